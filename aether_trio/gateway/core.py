@@ -41,7 +41,7 @@ from aether_trio.services.kv import KvHandler, KvService
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
-from aether_trio.services.tasks import Alone, Creation, Engine, Hints, InCluster, TaskService
+from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
@@ -161,7 +161,9 @@ async def open_core(
         kv = KvService(state, clock, settings.limits, authorizer)
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
-        hints: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
+        task_nodes: TaskNodes = (
+            SingleNode(ids.unique()) if membership.cluster is None else ClusterNodes(membership.cluster)
+        )
         engine = Engine(
             tasks_database,
             clock,
@@ -170,7 +172,7 @@ async def open_core(
             registry,
             ephemeral_topics,
             log,
-            hints,
+            task_nodes,
             autostart_queue,
             randomness.randbytes,
         )
@@ -183,17 +185,18 @@ async def open_core(
         )
         starter = AgentStarter(engine, agents, ids)
         connected = partial(_is_connected, directory)
-        creation = Creation(
+        tasks = TaskService(
             engine,
+            starter,
             ids,
             authorizer,
+            checkpoints.exists,
+            connected,
+            randomness.randbytes,
             payload_bytes=settings.limits.task_payload_bytes,
             strict=strict,
-            random_bytes=randomness.randbytes,
-            connected=connected,
-            starter=starter,
+            capacity=settings.tasks.worker_tasks,
         )
-        tasks = TaskService(engine, creation, ids, authorizer, checkpoints.exists, capacity=settings.tasks.worker_tasks)
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
@@ -205,7 +208,7 @@ async def open_core(
             registry=registry,
             locks=membership.locks,
             directory=directory,
-            credentials=CredentialChecker(settings.auth, clock, tasks.admit),
+            credentials=CredentialChecker(settings.auth, clock, tasks.sessions.admit),
             presence=presence,
             kv=kv,
             tasks=tasks,
@@ -223,23 +226,20 @@ async def open_core(
             authorizer,
             directory.pick_service,
             strict=strict,
-            on_task_input=engine.inputs.put,
+            on_task_input=engine.input_consumer.put,
             on_absent=autostart_queue.target_absent,
         )
         session_service = SessionService(directory, presence, authorizer, clock)
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
             "kv_op": KvHandler(kv, metric_families, clock).handle,
-            "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.checkpoint_owner).handle,
-            "progress": ProgressService(ephemeral_topics, rates, clock, tasks.reported).handle,
+            "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
+            "progress": ProgressService(ephemeral_topics, rates, clock, tasks.sessions.reported).handle,
             "switch_workspace": WorkspaceSwitch(authorizer, hooks.moved, strict=strict).handle,
             "session_op": session_service.operate,
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
-            "create_task": creation.handle,
-            "task_op": tasks.operate,
-            "task_query": tasks.query,
-            "task_subscription_op": tasks.subscribe,
+            **tasks.handlers,
         }
         dispatcher = Dispatcher(log, handlers)
         sessions = SessionServer(

@@ -20,7 +20,7 @@ import trio
 from aether_trio.config import Settings
 from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.core import Core, open_core
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.framed.server import FramedServer
 from aether_trio.transport.grpc.health import SERVING, Health

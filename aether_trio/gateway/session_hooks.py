@@ -98,7 +98,7 @@ class ServiceHooks:
                 self._join(session, back=True, again=True)
 
     def _join(self, session: Session, *, back: bool, again: bool = False) -> None:
-        self.tasks.joined(session, back=back, again=again)
+        self.tasks.sessions.joined(session, back=back, again=again)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starter.joined(session, back=back, again=again)
 

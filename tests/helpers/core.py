@@ -73,10 +73,13 @@ def run_in_virtual_time(
 def use_virtual_time(
     items: Iterable[pytest.Item], folder: Path, names: Sequence[str] = (), *, subfolders: bool = True
 ) -> None:
-    """Run the tests of `folder` (of the modules `names`, if given) in virtual time, with or without its subfolders.
+    """Run the tests of `folder` (of the modules `names`, if given) in virtual time.
 
-    pytest-trio gives a run its clock only when the test function itself asks for one; here it is the folder that does.
+    pytest-trio gives a run its clock only when the test function asks for one; here the folder
+    asks. A name without a module is an error: its tests would run in real time, for minutes.
     """
+    missing = [name for name in names if next(folder.rglob(f"{name}.py"), None) is None]
+    assert not missing, f"{folder} has no {missing}"
     below = f"{folder}{os.sep}"  # of ten thousand tests, seven times: a comparison of paths takes ten times as long
     for item in items:
         path = str(item.path)

@@ -183,7 +183,9 @@ def test_the_tests_of_a_change() -> None:
 
 def test_the_tests_of_a_module() -> None:
     assert sample.tests_for(ROOT, Path("aether_trio/delivery/outbox.py")) == ("tests/routing",)
-    assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction/work.py")) == ("tests/services/tasks",)
+    assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction/task_transaction.py")) == (
+        "tests/services/tasks",
+    )
     assert sample.tests_for(ROOT, Path("aether_trio/storage/schema/tasks.py")) == ("tests/storage",)
     assert "tests/gateway/test_core.py" in sample.tests_for(ROOT, Path("aether_trio/gateway/core.py"))
 

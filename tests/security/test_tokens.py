@@ -11,9 +11,9 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.tasks.transaction import tokens
-from aether_trio.services.tasks.transaction.rows import Worker
 from aether_trio.services.tasks.transaction.session_batch import Join
-from aether_trio.services.tasks.transaction.sessions import Joined
+from aether_trio.services.tasks.transaction.sessions import WorkerJoined
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, message_to, pump
@@ -210,15 +210,15 @@ async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core) -> 
     async with connect(core, agent("w", "c", "1")) as creator:
         task_id, token = await token_for(creator, "ag::w::i::1")
         assert (await operate(creator, Op.CANCEL, task_id)).success
-        joined = Joined(
-            Worker("ag::w::i::1", "session", core.tasks.engine.hints.node, "w", "i", True, 0, 1),
+        joined = WorkerJoined(
+            Worker("ag::w::i::1", "session", core.tasks.engine.nodes.node, "w", "i", True, 0, 1),
             back=False,
             task_id=task_id,
             token=tokens.hash_token(token),
             lineage=(task_id,),
         )
         work = await core.tasks.engine.perform(Join(joined))
-        assert work.outlived == [(core.tasks.engine.hints.node, "session")]
+        assert work.effects.sessions_to_end == [(core.tasks.engine.nodes.node, "session")]
         assert await core.tasks.engine.database.fetch("SELECT * FROM task_workers WHERE identity = 'ag::w::i::1'") == []
 
 

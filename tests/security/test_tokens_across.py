@@ -9,7 +9,7 @@ from aether_trio.client import AgentClient, OrchestratorClient, Unauthenticated
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks import notifications
+from aether_trio.services.tasks import nodes
 from tests.client.gateways import QUICK, open_test_gateway
 from tests.helpers.core import agent, barrier, connect
 from tests.helpers.engines import PostgresEngine
@@ -46,13 +46,13 @@ async def test_a_session_on_another_node_ends(
 
 def _lose_hints(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """No hint of a session's end leaves this node."""
-    tell = core.tasks.engine.hints.tell
+    tell = core.tasks.engine.nodes.notify
 
     def lossy(node: str, topic: str, body: str = "") -> None:
-        if topic != notifications.OUTLIVED:
+        if topic != nodes.ENDED_SESSIONS:
             tell(node, topic, body)
 
-    monkeypatch.setattr(core.tasks.engine.hints, "tell", lossy)
+    monkeypatch.setattr(core.tasks.engine.nodes, "notify", lossy)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -160,7 +160,7 @@ class Play:
         for _ in range(3):
             await pump(30)
             await self.core.tasks.engine.writes.flush()
-            await self.core.tasks.engine.take_up_children()
+            await self.core.tasks.engine.collect_child_events()
         await pump(30)
 
     # -- participants ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -16,11 +16,12 @@ import trio
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction import sessions
-from aether_trio.services.tasks.transaction.rows import Worker
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Database, Program
 from tests.helpers.engines import PostgresEngine
 
@@ -39,28 +40,28 @@ class Node:
         self.floor = floor
 
     async def make(self, task: Task) -> None:
-        def program() -> Program[Work]:
-            work = Work(self.context)
-            yield from work.create(task.changed({}), b"")
-            return work
+        def program() -> Program[TaskTransaction]:
+            tx = TaskTransaction(self.context)
+            yield from tx.create(task.changed({}), b"")
+            return tx
 
         self.floor.hand_out(await self.database.run(program))
 
     async def join(self, name: str) -> None:
-        def program() -> Program[Work]:
-            work = Work(self.context)
+        def program() -> Program[TaskTransaction]:
+            tx = TaskTransaction(self.context)
             worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
-            yield from sessions.join(work, sessions.Joined(worker, back=False))
-            return work
+            yield from sessions.join(tx, sessions.WorkerJoined(worker, back=False))
+            return tx
 
         self.floor.hand_out(await self.database.run(program))
 
-    async def move(self, name: str, task_id: str, move: Move) -> Outcome:
+    async def move(self, name: str, task_id: str, move: Move) -> OperationResult:
         caller = Caller(Identity.parse(name), "w")
-        outcome = await self.database.run(lambda: operate(self.context, caller, Asked(task_id, move)))
+        outcome = await self.database.run(lambda: operate(self.context, caller, OperationRequest(task_id, move)))
         assert outcome.refusal == ""
-        assert outcome.work is not None
-        self.floor.hand_out(outcome.work)
+        assert outcome.tx is not None
+        self.floor.hand_out(outcome.tx)
         return outcome
 
 
@@ -71,8 +72,8 @@ class Floor:
         self.given: Counter[tuple[str, int]] = Counter()
         self.doors: dict[str, trio.MemorySendChannel[str]] = {}
 
-    def hand_out(self, work: Work) -> None:
-        for push in work.pushes:
+    def hand_out(self, tx: TaskTransaction) -> None:
+        for push in tx.effects.assignments:
             self.given[push.task.task_id, push.task.epoch] += 1
             self.doors[push.worker.identity].send_nowait(push.task.task_id)
 
@@ -86,7 +87,7 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
     done: Counter[str] = Counter()
     over = trio.Event()
 
-    async def work(node: Node, name: str, door: trio.MemoryReceiveChannel[str]) -> None:
+    async def tx(node: Node, name: str, door: trio.MemoryReceiveChannel[str]) -> None:
         hands: set[str] = set()
 
         async def one(task_id: str) -> None:
@@ -120,7 +121,7 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
                 for number in range(4):
                     name = f"ag::w::i::{number}"
                     floor.doors[name], door = trio.open_memory_channel[str](TASKS)
-                    nursery.start_soon(partial(work, nodes[number % 2], name, door))
+                    nursery.start_soon(partial(tx, nodes[number % 2], name, door))
                     await nodes[number % 2].join(name)
                 await over.wait()
                 nursery.cancel_scope.cancel()

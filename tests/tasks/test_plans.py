@@ -16,11 +16,13 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.handlers import query
-from aether_trio.services.tasks.handlers.operate import Asked, operate
+from aether_trio.services.tasks.handlers.operate import OperationRequest, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.transaction import due, rows, sessions
-from aether_trio.services.tasks.transaction.rows import FIELDS, Worker
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction import due, sessions, task_rows
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_rows import FIELDS
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Statement, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store, caught
@@ -52,7 +54,7 @@ def full(store: Store) -> Iterator[Direct]:
             off = Execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             direct.drive(lambda off=off: single(off))  # type: ignore[misc]
     context = Context(NOW_MS, "n", TimeLimits())
-    direct.drive(lambda: Work(context).create(first, b""))
+    direct.drive(lambda: TaskTransaction(context).create(first, b""))
     changed = {
         "task_id": "'t-' || substr('000000' || n, -6)" if not direct.shared else "'t-' || lpad(n::text, 6, '0')",
         "root_task_id": "'t-' || n",
@@ -76,20 +78,20 @@ def full(store: Store) -> Iterator[Direct]:
 
 def a_working_life(context: Context) -> Program[None]:
     """A worker comes and is given what it has room for, works, is given the next, and goes; a task falls due; one is made."""
-    work = Work(context)
+    tx = TaskTransaction(context)
     caller = Caller(Identity.parse(A.identity), "w")
-    yield from sessions.join(work, sessions.Joined(A, back=False))
+    yield from sessions.join(tx, sessions.WorkerJoined(A, back=False))
     for _ in range(3):
-        [task, *_] = yield from rows.select(
+        [task, *_] = yield from task_rows.select(
             "holder = $1 AND holder <> '' ORDER BY priority DESC, order_us", (A.identity,)
         )
         for move in (Move.CLAIM, Move.COMPLETE):
-            outcome = yield from operate(context, caller, Asked(task.task_id, move))
+            outcome = yield from operate(context, caller, OperationRequest(task.task_id, move))
             assert outcome.refusal == ""
     new = Task("new", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
     new.created_ms = new.updated_ms = new.pending_ms = NOW_MS
-    yield from work.create(new, b"payload")
-    yield from sessions.leave(work, sessions.Left(A.identity, A.session_id, clean=False))
+    yield from tx.create(new, b"payload")
+    yield from sessions.leave(tx, sessions.WorkerLeft(A.identity, A.session_id, clean=False))
     yield from due.next_moment()
 
 

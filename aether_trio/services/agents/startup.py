@@ -18,10 +18,12 @@ from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.registry import AgentRegistry, find
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction import rows, sessions, startup
-from aether_trio.services.tasks.transaction.startup import Begun, Wish
-from aether_trio.services.tasks.transaction.work import Push, Work
-from aether_trio.services.tasks.write_batcher import Heartbeat
+from aether_trio.services.tasks.transaction import sessions, startup
+from aether_trio.services.tasks.transaction.due import Heartbeat
+from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.startup import StartRequest, StartResult
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -57,7 +59,7 @@ class AgentStarter:
         """Whether this implementation is registered. Raises StorageUnavailable."""
         return await self._agents.find(implementation) is not None
 
-    def start(self, work: Work, target: Identity, cause: Task) -> Program[str]:
+    def start(self, tx: Transaction, target: Identity, cause: Task) -> Program[str]:
         """Have `target` started, in the transaction that creates `cause`.
 
         Returns "", or why it cannot be started.
@@ -68,18 +70,18 @@ class AgentStarter:
         own = cause.task_type == AGENT_STARTUP
         task_id = cause.task_id if own else str(uuid.uuid5(_NAMES, cause.task_id))
         creator = cause.creator if own else ""
-        begun = yield from self._begin(work, task_id, target, overrides, work.context.now_ms, creator, cause.priority)
+        begun = yield from self._begin(tx, task_id, target, overrides, tx.context.now_ms, creator, cause.priority)
         if own and not begun.problem and not begun.created and begun.task is not None:
             return f"{target.text} is being started already (task {begun.task.task_id})"
         return begun.problem
 
-    async def launch(self, target: Identity, overrides: Mapping[str, str], creator: str) -> Begun:
+    async def launch(self, target: Identity, overrides: Mapping[str, str], creator: str) -> StartResult:
         """Start an agent for a LAUNCH of `creator`. Raises StorageUnavailable."""
         return (await self.start_all({target: self._engine.clock.now_ms()}, overrides, creator))[target]
 
     async def start_all(
         self, wanted: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
-    ) -> dict[Identity, Begun]:
+    ) -> dict[Identity, StartResult]:
         """Start these participants, each with the time of its trigger (Unix ms).
 
         A participant that is connected gets neither a startup task nor a problem. `overrides`
@@ -90,19 +92,19 @@ class AgentStarter:
         Raises StorageUnavailable.
         """
         task_ids = {target: self._ids.unique() for target in wanted}
-        found: dict[Identity, Begun] = {}
+        found: dict[Identity, StartResult] = {}
 
-        def mutation(work: Work) -> Program[None]:
+        def mutation(tx: TaskTransaction) -> Program[None]:
             found.clear()
             for target, trigger_ms in wanted.items():
-                if (yield from work.find_worker(target.text)) is not None:
-                    found[target] = Begun()
+                if (yield from tx.find_worker(target.text)) is not None:
+                    found[target] = StartResult()
                     continue
-                wanted_params, priority = yield from startup.asked_for(target.text)
+                wanted_params, priority = yield from startup.wanted_start(target.text)
                 if overrides is not None:
                     wanted_params = overrides
                 found[target] = yield from self._begin(
-                    work, task_ids[target], target, wanted_params, trigger_ms, creator, priority
+                    tx, task_ids[target], target, wanted_params, trigger_ms, creator, priority
                 )
 
         await self._engine.perform(mutation)
@@ -110,22 +112,22 @@ class AgentStarter:
 
     def _begin(
         self,
-        work: Work,
+        tx: Transaction,
         task_id: str,
         target: Identity,
         overrides: Mapping[str, str],
         trigger_ms: int,
         creator: str,
         priority: int,
-    ) -> Program[Begun]:
+    ) -> Program[StartResult]:
         if target.kind not in STARTABLE:
-            return Begun(
+            return StartResult(
                 problem=f"{target.text} is {target.kind.with_article}; only agents and unique tasks are started"
             )
         registration = yield from find(target.implementation)
         if registration is None:
-            return Begun(problem=f"no agent implementation {target.implementation!r} is registered")
-        wish = Wish(
+            return StartResult(problem=f"no agent implementation {target.implementation!r} is registered")
+        wish = StartRequest(
             task_id,
             target,
             {
@@ -133,18 +135,18 @@ class AgentStarter:
                 **{name: overrides[name] for name in overrides if name not in NOT_OVERRIDDEN},
             },
             trigger_ms,
-            order_us=work.context.now_ms * 1000,
+            order_us=tx.context.now_ms * 1000,
             creator=creator,
             priority=priority,
         )
-        return (yield from startup.begin(work, wish))
+        return (yield from startup.request_start(tx, wish))
 
     async def connected(self, identities: Sequence[str]) -> set[str]:
         """Return which of these are connected to any node. Raises StorageUnavailable.
 
         The workers of a node that was killed count as connected for some seconds.
         """
-        return await self._engine.database.read(lambda: startup.connected(identities))
+        return await self._engine.database.read(lambda: startup.connected_among(identities))
 
     async def current_start(self, identity: Identity) -> Task | None:
         """Return the startup task of this identity that has not ended, or None.
@@ -153,7 +155,7 @@ class AgentStarter:
         """
         if identity.kind not in STARTABLE:
             return None
-        return await self._engine.database.read_small(lambda: startup.live(identity.text))
+        return await self._engine.database.read_small(lambda: startup.current_start(identity.text))
 
     # -- orchestrators -----------------------------------------------------------------------------
 
@@ -164,31 +166,31 @@ class AgentStarter:
         nodes took its node for dead meanwhile.
         """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
-        worker = rows.Worker(
-            name, session_id, self._engine.hints.node, "", session.identity.implementation, False, 0, CAPACITY
+        worker = Worker(
+            name, session_id, self._engine.nodes.node, "", session.identity.implementation, False, 0, CAPACITY
         )
 
-        def mutation(work: Work) -> Program[None]:
+        def mutation(tx: TaskTransaction) -> Program[None]:
             if session.detached:
                 return  # this is written late: an orchestrator of that name may be connected to another node
-            yield from sessions.join(work, sessions.Joined(worker, back, again=again))
+            yield from sessions.join(tx, sessions.WorkerJoined(worker, back, again=again))
             if not back:
-                here = worker._replace(node=work.context.node)
-                for task in (yield from startup.again(work, name)):
-                    work.pushes.append(Push(task, here, b""))
-            yield from startup.joined(work, name, session_id, profiles)
+                here = worker._replace(node=tx.context.node)
+                for task in (yield from startup.untold_starts(tx, name)):
+                    tx.effects.assignments.append(NewAssignment(task, here, b""))
+            yield from startup.orchestrator_joined(tx, name, session_id, profiles)
 
         self._engine.writes.put(mutation, heartbeat=Heartbeat(name))
 
     def ended(self, session: Session) -> None:
         """Reassign the startup tasks of an orchestrator whose session has ended."""
-        left = sessions.Left(
+        left = sessions.WorkerLeft(
             session.identity.text, session.session_id, session.finished, by_gateway=session.ended_by_gateway
         )
 
-        def mutation(work: Work) -> Program[None]:
-            yield from startup.left(left.identity, left.session_id)
-            yield from sessions.leave(work, left)
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            yield from startup.orchestrator_left(left.identity, left.session_id)
+            yield from sessions.leave(tx, left)
 
         self._engine.writes.put(mutation)
 
@@ -199,6 +201,6 @@ class AgentStarter:
         """
         await self._engine.writes.flush()  # orchestrators whose sessions have begun on this node are in it
         found: dict[str, tuple[list[str], int]] = {}
-        for name, profile, connected_ms in await self._engine.database.read(startup.entries):
+        for name, profile, connected_ms in await self._engine.database.read(startup.orchestrator_rows):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())
         return [(name, profiles, connected_ms) for name, (profiles, connected_ms) in found.items()]

@@ -29,22 +29,22 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status as StreamStatus
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import housekeeping, notifications
-from aether_trio.services.tasks.delivery import notices
-from aether_trio.services.tasks.delivery.assignments import Deliveries
+from aether_trio.services.tasks import nodes
+from aether_trio.services.tasks.delivery import status_updates
+from aether_trio.services.tasks.delivery.assignments import AssignmentSender
 from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions
-from aether_trio.services.tasks.delivery.inputs import Inputs
-from aether_trio.services.tasks.delivery.log_publisher import OutboxPublisher
-from aether_trio.services.tasks.handlers.protobuf import descriptor
-from aether_trio.services.tasks.notifications import Hints
+from aether_trio.services.tasks.delivery.input_consumer import InputConsumer
+from aether_trio.services.tasks.delivery.outbox_publisher import OutboxPublisher
+from aether_trio.services.tasks.nodes import TaskNodes
+from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
-from aether_trio.services.tasks.transaction import children, due, rows, sessions, startup, tokens
-from aether_trio.services.tasks.transaction.guests import Guests
-from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, read_worker
-from aether_trio.services.tasks.transaction.session_batch import together
-from aether_trio.services.tasks.transaction.work import Context, LargeError, Push, Work
-from aether_trio.services.tasks.write_batcher import Mutation, WriteBatcher
+from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.session_batch import merge
+from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
+from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, read_worker
+from aether_trio.services.tasks.write_batcher import WriteBatcher
 from aether_trio.session.registry import Registry
 from aether_trio.storage.base import (
     CommitUnknown,
@@ -103,7 +103,7 @@ class Engine:
         registry: Registry,
         ephemeral_topics: EphemeralTopics,
         log: TopicLog,
-        others: Hints,
+        others: TaskNodes,
         agents: AgentHooks,
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -111,67 +111,47 @@ class Engine:
         self.database = database
         self.clock = clock
         self._locking: Database = database.beside(locking=True)
-        self.hints = others
-        self.hub = EventSubscriptions(database)
-        self._assignments = Kicks()
-        self.deliveries = Deliveries(database, self._assignments.add, self.run_program, random_bytes)
-        self._notices = Kicks(NOTICE_S)
-        self.writes = WriteBatcher(self._perform_errand, together)
+        self.nodes = others
+        self.event_subscriptions = EventSubscriptions(database)
+        self._assignment_kicks = Kicks()
+        self.assignments = AssignmentSender(database, self._assignment_kicks.add, self.run_program, random_bytes)
+        self._status_kicks = Kicks(NOTICE_S)
+        self.writes = WriteBatcher(self._perform_errand, merge)
         self.follow_ups = WriteBatcher(self._perform_errand, max_group=1)
         """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
-        self.guests = Guests(self.writes, lambda: others.node)
-        self.clockwork = TaskTimer(database, clock, self._fire, self.writes.flush_within)
-        self.inputs = Inputs(log, database, self.perform)
-        self.outbox = OutboxPublisher(database, log, lambda: others.node)
-        self._begun: dict[str, int] = {}
-        """Sessions that a task has let in, and their coming, which is not known to be written."""
+        self.timer = TaskTimer(database, clock, self._fire, self.writes.flush_within)
+        self.input_consumer = InputConsumer(log, database, self.perform)
+        self.outbox_publisher = OutboxPublisher(database, log, lambda: others.node)
         self._limits = limits
         self._uniform = uniform
         self._registry = registry
         self._ephemeral_topics = ephemeral_topics
         self._collecting = trio.Event()
-        others.listen(notifications.PUSH, lambda _: self._collecting.set())
-        others.listen(notifications.EVENTS, self.hub.look)
-        others.listen(notifications.HIBERNATED, self._hibernated_elsewhere)
-        others.listen(notifications.OUTLIVED, self._end_outlived)
-        self._stranded = trio.Event()
+        others.on_notification(nodes.ASSIGNMENTS, lambda _: self._collecting.set())
+        others.on_notification(nodes.EVENTS, self.event_subscriptions.look)
+        others.on_notification(nodes.HIBERNATED, self._hibernated_elsewhere)
+        others.on_notification(nodes.ENDED_SESSIONS, self._end_outlived)
+        self._absent_unseen = trio.Event()
         """A gateway has ended that may have been about to ask for the start of an agent."""
-        self._left = trio.Event()
+        self._child_events_written = trio.Event()
         """There may be events of children that are to be told to their parents' logs."""
-        self._left.set()
-        self._asleep: set[str] = set()
+        self._child_events_written.set()
+        self._hibernated: set[str] = set()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end has been dealt with."""
 
     def statistics(self) -> TaskStatistics:
         """Counters since start."""
-        followed = sum(1 for _ in self.hub.watched)
+        followed = sum(1 for _ in self.event_subscriptions.watched)
         return TaskStatistics(
-            self.deliveries.pushed, self.clockwork.fired, self.writes.dropped, self.inputs.dropped, followed
+            self.assignments.pushed, self.timer.fired, self.writes.dropped, self.input_consumer.dropped, followed
         )
-
-    # -- sessions of tasks ------------------------------------------------------------------------------------------
-
-    def begins(self, session_id: str, number: int) -> None:
-        """A session that a task has let in is about to be written, as this errand of the desk."""
-        self._begun[session_id] = number
-
-    async def begun(self, session_id: str) -> None:
-        """Wait until the task of this session is its own, if one has let it in."""
-        number = self._begun.get(session_id, 0)
-        if number:
-            await self.writes.wait_written(number)
-            self._begun.pop(session_id, None)
-
-    def is_over(self, session_id: str) -> None:
-        """A session has ended."""
-        self._begun.pop(session_id, None)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def context(self, *, small: bool = False) -> Context:
         """What a transaction of now is told."""
-        return Context(self.clock.now_ms(), self.hints.node, self._limits, self.database.shared, small, self._uniform)
+        return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
         """Run one that is mostly small; again, if it is not known whether it was committed. The caller settles.
@@ -207,76 +187,76 @@ class Engine:
             return result
         raise AssertionError
 
-    async def perform(self, errand: Mutation, *, locking: bool = False) -> Work:
-        """One transaction of a program on a Work, and what follows from it.
+    async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
+        """One transaction of a program on a TaskTransaction, and what follows from it.
 
         `locking`: as of `Database.beside`. Raises StorageUnavailable.
         """
 
-        def program(context: Context) -> Program[Work]:
-            work = Work(context)
-            yield from errand(work)
-            return work
+        def program(context: Context) -> Program[TaskTransaction]:
+            tx = TaskTransaction(context)
+            yield from mutation(tx)
+            return tx
 
-        work = await self._run(program, self._locking.run if locking else self.database.run)
-        self.settle(work)
-        return work
+        tx = await self._run(program, self._locking.run if locking else self.database.run)
+        self.after_commit(tx)
+        return tx
 
-    async def _perform_errand(self, errand: Mutation) -> None:
-        await self.perform(errand)
+    async def _perform_errand(self, mutation: Mutation) -> None:
+        await self.perform(mutation)
 
     def _make_up(self) -> None:
         """A transaction may have taken effect whose pushes and events nobody here knows."""
         logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
-        self.clockwork.look()
-        self.hub.look("*")
+        self.timer.look()
+        self.event_subscriptions.look("*")
         self.writes.put(_push_again)
         self.writes.put(_find_outlived)
-        self.writes.put(Work.find_unfinished)
-        self._stranded.set()
-        self._left.set()
-        self.outbox.wake()
+        self.writes.put(TaskTransaction.find_unfinished)
+        self._absent_unseen.set()
+        self._child_events_written.set()
+        self.outbox_publisher.wake()
 
-    def settle(self, work: Work) -> None:
+    def after_commit(self, tx: TaskTransaction) -> None:
         """What follows from a transaction that is committed. Never blocks."""
         # Whose they are is said by the names of then: this node may have another lease by now.
-        here = work.context.node
-        for push in work.pushes:
+        here = tx.context.node
+        for push in tx.effects.assignments:
             self._push(push, here)
-        if work.events:
-            self.hub.offer(work.events)
-        for task in work.notices:
-            notices.publish(self._ephemeral_topics, task, work.context.now_ms, self._notices.add)
-        for node, task_id in work.watched:
-            self.hints.tell(node, notifications.EVENTS, task_id)
-        for node, session_id in work.outlived:
+        if tx.effects.events:
+            self.event_subscriptions.offer(tx.effects.events)
+        for task in tx.effects.status_changes:
+            status_updates.publish(self._ephemeral_topics, task, tx.context.now_ms, self._status_kicks.add)
+        for node, task_id in tx.effects.watching_nodes:
+            self.nodes.notify(node, nodes.EVENTS, task_id)
+        for node, session_id in tx.effects.sessions_to_end:
             if node == here:
                 self._end_outlived(session_id)
             else:
-                self.hints.tell(node, notifications.OUTLIVED, session_id)
-        for task, node in work.hibernated:
+                self.nodes.notify(node, nodes.ENDED_SESSIONS, session_id)
+        for task, node in tx.effects.hibernated:
             self._tell_hibernated(task, node, here)
-        self.clockwork.note(work.due_ms)
-        if work.parents:
-            self._left.set()
-        if work.outbox:
-            self.outbox.wake()
-        for identity in work.let_go:
+        self.timer.note(tx.due_ms)
+        if tx.effects.child_events:
+            self._child_events_written.set()
+        if tx.effects.outbox:
+            self.outbox_publisher.wake()
+        for identity in tx.effects.lost_agents:
             self._agents.gateway_lost(identity)
-        for identity in work.absent:
+        for identity in tx.effects.absent_targets:
             self._agents.target_absent(identity)
-        for errand in work.errands:
-            self.follow_ups.put(errand)
-        for task_id in work.unfinished:
-            self.follow_ups.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
+        for mutation in tx.effects.follow_ups:
+            self.follow_ups.put(mutation)
+        for task_id in tx.effects.unfinished:
+            self.follow_ups.put(lambda tx, task_id=task_id: tx.wake_dependents(task_id))  # type: ignore[misc]
 
-    def _push(self, push: Push, here: str) -> None:
+    def _push(self, push: NewAssignment, here: str) -> None:
         if push.worker.node != here:
-            self.hints.tell(push.worker.node, notifications.PUSH)
+            self.nodes.notify(push.worker.node, nodes.ASSIGNMENTS)
             return
         session = self._registry.session(push.worker.session_id)
         if session is not None:
-            self.deliveries.push(session, push.task, push.payload)
+            self.assignments.push(session, push.task, push.payload)
 
     def _end_outlived(self, session_id: str) -> None:
         session = self._registry.session(session_id)
@@ -287,7 +267,7 @@ class Engine:
 
     def _tell_hibernated(self, task: Task, node: str, here: str) -> None:
         if node != here:
-            self.hints.tell(node, notifications.HIBERNATED, task.task_id)
+            self.nodes.notify(node, nodes.HIBERNATED, task.task_id)
             return
         session = self._registry.holder(task.assigned_to)
         # Before its acknowledgement a client takes any message for that.
@@ -296,7 +276,7 @@ class Engine:
             session.put(pb.DownstreamMessage(task_hibernated=told))
 
     def _hibernated_elsewhere(self, task_id: str) -> None:
-        self._asleep.add(task_id)
+        self._hibernated.add(task_id)
         self._collecting.set()
 
     # -- a lease that was lost --------------------------------------------------------------------------------------
@@ -305,14 +285,14 @@ class Engine:
         """This node was taken for dead and has another name from now on: what it follows is written again under that. Its sessions join
         again (TaskService.joined). Never blocks."""
         self.writes.put(self._watch_again)
-        self.hub.look("*")
+        self.event_subscriptions.look("*")
         self._collecting.set()
-        self.outbox.wake()
+        self.outbox_publisher.wake()
 
-    def _watch_again(self, work: Work) -> Program[None]:
-        watched = sorted(self.hub.watched)
+    def _watch_again(self, tx: TaskTransaction) -> Program[None]:
+        watched = sorted(self.event_subscriptions.watched)
         if watched:
-            yield ExecuteMany(WATCH, [(task_id, work.context.node) for task_id in watched])
+            yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in watched])
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -321,19 +301,19 @@ class Engine:
 
         A node that has left no row was in the middle of something all the same: what follows from what its clients had done.
         """
-        ended = await self.hints.ended()
+        ended = await self.nodes.ended_leases()
         if await self._let_go_by_nodes_that_are_gone() or ended - self._ended:
-            await self.perform(Work.find_unfinished)
-            self.inputs.look()
-            self._stranded.set()
+            await self.perform(TaskTransaction.find_unfinished)
+            self.input_consumer.look()
+            self._absent_unseen.set()
         self._ended = ended
 
     async def _let_go_by_nodes_that_are_gone(self) -> bool:
         """End the sessions of nodes that are gone; whether there are any."""
-        found = await self.database.read(sessions.named_nodes)
-        gone = await self.hints.gone(found)
+        found = await self.database.read(sessions.nodes_with_rows)
+        gone = await self.nodes.ended_among(found)
         for node in gone:
-            page = partial(sessions.recover, node=node, page=RECOVER_PAGE)
+            page = partial(sessions.end_sessions_of, node=node, page=RECOVER_PAGE)
             while await self._result(page) >= RECOVER_PAGE:
                 pass
             logger.info("the workers of a node that is gone have been let go", node=node)
@@ -342,25 +322,25 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends. What gone nodes left is dealt with before the block begins."""
-        self._ended = await self.hints.ended()
+        self._ended = await self.nodes.ended_leases()
         began_ms = self.clock.now_ms()
         await self._let_go_by_nodes_that_are_gone()
-        if await self.hints.only():
-            while await self._result(partial(sessions.excuse, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
+        if await self.nodes.is_only_node():
+            while await self._result(partial(sessions.restart_graces, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
                 pass
-        await self.perform(Work.find_unfinished)
-        await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
+        await self.perform(TaskTransaction.find_unfinished)
+        await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.nodes.node)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.writes.run, name="task-desk")
             nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
-            nursery.start_soon(keep_running, "task-assignments", self._assignments.run, name="task-assignments")
-            nursery.start_soon(keep_running, "task-notices", self._notices.run, name="task-notices")
-            nursery.start_soon(keep_running, "task-clockwork", self.clockwork.run, name="task-clockwork")
-            nursery.start_soon(keep_running, "task-outbox", self.outbox.run, name="task-outbox")
+            nursery.start_soon(keep_running, "task-assignments", self._assignment_kicks.run, name="task-assignments")
+            nursery.start_soon(keep_running, "task-notices", self._status_kicks.run, name="task-notices")
+            nursery.start_soon(keep_running, "task-clockwork", self.timer.run, name="task-clockwork")
+            nursery.start_soon(keep_running, "task-outbox", self.outbox_publisher.run, name="task-outbox")
             nursery.start_soon(keep_running, "task-housekeeping", self._keep_house, name="task-housekeeping")
-            nursery.start_soon(keep_running, "task-inputs", self.inputs.run, name="task-inputs")
+            nursery.start_soon(keep_running, "task-inputs", self.input_consumer.run, name="task-inputs")
             nursery.start_soon(keep_running, "task-children", self._tell_parents, name="task-children")
-            self._stranded.set()
+            self._absent_unseen.set()
             nursery.start_soon(keep_running, "task-absent", self._call_absent, name="task-absent")
             if self.database.shared:
                 nursery.start_soon(keep_running, "task-collect", self._collect_forever, name="task-collect")
@@ -370,27 +350,27 @@ class Engine:
                 await self.writes.flush()
             nursery.cancel_scope.cancel()
 
-    async def _fire(self, unheard: due.Unheard) -> int:
-        return await self._result(lambda work: due.fire(work, shared=self.database.shared, unheard=unheard))
+    async def _fire(self, unheard: due.SilenceExcuse) -> int:
+        return await self._result(lambda tx: due.fire(tx, shared=self.database.shared, unheard=unheard))
 
-    async def _result(self, page: Callable[[Work], Program[T]], *, locking: bool = False) -> T:
+    async def _result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
         """`perform` something; what it returns."""
         results: list[T] = []
 
-        def errand(work: Work) -> Program[None]:
-            results.append((yield from page(work)))
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            results.append((yield from page(tx)))
 
-        await self.perform(errand, locking=locking)
+        await self.perform(mutation, locking=locking)
         return results[-1]
 
     async def _keep_house(self) -> None:
         while True:
-            await trio.sleep(housekeeping.INTERVAL_S)
-            self.inputs.look()  # of an append whose commit is in doubt nothing is heard
-            self._left.set()  # nor of a transaction
+            await trio.sleep(retention.INTERVAL_S)
+            self.input_consumer.look()  # of an append whose commit is in doubt nothing is heard
+            self._child_events_written.set()  # nor of a transaction
             try:
-                for page in (housekeeping.forget_memories, housekeeping.forget_resolved):
-                    while await self._result(page) >= housekeeping.PAGE:
+                for page in (retention.forget_memories, retention.forget_resolved):
+                    while await self._result(page) >= retention.PAGE:
                         pass
             except StorageUnavailable as error:
                 logger.info("what is old is kept for now", reason=str(error))
@@ -400,33 +380,33 @@ class Engine:
             await trio.sleep(LOOK_S)
             try:
                 await self.recover()
-                node = self.hints.node
-                for session_id in await self.database.read(lambda node=node: tokens.outlived(node)):  # type: ignore[misc]
+                node = self.nodes.node
+                for session_id in await self.database.read(lambda node=node: tokens.sessions_to_end(node)):  # type: ignore[misc]
                     self._end_outlived(session_id)
-                await self.hub.look_for_missed()
+                await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
-            self._left.set()  # the node that left them may be gone
+            self._child_events_written.set()  # the node that left them may be gone
 
-    async def take_up_children(self, task_id: str = "") -> None:
+    async def collect_child_events(self, task_id: str = "") -> None:
         """Have the log of a task, or every log, tell what children have done until now. Raises StorageUnavailable."""
         where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
         if not await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
             return
-        names = [task_id] if task_id else await self._take_up_what_is_free()
-        of = children.take_up_of_locking if self.database.shared else children.take_up_of
+        names = [task_id] if task_id else await self._collect_unlocked_child_events()
+        of = child_events.collect_for_locking if self.database.shared else child_events.collect_for
         for name in names:
-            while await self._result(partial(of, task_id=name), locking=True) >= children.PAGE:
+            while await self._result(partial(of, task_id=name), locking=True) >= child_events.PAGE:
                 pass
 
-    async def _take_up_what_is_free(self) -> Collection[str]:
+    async def _collect_unlocked_child_events(self) -> Collection[str]:
         """Take up what is there for every log; the tasks that others had locked are left."""
         locked: frozenset[str] = frozenset()
         last = 0
         while True:
-            page: Callable[[Work], Program[children.Taken]] = children.take_up
+            page: Callable[[Transaction], Program[child_events.Collected]] = child_events.collect
             if self.database.shared:
-                page = partial(children.take_up_locking, after=last, without=locked)
+                page = partial(child_events.collect_locking, after=last, without=locked)
             taken = await self._result(page, locking=True)
             locked |= taken.locked
             last = taken.last
@@ -435,33 +415,33 @@ class Engine:
 
     async def _tell_parents(self) -> None:
         while True:
-            await self._left.wait()
-            self._left = trio.Event()
+            await self._child_events_written.wait()
+            self._child_events_written = trio.Event()
             try:
-                if await self._take_up_what_is_free():
-                    self._left.set()
+                if await self._collect_unlocked_child_events():
+                    self._child_events_written.set()
             except StorageUnavailable as error:
                 logger.info("events of children wait for storage", reason=str(error))
-                self._left.set()
+                self._child_events_written.set()
                 await trio.sleep(LOOK_S)
-            await trio.sleep(children.GATHER_S)
+            await trio.sleep(child_events.GATHER_S)
 
     async def _call_absent(self) -> None:
         """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""
         while True:
-            await self._stranded.wait()
+            await self._absent_unseen.wait()
             await trio.sleep(LOOK_S)  # the clients of that gateway reconnect meanwhile
-            self._stranded = trio.Event()
+            self._absent_unseen = trio.Event()
             after = ""
             try:
                 while True:
-                    names, after = await self.database.read(partial(startup.absent, after))
+                    names, after = await self.database.read(partial(startup.absent_targets, after))
                     for name in names:
                         self._agents.target_absent(name)
                     if not after:
                         break
             except BaseException as error:
-                self._stranded.set()
+                self._absent_unseen.set()
                 if not isinstance(error, StorageUnavailable):
                     raise
                 logger.info("who is absent is called when storage answers", reason=str(error))
@@ -472,13 +452,13 @@ class Engine:
             with trio.move_on_after(LOOK_S):
                 await self._collecting.wait()
             self._collecting = trio.Event()
-            asleep, self._asleep = self._asleep, set()
+            asleep, self._hibernated = self._hibernated, set()
             try:
                 while await self._result(_collect) >= COLLECT_PAGE:
                     pass
-                here = self.hints.node
+                here = self.nodes.node
                 for task_id in asleep:
-                    task = await self.database.read_small(lambda task_id=task_id: rows.load(task_id))  # type: ignore[misc]
+                    task = await self.database.read_small(lambda task_id=task_id: task_rows.load(task_id))  # type: ignore[misc]
                     if (
                         task is not None
                         and task.status is Status.HIBERNATED
@@ -489,52 +469,52 @@ class Engine:
                 logger.info("assignments of other nodes wait for storage", reason=str(error))
 
 
-def _collect(work: Work) -> Program[int]:
+def _collect(tx: TaskTransaction) -> Program[int]:
     """Take up a page of what other nodes assigned to workers of this one; how many assignments."""
     found: list[Row] = yield Fetch(
         "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
-        (work.context.node, COLLECT_PAGE),
+        (tx.context.node, COLLECT_PAGE),
     )
     for task_id, epoch in found:
         yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
-        yield from _push_one(work, task_id, epoch)
+        yield from _push_one(tx, task_id, epoch)
     return len(found)
 
 
-def _find_outlived(work: Work) -> Program[None]:
+def _find_outlived(tx: TaskTransaction) -> Program[None]:
     """End the sessions of this node that nobody could be told of."""
-    node = work.context.node
-    work.outlived.extend((node, session_id) for session_id in (yield from tokens.outlived(node)))
+    node = tx.context.node
+    tx.effects.sessions_to_end.extend((node, session_id) for session_id in (yield from tokens.sessions_to_end(node)))
 
 
-def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:
-    task = yield from rows.load(task_id)
+def _push_one(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
+    task = yield from task_rows.load(task_id)
     if task is None or task.epoch != epoch or task.status not in (Status.ASSIGNED, Status.STARTING):
         return
-    worker = yield from work.find_worker(task.assigned_to)
+    worker = yield from tx.find_worker(task.assigned_to)
     if worker is not None:
-        payload = yield from work.payload_of(task_id)
-        work.pushes.append(Push(task, worker, payload))
+        payload = yield from tx.payload_of(task_id)
+        tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _push_again(work: Work, after: str = "") -> Program[None]:
+def _push_again(tx: TaskTransaction, after: str = "") -> Program[None]:
     """Tell the workers of this node everything that they have been assigned and have not begun; a page of tasks in a transaction."""
     found: list[Row] = yield Fetch(
         f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
-        (work.context.node, after, AGAIN_PAGE),
+        (tx.context.node, after, AGAIN_PAGE),
     )
     for row in found:
         worker = read_worker([row])
         assert worker is not None
         after = worker.identity
-        held = yield from rows.select(
+        held = yield from task_rows.select(
             "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us",
             (worker.identity,),
         )
         for task in held:
-            payload = yield from work.payload_of(task.task_id)
-            work.pushes.append(Push(task, worker, payload))
-        if len(work.pushes) >= AGAIN_PAGE:
+            payload = yield from tx.payload_of(task.task_id)
+            tx.effects.assignments.append(NewAssignment(task, worker, payload))
+        if len(tx.effects.assignments) >= AGAIN_PAGE:
             break
     if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:
-        work.errands.append(partial(_push_again, after=after))
+        tx.effects.follow_ups.append(partial(_push_again, after=after))

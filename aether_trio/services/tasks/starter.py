@@ -9,7 +9,7 @@ from typing import Protocol
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Task
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.storage.base import Program
 
 
@@ -32,7 +32,7 @@ class Starter(Protocol):
         """Whether this implementation is registered. Raises StorageUnavailable."""
         ...
 
-    def start(self, work: Work, target: Identity, cause: Task) -> Program[str]:
+    def start(self, tx: Transaction, target: Identity, cause: Task) -> Program[str]:
         """In the transaction that creates `cause`, for `target`: see to it that the target is started.
 
         A start that is under way already is a success. Returns why it cannot be, as a sentence for the creator, "" if it can; then

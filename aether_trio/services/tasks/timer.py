@@ -5,7 +5,7 @@ calendar, which may have been set while it slept. Where other nodes write to the
 died before its moment is another one's to do.
 
 While the database is away nothing falls due, and participants cannot say what they do. What they have said by the moment at which something
-falls due comes first (`flush_within`), and `fire` is told what is `Unheard`: since when the database was away, and what has not been written
+falls due comes first (`flush_within`), and `fire` is told what is `SilenceExcuse`: since when the database was away, and what has not been written
 in time. A silence that was only that is excused. An outage counts until nothing is left that fell due in it, however often the database
 fails meanwhile.
 
@@ -23,7 +23,7 @@ import trio
 
 from aether_trio.model.clock import Clock
 from aether_trio.services.tasks.transaction import due
-from aether_trio.services.tasks.transaction.due import NEVER_AWAY, Outage, Unheard
+from aether_trio.services.tasks.transaction.due import NO_OUTAGE, Outage, SilenceExcuse
 from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog
 from aether_trio.storage.base import Database, StorageUnavailable
 
@@ -45,14 +45,14 @@ class TaskTimer:
         self,
         database: Database,
         clock: Clock,
-        fire: Callable[[Unheard], Awaitable[int]],
+        fire: Callable[[SilenceExcuse], Awaitable[int]],
         flush_within: Callable[[float], Awaitable[Backlog]],
     ) -> None:
         self._database = database
         self._clock = clock
         self._fire = fire
         self._flush_within = flush_within
-        self._outage = NEVER_AWAY
+        self._outage = NO_OUTAGE
         self._next_ms = 0
         self._earlier = trio.Event()
         self.fired = 0
@@ -83,7 +83,7 @@ class TaskTimer:
                     failing = False
                 there_ms = self._clock.now_ms()
                 if is_due:
-                    self.fired += await self._fire(Unheard(self._outage, backlog.heartbeats))
+                    self.fired += await self._fire(SilenceExcuse(self._outage, backlog.heartbeats))
                     continue
             except StorageUnavailable as error:
                 if not failing:
@@ -92,7 +92,7 @@ class TaskTimer:
                 await trio.sleep(RETRY_S)
                 continue
             if not 0 < self._next_ms <= self._outage.until_ms:
-                self._outage = NEVER_AWAY
+                self._outage = NO_OUTAGE
             await self._sleep()
 
     def _wait_s(self) -> float:

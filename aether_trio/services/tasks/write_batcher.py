@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 from aether_trio.concurrency.batcher import MAX_GROUP, Batcher
 from aether_trio.model.containment import report
 from aether_trio.model.limits import MIB
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction.due import Heartbeat
+from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import Program
 from aether_trio.storage.session_writes import IN_NAME_OF, Pending
 
@@ -26,18 +27,9 @@ MAX_BYTES: Final = 32 * MIB
 SHARE: Final = 10
 """One session may have a tenth of either limit."""
 
-Mutation = Callable[[Work], Program[None]]
-
 
 def _nothing() -> None:
     return None
-
-
-class Heartbeat(NamedTuple):
-    """A participant has reported on a task or, if `task_id` is empty, has connected."""
-
-    identity: str
-    task_id: str = ""
 
 
 class _Queued(NamedTuple):
@@ -172,8 +164,8 @@ class WriteBatcher:
 
 
 def _in_one(group: Sequence[Mutation]) -> Mutation:
-    def program(work: Work) -> Program[None]:
+    def program(tx: TaskTransaction) -> Program[None]:
         for mutation in group:
-            yield from mutation(work)
+            yield from mutation(tx)
 
     return program

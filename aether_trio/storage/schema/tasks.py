@@ -16,7 +16,7 @@ go, and for one to a worker of another node, which has `pushed` 0 until that nod
 row that it tells of: see docs/architecture.md for why it is here and not in `messages`. `task_watchers` says on which nodes somebody
 follows a task.
 
-`task_child_events` are events of children that their parents' logs do not have yet (services/tasks/transaction/children.py).
+`task_child_events` are events of children that their parents' logs do not have yet (services/tasks/transaction/child_events.py).
 
 `task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
 `task_dead_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.

@@ -149,7 +149,7 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
         await committed.wait()
         async with without_lease(one, postgres_engine):
             await declare_dead(one, two)
-        await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.hints.node,)])
+        await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.nodes.node,)])
         renewed.set()
         await until(lambda: len(given(worker)) == 1)
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.write_batcher import Mutation
+from aether_trio.services.tasks.transaction.task_transaction import Mutation
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
@@ -253,9 +253,9 @@ async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_onc
             writes, gate = core.tasks.engine.writes, trio.Event()
             perform = writes._perform
 
-            async def late(errand: Mutation) -> None:
+            async def late(mutation: Mutation) -> None:
                 await gate.wait()
-                await perform(errand)
+                await perform(mutation)
 
             async with connect(core, starter("1", "process", resume_session_id="before")) as back:
                 async with connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started:
@@ -296,9 +296,9 @@ async def test_one_that_came_and_died_at_once_was_started_all_the_same(
     writes = core.tasks.engine.writes
     perform = writes._perform
 
-    async def slowly(errand: Any) -> None:
+    async def slowly(mutation: Any) -> None:
         await trio.sleep(0.5)  # virtual time
-        await perform(errand)
+        await perform(mutation)
 
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to(ECHO, b"one"))

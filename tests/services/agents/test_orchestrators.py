@@ -9,9 +9,9 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import startup
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
@@ -164,19 +164,18 @@ async def test_what_a_killed_gateway_has_left_is_taken_up_by_the_next(world: Wor
 
 
 async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = core.tasks.engine
+    deliveries = core.tasks.engine.assignments
     async with cast(core) as (orchestrator, _), connect(core, starter("2", "other")) as other:
-        run, failures = engine.run_program, 2
+        run, failures = deliveries._run_program, 2
 
-        async def away(program: Any, **how: Any) -> Any:
+        async def away(program: Any) -> Any:
             nonlocal failures
-            if "mint" in program.__name__:
-                failures -= 1
-                if failures >= 0:
-                    raise StorageUnavailable("no answer")
-            return await run(program, **how)
+            failures -= 1
+            if failures >= 0:
+                raise StorageUnavailable("no answer")
+            return await run(program)
 
-        monkeypatch.setattr(engine.deliveries, "_run_program", away)
+        monkeypatch.setattr(deliveries, "_run_program", away)
         task_id = await launch(other, "1")
         assert (await assignment(orchestrator)).task_id == task_id
         assert failures == -1
@@ -370,15 +369,15 @@ async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
 
 async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "WAITING_PAGE", 2)
-    give_waiting, pages = startup.give_waiting, 0
+    give_waiting, pages = startup.dispatch_waiting, 0
 
-    def bounded(work: Work, profile: bytes) -> Program[None]:
+    def bounded(tx: TaskTransaction, profile: bytes) -> Program[None]:
         nonlocal pages
         pages += 1
         assert pages < 20, "page after page has nothing that waits"
-        yield from give_waiting(work, profile)
+        yield from give_waiting(tx, profile)
 
-    monkeypatch.setattr(startup, "give_waiting", bounded)
+    monkeypatch.setattr(startup, "dispatch_waiting", bounded)
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
         for number, priority in enumerate((50, 50, 50, 10)):

@@ -139,8 +139,8 @@ async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
             assert (await get(later, task_id)).status == (pb.TASK_STATUS_RUNNING if back else pb.TASK_STATUS_FAILED)
             assert (await operate(later, Op.COMPLETE, other)).success
         await trio.sleep(60)
-        guests = core.tasks.engine.guests
-        assert (guests._back, guests._enlisted) == (set(), {})
+        sessions = core.tasks.sessions
+        assert (sessions._resumed_owners, sessions._registered_owners) == (set(), {})
 
 
 @every_participant

@@ -9,7 +9,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks import Task
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.session import Session
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, kv_get, kv_put
@@ -60,14 +60,14 @@ async def test_one_that_has_gone_is_told_nothing(core: Core) -> None:
         worker.cut()
         while not session.detached:
             await trio.lowlevel.checkpoint()
-        core.tasks.engine.deliveries.push(session, Task("t", "t", "w"), b"")
+        core.tasks.engine.assignments.push(session, Task("t", "t", "w"), b"")
         assert core.tasks.engine.statistics().assignments == 0
 
 
 async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_told_of(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deliveries = core.tasks.engine.deliveries
+    deliveries = core.tasks.engine.assignments
     send_starts = deliveries.send_starts
     may_go_on = trio.Event()
 
@@ -95,13 +95,13 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
 async def test_much_that_is_given_at_once_is_not_held_at_once(core: Core, world: World, how: str) -> None:
     """Told again after a commit without an answer, to a worker that comes anew, or to one for which all that has waited."""
     engine, held = core.tasks.engine, [0]
-    settle = engine.settle
+    after_commit = engine.after_commit
 
-    def measured(work: Work) -> None:
-        held.append(sum(len(push.payload or b"") for push in work.pushes))
-        settle(work)
+    def measured(tx: TaskTransaction) -> None:
+        held.append(sum(len(push.payload or b"") for push in tx.effects.assignments))
+        after_commit(tx)
 
-    engine.settle = measured  # type: ignore[method-assign]
+    engine.after_commit = measured  # type: ignore[method-assign]
     payloads = [bytes([number]) * 400_000 for number in range(12)]
     async with connect(core, agent("w", "c", "1")) as creator:
 

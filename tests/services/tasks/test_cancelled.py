@@ -13,11 +13,12 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.handlers.operate import Asked
+from aether_trio.services.tasks.handlers.operate import OperationRequest
 from aether_trio.services.tasks.handlers.operate import operate as operate_on
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.transaction import work
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction import task_transaction
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Statement
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -128,7 +129,7 @@ async def test_very_many_children_are_cancelled(core: Core, shape: str) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
         tasks = [parent]
-        for _ in range(2 * work.WAKE_PAGE + 1 if shape == "wide" else 400):
+        for _ in range(2 * task_transaction.WAKE_PAGE + 1 if shape == "wide" else 400):
             tasks.append(await child_of(peer, parent if shape == "wide" else tasks[-1], "cancel"))
         assert (await operate(peer, Op.CANCEL, parent)).success
         await trio.sleep(600)
@@ -156,15 +157,15 @@ async def test_children_of_many_cancelled_tasks_share_no_transaction(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One participant may cancel very many; who comes meanwhile waits for one page."""
-    monkeypatch.setattr(work, "WAKE_PAGE", 4)
+    monkeypatch.setattr(task_transaction, "WAKE_PAGE", 4)
     sizes: list[int] = []
-    settle = Engine.settle
+    after_commit = Engine.after_commit
 
-    def noted(engine: Engine, work: work.Work) -> None:
-        sizes.append(len([one for one in work.notices if one.status is Status.CANCELLED]))
-        settle(engine, work)
+    def noted(engine: Engine, tx: task_transaction.TaskTransaction) -> None:
+        sizes.append(len([one for one in tx.effects.status_changes if one.status is Status.CANCELLED]))
+        after_commit(engine, tx)
 
-    monkeypatch.setattr(Engine, "settle", noted)
+    monkeypatch.setattr(Engine, "after_commit", noted)
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
             parents = [(await create(creator)).task_id for _ in range(20)]
@@ -195,8 +196,10 @@ def test_the_end_of_a_task_without_children_looks_for_none(store: Store) -> None
     with closing(store.place()) as place:
         database = place.direct("tasks")
         context = Context(1, "n", TimeLimits(), shared=database.shared)
-        database.drive(lambda: Work(context).create(task, b""))
-        cancelled = database.drive(lambda: caught(operate_on(context, caller, Asked("one", Move.CANCEL)), asked))
+        database.drive(lambda: TaskTransaction(context).create(task, b""))
+        cancelled = database.drive(
+            lambda: caught(operate_on(context, caller, OperationRequest("one", Move.CANCEL)), asked)
+        )
         assert cancelled.task is not None
         assert cancelled.task.status is Status.CANCELLED
         assert not [one.sql for one in asked if "parent_task_id = " in one.sql and "SELECT" in one.sql]

@@ -9,7 +9,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction import children
+from aether_trio.services.tasks.transaction import child_events
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect
@@ -72,7 +72,7 @@ async def test_a_subscriber_is_told_soon_and_once(core: Core, world: World) -> N
         parent, (first,) = await parent_and_children(peer, 1)
         assert (await subscribe(other, parent)).success
         assert (await operate(peer, Op.CLAIM, parent)).success
-        made = [await child_of(peer, parent) for _ in range(children.PAGE + 5)]
+        made = [await child_of(peer, parent) for _ in range(child_events.PAGE + 5)]
         for task_id in (first, *made):
             await end(peer, task_id)
         await trio.sleep(1)
@@ -102,7 +102,7 @@ async def test_what_a_killed_gateway_left_is_taken_up_by_the_next(
         assert numbers(world, parent) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("how_many", [1, 60, children.PAGE // 2 + 1])
+@pytest.mark.parametrize("how_many", [1, 60, child_events.PAGE // 2 + 1])
 async def test_a_parents_end_comes_behind_what_its_children_did_before(
     core: Core, world: World, nothing_taken_up: pytest.MonkeyPatch, how_many: int
 ) -> None:
@@ -148,7 +148,7 @@ async def test_what_was_before_a_subscription_is_not_told(core: Core, nothing_ta
             assert (await subscribe(other, parent, recursive=recursive)).success
             nothing_taken_up.undo()
             later = await child_of(peer, parent)
-            await core.tasks.engine.take_up_children()
+            await core.tasks.engine.collect_child_events()
             await trio.sleep(1)
             assert [one for task_id in (parent, first) for one in lives(other, task_id)] == [(later, "spawned")]
 

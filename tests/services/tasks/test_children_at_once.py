@@ -15,11 +15,12 @@ from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import create
-from aether_trio.services.tasks.handlers.create import Created, Offline
-from aether_trio.services.tasks.handlers.operate import Asked, operate
+from aether_trio.services.tasks.handlers.create import CreateResult, OfflinePolicy
+from aether_trio.services.tasks.handlers.operate import OperationRequest, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.transaction import children
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction import child_events
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Database, Deferred, Program, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.postgres.statements import Job, drive
 from aether_trio.testing.memory import MemoryLink
@@ -81,10 +82,10 @@ async def core(postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch)
             yield opened
 
 
-def made(task_id: str, parent: str) -> Program[Created]:
+def made(task_id: str, parent: str) -> Program[CreateResult]:
     task = Task(task_id, "t", "w", mode=Mode.POOL, creator=CREATOR, root_task_id=task_id, parent_task_id=parent)
-    return create.create(
-        CONTEXT, task, b"", key=b"", request=b"", offline=Offline.QUEUE, start=None, target=None, minted=None
+    return create.create_in_transaction(
+        CONTEXT, task, b"", key=b"", request=b"", offline=OfflinePolicy.QUEUE, start=None, target=None, minted=None
     )
 
 
@@ -105,7 +106,7 @@ async def claim(peer: MemoryLink, task_id: str) -> None:
 async def take_up(core: Core, task_id: str) -> None:
     while True:
         try:
-            return await core.tasks.engine.take_up_children(task_id)
+            return await core.tasks.engine.collect_child_events(task_id)
         except StorageUnavailable:  # it has waited too long for a lock
             await trio.sleep(0.01)
 
@@ -116,10 +117,10 @@ async def test_a_child_is_made_while_events_of_others_are_taken_up(core: Core, p
         before = core.tasks.engine.database.statistics().conflicts  # type: ignore[attr-defined]
         with transaction(postgres_engine, "SERIALIZABLE") as other:
             assert other.run(lambda: made("second", parent)).problem == ""
-            await core.tasks.engine.take_up_children()
+            await core.tasks.engine.collect_child_events()
         assert core.tasks.engine.database.statistics().conflicts == before  # type: ignore[attr-defined]
         assert told(postgres_engine, parent) == [first]
-        await core.tasks.engine.take_up_children()
+        await core.tasks.engine.collect_child_events()
         assert told(postgres_engine, parent) == [first, "second"]
 
 
@@ -132,7 +133,7 @@ async def test_what_a_parent_has_taken_up_itself_is_not_taken_up_again(
         parent, (first,) = await parent_and_children(peer, 1)
         caller = Caller(Identity.parse(CREATOR), "w")
         with transaction(postgres_engine, "SERIALIZABLE") as other:
-            assert other.run(lambda: operate(CONTEXT, caller, Asked(parent, Move.CLAIM))).refusal == ""
+            assert other.run(lambda: operate(CONTEXT, caller, OperationRequest(parent, Move.CLAIM))).refusal == ""
             if waits:
                 nursery.start_soon(take_up, core, parent)
                 while not other.somebody_waits():
@@ -146,7 +147,7 @@ async def test_a_parent_goes_on_behind_what_is_being_taken_up(core: Core, postgr
     async with connect(core, agent("w", "c", "1")) as peer, trio.open_nursery() as nursery:
         parent, (first,) = await parent_and_children(peer, 1)
         with transaction(postgres_engine, "READ COMMITTED") as other:
-            assert other.run(lambda: children.take_up_of_locking(Work(CONTEXT), parent)) == 1
+            assert other.run(lambda: child_events.collect_for_locking(TaskTransaction(CONTEXT), parent)) == 1
             nursery.start_soon(claim, peer, parent)
             while not other.somebody_waits():
                 await trio.sleep(0.01)
@@ -156,7 +157,7 @@ async def test_a_parent_goes_on_behind_what_is_being_taken_up(core: Core, postgr
 async def test_other_parents_do_not_wait_for_one_that_is_locked(
     core: Core, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "PAGE", 2)
+    monkeypatch.setattr(child_events, "PAGE", 2)
     engine = core.tasks.engine
     locking = engine.database.beside(locking=True)
     async with connect(core, agent("w", "c", "1")) as peer:
@@ -171,7 +172,7 @@ async def test_other_parents_do_not_wait_for_one_that_is_locked(
         assert pages == 4
         assert told(postgres_engine, free) == of_free
         assert told(postgres_engine, locked) == []
-        await engine.take_up_children()
+        await engine.collect_child_events()
         assert told(postgres_engine, locked) == of_locked
         assert postgres_engine.rows("SELECT COUNT(*) FROM task_child_events") == [(0,)]
 
@@ -181,7 +182,7 @@ async def all_pages(locking: Database) -> tuple[frozenset[str], int]:
     last = pages = 0
     while not pages or last:
         taken = await locking.run(
-            lambda last=last, left=left: children.take_up_locking(Work(CONTEXT), last, left)  # type: ignore[misc]
+            lambda last=last, left=left: child_events.collect_locking(TaskTransaction(CONTEXT), last, left)  # type: ignore[misc]
         )
         last, left, pages = taken.last, left | taken.locked, pages + 1
     return left, pages
@@ -192,7 +193,7 @@ async def test_events_for_a_parent_that_is_gone_are_dropped(core: Core, postgres
         gone, _ = await parent_and_children(peer, 1)
         parent, (child,) = await parent_and_children(peer, 1)
         postgres_engine.rows("DELETE FROM tasks WHERE task_id = $1", gone)
-        await core.tasks.engine.take_up_children()
+        await core.tasks.engine.collect_child_events()
         assert told(postgres_engine, parent) == [child]
         assert postgres_engine.rows("SELECT COUNT(*) FROM task_child_events") == [(0,)]
 

@@ -10,8 +10,8 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks import Move
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import due
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect
 from tests.services.tasks.peers import Op, create, get, given, operate
@@ -86,7 +86,7 @@ async def test_a_notice_that_cannot_be_sent_costs_a_second_and_not_the_gateway(c
 
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         await barrier(worker)
-        core.tasks.engine._notices.add(Broken())
+        core.tasks.engine._status_kicks.add(Broken())
         await trio.sleep(2)
         task_id = (await create(creator)).task_id
         assert (await operate(worker, Op.COMPLETE, task_id)).success
@@ -132,7 +132,7 @@ async def test_an_outage_is_in_the_log_once(core: Core, world: World) -> None:
         with structlog.testing.capture_logs() as logs:
             for _ in range(2):
                 world.databases["tasks"].failing = True
-                core.tasks.engine.clockwork.look()
+                core.tasks.engine.timer.look()
                 await trio.sleep(30)
                 world.databases["tasks"].failing = False
                 await trio.sleep(30)

@@ -32,11 +32,11 @@ async def test_a_node_that_joins_others_excuses_nobody(postgres_engine: Postgres
                 worker.cut()
                 before = await missing(one)
             async with open_core(settings) as two:
-                assert not await two.tasks.engine.hints.only()
+                assert not await two.tasks.engine.nodes.is_only_node()
                 assert await missing(two) == before
             assert await missing(one) == before
         async with open_core(settings) as alone:
-            assert await alone.tasks.engine.hints.only()
+            assert await alone.tasks.engine.nodes.is_only_node()
             since_ms, excused_ms = await missing(alone)
             assert since_ms > before[0]
             assert excused_ms > since_ms

@@ -7,7 +7,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.clock import VirtualClock
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error

@@ -13,8 +13,9 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.services.tasks.timer import FLUSH_S, TaskTimer
 from aether_trio.services.tasks.transaction import due
-from aether_trio.services.tasks.transaction.due import Unheard
-from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog, Mutation
+from aether_trio.services.tasks.transaction.due import SilenceExcuse
+from aether_trio.services.tasks.transaction.task_transaction import Mutation
+from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -56,9 +57,9 @@ def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[],
     writes = core.tasks.engine.writes
     perform = writes._perform
 
-    async def late(errand: Mutation) -> None:
+    async def late(mutation: Mutation) -> None:
         await wait()
-        await perform(errand)
+        await perform(mutation)
 
     monkeypatch.setattr(writes, "_perform", late)
 
@@ -305,10 +306,10 @@ async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, mon
                 await stalled.wait()
 
         delay_writes(core, monkeypatch, all_but_the_first)
-        timer = core.tasks.engine.clockwork
+        timer = core.tasks.engine.timer
         fire = timer._fire
 
-        async def counted(unheard: Unheard) -> int:
+        async def counted(unheard: SilenceExcuse) -> int:
             nonlocal fired
             fired += 1
             assert fired < 100, "it falls due again and again"
@@ -353,10 +354,10 @@ async def test_a_failure_between_two_pages_of_an_outage_ends_nothing(
         await begin_and_lose(core, creator, 5)
         tasks.failing = True
         await trio.sleep(60)
-        timer, pages = core.tasks.engine.clockwork, []
+        timer, pages = core.tasks.engine.timer, []
         fire = timer._fire
 
-        async def fails_once(unheard: Unheard) -> int:
+        async def fails_once(unheard: SilenceExcuse) -> int:
             pages.append(unheard)
             if len(pages) == 2:
                 raise StorageUnavailable("once more")
@@ -424,7 +425,7 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
 
     calendar, table, outages = Calendar(), Table(), list[due.Outage]()
 
-    async def fire(unheard: Unheard) -> int:
+    async def fire(unheard: SilenceExcuse) -> int:
         await trio.lowlevel.checkpoint()
         outages.append(unheard.in_outage)
         if len(outages) == 1:
@@ -479,7 +480,7 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
 
     async with trio.open_nursery() as nursery:
 
-        async def fire(_: Unheard) -> int:
+        async def fire(_: SilenceExcuse) -> int:
             await trio.lowlevel.checkpoint()
             order.append("fired")
             nursery.cancel_scope.cancel()

@@ -6,8 +6,9 @@ import pytest
 
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.transaction import rows
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Deferred, Execute, Fetch, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Store
@@ -19,8 +20,8 @@ WORKER = "ag::w::i::1"
 def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status) -> None:
     spec = pb.CreateTaskRequest(task_type="t").SerializeToString()
     task = Task("t1", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", target_implementation="i", spec=spec)
-    work = Work(Context(1000, "n1", TimeLimits()))
-    program = work.create(task, b"payload")
+    tx = TaskTransaction(Context(1000, "n1", TimeLimits()))
+    program = tx.create(task, b"payload")
     said: list[tuple[str, tuple[object, ...]]] = []
     statement = next(program)
     with pytest.raises(StopIteration) as end:
@@ -36,19 +37,19 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
     [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]
     assert status in row
     assert not any(sql.startswith("UPDATE tasks ") for sql, _ in said)
-    assert [(push.task.status, push.payload) for push in work.pushes] == [(status, b"payload")] * (1 - live)
+    assert [(push.task.status, push.payload) for push in tx.effects.assignments] == [(status, b"payload")] * (1 - live)
     assert (task.status, task.queue != "") == (Status.PENDING, True)
 
 
-@pytest.mark.parametrize("size", [0, 1, rows.KEPT_PAYLOAD_BYTES, rows.KEPT_PAYLOAD_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, task_rows.KEPT_PAYLOAD_BYTES, task_rows.KEPT_PAYLOAD_BYTES + 1])
 def test_a_payload_is_found_wherever_it_lies(store: Store, size: int) -> None:
     place = store.place()
     direct = place.direct("tasks")
     payload = bytes(range(256)) * 3
     task = Task("t1", "t", "w", creator="ag::w::c::1")
-    direct.drive(lambda: Work(Context(1000, "n1", TimeLimits())).create(task, payload[:size]))
-    found = direct.drive(lambda: rows.payload_of("t1"))
+    direct.drive(lambda: TaskTransaction(Context(1000, "n1", TimeLimits())).create(task, payload[:size]))
+    found = direct.drive(lambda: task_rows.payload_of("t1"))
     apart = direct.drive(lambda: single(Fetch("SELECT task_id FROM task_payloads")))
     place.close()
     assert found == payload[:size]
-    assert bool(apart) == (size > rows.KEPT_PAYLOAD_BYTES)
+    assert bool(apart) == (size > task_rows.KEPT_PAYLOAD_BYTES)

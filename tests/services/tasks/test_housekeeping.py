@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.services.tasks import housekeeping
-from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
+from aether_trio.services.tasks.transaction import retention
 from tests.helpers.core import World, agent, barrier, connect, orchestrator
 from tests.services.agents.ops import Op, info, operate, starter
 from tests.services.tasks.peers import create, get
@@ -42,7 +42,7 @@ async def test_a_dead_letter_goes_with_its_task_some_time_after_it_was_resolved(
 
 
 async def test_who_was_away_for_long_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "MEMORY_MS", 2_000_000)
+    monkeypatch.setattr(retention, "MEMORY_MS", 2_000_000)
     async with world.open(storage={"presence_retention_s": 2000.0}) as core:
         for number in range(250):
             async with connect(core, agent("w", "a", f"{number}")) as peer:

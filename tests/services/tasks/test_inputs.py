@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.delivery import inputs
+from aether_trio.services.tasks.delivery import input_consumer
 from aether_trio.services.tasks.transaction import input_rows
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump
@@ -266,7 +266,7 @@ async def test_as_much_is_kept_as_is_promised(core: Core, world: World) -> None:
 async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "PAGE_ROWS", 2)
+    monkeypatch.setattr(input_consumer, "PAGE_ROWS", 2)
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
             task_id = await begun(peer)
@@ -280,7 +280,7 @@ async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message
 
 
 async def test_more_tasks_than_are_remembered_here(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_WAITING", 3)
+    monkeypatch.setattr(input_consumer, "MAX_WAITING", 3)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
         waiting = await that_wait(peer, 10)
@@ -297,12 +297,12 @@ async def test_what_finds_no_room_in_memory_is_looked_for_at_once(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not when all topics are looked through the next time."""
-    monkeypatch.setattr(inputs, "MAX_WAITING", 1)
+    monkeypatch.setattr(input_consumer, "MAX_WAITING", 1)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
         waiting = await that_wait(peer, 3)
         await trio.sleep(30)
-        monkeypatch.setattr(core.tasks.engine.inputs, "look", lambda: None)
+        monkeypatch.setattr(core.tasks.engine.input_consumer, "look", lambda: None)
         tasks.failing = True
         for task_id in waiting:
             give(peer, task_id)
@@ -313,8 +313,8 @@ async def test_what_finds_no_room_in_memory_is_looked_for_at_once(
 
 
 def test_a_workspace_takes_its_share_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_WAITING", 20)
-    waiting = inputs._Waiting()
+    monkeypatch.setattr(input_consumer, "MAX_WAITING", 20)
+    waiting = input_consumer._Waiting()
     assert [waiting.put(f"tk::loud::{number}::input", number) for number in (1, 2, 3)] == [True, True, False]
     assert waiting.put("tk::other::1::input", 4)
     assert waiting.put("tk::loud::1::input", 5)  # more of the same
@@ -338,7 +338,9 @@ async def test_large_inputs_let_others_have_their_turn() -> None:
         nursery.start_soon(take_turns)
         await trio.lowlevel.checkpoint()
         before = turns
-        assert await inputs._read([(number, frame) for number in range(5)]) == [(number, {}) for number in range(5)]
+        assert await input_consumer._read([(number, frame) for number in range(5)]) == [
+            (number, {}) for number in range(5)
+        ]
         assert turns - before >= 3  # of four, as the order within a turn of the loop is by chance
         nursery.cancel_scope.cancel()
 
@@ -346,7 +348,7 @@ async def test_large_inputs_let_others_have_their_turn() -> None:
 async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "PAGE_ROWS", 2)
+    monkeypatch.setattr(input_consumer, "PAGE_ROWS", 2)
     async with connect(core, agent("w", "c", "1")) as peer:
         task_id = await begun(peer)
         for number in range(9):
@@ -361,22 +363,22 @@ async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks whose inputs were taken over, a page each, in their order."""
     found: list[str] = []
-    write = inputs._write
+    write = input_consumer._write
 
-    def noted(work: Work, page: Any) -> Any:
+    def noted(tx: TaskTransaction, page: Any) -> Any:
         found.append(page.place.task_id)
-        return write(work, page)
+        return write(tx, page)
 
-    monkeypatch.setattr(inputs, "_write", noted)
+    monkeypatch.setattr(input_consumer, "_write", noted)
     return found
 
 
-@pytest.mark.parametrize("remembered", [inputs.MAX_WAITING, 10])
+@pytest.mark.parametrize("remembered", [input_consumer.MAX_WAITING, 10])
 async def test_what_others_send_without_end_keeps_no_input_waiting(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch, turns: list[str], remembered: int
 ) -> None:
     for name, value in (("GROUP", 2), ("PAGE_ROWS", 2), ("MAX_WAITING", remembered)):
-        monkeypatch.setattr(inputs, name, value)
+        monkeypatch.setattr(input_consumer, name, value)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("v", "c", "1")) as loud:
         flooded = [await begun(loud) for _ in range(3)]
@@ -401,7 +403,7 @@ async def test_a_look_through_all_topics_lets_new_inputs_pass(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch, turns: list[str]
 ) -> None:
     for name, value in (("GROUP", 2), ("PAGE_ROWS", 2)):
-        monkeypatch.setattr(inputs, name, value)
+        monkeypatch.setattr(input_consumer, name, value)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
         others = [await begun(peer) for _ in range(40)]
@@ -411,8 +413,10 @@ async def test_a_look_through_all_topics_lets_new_inputs_pass(
         for one in others:
             give(peer, one)
         await barrier(peer)
-        core.tasks.engine.inputs._waiting = type(core.tasks.engine.inputs._waiting)()  # as after a restart
-        core.tasks.engine.inputs.look()
+        core.tasks.engine.input_consumer._waiting = type(
+            core.tasks.engine.input_consumer._waiting
+        )()  # as after a restart
+        core.tasks.engine.input_consumer.look()
         give(peer, task_id)
         await barrier(peer)
         tasks.failing = False

@@ -25,12 +25,13 @@ from aether_trio.model.tasks import Mode, Move, Reason, Refused, Repeat, Status,
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING
 from aether_trio.services.tasks.handlers import create as creating
-from aether_trio.services.tasks.handlers.create import Offline, new_task
-from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.create import OfflinePolicy, new_task
+from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller, may_be_given
-from aether_trio.services.tasks.transaction import due, rows, sessions
-from aether_trio.services.tasks.transaction.rows import Worker
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction import due, sessions, task_rows
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Fetch, Program, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Place, Store
@@ -82,23 +83,23 @@ class TaskMachine(RuleBasedStateMachine):
         context = Context(self.now_ms, self.node, LIMITS)
         return self.database.drive(lambda: program(context))
 
-    def work(self, errand: Callable[[Work], Program[Any]]) -> Work:
-        def program(context: Context) -> Program[Work]:
-            work = Work(context)
-            yield from errand(work)
-            return work
+    def tx(self, mutation: Callable[[TaskTransaction], Program[Any]]) -> TaskTransaction:
+        def program(context: Context) -> Program[TaskTransaction]:
+            tx = TaskTransaction(context)
+            yield from mutation(tx)
+            return tx
 
-        work = self.run(program)
-        for task_id in work.unfinished:
-            self.work(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
-        return work
+        tx = self.run(program)
+        for task_id in tx.effects.unfinished:
+            self.tx(lambda tx, task_id=task_id: tx.wake_dependents(task_id))  # type: ignore[misc]
+        return tx
 
     def fetch(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self.database.drive(lambda: single(Fetch(sql, args)))
         return found
 
     def load(self, task_id: str) -> Task | None:
-        return self.database.drive(lambda: rows.load(task_id))
+        return self.database.drive(lambda: task_rows.load(task_id))
 
     def pick(self, number: int) -> str:
         return self.ids[number % len(self.ids)]
@@ -134,19 +135,19 @@ class TaskMachine(RuleBasedStateMachine):
         worker = Worker(
             identity.text, session_id, self.node, identity.workspace, identity.implementation, True, 0, CAPACITY
         )
-        work = self.work(lambda work: sessions.join(work, sessions.Joined(worker, back)))
-        assert all(push.worker.session_id in self.sessions.values() for push in work.pushes)
+        tx = self.tx(lambda tx: sessions.join(tx, sessions.WorkerJoined(worker, back)))
+        assert all(push.worker.session_id in self.sessions.values() for push in tx.effects.assignments)
 
     @rule(identity=workers, clean=st.booleans())
     def disconnect(self, identity: Identity, clean: bool) -> None:
         session_id = self.sessions.pop(identity, "never")
-        self.work(lambda work: sessions.leave(work, sessions.Left(identity.text, session_id, clean)))
+        self.tx(lambda tx: sessions.leave(tx, sessions.WorkerLeft(identity.text, session_id, clean)))
 
     @rule()
     def node_dies(self) -> None:
         dead, self.node = self.node, f"n{self.count}-{len(self.ids)}-{self.now_ms}"
         self.sessions.clear()
-        self.work(lambda work: sessions.recover(work, dead, 50))
+        self.tx(lambda tx: sessions.end_sessions_of(tx, dead, 50))
 
     @rule(
         mode=st.sampled_from(Mode),
@@ -183,13 +184,13 @@ class TaskMachine(RuleBasedStateMachine):
             order_us=self.now_ms * 1000 + self.count,
         )
         created = self.run(
-            lambda context: creating.create(
+            lambda context: creating.create_in_transaction(
                 context,
                 task,
                 b"p",
                 key=key,
                 request=asked,
-                offline=Offline.QUEUE,
+                offline=OfflinePolicy.QUEUE,
                 start=None,
                 target=None,
                 minted=None,
@@ -234,16 +235,16 @@ class TaskMachine(RuleBasedStateMachine):
                 checkpoint_key="k" if reason is Reason.HIBERNATION else "",
                 escalation=escalation,
             )
-        epoch = self.database.drive(lambda: rows.latest_epoch(task_id, caller.text))
+        epoch = self.database.drive(lambda: task_rows.latest_epoch(task_id, caller.text))
         if before is not None and before.assigned_to == caller.text:
             epoch = before.epoch
-        asked = Asked(task_id, move, "why", wait)
+        asked = OperationRequest(task_id, move, "why", wait)
         circle = wait is not None and self.closes_circle(task_id, wait)
-        outcome: Outcome = self.run(lambda context: operate(context, Caller(caller, "w", allowed=True), asked))
+        outcome: OperationResult = self.run(lambda context: operate(context, Caller(caller, "w", allowed=True), asked))
         if before is None:
             assert outcome.task is None
             return
-        facts = Work(Context(self.now_ms, self.node, LIMITS)).facts(
+        facts = TaskTransaction(Context(self.now_ms, self.node, LIMITS)).facts(
             caller.text, caller_epoch=epoch, reason="why", wait=wait
         )
         expected = decide(before, move, facts)
@@ -280,8 +281,11 @@ class TaskMachine(RuleBasedStateMachine):
             caller = Caller(Identity.parse(task.assigned_to), "w")
             depends_on = tuple(one for one in map(self.pick, others) if one != task.task_id)
             wait = Wait(Reason.DEPENDENCY, depends_on=depends_on, wake_on_any=any_of)
-            for asked in (Asked(task.task_id, Move.CLAIM), Asked(task.task_id, Move.PAUSE, wait=wait)):
-                outcome: Outcome = self.run(lambda context, asked=asked: operate(context, caller, asked))  # type: ignore[misc]
+            for asked in (
+                OperationRequest(task.task_id, Move.CLAIM),
+                OperationRequest(task.task_id, Move.PAUSE, wait=wait),
+            ):
+                outcome: OperationResult = self.run(lambda context, asked=asked: operate(context, caller, asked))  # type: ignore[misc]
                 circle = asked.wait is not None and self.closes_circle(task.task_id, asked.wait)
                 assert CIRCLE in outcome.refusal if circle else outcome.refusal == ""
 
@@ -293,7 +297,9 @@ class TaskMachine(RuleBasedStateMachine):
         if held:
             task = held[number % len(held)]
             caller = Caller(Identity.parse(task.assigned_to), "w")
-            outcome: Outcome = self.run(lambda context: operate(context, caller, Asked(task.task_id, move)))
+            outcome: OperationResult = self.run(
+                lambda context: operate(context, caller, OperationRequest(task.task_id, move))
+            )
             assert outcome.refusal == ""
 
     @precondition(lambda self: self.ids)
@@ -301,7 +307,7 @@ class TaskMachine(RuleBasedStateMachine):
     def report(self, number: int, identity: Identity) -> None:
         task_id = self.pick(number)
         before = self.load(task_id)
-        self.work(lambda work: sessions.touched(work, identity.text, task_id))
+        self.tx(lambda tx: sessions.record_heartbeat(tx, identity.text, task_id))
         after = self.load(task_id)
         if before is not None and after is not None and after.disconnected_ms != before.disconnected_ms:
             assert after.assigned_to == identity.text
@@ -312,10 +318,10 @@ class TaskMachine(RuleBasedStateMachine):
         for _ in range(100):
             looked: list[int] = []
 
-            def errand(work: Work, looked: list[int] = looked) -> Program[None]:
-                looked.append((yield from due.fire(work, shared=False)))
+            def mutation(tx: TaskTransaction, looked: list[int] = looked) -> Program[None]:
+                looked.append((yield from due.fire(tx, shared=False)))
 
-            self.work(errand)
+            self.tx(mutation)
             if not looked[-1]:
                 break
         else:
@@ -325,7 +331,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_tables_agree(self) -> None:
-        tasks = self.database.drive(lambda: rows.select("1 = 1 ORDER BY order_us", ()))
+        tasks = self.database.drive(lambda: task_rows.select("1 = 1 ORDER BY order_us", ()))
         by_id = {task.task_id: task for task in tasks}
         present = self.check_workers(tasks)
         for task in tasks:

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.transaction import work
+from aether_trio.services.tasks.transaction import task_transaction
 from aether_trio.services.tasks.write_batcher import MAX_WAITING
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -54,7 +54,7 @@ async def test_one_that_reports_without_a_pause_costs_nobody_else_a_report(
 async def test_of_a_task_that_reports_for_ever_the_latest_events_are_kept(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "KEPT_EVENTS", kept := 8)
+    monkeypatch.setattr(task_transaction, "KEPT_EVENTS", kept := 8)
     async with connect(core, agent("w", "c", "1")) as worker:
         task_id, other = await begin(worker), await begin(worker)
         for _ in range(5 * kept):

@@ -73,7 +73,7 @@ async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world:
 
     async def look_for_what_is_due() -> None:
         while True:
-            core.tasks.engine.clockwork.look()
+            core.tasks.engine.timer.look()
             await trio.sleep(0.001)
 
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:

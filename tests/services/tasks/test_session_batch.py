@@ -1,4 +1,4 @@
-"""Sessions that come and go together: what is stored is what it would be if they came one after another, on both engines."""
+"""Sessions that come and go merge: what is stored is what it would be if they came one after another, on both engines."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from aether_trio.model.tasks import Mode, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.transaction.rows import Worker
-from aether_trio.services.tasks.transaction.session_batch import Join, Leave, together
-from aether_trio.services.tasks.transaction.sessions import Joined, Left
-from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.session_batch import Join, Leave, merge
+from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Fetch, Program, single
 from tests.helpers.direct import Direct, Store
 
@@ -50,11 +51,11 @@ queues = st.lists(st.sampled_from(["pool i", "pool j", *AGENTS, *SERVICES]), max
 
 def errand_of(step: Came | Went) -> Join | Leave:
     if isinstance(step, Went):
-        return Leave(Left(step.identity, f"s{step.session}", step.clean))
+        return Leave(WorkerLeft(step.identity, f"s{step.session}", step.clean))
     kind, *_, implementation, _ = step.identity.split("::")
     workspace = "w" if kind == "ag" else ""
     worker = Worker(step.identity, f"s{step.session}", "n", workspace, implementation, True, 0, 2)
-    return Join(Joined(worker, step.back))
+    return Join(WorkerJoined(worker, step.back))
 
 
 def task(number: int, queue: str) -> Task:
@@ -74,11 +75,11 @@ def play(
 ) -> None:
     """First one by one, with a moment between; then what waits; then the group, in one transaction."""
 
-    def one_by_one(now_ms: int, errands: list[Join | Leave]) -> None:
+    def one_by_one(now_ms: int, mutations: list[Join | Leave]) -> None:
         def program() -> Program[None]:
-            work = Work(Context(now_ms, "n", TimeLimits()))
-            for errand in together(errands) if merged else errands:
-                yield from errand(work)
+            tx = TaskTransaction(Context(now_ms, "n", TimeLimits()))
+            for mutation in merge(mutations) if merged else mutations:
+                yield from mutation(tx)
 
         database.drive(program)
 
@@ -86,7 +87,9 @@ def play(
         one_by_one(NOW_MS + number, [errand_of(step)])
     for number, queue in enumerate(waiting):
         database.drive(
-            lambda number=number, queue=queue: Work(Context(NOW_MS, "n", TimeLimits())).create(task(number, queue), b"")
+            lambda number=number, queue=queue: TaskTransaction(Context(NOW_MS, "n", TimeLimits())).create(
+                task(number, queue), b""
+            )
         )  # type: ignore[misc]
     one_by_one(NOW_MS + 1000, [errand_of(step) for step in group])
 
@@ -131,9 +134,9 @@ def test_a_crowd_of_any_size_is_a_few_statements(store: Store, count: int) -> No
 
     def program() -> Program[int]:
         statements = 0
-        work = Work(Context(NOW_MS, "n", TimeLimits()))
-        for errand in together(joins):
-            part = errand(work)
+        tx = TaskTransaction(Context(NOW_MS, "n", TimeLimits()))
+        for mutation in merge(joins):
+            part = mutation(tx)
             answer = None
             while True:
                 try:

@@ -10,10 +10,11 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Move, Status, Task, Wait
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.transaction import rows
-from aether_trio.services.tasks.transaction.work import MOVED_ROWS, SMALL_ROWS, Context, LargeError, Work
+from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction.interface import Context, LargeError
+from aether_trio.services.tasks.transaction.task_transaction import MOVED_ROWS, SMALL_ROWS, TaskTransaction
 from aether_trio.storage.base import Program, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect
@@ -38,13 +39,15 @@ def _begin(direct: Direct, name: str, **fields: Any) -> None:
         root_task_id=name,
         **fields,
     )
-    direct.drive(lambda: Work(Context(1, "n", TimeLimits())).create(task.changed({}), b""))
+    direct.drive(lambda: TaskTransaction(Context(1, "n", TimeLimits())).create(task.changed({}), b""))
 
 
-def _ask(direct: Direct, name: str, move: Move, *, small: bool, wait: Wait | None = None) -> Outcome:
+def _ask(direct: Direct, name: str, move: Move, *, small: bool, wait: Wait | None = None) -> OperationResult:
     context = Context(2, "n", TimeLimits(), small=small)
     caller = Caller(Identity.parse(CREATOR), "w")
-    return direct.drive(lambda: operate(context, caller, Asked(name, move, wait=wait, checked=wait is not None)))
+    return direct.drive(
+        lambda: operate(context, caller, OperationRequest(name, move, wait=wait, checked=wait is not None))
+    )
 
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
@@ -100,7 +103,7 @@ def test_telling_a_task_of_many_children_is_large(store: Store, count: int) -> N
 
 
 def _load(direct: Direct, name: str) -> Task:
-    task = direct.drive(lambda: rows.load(name))
+    task = direct.drive(lambda: task_rows.load(name))
     assert task is not None
     return task
 
@@ -110,10 +113,10 @@ async def test_the_engine_runs_it_again_as_a_large_one(core: Core) -> None:
 
     def program(context: Context) -> Program[str]:
         seen.append(context.small)
-        work = Work(context)
-        work.look_at(SMALL_ROWS)
-        yield from rows.load("x")
-        work.look_at(1)
+        tx = TaskTransaction(context)
+        tx.charge(SMALL_ROWS)
+        yield from task_rows.load("x")
+        tx.charge(1)
         return "done"
 
     assert await core.tasks.engine.run_program(program) == "done"

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks import service
-from aether_trio.services.tasks.delivery import event_subscriptions, replay
+from aether_trio.services.tasks.delivery import event_replay, event_subscriptions
 from aether_trio.services.tasks.handlers import query
+from aether_trio.services.tasks.handlers import subscribe as subscribe_handler
 from aether_trio.storage.base import Database, Execute, Fetch, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -95,7 +95,7 @@ async def test_a_replay_over_several_pages_doubles_nothing(core: Core, world: Wo
         parent, children = await parent_and_children(peer, 2)
         for task_id in (parent, *children):
             assert (await operate(peer, Op.CLAIM, task_id)).success
-            for number in range(replay.PAGE_ROWS * 2):
+            for number in range(event_replay.PAGE_ROWS * 2):
                 report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
                 peer.send(pb.UpstreamMessage(progress=report))
         await trio.sleep(30)
@@ -239,7 +239,7 @@ class Reads:
 @pytest.fixture
 def reads(core: Core, monkeypatch: pytest.MonkeyPatch) -> Reads:
     found = Reads(core.tasks.engine.database)
-    monkeypatch.setattr(core.tasks.engine.hub, "_database", found)
+    monkeypatch.setattr(core.tasks.engine.event_subscriptions, "_database", found)
     return found
 
 
@@ -259,7 +259,7 @@ async def test_what_is_read_at_once_is_bounded_however_large_events_are(core: Co
             assert len([one for one in of(told, task_id) if one.HasField("progress")]) == 20
         times = [one.emitted_at_unix_ms for one in told]
         assert times == sorted(times)
-        assert max(reads.bytes) < replay.PAGE_BYTES + 64 * 1024
+        assert max(reads.bytes) < event_replay.PAGE_BYTES + 64 * 1024
 
 
 async def test_a_subscription_reads_once_at_a_time_however_much_happens_meanwhile(
@@ -272,7 +272,7 @@ async def test_a_subscription_reads_once_at_a_time_however_much_happens_meanwhil
         await core.tasks.engine.database.run(lambda: _written_elsewhere(parent))
         database.after_read.close()
         for _ in range(3):
-            core.tasks.engine.hub.look(parent)
+            core.tasks.engine.event_subscriptions.look(parent)
             await pump()
         assert reads.going_on == 1
         database.after_read.open()
@@ -293,9 +293,9 @@ async def test_a_replay_that_is_read_to_its_end_is_not_read_again(core: Core, re
 
 @pytest.mark.parametrize(("sizes", "whole"), [((60, 40), 2), ((60, 41), 1), ((101,), 1), ((101, 1), 1)])
 def test_a_page_is_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch, sizes: Sequence[int], whole: int) -> None:
-    monkeypatch.setattr(replay, "PAGE_BYTES", 100)
+    monkeypatch.setattr(event_replay, "PAGE_BYTES", 100)
     events = {number: bytes(size) for number, size in enumerate(sizes, 1)}
-    program = replay.read_on({}, {"t": 0})
+    program = event_replay.read_on({}, {"t": 0})
     program.send(None)
     program.send([(number, number, len(event)) for number, event in events.items()])
     with pytest.raises(StopIteration) as done:
@@ -308,7 +308,7 @@ def test_few_different_statements_ask_about_many_tasks() -> None:
     statements = set()
     for count_ in range(1, 41):
         wanted = [f"t{number}" for number in range(count_)]
-        [(names, marks)] = replay.in_parts(wanted)
+        [(names, marks)] = event_replay.in_parts(wanted)
         assert set(names) == set(wanted)
         assert marks.split(", ") == [f"${number}" for number in range(1, len(names) + 1)]
         statements.add(marks)
@@ -320,7 +320,7 @@ async def test_a_replay_is_in_the_order_of_time_over_several_pages(core: Core, w
         parent, [dense] = await parent_and_children(peer, 1)
         for task_id in (parent, dense):
             assert (await operate(peer, Op.CLAIM, task_id)).success
-            for number in range(replay.PAGE_ROWS * 2):
+            for number in range(event_replay.PAGE_ROWS * 2):
                 report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
                 peer.send(pb.UpstreamMessage(progress=report))
         await trio.sleep(30)
@@ -403,7 +403,7 @@ async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch:
         other.send(pb.UpstreamMessage(task_subscription_op=op))
         await barrier(other)
         assert (await subscribe(other, parent, recursive=True)).success
-    assert not core.tasks.engine.hub._followed
+    assert not core.tasks.engine.event_subscriptions._followed
 
 
 async def test_a_session_follows_as_many_tasks_as_it_may(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +439,7 @@ async def test_of_one_that_does_not_read_nothing_is_read_until_it_does(core: Cor
         parent, _ = await parent_and_children(peer, 0)
         assert (await operate(peer, Op.CLAIM, parent)).success
         assert (await subscribe(other, parent)).success
-        outbox = next(one.session.outbox for one in core.tasks.engine.hub._by_task[parent])
+        outbox = next(one.session.outbox for one in core.tasks.engine.event_subscriptions._by_task[parent])
         other.pause()
         sent = 0
         while outbox.control_has_room or sent % 10:
@@ -463,7 +463,7 @@ async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
 ) -> None:
     if not core.tasks.engine.database.shared:
         pytest.skip("nobody else is told")
-    monkeypatch.setattr(service, "UNWATCH_PAGE", 10)
+    monkeypatch.setattr(subscribe_handler, "UNWATCH_PAGE", 10)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
         parent, _ = await parent_and_children(peer, 40)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.transaction import sessions, work
+from aether_trio.services.tasks.transaction import sessions, task_transaction
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.services.agents.cast import SetClock
@@ -20,7 +20,7 @@ WAITING = "SELECT COUNT(*) FROM tasks WHERE status = 'waiting_dependency'"
 async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "WAKE_PAGE", 2)
+    monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
@@ -45,7 +45,7 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made again, finds that it has been made, and knows nothing of what was to follow."""
-    monkeypatch.setattr(work, "WAKE_PAGE", 2)
+    monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as creator:
         first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
@@ -63,7 +63,7 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
 async def test_whoever_still_waits_for_a_task_that_is_forgotten_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "WAKE_PAGE", 2)
+    monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     clock = SetClock(trio.current_time)
     async with (
@@ -94,5 +94,5 @@ async def test_those_that_were_missing_are_excused_once_though_the_clock_is_set_
         engine = core.tasks.engine
         began_ms = engine.clock.now_ms() + 3_600_000  # an hour later, by the clock of then
         await engine.database.execute("UPDATE tasks SET disconnected_ms = $1", began_ms - 1)
-        found = [await engine._result(partial(sessions.excuse, before_ms=began_ms)) for _ in range(2)]
+        found = [await engine._result(partial(sessions.restart_graces, before_ms=began_ms)) for _ in range(2)]
         assert found == [1, 0]

@@ -8,10 +8,10 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Move, Reason, Task, Wait
-from aether_trio.services.tasks.handlers.operate import Asked
+from aether_trio.services.tasks.handlers.operate import OperationRequest
 from aether_trio.services.tasks.handlers.operate import operate as move
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.write_batcher import Mutation
+from aether_trio.services.tasks.transaction.task_transaction import Mutation
 from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -117,9 +117,9 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
             await gate.wait()
             return await find(identity)
 
-        async def written_late(errand: Mutation) -> None:
+        async def written_late(mutation: Mutation) -> None:
             await gate.wait()
-            await core.tasks.engine.perform(errand)
+            await core.tasks.engine.perform(mutation)
 
         core.starter.current_start = late  # type: ignore[method-assign]
         core.tasks.engine.writes._perform = written_late  # the former session's row is still there
@@ -127,12 +127,12 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         back.send(agent("w", "i", "1", resume_session_id=session_id))
         await worker.wait_end()
         # Only the worker can; what its former session asked for is done late.
-        asked = Asked(task_id, Move.PAUSE, wait=Wait(Reason.HIBERNATION, checkpoint_key="half"))
+        asked = OperationRequest(task_id, Move.PAUSE, wait=Wait(Reason.HIBERNATION, checkpoint_key="half"))
         caller = Caller(Identity.parse("ag::w::i::1"), "w")
         outcome = await core.tasks.engine.run_program(lambda context: move(context, caller, asked))
         assert outcome.refusal == ""
-        assert outcome.work is not None
-        core.tasks.engine.settle(outcome.work)
+        assert outcome.tx is not None
+        core.tasks.engine.after_commit(outcome.tx)
         gate.set()
         assert (await back.receive_message()).WhichOneof("payload") == "connection_ack"
         back.finish()

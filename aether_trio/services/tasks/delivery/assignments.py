@@ -20,10 +20,11 @@ import structlog
 
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.tasks import Status, Task
-from aether_trio.services.tasks.handlers.protobuf import assignment
-from aether_trio.services.tasks.transaction import rows, startup
+from aether_trio.services.tasks.protobuf import assignment
+from aether_trio.services.tasks.transaction import startup, task_rows
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.tokens import hash_token, new_token
-from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Program
 from aether_trio.storage.retry import retry_while_unavailable
@@ -37,7 +38,7 @@ STARTS_AT_ONCE: Final = 32
 RunMint = Callable[[Callable[[Context], Program[list[Task | None]]]], Awaitable[list[Task | None]]]
 
 
-class Deliveries:
+class AssignmentSender:
     """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest.
 
     `run_program` runs a transaction that makes tokens. Raises StorageUnavailable.
@@ -104,7 +105,13 @@ class Deliveries:
         def mint(context: Context) -> Program[list[Task | None]]:
             found = []
             for task, token in minted:
-                found.append((yield from startup.mint(Work(context), task.task_id, task.epoch, hash_token(token))))
+                found.append(
+                    (
+                        yield from startup.issue_token(
+                            TaskTransaction(context), task.task_id, task.epoch, hash_token(token)
+                        )
+                    )
+                )
             return found
 
         found = await retry_while_unavailable(lambda: self._run_program(mint), "starts of agents", logger)
@@ -114,7 +121,7 @@ class Deliveries:
             await session.outbox.wait_control_room()
             if not session.detached:
                 self.pushed += 1
-                told = startup.assignment(still, token, numbered=session.numbered)
+                told = startup.start_assignment(still, token, numbered=session.numbered)
                 session.put(pb.DownstreamMessage(task_assignment=told))
 
     async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
@@ -134,6 +141,6 @@ class Deliveries:
 
 
 def _with_payload(task_id: str) -> Program[tuple[Task | None, bytes]]:
-    task = yield from rows.load(task_id)
-    payload = yield from rows.payload_of(task_id)
+    task = yield from task_rows.load(task_id)
+    payload = yield from task_rows.payload_of(task_id)
     return task, payload

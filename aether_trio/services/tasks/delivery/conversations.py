@@ -22,7 +22,7 @@ import trio
 from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.model.identity import Kind
 from aether_trio.model.topics import progress_of_user, task_topic
-from aether_trio.services.tasks.delivery.notices import PARTICIPANT, SOURCE
+from aether_trio.services.tasks.delivery.status_updates import PARTICIPANT, SOURCE
 from aether_trio.session.session import Session
 from aether_trio.session.subscriptions import Wanted
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable

@@ -27,8 +27,8 @@ import structlog
 import trio
 
 from aether_trio.model.errors import AetherError, Code
-from aether_trio.services.tasks.delivery import replay
-from aether_trio.services.tasks.transaction.work import Recorded
+from aether_trio.services.tasks.delivery import event_replay
+from aether_trio.services.tasks.transaction.interface import RecordedEvent
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -46,7 +46,7 @@ RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class Subscription:
+class EventSubscription:
     """`positions` are the numbers of the latest events sent, None while it is being read. `behind` are tasks to be read from the table."""
 
     subscription_id: str
@@ -68,8 +68,8 @@ class EventSubscriptions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._by_task: dict[str, dict[Subscription, None]] = {}
-        self._by_session: dict[str, dict[str, Subscription]] = {}
+        self._by_task: dict[str, dict[EventSubscription, None]] = {}
+        self._by_session: dict[str, dict[str, EventSubscription]] = {}
         self._followed: Counter[str] = Counter()
         """How many tasks each session follows."""
 
@@ -88,19 +88,19 @@ class EventSubscriptions:
 
     # -- subscribing ------------------------------------------------------------------------------------------------
 
-    def open(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
+    def open(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
         """Follow these tasks from now on; what happens until `start` is remembered as being behind."""
         self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
         for task_id in task_ids:
             self._follow(subscription, task_id, None)
 
-    def _follow(self, subscription: Subscription, task_id: str, position: int | None) -> None:
+    def _follow(self, subscription: EventSubscription, task_id: str, position: int | None) -> None:
         if task_id not in subscription.positions:
             subscription.positions[task_id] = position
             self._by_task.setdefault(task_id, {})[subscription] = None
             self._followed[subscription.session.session_id] += 1
 
-    def follow(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
+    def follow(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
         """Follow these as well, before `start`. Raises AetherError QUOTA."""
         new = [task_id for task_id in task_ids if task_id not in subscription.positions]
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
@@ -108,7 +108,7 @@ class EventSubscriptions:
         for task_id in new:
             self._follow(subscription, task_id, None)
 
-    def start(self, subscription: Subscription, positions: dict[str, int], *, replay: bool) -> None:
+    def start(self, subscription: EventSubscription, positions: dict[str, int], *, replay: bool) -> None:
         """Begin to send, behind these positions; with `replay` there is something behind them already."""
         for task_id, position in positions.items():
             if task_id in subscription.positions:
@@ -127,7 +127,7 @@ class EventSubscriptions:
         found = self._by_session.pop(session.session_id, {}).values()
         return [task_id for subscription in found for task_id in self._drop(subscription)]
 
-    def _drop(self, subscription: Subscription) -> list[str]:
+    def _drop(self, subscription: EventSubscription) -> list[str]:
         subscription.closed = True
         session_id = subscription.session.session_id
         self._followed[session_id] -= len(subscription.positions)
@@ -145,7 +145,7 @@ class EventSubscriptions:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def offer(self, events: Iterable[Recorded]) -> None:
+    def offer(self, events: Iterable[RecordedEvent]) -> None:
         """These have been committed. Never blocks."""
         for event in events:
             for subscription in tuple(self._by_task.get(event.task_id, ())):
@@ -169,7 +169,7 @@ class EventSubscriptions:
     async def look_for_missed(self) -> None:
         """Find events that were not offered here, of all tasks that somebody here follows. Raises StorageUnavailable."""
         followed = list(self._by_task)
-        for names, marks in replay.in_parts(followed):
+        for names, marks in event_replay.in_parts(followed):
             latest = await self._database.fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", *names)  # noqa: S608
             for task_id, number in latest:
                 for subscription in self._by_task.get(task_id, ()):
@@ -177,7 +177,7 @@ class EventSubscriptions:
                         subscription.behind.add(task_id)
                         self._catch_up_soon(subscription)
 
-    def _send(self, subscription: Subscription, task_id: str, number: int, encoded: bytes) -> None:
+    def _send(self, subscription: EventSubscription, task_id: str, number: int, encoded: bytes) -> None:
         if number <= (subscription.positions[task_id] or 0):
             return
         subscription.positions[task_id] = number
@@ -199,26 +199,26 @@ class EventSubscriptions:
                 subscription.full = True
                 subscription.session.put_error(_too_many(subscription), subscription.request_id)
 
-    def _catch_up_soon(self, subscription: Subscription) -> None:
+    def _catch_up_soon(self, subscription: EventSubscription) -> None:
         nursery = subscription.session.nursery
         known = any(subscription.positions[task_id] is not None for task_id in subscription.behind)
         if known and not subscription.reading and not subscription.closed and nursery is not None:
             subscription.reading = True
             nursery.start_soon(self._catch_up, subscription, name="task-events")
 
-    async def _catch_up(self, subscription: Subscription) -> None:
-        ahead: replay.Ahead = {}
+    async def _catch_up(self, subscription: EventSubscription) -> None:
+        ahead: event_replay.Ahead = {}
         positions, behind = subscription.positions, subscription.behind
         try:
             while not subscription.closed:
                 await subscription.session.outbox.wait_control_room()
                 wanted = {one: positions[one] or 0 for one in behind if one not in ahead and positions[one] is not None}
                 behind.difference_update(wanted)
-                wanted |= {one: positions[one] or 0 for one in replay.used_up(ahead)}
+                wanted |= {one: positions[one] or 0 for one in event_replay.used_up(ahead)}
                 if not wanted and not ahead:
                     return
                 try:
-                    found, ahead = await self._database.read(partial(replay.read_on, ahead, wanted))
+                    found, ahead = await self._database.read(partial(event_replay.read_on, ahead, wanted))
                 except StorageUnavailable as error:
                     logger.warning("task events not read, trying again", reason=str(error))
                     behind.update(task_id for task_id in wanted if task_id not in ahead)
@@ -230,7 +230,7 @@ class EventSubscriptions:
         finally:
             subscription.reading = False
 
-    def _send_all(self, subscription: Subscription, found: Sequence[Row]) -> set[str]:
+    def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
         """In their order; the tasks of those that have no room. They are read again: of a client that does not read no event is kept."""
         for at, (task_id, number, encoded) in enumerate(found):
             if not subscription.session.outbox.control_has_room:
@@ -241,7 +241,7 @@ class EventSubscriptions:
         return set()
 
 
-def _too_many(subscription: Subscription) -> AetherError:
+def _too_many(subscription: EventSubscription) -> AetherError:
     return AetherError(
         Code.QUOTA,
         f"subscription {subscription.subscription_id} to all below task {subscription.task_id} follows at most "
@@ -273,7 +273,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
     unwatched = []
     if node is not None:
         watched: set[str] = set()
-        for names, marks in replay.in_parts(wanted):
+        for names, marks in event_replay.in_parts(wanted):
             found: list[Row] = yield Fetch(
                 f"SELECT task_id FROM task_watchers WHERE task_id IN ({marks}) AND node = ${len(names) + 1}",  # noqa: S608
                 (*names, node),
@@ -286,7 +286,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
 def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
     """Where a subscription begins: behind everything, or before the first event at or after `since_ms`."""
     found: dict[str, int] = {}
-    for names, marks in replay.in_parts(task_ids):
+    for names, marks in event_replay.in_parts(task_ids):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
         latest: dict[str, int] = dict.fromkeys(names, 0) | {row[0]: row[1] for row in rows}
         if since_ms > 0:

@@ -1,53 +1,78 @@
-"""CreateTask: the checks in the reference's order (tasks.md 2.2), the row that a request becomes, and its transaction.
+"""CreateTask: the checks of a request, the row it becomes, and its transaction (tasks.md 2.2).
 
-An idempotency key is written in the transaction that creates its task. So a creation that fails leaves no key behind, and of two requests
-at the same moment, on whichever nodes, one creates the task and the other finds it. Keys are apart for each workspace: the reference's
-are not, and would tell one workspace the ids of another's tasks.
+    handle ──▶ checks in the reference's order ──▶ new_task ──▶ create_in_transaction ──▶ response
 
-A target that is connected is given its task whether or not its implementation is registered, which the reference asks for: what is
-registered is what can be started, and this one runs.
+An idempotency key is written in the transaction that creates its task. A creation that fails
+leaves no key, and of two requests at the same moment, on any two nodes, one creates the task and
+the other finds it. Keys are separate for each workspace: those of the reference are not, and would
+tell one workspace the ids of another workspace's tasks.
+
+A connected target is assigned its task even if its implementation is not registered, which the
+reference demands: a registration says what can be started, and this target runs already.
+
+A refusal is an ErrorResponse without an id and, if the request has an id, a failed
+CreateTaskResponse. The reference answers an invalid identifier with the former alone, so that its
+callers wait until they time out; here they get both.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+import trio
+
+from aether_trio.delivery.router import send_refusal
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
+from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
+from aether_trio.model.permissions import may_send
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks.handlers.protobuf import ABANDON, CANCEL, ON_PARENT_CANCELLED, kept_of, policy_of
+from aether_trio.model.topics import TopicKind, resolve_target
+from aether_trio.services.access import DIRECT, Authorizer
+from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.sanitize import number_of
-from aether_trio.services.tasks.transaction import children, rows
-from aether_trio.services.tasks.transaction.tokens import Minted, keep
-from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.services.tasks.handlers.sessions import TaskSessions
+from aether_trio.services.tasks.protobuf import ABANDON, CANCEL, ON_PARENT_CANCELLED, kept_of, policy_of
+from aether_trio.services.tasks.starter import Starter
+from aether_trio.services.tasks.transaction import child_events, task_rows
+from aether_trio.services.tasks.transaction.interface import Context, Transaction
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.tokens import IssuedToken, hash_token, insert, new_token
+from aether_trio.services.tasks.transaction.workers import WORKER_KINDS
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
+from aether_trio.storage.outages import outage
+from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 KEY_MS: Final = 24 * 3600 * 1000
+"""How long an idempotency key is kept."""
 MAX_TEXT_BYTES: Final = Limits.name_bytes
-"""Of each free text of a request. The reference has no bound."""
+"""Maximum size of each free text of a request. The reference has no bound."""
 MAX_REQUEST_BYTES: Final = Limits.request_bytes
-"""Of everything but the payload: it is shown in every list."""
-
-WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
-"""Who can be given work."""
+"""Maximum size of a request without its payload: every task list shows it."""
+JOIN_RETRIES_S: Final = (0.01, 0.05, 0.2, 0.5)
+"""Pauses until the row of a target that has just connected to another node is written."""
+SYSTEM_WORKSPACE: Final = "_system"
 
 MODES: Final[Mapping[int, Mode]] = MappingProxyType({pb.TARGETED: Mode.TARGETED, pb.POOL: Mode.POOL})
 
 DEADLINES: Final = ("schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms")
-"""The wire has no fields for these; they are read from metadata of the same names, in milliseconds."""
+"""The protocol has no fields for deadlines: they are metadata of these names, in milliseconds."""
 MAX_DEADLINE_MS: Final = 10 * 365 * 24 * 3600 * 1000
-SHOWN_TEXT: Final = 40
-"""Characters of what a refusal quotes."""
+QUOTED_CHARACTERS: Final = 40
+"""Characters of a client's text that a refusal quotes."""
 
-_TEXTS: Final = (
+_BOUNDED_TEXTS: Final = (
     "task_type",
     "context_id",
     "idempotency_key",
@@ -56,6 +81,232 @@ _TEXTS: Final = (
     "parent_task_id",
     "originating_schedule_id",
 )
+
+
+class OfflinePolicy(enum.Enum):
+    """What happens to a TARGETED task whose target is not connected."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+    START = "start"
+    UNKNOWN = "unknown"
+    """The creator wants the target started, but its implementation is not registered."""
+
+
+_ABSENT: Final = {
+    OfflinePolicy.REJECT: "{0} is not connected",
+    OfflinePolicy.UNKNOWN: "{0} is not connected, and its implementation is not registered, so it cannot be started",
+}
+
+Start = Callable[[Transaction, Identity, Task], Program[str]]
+"""Starter.start (starter.py)."""
+
+
+class CreateResult(NamedTuple):
+    """What a request became.
+
+    `task` is None for a repeated request, whose task has the id `task_id`. `problem`: no task was
+    created, and why. `started`: the target is being started.
+    """
+
+    task_id: str
+    task: Task | None = None
+    tx: TaskTransaction | None = None
+    problem: str = ""
+    started: bool = False
+    absent: bool = False
+    """Whether the problem is that the target is not among the connected workers."""
+
+
+@dataclass(slots=True)
+class TaskCreator:
+    """Handles create_task."""
+
+    engine: Engine
+    sessions: TaskSessions
+    ids: IdFactory
+    authorizer: Authorizer
+    payload_bytes: int
+    strict: bool
+    random_bytes: Callable[[int], bytes]
+    connected: Callable[[str], Awaitable[bool]]
+    """Whether a participant is connected, on whichever node. Raises StorageUnavailable."""
+    starter: Starter
+    _latest_us: int = 0
+
+    async def handle(self, session: Session, request: pb.CreateTaskRequest) -> list[pb.DownstreamMessage]:
+        """Every refusal is in both answers."""
+        try:
+            response = await self._create(session, request)
+        except StorageUnavailable as error:
+            told = outage(error)
+            return _refused(
+                request, told if told.code is Code.OUTCOME_UNKNOWN else AetherError(Code.INTERNAL, told.message)
+            )
+        except AetherError as error:
+            return _refused(request, error)
+        response.request_id = request.request_id
+        return [pb.DownstreamMessage(create_task=response)] if request.request_id else []
+
+    async def _create(self, session: Session, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
+        identity = session.identity
+        workspace = check_names(request, session.workspace, strict=self.strict)
+        check_size(request, self.payload_bytes)
+        await self._check_access(session, request, workspace)
+        target = target_of(request, strict=self.strict)
+        self._check_reach(session, request, target)
+        offline = await self._offline_policy(request, target)
+        now_ms = self.engine.clock.now_ms()
+        task = new_task(
+            request,
+            task_id=self.ids.dated(now_ms),
+            workspace=workspace,
+            creator=identity,
+            parent_task_id=request.parent_task_id or session.task_id,
+            target=target,
+            now_ms=now_ms,
+            order_us=self._next_order_us(),
+        )
+        await self.sessions.wait_joined(session)
+        if task.mode is Mode.SELF_ASSIGN:
+            await self.sessions.register_owner(session)
+        token, owner = await self._token(session, request)
+        key = key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
+        asked = request_hash(request, workspace) if key else b""
+        minted = IssuedToken(hash_token(token), owner, session.lineage) if token else None
+
+        async def run(offline: OfflinePolicy) -> CreateResult:
+            return await self.engine.run_program(
+                lambda context: create_in_transaction(
+                    context,
+                    task,
+                    request.payload,
+                    key=key,
+                    request=asked,
+                    offline=offline,
+                    start=self.starter.start,
+                    target=target,
+                    minted=minted,
+                )
+            )
+
+        created = await run(OfflinePolicy.REJECT if offline is OfflinePolicy.START else offline)
+        if created.absent and target is not None:
+            created = await self._retry_absent(run, created, target, offline)
+        if created.problem:
+            raise _failed(created.problem)
+        if created.tx is not None:
+            self.engine.after_commit(created.tx)
+        return self._answer(created, token)
+
+    async def _retry_absent(
+        self,
+        run: Callable[[OfflinePolicy], Awaitable[CreateResult]],
+        created: CreateResult,
+        target: Identity,
+        offline: OfflinePolicy,
+    ) -> CreateResult:
+        """The target is no worker. It may have connected just now, and its row is on its way; else it may be started."""
+        for pause_s in JOIN_RETRIES_S:
+            if not await self.connected(target.text):
+                return await run(offline) if offline is OfflinePolicy.START else created
+            await self.engine.writes.flush()
+            created = await run(OfflinePolicy.REJECT)
+            if not created.absent:
+                return created
+            await trio.sleep(pause_s)
+        return await run(OfflinePolicy.QUEUE)  # it is connected, so it will be given what waits for it
+
+    async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
+        identity = session.identity
+        if not session.allows_workspace(workspace):
+            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+        authority = DIRECT
+        if request.HasField("authorization"):
+            authority = await self.authorizer.authority(identity, request.authorization)
+        if identity.kind is Kind.WORKFLOW_ENGINE and authority.is_direct:
+            return
+        decision = await self.authorizer.check(
+            identity, "task_create", "workspace", workspace, workspace, AccessLevel.READWRITE, authority
+        )
+        if not decision.allowed:
+            raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+
+    def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
+        """A task reaches whom a message reaches: the target, or the workers of a pool. Before anything is looked up about them.
+
+        Raises AetherError PERMISSION_DENIED.
+        """
+        kind = session.identity.kind
+        if target is None:
+            pooled = MODES.get(request.assignment_mode) is Mode.POOL
+            if pooled and not may_send(kind, TopicKind.TASK_CLASS):
+                raise AetherError(Code.PERMISSION_DENIED, f"{kind.with_article} may not give others work")
+            return
+        why = send_refusal(
+            self.authorizer,
+            session.identity,
+            resolve_target(target.topic, session.workspace, self.strict),
+            target.text,
+            workspace=session.workspace,
+            allows_workspace=session.allows_workspace,
+        )
+        if why is not None:
+            raise AetherError(Code.PERMISSION_DENIED, why)
+
+    async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> OfflinePolicy:
+        """What is to become of the task if its target is not connected. Raises AetherError TASK_CREATE_FAILED."""
+        kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
+        if target is None or kept:
+            return OfflinePolicy.QUEUE
+        if request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_REJECT:
+            return OfflinePolicy.REJECT
+        if await self.starter.knows(target.implementation):
+            return OfflinePolicy.START
+        return OfflinePolicy.UNKNOWN
+
+    async def _token(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
+        """A token for the identity that is to do the task, and its text; ("", "") if none is asked for or may be had.
+
+        It is good for no more than the creator's own credential is.
+        """
+        creator = session.identity
+        if not request.target_identity:
+            return "", ""
+        try:
+            owner = Identity.parse(request.target_identity, strict=self.strict)
+        except IdentityError:
+            return "", ""
+        if owner.kind not in WORKER_KINDS or not session.covers(owner):
+            return "", ""
+        if owner.kind is Kind.SERVICE:
+            name = owner.implementation
+            decision = await self.authorizer.check(
+                creator, "task_token_issue", "service_impl", name, "", AccessLevel.MANAGE
+            )
+        elif owner.workspace and owner.workspace != SYSTEM_WORKSPACE:
+            decision = await self.authorizer.check_workspace(
+                creator, owner.workspace, AccessLevel.MANAGE, "task_token_issue"
+            )
+        else:
+            return "", ""
+        return (new_token(self.random_bytes), owner.text) if decision.allowed else ("", "")
+
+    def _next_order_us(self) -> int:
+        """Now, in microseconds, and more than ever before on this node: what comes first is assigned first."""
+        self._latest_us = max(self.engine.clock.now_ms() * 1000, self._latest_us + 1)
+        return self._latest_us
+
+    @staticmethod
+    def _answer(created: CreateResult, token: str) -> pb.CreateTaskResponse:
+        response = pb.CreateTaskResponse(success=True, task_id=created.task_id)
+        task = created.task
+        if task is not None:
+            response.status = _word(task, started=created.started)
+            response.task_token = token if task.tokens else ""
+            if task.mode is not Mode.POOL and task.status is not Status.PENDING:
+                response.assigned_to = task.assigned_to
+        return response
 
 
 def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bool) -> str:
@@ -77,7 +328,7 @@ def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
             Code.TASK_PAYLOAD_TOO_LARGE,
             f"the payload has {len(request.payload)} bytes; at most {payload_bytes} are allowed",
         )
-    for name in _TEXTS:
+    for name in _BOUNDED_TEXTS:
         text = getattr(request, name)
         if len(text.encode()) > MAX_TEXT_BYTES or "\x00" in text:
             raise AetherError(Code.INVALID_ARGUMENT, f"{name} has more than {MAX_TEXT_BYTES} bytes, or a zero byte")
@@ -89,7 +340,7 @@ def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
         )
 
 
-def failed(text: str) -> AetherError:
+def _failed(text: str) -> AetherError:
     """A task that cannot be."""
     return AetherError(Code.TASK_CREATE_FAILED, text)
 
@@ -101,9 +352,9 @@ def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None
     try:
         target = Identity.parse(request.target_agent_id, strict=strict)
     except IdentityError as error:
-        raise failed(f"target_agent_id: {error}") from None
+        raise _failed(f"target_agent_id: {error}") from None
     if target.kind not in WORKER_KINDS:
-        raise failed(f"{target.kind.with_article} cannot be given tasks")
+        raise _failed(f"{target.kind.with_article} cannot be given tasks")
     return target
 
 
@@ -115,7 +366,7 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
         if text:
             deadline_ms = number_of(text, MAX_DEADLINE_MS)
             if deadline_ms is None:
-                raise failed(
+                raise _failed(
                     f"metadata {name} is {_quoted(text)}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}"
                 )
             found[name] = deadline_ms
@@ -126,11 +377,11 @@ def check_policy(request: pb.CreateTaskRequest) -> None:
     """Raises AetherError TASK_CREATE_FAILED."""
     policy = request.metadata.get(ON_PARENT_CANCELLED, ABANDON)
     if policy not in (ABANDON, CANCEL):
-        raise failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
+        raise _failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…")
+    return repr(text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…")
 
 
 def new_task(
@@ -147,9 +398,9 @@ def new_task(
     """The row of a request. Raises AetherError TASK_CREATE_FAILED."""
     mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
     if mode is Mode.POOL and not request.target_implementation:
-        raise failed("a POOL task needs target_implementation")
+        raise _failed("a POOL task needs target_implementation")
     if request.task_type == AGENT_STARTUP and mode is not Mode.TARGETED:
-        raise failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
+        raise _failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
     check_policy(request)
     policy = policy_of(request)
     # Of an agent_startup the window is no use: reconciliation looks after those.
@@ -188,40 +439,6 @@ def new_task(
     return task
 
 
-class Offline(enum.Enum):
-    """What becomes of a TARGETED task whose target is not connected."""
-
-    QUEUE = "queue"
-    REJECT = "reject"
-    START = "start"
-    UNKNOWN = "unknown"
-    """It is to be started, and nobody knows how."""
-
-
-_NOBODY: Final = {
-    Offline.REJECT: "{0} is not connected",
-    Offline.UNKNOWN: "{0} is not connected, and its implementation is not registered, so nobody can start it",
-}
-
-Start = Callable[[Work, Identity, Task], Program[str]]
-"""Starter.start (starting.py)."""
-
-
-class Created(NamedTuple):
-    """What became of a request. `task` is None for a repeated one, whose task has the id `task_id`.
-
-    `problem`: nothing was created, and this is why. `started`: the target is being started.
-    """
-
-    task_id: str
-    task: Task | None = None
-    work: Work | None = None
-    problem: str = ""
-    started: bool = False
-    absent: bool = False
-    """The problem is that the target is not among the workers."""
-
-
 def key_hash(workspace: str, key: str) -> bytes:
     """How an idempotency key is kept."""
     return hashlib.sha256(f"{workspace}\x00{key}".encode()).digest()
@@ -240,18 +457,18 @@ def request_hash(request: pb.CreateTaskRequest, workspace: str) -> bytes:
 REUSED_KEY: Final = "idempotency_key was used for another request before: the same key goes with the same request only"
 
 
-def create(
+def create_in_transaction(
     context: Context,
     task: Task,
     payload: bytes,
     *,
     key: bytes,
     request: bytes,
-    offline: Offline,
+    offline: OfflinePolicy,
     start: Start | None,
     target: Identity | None,
-    minted: Minted | None,
-) -> Program[Created]:
+    minted: IssuedToken | None,
+) -> Program[CreateResult]:
     """Write a task with the token `minted`, if its maker may make one; or find the task of its key.
 
     `request` is the hash of what was asked for with the key.
@@ -260,32 +477,34 @@ def create(
         found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,))
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
             if found[0][2] is not None and found[0][2] != request:
-                return Created("", problem=REUSED_KEY)
-            return Created(found[0][0])
-    work = Work(context)
+                return CreateResult("", problem=REUSED_KEY)
+            return CreateResult(found[0][0])
+    tx = TaskTransaction(context)
     if task.parent_task_id:
-        parent = yield from children.parent_of(work, task.parent_task_id)
+        parent = yield from child_events.load_parent(tx, task.parent_task_id)
         if (
             parent is None
             or parent.workspace != task.workspace
             or task.creator not in (parent.assigned_to, parent.creator)
         ):
-            return Created("", problem=f"parent task {task.parent_task_id} not found")
+            return CreateResult("", problem=f"parent task {task.parent_task_id} not found")
         if parent.is_final:
-            return Created("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
+            return CreateResult("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
     started = False
-    if target is not None and offline is not Offline.QUEUE and (yield from work.find_worker(target.text)) is None:
-        if offline is not Offline.START or start is None:
-            return Created("", problem=_NOBODY.get(offline, _NOBODY[Offline.UNKNOWN]).format(target.text), absent=True)
-        problem = yield from start(work, target, task)
+    if target is not None and offline is not OfflinePolicy.QUEUE and (yield from tx.find_worker(target.text)) is None:
+        if offline is not OfflinePolicy.START or start is None:
+            return CreateResult(
+                "", problem=_ABSENT.get(offline, _ABSENT[OfflinePolicy.UNKNOWN]).format(target.text), absent=True
+            )
+        problem = yield from start(tx, target, task)
         if problem:
-            return Created("", problem=problem)
+            return CreateResult("", problem=problem)
         started = True
     elif task.task_type == AGENT_STARTUP:
-        return Created("", problem=f"{task.target} is connected already")
+        return CreateResult("", problem=f"{task.target} is connected already")
     task = task.changed({})  # what it becomes is this run's, as a program may run again
-    task.tokens = int(minted is not None and (yield from keep(minted, task.task_id, context.now_ms)))
-    made = yield from work.create(task, payload)
+    task.tokens = int(minted is not None and (yield from insert(minted, task.task_id, context.now_ms)))
+    made = yield from tx.create(task, payload)
     if key:
         yield Execute(
             "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, $4) "
@@ -294,6 +513,27 @@ def create(
             (key, task.task_id, context.now_ms + KEY_MS, request),
         )
     if not made:  # the start that it wishes for has its id, or this program has run before
-        return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)
-    given = [push.task for push in work.pushes if push.task.task_id == task.task_id]
-    return Created(task.task_id, given[-1] if given else task, work, started=started)
+        return CreateResult(task.task_id, (yield from task_rows.load(task.task_id)), tx, started=started)
+    given = [push.task for push in tx.effects.assignments if push.task.task_id == task.task_id]
+    return CreateResult(task.task_id, given[-1] if given else task, tx, started=started)
+
+
+def _word(task: Task, *, started: bool) -> str:
+    """What became of it: the protocol's words, and "queued" for what waits for a target that nobody starts."""
+    if task.task_type == AGENT_STARTUP:
+        return "orchestration_triggered"
+    if task.mode is Mode.POOL:
+        return "pending_pool"
+    if task.status is not Status.PENDING:
+        return "assigned"
+    return "orchestration_triggered" if started else "queued"
+
+
+def _refused(request: pb.CreateTaskRequest, error: AetherError) -> list[pb.DownstreamMessage]:
+    answers = [error_response(error)]
+    if request.request_id:
+        failed = pb.CreateTaskResponse(
+            error_code=error.code, error_message=error.message, request_id=request.request_id
+        )
+        answers.append(pb.DownstreamMessage(create_task=failed))
+    return answers

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from aether_trio.model.identity import Kind
+from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks.handlers.permissions import Caller, is_party, may_be_given, waits_for
-from aether_trio.services.tasks.handlers.sanitize import storable
-from aether_trio.services.tasks.transaction import input_rows, rows, startup
-from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
+from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.handlers.permissions import (
+    MANAGE,
+    NOT_FOUND,
+    WORK,
+    Caller,
+    is_party,
+    may,
+    may_be_given,
+    waits_for,
+)
+from aether_trio.services.tasks.handlers.sanitize import reason, storable
+from aether_trio.services.tasks.handlers.sessions import TaskSessions
+from aether_trio.services.tasks.protobuf import named, show
+from aether_trio.services.tasks.transaction import input_rows, startup, task_rows
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable, placeholders
+from aether_trio.storage.outages import outage
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.TaskOperation
@@ -31,23 +50,38 @@ MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
 """Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
 MAX_WAKE_MS: Final = 2**62
 
-MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
+
+class Operation(NamedTuple):
+    """What an operation of the protocol asks for: a move, and the message of its success."""
+
+    move: Move
+    message: str
+    needs_wait: bool = False
+    """Whether the request must have a `wait_spec`."""
+    needs_dependencies: bool = False
+    """Whether the request must name tasks to wait for, which must be in the task's workspace."""
+
+
+OPERATIONS: Final[Mapping[int, Operation]] = MappingProxyType(
     {
-        Op.RETRY: (Move.RETRY, "task queued for retry"),
-        Op.CANCEL: (Move.CANCEL, "task cancelled"),
-        Op.COMPLETE: (Move.COMPLETE, "task completed"),
-        Op.FAIL: (Move.FAIL, "task marked as failed"),
-        Op.PAUSE: (Move.PAUSE, "task paused"),
-        Op.WAIT_FOR: (Move.PAUSE, "task waiting on dependencies"),
-        Op.RESUME: (Move.RESUME, "task resumed"),
-        Op.REJECT: (Move.REJECT, "task rejected"),
-        Op.CLAIM: (Move.CLAIM, "task claimed"),
+        Op.RETRY: Operation(Move.RETRY, "task queued for retry"),
+        Op.CANCEL: Operation(Move.CANCEL, "task cancelled"),
+        Op.COMPLETE: Operation(Move.COMPLETE, "task completed"),
+        Op.FAIL: Operation(Move.FAIL, "task marked as failed"),
+        Op.PAUSE: Operation(Move.PAUSE, "task paused", needs_wait=True),
+        Op.WAIT_FOR: Operation(Move.PAUSE, "task waiting on dependencies", needs_dependencies=True),
+        Op.RESUME: Operation(Move.RESUME, "task resumed"),
+        Op.REJECT: Operation(Move.REJECT, "task rejected"),
+        Op.CLAIM: Operation(Move.CLAIM, "task claimed"),
     }
 )
-"""Each operation's move, and the message of its success."""
+"""The operations of the protocol. CONTRIBUTING.md says how to add one."""
+
+HOLDING_MOVES: Final = frozenset({Move.CLAIM, Move.RESUME, Move.PAUSE})
+"""After these the caller may hold a task: an owner needs a row among the workers first."""
 
 
-class Asked(NamedTuple):
+class OperationRequest(NamedTuple):
     """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace.
 
     `number` is the assignment that the caller speaks for, 0 for its latest. A PAUSE with the same `request_id` is the same PAUSE.
@@ -64,115 +98,221 @@ class Asked(NamedTuple):
     """Whether it shows for the first time that the caller's client says when it begins."""
 
 
-class Outcome(NamedTuple):
+class OperationResult(NamedTuple):
     """What became of it. `work` is None when nothing was written; `task` None: there is no such task for this caller.
 
     `needs`: nothing was done, and an access rule of this workspace is to be asked first.
     """
 
     task: Task | None = None
-    work: Work | None = None
+    tx: TaskTransaction | None = None
     refusal: str = ""
     needs: str = ""
 
 
-def operate(context: Context, caller: Caller, asked: Asked, since_ms: int = 0) -> Program[Outcome]:
+class TaskOperator:
+    """Handles `task_op`: one operation of OPERATIONS on one task.
+
+    `has_checkpoint(identity, key)` says whether a participant has saved a checkpoint. Raises
+    StorageUnavailable.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: TaskSessions,
+        ids: IdFactory,
+        authorizer: Authorizer,
+        has_checkpoint: Callable[[str, str], Awaitable[bool]],
+    ) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._ids = ids
+        self._authorizer = authorizer
+        self._has_checkpoint = has_checkpoint
+
+    async def handle(self, session: Session, op: pb.TaskOperation) -> Sequence[pb.DownstreamMessage]:
+        """Answer one request. A refusal is a sentence in the typed response."""
+        message = pb.DownstreamMessage(task_op=pb.TaskOperationResponse(request_id=op.request_id))
+        response = message.task_op
+        try:
+            await self._sessions.wait_written(session)
+            if session.identity.kind is Kind.ORCHESTRATOR:
+                # Its report on an agent is judged after the agent's begin or end is written.
+                await self._engine.writes.flush()
+            await self._operate(session, op, response)
+        except StorageUnavailable as error:
+            response.error = str(outage(error))
+        return [message]
+
+    async def _operate(self, session: Session, op: pb.TaskOperation, response: pb.TaskOperationResponse) -> None:
+        operation = OPERATIONS.get(op.op)
+        if operation is None:
+            response.error = f"unknown task operation {op.op}"
+            return
+        wait = read_wait(op)
+        if operation.needs_wait and wait is None:
+            response.error = "wait_spec is required"
+            return
+        if operation.needs_dependencies and (wait is None or not wait.depends_on):
+            response.error = "wait_spec.depends_on is required"
+            return
+        if operation.move in HOLDING_MOVES:
+            await self._sessions.register_owner(session)
+        caller = Caller.of(session)
+        task_id, number = named(storable(op.task_id))
+        request = OperationRequest(
+            task_id,
+            operation.move,
+            reason(op.reason),
+            wait,
+            op.request_id or self._ids.unique(),  # a transaction without an answer is run again
+            checked=operation.needs_dependencies,
+            number=number,
+            first_claim=operation.move is Move.CLAIM and self._sessions.is_first_claim(session),
+        )
+        result = await self._run(caller, request)
+        if result.needs:
+            needed = WORK if RULES[request.move].by_worker else MANAGE
+            if await may(self._authorizer, caller, result.needs, needed):
+                result = await self._run(replace(caller, allowed=True), request)
+            else:
+                result = OperationResult()
+        if result.task is None:
+            response.error = NOT_FOUND
+        elif result.refusal:
+            response.error = result.refusal
+        else:
+            if request.first_claim:
+                self._sessions.claimed(session)
+            response.success = True
+            response.message = operation.message
+            show(response.task, result.task, numbered=session.numbered)
+
+    async def _run(self, caller: Caller, request: OperationRequest) -> OperationResult:
+        if request.wait is not None and request.wait.reason == Reason.HIBERNATION:
+            task = await self._engine.database.read_small(lambda: task_rows.load(request.task_id))
+            if task is not None and (problem := await self._checkpoint_problem(task, caller, request.wait)):
+                return OperationResult(task, refusal=problem)
+        runs: list[int] = []
+
+        def program(context: Context) -> Program[OperationResult]:
+            runs.append(context.now_ms)
+            return operate(context, caller, request, runs[0] if len(runs) > 1 else 0)
+
+        result = await self._engine.run_program(program)
+        if result.tx is not None:
+            self._engine.after_commit(result.tx)
+        return result
+
+    async def _checkpoint_problem(self, task: Task, caller: Caller, wait: Wait) -> str:
+        """Return why the task's worker cannot hibernate it with this checkpoint; "" if it can.
+
+        Only the worker learns which checkpoints it has saved; others are refused for other reasons.
+        """
+        key = wait.checkpoint_key
+        if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
+            return ""
+        return f"checkpoint {key!r} of {task.assigned_to} not found: save it before the task hibernates"
+
+
+def operate(context: Context, caller: Caller, request: OperationRequest, since_ms: int = 0) -> Program[OperationResult]:
     """One move that a participant asks for.
 
     `since_ms`: this is not the first run. An earlier one began at that moment, and it is not known whether it was committed.
     """
-    task = yield from rows.load(asked.task_id)
+    task = yield from task_rows.load(request.task_id)
     if task is None:
-        return Outcome()
+        return OperationResult()
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
-        epoch = yield from rows.latest_epoch(task.task_id, caller.name)
-    if asked.number and epoch is not None:
-        epoch = asked.number  # a participant of the same name may have it by now, or its own earlier work be late
+        epoch = yield from task_rows.latest_epoch(task.task_id, caller.name)
+    if request.number and epoch is not None:
+        epoch = request.number  # a participant of the same name may have it by now, or its own earlier work be late
     # Who had it is told that it has lost it when it reports the end; that gives no right to cancel another's work.
-    had_it = epoch is not None and RULES[asked.move].by_worker
-    its_turn = RULES[asked.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
+    had_it = epoch is not None and RULES[request.move].by_worker
+    its_turn = RULES[request.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
     if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
-        return Outcome(needs=task.workspace)
-    work = Work(context)
-    if since_ms and (yield from _was_made(work, task, asked, since_ms)):
-        return Outcome(task, work)
-    refusal = _check_claim(task, caller, asked) or (yield from _check_wait(work, task, caller, asked))
+        return OperationResult(needs=task.workspace)
+    tx = TaskTransaction(context)
+    if since_ms and (yield from _was_made(tx, task, request, since_ms)):
+        return OperationResult(task, tx)
+    refusal = _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request))
     if refusal:
-        return Outcome(task, refusal=refusal)
+        return OperationResult(task, refusal=refusal)
     present = True
-    if asked.move is Move.RESUME and task.assigned_to:
-        present = yield from work.at_work(task)
-    facts = work.facts(
+    if request.move is Move.RESUME and task.assigned_to:
+        present = yield from tx.worker_is_present(task)
+    facts = tx.facts(
         caller.name,
         caller_epoch=epoch,
-        reason=asked.reason,
-        wait=asked.wait,
-        pause_key=_pause_key(task, caller, asked, epoch),
+        reason=request.reason,
+        wait=request.wait,
+        pause_key=_pause_key(task, caller, request, epoch),
         present=present,
     )
-    if asked.wait is not None and isinstance(decide(task, asked.move, facts), Step):
-        circle = yield from _check_circle(work, task, asked.wait)
+    if request.wait is not None and isinstance(decide(task, request.move, facts), Step):
+        circle = yield from _check_circle(tx, task, request.wait)
         if circle:
-            return Outcome(task, refusal=circle)
+            return OperationResult(task, refusal=circle)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP:
-        refusal = startup.refuse(task, asked.move)
+        refusal = startup.refusal_of(task, request.move)
         if refusal:
-            return Outcome(task, refusal=refusal)
-        if asked.move is Move.FAIL and epoch is not None:
-            decision = yield from startup.failed(work, task, caller.name, epoch, asked.reason)
-        elif asked.move is Move.CLAIM and epoch is not None:
-            decision = startup.claimed(task, caller.name, epoch)
+            return OperationResult(task, refusal=refusal)
+        if request.move is Move.FAIL and epoch is not None:
+            decision = yield from startup.report_failure(tx, task, caller.name, epoch, request.reason)
+        elif request.move is Move.CLAIM and epoch is not None:
+            decision = startup.confirm_launch(task, caller.name, epoch)
     if decision is None:
-        decision = yield from work.make(task, asked.move, facts)
+        decision = yield from tx.apply(task, request.move, facts)
     if isinstance(decision, Refused):
-        return Outcome(task, refusal=decision.text)
-    if asked.first_claim:
+        return OperationResult(task, refusal=decision.text)
+    if request.first_claim:
         yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))
     after = decision.after if isinstance(decision, Step) else task
     if after.status is Status.PENDING:  # or whatever has become of it by now
-        after = (yield from rows.load(task.task_id)) or task
-    if after.status is Status.WAITING_DEPENDENCY and asked.wait is not None:
-        yield from _wait_for(work, after, asked.wait)
-        after = (yield from rows.load(task.task_id)) or after
-    if asked.move is Move.PAUSE and after.status is Status.WAITING_INPUT and (yield from _use_input(work, after)):
-        after = (yield from rows.load(task.task_id)) or after
-    return Outcome(after, work)
+        after = (yield from task_rows.load(task.task_id)) or task
+    if after.status is Status.WAITING_DEPENDENCY and request.wait is not None:
+        yield from _wait_for(tx, after, request.wait)
+        after = (yield from task_rows.load(task.task_id)) or after
+    if request.move is Move.PAUSE and after.status is Status.WAITING_INPUT and (yield from _use_input(tx, after)):
+        after = (yield from task_rows.load(task.task_id)) or after
+    return OperationResult(after, tx)
 
 
-def _pause_key(task: Task, caller: Caller, asked: Asked, epoch: int | None) -> str:
+def _pause_key(task: Task, caller: Caller, request: OperationRequest, epoch: int | None) -> str:
     """The same for the same PAUSE of the same assignment, and short. "" for one that cannot be recognized, and for other moves."""
-    if asked.move is not Move.PAUSE or asked.wait is None or not asked.request_id:
+    if request.move is not Move.PAUSE or request.wait is None or not request.request_id:
         return ""
     number = task.epoch if epoch is None else epoch
-    text = "\0".join((caller.name, str(number), asked.request_id, asked.wait.in_order()))
+    text = "\0".join((caller.name, str(number), request.request_id, request.wait.in_order()))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _use_input(work: Work, task: Task) -> Program[bool]:
+def _use_input(tx: TaskTransaction, task: Task) -> Program[bool]:
     """Go on at once if an input that the task waits for is there already; whether it was."""
     if not task.input_offset or task.waits_for is None:
         return False
     kept = yield from input_rows.kept(task.task_id)
-    work.look_at(len(kept))
+    tx.charge(len(kept))
     for offset, metadata in kept:
         if task.waits_for.takes(metadata):
             yield from input_rows.use(task.task_id, offset)
-            yield from work.wake(task)
+            yield from tx.wake(task)
             return True
     return False
 
 
-def _was_made(work: Work, task: Task, asked: Asked, since_ms: int) -> Program[bool]:
+def _was_made(tx: TaskTransaction, task: Task, request: OperationRequest, since_ms: int) -> Program[bool]:
     """Whether an earlier run was committed, of a move whose row does not tell who has made it."""
-    wanted = _LEADS_TO.get(asked.move)
+    wanted = _LEADS_TO.get(request.move)
     if wanted is None:
         return False
-    for event in (yield from work.events_since(task.task_id, since_ms)):
+    for event in (yield from tx.events_since(task.task_id, since_ms)):
         changed = event.status_changed
         if event.HasField("status_changed") and changed.to_status in wanted:
-            return asked.move is not Move.FAIL or changed.reason == (asked.reason or "task failed")
+            return request.move is not Move.FAIL or changed.reason == (request.reason or "task failed")
     return False
 
 
@@ -186,9 +326,9 @@ _LEADS_TO: Final[Mapping[Move, frozenset[int]]] = MappingProxyType(
 """Of moves after which a task may go on at once: what their events say that it has become."""
 
 
-def _check_claim(task: Task, caller: Caller, asked: Asked) -> str:
+def _check_claim(task: Task, caller: Caller, request: OperationRequest) -> str:
     """Why a task of a pool is not this caller's to take; "" if it is. The table knows the others."""
-    if asked.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
+    if request.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
         return ""
     if may_be_given(task, caller.identity):
         return ""
@@ -197,10 +337,10 @@ def _check_claim(task: Task, caller: Caller, asked: Asked) -> str:
     return f"the task is for workers of {task.target_implementation}"
 
 
-def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program[str]:
+def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: OperationRequest) -> Program[str]:
     """Why this wait cannot be begun; "" if it can."""
-    wait = asked.wait
-    if asked.move is not Move.PAUSE or wait is None:
+    wait = request.wait
+    if request.move is not Move.PAUSE or wait is None:
         return ""
     if len(wait.depends_on) > MAX_DEPENDENCIES:
         return f"a task may wait for at most {MAX_DEPENDENCIES} others"
@@ -210,8 +350,8 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
         return "a task that nobody has cannot hibernate"
     if wait.reason == Reason.HIBERNATION and caller.name != task.assigned_to:
         return "only its worker can let a task hibernate: it leaves a checkpoint of its own to the next one"
-    if asked.checked:
-        work.look_at(len(wait.depends_on))
+    if request.checked:
+        tx.charge(len(wait.depends_on))
         for task_id in wait.depends_on:
             rows_found: list[Row] = yield Fetch("SELECT workspace FROM tasks WHERE task_id = $1", (task_id,))
             if not rows_found or rows_found[0][0] != task.workspace:
@@ -219,7 +359,7 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
     return ""
 
 
-def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
+def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
     """Why this wait would be for the task's own end; "" if it would not.
 
     What tasks wait for is in their rows. A task that none has ever waited for is on no circle, and costs nothing here.
@@ -230,7 +370,7 @@ def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
     ahead = list(via)
     while ahead:
         part, ahead = ahead[:CIRCLE_PART], ahead[CIRCLE_PART:]
-        work.look_at(len(part))
+        tx.charge(len(part))
         marks = placeholders(len(part), first=3)
         found: list[Row] = yield Fetch(
             f"SELECT task_id, wait FROM tasks WHERE workspace = $1 AND status = $2 AND task_id IN ({marks})",  # noqa: S608
@@ -248,11 +388,11 @@ def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
     return ""
 
 
-def _wait_for(work: Work, task: Task, wait: Wait) -> Program[None]:
+def _wait_for(tx: TaskTransaction, task: Task, wait: Wait) -> Program[None]:
     """Begin to wait for others, and for no earlier ones; if that leaves nothing to wait for, go on at once."""
     yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (task.task_id,))
-    if (yield from work.depend(task, wait)):
-        yield from work.wake(task)
+    if (yield from tx.add_dependencies(task, wait)):
+        yield from tx.wake(task)
 
 
 def read_wait(op: pb.TaskOperation) -> Wait | None:

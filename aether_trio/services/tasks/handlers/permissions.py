@@ -18,7 +18,10 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.handlers.sanitize import storable
+from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.session.session import Session
+from aether_trio.storage.base import Database
 
 NOT_FOUND = "task not found"
 MANAGE = "task_op"
@@ -81,6 +84,17 @@ def may_be_given(task: Task, identity: Identity) -> bool:
 def waits_for(task: Task, caller: Caller) -> bool:
     """Whether a task that nobody has may be given to this caller."""
     return task.status is Status.PENDING and may_be_given(task, caller.identity)
+
+
+async def load_visible(
+    database: Database, authorizer: Authorizer, session: Session, task_id: str, *, operation: str
+) -> Task | None:
+    """Load a task that the session may see; None otherwise. Raises StorageUnavailable."""
+    task = await database.read_small(lambda: task_rows.load(storable(task_id)))
+    caller = Caller.of(session)
+    if task is None or is_party(task, caller):
+        return task
+    return task if await may(authorizer, caller, task.workspace, operation, AccessLevel.READ) else None
 
 
 async def may(

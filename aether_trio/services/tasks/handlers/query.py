@@ -13,13 +13,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
+from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, Caller, load_visible, may
 from aether_trio.services.tasks.handlers.sanitize import number_of, storable
-from aether_trio.services.tasks.transaction import rows
-from aether_trio.storage.base import Fetch, Program, Row, Value
+from aether_trio.services.tasks.handlers.sessions import TaskSessions
+from aether_trio.services.tasks.protobuf import info, show
+from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Fetch, Program, Row, StorageUnavailable, Value
+from aether_trio.storage.outages import outage
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_PAGE: Final = 100
@@ -66,7 +74,7 @@ class TokenError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TaskPage:
     """Rows, and the token of the next page, "" at the end."""
 
     tasks: list[Task]
@@ -91,6 +99,65 @@ class _Where:
     def among(self, column: str, values: Iterable[Value], *, no: bool = False) -> None:
         marks = ", ".join(self.mark(value) for value in sorted(values, key=str))
         self.parts.append(f"{column} {'NOT ' if no else ''}IN ({marks})" if marks else ("1 = 1" if no else "1 = 0"))
+
+
+class TaskReader:
+    """Handles `task_query`: GET and LIST."""
+
+    def __init__(self, engine: Engine, sessions: TaskSessions, authorizer: Authorizer) -> None:
+        self._database = engine.database
+        self._sessions = sessions
+        self._authorizer = authorizer
+
+    async def handle(self, session: Session, asked: pb.TaskQuery) -> Sequence[pb.DownstreamMessage]:
+        """Answer one query. A refusal is a sentence in the typed response."""
+        response = pb.TaskQueryResponse(request_id=asked.request_id)
+        try:
+            await self._sessions.wait_written(session)
+            if asked.op == pb.TaskQuery.GET:
+                await self._get(session, asked.task_id, response)
+            elif asked.op == pb.TaskQuery.LIST:
+                await self._list(session, asked.filter, response)
+            else:
+                response.error = f"unknown task query {asked.op}"
+        except StorageUnavailable as error:
+            response.error = str(outage(error))
+        except TokenError as error:
+            response.error = str(error)
+        return [pb.DownstreamMessage(task_query=response)]
+
+    async def _get(self, session: Session, task_id: str, response: pb.TaskQueryResponse) -> None:
+        task = await load_visible(self._database, self._authorizer, session, task_id, operation="task_query")
+        if task is None:
+            response.error = NOT_FOUND
+            return
+        response.success = True
+        show(response.task, task, numbered=session.numbered)
+
+    async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
+        """Add a page of a workspace's tasks: all for a reader of the workspace, else the caller's."""
+        workspace = wanted.workspace or session.workspace
+        if not workspace:
+            response.error = "filter.workspace is required: this participant is in no workspace"
+            return
+        caller = Caller.of(session)
+        if await may(self._authorizer, caller, workspace, "task_query", AccessLevel.READ):
+            part = Part.ANY
+        else:
+            part = Part.OWN if caller.can_reach(workspace) else Part.GIVEN
+        where, args = condition(wanted, workspace, session.identity.text, part)
+        if wanted.parent_task_id and wanted.include_descendants:
+            below = await self._database.read(
+                lambda: descendants(storable(wanted.parent_task_id), workspace, MAX_DESCENDANTS + 1)
+            )
+            if len(below) > MAX_DESCENDANTS:
+                response.error = f"task {wanted.parent_task_id} has more than {MAX_DESCENDANTS} tasks below it"
+                return
+        page = await self._database.read(lambda: list_page(where, args, limit_of(wanted)))
+        response.success = True
+        response.tasks.extend(info(task, numbered=session.numbered) for task in page.tasks)
+        response.total_count = len(page.tasks)
+        response.next_page_token = page.token
 
 
 def encode_token(task: Task) -> str:
@@ -194,17 +261,17 @@ def limit_of(wanted: pb.TaskFilter) -> int:
     return min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
 
 
-def list_page(where: str, args: Sequence[Value], limit: int) -> Program[Page]:
+def list_page(where: str, args: Sequence[Value], limit: int) -> Program[TaskPage]:
     """One page; fewer rows than `limit` when they are large. Sizes are summed before a row is fetched whole."""
     sizes: list[Row] = yield Fetch(_SIZES.format(where), args)
     if sum(size for (size,) in sizes) <= MAX_PAGE_BYTES:
-        tasks = yield from rows.select(where, args)
+        tasks = yield from task_rows.select(where, args)
     else:
         found: list[Row] = yield Fetch(_PAGE.format(where), args)
         tasks = [Task.from_row(row) for row in found]
     more = min(limit, len(tasks)) < len(sizes)
     tasks = tasks[:limit]
-    return Page(tasks, encode_token(tasks[-1]) if tasks and more else "")
+    return TaskPage(tasks, encode_token(tasks[-1]) if tasks and more else "")
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:

@@ -1,7 +1,7 @@
 """Who is given what: parts of a transaction on tasks (transaction.py), and the rows of workers and assignments that go with it.
 
-    a task waits            take ──▶ whoever it is for, or the least busy of its pool, counts one more live task, in one statement
-    a worker has room       release ──▶ its row, and whether anything waits for it ──▶ give: the first tasks of its queues
+    a task waits            reserve_worker ──▶ whoever it is for, or the least busy of its pool, counts one more live task, in one statement
+    a worker has room       release ──▶ its row, and whether anything waits for it ──▶ fill_worker: the first tasks of its queues
 
 What a worker was given and has not begun is given to another when its session ends, or, if its client never claims and the session broke,
 when the grace window of the task is over (sessions.py).
@@ -14,18 +14,16 @@ Cost: each of these is a few statements by key or the first row of an index, wha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Step, Task
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
-from aether_trio.services.tasks.handlers.protobuf import may_start_target
-from aether_trio.services.tasks.transaction import rows
-from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.services.tasks.protobuf import may_start_target
+from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
-
-if TYPE_CHECKING:
-    from aether_trio.services.tasks.transaction.work import Work
 
 _ROOM: Final = "live = live {0} 1, free = CASE WHEN live {0} 1 < capacity THEN 1 ELSE 0 END"
 _MORE: Final = f"UPDATE task_workers SET {_ROOM.format('+')}, turn = $1 WHERE"  # noqa: S608
@@ -59,9 +57,9 @@ _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushe
 # -- a task waits ---------------------------------------------------------------------------------------------------------
 
 
-def take(work: Work, task: Task) -> Program[Worker | None]:
+def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
     """Who is to be given a task that waits, if anybody has room: it counts the task as live already."""
-    turn = work.context.now_ms * 1000
+    turn = tx.context.now_ms * 1000
     worker: Worker | None
     if task.mode is Mode.POOL:
         implementation = task.target_implementation
@@ -70,105 +68,105 @@ def take(work: Work, task: Task) -> Program[Worker | None]:
             worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, "", implementation))))
         return worker
     if task.mode is Mode.SELF_ASSIGN:  # takes no room, but is not given to somebody who has none
-        worker = yield from work.find_worker(task.queue)
+        worker = yield from tx.find_worker(task.queue)
         return worker if worker is not None and worker.has_room else None
     worker = read_worker((yield Fetch(_TAKE, (turn, task.queue))))
-    if worker is None and may_start_target(task) and (yield from work.find_worker(task.queue)) is None:
-        work.absent.append(task.target)
+    if worker is None and may_start_target(task) and (yield from tx.find_worker(task.queue)) is None:
+        tx.effects.absent_targets.append(task.target)
     return worker
 
 
-def put_back(task: Task, worker: Worker) -> Program[None]:
-    """Undo `take`: it was not given the task."""
+def release_reservation(task: Task, worker: Worker) -> Program[None]:
+    """Undo `reserve_worker`: it was not given the task."""
     if task.mode is not Mode.SELF_ASSIGN:
         yield Execute(_LESS, (worker.identity,))
 
 
-def offer(work: Work, task: Task) -> Program[None]:
+def assign_waiting(tx: Transaction, task: Task) -> Program[None]:
     """Give a task that waits to somebody who has room."""
-    worker = yield from take(work, task)
+    worker = yield from reserve_worker(tx, task)
     if worker is not None:
-        given = yield from work.make(task, Move.ASSIGN, work.facts(worker.identity), taken=worker)
+        given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity), reserved=worker)
         assert isinstance(given, Step)
 
 
 # -- a worker has room ----------------------------------------------------------------------------------------------------
 
 
-def give(work: Work, worker: Worker) -> Program[None]:
+def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
     """Give a worker the first tasks of its queues, as many as it has room for."""
     room = worker.capacity - worker.live
     while room > 0:
         task = yield from _first_for(worker)
         if task is None:
             return
-        given = yield from work.make(task, Move.ASSIGN, work.facts(worker.identity))
+        given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity))
         assert isinstance(given, Step)
         room -= bool(given.after.holder)  # what it has assigned to itself takes no room
 
 
 def _first_for(worker: Worker) -> Program[Task | None]:
     if not worker.pooled:
-        found = yield from rows.select(_QUEUED, (worker.identity,))
+        found = yield from task_rows.select(_QUEUED, (worker.identity,))
     elif worker.workspace:
         queue = pool_queue(worker.workspace, worker.implementation)
-        found = yield from rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
+        found = yield from task_rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
     else:
-        found = yield from rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
+        found = yield from task_rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
     return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
 
 
 # -- an assignment begins, or is over -------------------------------------------------------------------------------------
 
 
-def keep(work: Work, before: Task, after: Task, *, push: bool, taken: Worker | None) -> Program[None]:
+def update_workers(tx: Transaction, before: Task, after: Task, *, push: bool, reserved: Worker | None) -> Program[None]:
     """What a change means to the worker before it, and to the one after it: `taken` counts the task already."""
-    worker = taken
+    worker = reserved
     if before.assigned_to and (after.epoch != before.epoch or not after.assigned_to):
-        yield from _over(work, before, after)
+        yield from _over(tx, before, after)
     if after.task_type == AGENT_STARTUP:
         # It keeps nobody from other work.
-        worker = (yield from work.find_worker(after.holder)) if after.holder != before.holder else None
+        worker = (yield from tx.find_worker(after.holder)) if after.holder != before.holder else None
     elif after.holder != before.holder:
         if before.holder:
-            yield from _release(work, before.holder)
-        if after.holder and taken is None:
-            worker = read_worker((yield Fetch(_HOLD, (work.context.now_ms * 1000, after.holder))))
+            yield from _release(tx, before.holder)
+        if after.holder and reserved is None:
+            worker = read_worker((yield Fetch(_HOLD, (tx.context.now_ms * 1000, after.holder))))
     if push and after.epoch != before.epoch:
         if worker is None:
-            worker = yield from work.find_worker(after.assigned_to)  # its own task, tried again
+            worker = yield from tx.find_worker(after.assigned_to)  # its own task, tried again
         if worker is not None:
-            yield from _push(work, after, worker)
+            yield from _push(tx, after, worker)
 
 
-def _release(work: Work, identity: str) -> Program[None]:
+def _release(tx: Transaction, identity: str) -> Program[None]:
     found: list[Row] = yield Fetch(_RELEASE, (identity,))
     for *row, waits in found:
         worker = read_worker([tuple(row)])
         if waits and worker is not None:
-            yield from give(work, worker)
+            yield from fill_worker(tx, worker)
 
 
-def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
+def _push(tx: Transaction, task: Task, worker: Worker) -> Program[None]:
     """The worker is to be told, here or by its node."""
     payload: bytes | None = b""
-    if worker.node != work.context.node:
+    if worker.node != tx.context.node:
         yield Deferred(
             "task_attempts",
             _TO_PUSH,
             (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
         )
     else:
-        payload = yield from work.payload_of(task.task_id)
-    work.push(task, worker, payload)
+        payload = yield from tx.payload_of(task.task_id)
+    tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _over(work: Work, before: Task, after: Task) -> Program[None]:
+def _over(tx: Transaction, before: Task, after: Task) -> Program[None]:
     """An assignment belongs to the past now. One that came to its end, or to a sleep, came to it before."""
     if before.status in TERMINAL or before.status is Status.HIBERNATED:
         ended_ms, outcome = before.updated_ms, before.status.value
     else:
-        ended_ms = work.context.now_ms
+        ended_ms = tx.context.now_ms
         outcome = after.status.value if after.epoch == before.epoch else "reassigned"
     yield Deferred(
         "task_attempts",
@@ -177,7 +175,7 @@ def _over(work: Work, before: Task, after: Task) -> Program[None]:
             before.task_id,
             before.epoch,
             before.assigned_to,
-            work.context.node,
+            tx.context.node,
             before.assigned_ms,
             before.started_ms,
             ended_ms,

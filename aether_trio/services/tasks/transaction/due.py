@@ -12,10 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks import Status, Step, Task
 from aether_trio.model.tasks.due import Due, happening, move_of, next_due
-from aether_trio.services.tasks.transaction import rows, startup
-from aether_trio.services.tasks.transaction.sessions import excused
-from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Heartbeat
+from aether_trio.services.tasks.transaction import startup, task_rows
+from aether_trio.services.tasks.transaction.sessions import restarted_grace
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 PAGE: Final = 100
@@ -34,13 +33,20 @@ class Outage(NamedTuple):
     until_ms: int
 
 
-NEVER_AWAY: Final = Outage(0, 0)
+NO_OUTAGE: Final = Outage(0, 0)
 
 
-class Unheard(NamedTuple):
+class Heartbeat(NamedTuple):
+    """A participant has reported on a task or, if `task_id` is empty, has connected."""
+
+    identity: str
+    task_id: str = ""
+
+
+class SilenceExcuse(NamedTuple):
     """Why the gateway does not know that a participant is alive: an outage, and signs of life that wait to be written."""
 
-    in_outage: Outage = NEVER_AWAY
+    in_outage: Outage = NO_OUTAGE
     signs: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: Task) -> bool:
@@ -52,35 +58,35 @@ class Unheard(NamedTuple):
         return not self.signs.isdisjoint(wanted)
 
 
-ALL_HEARD: Final = Unheard()
+NO_EXCUSE: Final = SilenceExcuse()
 
 
-def fire(work: Work, *, shared: bool, unheard: Unheard = ALL_HEARD) -> Program[int]:
+def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUSE) -> Program[int]:
     """Let a page of what is due happen; how many rows were looked at.
 
     What falls due because a participant has not said something is put off where it is `unheard`: it could not, or it has.
     """
-    now_ms = work.context.now_ms
-    found = yield from rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
+    now_ms = tx.context.now_ms
+    found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:
-        task = yield from rows.load(seen.task_id)  # as what happened to another one of the page has left it
-        due = happening(task, work.context.limits, now_ms) if task is not None else None
+        task = yield from task_rows.load(seen.task_id)  # as what happened to another one of the page has left it
+        due = happening(task, tx.context.limits, now_ms) if task is not None else None
         if task is None:
             continue
         if due is None:
-            yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
+            yield from task_rows.save(task, task.changed({"due_ms": next_due(task, tx.context.limits)}))
         elif unheard.excuses(task) and (excuse := _excuse(task, due, now_ms)):
-            yield from work.write(task, task.changed(excuse), "")
+            yield from tx.write(task, task.changed(excuse), "")
         elif due is Due.FORGET:
-            yield from rows.delete(task.task_id)
-            yield from startup.forget(task)
-            yield from work.wake_dependents(task.task_id)
+            yield from task_rows.delete(task.task_id)
+            yield from startup.forget_start(task)
+            yield from tx.wake_dependents(task.task_id)
         else:
-            present = yield from work.at_work(task)
-            move, facts = move_of(task, due, work.facts(present=present))
-            if not isinstance((yield from work.make(task, move, facts)), Step):
+            present = yield from tx.worker_is_present(task)
+            move, facts = move_of(task, due, tx.facts(present=present))
+            if not isinstance((yield from tx.apply(task, move, facts)), Step):
                 # A moment that no move belongs to must not be due for ever.
-                yield from rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
+                yield from task_rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
     yield Execute(
         "DELETE FROM task_keys WHERE key_hash IN (SELECT key_hash FROM task_keys WHERE expires_ms <= $1 LIMIT $2)",
         (now_ms, FORGET_PAGE),
@@ -97,7 +103,7 @@ def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
     """What puts off the end of a silence by as long as it may last, and a second at least; empty for what is no silence."""
     match due:
         case Due.GRACE_OVER if not task.process_ended:
-            return excused(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
+            return restarted_grace(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
         case Due.HEARTBEAT:
             return {"excused_ms": now_ms + max(task.heartbeat_timeout_ms, LEAST_EXCUSE_MS)}
         case Due.SCHEDULE_TO_START if task.status is Status.STARTING:

@@ -1,4 +1,4 @@
-"""Sessions that come and go in a crowd, most of which have nothing to do with tasks: a few statements for all of them together.
+"""Sessions that come and go in a crowd, most of which have nothing to do with tasks: a few statements for all of them merge.
 
     group of errands ──▶ runs of joins and leaves of different identities ──▶ one look: who has something, or something waits for?
                                                                      those ──▶ one by one (sessions.py)
@@ -18,9 +18,8 @@ from typing import Final
 
 from aether_trio.model.tasks.task import pool_queue
 from aether_trio.services.tasks.transaction import sessions
-from aether_trio.services.tasks.transaction.sessions import Joined, Left
-from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Mutation
+from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
+from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
 LEAST: Final = 2
@@ -37,7 +36,7 @@ class Join:
 
     __slots__ = ("joined",)
 
-    def __init__(self, joined: Joined) -> None:
+    def __init__(self, joined: WorkerJoined) -> None:
         self.joined = joined
 
     @property
@@ -50,9 +49,9 @@ class Join:
         """Whether it is the session of a task."""
         return bool(self.joined.task_id)
 
-    def __call__(self, work: Work) -> Program[None]:
+    def __call__(self, tx: TaskTransaction) -> Program[None]:
         """See sessions.join."""
-        return sessions.join(work, self.joined)
+        return sessions.join(tx, self.joined)
 
 
 class Leave:
@@ -60,7 +59,7 @@ class Leave:
 
     __slots__ = ("left",)
 
-    def __init__(self, left: Left) -> None:
+    def __init__(self, left: WorkerLeft) -> None:
         self.left = left
 
     @property
@@ -73,38 +72,38 @@ class Leave:
         """Whether a token has let it in."""
         return self.left.let_in
 
-    def __call__(self, work: Work) -> Program[None]:
+    def __call__(self, tx: TaskTransaction) -> Program[None]:
         """See sessions.leave."""
-        return sessions.leave(work, self.left)
+        return sessions.leave(tx, self.left)
 
 
-def together(group: Sequence[Mutation]) -> list[Mutation]:
-    """The same errands, of which those that can be are done together."""
+def merge(group: Sequence[Mutation]) -> list[Mutation]:
+    """The same errands, of which those that can be are done merge."""
     merged: list[Mutation] = []
     run: list[Join | Leave] = []
-    for errand in group:
-        if isinstance(errand, Join | Leave):
-            run.append(errand)
+    for mutation in group:
+        if isinstance(mutation, Join | Leave):
+            run.append(mutation)
         else:
             merged += _merge(run)
             run = []
-            merged.append(errand)
+            merged.append(mutation)
     return merged + _merge(run)
 
 
 def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
-    counts = Counter(errand.identity for errand in run)
+    counts = Counter(mutation.identity for mutation in run)
     crowd = [one for one in run if counts[one.identity] == 1 and not one.by_token]
     if len(crowd) < LEAST:
         return list(run)
     alone = set(run) - set(crowd)
-    return [lambda work: _crowd(work, crowd), *(one for one in run if one in alone)]
+    return [lambda tx: _crowd(tx, crowd), *(one for one in run if one in alone)]
 
 
-def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
+def _crowd(tx: TaskTransaction, crowd: Sequence[Join | Leave]) -> Program[None]:
     busy = yield from _busy(crowd)
     memories = yield from _memories([one.identity for one in crowd if isinstance(one, Join) and one.joined.back])
-    now_ms = work.context.now_ms
+    now_ms = tx.context.now_ms
     fresh, come, gone = [], [], []
     for one in crowd:
         if one.identity in busy:
@@ -115,19 +114,19 @@ def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
         if one.joined.over() or one.joined.guest:
             continue
         since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
-        worker = one.joined.worker._replace(node=work.context.node)
+        worker = one.joined.worker._replace(node=tx.context.node)
         come.append(sessions.worker_row(worker, 0, since_ms, now_ms))
         if not one.joined.back:
             fresh.append((one.identity, now_ms))
     if fresh:
         yield ExecuteMany(sessions.REMEMBER, fresh)
     if come:
-        yield ExecuteMany(sessions.JOIN_CALMLY, come)
+        yield ExecuteMany(sessions.JOIN_IDLE, come)
     if gone:
         yield ExecuteMany("DELETE FROM task_workers WHERE identity = $1 AND session_id = $2", gone)
     for one in crowd:
         if one.identity in busy:
-            yield from one(work)
+            yield from one(tx)
 
 
 def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:

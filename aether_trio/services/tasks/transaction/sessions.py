@@ -17,9 +17,10 @@ from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.status import HELD
 from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks.transaction import assignment, rows, startup, tokens
-from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker
-from aether_trio.services.tasks.transaction.work import Push, Work
+from aether_trio.services.tasks.transaction import assignment, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction.interface import NewAssignment
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
 EXCUSE_PAGE: Final = 100
@@ -38,7 +39,7 @@ _NODES: Final = """WITH RECURSIVE named (node) AS (
     ) SELECT node FROM named WHERE node IS NOT NULL"""
 """By the index, from one name to the next: there are few names, and any number of rows."""
 _NAMED_IN: Final = ("task_workers", "task_outbox", "task_watchers", "task_sessions")
-JOIN_CALMLY: Final = _JOIN.replace(
+JOIN_IDLE: Final = _JOIN.replace(
     "$9,",
     """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
     ELSE CAST($9 AS BIGINT) END,""",
@@ -47,7 +48,7 @@ JOIN_CALMLY: Final = _JOIN.replace(
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class WorkerJoined:
     """A session that may be given work. `back`: its client continues an earlier one. `task_id`: its token is for this task.
 
     `again`: it has joined before, and its node was taken for dead since. The worker's node is the one that writes it.
@@ -68,7 +69,7 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class WorkerLeft:
     """A session that is over. `clean`: its client has ended its stream, and meant it. `by_gateway`: the client is not to blame."""
 
     identity: str
@@ -79,50 +80,52 @@ class Left:
     """Whether a token has let it in."""
 
 
-def join(work: Work, joined: Joined) -> Program[None]:
+def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
     """A session begins. Nothing, if it is over by now: its end would not be either, if another one has come meanwhile."""
     if joined.over():
         return
-    worker = joined.worker._replace(node=work.context.node)
+    worker = joined.worker._replace(node=tx.context.node)
     if joined.lineage:
         if not joined.again and (yield from tokens.is_revoked(joined.token)):  # while it was being let in
-            work.outlived.append((worker.node, worker.session_id))
+            tx.effects.sessions_to_end.append((worker.node, worker.session_id))
             return
-        yield from tokens.used(joined.token)
-        yield from tokens.let_in(joined.lineage, worker.session_id, worker.identity, worker.node)
-    now_ms = work.context.now_ms
-    since_ms = yield from _memory(work, worker.identity, back=joined.back)
+        yield from tokens.mark_used(joined.token)
+        yield from tokens.add_session(joined.lineage, worker.session_id, worker.identity, worker.node)
+    now_ms = tx.context.now_ms
+    since_ms = yield from _memory(tx, worker.identity, back=joined.back)
     if joined.task_id:
-        yield from _attach(work, worker.identity, joined)
+        yield from _attach(tx, worker.identity, joined)
     held, kept = yield from _hands(worker.identity)
     if joined.guest and not held and not kept:
         return
     live = sum(task.task_type != AGENT_STARTUP for task in held)
-    before = (yield from work.find_worker(worker.identity)) if held else None
+    before = (yield from tx.find_worker(worker.identity)) if held else None
     silent = before is not None and not before.claims
     first = _begun(held) if silent else None
     yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
         if task.status is Status.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
-            yield from mark(work, task, missing=missed)
+            yield from mark_disconnected(tx, task, missing=missed)
         elif joined.again:
-            yield from _push_untold(work, worker, task)
+            yield from _push_untold(tx, worker, task)
         elif task.status is Status.ASSIGNED:
             silently = silent or bool(task.disconnected_ms)
             begun = bool(task.begun) or task is first
-            yield from _give_again(work, worker, task, back=joined.back, silent=silently, begun=begun)
+            yield from _give_again(tx, worker, task, back=joined.back, silent=silently, begun=begun)
     for task in kept:
         missed = task.status is Status.RUNNING and task.heartbeat_ms < since_ms
-        yield from mark(work, task, missing=missed)
-    current = yield from work.find_worker(worker.identity)
+        yield from mark_disconnected(tx, task, missing=missed)
+    current = yield from tx.find_worker(worker.identity)
     if current is not None:
-        yield from assignment.give(work, current)
+        yield from assignment.fill_worker(tx, current)
 
 
 def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
     """What a participant was given and has not ended, and what it has assigned to itself; in the order in which it was given them."""
-    found = yield from rows.select_either("holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,))
+    found = yield from task_rows.select_either(
+        "holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,)
+    )
     found.sort(key=lambda task: (task.assigned_ms, -task.priority, task.order_us))
     return [task for task in found if task.holder], [task for task in found if task.keeper]
 
@@ -139,50 +142,52 @@ def _begun(held: Sequence[Task]) -> Task | None:
     return next((task for task in held if task.status is Status.ASSIGNED), None)
 
 
-def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool) -> Program[None]:
+def _give_again(
+    tx: TaskTransaction, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool
+) -> Program[None]:
     """Tell a worker what it has not begun: it may not have been told, or not have heard.
 
     `silent`: its session before was of a client that does not say when it begins, and is taken to have `begun` this one. A new client does
     not know what that one did.
     """
     if silent and not back and not begun:
-        yield from work.make(task, Move.UNASSIGN, work.facts(lost=not task.excused_ms))
+        yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=not task.excused_ms))
         return
     if silent and not back:
         text = f"worker {worker.identity} was given the task and never heard of again"
-        yield from work.make(task, Move.LOSE, work.facts(reason=text, error_type="WORKER_LOST"))
+        yield from tx.apply(task, Move.LOSE, tx.facts(reason=text, error_type="WORKER_LOST"))
         return
     counts = begun and not task.excused_ms
     if counts and task.deliveries + 1 >= MAX_DELIVERIES:
-        yield from work.make(task, Move.UNASSIGN, work.facts(lost=True))
+        yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=True))
         return
     told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "begun": 0, "deliveries": task.deliveries + counts})
     if silent:
-        yield from work.write(task, told, "")
-    yield from _push(work, worker, told)
+        yield from tx.write(task, told, "")
+    yield from _push(tx, worker, told)
     yield Execute(_TOLD, (task.task_id, task.epoch, worker.node))
 
 
-def _push(work: Work, worker: Worker, task: Task) -> Program[None]:
-    payload = yield from work.payload_of(task.task_id)
-    work.pushes.append(Push(task, worker, payload))
+def _push(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
+    payload = yield from tx.payload_of(task.task_id)
+    tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _push_untold(work: Work, worker: Worker, task: Task) -> Program[None]:
+def _push_untold(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
     """Tell a worker what another node has given it while its own was taken for dead."""
     if task.status in (Status.ASSIGNED, Status.STARTING):
         untold: int = yield Execute(f"{_TOLD} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
-            yield from _push(work, worker, task)
+            yield from _push(tx, worker, task)
 
 
-def _memory(work: Work, identity: str, *, back: bool) -> Program[int]:
+def _memory(tx: TaskTransaction, identity: str, *, back: bool) -> Program[int]:
     """Since when the client of this session remembers. One that is back may have come, anew, after another of its name was lost."""
     if back:
         found: list[Row] = yield Fetch("SELECT since_ms FROM task_memories WHERE identity = $1", (identity,))
         return found[0][0] if found else 0
-    yield Execute(REMEMBER, (identity, work.context.now_ms))
-    return work.context.now_ms
+    yield Execute(REMEMBER, (identity, tx.context.now_ms))
+    return tx.context.now_ms
 
 
 def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[Value, ...]:
@@ -203,21 +208,23 @@ def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[V
     )
 
 
-def _attach(work: Work, identity: str, joined: Joined) -> Program[None]:
-    task = yield from rows.load(joined.task_id)
+def _attach(tx: TaskTransaction, identity: str, joined: WorkerJoined) -> Program[None]:
+    task = yield from task_rows.load(joined.task_id)
     if task is not None and task.task_type == AGENT_STARTUP:
-        yield from startup.attach(work, task, identity, joined.token)
+        yield from startup.attach(tx, task, identity, joined.token)
     elif task is not None:
-        yield from work.make(task, Move.ATTACH, work.facts(identity))
+        yield from tx.apply(task, Move.ATTACH, tx.facts(identity))
 
 
-def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False) -> Program[None]:
+def mark_disconnected(
+    tx: TaskTransaction, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False
+) -> Program[None]:
     """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
 
     `begun`: the worker is taken to have begun it, without a word. `by_gateway`: its gateway is gone, so the worker can show no sign
     of life before it is back. When it is back, or has come anew and knows nothing of the task, one is expected again.
     """
-    now_ms = work.context.now_ms
+    now_ms = tx.context.now_ms
     expected_ms = now_ms + task.heartbeat_timeout_ms
     changes: dict[str, int] = {}
     if missing != bool(task.disconnected_ms) and (task.grace_ms or not missing):
@@ -231,7 +238,7 @@ def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False, beg
     if begun and not task.begun:
         changes["begun"] = 1
     if changes:
-        yield from work.write(task, task.changed(changes), "")
+        yield from tx.write(task, task.changed(changes), "")
 
 
 def return_ms(task: Task) -> int:
@@ -239,30 +246,30 @@ def return_ms(task: Task) -> int:
     return min(task.grace_ms, RETURN_MS)
 
 
-def excused(task: Task, now_ms: int) -> dict[str, int]:
+def restarted_grace(task: Task, now_ms: int) -> dict[str, int]:
     """The worker of this task, which is missing, could not come back so far: its grace begins now."""
     return {"disconnected_ms": now_ms, "excused_ms": now_ms + return_ms(task)}
 
 
-def excuse(work: Work, before_ms: int) -> Program[int]:
+def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
     """No gateway was there: those who are missing since then have their grace from now on. How many, a page at most."""
     page = 0
     for column in ("holder", "keeper"):
-        found = yield from rows.select(
+        found = yield from task_rows.select(
             f"{column} <> '' AND disconnected_ms > 0 AND disconnected_ms < $1 ORDER BY {column}, task_id LIMIT $2",
             (before_ms, EXCUSE_PAGE),
         )
-        now_ms = max(work.context.now_ms, before_ms)  # or a clock that was set back meanwhile has them found again
+        now_ms = max(tx.context.now_ms, before_ms)  # or a clock that was set back meanwhile has them found again
         for task in found:
-            yield from work.write(task, task.changed(excused(task, now_ms)), "")
+            yield from tx.write(task, task.changed(restarted_grace(task, now_ms)), "")
         page = max(page, len(found))
     return page
 
 
-def leave(work: Work, left: Left) -> Program[None]:
+def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
     """A session has ended. Nothing more, if its identity has another one by now."""
     if left.let_in:
-        yield from tokens.let_go(left.session_id)
+        yield from tokens.remove_session(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))
     if not found or found[0][0] != left.session_id:
         return
@@ -272,38 +279,38 @@ def leave(work: Work, left: Left) -> Program[None]:
     first = _begun(held) if silent else None
     for task in held:
         if left.clean and task.attached:
-            facts = work.facts(left.identity, caller_epoch=task.epoch)
-            yield from work.make(task, Move.COMPLETE, facts)
+            facts = tx.facts(left.identity, caller_epoch=task.epoch)
+            yield from tx.apply(task, Move.COMPLETE, facts)
         elif task.status is Status.RUNNING and task.task_type == AGENT_STARTUP:
-            yield from startup.lost(work, task, by_gateway=left.by_gateway)
+            yield from startup.agent_lost(tx, task, by_gateway=left.by_gateway)
         elif task.status is Status.RUNNING or (silent and task.status is Status.ASSIGNED):
-            yield from mark(work, task, missing=True, by_gateway=left.by_gateway, begun=task is first)
+            yield from mark_disconnected(tx, task, missing=True, by_gateway=left.by_gateway, begun=task is first)
         elif task.mode is not Mode.SELF_ASSIGN:
             counts = task.status is Status.ASSIGNED or not left.clean
-            yield from work.make(task, Move.UNASSIGN, work.facts(lost=counts and not left.by_gateway))
+            yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=counts and not left.by_gateway))
     for task in kept:
         if task.status in HELD:
-            yield from mark(work, task, missing=True, by_gateway=left.by_gateway)
+            yield from mark_disconnected(tx, task, missing=True, by_gateway=left.by_gateway)
 
 
-def touched(work: Work, identity: str, task_id: str) -> Program[Task | None]:
+def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[Task | None]:
     """A worker shows that it is at work on a task; the task, if it is its."""
-    task = yield from rows.load(task_id)
+    task = yield from task_rows.load(task_id)
     if task is None or task.assigned_to != identity:
         return None
     if task.status is Status.ASSIGNED:
-        yield from work.make(task, Move.CLAIM, work.facts(identity, caller_epoch=task.epoch))
-        return (yield from rows.load(task_id))
+        yield from tx.apply(task, Move.CLAIM, tx.facts(identity, caller_epoch=task.epoch))
+        return (yield from task_rows.load(task_id))
     if task.status is not Status.RUNNING:
         return None
     if task.heartbeat_timeout_ms or task.disconnected_ms:
-        after = task.changed({"heartbeat_ms": work.context.now_ms, "disconnected_ms": 0, "excused_ms": 0})
-        yield from work.write(task, after, "")
+        after = task.changed({"heartbeat_ms": tx.context.now_ms, "disconnected_ms": 0, "excused_ms": 0})
+        yield from tx.write(task, after, "")
         return after
     return task
 
 
-def named_nodes() -> Program[list[str]]:
+def nodes_with_rows() -> Program[list[str]]:
     """Every node that rows are kept of."""
     names: dict[str, None] = {}
     for table in _NAMED_IN:
@@ -312,18 +319,18 @@ def named_nodes() -> Program[list[str]]:
     return list(names)
 
 
-def recover(work: Work, node: str, page: int) -> Program[int]:
+def end_sessions_of(tx: TaskTransaction, node: str, page: int) -> Program[int]:
     """A node is gone: its sessions have ended, uncleanly; how many of them, a page at most."""
     found: list[Row] = yield Fetch(
         "SELECT identity, session_id FROM task_workers WHERE node = $1 ORDER BY identity LIMIT $2", (node, page)
     )
     for identity, session_id in found:
-        yield from leave(work, Left(identity, session_id, clean=False, by_gateway=True))
-        yield from startup.left(identity, session_id)
+        yield from leave(tx, WorkerLeft(identity, session_id, clean=False, by_gateway=True))
+        yield from startup.orchestrator_left(identity, session_id)
         if (yield from startup.was_started(identity)):
-            work.let_go.append(identity)
+            tx.effects.lost_agents.append(identity)
     yield Execute("DELETE FROM task_sessions WHERE node = $1", (node,))
-    yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
+    yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, tx.context.node))
     yield Execute("DELETE FROM task_watchers WHERE node = $1", (node,))
-    work.outbox = True
+    tx.effects.outbox = True
     return len(found)

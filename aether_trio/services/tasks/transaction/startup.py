@@ -1,6 +1,6 @@
 """Starts of agents: tasks of type agent_startup, from the wish to the agent's connection; parts of a program each (reference: tasks.md 4).
 
-    begin ──▶ PENDING ── dispatch ──▶ STARTING, an orchestrator's ── its agent connects ──▶ RUNNING, the agent's, for as long as it lives
+    request_start ──▶ PENDING ── dispatch ──▶ STARTING, an orchestrator's ── its agent connects ──▶ RUNNING, the agent's, for as long as it lives
                  ▲                        │ the orchestrator goes: to the next one, at once
                  └────────────────────────┤ it says no, or nobody connects in time: to the next one, after a pause; the third time DLQ
                                           ▼
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
@@ -27,13 +27,11 @@ from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.table import Decision, Refusal, Refused, Repeat
 from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
-from aether_trio.services.tasks.handlers.protobuf import ASSIGNMENT, hibernation_of, may_start_target
-from aether_trio.services.tasks.transaction import rows, tokens
+from aether_trio.services.tasks.protobuf import ASSIGNMENT, hibernation_of, may_start_target
+from aether_trio.services.tasks.transaction import task_rows, tokens
+from aether_trio.services.tasks.transaction.interface import Context, Transaction
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
-
-if TYPE_CHECKING:
-    from aether_trio.services.tasks.transaction.work import Context, Work
 
 ATTEMPTS: Final = 3
 NORMAL: Final = Task.priority
@@ -73,7 +71,7 @@ _ORCHESTRATORS: Final = "orc::"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class StartRequest:
     """An agent to be started. `params` are its launch parameters, complete; `task_id` is that of the start, if there has to be one."""
 
     task_id: str
@@ -87,7 +85,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class StartResult:
     """The start that the agent has now. `created`: it was made for this wish; `woken`: it slept. `problem`: there can be none, and why."""
 
     task: Task | None = None
@@ -97,14 +95,14 @@ class Begun:
 
     @property
     def missing(self) -> bool:
-        """Whether the agent was there, and has lost its connection: then it may come back, or the start ends soon."""
+        """Whether the agent was there, and has agent_lost its connection: then it may come back, or the start ends soon."""
         return self.task is not None and bool(self.task.disconnected_ms)
 
 
-def live(identity: str) -> Program[Task | None]:
+def current_start(identity: str) -> Program[Task | None]:
     """The start of this identity that has not ended."""
     found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
-    task = (yield from rows.load(found[0][0])) if found else None
+    task = (yield from task_rows.load(found[0][0])) if found else None
     return task if task is not None and not task.is_final else None
 
 
@@ -114,22 +112,22 @@ def was_started(identity: str) -> Program[bool]:
     return bool(found)
 
 
-def connected(identities: Sequence[str]) -> Program[set[str]]:
-    """Those that are connected, as far as the table knows."""
+def connected_among(identities: Sequence[str]) -> Program[set[str]]:
+    """Those that are connected_among, as far as the table knows."""
     sql = f"SELECT identity FROM task_workers WHERE identity IN ({placeholders(len(identities))})"  # noqa: S608
     found: list[Row] = yield Fetch(sql, identities)
     return {identity for (identity,) in found}
 
 
-def absent(after: str) -> Program[tuple[list[str], str]]:
-    """A page of those that tasks wait for that may start them, and who are not connected; where the next page begins, "" at the end."""
+def absent_targets(after: str) -> Program[tuple[list[str], str]]:
+    """A page of those that tasks wait for that may start them, and who are not connected_among; where the next page begins, "" at the end."""
     found: list[Row] = yield Fetch(_WAITED_FOR, (after, WAITING_PAGE))
     names = [name for (name,) in found if name.startswith(_STARTABLE)]
-    here = (yield from connected(names)) if names else set()
+    here = (yield from connected_among(names)) if names else set()
     wanted: list[str] = []
     for name in names:
         if name not in here:
-            waiting = yield from rows.select(
+            waiting = yield from task_rows.select(
                 "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (name,)
             )
             if waiting and waiting[0].mode is Mode.TARGETED and may_start_target(waiting[0]):
@@ -137,7 +135,7 @@ def absent(after: str) -> Program[tuple[list[str], str]]:
     return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
 
 
-def new_start(wish: Wish, context: Context) -> Task:
+def new_start(wish: StartRequest, context: Context) -> Task:
     """The row of a start."""
     target, now_ms = wish.target, context.now_ms
     spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
@@ -164,30 +162,30 @@ def new_start(wish: Wish, context: Context) -> Task:
     )
 
 
-def begin(work: Work, wish: Wish) -> Program[Begun]:
-    """See to it that an agent that is not connected is started: by the start that it has, or by a new one."""
+def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
+    """See to it that an agent that is not connected_among is started: by the start that it has, or by a new one."""
     profile = wish.params.get(PROFILE, "")
     if not profile:
-        return Begun(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
-    under_way = yield from live(wish.target.text)
+        return StartResult(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
+    under_way = yield from current_start(wish.target.text)
     if under_way is not None and under_way.status in PAUSED:
-        yield from _hurry(work, under_way, wish.priority)
-        under_way = (yield from rows.load(under_way.task_id)) or under_way
-        yield from work.wake(under_way)
-        return Begun((yield from rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
+        yield from _hurry(tx, under_way, wish.priority)
+        under_way = (yield from task_rows.load(under_way.task_id)) or under_way
+        yield from tx.wake(under_way)
+        return StartResult((yield from task_rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
     if under_way is not None:
-        yield from _hurry(work, under_way, wish.priority)
-        return Begun((yield from rows.load(under_way.task_id)))
-    task = new_start(wish, work.context)
+        yield from _hurry(tx, under_way, wish.priority)
+        return StartResult((yield from task_rows.load(under_way.task_id)))
+    task = new_start(wish, tx.context)
     yield from _become_the_start(task)
-    yield from work.create(task, b"")
-    return Begun((yield from rows.load(task.task_id)), created=True)
+    yield from tx.create(task, b"")
+    return StartResult((yield from task_rows.load(task.task_id)), created=True)
 
 
-def _hurry(work: Work, task: Task, priority: int) -> Program[None]:
+def _hurry(tx: Transaction, task: Task, priority: int) -> Program[None]:
     """A start is wanted by a task of this priority as well."""
     if priority > task.priority and task.status not in _BEGUN:
-        yield from work.write(task, task.changed({"priority": priority}), "")
+        yield from tx.write(task, task.changed({"priority": priority}), "")
         yield Execute(
             "UPDATE agent_starts SET priority = $3 WHERE identity = $1 AND task_id = $2",
             (task.target, task.task_id, priority),
@@ -204,19 +202,19 @@ def _become_the_start(task: Task) -> Program[None]:
     )
 
 
-def take_up(task: Task) -> Program[str]:
-    """A start that has ended is to be tried again: it is the start of its identity once more. Why it cannot be, "" if it can."""
-    under_way = yield from live(task.target)
+def reopen(task: Task) -> Program[str]:
+    """A start that has ended is to be tried untold_starts: it is the start of its identity once more. Why it cannot be, "" if it can."""
+    under_way = yield from current_start(task.target)
     if under_way is not None and under_way.task_id != task.task_id:
         return f"{task.target} is being started already (task {under_way.task_id})"
     yield from _become_the_start(task)
     return ""
 
 
-def refuse(task: Task, move: Move) -> str:
+def refusal_of(task: Task, move: Move) -> str:
     """Why a participant may not make this move of a start; "" if it may.
 
-    A start is RUNNING when its agent has connected, and by nothing else; and COMPLETED when that has done what it came for. An orchestrator
+    A start is RUNNING when its agent has connected_among, and by nothing else; and COMPLETED when that has done what it came for. An orchestrator
     that takes either for "I have launched it" would leave its agent with a token that is no good any more.
     """
     if task.status is Status.STARTING and move is Move.RESUME:
@@ -226,7 +224,7 @@ def refuse(task: Task, move: Move) -> str:
     return ""
 
 
-def claimed(task: Task, caller: str, epoch: int) -> Decision | None:
+def confirm_launch(task: Task, caller: str, epoch: int) -> Decision | None:
     """An orchestrator says that it has been told of a start, or asks whether its process is the one of the start; None if not.
 
     Only its agent's connection makes it RUNNING; until then it is late in time. When the agent has come without a token, it may be anybody's.
@@ -238,48 +236,50 @@ def claimed(task: Task, caller: str, epoch: int) -> Decision | None:
     return Repeat() if task.launched in (0, epoch) else None
 
 
-def asked_for(identity: str) -> Program[tuple[Mapping[str, str], int]]:
+def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
     """The launch parameters that the first task wants that waits for this participant, and its priority."""
-    waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,))
+    waiting = yield from task_rows.select(
+        "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,)
+    )
     return (launch_params(waiting[0]), waiting[0].priority) if waiting else ({}, NORMAL)
 
 
-def attach(work: Work, task: Task, identity: str, token: bytes = b"") -> Program[None]:
-    """The agent of a start has connected, with the token of this hash, if any."""
+def attach(tx: Transaction, task: Task, identity: str, token: bytes = b"") -> Program[None]:
+    """The agent of a start has connected_among, with the token of this hash, if any."""
     if task.next_retry_ms:
         # Between two attempts: this is the next one.
-        yield from work.make(task, Move.RETRY, work.facts())
-        task = (yield from rows.load(task.task_id)) or task
+        yield from tx.apply(task, Move.RETRY, tx.facts())
+        task = (yield from task_rows.load(task.task_id)) or task
     changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
     another = changes["launched"] != task.launched
     if task.grace_ms > 0 or (task.process_ended and another):
-        changes["grace_ms"] = work.context.limits.start_grace_ms
+        changes["grace_ms"] = tx.context.limits.start_grace_ms
     before, task = task, task.changed(changes)
     if before.differences(task):
-        yield from work.write(before, task, "")
-    yield from work.make(task, Move.ATTACH, work.facts(identity))
+        yield from tx.write(before, task, "")
+    yield from tx.apply(task, Move.ATTACH, tx.facts(identity))
 
 
-def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
-    """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
+def agent_lost(tx: Transaction, task: Task, *, by_gateway: bool) -> Program[None]:
+    """The agent of a start has agent_lost its connection. One that has agent_lost its gateway as well needs longer to come back."""
     if task.disconnected_ms or not task.grace_ms:
         return
-    changes = {"disconnected_ms": work.context.now_ms}
+    changes = {"disconnected_ms": tx.context.now_ms}
     if by_gateway and not task.process_ended:
         changes["grace_ms"] = task.grace_ms + GATEWAY_GRACE_MS
-    yield from work.write(task, task.changed(changes), "")
+    yield from tx.write(task, task.changed(changes), "")
 
 
-def dispatch(work: Work, task: Task) -> Program[None]:
+def dispatch(tx: Transaction, task: Task) -> Program[None]:
     """Give a waiting start to the orchestrator whose turn it is, or note that it waits for one.
 
-    A grace that ended with the process before is there again for the next one.
+    A grace that ended with the process before is there untold_starts for the next one.
     """
     if task.process_ended:
-        ended, task = task, task.changed({"grace_ms": work.context.limits.start_grace_ms})
-        yield from rows.save(ended, task)
-    if (yield from work.find_worker(task.target)) is not None:
-        yield from attach(work, task, task.target)
+        ended, task = task, task.changed({"grace_ms": tx.context.limits.start_grace_ms})
+        yield from task_rows.save(ended, task)
+    if (yield from tx.find_worker(task.target)) is not None:
+        yield from attach(tx, task, task.target)
         return
     profile = launch_params(task).get(PROFILE, "").encode()
     found: list[Row] = yield Fetch(_NEXT, (profile,))
@@ -290,39 +290,41 @@ def dispatch(work: Work, task: Task) -> Program[None]:
     if found:
         orchestrator = found[0][0]
         yield Execute(_TURN, (profile, orchestrator))
-        yield from work.make(task, Move.START, work.facts(orchestrator))
+        yield from tx.apply(task, Move.START, tx.facts(orchestrator))
 
 
-def moved(work: Work, before: Task, after: Task) -> Program[None]:
+def moved(tx: Transaction, before: Task, after: Task) -> Program[None]:
     """A start has changed: one that waits is given to somebody, and one that has ended before its agent came leaves nobody waiting."""
     if after.status is Status.PENDING:
-        yield from dispatch(work, after)
+        yield from dispatch(tx, after)
     elif after.is_final and after.status is not Status.COMPLETED and before.status not in _BEGUN | PAUSED:
         reason = f"{after.target} could not be started: {after.error}"
-        yield from _nobody_comes(work, after.target, reason)
+        yield from _nobody_comes(tx, after.target, reason)
 
 
-def _nobody_comes(work: Work, target: str, reason: str) -> Program[None]:
-    """Tasks for somebody who cannot be started have failed, a page of them; their retry policies may have it tried again."""
-    waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE))
-    work.look_at(moved=len(waiting))
+def _nobody_comes(tx: Transaction, target: str, reason: str) -> Program[None]:
+    """Tasks for somebody who cannot be started have report_failure, a page of them; their retry policies may have it tried untold_starts."""
+    waiting = yield from task_rows.select(
+        "queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE)
+    )
+    tx.charge(moved=len(waiting))
     for task in waiting:
         if may_start_target(task):
-            yield from work.make(task, Move.FAIL, work.facts(reason=reason, error_type="START_FAILED"))
+            yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type="START_FAILED"))
     if len(waiting) == WAITING_PAGE and any(map(may_start_target, waiting)):
-        work.errands.append(lambda again: _nobody_comes(again, target, reason))
+        tx.effects.follow_ups.append(lambda untold_starts: _nobody_comes(untold_starts, target, reason))
 
 
-def joined(work: Work, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
+def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
     """An orchestrator has come, whose row is in task_workers: it is behind everybody who waits for a turn."""
     yield Execute("DELETE FROM orchestrator_profiles WHERE orchestrator = $1", (orchestrator,))
     for profile in sorted({one.encode() for one in profiles}):
-        yield Execute(_JOIN, (profile, orchestrator, session_id, work.context.now_ms))
+        yield Execute(_JOIN, (profile, orchestrator, session_id, tx.context.now_ms))
     for profile in sorted({one.encode() for one in profiles}):
-        yield from give_waiting(work, profile)
+        yield from dispatch_waiting(tx, profile)
 
 
-def give_waiting(work: Work, profile: bytes) -> Program[None]:
+def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
     """Hand out what waits for this profile; what is more than a page, in another transaction."""
     waiting: list[Row] = yield Fetch(
         "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 "
@@ -330,61 +332,61 @@ def give_waiting(work: Work, profile: bytes) -> Program[None]:
         (profile, WAITING_PAGE),
     )
     for identity, task_id in waiting:
-        task = yield from rows.load(task_id)
+        task = yield from task_rows.load(task_id)
         if task is not None and task.status is Status.PENDING:
-            yield from dispatch(work, task)
+            yield from dispatch(tx, task)
         else:
             yield Execute("UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id))
     if len(waiting) == WAITING_PAGE:
-        work.errands.append(lambda again: give_waiting(again, profile))
+        tx.effects.follow_ups.append(lambda untold_starts: dispatch_waiting(untold_starts, profile))
 
 
-def forget(task: Task) -> Program[None]:
+def forget_start(task: Task) -> Program[None]:
     """The row of a task that may be a start is gone: its identity has no start any more, unless it has a later one."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
 
 
-def left(orchestrator: str, session_id: str) -> Program[None]:
+def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
     """An orchestrator has gone. What it had not finished goes back with its row in task_workers."""
     yield Execute(
         "DELETE FROM orchestrator_profiles WHERE orchestrator = $1 AND session_id = $2", (orchestrator, session_id)
     )
 
 
-def again(work: Work, orchestrator: str) -> Program[list[Task]]:
+def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[Task]]:
     """What an orchestrator was asked to start and may not have heard of."""
     return (
-        yield from rows.select(
+        yield from task_rows.select(
             "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us", (orchestrator,)
         )
     )
 
 
-def mint(work: Work, task_id: str, epoch: int, token_hash: bytes) -> Program[Task | None]:
+def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[Task | None]:
     """A token for the agent of a start that is still this orchestrator's; None when it is not."""
-    task = yield from rows.load(task_id)
+    task = yield from task_rows.load(task_id)
     if task is None or task.epoch != epoch or task.status is not Status.STARTING:
         return None
-    yield from tokens.supersede(task_id, work.context.now_ms)
-    yield from tokens.keep(
-        tokens.Minted(token_hash, task.target, lasting=True, epoch=epoch), task_id, work.context.now_ms
+    yield from tokens.supersede(task_id, tx.context.now_ms)
+    yield from tokens.insert(
+        tokens.IssuedToken(token_hash, task.target, lasting=True, epoch=epoch), task_id, tx.context.now_ms
     )
     if not task.tokens:
-        yield from rows.save(task, task.changed({"tokens": 1}))
+        yield from task_rows.save(task, task.changed({"tokens": 1}))
     return task
 
 
-def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
-    """An orchestrator says that what it was asked to start has failed or ended; None if that is an ordinary move of a worker.
+def report_failure(tx: Transaction, task: Task, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
+    """An orchestrator says that what it was asked to start has report_failure or ended; None if that is an ordinary move of a worker.
 
-    While nobody has connected it is a failed attempt. Afterwards the agent's connection says whether it lives, but the orchestrator knows
+    While nobody has connected_among it is a report_failure attempt. Afterwards the agent's connection says whether it lives, but the orchestrator knows
     earlier that it does not: then nobody waits for it to come back.
     """
     if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
-        facts = work.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
-        return (yield from work.make(task, Move.TIME_OUT, facts))
+        facts = tx.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
+        return (yield from tx.apply(task, Move.TIME_OUT, facts))
     if task.status not in _BEGUN or task.assigned_to == caller:
         return None
     launched = task.launched
@@ -395,11 +397,11 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
     if launched != epoch:
         return None
     paused = task.status is not Status.RUNNING
-    if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):
-        facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
-        return (yield from work.make(task, Move.FAIL, facts))
+    if task.disconnected_ms or (paused and (yield from tx.find_worker(task.target)) is None):
+        facts = tx.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
+        return (yield from tx.apply(task, Move.FAIL, facts))
     if not task.process_ended:
-        yield from work.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
+        yield from tx.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
     return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
 
 
@@ -408,7 +410,7 @@ def launch_params(task: Task) -> dict[str, str]:
     return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
 
 
-def assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
+def start_assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
     """What an orchestrator is told.
 
     The reference gives it no metadata, so it knows neither who exactly is meant, nor the trigger, nor that the agent slept.
@@ -453,7 +455,7 @@ def task_context(task: Task) -> dict[str, str]:
     }
 
 
-def entries() -> Program[list[Row]]:
-    """(orchestrator, profile, when it connected) of everybody who can start something."""
+def orchestrator_rows() -> Program[list[Row]]:
+    """(orchestrator, profile, when it connected_among) of everybody who can start something."""
     found: list[Row] = yield Fetch(_ENTRIES)
     return found

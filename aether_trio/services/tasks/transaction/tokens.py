@@ -20,13 +20,13 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Status as TaskStatus
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable, single
 
 PREFIX: Final = "att_"
 TOKEN_BYTES: Final = 32
 TOKEN_MS: Final = 24 * 3600 * 1000
-"""For a token that nobody has used, and for one that is remembered as revoked."""
+"""For a token that nobody has mark_used, and for one that is remembered as revoked."""
 NAMES: Final = ("token", "task_token")
 """Of credentials."""
 MAX_LINEAGE: Final = 8
@@ -36,7 +36,7 @@ _REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE ex
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class AdmittedToken:
     """A token that was accepted, by its hash: for which task, and in which workspaces it lets its holder act.
 
     `lineage` are the tasks that it ends with: its own, and before that those of the tokens that let in its makers.
@@ -57,24 +57,24 @@ def new_token(random_bytes: Callable[[int], bytes]) -> str:
     return PREFIX + base64.urlsafe_b64encode(random_bytes(TOKEN_BYTES)).rstrip(b"=").decode()
 
 
-class Minted(NamedTuple):
+class IssuedToken(NamedTuple):
     """A token for a participant that is to be written. `lineage` is that of its maker."""
 
     digest: bytes
     owner: str
     lineage: tuple[str, ...] = ()
     lasting: bool = False
-    """Whether it lasts as long as its task, used or not."""
+    """Whether it lasts as long as its task, mark_used or not."""
     epoch: int = 0
     """Of a start: the assignment that it is made for."""
 
 
-def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
+def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
     """Write a token for a task; False when its maker may make none: what let it in has ended, or is too long a line."""
     if len(minted.lineage) >= MAX_LINEAGE:
         return False
     for ancestor in minted.lineage:
-        task = yield from rows.load(ancestor)
+        task = yield from task_rows.load(ancestor)
         if task is None or task.is_final:
             return False
     yield Execute(
@@ -106,7 +106,7 @@ def supersede(task_id: str, now_ms: int) -> Program[None]:
     )
 
 
-def used(digest: bytes) -> Program[None]:
+def mark_used(digest: bytes) -> Program[None]:
     """A session that this token has let in has begun: its holder comes back with it as long as its task lives."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = 0 WHERE hash = $1 AND expires_ms > 0 AND revoked_ms = 0", (digest,)
@@ -152,7 +152,7 @@ def revoke(task: Task, now_ms: int) -> Program[list[tuple[str, str]]]:
     return [(node, session_id) for node, session_id in gone]
 
 
-def let_in(lineage: Sequence[str], session_id: str, identity: str, node: str) -> Program[None]:
+def add_session(lineage: Sequence[str], session_id: str, identity: str, node: str) -> Program[None]:
     """A session that a token has let in has begun, or its node has another lease."""
     for task_id in lineage:
         yield Execute(
@@ -162,13 +162,13 @@ def let_in(lineage: Sequence[str], session_id: str, identity: str, node: str) ->
         )
 
 
-def let_go(session_id: str) -> Program[None]:
+def remove_session(session_id: str) -> Program[None]:
     """It has ended."""
     yield Execute("DELETE FROM task_sessions WHERE session_id = $1", (session_id,))
 
 
-def outlived(node: str) -> Program[list[str]]:
-    """The sessions of this node that have outlived what let them in."""
+def sessions_to_end(node: str) -> Program[list[str]]:
+    """The sessions of this node that have sessions_to_end what let them in."""
     found: list[Row] = yield Fetch(
         "SELECT DISTINCT s.session_id FROM task_sessions s JOIN tasks t ON t.task_id = s.task_id WHERE s.node = $1 "
         "AND t.next_retry_ms = 0 AND (t.status IN ('failed', 'cancelled', 'dlq', 'rejected') "
@@ -183,7 +183,9 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-async def admit(database: Database, identity: Identity, credentials: Mapping[str, str], now_ms: int) -> Admitted | None:
+async def admit(
+    database: Database, identity: Identity, credentials: Mapping[str, str], now_ms: int
+) -> AdmittedToken | None:
     """Look at a token among the credentials; None if there is none of ours. Raises StatusError."""
     token = next((credentials[name] for name in NAMES if credentials.get(name)), "")
     if not token.startswith(PREFIX):
@@ -209,4 +211,4 @@ async def admit(database: Database, identity: Identity, credentials: Mapping[str
     if owner != identity.text:
         raise StatusError(Status.PERMISSION_DENIED, f"this task token is for {owner}, not for {identity.text}")
     reach = frozenset({workspace, identity.workspace} - {""})
-    return Admitted(task_id, digest, reach, (*lineage.split(), task_id))
+    return AdmittedToken(task_id, digest, reach, (*lineage.split(), task_id))

@@ -1,8 +1,8 @@
 """One transaction on tasks: the row, its event, who is given what next, who wakes; and what is to be done once it is committed.
 
-    work = Work(context)                            made inside of the program, as a program may run again
-    decision = yield from work.make(task, move, facts)
-    return work                                     after the commit: work.pushes, work.events, work.notices, work.due_ms
+    work = TaskTransaction(context)                            made inside of the program, as a program may run again
+    decision = yield from work.apply(task, move, facts)
+    return work                                     after the commit: work.effects.assignments, work.effects.events, work.effects.status_changes, work.due_ms
 
 Whatever a move causes happens in its transaction: a worker that has room again is given the next task of its queues, a task that waits is
 given to the least busy worker, tasks that waited for this one go on, tokens are revoked. So at any moment between two transactions no task
@@ -17,17 +17,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
-from aether_trio.model.tasks.due import TimeLimits, next_due
+from aether_trio.model.tasks.due import next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
 from aether_trio.model.topics import task_topic
-from aether_trio.services.tasks.handlers.protobuf import ends_with_parent
-from aether_trio.services.tasks.transaction import assignment, children, input_rows, rows, startup, tokens
-from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.services.tasks.protobuf import ends_with_parent
+from aether_trio.services.tasks.transaction import assignment, child_events, input_rows, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction.interface import Context, Effects, LargeError, RecordedEvent, Transaction
+from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Deferred, Execute, ExecuteMany, Fetch, Program, Row, placeholders
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -60,102 +61,46 @@ MOVED_ROWS: Final = 5
 """What another task that is moved counts for: it is changed, has an event, and may be given to somebody."""
 
 
-class LargeError(Exception):
-    """A transaction that was to be small has more to look at. Nothing is written; it is to be run as one that is not."""
-
-
-class Context(NamedTuple):
-    """What a transaction needs to know of the world. `node` is this node's name in the tables."""
-
-    now_ms: int
-    node: str
-    limits: TimeLimits
-    shared: bool = False
-    """Whether other nodes work on the same tables."""
-    small: bool = False
-    """Whether an event loop waits for it (`Database.run_small`): it raises LargeError rather than looking at more than SMALL_ROWS."""
-    uniform: Callable[[], float] = lambda: 0.5
-
-
-class Recorded(NamedTuple):
-    """An event as it was written; `event` is a serialized TaskEvent without a subscription."""
-
-    task_id: str
-    number: int
-    at_ms: int
-    event: bytes
-
-
-class Push(NamedTuple):
-    """A task that a worker is to be told of, and its payload if the worker is on this node; None: it is to be read when it is sent."""
-
-    task: Task
-    worker: Worker
-    payload: bytes | None
-
-
 @dataclass(slots=True)
-class Work:
-    """See the module docstring."""
+class TaskTransaction:
+    """Implements Transaction. Make one within the program, as a program may run again."""
 
     context: Context
-    events: list[Recorded] = field(default_factory=list)
-    notices: list[Task] = field(default_factory=list)
-    pushes: list[Push] = field(default_factory=list)
-    hibernated: list[tuple[Task, str]] = field(default_factory=list)
-    """With the nodes that their workers are on."""
-    unfinished: list[str] = field(default_factory=list)
-    """Ended tasks for which more tasks wait than were woken."""
+    effects: Effects = field(default_factory=Effects)
+    known_parents: set[str] = field(default_factory=set)
+    unwatched: set[str] = field(default_factory=set)
     payloads: dict[str, bytes] = field(default_factory=dict)
-    """Of tasks that were created here."""
+    """Payloads of the tasks that this transaction has created."""
     moments: dict[str, int] = field(default_factory=dict)
-    """When each task that was written falls due, as it was written last; 0 for never."""
-    watched: set[tuple[str, str]] = field(default_factory=set)
-    """(node, task id): other nodes whose subscribers are to hear of new events."""
-    parents: set[str] = field(default_factory=set)
-    """Tasks whose logs are to be told of their children (children.py)."""
-    marked: set[str] = field(default_factory=set)
-    """Tasks whose rows say that they have children."""
-    unfollowed: set[str] = field(default_factory=set)
-    """Tasks that no node follows."""
-    outbox: bool = False
-    """Whether something waits to be appended to the topic log."""
-    absent: list[str] = field(default_factory=list)
-    """Whom tasks wait for that are not connected; they may be some that are started when they are needed."""
-    let_go: list[str] = field(default_factory=list)
-    """Agents that are started when they are needed, and whose gateway has ended."""
-    outlived: list[tuple[str, str]] = field(default_factory=list)
-    """(node, session id): sessions whose token's task, or that of its makers, has ended."""
-    errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
-    """What is to follow in transactions of its own."""
+    """When each task that was written falls due, in Unix ms; 0 for never."""
     noted: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    """How many equal events of a task were asked for again (`note_again`)."""
+    """How often `record_event_once` was called for equal events of a task."""
     payload_bytes: int = 0
-    """Of the payloads that were read for workers."""
-    looked_at: int = 0
-    """Tasks beside the one that it is about."""
+    """Size of the payloads that were read for workers."""
+    rows_read: int = 0
+    """Rows of other tasks that were read, as `charge` counts them."""
 
-    def look_at(self, count: int = 0, *, moved: int = 0) -> None:
+    def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         """So many tasks are about to be looked at, and so many moved. Raises LargeError."""
-        self.looked_at += count + moved * MOVED_ROWS
-        if self.context.small and self.looked_at > SMALL_ROWS:
+        self.rows_read += rows + moved * MOVED_ROWS
+        if self.context.small and self.rows_read > SMALL_ROWS:
             raise LargeError
 
-    def facts(self, caller: str = "", **more: object) -> Facts:
+    def facts(self, caller: str = "", **more: Any) -> Facts:
         """Facts of now."""
-        return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)  # type: ignore[arg-type]
+        return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
-    def make(self, task: Task, move: Move, facts: Facts, taken: Worker | None = None) -> Program[Decision]:
+    def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         """Decide on a move and write what it makes of the task, with all that follows from it. `taken` as of `write`."""
         decision = decide(task, move, facts)
         if isinstance(decision, Step):
             if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
-                problem = yield from startup.take_up(task)
+                problem = yield from startup.reopen(task)
                 if problem:
                     return Refused(Refusal.STATUS, problem)
-            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, taken=taken)
+            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, reserved=reserved)
         return decision
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
@@ -163,54 +108,54 @@ class Work:
         task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
         task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
-        if task.queue and (worker := (yield from assignment.take(self, task))) is not None:
+        if task.queue and (worker := (yield from assignment.reserve_worker(self, task))) is not None:
             given = decide(task, Move.ASSIGN, self.facts(worker.identity))
             assert isinstance(given, Step)
             row, reason = given.after, given.reason
             self._derive(task, row)
         left: tuple[str, int, bytes] | None = None
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
-            left = children.row_of(self._for_parent(task, "spawned"))
-            self.parents.add(task.parent_task_id)
-        if not (yield from rows.insert(row, payload, left)):
+            left = child_events.insert_args(self._for_parent(task, "spawned"))
+            self.effects.child_events = True
+        if not (yield from task_rows.insert(row, payload, left)):
             if worker is not None:
-                yield from assignment.put_back(task, worker)
+                yield from assignment.release_reservation(task, worker)
             return False
         self.payloads[task.task_id] = payload
         self._falls_due(row)
         if task.parent_task_id:
             # A node that follows all that is below its parent follows it from its first event on.
-            if self.context.shared and task.parent_task_id not in self.unfollowed:
+            if self.context.shared and task.parent_task_id not in self.unwatched:
                 yield Deferred(
                     "task_watchers",
                     "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
                     "ON CONFLICT DO NOTHING",
                     (task.task_id, task.parent_task_id),
                 )
-            if task.parent_task_id not in self.marked:
-                yield from children.mark(task.parent_task_id)
+            if task.parent_task_id not in self.known_parents:
+                yield from child_events.mark_parent(task.parent_task_id)
             if left is None:
-                yield from children.leave(self, self._for_parent(task, "spawned"))
+                yield from child_events.add(self, self._for_parent(task, "spawned"))
         if worker is not None:
-            yield from self._follow(task, row, reason, push=True, taken=worker)
+            yield from self._follow(task, row, reason, push=True, reserved=worker)
         if task.task_type == AGENT_STARTUP:
             yield from startup.dispatch(self, task)
         return True
 
     def write(
-        self, before: Task, after: Task, reason: str, *, push: bool = False, taken: Worker | None = None
+        self, before: Task, after: Task, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
         """Write a changed row and everything that its change means.
 
         `push`: whoever is assigned it is to be told. `taken`: it counts the task already (`handing.take`).
         """
         if before.has_children and _is_told(before, after):
-            yield from self.take_up(before)
+            yield from self.collect_child_events(before)
             after.events = before.events
         self._derive(before, after)
-        yield from rows.save(before, after)
+        yield from task_rows.save(before, after)
         self._falls_due(after)
-        yield from self._follow(before, after, reason, push=push, taken=taken)
+        yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
     def _derive(self, before: Task, after: Task) -> None:
         """What of a row follows from the rest."""
@@ -219,21 +164,21 @@ class Work:
         if _is_told(before, after):
             after.events = before.events + 1
 
-    def _follow(self, before: Task, after: Task, reason: str, *, push: bool, taken: Worker | None) -> Program[None]:
+    def _follow(self, before: Task, after: Task, reason: str, *, push: bool, reserved: Worker | None) -> Program[None]:
         """Everything that a change means; the row is written."""
         if _is_told(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
-            self.notices.append(after)
-        yield from assignment.keep(self, before, after, push=push, taken=taken)
+            self.effects.status_changes.append(after)
+        yield from assignment.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
             yield from self._ended(after)
         if after.status is not before.status:
             yield from self._left(before, after)
         if after.queue and not before.queue:
             # Whoever let go of it has room now, and may have been given it again already.
-            waiting = (yield from rows.load(after.task_id)) if before.holder else after
+            waiting = (yield from task_rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
-                yield from assignment.offer(self, waiting)
+                yield from assignment.assign_waiting(self, waiting)
         if after.task_type == AGENT_STARTUP:
             yield from startup.moved(self, before, after)
 
@@ -244,13 +189,9 @@ class Work:
             return known
         if self.payload_bytes >= PAYLOAD_BYTES:
             return None
-        payload = yield from rows.payload_of(task_id)
+        payload = yield from task_rows.payload_of(task_id)
         self.payload_bytes += len(payload)
         return payload
-
-    def push(self, task: Task, worker: Worker, payload: bytes | None) -> None:
-        """Once this is committed, a worker is to be told of a task."""
-        self.pushes.append(Push(task, worker, payload))
 
     def _falls_due(self, task: Task) -> None:
         self.moments[task.task_id] = task.due_ms
@@ -263,20 +204,20 @@ class Work:
     def _left(self, before: Task, after: Task) -> Program[None]:
         """What a change of status means to others."""
         if before.status is Status.DLQ:
-            yield from rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
+            yield from task_rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is Status.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
         if after.status is Status.HIBERNATED:
             worker = yield from self.find_worker(after.assigned_to)
             if worker is not None:
-                self.hibernated.append((after, worker.node))
+                self.effects.hibernated.append((after, worker.node))
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
             word = "transitioned" if after.status in PAUSED else "completed"
-            yield from children.leave(self, self._for_parent(after, word))
+            yield from child_events.add(self, self._for_parent(after, word))
 
     # -- who is there -----------------------------------------------------------------------------------------------
 
-    def at_work(self, task: Task) -> Program[bool]:
+    def worker_is_present(self, task: Task) -> Program[bool]:
         """Whether whoever has a task is connected, and knows of it. So is nobody."""
         if not task.assigned_to:
             return True
@@ -292,7 +233,7 @@ class Work:
     def _ended(self, task: Task) -> Program[None]:
         now_ms = self.context.now_ms
         if task.tokens:
-            self.outlived.extend((yield from tokens.revoke(task, now_ms)))
+            self.effects.sessions_to_end.extend((yield from tokens.revoke(task, now_ms)))
         if task.status is Status.DLQ:
             yield Execute(
                 "INSERT INTO task_dead_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
@@ -318,40 +259,40 @@ class Work:
         yield Execute(
             "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
         )
-        self.errands.append(partial(cancel_children, parent_id=task.task_id))
+        self.effects.follow_ups.append(partial(cancel_children, parent_id=task.task_id))
 
     def wake_dependents(self, task_id: str) -> Program[None]:
         """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
         found: list[Row] = yield Fetch(
             "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
         )
-        self.look_at(moved=len(found))
+        self.charge(moved=len(found))
         if len(found) == WAKE_PAGE:
-            self.unfinished.append(task_id)
+            self.effects.unfinished.append(task_id)
         for (waiting_id,) in found:
             yield Execute("DELETE FROM task_dependents WHERE depends_on = $1 AND task_id = $2", (task_id, waiting_id))
-            waiting = yield from rows.load(waiting_id)
+            waiting = yield from task_rows.load(waiting_id)
             wait = waiting.waits_for if waiting is not None else None
             if waiting is None or wait is None or waiting.status is not Status.WAITING_DEPENDENCY:
                 continue
             left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
-            if wait.wake_on_any or (not left and (yield from self.depend(waiting, wait))):
+            if wait.wake_on_any or (not left and (yield from self.add_dependencies(waiting, wait))):
                 yield from self.wake(waiting)
 
     def find_unfinished(self) -> Program[None]:
         """What has ended while others waited for it, and whoever was to wake the rest of them is gone."""
         found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
-        self.unfinished.extend(task_id for (task_id,) in found)
+        self.effects.unfinished.extend(task_id for (task_id,) in found)
         parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
-        self.errands.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
+        self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
-    def depend(self, task: Task, wait: Wait) -> Program[bool]:
+    def add_dependencies(self, task: Task, wait: Wait) -> Program[bool]:
         """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
         ended = 0
         wanted = dict.fromkeys(wait.depends_on)
-        self.look_at(len(wanted))
+        self.charge(len(wanted))
         for task_id in wanted:
-            other = yield from rows.load(task_id)
+            other = yield from task_rows.load(task_id)
             if other is not None and other.workspace != task.workspace:
                 other = None  # what is elsewhere is told of like what is nowhere
             if other is not None and not other.awaited:
@@ -367,8 +308,8 @@ class Work:
 
     def wake(self, task: Task) -> Program[None]:
         """What a paused task waited for has come."""
-        present = yield from self.at_work(task)
-        yield from self.make(task, Move.WAKE, self.facts(present=present))
+        present = yield from self.worker_is_present(task)
+        yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
     # -- telling ----------------------------------------------------------------------------------------------------
 
@@ -380,10 +321,10 @@ class Work:
         row = (task.task_id, number, now_ms, encoded)
         if self.context.shared:
             nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
-            self.watched.update((node, task.task_id) for (node,) in nodes)
+            self.effects.watching_nodes.update((node, task.task_id) for (node,) in nodes)
         else:
             yield Deferred("task_events", _RECORD, row)
-        self.events.append(Recorded(task.task_id, number, now_ms, encoded))
+        self.effects.events.append(RecordedEvent(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
             yield from self._forget_events(task.task_id, number)
 
@@ -394,32 +335,32 @@ class Work:
             (task_id, number - KEPT_EVENTS),
         )
 
-    def record_all(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
+    def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
         """Write events of several tasks: the number of the first of each, and (time, event).
 
         The tasks' rows count them already.
         """
         recorded = [
-            Recorded(task_id, number, *event)
+            RecordedEvent(task_id, number, *event)
             for task_id, (first, found) in events.items()
             for number, event in enumerate(found, first)
         ]
         yield ExecuteMany(_RECORD, recorded)
-        self.events.extend(recorded)
+        self.effects.events.extend(recorded)
         if self.context.shared:
             nodes: list[Row] = yield Fetch(
                 "SELECT node, task_id FROM task_watchers WHERE task_id = ANY($1::text[]) AND node <> $2",
                 (list(events), self.context.node),
             )
-            self.watched.update((node, task_id) for node, task_id in nodes)
+            self.effects.watching_nodes.update((node, task_id) for node, task_id in nodes)
         for task_id, (first, found) in events.items():
             mark = (first + len(found) - 1) // KEPT_EVENTS * KEPT_EVENTS
             if mark >= first:
                 yield from self._forget_events(task_id, mark)
 
-    def take_up(self, task: Task) -> Program[None]:
+    def collect_child_events(self, task: Task) -> Program[None]:
         """Tell a task's log of what its children have done until now, before anything else that is to be in it."""
-        while count := (yield from children.take_up_of(self, task.task_id)):
+        while count := (yield from child_events.collect_for(self, task.task_id)):
             task.events += count
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
@@ -430,7 +371,7 @@ class Work:
         )
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
-    def note_again(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
+    def record_event_once(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
         """`note`, where an earlier run, which began at `since_ms`, may have written the event.
 
         Equal events of several callers count one by one: each of them is written once.
@@ -440,12 +381,12 @@ class Work:
         place = task.task_id, event.progress.SerializeToString(deterministic=True)
         self.noted[place] = self.noted.get(place, 0) + 1
         if same < self.noted[place]:
-            yield from self.note(task, event)
+            yield from self.record_event(task, event)
 
-    def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
+    def record_event(self, task: Task, event: pb.TaskEvent) -> Program[None]:
         """Write an event of a task whose row is not otherwise changed."""
         if task.has_children:
-            yield from self.take_up(task)
+            yield from self.collect_child_events(task)
         numbers: list[Row] = yield Fetch(
             "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
         )
@@ -495,26 +436,30 @@ class Work:
             "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)",
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
         )
-        self.outbox = True
+        self.effects.outbox = True
 
 
-def cancel_children(work: Work, parent_id: str, after: str = "") -> Program[None]:
+Mutation = Callable[[TaskTransaction], Program[None]]
+"""Part of a program that one transaction runs."""
+
+
+def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program[None]:
     """Cancel a page of the children, behind `after`, that end with their parent."""
-    parent = yield from rows.load(parent_id)
+    parent = yield from task_rows.load(parent_id)
     found: list[Task] = []
     if parent is not None and parent.status is Status.CANCELLED:  # it may have been tried again by now
-        found = yield from rows.select(
+        found = yield from task_rows.select(
             "parent_task_id = $1 AND parent_task_id <> '' AND task_id > $2 ORDER BY task_id LIMIT $3",
             (parent_id, after, WAKE_PAGE),
         )
     for child in found:
         if not child.is_final and ends_with_parent(child):
-            facts = work.facts(reason=f"parent task {parent_id} was cancelled")
-            current = yield from rows.load(child.task_id)  # another child's end may have moved it
+            facts = tx.facts(reason=f"parent task {parent_id} was cancelled")
+            current = yield from task_rows.load(child.task_id)  # another child's end may have moved it
             if current is not None and not current.is_final:
-                yield from work.make(current, Move.CANCEL, facts)
+                yield from tx.apply(current, Move.CANCEL, facts)
     if len(found) == WAKE_PAGE:
-        work.errands.append(partial(cancel_children, parent_id=parent_id, after=found[-1].task_id))
+        tx.effects.follow_ups.append(partial(cancel_children, parent_id=parent_id, after=found[-1].task_id))
     else:
         yield Execute("DELETE FROM task_cancelled_parents WHERE task_id = $1", (parent_id,))
 

@@ -9,11 +9,11 @@ A child's transaction reads the parent's row, and the one that takes up writes i
 the child has inserted: of two serializable transactions that do so one fails. Where several nodes
 share the database, events are therefore taken up in locking transactions (`Database.beside`): the
 parents' rows are locked first, and then what is there for these parents is deleted. An event of the
-parent itself takes up in its own transaction (`take_up_of`), which writes the same row, so one of
+parent itself takes up in its own transaction (`collect_for`), which writes the same row, so one of
 the two waits for the other, or runs again.
 
 Invariants: the events of one child keep their order (the id of a row is given when its transaction has seen the ones before); the parent's
-log has what its children had done before each of the parent's events (`Work.take_up`), also before its end;
+log has what its children had done before each of the parent's events (`TaskTransaction.take_up`), also before its end;
 a locking transaction waits for a parent's row only while it holds no lock.
 """
 
@@ -22,20 +22,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aether_trio.model.tasks.status import Status, is_final
+from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
-
-if TYPE_CHECKING:
-    from aether_trio.services.tasks.transaction.work import Work
 
 PAGE: Final = 200
 GATHER_S: Final = 0.1
 """Between two transactions that take up: what comes meanwhile shares the next one."""
 
-LEAVE: Final = "INSERT INTO task_child_events (task_id, at_ms, event) VALUES ($1, $2, $3)"
+INSERT: Final = "INSERT INTO task_child_events (task_id, at_ms, event) VALUES ($1, $2, $3)"
 
 _PARENT: Final = "workspace, creator, assigned_to, status, next_retry_ms, has_children"
 _LOAD: Final = f"SELECT {_PARENT}, 1 FROM tasks WHERE task_id = $1"  # noqa: S608
@@ -69,7 +67,7 @@ class Parent(NamedTuple):
         return is_final(self.status, self.next_retry_ms)
 
 
-class Taken(NamedTuple):
+class Collected(NamedTuple):
     """A page. `last` is the id of its last row, 0 when there are none behind it."""
 
     last: int
@@ -77,48 +75,48 @@ class Taken(NamedTuple):
     """Parents whose rows others had locked: their events are still there."""
 
 
-def parent_of(work: Work, task_id: str) -> Program[Parent | None]:
+def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
     """A task that is to have another child."""
-    found: list[Row] = yield Fetch(_LOAD_SHARED if work.context.shared else _LOAD, (task_id,))
+    found: list[Row] = yield Fetch(_LOAD_SHARED if tx.context.shared else _LOAD, (task_id,))
     if not found:
         return None
     parent = Parent._make(found[0])
     if parent.has_children:
-        work.marked.add(task_id)
+        tx.known_parents.add(task_id)
     if not parent.watchers:
-        work.unfollowed.add(task_id)
+        tx.unwatched.add(task_id)
     return parent._replace(status=Status(parent.status))
 
 
-def mark(task_id: str) -> Program[None]:
+def mark_parent(task_id: str) -> Program[None]:
     """Note in a task's row that it has children."""
     yield Execute("UPDATE tasks SET has_children = 1 WHERE task_id = $1 AND has_children = 0", (task_id,))
 
 
-def leave(work: Work, event: pb.TaskEvent) -> Program[None]:
+def add(tx: Transaction, event: pb.TaskEvent) -> Program[None]:
     """Leave an event for the log of the task that it names."""
-    yield Deferred("task_child_events", LEAVE, row_of(event))
-    work.parents.add(event.task_id)
+    yield Deferred("task_child_events", INSERT, insert_args(event))
+    tx.effects.child_events = True
 
 
-def row_of(event: pb.TaskEvent) -> tuple[str, int, bytes]:
-    """The arguments of LEAVE."""
+def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
+    """The arguments of INSERT."""
     return event.task_id, event.emitted_at_unix_ms, event.SerializeToString()
 
 
-def take_up(work: Work) -> Program[Taken]:
+def collect(tx: Transaction) -> Program[Collected]:
     """Take up a page, the oldest first, where no other process writes: none is left."""
     found: list[Row] = yield Fetch(
         "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (PAGE,)
     )
     if found:
         for task_id, left in groupby(sorted(found, key=itemgetter(1)), key=itemgetter(1)):
-            yield from _number(work, task_id, [(at_ms, event) for _, _, at_ms, event in left])
+            yield from _number(tx, task_id, [(at_ms, event) for _, _, at_ms, event in left])
         yield Execute("DELETE FROM task_child_events WHERE id <= $1", (found[-1][0],))
-    return Taken(found[-1][0] if len(found) == PAGE else 0)
+    return Collected(found[-1][0] if len(found) == PAGE else 0)
 
 
-def take_up_locking(work: Work, after: int, without: frozenset[str]) -> Program[Taken]:
+def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Program[Collected]:
     """Take up a page behind the row `after`, in a locking transaction; waits for none.
 
     Events of the parents `without` are left: earlier ones of theirs are still there.
@@ -134,11 +132,11 @@ def take_up_locking(work: Work, after: int, without: frozenset[str]) -> Program[
         if missing:  # deleted, or locked
             there: list[Row] = yield Fetch("SELECT task_id FROM tasks WHERE task_id = ANY($1::text[])", (missing,))
             locked = frozenset(task_id for (task_id,) in there)
-        yield from _take(work, parents, [name for name in names if name not in locked], found[-1][0])
-    return Taken(found[-1][0] if len(found) == PAGE else 0, locked)
+        yield from _take(tx, parents, [name for name in names if name not in locked], found[-1][0])
+    return Collected(found[-1][0] if len(found) == PAGE else 0, locked)
 
 
-def take_up_of_locking(work: Work, task_id: str) -> Program[int]:
+def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
     """Take up a page for one task, in a locking transaction; how many events.
 
     Waits until no other transaction has its row locked.
@@ -148,11 +146,11 @@ def take_up_of_locking(work: Work, task_id: str) -> Program[int]:
         "SELECT id FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
     )
     if found:
-        yield from _take(work, parents, [task_id], found[-1][0])
+        yield from _take(tx, parents, [task_id], found[-1][0])
     return len(found)
 
 
-def _take(work: Work, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
+def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
     """Number what was left for these tasks up to the row `last`.
 
     `parents` are those that are locked, with their own parents; the others are deleted.
@@ -165,7 +163,7 @@ def _take(work: Work, parents: dict[str, str], names: Sequence[str], last: int) 
     if left:
         counts = [len(events) for events in left.values()]
         numbers: dict[str, int] = dict((yield Fetch(_COUNT, (list(left), counts))))
-        yield from work.record_all(
+        yield from tx.record_events(
             {
                 task_id: (numbers[task_id] - len(events) + 1, _above(events, parents[task_id]))
                 for task_id, events in left.items()
@@ -173,19 +171,19 @@ def _take(work: Work, parents: dict[str, str], names: Sequence[str], last: int) 
         )
 
 
-def take_up_of(work: Work, task_id: str) -> Program[int]:
+def collect_for(tx: Transaction, task_id: str) -> Program[int]:
     """Take up a page for one task, in a transaction that writes its row; how many events."""
     found: list[Row] = yield Fetch(
         "SELECT id, at_ms, event FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
     )
     if found:
-        work.look_at(len(found))
-        yield from _number(work, task_id, [(at_ms, event) for _, at_ms, event in found])
+        tx.charge(len(found))
+        yield from _number(tx, task_id, [(at_ms, event) for _, at_ms, event in found])
         yield Execute("DELETE FROM task_child_events WHERE task_id = $1 AND id <= $2", (task_id, found[-1][0]))
     return len(found)
 
 
-def _number(work: Work, task_id: str, left: Sequence[tuple[int, bytes]]) -> Program[None]:
+def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) -> Program[None]:
     found: list[Row] = yield Fetch(
         "UPDATE tasks SET events = events + $2 WHERE task_id = $1 RETURNING events, parent_task_id",
         (task_id, len(left)),
@@ -193,7 +191,7 @@ def _number(work: Work, task_id: str, left: Sequence[tuple[int, bytes]]) -> Prog
     if not found:  # the parent was deleted
         return
     last, above = found[0]
-    yield from work.record_all({task_id: (last - len(left) + 1, _above(left, above))})
+    yield from tx.record_events({task_id: (last - len(left) + 1, _above(left, above))})
 
 
 def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:

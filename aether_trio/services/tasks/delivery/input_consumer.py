@@ -13,7 +13,7 @@ topics of the log are looked through. So an input is lost only if the tasks data
 No topic waits for another one's backlog: a transaction takes a page of each of GROUP topics, those that have more queue again behind the
 others, and a look through all topics goes on a page at a time between them.
 
-Inputs of unknown and of ended tasks are dropped, and those for which a task has no room.
+InputConsumer of unknown and of ended tasks are dropped, and those for which a task has no room.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ import trio
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import Status, Task, Wait
-from aether_trio.services.tasks.transaction import input_rows, rows
+from aether_trio.services.tasks.transaction import input_rows, task_rows
 from aether_trio.services.tasks.transaction.input_rows import Metadata
-from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Mutation
+from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -47,7 +46,7 @@ SHARE: Final = 10
 GROUP: Final = 64
 """Topics that share a transaction."""
 PAGE_ROWS: Final = 256
-"""Inputs that are read of one topic at a time."""
+"""InputConsumer that are read of one topic at a time."""
 PAGE_BYTES: Final = MIB
 """Of messages that are read for one transaction."""
 STEP_BYTES: Final = 64 * KIB
@@ -105,7 +104,7 @@ class _Waiting:
                 del self._counts[_workspace_of(topic)]
 
 
-class Inputs:
+class InputConsumer:
     """See the module docstring. `perform` runs a transaction."""
 
     def __init__(self, log: TopicLog, database: Database, perform: Callable[[Mutation], Awaitable[object]]) -> None:
@@ -199,12 +198,12 @@ class Inputs:
     async def _write(self, pages: Sequence[_Page]) -> Sequence[None]:
         dropped: list[_Place] = []
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(tx: TaskTransaction) -> Program[None]:
             dropped.clear()  # it may run again
             for page in pages:
-                dropped.extend((yield from _write(work, page)))
+                dropped.extend((yield from _write(tx, page)))
 
-        await self._perform(errand)
+        await self._perform(mutation)
         for place, count in Counter(dropped).items():
             self.dropped += count
             logger.warning(
@@ -250,25 +249,25 @@ def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
     return found
 
 
-def _write(work: Work, page: _Page) -> Program[list[_Place]]:
+def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
     """Take over a page of one task's inputs; those that found no room."""
     dropped: list[_Place] = []
-    task = yield from rows.load(page.place.task_id)
+    task = yield from task_rows.load(page.place.task_id)
     if task is None:
         return dropped
     fresh = [one for one in page.inputs if one[0] > task.input_offset]
     if not fresh:
         return dropped  # another node has, or this one without being told
     before, task = task, task.changed({"input_offset": fresh[-1][0]})
-    yield from rows.save(before, task)
+    yield from task_rows.save(before, task)
     wait = _wait_of(task)
     room = None
     for offset, metadata in fresh:
         if task.is_final:
             break
         if wait is not None and wait.takes(metadata):
-            yield from work.wake(task)
-            task = (yield from rows.load(task.task_id)) or task
+            yield from tx.wake(task)
+            task = (yield from task_rows.load(task.task_id)) or task
             wait = _wait_of(task)
             continue
         room = room or (yield from input_rows.room(task.task_id))

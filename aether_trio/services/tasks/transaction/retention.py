@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Final
 
 from aether_trio.model.tasks import Status
-from aether_trio.services.tasks.transaction import rows
-from aether_trio.services.tasks.transaction.startup import forget
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction.startup import forget_start
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 MEMORY_MS: Final = 30 * 86_400_000
@@ -29,31 +29,31 @@ INTERVAL_S: Final = 600.0
 """Between two sweeps: they only give back room."""
 
 
-def forget_memories(work: Work) -> Program[int]:
+def forget_memories(tx: TaskTransaction) -> Program[int]:
     """Forget when the clients of participants began that have been away for long; how many went, a page at most."""
     count: int = yield Execute(
         "DELETE FROM task_memories WHERE identity IN ("
         "SELECT m.identity FROM task_memories m WHERE m.since_ms < $1 "
         "AND NOT EXISTS (SELECT 1 FROM task_workers w WHERE w.identity = m.identity) ORDER BY m.since_ms LIMIT $2)",
-        (work.context.now_ms - MEMORY_MS, PAGE),
+        (tx.context.now_ms - MEMORY_MS, PAGE),
     )
     return count
 
 
-def forget_resolved(work: Work) -> Program[int]:
+def forget_resolved(tx: TaskTransaction) -> Program[int]:
     """Delete dead letters that were resolved long ago, and their tasks; how many went, a page at most."""
-    keep_ms = work.context.limits.resolved_ms
+    keep_ms = tx.context.limits.resolved_ms
     if not keep_ms:
         return 0
     found: list[Row] = yield Fetch(
         "SELECT task_id FROM task_dead_letters WHERE resolved_ms > 0 AND resolved_ms < $1 ORDER BY resolved_ms LIMIT $2",
-        (work.context.now_ms - keep_ms, PAGE),
+        (tx.context.now_ms - keep_ms, PAGE),
     )
     for (task_id,) in found:
         yield Execute("DELETE FROM task_dead_letters WHERE task_id = $1", (task_id,))
-        task = yield from rows.load(task_id)
+        task = yield from task_rows.load(task_id)
         if task is not None and task.status is Status.DLQ:
-            yield from rows.delete(task_id)
-            yield from forget(task)
-            yield from work.wake_dependents(task_id)
+            yield from task_rows.delete(task_id)
+            yield from forget_start(task)
+            yield from tx.wake_dependents(task_id)
     return len(found)

@@ -12,9 +12,9 @@ from typing import Final
 from aether_trio.model.tasks import Move, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.handlers.protobuf import resolved_by
-from aether_trio.services.tasks.transaction import rows, startup
-from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.protobuf import resolved_by
+from aether_trio.services.tasks.transaction import startup, task_rows
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Fetch, Program, Row
 
 MAX_PAGE: Final = 1_000
@@ -22,7 +22,7 @@ _FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, r
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter; times are Unix milliseconds, `resolved_ms` 0 while it is open."""
 
     task_id: str
@@ -44,7 +44,7 @@ class DeadLetters:
 
     async def page(
         self, workspace: str = "", *, resolved: bool = False, after: str = "", limit: int = 100
-    ) -> list[Letter]:
+    ) -> list[DeadLetter]:
         """DeadLetters in the order of their task ids, behind `after`; of one workspace, or of all."""
         where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
         found = await self._engine.database.fetch(
@@ -53,15 +53,15 @@ class DeadLetters:
             workspace,
             min(limit, MAX_PAGE),
         )
-        return [Letter(*row) for row in found]
+        return [DeadLetter(*row) for row in found]
 
-    async def show(self, task_id: str) -> tuple[Letter | None, Task | None]:
+    async def show(self, task_id: str) -> tuple[DeadLetter | None, Task | None]:
         """A letter and its task, as far as they exist."""
 
-        def program() -> Program[tuple[Letter | None, Task | None]]:
+        def program() -> Program[tuple[DeadLetter | None, Task | None]]:
             found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_dead_letters WHERE task_id = $1", (task_id,))  # noqa: S608
-            task = yield from rows.load(task_id)
-            return (Letter(*found[0]) if found else None), task
+            task = yield from task_rows.load(task_id)
+            return (DeadLetter(*found[0]) if found else None), task
 
         return await self._engine.database.read(program)
 
@@ -72,32 +72,32 @@ class DeadLetters:
         """
         done: list[bool] = []
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(tx: TaskTransaction) -> Program[None]:
             done.clear()
-            task = yield from rows.load(task_id)
+            task = yield from task_rows.load(task_id)
             if task is None or task.status is not Status.DLQ:
                 return
-            if task.task_type == AGENT_STARTUP and (yield from startup.take_up(task)):
+            if task.task_type == AGENT_STARTUP and (yield from startup.reopen(task)):
                 return  # its agent has a later start
             fresh = task.changed({"retry_count": 0})
-            yield from rows.save(task, fresh)
-            yield from rows.resolve_letter(task_id, work.context.now_ms, by, "requeued")
-            yield from work.make(fresh, Move.RETRY, work.facts(by))
+            yield from task_rows.save(task, fresh)
+            yield from task_rows.resolve_letter(task_id, tx.context.now_ms, by, "requeued")
+            yield from tx.apply(fresh, Move.RETRY, tx.facts(by))
             done.append(True)
 
-        await self._engine.perform(errand)
+        await self._engine.perform(mutation)
         return any(done)
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
         """Nothing more is to be done about a letter; False if there is no open one."""
         done: list[bool] = []
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(tx: TaskTransaction) -> Program[None]:
             done.clear()
-            task = yield from rows.load(task_id)
-            if task is not None and (yield from rows.resolve_letter(task_id, work.context.now_ms, by, notes)):
-                yield from rows.save(task, resolved_by(task, by))
+            task = yield from task_rows.load(task_id)
+            if task is not None and (yield from task_rows.resolve_letter(task_id, tx.context.now_ms, by, notes)):
+                yield from task_rows.save(task, resolved_by(task, by))
                 done.append(True)
 
-        await self._engine.perform(errand)
+        await self._engine.perform(mutation)
         return any(done)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
-from aether_trio.model.tasks.task import AGENT_STARTUP, COLUMNS, Task
+from aether_trio.model.tasks.task import COLUMNS, Task
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
@@ -128,44 +128,3 @@ def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
     )
     epoch: int | None = rows[0][0]
     return epoch
-
-
-class Worker(NamedTuple):
-    """A connected participant that may be given work. `pooled`: also from the pool of its implementation.
-
-    A row of WORKER_FIELDS, and a tuple, as are other values of which a transaction makes some: a frozen dataclass takes five times as long.
-    """
-
-    identity: str
-    session_id: str
-    node: str
-    workspace: str
-    implementation: str
-    pooled: bool
-    live: int
-    capacity: int
-    since_ms: int = 0
-    """What it has shown no sign of life of since then, it does not know of."""
-
-    claims: bool = False
-    """Whether it says when it begins: then what it has not claimed it has not begun."""
-
-    def knows_of(self, task: Task) -> bool:
-        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory.
-
-        The agent of a start is its worker by connecting, whichever process of it that is.
-        """
-        is_its_agent = task.task_type == AGENT_STARTUP and task.target == self.identity
-        return is_its_agent or task.heartbeat_ms >= self.since_ms
-
-    @property
-    def has_room(self) -> bool:
-        return self.live < self.capacity
-
-
-WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms, claims"
-
-
-def read_worker(rows: list[Row]) -> Worker | None:
-    """The first of rows of WORKER_FIELDS."""
-    return Worker._make(rows[0]) if rows else None

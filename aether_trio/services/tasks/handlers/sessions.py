@@ -1,0 +1,263 @@
+"""What sessions write about tasks: their begin, their end, and the progress that they report.
+
+A session that begins or ends, and each report of progress, puts a mutation into the engine's
+WriteBatcher. A request of a session waits (`wait_written`) until what the session did before the
+request is written.
+
+Workers have a row in `task_workers` as long as they are connected. Other participants (users,
+bridges, workflow engines) take no tasks of others, but may work on tasks that they have created for
+themselves. Most never do, so such an owner has no row until it is about to work on a task
+(`register_owner`); its end, and the end of its node, then mean to its tasks what they mean to those
+of a worker. An owner that resumes a session gets a row if it has a task. Owners may not report
+progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.tasks.status import TERMINAL
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.handlers.sanitize import storable
+from aether_trio.services.tasks.transaction import sessions, task_rows, tokens
+from aether_trio.services.tasks.transaction.due import Heartbeat
+from aether_trio.services.tasks.transaction.session_batch import Join, Leave
+from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.workers import WORKER_KINDS, Worker
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.wire.errors import error_response
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+def is_owner(session: Session) -> bool:
+    """Return whether this session has a row among the workers only while it owns a task.
+
+    Orchestrators and sessions of a task token have a row from their begin.
+    """
+    kind = session.identity.kind
+    return kind not in WORKER_KINDS and kind is not Kind.ORCHESTRATOR and not session.task_id
+
+
+class TaskSessions:
+    """Writes what the sessions of this node do; see the module docstring.
+
+    `capacity` is the maximum number of live tasks that a worker is assigned.
+    """
+
+    def __init__(self, engine: Engine, *, capacity: int) -> None:
+        self._engine = engine
+        self._writes = engine.writes
+        self._capacity = capacity
+        self._joins: dict[str, int] = {}
+        """By session of a task token: the number of its join, until it is known to be written."""
+        self._reports: dict[str, int] = {}
+        """By session: the number of its latest report, until a request has waited for it."""
+        self._claiming: set[str] = set()
+        """Sessions that have claimed a task, though their client did not declare that it claims."""
+        self._resumed_owners: set[str] = set()
+        self._registered_owners: dict[str, int] = {}
+
+    # -- begin and end ----------------------------------------------------------------------------------------------
+
+    async def admit(self, identity: Identity, credentials: Mapping[str, str]) -> tokens.AdmittedToken | None:
+        """Check a task token among the credentials; None without one. Raises StatusError."""
+        return await tokens.admit(self._engine.database, identity, credentials, self._engine.clock.now_ms())
+
+    def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
+        """Write that a session was acknowledged. Never blocks.
+
+        `back`: its client resumes an earlier session. `again`: it has joined before, and its node
+        has a new lease since.
+        """
+        identity, wanted = session.identity, session.worker_tasks
+        if is_owner(session):
+            if back or again:
+                self._owner_resumed(session, again=again)
+            return
+        if identity.kind not in WORKER_KINDS and not session.task_id:
+            return
+        takes_pool = identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any)
+        worker = Worker(
+            identity.text,
+            session.session_id,
+            self._engine.nodes.node,
+            identity.workspace,
+            identity.implementation,
+            takes_pool and wanted != 0,
+            0,
+            min(wanted or self._capacity, self._capacity),
+            claims=session.numbered,
+        )
+        joined = WorkerJoined(
+            worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
+        )
+        number = self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
+        if session.task_id:
+            self._joins[session.session_id] = number
+
+    def ended(self, session: Session) -> None:
+        """Write that a session ended; called once for each, acknowledged or not. Never blocks."""
+        self._reports.pop(session.session_id, None)
+        self._claiming.discard(session.session_id)
+        self._joins.pop(session.session_id, None)
+        if self._forget_owner(session) or session.identity.kind in WORKER_KINDS or session.task_id:
+            left = WorkerLeft(
+                session.identity.text,
+                session.session_id,
+                session.finished,
+                by_gateway=session.ended_by_gateway,
+                let_in=bool(session.lineage),
+            )
+            self._writes.put(Leave(left))
+
+    # -- owners -----------------------------------------------------------------------------------------------------
+
+    async def register_owner(self, session: Session) -> None:
+        """Give a session that is about to work on its own task a row; not if it is a worker."""
+        if not is_owner(session):
+            return
+        number = self._registered_owners.get(session.session_id)
+        if number is None:
+            back = session.session_id in self._resumed_owners
+            number = self._join_owner(session, back=back, again=False, guest=False)
+            self._registered_owners[session.session_id] = number
+        await self._writes.wait_written(number)
+
+    def _owner_resumed(self, session: Session, *, again: bool) -> None:
+        if not again:
+            self._resumed_owners.add(session.session_id)
+        registered = session.session_id in self._registered_owners
+        self._join_owner(session, back=True, again=again, guest=not registered)
+
+    def _forget_owner(self, session: Session) -> bool:
+        """Forget a session that has ended; return whether it may have had a row as an owner."""
+        registered = self._registered_owners.pop(session.session_id, None) is not None
+        resumed = session.session_id in self._resumed_owners
+        self._resumed_owners.discard(session.session_id)
+        return registered or resumed
+
+    def _join_owner(self, session: Session, *, back: bool, again: bool, guest: bool) -> int:
+        identity = session.identity
+        worker = Worker(
+            identity.text,
+            session.session_id,
+            self._engine.nodes.node,
+            identity.workspace,
+            identity.implementation,
+            pooled=False,
+            live=0,
+            capacity=1,
+        )
+        joined = WorkerJoined(worker, back, again=again, over=lambda: session.detached, guest=guest)
+        return self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
+
+    # -- claims -----------------------------------------------------------------------------------------------------
+
+    def is_first_claim(self, session: Session) -> bool:
+        """Return whether a claim would be the first sign that the client says when it begins."""
+        return not session.numbered and session.session_id not in self._claiming
+
+    def claimed(self, session: Session) -> None:
+        """Remember that a session has claimed a task."""
+        if not session.detached:
+            self._claiming.add(session.session_id)
+
+    # -- progress ---------------------------------------------------------------------------------------------------
+
+    def reported(self, session: Session, report: pb.ProgressReport) -> None:
+        """Write a progress report that names a task: a heartbeat and an event. Never blocks.
+
+        If the task has ended, or another worker has it, the report is no event. The worker is sent
+        an error instead, and so learns of a cancellation.
+        """
+        if not report.task_id:
+            return
+        name, task_id = session.identity.text, storable(report.task_id)
+        event = pb.TaskProgressEvent(
+            state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
+        )
+        lost: list[str] = []
+        runs: list[int] = []
+        """When the mutation was run, in ms; it runs again if its commit was not answered."""
+
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            lost.clear()
+            runs.append(tx.context.now_ms)
+            task = yield from sessions.record_heartbeat(tx, name, task_id)
+            if task is None:
+                task = yield from task_rows.load(task_id)
+                if task is None:
+                    return
+                if name not in (task.assigned_to, task.creator):
+                    if (yield from task_rows.latest_epoch(task_id, name)) is not None:
+                        lost.append(f"this assignment of task {task_id} is over: another worker has the task")
+                    return
+                if task.status in TERMINAL:
+                    lost.append(f"task {task_id} has ended: it is {task.status.value}")
+                    return
+            if len(runs) > 1:
+                yield from tx.record_event_once(task, pb.TaskEvent(progress=event), runs[0])
+            else:
+                yield from tx.record_event(task, pb.TaskEvent(progress=event))
+
+        number = self._writes.offer(
+            mutation,
+            lambda: _tell_lost(session, report, lost),
+            heartbeat=Heartbeat(name, task_id),
+            session_id=session.session_id,
+            size=report.ByteSize(),
+        )
+        if number:
+            self._reports[session.session_id] = number
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    async def wait_joined(self, session: Session) -> None:
+        """Wait until the task of a session's token is assigned to the session."""
+        number = self._joins.get(session.session_id, 0)
+        if number:
+            await self._writes.wait_written(number)
+            self._joins.pop(session.session_id, None)
+
+    async def wait_written(self, session: Session) -> None:
+        """Wait until the begin of a session, and all that it has reported, is written."""
+        await self.wait_joined(session)
+        number = self._reports.pop(session.session_id, 0)
+        if number:
+            await self._writes.wait_written(number)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
+        """Find the worker that saved the checkpoint of a hibernated task which `identity` has now.
+
+        None if it is `identity`, or may not share its checkpoints with it.
+        """
+        if not key or identity.kind not in WORKER_KINDS:
+            return None
+        try:
+            found = await self._engine.database.fetch(
+                "SELECT a.worker FROM tasks t JOIN task_attempts a ON a.task_id = t.task_id WHERE t.holder = $1 "
+                "AND t.holder <> '' AND t.checkpoint_key = $2 AND a.outcome = 'hibernated' ORDER BY a.epoch DESC LIMIT 1",
+                identity.text,
+                storable(key),
+            )
+        except StorageUnavailable:
+            return None
+        owner = Identity.parse(found[0][0], strict=False) if found else identity
+        return owner if owner != identity and _may_replace(identity, owner) else None
+
+
+def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[str]) -> None:
+    if lost and not session.detached:
+        session.put(error_response(AetherError(Code.INVALID_ARGUMENT, lost[0]), report.request_id))
+
+
+def _may_replace(identity: Identity, other: Identity) -> bool:
+    """Return whether two workers are of the same kind, so that one may continue for the other."""
+    same_place = identity.workspace == other.workspace or "" in (identity.workspace, other.workspace)
+    return identity.implementation == other.implementation and same_place

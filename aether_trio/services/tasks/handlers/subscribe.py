@@ -1,0 +1,147 @@
+"""`task_subscription_op`: SUBSCRIBE to the events of a task, and UNSUBSCRIBE (tasks.md 6.4).
+
+Where several nodes share the database, a node writes to `task_watchers` which tasks its subscribers
+follow; the other nodes notify it of new events of these tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.tasks import Task
+from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.delivery import event_subscriptions
+from aether_trio.services.tasks.delivery.event_subscriptions import MAX_SUBSCRIPTIONS, Beginning, EventSubscription
+from aether_trio.services.tasks.engine import WATCH, Engine
+from aether_trio.services.tasks.handlers import query
+from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, load_visible
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.session.session import Session
+from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
+from aether_trio.storage.outages import outage
+from aether_trio.wire.pb import aether_pb2 as pb
+
+UNWATCH_PAGE: Final = 100
+"""Tasks that one transaction removes from `task_watchers`."""
+
+Op = pb.TaskSubscriptionOperation
+
+
+class TaskSubscriber:
+    """Handles `task_subscription_op`, and ends the subscriptions of sessions that end."""
+
+    def __init__(self, engine: Engine, ids: IdFactory, authorizer: Authorizer) -> None:
+        self._engine = engine
+        self._ids = ids
+        self._authorizer = authorizer
+
+    async def handle(self, session: Session, op: pb.TaskSubscriptionOperation) -> Sequence[pb.DownstreamMessage]:
+        """Answer one request. A refusal is a sentence in the typed response."""
+        response = pb.TaskSubscriptionOperationResponse(client_request_id=op.client_request_id, task_id=op.task_id)
+        answer = pb.DownstreamMessage(task_subscription_response=response)
+        response = answer.task_subscription_response
+        try:
+            if op.op == Op.SUBSCRIBE:
+                await self._subscribe(session, op, answer)
+                return []  # the answer was sent before the first event
+            if op.op == Op.UNSUBSCRIBE:
+                if not op.subscription_id:
+                    response.error = "subscription_id is required"
+                else:
+                    self._unwatch(self._engine.event_subscriptions.close(session, op.subscription_id))
+                    response.subscription_id = op.subscription_id
+                    response.success = True
+            else:
+                response.error = f"unknown task subscription operation {op.op}"
+        except StorageUnavailable as error:
+            response.error = str(outage(error))
+        except AetherError as error:
+            response.error = error.message
+        return [answer]
+
+    def ended(self, session: Session) -> None:
+        """End the subscriptions of a session that has ended. Never blocks."""
+        self._unwatch(self._engine.event_subscriptions.close_all(session))
+
+    async def _subscribe(
+        self, session: Session, op: pb.TaskSubscriptionOperation, answer: pb.DownstreamMessage
+    ) -> None:
+        subscriptions = self._engine.event_subscriptions
+        if subscriptions.count(session) >= MAX_SUBSCRIPTIONS:
+            raise AetherError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
+        task = await load_visible(
+            self._engine.database, self._authorizer, session, op.task_id, operation="task_subscribe"
+        )
+        if task is None:
+            raise AetherError(Code.INVALID_ARGUMENT, NOT_FOUND)
+        # A worker of another workspace sees its own task, and nothing else of the task's workspace.
+        recursive = op.recursive and session.allows_workspace(task.workspace)
+        since_ms = max(op.start_timestamp_unix_ms, 0)
+        subscription = EventSubscription(
+            self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id
+        )
+        if task.has_children:
+            await self._engine.collect_child_events("" if recursive else task.task_id)
+        subscriptions.open(subscription, [task.task_id])
+        try:
+            positions = await self._begin(subscription, task, since_ms)
+        except BaseException:
+            self._unwatch(subscriptions.close(session, subscription.subscription_id))
+            raise
+        response = answer.task_subscription_response
+        response.success = True
+        response.subscription_id = subscription.subscription_id
+        session.put(answer)
+        subscriptions.start(subscription, positions, replay=since_ms > 0)
+
+    async def _begin(self, subscription: EventSubscription, task: Task, since_ms: int) -> dict[str, int]:
+        """Find the tasks that a subscription follows, and the number of the last event before it.
+
+        A child that is created meanwhile is among them, or its "spawned" event comes after.
+        """
+        database = self._engine.database
+        node = self._engine.nodes.node if database.shared else None
+
+        def program() -> Program[Beginning]:
+            below = query.descendants(task.task_id, task.workspace, event_subscriptions.MAX_FOLLOWED)
+            return event_subscriptions.beginning(
+                task.task_id, below if subscription.recursive else None, since_ms, node
+            )
+
+        if node is not None:
+            await self._watch(subscription.session, [task.task_id])
+        while True:
+            found = await database.read(program)
+            self._engine.event_subscriptions.follow(subscription, found.positions)
+            if not found.unwatched or subscription.session.detached:
+                return found.positions
+            # Children of these tasks that are created from now on are watched from their first event.
+            await self._watch(subscription.session, found.unwatched)
+
+    async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:
+        """Ask other nodes for notifications of new events.
+
+        Written in one queue with `_unwatch`, so that no row of a session that ends meanwhile stays.
+        """
+
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            if not session.detached:
+                yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in sorted(task_ids)])
+
+        await self._engine.writes.wait_written(self._engine.writes.put(mutation))
+
+    def _unwatch(self, task_ids: Sequence[str]) -> None:
+        if self._engine.database.shared:
+            for first in range(0, len(task_ids), UNWATCH_PAGE):
+                part = task_ids[first : first + UNWATCH_PAGE]
+                self._engine.writes.put(partial(self._unwatch_page, task_ids=part))
+
+    def _unwatch_page(self, tx: TaskTransaction, task_ids: Sequence[str]) -> Program[None]:
+        watches = self._engine.event_subscriptions.watches
+        gone = [(task_id, tx.context.node) for task_id in task_ids if not watches(task_id)]
+        if gone:
+            yield ExecuteMany("DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", gone)

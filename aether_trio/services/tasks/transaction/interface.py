@@ -1,0 +1,143 @@
+"""What a transaction on tasks knows, what follows from it, and what its parts may call.
+
+TaskTransaction (task_transaction.py) implements `Transaction`. The parts of a transaction
+(assignment.py, child_events.py, startup.py) use it only through this Protocol: applying a move
+calls the parts, and the parts apply further moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from aether_trio.model.tasks import Facts, Move, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.table import Decision
+from aether_trio.services.tasks.transaction.workers import Worker
+from aether_trio.storage.base import Program
+
+
+class LargeError(Exception):
+    """A small transaction would read more rows than it may.
+
+    Nothing is written; the caller runs the program again as a transaction of any size.
+    """
+
+
+class Context(NamedTuple):
+    """What a transaction knows of the world. `node` names this node's lease in the tables."""
+
+    now_ms: int
+    node: str
+    limits: TimeLimits
+    shared: bool = False
+    """Whether other nodes write to the same tables."""
+    small: bool = False
+    """Whether the event loop waits for the transaction (`Database.run_small`).
+
+    Then it raises LargeError rather than reading more than SMALL_ROWS rows.
+    """
+    uniform: Callable[[], float] = lambda: 0.5
+    """Random numbers from 0 to 1, for the jitter of retries."""
+
+
+class RecordedEvent(NamedTuple):
+    """A task event as it was written; `event` is a serialized TaskEvent without subscription."""
+
+    task_id: str
+    number: int
+    at_ms: int
+    event: bytes
+
+
+class NewAssignment(NamedTuple):
+    """A task that was assigned, and the worker to which it is to be sent.
+
+    `payload` is b"" for a worker of another node; None: it is read when the task is sent.
+    """
+
+    task: Task
+    worker: Worker
+    payload: bytes | None
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the engine does after the commit (`Engine.after_commit`)."""
+
+    events: list[RecordedEvent] = field(default_factory=list)
+    """Events for subscribers of this node."""
+    watching_nodes: set[tuple[str, str]] = field(default_factory=set)
+    """(node, task id): other nodes whose subscribers are to be sent new events."""
+    status_changes: list[Task] = field(default_factory=list)
+    """Tasks whose creators are sent a progress update with the new status."""
+    assignments: list[NewAssignment] = field(default_factory=list)
+    hibernated: list[tuple[Task, str]] = field(default_factory=list)
+    """Tasks that were hibernated, with the nodes of their workers."""
+    unfinished: list[str] = field(default_factory=list)
+    """Ended tasks on which more tasks depend than this transaction has woken."""
+    child_events: bool = False
+    """Whether child events were added that are to be moved to the logs of their parents."""
+    outbox: bool = False
+    """Whether messages were added to `task_outbox` that are to be appended to the topic log."""
+    absent_targets: list[str] = field(default_factory=list)
+    """Targets of waiting tasks that are not connected; some may be agents that can be started."""
+    lost_agents: list[str] = field(default_factory=list)
+    """Agents that are started when they are needed, and whose gateway has ended."""
+    sessions_to_end: list[tuple[str, str]] = field(default_factory=list)
+    """(node, session id): sessions whose token is revoked, because its task has ended."""
+    follow_ups: list[Callable[[Transaction], Program[None]]] = field(default_factory=list)
+    """Further pages of work, each for a transaction by itself."""
+
+
+class Transaction(Protocol):
+    """One transaction on tasks, as its parts use it. Methods that yield are parts of a program."""
+
+    context: Context
+    effects: Effects
+    known_parents: set[str]
+    """Tasks whose rows say that they have children."""
+    unwatched: set[str]
+    """Tasks of which no other node follows the events."""
+
+    def charge(self, rows: int = 0, *, moved: int = 0) -> None:
+        """Count rows that are about to be read, and tasks about to be moved; raises LargeError."""
+        ...
+
+    def facts(self, caller: str = "", **more: Any) -> Facts:
+        """Return the facts of a move that happens now."""
+        ...
+
+    def find_worker(self, identity: str) -> Program[Worker | None]:
+        """Find the connected worker with this identity."""
+        ...
+
+    def payload_of(self, task_id: str) -> Program[bytes | None]:
+        """Read the payload for a worker of this node; None when PAYLOAD_BYTES are read already."""
+        ...
+
+    def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
+        """Decide on a move and, if it is allowed, write its result with all that follows."""
+        ...
+
+    def write(
+        self, before: Task, after: Task, reason: str, *, push: bool = False, reserved: Worker | None = None
+    ) -> Program[None]:
+        """Write a changed row with all that follows from the change."""
+        ...
+
+    def create(self, task: Task, payload: bytes) -> Program[bool]:
+        """Write a new task and assign it if a worker is free; False if it exists already."""
+        ...
+
+    def wake(self, task: Task) -> Program[None]:
+        """Let a paused task go on, as what it waited for has happened."""
+        ...
+
+    def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
+        """Write events of several tasks whose rows count them already.
+
+        `events` has, by task id, the number of the first event and (time in ms, event) of each.
+        """
+        ...

@@ -1,0 +1,53 @@
+"""Rows of `task_workers`: the connected participants that may be assigned tasks."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from aether_trio.model.identity import Kind
+from aether_trio.model.tasks.task import AGENT_STARTUP, Task
+from aether_trio.storage.base import Row
+
+WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
+"""The kinds of participants that can be assigned tasks of others."""
+
+
+class Worker(NamedTuple):
+    """A connected participant that may be given work. `pooled`: also from the pool of its implementation.
+
+    A row of WORKER_FIELDS, and a tuple, as are other values of which a transaction makes some: a frozen dataclass takes five times as long.
+    """
+
+    identity: str
+    session_id: str
+    node: str
+    workspace: str
+    implementation: str
+    pooled: bool
+    live: int
+    capacity: int
+    since_ms: int = 0
+    """What it has shown no sign of life of since then, it does not know of."""
+
+    claims: bool = False
+    """Whether it says when it begins: then what it has not claimed it has not begun."""
+
+    def knows_of(self, task: Task) -> bool:
+        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory.
+
+        The agent of a start is its worker by connecting, whichever process of it that is.
+        """
+        is_its_agent = task.task_type == AGENT_STARTUP and task.target == self.identity
+        return is_its_agent or task.heartbeat_ms >= self.since_ms
+
+    @property
+    def has_room(self) -> bool:
+        return self.live < self.capacity
+
+
+WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms, claims"
+
+
+def read_worker(rows: list[Row]) -> Worker | None:
+    """The first of rows of WORKER_FIELDS."""
+    return Worker._make(rows[0]) if rows else None
