@@ -177,6 +177,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(linked), f"{page.name} links to {link}, and no heading has that anchor"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_begins_with_its_readers(page: Path) -> None:
+    beginning = " ".join(page.read_text().split()[:150])
+    assert "This page is for a " in beginning, f"{page.name} does not say at its beginning who reads it"
+
+
 def test_the_readme_has_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "$ pip install nox && nox -s demo\n" in readme
