@@ -64,5 +64,5 @@ def check(config_file: str | None, sets: tuple[str, ...]) -> None:
     refuse_missing_files(loaded.settings)
     changed = len(loaded.origins)
     say(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
-    if loaded.settings.lets_nobody_in:
+    if loaded.settings.refuses_every_client:
         say("note: nobody can connect: there is no API key and no client authority (see `aether keys new`)", err=True)

@@ -266,7 +266,7 @@ def manner_text(settings: Settings) -> str:
     """Who may connect, for the ready line."""
     if settings.gateway.dev:
         return "development: this machine only, no credentials, no rates"
-    if settings.lets_nobody_in:
+    if settings.refuses_every_client:
         return "nobody can connect: no API key and no client authority is set"
     return "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
 

@@ -2,14 +2,14 @@
 
 Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of
 0 means "not limited", a period of 0 means "never"; each field says so where it applies. Reference
-values are the defaults, unless the text says why not. The struct itself never reads a file or the
-environment; loading.py does.
+values are the defaults, unless the text says why not. The structs read no file and no environment;
+loading.py does.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,7 @@ HOURS: Final = 60 * MINUTES
 DAYS: Final = 24 * HOURS
 
 TRANSPORTS: Final = ("grpc", "framed", "websocket")
-"""The ways of speaking to the gateway, each a section with `enabled` and `port`."""
+"""The transports; each is a section of the settings with `enabled` and `port`."""
 
 Principal = Literal[
     "agent", "task", "user", "service", "bridge", "orchestrator", "workflow_engine", "metrics_bridge", "*"
@@ -32,8 +32,9 @@ Principal = Literal[
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host` (a name other than localhost counts
-    as reachable).
+    """Say whether only this machine can reach a listener on `host`.
+
+    A host name other than localhost counts as reachable.
     """
     if host == "localhost":
         return True
@@ -62,14 +63,14 @@ class GatewaySettings(Section, frozen=True):
     ] = False
     node_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=128)] | None,
-        Meta(description="What this gateway is called among others, and in its log; unset: the machine's name."),
+        Meta(description="Name of this gateway in its cluster and its log; unset: the machine's name."),
     ] = None
     reuse_port: Annotated[
         bool,
         Meta(description="Let other gateways of this user listen on the same ports; the kernel spreads connections."),
     ] = False
     first_bytes_timeout_s: Annotated[
-        float, Meta(gt=0, description="For TLS and the first bytes of a connection, by which its transport is chosen.")
+        float, Meta(gt=0, description="For TLS and for the first bytes of a connection, which tell its transport.")
     ] = 10.0
     strict_identifier_charset: Annotated[
         bool,
@@ -81,7 +82,7 @@ class GatewaySettings(Section, frozen=True):
 
 class OpsSettings(Section, frozen=True):
     enabled: Annotated[bool, Meta(description="Serve /healthz, /readyz, /metrics and /v1/tail.")] = True
-    host: Annotated[str, Meta(description="Address of the ops port. Nothing on it asks for credentials but tail.")] = (
+    host: Annotated[str, Meta(description="Address of the ops port. Only /v1/tail asks for a credential.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="Port of the ops server; 0 picks a free one.")] = 9090
@@ -114,10 +115,7 @@ class TlsSettings(Section, frozen=True):
 
 
 class ApiKey(Section, frozen=True):
-    """One API key as the settings keep it: never the key itself.
-
-    `aether keys new` prints such a record.
-    """
+    """One accepted API key, as its hash. `aether keys new` prints such a record."""
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -137,13 +135,15 @@ class AuthSettings(Section, frozen=True):
     ] = False
     trust_network: Annotated[
         bool,
-        Meta(description="Start without credentials on a reachable address: the network in front keeps strangers out."),
+        Meta(
+            description="Start without credentials on a reachable address: the network in front admits known clients only."
+        ),
     ] = False
     plaintext_credentials: Annotated[
         bool,
         Meta(
-            description="Take credentials without TLS on an address that others reach: all that listen on the network in "
-            "between can read and use them. For a proxy in front that ends TLS."
+            description="Accept credentials without TLS on an address that other machines reach: who listens on the "
+            "network can read and use them. For a proxy in front that ends TLS."
         ),
     ] = False
     client_cert_mode: Annotated[
@@ -164,11 +164,11 @@ class AuthSettings(Section, frozen=True):
         ),
     ] = 100
     failure_window_s: Annotated[float, Meta(gt=0, description="Window in which refused credentials count.")] = 30.0
-    cooldown_s: Annotated[float, Meta(ge=0, description="How long what is over these bounds is refused unheard.")] = (
-        30.0
-    )
+    cooldown_s: Annotated[
+        float, Meta(ge=0, description="How long an address or identity over these bounds is refused without a check.")
+    ] = 30.0
     max_tracked_identities: Annotated[
-        int, Meta(ge=1, description="Addresses and identities whose failures are remembered, of each so many.")
+        int, Meta(ge=1, description="Addresses and identities whose failures are remembered, this many of each.")
     ] = 1024
 
 
@@ -185,7 +185,12 @@ class GrpcSettings(Section, frozen=True):
     max_connections: Annotated[int, Meta(ge=1, description="Open TCP connections; more are refused.")] = 65536
     max_header_list_bytes: Annotated[int, Meta(ge=KIB, description="Largest header list of one request.")] = 16 * KIB
     stream_window_bytes: Annotated[
-        int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a stream: what a stalled reader lets in.")
+        int,
+        Meta(
+            ge=65535,
+            le=2**31 - 1,
+            description="Receive window of a stream: the most that is buffered while the gateway does not read.",
+        ),
     ] = 64 * KIB
     connection_window_bytes: Annotated[
         int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a connection.")
@@ -212,7 +217,7 @@ class GrpcSettings(Section, frozen=True):
         float,
         Meta(
             gt=0,
-            description="A drain, on every transport, ends whatever is left after this. Clients are given nine tenths.",
+            description="A drain, on every transport, ends whatever is left after this. Clients get nine tenths of it.",
         ),
     ] = 10.0
     write_timeout_s: Annotated[
@@ -246,7 +251,7 @@ class FramedSettings(Section, frozen=True):
         int, Meta(ge=4 * MIB, le=2**31 - 1, description="Longest frame taken from an accepted client.")
     ] = 10 * MIB
     publish_window: Annotated[
-        int, Meta(ge=1, le=2**20, description="How far a client's sends may be ahead of their acknowledgement.")
+        int, Meta(ge=1, le=2**20, description="Messages that a client may have sent and not had acknowledged.")
     ] = 4096
     dedup_s: Annotated[
         int,
@@ -273,7 +278,7 @@ class WebSocketSettings(Section, frozen=True):
     allowed_origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origins of pages that may connect, besides the gateway's own: "
+            description="Origins of pages that may connect, besides the gateway's own page: "
             '"https://app.example.com"; "*" is any, which lets every web site connect as its visitor.'
         ),
     ] = ()
@@ -291,8 +296,8 @@ class WebSocketSettings(Section, frozen=True):
         float,
         Meta(
             ge=0,
-            description="A connection on which nothing was sent for so long is sent a ping, because proxies cut those "
-            "that are quiet; 0 is never.",
+            description="A connection on which nothing was sent for this long is sent a ping, because proxies cut quiet "
+            "connections; 0 is never.",
         ),
     ] = 20.0
     page: Annotated[
@@ -319,7 +324,7 @@ class StorageSettings(Section, frozen=True):
     ] = "full"
     presence_retention_s: Annotated[
         float,
-        Meta(ge=0, description="When a participant was last seen is known for so long; 0 is for ever."),
+        Meta(ge=0, description="How long the gateway remembers when a participant was last seen; 0 is for ever."),
     ] = 30 * DAYS
     readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a SQLite file.")] = 2
 
@@ -330,7 +335,9 @@ class LogSettings(Section, frozen=True):
     offset_retention_age_s: Annotated[
         float, Meta(ge=0, description="A subscriber's position is kept this long without use; 0 is for ever.")
     ] = 7 * DAYS
-    retention_sweep_s: Annotated[float, Meta(gt=0, description="Between two looks for what is too old.")] = 60.0
+    retention_sweep_s: Annotated[float, Meta(gt=0, description="Between two sweeps for messages that are too old.")] = (
+        60.0
+    )
     group_max_messages: Annotated[int, Meta(ge=1, description="Messages committed as one group.")] = 1024
     group_max_bytes: Annotated[int, Meta(ge=1, description="Bytes committed as one group.")] = 4 * MIB
     pending_bytes: Annotated[
@@ -350,39 +357,38 @@ class LogSettings(Section, frozen=True):
 class TaskSettings(Section, frozen=True):
     worker_tasks: Annotated[
         int,
-        Meta(
-            ge=1, le=10_000, description="Live tasks that a worker is given at most; more wait for others, or for it."
-        ),
+        Meta(ge=1, le=10_000, description="Live tasks that one worker is assigned at most; further tasks wait."),
     ] = 100
     interactive_ttl_s: Annotated[
-        float, Meta(ge=0, description="An INTERACTIVE task that is live for so long is cancelled; 0 is never.")
+        float, Meta(ge=0, description="An INTERACTIVE task that has not ended after this is cancelled; 0 is never.")
     ] = 1 * HOURS
     startup_ttl_s: Annotated[
-        float, Meta(ge=0, description="The start of an agent that nobody takes is cancelled after so long; 0 is never.")
+        float,
+        Meta(ge=0, description="The start of an agent that no orchestrator takes is cancelled after this; 0 is never."),
     ] = 0.5 * HOURS
     start_timeout_s: Annotated[
         float,
         Meta(
-            ge=0, description="An agent that an orchestrator was asked to start has so long to connect; 0 is for ever."
+            ge=0, description="Time for an agent to connect after an orchestrator was asked to start it; 0 is for ever."
         ),
     ] = 60.0
     start_grace_s: Annotated[
-        float, Meta(gt=0, description="A started agent that lost its connection has so long to come back.")
+        float, Meta(gt=0, description="Time for a started agent to reconnect after it lost its connection.")
     ] = 5.0
     pool_ttl_s: Annotated[
-        float, Meta(ge=0, description="A POOL task that waits for a worker for so long is cancelled; 0 is never.")
+        float, Meta(ge=0, description="A POOL task that no worker has claimed after this is cancelled; 0 is never.")
     ] = 1 * HOURS
     completed_retention_s: Annotated[
-        float, Meta(ge=0, description="Completed and rejected tasks are kept so long; 0 is for ever.")
+        float, Meta(ge=0, description="How long completed and rejected tasks are kept; 0 is for ever.")
     ] = 7 * DAYS
-    failed_retention_s: Annotated[float, Meta(ge=0, description="Failed tasks are kept so long; 0 is for ever.")] = (
+    failed_retention_s: Annotated[float, Meta(ge=0, description="How long failed tasks are kept; 0 is for ever.")] = (
         14 * DAYS
     )
     cancelled_retention_s: Annotated[
-        float, Meta(ge=0, description="Cancelled tasks are kept so long; 0 is for ever.")
+        float, Meta(ge=0, description="How long cancelled tasks are kept; 0 is for ever.")
     ] = 7 * DAYS
     resolved_retention_s: Annotated[
-        float, Meta(ge=0, description="Dead letters are kept so long after they were resolved; 0 is for ever.")
+        float, Meta(ge=0, description="How long dead letters are kept after they were resolved; 0 is for ever.")
     ] = 30 * DAYS
 
 
@@ -391,15 +397,13 @@ class LoggingSettings(Section, frozen=True):
         Literal["console", "json"], Meta(description="For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
     ] = "console"
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Least level shown. Alias AETHER_LOG_LEVEL.")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Lowest level that is logged. Alias AETHER_LOG_LEVEL."),
     ] = "info"
 
 
 class Settings(Section, frozen=True):
-    """Everything that can be configured.
-
-    `Settings()` is `aether serve` without a file; `Settings.for_dev()` is dev.
-    """
+    """Everything that can be configured. `Settings()` is `aether serve` without a file."""
 
     gateway: Annotated[GatewaySettings, Meta(description="The gateway itself.")] = GatewaySettings()
     ops: Annotated[OpsSettings, Meta(description="The port for operators.")] = OpsSettings()
@@ -411,22 +415,14 @@ class Settings(Section, frozen=True):
     websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket transport, for browsers.")] = (
         WebSocketSettings()
     )
-    storage: Annotated[StorageSettings, Meta(description="Where the data lies.")] = StorageSettings()
+    storage: Annotated[StorageSettings, Meta(description="Where data is kept.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
     tasks: Annotated[TaskSettings, Meta(description="Tasks and their workers.")] = TaskSettings()
-    logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()
-
-    @classmethod
-    def for_dev(cls, **sections: Any) -> Settings:
-        """The settings of `aether dev`, with whole sections replaced by keyword."""
-        from aether_trio.config.loading import load_settings
-
-        settings = load_settings(None, {}, {"gateway.dev": True})
-        return msgspec.structs.replace(settings, **sections) if sections else settings
+    logging: Annotated[LoggingSettings, Meta(description="The gateway's own log.")] = LoggingSettings()
 
     @property
     def open_to_the_world(self) -> bool:
-        """Whether strangers can reach the port and nothing asks who they are."""
+        """Whether other machines reach the port and no credential is asked for."""
         if is_loopback(self.gateway.host) or self.auth.trust_network:
             return False
         anonymous = self.auth.allow_anonymous or not (self.auth.api_keys or self.tls.client_ca)
@@ -434,8 +430,9 @@ class Settings(Section, frozen=True):
 
     @property
     def credentials_in_plaintext(self) -> str | None:
-        """The key of the address on which credentials of other machines would be taken without TLS;
-        None: there is none.
+        """The setting whose address would take credentials of other machines without TLS.
+
+        None when there is no such address.
         """
         if self.auth.plaintext_credentials:
             return None
@@ -447,6 +444,6 @@ class Settings(Section, frozen=True):
         return None
 
     @property
-    def lets_nobody_in(self) -> bool:
-        """Whether credentials are asked for that nobody can have."""
+    def refuses_every_client(self) -> bool:
+        """Whether clients need credentials, and the settings accept none."""
         return not (self.auth.allow_anonymous or self.auth.api_keys or self.tls.client_ca)

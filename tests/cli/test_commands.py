@@ -135,7 +135,7 @@ class TestConfig:
         path.write_text(aether("config", "default").stdout)
         assert load_settings(path) == Settings()
         path.write_text(aether("config", "default", "--dev").stdout)
-        assert load_settings(path) == Settings.for_dev()
+        assert load_settings(path) == load_settings(flags={"gateway.dev": True})
 
     def test_show_says_who_set_what(self, tmp_path: Path) -> None:
         (tmp_path / "aether.yaml").write_text("log: {retention_sweep_s: 3}\n")

@@ -256,7 +256,7 @@ def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
 
 
 def test_development_mode_changes_defaults_and_nothing_that_was_said() -> None:
-    dev = Settings.for_dev()
+    dev = load_settings(flags={"gateway.dev": True})
     assert (dev.gateway.host, dev.auth.allow_anonymous) == ("127.0.0.1", True)
     assert dev.limits == dataclasses.replace(Limits().without_rates(), connections_per_workspace=0)
     said = load_settings(flags={"gateway.dev": True}, sets=["limits.send_rate_per_s=5", "auth.allow_anonymous=false"])
@@ -402,7 +402,7 @@ def test_all_problems_come_at_once() -> None:
 def test_the_description_reads_back_as_the_same_settings(tmp_path: Path) -> None:
     for settings in (
         Settings(),
-        Settings.for_dev(),
+        load_settings(flags={"gateway.dev": True}),
         load_settings(sets=[KEYS]),
     ):
         path = tmp_path / "aether.yaml"

@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aether_trio.config import Settings
+from aether_trio.config import Settings, load_settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.databases import Databases
 from aether_trio.model.clock import Clock, VirtualClock
@@ -91,7 +91,7 @@ def use_virtual_time(
 
 def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
     """Development settings without a directory; `changes` are sections, each a mapping of its fields."""
-    settings = Settings.for_dev()
+    settings = load_settings(flags={"gateway.dev": True})
     changes = {"gateway": {"ephemeral": True}, "log": {"offset_flush_s": 0.05}, **changes}
     for section, fields in changes.items():
         settings = _changed(settings, section, fields)
