@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff (rules and format), mypy --strict, import-linter, and the check of names and prose."""
+    """Run ruff, mypy --strict, import-linter, and the check of names and prose."""
     session.install("-e", ".", *group("lint"), *group("test"), *group("bench"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -66,7 +66,7 @@ def lint(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """A gateway, two agents of the published SDK, a user and a progress line.
 
-    `-- --once` ends by itself.
+    `-- --once` ends after one round.
     """
     session.install("-e", ".", *group("interop"))
     session.run("python", "-m", "aether_trio.demo", *session.posargs)
@@ -102,7 +102,7 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Feed every decoder that strangers reach with nonsense, a minute each.
+    """Feed nonsense to every decoder that new clients reach, a minute each.
 
     `-- --target NAME --seconds N`, see `-- --help`.
     """

@@ -99,9 +99,7 @@ class Finding:
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str]:
-    """Match the words where they stand alone or as a part of an identifier, also across a line
-    break.
-    """
+    """Match words alone, as a part of an identifier, or across a line break."""
     spellings = {case(word) if word.islower() else word for word in words for case in (str, str.capitalize, str.upper)}
     any_word = "|".join(r"[\s#]+".join(map(re.escape, spelling.split())) for spelling in sorted(spellings))
     return re.compile(rf"(?<![A-Za-z])({any_word})(?![a-z])")
@@ -129,9 +127,7 @@ def _line_of(source: str, match: re.Match[str]) -> int:
 
 
 def check_python(path: str, source: str) -> Iterator[Finding]:
-    """Find docstrings and comments of a Python file that are too wide, and first lines that are too
-    long.
-    """
+    """Find docstrings and comments of a Python file that are too wide or too long."""
     tree = ast.parse(source)
     lines = source.splitlines()
     prose: set[int] = set()
@@ -225,7 +221,7 @@ def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
 
 
 def check_all(sources: Mapping[str, str]) -> list[Finding]:
-    """Give every finding in these files, which are named by their paths below the project's root."""
+    """Give every finding in these files. Their paths begin at the project's root."""
     findings: set[Finding] = set()
     for path, source in sources.items():
         findings.update(check_words(path, source))

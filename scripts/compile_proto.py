@@ -1,5 +1,6 @@
-"""Compile proto/aether/v1 into aether_trio/wire/pb: descriptor set, type stubs and grpclib service
-bases.
+"""Compile proto/aether/v1 into aether_trio/wire/pb.
+
+The outputs are the descriptor set, type stubs and grpclib service bases.
 
 Needs grpcio-tools (for protoc), mypy-protobuf and grpclib in the running interpreter's environment.
 `--check` writes nothing and exits 1 when a committed file is not what the tools produce now. The
@@ -45,7 +46,7 @@ def same(path: Path, data: bytes) -> bool:
 
 
 def compile_all(scratch: Path) -> dict[str, bytes]:
-    """Run protoc into `scratch`; return the final content of every output by file name."""
+    """Run protoc in `scratch`; give the content of every output by file name."""
     descriptor_set = scratch / "aether.binpb"
     run_protoc(
         f"--proto_path={ROOT / 'proto'}",
@@ -74,8 +75,9 @@ def run_protoc(*arguments: str) -> None:
 
 
 def slim(serialized_set: bytes) -> bytes:
-    """Drop the json_name of every field: protobuf derives the same name itself, and it is a quarter
-    of the file.
+    """Drop the json_name of every field, which protobuf derives again.
+
+    They are a quarter of the file.
     """
     from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 

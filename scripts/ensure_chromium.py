@@ -1,6 +1,6 @@
-"""Find a Chromium for the browser tests, and on Debian or Ubuntu install it if there is none.
+"""Find a Chromium for the browser tests, or install it on Debian or Ubuntu.
 
-    python scripts/ensure_chromium.py     prints its path; exits with 1 when there is none and none can be installed
+    python scripts/ensure_chromium.py     prints its path; exits with 1 when none can be installed
 
 Looked for: the variable CHROMIUM, then chromium, chromium-browser and google-chrome on PATH.
 Installing needs root and apt-get; everywhere else this says what to do. Playwright's own download

@@ -1,5 +1,4 @@
-"""Print the Pythons of this machine that the project supports, one a line, the oldest first, each
-as a path.
+"""Print the paths of supported Pythons on this machine, one a line, oldest first.
 
 A `python3.X` counts when X is in the classifiers of pyproject.toml, and it starts and says that it
 is X. They are looked for on PATH and, where there is a pyenv, among its versions: its own

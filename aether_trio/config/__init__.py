@@ -1,4 +1,4 @@
-"""Settings: what can be configured, where a value may come from, and how it is explained.
+"""Settings: what can be configured, where values come from, and their description.
 
 Layers, the later one wins: defaults, YAML file, environment (`AETHER_SECTION__KEY`), command-line
 flags, `--set KEY.PATH=VALUE`. Nothing is ignored in silence: an unknown key is an error that names

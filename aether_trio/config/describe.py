@@ -1,5 +1,6 @@
-"""Settings as commented YAML: what `aether config default` and `aether config show` print, and what
-they can read back.
+"""Show settings as commented YAML.
+
+`aether config default` and `aether config show` print it, and `aether serve` reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def describe(
     only_origins: bool = False,
     hide_secrets: bool = True,
 ) -> str:
-    """YAML of the whole tree with a comment above each key, and who set it where `origins` knows.
+    """Show the whole tree with a comment above each key, and its origin if known.
 
     `only_origins` leaves out everything that is at its default.
     """

@@ -1,4 +1,4 @@
-"""The known keys, derived from the types of settings.py, and how one value is checked.
+"""Derive the known keys from the types of settings.py, and check single values.
 
 A key is a leaf of the tree: `grpc.drain_deadline_s`. Each knows its type, default and text, so that
 loading, `aether config` and the error messages can never disagree about what exists.
@@ -51,9 +51,7 @@ class Key:
 
     @property
     def takes_text(self) -> bool:
-        """Whether a string is a legal value as it is, so that `12345` in the environment stays
-        text.
-        """
+        """Whether any string is a legal value, so `12345` in the environment stays text."""
         return str in _alternatives(self.type)
 
     @property

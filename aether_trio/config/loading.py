@@ -1,5 +1,6 @@
-"""From layers of text to one `Settings`, with every value's origin kept for the error messages and
-`config show`.
+"""Load settings from their layers, and keep the origin of each value.
+
+Error messages and `aether config show` name the origins.
 
 All problems of all layers are collected and raised together: a person fixes a file once, not key by
 key.
@@ -35,8 +36,8 @@ ALIASES: Final[Mapping[str, str]] = {
     "AETHER_LOG_FORMAT": "logging.format",
 }
 
-# Variables of clients (the published SDK's and ours) may stand in the same environment; they are
-# none of our business.
+# Variables of clients (the published SDK's and ours) may stand in the same environment; the gateway
+# ignores them.
 CLIENT_VARIABLES: Final = frozenset(
     {
         "AETHER_ADDRESS",

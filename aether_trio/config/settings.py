@@ -1,4 +1,4 @@
-"""The tree of settings: one frozen struct per section, one documented key per field.
+"""Declare the settings: a frozen struct per section, a documented key per field.
 
 Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of
 0 means "not limited", a period of 0 means "never"; each field says so where it applies. Reference
@@ -176,7 +176,7 @@ class GrpcSettings(Section, frozen=True):
     enabled: Annotated[bool, Meta(description="Serve gRPC.")] = True
     port: Annotated[
         Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A port of its own for gRPC; unset: it shares gateway.port."),
+        Meta(description="A separate port for gRPC; unset: it shares gateway.port."),
     ] = None
     max_receive_bytes: Annotated[
         int, Meta(ge=KIB, description="Largest message taken from a client; refused before it is buffered.")
@@ -245,7 +245,7 @@ class FramedSettings(Section, frozen=True):
     enabled: Annotated[bool, Meta(description="Serve the binary framing.")] = True
     port: Annotated[
         Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A port of its own for the binary framing; unset: it shares gateway.port."),
+        Meta(description="A separate port for the binary framing; unset: it shares gateway.port."),
     ] = None
     max_frame_bytes: Annotated[
         int, Meta(ge=4 * MIB, le=2**31 - 1, description="Longest frame taken from an accepted client.")
@@ -270,7 +270,7 @@ class WebSocketSettings(Section, frozen=True):
     enabled: Annotated[bool, Meta(description="Serve WebSocket connections, and the browser's client.")] = True
     port: Annotated[
         Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A port of its own for HTTP/1.1 and WebSocket; unset: it shares gateway.port."),
+        Meta(description="A separate port for HTTP/1.1 and WebSocket; unset: it shares gateway.port."),
     ] = None
     principals: Annotated[
         tuple[Principal, ...], Meta(description='Kinds of participants that may use it; "*" is all.')
@@ -403,7 +403,7 @@ class LoggingSettings(Section, frozen=True):
 
 
 class Settings(Section, frozen=True):
-    """Everything that can be configured. `Settings()` is `aether serve` without a file."""
+    """All settings. `Settings()` is `aether serve` without a settings file."""
 
     gateway: Annotated[GatewaySettings, Meta(description="The gateway itself.")] = GatewaySettings()
     ops: Annotated[OpsSettings, Meta(description="The port for operators.")] = OpsSettings()

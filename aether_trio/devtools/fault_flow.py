@@ -1,5 +1,6 @@
-"""One direction of a proxied connection, and what can be done to it. fault_proxy.py joins two of
-them.
+"""One direction of a proxied connection, with the faults it can have.
+
+fault_proxy.py joins two of them.
 
 A task reads up to 64 KiB at a time, another one writes; between them are at most 16 pieces, so a
 direction that does not move keeps 1 MiB and leaves the rest to TCP. All that is done to a direction
@@ -97,17 +98,18 @@ class Flow:
         self._tell()
 
     def truncate(self, after_bytes: int, then: Callable[[], None]) -> None:
-        """Forward so many bytes more, then call this, which is another fault's method.
+        """Forward `after_bytes` more bytes, then call `then`, a method of another fault.
 
-        What comes later is dropped.
+        Later bytes are dropped.
         """
         self._injected[Fault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
 
     def trap(self, catches: Callable[[bytes], bool], then: Callable[[], None]) -> None:
-        """Wait for a piece of which `catches` says so: before it is forwarded, call `then`, which
-        is another fault's method. Once.
+        """Call `then` once, before the first piece that `catches` accepts is forwarded.
+
+        `then` is the method of another fault.
         """
         self._trap = catches, then
 

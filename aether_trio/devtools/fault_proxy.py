@@ -1,5 +1,4 @@
-"""A TCP proxy that injects faults: between a client and a gateway, or between any two that talk
-TCP.
+"""A TCP proxy that injects faults between a client and a server.
 
     async with open_fault_proxy("127.0.0.1:50051") as proxy:
         client = await connect(proxy.address)

@@ -1,8 +1,9 @@
-"""A gateway process that this process has started: known by its ready file, and drained when this
-process is gone.
+"""Start a gateway process, which drains when this process is gone.
 
-Whoever starts it holds its standard input open: when that ends, it drains as if it had been told to
-(`--until-stdin-ends`). It is in a session of its own, so that Ctrl-C reaches whoever started it,
+Its ready file tells when it serves.
+
+This process holds the standard input of the gateway open: when that ends, the gateway drains
+(`--until-stdin-ends`). The gateway is in a separate session, so that Ctrl-C reaches this process,
 who then decides. Everything it prints goes to `output`.
 """
 
@@ -34,8 +35,9 @@ class NodeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What it says of itself once all is served: addresses are HOST:PORT; `ops` is "" when there is
-    none.
+    """The ready file of a gateway that serves. Addresses are HOST:PORT.
+
+    `ops` is "" when the gateway has no ops port.
     """
 
     pid: int
@@ -45,7 +47,7 @@ class Ready:
 
 
 class NodeProcess:
-    """`aether ARGUMENTS`, in `directory`, which is there and has room for its ready file.
+    """Runs `aether ARGUMENTS`; `directory` must exist and has room for its ready file.
 
     It may be started again and again. `output` is a file or a descriptor for what it prints, None
     for a file that `said` reads.
@@ -86,14 +88,14 @@ class NodeProcess:
                 if process.poll() is not None:
                     await self.wait()
                     raise NodeFailed(
-                        f"{self.name} ended with {process.returncode} before it served anybody{self.said()}"
+                        f"{self.name} ended with {process.returncode} before it served clients{self.said()}"
                     )
                 # It is another process, and a file is all that it promises.
                 await trio.sleep(_POLL_S)
             self.ready = _ready_of(json.loads(self._ready_file.read_text()))
             return self.ready
         await self.kill()
-        raise NodeFailed(f"{self.name} served nobody within {START_S:g} s{self.said()}")
+        raise NodeFailed(f"{self.name} did not serve within {START_S:g} s{self.said()}")
 
     @property
     def running(self) -> bool:
@@ -138,13 +140,13 @@ class NodeProcess:
         return self.returncode
 
     def said(self) -> str:
-        """Its last words as lines behind a colon, "" when somebody else has them."""
+        """The last output of the process behind a colon; "" when it goes to another file."""
         if self._output is not None:
             return ""
         return ":\n" + self._output_file.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
 
     def printed(self) -> str:
-        """All that it has printed, over all starts; "" when somebody else has it."""
+        """The output of the process over all its starts; "" when it goes to another file."""
         if self._output is not None or not self._output_file.exists():
             return ""
         return self._output_file.read_text(errors="replace")

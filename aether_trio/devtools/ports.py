@@ -1,9 +1,9 @@
-"""TCP ports that belong to a test for longer than the process that listens on them.
+"""Keep TCP ports for longer than the process that listens on them.
 
-A port that was free a moment ago, or whose owner has just been killed, may be given to anybody by
-the kernel. One that is bound and not listened on is given to nobody; who asks for it by its number
-gets it, if both sockets have SO_REUSEADDR (socket(7)), as servers' have. Until somebody listens,
-connections to it are refused.
+A port that was free a moment ago, or whose owner has just been killed, may be given to another
+process by the kernel. A port that is bound and not listened on is given to none; a process that
+asks for it by its number gets it, if both sockets have SO_REUSEADDR (socket(7)), as servers' have.
+Until a process listens, connections to it are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aether_trio.transport.socket.listener import bind_tcp
 
 @contextmanager
 def held_port(host: str = "127.0.0.1") -> Iterator[int]:
-    """A free port that nobody else is given until the block ends."""
+    """Reserve a free port that no other process is given until the block ends."""
     sockets = bind_tcp(host, 0)
     try:
         yield sockets[0].getsockname()[1]
@@ -35,7 +35,7 @@ class HeldPorts:
     def hold(self, addresses: Iterable[str]) -> None:
         """Hold these, "HOST:PORT" or "" for none, instead of what was held before.
 
-        What somebody has taken already is left to them.
+        A port that is already taken is left to its process.
         """
         self.release()
         for address in filter(None, addresses):

@@ -1,16 +1,17 @@
-"""A cluster of real processes to break: PostgreSQL, gateway nodes, and a fault proxy on every way
-between any two of them.
+"""Start a cluster of processes to break: PostgreSQL, gateways, and fault proxies.
+
+A proxy is on every connection between two of them.
 
     async with open_process_cluster(3) as cluster:
         async with AgentClient(f"aether://{cluster.front.address}", ...) as agent:      # some node
-            await cluster.nodes[0].kill()                                                # SIGKILL
-            cluster.nodes[1].database_link.cut_all()                                     # RST on every connection to PostgreSQL
+            await cluster.nodes[0].kill()                   # SIGKILL
+            cluster.nodes[1].database_link.cut_all()        # RST on every connection to PostgreSQL
             await cluster.restart_postgres(signum=signal.SIGKILL)
-            await cluster.nodes[0].start()                                               # on the same ports
+            await cluster.nodes[0].start()                  # on the same ports
 
-                 ┌── front (a node for each connection, in turn) ──┐
-    clients ─────┤                                                 ├──▶ node ── node.database_link ──▶ PostgreSQL
-                 └── node.link, one for each node ─────────────────┘
+              ┌── front (a node for each connection, in turn) ──┐
+    clients ──┤                                                 ├──▶ node ──▶ PostgreSQL
+              └── node.link, one for each node ─────────────────┘     └ by node.database_link
 
 Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and
 dies with this process. Durability is off (embedded.FAST): what is killed is processes, not the
@@ -126,7 +127,7 @@ class ClusterNode:
         return self._process.printed()
 
     async def wait(self) -> int:
-        """Wait for the end of a process that nobody has told to end; its exit code.
+        """Wait until the process has ended without a request to end; give its exit code.
 
         At once when that was before.
         """
@@ -180,7 +181,7 @@ class ClusterNode:
         return code
 
     def _hold_ports(self) -> None:
-        """Nobody else is given its ports before it is started again."""
+        """Its ports stay reserved until it is started again."""
         ready = self._process.ready
         if ready is not None:
             self._ports.hold((ready.gateway, ready.ops))
@@ -255,7 +256,7 @@ class ProcessCluster:
             raise failed[0]
 
     async def stop_postgres(self, *, signum: int = signal.SIGINT) -> None:
-        """SIGINT is its fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster."""
+        """Stop PostgreSQL: SIGINT shuts down fast, SIGQUIT at once, SIGKILL is a crash."""
         await self._in_turn(partial(self.postgres.stop, signum=signum))
 
     async def start_postgres(self) -> None:
@@ -267,9 +268,7 @@ class ProcessCluster:
         await self._in_turn(partial(self.postgres.restart, signum=signum))
 
     async def fail_over(self, *, signum: int = signal.SIGKILL) -> None:
-        """The primary ends for good, and the synchronous standby is promoted: it is `postgres` from
-        now on.
-        """
+        """End the primary for good and promote the synchronous standby to `postgres`."""
         assert self.standby is not None, "there is no standby; open the cluster with standby=True"
         former, self.postgres, self.standby = self.postgres, self.standby, None
         await self._in_turn(partial(former.stop, signum=signum))
@@ -328,7 +327,7 @@ async def open_process_cluster(
     nodes are of this package, or of the one in the directory `checkout`, to see what another
     version of it does. With `standby` there is a synchronous hot standby, and the nodes know both.
     What the processes have printed is left in `keep`. Raises NodeFailed or StorageSetupError with
-    what was said by whoever did not start.
+    the output of the process that did not start.
     """
     home = _make_home()
     given = {**FAST, **(postgres or {})}
@@ -380,7 +379,7 @@ async def open_process_cluster(
                         for node in made:
                             nursery.start_soon(node.close)
     except BaseExceptionGroup as group:
-        # The proxies are nurseries, which nobody outside has to know.
+        # The proxies are nurseries, which the caller need not know.
         if raised is None or not _is_all(group, raised):
             raise
         raise raised from raised.__cause__
@@ -421,14 +420,12 @@ def _keep_output(home: Path, keep: Path) -> None:
 
 def _make_home() -> Path:
     home = Path(tempfile.mkdtemp(prefix="aether-cluster-"))
-    home.chmod(0o755)  # PostgreSQL may have to be somebody else's
+    home.chmod(0o755)  # PostgreSQL may run as another user
     return home
 
 
 def _environment(checkout: Path | None) -> dict[str, str]:
-    """Without a developer's own settings, and so that the nodes are of the program that is being
-    tested.
-    """
+    """Give an environment without settings, in which nodes run the tested program."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
     root = str(checkout or Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))

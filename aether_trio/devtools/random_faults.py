@@ -1,4 +1,4 @@
-"""Faults by chance, for a fault proxy: what happens to each connection, when, and for how long.
+"""Choose faults by chance for a fault proxy: which, when and for how long.
 
     async with open_fault_proxy(address, RandomFaults(random.Random(7))) as proxy:
         ...

@@ -1,5 +1,4 @@
-"""A load balancer's choice, for a fault proxy: a node for each connection, in turn, and the next
-one when it does not accept.
+"""Choose a node for each connection in turn, or the next one that accepts.
 
 async with open_fault_proxy(RoundRobin(["127.0.0.1:50051", "127.0.0.1:50052"])) as front:
     ...
@@ -17,8 +16,8 @@ class RoundRobin:
 
     `addresses` ("HOST:PORT") may be changed at any time.
 
-    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves
-    nobody; a load balancer's health check would have found that.
+    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves no
+    client; a load balancer's health check would have found that.
     """
 
     def __init__(self, addresses: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""The gateway without its sockets: databases, log, sessions and services, made in order.
+"""Make the parts of a gateway but its sockets: databases, log, sessions, services.
 
 `open_core` makes each part with all that it needs; nothing is set on a part afterwards. Tests open
 a core with in-memory links (aether_trio.testing.memory), a seeded randomness and a clock of their

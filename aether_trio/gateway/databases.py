@@ -1,8 +1,10 @@
-"""Where a gateway keeps its data: files in a directory of its own, or a PostgreSQL database.
+"""Open the databases of a gateway: files in a directory, or PostgreSQL.
 
-storage.database unset ──▶ SQLite: data directory (locked against a second gateway), one file per logical database;
-                           a temporary one that goes at the end for gateway.ephemeral
-postgresql://...       ──▶ PostgreSQL: one schema; what it needs is imported only then (the extra "cluster")
+storage.database unset ──▶ SQLite: one file per logical database in the data directory, which is
+                           locked against a second gateway; a temporary directory for
+                           gateway.ephemeral
+postgresql://...       ──▶ PostgreSQL: one schema. Its packages (the extra "cluster") are
+                           imported only in this case
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ logger = structlog.get_logger("aether.core")
 
 
 class Statistics(Protocol):
-    """What every engine counts; a record with more than this."""
+    """The statistics that every storage engine has, and more."""
 
     @property
     def failing(self) -> bool:
@@ -42,7 +44,7 @@ class Statistics(Protocol):
 
 
 class OpenDatabase(Database, Protocol):
-    """A Database, and what it has done."""
+    """A Database with its statistics."""
 
     def statistics(self) -> Statistics: ...
 
@@ -60,11 +62,10 @@ class Databases:
 
 @contextmanager
 def starting(failed: str) -> Iterator[Callable[[], None]]:
-    """Until what it gives is called: storage that does not answer is a StorageSetupError, for the
-    person who starts this gateway.
+    """Raise StorageSetupError for failing storage until the given function is called.
 
-    `failed` begins its text. Whatever is opened has a nursery, so the error may lie in groups; the
-    first one of a group is told.
+    `failed` begins the error's text. Parts are opened in nurseries, so the error may be inside
+    exception groups; the first error of a group is reported.
     """
     started = False
 

@@ -1,5 +1,4 @@
-"""The running gateway: a core (core.py), its transports and their ports, and the ops port. The top
-of the composition.
+"""Open a gateway: its core (core.py), its transports, its ports and the ops port.
 
 Order of opening, and backwards at the end: data directory (locked against a second gateway) ->
 databases -> log and its tasks -> sessions and services -> transports -> ports -> ops port.

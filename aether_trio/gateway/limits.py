@@ -76,7 +76,10 @@ def time_limits(settings: Settings) -> TimeLimits:
 
 
 def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
-    """Give the limits of gRPC; `opening_bytes` bounds a message of a client not yet accepted."""
+    """Give the limits of gRPC.
+
+    `opening_bytes` bounds a message of a client that is not accepted yet.
+    """
 
     def per_window(count: int) -> Allowance:
         return Allowance(count, count / settings.abuse_window_s)

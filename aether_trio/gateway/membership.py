@@ -1,7 +1,8 @@
-"""Whose sessions a gateway knows of: its own alone, or as one node of a cluster those of all nodes.
+"""Make a gateway work alone, or as a node of a cluster that knows all sessions.
 
     SQLite      ──▶ registry                             nothing else
-    PostgreSQL  ──▶ registry + cluster (lease, holds, bus) + directory + progress and log of the other nodes
+    PostgreSQL  ──▶ registry + cluster (lease, identity locks, bus) + session directory
+                    + progress and log of the other nodes
 
 Nothing of this is asked for by name anywhere else: services and sessions are handed a IdentityLocks
 and a SessionDirectory, the log and the topics get a relay. Leaving a cluster: what sessions

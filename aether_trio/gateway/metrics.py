@@ -1,4 +1,4 @@
-"""The statistics of each part as Prometheus metrics, under the reference's names where it has them.
+"""Show the statistics of each part to Prometheus, by the reference's names.
 
 Each function shows one part. Parts count in records of their own (`statistics()`), which are read
 when Prometheus asks (telemetry/metrics.py).
@@ -51,7 +51,7 @@ def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
 
 
 def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: EphemeralTopics, queues: WorkQueues) -> None:
-    """Show what was routed and refused, and the statistics of progress and work queues."""
+    """Show messages routed and refused, progress and work queues."""
     metrics.watch("progress", ephemeral_topics.statistics, counters={"published", "delivered"})
     metrics.watch("work", queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
     for prefix in REFERENCE_PREFIXES:

@@ -33,7 +33,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class ServiceHooks:
-    """Calls the services at each step of a session's life: the SessionHooks of a gateway."""
+    """The SessionHooks of a gateway: they call the services at each step of a session."""
 
     clock: Clock
     metrics: Metrics
@@ -77,7 +77,7 @@ class ServiceHooks:
             session.start_agent(start.task_id, task_context(start))
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        """Collect what an agent or task is told first: its task and its exclusive KV entries."""
+        """Read what an agent or task is told first: its task and its exclusive KV entries."""
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
         return pb.ConfigSnapshot(
             task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
@@ -88,7 +88,7 @@ class ServiceHooks:
         self._join(session, back=bool(claim.resume_session_id))
 
     def node_renewed(self) -> None:
-        """Tell the services of every session again, after other nodes took this one for dead.
+        """Tell the services of all sessions again: other nodes took this one for dead.
 
         The other nodes may have let go of the sessions that this node still has.
         """

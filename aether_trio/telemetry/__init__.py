@@ -1,4 +1,4 @@
-"""How operators see the gateway: logs, metrics, health, and the port that serves them."""
+"""Logs, metrics, health, and the port that serves them to operators."""
 
 from aether_trio.telemetry.health import Health, Phase, Readiness
 from aether_trio.telemetry.logging import configure_logging

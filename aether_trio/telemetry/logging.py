@@ -1,10 +1,9 @@
-"""What the gateway says about itself: structlog for us, the standard library's logging for what we
-use, one output.
+"""Configure logging: structlog and the standard library write to one output.
 
 Lines go to standard error, so that a command's standard output stays for its result. Console lines
 are for people, JSON lines (one object each) for machines. Never log credentials, payloads or
 message metadata; so tracebacks come without the values of variables, which structlog would show
-(and take most of a second for, in which nobody is served).
+(which takes most of a second, in which no client is served).
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ _LEVELS: Final = {
 
 
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
-    """Send every log line of this process to `stream` (standard error) in the configured format.
-    Call once, first.
+    """Send every log line of this process to `stream` in the configured format.
+
+    The default is standard error. Call this before any other logging.
 
     With `node` each line says whose it is, for several gateways that write to one place.
     """
@@ -80,8 +80,9 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
 
 def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """A processor that bounds and escapes texts: clients choose some, and a terminal or a collector
-    obeys what is in a line.
+    """Bound and escape the texts of an event: a structlog processor.
+
+    Clients choose some texts, and a terminal or a log collector obeys control characters in a line.
     """
     for name, value in event.items():
         if type(value) is str and name not in _TRACES and (len(value) > MAX_VALUE or not value.isprintable()):
@@ -90,7 +91,7 @@ def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _traceback(to: TextIO, failure: ExcInfo) -> None:
-    """Write a traceback line by line, escaped: the text of an exception may quote a client."""
+    """Write a traceback line by line, escaped: an exception may quote a client."""
     told = io.StringIO()
     structlog.dev.plain_traceback(told, failure)
     to.write("\n".join(escaped(line, MAX_VALUE) for line in told.getvalue().split("\n")))

@@ -1,4 +1,4 @@
-"""Prometheus metrics, collected when somebody asks.
+"""Prometheus metrics, collected at each scrape.
 
 The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have
 `.statistics()` records, and `watch` reads them at scrape time. Names and labels are the reference's
@@ -32,7 +32,7 @@ Labels = tuple[str, ...]
 
 
 def doubling(start: float, count: int) -> tuple[float, ...]:
-    """Histogram bounds as the reference makes them: `start`, twice that, four times that, ..."""
+    """Give histogram bounds as the reference has them: `start`, then doubled."""
     return tuple(start * 2**n for n in range(count))
 
 
@@ -99,7 +99,7 @@ class Distribution:
 
 
 class Metrics(Collector):
-    """Every metric of one gateway. Composition hands it to whoever counts something."""
+    """Every metric of one gateway. The parts that count something are given it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -165,7 +165,7 @@ class Metrics(Collector):
         self._sources.append(collect)
 
     def watch(self, prefix: str, statistics: Callable[[], Any], *, counters: Collection[str] = ()) -> None:
-        """Expose the numbers of a component's `.statistics()` record, as `aether_{prefix}_{field}`.
+        """Expose the numbers of a `statistics()` record as `aether_{prefix}_{field}`.
 
         A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and
         its metric ends in `_total`. Every other is a gauge. Fields that are not numbers are left
@@ -196,7 +196,7 @@ class Metrics(Collector):
         return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
     def tally(self, name: str, text: str, labels: Labels = ()) -> Tally:
-        """A counter for whoever counts by hand; `_total` is added to its name."""
+        """Make a counter that its user adds to; its metric ends in `_total`."""
         tally = Tally(name, text, labels)
         self._sources.append(tally.collect)
         return tally

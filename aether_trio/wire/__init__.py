@@ -1,5 +1,4 @@
-"""Bytes and messages: the protobuf classes of aether.v1, and the encoders and codecs on top of
-them.
+"""Encode and decode the messages of aether.v1: protobuf classes and codecs.
 
 Nothing in here does I/O or knows about sockets, tasks or storage.
 """

@@ -1,4 +1,4 @@
-"""Encode deliveries: `DownstreamMessage{msg: IncomingMessage}` without building protobuf objects.
+"""Encode `DownstreamMessage{msg: IncomingMessage}` without protobuf objects.
 
 A routed message is encoded once and its bytes go to every subscriber, so this is the encoder that
 the whole program waits for. Of its fields only the payload changes from one message to the next:
@@ -94,8 +94,9 @@ def delivery_suffix(message_type: int = 0, workspace: str = "", *, extra: pb.Inc
 
 
 def encode_delivery(prefix: bytes, payload: bytes, suffix: bytes) -> bytes:
-    """One serialized DownstreamMessage, from `delivery_prefix`, the untouched payload and
-    `delivery_suffix`.
+    """Join prefix, payload and suffix to one serialized DownstreamMessage.
+
+    `delivery_prefix` and `delivery_suffix` give the ends; the payload is not touched.
     """
     size = len(payload)
     if not size:

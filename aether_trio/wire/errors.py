@@ -1,5 +1,6 @@
-"""The one place that turns a refusal into wire form: an ErrorResponse, and the typed response of an
-operation.
+"""Turn refusals into wire form: an ErrorResponse and the typed response.
+
+Nothing else does this.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ connection").
 """
 
 _ONLY_WITH_ID: Final = frozenset({"kv", "create_task"})
-"""Responses that nobody could match without an id; the ErrorResponse says it alone then."""
+"""Responses that a client matches by id only; without an id the ErrorResponse is sent alone."""
 _ERROR_FIRST: Final = frozenset({"create_task"})
 """The ErrorResponse comes before the typed one, and without an id, which is the typed one's."""
 _CODES: Final[Mapping[str, Code]] = MappingProxyType({"kv": Code.KV_ERROR})
@@ -90,8 +91,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]:
-    """The answers of a request of this case that is not even looked at: its typed failure and,
-    where there is one, the error.
+    """Refuse a request before it is handled: its typed failure, and the error if any.
 
     An id that is too long to be repeated is left out.
     """
@@ -99,7 +99,7 @@ def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]
 
 
 def too_large(message: pb.DownstreamMessage, size: int) -> list[pb.DownstreamMessage]:
-    """What is sent instead of a message that no client would take: the failure of the same request."""
+    """Give the failure that replaces an answer too large for any client."""
     case = message.WhichOneof("payload") or ""
     text = f"the answer has {size} bytes, which is more than a client takes; ask for less at a time"
     return _failed(case, getattr(message, case), Code.PAYLOAD_TOO_LARGE, text)

@@ -25,9 +25,7 @@ _FIXED: Final = {1: 8, 5: 4}
 
 
 def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
-    """The status for a client's message that raised `error`: INVALID_ARGUMENT, with the field if it
-    can be told.
-    """
+    """Give INVALID_ARGUMENT for a message that raised `error`, and its field if known."""
     field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "", [_SEARCHED_FIELDS]) if isinstance(data, bytes) else None
     reason = f"{field} is not UTF-8" if field else str(error)
     return StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {reason}")

@@ -1,5 +1,6 @@
-"""The three codecs of the WebSocket transport: one WebSocket message is one UpstreamMessage or
-DownstreamMessage.
+"""The three codecs of the WebSocket transport.
+
+One WebSocket message is one UpstreamMessage or DownstreamMessage.
 
     aether.v1.proto     binary   serialized protobuf
     aether.v1.msgpack   binary   MessagePack of a plain map; bytes are bin, integers are integers
@@ -9,9 +10,9 @@ The name is the WebSocket subprotocol. codecs.py has them, plain.py what JSON an
 in common. Sans-I/O.
 
     codec = CODECS["aether.v1.json"]
-    message = codec.decode(data)                        # the gateway's side: UpstreamMessage from a client's message
-    data = codec.encode(message.SerializeToString())    #   and the data of a WebSocket message for a DownstreamMessage
-    data = codec.encode_upstream(message)               # a client's side
+    message = codec.decode(data)                        # gateway: an UpstreamMessage
+    data = codec.encode(message.SerializeToString())    # gateway: a DownstreamMessage as bytes
+    data = codec.encode_upstream(message)               # client
     message = codec.decode_downstream(data)
 """
 

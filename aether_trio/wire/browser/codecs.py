@@ -143,7 +143,8 @@ class PlainCodec:
             plain = self._decode(data)
         except RecursionError:
             text = f"cannot decode {self._what}: it is nested too deeply"
-        except ValueError as error:  # DecodeError is one, and so is what MessagePack's text raises when it is not UTF-8
+        # DecodeError is a ValueError, as is the error of a MessagePack text that is not UTF-8.
+        except ValueError as error:
             text = f"cannot decode {self._what}: {str(error)[:_TEXT]}"
         else:
             try:

@@ -1,4 +1,4 @@
-"""Single values, from and to their plain form: the half of plain.py that knows nothing of messages.
+"""Convert single values from and to their plain form; plain.py converts messages.
 
 A reader takes what a JSON or MessagePack decoder made and returns what protobuf takes for the
 field, or raises PlainError. A writer is None where the value is plain already.

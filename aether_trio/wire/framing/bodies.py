@@ -1,4 +1,4 @@
-"""Bodies of frames to events: everything but SEND and DELIVER, which decode.py reads in its loop.
+"""Decode the bodies of frames to events; decode.py decodes SEND and DELIVER.
 
 A reader takes the body of one frame, whose length and flags SHAPES has accepted, and raises
 RemoteProtocolError.

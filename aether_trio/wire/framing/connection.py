@@ -1,16 +1,17 @@
-"""A whole connection without its socket: bytes in, events out; events in, bytes out; the same for
-both ends.
+"""The protocol of one framed connection without its socket, for both ends.
+
+Received bytes become events; events that are sent become bytes.
 
     connection = Connection(Role.SERVER)
-    for event in connection.receive(data):             # RemoteProtocolError: tell the peer, and close
+    for event in connection.receive(data):             # RemoteProtocolError: tell the peer, close
         ...
     data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
 
 It checks what docs/wire.md says: who may send what when (states.py), numbers, channels and credit
-(ledger.py), and both frame limits. It keeps no messages, sends nothing by itself and knows no time:
-answering a Ping, repeating what was not acknowledged, and budgets against floods are the caller's.
-The preface goes in front of the first frame that is sent, and is taken off the first one that
-comes.
+(ledger.py), and both frame limits. It keeps no messages, sends only what it is told to, and knows
+no time: answering a Ping, repeating what was not acknowledged, and budgets against floods are the
+caller's. The preface goes in front of the first frame that is sent, and is taken off the first one
+that comes.
 
 Invariants: a call that raises LocalProtocolError has changed nothing; after RemoteProtocolError
 every `receive` raises it, and an Error may still be sent.
@@ -77,7 +78,7 @@ class Connection:
         self._states = States()
         self._max_frame_bytes = max_frame_bytes
         self._peer_max_frame_bytes = LEAST_MAX_FRAME_BYTES
-        # What is read from a client that nobody knows yet must not cost much.
+        # A client that is not authenticated yet must not cost much memory.
         opening = OPENING_FRAME_BYTES if role is Role.SERVER else max_frame_bytes
         self._decoder = FrameDecoder(opening, at_once=at_once)
         self._greeted = False
@@ -159,7 +160,7 @@ class Connection:
         return frame
 
     def count_deliver(self, channel: int, offset: int, size: int) -> None:
-        """Check and count a delivery of `size` bytes, for a caller that has its frame already."""
+        """Check and count a delivery of `size` bytes whose frame is encoded already."""
         if not self._delivering:
             self._may_send(ev.Deliver)
         if size + _DELIVER_FIXED > self._peer_max_frame_bytes:

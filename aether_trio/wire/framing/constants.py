@@ -1,5 +1,6 @@
-"""Every number of the framing, with the reason for it. docs/wire.md is the specification; this file
-repeats its tables.
+"""The numbers of the framing, each with its reason.
+
+docs/wire.md is the specification; this file repeats its tables.
 
 All integers on the wire are big-endian. Sequence numbers and offsets are signed 64-bit and
 positive, so that languages without unsigned integers can hold them.
@@ -99,7 +100,7 @@ class GoAwayReason(enum.IntEnum):
 
 
 MAX_HELLO_BYTES: Final = 4 * KIB
-"""Read before anybody is known. The fields of version 1.0 need at most 450 bytes."""
+"""Read before the client is authenticated. The fields of version 1.0 need at most 450 bytes."""
 MAX_HELLO_NESTING: Final = 16
 """Arrays and maps inside each other in a HELLO; the known keys need one."""
 OPENING_FRAME_BYTES: Final = 512 * KIB
@@ -107,8 +108,7 @@ OPENING_FRAME_BYTES: Final = 512 * KIB
 limits (16 credentials of 16 KiB, 64 extensions) has about 400 KiB.
 """
 LEAST_MAX_FRAME_BYTES: Final = 4 * MIB
-"""Every side accepts frames of this length, so a message that was accepted can be delivered to
-anybody.
+"""Every side accepts frames of this length, so an accepted message can go to every receiver.
 """
 DEFAULT_MAX_FRAME_BYTES: Final = 10 * MIB
 """As the gRPC transport's cap of a message from a client."""

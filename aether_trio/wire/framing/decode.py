@@ -44,14 +44,14 @@ _PREFACE_BYTES: Final = len(PREFACE)
 
 
 _KNOWN_TOPICS: Final = 64
-"""Topics whose text is kept: somebody who talks to more of them pays 0.1 µs a message for decoding
+"""Topics whose text is kept: a client that sends to more topics pays 0.1 µs a message for decoding
 it.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderStatistics:
-    """Totals since the connection began, and the bytes of the incomplete frame that is kept now."""
+    """Counters since the connection began, and the size of the incomplete frame."""
 
     frames: int
     bytes: int
@@ -138,7 +138,7 @@ class FrameDecoder:
         return found
 
     def fail(self, code: ErrorCode, message: str) -> None:
-        """Somebody who knows the conversation has found a mistake: every further call raises it."""
+        """Fail every further call: the caller found a mistake that the decoder cannot see."""
         self._failed = code, message
         self.more = False
         self._partial.clear()
@@ -154,8 +154,9 @@ class FrameDecoder:
     def _preface(self, data: bytes) -> int:
         head = data[:_PREFACE_BYTES]
         if not head.startswith(MAGIC[: len(head)]):
-            # Said at the first wrong byte: whoever talks something else may wait for an answer
-            # before it sends the rest.
+            # Refused at the first wrong byte: a client of another protocol may wait for an answer
+            # before it
+            # sends the rest.
             raise RemoteProtocolError(ErrorCode.BAD_PREFACE, f"not this framing: the stream begins with {head!r}")
         if len(head) < _PREFACE_BYTES:
             self._needed = len(head) + 1

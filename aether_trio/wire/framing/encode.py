@@ -2,14 +2,14 @@
 
 Each function returns one whole frame; `encode` finds the function for an event.
 
-The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that nobody makes an event
-only to have it encoded. What no correct peer could accept raises LocalProtocolError and encodes
-nothing. They do not know the connection: what may be sent when, and the peer's frame limit, are
-Connection's business.
+The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that no event is made only to
+be encoded. What no correct peer could accept raises LocalProtocolError and encodes nothing. They do
+not know the connection: what may be sent when, and the peer's frame limit, are Connection's
+business.
 
 `deliver_header` is for those who write many deliveries at once: `join([header, message, header,
-message])` copies each message once, `join` of encoded frames twice. A frame is the same for
-everybody who has the same number for the channel.
+message])` copies each message once, `join` of encoded frames twice. A frame is the same for all
+receivers that have the same number for the channel.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ def _positive(value: int, what: str) -> None:
 
 
 def _text(text: str) -> bytes:
-    """UTF-8, cut to MAX_TEXT_BYTES between characters: an explanation that is too long is still
-    one.
-    """
+    """Encode a text as UTF-8, cut to MAX_TEXT_BYTES between two characters."""
     data = text.encode(errors="replace")
     if len(data) > MAX_TEXT_BYTES:
         data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode()
@@ -196,7 +194,10 @@ def encode_goaway(reason: int = 0, within_ms: int = 0, message: str = "") -> byt
 
 
 def encode_error(code: int, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
-    """ERROR: a gRPC status or an ErrorCode. 0 is no error: a stream that ends well just ends."""
+    """Encode ERROR: a gRPC status or an ErrorCode.
+
+    0 is no error: a stream that ends well sends none.
+    """
     _positive(code, "code")
     text = _text(message)
     kind = _ERROR_TYPE | (Flag.RETRYABLE if retryable else 0)

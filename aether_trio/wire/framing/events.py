@@ -1,4 +1,4 @@
-"""One frozen record per frame: what a decoder returns and what `Connection.send` takes.
+"""The frames as frozen records: what a decoder gives and `Connection.send` takes.
 
 They are msgspec Structs rather than dataclasses because a frozen dataclass of five fields costs
 0.63 µs to make and such a Struct 0.06 (CPython 3.11), and SEND and DELIVER are made for every
@@ -90,8 +90,9 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):
-    """A durable message: `message` is a serialized DownstreamMessage{msg}, byte for byte as it was
-    encoded once for all.
+    """A durable message; `message` is a serialized DownstreamMessage{msg}.
+
+    Its bytes are encoded once for all receivers.
     """
 
     channel: int
@@ -100,7 +101,7 @@ class Deliver(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
-    """Every SEND of this connection up to `seq` is settled: committed, or NACKed before."""
+    """All SENDs of this connection up to `seq` are settled: committed or NACKed."""
 
     seq: int
 
@@ -116,8 +117,9 @@ class Nack(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
-    """The application is done with everything of the channel up to `offset` (of a shared channel:
-    with just that one).
+    """The application is done with everything of the channel up to `offset`.
+
+    Of a shared channel it is done with that one message only.
     """
 
     channel: int
@@ -132,7 +134,7 @@ class GrantCredit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
-    """A serialized UpstreamMessage (from a client) or DownstreamMessage (from a server)."""
+    """A serialized UpstreamMessage of a client, or DownstreamMessage of a server."""
 
     message: bytes
 

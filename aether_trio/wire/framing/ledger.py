@@ -1,4 +1,4 @@
-"""What one connection counts beside its states: sequence numbers, channels, credit.
+"""Count the sequence numbers, channels and credit of one connection.
 
 Both ends count the same frames, the one as it sends them, the other as it receives them, and both
 find the same mistakes. Methods raise `Breach`, which Connection turns into the local or the remote
@@ -69,9 +69,7 @@ class Sequence:
 
 @dataclass(slots=True)
 class OpenChannel:
-    """One channel: `position` is the greatest offset that was delivered, or that the channel began
-    behind.
-    """
+    """A channel; `position` is its greatest delivered offset, or where it began."""
 
     topic: str
     position: int

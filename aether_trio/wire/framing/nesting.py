@@ -1,4 +1,6 @@
-"""How deeply a MessagePack value is nested, found without recursion and without decoding it.
+"""Find how deeply a MessagePack value is nested, without decoding it.
+
+No recursion is used.
 
 What a decoder does with a value that is nested thousands deep depends on the interpreter's stack,
 which is no rule for a protocol. The bytes are walked with a list of "how many values are still due

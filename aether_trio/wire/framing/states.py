@@ -5,12 +5,14 @@ client's side and one for the server's. A frame moves the state of the side that
 what is not in the table is illegal). Where a side has to wait for the other, the pair of states
 moves it on (BY_PAIR), so the one step that an implementation could forget is in a table as well:
 
-    client  GREETING --HELLO--> OPENING --ENVELOPE (Init)--> WAITING ==server's HELLO==> LIVE --GOAWAY--> LEAVING
-    server  IDLE ==client's HELLO==> GREETING --HELLO--> OPENING ==client LIVE==> ANSWERING --ENVELOPE (Ack)--> LIVE
+    client  GREETING --HELLO--> OPENING --ENVELOPE (Init)--> WAITING ==server's HELLO==> LIVE
+            --GOAWAY--> LEAVING
+    server  IDLE ==client's HELLO==> GREETING --HELLO--> OPENING ==client LIVE==> ANSWERING
+            --ENVELOPE (Ack)--> LIVE
             --GOAWAY--> LEAVING
 
-`--` is a frame of its own, `==` the other side. ERROR and the end of its stream bring a side from
-anywhere to DONE.
+`--` is a frame of this side, `==` one of the other side. ERROR and the end of its stream bring a
+side from anywhere to DONE.
 
 The two ends see the pair at different moments, but never disagree about what is legal: a side's
 state depends on the other's only through frames that this other side has sent, and a side acts on
