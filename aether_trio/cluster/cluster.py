@@ -124,7 +124,7 @@ async def open_cluster(
             await nursery.start(cluster.peers.run)
             nursery.start_soon(keep_running, "holds", cluster.locks.run)
             nursery.start_soon(keep_running, "nodes", cluster.nodes.run)
-            server.fence = cluster.lease.fence
+            server.fence_writes(cluster.lease.fence)
             yield cluster
         finally:
             with trio.CancelScope(shield=True):

@@ -86,7 +86,7 @@ class LeasedQueues:
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
-        self._database = log.database.beside()
+        self._database = log.database.separate_queue()
         self._nursery = nursery
         self._running = False
         self._queues: dict[str, LeasedQueue] = {}

@@ -21,7 +21,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
-from aether_trio.storage.session_writes import IN_NAME_OF
+from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
 from aether_trio.wire.errors import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -71,11 +71,11 @@ class Dispatcher:
             return
         self.counts[case] += 1
         payload = getattr(message, case)
-        name = IN_NAME_OF.set(session.begin_request())
+        name = CURRENT_SESSION_WRITES.set(session.begin_request())
         try:
             await self._answer(session, case, handler, payload)
         finally:
-            IN_NAME_OF.reset(name)
+            CURRENT_SESSION_WRITES.reset(name)
             session.answered()
 
     async def _answer(self, session: Session, case: str, handler: Handler, payload: Any) -> None:

@@ -34,7 +34,7 @@ from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
 from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.subscriptions import Subscriptions
-from aether_trio.storage.session_writes import Pending
+from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.transport.link import Link, Upstream
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.errors import error_response, too_large
@@ -194,7 +194,7 @@ class Session:
         """What a started agent is told of its start."""
         self.lock: IdentityLock | None = None
         """Its lock in the cluster; None on a gateway without a cluster."""
-        self.pending: Pending | None = None
+        self.pending: SessionWrites | None = None
         """The programs written in its name, or in the name of the identity's last session on this
         node, that may not be over; None when there were none."""
         self.detached = False
@@ -237,7 +237,7 @@ class Session:
 
     # -- the steps of its life ------------------------------------------------------------------------------------
 
-    def own(self, pending: Pending | None = None, lock: IdentityLock | None = None) -> None:
+    def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
         """Own the identity, in a cluster by `lock`; `pending` is what its last session has left."""
         self.pending = pending
         self.lock = lock
@@ -276,11 +276,11 @@ class Session:
         """Note that the client was active."""
         self.last_activity_ms = now_ms
 
-    def begin_request(self) -> Pending:
+    def begin_request(self) -> SessionWrites:
         """Begin to handle a request; return what counts the programs that the request writes."""
         self.answering = True
         if self.pending is None:
-            self.pending = Pending()
+            self.pending = SessionWrites()
         return self.pending
 
     def finish(self) -> None:

@@ -1,10 +1,11 @@
-"""Work of several callers that shares a statement: a mistake of one of them costs none of the others.
+"""Shared statements of several callers: a mistake of one caller costs no other caller its work.
 
     work([a, b, c, d]) refused ──▶ work([a, b]) ──▶ done
                                    work([c, d]) refused ──▶ work([c]) ──▶ done
                                                             work([d]) refused ──▶ refused(d, why)
 
-Halves, so that a thousand with one mistake cost some twenty statements. What comes before another one is done before it.
+A group that fails is split into halves, so a thousand items with one mistake cost some twenty statements.
+Items are done in their order.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ R = TypeVar("R")
 async def in_halves(
     items: Sequence[S], work: Callable[[Sequence[S]], Awaitable[Sequence[R]]], refused: Callable[[S, Exception], object]
 ) -> list[R]:
-    """What `work` returns for all items; `refused` is told of each that it raises for alone, with anything but an outage.
+    """Do the work for all items, in halves if it fails; return all results.
 
-    Raises StorageUnavailable when storage cannot take anything now; what was done until then is done, so `work` must do no harm when
-    it is done again.
+    `refused(item, error)` is called for each item for which `work` raises alone, other than
+    StorageUnavailable. Raises StorageUnavailable when storage does not answer; part of the work may be done
+    by then, so `work` must do no harm when it is done again.
     """
     try:
         return list(await work(items))

@@ -1,10 +1,11 @@
-"""One gateway per data directory, held by a kernel lock; and temporary data directories.
+"""Locks a data directory for one gateway, and makes temporary data directories.
 
-The lock is flock(2) on an open file: the kernel frees it however the process ends, so there is no stale lock to clean
-up and no pid to guess about. The pid inside the file is only for the error text.
+The lock is flock(2) on an open file. The kernel frees it however the process ends, so no stale lock has to be
+removed and no pid compared. The pid inside the file is only for the error text.
 
-A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and goes when its gateway ends. One that a
-killed gateway left has no lock any more, so the next gateway of the same user that makes a temporary directory removes it.
+A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and goes when its
+gateway ends. The directory of a killed gateway has no lock any more, so the next gateway of the same user that
+makes a temporary directory removes it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ TEMPORARY: Final = "aether-ephemeral-"
 
 @contextlib.contextmanager
 def lock_directory(path: Path | str) -> Iterator[Path]:
-    """Create `path` when missing (mode 0700: it holds other people's messages) and own it until the block ends.
+    """Lock the directory `path` until the block ends; create it when it is missing.
 
-    Raises DirectoryInUseError when another process owns it, StorageSetupError when it cannot be used at all.
+    Its mode is 0700, because it has people's messages. Raises DirectoryInUseError when another process has
+    the lock, StorageSetupError when the directory cannot be used.
     """
     directory = Path(path)
     try:
@@ -53,9 +55,9 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A directory of mode 0700 that is owned, as `lock_directory` owns one, and removed at the end of the block.
+    """Make a locked directory of mode 0700 that is removed at the end of the block.
 
-    Removes what killed gateways of this user have left before. Raises StorageSetupError.
+    First removes the directories that killed gateways of this user have left. Raises StorageSetupError.
     """
     _remove_leftovers()
     for _ in range(TRIES):
@@ -71,7 +73,7 @@ def temporary_directory() -> Iterator[Path]:
                 stack.enter_context(lock_directory(directory))
             except DirectoryInUseError:
                 continue
-            # One that is made while another gateway looks for leftovers may be taken for one, until it is locked.
+            # Until it is locked, another gateway that removes leftovers may have taken it for one.
             if not (directory / LOCK_FILE).exists():
                 continue
             try:
@@ -79,7 +81,7 @@ def temporary_directory() -> Iterator[Path]:
             finally:
                 _remove(directory)
             return
-    raise StorageSetupError(f"cannot keep a temporary directory in {tempfile.gettempdir()}: others remove it.")
+    raise StorageSetupError(f"cannot keep a temporary directory in {tempfile.gettempdir()}: other processes remove it.")
 
 
 TRIES: Final = 10
@@ -113,14 +115,14 @@ def _remove(directory: Path) -> None:
 
 
 def keep_private(file: Path) -> None:
-    """See to it that nobody but this user can read a database file: make it with mode 0600 if it is missing.
+    """Let only this user read a database file; make it with mode 0600 if it is missing.
 
-    A directory that others may enter may have been given to us, and one of our files may be older than its mode.
-    Raises OSError, but not for files of another user, whose modes are not ours to change.
+    The directory may be one that other users may enter, and the file may be older than its mode. Raises
+    OSError, but not for files of another user, whose modes this user may not change.
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    # Not through an open file: to close one gives up the locks that this process has on it.
+    # Not through an open file: closing it gives up the locks that this process has on it.
     for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
         with contextlib.suppress(FileNotFoundError, PermissionError):
             path = file.with_name(name)

@@ -1,10 +1,13 @@
-"""The database's time, for a node of a cluster: what is due, old or expired is so for all nodes at the same moment, whatever their own
-clocks say. A node whose clock is wrong dates no message wrongly, and deletes nothing of the others'.
+"""The database's time, for a node of a cluster.
 
-The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is older than when it comes
-by its way back, so this time is late by that, and never early: nothing happens before its moment. Only an answer that came quickly moves
-it, unless the last one is old. It does not run backwards, it stands still; but when somebody has set the database's machine back by more
-than HOLD_MS it follows, as nothing would fall due for so long.
+What is due, old or expired is so for all nodes at the same moment, whatever their own clocks say. A node
+whose clock is wrong dates no message wrongly, and deletes no message of another node early.
+
+The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer
+is old by the time of its way back, so this time is late by that, and never early: nothing happens before its
+moment. Only an answer that came quickly moves the time, unless the last such answer is old. The time does
+not run backwards: it stands still. But when the clock of the database's machine is set back by more than
+HOLD_MS, the time follows, because nothing would fall due for so long.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _NOW: Final = Fetch("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000):
 
 
 class DatabaseClock:
-    """A Clock. `ask` must have been called once before it is used; `run` keeps it true."""
+    """A Clock that shows the database's time; call `ask` before its first use, and `run` it."""
 
     def __init__(self, database: Database, own: Clock) -> None:
         self._database = database
@@ -39,18 +42,18 @@ class DatabaseClock:
         self._latest_ms = 0
 
     def now_ms(self) -> int:
-        """See Clock."""
+        """Return the database's time in Unix milliseconds."""
         now_ms = self._ms + round((self._own.monotonic() - self._at_s) * 1_000_000) // 1000
         if not self._latest_ms - HOLD_MS <= now_ms < self._latest_ms:
             self._latest_ms = now_ms
         return self._latest_ms
 
     def monotonic(self) -> float:
-        """See Clock."""
+        """Return the seconds of this process's monotonic clock."""
         return self._own.monotonic()
 
     async def ask(self) -> None:
-        """Learn the time. Raises StorageUnavailable."""
+        """Ask the database for the time. Raises StorageUnavailable."""
         began_s = self._own.monotonic()
         [[told_ms]] = await self._database.read(lambda: single(_NOW))
         ended_s = self._own.monotonic()
@@ -58,7 +61,7 @@ class DatabaseClock:
             self._at_s, self._ms = ended_s, told_ms
 
     async def run(self) -> None:
-        """Ask now and then, until cancelled."""
+        """Ask every ASK_S, until cancelled."""
         while True:
             await trio.sleep(ASK_S)
             try:
@@ -69,7 +72,7 @@ class DatabaseClock:
 
 @asynccontextmanager
 async def open_database_clock(database: Database, own: Clock) -> AsyncIterator[DatabaseClock]:
-    """The time of this database, until the block ends. Raises StorageUnavailable when it cannot be asked at first."""
+    """Keep a clock of this database's time until the block ends. Raises StorageUnavailable at first."""
     clock = DatabaseClock(database, own)
     await clock.ask()
     async with trio.open_nursery() as nursery:

@@ -1,13 +1,13 @@
-"""What can stop storage from being opened. Everything after that is base.StorageUnavailable.
+"""Errors that keep storage from being opened. After that it raises base.StorageUnavailable.
 
-These errors are read by the person who started the gateway: the text names the file and says what to do.
+The person who started the gateway reads these errors: the text names the file and says what to do.
 """
 
 from __future__ import annotations
 
 
 class StorageSetupError(Exception):
-    """A database or data directory cannot be used. `str()` is fit to be the last line before exit."""
+    """A database or data directory cannot be used; `str()` is fit to be the last line before exit."""
 
 
 class DirectoryInUseError(StorageSetupError):
@@ -15,4 +15,4 @@ class DirectoryInUseError(StorageSetupError):
 
 
 class SchemaTooNewError(StorageSetupError):
-    """The file was written by a newer release; going on would damage what that release relies on."""
+    """A newer release wrote the file; to go on would damage what that release relies on."""

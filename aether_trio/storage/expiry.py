@@ -1,6 +1,7 @@
-"""Giving back the room of rows that have expired: one page per transaction, so that others get between.
+"""Deletes rows that have expired: one page per transaction, so that other transactions come between.
 
-Whoever reads compares with the clock, so an expired row is invisible at once; nothing depends on when this runs.
+Readers compare `expires_ms` with the clock, so an expired row is invisible at once, and no result depends on
+when this runs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from aether_trio.model.clock import Clock
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 
 SweepPage = Callable[[int, int], Program[int]]
-"""`page(now_ms, rows)`: delete up to `rows` of what has expired; how many went."""
+"""`page(now_ms, rows)` deletes up to `rows` expired rows, and returns how many went."""
 
 
 async def sweep(database: Database, clock: Clock, page: SweepPage, rows: int) -> int:
-    """Delete all that has expired now; returns how many rows. A failing engine only postpones it."""
+    """Delete all rows that have expired; return how many. Stops while storage does not answer."""
     total = 0
     try:
         while True:
@@ -31,7 +32,7 @@ async def sweep(database: Database, clock: Clock, page: SweepPage, rows: int) ->
 
 
 async def sweep_forever(database: Database, clock: Clock, page: SweepPage, rows: int, interval_s: float) -> None:
-    """`sweep` every `interval_s`, until cancelled."""
+    """Sweep every `interval_s`, until cancelled."""
     while True:
         await trio.sleep(interval_s)
         await sweep(database, clock, page, rows)

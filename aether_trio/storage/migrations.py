@@ -1,10 +1,11 @@
 """Ordered schema changes of each logical database, applied once at open inside one transaction.
 
-A migration is a tuple of DDL statements in portable SQL; the few words on which engines differ are the fields of a
-Dialect, filled in with `str.format`. Migrations are never edited after a release: a change is a new one at the end.
+A migration is a tuple of DDL statements in portable SQL. The few words on which engines differ are the fields
+of a Dialect, filled in with `str.format`. A migration is never edited after a release: a change is a new
+migration at the end.
 
-Invariant: `schema_version` equals the number of migrations the file has seen. A file that has seen more than this
-release knows is refused untouched.
+Invariant: `schema_version` equals the number of migrations that the database has seen. A database that has
+seen more than this release knows is refused untouched.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {
     "cluster": cluster.MIGRATIONS,
     "marks": commit_marks.MIGRATIONS,
 }
-"""What several nodes share and a single one has no use for: not portable, and never opened on another engine."""
+"""Databases that only several nodes on one server need: not portable, never opened on SQLite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The words that differ between engines."""
+    """The words of DDL that differ between engines."""
 
     bigint: str  # a signed 64-bit integer column
     blob: str  # a byte string column

@@ -1,4 +1,4 @@
-"""What a client is told when storage could not do what it asked for: that it was not done, or that this is not known."""
+"""The error that a client gets when storage failed: the request was not done, or this is not known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 
 
 def outage(error: StorageUnavailable) -> AetherError:
-    """Retryable only if nothing was done: a client that obeys is not to do a thing twice."""
+    """Make the client's error: retryable only if nothing was done, so that no request is done twice."""
     if isinstance(error, CommitUnknown):
         return AetherError(
             Code.OUTCOME_UNKNOWN,
@@ -17,6 +17,6 @@ def outage(error: StorageUnavailable) -> AetherError:
 
 
 def outage_text(error: StorageUnavailable) -> str:
-    """For typed answers without a code: only what is not known has one in front."""
+    """Make the text for answers without an error code; an unknown outcome has its code in front."""
     told = outage(error)
     return str(told) if isinstance(error, CommitUnknown) else told.message

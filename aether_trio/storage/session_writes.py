@@ -1,11 +1,12 @@
-"""What was begun in somebody's name and is not over: programs that a database was given and that may still take effect.
+"""The writes of a session that may still take effect after the session has ended.
 
-A caller that is cancelled does not take its program back (base.py), so the end of a session says nothing about what the session has
-written. Whoever hands the session's identity to a successor asks here.
+A caller that is cancelled does not take its program back (base.py), so the end of a session does not end its
+writes. Before a successor gets the session's identity, it waits here for them.
 
-    IN_NAME_OF.set(pending)  ──▶  database.run(...)  ──▶  began ... over        when it is known that it is committed, or never will be
+    CURRENT_SESSION_WRITES.set(writes)  ──▶  database.run(...)  ──▶  began ... over
 
-Only an engine with several topics counts (postgres.py): in SQLite a successor's programs are queued behind those of its predecessor.
+`over` follows when it is known that a program is committed, or never will be. Only PostgreSQL counts, which has
+several writer connections: in SQLite the programs of a successor are queued behind those of its predecessor.
 """
 
 from __future__ import annotations
@@ -13,36 +14,33 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Final
 
-import trio
+from aether_trio.concurrency.events import RepeatedEvent
 
 
-class Pending:
-    """The programs of one name. Used by one thread."""
+class SessionWrites:
+    """Counts the programs of one session that may still take effect. For one thread."""
 
-    __slots__ = ("_none", "count")
+    __slots__ = ("_all_over", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        self._none: trio.Event | None = None
+        self._all_over = RepeatedEvent()
 
     def began(self) -> None:
-        """One more may take effect."""
+        """Note that one more program may take effect."""
         self.count += 1
 
     def over(self) -> None:
-        """One has taken effect, or never will."""
+        """Note that a program has taken effect, or never will."""
         self.count -= 1
-        if not self.count and self._none is not None:
-            self._none.set()
-            self._none = None
+        if not self.count:
+            self._all_over.set()
 
     async def wait_none(self) -> None:
-        """Wait until nothing may take effect any more. A checkpoint only if it waits."""
+        """Wait until no program may take effect any more. A checkpoint only if it waits."""
         while self.count:
-            if self._none is None:
-                self._none = trio.Event()
-            await self._none.wait()
+            await self._all_over.wait()
 
 
-IN_NAME_OF: Final[ContextVar[Pending | None]] = ContextVar("IN_NAME_OF", default=None)
-"""For the task that runs, and those that it starts."""
+CURRENT_SESSION_WRITES: Final[ContextVar[SessionWrites | None]] = ContextVar("CURRENT_SESSION_WRITES", default=None)
+"""The writes of the session for which the current task, and the tasks that it starts, work."""

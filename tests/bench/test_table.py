@@ -56,17 +56,17 @@ def test_the_console_says_what_was_checked_and_what_failed() -> None:
 def test_a_cluster_is_shown_by_its_parts() -> None:
     done = {"database_share": 0.25, "groups_per_s": 1234.5, "rows_per_group": 7.0, "notifies_per_s": 90.0}
     done |= {"wakes_per_s": 80.0, "reads_per_s": 70.0, "rows_per_read": 6.0}
-    results = beside(cluster_2_across=measured(4.0, cluster=done), routed_16=measured(1.0))
+    results = separate_queue(cluster_2_across=measured(4.0, cluster=done), routed_16=measured(1.0))
     headings, row = table.of_clusters(results)
     shown = dict(zip(headings, row, strict=True))
     assert (shown["echoes"], shown["gateways"], shown["database"]) == ("4.00", "3.00", "1.00")
     assert (shown["groups /s"], shown["rows a group"], shown["NOTIFY /s"]) == ("1,234", "7.0", "90")
     assert " | ".join(row) in table.markdown(results)
     assert "rows a read" in table.text(results)
-    assert table.of_clusters(beside(routed_16=measured(1.0))) == []
+    assert table.of_clusters(separate_queue(routed_16=measured(1.0))) == []
 
 
-def beside(**scenarios: dict[str, Any]) -> dict[str, Any]:
+def separate_queue(**scenarios: dict[str, Any]) -> dict[str, Any]:
     return RESULTS | {"scenarios": {name.replace("__", "/").replace("_", "-"): one for name, one in scenarios.items()}}
 
 
@@ -75,7 +75,7 @@ def measured(echoes: float, **more: Any) -> dict[str, Any]:
 
 
 def test_transports_stand_side_by_side() -> None:
-    found = beside(
+    found = separate_queue(
         raw_echo=measured(1.0),
         idle=measured(0.1, kib_per_connection=18.84),
         framed__idle=measured(0.1, kib_per_connection=9.0),
@@ -95,7 +95,7 @@ def test_transports_stand_side_by_side() -> None:
 
 def test_one_transport_stands_alone() -> None:
     assert table.side_by_side(RESULTS) == []
-    assert table.side_by_side(beside(raw_echo=measured(1.0), framed__kv=measured(7.0))) == []
+    assert table.side_by_side(separate_queue(raw_echo=measured(1.0), framed__kv=measured(7.0))) == []
 
 
 def test_a_page_gets_the_table_between_its_markers_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_a_server_without_enough_connections_is_said_in_one_line(
     )
     try:
         [text] = await said_at_the_start(settings)
-        assert "the server has no connection left for us. Raise its max_connections" in text
+        assert "the server has no connection left. Raise its max_connections" in text
         await until_gone(postgres_engine, role)
     finally:
         postgres_engine.outside(f"DROP OWNED BY {role}; DROP ROLE {role}")

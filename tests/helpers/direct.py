@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
-from aether_trio.storage.postgres.statements import Job
+from aether_trio.storage.postgres.statements import PostgresJob
 from aether_trio.storage.postgres.statements import drive as drive_postgres
 from aether_trio.storage.sqlite.statements import drive as drive_sqlite
 from tests.helpers.postgres_session import PostgresSession
@@ -198,7 +198,7 @@ class PostgresPlace:
 
     async def _read(self, program: Callable[[], Program[Any]]) -> Any:
         await self._enter()
-        return await drive_postgres(self._session.connection, Job(program))
+        return await drive_postgres(self._session.connection, PostgresJob(program))
 
     async def _enter(self) -> None:
         if self._session.schema != self._schema:
@@ -210,7 +210,7 @@ class PostgresPlace:
         connection = self._session.connection
         await connection.execute("BEGIN")
         try:
-            result = await drive_postgres(connection, Job(program))
+            result = await drive_postgres(connection, PostgresJob(program))
         except BaseException:
             await connection.execute("ROLLBACK")
             raise

@@ -65,7 +65,7 @@ class InlineDatabase(Shorthands):
     `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
     between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
     reported as failed all the same, as when a disk reports an error for a commit that it has written; `unanswered_writes` of them
-    are reported as CommitUnknown. `side` is what `beside` returns: it has gates and failures of its own, and those of `failing` of both.
+    are reported as CommitUnknown. `side` is what `separate_queue` returns: it has gates and failures of its own, and those of `failing` of both.
     """
 
     def __init__(self, direct: Direct, main: InlineDatabase | None = None) -> None:
@@ -96,7 +96,7 @@ class InlineDatabase(Shorthands):
             self._side = InlineDatabase(self._direct, self)
         return self._side
 
-    def beside(self, *, locking: bool = False) -> InlineDatabase:
+    def separate_queue(self, *, locking: bool = False) -> InlineDatabase:
         """See Database."""
         return self.side if self.shared else self
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.storage.base import Database, Deferred, Execute, Fetch, Program
-from aether_trio.storage.postgres.statements import Asides, Job, drive
+from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive
 from tests.helpers.engines import Engine
 from tests.storage.programs import ids, insert, insert_then_raise
 
@@ -102,7 +102,7 @@ class Connection:
 
 
 async def test_those_of_many_programs_are_one_round_trip() -> None:
-    connection, asides = Connection(), Asides()
+    connection, asides = Connection(), DeferredWrites()
 
     def program(number: int) -> Program[None]:
         yield Deferred("notes", "INSERT notes", (number,))
@@ -110,7 +110,7 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
         yield Deferred("others", "INSERT others", (number,))
         yield Deferred("notes", "UPDATE notes", (number,))
 
-    jobs = [Job(lambda number=number: program(number)) for number in range(3)]  # type: ignore[misc]
+    jobs = [PostgresJob(lambda number=number: program(number)) for number in range(3)]  # type: ignore[misc]
     for job in jobs:
         await drive(connection, job, asides)
     assert connection.sent == [("SELECT tasks", ())] * 3
@@ -125,7 +125,7 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
 
 
 async def test_those_of_one_row_keep_their_order() -> None:
-    connection, asides = Connection(), Asides()
+    connection, asides = Connection(), DeferredWrites()
     for sql, *args in [("INSERT", 1), ("UPDATE", 1), ("INSERT", 2), ("DELETE", 1), ("INSERT", 1), ("UPDATE", 2)]:
         asides.add(Deferred("notes", sql, args))
     await asides.write(connection)

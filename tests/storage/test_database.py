@@ -91,7 +91,7 @@ async def test_yielding_something_else_is_a_clear_error(database: Database) -> N
     def program() -> Program[None]:
         yield "SELECT 1"  # type: ignore[misc]
 
-    with pytest.raises(TypeError, match="Fetch, Execute, ExecuteMany or Aside"):
+    with pytest.raises(TypeError, match="Fetch, Execute, ExecuteMany or Deferred"):
         await database.run(program)
 
 

@@ -18,7 +18,7 @@ import trio
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.postgres.connections import connect
 from aether_trio.storage.postgres.database import PostgresServer
-from aether_trio.storage.postgres.errors import Fault, FencedError, describe, explain, fault, is_outage
+from aether_trio.storage.postgres.errors import FencedError, PostgresFault, describe, explain, fault, is_outage
 from aether_trio.storage.postgres.pool import Pool
 from aether_trio.storage.postgres.statements import roll_back, within
 
@@ -94,17 +94,17 @@ async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any]
             result: T = await within(connection, limit_s, partial(alone, connection))
         except Exception as exc:
             kind = fault(exc, connection)
-            if kind is Fault.CONNECTION:
+            if kind is PostgresFault.CONNECTION:
                 pool.lost.add(connection)
-            pool.release(connection, healthy=kind is not Fault.CONNECTION and await roll_back(connection))
+            pool.release(connection, healthy=kind is not PostgresFault.CONNECTION and await roll_back(connection))
             tries -= 1
-            if kind is Fault.FENCED:
+            if kind is PostgresFault.FENCED:
                 raise FencedError(describe(exc)) from exc
-            if kind is Fault.PROGRAM:
+            if kind is PostgresFault.PROGRAM:
                 raise RefusedError(f"cluster: {describe(exc)}") from exc
-            if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries <= 0:
+            if kind not in {PostgresFault.CONNECTION, PostgresFault.CONFLICT} or tries <= 0:
                 raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
-            if kind is Fault.CONNECTION:
+            if kind is PostgresFault.CONNECTION:
                 pool.discard_idle()
         else:
             pool.release(connection)

@@ -110,7 +110,7 @@ class Engine:
         self._agents = agents
         self.database = database
         self.clock = clock
-        self._locking: Database = database.beside(locking=True)
+        self._locking: Database = database.separate_queue(locking=True)
         self.nodes = others
         self.event_subscriptions = EventSubscriptions(database)
         self._assignment_kicks = Kicks()

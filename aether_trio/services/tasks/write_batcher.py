@@ -20,7 +20,7 @@ from aether_trio.model.limits import MIB
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import Program
-from aether_trio.storage.session_writes import IN_NAME_OF, Pending
+from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES, SessionWrites
 
 MAX_WAITING: Final = 10_000
 MAX_BYTES: Final = 32 * MIB
@@ -37,7 +37,7 @@ class _Queued(NamedTuple):
 
     mutation: Mutation
     on_written: Callable[[], None]
-    pending: Pending | None
+    pending: SessionWrites | None
     heartbeat: Heartbeat | None = None
     session_id: str = ""
     size: int = 0
@@ -85,7 +85,7 @@ class WriteBatcher:
 
         `on_written` is called after the commit.
         """
-        return self._queue(_Queued(mutation, on_written, IN_NAME_OF.get(), heartbeat))
+        return self._queue(_Queued(mutation, on_written, CURRENT_SESSION_WRITES.get(), heartbeat))
 
     def offer(
         self,
@@ -107,7 +107,7 @@ class WriteBatcher:
             return 0
         self._shares[session_id] = count + 1, session_bytes + size
         self._bytes += size
-        return self._queue(_Queued(mutation, on_written, IN_NAME_OF.get(), heartbeat, session_id, size))
+        return self._queue(_Queued(mutation, on_written, CURRENT_SESSION_WRITES.get(), heartbeat, session_id, size))
 
     def _queue(self, queued: _Queued) -> int:
         if queued.pending is not None:

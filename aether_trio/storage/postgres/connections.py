@@ -1,12 +1,19 @@
-"""One connection to PostgreSQL: how it is made, and the limits that hold on it.
+"""Opens one connection to PostgreSQL, with the limits that hold on it.
 
-There are three kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
-must not see another one between. An *appender* opens READ COMMITTED transactions, for a database whose programs lock the rows on
-which they decide (`LOCKING`): nodes that append to one topic come one after another instead of failing each other. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. (And one that *looks* after the others, postgres_stall.py.) The kinds are
-defaults of the session, set while it starts, so that a single statement needs no BEGIN and still has them.
+There are four kinds:
 
-Every limit on time is held by the server too: a node that is stopped (SIGSTOP) or cut off in the middle of a transaction keeps its
-locks no longer than `idle_in_transaction_s`.
+* *writer*: SERIALIZABLE transactions, because a program reads, decides and writes without locks, and no other
+  program may come between.
+* *appender*: READ COMMITTED transactions, for a database whose programs lock the rows on which they decide
+  (`LOCKING`). Nodes that append to one topic come one after another instead of failing each other.
+* *reader*: REPEATABLE READ, READ ONLY transactions, each on one snapshot.
+* *look*: asks about the other connections (stalls.py).
+
+The isolation is a default of the session, set while it starts, so that a single statement needs no BEGIN and
+still has it.
+
+The server holds every limit on time too. So a node that is stopped (SIGSTOP) or cut off in the middle of a
+transaction keeps its locks no longer than `idle_in_transaction_s`.
 """
 
 from __future__ import annotations
@@ -22,12 +29,12 @@ import asyncpg
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.errors import is_outage
 from aether_trio.storage.postgres.hosts import each_host, first_to_succeed
-from aether_trio.storage.postgres.lost_commits import Backend, Connection
+from aether_trio.storage.postgres.lost_commits import IdentifiedConnection, ServerProcess
 
 Kind = Literal["writer", "appender", "reader", "look"]
 
 LOCKING: Final = frozenset({"log"})
-"""Logical databases whose programs lock what they decide on, in one order, and so need no more than READ COMMITTED."""
+"""Logical databases whose programs lock the rows they decide on, in one order: READ COMMITTED is enough."""
 
 _ISOLATION: Final = {
     "writer": "serializable",
@@ -37,8 +44,10 @@ _ISOLATION: Final = {
 }
 
 PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
-"""For statements that find all rows by key. Otherwise they are planned anew each time, which costs as much as they do, or a plan is kept that
-was made when the tables were empty, and reads tens of thousands of topics for each group until somebody analyzes them."""
+"""Settings for statements that find all rows by key.
+
+Otherwise they are planned anew each time, which costs as much as they do; or a plan is kept that was made when
+the tables were empty, and reads tens of thousands of topics for each group until the tables are analyzed."""
 
 _SESSION_NOW: Final = """
     SELECT current_setting('search_path'), current_setting('default_transaction_isolation'), pid, backend_start
@@ -46,8 +55,8 @@ _SESSION_NOW: Final = """
 """
 
 BY_INDEX: Final = {"enable_seqscan": "off"}
-"""For serializable programs: a scan of a whole table, which is the plan for one of a few pages, is in conflict with every row that another
-transaction adds to it."""
+"""Settings for serializable programs: a scan of a whole table, which is the plan for a table of a few pages,
+conflicts with every row that another transaction adds to it."""
 
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
 CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
@@ -56,17 +65,18 @@ SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 @dataclass(frozen=True, slots=True)
 class PostgresLimits:
-    """Limits of one process towards its server; times in seconds.
+    """The limits of one process towards its server; times in seconds.
 
-    `writers`, `appenders` and `readers` bound its connections (a node of a cluster has some more, docs/operations.md). A caller waits at most
-    `patience_s` for a connection, and gets StorageUnavailable at once when the server has been away for longer than that.
+    `writers`, `appenders` and `readers` bound its connections; a node of a cluster has some more
+    (docs/operations.md). A caller waits at most `patience_s` for a connection, and gets StorageUnavailable at
+    once when the server has been away for longer than that.
     """
 
     writers: int = 4
     appenders: int = 2
     readers: int = 4
     keep: int = 1
-    """Connections of each kind that stay open however idle."""
+    """Connections of each kind that stay open while they are idle."""
     idle_s: float = 120.0
     patience_s: float = 5.0
     connect_s: float = 5.0
@@ -74,16 +84,17 @@ class PostgresLimits:
     lock_s: float = 5.0
     idle_in_transaction_s: float = 5.0
     transaction_s: float = 30.0
-    """From BEGIN to the answer to COMMIT; then the connection is cut: the server or the way to it is stuck."""
+    """From BEGIN to the answer to COMMIT; then the connection is cut, as it or the server is stuck."""
     slow_s: float = 2.0
-    """A connection that has been in use for that long is looked at from another one, every `look_s`: whether its server waits for us."""
+    """After that time in use, another connection asks whether the server waits for this one."""
     look_s: float = 1.0
+    """Between two such questions."""
     silence_s: float = 10.0
-    """Unanswered TCP for that long ends a connection."""
+    """A connection ends when TCP has not been answered for that long."""
 
 
 async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
-    """An asyncpg connection to the primary among the DSN's hosts. Raises what asyncpg raises, or StorageSetupError."""
+    """Connect to the primary among the hosts of a URL. Raises StorageSetupError, or as asyncpg does."""
     return await first_to_succeed([partial(_connect, one, kind, schema, limits) for one in each_host(dsn)], is_outage)
 
 
@@ -95,7 +106,7 @@ async def _connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) ->
         target_session_attrs="primary",
         statement_cache_size=CACHED_STATEMENTS,
         max_cached_statement_lifetime=0,
-        connection_class=Connection,
+        connection_class=IdentifiedConnection,
         server_settings=_session(kind, schema, limits),
     )
     try:
@@ -120,7 +131,7 @@ def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
         "statement_timeout": ms(limits.statement_s),
         "lock_timeout": ms(limits.lock_s),
         "idle_in_transaction_session_timeout": ms(limits.idle_in_transaction_s),
-        "client_connection_check_interval": "2000",  # ms; a query of ours that nobody waits for any more ends
+        "client_connection_check_interval": "2000",  # ms; the server ends a query whose client has gone
         "tcp_user_timeout": ms(limits.silence_s),
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
@@ -141,20 +152,22 @@ def _check(connection: Any) -> None:
 
 
 async def _check_session(connection: Any, kind: Kind, schema: str, limits: PostgresLimits) -> None:
-    """A pooler in between may drop what a session is started with, or give each transaction another session: then nothing holds that
-    is built on locks of a session, on isolation, or on LISTEN, and no statement fails of that.
+    """Refuse a connection through a pooler. Raises StorageSetupError.
+
+    A pooler may drop the settings of a session, or give each transaction another session. Then locks of a
+    session, isolation and LISTEN do not hold, and no statement fails of that.
     """
     found = await connection.fetchrow(_SESSION_NOW, timeout=limits.connect_s)
     if found is None or tuple(found)[:2] != (schema, _ISOLATION[kind]):
         raise StorageSetupError(
             "something between this gateway and PostgreSQL, probably a pooler, does not keep the settings of a session. "
-            "Locks, transactions and hints would not work through it: connect to PostgreSQL itself."
+            "Locks, transactions and notifications would not work through it: connect to PostgreSQL itself."
         )
-    connection.backend = Backend(*tuple(found)[2:])
+    connection.backend = ServerProcess(*tuple(found)[2:])
 
 
 def _watch_peer(connection: Any, silence_s: float) -> None:
-    """Let the kernel notice that the other side has vanished without a word."""
+    """Have the kernel notice that the server has vanished without closing the connection."""
     # asyncpg has no public way to its socket.
     raw = connection._transport.get_extra_info("socket")
     if raw is None or raw.family == socket.AF_UNIX:

@@ -1,20 +1,21 @@
-"""The PostgreSQL engine: the Database seam over asyncpg, which runs on one asyncio loop inside of trio (trio_loop.py).
+"""The PostgreSQL engine: a Database over asyncpg, which runs on one asyncio loop inside of trio (trio_loop.py).
 
-    trio side: run/read ──▶ Job ──▶ Writer (postgres_writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ the primary
-               rescheduled ◀──────  Reader (postgres_reader.py) ──▶ Pool of readers
+    trio side: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ primary
+               rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool of readers
 
-Both sides live in one thread, so a job is handed over by a function call, and a finished group wakes its callers itself.
+Both sides live in one thread. A job is handed over by a function call, and a finished group wakes its callers.
 
-All logical databases ("state", "log", "audit") lie in one schema. Connections are what a PostgreSQL server runs out of first, and one
-schema lets them all share one pool; and a write of a session has to look at who holds its identity in the same transaction. Their
-table names are distinct therefore, and `schema_version` has a row for each.
+All logical databases ("state", "log", "audit", "tasks") lie in one schema, in tables with distinct names, and
+`schema_version` has a row for each. Connections are what a PostgreSQL server runs out of first: with one schema
+all databases share one pool. And a write of a session has to read who has its identity in the same transaction.
 
-Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing; once its program is queued it
-runs as if nothing had happened, wholly or not at all, and only the result is lost. No query is ever cancelled from here.
+Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing. Once its
+program is queued, the program runs, wholly or not at all, and only the result is lost. No query is cancelled.
 
-Trouble: a lost connection, a stalled one (postgres_stall.py), a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
-What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent, its answer lost, and that the server
-could not be asked in that time whether it has taken effect.
+Outages: a lost connection, a stalled one (stalls.py), a restart or a failover is a pause of up to `patience_s`,
+because programs are pure and run again on another connection. A longer outage is StorageUnavailable.
+CommitUnknown, a kind of it, says that a COMMIT was sent, its answer was lost, and the server could not be asked
+in that time whether it has taken effect.
 """
 
 from __future__ import annotations
@@ -40,26 +41,29 @@ from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, Post
 from aether_trio.storage.postgres.errors import is_outage, setup_error
 from aether_trio.storage.postgres.migrate import migrate
 from aether_trio.storage.postgres.pool import Pool
-from aether_trio.storage.postgres.reader import Reader
+from aether_trio.storage.postgres.reader import PostgresReader
 from aether_trio.storage.postgres.stalls import StallWatch
-from aether_trio.storage.postgres.statements import Job, statement_job
+from aether_trio.storage.postgres.statements import PostgresJob, statement_job
 from aether_trio.storage.postgres.trio_loop import TrioLoop, open_loop
-from aether_trio.storage.postgres.writer import Writer
-from aether_trio.storage.session_writes import IN_NAME_OF
+from aether_trio.storage.postgres.writer import PostgresWriter
+from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
 
 T = TypeVar("T")
 
-QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; callers beyond that wait for room
-CLOSE_S: Final = 10.0  # for what was accepted, at the end; then its connections are cut
-LOOK_CONNECT_S: Final = 2.0  # for the connection that asks about others that are silent
-RETRY_S: Final = 0.2  # between attempts to reach a server that is not there yet, at the start
+QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; further callers wait for room
+CLOSE_S: Final = 10.0  # for accepted programs, at the end; then their connections are cut
+LOOK_CONNECT_S: Final = 2.0  # for the connection that asks about stalled ones
+RETRY_S: Final = 0.2  # between two attempts to reach the server at the start
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresStatistics:
-    """What one logical database has done since it was opened. `failing` is true from a group that the server did not take
-    until the next one that it took. `rows` does not count what a Fetch wrote. `connections` are those of the whole process, and `stalls`
-    those of them that were cut as their way to the server had stalled."""
+    """The counters of one logical database since it was opened.
+
+    `failing` is true from a group that the server did not take until the next one that it took. `rows` does
+    not count the writes of a Fetch. `connections` are those of the whole process; `stalls` counts those of
+    them that were cut because they had stalled.
+    """
 
     groups: int
     programs: int
@@ -76,7 +80,7 @@ class PostgresStatistics:
 
 
 class PostgresDatabase(Shorthands):
-    """A base.Database: one logical database of a PostgresServer. Made by its `database`."""
+    """One logical database of a PostgresServer, made by its `database`."""
 
     shared = True
 
@@ -85,39 +89,42 @@ class PostgresDatabase(Shorthands):
         self._server = server
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
         pool = server.appenders if name in LOCKING else server.writers
-        self.writer = Writer(name, pool, server.spawn, server.loop, self._deliver, server.limits, locking=locking)
-        self.reader = Reader(name, server.readers, server.spawn, self._deliver, server.limits)
+        self.writer = PostgresWriter(
+            name, pool, server.spawn, server.loop, self._deliver, server.limits, locking=locking
+        )
+        self.reader = PostgresReader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T]) -> T:
         """Run a read-write program; return its result after the commit that contains it is durable.
 
         Raises StorageUnavailable, or what the program itself raised.
         """
-        job = Job(program)
-        job.pending = IN_NAME_OF.get()
+        job = PostgresJob(program)
+        job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
 
     async def write(self, statement: Statement) -> Any:
-        """Run one write; what a program would be sent."""
+        """Run one write; return its result."""
         job = statement_job(statement)
-        job.pending = IN_NAME_OF.get()
+        job.pending = CURRENT_SESSION_WRITES.get()
         return await self._submit(job, self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot that includes every write committed before the call."""
-        result: T = await self._submit(Job(program), self.reader.put)
+        """Run a read-only program on one snapshot that has all writes committed before the call."""
+        result: T = await self._submit(PostgresJob(program), self.reader.put)
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """`read`: the server is never nearer than that."""
+        """Run a small program as any other, as it costs a round trip all the same."""
         return await self.read(program)
 
-    def beside(self, *, locking: bool = False) -> PostgresDatabase:
-        """See Database."""
+    def separate_queue(self, *, locking: bool = False) -> PostgresDatabase:
+        """Return the same data with a separate write queue."""
         return self._server.queue(self.name, locking=locking)
 
     def statistics(self) -> PostgresStatistics:
+        """Return the counters since the start."""
         writer = self.writer
         return PostgresStatistics(
             groups=writer.groups,
@@ -136,10 +143,10 @@ class PostgresDatabase(Shorthands):
 
     @property
     def idle(self) -> bool:
-        """Nothing that was accepted waits or runs."""
+        """Whether no accepted program waits or runs."""
         return self.writer.idle and self.reader.idle
 
-    async def _submit(self, job: Job, put: Callable[[Job], None]) -> Any:
+    async def _submit(self, job: PostgresJob, put: Callable[[PostgresJob], None]) -> Any:
         job.fence = self._server.fence()
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
@@ -154,7 +161,7 @@ class PostgresDatabase(Shorthands):
         put(job)
         return await trio.lowlevel.wait_task_rescheduled(job.forget)
 
-    def _deliver(self, jobs: Sequence[Job]) -> None:
+    def _deliver(self, jobs: Sequence[PostgresJob]) -> None:
         for job in jobs:
             self._room.release()
             if not job.undecided:
@@ -167,24 +174,35 @@ class PostgresDatabase(Shorthands):
 
 
 class PostgresServer:
-    """The connections of this process to one server (or to the primary of several). Made by `open_postgres`."""
+    """This process's connections to one server, or to the primary of several. Made by `open_postgres`."""
 
     def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: TrioLoop) -> None:
         self.dsn = dsn
         self.schema = schema
         self.limits = limits
         self.closed = False
-        self.fence: Callable[[], str] = _no_fence
-        """A query that raises FENCED when this process may not write now, or ""; every write transaction begins with it."""
+        self._fence: Callable[[], str] = _no_fence
         self.loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_done = trio.Event()
         self._databases: list[PostgresDatabase] = []
         self.watch = StallWatch(self._connect_to_look, self.spawn, loop, slow_s=limits.slow_s, look_s=limits.look_s)
-        """For every pool of this process."""
+        """Watches all pools of this process."""
         self.writers = self._pool("writer", limits.writers)
         self.appenders = self._pool("appender", limits.appenders)
         self.readers = self._pool("reader", limits.readers)
+
+    def fence(self) -> str:
+        """Return the query with which each write transaction begins now; "" for none."""
+        return self._fence()
+
+    def fence_writes(self, fence: Callable[[], str]) -> None:
+        """Begin each write transaction with the query `fence()` from now on.
+
+        The query raises FENCED when this process may not write. A write has the fence of the moment when it
+        was submitted.
+        """
+        self._fence = fence
 
     async def _connect_to_look(self) -> Any:
         limits = replace(self.limits, connect_s=min(self.limits.connect_s, LOOK_CONNECT_S))
@@ -206,8 +224,9 @@ class PostgresServer:
     async def database(self, name: str) -> PostgresDatabase:
         """Bring the logical database `name` up to date and serve it until the server is closed.
 
-        Nodes that start together take turns. "state", "log" and "audit" bring their schema (migrations.py), other names none.
-        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError, also when the server has no connection for it.
+        Nodes that start together take turns. The names of migrations.py have a schema, other names none.
+        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError, also when the
+        server has no connection left.
         """
         give_up = trio.current_time() + self.limits.patience_s
         while True:
@@ -230,18 +249,18 @@ class PostgresServer:
 
     @staticmethod
     async def _have_one(pool: Pool) -> None:
-        """Where connections are few a process has one of each kind before others have the rest of them."""
+        """Open one connection, so that a process has one of each kind where connections are few."""
         if not pool.size:
             pool.release(await pool.acquire())
 
     def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
-        """A separate queue to a logical database that is up to date; `locking` as of `beside`."""
+        """Make a queue to a logical database that is up to date; `locking` as in `separate_queue`."""
         database = PostgresDatabase(name, self, locking=locking)
         self._databases.append(database)
         return database
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something on the asyncio side. The server waits for it at its end."""
+        """Run a coroutine on the asyncio side; the end of the server waits for it."""
         task: asyncio.Task[None] = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -250,7 +269,7 @@ class PostgresServer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Every job is answered whatever happens, so this is a defect: it ends whoever has opened the server.
+            # Each job is answered in any case, so this is a defect: it ends the block that opened the server.
             self.loop.call_exception_handler({"message": "a task of the engine failed", "exception": error})
         if self.closed:
             self._look_done()
@@ -260,7 +279,7 @@ class PostgresServer:
             self._all_done.set()
 
     async def close(self) -> None:
-        """Refuse new programs, finish those that were accepted, say goodbye."""
+        """Refuse new programs, finish the accepted ones, and close the connections."""
         self.closed = True
         with trio.CancelScope(shield=True):
             self._look_done()
@@ -270,7 +289,7 @@ class PostgresServer:
 
     @property
     def connections(self) -> int:
-        """How many there are of this process, those being opened included."""
+        """How many connections this process has, those being opened included."""
         return self.writers.size + self.appenders.size + self.readers.size
 
     async def _close(self) -> None:
@@ -285,10 +304,10 @@ class PostgresServer:
 async def open_postgres(
     dsn: str, *, schema: str = "aether", limits: PostgresLimits | None = None
 ) -> AsyncIterator[PostgresServer]:
-    """The engine for a PostgreSQL URL, until the block ends. No connection is made before the first `database`.
+    """Use the server of a PostgreSQL URL until the block ends; the first `database` connects.
 
-    The URL may name several hosts, whose primary is followed, and TLS (`sslmode`, `sslrootcert`, ...), as libpq's.
-    Leaving the block commits what was accepted, for at most CLOSE_S.
+    The URL may name several hosts, whose primary is used, and TLS (`sslmode`, `sslrootcert`, ...), as for
+    libpq. Leaving the block commits accepted programs, for at most CLOSE_S.
     """
     if not SCHEMA.fullmatch(schema):
         raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")
@@ -306,12 +325,12 @@ async def open_postgres(
     except BaseExceptionGroup as group:
         if raised is None or not _is_all(group, raised):
             raise
-        # The loop is a nursery, which nobody outside has to know.
+        # The loop is a nursery, an implementation detail.
         raise raised from raised.__cause__
 
 
 def _is_all(group: BaseException, error: BaseException) -> bool:
-    """Whether a group, or a group in a group, holds nothing but this error."""
+    """Whether a group, or a group in a group, has only this error."""
     while group is not error:
         if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
             return False

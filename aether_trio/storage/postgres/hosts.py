@@ -1,10 +1,11 @@
-"""Which servers a PostgreSQL URL names, and how the primary among several is found.
+"""The servers that a PostgreSQL URL names, and how the primary among several is found.
 
-asyncpg tries the hosts of a URL one after another within one limit on time, so a first host that has vanished without a word would use
-all of it up, and its standby never be asked. Here each host is an attempt of its own: the next one begins when the one before has
-failed, or has not answered for `NEXT_S`, and the first that turns out to be the primary is taken.
+asyncpg tries the hosts of a URL one after another within one limit on time. A first host that does not answer
+would use up all of it, and its standby would never be asked. Here each host is a separate attempt: the next one
+begins when the one before has failed, or has not answered for `NEXT_S`. The first one that turns out to be the
+primary is taken.
 
-Invariant: what is said of a URL holds nothing of its user and password, also of one that was not written as it should be.
+Invariant: texts about a URL have nothing of its user and password, also for a malformed URL.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, urlencode
 
 NEXT_S: Final = 0.3
-"""How long a host has for itself: more than a connection takes, and less than anybody minds who waits for a failover."""
+"""How long a host is tried alone: longer than a connection takes, short for a failover."""
 
 _URL: Final = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
-"""RFC 3986, appendix B: every text is one."""
+"""RFC 3986, appendix B: it matches every text."""
 
 
 def _split(dsn: str) -> SplitResult:
-    """As urllib's urlsplit, which refuses an IPv6 address among several hosts (from Python 3.13.4 and 3.14 on)."""
+    """Split a URL as urlsplit does, which refuses an IPv6 address among several hosts (Python 3.14)."""
     match = _URL.fullmatch(dsn)
     assert match is not None
     return SplitResult(*match.groups(default=""))
 
 
 def each_host(dsn: str) -> list[str]:
-    """A URL for each host of this one, in their order; all else is as it was."""
+    """Return a URL for each host of this one, in their order, with the other parts unchanged."""
     parts = _split(dsn)
     user, at, listed = parts.netloc.rpartition("@")
     query = parse_qsl(parts.query, keep_blank_values=True)
@@ -51,13 +52,13 @@ def each_host(dsn: str) -> list[str]:
 
 
 def is_misread(dsn: str) -> bool:
-    """Whether a user name or password holds what should have been escaped, so that something of it counts as host or path."""
+    """Whether an unescaped character makes a part of the user name or password the host or path."""
     parts = _split(dsn)
     return "@" in parts.path or bool(parts.fragment) or "@" in parts.netloc.rpartition("@")[0]
 
 
 def where(dsn: str) -> str:
-    """The servers and the database of a URL, without user and password: fit for logs and errors."""
+    """Name the servers and the database of a URL, without user and password, for logs and errors."""
     if is_misread(dsn):
         return "of this URL"
     parts = _split(dsn)
@@ -74,9 +75,10 @@ async def first_to_succeed(
     *,
     next_s: float = NEXT_S,
 ) -> Any:
-    """The connection of the first attempt that has one; the others are given up. An asyncio function.
+    """Return the connection of the first attempt that succeeds. An asyncio function.
 
-    Raises what no other attempt can mend (`goes_on` is false for it), else what the last one raised that is not about being a standby.
+    The other attempts are given up. Raises an error for which `goes_on` is false at once, because no other
+    attempt can succeed then; else the error of the last attempt, preferably not that it is a standby.
     """
     if len(attempts) == 1:
         return await attempts[0]()
@@ -108,7 +110,7 @@ async def first_to_succeed(
 
 
 async def _give_up(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Nobody has their connections yet, so none is left half-used."""
+    """Cancel attempts, and close the connections that they have made, which no caller has."""
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):

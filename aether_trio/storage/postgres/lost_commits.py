@@ -1,13 +1,13 @@
-"""Server processes that were sent something that commits, and whose connection was lost before they answered.
+"""Server processes that may still commit although their connection is lost.
 
     the client's side      COMMIT sent ──▶ connection lost
-    the server's side      has committed, or commits when the bytes arrive, which may take long: something in between keeps them
+    the server's side      has committed, or commits when the bytes arrive, which may be late
 
-What a lost process has not committed by the moment in which it ends it never will. So before anything else is written it is ended, and then
-what is committed can be looked up.
+A process that has ended commits no more. So before a further group is written, the lost process is ended, and
+then it can be looked up whether it has committed.
 
-A process is known by its id and the moment of its start, as ids are used again. On another server (after a failover) there is no such
-process, and what it has committed came with the log, or did not.
+A process is known by its id and the moment of its start, as ids are used again. After a failover the process
+does not exist on the new primary, and its commit has been replicated, or never will be.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 LOOK_S: Final = 0.02
-"""Between two looks at a process that is at work or about to end."""
+"""Between two looks at a process that has not ended yet."""
 
-# One that waits for a standby has committed, and to end it would only hide that the standby does not have it yet.
+# A process that waits for a standby has committed; ending it would hide that the standby lacks the commit.
 _END: Final = """
     SELECT CASE WHEN wait_event = 'SyncRep' THEN false ELSE pg_terminate_backend(pid) END FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2
 """
 
 
-class Backend(NamedTuple):
-    """A server process."""
+class ServerProcess(NamedTuple):
+    """One process of a PostgreSQL server."""
 
     pid: int
     started: Any
 
 
-class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that knows its server process, also behind a pooler. `backend` is set once it is open."""
+class IdentifiedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that knows its server process; `backend` is set once it is open."""
 
     __slots__ = ("backend",)
 
-    backend: Backend
+    backend: ServerProcess
 
 
-class Lost:
-    """The lost processes of a pool of connections. Runs on the asyncio side."""
+class LostProcesses:
+    """The processes of a pool's lost connections. Runs on the asyncio side."""
 
     def __init__(self) -> None:
-        self._backends: dict[Backend, Callable[[], None] | None] = {}
+        self._backends: dict[ServerProcess, Callable[[], None] | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._backends)
 
-    def __contains__(self, backend: Backend) -> bool:
+    def __contains__(self, backend: ServerProcess) -> bool:
         return backend in self._backends
 
-    def add(self, connection: Any) -> Backend:
-        """This connection is lost, and its process may commit."""
-        backend: Backend = connection.backend
+    def add(self, connection: Any) -> ServerProcess:
+        """Note that this connection is lost, and that its process may commit."""
+        backend: ServerProcess = connection.backend
         self._backends.setdefault(backend, None)
         return backend
 
-    def when_ended(self, backend: Backend, call: Callable[[], None]) -> None:
-        """Call this when that process is known to be gone."""
+    def when_ended(self, backend: ServerProcess, call: Callable[[], None]) -> None:
+        """Call this when that process is known to have ended."""
         self._backends[backend] = call
 
     async def end_all(self, connection: Any) -> None:
-        """Return when all of them are gone. `connection` is a good one, outside of a transaction."""
+        """End all of them, and wait for it. `connection` is a good one, outside of a transaction."""
         while self._backends:
             backend = next(iter(self._backends))
             while await connection.fetch(_END, *backend):  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_S)  # nobody tells of the end of another process
+                await asyncio.sleep(LOOK_S)  # the server does not tell of the end of a process
             call = self._backends.pop(backend, None)
             if call is not None:
                 call()

@@ -1,7 +1,7 @@
-"""Schema changes on PostgreSQL: the same programs as on SQLite, on a connection of their own, one node at a time.
+"""Schema changes on PostgreSQL: the migrations of SQLite, on a separate connection, by one node at a time.
 
-The lock is an advisory lock of the transaction that migrates. Under READ COMMITTED each statement sees what the node before us has
-committed, so whoever comes second finds nothing left to do.
+An advisory lock of the transaction that migrates keeps other nodes waiting. Under READ COMMITTED each statement
+sees what the node before has committed, so the second node has no migration left to apply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 from aether_trio.storage.migrations import POSTGRES, upgrade
 from aether_trio.storage.postgres.connections import PostgresLimits, connect
 from aether_trio.storage.postgres.hosts import where
-from aether_trio.storage.postgres.statements import Job, drive
+from aether_trio.storage.postgres.statements import PostgresJob, drive
 from aether_trio.storage.schema import commit_marks
 
 LOCK_S: Final = 600  # for another node's migration of a large table
@@ -21,12 +21,12 @@ _TURN_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 
 
 
 def turn_table(name: str) -> str:
-    """The table that whoever has the turn of a logical database has locked. It has no rows."""
+    """Return the table that the group with the turn of a logical database locks. It has no rows."""
     return f"turn_{name}"
 
 
 async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> int:
-    """Bring the logical database `name` up to date; returns how many migrations were applied. An asyncio function."""
+    """Bring the database `name` up to date; return how many migrations ran. An asyncio function."""
     connection = await connect(dsn, "writer", schema, limits)
     try:
         await connection.execute(
@@ -34,7 +34,7 @@ async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> i
             "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
         )
         await connection.execute(_LOCK, f"aether migrations {schema}")
-        # Not IF NOT EXISTS, which asks for the right to create one even when there is nothing to create.
+        # Not IF NOT EXISTS, which needs the right to create a schema even when the schema exists.
         if not await connection.fetch(_EXISTS, schema):
             await connection.execute(f"CREATE SCHEMA {schema}")
         await drive(connection, _job("marks", where(dsn)))
@@ -49,8 +49,8 @@ async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> i
         connection.terminate()
 
 
-def _job(name: str, place: str) -> Job:
+def _job(name: str, place: str) -> PostgresJob:
     def program() -> Any:
         return upgrade(name, POSTGRES, place)
 
-    return Job(program)
+    return PostgresJob(program)

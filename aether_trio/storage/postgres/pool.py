@@ -1,16 +1,17 @@
-"""A bounded set of connections of one kind, which heals by itself. Runs on the asyncio side of the engine.
+"""A bounded pool of connections of one kind, which recovers from outages. Runs on the asyncio side.
 
-    acquire ──▶ an idle one that is still open, else a new one (up to `most`), else wait in line for `patience_s`
-    release ──▶ to whoever waits longest, else idle; broken ones are closed and forgotten
+    acquire ──▶ an idle one that is open, else a new one (up to `most`), else wait in line for `patience_s`
+    release ──▶ to the caller that waits longest, else idle; broken ones are closed and forgotten
 
-When an attempt to connect fails, one task goes on trying with growing pauses until it succeeds, whether or not anybody waits.
-Meanwhile callers wait `patience_s`, counted from the beginning of the outage: a short one (a restart, a failover) is only a
-pause, and in a long one everybody is told at once instead of queueing up. A connection that comes back from its user in good order
-shows that there is no outage, whatever became of the attempt (the server may have no more connections to give): then callers
-wait in line for those that there are.
+When an attempt to connect fails, one task goes on trying, with growing pauses, until it succeeds. Meanwhile
+callers wait `patience_s`, counted from the beginning of the outage. So a short outage (a restart, a failover) is
+only a pause, and in a long one callers get the error at once instead of queueing up. A connection that is
+released in good order shows that there is no outage, even when an attempt to connect has failed (the server may
+have no more connections to give); then callers wait in line for the connections that exist.
 
-Invariants: at most `most` connections exist, those being opened included; a connection has one user at a time; one that is handed
-out is not known to be closed and is in no transaction (the user's promise at `release`).
+Invariants: at most `most` connections exist, those being opened included; a connection has one user at a time; a
+connection that is handed out is not known to be closed and is in no transaction (its user promises that at
+`release`).
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from typing import Any, Final
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.errors import explain
-from aether_trio.storage.postgres.lost_commits import Lost
+from aether_trio.storage.postgres.lost_commits import LostProcesses
 from aether_trio.storage.postgres.stalls import StallWatch, Use
 
 FIRST_PAUSE_S: Final = 0.05
-LONGEST_PAUSE_S: Final = 0.5  # also about how long after the server's return we notice
-CLOSE_S: Final = 2.0  # for a polite goodbye; then the socket is cut
+LONGEST_PAUSE_S: Final = 0.5  # also about the time to notice that the server is back
+CLOSE_S: Final = 2.0  # for closing a connection in order; then its socket is cut
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Pool:
-    """See the module docstring."""
+    """A pool of connections; described at the top of this file."""
 
     def __init__(
         self,
@@ -64,13 +65,13 @@ class Pool:
         self._opening = 0
         self._opens: set[asyncio.Task[None]] = set()
         self._down_since: float | None = None
-        self._random = random.Random()  # noqa: S311  # spreads the nodes' attempts, nothing more
+        self._random = random.Random()  # noqa: S311  # spreads the nodes' attempts
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
         self.opened = 0
         self.last_error = ""
-        self.lost = Lost()
-        """Server processes of connections of this pool that may still commit. Whoever writes ends them first."""
+        self.lost = LostProcesses()
+        """Server processes of lost connections that may still commit; a writer ends them first."""
 
     @property
     def closed(self) -> bool:
@@ -88,7 +89,7 @@ class Pool:
         return self._down_since is not None
 
     async def acquire(self) -> Any:
-        """A connection for the caller alone, until it calls `release`. Raises StorageUnavailable."""
+        """Take a connection until `release`. Raises StorageUnavailable."""
         while self._idle:
             connection, _ = self._idle.pop()
             if not connection.is_closed():
@@ -110,7 +111,7 @@ class Pool:
             timer.cancel()
 
     def release(self, connection: Any, *, healthy: bool = True) -> None:
-        """Give a connection back; not `healthy` when it may be in a transaction or of no more use."""
+        """Give a connection back; not `healthy` when it is lost or may be in a transaction."""
         self.in_use.pop(connection, None)
         if not healthy or connection.is_closed() or self._closed:
             connection.terminate()
@@ -123,12 +124,12 @@ class Pool:
         self.in_use[connection] = Use(0.0, ()) if self._watch is None else self._watch.began(connection)
 
     def discard_idle(self) -> None:
-        """Close what waits for use: the server is not the primary any more, or is about to go."""
+        """Close idle connections: the server has gone, or is the primary no longer."""
         while self._idle:
             self._idle.pop()[0].terminate()
 
     async def close(self) -> None:
-        """Say goodbye on every idle connection; those in use are cut."""
+        """Close idle connections in order, and cut those in use."""
         self._closed = True
         if self._reaper is not None:
             self._reaper.cancel()
@@ -136,7 +137,7 @@ class Pool:
             if not waiter.done():
                 waiter.set_exception(StorageUnavailable("the database is closed"))
         for task in self._opens:
-            task.cancel()  # nobody has the connection yet, so it is not left half-used
+            task.cancel()  # no caller has its connection yet
         for connection in self.in_use:
             connection.terminate()
         while self._idle:
@@ -163,7 +164,7 @@ class Pool:
         return self.last_error if known else f"the server is away: {self.last_error}"
 
     def _grow(self) -> None:
-        """Open as many connections as there are callers in line, within the limit; one at a time while the server is away."""
+        """Open a connection for each caller in line, within the limit; one at a time in an outage."""
         wanted = sum(not waiter.done() for waiter in self._waiting)
         while (
             not self._closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)
@@ -188,7 +189,7 @@ class Pool:
         self._grow()
 
     async def _connected(self) -> Any:
-        """A new connection, however long it takes; None when closed meanwhile, or when another task tries on."""
+        """Connect, without a limit on time; return None when closed, or when another task goes on."""
         pause_s = FIRST_PAUSE_S
         while not self._closed:
             try:
@@ -207,7 +208,7 @@ class Pool:
         return None
 
     def _reap(self) -> None:
-        """Close what has been idle for too long, the longest first."""
+        """Close connections that have been idle for too long, the oldest first."""
         self._reaper = None
         oldest = self._loop.time() - self._idle_s
         while self._idle and self.size > self._keep and self._idle[0][1] <= oldest:

@@ -1,9 +1,9 @@
-"""Read-only programs on PostgreSQL: each on one connection and one snapshot.
+"""Read-only programs on PostgreSQL, each on one connection and one snapshot.
 
-Most reads are one statement, and one statement is a snapshot by itself: it needs no BEGIN and COMMIT, which would triple the round
-trips. A generator does not say how many it will yield, so a program's first statement is run on its own. If another one
-follows, the program is run again from its start in a transaction (programs are pure), and its code is remembered, so that this
-happens once for each.
+Most reads are one statement. A single statement is a snapshot, and needs no BEGIN and COMMIT, which would triple
+the round trips. A generator does not say how many statements it will yield, so the first one is run without a
+transaction. If another one follows, the program is run again from its start in a transaction (programs are
+pure). Its code is remembered, so this happens once for each program.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import asyncpg
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.connections import PostgresLimits
-from aether_trio.storage.postgres.errors import Fault, describe, fault
+from aether_trio.storage.postgres.errors import PostgresFault, describe, fault
 from aether_trio.storage.postgres.pool import Pool, Spawn
-from aether_trio.storage.postgres.statements import Job, drive, roll_back, run_statement, within
+from aether_trio.storage.postgres.statements import PostgresJob, drive, roll_back, run_statement, within
 
 MAX_TRIES: Final = 3
 
 
-class Reader:
-    """Runs reads side by side, as many as the pool has connections. Runs on the asyncio side."""
+class PostgresReader:
+    """Runs as many reads at a time as the pool has connections. Runs on the asyncio side."""
 
     def __init__(
-        self, name: str, pool: Pool, spawn: Spawn, deliver: Callable[[Sequence[Job]], None], limits: PostgresLimits
+        self,
+        name: str,
+        pool: Pool,
+        spawn: Spawn,
+        deliver: Callable[[Sequence[PostgresJob]], None],
+        limits: PostgresLimits,
     ) -> None:
         self._name = name
         self._pool = pool
@@ -39,24 +44,24 @@ class Reader:
 
     @property
     def idle(self) -> bool:
-        """Nothing is being read."""
+        """Whether no read runs."""
         return not self._running
 
-    def put(self, job: Job) -> None:
-        """Start a read at the loop's next round."""
+    def put(self, job: PostgresJob) -> None:
+        """Start a read in the loop's next turn."""
         self._running += 1
         self._spawn(self._answer(job))
 
-    async def _answer(self, job: Job) -> None:
+    async def _answer(self, job: PostgresJob) -> None:
         try:
             await self._run(job)
-        except Exception as exc:  # a defect of ours: answer rather than strand the caller
+        except Exception as exc:  # a defect of the engine: answer, so that the caller does not wait for ever
             job.fail(StorageUnavailable(f"{self._name}: {describe(exc)}"), exc)
         finally:
             self._running -= 1
         self._deliver([job])
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: PostgresJob) -> None:
         tries = 0
         while True:
             try:
@@ -68,14 +73,14 @@ class Reader:
             except Exception as exc:
                 kind = fault(exc, connection)
                 if isinstance(exc, asyncpg.ReadOnlySQLTransactionError):
-                    kind = Fault.PROGRAM  # it tried to write
-                healthy = kind is not Fault.CONNECTION and await roll_back(connection)
+                    kind = PostgresFault.PROGRAM  # it tried to write
+                healthy = kind is not PostgresFault.CONNECTION and await roll_back(connection)
                 self._pool.release(connection, healthy=healthy)
                 tries += 1
-                if kind is Fault.PROGRAM:
+                if kind is PostgresFault.PROGRAM:
                     job.error = exc
-                elif kind in {Fault.CONNECTION, Fault.CONFLICT} and tries < MAX_TRIES:
-                    if kind is Fault.CONNECTION:
+                elif kind in {PostgresFault.CONNECTION, PostgresFault.CONFLICT} and tries < MAX_TRIES:
+                    if kind is PostgresFault.CONNECTION:
                         self._pool.discard_idle()
                     continue
                 else:
@@ -84,7 +89,7 @@ class Reader:
                 self._pool.release(connection)
             return None
 
-    async def _read(self, connection: Any, job: Job) -> Any:
+    async def _read(self, connection: Any, job: PostgresJob) -> Any:
         program = job.factory()
         code: CodeType = program.gi_code  # type: ignore[attr-defined]  # a Program is a generator object
         try:

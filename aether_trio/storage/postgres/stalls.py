@@ -1,17 +1,18 @@
-"""Statements whose answer will not come, as the way to the server has stalled: something in between keeps a connection open and passes
-nothing on, so that neither the kernel nor PostgreSQL ever says so.
+"""Ends stalled connections: statements whose answer never arrives, as the network keeps a connection and drops data.
 
-From here that looks like a statement that is slow, or waits for a lock. The server knows the difference: a backend that is at work does not
-wait for its client. So another connection is opened and asks for those from which nothing has been heard for a while:
+Neither the kernel nor PostgreSQL reports such a connection. From here it looks like a statement that is slow, or
+that waits for a lock. The server knows the difference: a process that is at work does not wait for its client. So
+another connection is opened, and asks about the connections that have not answered for a while:
 
-    in use for `slow_s` ──▶ does its backend wait for us? ──▶ no: it works, ask again in `look_s`
-                                     │ yes: since when, and what has passed on the wire
-                                     └──▶ still so at the next look ──▶ ended, there and here
+    in use for `slow_s` ──▶ does its process wait for the client? ──▶ no: it works, ask again in `look_s`
+                                     │ yes: since when, and how many bytes have passed
+                                     └──▶ unchanged at the next look ──▶ ended, there and here
 
-Twice, as what one look finds may be an answer that is just coming in. A connection that is cut here is lost like any other: whatever ran on
-it runs again elsewhere, or is CommitUnknown, and the locks of its transaction are free.
+It is asked twice, as the first look may find an answer that is just arriving. A connection that is cut here is lost
+like any other: its program runs again on another one, or is CommitUnknown, and its locks are free.
 
-Nothing is decided when the server is not reached on a new connection either: then the lease (cluster/node/lease.py) and the limits on time do.
+When the server is not reached on a new connection either, nothing is decided here: the lease (cluster/node/lease.py)
+and the limits on time end the connection.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from aether_trio.storage.postgres.statements import within
 logger = structlog.get_logger("aether.storage")
 
 ANSWER_S: Final = 2.0
-"""For the answer to a look."""
+"""How long a look waits for its answer."""
 
 SLOWEST_BYTES_PER_S: Final = 256 * 1024
-"""The slowest way that is not taken for a stalled one."""
+"""A slower connection than this is taken for a stalled one."""
 
 _LOOK: Final = """
     SELECT pid, backend_start, state_change FROM pg_stat_activity
     WHERE pid = ANY($1::int[]) AND wait_event_type = 'Client' AND datname = current_database() AND usename = current_user
 """
-# Those only that are as they were when they were looked at: found first, and then ended.
+# Only processes that have not changed since the look: they are found first, and then ended.
 _END: Final = """
     WITH same AS MATERIALIZED (
         SELECT a.pid FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[]) AS s (pid, backend_start, state_change)
@@ -54,23 +55,23 @@ _BYTES_PASSED: Final = struct.Struct("=120xQQ")
 
 
 class Use(NamedTuple):
-    """Since when somebody has had a connection, in the loop's time, and what it had carried by then."""
+    """Since when a connection has been in use, in the loop's time, and its bytes at that time."""
 
     since: float
     passed: tuple[int, ...]
 
 
-class Pool(Protocol):
-    """What is watched of a pool of connections."""
+class WatchedPool(Protocol):
+    """The part of a pool that is watched."""
 
     @property
     def in_use(self) -> Mapping[Any, Use]:
-        """The connections that somebody has."""
+        """The connections that are in use."""
         ...
 
 
 class _Sight(NamedTuple):
-    """A connection that its backend waits for. The same at two looks: nothing has happened in between."""
+    """The state of a connection whose process waits for its client; unchanged means stalled."""
 
     pid: int
     backend_start: Any
@@ -79,7 +80,7 @@ class _Sight(NamedTuple):
 
 
 class StallWatch:
-    """Runs on the asyncio side, and only while a connection of its `pools` is in use for long."""
+    """Watches the connections of its `pools`. Runs on the asyncio side, while one is in use for long."""
 
     def __init__(
         self,
@@ -98,11 +99,11 @@ class StallWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self.pools: list[Pool] = []
+        self.pools: list[WatchedPool] = []
         self.looks = self.cuts = 0
 
     def began(self, connection: Any) -> Use:
-        """A connection is given to somebody now."""
+        """Note that a connection is handed out now."""
         self._touch()
         return Use(self._loop.time(), bytes_passed(connection))
 
@@ -111,7 +112,7 @@ class StallWatch:
             self._timer = self._loop.call_later(self._slow_s, self._expire)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -133,7 +134,7 @@ class StallWatch:
         return {one: use for pool in self.pools for one, use in pool.in_use.items() if use.since <= latest}
 
     async def _look_on(self) -> None:
-        """Until no connection is in use for long."""
+        """Look every `look_s` until no connection is in use for long."""
         connection: Any = None
         before: dict[Any, _Sight] = {}
         try:
@@ -142,8 +143,8 @@ class StallWatch:
                     if connection is None:
                         connection = await self._connect()
                     before = await within(connection, ANSWER_S, partial(self._look, connection, slow, before))
-                except Exception as exc:  # the server is away, or the way to it has stalled as a whole
-                    logger.debug("slow statements could not be looked at", reason=describe(exc))
+                except Exception as exc:  # the server is away, or all connections to it stall
+                    logger.debug("stalled connections could not be looked for", reason=describe(exc))
                     before = {}
                     if connection is not None:
                         connection.terminate()
@@ -177,18 +178,22 @@ class StallWatch:
                 by_pid[pid].terminate()
                 self.cuts += 1
             if ended:
-                logger.warning("the way to the server has stalled; connections are made anew", connections=len(ended))
+                logger.warning(
+                    "stalled connections to PostgreSQL were ended; new ones are made", connections=len(ended)
+                )
         return now
 
     def _is_overdue(self, use: Use, passed: tuple[int, ...]) -> bool:
-        """Whether what was sent would be there, also if something in between has taken all of it and passes it on slowly."""
+        """Whether all that was sent would have arrived by now, even over a slow network."""
         sent = passed[0] - use.passed[0] if passed and use.passed else 0
         return bool(self._loop.time() >= use.since + self._slow_s + sent / SLOWEST_BYTES_PER_S)
 
 
 def bytes_passed(connection: Any) -> tuple[int, ...]:
-    """Bytes that the other side has acknowledged, and those that it has sent, where the kernel counts them: a large statement on a slow way
-    is no stall."""
+    """Return the bytes that the server has acknowledged and has sent, where the kernel counts them.
+
+    So a large statement on a slow network is told from a stall.
+    """
     raw = connection._transport.get_extra_info("socket")  # asyncpg has no public way to its socket
     if raw is None or raw.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
         return ()

@@ -1,4 +1,4 @@
-"""Driving a program over one asyncpg connection, inside whatever transaction is open."""
+"""Runs a program over one asyncpg connection, inside the transaction that is open."""
 
 from __future__ import annotations
 
@@ -22,53 +22,56 @@ from aether_trio.storage.base import (
     Value,
     single,
 )
-from aether_trio.storage.session_writes import Pending
+from aether_trio.storage.session_writes import SessionWrites
 
 T = TypeVar("T")
 
 
-class Job:
-    """One program on its way through the engine, and then its result."""
+class PostgresJob:
+    """One program on its way through the engine, then its result."""
 
     __slots__ = ("error", "factory", "fence", "pending", "recognized", "rows", "task", "undecided", "value")
 
     def __init__(self, factory: ProgramFactory[Any]) -> None:
         self.factory = factory
-        # It is one statement that has the fence in it, and that its caller recognizes: it needs no BEGIN and COMMIT when it is alone.
+        # A single statement that has the fence in it, and that its caller recognizes: alone it needs no BEGIN and COMMIT.
         self.recognized = False
-        self.fence = ""  # what has to succeed behind BEGIN; that of the moment when the job was submitted
+        self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
-        self.pending: Pending | None = None  # in whose name it writes
-        self.undecided = False  # it is answered, and may still take effect
+        self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
+        self.undecided = False  # it was answered, and may still take effect
         self.value: Any = None
         self.error: Exception | None = None
         self.rows = 0
 
     def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """The caller was cancelled: the job goes on, nobody is told."""
+        """Go on without the caller, who was cancelled."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def begin(self) -> None:
-        """From now on it may take effect."""
+        """Note that the job may take effect from now on."""
         if self.pending is not None:
             self.pending.began()
 
     def over(self) -> None:
-        """It has taken effect, or never will. Once."""
+        """Note, once, that the job has taken effect or never will."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.over()
 
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
-        """Answer with an error of this job's own (an exception that several tasks raise would gather their tracebacks)."""
+        """Answer with an error of this job alone.
+
+        An exception that several tasks raise would gather their tracebacks.
+        """
         self.error = error
         self.error.__cause__ = cause
 
 
-def statement_job(statement: Statement) -> Job:
-    """A job of one write."""
-    job = Job(lambda: single(_with_fence(statement, job.fence)))
+def statement_job(statement: Statement) -> PostgresJob:
+    """Make a job of one write."""
+    job = PostgresJob(lambda: single(_with_fence(statement, job.fence)))
     job.recognized = FENCE_HERE in statement.sql
     return job
 
@@ -79,30 +82,30 @@ def _with_fence(statement: Statement, fence: str) -> Statement:
     return Fetch(statement.sql.replace(FENCE_HERE, fence.removeprefix("SELECT ")), statement.args)
 
 
-class Asides:
-    """Writes of one transaction that wait to travel together: those with one text are one round trip."""
+class DeferredWrites:
+    """Deferred writes of one transaction; those with the same text travel in one round trip."""
 
     __slots__ = ("_batches",)
 
     def __init__(self) -> None:
         self._batches: list[_Batch] = []
 
-    def add(self, aside: Deferred) -> None:
-        """Behind all that waits for the same row."""
+    def add(self, write: Deferred) -> None:
+        """Add a write behind all writes of the same row."""
         for batch in reversed(self._batches):
-            if batch.sql == aside.sql:
-                batch.rows.append(aside.args)
+            if batch.sql == write.sql:
+                batch.rows.append(write.args)
                 return
-            if batch.table == aside.table and any(row[0] == aside.args[0] for row in batch.rows):
+            if batch.table == write.table and any(row[0] == write.args[0] for row in batch.rows):
                 break
-        self._batches.append(_Batch(aside.table, aside.sql, [aside.args]))
+        self._batches.append(_Batch(write.table, write.sql, [write.args]))
 
-    def stand_before(self, statement: Statement) -> bool:
-        """Whether something waits that this statement may see."""
+    def precede(self, statement: Statement) -> bool:
+        """Whether a write waits whose table this statement names."""
         return any(batch.table in statement.sql for batch in self._batches)
 
     async def write(self, connection: Any) -> None:
-        """All that waits."""
+        """Run all writes that wait."""
         batches, self._batches = self._batches, []
         for batch in batches:
             if len(batch.rows) == 1:
@@ -118,15 +121,15 @@ class _Batch:
     rows: list[Sequence[Value]]
 
 
-async def drive(connection: Any, job: Job, asides: Asides | None = None) -> Any:
-    """Run a job's program to its end; return its result. Counts the rows that its writes touch.
+async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | None = None) -> Any:
+    """Run a job's program to its end; return its result, and count the rows that its writes touch.
 
-    A statement that fails ends the program: it is closed, not told, as its transaction is over. With `asides` given it is the caller who
-    writes what is left of them.
+    A statement that fails ends the program, which is closed without an exception in it, as its transaction
+    is over. With `deferred`, the caller runs the deferred writes that are left at the end.
     """
     program = job.factory()
     job.rows = 0
-    waiting = Asides() if asides is None else asides
+    waiting = DeferredWrites() if deferred is None else deferred
     try:
         statement = next(program)
         while True:
@@ -135,19 +138,19 @@ async def drive(connection: Any, job: Job, asides: Asides | None = None) -> Any:
                 job.rows += 1
                 statement = program.send(None)
                 continue
-            if waiting.stand_before(statement):
+            if waiting.precede(statement):
                 await waiting.write(connection)
             statement = program.send(await run_statement(connection, statement, job))
     except StopIteration as stop:
-        if asides is None:
+        if deferred is None:
             await waiting.write(connection)
         return stop.value
     finally:
         program.close()
 
 
-async def run_statement(connection: Any, statement: Statement, job: Job) -> Any:
-    """Run one statement; return what its program is to be sent."""
+async def run_statement(connection: Any, statement: Statement, job: PostgresJob) -> Any:
+    """Run one statement; return the result for its program."""
     if isinstance(statement, Fetch):
         return [tuple(record) for record in await connection.fetch(statement.sql, *statement.args)]
     if isinstance(statement, Execute):
@@ -167,13 +170,16 @@ def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:
 
 
 def _touched(status: str) -> int:
-    """The count in a command tag: "INSERT 0 3", "DELETE 2"; 0 when it has none ("CREATE TABLE")."""
+    """Return the count in a command tag: 3 of "INSERT 0 3", 0 where there is none ("CREATE TABLE")."""
     count = status.rpartition(" ")[2]
     return int(count) if count.isdecimal() else 0
 
 
 class _Guard:
-    """Ends a connection whose work takes too long. One timer serves many pieces of work: it looks again when it comes early."""
+    """Ends a connection whose work takes too long.
+
+    One timer serves many pieces of work; it is set again when it expires early.
+    """
 
     __slots__ = ("_connection", "_loop", "_timer", "until")
 
@@ -206,10 +212,10 @@ _guards: weakref.WeakKeyDictionary[Any, _Guard] = weakref.WeakKeyDictionary()
 
 
 async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
-    """`work` on this connection; when it takes longer, the connection is cut, and `work` fails of that.
+    """Run `work` on this connection; when it takes longer, the connection is cut and `work` fails.
 
-    Nothing of asyncpg is ever cancelled: a cancelled query leaves a connection that is still busy with it. A connection does one piece
-    of work at a time.
+    No call of asyncpg is cancelled: a cancelled query leaves a connection that is still busy with it. A
+    connection does one piece of work at a time.
     """
     guard = _guards.get(connection)
     if guard is None:
@@ -222,7 +228,7 @@ async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T
 
 
 async def roll_back(connection: Any) -> bool:
-    """Leave the transaction, if there is one; whether the connection is of further use."""
+    """Leave the transaction, if there is one; return whether the connection can still be used."""
     try:
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")

@@ -1,14 +1,16 @@
-"""An asyncio event loop that runs inside of trio, for asyncpg: asyncio's own selector loop, whose turns trio tasks take.
+"""An asyncio event loop that runs inside of trio, for asyncpg: asyncio's selector loop, run by trio tasks in turns.
 
     async with open_loop() as loop:
-        await loop.run(asyncpg_thing())
+        await loop.run(asyncpg_coroutine())
 
-asyncio's loop waits in its selector. Here it never waits: the selector's epoll is itself a file descriptor, which trio watches, and when
-it is readable a turn of the loop handles its events and runs what is ready, in one go but for at most BATCH callbacks, so that trio's
-own tasks have their turn. asyncio's global state stays as it is: the loop is the running one only during a turn, and no policy is set.
+asyncio's loop waits in its selector. Here it never waits: the selector's epoll is a file descriptor, which trio
+watches. When it is readable, a turn of the loop handles its events and runs the callbacks that are ready, BATCH of
+them at most, so that trio's tasks have their turn. asyncio's global state stays as it is: the loop is the running
+one only during a turn, and no policy is set.
 
-asyncio's names that are used and are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`, `_process_events`, and `_set_running_loop`
-(which asyncio offers to those who write loops). They have been the same since Python 3.7; the tests of this module tell when they change.
+It uses names of asyncio that are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`, `_process_events`, and
+`_set_running_loop` (which asyncio offers to authors of loops). They have been the same since Python 3.7; the tests of
+this module fail when they change.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ Ts = TypeVarTuple("Ts")
 
 BATCH: Final = 64
 FEW_TIMERS: Final = 100
-"""Of more timers those that were cancelled are swept out when they are the most (asyncio's own rule)."""
+"""With more timers, the cancelled ones are removed when they are the majority (asyncio's rule)."""
 
 __all__ = ["BATCH", "TrioLoop", "open_loop"]
 
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[TrioLoop]:
-    """A loop that runs until the block ends, which cancels the asyncio tasks that are left and waits for them.
+    """Run a loop until the block ends, which cancels the remaining asyncio tasks and waits for them.
 
-    A callback that raises ends the block, as a task of a nursery does: with an exception group.
+    A callback that raises ends the block with an exception group, as a task of a nursery does.
     """
     loop = TrioLoop()
     try:
@@ -65,7 +67,10 @@ async def open_loop() -> AsyncIterator[TrioLoop]:
 
 
 class TrioLoop(asyncio.SelectorEventLoop):
-    """Made by `open_loop`. Everything but `call_soon_threadsafe` belongs to trio's thread."""
+    """An asyncio loop for trio's thread, made by `open_loop`.
+
+    Only `call_soon_threadsafe` may be called from other threads.
+    """
 
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
@@ -86,9 +91,10 @@ class TrioLoop(asyncio.SelectorEventLoop):
     # -- for trio
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of asyncio in a task of asyncio. Cancelling it cancels that one, and waits for its end.
+        """Run a coroutine of asyncio in a task of asyncio; return its result.
 
-        Raises RuntimeError when the loop has failed.
+        Cancelling this call cancels that task, and waits for its end. Raises RuntimeError when the loop has
+        failed.
         """
         if self._error is not None:
             coroutine.close()
@@ -115,20 +121,20 @@ class TrioLoop(asyncio.SelectorEventLoop):
             raise_cancel()
         return task.result()
 
-    # -- what asyncio's loop is told to do otherwise
+    # -- what differs from asyncio's loop
 
     def time(self) -> float:
-        """Seconds of trio's clock."""
+        """Return the seconds of trio's clock."""
         return trio.current_time()
 
     def is_running(self) -> bool:
-        """Whether it is open: turns are taken as long as that."""
+        """Whether the loop is open, and takes turns."""
         return self._open
 
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        """As asyncio's. Within a turn it is run in this turn, otherwise in the next one."""
+        """Call `callback` in this turn, or outside of a turn in the next one."""
         if not self._in_turn:
             self._wake()
         return super().call_soon(callback, *args, context=context)
@@ -136,13 +142,16 @@ class TrioLoop(asyncio.SelectorEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As asyncio's; `when` is in seconds of trio's clock."""
+        """Call `callback` at `when`, in seconds of trio's clock."""
         if not self._in_turn:
             self._wake()
         return super().call_at(when, callback, *args, context=context)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """As asyncio's. Without an executor it is a thread of trio's, for which nothing waits at the end (getaddrinfo may take long)."""
+        """Run `func` in the executor; without one, in a thread of trio.
+
+        The end of the loop does not wait for that thread, as getaddrinfo may take long.
+        """
         if executor is not None:
             return super().run_in_executor(executor, func, *args)
         future: asyncio.Future[T] = self.create_future()
@@ -174,7 +183,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
                 raise
 
     async def _take_turns(self) -> None:
-        """Whenever something is ready, or a timer is due."""
+        """Take a turn whenever a callback is ready or a timer is due."""
         while True:
             self._turn()
             if self._ready:
@@ -186,7 +195,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
                 await trio.lowlevel.wait_task_rescheduled(self._wake_up)
 
     async def _watch(self) -> None:
-        """Whenever a socket is ready."""
+        """Take a turn whenever a socket is ready."""
         while True:
             await trio.lowlevel.wait_readable(self._selector.fileno())  # type: ignore[attr-defined]
             self._turn()
@@ -208,7 +217,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
         return self._scheduled[0].when() if self._scheduled else math.inf
 
     def _turn(self) -> None:
-        """Handle the events that are there, then run what is ready. Raises what a callback raised."""
+        """Handle the present events, then run ready callbacks. Raises what a callback raised."""
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         self._in_turn = True
@@ -254,11 +263,11 @@ class TrioLoop(asyncio.SelectorEventLoop):
                 task.cancel()
             try:
                 await self.run(_wait_for(left))
-            except Exception:  # the loop failed; what it failed with is the nursery's
+            except Exception:  # the loop has failed; the nursery raises its error
                 return
 
     def _give_up(self) -> None:
-        """No turn follows: what waits for one is told so."""
+        """Fail all calls of `run` that wait, because no turn follows."""
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             trio.lowlevel.reschedule(waiter, outcome.Error(RuntimeError("the loop has failed")))
@@ -278,10 +287,10 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     assert isinstance(loop, TrioLoop)
     error, forgotten = context.get("exception"), context.get("future")
     if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
-        logger.debug("nobody has asked what became of a future", error=repr(error))
+        logger.debug("a future has failed, and no task has awaited it", error=repr(error))
     elif isinstance(error, asyncio.CancelledError):
         logger.debug("a callback of a cancelled task failed")  # that of asyncio's streams does, in Python 3.11
     elif isinstance(error, BaseException):
         loop._fail(error)
     else:
-        logger.error("asyncio complains", message=context.get("message"))
+        logger.error("asyncio reports a problem", message=context.get("message"))

@@ -1,34 +1,39 @@
-"""Group commit on PostgreSQL: lanes that take what waits and run it as one transaction each.
+"""Group commit on PostgreSQL: writer connections take the programs that wait, and run them as one transaction.
 
-    trio tasks ──▶ queue ──▶ lane 1:  BEGIN · program · program · … · COMMIT      one lane = one connection
-         ▲                ├▶ lane 2:  …                                           opened when the queue is long
+    trio tasks ──▶ queue ──▶ writer connection 1:  BEGIN · program · program · … · COMMIT
+         ▲                ├▶ writer connection 2:  …         opened when the queue is long
          └──── the callers of a group are woken together, after its COMMIT
 
-asyncpg cannot pipeline, so every statement is a round trip; what a group saves is BEGIN, COMMIT, the flush to disk and what its
-programs write aside (base.Deferred: one round trip for many), and what lanes save is the wait for the network. Programs of two lanes
-may touch the same row; then one transaction is told so by the server (SERIALIZABLE) and runs again. To keep that rare a second
-lane opens only when GROUP_BEFORE_LANE programs wait, and after a conflict the lanes close one by one down to one, which cannot
-conflict with itself; they come back after CALM_GROUPS.
+asyncpg cannot pipeline, so each statement is a round trip. A group saves BEGIN, COMMIT, the flush to disk,
+and the round trips of deferred writes (base.Deferred: one for many). Several writer connections save the
+wait for the network. Programs of two connections may touch the same row; then the server fails one of the
+transactions (SERIALIZABLE), which runs again. To keep that rare, a second connection opens only when
+PROGRAMS_PER_CONNECTION programs wait. After a conflict the connections close one by one down to one, which
+cannot conflict with itself; they open again after CALM_GROUPS.
 
-Another node can conflict all the same. A group that has lost takes the database's turn, the lock of a table without rows, when it begins, and
-so do the POLITE_GROUPS that follow it on this node: what several nodes write to all the time (the tasks of a pool) makes each of them lose
-once, and from then on their groups come one after another, where they would otherwise spoil each other until one had lost too often. LOCK
-TABLE takes no snapshot, so what the one before has committed is seen; and the turn ends with its transaction, as does whatever holds that
-open: with the lease, by the fence, or by the limits on time.
+Other nodes can conflict all the same. A group that has lost takes the database's turn when it begins: the
+lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where several nodes write
+to the same rows all the time (the tasks of a pool), each of them loses once, and from then on their groups
+come one after another; without the turn they would spoil each other until one had lost too often. LOCK
+TABLE takes no snapshot, so a group with the turn sees what the one before has committed. The turn ends with
+its transaction; a transaction that stays open is ended by the lease, by the fence, or by the limits on time.
 
-A group runs without savepoints first. When a program raises, the group is rolled back and run again with each in its own savepoint, so
-that the one that raises leaves no trace in the others' commit.
+A group runs without savepoints first. When a program raises, the group is rolled back and run again with
+each program in its own savepoint, so that the one that raises leaves no trace in the others' commit.
 
-A fence (postgres.py) is that of the moment when a program was submitted, and a group has one: what a node wrote under a lease
-that has ended is refused, even when it has a new one by the time the group runs. A statement that has the fence in itself
-(FENCE_HERE) and is alone needs one round trip and no BEGIN.
+A fence (database.py) is that of the moment when a program was submitted, and a group has one fence. So a
+program of a lease that has ended is refused, even when the node has a new lease by the time the group runs.
+A statement that has the fence in itself (FENCE_HERE) and is alone needs one round trip and no BEGIN.
 
-Each group writes its number into the row of its lane (schema/marks.py), in the round trip of BEGIN. When its connection is lost before the
-COMMIT was answered, its server process is ended (postgres_lost.py), and then that row says what has become of it: it is answered, or runs again.
-Only when the server cannot be asked for `patience_s` its programs are CommitUnknown, and nothing else is written before it is decided.
+Each group writes its number into the row of its writer connection (schema/commit_marks.py), in the round
+trip of BEGIN. When the connection is lost before the COMMIT was answered, its server process is ended
+(lost_commits.py). Then that row says whether the group was committed: it is answered, or runs again. Only
+when the server cannot be asked for `patience_s`, its programs are CommitUnknown, and no group begins before
+that is decided.
 
-Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; a connection goes back to the
-pool only outside of a transaction; no group begins while one whose connection was lost may still take effect.
+Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; a connection
+goes back to the pool only outside of a transaction; no group begins while one whose connection was lost may
+still take effect.
 """
 
 from __future__ import annotations
@@ -43,27 +48,33 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres.connections import PostgresLimits
-from aether_trio.storage.postgres.errors import Fault, FencedError, describe, fault
-from aether_trio.storage.postgres.lost_commits import Backend
+from aether_trio.storage.postgres.errors import FencedError, PostgresFault, describe, fault
+from aether_trio.storage.postgres.lost_commits import ServerProcess
 from aether_trio.storage.postgres.migrate import turn_table
 from aether_trio.storage.postgres.pool import Pool, Spawn
-from aether_trio.storage.postgres.statements import Asides, Job, drive, roll_back, within
+from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive, roll_back, within
 
-MAX_GROUP: Final = (
-    128  # programs a commit: bounds how long the first of them waits for the last, and what a conflict costs
-)
-GROUP_BEFORE_LANE: Final = 8  # waiting programs before another lane is worth its BEGIN and COMMIT
-CALM_GROUPS: Final = 50  # groups without a conflict before another lane may open again
+MAX_GROUP: Final = 128
+"""Programs a commit: bounds how long the first of them waits for the last, and what a conflict costs."""
+PROGRAMS_PER_CONNECTION: Final = 8
+"""Programs that wait before another writer connection is worth its BEGIN and COMMIT."""
+CALM_GROUPS: Final = 50
+"""Groups without a conflict before another writer connection may open again."""
 MAX_CONFLICTS: Final = 12
-POLITE_GROUPS: Final = 100  # that take their turn after a conflict
-MAX_LOSSES: Final = 3  # connections a group may lose: its program could be what kills the server
-FIRST_PAUSE_S: Final = 0.002  # doubled with every conflict
+POLITE_GROUPS: Final = 100
+"""Groups that take the turn after a conflict."""
+MAX_LOSSES: Final = 3
+"""Connections a group may lose: its program could be what kills the server."""
+FIRST_PAUSE_S: Final = 0.002
+"""Longest pause after the first conflict of a group; doubled with each conflict."""
 LONGEST_PAUSE_S: Final = 0.1
-HURRY_S: Final = 0.05  # that a short queue waits for the lanes that are open
-ASK_AGAIN_S: Final = 0.2  # between two attempts to ask what has become of a group
+HURRY_S: Final = 0.05
+"""How long a short queue waits for the writer connections that are open."""
+ASK_AGAIN_S: Final = 0.2
+"""Between two attempts to find out whether a group was committed."""
 
-_COMMITTED: Final = "SELECT 1 FROM commit_marks WHERE writer = $1 AND lane = $2 AND number >= $3"
-# Whoever has the turn and has not been heard of for longer than any transaction may be idle.
+_COMMITTED: Final = "SELECT 1 FROM commit_marks WHERE writer = $1 AND connection = $2 AND number >= $3"
+# Ends the process that has the turn, if it has been idle for longer than any transaction may be.
 _CLEAR_TURN: Final = """
     SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'relation' AND l.relation = $1::text::regclass AND l.mode = 'ExclusiveLock' AND l.granted
@@ -71,35 +82,38 @@ _CLEAR_TURN: Final = """
         AND a.wait_event = 'ClientRead' AND a.state_change < now() - $2 * interval '1 second'
 """
 
-Deliver = Callable[[Sequence[Job]], None]
+Deliver = Callable[[Sequence[PostgresJob]], None]
 
 
 class _Mark(NamedTuple):
-    """What a group writes of itself."""
+    """The row that a group writes to recognize its commit."""
 
-    lane: int
+    connection: int
     number: int
 
 
-class _SpoiledError(Exception):
+class _TransactionSpoiledError(Exception):
     """A program raised in a group that has no savepoints."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """What has become of a group so far."""
+    """The state of a group that is being written."""
 
     mark: _Mark
     isolated: bool = False
     committing: bool = False
     recognized: bool = False
-    """Its statement is recognized by its caller, and has no mark."""
+    """Whether its caller recognizes its statement, which then has no mark."""
     conflicts: int = 0
     losses: int = 0
 
 
-class Writer:
-    """The queue and the lanes of one logical database. Runs on the asyncio side."""
+class PostgresWriter:
+    """The write queue of one logical database. Runs on the asyncio side.
+
+    `locking`: programs lock the rows on which they decide, at READ COMMITTED.
+    """
 
     def __init__(
         self,
@@ -119,13 +133,15 @@ class Writer:
         self._deliver = deliver
         self._limits = limits
         self._begins = "BEGIN ISOLATION LEVEL READ COMMITTED" if locking else "BEGIN"
-        self._queue: deque[Job] = deque()
+        self._queue: deque[PostgresJob] = deque()
         self._turn = turn_table(name)
-        self._lanes = 0
-        self._numbers: list[int] = []
-        """Of each lane's last group."""
-        self._idle_lanes: list[int] = []
-        self._lanes_allowed = pool.most
+        self._open = 0
+        """Writer connections that run groups now."""
+        self._most_open = pool.most
+        self._group_numbers: list[int] = []
+        """The number of the last group of each writer connection."""
+        self._free_connections: list[int] = []
+        """Indexes into `_group_numbers` of writer connections that are closed."""
         self._calm = 0
         self._polite = 0
         self._hurry: asyncio.TimerHandle | None = None
@@ -143,58 +159,59 @@ class Writer:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits, and nothing runs."""
-        return not self._lanes
+        """Whether no program waits or runs."""
+        return not self._open
 
-    def put(self, job: Job) -> None:
-        """Queue a job; a lane takes it at the loop's next round."""
+    def put(self, job: PostgresJob) -> None:
+        """Queue a job; a writer connection takes it in the loop's next turn."""
         self._queue.append(job)
-        if self._lanes < self._lanes_allowed:
-            if len(self._queue) > self._lanes * GROUP_BEFORE_LANE:
-                self._open_lane()
+        if self._open < self._most_open:
+            if len(self._queue) > self._open * PROGRAMS_PER_CONNECTION:
+                self._open_connection()
             elif self._hurry is None:
-                self._hurry = self._loop.call_later(HURRY_S, self._relieve)
+                self._hurry = self._loop.call_later(HURRY_S, self._open_for_waiting)
 
-    def _open_lane(self) -> None:
-        self._lanes += 1
-        self._spawn(self._lane())
+    def _open_connection(self) -> None:
+        self._open += 1
+        self._spawn(self._write_groups())
 
-    def _relieve(self) -> None:
-        """What waits since the timer was set may wait behind a lock that somebody holds: open a lane beside it."""
+    def _open_for_waiting(self) -> None:
+        """Open a writer connection for programs that may wait behind a lock of another transaction."""
         self._hurry = None
-        if self._queue and self._lanes < self._lanes_allowed:
-            self._open_lane()
+        if self._queue and self._open < self._most_open:
+            self._open_connection()
 
-    async def _lane(self) -> None:
-        if not self._idle_lanes:
-            self._idle_lanes.append(len(self._numbers))
-            self._numbers.append(0)
-        lane = self._idle_lanes.pop()
+    async def _write_groups(self) -> None:
+        """Be one writer connection: run groups until the queue is empty."""
+        if not self._free_connections:
+            self._free_connections.append(len(self._group_numbers))
+            self._group_numbers.append(0)
+        index = self._free_connections.pop()
         try:
-            while self._queue and self._lanes <= self._lanes_allowed:
+            while self._queue and self._open <= self._most_open:
                 jobs = self._take()
                 try:
-                    await self._run(jobs, lane)
-                except Exception as exc:  # a defect of ours: answer rather than strand the callers
+                    await self._run(jobs, index)
+                except Exception as exc:  # a defect of the engine: answer, so that no caller waits for ever
                     self._fail(jobs, exc)
                 self._deliver(jobs)
         finally:
-            self._lanes -= 1
-            self._idle_lanes.append(lane)
+            self._open -= 1
+            self._free_connections.append(index)
 
-    def _take(self) -> list[Job]:
-        share = -(-len(self._queue) // self._lanes)
-        count = min(max(share, GROUP_BEFORE_LANE), MAX_GROUP, len(self._queue))
+    def _take(self) -> list[PostgresJob]:
+        share = -(-len(self._queue) // self._open)
+        count = min(max(share, PROGRAMS_PER_CONNECTION), MAX_GROUP, len(self._queue))
         fence = self._queue[0].fence
-        jobs: list[Job] = []
+        jobs: list[PostgresJob] = []
         while len(jobs) < count and self._queue[0].fence == fence:
             jobs.append(self._queue.popleft())
         return jobs
 
-    async def _run(self, jobs: list[Job], lane: int) -> None:
-        """Run a group until it is committed or refused; every job has its answer afterwards."""
-        self._numbers[lane] += 1
-        attempt = _Attempt(_Mark(lane, self._numbers[lane]))
+    async def _run(self, jobs: list[PostgresJob], index: int) -> None:
+        """Run a group until it is committed or refused; each job has its answer afterwards."""
+        self._group_numbers[index] += 1
+        attempt = _Attempt(_Mark(index, self._group_numbers[index]))
         while True:
             try:
                 connection = await self.pool.acquire()
@@ -203,17 +220,17 @@ class Writer:
             attempt.committing = False
             try:
                 await within(connection, self._limits.transaction_s, partial(self._attempt, connection, jobs, attempt))
-            except _SpoiledError:
+            except _TransactionSpoiledError:
                 attempt.isolated = True
                 self.pool.release(connection)
             except Exception as exc:
                 kind = fault(exc, connection)
-                healthy = kind is not Fault.CONNECTION and await roll_back(connection)
-                if kind is Fault.CONNECTION:
-                    self.pool.discard_idle()  # most often the server went away, and they with it
+                healthy = kind is not PostgresFault.CONNECTION and await roll_back(connection)
+                if kind is PostgresFault.CONNECTION:
+                    self.pool.discard_idle()  # most often the server has gone, and with it all its connections
                     self.losses += 1
                     attempt.losses += 1
-                if attempt.committing and kind is Fault.CONNECTION:
+                if attempt.committing and kind is PostgresFault.CONNECTION:
                     lost = self.pool.lost.add(connection)
                     self.pool.release(connection, healthy=False)
                     committed = await self._find_out(lost, attempt)
@@ -226,17 +243,17 @@ class Writer:
                 else:
                     self.pool.release(connection, healthy=healthy)
                 if not await self._may_go_on(kind, attempt):
-                    if kind is Fault.SLOW and len(jobs) > 1:
-                        return await self._run_each(jobs, lane)
-                    return self._fail(jobs, exc, FencedError if kind is Fault.FENCED else StorageUnavailable)
+                    if kind is PostgresFault.SLOW and len(jobs) > 1:
+                        return await self._run_each(jobs, index)
+                    return self._fail(jobs, exc, FencedError if kind is PostgresFault.FENCED else StorageUnavailable)
             else:
                 self.pool.release(connection)
                 return self._succeeded(jobs)
 
-    async def _find_out(self, lost: Backend, attempt: _Attempt) -> bool | None:
-        """Whether a group whose connection was lost in its commit is committed; None when that was not to be learnt in time.
+    async def _find_out(self, lost: ServerProcess, attempt: _Attempt) -> bool | None:
+        """Find out whether a group whose connection was lost is committed; None: not in time.
 
-        One without a mark: False when it is decided, and only its caller can see how.
+        For a group without a mark, False says that it is decided; only its caller can see how.
         """
         give_up = self._loop.time() + self._limits.patience_s
         while True:
@@ -250,8 +267,8 @@ class Writer:
                 )
             except Exception as exc:
                 kind = fault(exc, connection)
-                self.pool.release(connection, healthy=kind is not Fault.CONNECTION)
-                if kind is Fault.CONNECTION:
+                self.pool.release(connection, healthy=kind is not PostgresFault.CONNECTION)
+                if kind is PostgresFault.CONNECTION:
                     self.pool.discard_idle()
                 if self._loop.time() >= give_up:
                     return None
@@ -267,8 +284,8 @@ class Writer:
             return False
         return bool(await connection.fetch(_COMMITTED, self._id, *attempt.mark))
 
-    def _leave_open(self, jobs: Sequence[Job], lost: Backend, cause: Exception) -> None:
-        """Answer, although it may take effect: it is over when its process is known to have ended."""
+    def _leave_open(self, jobs: Sequence[PostgresJob], lost: ServerProcess, cause: Exception) -> None:
+        """Answer jobs that may still take effect; they are over when their server process has ended."""
 
         def over() -> None:
             for job in jobs:
@@ -281,7 +298,7 @@ class Writer:
         self._spawn(self._end_lost())
 
     async def _end_lost(self) -> None:
-        """Until nothing of what is lost may take effect: somebody may wait for that, though nothing is to be written."""
+        """End lost server processes: a session may wait for them while no group is to be written."""
         while self.pool.lost and not self.pool.closed:
             try:
                 connection = await self.pool.acquire()
@@ -291,32 +308,32 @@ class Writer:
             try:
                 await within(connection, self._limits.transaction_s, partial(self.pool.lost.end_all, connection))
             except Exception as exc:
-                self.pool.release(connection, healthy=fault(exc, connection) is not Fault.CONNECTION)
+                self.pool.release(connection, healthy=fault(exc, connection) is not PostgresFault.CONNECTION)
                 await asyncio.sleep(ASK_AGAIN_S)
             else:
                 self.pool.release(connection)
 
-    async def _may_go_on(self, kind: Fault, attempt: _Attempt) -> bool:
-        """After an error: whether the group is to run again (now: a pause that the error asks for is over)."""
-        if kind is Fault.CONNECTION:
+    async def _may_go_on(self, kind: PostgresFault, attempt: _Attempt) -> bool:
+        """Whether the group is to run again after an error, now that its pause is over."""
+        if kind is PostgresFault.CONNECTION:
             return attempt.losses < MAX_LOSSES
-        if kind is Fault.CONFLICT:
+        if kind is PostgresFault.CONFLICT:
             self.conflicts += 1
             attempt.conflicts += 1
             self._calm = 0
             self._polite = POLITE_GROUPS
-            self._lanes_allowed = max(self._lanes_allowed - 1, 1)
+            self._most_open = max(self._most_open - 1, 1)
             pause_s = min(FIRST_PAUSE_S * 2**attempt.conflicts, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s * self._random.random())
             return attempt.conflicts < MAX_CONFLICTS
         return False
 
-    async def _run_each(self, jobs: list[Job], lane: int) -> None:
-        """One of them takes too long: find out which, without failing the others."""
+    async def _run_each(self, jobs: list[PostgresJob], index: int) -> None:
+        """Run each job of a group alone, because one of them takes too long."""
         for job in jobs:
-            await self._run([job], lane)
+            await self._run([job], index)
 
-    async def _attempt(self, connection: Any, jobs: Sequence[Job], attempt: _Attempt) -> None:
+    async def _attempt(self, connection: Any, jobs: Sequence[PostgresJob], attempt: _Attempt) -> None:
         if self.pool.lost:
             await self.pool.lost.end_all(connection)
         attempt.recognized = len(jobs) == 1 and jobs[0].recognized
@@ -330,21 +347,26 @@ class Writer:
             return
         attempt.committing = True
         status = await connection.execute("COMMIT")
-        assert status == "COMMIT", status  # "ROLLBACK" would be a transaction that had failed unnoticed
+        assert status == "COMMIT", status  # "ROLLBACK": the transaction had failed unnoticed
 
     async def _begin(self, connection: Any, fence: str, mark: _Mark) -> None:
-        """BEGIN, and in the same round trip the turn, the fence and the mark."""
-        first = f"{fence + '; ' if fence else ''}SELECT aether_mark_commit('{self._id}', {mark.lane}, {mark.number})"
+        """Begin a transaction, with the turn, the fence and the mark in one round trip."""
+        first = (
+            f"{fence + '; ' if fence else ''}SELECT aether_mark_commit('{self._id}', {mark.connection}, {mark.number})"
+        )
         if self._polite and await self._begin_in_turn(connection, first):
             return
         await connection.execute(f"{self._begins}; {first}")
 
     async def _begin_in_turn(self, connection: Any, first: str) -> bool:
-        """False if the turn was not to be had in time: the group goes on without it, and may lose again."""
+        """Begin with the turn; return False when it was not to be had in time.
+
+        Then the group runs without the turn, and may lose again.
+        """
         try:
             await connection.execute(f"{self._begins}; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:
-            if fault(exc, connection) is not Fault.SLOW:
+            if fault(exc, connection) is not PostgresFault.SLOW:
                 raise
             await connection.execute("ROLLBACK")
             await connection.fetch(_CLEAR_TURN, self._turn, self._limits.idle_in_transaction_s)
@@ -352,38 +374,38 @@ class Writer:
         return True
 
     @staticmethod
-    async def _attempt_single(connection: Any, job: Job, attempt: _Attempt) -> None:
+    async def _attempt_single(connection: Any, job: PostgresJob, attempt: _Attempt) -> None:
         attempt.committing = True
         job.error = None
         try:
             job.value = await drive(connection, job)
         except Exception as exc:
-            if fault(exc, connection) is not Fault.PROGRAM:
+            if fault(exc, connection) is not PostgresFault.PROGRAM:
                 raise
             job.error = exc
 
     @staticmethod
-    async def _drive_all(connection: Any, jobs: Sequence[Job], *, isolated: bool) -> None:
-        asides = Asides()
+    async def _drive_all(connection: Any, jobs: Sequence[PostgresJob], *, isolated: bool) -> None:
+        deferred = DeferredWrites()
         for number, job in enumerate(jobs):
             if isolated:
                 await connection.execute("RELEASE program; SAVEPOINT program" if number else "SAVEPOINT program")
             job.error = None
             try:
-                job.value = await drive(connection, job, None if isolated else asides)
+                job.value = await drive(connection, job, None if isolated else deferred)
                 if number == len(jobs) - 1:
-                    await asides.write(connection)
+                    await deferred.write(connection)
             except Exception as exc:
-                if fault(exc, connection) is not Fault.PROGRAM:
+                if fault(exc, connection) is not PostgresFault.PROGRAM:
                     raise
                 if isolated:
                     await connection.execute("ROLLBACK TO program")
                 elif len(jobs) > 1:
                     await connection.execute("ROLLBACK")
-                    raise _SpoiledError from exc
+                    raise _TransactionSpoiledError from exc
                 job.error = exc
 
-    def _succeeded(self, jobs: Sequence[Job]) -> None:
+    def _succeeded(self, jobs: Sequence[PostgresJob]) -> None:
         self.failing = False
         self._polite = max(self._polite - 1, 0)
         self.groups += 1
@@ -391,11 +413,13 @@ class Writer:
         self.rows += sum(job.rows for job in jobs if job.error is None)
         self.largest_group = max(self.largest_group, len(jobs))
         self._calm += 1
-        if self._calm >= CALM_GROUPS and self._lanes_allowed < self.pool.most:
+        if self._calm >= CALM_GROUPS and self._most_open < self.pool.most:
             self._calm = 0
-            self._lanes_allowed += 1
+            self._most_open += 1
 
-    def _fail(self, jobs: Sequence[Job], cause: Exception, kind: type[StorageUnavailable] = StorageUnavailable) -> None:
+    def _fail(
+        self, jobs: Sequence[PostgresJob], cause: Exception, kind: type[StorageUnavailable] = StorageUnavailable
+    ) -> None:
         self.failed_groups += 1
         self.failing = True
         self.last_error = describe(cause)

@@ -1,11 +1,11 @@
-"""A group of programs in one transaction: all of them, or each for itself when one of them raises.
+"""Runs a group of programs in one transaction: together, or each in a savepoint when one of them raises.
 
-A group is first run without savepoints: programs that raise are rare, savepoints would cost every program two more
-statements. When one does raise, the group is rolled back and run again with each program in its own SAVEPOINT; programs
-are pure (base.py), so running them again is allowed, and the failing one then leaves no trace in the others' commit.
+A group is first run without savepoints: programs that raise are rare, and savepoints would cost each program two
+more statements. When one raises, the group is rolled back and run again with each program in its own SAVEPOINT.
+Programs are pure (base.py), so they may run again, and the failing one leaves no trace in the others' commit.
 
-`run` and `commit` may be called in different threads, one after the other: programs are run where that is cheapest, and
-whoever waits for the disk is the writer's thread (sqlite_threads.py, sqlite_inline.py).
+`run` and `commit` may be called in different threads, one after the other: programs run where that is cheapest,
+and the writer's thread waits for the disk (threads.py, inline.py).
 
 Invariant: after `run` raises, no transaction is open.
 """
@@ -23,8 +23,8 @@ from aether_trio.storage.sqlite.connection import BUSY_TIMEOUT_S, is_environment
 from aether_trio.storage.sqlite.statements import drive
 
 
-class Job:
-    """One program on its way through a thread, and then its result."""
+class SqliteJob:
+    """One program on its way through a thread, then its result."""
 
     __slots__ = ("error", "factory", "is_read", "task", "value")
 
@@ -36,39 +36,40 @@ class Job:
         self.error: Exception | None = None
 
     def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """The caller was cancelled: the job goes on, nobody is told."""
+        """Go on without the caller, who was cancelled."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class _SpoiledError(Exception):
+class _GroupSpoiledError(Exception):
     """A program raised in a group that has no savepoints."""
 
 
-class Groups:
-    """See the module docstring. `connection` is the only one that writes."""
+class GroupTransactions:
+    """Runs and commits groups on `connection`, the only one that writes to the file."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.cursor = connection.cursor()
         self.cursor.execute("PRAGMA busy_timeout=0").fetchall()
 
-    def run(self, jobs: Sequence[Job], *, patient: bool) -> None:
-        """Everything but the COMMIT; results and errors are the jobs'. Raises what the environment does to the whole group.
+    def run(self, jobs: Sequence[SqliteJob], *, patient: bool) -> None:
+        """Run a group up to its COMMIT; each job gets its result or error.
 
-        While another process writes to the file, `patient` waits for it, at most BUSY_TIMEOUT_S.
+        Raises an error of the environment, which fails the whole group. While another process writes to the
+        file, `patient` waits for it, at most BUSY_TIMEOUT_S.
         """
         try:
             try:
                 self._attempt(jobs, isolated=False, patient=patient)
-            except _SpoiledError:
+            except _GroupSpoiledError:
                 self.rollback()
                 self._attempt(jobs, isolated=True, patient=patient)
         except BaseException:
             self.rollback()
             raise
 
-    def _attempt(self, jobs: Sequence[Job], *, isolated: bool, patient: bool) -> None:
+    def _attempt(self, jobs: Sequence[SqliteJob], *, isolated: bool, patient: bool) -> None:
         cursor = self.cursor
         self._begin(patient=patient)
         for job in jobs:
@@ -85,7 +86,7 @@ class Groups:
                     job.error = exc
                     return
                 if not isolated:
-                    raise _SpoiledError from exc
+                    raise _GroupSpoiledError from exc
                 job.error = exc
                 cursor.execute("ROLLBACK TO program")
             if isolated:
@@ -101,24 +102,24 @@ class Groups:
                 self.cursor.execute("BEGIN IMMEDIATE")
 
     def patience(self) -> _Patience:
-        """`with` this, locks of other processes are waited for, at most BUSY_TIMEOUT_S; else they are errors at once."""
+        """Wait for locks of other processes in a `with` block, at most BUSY_TIMEOUT_S."""
         return _Patience(self.cursor)
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to commit."""
+        """Whether a transaction is open."""
         return self.connection.in_transaction
 
     def commit(self) -> None:
-        """Make durable what was run, if it was not all rolled back. Blocks for the disk."""
+        """Commit the transaction, if one is open. Blocks for the disk."""
         if self.is_open:
             self.cursor.execute("COMMIT")
 
     def overwrite(self) -> bool:
-        """Commit nothing in the place of what could not be committed; whether that is durable, so that the other never will be.
+        """Commit an empty transaction over one whose COMMIT failed; return whether it is durable.
 
-        The next transaction begins in the write-ahead log where the failed one began. The version of a database that has none is written
-        as it is, so that there is something to write.
+        If it is, the failed one never will be, because the next transaction begins in the write-ahead log where
+        the failed one began. `user_version`, which is not used, is written unchanged so that there is a write.
         """
         try:
             self._begin(patient=True)
@@ -131,7 +132,7 @@ class Groups:
         return True
 
     def rollback(self) -> None:
-        """Leave the transaction, which SQLite may have left by itself (full disk, I/O error)."""
+        """Leave the transaction, unless SQLite has left it (full disk, I/O error)."""
         if self.is_open:
             self.cursor.execute("ROLLBACK")
 

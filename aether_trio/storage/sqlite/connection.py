@@ -1,7 +1,7 @@
-"""Opening one SQLite file, and telling the environment's failures from a program's.
+"""Opens one SQLite file, and tells failures of the environment from those of a program.
 
-Every connection gets its settings here. `wal_autocheckpoint` and `journal_size_limit` together keep the write-ahead log
-small: it is copied back after 16 MiB and cut to 32 MiB when a burst made it longer.
+Each connection gets its settings here. `wal_autocheckpoint` and `journal_size_limit` keep the write-ahead log
+small: it is copied back after 16 MiB, and cut to 32 MiB when a burst made it longer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from aether_trio.storage.errors import StorageSetupError
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 
 MINIMUM_VERSION: Final = (3, 35, 0)  # RETURNING
-APPLICATION_ID: Final = 0x41745472  # "AtTr" in the file header, so that nobody else's database is taken for ours
-BUSY_TIMEOUT_S: Final = 0.5  # another process writes: short, because every sender waits behind it
+APPLICATION_ID: Final = 0x41745472  # "AtTr" in the file header, so that a database of another application is refused
+BUSY_TIMEOUT_S: Final = 0.5  # for another process that writes; short, because all senders wait behind it
 CACHED_STATEMENTS: Final = 256
 WRITER_CACHE_KIB: Final = 8192
 READER_CACHE_KIB: Final = 2048
@@ -54,24 +54,27 @@ _ADVICE: Final = {
 
 
 def primary_code(exc: BaseException) -> int:
-    """The primary result code (sqlite.org/rescode.html) of an error, 0 when it has none (misuse found by Python)."""
+    """Return the primary result code (sqlite.org/rescode.html) of an error, 0 when it has none."""
     return (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def is_environment(exc: BaseException) -> bool:
-    """True when the machine failed (disk, lock, memory), False when the program did (constraint, SQL, Python)."""
+    """Whether the machine failed (disk, lock, memory), not the program (constraint, SQL, Python)."""
     return isinstance(exc, MemoryError) or (isinstance(exc, sqlite3.Error) and primary_code(exc) in _ENVIRONMENT)
 
 
 def may_be_durable(exc: BaseException) -> bool:
-    """Whether a COMMIT that failed with this may be in the file all the same, for a process that opens it after a crash: all was written,
-    and the disk did not say that it has it. What could not be written is not whole, and is not taken for a transaction."""
+    """Whether a COMMIT that failed with this error may be in the file all the same, after a crash.
+
+    Then all was written, and the disk did not confirm it. A transaction that could not be written is
+    incomplete, and SQLite ignores it.
+    """
     code = getattr(exc, "sqlite_errorcode", None) or 0
     return isinstance(exc, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
 
 
 def setup_error(path: Path | None, exc: BaseException) -> StorageSetupError:
-    """The text for a person: the file, what is wrong with it, what to do."""
+    """Make the error for a person: the file, what is wrong with it, what to do."""
     advice = _ADVICE.get(primary_code(exc), "cannot be used")
     return StorageSetupError(f"the database {path or 'in memory'} {advice} ({exc}).")
 
@@ -89,7 +92,7 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         _check_owner(connection, path)
         _set_journal(connection, path, synchronous)
         connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
-        # Deleted messages need not be wiped page by page (some builds default to that, at twice the write cost).
+        # Deleted messages need not be wiped page by page, which some builds do by default, at twice the write cost.
         connection.execute("PRAGMA secure_delete=FAST").fetchall()
         return connection
     except OSError as exc:

@@ -1,15 +1,16 @@
 """The SQLite engine: one file, one writer thread that commits in groups, a small pool of readers.
 
-`run` puts a program into a bounded queue and sleeps until the group that contains it is durable (WAL, fsync at every
-commit). `run_small` does the same for programs that are cheap enough to be run in the trio thread (sqlite_inline.py). `read` runs on a reader's own connection; since it starts after the call, it sees everything that was committed
-before the call. With `path=None` the database lives in memory and the writer thread also reads: same promises, gone at
-exit.
+`run` puts a program into a bounded queue and sleeps until the group that contains it is durable (WAL, fsync at
+each commit). `run_small` does the same for programs that are cheap enough to run in the trio thread (inline.py).
+`read` runs on a reader's own connection; since it starts after the call, it sees all that was committed before
+the call. With `path=None` the database lives in memory and the writer thread also reads: the same promises, but
+the data is gone at exit.
 
 Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once its program is
-queued the program runs as if nothing had happened, wholly or not at all, and only the result is lost.
+queued, the program runs, wholly or not at all, and only the result is lost.
 
-When the environment fails (disk full, file locked by another process, I/O error) every program of the group gets
-StorageUnavailable and none has written; the next group simply tries again, so the engine recovers by itself.
+When the environment fails (disk full, file locked by another process, I/O error), each program of the group gets
+StorageUnavailable and none has written. The next group tries again, so the engine recovers without help.
 """
 
 from __future__ import annotations
@@ -30,22 +31,25 @@ from aether_trio.storage.base import (
     Shorthands,
 )
 from aether_trio.storage.migrations import SQLITE, upgrade
-from aether_trio.storage.sqlite.commit_groups import Groups, Job
+from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
 from aether_trio.storage.sqlite.connection import Synchronous, connect_reader, connect_writer, setup_error
-from aether_trio.storage.sqlite.inline import Gate
+from aether_trio.storage.sqlite.inline import WriteQueue
 from aether_trio.storage.sqlite.statements import drive
-from aether_trio.storage.sqlite.threads import Item, Reader, Worker, Writer
+from aether_trio.storage.sqlite.threads import DatabaseThread, Item, ReaderThread, WriterThread
 
 T = TypeVar("T")
 
-QUEUE_PROGRAMS: Final = 1024  # waiting programs; callers beyond that wait for room
+QUEUE_PROGRAMS: Final = 1024  # waiting programs; further callers wait for room
 READERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SqliteStatistics:
-    """What the writer has done since it was opened. `queued` includes the group that is being committed; `failing` is true
-    from a group that the machine did not take (a full disk, a lock) until the next one that it took."""
+    """The counters of the writer since it was opened.
+
+    `queued` includes the group that is being committed. `failing` is true from a group that the machine did
+    not take (a full disk, a lock) until the next one that it took.
+    """
 
     groups: int
     programs: int
@@ -58,7 +62,7 @@ class SqliteStatistics:
 
 
 class SqliteDatabase(Shorthands):
-    """A base.Database over one file. Made by `open_sqlite`."""
+    """A Database over one file, made by `open_sqlite`."""
 
     shared = False
 
@@ -69,9 +73,9 @@ class SqliteDatabase(Shorthands):
         self._reads: SimpleQueue[Item] = SimpleQueue()
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
         self._closed = False
-        self._writer: Writer | None = None
-        self._gate: Gate | None = None
-        self._readers: list[Worker] = []
+        self._writer: WriterThread | None = None
+        self._gate: WriteQueue | None = None
+        self._readers: list[DatabaseThread] = []
         self._inline: sqlite3.Connection | None = None
 
     async def run(self, program: ProgramFactory[T]) -> T:
@@ -79,25 +83,25 @@ class SqliteDatabase(Shorthands):
 
         Raises StorageUnavailable when nothing was written, or what the program itself raised.
         """
-        result: T = await self._submit(Job(program, is_read=False), self._put)
+        result: T = await self._submit(SqliteJob(program, is_read=False), self._put)
         return result
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
-        """`run`, for a few statements by key, on this thread: two thirds of the CPU. Only the commit is the writer's."""
-        result: T = await self._submit(Job(program, is_read=False), self._put_small)
+        """Run a few statements by key on this thread, at two thirds of the CPU; the writer commits."""
+        result: T = await self._submit(SqliteJob(program, is_read=False), self._put_small)
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot that includes every write committed before the call."""
+        """Run a read-only program on one snapshot that has all writes committed before the call."""
         put = self._put if self.path is None else self._reads.put
-        result: T = await self._submit(Job(program, is_read=True), put)
+        result: T = await self._submit(SqliteJob(program, is_read=True), put)
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """`read` for a few rows found by key, on this thread: 10 µs instead of the 100 of two thread hops.
+        """Read a few rows by key on this thread: 10 µs instead of the 100 of two changes of thread.
 
-        It never waits for a lock: when another process holds one, or memory is where the data is, a reader thread does
-        the work after all.
+        It never waits for a lock: when another process holds one, or the database is in memory, a reader
+        thread does the work.
         """
         connection = self._inline
         if connection is None:
@@ -113,10 +117,11 @@ class SqliteDatabase(Shorthands):
             finally:
                 cursor.execute("ROLLBACK")
         except sqlite3.Error:
-            # Locked, or the disk fails: let a reader try with its patience, and say what is wrong in the usual way.
+            # Locked, or the disk fails: a reader waits for the lock, and raises the usual error.
             return await self.read(program)
 
     def statistics(self) -> SqliteStatistics:
+        """Return the counters since the start."""
         writer = self._writer
         assert writer is not None, "the database is not open"
         return SqliteStatistics(
@@ -130,15 +135,15 @@ class SqliteDatabase(Shorthands):
             last_error=writer.last_error,
         )
 
-    def _put(self, job: Job) -> None:
+    def _put(self, job: SqliteJob) -> None:
         assert self._gate is not None, "the database is not open"
         self._gate.put(job)
 
-    def _put_small(self, job: Job) -> None:
+    def _put_small(self, job: SqliteJob) -> None:
         assert self._gate is not None, "the database is not open"
         self._gate.put_small(job)
 
-    async def _submit(self, job: Job, put: Callable[[Job], None]) -> Any:
+    async def _submit(self, job: SqliteJob, put: Callable[[SqliteJob], None]) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             self._room.acquire_nowait()
@@ -151,7 +156,7 @@ class SqliteDatabase(Shorthands):
         put(job)
         return await trio.lowlevel.wait_task_rescheduled(job.forget)
 
-    def _deliver(self, jobs: Sequence[Job]) -> None:
+    def _deliver(self, jobs: Sequence[SqliteJob]) -> None:
         """Wake the callers of a finished group. Runs in the trio thread, once per group."""
         for job in jobs:
             self._room.release()
@@ -162,19 +167,21 @@ class SqliteDatabase(Shorthands):
                 )
 
     def _start(self, connections: _Connections) -> None:
-        groups = Groups(connections.writer)
-        self._gate = gate = Gate(groups, self._writes, self._deliver)
-        self._writer = Writer(f"{self.name}-writer", self._writes, gate.answered, groups, self.path)
+        groups = GroupTransactions(connections.writer)
+        self._gate = gate = WriteQueue(groups, self._writes, self._deliver)
+        self._writer = WriterThread(f"{self.name}-writer", self._writes, gate.answered, groups, self.path)
         self._writer.start()
         self._inline = connections.inline
         for number, connection in enumerate(connections.readers):
-            reader = Reader(f"{self.name}-reader-{number}", self._reads, self._deliver, connection)
+            reader = ReaderThread(f"{self.name}-reader-{number}", self._reads, self._deliver, connection)
             reader.start()
             self._readers.append(reader)
 
     async def _stop(self) -> None:
-        """Refuse new programs, finish those that were accepted, end the threads. Readers first: the last connection
-        to close is the writer's, and it folds the write-ahead log into the file."""
+        """Refuse new programs, finish the accepted ones, and end the threads.
+
+        Readers end first: the writer's connection, which closes last, folds the write-ahead log into the file.
+        """
         assert self._writer is not None
         assert self._gate is not None
         self._closed = True
@@ -207,9 +214,9 @@ async def open_sqlite(
 ) -> AsyncIterator[SqliteDatabase]:
     """Open (and create) a database file, bring its schema up to date, and serve it until the block ends.
 
-    `name` is the logical database: "state", "log" and "audit" bring their schema (migrations.py), other names none.
-    `path=None` keeps everything in memory. Raises StorageSetupError, whose text names the file and the way out.
-    Leaving the block commits what was accepted.
+    `name` is the logical database: the names of migrations.py have a schema, other names none. `path=None` keeps
+    the data in memory. Raises StorageSetupError, whose text names the file and says what to do. Leaving the
+    block commits the accepted programs.
     """
     file = None if path is None else Path(path)
     connections = await trio.to_thread.run_sync(_open_connections, file, name, synchronous, readers)

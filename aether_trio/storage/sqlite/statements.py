@@ -1,6 +1,6 @@
-"""From portable statements to SQLite calls: parameter translation and the loop that drives a program.
+"""Translates portable statements to SQLite calls, and runs programs.
 
-Portable SQL writes `$1`; SQLite would take that for a *named* parameter. Each text is translated once to bare `?` plus,
+Portable SQL writes `$1`, which SQLite would take for a *named* parameter. Each text is translated once to `?` and,
 when a parameter is used twice or out of order, the order in which the arguments must be given.
 """
 
@@ -24,7 +24,7 @@ _TOKEN: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|\$(\d+)"""
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One statement text as SQLite wants it. `order` is None when the arguments are used as they come."""
+    """One statement text for SQLite; `order` is None when the arguments keep their order."""
 
     text: str
     order: tuple[int, ...] | None
@@ -35,7 +35,7 @@ class Compiled:
 
 @lru_cache(maxsize=SQL_CACHE)
 def compile_sql(sql: str) -> Compiled:
-    """Translate `$n` outside of quotes and comments."""
+    """Translate `$n` outside of quotes and comments to `?`."""
     used: list[int] = []
 
     def replace(match: re.Match[str]) -> str:
@@ -50,14 +50,14 @@ def compile_sql(sql: str) -> Compiled:
 
 
 def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
-    """Run one statement; return what its program is to be sent."""
+    """Run one statement; return the result for its program."""
     if isinstance(statement, Fetch):
         compiled = compile_sql(statement.sql)
         return cursor.execute(compiled.text, compiled.arrange(statement.args)).fetchall()
     if isinstance(statement, Execute):
         compiled = compile_sql(statement.sql)
         return max(cursor.execute(compiled.text, compiled.arrange(statement.args)).rowcount, 0)
-    if isinstance(statement, Deferred):  # nothing travels here, so nothing is gained by waiting
+    if isinstance(statement, Deferred):  # there is no round trip to save here
         compiled = compile_sql(statement.sql)
         cursor.execute(compiled.text, compiled.arrange(statement.args))
         return None
@@ -70,10 +70,10 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
 
 
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:
-    """Run a program to its end inside whatever transaction is open; return its result.
+    """Run a program to its end inside the open transaction; return its result.
 
-    A statement that fails ends the program: it is closed, not told, because on an engine that aborts the whole
-    transaction at the first error there would be nothing left for it to do.
+    A statement that fails ends the program, which is closed without an exception in it: on PostgreSQL the first
+    error aborts the whole transaction, so a program could not go on.
     """
     program = factory()
     try:

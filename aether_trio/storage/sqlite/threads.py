@@ -4,12 +4,13 @@
          ▲                                                                                  │
          └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
 
-While a group waits for its fsync the next one collects, so the group grows exactly with the load (group commit). How a group is
-run is in sqlite_groups.py; one that was run elsewhere (sqlite_inline.py) comes as a Commit.
+While a group waits for its fsync, the next one gathers, so groups grow with the load (group commit). A group is run
+by commit_groups.py; a group that ran in the trio thread (inline.py) arrives as an OpenGroup.
 
-Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; an error of the
-environment fails the whole group and leaves no transaction open; a group that may be in the file after a crash, though its COMMIT
-failed, is overwritten before it is refused, or is CommitUnknown; the threads end only when told to.
+Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; an error of the
+environment fails the whole group and leaves no transaction open; a group that may be in the file after a crash,
+though its COMMIT failed, is overwritten before it is refused, or is CommitUnknown; the threads end only when they
+are told to.
 """
 
 from __future__ import annotations
@@ -25,36 +26,37 @@ from typing import Final
 import trio
 
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
-from aether_trio.storage.sqlite.commit_groups import Groups, Job
+from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
 from aether_trio.storage.sqlite.connection import is_environment, may_be_durable
 from aether_trio.storage.sqlite.statements import drive
 
 MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
-WAL_CHECK_GROUPS: Final = 64  # groups between two looks at the size of the write-ahead log
+WAL_CHECK_GROUPS: Final = 64  # groups between two checks of the size of the write-ahead log
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # readers that never leave a gap can keep the log from being reused
 
-Deliver = Callable[[Sequence["Job"]], None]
+Deliver = Callable[[Sequence["SqliteJob"]], None]
 
 
-class Commit:
-    """A group whose programs have been run, in a transaction that is open. `rows` had been changed since the start before it.
+class OpenGroup:
+    """A group whose programs have run, in a transaction that is open.
 
-    Whoever puts one into the queue has seen to it that the thread has nothing else in hand.
+    `rows` is the connection's count of changed rows before the group. It is queued only while the thread has
+    no other work.
     """
 
     __slots__ = ("jobs", "rows")
 
-    def __init__(self, jobs: list[Job], rows: int) -> None:
+    def __init__(self, jobs: list[SqliteJob], rows: int) -> None:
         self.jobs = jobs
         self.rows = rows
 
 
-Item = Job | Commit | None
-"""What a thread is given; None to end."""
+Item = SqliteJob | OpenGroup | None
+"""An item of a thread's queue; None ends the thread."""
 
 
-class Worker:
-    """A thread that takes jobs from a queue until it is stopped. What it does with them is the subclass's."""
+class DatabaseThread:
+    """A thread that takes jobs from a queue until it is stopped; a subclass processes them."""
 
     def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver) -> None:
         self._queue = queue
@@ -76,7 +78,7 @@ class Worker:
                 if jobs:
                     try:
                         self._process(jobs)
-                    except Exception as exc:  # a defect in the worker: answer rather than strand the callers
+                    except Exception as exc:  # a defect of the thread: answer, so that no caller waits for ever
                         self._fail(jobs, exc)
                     self._hand_over(partial(self._deliver, jobs))
                 if last:
@@ -88,41 +90,41 @@ class Worker:
     def _hand_over(self, call: Callable[[], None]) -> None:
         try:
             self._trio.run_sync_soon(call)
-        except trio.RunFinishedError:  # the run ended without closing the database: nobody is left to tell
+        except trio.RunFinishedError:  # the run ended without closing the database: no caller is left
             pass
 
     def _fail(
-        self, jobs: Sequence[Job], exc: BaseException, kind: type[StorageUnavailable] = StorageUnavailable
+        self, jobs: Sequence[SqliteJob], exc: BaseException, kind: type[StorageUnavailable] = StorageUnavailable
     ) -> None:
         for job in jobs:
             job.error = kind(f"{self._thread.name}: {exc}")
             job.error.__cause__ = exc
 
-    def _collect(self) -> tuple[list[Job], bool]:
+    def _collect(self) -> tuple[list[SqliteJob], bool]:
         raise NotImplementedError
 
-    def _process(self, jobs: list[Job]) -> None:
+    def _process(self, jobs: list[SqliteJob]) -> None:
         raise NotImplementedError
 
     def _close(self) -> None:
         raise NotImplementedError
 
 
-class Writer(Worker):
-    """The only thread that changes the file."""
+class WriterThread(DatabaseThread):
+    """The thread that writes to the file."""
 
     def __init__(
         self,
         name: str,
         queue: SimpleQueue[Item],
         deliver: Deliver,
-        groups: Groups,
+        groups: GroupTransactions,
         path: Path | None,
     ) -> None:
         super().__init__(name, queue, deliver)
         self._groups = groups
         self._connection = groups.connection
-        self._run_elsewhere: Commit | None = None
+        self._run_elsewhere: OpenGroup | None = None
         self._wal = None if path is None else Path(f"{path}-wal")
         # Counters: written here, read by statistics() in the trio thread; each is a single reference.
         self.groups = 0
@@ -133,15 +135,15 @@ class Writer(Worker):
         self.failing = False
         self.last_error = ""
 
-    def _collect(self) -> tuple[list[Job], bool]:
+    def _collect(self) -> tuple[list[SqliteJob], bool]:
         item = self._queue.get()
-        if isinstance(item, Commit):
+        if isinstance(item, OpenGroup):
             self._run_elsewhere = item
             return item.jobs, False
-        jobs: list[Job] = []
+        jobs: list[SqliteJob] = []
         try:
             while item is not None:
-                assert isinstance(item, Job)
+                assert isinstance(item, SqliteJob)
                 jobs.append(item)
                 if len(jobs) == MAX_GROUP:
                     return jobs, False
@@ -150,7 +152,7 @@ class Writer(Worker):
             return jobs, False
         return jobs, True
 
-    def _process(self, jobs: list[Job]) -> None:
+    def _process(self, jobs: list[SqliteJob]) -> None:
         commit, self._run_elsewhere = self._run_elsewhere, None
         if commit is not None:
             self._write(jobs, commit)
@@ -166,7 +168,7 @@ class Writer(Worker):
                 read_job(self._connection, cursor, job)
             cursor.execute("PRAGMA query_only=OFF")
 
-    def _write(self, jobs: list[Job], commit: Commit | None = None) -> None:
+    def _write(self, jobs: list[SqliteJob], commit: OpenGroup | None = None) -> None:
         before = self._connection.total_changes if commit is None else commit.rows
         committing = False
         try:
@@ -193,7 +195,7 @@ class Writer(Worker):
             self._bound_wal(self._wal)
 
     def _bound_wal(self, wal: Path) -> None:
-        """Cut the log when the automatic checkpoints could not: waits for the readers, at most the busy timeout."""
+        """Cut a log that the automatic checkpoints could not cut; wait for readers, up to the busy timeout."""
         try:
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 with self._groups.patience():
@@ -205,19 +207,19 @@ class Writer(Worker):
         self._connection.close()
 
 
-class Reader(Worker):
-    """One of the threads that answer queries, each from its own connection and snapshot."""
+class ReaderThread(DatabaseThread):
+    """A thread that runs reads, each on its own connection and snapshot."""
 
     def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver, connection: sqlite3.Connection) -> None:
         super().__init__(name, queue, deliver)
         self._connection = connection
         self._cursor = connection.cursor()
 
-    def _collect(self) -> tuple[list[Job], bool]:
-        job = self._queue.get()  # one at a time: the queue is shared, the rest is for the other readers
-        return ([job], False) if isinstance(job, Job) else ([], True)
+    def _collect(self) -> tuple[list[SqliteJob], bool]:
+        job = self._queue.get()  # one at a time, as the other readers share the queue
+        return ([job], False) if isinstance(job, SqliteJob) else ([], True)
 
-    def _process(self, jobs: list[Job]) -> None:
+    def _process(self, jobs: list[SqliteJob]) -> None:
         for job in jobs:
             read_job(self._connection, self._cursor, job)
 
@@ -225,7 +227,7 @@ class Reader(Worker):
         self._connection.close()
 
 
-def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Job) -> None:
+def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: SqliteJob) -> None:
     """Run one read-only program on one snapshot."""
     try:
         cursor.execute("BEGIN")
@@ -234,7 +236,7 @@ def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Job) -
     except Exception as exc:
         if connection.in_transaction:
             cursor.execute("ROLLBACK")
-        # Code 8 (read-only) from a reader is a program that tried to write: the program's fault, not the machine's.
+        # Code 8 (read-only) from a reader: the program tried to write, so this is no failure of the machine.
         job.error = exc
         if is_environment(exc) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
             job.error = StorageUnavailable(str(exc))

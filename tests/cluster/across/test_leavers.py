@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from aether_trio.session.session import Session
-from aether_trio.storage.session_writes import Pending
+from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from tests.cluster.across.fabric import Gateway, join, open_fabric, until
 from tests.helpers.core import agent, barrier
@@ -25,7 +25,7 @@ def writing(gateway: Gateway, identity: str) -> Iterator[Session]:
     """Something that this session has asked for is being written, until the block ends."""
     session = gateway.core.registry.holder(identity)
     assert isinstance(session, Session)
-    session.pending = session.pending or Pending()
+    session.pending = session.pending or SessionWrites()
     pending = session.pending
     pending.began()
     try:

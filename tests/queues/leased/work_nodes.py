@@ -123,7 +123,7 @@ class WorkNode:
         self.lease = lease
         self.author = Collector()
         log.node = lambda: self.lease
-        server.fence = lambda: "SELECT aether_fence({}, {})".format(*self.lease)
+        server.fence_writes(lambda: "SELECT aether_fence({}, {})".format(*self.lease))
 
     def append(self, *frames: bytes, topic: str = TOPIC) -> int:
         number = 0

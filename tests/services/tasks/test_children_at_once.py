@@ -22,7 +22,7 @@ from aether_trio.services.tasks.transaction import child_events
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Database, Deferred, Program, ProgramFactory, Statement, StorageUnavailable
-from aether_trio.storage.postgres.statements import Job, drive
+from aether_trio.storage.postgres.statements import PostgresJob, drive
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, settings_for_tests
@@ -47,7 +47,7 @@ class Transaction:
         self._session = session
 
     def run(self, program: ProgramFactory[T]) -> T:
-        result: T = self._session.call(drive(self._session.connection, Job(program)))
+        result: T = self._session.call(drive(self._session.connection, PostgresJob(program)))
         return result
 
     def somebody_waits(self) -> bool:
@@ -159,7 +159,7 @@ async def test_other_parents_do_not_wait_for_one_that_is_locked(
 ) -> None:
     monkeypatch.setattr(child_events, "PAGE", 2)
     engine = core.tasks.engine
-    locking = engine.database.beside(locking=True)
+    locking = engine.database.separate_queue(locking=True)
     async with connect(core, agent("w", "c", "1")) as peer:
         locked, of_locked = await parent_and_children(peer, 2)
         free, of_free = await parent_and_children(peer, 2)

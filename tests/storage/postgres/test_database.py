@@ -333,7 +333,7 @@ async def test_what_cannot_work_is_said_with_the_way_out(postgres_engine: Postgr
         for dsn, text in (
             (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
             (f"postgresql://someone:secret@127.0.0.1:{nobodys}/x", "cannot be reached. Check that it runs"),
-            (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "does not let us in"),
+            (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "refuses this user"),
         ):
             with pytest.raises(StorageSetupError, match=text) as caught:
                 async with open_postgres(dsn, limits=limits) as server:
@@ -375,8 +375,8 @@ async def test_a_locking_queue_is_not_serializable(postgres_engine: PostgresEngi
     async with postgres_engine.open() as database:
         for queue, level in (
             (database, "serializable"),
-            (database.beside(), "serializable"),
-            (database.beside(locking=True), "read committed"),
+            (database.separate_queue(), "serializable"),
+            (database.separate_queue(locking=True), "read committed"),
         ):
             assert await queue.run(isolation) == [(level,)]
             queue.writer._polite = 1  # as after a conflict: it takes its turn

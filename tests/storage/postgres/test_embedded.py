@@ -193,7 +193,7 @@ def test_a_standby_follows_from_where_only_root_may_enter(installed_in_closed: P
 @as_root
 def test_nothing_is_left_of_the_copy_when_its_process_was_killed(installed_in_closed: Path, scratch: Path) -> None:
     program = (
-        "import sys, pathlib; from aether_trio.cluster import embedded\n"
+        "import sys, pathlib; from aether_trio.storage.postgres import embedded\n"
         "there = {18: pathlib.Path(sys.argv[2])}; embedded.binaries = lambda: there\n"
         "server = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1])); server.start()\n"
         "print(server.pid, flush=True); sys.stdin.read()"

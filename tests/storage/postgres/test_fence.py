@@ -39,7 +39,7 @@ async def test_a_fence_that_is_shut_refuses_every_write_and_no_read(postgres_eng
     async with opened(postgres_engine) as server:
         database = await server.database("scratch")
         await database.execute(CREATE)
-        server.fence = lambda: "SELECT look(1)"
+        server.fence_writes(lambda: "SELECT look(1)")
         await database.run(insert(1))
         await database.execute("INSERT INTO items (id) VALUES (2)")
         postgres_engine.outside("UPDATE lease SET epoch = 2")
@@ -50,7 +50,7 @@ async def test_a_fence_that_is_shut_refuses_every_write_and_no_read(postgres_eng
         with pytest.raises(FencedError):
             await database.executemany("INSERT INTO items (id) VALUES ($1)", [(5,), (6,)])
         assert await ids(database) == [1, 2]
-        server.fence = lambda: "SELECT look(2)"
+        server.fence_writes(lambda: "SELECT look(2)")
         await database.run(insert(7))
         assert await ids(database) == [1, 2, 7]
 
@@ -64,7 +64,7 @@ async def test_a_statement_with_the_fence_in_it_is_refused_alike(postgres_engine
         database = await server.database("scratch")
         await database.execute(CREATE)
         assert await database.write(Fetch(FENCED_INSERT, (1,))) == [(1,)]
-        server.fence = lambda: "SELECT look(1)"
+        server.fence_writes(lambda: "SELECT look(1)")
         assert await database.write(Fetch(FENCED_INSERT, (2,))) == [(2,)]
         postgres_engine.outside("UPDATE lease SET epoch = 2")
         with pytest.raises(FencedError, match="epoch 1 is over"):
@@ -79,7 +79,7 @@ async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_comm
     async with opened(postgres_engine) as server:
         database = await server.database("scratch")
         await database.execute(CREATE)
-        server.fence = lambda: "SELECT look(1)"
+        server.fence_writes(lambda: "SELECT look(1)")
         with open_postgres_session(postgres_engine.server.dsn()) as other:
             other.execute(f"SET search_path = {postgres_engine.schema}")
             other.execute("BEGIN")
@@ -118,7 +118,7 @@ async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: Po
                     await trio.sleep(0.005)
                 for number in range(1, 7):
                     epoch = 1 if number < 4 else 2
-                    server.fence = lambda epoch=epoch: f"SELECT look({epoch})"  # type: ignore[misc]
+                    server.fence_writes(lambda epoch=epoch: f"SELECT look({epoch})")  # type: ignore[misc]
                     nursery.start_soon(write, number)
                     await trio.testing.wait_all_tasks_blocked()
                 postgres_engine.outside("UPDATE lease SET epoch = 2; COMMIT")

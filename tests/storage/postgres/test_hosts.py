@@ -80,7 +80,7 @@ def test_a_password_that_is_not_escaped_is_not_repeated(dsn: str) -> None:
     [
         (asyncpg.TargetServerAttributeNotMatched("none"), "is a standby. Name the primary"),
         (asyncpg.DiskFullError("could not extend file"), "has no room left on its disk. Make some"),
-        (asyncpg.TooManyConnectionsError("sorry"), "has no connection left for us. Raise its max_connections"),
+        (asyncpg.TooManyConnectionsError("sorry"), "has no connection left. Raise its max_connections"),
         (asyncpg.CannotConnectNowError("starting up"), "does not take connections now"),
         (asyncpg.InsufficientPrivilegeError("permission denied"), "lacks a right for this role"),
         (ConnectionRefusedError(), "cannot be reached. Check that it runs"),

@@ -13,7 +13,7 @@ from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.storage.base import CommitUnknown, Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
-from aether_trio.storage.session_writes import IN_NAME_OF, Pending
+from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES, SessionWrites
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import open_postgres_session
@@ -109,7 +109,7 @@ async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anythin
     tcp_server: PostgresServer,
 ) -> None:
     """The commit is on its way when its program is answered, and would arrive after what is written next."""
-    pending = Pending()
+    pending = SessionWrites()
     async with proxied(tcp_server, replace(NO_LIMITS, transaction_s=1.0, patience_s=0.5)) as (database, proxy):
         await database.run(insert(1))
         runs = 0
@@ -123,10 +123,10 @@ async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anythin
             proxy.target = lambda: ()  # nobody is there
 
         stalled = list(proxy.open.values())
-        token = IN_NAME_OF.set(pending)
+        token = CURRENT_SESSION_WRITES.set(pending)
         with pytest.raises(CommitUnknown):
             await database.run(program)
-        IN_NAME_OF.reset(token)
+        CURRENT_SESSION_WRITES.reset(token)
         assert (runs, pending.count) == (1, 1)
         proxy.target = target
         await pending.wait_none()  # though nothing is written

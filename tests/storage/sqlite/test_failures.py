@@ -16,7 +16,7 @@ import trio
 from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import threads
-from aether_trio.storage.sqlite.commit_groups import Groups
+from aether_trio.storage.sqlite.commit_groups import GroupTransactions
 from aether_trio.storage.sqlite.connection import connect_reader
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
@@ -233,8 +233,8 @@ async def test_what_was_acknowledged_before_a_kill_is_there_afterwards(path: Pat
         assert mine == list(range(first, first + 8 * len(mine), 8))
 
 
-def fails_to_commit(code: int) -> Callable[[Groups], None]:
-    def commit(groups: Groups) -> None:
+def fails_to_commit(code: int) -> Callable[[GroupTransactions], None]:
+    def commit(groups: GroupTransactions) -> None:
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = code
         raise error
@@ -261,9 +261,9 @@ async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
         before = wal.read_bytes()
         for write in (database.run, database.run_small):
             with monkeypatch.context() as patch:
-                patch.setattr(Groups, "commit", fails_to_commit(code))
+                patch.setattr(GroupTransactions, "commit", fails_to_commit(code))
                 if not overwritten:
-                    patch.setattr(Groups, "overwrite", lambda _: False)
+                    patch.setattr(GroupTransactions, "overwrite", lambda _: False)
                 with pytest.raises(StorageUnavailable) as raised:
                     await write(insert(2))
             assert isinstance(raised.value, CommitUnknown) == unknown
