@@ -122,7 +122,7 @@ async def _join_cluster(
                     "cluster_nodes": cluster.nodes.statistics,
                     "cluster_directory": directory.statistics,
                     "cluster_bus": cluster.bus.statistics,
-                    "cluster_holds": cluster.locks.statistics,
+                    "cluster_locks": cluster.locks.statistics,
                     "cluster_progress": progress.statistics,
                     "cluster_log": tails.statistics,
                 },

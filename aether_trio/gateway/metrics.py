@@ -53,7 +53,7 @@ def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
 def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: EphemeralTopics, queues: WorkQueues) -> None:
     """Show messages routed and refused, progress and work queues."""
     metrics.watch("progress", ephemeral_topics.statistics, counters={"published", "delivered"})
-    metrics.watch("work", queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
+    metrics.watch("work_queues", queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
     for prefix in REFERENCE_PREFIXES:
         metrics.counter(
             f"{prefix}_messages_routed",

@@ -175,7 +175,7 @@ def test_a_worker_that_cannot_start_ends_the_command() -> None:
         check=False,
     )
     assert done.returncode == 3
-    assert "before it served anybody" in done.stderr
+    assert "before it served clients" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,7 +1,6 @@
-"""A client of the binary framing, written from docs/wire.md alone: sockets, struct and msgpack,
-nothing of aether_trio.
+"""A client of the binary framing, written from docs/wire.md: python minimal_client.py HOST:PORT
 
-python minimal_client.py localhost:50051
+It uses sockets, struct and msgpack, and nothing of aether_trio.
 """
 
 import itertools
@@ -18,9 +17,7 @@ MAX_FRAME = 4_194_304
 
 
 class Ended(Exception):
-    """Its arguments: the code of the gateway's ERROR, whether it is retryable, its text. Code 0:
-    the stream has ended.
-    """
+    """(code of the gateway's ERROR, whether it is retryable, text); code 0: end of stream."""
 
 
 def varint(value):
@@ -51,10 +48,7 @@ def fields(data):
 
 
 class Client:
-    """An agent, accepted once it is made.
-
-    `identity` is its workspace, implementation and specifier.
-    """
+    """A connected agent; `identity` is (workspace, implementation, specifier)."""
 
     def __init__(self, address, identity, publisher=None, credit=100):
         self.seq, self.acked, self.refused, self.channels = 0, 0, {}, {}
@@ -68,8 +62,7 @@ class Client:
         self.write(ENVELOPE, field(1, field(1, agent)))  # UpstreamMessage{init{agent}}
         if self.read_exactly(8) != PREFACE:
             raise Ended(0, False, "no gateway of this version")
-        self.read_until(lambda: self.envelopes)
-        # Connection_ack.session_id.
+        self.read_until(lambda: self.envelopes)  # ConnectionAck.session_id
         self.session = fields(fields(self.envelopes.pop(0))[7])[1].decode()
 
     def write(self, kind, body):
@@ -116,19 +109,13 @@ class Client:
             raise Ended(0x103, False, f"UNKNOWN_FRAME {kind}")
 
     def send(self, topic, payload, seq=None):
-        """Send, and return the number; `settle` waits for what becomes of it.
-
-        `seq` is the old number of a repetition.
-        """
+        """Send and return the number; a repetition has its old number, `seq`."""
         self.seq = seq or self.seq + 1
         self.write(SEND, struct.pack(">qHHI", self.seq, 1, len(topic.encode()), 0) + topic.encode() + payload)
         return self.seq
 
     def settle(self, seq):
-        """None when the message is on the disk.
-
-        Otherwise (code, whether retryable, retry_after_ms, text).
-        """
+        """None when the message is stored, else (code, retryable, retry_after_ms, text)."""
         self.read_until(lambda: self.acked >= seq)
         return self.refused.pop(seq, None)
 
@@ -142,7 +129,7 @@ class Client:
         self.write(CREDIT, struct.pack(">qq", 1, 0))
 
     def close(self):
-        """End our side, and wait until the gateway has ended its own."""
+        """End this side of the stream, and wait for the end of the gateway's."""
         self.socket.shutdown(socket.SHUT_WR)
         try:
             self.read_until(lambda: False)

@@ -46,8 +46,8 @@ async def test_what_work_queues_do_is_counted(postgres_engine: PostgresEngine) -
         boss.send(*(message_to("tb::w::resize", b"%d" % number) for number in range(5)))
         await until(lambda: len(payloads(worker)) == 5)
         mine, its = figures(one.core), figures(two.core)
-        assert (mine["aether_work_workers"], its["aether_work_workers"]) == (0, 1)
-        assert (mine["aether_work_taken_total"], its["aether_work_taken_total"]) == (0, 5)
-        assert its["aether_work_exchanges_total"] > 0
+        assert (mine["aether_work_queues_workers"], its["aether_work_queues_workers"]) == (0, 1)
+        assert (mine["aether_work_queues_taken_total"], its["aether_work_queues_taken_total"]) == (0, 5)
+        assert its["aether_work_queues_exchanges_total"] > 0
         assert its["aether_cluster_lease_held"] == 1
         assert mine["aether_cluster_lease_node_id"] != its["aether_cluster_lease_node_id"]
