@@ -1,12 +1,13 @@
-"""One node of a cluster: its lease, its holds, its ears. A single gateway has none of this, only its registry.
+"""One node of a cluster: its lease, its identity locks and its bus.
 
-    async with open_postgres(dsn) as server, open_cluster(server, host, NodeInfo("gateway-1")) as cluster:
-        claimed = await cluster.locks.claim(ClaimRequest("ag::lab::mapper::1", session_id, "agent", now_ms, workspace="lab"))
+    async with open_postgres(dsn) as server, open_cluster(server, host, info) as cluster:
+        granted = await cluster.locks.claim(LockRequest(identity, session_id, "agent", now_ms))
         ...
-        cluster.locks.release(claimed.lock)
+        cluster.locks.release(granted.lock)
 
-While the block is open every write of `server` is fenced by the lease. Leaving it gives everything back at once: releases that wait
-are made, what is left of this node's holds ends in one transaction, and the lease is free.
+A gateway on SQLite has none of this, only its registry. While the block is open the lease fences
+every write of `server`. Its end gives everything back at once: releases that wait are written, the
+node's other identity locks end in one transaction, and the lease is free.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.claim_batcher import ClaimBatcher
 from aether_trio.cluster.locks.cluster_locks import NEWS, ClusterLocks
 from aether_trio.cluster.node.bus import ALL, Bus
-from aether_trio.cluster.node.lease import Lease, NodeInfo, Rows
+from aether_trio.cluster.node.lease import Lease, LockRows, NodeInfo
 from aether_trio.cluster.node.liveness import Nodes
 from aether_trio.cluster.node.peers import Peers
 from aether_trio.cluster.session_host import SessionHost
@@ -35,11 +36,12 @@ from aether_trio.storage.postgres.database import PostgresServer
 logger = structlog.get_logger("aether.cluster")
 
 LEAVE_S: Final = 3.0
-"""For the releases that wait, and then for the rest, when a node ends. What is not done by then, the end of its lease does."""
+"""For the waiting releases, and for the rest, when a node ends. What is not written by then ends
+with the lease."""
 
 
 class Cluster:
-    """Made by `open_cluster`. A LeaseWatcher: what becomes of the lease, the holds and the host are told here."""
+    """The parts of a node, made by `open_cluster`, and the LeaseWatcher of its lease."""
 
     def __init__(
         self, server: PostgresServer, host: SessionHost, info: NodeInfo, limits: ClusterLimits, random: Random
@@ -50,11 +52,11 @@ class Cluster:
         self.nodes = Nodes(server, self.lease, limits, random)
         self.bus = Bus(server, self.lease, limits, random)
         self.peers = Peers(self.nodes, self.bus, random, limits.poll_s)
-        make_desk = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
-        self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_desk)
+        make_batcher = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
+        self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_batcher)
         self.on_renewal: list[Callable[[], None]] = []
-        """Called when this node, which was declared dead, has a lease again: what others delete for a dead node it is to write again.
-        In one step."""
+        """Called in one step when this node has a lease again after it was declared dead: other
+        nodes may have deleted rows of this node."""
 
     @property
     def node_id(self) -> int:
@@ -62,21 +64,24 @@ class Cluster:
         return self.lease.node_id
 
     def leaving(self) -> list[str]:
-        """Return the identities whose session has ended here, while their rows say otherwise."""
+        """Return the identities whose session has ended here.
+
+        Their rows still say that they are owned by this node.
+        """
         return [*self._host.leaving(), *self.locks.releasing()]
 
     def lease_lost(self) -> None:
         """See LeaseWatcher."""
-        # If the way to the server has stalled, whatever waits for use there has as well.
+        # When the link to the server has stalled, so have the idle connections.
         for pool in (self.nodes.pool, self._server.writers, self._server.readers):
             pool.discard_idle()
         self._host.lease_lost()
 
-    def lease_back(self, rows: Rows, *, renewed: bool) -> None:
+    def lease_back(self, rows: LockRows, *, renewed: bool) -> None:
         """See LeaseWatcher."""
         kept = frozenset(identity for identity, _ in rows) if renewed else None
         self._host.lease_back(self.locks.reconcile(rows), kept)
-        self.bus.broadcast(NEWS, ALL)  # what was void may be in force again
+        self.bus.broadcast(NEWS, ALL)  # locks that were void may be in force again
 
     def lease_gone(self) -> None:
         """See LeaseWatcher."""
@@ -85,24 +90,26 @@ class Cluster:
 
     def lease_renewed(self) -> None:
         """See LeaseWatcher."""
-        for tell in self.on_renewal:
-            tell()
+        for notify in self.on_renewal:
+            notify()
 
     def questions(self) -> None:
         """See LeaseWatcher."""
         self.locks.look()
 
     async def leave(self) -> None:
-        """Give everything back. Bounded in time; never raises."""
+        """Give the locks and the lease back. Bounded in time; never raises."""
         with trio.move_on_after(LEAVE_S):
-            await self.locks.desk.settled()
+            await self.locks.batcher.settled()
         if self.lease.held:
             with trio.move_on_after(LEAVE_S):
                 try:
                     await self.nodes.leave()
                     self.bus.broadcast(NEWS, ALL)
                 except StorageUnavailable as exc:
-                    logger.info("the end of the lease gives the holds back", reason=str(exc))
+                    logger.info(
+                        "this node could not release its identity locks; they end with its lease", reason=str(exc)
+                    )
 
 
 @asynccontextmanager
@@ -114,7 +121,10 @@ async def open_cluster(
     limits: ClusterLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Join the cluster in `server`'s schema, until the block ends. Raises StorageSetupError and StorageUnavailable."""
+    """Join the cluster in `server`'s schema, until the block ends.
+
+    Raises StorageSetupError and StorageUnavailable.
+    """
     await server.database("cluster")
     cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
     async with trio.open_nursery() as nursery:
@@ -122,7 +132,7 @@ async def open_cluster(
             await nursery.start(cluster.lease.run)
             await nursery.start(cluster.bus.run)
             await nursery.start(cluster.peers.run)
-            nursery.start_soon(keep_running, "holds", cluster.locks.run)
+            nursery.start_soon(keep_running, "identity locks", cluster.locks.run)
             nursery.start_soon(keep_running, "nodes", cluster.nodes.run)
             server.fence_writes(cluster.lease.fence)
             yield cluster

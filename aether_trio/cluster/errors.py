@@ -1,4 +1,7 @@
-"""What goes wrong between nodes. All of it is StorageUnavailable to whoever does not care: nothing was done, try again later."""
+"""Errors between nodes.
+
+All of them are StorageUnavailable: nothing was done, and a caller may try again later.
+"""
 
 from __future__ import annotations
 
@@ -9,4 +12,4 @@ __all__ = ["FencedError", "LeaseLost"]
 
 
 class LeaseLost(StorageUnavailable):
-    """This node holds no lease now and could not get one in time; it goes on trying."""
+    """This node has no lease now, and could not get one in time; it goes on trying."""

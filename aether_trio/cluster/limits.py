@@ -7,29 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
-    """How long a node waits for what."""
+    """How long a cluster node waits for what, and the connections of a workspace."""
 
     lease_grace_s: float = 5.0
-    """How long a node may be without its lease before its sessions are cancelled, and how long somebody who wants an identity waits for
-    a word from the node that holds it."""
+    """How long a node may be without its lease before its sessions are ended, and how long a claim
+    waits for an answer of the owner's node."""
     probe_s: float = 2.0
-    """Between two looks at the lease, which are also looks for questions that got lost. Less than `lease_grace_s`."""
+    """Between two probes of the lease, which also find lost requests. Less than `lease_grace_s`."""
     probe_timeout_s: float = 3.0
     """A connection that does not answer for that long is given up."""
     statement_s: float = 5.0
-    """The same for a connection that claims or releases, whose statements may wait for each other."""
+    """The same for a connection that claims or releases, whose statements may wait for each other.
+    """
     ask_again_s: float = 1.0
+    """Between two attempts of a claim."""
     ending_s: float = 10.0
-    """How long a claim waits for a holder that has agreed to end."""
+    """How long a claim waits for an owner that has agreed to end."""
     sweep_s: float = 5.0
-    """Between two looks for nodes that nobody has missed yet, and for what may be forgotten."""
+    """Between two looks for dead nodes and for old rows."""
     poll_s: float = 5.0
-    """Between two looks whether there are other nodes, which a hint would have told."""
+    """Between two looks for other nodes, which make up for lost notifications."""
     look_again_s: float = 3.0
-    """After a sweep has found a node without a lease, or a silent one, before the second look that decides. More than `probe_s`."""
+    """After a sweep has found a node without a lease, or a silent one, before the second look that
+    decides. More than `probe_s`."""
     silent_s: float = 10.0
-    """A node that has not looked at its lease for that long stands still. More than `lease_grace_s` and what a probe may take."""
+    """A node that has not probed its lease for that long stands still. More than `lease_grace_s`
+    and the time of a probe."""
     tombstone_s: float = 24 * 3600.0
     """How long a session that has ended can be resumed with its history, on any node."""
     connections_per_workspace: int = 0
-    """Cluster-wide; 0 is no limit."""
+    """Of all nodes together; 0 is no limit."""

@@ -1,4 +1,4 @@
-"""What a node's sessions offer to the cluster: the protocols that session/ implements."""
+"""The protocols of a node's sessions, which session/ implements for the cluster."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ class SessionHost(Protocol):
         ...
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
-        """Resume, and end the sessions of `lost`: other nodes have taken these locks, or the table has none.
+        """Resume, and end the sessions of the `lost` locks.
 
-        `kept` None: this node was not declared dead. Otherwise it was, and no other node has taken
-        these identities meanwhile.
+        Other nodes have taken these locks, or the table has lost them. `kept` None: this node was
+        not declared dead. Otherwise it was, and no other node has taken these identities meanwhile.
         """
         ...
 
     def lease_gone(self) -> None:
-        """End every session: other nodes may have taken all locks. None of them needs a release."""
+        """End every session: other nodes may have taken all locks.
+
+        None of them needs a release.
+        """
         ...
 
     def leaving(self) -> Sequence[str]:
-        """Return the identities whose session has ended here, and whose lock is not released yet."""
+        """Return the identities of ended sessions whose locks are not released yet."""
         ...
 
     async def yields(self, lock: IdentityLock, resume_session_id: str) -> bool:
-        """Answer another node that requests `lock.identity` for a session that resumes the named one.
+        """Answer another node that requests `lock.identity`.
 
-        `resume_session_id` is "" for a session that resumes none. Returns False when this node's
-        session lives on. True: it has ended, its appends and cursors are committed, and its lock is
-        released.
+        Its session resumes `resume_session_id`; "" for none. Returns False when this node's session
+        lives on. True: the session has ended, its appends and cursors are committed, and its lock
+        is released.
         """
         ...
 
@@ -57,7 +60,10 @@ class LocalSessions(Protocol):
         ...
 
     def disconnect(self, session_id: str, reason: str) -> str | None:
-        """End the session; return its identity, None if it is not live. One step, without a checkpoint."""
+        """End the session; return its identity, None if it is not live.
+
+        One step, without a checkpoint.
+        """
         ...
 
     def last_seen(self, identity: str) -> LastSeen:

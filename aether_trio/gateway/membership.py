@@ -89,7 +89,7 @@ async def _join_cluster(
     from aether_trio.cluster.limits import ClusterLimits
     from aether_trio.cluster.locks.directory import open_directory
     from aether_trio.cluster.node.lease import NodeInfo
-    from aether_trio.cluster.relay.log_relay import open_cluster_tails
+    from aether_trio.cluster.relay.log_relay import open_log_relay
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
     registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
@@ -107,7 +107,7 @@ async def _join_cluster(
         progress = await stack.enter_async_context(
             open_progress_relay(server, cluster, ephemeral_topics, first_seq=first_seq, cluster_limits=limits)
         )
-        tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
+        tails = await stack.enter_async_context(open_log_relay(server, cluster, log, cluster_limits=limits))
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(locks.run, name="locks")
         try:

@@ -1,8 +1,8 @@
-"""Which session owns an identity: the lock, what its next session continues, and how it ends.
+"""Which session owns an identity: its lock, its history and its end.
 
-One record for each fact, used by session/ (one node) and cluster/ (all nodes) alike. An identity
-is the text of `Identity`. Times are Unix milliseconds; those of other nodes' sessions are read
-from the clock of the database server.
+One record for each fact, used by session/ (one node) and cluster/ (all nodes) alike. An identity is
+the text of `Identity`. Times are Unix milliseconds; those of other nodes' sessions are read from
+the clock of the database server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class IdentityLock:
 
 @dataclass(frozen=True, slots=True)
 class SessionHistory:
-    """The chain of sessions that a resumed session continues: its last session, begin and length."""
+    """The chain of sessions that a resumed session continues.
+
+    The chain has begun at `initial_connection_ms`; `session_id` is its last session.
+    """
 
     session_id: str
     initial_connection_ms: int
@@ -59,7 +62,7 @@ class LockRequest:
 
 @dataclass(frozen=True, slots=True)
 class GrantedLock:
-    """A granted lock, and what its session continues; None when the session continues nothing.
+    """A granted lock, and the history that its session continues, if any.
 
     `displaced` is (node id, session id) of the last owner on another node that had to be asked or
     was found dead.
@@ -90,15 +93,21 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """Which sessions to list: of these kinds (all, if empty), in this workspace ("" for any)."""
+    """Which sessions to list.
+
+    `kinds` empty is all kinds; `workspace` "" is any workspace.
+    """
 
     kinds: frozenset[Kind] = frozenset()
     workspace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class SessionPage:
-    """Some sessions of a list in the order of their identities, and the length of the list."""
+class SessionList:
+    """A page of a list of sessions in the order of their identities.
+
+    `total` is the length of the whole list.
+    """
 
     sessions: Sequence[SessionRecord]
     total: int
@@ -106,7 +115,10 @@ class SessionPage:
 
 @dataclass(frozen=True, slots=True)
 class LastSeen:
-    """Whether a participant is connected, and its last activity that sessions tell; 0: none."""
+    """Whether a participant is connected, and when it was active last.
+
+    `last_ms` is 0 when no session tells.
+    """
 
     connected: bool
     last_ms: int
@@ -120,7 +132,8 @@ class DisconnectOutcome(enum.Enum):
     UNKNOWN = "unknown"
     """No session with this id is connected."""
     UNCONFIRMED = "unconfirmed"
-    """The session's node has not confirmed in time; it ends the session if it reads the request within a minute."""
+    """The session's node has not confirmed in time; it ends the session if it reads the request
+    within a minute."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from aether_trio.model.ownership import (
     DisconnectResult,
     LastSeen,
     SessionFilter,
-    SessionPage,
+    SessionList,
     SessionRecord,
 )
 from aether_trio.session.registry import Registry
@@ -24,7 +24,7 @@ __all__ = ["LocalDirectory", "SessionDirectory"]
 class SessionDirectory(Protocol):
     """Which participants are connected. The methods that are `async` raise StorageUnavailable."""
 
-    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionPage:
+    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """Return at most `limit` live sessions behind the first `offset`."""
         ...
 
@@ -59,10 +59,10 @@ class LocalDirectory:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionPage:
+    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """See SessionDirectory."""
         found, total = self._registry.page(wanted.kinds, wanted.workspace, offset, limit)
-        return SessionPage([session.record for session in found], total)
+        return SessionList([session.record for session in found], total)
 
     async def find(self, session_id: str) -> SessionRecord | None:
         """See SessionDirectory."""

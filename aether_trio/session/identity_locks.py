@@ -95,7 +95,7 @@ class NodeIdentityLocks:
         self._ended: list[tuple[Session, IdentityLock]] = []
         self._work = AutoResetEvent()
 
-    # -- taking -----------------------------------------------------------------------------------------------------
+    # -- taking ------------------------------------------------------------------------------------
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
         """See IdentityLocks."""
@@ -141,7 +141,7 @@ class NodeIdentityLocks:
             await _wait_any_over(leaving)
             leaving = [one for one in leaving if not one.over.is_set()]
 
-    # -- releasing --------------------------------------------------------------------------------------------------
+    # -- releasing ---------------------------------------------------------------------------------
 
     def release(self, session: Session) -> None:
         """See IdentityLocks."""

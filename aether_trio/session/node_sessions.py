@@ -47,7 +47,7 @@ class NodeSessions:
         self.gate = LeaseGate()
         self._leaving: dict[str, Leaving] = {}
 
-    # -- sessions that have ended ---------------------------------------------------------------------------------
+    # -- sessions that have ended ------------------------------------------------------------------
 
     def begin_leaving(self, identity: str, workspace: str) -> None:
         """Note that a session has ended whose lock is to be released."""
@@ -74,7 +74,7 @@ class NodeSessions:
         while (leaving := self._leaving.get(identity)) is not None:
             await leaving.over.wait()
 
-    # -- SessionHost ----------------------------------------------------------------------------------------------
+    # -- SessionHost -------------------------------------------------------------------------------
 
     def lease_lost(self) -> None:
         """See SessionHost."""

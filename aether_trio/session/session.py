@@ -235,7 +235,7 @@ class Session:
         workspace = identity.workspace or workspace
         return self.allows_workspace(workspace) if workspace else self.reaches_everything
 
-    # -- the steps of its life ------------------------------------------------------------------------------------
+    # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
         """Own the identity, in a cluster by `lock`; `pending` is what its last session has left."""
@@ -291,7 +291,7 @@ class Session:
         """Let the stream end with this error, unless the session has been ended with another."""
         self.ending = self.ending or error
 
-    # -- answering ------------------------------------------------------------------------------------------------
+    # -- answering ---------------------------------------------------------------------------------
 
     def put(self, *messages: pb.DownstreamMessage) -> None:
         """Queue replies, in one write if possible. Never blocks.
@@ -363,7 +363,7 @@ class Session:
             Status.UNAVAILABLE, "this gateway had lost its place in the cluster, and your work with it; connect again"
         )
 
-    # -- ending ---------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
         """End the session from another task: signal the client, detach, close the stream.

@@ -125,6 +125,6 @@ async def comes_true(what: Callable[[], Awaitable[bool]] | Callable[[], bool]) -
             await trio.sleep(0.02)
 
 
-def deafen(node: Node) -> None:
+def lose_notifications(node: Node) -> None:
     """Every hint to this node is lost from now on."""
     node.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]

@@ -187,7 +187,7 @@ async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterward
             connection.upstream.stall()
         first = await a.claim(X, session="first")  # over another connection
         assert a.cluster.locks.release(first.lock)
-        await a.cluster.locks.desk.settled()
+        await a.cluster.locks.batcher.settled()
         second = await a.claim(X, session="second")
         for connection in stuck:
             connection.upstream.release()

@@ -43,7 +43,7 @@ def session_id_of(core: Core, identity: str) -> str:
     return holder.session_id
 
 
-# -- the ways to end --------------------------------------------------------------------------------------------------
+# -- the ways to end -------------------------------------------------------------------------------
 
 
 async def test_a_clean_end_gives_ok_and_the_identity_back(core: Core) -> None:
@@ -205,7 +205,7 @@ async def test_a_batch_that_meets_the_end_of_its_session_is_not_handled(core: Co
         assert payloads(other) == []
 
 
-# -- takeover ---------------------------------------------------------------------------------------------------------
+# -- takeover --------------------------------------------------------------------------------------
 
 
 async def test_a_takeover_evicts_the_old_stream_and_keeps_the_history(core: Core) -> None:
@@ -277,7 +277,7 @@ async def test_a_session_evicted_while_it_opens_opens_nothing(core: Core, world:
         second.finish()
 
 
-# -- what must not break when a session ends ----------------------------------------------------------------------------
+# -- what must not break when a session ends -------------------------------------------------------
 
 
 class EndingLink(MemoryLink):
@@ -346,7 +346,7 @@ async def test_answers_come_before_the_end(core: Core) -> None:
         assert (await peer.wait_end()).status is Status.OK
 
 
-# -- drain ------------------------------------------------------------------------------------------------------------
+# -- drain -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sdk", "signalled"), [("python", False), ("go", True), ("", True)])

@@ -45,7 +45,7 @@ async def ack_of(peer: MemoryLink) -> pb.ConnectionAck:
     return (await peer.next("connection_ack")).connection_ack
 
 
-# -- order ------------------------------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_requests_right_behind_init_are_served_in_order(core: Core) -> Non
     assert core.log.statistics().settled == 2
 
 
-# -- the ack ----------------------------------------------------------------------------------------------------------
+# -- the ack ---------------------------------------------------------------------------------------
 
 
 async def test_a_fresh_ack(core: Core) -> None:
@@ -162,7 +162,7 @@ async def test_an_orchestrator_without_a_specifier_is_given_one(core: Core) -> N
         assert core.registry.holder(f"orc::k8s::{ids[0]}") is not None
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
     "not init": (kv_get("x"), Status.INVALID_ARGUMENT, "first message"),
@@ -289,7 +289,7 @@ async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Cor
         assert len(core.registry) == 0
 
 
-# -- duplicates and resumes -------------------------------------------------------------------------------------------
+# -- duplicates and resumes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resume", ["", "a session that never was"])
@@ -391,7 +391,7 @@ async def test_a_resume_whose_ack_was_never_sent_can_be_repeated(core: Core, wor
     assert second.reconnection_count == 1
 
 
-# -- extensions -------------------------------------------------------------------------------------------------------
+# -- extensions ------------------------------------------------------------------------------------
 
 
 async def test_each_declared_extension_is_answered(core: Core) -> None:
@@ -416,7 +416,7 @@ async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch:
         assert not (await ack_of(p)).server_supported_extensions  # nothing declared, nothing negotiated
 
 
-# -- real threads and files -------------------------------------------------------------------------------------------
+# -- real threads and files ------------------------------------------------------------------------
 
 
 async def test_two_hundred_agents_at_once(core: Core) -> None:

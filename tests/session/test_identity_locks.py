@@ -160,7 +160,7 @@ def ending(session: Session) -> tuple[Status, str] | None:
     return None if session.ending is None else (session.ending.status, session.ending.message)
 
 
-# -- taking -----------------------------------------------------------------------------------------------------------
+# -- taking ----------------------------------------------------------------------------------------
 
 
 async def test_the_row_is_asked_with_all_that_listings_say(node: Node) -> None:
@@ -256,7 +256,7 @@ async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder
     assert node.registry.holder(A1.text) is session
 
 
-# -- letting go -------------------------------------------------------------------------------------------------------
+# -- letting go ------------------------------------------------------------------------------------
 
 
 async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
@@ -381,7 +381,7 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
     assert node.sessions.leaving() == []
 
 
-# -- the lease --------------------------------------------------------------------------------------------------------
+# -- the lease -------------------------------------------------------------------------------------
 
 
 async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
@@ -438,7 +438,7 @@ async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
     assert await node.take(node.session("s2")) == (None, None)
 
 
-# -- being asked ------------------------------------------------------------------------------------------------------
+# -- being asked -----------------------------------------------------------------------------------
 
 
 async def test_a_session_that_lives_is_not_given_away(node: Node) -> None:

@@ -1,18 +1,22 @@
-"""Where claims and releases of a node become statements: one for all that wait, whichever sessions they are for.
+"""Writes the claims and releases of a node: one statement for all that wait.
 
-    claim ───────▶ queue ──▶ at most one claim per identity, MAX_BATCH of them:  SELECT * FROM aether_claim(...)
-    release ─────▶ queue ──▶ before the claims:                                  SELECT * FROM aether_release(...)
-    answer, withdraw ──▶ likewise
+    claim ───────▶ queue ─▶ at most one claim per identity, MAX_BATCH of them: aether_claim(...)
+    release ─────▶ queue ─▶ before the claims: aether_release(...)
+    answer, withdraw ─▶ likewise
 
-One task on the asyncio side works as long as anything waits. While its statement runs the next batch gathers, so a storm of connections
-costs a few statements, and a single claim waits for nobody.
+One asyncio task works while anything waits. While its statement runs the next batch gathers, so a
+thousand connections at once cost a few statements, and a single claim waits for no other.
 
-What the server does not take together is tried in halves (storage/bisection.py), so that a claim that cannot be written is refused alone.
-Every statement is a transaction of its own and may run twice (its answer may get lost with the connection): a claim finds its own row,
-a release nothing more to do. A release or an answer that cannot be made now stays in the queue; a claim is refused.
+Items that the server refuses together are tried in halves (storage/bisection.py), so a claim that
+cannot be written is refused alone. Every statement is a transaction, and may run twice when its
+answer gets lost with the connection: a claim finds its own row then, a release finds nothing more
+to do. While storage is unavailable releases and answers stay in their queues, and claims are
+refused. (That, the four queues with their order and the asyncio side are why this is no Batcher of
+concurrency/batcher.py, which keeps all items of one queue until they are written.)
 
-Invariants: a claim is answered exactly once, after its commit; releases of a node take effect in the order given, and before later
-claims of the same node; a claim whose caller has been cancelled is released again if it was granted.
+Invariants: a claim is answered exactly once, after its commit; releases of a node take effect in
+the order given, and before later claims of the same node; a granted claim whose caller has been
+cancelled is released again.
 """
 
 from __future__ import annotations
@@ -30,21 +34,24 @@ import structlog
 import trio
 
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.aio import run_again
 from aether_trio.cluster.node.lease import Lease, lock_class
+from aether_trio.cluster.node.postgres_calls import run_repeatable
+from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import FencedError
 from aether_trio.storage.postgres.pool import Pool
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 logger = structlog.get_logger("aether.cluster")
 
-MAX_BATCH: Final = 256  # claims in a statement: bounds how long their rows stay locked
+MAX_BATCH: Final = 256  # claims of one statement: bounds how long their rows stay locked
 MAX_RELEASES: Final = 1000
 MAX_TRIES: Final = 5
-AGAIN_S: Final = 0.5  # before what must be done at some time is tried once more
+RETRY_S: Final = RETRY_DELAY_S
+"""Before releases and answers that storage did not take are tried again."""
 
 _CLAIM: Final = "SELECT * FROM aether_claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _RELEASE: Final = "SELECT aether_release($1, $2, $3, $4, $5, $6, $7)"
@@ -59,8 +66,8 @@ _WITHDRAW: Final = """
 """
 
 
-class Answer(enum.StrEnum):
-    """What the node of an owner answers to a request for its identity: the column `lock_requests.answer`."""
+class OwnerAnswer(enum.StrEnum):
+    """What the node of an owner answers to a request: the column `lock_requests.answer`."""
 
     NONE = ""
     ALIVE = "alive"
@@ -78,12 +85,15 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class HeldBy:
-    """Another node's row. It has been asked; `answer` is what it has said so far."""
+    """The lock is another node's.
+
+    That node has been asked; `answer` is what it has said so far.
+    """
 
     node_id: int
     node_epoch: int
     session_id: str
-    answer: Answer
+    answer: OwnerAnswer
 
 
 class Full:
@@ -91,7 +101,7 @@ class Full:
 
 
 class Again:
-    """The row was in the way and is not any more."""
+    """The row has changed during the claim: claim again."""
 
 
 Verdict = Granted | HeldBy | Full | Again
@@ -99,7 +109,10 @@ Verdict = Granted | HeldBy | Full | Again
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """An end of a hold. `epoch` 0 releases the session's hold whatever its epoch; `history` is what a resume continues."""
+    """The release of a lock; `history` is what a resume continues.
+
+    `epoch` 0 releases the session's lock of any epoch.
+    """
 
     identity: str
     session_id: str
@@ -109,7 +122,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatcherStatistics:
-    """Since start. `largest` is the largest batch of claims; `failing` is true while releases cannot be made."""
+    """Counters since start; `largest` is the largest batch of claims.
+
+    `failing` is true while releases cannot be written.
+    """
 
     claims: int
     claim_statements: int
@@ -121,8 +137,8 @@ class ClaimBatcherStatistics:
 
 
 def _forget(what: object, error: Exception) -> None:
-    """It can never be written."""
-    logger.error("a hold could not be written about", what=what, reason=str(error))
+    """Give up an item that the server refuses."""
+    logger.error("a release or an answer of an identity lock is refused by the server", what=what, reason=str(error))
 
 
 class _Claim:
@@ -138,7 +154,11 @@ class _Claim:
 
 
 class ClaimBatcher:
-    """See the module docstring. `on_news` is told which identities were released or answered for, after the commit, in one step."""
+    """The queues of a node's claims, releases, answers and withdrawals.
+
+    `on_written` is called in one step with the identities that were released or answered for, after
+    the commit.
+    """
 
     def __init__(
         self,
@@ -146,7 +166,7 @@ class ClaimBatcher:
         lease: Lease,
         pool: Pool,
         limits: ClusterLimits,
-        on_news: Callable[[Sequence[str]], None],
+        on_written: Callable[[Sequence[str]], None],
     ) -> None:
         self._server = server
         self._lease = lease
@@ -154,20 +174,19 @@ class ClaimBatcher:
         self._statement_s = limits.statement_s
         self._quota = limits.connections_per_workspace
         self._quota_class = lock_class(server.schema, "workspace quota")
-        self._on_news = on_news
+        self._on_written = on_written
         self._claims: deque[_Claim] = deque()
         self._releases: deque[Release] = deque()
-        self._answers: dict[tuple[str, int, str], Answer] = {}
+        self._answers: dict[tuple[str, int, str], OwnerAnswer] = {}
         self._withdrawals: dict[tuple[str, str], None] = {}
         self._working = False
-        self._idle = trio.Event()
-        self._idle.set()
+        self._settled = RepeatedEvent()
         self._later: asyncio.TimerHandle | None = None
         self._failing = False
         self._claimed = self._claim_statements = self._largest = self._released = self._release_statements = 0
 
     def statistics(self) -> ClaimBatcherStatistics:
-        """What it has done."""
+        """Return counters since start, and what waits now."""
         return ClaimBatcherStatistics(
             self._claimed,
             self._claim_statements,
@@ -179,7 +198,10 @@ class ClaimBatcher:
         )
 
     async def claim(self, request: LockRequest) -> Verdict:
-        """Try once to become the holder. Raises StorageUnavailable, of which FencedError is one kind."""
+        """Try once to take the lock.
+
+        Raises StorageUnavailable, of which FencedError is one kind.
+        """
         claim = _Claim(request, trio.lowlevel.current_task())
         self._claims.append(claim)
         self._work_soon()
@@ -187,34 +209,38 @@ class ClaimBatcher:
         return verdict
 
     def release(self, release: Release) -> None:
-        """Give a hold back, as soon as possible. Compares first, so it may be called for what somebody else has by now."""
+        """Release a lock as soon as possible; a lock of another session stays."""
         self._releases.append(release)
         self._work_soon()
 
-    def answer(self, identity: str, asker: int, session_id: str, answer: Answer) -> None:
-        """Tell the node `asker` what becomes of what it has asked for the session `session_id`."""
+    def answer(self, identity: str, asker: int, session_id: str, answer: OwnerAnswer) -> None:
+        """OwnerAnswer the request of the session `session_id` of the node `asker`."""
         self._answers[identity, asker, session_id] = answer
         self._work_soon()
 
     def withdraw(self, identity: str, session_id: str) -> None:
-        """This session wants that identity no more."""
+        """Take back the session's request for an identity."""
         self._withdrawals[identity, session_id] = None
         self._work_soon()
 
     def forget_releases(self) -> None:
-        """The lease is gone and all its holds with it: there is nothing to give back."""
+        """Drop what waits: the lease has ended, and all its identity locks with it."""
         self._releases.clear()
         self._answers.clear()
         self._withdrawals.clear()
 
     async def settled(self) -> None:
-        """Wait until nothing waits."""
-        await self._idle.wait()
+        """Wait until all releases and answers are written."""
+        while self._working or self._owes:
+            await self._settled.wait()
 
-    # -- on the asyncio side --------------------------------------------------------------------------------------
+    @property
+    def _owes(self) -> bool:
+        return bool(self._releases or self._answers or self._withdrawals)
+
+    # -- on the asyncio side -----------------------------------------------------------------------
 
     def _work_soon(self) -> None:
-        self._idle = self._idle if not self._idle.is_set() else trio.Event()
         if not self._working:
             self._working = True
             if self._later is not None:
@@ -223,9 +249,9 @@ class ClaimBatcher:
             self._server.spawn(self._work())
 
     async def _work(self) -> None:
-        """Until nothing waits, or what waits has to wait longer."""
+        """Work until nothing waits, or what waits has to wait longer."""
         try:
-            while self._claims or self._releases or self._answers or self._withdrawals:
+            while self._claims or self._owes:
                 ended = await self._end_some()
                 if self._claims:
                     await self._claim_some()
@@ -233,13 +259,16 @@ class ClaimBatcher:
                     break
         finally:
             self._working = False
-            if self._releases or self._answers or self._withdrawals:
-                self._later = self._server.loop.call_later(AGAIN_S, self._work_soon)
+            if self._owes:
+                self._later = self._server.loop.call_later(RETRY_S, self._work_soon)
             else:
-                self._idle.set()
+                self._settled.set()
 
     async def _end_some(self) -> bool:
-        """Releases, answers, withdrawals. What fails is in its queue again."""
+        """Write releases, answers and withdrawals; return whether that succeeded.
+
+        After a failure all of them are in their queues again.
+        """
         releases = [self._releases.popleft() for _ in range(min(len(self._releases), MAX_RELEASES))]
         answers, self._answers = self._answers, {}
         withdrawals, self._withdrawals = self._withdrawals, {}
@@ -248,11 +277,11 @@ class ClaimBatcher:
                 rows = await in_halves(releases, self._release, _forget)
                 self._released += len(rows)
                 released, releases = releases, []
-                self._on_news([one.identity for one in released])
+                self._on_written([one.identity for one in released])
             if answers:
                 await in_halves(list(answers.items()), self._write_answers, _forget)
                 answered, answers = answers, {}
-                self._on_news([identity for identity, _, _ in answered])
+                self._on_written([identity for identity, _, _ in answered])
             if withdrawals:
                 await in_halves(list(withdrawals), self._withdraw, _forget)
                 withdrawals = {}
@@ -282,7 +311,7 @@ class ClaimBatcher:
         self._release_statements += 1
         return rows
 
-    async def _write_answers(self, answers: Sequence[tuple[tuple[str, int, str], Answer]]) -> list[Any]:
+    async def _write_answers(self, answers: Sequence[tuple[tuple[str, int, str], OwnerAnswer]]) -> list[Any]:
         identities, askers, sessions = zip(*(key for key, _ in answers), strict=True)
         values = [answer.value for _, answer in answers]
         await self._run(lambda c: c.execute(_ANSWER, list(identities), list(askers), list(sessions), values))
@@ -323,7 +352,7 @@ class ClaimBatcher:
             for claim in claims:
                 kind = FencedError if isinstance(exc, FencedError) else StorageUnavailable
                 self._deliver(claim, outcome.Error(kind(str(exc))))
-            # Whether it is ours is not known if the answer was lost: then it is not.
+            # When the answer was lost, the locks may have been granted: release them.
             self._releases.extend(Release(one.request.identity, one.request.session_id, 0) for one in claims)
             return
         self._largest = max(self._largest, len(batch))
@@ -371,8 +400,11 @@ class ClaimBatcher:
         return True
 
     async def _run(self, work: Callable[[Any], Any]) -> Any:
-        """One statement, again when its connection was lost or another transaction was first. Raises StorageUnavailable."""
-        return await run_again(self._pool, self._statement_s, MAX_TRIES, work)
+        """Run one statement, again after a conflict or a lost connection.
+
+        Raises StorageUnavailable.
+        """
+        return await run_repeatable(self._pool, self._statement_s, MAX_TRIES, work)
 
 
 def _verdict(row: Any, node_epoch: int) -> Verdict:
@@ -381,5 +413,5 @@ def _verdict(row: Any, node_epoch: int) -> Verdict:
         history = SessionHistory(previous_id, initial_ms, reconnections - 1) if previous_id else None
         return Granted(epoch, node_epoch, history)
     if verdict == "held":
-        return HeldBy(holder, holder_epoch, holder_session, Answer(answer))
+        return HeldBy(holder, holder_epoch, holder_session, OwnerAnswer(answer))
     return Full()

@@ -1,13 +1,18 @@
-"""Who is connected, cluster-wide, and where services are. It tells and decides nothing: exclusivity is the business of holds.py.
+"""The SessionDirectory of a cluster's node: sessions and services of all nodes.
 
-Lists are read from the table of holds, those of live leases only. A node that has died is in them until it is declared dead: by a
-claim that meets one of its holds, or by the second of two looks that find it without a lease. The sweep of every node looks every few
-seconds, and whoever lists makes this one look again at once (but not more often than every LOOK_S).
+Lists are read from the table of identity locks, those of live leases only. Which session owns an
+identity is decided elsewhere (cluster_locks.py). The sessions of a node that has died are listed
+until the node is declared dead: by a claim of one of its identities, or by the second of two looks
+that find it without a lease. Every node looks every few seconds, and a list makes this node look
+again at once, but not more often than every LOOK_S.
 
-Where a user's window is (`moved`) is written in batches; this node writes what waits before it reads, so that it finds what it did.
+A session of this node is described by its registry, which knows more than the row. The workspace
+that a user's window has switched to (`moved`) is written in batches. This node writes those that
+wait before it reads, so that it finds what it did.
 
-Instances of services are remembered (instances.py). Whoever claims or releases one, or declares a node dead, tells all nodes after the
-commit, and each looks by itself every few seconds.
+Instances of services are remembered (service_instances.py). A node that locks or releases an
+identity of a service, or declares a node dead, notifies all nodes after the commit; each node also
+looks every few seconds.
 """
 
 from __future__ import annotations
@@ -24,9 +29,9 @@ import trio
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.cluster_locks import NEWS
 from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics
-from aether_trio.cluster.locks.service_instances import Instances
+from aether_trio.cluster.locks.service_instances import ServiceInstances
 from aether_trio.cluster.node.bus import ALL
-from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.session_host import LocalSessions
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
@@ -36,7 +41,7 @@ from aether_trio.model.ownership import (
     DisconnectResult,
     LastSeen,
     SessionFilter,
-    SessionPage,
+    SessionList,
     SessionRecord,
 )
 from aether_trio.storage.bisection import in_halves
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 SERVICES: Final = "services"
 LOOK_S: Final = 1.0
 SERVICES_MIN_INTERVAL_S: Final = 0.02
-"""Between two looks at the services: a hundred that connect at once are one look or two."""
+"""Between two looks at the services: a hundred that connect at once cost one look or two."""
 MAX_MOVES: Final = 1000
 
 _LIVE: Final = """
@@ -76,7 +81,8 @@ _LAST_HELD: Final = """
     ) AS t
 """
 _LAST_HELD_ONE: Final = _LAST_HELD % "h.identity = $3"
-# Identity strings order by their bytes, so the windows of a user are a range: ";" comes right behind ":".
+# Identity strings order by their bytes, so the windows of a user are a range: ";" comes right
+# behind ":".
 _LAST_HELD_USER: Final = (
     _LAST_HELD % "h.identity >= 'us::' || $3::text || '::' AND h.identity < 'us::' || $3::text || ':;'"
 )
@@ -84,7 +90,7 @@ _SERVICES: Final = f"""
     SELECT h.implementation, h.identity {_LIVE} AND h.kind = 'service' AND h.takes_any AND h.node_id <> $1
     ORDER BY h.identity
 """
-# In the order of the identities, as everybody locks them.
+# In the order of the identities, as all statements lock them.
 _MOVE: Final = """
     WITH mine AS (
         SELECT h.identity, h.session_id, c.place FROM unnest($1::text[], $2::text[], $3::text[]) AS c (identity, session_id, place)
@@ -96,26 +102,31 @@ _MOVE: Final = """
 """
 
 
-def _forget_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
+def _refused_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
     structlog.get_logger("aether.cluster").error(
-        "a switch of a workspace is not written", identity=move[0], reason=str(error)
+        "the switch of a user to another workspace cannot be written", identity=move[0], reason=str(error)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryLimits:
-    """How long it waits for what, in seconds."""
+    """How long the directory waits, in seconds."""
 
     poll_s: float = 5.0
-    """Between two looks at what hints would have told."""
+    """Between two looks that make up for lost notifications."""
     ask_again_s: float = 1.0
     wait_s: float = 12.0
-    """For another node's word that it has ended a session. More than two polls, so that lost hints alone do not exceed it."""
+    """For another node's answer that it has ended a session: more than two polls, so that lost
+    notifications alone do not exceed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatistics:
-    """Since start: looks at the services of other nodes, statements that wrote places and what they wrote, and disconnects."""
+    """Counters since start.
+
+    `service_looks` are looks at the services of other nodes, `move_statements` those that wrote
+    `moves` switches of a workspace.
+    """
 
     service_looks: int
     move_statements: int
@@ -124,7 +135,10 @@ class DirectoryStatistics:
 
 
 class ClusterDirectory:
-    """The SessionDirectory of a cluster's node. `run` must run while it is used, `close` after it."""
+    """The SessionDirectory of a cluster's node.
+
+    `run` must run while it is used, `close` after it.
+    """
 
     def __init__(
         self,
@@ -138,8 +152,8 @@ class ClusterDirectory:
         self._cluster = cluster
         self._sessions = sessions
         self._limits = limits
-        self._queries = Queries(server, cluster_limits, "directory", 1)
-        self._instances = Instances(random)
+        self._queries = QueryPool(server, cluster_limits, "directory", 1)
+        self._instances = ServiceInstances(random)
         self._moves: dict[str, tuple[str, str]] = {}
         self._moving = trio.Lock()
         every_s = limits.poll_s
@@ -150,10 +164,12 @@ class ClusterDirectory:
             every_s=every_s,
             min_interval_s=SERVICES_MIN_INTERVAL_S,
         )
-        self._orders = PeriodicTask("orders of other nodes", self._follow_orders, random, every_s=every_s)
+        self._disconnect_requests = PeriodicTask(
+            "disconnects requested by other nodes", self._follow_disconnects, random, every_s=every_s
+        )
         self._moved = PeriodicTask("switches of workspaces", self._follow_moves, random, every_s=None)
         self._listed = PeriodicTask(
-            "the look for dead nodes", self._find_dead, random, every_s=None, min_interval_s=LOOK_S
+            "the search for dead nodes", self._find_dead, random, every_s=None, min_interval_s=LOOK_S
         )
         self._looked_at = trio.current_time()
         self._service_looks = self._move_statements = self._move_count = 0
@@ -162,24 +178,24 @@ class ClusterDirectory:
             cluster.lease,
             cluster.bus,
             sessions,
-            self._orders.trigger,
+            self._disconnect_requests.trigger,
             ask_again_s=limits.ask_again_s,
             wait_s=limits.wait_s,
         )
-        cluster.locks.on_change = self._changed
+        cluster.locks.on_change.append(self._on_locks_changed)
         cluster.peers.on_death.append(self._services.trigger)
         cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.trigger())
-        cluster.bus.handle(NEWS, self._hear_news)
+        cluster.bus.handle(NEWS, self._on_lock_news)
 
     def statistics(self) -> DirectoryStatistics:
-        """What has happened so far."""
+        """Return counters since start."""
         return DirectoryStatistics(
             self._service_looks, self._move_statements, self._move_count, self.disconnects.statistics()
         )
 
-    # -- reading --------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
-    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionPage:
+    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """See SessionDirectory."""
         self._listed.trigger()
         await self._write_moves()
@@ -189,7 +205,7 @@ class ClusterDirectory:
             rows = await self._queries.fetch(_PAGE_OF_PLACE, *args, wanted.workspace)
         else:
             rows = await self._queries.fetch(_PAGE_OF_ALL, *args)
-        return SessionPage([self._record(row[1:]) for row in rows if row[1] is not None], rows[0][0])
+        return SessionList([self._record(row[1:]) for row in rows if row[1] is not None], rows[0][0])
 
     async def find(self, session_id: str) -> SessionRecord | None:
         """See SessionDirectory."""
@@ -243,7 +259,7 @@ class ClusterDirectory:
         parsed = Identity.parse(identity, strict=False)
         return SessionRecord(session_id, parsed, place, connected_ms, peer, written_ms, node_id)
 
-    # -- moving ---------------------------------------------------------------------------------------------------
+    # -- moving ------------------------------------------------------------------------------------
 
     def moved(self, session: SessionRecord) -> None:
         """See SessionDirectory. Written soon."""
@@ -251,7 +267,7 @@ class ClusterDirectory:
         self._moved.trigger()
 
     async def _write_moves(self) -> None:
-        """Write what waits. Raises StorageUnavailable, and then it waits on."""
+        """Write the switches that wait. Raises StorageUnavailable; they wait on then."""
         if not self._moves and not self._moving.locked():
             return
         async with self._moving:
@@ -259,7 +275,7 @@ class ClusterDirectory:
                 names = list(self._moves)[:MAX_MOVES]
                 moves = {name: self._moves.pop(name) for name in names}
                 try:
-                    await in_halves(list(moves.items()), self._write_some, _forget_move)
+                    await in_halves(list(moves.items()), self._write_some, _refused_move)
                 except BaseException:
                     self._moves = {**moves, **self._moves}
                     raise
@@ -272,46 +288,49 @@ class ClusterDirectory:
             _MOVE, names, [one for _, (one, _) in moves], [place for _, (_, place) in moves]
         )
 
-    # -- what hints are for ---------------------------------------------------------------------------------------
+    # -- notifications -----------------------------------------------------------------------------
 
-    def _changed(self, identities: Sequence[str]) -> None:
+    def _on_locks_changed(self, identities: Sequence[str]) -> None:
         if any(identity.startswith("sv::") for identity in identities):
             self._cluster.bus.broadcast(SERVICES, "")
 
-    def _hear_news(self, _sender: int, body: str) -> None:
+    def _on_lock_news(self, _sender: int, body: str) -> None:
         if body == ALL:
             self._services.trigger()
 
-    # -- its tasks ------------------------------------------------------------------------------------------------
+    # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep up with the other nodes until cancelled. Started when it knows the services. What keeps it from that is raised."""
+        """Follow the other nodes until cancelled; started when the services are known.
+
+        Raises StorageUnavailable when it cannot read them at first.
+        """
         await self._follow_services(True)
         task_status.started()
         async with trio.open_nursery() as nursery:
-            for one in (self._services, self._orders, self._moved, self._listed):
+            for one in (self._services, self._disconnect_requests, self._moved, self._listed):
                 nursery.start_soon(keep_running, "directory", one.run)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._queries.close()
 
-    async def _follow_services(self, _alone: bool) -> None:
+    async def _follow_services(self, _periodic: bool) -> None:
         self._looked_at = trio.current_time()
         self._instances.replace((row[0], row[1]) for row in await self._queries.fetch(_SERVICES, self._cluster.node_id))
         self._service_looks += 1
 
-    async def _follow_orders(self, alone: bool) -> None:
-        await self.disconnects.obey()
-        if alone:
+    async def _follow_disconnects(self, periodic: bool) -> None:
+        await self.disconnects.carry_out()
+        if periodic:
             await self.disconnects.forget()
 
-    async def _follow_moves(self, _alone: bool) -> None:
+    async def _follow_moves(self, _periodic: bool) -> None:
         await self._write_moves()
 
-    async def _find_dead(self, _alone: bool) -> None:
+    async def _find_dead(self, _periodic: bool) -> None:
         if await self._cluster.nodes.look():
-            self._listed.trigger()  # somebody has no lease: the second look decides
+            self._listed.trigger()  # a node has no lease: the second look decides
 
 
 @asynccontextmanager

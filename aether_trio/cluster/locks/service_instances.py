@@ -1,10 +1,11 @@
-"""Which instances of a service there are, cluster-wide: for spreading messages over them, and for nothing that has to be exact.
+"""The instances of each service on all nodes, for spreading messages over them.
 
-A message to an instance that has just gone stays in its topic, as it would if the instance had gone just after the message.
+Nothing exact depends on it. A message to an instance that has just ended stays in its topic, as it
+would if the instance had ended just after the message.
 
-What other nodes hold is remembered from the last look at the table; what this node holds, its registry knows and says each time.
-Instances take turns, wherever they are; each node counts its own turns and begins at a random one, so that nodes do not all begin
-with the same instance.
+The instances of other nodes are those of the last look at the table; this node's instances are
+given with each call. Instances take turns on whichever node they are. Each node counts its own
+turns and begins at a random one, so that nodes do not all begin with the same instance.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ MAX_TURNS: Final = 10_000
 """Implementations whose turn is remembered."""
 
 
-class Instances:
-    """See the module docstring. Nothing here waits."""
+class ServiceInstances:
+    """The instances of services on other nodes, and the turns of all instances."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -26,18 +27,21 @@ class Instances:
         self._turns: dict[str, int] = {}
 
     def replace(self, rows: Iterable[tuple[str, str]]) -> None:
-        """What other nodes hold now, as (implementation, identity)."""
+        """Replace the instances of other nodes, given as (implementation, identity)."""
         others: dict[str, list[str]] = {}
         for implementation, identity in rows:
             others.setdefault(implementation, []).append(identity)
         self._others = others
 
     def of(self, implementation: str) -> Sequence[str]:
-        """The identities of the instances on other nodes."""
+        """Return the identities of the instances on other nodes."""
         return self._others.get(implementation, ())
 
     def pick(self, implementation: str, own: Sequence[str]) -> str | None:
-        """The identity of an instance, each in its turn; `own` are those of this node. None when there is none at all."""
+        """Return the identity of an instance, each in its turn; None when there is none.
+
+        `own` are the instances of this node.
+        """
         others = self._others.get(implementation, ())
         count = len(own) + len(others)
         if not count:

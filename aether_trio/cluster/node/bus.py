@@ -1,19 +1,25 @@
-"""Hints between nodes, over LISTEN and NOTIFY: "look now". Nothing is right or wrong by whether one arrives.
+"""Notifications between nodes over LISTEN and NOTIFY.
 
-    send(node, topic, body) ──▶ pending ──▶ one statement for all that waits, one pg_notify for each node (and "all")
+They say "look now", and may be lost.
+
+    send(node, topic, body) ─▶ pending ─▶ one statement, with one pg_notify per node (and "all")
                                                        ⋮
     handlers[topic](sender, body) ◀── one LISTEN connection per node
 
-A NOTIFY takes a lock of the whole database server until its transaction is over and wakes every backend that listens, so there is one
-connection that listens, hints that wait for each other go out together, and they have a connection of their own that commits without
-waiting for the disk: send after the commit that a hint speaks of, never inside it. Who has a connection like that, and finds out from the
-database whom to tell, may tell them in that statement (`node_channel`, `payload_sql`).
+A NOTIFY takes a lock of the whole database server until its transaction is over, and wakes every
+backend that listens. So one connection of a node listens, notifications that wait go out together,
+and they are sent over a separate connection that commits without waiting for the disk. Send a
+notification after the commit that it is about, never inside that transaction. A part with such a
+connection that finds the nodes to notify in the database may notify them in the same statement
+(`node_channel`, `payload_sql`).
 
-What is lost (a listener that reconnects, a server that restarts, a queue that is full) is made up for: after every reconnect each handler
-is told ALL, "look at everything", and whoever waits for a hint looks by itself every few seconds.
+Notifications are lost when a listener reconnects, the server restarts or a queue is full. So after
+each reconnect all handlers are called with ALL, "look at everything", and a part that waits for a
+notification also looks every few seconds.
 
-Invariants: `send` and the handlers are one step, without a checkpoint; a hint is never sent before the call to `send`; a node does not
-hear itself; memory is bounded by MAX_PENDING hints, and what is beyond it becomes one ALL.
+Invariants: `send` and the handlers are one step, without a checkpoint; a notification is never sent
+before the call to `send`; a node does not receive its own notifications; at most MAX_PENDING
+notifications wait, and those beyond it become one ALL.
 """
 
 from __future__ import annotations
@@ -29,8 +35,14 @@ import structlog
 import trio
 
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.aio import at_first, call, connected, open_connection
 from aether_trio.cluster.node.lease import Lease
+from aether_trio.cluster.node.postgres_calls import (
+    open_connection,
+    open_connection_from_trio,
+    retry_at_start,
+    run_in_asyncio,
+)
+from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import describe
@@ -40,7 +52,7 @@ from aether_trio.storage.postgres.statements import within
 logger = structlog.get_logger("aether.cluster")
 
 ALL: Final = "*"
-"""A body that stands for every body: hints may have been lost."""
+"""The body that stands for every body: notifications may have been lost."""
 MAX_PAYLOAD_BYTES: Final = 7500  # PostgreSQL's limit is 7999
 MAX_BODY_BYTES: Final = 2000
 MAX_PENDING: Final = 10_000
@@ -57,9 +69,13 @@ _NOTIFY: Final = "SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS 
 
 @dataclass(frozen=True, slots=True)
 class BusStatistics:
-    """`hints` were sent in `notifies` payloads by `statements` statements; `received` counts hints. `dropped` could not be sent."""
+    """Counters since start, and whether the node listens now.
 
-    hints: int
+    `sent` notifications went out in `notifies` payloads by `statements` statements; `dropped` could
+    not be sent.
+    """
+
+    sent: int
     notifies: int
     statements: int
     received: int
@@ -69,7 +85,7 @@ class BusStatistics:
 
 
 class Bus:
-    """See the module docstring."""
+    """Sends notifications to other nodes, and calls the handlers of those that arrive."""
 
     def __init__(self, server: PostgresServer, lease: Lease, limits: ClusterLimits, random: Random) -> None:
         self._server = server
@@ -80,10 +96,10 @@ class Bus:
         self._pending: dict[str, dict[tuple[str, str], None]] = {}
         self._waiting = 0
         self._sending = False
-        self._sent = trio.Event()
-        self._alarm = trio.Event()
+        self._idle = RepeatedEvent()
+        self._alarm = AutoResetEvent()
         self._closed = False
-        self._hints = self._notifies = self._statements = self._received = self._dropped = self._reconnects = 0
+        self._put_count = self._notifies = self._statements = self._received = self._dropped = self._reconnects = 0
         self.listening = False
         factory = partial(open_connection, server, "notify", "SET synchronous_commit = off")
         self._pool = Pool(
@@ -98,9 +114,9 @@ class Bus:
         )
 
     def statistics(self) -> BusStatistics:
-        """What has happened so far."""
+        """Count what was sent and received since start."""
         return BusStatistics(
-            self._hints,
+            self._put_count,
             self._notifies,
             self._statements,
             self._received,
@@ -110,42 +126,48 @@ class Bus:
         )
 
     def handle(self, topic: str, handler: Handler) -> None:
-        """Have `handler` told of every hint of this topic, and of ALL. It may only schedule work."""
+        """Call `handler` for each notification of this topic, and for ALL.
+
+        It may only schedule work.
+        """
         self._handlers.setdefault(topic, []).append(handler)
 
     def send(self, node_id: int, topic: str, body: str) -> None:
-        """A hint for one node. A body that is too long is sent as ALL."""
+        """Notify one node. A body that is too long is sent as ALL."""
         self._put(self._channel(node_id), topic, body)
 
     def broadcast(self, topic: str, body: str) -> None:
-        """A hint for every other node."""
+        """Notify every other node."""
         self._put(f"{self._server.schema}_all", topic, body)
 
     def receive(self, payload: str) -> None:
-        """What came over a channel: [sender, [[topic, body], ...]] in JSON."""
+        """Handle a payload: [sender, [[topic, body], ...]] in JSON."""
         try:
-            sender, hints = msgspec.json.decode(payload, type=tuple[int, list[tuple[str, str]]])
+            sender, notifications = msgspec.json.decode(payload, type=tuple[int, list[tuple[str, str]]])
         except msgspec.DecodeError:
-            logger.warning("somebody else notifies on a channel of the cluster")
+            logger.warning("a program other than a node notifies on a channel of the cluster; the payload is ignored")
             return
         if sender == self._lease.node_id:
             return
-        for topic, body in hints:
+        for topic, body in notifications:
             self._received += 1
             for handler in self._handlers.get(topic, ()):
                 handler(sender, body)
 
-    # -- listening ------------------------------------------------------------------------------------------------
+    # -- listening ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled. Started when the first connection listens. Raises StorageUnavailable when none can."""
+        """Listen until cancelled; started when the first connection listens.
+
+        Raises StorageUnavailable.
+        """
         pause_s = FIRST_PAUSE_S
         started = False
         while True:
             try:
                 node_id = self._lease.node_id
                 listen = partial(self._listen, node_id)
-                connection = await (listen() if started else at_first(listen, self._limits.lease_grace_s))
+                connection = await (listen() if started else retry_at_start(listen, self._limits.lease_grace_s))
             except Exception as exc:
                 if not started:
                     raise
@@ -158,7 +180,7 @@ class Bus:
                 self.listening = True
                 if started:
                     self._reconnects += 1
-                    self._tell_all()
+                    self._notify_all()
                 else:
                     started = True
                     task_status.started()
@@ -168,34 +190,33 @@ class Bus:
                 connection.terminate()
 
     async def _listen(self, node_id: int) -> Any:
-        connection = await connected(self._server, "listen")
+        connection = await open_connection_from_trio(self._server, "listen")
         try:
             connection.add_termination_listener(lambda _: self._alarm.set())
-            self._alarm = trio.Event()
             for channel in (self._channel(node_id), f"{self._server.schema}_all"):
-                await call(
-                    self._server, within(connection, NOTIFY_S, partial(connection.add_listener, channel, self._hear))
+                await run_in_asyncio(
+                    self._server,
+                    within(connection, NOTIFY_S, partial(connection.add_listener, channel, self._on_notify)),
                 )
         except BaseException:
             connection.terminate()
             raise
         return connection
 
-    def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
+    def _on_notify(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
         self.receive(payload)
 
     async def _watch(self, connection: Any, node_id: int) -> None:
-        """Until the connection is lost, or does not answer, or this node has another number."""
+        """Return when the connection does not answer, or the node has another number."""
         while self._lease.node_id == node_id:
             with trio.move_on_after(self._limits.probe_s):
                 await self._alarm.wait()
             if connection.is_closed():
                 return
-            self._alarm = trio.Event()
             answered = False
             with trio.move_on_after(self._limits.probe_timeout_s):
                 try:
-                    await call(self._server, connection.execute("SELECT 1"))
+                    await run_in_asyncio(self._server, connection.execute("SELECT 1"))
                 except Exception as exc:
                     logger.info("the bus lost its listener", reason=describe(exc))
                     return
@@ -204,16 +225,16 @@ class Bus:
                 logger.info("the bus lost its listener", reason="no answer")
                 return
 
-    def _tell_all(self) -> None:
+    def _notify_all(self) -> None:
         for handlers in self._handlers.values():
             for handler in handlers:
                 handler(0, ALL)
 
-    # -- sending --------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     @property
     def node_channel(self) -> str:
-        """The name of a node's channel, but for the node's number at its end."""
+        """The name of a node's channel, without the node's number at its end."""
         return f"{self._server.schema}_n"
 
     def _channel(self, node_id: int) -> str:
@@ -222,30 +243,29 @@ class Bus:
     def _put(self, channel: str, topic: str, body: str) -> None:
         if self._closed:
             return
-        self._hints += 1
-        hints = self._pending.setdefault(channel, {})
+        self._put_count += 1
+        waiting = self._pending.setdefault(channel, {})
         if len(msgspec.json.encode(body)) > MAX_BODY_BYTES or self._waiting >= MAX_PENDING:
             body = ALL
-        if (topic, ALL) in hints or (topic, body) in hints:
+        if (topic, ALL) in waiting or (topic, body) in waiting:
             return
         if body == ALL:
-            same = [hint for hint in hints if hint[0] == topic]
-            for hint in same:
-                del hints[hint]
+            same = [one for one in waiting if one[0] == topic]
+            for one in same:
+                del waiting[one]
             self._waiting -= len(same)
-        hints[topic, body] = None
+        waiting[topic, body] = None
         self._waiting += 1
         if not self._sending:
             self._sending = True
-            self._sent = trio.Event()
             self._server.spawn(self._send())
 
     def _take(self) -> tuple[list[str], list[str]]:
-        """Everything that waits, as (channels, payloads)."""
+        """Take all notifications that wait, as (channels, payloads)."""
         channels: list[str] = []
         payloads: list[str] = []
-        for channel, hints in self._pending.items():
-            for payload in _payloads(self._lease.node_id, list(hints)):
+        for channel, waiting in self._pending.items():
+            for payload in _payloads(self._lease.node_id, list(waiting)):
                 channels.append(channel)
                 payloads.append(payload)
         self._pending = {}
@@ -253,7 +273,7 @@ class Bus:
         return channels, payloads
 
     async def _send(self) -> None:
-        """On the asyncio side: until nothing waits. What cannot be sent is dropped, as hints may be."""
+        """Send until nothing waits, dropping what cannot be sent. An asyncio function."""
         try:
             while self._pending and not self._closed:
                 try:
@@ -266,7 +286,7 @@ class Bus:
                 try:
                     await within(connection, NOTIFY_S, partial(connection.execute, _NOTIFY, channels, payloads))
                 except Exception as exc:
-                    logger.info("hints were lost", reason=describe(exc))
+                    logger.info("notifications were lost", reason=describe(exc))
                     self._dropped += len(payloads)
                     self._pool.release(connection, healthy=False)
                 else:
@@ -275,29 +295,33 @@ class Bus:
                     self._pool.release(connection)
         finally:
             self._sending = False
-            self._sent.set()
+            self._idle.set()
 
     async def close(self) -> None:
-        """Send what waits, if that can be done soon, and nothing more."""
+        """Send what waits, within CLOSE_S, and nothing after that."""
         if self._sending:
             with trio.move_on_after(CLOSE_S):
-                await self._sent.wait()
+                await self._idle.wait()
         self._closed = True
-        await call(self._server, self._pool.close())
+        await run_in_asyncio(self._server, self._pool.close())
 
 
 def payload_sql(sender: str, topic: str, body: str) -> str:
-    """SQL for a payload with one hint, of SQL expressions: a number, two texts. MAX_PAYLOAD_BYTES is up to the caller."""
+    """Return the SQL of a payload with one notification, from three SQL expressions.
+
+    `sender` is a number, `topic` and `body` are texts. The caller keeps the payload below
+    MAX_PAYLOAD_BYTES.
+    """
     return f"'[' || {sender} || ',[[' || to_json({topic})::text || ',' || to_json({body})::text || ']]]'"
 
 
-def _payloads(sender: int, hints: list[tuple[str, str]]) -> list[str]:
-    """As few payloads as the hints fit in."""
+def _payloads(sender: int, notifications: list[tuple[str, str]]) -> list[str]:
+    """Pack the notifications in as few payloads as they fit in."""
     payloads: list[str] = []
     parts: list[str] = []
     size = 0
-    for hint in hints:
-        part = msgspec.json.encode(hint).decode()
+    for notification in notifications:
+        part = msgspec.json.encode(notification).decode()
         more = len(part.encode()) + 1
         if parts and size + more > MAX_PAYLOAD_BYTES:
             payloads.append(f"[{sender},[{','.join(parts)}]]")

@@ -1,24 +1,31 @@
-"""A node's lease: one PostgreSQL session that holds one advisory lock, and what becomes of the node when that session ends.
+"""A node's lease: a PostgreSQL session that has an advisory lock.
 
              session lost                        grace over
       HELD ───────────────▶ LOST ──────────────────────────────▶ AWAY
        ▲  ◀──────────────────┘ the lock again, within the grace    │
-       └───────────────────────────────────────────────────────────┘ the lock again, with a new epoch and no holds
+       └───────────────────────────────────────────────────────────┘ the lock again, a new epoch
 
-There is no heartbeat and nothing expires: the lock is the server's, and free when its session is gone, however that ended. Somebody
-who wants to know whether a node is alive tries its lock (nodes.py); who gets it declares the lease dead in the same transaction.
+There is no heartbeat and nothing expires: the lock is in the server, and free when its PostgreSQL
+session has ended for any reason. A node that has to know whether another one is alive tries that
+node's lock (liveness.py); when it gets the lock, it declares the lease dead in the same
+transaction.
 
 What a node finds when it has the lock again:
-    its row alive, its epoch    nobody missed it; the lease goes on, and so do the holds
-    its row dead, or changed    it takes the next epoch and re-stamps, in that transaction, the holds that nobody has taken meanwhile
-    no row of its own           (a standby without the last transactions was promoted) it registers anew
+    its row alive, its epoch    no node declared it dead; the lease and the identity locks go on
+    its row dead, or changed    it takes the next epoch and re-stamps, in that transaction, those of
+                                its identity locks that no other node has taken meanwhile
+    no row                      it registers anew (a standby without the last transactions was
+                                promoted)
 
-The lock is taken before the row is looked at, so nobody can declare the lease dead in between. A session of ours that the server still
-believes in (the link to it has stalled) is ended first: only this node takes its lock exclusively.
+The lock is taken before the row is read, so no node can declare the lease dead in between. A
+session of this node that the server still believes in (its link has stalled) is ended first: only
+this node takes its lock exclusively.
 
-Invariants: while `state` is HELD nobody has declared (node_id, epoch) dead, as far as this process can know; what it does not know the
-fence does. The watcher is told `lost` exactly once before each `back` or `gone`, and of `back` before the epoch changes, so that a
-session that was lost writes nothing under the new one; of `renewed` behind that change, in the same step.
+Invariants: while `state` is HELD no node has declared (node_id, epoch) dead, as far as this process
+can know; the fence refuses writes in the cases that it cannot know. The watcher's `lease_lost` is
+called exactly once before each `lease_back` or `lease_gone`. `lease_back` is called before the
+epoch changes, so that a session whose lock is lost writes nothing under the new epoch;
+`lease_renewed` is called after the change, in the same step.
 """
 
 from __future__ import annotations
@@ -36,7 +43,13 @@ import trio
 
 from aether_trio.cluster.errors import LeaseLost
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.aio import at_first, call, connected, say_goodbye
+from aether_trio.cluster.node.postgres_calls import (
+    close_connection,
+    open_connection_from_trio,
+    retry_at_start,
+    run_in_asyncio,
+)
+from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import describe
 from aether_trio.storage.postgres.statements import within
@@ -44,14 +57,15 @@ from aether_trio.storage.postgres.statements import within
 logger = structlog.get_logger("aether.cluster")
 
 SURE_S: Final = 1.0
-"""Beyond the time between two looks, before it is not certain any more that the lease is held."""
+"""How much later than the next probe the last one may be before the lease counts as uncertain."""
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 
 _REGISTER: Final = """
     INSERT INTO nodes (token, name, address, version, started_ms) VALUES ($1, $2, $3, $4, aether_now_ms()) RETURNING node_id
 """
-# OFFSET 0: the few questions lead to their holds, not the many holds of this node to their questions.
+# OFFSET 0: the plan goes from the few requests to their rows, not from the many rows to their
+# requests.
 _PROBE: Final = """
     SELECT EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive),
         EXISTS (SELECT FROM lock_requests a CROSS JOIN LATERAL (SELECT * FROM identity_locks x WHERE x.identity = a.identity OFFSET 0) AS h
@@ -63,7 +77,7 @@ END_LEASE_SESSIONS: Final = """
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
         AND classid = $1::int::oid AND objid = $2::int::oid AND pid <> pg_backend_pid()
 """
-# In the order of the identities, as everybody locks them.
+# In the order of the identities, as all statements lock them.
 _LOCK_MINE: Final = """
     WITH mine AS (
         SELECT identity FROM identity_locks WHERE node_id = $1 AND ended_ms IS NULL ORDER BY identity FOR UPDATE
@@ -81,8 +95,8 @@ _NEXT_EPOCH: Final = """
 """
 _MINE: Final = "SELECT identity, session_id FROM identity_locks WHERE node_id = $1 AND ended_ms IS NULL"
 
-Rows = frozenset[tuple[str, str]]
-"""(identity, session_id) of every hold that the database says is this node's."""
+LockRows = frozenset[tuple[str, str]]
+"""(identity, session_id) of every identity lock that is this node's in the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,7 @@ class NodeInfo:
 
 
 class LeaseState(enum.Enum):
-    """See the module docstring."""
+    """Whether the node has its lease; see the diagram above."""
 
     HELD = "held"
     LOST = "lost"
@@ -103,28 +117,41 @@ class LeaseState(enum.Enum):
 
 
 class LeaseWatcher(Protocol):
-    """Who is told. Every call is one step, and raises nothing."""
+    """What a lease notifies of its changes.
 
-    def lease_lost(self) -> None: ...
+    Every call is one step, and raises nothing.
+    """
 
-    def lease_back(self, rows: Rows, *, renewed: bool) -> None:
-        """`renewed`: this node was declared dead, and these are the holds that nobody has taken meanwhile."""
+    def lease_lost(self) -> None:
+        """Pause: it is not known whether the node's identity locks are still its own."""
         ...
 
-    def lease_gone(self) -> None: ...
+    def lease_back(self, rows: LockRows, *, renewed: bool) -> None:
+        """The lease is held again, and `rows` are the node's identity locks.
+
+        `renewed`: the node was declared dead, and no other node has taken these locks meanwhile.
+        """
+        ...
+
+    def lease_gone(self) -> None:
+        """The grace is over: other nodes may have taken every identity lock."""
+        ...
 
     def lease_renewed(self) -> None:
-        """The lease is held under another number or epoch than before: what others have deleted for a dead node is gone."""
+        """Write anew what other nodes delete for a dead node.
+
+        The lease is held under another number or epoch than before.
+        """
         ...
 
     def questions(self) -> None:
-        """Somebody asks for something that this node holds."""
+        """Another node requests an identity that this node owns."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatistics:
-    """`losses` counts lost sessions; `new_epochs` those after which the node had been declared dead."""
+    """`losses` counts lost sessions; `new_epochs` those that ended the lease."""
 
     state: str
     held: bool
@@ -141,16 +168,22 @@ class _Regained:
     connection: Any
     node_id: int
     epoch: int
-    rows: Rows
+    rows: LockRows
 
 
 def lock_class(schema: str, purpose: str) -> int:
-    """The first key of an advisory lock: those are shared by the whole database, and it may have several schemas of ours."""
+    """Return the first key of an advisory lock of this schema.
+
+    Advisory locks are shared by the whole database, which may have several schemas of gateways.
+    """
     return zlib.crc32(f"aether {purpose} {schema}".encode()) & 0x7FFF_FFFF
 
 
 class Lease:
-    """See the module docstring. `run` is its only task; the rest may be called from anywhere on this thread."""
+    """A node's lease.
+
+    `run` is its only task; all other methods may be called from any task.
+    """
 
     def __init__(
         self, server: PostgresServer, info: NodeInfo, limits: ClusterLimits, watcher: LeaseWatcher, random: Random
@@ -166,36 +199,40 @@ class Lease:
         self.node_id = 0
         self.epoch = 0
         self._connection: Any = None
-        self._alarm = trio.Event()
-        self._change = trio.Event()
-        self._looked = trio.Event()
+        self._alarm = AutoResetEvent()
+        self._changed = RepeatedEvent()
+        self._looked = RepeatedEvent()
         self._seen_held_s = 0.0
         self._losses = self._new_epochs = self._times_away = 0
         self._last_error = ""
 
-    # -- what others ask ------------------------------------------------------------------------------------------
+    # -- for the parts of the node -----------------------------------------------------------------
 
     @property
     def held(self) -> bool:
-        """Whether this node's holds are known to be its own."""
+        """Whether this node's identity locks are known to be its own."""
         return self.state is LeaseState.HELD
 
     def fence(self) -> str:
-        """The query for PostgresServer.fence."""
+        """Return the query for PostgresServer.fence."""
         return f"SELECT aether_fence({self.node_id}, {self.epoch})"
 
     async def wait_held(self) -> None:
-        """Wait until the lease is held. Raises LeaseLost when it is away, or is not back within the grace."""
+        """Wait until the lease is held.
+
+        Raises LeaseLost when it is not, and not within its grace.
+        """
         while self.state is not LeaseState.HELD:
             if self.state is LeaseState.AWAY:
                 raise LeaseLost(f"this node has no lease: {self._last_error or 'it is being registered'}")
-            await self._change.wait()
+            await self._changed.wait()
 
     async def wait_sure(self) -> None:
-        """Wait until the lease is held and that was seen a moment ago. A checkpoint only if it waits. Raises LeaseLost as `wait_held`.
+        """Wait until a probe of the last moments has shown that the lease is held.
 
-        A process that was stopped, or stuck, may believe in a lease that others have ended meanwhile. What it writes to the database the
-        fence refuses; this is for what others would take for its doing and no fence sees.
+        A process that stood still may believe in a lease that other nodes have ended meanwhile. The
+        fence refuses what such a process writes to the database; call this before an effect that
+        passes no fence. A checkpoint only if it waits. Raises LeaseLost as `wait_held`.
         """
         while True:
             await self.wait_held()
@@ -206,11 +243,11 @@ class Lease:
             await self._looked.wait()
 
     def suspect(self) -> None:
-        """Something was refused that a live node may do: look now."""
+        """Probe the lease now: an operation was refused that a live node may do."""
         self._alarm.set()
 
     def statistics(self) -> LeaseStatistics:
-        """What has happened so far."""
+        """Return the state, and counters since start."""
         return LeaseStatistics(
             self.state.value,
             self.held,
@@ -222,11 +259,14 @@ class Lease:
             self._last_error,
         )
 
-    # -- its life -------------------------------------------------------------------------------------------------
+    # -- its life ----------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register, and hold the lease until cancelled. Started when it is held. Raises StorageUnavailable when that cannot be done."""
-        await at_first(self._begin, self._limits.lease_grace_s)
+        """Register, and hold the lease until cancelled; started when it is held.
+
+        Raises StorageUnavailable when the node cannot register.
+        """
+        await retry_at_start(self._begin, self._limits.lease_grace_s)
         self._listen(self._connection)
         self._enter(LeaseState.HELD)
         task_status.started()
@@ -239,25 +279,28 @@ class Lease:
             self._take(await self._regain())
 
     async def _begin(self) -> None:
-        connection = await connected(self._server, "lease")
+        connection = await open_connection_from_trio(self._server, "lease")
         began_s = trio.current_time()
         work = within(connection, self._limits.lease_grace_s, partial(self._register, connection))
         try:
-            self.node_id = await call(self._server, work)
+            self.node_id = await run_in_asyncio(self._server, work)
         except BaseException:
             connection.terminate()
             raise
         self._connection, self._seen_held_s, self.epoch = connection, began_s, 1
 
     async def close(self) -> None:
-        """End the session: the lock is free. Whoever ends the node has ended its holds before (nodes.py, `leave`)."""
+        """End the session, which frees the lock.
+
+        `Nodes.leave` has released the identity locks before.
+        """
         connection, self._connection = self._connection, None
         self._enter(LeaseState.AWAY)
         if connection is not None:
-            await say_goodbye(self._server, connection)
+            await close_connection(self._server, connection)
 
     async def _watch(self, connection: Any) -> None:
-        """Until the lease is lost; its connection is closed then."""
+        """Return when the lease is lost; its connection is closed then."""
         alive = True
         while alive:
             with trio.move_on_after(self._limits.probe_s):
@@ -265,7 +308,6 @@ class Lease:
             if connection.is_closed():
                 self._last_error = "the server has ended the session"
                 return
-            self._alarm = trio.Event()
             alive = await self._probe(connection)
         connection.terminate()
 
@@ -273,7 +315,7 @@ class Lease:
         began_s = trio.current_time()
         with trio.move_on_after(self._limits.probe_timeout_s):
             try:
-                alive, asked = await call(self._server, connection.fetchrow(_PROBE, self.node_id, self.epoch))
+                alive, asked = await run_in_asyncio(self._server, connection.fetchrow(_PROBE, self.node_id, self.epoch))
             except Exception as exc:
                 self._last_error = describe(exc)
                 return False
@@ -283,7 +325,7 @@ class Lease:
                 self._watcher.questions()
             if alive:
                 self._seen_held_s = began_s
-                self._tell_looked()
+                self._looked.set()
             return bool(alive)
         self._last_error = f"no answer within {self._limits.probe_timeout_s:g} s"
         return False
@@ -301,7 +343,7 @@ class Lease:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                connection = await connected(self._server, "lease")
+                connection = await open_connection_from_trio(self._server, "lease")
                 return await self._try(connection, empty=empty)
             except Exception as exc:
                 self._last_error = describe(exc)
@@ -312,7 +354,7 @@ class Lease:
         began_s = trio.current_time()
         work = within(connection, self._limits.lease_grace_s, partial(self._come_back, connection, empty=empty))
         try:
-            regained = await call(self._server, work)
+            regained = await run_in_asyncio(self._server, work)
         except BaseException:
             connection.terminate()
             raise
@@ -333,7 +375,6 @@ class Lease:
         logger.info("lease regained", node_id=self.node_id, epoch=self.epoch)
 
     def _listen(self, connection: Any) -> None:
-        self._alarm = trio.Event()
         connection.add_termination_listener(self._terminated)
 
     def _terminated(self, connection: Any) -> None:
@@ -342,18 +383,13 @@ class Lease:
 
     def _enter(self, state: LeaseState) -> None:
         self.state = state
-        self._change.set()
-        self._change = trio.Event()
-        self._tell_looked()
-
-    def _tell_looked(self) -> None:
+        self._changed.set()
         self._looked.set()
-        self._looked = trio.Event()
 
-    # -- on the asyncio side --------------------------------------------------------------------------------------
+    # -- on the asyncio side -----------------------------------------------------------------------
 
     async def _register(self, connection: Any) -> int:
-        """The row is not seen before the lock is taken."""
+        """Insert the node's row, which is visible only after the lock is taken."""
         info = self._info
         await connection.execute("BEGIN")
         node_id: int = await connection.fetchval(_REGISTER, self._token, info.name, info.address, info.version)
@@ -362,7 +398,10 @@ class Lease:
         return node_id
 
     async def _come_back(self, connection: Any, *, empty: bool) -> _Regained:
-        """Take the lock again and put the row in order. `empty`: this node holds nothing any more, whatever the rows say."""
+        """Take the advisory lock again and renew the node's row.
+
+        `empty`: this node has no identity locks any more, whatever the rows say.
+        """
         node_id, epoch = self.node_id, self.epoch
         token = await connection.fetchval("SELECT token FROM nodes WHERE node_id = $1", node_id)
         if token != self._token:

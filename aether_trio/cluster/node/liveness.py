@@ -1,14 +1,16 @@
-"""The other nodes: who is alive, and how it is found that one is not.
+"""Which nodes of the cluster are alive, and how a dead node is found.
 
-Nobody watches anybody. A node is found dead by somebody who needs to know: a claim that meets its hold, or the sweep, which looks
-every few seconds for what nobody has missed. The finder tries the node's lock and declares the lease dead in that transaction.
+No node watches another one. A dead node is found by a claim of an identity that the node has
+locked, or by the sweep, which looks every few seconds. The finder tries the node's advisory lock
+and declares the lease dead in that transaction.
 
-A node that stands still keeps its session, and its lock. But a node looks at its own lease every `probe_s`, which PostgreSQL remembers of the
-session; one that has not for `silent_s`, and does not between two looks of the sweep, loses its lease, as others may wait for what it
-has (the work of a group) without asking for an identity.
+A node that stands still keeps its session, and its advisory lock. But a node probes its own lease
+every `probe_s`, and PostgreSQL knows when the session last did. A node that has not for `silent_s`,
+and does not between two looks of the sweep, loses its lease: others may wait for what it has (the
+messages of a work queue) without requesting an identity.
 
-A node that stopped in the middle of a write keeps its own row locked (the fence). Its transaction is ended then: its lease is gone,
-so what it was writing may not be written.
+A node that stopped in the middle of a write keeps its own row locked (the fence). Its transaction
+is ended then: its lease is gone, so the write must not be committed.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import structlog
 import trio
 
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.aio import call, open_connection, run_again
 from aether_trio.cluster.node.lease import END_HOLDS, END_LEASE_SESSIONS, Lease
+from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
+from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool
@@ -33,7 +36,7 @@ from aether_trio.storage.postgres.pool import Pool
 logger = structlog.get_logger("aether.cluster")
 
 IN_THE_WAY_S: Final = 0.3
-"""How long a declaration waits for the last writes of the dead before it ends them."""
+"""How long a declaration waits for the last writes of the dead node before it ends them."""
 CONNECTIONS: Final = 3
 MAX_TRIES: Final = 3
 SWEEP_ROWS: Final = 1000
@@ -41,13 +44,15 @@ REMEMBERED_DEAD: Final = 10_000
 FORGET_NODES_S: Final = 24 * 3600.0
 
 _DECLARE_DEAD: Final = "SELECT aether_declare_dead($1, $2, $3)"
-# Only who waits for its client: a transaction that is at work comes to an end by itself, and others who declare the same wait there, too.
+# Only backends that wait for their client: a transaction that runs a statement ends without help,
+# and so do other nodes' declarations of the same death.
 _CLEAR_THE_WAY: Final = """
     SELECT pg_terminate_backend(a.pid) FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a ON a.pid = b.pid
     WHERE a.wait_event = 'ClientRead'
 """
-# asyncpg asks for a statement to be prepared and then waits: a client that stops there is "active" for PostgreSQL, not idle in a
-# transaction, so that none of its limits on time applies (before version 17), and it keeps its locks.
+# asyncpg asks for a statement to be prepared and then waits: a client that stops there is "active"
+# for PostgreSQL, not idle in a transaction, so that none of its limits on time applies (before
+# version 17), and it keeps its locks.
 _END_STUCK: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name IN ('aether-writer', 'aether-cluster') AND state = 'active' AND wait_event = 'ClientRead'
@@ -70,7 +75,8 @@ _SILENT: Final = """
 """
 _ALIVE: Final = "SELECT node_id, epoch, name, address, version, started_ms FROM nodes WHERE alive ORDER BY node_id"
 _ENDED: Final = "SELECT node_id, epoch FROM nodes WHERE NOT alive"
-# A node that was declared dead may come back within its grace and wants its holds then: hence the age.
+# A node that was declared dead may come back within its grace and needs its locks then: hence the
+# age.
 _END_VOID: Final = """
     UPDATE identity_locks SET ended_ms = n.ended_ms FROM nodes n WHERE identity_locks.identity IN (
         SELECT h.identity FROM identity_locks h JOIN nodes d ON d.node_id = h.node_id
@@ -96,7 +102,7 @@ _END_LEASE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AliveNode:
-    """A row of `nodes`."""
+    """A node that is not declared dead: its row of `nodes`."""
 
     node_id: int
     epoch: int
@@ -108,7 +114,7 @@ class AliveNode:
 
 @dataclass(frozen=True, slots=True)
 class NodesStatistics:
-    """`declared` counts leases that this node found dead, `cut_off` those that it ended because their node did not answer."""
+    """What this node has found: `declared` dead leases, `cut_off` silent ones."""
 
     declared: int
     cut_off: int
@@ -116,7 +122,10 @@ class NodesStatistics:
 
 
 class Nodes:
-    """See the module docstring. `run` is the sweep; `pool` is for whatever else of the cluster needs a statement."""
+    """Finds dead nodes.
+
+    `run` is the sweep; `pool` runs statements of the cluster's other parts too.
+    """
 
     def __init__(self, server: PostgresServer, lease: Lease, limits: ClusterLimits, random: Random) -> None:
         self._server = server
@@ -128,10 +137,11 @@ class Nodes:
         self._unlocked: set[tuple[int, int]] = set()
         self._silent: set[tuple[int, int, Any]] = set()
         self._declared = self._cut_off = self._swept = 0
-        self.on_dead: Callable[[int], None] = lambda _: None
-        """Told of each node that this one has found dead, after the commit, in one step."""
+        self.on_dead: list[Callable[[int], None]] = []
+        """Called in one step with the number of each node that this node has declared dead."""
         own = server.limits
-        # Every statement finds its rows by key, and a plan is made once, when the tables may still be empty.
+        # Statements find their rows by key, but a plan is made once, when the tables may still be
+        # empty.
         factory = partial(open_connection, server, "cluster", "SET enable_seqscan = off")
         self.pool = Pool(
             factory,
@@ -145,7 +155,7 @@ class Nodes:
         )
 
     def statistics(self) -> NodesStatistics:
-        """Counters since start."""
+        """Return counters since start."""
         return NodesStatistics(self._declared, self._cut_off, self._swept)
 
     @property
@@ -154,22 +164,29 @@ class Nodes:
         return self._lease.node_id
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        """One statement of its own, on any connection. Raises StorageUnavailable."""
-        rows: list[Any] = await call(self._server, self._fetch(sql, *args))
+        """Run one statement as a transaction; return its rows. Raises StorageUnavailable."""
+        rows: list[Any] = await run_in_asyncio(self._server, self._fetch(sql, *args))
         return rows
 
     async def alive(self) -> list[AliveNode]:
-        """Who has not been declared dead, this node included. Raises StorageUnavailable."""
+        """Return the nodes that are not declared dead, this one included.
+
+        Raises StorageUnavailable.
+        """
         return [AliveNode(*row) for row in await self.fetch(_ALIVE)]
 
     async def ended(self) -> list[tuple[int, int]]:
-        """The (node_id, epoch) of each lease that has ended and not begun anew, for FORGET_NODES_S. Raises StorageUnavailable."""
+        """Return (node_id, epoch) of each lease that has ended and not begun anew.
+
+        A lease is forgotten after FORGET_NODES_S. Raises StorageUnavailable.
+        """
         return [(node_id, epoch) for node_id, epoch in await self.fetch(_ENDED)]
 
     async def declare_dead(self, node_id: int, epoch: int) -> bool:
-        """Whether this lease has ended; from then on its holds are void. Raises StorageUnavailable.
+        """Return whether this lease has ended; its identity locks are void then.
 
-        Many claims may find the same dead node: one of them looks, the others wait for what it finds.
+        Many claims may meet the same dead node: one of them looks, the others wait for its result.
+        Raises StorageUnavailable.
         """
         key = (node_id, epoch)
         while key not in self._dead:
@@ -179,14 +196,15 @@ class Nodes:
                 continue
             done = self._looking[key] = trio.Event()
             try:
-                if not await call(self._server, self._declare(node_id, epoch)):
+                if not await run_in_asyncio(self._server, self._declare(node_id, epoch)):
                     return False
                 if len(self._dead) >= REMEMBERED_DEAD:
                     self._dead.clear()
                 self._dead.add(key)
                 self._declared += 1
                 logger.info("a node's lease has ended", node_id=node_id, epoch=epoch)
-                self.on_dead(node_id)
+                for notify in self.on_dead:
+                    notify(node_id)
             finally:
                 del self._looking[key]
                 done.set()
@@ -199,13 +217,19 @@ class Nodes:
         await self.fetch(END_LEASE_SESSIONS, self._lease.lock_class, node_id)
 
     async def find_dead(self) -> bool:
-        """Look at every node now; whether one was found dead. Raises StorageUnavailable."""
+        """Look at all nodes now; return whether one was found dead.
+
+        Raises StorageUnavailable.
+        """
         found = await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)
         dead = [await self.declare_dead(node_id, epoch) for node_id, epoch in found]
         return any(dead)
 
     async def leave(self) -> None:
-        """This node ends: its holds are free, in one transaction. Raises StorageUnavailable."""
+        """Release this node's identity locks and its lease in one transaction.
+
+        Raises StorageUnavailable.
+        """
         node_id, epoch = self._lease.node_id, self._lease.epoch
 
         async def work(connection: Any) -> None:
@@ -213,24 +237,25 @@ class Nodes:
                 await connection.execute(END_HOLDS, node_id)
                 await connection.execute(_END_LEASE, node_id, epoch)
 
-        await call(self._server, self._with_connection(work))
+        await run_in_asyncio(self._server, self._with_connection(work))
 
     async def run(self) -> None:
-        """The sweep, until cancelled. Every node does it; what they do twice does no harm."""
-        while True:
-            await trio.sleep(self._limits.sweep_s * self._random.uniform(0.5, 1.2))
-            if not self._lease.held:
-                continue
-            try:
-                if await self.sweep():
-                    await trio.sleep(self._limits.look_again_s)
-                    await self.look()
-                    await self.look_for_silent()
-            except StorageUnavailable as exc:
-                logger.info("the sweep was put off", reason=str(exc))
+        """Sweep every few seconds until cancelled. Every node does, which does no harm."""
+        await PeriodicTask(
+            "the sweep of the nodes", self._sweep_twice, self._random, every_s=self._limits.sweep_s
+        ).run()
+
+    async def _sweep_twice(self, _periodic: bool) -> None:
+        if self._lease.held and await self.sweep():
+            await trio.sleep(self._limits.look_again_s)
+            await self.look()
+            await self.look_for_silent()
 
     async def look(self) -> bool:
-        """Declare dead who was without a lease at two looks in a row; whether somebody was at this one. Raises StorageUnavailable."""
+        """Declare dead the nodes that had no lease at two looks in a row.
+
+        Returns whether a node had none at this look. Raises StorageUnavailable.
+        """
         found = {tuple(row) for row in await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)}
         before, self._unlocked = self._unlocked, found
         for node_id, epoch in found & before:
@@ -238,9 +263,12 @@ class Nodes:
         return bool(found)
 
     async def look_for_silent(self) -> bool:
-        """End the leases of nodes that have not looked at them for long, and not since the last call; whether some had not for long.
+        """End the leases of nodes that have not probed them for `silent_s`.
 
-        Between two calls there is to be more than `probe_s`. Raises StorageUnavailable.
+        A node is spared that has probed its lease since the last call.
+
+        Returns whether a node has not for `silent_s`. Call it more than `probe_s` after the last
+        call. Raises StorageUnavailable.
         """
         rows = await self.fetch(_SILENT, self._lease.lock_class, self._lease.node_id, self._limits.silent_s)
         found = {(row[0], row[1], row[2]) for row in rows}
@@ -251,9 +279,12 @@ class Nodes:
         return bool(found)
 
     async def sweep(self) -> bool:
-        """Look who is dead or stands still, and forget what is old; whether somebody may be. Raises StorageUnavailable."""
-        somebody = await self.look()
-        somebody |= await self.look_for_silent()
+        """Look for nodes that are dead or stand still, and delete old rows.
+
+        Returns whether a node may be dead or may stand still. Raises StorageUnavailable.
+        """
+        suspects = await self.look()
+        suspects |= await self.look_for_silent()
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
@@ -262,24 +293,24 @@ class Nodes:
         tombstone_ms = int(limits.tombstone_s * 1000)
         self._swept += len(await self.fetch(f"{_FORGET_HOLDS} RETURNING identity", tombstone_ms, SWEEP_ROWS))
         await self.fetch(_FORGET_NODES, int(FORGET_NODES_S * 1000))
-        return somebody
+        return suspects
 
     async def close(self) -> None:
         """Close the connections."""
-        await call(self._server, self.pool.close())
+        await run_in_asyncio(self._server, self.pool.close())
 
-    # -- on the asyncio side --------------------------------------------------------------------------------------
+    # -- on the asyncio side -----------------------------------------------------------------------
 
     async def _fetch(self, sql: str, *args: Any) -> list[Any]:
         rows: list[Any] = await self._with_connection(lambda connection: connection.fetch(sql, *args))
         return rows
 
     async def _with_connection(self, work: Any) -> Any:
-        """Run `work` on a connection, on another one when that is lost: all that is done here may be done twice.
+        """Run `work`, which may be done twice, on a connection of the pool.
 
         Raises StorageUnavailable.
         """
-        return await run_again(self.pool, self._limits.statement_s, MAX_TRIES, work)
+        return await run_repeatable(self.pool, self._limits.statement_s, MAX_TRIES, work)
 
     async def _declare(self, node_id: int, epoch: int) -> bool:
         pid: int | None = None

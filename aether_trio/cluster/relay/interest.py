@@ -1,13 +1,15 @@
-"""Which topics this node listens to, as the others see it: rows of a table, written before anybody listens.
+"""Which topics this node listens to, in a table that other nodes read.
 
-There is a table for topics (`ephemeral_interest`) and one for the topics of the log (`topic_interest`), alike but for their names.
+The rows are written before the listener is acknowledged. There is one table for ephemeral topics
+(`ephemeral_interest`) and one for topics of the log (`topic_interest`), alike but for their names.
 
-`_known` are the topics that have a row, as far as is known; one without listeners keeps its row for `linger_s`. The tables are not
-logged: after a crash of the server they are empty, and rows may be missing under a new number of this node. `look_after` notices by
-their count, and writes them again.
+`_known` are the topics that have a row, as far as this node knows; a topic without listeners keeps
+its row for `linger_s`. The tables are not logged: after a crash of the server they are empty, and
+rows may be missing under a new number of this node. `look_after` notices that by their count, and
+writes them again.
 
-Invariants: one statement at a time changes the rows of this node; a topic is in `_known` only after its row was written; a row is
-deleted only after its topic has left `_known`.
+Invariants: one statement at a time changes the rows of this node; a topic is in `_known` only after
+its row was written; a row is deleted only after its topic has left `_known`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import structlog
 import trio
 
 from aether_trio.cluster.node.lease import Lease
-from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.node.query_pool import QueryPool
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 
@@ -32,21 +35,24 @@ _ADD: Final = "INSERT INTO {table} (topic, node_id) SELECT t, $1 FROM unnest($2:
 _REMOVE: Final = "DELETE FROM {table} WHERE node_id = $1 AND topic = ANY($2::text[])"
 _REMOVE_OTHERS: Final = "DELETE FROM {table} WHERE node_id = $1 AND topic <> ALL($2::text[])"
 _COUNT: Final = "SELECT count(*) FROM {table} WHERE node_id = $1"
-# With some delay: a node that was declared dead may come back and is in no hurry to look at its rows.
+# With some delay: a node that was declared dead may come back, and looks at its rows later.
 _FORGET: Final = """
     DELETE FROM {table} WHERE node_id IN (SELECT node_id FROM nodes WHERE NOT alive AND ended_ms < aether_now_ms() - 60000)
 """
 
 
 def _refused(topic: str, error: Exception) -> None:
-    logger.error("an interest cannot be made known", topic=topic, reason=str(error))
+    logger.error("the interest in a topic cannot be written", topic=topic, reason=str(error))
 
 
 class Interest:
-    """See the module docstring. `run` writes what `add` asks for; it must run."""
+    """The topics of this node in one table.
+
+    `run`, which must run, writes what `add` requests.
+    """
 
     def __init__(
-        self, queries: Queries, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float
+        self, queries: QueryPool, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float
     ) -> None:
         self._queries = queries
         self._lease = lease
@@ -57,14 +63,14 @@ class Interest:
         self._linger_s = linger_s
         self._known: dict[str, float] = {}  # topic -> when it was last wanted, in trio's time
         self._wanted: dict[str, trio.Event] = {}
-        self._work = trio.Event()
+        self._work = AutoResetEvent()
         self._changing = trio.Lock()
 
     def __len__(self) -> int:
         return len(self._known)
 
     def add(self, topic: str) -> None:
-        """Somebody listens to this topic: see to its row. In one step."""
+        """Write the row of a topic that has a listener, soon. In one step."""
         if topic in self._known:
             self._known[topic] = trio.current_time()
         elif topic not in self._wanted:
@@ -72,21 +78,20 @@ class Interest:
             self._work.set()
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Return when these topics have their rows. Raises StorageUnavailable."""
+        """Wait until these topics have their rows. Raises StorageUnavailable."""
         for topic in topics:
             self.add(topic)
         for topic in topics:
             while (event := self._wanted.get(topic)) is not None:
                 await event.wait()
             if topic not in self._known:
-                raise StorageUnavailable("that this gateway listens could not be told to the others")
+                raise StorageUnavailable("this gateway's interest in a topic could not be written for other nodes")
 
     async def run(self) -> None:
         """Write rows until cancelled."""
         while True:
             if not self._wanted:
                 await self._work.wait()
-            self._work = trio.Event()
             while self._wanted:
                 topics = list(self._wanted)[:BATCH]
                 try:
@@ -94,11 +99,11 @@ class Interest:
                         node_id, epoch = self._lease.node_id, self._lease.epoch
                         known = await in_halves(topics, partial(self._add_some, node_id), _refused)
                         if (node_id, epoch) != (self._lease.node_id, self._lease.epoch):
-                            continue  # under a lease that has ended: once more
+                            continue  # under a lease that has ended: write again
                 except StorageUnavailable as exc:
-                    logger.info("an interest could not be made known", topics=len(topics), reason=str(exc))
+                    logger.info("interests in topics could not be written", topics=len(topics), reason=str(exc))
                     self._settle(topics)
-                    # Whoever listens all the same is served by `look_after`.
+                    # `look_after` writes them for listeners that stay.
                     continue
                 now = trio.current_time()
                 self._known.update(dict.fromkeys(known, now))
@@ -109,7 +114,10 @@ class Interest:
         return topics
 
     def renew(self) -> None:
-        """This node was taken for dead: others may have deleted its rows, or it has another number. In one step."""
+        """Write all rows again, in one step.
+
+        Other nodes may have deleted them, or this node has another number.
+        """
         self._known.clear()
         for topic in self._heard():
             self.add(topic)
@@ -119,7 +127,10 @@ class Interest:
             self._wanted.pop(topic).set()
 
     async def look_after(self) -> None:
-        """Put right what is missing, and take back what nobody wants. Raises StorageUnavailable."""
+        """Write missing rows, and delete those of topics without listeners.
+
+        Raises StorageUnavailable.
+        """
         async with self._changing:
             node_id, now = self._lease.node_id, trio.current_time()
             for topic in self._heard():
@@ -136,7 +147,7 @@ class Interest:
             if rows != len(self._known):
                 names = list(self._known)
                 await self._queries.fetch(self._remove_others, node_id, names)
-                logger.info("interests are made known again", topics=len(names))
+                logger.info("interests in topics are written again", topics=len(names))
                 for start in range(0, len(names), BATCH):
                     await self._queries.fetch(self._add, node_id, names[start : start + BATCH])
             await self._queries.fetch(self._forget)

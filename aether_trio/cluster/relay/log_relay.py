@@ -1,18 +1,21 @@
-"""Who is told that a topic of the log has something new: the nodes that listen to it, after the commit, with one hint a batch and node.
+"""Notifies other nodes of new messages in topics of the log, and learns of theirs.
 
-    a group is committed ──▶ topics that have something new ──▶ one statement: who listens to them? NOTIFY: "look at these topics"
-    that hint, or a look now and then ──▶ TopicLog.woken / TopicLog.learn, which read from the log (log/remote_commits.py)
+    a group is committed ─▶ its topics ─▶ one statement: NOTIFY the nodes that listen to them
+    that notification, or a regular look ─▶ TopicLog.woken / TopicLog.refresh, which read the log
 
-A node makes its interest known, and reads the topic's tail after that. Interest is looked up after the commit. So a message is in the tail
-that the listener read, or its node is found: no message falls between the two, and no message is read because of what a hint says.
-A hint that is lost, or was never sent as its node was killed after the commit, is made up for by a look at the tails of all topics
-that are listened to, every `poll_s`, and at once when the bus has been away.
+A node writes down which topics it listens to (interest.py), and reads a topic's end after that. A
+committing node looks up the listeners after the commit. So a message is within the end that the
+listener has read, or its node is found: no message falls between the two, and no message is read
+because of what a notification says. A notification is lost, or never sent when its node is killed
+after the commit. So each node looks at the ends of all topics that it listens to every `poll_s`,
+and at once when the bus has been away.
 
-Who listens is looked up and told in one statement, since a statement is a round trip, and a message waits for it. While it is under way
-the next topics gather, so there are as few NOTIFYs as the database is slow, however many groups.
+The listeners are looked up and notified in one statement, since a statement is a round trip for
+which the message waits. Meanwhile the next topics gather, so there are as few NOTIFYs as the
+database is slow, for any number of groups.
 
-Invariants: nothing here waits on the way of a message; while no other node is known nothing is looked up; nobody is notified of a topic
-to which only this node listens.
+Invariants: the commit of a message waits for nothing here; a node without peers looks nothing up;
+no node is notified of a topic that it does not listen to.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ import trio
 
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.bus import ALL, payload_sql
-from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.relay.interest import Interest
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log.cached_topic import CachedTopic
@@ -48,35 +52,38 @@ logger = structlog.get_logger("aether.cluster")
 WAKE: Final = "log"
 TOPICS_AT_ONCE: Final = 500
 PART_BYTES: Final = 7000
-"""Topics of one payload, in JSON and with what is between them."""
+"""Bytes of the topics in one payload, in JSON and with what separates them."""
 PART_PAUSE_S: Final = 0.01
 
-_TELL: Final = f"""
-    SELECT told.topics, pg_notify($2::text || told.node_id, told.payload) FROM (
+_NOTIFY: Final = f"""
+    SELECT notified.topics, pg_notify($2::text || notified.node_id, notified.payload) FROM (
         SELECT i.node_id, count(*) AS topics, {payload_sql("$1::int", f"'{WAKE}'::text", "string_agg(w.said, chr(10))")} AS payload
         FROM unnest($3::text[], $4::text[], $5::int[]) AS w (topic, said, part)
         CROSS JOIN LATERAL (SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" OFFSET 0) AS i
         WHERE i.node_id <> $1
         GROUP BY i.node_id, w.part
-    ) AS told
+    ) AS notified
 """  # noqa: S608  # a constant
 
 
 @dataclass(frozen=True, slots=True)
-class TailLimits:
-    """In seconds."""
+class LogRelayLimits:
+    """How long the relay waits, in seconds."""
 
     poll_s: float = 5.0
-    """Between two looks at what hints would have told."""
+    """Between two looks that make up for lost notifications."""
     linger_s: float = 10.0
-    """Interest stays for that long after the last listener has gone."""
+    """How long a topic's interest stays after its last listener has gone."""
 
 
 @dataclass(frozen=True, slots=True)
-class TailStatistics:
-    """Since start, but for `interests`. `committed` are topics of groups, `lookups` statements that asked who listens to them, `statements`
-    those of them that notified somebody, with `notifies` payloads; `wakes` are the topics that other nodes were told of, `woken` those
-    this node was told of, `looks` the rounds without a hint."""
+class LogRelayStatistics:
+    """Counters since start, but for `interests`, which are those of now.
+
+    `committed` counts topics of groups, `lookups` statements that looked up listeners, `statements`
+    those that found some and `notifies` their payloads. `wakes` counts topics that other nodes were
+    notified of, `woken` those that this node was notified of, `looks` the looks without a cause.
+    """
 
     committed: int
     lookups: int
@@ -88,8 +95,11 @@ class TailStatistics:
     interests: int
 
 
-class ClusterTails:
-    """A LogRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
+class ClusterLogRelay:
+    """The LogRelay of a cluster's node.
+
+    `run` must run while sessions live, `close` after it.
+    """
 
     def __init__(
         self,
@@ -97,14 +107,15 @@ class ClusterTails:
         cluster: Cluster,
         log: TopicLog,
         cluster_limits: ClusterLimits,
-        limits: TailLimits,
+        limits: LogRelayLimits,
         random: Random,
     ) -> None:
         self._cluster = cluster
         self._log = log
-        self._round = PeriodicTask("what other nodes have committed", self._look_around, random, every_s=limits.poll_s)
-        # One that says what this node listens to, one that asks who listens and tells them.
-        self._queries = Queries(server, cluster_limits, "tails", 2, "SET synchronous_commit = off")
+        self._look = PeriodicTask("what other nodes have committed", self._look_around, random, every_s=limits.poll_s)
+        # One connection writes what this node listens to, the other looks up listeners and notifies
+        # them.
+        self._queries = QueryPool(server, cluster_limits, "log-relay", 2, "SET synchronous_commit = off")
         self._interest = Interest(
             self._queries,
             cluster.lease,
@@ -113,15 +124,15 @@ class ClusterTails:
             limits.linger_s,
         )
         self._news: dict[str, None] = {}
-        self._work = trio.Event()
+        self._work = AutoResetEvent()
         self._committed = self._lookups = self._looks = 0
         self._statements = self._notifies = self._wakes = self._woken = 0
-        cluster.bus.handle(WAKE, self._hear_wake)
+        cluster.bus.handle(WAKE, self._on_wake)
         cluster.on_renewal.append(self._renew)
 
-    def statistics(self) -> TailStatistics:
-        """What has happened so far."""
-        return TailStatistics(
+    def statistics(self) -> LogRelayStatistics:
+        """Return counters since start, and the number of interests."""
+        return LogRelayStatistics(
             self._committed,
             self._lookups,
             self._statements,
@@ -132,7 +143,7 @@ class ClusterTails:
             len(self._interest),
         )
 
-    # -- LogRelay -------------------------------------------------------------------------------------------------
+    # -- LogRelay ----------------------------------------------------------------------------------
 
     async def expect(self, topics: Sequence[str]) -> None:
         """See LogRelay."""
@@ -145,44 +156,41 @@ class ClusterTails:
                 self._news[state.name] = None
             self._work.set()
 
-    # -- telling --------------------------------------------------------------------------------------------------
+    # -- notifying ---------------------------------------------------------------------------------
 
-    async def _tell_on(self) -> None:
+    async def _notify_on(self) -> None:
         while True:
             if not self._news:
                 await self._work.wait()
-            self._work = trio.Event()
             while self._news:
                 topics = list(self._news)[:TOPICS_AT_ONCE]
                 for topic in topics:
                     del self._news[topic]
                 try:
-                    await self._tell(topics)
+                    await self._notify(topics)
                 except StorageUnavailable as exc:
-                    # Whoever listens looks by itself.
-                    logger.info("who listens was not found out", topics=len(topics), reason=str(exc))
+                    # The listening nodes look every few seconds.
+                    logger.info("listeners of topics were not notified", topics=len(topics), reason=str(exc))
                     await trio.sleep(RETRY_DELAY_S)
 
-    async def _tell(self, topics: Sequence[str]) -> None:
+    async def _notify(self, topics: Sequence[str]) -> None:
         node_id, channel = self._cluster.node_id, self._cluster.bus.node_channel
 
-        async def tell(some: Sequence[str]) -> list[Any]:
-            return await self._queries.fetch(_TELL, node_id, channel, some, *said_in_parts(some))
+        async def notify(some: Sequence[str]) -> list[Any]:
+            return await self._queries.fetch(_NOTIFY, node_id, channel, some, *split_in_payloads(some))
 
-        told = await in_halves(
-            topics, tell, lambda topic, error: logger.error("nobody is told of a topic", topic=topic, reason=str(error))
-        )
+        notified = await in_halves(topics, notify, _refused)
         self._committed += len(topics)
         self._lookups += 1
-        self._statements += bool(told)
-        self._notifies += len(told)
-        self._wakes += sum(row[0] for row in told)
+        self._statements += bool(notified)
+        self._notifies += len(notified)
+        self._wakes += sum(row[0] for row in notified)
 
-    # -- being told -----------------------------------------------------------------------------------------------
+    # -- being notified ----------------------------------------------------------------------------
 
-    def _hear_wake(self, _sender: int, body: str) -> None:
+    def _on_wake(self, _sender: int, body: str) -> None:
         if body == ALL:
-            self._round.trigger()
+            self._look.trigger()
         else:
             names = body.split("\n")
             self._woken += len(names)
@@ -190,25 +198,28 @@ class ClusterTails:
 
     def _renew(self) -> None:
         self._interest.renew()
-        self._round.trigger()
+        self._look.trigger()
 
-    async def _look_around(self, _alone: bool) -> None:
+    async def _look_around(self, _periodic: bool) -> None:
         await self._interest.look_after()
         self._looks += 1
         heard = self._log.subscribed_topics()
         for start in range(0, len(heard), TOPICS_AT_ONCE):
             await self._log.refresh(heard[start : start + TOPICS_AT_ONCE])
-            await trio.sleep(PART_PAUSE_S)  # a look at very many is in no hurry
+            await trio.sleep(PART_PAUSE_S)  # a look at very many topics is in no hurry
 
-    # -- its tasks ------------------------------------------------------------------------------------------------
+    # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell and look until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
+        """Notify and look until cancelled; started after the first look.
+
+        Raises StorageUnavailable.
+        """
         await self._look_around(True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_running, "tails: interest", self._interest.run)
-            nursery.start_soon(keep_running, "tails: tell on", self._tell_on)
-            nursery.start_soon(keep_running, "tails: round", self._round.run)
+            nursery.start_soon(keep_running, "log relay: interest", self._interest.run)
+            nursery.start_soon(keep_running, "log relay: notify", self._notify_on)
+            nursery.start_soon(keep_running, "log relay: look", self._look.run)
             task_status.started()
 
     async def close(self) -> None:
@@ -216,9 +227,15 @@ class ClusterTails:
         await self._queries.close()
 
 
-def said_in_parts(topics: Sequence[str]) -> tuple[list[str], list[int]]:
-    """What is said of each topic, and in which part, so that each part fits a payload. ALL, in a part of its own, stands for one that
-    would not fit or could not be told from two."""
+def _refused(topic: str, error: Exception) -> None:
+    logger.error("the listeners of a topic cannot be notified", topic=topic, reason=str(error))
+
+
+def split_in_payloads(topics: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return what to say of each topic, and the number of its payload.
+
+    ALL, in a separate payload, stands for a topic that does not fit or contains the separator.
+    """
     said: list[str] = []
     parts: list[int] = []
     part = size = 0
@@ -234,24 +251,27 @@ def said_in_parts(topics: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 @asynccontextmanager
-async def open_cluster_tails(
+async def open_log_relay(
     server: PostgresServer,
     cluster: Cluster,
     log: TopicLog,
     *,
     cluster_limits: ClusterLimits | None = None,
-    limits: TailLimits | None = None,
+    limits: LogRelayLimits | None = None,
     random: Random | None = None,
-) -> AsyncIterator[ClusterTails]:
-    """Make `log` hear of what other nodes commit, and them of what it commits, until the block ends. Raises StorageUnavailable."""
+) -> AsyncIterator[ClusterLogRelay]:
+    """Relay commits between `log` and other nodes until the block ends.
+
+    Raises StorageUnavailable.
+    """
     random = random or Random()  # noqa: S311  # spreads looks
-    tails = ClusterTails(server, cluster, log, cluster_limits or ClusterLimits(), limits or TailLimits(), random)
+    relay = ClusterLogRelay(server, cluster, log, cluster_limits or ClusterLimits(), limits or LogRelayLimits(), random)
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(tails.run)
-            with log.relayed_by(tails):
-                yield tails
+            await nursery.start(relay.run)
+            with log.relayed_by(relay):
+                yield relay
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await tails.close()
+            await relay.close()

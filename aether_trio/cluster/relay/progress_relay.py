@@ -1,17 +1,20 @@
-"""Progress updates on their way to the listeners on other nodes.
+"""Relays progress updates to the listeners on other nodes.
 
-    publish ─▶ waiting ─▶ one INSERT for what has gathered, which finds who listens ─▶ one hint per node ─▶ it reads on ─▶ its EphemeralTopics
+    publish ─▶ waiting ─▶ one INSERT for the batch, which finds the listening nodes
+        ─▶ one notification per node ─▶ that node reads the updates ─▶ its EphemeralTopics
 
-`ephemeral_interest` says which nodes have listeners for a topic. The statement that writes a batch looks it up, leaves out what nobody else
-wants, and returns the nodes to wake: there is no cache of it that could be stale. A node makes its interest known before its listener
-is acknowledged, and takes it back some time after the last listener has gone, so that people who come and go cost nothing.
+`ephemeral_interest` says which nodes have listeners for a topic. The statement that writes a batch
+reads it, leaves out updates without listeners, and returns the nodes to notify: there is no cache
+of it that could be stale. A node writes its interest before its listener is acknowledged, and
+deletes it some time after the last listener has gone, so that frequent connects cost no statements.
 
-A node writes its batches one after another, numbered in the order in which they were published, and keeps its number when a write is
-tried again: so a reader that follows the numbers of a source misses nothing and sees nothing twice. What was not read within FRESH_MS
-(the reader was cut off, or held up) is not worth reading any more; nor is what could not be written, of which a bounded amount waits.
+A node writes its batches one after another. Updates have numbers in the order in which they were
+published, and keep them when a write is repeated: a reader that follows the numbers of a source
+misses no update and reads none twice. An update that was not read within FRESH_MS is dropped; so
+are the oldest updates beyond a bound while the database does not take them.
 
-Invariants: nothing here waits for the database on the way of a message; updates of a source are handed on in its order, once; the
-memory for what waits is bounded, the oldest goes first.
+Invariants: the publisher of an update does not wait for the database; updates of a source are
+delivered once, in its order; the memory for waiting updates is bounded, and the oldest go first.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import trio
 
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.bus import ALL
-from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.relay.interest import Interest
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
@@ -45,15 +49,15 @@ logger = structlog.get_logger("aether.cluster")
 
 WAKE: Final = "progress"
 GATHER_S: Final = 0.01
-"""Between two batches: nobody sees a bar move more often."""
+"""Between two batches: no person sees a progress bar move more often."""
 BATCH_ROWS: Final = 1000
 BATCH_BYTES: Final = 1024 * 1024
 READ_ROWS: Final = 1000
-"""Of one source at a time."""
+"""Rows of one source in a statement."""
 FRESH_MS: Final = 15_000
 KEPT_MS: Final = 60_000
 
-# That the lease is in force is looked at and not locked: nothing depends on an update that crosses the end of a lease.
+# The lease is read and not locked: nothing depends on an update that crosses the end of a lease.
 _WRITE: Final = """
     WITH fresh AS (
         SELECT c.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[]) AS c (seq, topic, source, recipient, frame)
@@ -69,7 +73,7 @@ _WRITE: Final = """
     )
     SELECT DISTINCT unnest(nodes) FROM wanted
 """
-# `newest` is from the same snapshot: what is not for this node is passed over without being read.
+# `newest` is from the same snapshot: updates for other nodes are passed over without being read.
 _READ: Final = """
     SELECT s.node_id, m.newest, u.seq, u.topic, u.source, u.recipient, u.frame
     FROM (
@@ -96,20 +100,23 @@ _FORGET: Final = """
 
 @dataclass(frozen=True, slots=True)
 class ProgressRelayLimits:
-    """What waits to be written, and for how long, in seconds."""
+    """How many updates may wait, and how long the relay waits, in seconds."""
 
     waiting_rows: int = 10_000
     waiting_bytes: int = 4 * 1024 * 1024
     poll_s: float = 5.0
-    """Between two looks at what hints would have told."""
+    """Between two looks that make up for lost notifications."""
     linger_s: float = 10.0
-    """Interest stays for that long after the last listener has gone."""
+    """How long a topic's interest stays after its last listener has gone."""
 
 
 @dataclass(frozen=True, slots=True)
-class RelayStatistics:
-    """Since start, but for `waiting` and `interests`, which are now. `written` were given to the database, which stores what another
-    node wants; `dropped` were the oldest when too much waited; `received` came from other nodes."""
+class ProgressRelayStatistics:
+    """Counters since start, but for `waiting` and `interests`, which are those of now.
+
+    `written` counts updates given to the database, which stores those that another node wants;
+    `dropped` counts the oldest updates when too many waited; `received` those of other nodes.
+    """
 
     offered: int
     written: int
@@ -130,7 +137,10 @@ class _Update(NamedTuple):
 
 
 class ProgressRelay:
-    """A EphemeralRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
+    """The EphemeralRelay of a cluster's node.
+
+    `run` must run while sessions live, `close` after it.
+    """
 
     def __init__(
         self,
@@ -145,27 +155,27 @@ class ProgressRelay:
         self._cluster = cluster
         self._ephemeral_topics = ephemeral_topics
         self._limits = limits
-        self._round = PeriodicTask("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
-        # One that writes, one that reads.
-        self._queries = Queries(server, cluster_limits, "progress", 2, "SET synchronous_commit = off")
+        self._reading = PeriodicTask("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
+        # One connection writes, the other reads.
+        self._queries = QueryPool(server, cluster_limits, "progress", 2, "SET synchronous_commit = off")
         self._interest = Interest(
             self._queries, cluster.lease, "ephemeral_interest", ephemeral_topics.listened_topics, limits.linger_s
         )
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()
         self._waiting_bytes = 0
-        self._work = trio.Event()
+        self._work = AutoResetEvent()
         self._positions: dict[int, int] = {}
         self._woken: set[int] = set()
         self._woken_all = False
         self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
-        cluster.bus.handle(WAKE, self._hear_wake)
+        cluster.bus.handle(WAKE, self._on_wake)
         cluster.peers.on_join.append(self._read_all)
         cluster.on_renewal.append(self._renew)
 
-    def statistics(self) -> RelayStatistics:
-        """What has happened so far."""
-        return RelayStatistics(
+    def statistics(self) -> ProgressRelayStatistics:
+        """Return counters since start, and what waits now."""
+        return ProgressRelayStatistics(
             self._offered,
             self._written,
             self._batches,
@@ -176,7 +186,7 @@ class ProgressRelay:
             len(self._interest),
         )
 
-    # -- EphemeralRelay ------------------------------------------------------------------------------------------------
+    # -- EphemeralRelay ----------------------------------------------------------------------------
 
     async def expect(self, topics: Sequence[str]) -> None:
         """See EphemeralRelay."""
@@ -187,7 +197,7 @@ class ProgressRelay:
         self._interest.add(topic)
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
-        """See EphemeralRelay. Nothing is done while no other node is known."""
+        """See EphemeralRelay. Does nothing while the node has no peers."""
         if self._cluster.peers.empty:
             return
         self._offered += 1
@@ -203,7 +213,7 @@ class ProgressRelay:
             self._waiting_bytes -= len(self._waiting.popleft().frame)
             self._dropped += 1
 
-    # -- writing --------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def _take(self) -> list[_Update]:
         batch: list[_Update] = []
@@ -219,7 +229,10 @@ class ProgressRelay:
         return batch
 
     async def _write(self) -> None:
-        """One batch. Raises StorageUnavailable, and then it waits on, if there is room."""
+        """Write one batch.
+
+        Raises StorageUnavailable; the batch waits again then, if there is room.
+        """
         batch = self._take()
         try:
             rows = await in_halves(batch, self._write_some, self._drop)
@@ -240,13 +253,12 @@ class ProgressRelay:
 
     def _drop(self, one: Any, error: Exception) -> None:
         self._dropped += 1
-        logger.error("an update cannot be written", topic=one.topic, reason=str(error))
+        logger.error("a progress update cannot be written for other nodes", topic=one.topic, reason=str(error))
 
     async def _write_on(self) -> None:
         while True:
             if not self._waiting:
                 await self._work.wait()
-            self._work = trio.Event()
             while self._waiting:
                 try:
                     await self._write()
@@ -255,14 +267,14 @@ class ProgressRelay:
                     await trio.sleep(RETRY_DELAY_S)
                 await trio.sleep(GATHER_S)
 
-    # -- reading --------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
-    def _hear_wake(self, sender: int, body: str) -> None:
+    def _on_wake(self, sender: int, body: str) -> None:
         if body == ALL and not sender:  # the bus has been away
             self._woken_all = True
         else:
             self._woken.add(sender)
-        self._round.trigger()
+        self._reading.trigger()
 
     def _renew(self) -> None:
         self._interest.renew()
@@ -270,10 +282,10 @@ class ProgressRelay:
 
     def _read_all(self) -> None:
         self._woken_all = True
-        self._round.trigger()
+        self._reading.trigger()
 
-    async def _read_on(self, alone: bool) -> None:
-        woken, everything = self._woken, self._woken_all or alone
+    async def _read_on(self, periodic: bool) -> None:
+        woken, everything = self._woken, self._woken_all or periodic
         self._woken, self._woken_all = set(), False
         try:
             if everything:
@@ -284,26 +296,29 @@ class ProgressRelay:
             raise
 
     async def _look_around(self) -> None:
-        """What has to be looked at now and then. Raises StorageUnavailable."""
+        """Check the interests, and delete old updates. Raises StorageUnavailable."""
         await self._interest.look_after()
         await self._queries.fetch(_FORGET, self._cluster.node_id, KEPT_MS)
 
     async def _read(self, sources: set[int] | None) -> None:
-        """Hand on what is new of these nodes, or of all. Raises StorageUnavailable."""
+        """Deliver the new updates of these nodes; None is all nodes.
+
+        Raises StorageUnavailable.
+        """
         while sources is None or sources:
             positions = self._positions
             args = (self._cluster.node_id, list(positions), list(positions.values()), FRESH_MS, READ_ROWS)
             if sources is None:
                 rows = await self._queries.fetch(_READ_ALL, *args)
-                # Whoever is not there any more sends nothing more.
+                # Nodes that have ended send nothing more.
                 self._positions = {row[0]: positions.get(row[0], 0) for row in rows}
             else:
                 rows = await self._queries.fetch(_READ_SOME, *args, list(sources))
             self._reads += 1
-            sources = self._hand_on(rows)
+            sources = self._deliver(rows)
 
-    def _hand_on(self, rows: Sequence[tuple[int, int | None, int | None, str, str, str, bytes]]) -> set[int]:
-        """Which sources have more."""
+    def _deliver(self, rows: Sequence[tuple[int, int | None, int | None, str, str, str, bytes]]) -> set[int]:
+        """Deliver the updates; return the sources that have more."""
         counts: dict[int, int] = {}
         newest: dict[int, int] = {}
         for node_id, newest_seq, seq, topic, source, recipient, frame in rows:
@@ -319,15 +334,18 @@ class ProgressRelay:
                 self._positions[node_id] = max(self._positions.get(node_id, 0), seq)
         return more
 
-    # -- its tasks ------------------------------------------------------------------------------------------------
+    # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write and read until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
+        """Write and read until cancelled; started after the first look.
+
+        Raises StorageUnavailable.
+        """
         await self._look_around()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_running, "progress: interest", self._interest.run)
-            nursery.start_soon(keep_running, "progress: write on", self._write_on)
-            nursery.start_soon(keep_running, "progress: round", self._round.run)
+            nursery.start_soon(keep_running, "progress relay: interest", self._interest.run)
+            nursery.start_soon(keep_running, "progress relay: write", self._write_on)
+            nursery.start_soon(keep_running, "progress relay: read", self._reading.run)
             task_status.started()
 
     async def close(self) -> None:
@@ -346,10 +364,11 @@ async def open_progress_relay(
     limits: ProgressRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ProgressRelay]:
-    """Make `topics` reach the listeners on other nodes until the block ends. Raises StorageUnavailable.
+    """Relay `ephemeral_topics` to the listeners on other nodes until the block ends.
 
-    Numbers of updates begin behind `first_seq`: give the time in microseconds, so that they grow even if a database that has lost its
-    last transactions gives this node a number that another one had.
+    Numbers of updates begin after `first_seq`. Give the time in microseconds: the numbers have to
+    grow even if a database that has lost its last transactions gives this node the number of
+    another one. Raises StorageUnavailable.
     """
     random = random or Random()  # noqa: S311  # spreads looks
     relay = ProgressRelay(

@@ -195,7 +195,7 @@ def _event_reason(after: Task, facts: Facts) -> str:
     return ""
 
 
-# -- effects ------------------------------------------------------------------------------------------------------------
+# -- effects ---------------------------------------------------------------------------------------
 
 _NO_WAIT: Final[Mapping[str, Any]] = MappingProxyType({"wait": "", "paused_ms": 0})
 _NOBODY: Final[Mapping[str, Any]] = MappingProxyType(

@@ -24,7 +24,7 @@ import trio
 
 from aether_trio.cluster.cluster import Cluster
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.relay.log_relay import ClusterTails, TailLimits
+from aether_trio.cluster.relay.log_relay import ClusterLogRelay, LogRelayLimits
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
@@ -57,10 +57,10 @@ class Gateway:
     """One core, and the parts of it that tests break."""
 
     core: Core
-    tails: ClusterTails
+    tails: ClusterLogRelay
     cluster: Cluster
 
-    def deafen(self) -> None:
+    def lose_notifications(self) -> None:
         """Every hint to this node is lost from now on."""
         self.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]
 
@@ -125,7 +125,7 @@ class Fabric:
         try:
             async with open_core(settings) as core:
                 tails = core.log.relay
-                assert isinstance(tails, ClusterTails)
+                assert isinstance(tails, ClusterLogRelay)
                 gateway = Gateway(core, tails, tails._cluster)
                 self._ends[gateway] = (stop, stopped)
                 task_status.started(gateway)
@@ -153,7 +153,7 @@ async def open_fabric(
             )
         )
         patches.enter_context(
-            mock.patch("aether_trio.cluster.relay.log_relay.TailLimits", partial(TailLimits, poll_s=poll_s))
+            mock.patch("aether_trio.cluster.relay.log_relay.LogRelayLimits", partial(LogRelayLimits, poll_s=poll_s))
         )
         with trio.fail_after(2 * LONG_S):
             async with trio.open_nursery() as nursery:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from aether_trio.cluster.node.aio import connected
+from aether_trio.cluster.node.postgres_calls import open_connection_from_trio
 from aether_trio.model.errors import Status
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.testing.memory import StreamEnded
@@ -223,9 +223,9 @@ async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytes
     async def refused(server: PostgresServer, *args: str) -> object:
         if server is lease._server:
             raise ConnectionRefusedError("cut off")
-        return await connected(server, *args)
+        return await open_connection_from_trio(server, *args)
 
-    monkeypatch.setattr("aether_trio.cluster.node.lease.connected", refused)
+    monkeypatch.setattr("aether_trio.cluster.node.lease.open_connection_from_trio", refused)
     lease._connection.terminate()
     await until(lambda: not lease.held)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from aether_trio.cluster.locks.directory import Directory
-from aether_trio.cluster.relay.log_relay import ClusterTails
+from aether_trio.cluster.locks.directory import ClusterDirectory
+from aether_trio.cluster.relay.log_relay import ClusterLogRelay
 from aether_trio.cluster.relay.progress_relay import ProgressRelay
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.remote_commits import RemoteCommitReader
@@ -81,9 +81,9 @@ async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
     [
         (RemoteCommitReader, "_read_some"),
         (RemoteCommitReader, "_offer"),
-        (ClusterTails, "_tell"),
+        (ClusterLogRelay, "_notify"),
         (ProgressRelay, "_write"),
-        (Directory, "_write_moves"),
+        (ClusterDirectory, "_write_moves"),
         (CursorStore, "save"),
     ],
 )

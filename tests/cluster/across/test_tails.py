@@ -95,7 +95,7 @@ async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngi
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
             a.send(message_to("ag::w::b::1", b"heard"))
             assert await b.take(1) == [b"heard"]
-            two.deafen()
+            two.lose_notifications()
             a.send(message_to("ag::w::b::1", b"looked for"), message_to("ga::w", b"everybody"))
             assert sorted(await b.take(2)) == [b"everybody", b"looked for"]
         await nothing_is_pinned(fabric)
@@ -107,7 +107,7 @@ async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(postg
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
             a.send(message_to("ga::w", b"0"))
             assert await b.take(1) == await a.take(1) == [b"0"]
-            two.deafen()
+            two.lose_notifications()
             a.send(message_to("ga::w", b"1"), message_to("ga::w", b"2"))
             await barrier(a)
             assert payloads(b) == []

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from aether_trio.cluster.locks.claim_batcher import Answer, Release
+from aether_trio.cluster.locks.claim_batcher import OwnerAnswer, Release
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError
@@ -57,7 +57,7 @@ async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: N
     assert a.cluster.leaving() == []
     a.cluster.locks.release(claimed.lock)
     assert a.cluster.leaving() == [X]
-    await a.cluster.locks.desk.settled()
+    await a.cluster.locks.batcher.settled()
     assert a.cluster.leaving() == []
     a.host.left.append(X)
     assert a.cluster.leaving() == [X]
@@ -71,8 +71,8 @@ async def agreed(place: PostgresEngine, asker: Node) -> None:
 
 async def looked(asker: Node) -> None:
     """Wait until a node that waits for somebody's end has looked again, from the beginning."""
-    statements = asker.cluster.locks.desk.statistics().claim_statements
-    await comes_true(lambda: asker.cluster.locks.desk.statistics().claim_statements >= statements + 2)
+    statements = asker.cluster.locks.batcher.statistics().claim_statements
+    await comes_true(lambda: asker.cluster.locks.batcher.statistics().claim_statements >= statements + 2)
 
 
 async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
@@ -151,7 +151,7 @@ async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
         await trio.sleep(0)
         nursery.cancel_scope.cancel()
     with trio.fail_after(LONG_S):
-        await a.cluster.locks.desk.settled()
+        await a.cluster.locks.batcher.settled()
     assert a.cluster.locks.mine(X) is None
     await b.claim(X)
 
@@ -163,7 +163,7 @@ async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody
     await a.claim(X)
     del a.cluster.locks._mine[X]  # as if the answer to the claim had been lost
     assert (await b.claim(X)).lock.epoch == 2
-    await b.cluster.locks.desk.settled()
+    await b.cluster.locks.batcher.settled()
     assert place.rows("SELECT count(*) FROM lock_requests") == [(0,)]
 
 
@@ -193,7 +193,7 @@ async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> 
     with refuses(Status.RESOURCE_EXHAUSTED):
         await started[1].claim("ag::lab::x::31")
     holder.cluster.locks.release(again.lock)
-    await holder.cluster.locks.desk.settled()
+    await holder.cluster.locks.batcher.settled()
     await started[1].claim("ag::lab::x::31")
     with refuses(Status.RESOURCE_EXHAUSTED):
         await started[2].claim("ag::lab::x::32")
@@ -204,7 +204,7 @@ async def test_claims_of_the_moment_are_one_statement(nodes: Nodes) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(500):
             nursery.start_soon(a.claim, f"ag::lab::x::{number}")
-    statistics = a.cluster.locks.desk.statistics()
+    statistics = a.cluster.locks.batcher.statistics()
     assert statistics.claims == 500
     assert statistics.claim_statements <= 5
     assert statistics.largest == 256
@@ -266,13 +266,13 @@ async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: No
             for number in range(41):
                 nursery.start_soon(claim, number)
         assert (len(claimed), refused) == (40, ["ag::lab::x::17"])
-        a.cluster.locks.desk.release(Release("ag::lab::x::17", "s\0", 0))
-        a.cluster.locks.desk.answer("ag::lab::x::17", 0, "s\0", Answer.ALIVE)
-        a.cluster.locks.desk.withdraw("ag::lab::x::17", "s\0")
+        a.cluster.locks.batcher.release(Release("ag::lab::x::17", "s\0", 0))
+        a.cluster.locks.batcher.answer("ag::lab::x::17", 0, "s\0", OwnerAnswer.ALIVE)
+        a.cluster.locks.batcher.withdraw("ag::lab::x::17", "s\0")
         for identity in claimed:
             hold = a.cluster.locks.mine(identity)
             assert hold is not None
             a.cluster.locks.release(hold)
-        await a.cluster.locks.desk.settled()
+        await a.cluster.locks.batcher.settled()
         for identity in claimed[:3]:
             await b.claim(identity)

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.model.identity import Kind
-from aether_trio.model.ownership import SessionFilter, SessionPage, SessionRecord
+from aether_trio.model.ownership import SessionFilter, SessionList, SessionRecord
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
 from tests.cluster.nodes import LONG_S, STEADY, Nodes
@@ -16,7 +16,7 @@ from tests.helpers.engines import PostgresEngine
 EVERYBODY = SessionFilter()
 
 
-def names(page: SessionPage) -> list[str]:
+def names(page: SessionList) -> list[str]:
     return [one.identity.text for one in page.sessions]
 
 
@@ -63,7 +63,7 @@ async def test_lists_are_filtered_and_paged_with_a_total(nodes: Nodes) -> None:
             assert page.total == 25
             found += names(page)
         assert found == [f"ag::lab::x::{number:02}" for number in range(25)]
-        assert await a.directory.page(agents, 1000, 7) == SessionPage([], 25)
+        assert await a.directory.page(agents, 1000, 7) == SessionList([], 25)
 
 
 async def test_pages_hold_still_for_whoever_stays_while_others_come_and_go(nodes: Nodes) -> None:
@@ -211,7 +211,7 @@ async def test_get_finds_a_session_wherever_it_is(nodes: Nodes) -> None:
             assert (found.identity, found.workspace) == (guest.identity, "lab")
         assert await b.directory.find("session-0") is None
         a.leave(guest)
-        await a.node.cluster.locks.desk.settled()
+        await a.node.cluster.locks.batcher.settled()
         assert await b.directory.find(guest.session_id) is None
 
 
@@ -229,13 +229,13 @@ async def test_status_says_whether_anybody_is_connected_and_since_when_not(nodes
         assert seen.connected
         assert seen.last_ms > 1_000_000_000_000
         a.leave(one)
-        await a.node.cluster.locks.desk.settled()
+        await a.node.cluster.locks.batcher.settled()
         ended = await b.directory.last_seen("us::ada::1")
         assert not ended.connected
         assert ended.last_ms >= seen.last_ms
         assert (await b.directory.user_last_seen("ada")).connected
         a.leave(two)
-        await a.node.cluster.locks.desk.settled()
+        await a.node.cluster.locks.batcher.settled()
         seen = await b.directory.user_last_seen("ada")
         [(last_ms,)] = place.rows("SELECT max(ended_ms) FROM identity_locks")
         assert (seen.connected, seen.last_ms) == (False, last_ms)

@@ -13,7 +13,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.ownership import DisconnectOutcome, DisconnectResult
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.nodes import LONG_S, Nodes
-from tests.cluster.seats import LATE, SOON, Seat, comes_true, deafen, seat, seats
+from tests.cluster.seats import LATE, SOON, Seat, comes_true, lose_notifications, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
@@ -29,14 +29,14 @@ async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> No
                 assert await asked.directory.disconnect(guest.session_id, "enough") == DONE
             assert guest.ends == [(Status.CANCELLED, "enough", pb.Signal.FORCE_DISCONNECT)]
             assert len(a.registry) == 0
-            await a.node.cluster.locks.desk.settled()
+            await a.node.cluster.locks.batcher.settled()
             assert await asked.directory.disconnect(guest.session_id, "again") == UNKNOWN
         guest = await a.connect(X)
         assert await b.directory.disconnect(guest.session_id, "") == DONE
         assert guest.ends[0][1] == "disconnected by an operator"
         statistics = b.directory.statistics().disconnects
         assert (statistics.asked, statistics.unconfirmed) == (2, 0)
-        assert a.directory.statistics().disconnects.obeyed == 2
+        assert a.directory.statistics().disconnects.carried_out == 2
 
 
 async def test_a_reason_has_an_end(nodes: Nodes) -> None:
@@ -50,9 +50,9 @@ async def test_a_reason_has_an_end(nodes: Nodes) -> None:
 async def test_lost_hints_cost_time_and_nothing_else(nodes: Nodes, deaf: str) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         if deaf != "asker":
-            deafen(a.node)
+            lose_notifications(a.node)
         if deaf != "holder":
-            deafen(b.node)
+            lose_notifications(b.node)
         for _ in range(3):
             guest = await a.connect(X)
             assert await b.directory.disconnect(guest.session_id, "enough") == DONE

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.cluster.locks.service_instances import Instances
+from aether_trio.cluster.locks.service_instances import ServiceInstances
 from tests.cluster.children import open_children
 from tests.cluster.nodes import STEADY, Nodes
-from tests.cluster.seats import LATE, Seat, comes_true, deafen, seat, seats
+from tests.cluster.seats import LATE, Seat, comes_true, lose_notifications, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 
@@ -24,7 +24,7 @@ def known(one: Seat, implementation: str = "search") -> list[str]:
 
 @given(st.integers(0, 5), st.lists(st.integers(0, 5), max_size=3), st.integers())
 def test_every_instance_is_as_often_its_turn(own: int, others: list[int], seed: int) -> None:
-    instances = Instances(Random(seed))
+    instances = ServiceInstances(Random(seed))
     here = [f"sv::s::own{number}" for number in range(own)]
     there = [f"sv::s::{node}-{number}" for node, count in enumerate(others) for number in range(count)]
     instances.replace(("s", identity) for identity in there)
@@ -39,7 +39,7 @@ def test_nodes_do_not_all_begin_with_the_same_instance() -> None:
     rows = [("s", f"sv::s::{number}") for number in range(10)]
     first = set()
     for seed in range(50):
-        instances = Instances(Random(seed))
+        instances = ServiceInstances(Random(seed))
         instances.replace(rows)
         first.add(instances.pick("s", []))
     assert len(first) > 5
@@ -96,7 +96,7 @@ async def test_a_hundred_that_come_at_once_are_a_few_looks(nodes: Nodes) -> None
 
 async def test_lost_hints_are_made_up_for_by_looking(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
-        deafen(a.node)
+        lose_notifications(a.node)
         guest = await b.connect("sv::search::1")
         await comes_true(lambda: known(a) == ["sv::search::1"])
         b.leave(guest)
@@ -105,7 +105,7 @@ async def test_lost_hints_are_made_up_for_by_looking(nodes: Nodes) -> None:
 
 async def test_who_misses_a_service_looks_before_the_sender_tries_again(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start(), limits=LATE) as (a, b):
-        deafen(a.node)
+        lose_notifications(a.node)
         await b.connect("sv::search::1")
         # Nothing tells it, and it would not look for minutes.
         await comes_true(lambda: a.directory.pick_service("search") == "sv::search::1")

@@ -13,18 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.cluster.node.bus import ALL, MAX_PAYLOAD_BYTES
-from aether_trio.cluster.relay.log_relay import PART_BYTES, ClusterTails, TailLimits, open_cluster_tails, said_in_parts
+from aether_trio.cluster.relay.log_relay import (
+    PART_BYTES,
+    ClusterLogRelay,
+    LogRelayLimits,
+    open_log_relay,
+    split_in_payloads,
+)
 from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import LogRelay, TopicLog
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true
 
-LATE = TailLimits(poll_s=10 * LONG_S)
+LATE = LogRelayLimits(poll_s=10 * LONG_S)
 ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::é漢😀::1", "%n"]
 
 
 class Ears:
-    """What ClusterTails needs of a TopicLog. It listens to what it was told to expect."""
+    """What ClusterLogRelay needs of a TopicLog. It listens to what it was told to expect."""
 
     def __init__(self) -> None:
         self.relay: LogRelay | None = None
@@ -60,9 +66,9 @@ class Ears:
 
 
 @asynccontextmanager
-async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterTails]]:
+async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterLogRelay]]:
     log = Ears()
-    async with open_cluster_tails(
+    async with open_log_relay(
         node.server, node.cluster, cast("TopicLog", log), cluster_limits=STEADY, limits=LATE, random=Random(1)
     ) as tails:
         yield log, tails
@@ -115,7 +121,7 @@ async def test_what_a_hint_cannot_say_makes_the_listener_look_at_everything(node
 
 @given(st.lists(st.one_of(st.text(max_size=40), st.text(min_size=100).map(lambda text: text * 100)), max_size=300))
 def test_every_part_fits_a_payload_and_says_its_topics(topics: list[str]) -> None:
-    said, parts = said_in_parts(topics)
+    said, parts = split_in_payloads(topics)
     assert parts == sorted(parts)
     bodies: dict[int, list[str]] = {}
     for one, part in zip(said, parts, strict=True):

@@ -17,7 +17,7 @@ from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTo
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
-from tests.cluster.seats import comes_true, deafen
+from tests.cluster.seats import comes_true, lose_notifications
 from tests.helpers.engines import PostgresEngine
 
 SOON = ProgressRelayLimits(poll_s=0.3)
@@ -190,7 +190,7 @@ async def test_updates_of_the_moment_are_one_statement_and_one_hint(nodes: Nodes
 async def test_lost_hints_delay_updates_and_nothing_else(nodes: Nodes) -> None:
     async with stages(await nodes.start(), await nodes.start(), limits=SOON) as (a, b):
         ear = await b.listen("pg::lab")
-        deafen(b.node)
+        lose_notifications(b.node)
         frames = [b"%d" % number for number in range(50)]
         for frame in frames:
             a.say("pg::lab", frame)
@@ -229,7 +229,7 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
 
 async def test_whoever_hears_of_nobody_joining_looks(nodes: Nodes) -> None:
     first = await nodes.start(limits=POLLS)
-    deafen(first)
+    lose_notifications(first)
     async with stage(first, SOON) as a, stage(await nodes.start(), SOON) as b:
         await comes_true(lambda: not a.node.cluster.peers.empty)
         ear = await b.listen("pg::lab")
@@ -280,7 +280,7 @@ async def test_a_reader_that_was_away_goes_on_with_what_is_fresh(nodes: Nodes, p
         a.say("pg::lab", b"heard")
         await hears(ear, b"heard")
         hear = b.node.cluster.bus.receive
-        deafen(b.node)
+        lose_notifications(b.node)
         a.say("pg::lab", b"old", b"old too")
         await comes_true(lambda: written(place) == 3)
         place.outside(f"UPDATE ephemeral_updates SET written_ms = written_ms - {module.FRESH_MS}")

@@ -25,7 +25,7 @@ def half() -> float:
     return 0.5
 
 
-# -- statuses -------------------------------------------------------------------------------------------------------------
+# -- statuses --------------------------------------------------------------------------------------
 
 
 def test_statuses_on_the_wire() -> None:
@@ -43,7 +43,7 @@ def test_grace_windows_and_priorities() -> None:
     assert [priority_of(number) for number in (0, 10, 37)] == [30, 10, 37]
 
 
-# -- retries --------------------------------------------------------------------------------------------------------------
+# -- retries ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_stored_comes_back() -> None:
     assert Wait.from_json(wait.to_json()) == wait
 
 
-# -- waits ----------------------------------------------------------------------------------------------------------------
+# -- waits -----------------------------------------------------------------------------------------
 
 
 def test_a_wait_for_dependencies_is_over_when_all_or_any_have_ended() -> None:
@@ -121,7 +121,7 @@ def test_an_unknown_reason_is_input() -> None:
     assert [Wait(reason).word for reason in Reason] == ["", "input", "authority", "dependency", "hibernation"]
 
 
-# -- rows -----------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def test_a_row_is_made_from_its_columns() -> None:
@@ -140,7 +140,7 @@ def test_where_a_task_waits() -> None:
     assert queue_of(Task("t", "agent_startup", "w", mode=Mode.POOL)) == ""
 
 
-# -- time -----------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 def row(status: S = S.RUNNING, **changes: Any) -> Task:

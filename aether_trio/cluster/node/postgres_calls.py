@@ -1,7 +1,8 @@
-"""From a trio task to asyncpg: run a coroutine on the engine's asyncio loop and wait for it.
+"""Calls of asyncpg from trio tasks, and the cluster's connections to PostgreSQL.
 
-Nothing of asyncpg is ever cancelled, because a cancelled query leaves a connection that is still busy with it. A caller that
-is cancelled goes on at once; its coroutine runs to its end, and `discard` is given what nobody waits for any more.
+A coroutine runs on the asyncio loop of the PostgreSQL server's engine while the trio task waits. A
+call of asyncpg is never cancelled, because a cancelled query leaves a busy connection. When the
+trio task is cancelled, it continues at once; the coroutine runs to its end.
 """
 
 from __future__ import annotations
@@ -24,12 +25,20 @@ from aether_trio.storage.postgres.statements import roll_back, within
 
 T = TypeVar("T")
 
-CONNECT_S: Final = 2.0  # less than a lease's grace, so that a node tries more than once in it
+CONNECT_S: Final = 2.0
+"""How long connecting takes at most: less than a lease's grace, in which a node tries more than
+once."""
 AGAIN_S: Final = 0.2
+"""Between two attempts of `retry_at_start`."""
 
 
-async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None) -> T:
-    """The result of `work`, or what it raised."""
+async def run_in_asyncio(
+    server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None
+) -> T:
+    """Run `work` on the asyncio loop; return its result or raise its exception.
+
+    `discard` is called with the result when the caller was cancelled meanwhile.
+    """
     waiting: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
     async def run() -> None:
@@ -39,7 +48,7 @@ async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Ca
             result = outcome.Value(await work)
         except Exception as exc:
             result = outcome.Error(exc)
-        except asyncio.CancelledError as exc:  # by somebody else than us: whoever waits is to know
+        except asyncio.CancelledError as exc:  # not by this task: its caller has to know
             result = outcome.Error(StorageUnavailable("a statement was cancelled"))
             result.error.__cause__ = exc
         task, waiting = waiting, None
@@ -59,7 +68,10 @@ async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Ca
 
 
 async def open_connection(server: PostgresServer, role: str, *settings: str) -> Any:
-    """A connection of the cluster's own: READ COMMITTED, named for pg_stat_activity. An asyncio function."""
+    """Open a connection for the cluster: READ COMMITTED, named for pg_stat_activity.
+
+    An asyncio function.
+    """
     limits = replace(server.limits, connect_s=min(server.limits.connect_s, CONNECT_S), silence_s=8.0)
     connection = await connect(server.dsn, "writer", server.schema, limits)
     try:
@@ -75,12 +87,15 @@ async def open_connection(server: PostgresServer, role: str, *settings: str) -> 
     return connection
 
 
-async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-    """`work` on a connection of `pool`, on another one when that is lost or another transaction was first: it may be done twice.
+async def run_repeatable(pool: Pool, limit_s: float, tries: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Run `work`, which may be done twice, on a connection of `pool`.
 
-    What was sent over a lost connection has been done, or never will be, by the moment in which the next work of this pool begins.
-    An asyncio function. Raises StorageUnavailable, of which FencedError is one kind, and RefusedError if the server does not take what it
-    was given.
+    An asyncio function.
+
+    It runs again, at most `tries` times, on another connection when its own is lost, and after a
+    conflict with another transaction. Statements sent over a lost connection are over before the
+    pool's next work begins. Raises StorageUnavailable, of which FencedError is one kind, and
+    RefusedError when the server refuses the values.
     """
 
     async def alone(connection: Any) -> T:
@@ -111,15 +126,16 @@ async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any]
             return result
 
 
-async def connected(server: PostgresServer, role: str, *settings: str) -> Any:
-    """`open_connection`, for a trio task."""
-    return await call(server, open_connection(server, role, *settings), _terminate)
+async def open_connection_from_trio(server: PostgresServer, role: str, *settings: str) -> Any:
+    """Open a connection for the cluster; `open_connection` for a trio task."""
+    return await run_in_asyncio(server, open_connection(server, role, *settings), _terminate)
 
 
-async def at_first(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    """What `work` returns, which is tried again while the server is away: as long as a node is not there yet, a restart is only a pause.
+async def retry_at_start(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """Return what `work` returns; retry it for `patience_s` while the server is away.
 
-    Raises StorageUnavailable when that takes longer.
+    For a node that has not joined yet, a restart of the server is only a pause. Raises
+    StorageUnavailable when the restart takes longer.
     """
     give_up = trio.current_time() + patience_s
     while True:
@@ -133,16 +149,16 @@ async def at_first(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
         await trio.sleep(AGAIN_S)
 
 
-async def say_goodbye(server: PostgresServer, connection: Any) -> None:
-    """Close a connection, politely if it can be done soon."""
+async def close_connection(server: PostgresServer, connection: Any) -> None:
+    """Close a connection; terminate it when the server does not answer in time."""
 
     async def close() -> None:
         try:
             await connection.close(timeout=CONNECT_S)
-        except Exception:  # it was going away anyhow
+        except Exception:  # the connection is given up in either case
             connection.terminate()
 
-    await call(server, close())
+    await run_in_asyncio(server, close())
 
 
 def _terminate(connection: Any) -> None:

@@ -1,7 +1,9 @@
-"""Statements of the cluster on connections of their own, so that what may wait does not wait in front of a claim.
+"""Separate connections for the statements of one part of the cluster.
 
-Each statement is a transaction of its own, and runs again on another connection when its own is lost: it may be done twice, and has
-to be written so that this makes no difference.
+The statements of that part do not delay claims of identities.
+
+Each statement is a transaction. It runs again on another connection when its connection is lost, so
+it has to have the same effect when it is done twice.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.aio import call, open_connection, run_again
+from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool
@@ -18,8 +20,8 @@ from aether_trio.storage.postgres.pool import Pool
 MAX_TRIES: Final = 3
 
 
-class Queries:
-    """At most `connections` connections, which pg_stat_activity shows as "aether-<role>". Statements are in line for them."""
+class QueryPool:
+    """At most `connections` connections, named "aether-<role>" in pg_stat_activity."""
 
     def __init__(
         self, server: PostgresServer, limits: ClusterLimits, role: str, connections: int, *settings: str
@@ -39,11 +41,11 @@ class Queries:
         )
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        """The rows of one statement. Raises StorageUnavailable."""
-        work = run_again(self.pool, self._statement_s, MAX_TRIES, lambda connection: connection.fetch(sql, *args))
-        rows: list[Any] = await call(self._server, work)
+        """Run one statement and return its rows. Raises StorageUnavailable."""
+        work = run_repeatable(self.pool, self._statement_s, MAX_TRIES, lambda connection: connection.fetch(sql, *args))
+        rows: list[Any] = await run_in_asyncio(self._server, work)
         return rows
 
     async def close(self) -> None:
         """Close the connections."""
-        await call(self._server, self.pool.close())
+        await run_in_asyncio(self._server, self.pool.close())
