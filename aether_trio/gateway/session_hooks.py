@@ -21,7 +21,7 @@ from aether_trio.services.presence import PresenceStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.registry import Registry
@@ -48,7 +48,7 @@ class ServiceHooks:
     starter: AgentStarter
     autostart_queue: AutostartQueue
 
-    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
+    async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a first message. Raises StatusError."""
         return await self.credentials.admit(claim, peer)
 

@@ -1,8 +1,8 @@
-"""Who is it, and may it come in: an InitConnection, judged without I/O.
+"""What a client asks for in its first message, checked without I/O.
 
-The order of the checks and the status of each refusal are the protocol's (reference: core.md section 1.1). Every
-refusal is a StatusError raised before anything is sent, because a client takes the first message of any kind for
-"connected".
+The order of the checks and the status of each refusal are those of the protocol (reference: core.md
+section 1.1). Every refusal is a StatusError raised before anything is sent, because a client takes
+the first message of any kind for "connected".
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 EXTENSIONS_HEADER = "aether-extensions"
 WORKER_TASKS = "urn:aether-trio:worker-tasks"
-"""Ours: the version is how many live tasks a worker wants to be given at most; 0 is none from pools."""
+"""This project's extension. Its version is how many live tasks a worker wants at most; 0 is none
+from pools."""
 ASSIGNMENTS = "urn:aether-trio:assignments"
-"""Ours: the client is told the number of each assignment, and may say for which one it speaks (services/tasks/protobuf.py)."""
+"""This project's extension. The client is told the number of each assignment, and may name it in
+its reports (services/tasks/protobuf.py)."""
 NUMBERED_SENDS = "urn:aether-trio:numbered-sends"
-"""Ours: the refusal of the N-th SendMessage of a connection has the request id "send-N" (delivery/receipts.py)."""
+"""This project's extension. The refusal of the N-th SendMessage of a connection has the request id
+"send-N" (delivery/receipts.py)."""
 DELIVERY_CREDIT = "urn:aether-trio:delivery-credit"
-"""Ours: the version is how many messages and bytes the client takes at first, as "64/1048576"; see `credit_granted`."""
+"""This project's extension. Its version is how many messages and bytes the client takes at first,
+as "64/1048576"; see `credit_granted`."""
 KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT})
 """URIs of the extensions that this gateway understands."""
 
 SESSION_ID_BYTES: Final = 128
-"""Ours have 36, and those of other gateways are no longer."""
+"""This gateway's session ids have 36 bytes; those of other gateways are not longer than this."""
 CLIENT_TEXT_BYTES: Final = 256
-"""A version, or what a client says of its build: a line for people."""
+"""A version, or a text about the client's build: a line for people."""
 CREDENTIAL_NAME_BYTES: Final = 256
 JSON_SCHEMA_BYTES: Final = 64 * KIB
-"""Of one extension. It is read by agents' peers, and by nothing in the gateway."""
+"""Of one extension. Agents read it; the gateway does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an InitConnection asks for. `assigned_id` is what the gateway made up for the client, if anything.
+    """What an InitConnection asks for.
 
-    `takes_any` is false for a service that does not stand in for its kind: `sv::impl` never means it.
+    `assigned_id` is the id that the gateway has made for the client, "" for none. `takes_any` is
+    false for a service instance that does not receive messages to its kind (`sv::impl`).
     """
 
     identity: Identity
@@ -58,20 +63,22 @@ class Claim:
     profiles: tuple[str, ...] = ()
     """What an orchestrator can start."""
     worker_tasks: int | None = None
-    """How many live tasks the client wants at most; None: it has not said."""
+    """How many live tasks the client wants at most; None: it set no limit."""
     numbered: bool = False
-    """Whether it is to be told the numbers of assignments."""
+    """Whether the client is told the numbers of its assignments."""
     counts_sends: bool = False
-    """Whether it is to be told which of its sends was refused."""
+    """Whether the client is told which of its sends was refused."""
     credit: tuple[int, int] | None = None
     """How many messages and bytes may be delivered at first; None is any number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """What a participant's credentials are good for: these workspaces, tokens for these identities, and the task that its token is for.
+class Authenticated:
+    """What a participant's credentials permit: workspaces, and tokens for identities.
 
-    `everywhere`: all workspaces, and what belongs to none. `task_id` is "" and `token`, the hash of the token, is empty for those that were let in without one; `lineage` as of Session.
+    `everywhere`: all workspaces, and what belongs to none. `task_id` and `token`, the hash of a
+    task token, are empty for a participant that has shown no task token; `lineage` is that of
+    Session.
     """
 
     allows_workspace: Callable[[str], bool]
@@ -85,7 +92,10 @@ class Admitted:
 def read_claim(
     message: pb.UpstreamMessage, metadata: Mapping[str, str], ids: IdFactory, limits: Limits, *, strict: bool
 ) -> Claim:
-    """The claim in a stream's first message. Raises StatusError INVALID_ARGUMENT or FAILED_PRECONDITION."""
+    """Read the claim in a stream's first message.
+
+    Raises StatusError INVALID_ARGUMENT or FAILED_PRECONDITION.
+    """
     if message.WhichOneof("payload") != "init":
         raise StatusError(Status.INVALID_ARGUMENT, "the first message of a stream must be init (InitConnection)")
     init = message.init
@@ -114,7 +124,7 @@ def read_claim(
 
 
 def _client(init: pb.InitConnection) -> tuple[str, str]:
-    """What the client says of itself: name and version of its library. The rest is checked, and kept nowhere."""
+    """Check what the client says of itself; return its library's name and version."""
     build = init.client_build_info
     for name in ("commit", "built_at", "runtime", "os"):
         check_text(getattr(build, name), f"client_build_info.{name}", CLIENT_TEXT_BYTES)
@@ -125,7 +135,7 @@ def _client(init: pb.InitConnection) -> tuple[str, str]:
 
 
 def _credentials(given: Mapping[str, str], limits: Limits) -> dict[str, str]:
-    """Errors name a credential and never show its value."""
+    """Check the credentials. Errors name a credential and never show its value."""
     if len(given) > limits.credentials_per_connection:
         raise TextError(f"{len(given)} credentials; at most {limits.credentials_per_connection} are allowed")
     for key, value in given.items():
@@ -167,7 +177,8 @@ def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Id
                 return Identity.service(init.service.implementation, init.service.specifier, strict=strict), ""
             case _:
                 raise StatusError(
-                    Status.INVALID_ARGUMENT, "init says nothing of who connects: set one of its client_type fields"
+                    Status.INVALID_ARGUMENT,
+                    "init does not say which participant connects; set one of its client_type fields",
                 )
     except (IdentityError, TextError) as error:
         raise StatusError(Status.INVALID_ARGUMENT, f"invalid identity: {error}") from None
@@ -189,10 +200,11 @@ def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
 def _negotiate(
     declared: Sequence[pb.ExtensionDeclaration], header: str, limits: Limits
 ) -> tuple[pb.NegotiatedExtension, ...]:
-    """One entry per declaration, from the message and then from the metadata; the latter are never required.
+    """Return one entry per declaration, from the message and then from the metadata.
 
-    The reference acknowledges the connection and then refuses it when a required extension is missing, which makes the
-    published SDK reconnect without a pause for ever. Here the refusal comes before the acknowledgement.
+    Extensions in the metadata are never required. The reference acknowledges the connection and
+    then refuses it when a required extension is missing, which makes the published SDK reconnect
+    without a pause for ever. Here the refusal comes before the acknowledgement.
     """
     from_header = [uri.strip() for uri in header.split(",") if uri.strip()]
     count = len(declared) + len(from_header)
@@ -224,7 +236,10 @@ def _negotiate(
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
-    """What the last declaration of WORKER_TASKS says; None when there is none. Raises TextError."""
+    """Return the number in the last declaration of WORKER_TASKS; None without one.
+
+    Raises TextError.
+    """
     said = [one.version for one in declared if one.uri == WORKER_TASKS]
     if not said:
         return None
@@ -234,7 +249,10 @@ def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
 
 
 def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | None:
-    """What the last declaration of DELIVERY_CREDIT says; None when there is none. Raises TextError."""
+    """Return the credit in the last declaration of DELIVERY_CREDIT; None without one.
+
+    Raises TextError.
+    """
     said = [one.version for one in declared if one.uri == DELIVERY_CREDIT]
     if not said:
         return None
@@ -245,7 +263,10 @@ def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | No
 
 
 def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
-    """The messages and bytes of "urn:aether-trio:delivery-credit:64:1048576" in a message without a payload."""
+    """Return the messages and bytes that a message without a payload grants.
+
+    The grant is an active extension as in "urn:aether-trio:delivery-credit:64:1048576".
+    """
     if len(message.active_extensions) != 1:
         return None
     uri, *numbers = message.active_extensions[0].rsplit(":", 2)
@@ -260,7 +281,10 @@ def _two_numbers(texts: Sequence[str]) -> tuple[int, int] | None:
 
 
 def undeclared_extensions(claim: Claim) -> list[str]:
-    """Known extensions that the client did not mention, for ConnectionAck.server_supported_extensions."""
+    """Return the known extensions that the client did not declare.
+
+    For ConnectionAck.server_supported_extensions.
+    """
     if not claim.extensions:
         return []
     return sorted(KNOWN_EXTENSIONS - {one.uri for one in claim.extensions})

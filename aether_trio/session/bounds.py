@@ -1,12 +1,13 @@
-"""How long the fields of a request may be: one table for all operations, looked at before any handler.
+"""How long the fields of a request may be: one table for all operations.
 
-What a request says is echoed (its id), stored (a wait, metadata, a registration), put into answers, events and lists,
-and looked for. So every text has a bound, and so has a request as a whole. Three rules, in the words of docs/wire.md:
+A request is checked before any handler runs. Its texts are echoed (its id), stored (a wait,
+metadata, a registration), put into answers, events and lists, and looked up. So every text has a
+bound, and so has a request as a whole. The three rules of docs/wire.md:
 
 * a name (ids, keys, topics, words of the protocol) has at most `Limits.name_bytes`;
 * a text for people or programs (`TEXTS`) has at most `Limits.text_bytes`;
-* a request has at most `Limits.request_bytes` beside its content, which is what is of type `bytes` and what is in
-  `JUDGED`; its operation judges that.
+* a request has at most `Limits.request_bytes` without its content. Content is what is of type
+  `bytes` and what is in `CHECKED_BY_OPERATION`, which the operation checks.
 
 Most requests are shorter than a name may be, so one comparison lets them pass.
 """
@@ -19,26 +20,27 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from aether_trio.model.limits import Limits
 
-JUDGED: Final = frozenset(
+CHECKED_BY_OPERATION: Final = frozenset(
     {
-        # Their own bounds, with refusals of their own.
+        # Their operation has bounds and refusals for them.
         "aether.v1.KVOperation.key",
         "aether.v1.CheckpointOperation.key",
-        # A report has 64 KiB for all of it (services/progress.py).
+        # A report has 64 KiB in all (services/progress.py).
         "aether.v1.ProgressReport.state",
         "aether.v1.ProgressReport.summary",
         "aether.v1.ProgressStep.name",
         "aether.v1.ProgressStep.detail",
         "aether.v1.ProgressStep.step_type",
-        # Cut, not refused: a task that fails with a long text has failed (services/tasks/handlers/sanitize.py, cluster/locks/disconnects.py).
+        # Cut, not refused: a task that fails with a long text has failed
+        # (services/tasks/handlers/sanitize.py, cluster/locks/disconnects.py).
         "aether.v1.TaskOperation.reason",
         "aether.v1.SessionOperation.reason",
-        # A header of HTTP, and a credential of its own.
+        # A header of HTTP, and a credential.
         "aether.v1.ProxyHttpRequest.path",
         "aether.v1.TunnelOpen.session_token",
     }
 )
-"""Fields that their operation judges."""
+"""Fields that their operation checks."""
 
 TEXTS: Final = frozenset(
     {
@@ -56,7 +58,7 @@ TEXTS: Final = frozenset(
 
 
 def excess_of(payload: Any) -> str | None:
-    """What of this request is too long, as a sentence; None for a request within its bounds."""
+    """Return a sentence on what is too long in this request; None if nothing is."""
     size = payload.ByteSize()
     if size <= Limits.name_bytes:
         return None
@@ -65,19 +67,19 @@ def excess_of(payload: Any) -> str | None:
         return excess
     rest = size - content
     if rest > Limits.request_bytes:
-        return f"the request has {rest} bytes beside its content; at most {Limits.request_bytes} are allowed"
+        return f"the request has {rest} bytes without its content; at most {Limits.request_bytes} are allowed"
     return None
 
 
 def _look(message: Any, path: str) -> tuple[int, str | None]:
-    """(bytes of content, what is too long)."""
+    """Return (bytes of content, what is too long)."""
     content = 0
     for field, value in message.ListFields():
         kind = field.type
         if kind == FieldDescriptor.TYPE_BYTES:
             content += sum(map(len, value)) if field.is_repeated else len(value)
         elif kind == FieldDescriptor.TYPE_STRING:
-            if field.full_name in JUDGED:
+            if field.full_name in CHECKED_BY_OPERATION:
                 content += len(value.encode())
                 continue
             most = Limits.text_bytes if field.name in TEXTS else Limits.name_bytes
@@ -94,5 +96,5 @@ def _look(message: Any, path: str) -> tuple[int, str | None]:
 
 
 def _is_map(field: Any) -> bool:
-    """Maps have no bound of their own: they count for the whole request."""
+    """Return whether the field is a map. Maps count for the whole request only."""
     return bool(field.message_type.GetOptions().map_entry)

@@ -1,4 +1,4 @@
-"""What a session is made from: the parts of its gateway, and the hooks of the services."""
+"""The parts of a gateway that its sessions use, and the hooks of its services."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.queues.work_queues import WorkQueues
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lease_gate import LeaseGate
@@ -35,8 +35,11 @@ class SessionHooks(Protocol):
     The hooks that are not `async` are one step, without a checkpoint.
     """
 
-    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
-        """Return what the client's credentials permit. Raises StatusError when they do not suffice."""
+    async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
+        """Return what the client's credentials permit.
+
+        Raises StatusError when they are refused.
+        """
         ...
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
@@ -47,9 +50,9 @@ class SessionHooks(Protocol):
         ...
 
     async def prepare(self, session: Session) -> None:
-        """Prepare the services for a session that owns its identity and is not acknowledged yet.
+        """Prepare the services for a session that is not acknowledged yet.
 
-        Raises StorageUnavailable.
+        The session owns its identity. Raises StorageUnavailable.
         """
         ...
 

@@ -22,7 +22,10 @@ __all__ = ["LocalDirectory", "SessionDirectory"]
 
 
 class SessionDirectory(Protocol):
-    """Which participants are connected. The methods that are `async` raise StorageUnavailable."""
+    """Which participants are connected.
+
+    The methods that are `async` raise StorageUnavailable.
+    """
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """Return at most `limit` live sessions behind the first `offset`."""
@@ -45,11 +48,17 @@ class SessionDirectory(Protocol):
         ...
 
     def moved(self, session: SessionRecord) -> None:
-        """Note that the participant has switched to the workspace of this record. Never blocks."""
+        """Note that a participant has switched to the workspace of this record.
+
+        Never blocks.
+        """
         ...
 
     def pick_service(self, implementation: str) -> str | None:
-        """Return the topic of a live instance of a service, each in its turn. Never blocks."""
+        """Return the topic of a live instance of a service, each in its turn.
+
+        Never blocks.
+        """
         ...
 
 

@@ -1,13 +1,15 @@
 """The dispatch table: which handler answers which upstream message.
 
-A handler is `async (session, payload) -> messages`, the payload being the oneof's value; it returns what to answer, in
-order, and raises AetherError for a refusal that has no typed answer of its own. Every case of the protocol is in the
-table (services/unimplemented.py answers for those to come), so nothing is met with silence.
+A handler is `async (session, payload) -> messages`; the payload is the value of the oneof. It
+returns the answers in order, and raises AetherError for a refusal that has no typed answer. Every
+case of the protocol is in the table (services/unimplemented.py answers those without a service), so
+no request stays without an answer.
 
-Invariants: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
-answer back until the connection's last message is committed or refused (log/topic_log.py, `wait_settled`). No handler sees
-a request with a field beyond its bound (bounds.py). What a handler writes is written in its session's name
-(storage/session_writes.py), so the end of a session can be told from the end of what it has begun.
+Invariants: the answer to a request is later than all that its connection sent before. The
+dispatcher holds each answer back until the connection's last message is committed or refused
+(`TopicLog.wait_settled`). No handler gets a request with a field beyond its bound (bounds.py). The
+programs of a handler are counted in its session's name (storage/session_writes.py), so it is known
+when all that an ended session has begun is over.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ NO_ANSWER: tuple[pb.DownstreamMessage, ...] = ()
 
 
 def request_id_of(payload: Any) -> str:
-    """The id that correlates an answer with this request; "" for operations that have none.
+    """Return the id that correlates an answer with this request; "" for none.
 
-    Where a message has both, `request_id` is what it is about (an authority request), and not who is asking.
+    Where a message has both fields, `request_id` is the subject (an authority request) and
+    `client_request_id` correlates.
     """
     for name in ("client_request_id", "request_id"):
         value = getattr(payload, name, "")
@@ -45,7 +48,7 @@ def request_id_of(payload: Any) -> str:
 
 
 class Dispatcher:
-    """Answers requests by their oneof case. `counts` is the number of requests by case."""
+    """The table of handlers. `counts` is the number of requests by operation."""
 
     def __init__(self, log: TopicLog, handlers: Mapping[str, Handler]) -> None:
         self._log = log
@@ -58,16 +61,16 @@ class Dispatcher:
         return frozenset(self._handlers)
 
     async def refuse(self, session: Session, case: str | None, message: pb.UpstreamMessage, why: AetherError) -> None:
-        """Answer a request that nothing is done about. Raises nothing but cancellation."""
+        """Answer a request with an error, without a handler. Raises only cancellation."""
         await self._log.wait_settled(session.sender.last_append)
         session.put_error(why, request_id_of(getattr(message, case)) if case is not None else "")
 
     async def dispatch(self, session: Session, case: str | None, message: pb.UpstreamMessage) -> None:
-        """Answer one request. Raises nothing but cancellation."""
+        """Answer one request. Raises only cancellation."""
         handler = self._handlers.get(case) if case is not None else None
         if handler is None or case is None:
             await self._log.wait_settled(session.sender.last_append)
-            session.put_error(AetherError(Code.NOT_IMPLEMENTED, "this message carries nothing that the gateway knows"))
+            session.put_error(AetherError(Code.NOT_IMPLEMENTED, "this message has no payload that the gateway knows"))
             return
         self.counts[case] += 1
         payload = getattr(message, case)
@@ -91,7 +94,8 @@ class Dispatcher:
             session.put_error(error, request_id_of(payload))
             return
         except Exception:
-            # A mistake of ours costs its caller an answer, not its connection and its identity.
+            # A defect of the gateway costs the caller an answer, not its connection and its
+            # identity.
             logger.exception("handler failed", operation=case)
             await self._log.wait_settled(session.sender.last_append)
             session.put_error(AetherError(Code.INTERNAL, f"{case} failed inside the gateway"), request_id_of(payload))

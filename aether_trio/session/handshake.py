@@ -18,7 +18,7 @@ from aether_trio.delivery.receipts import CountedSends, Receipts
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
-from aether_trio.session.admission import Admitted, Claim, read_claim, undeclared_extensions
+from aether_trio.session.admission import Authenticated, Claim, read_claim, undeclared_extensions
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
@@ -51,7 +51,10 @@ class Handshake:
         self._draining = True
 
     def turn_away(self) -> None:
-        """Stop admitting, and end the streams that wait for a first message: a drain waits for none of them."""
+        """Stop admitting, and end the streams that wait for a first message.
+
+        A drain waits for none of them.
+        """
         self._draining = True
         for waiting in self._waiting:
             waiting.cancel()
@@ -64,7 +67,7 @@ class Handshake:
         """
         parts = self._parts
         claim: Claim | None = None
-        admitted: Admitted | None = None
+        admitted: Authenticated | None = None
         try:
             claim, early = await self._first_message(link)
             admitted = await parts.hooks.authenticate(claim, link.peer)
@@ -112,7 +115,7 @@ class Handshake:
                 find = parts.publishers.find
                 claim_publisher = await find(session.identity.text, token) if token is not None else None
             except BaseException:
-                # What is prepared is kept until it is opened, or told that it is not needed any more.
+                # What is prepared is kept until it is opened, or closed as not needed.
                 subscriptions.close()
                 open_base()
                 raise
@@ -167,7 +170,7 @@ class Handshake:
         claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
         return claim, batch[1:]
 
-    def _make_session(self, link: Link, claim: Claim, admitted: Admitted) -> Session:
+    def _make_session(self, link: Link, claim: Claim, admitted: Authenticated) -> Session:
         parts = self._parts
         session = Session(
             claim,
@@ -190,7 +193,10 @@ class Handshake:
         return session
 
     async def _recall(self, claim: Claim) -> SessionHistory | None:
-        """Find the history of the session to resume, if it ended before this gateway started."""
+        """Find the history of the session that the client resumes.
+
+        Needed only if that session ended before this gateway started.
+        """
         if not claim.resume_session_id or self._parts.registry.remembers(claim.identity.text):
             return None
         try:
@@ -199,7 +205,7 @@ class Handshake:
             return None
 
     async def _let_predecessor_end(self, claim: Claim) -> None:
-        """Give the owner of the identity, which may be ending, the moment that its end needs.
+        """Give an ending owner of the identity the moment that its end needs.
 
         A script that closes its client and opens the next one races against itself: the new stream
         can arrive before the end of the old one. A duplicate is refused only after this moment.

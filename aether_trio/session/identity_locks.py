@@ -1,12 +1,12 @@
-"""The lock of a session's identity: on one node in the registry, in a cluster in a table of all nodes.
+"""The lock of a session's identity: in the registry, and in a cluster in a table.
 
-    handshake ──▶ take ──▶ (cluster: lock in the table) ──▶ registry
-    session ends ──▶ registry ──▶ release ──▶ (cluster: settle appends and cursors, unlock in the table)
+    handshake ─▶ take ─▶ (cluster: lock in the table) ─▶ registry
+    session ends ─▶ registry ─▶ release ─▶ (cluster: settle its writes, unlock in the table)
 
 An ended session has given up its identity on this node at once. In a cluster its lock in the table
 follows when its messages and its cursors are committed, so that a successor on another node
-continues where it stopped, and when all programs written in its name are over. The database goes
-on with a program whose caller has gone (storage/session_writes.py), and no session may write after its
+continues where it stopped, and when all programs written in its name are over. The database goes on
+with a program whose caller has gone (storage/session_writes.py), and no session may write after its
 successor. A successor on this node waits for the same programs before it is acknowledged.
 
 Invariants: a session in the registry of a cluster's node has the lock in the table, or has been
@@ -43,14 +43,18 @@ class IdentityLocks(Protocol):
     """Gives sessions their identities, one session at a time."""
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
-        """Make `session` the owner of its identity: (displaced session of this node, history to continue).
+        """Make `session` the owner of its identity.
 
-        No checkpoint between the decision and the return. Raises StatusError.
+        Returns (displaced session of this node, history to continue). No checkpoint between the
+        decision and the return. Raises StatusError.
         """
         ...
 
     def release(self, session: Session) -> None:
-        """Release the lock of an ended session. Never blocks; does nothing for a session without one."""
+        """Release the lock of an ended session. Never blocks.
+
+        Does nothing for a session without a lock.
+        """
         ...
 
 
@@ -76,7 +80,10 @@ class LockTable(Protocol):
         ...
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
-        """Release a lock; return whether this node had it. `history` is what a resume continues."""
+        """Release a lock; return whether this node had it.
+
+        `history` is what a resume continues.
+        """
         ...
 
     def mine(self, identity: str) -> IdentityLock | None:
@@ -85,7 +92,10 @@ class LockTable(Protocol):
 
 
 class NodeIdentityLocks:
-    """The locks of a cluster's node: the table decides. `run` must run while sessions live."""
+    """The locks of a cluster's node: the table decides.
+
+    `run` must run while sessions live.
+    """
 
     def __init__(self, sessions: NodeSessions, table: LockTable) -> None:
         self._sessions = sessions
@@ -131,9 +141,9 @@ class NodeIdentityLocks:
             except StatusError as refusal:
                 if refusal.status is not Status.RESOURCE_EXHAUSTED:
                     raise
-                # An ended session counts as a connection of its workspace until its lock is released.
-                # One place is enough: another session may take long. The claim does not wait for
-                # sessions that end later.
+                # An ended session counts as a connection of its workspace until its lock is
+                # released. One place is enough: another session may take long. The claim does not
+                # wait for sessions that end later.
                 if leaving is None:
                     leaving = self._sessions.leaving_workspace(request.workspace)
                 if not leaving:
@@ -155,8 +165,8 @@ class NodeIdentityLocks:
     async def run(self) -> None:
         """Release the locks of ended sessions, until cancelled."""
         async with trio.open_nursery() as nursery:
-            # The nursery is outside of what is restarted: its tasks would end with it, and the locks
-            # that they wait to release would never be free.
+            # Not inside of what is restarted: the nursery's tasks would end with it, and their
+            # locks would never be free.
             await keep_running("identity locks", partial(self._release_ended, nursery))
 
     async def _release_ended(self, nursery: trio.Nursery) -> None:
@@ -172,13 +182,13 @@ class NodeIdentityLocks:
             if not ended:
                 continue
             try:
-                # Without a limit: the log ends its own attempts. A message that is committed after its
-                # sender's successor has begun would be out of order, and its number would be unknown.
+                # Without a limit: the log ends its attempts. A message that is committed after its
+                # sender's successor has begun would be out of order, and have an unknown number.
                 await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
                 with trio.move_on_after(CURSORS_S):
                     await self._log.cursors.save()
             finally:
-                # If this node ends here: the locks of unsettled sessions are released with the lease,
+                # If this node ends here: unsettled sessions' locks are released with the lease,
                 # without which nothing is written. After an exception they are looked at again.
                 if left := [one for one in ended if not self._log.is_settled(one[0].sender.last_append)]:
                     self._ended[:0] = left
@@ -186,9 +196,10 @@ class NodeIdentityLocks:
                 self._release([one for one in ended if one not in left])
 
     async def _wait_programs(self, session: Session, lock: IdentityLock) -> None:
-        """Wait until the programs of an ended session are over, and have its lock released.
+        """Wait for the programs of an ended session; have its lock released then.
 
-        Without a limit: the database decides within its own, and the lock is free when the lease ends.
+        Without a limit: the database decides within its own, and the lock is free when the lease
+        ends.
         """
         assert session.pending is not None
         await session.pending.wait_none()

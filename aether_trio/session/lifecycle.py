@@ -27,7 +27,7 @@ CLOSE_S = 5.0
 
 
 class SessionServer:
-    """Serves links. One per gateway; `serve` runs once per stream, in that stream's own task."""
+    """Serves the links of a gateway; `serve` runs once per stream, in its task."""
 
     def __init__(self, dependencies: SessionDependencies) -> None:
         self._parts = dependencies
@@ -92,7 +92,7 @@ class SessionServer:
             except LinkBroken as error:
                 broken = error
             finally:
-                # Here, where the nursery is open: a subscription that begins to lag starts a task in it.
+                # Here, where the nursery is open: a lagging subscription starts a task in it.
                 session.detach()
             nursery.cancel_scope.cancel()
         if broken is not None and session.ending is None:
@@ -103,7 +103,7 @@ class SessionServer:
         return Status.OK, ""
 
     async def _send_last_answers(self, session: Session) -> None:
-        """Let the client read its last answers and signals, and which of its messages were not stored."""
+        """Let the client read its last answers, signals and refusals."""
         log, outbox, last_append = self._parts.log, session.outbox, session.sender.last_append
         if outbox.control_bytes or not log.is_settled(last_append):
             with trio.move_on_after(CLOSE_S):

@@ -1,9 +1,10 @@
-"""The sessions of a cluster node, as the cluster sees them (cluster/session_host.py).
+"""The sessions of a cluster's node, as the cluster sees them.
 
-A node that stood still may have been declared dead, and other nodes may own what it believes to
-own. So while its lease is lost the node handles no input and delivers no durable message. When
-the lease is back, the node forgets the cursors of the identities that it has lost: their new
-owners were not sent what was delivered here.
+The node implements SessionHost (cluster/session_host.py) with them. A node that stood still may
+have been declared dead, and other nodes may own what it believes to own. So while its lease is lost
+the node handles no input and delivers no durable message. When the lease is back, the node forgets
+the cursors of the identities that it has lost: their new owners were not sent what was delivered
+here.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Leaving:
 
 
 class NodeSessions:
-    """The registry of a node, its gate, and its sessions that have ended but keep their locks."""
+    """A node's registry, its gate, and its ended sessions that still have locks."""
 
     def __init__(self, registry: Registry, log: TopicLog) -> None:
         self.registry = registry
@@ -62,11 +63,11 @@ class NodeSessions:
             leaving.over.set()
 
     def leaving(self) -> list[str]:
-        """Return the identities whose session has ended here, and whose lock is not released yet."""
+        """Return the identities of ended sessions whose locks are not released yet."""
         return list(self._leaving)
 
     def leaving_workspace(self, workspace: str) -> list[Leaving]:
-        """Return those identities of `leaving` that count as connections of this workspace."""
+        """Return the ended sessions that count as connections of this workspace."""
         return [one for one in self._leaving.values() if one.workspace == workspace]
 
     async def wait_left(self, identity: str) -> None:
@@ -90,7 +91,7 @@ class NodeSessions:
             session = self.registry.session(lock.session_id)
             if session is not None:
                 session.end(Status.CANCELLED, "another node has taken over this identity")
-        # After the ends, which may move a cursor. Locks released since the lease ended are not kept either.
+        # After the ends, which may move a cursor. Locks released since are not kept either.
         if kept is not None:
             self.log.cursors.drop(kept.__contains__)
         self._resume()

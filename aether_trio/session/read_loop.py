@@ -1,8 +1,8 @@
-"""The read loop: what a session does with its client's messages, until the client ends its stream.
+"""The read loop: handles a session's messages until its client ends the stream.
 
 Invariants: the requests of one session are handled one after another, in order. A session stops
-reading while the log has no room, or while too many of its own answers wait to be sent, and TCP
-slows its client down. After A_TURN messages other sessions have their turn.
+reading while the log has no room, or while too many of its answers wait to be sent, and TCP slows
+its client down. After A_TURN messages other sessions have their turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
 A_TURN = 64
-"""Messages of one connection that are handled before the others have their turn: about a millisecond."""
+"""How many messages of one connection are handled before others have their turn: about a
+millisecond of work."""
 REQUEST_COSTS = 8
 """How many messages a request counts for: its answer is a write."""
 
@@ -99,7 +100,7 @@ class ReadLoop:
             session.link.kick()
 
     def _send(self, session: Session, send: pb.SendMessage) -> None:
-        """Route one send without a number of its own."""
+        """Route one send that has no number."""
         counted = session.counted
         if counted is None:
             try:

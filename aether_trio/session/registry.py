@@ -35,7 +35,7 @@ class RegistryStatistics:
 
 
 class Registry:
-    """The live sessions of a node, and the histories of those that have ended."""
+    """The live sessions of a node, and the histories of ended ones."""
 
     def __init__(self, connections_per_workspace: int = 0) -> None:
         self._by_identity: dict[str, Session] = {}
@@ -50,12 +50,12 @@ class Registry:
         self._claims = self._takeovers = self._refused = 0
 
     def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, SessionHistory | None]:
-        """Make `session` the owner of its identity: (displaced session, history to continue).
+        """Make `session` the owner of its identity.
 
-        A stale or unknown `resume_session_id` on a free identity connects without a history. Raises
-        StatusError: ALREADY_EXISTS when another session owns the identity and `resume_session_id`
-        does not name that session, RESOURCE_EXHAUSTED when the workspace has all the connections
-        it may have.
+        Returns (displaced session, history to continue). A stale or unknown `resume_session_id` on
+        a free identity connects without a history. Raises StatusError: ALREADY_EXISTS when another
+        session owns the identity and `resume_session_id` does not name that session,
+        RESOURCE_EXHAUSTED when the workspace has all the connections it may have.
         """
         name = session.identity.text
         holder = self._by_identity.get(name)
@@ -142,7 +142,10 @@ class Registry:
         return session.record if session is not None else None
 
     def disconnect(self, session_id: str, reason: str) -> str | None:
-        """End the session with this id as an operator does; return its identity, None if it is not live."""
+        """End the session with this id as an operator does.
+
+        Returns its identity; None when no such session is live.
+        """
         session = self._by_id.get(session_id)
         if session is None:
             return None
@@ -165,10 +168,10 @@ class Registry:
             self._roster.move(session.identity.text, session.workspace)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[Session], int]:
-        """Return (a page of the live sessions that match, how many match), in the order of identities.
+        """Return (a page of the live sessions that match, how many match).
 
-        `kinds` empty is all kinds, `workspace` "" is any. The cost is that of the page, not of the
-        number of live sessions.
+        The sessions are in the order of their identities. `kinds` empty is all kinds, `workspace`
+        "" is any. The cost is that of the page, not of the number of live sessions.
         """
         found, total = self._roster.page(kinds, workspace, offset, limit)
         return [self._by_identity[text] for text in found], total

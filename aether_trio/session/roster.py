@@ -1,9 +1,11 @@
-"""The identities that are connected, in the order of their texts, by kind and by workspace.
+"""The connected identities in the order of their texts, by kind and by workspace.
 
-A list of sessions is asked for by page. A page costs what is on it: the texts of a kind are kept sorted, those of agents and tasks of one
-workspace are a range of them (`ag::{workspace}::`), and those of users are kept apart for each workspace that they are switched to.
+Sessions are listed by page, and a page costs what is on it. The texts of a kind are kept sorted.
+Those of agents and tasks of one workspace are a range of them (`ag::{workspace}::`). Those of users
+are kept apart for each workspace that they are switched to.
 
-Invariants: a text is in the list of its kind exactly once; a user's text is in the list of one workspace at most.
+Invariants: a text is in the list of its kind exactly once; a user's text is in the list of one
+workspace at most.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from typing import Final
 from aether_trio.model.identity import SEPARATOR, Identity, Kind, prefix_of
 
 _IN_ORDER: Final = sorted(Kind, key=prefix_of)
-"""No prefix begins another one, so the texts of one kind are behind all of the kind before."""
+"""No prefix begins another one, so the texts of one kind are after all of the kind before."""
 _BEHIND: Final = f"{SEPARATOR[:-1]};"
-"""Sorts behind whatever goes on with the separator, as ";" follows ":"."""
+"""Sorts after all texts that go on with the separator, as ";" follows ":"."""
 
 Range = tuple[list[str], int, int]
 
 
 class Roster:
-    """See the module docstring. No method is a checkpoint."""
+    """The sorted texts of connected identities. No method is a checkpoint."""
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, list[str]] = {kind: [] for kind in Kind}
@@ -31,17 +33,17 @@ class Roster:
         self._places: dict[str, str] = {}
 
     def add(self, identity: Identity) -> None:
-        """The identity is connected."""
+        """Add an identity that has connected."""
         insort(self._kinds[identity.kind], identity.text)
 
     def remove(self, identity: Identity) -> None:
-        """It is connected no more."""
+        """Remove an identity that is not connected any more."""
         if identity.kind is Kind.USER:
             self.move(identity.text, "")
         _take(self._kinds[identity.kind], identity.text)
 
     def move(self, user: str, workspace: str) -> None:
-        """The user's window with this text is switched to a workspace; "" for none."""
+        """Note that a user's window is switched to a workspace; "" for none."""
         before = self._places.pop(user, "")
         if before:
             there = self._users[before]
@@ -53,7 +55,10 @@ class Roster:
             insort(self._users.setdefault(workspace, []), user)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[str], int]:
-        """Texts of these kinds (all, if empty) in this workspace ("" for any), and how many there are in all."""
+        """Return (a page of texts, how many match).
+
+        `kinds` empty is all kinds; `workspace` "" is any.
+        """
         found: list[str] = []
         total = 0
         for texts, begin, end in self._ranges(kinds, workspace):
@@ -64,7 +69,7 @@ class Roster:
         return found, total
 
     def windows(self, user_id: str) -> list[str]:
-        """The texts of this user's windows."""
+        """Return the texts of this user's windows."""
         texts, begin, end = _beginning(self._kinds[Kind.USER], f"{prefix_of(Kind.USER)}{SEPARATOR}{user_id}")
         return texts[begin:end]
 
@@ -83,7 +88,7 @@ class Roster:
 
 
 def _beginning(texts: list[str], begin: str) -> Range:
-    """Where the texts are that begin so and go on with the separator."""
+    """Return the range of texts that begin so and go on with the separator."""
     return texts, bisect_left(texts, begin + SEPARATOR), bisect_left(texts, begin + _BEHIND)
 
 

@@ -32,7 +32,7 @@ from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.transport.link import Link, Upstream
@@ -67,7 +67,7 @@ class ClientInfo:
 
 
 class Session:
-    """One participant's connection, from the authentication of its client to the end of its stream.
+    """A participant's connection, from authentication to the end of its stream.
 
     Times are Unix milliseconds. `workspace` changes for users only.
     """
@@ -119,7 +119,7 @@ class Session:
     def __init__(
         self,
         claim: Claim,
-        admitted: Admitted,
+        admitted: Authenticated,
         session_id: str,
         link: Link,
         outbox_limits: OutboxLimits,
@@ -129,7 +129,7 @@ class Session:
         on_detached: Callable[[Session], None],
         gate: DeliveryGate,
     ) -> None:
-        """Make the session of a client that has shown who it is.
+        """Make the session of a client that is authenticated.
 
         `gate` holds durable messages back. `on_detached` is called once, when the session has given
         up its identity.
@@ -170,7 +170,8 @@ class Session:
         self.ephemeral_behind = False
         self.acknowledged = False
         self.leaving: StatusError | None = None
-        """How the session ends after its client was asked to leave, unless the client ends it before."""
+        """How the session ends after its client was asked to leave, unless the client ends it
+        before."""
         self.leaves_when_idle = False
         self.reading = False
         """Whether its task waits in `link.receive`."""
@@ -185,8 +186,8 @@ class Session:
         self.token = admitted.token
         """The hash of the task token that let the session in; empty without a token."""
         self.lineage = admitted.lineage
-        """The tasks that the session may not outlive. The last is that of its token; those before it
-        are of the sessions that made the token."""
+        """The tasks that the session may not outlive. The last is that of its token; those before
+        it are of the sessions that made the token."""
         self.answering = False
         """Whether a request of its client is being handled."""
         self._end_after_answer: StatusError | None = None
@@ -229,8 +230,8 @@ class Session:
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
         """Whether the session's credential permits access to a participant.
 
-        The credential has to permit the participant's workspace, or all workspaces for a participant
-        that is in none.
+        The credential has to permit the participant's workspace, or all workspaces for a
+        participant that is in none.
         """
         workspace = identity.workspace or workspace
         return self.allows_workspace(workspace) if workspace else self.reaches_everything
@@ -238,7 +239,10 @@ class Session:
     # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
-        """Own the identity, in a cluster by `lock`; `pending` is what its last session has left."""
+        """Own the identity, in a cluster by `lock`.
+
+        `pending` counts what the identity's last session has left.
+        """
         self.pending = pending
         self.lock = lock
 
@@ -255,12 +259,18 @@ class Session:
         self.subscriptions = subscriptions
 
     def start_agent(self, task_id: str, task_context: Mapping[str, str]) -> None:
-        """Make this the session of the agent that the task `task_id` has started, with or without a token."""
+        """Make this the session of an agent that the task `task_id` has started.
+
+        The agent need not have shown the token of its start.
+        """
         self.task_id = self.task_id or task_id
         self.task_context = task_context
 
     def acknowledge(self, *messages: pb.DownstreamMessage) -> None:
-        """Send the ConnectionAck and what comes with it; the client's messages may be long from now on."""
+        """Send the ConnectionAck and the messages after it.
+
+        From now on the client's messages may be long.
+        """
         self.acknowledged = True
         self.link.accept()
         self.put(*messages)
@@ -277,18 +287,18 @@ class Session:
         self.last_activity_ms = now_ms
 
     def begin_request(self) -> SessionWrites:
-        """Begin to handle a request; return what counts the programs that the request writes."""
+        """Begin to handle a request; return what counts its programs."""
         self.answering = True
         if self.pending is None:
             self.pending = SessionWrites()
         return self.pending
 
     def finish(self) -> None:
-        """Note that the client has ended its stream, and all that came before the end was handled."""
+        """Note that the client has ended its stream, and all before the end is handled."""
         self.finished = self.ending is None and self.leaving is None
 
     def fail(self, error: StatusError) -> None:
-        """Let the stream end with this error, unless the session has been ended with another."""
+        """End the stream with this error, unless the session has another end."""
         self.ending = self.ending or error
 
     # -- answering ---------------------------------------------------------------------------------
@@ -319,11 +329,14 @@ class Session:
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: AetherError) -> None:
-        """Tell the client that a message without a number could not be committed; see log.Author."""
+        """Tell the client that a message without a number could not be committed.
+
+        See log.Author.
+        """
         self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: messages without a number are not confirmed; see log.Author."""
+        """Do nothing: messages without a number are not confirmed. See log.Author."""
 
     def number_sends(self, receipts: Receipts) -> None:
         """Confirm the client's sends, which have numbers, by receipts."""
@@ -343,7 +356,7 @@ class Session:
             self.outbox.put_control(_ephemeral_notice())
 
     def gap_reported(self, topic: str, count: int) -> None:
-        """Tell the client how many messages retention deleted before the client read them."""
+        """Tell the client how many messages retention deleted before it read them."""
         self.put_error(
             AetherError(
                 Code.BACKPRESSURE,
@@ -352,7 +365,7 @@ class Session:
         )
 
     def passed_over(self, topic: str, offset: int, size: int) -> None:
-        """Tell the client that a message was skipped, as it is larger than any client takes."""
+        """Tell the client that a message was skipped: it is larger than clients take."""
         logger.error("a message is too large to be delivered", session=self.who, topic=topic, offset=offset, bytes=size)
         text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
         self.put_error(AetherError(Code.BACKPRESSURE, text))
@@ -368,7 +381,8 @@ class Session:
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
         """End the session from another task: signal the client, detach, close the stream.
 
-        A client that is not acknowledged gets the status alone: it takes any message for "connected".
+        A client that is not acknowledged gets the status alone: it takes any message for
+        "connected".
         """
         if self.ending is not None:
             return
@@ -384,11 +398,12 @@ class Session:
         self.end(Status.CANCELLED, reason or "disconnected by an operator", pb.Signal.FORCE_DISCONNECT)
 
     def leave(self, reason: str, within_s: float, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """Ask the client to connect to another gateway; the session ends with UNAVAILABLE at the latest.
+        """Ask the client to connect to another gateway, and end the session then.
 
-        The client is given no new work. What it sent before it could know is served first, if it
-        arrives within `within_s`: on a transport that tells clients to leave, until they have left;
-        on the others, within a round trip. Never blocks.
+        The session ends with UNAVAILABLE, unless its client ends it before. The client is given no
+        new work. What it sent before it could know is served first, if it arrives within
+        `within_s`: on a transport that tells clients to leave, until they have left; on the others,
+        within a round trip. Never blocks.
         """
         if not self.acknowledged or self.detached or self.nursery is None:
             self.end(Status.UNAVAILABLE, reason, signal)
@@ -415,7 +430,10 @@ class Session:
 
     @property
     def ended_by_gateway(self) -> bool:
-        """Whether the session ends because this gateway ends, even if the client closed first."""
+        """Whether the session ends because this gateway ends.
+
+        True even if the client closed its stream first.
+        """
         return self.leaving is not None or (self.ending is not None and self.ending.status is Status.UNAVAILABLE)
 
     def end_after_answer(self, status: Status, reason: str) -> None:
@@ -446,7 +464,7 @@ class Session:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 
     def failed(self, error: Exception) -> None:
-        """Report a defect of the gateway that was met while messages were written; end this session alone."""
+        """Report a defect met while messages were written; end this session alone."""
         report(error, self.who)
         self.end(Status.UNKNOWN, DEFECT)
 
@@ -456,7 +474,10 @@ class Session:
         self.nursery.cancel_scope.cancel()
 
     def detach(self) -> None:
-        """Close all subscriptions and give the identity back. Idempotent, no checkpoint, raises nothing."""
+        """Close all subscriptions and give the identity back.
+
+        Idempotent, no checkpoint, raises nothing.
+        """
         run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._report_detached)
 
     def _close_subscriptions(self) -> None:
@@ -477,7 +498,10 @@ class Session:
                 self._detached_event.set()
 
     def forget(self) -> None:
-        """Drop all references that lead back to the closed session, so that it is freed at once. Raises nothing."""
+        """Drop the references that lead back to the closed session.
+
+        The session is then freed at once. Raises nothing.
+        """
         self.sender.author = _NO_AUTHOR
         self.counted = None
         self.receipts = None
@@ -494,7 +518,7 @@ class Session:
 
 
 class _NoAuthor:
-    """An author whose stream is closed: refusals of its messages go nowhere; see log.Author."""
+    """An author whose stream is closed: refusals of its messages go nowhere."""
 
     confirms = False
     publisher: Publisher | None = None

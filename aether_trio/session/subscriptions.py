@@ -1,8 +1,8 @@
-"""What each kind of participant listens to, as a table, and how a session opens and closes it.
+"""What each kind of participant listens to, and how a session opens and closes it.
 
-Invariants: everything a session subscribed to is closed by `close`, without a checkpoint; what a user listens to
-because of its workspace is separate from the rest, so that a switch touches nothing else.
-What `also` has added goes with the workspace.
+Invariants: everything a session subscribed to is closed by `close`, without a checkpoint; what a
+user listens to because of its workspace is separate from the rest, so that a switch of the
+workspace touches nothing else. Topics that `also` has added go with the workspace.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from aether_trio.queues.work_queues import WorkQueues
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One durable topic. `named`: the position is kept under the identity; else the topic is read from its tail on.
+    """One durable topic.
 
-    `from_oldest`: a consumer without a position starts at the oldest retained message, not at the tail.
+    `named`: the cursor is kept under the identity; otherwise the topic is read from its end on.
+    `from_oldest`: a consumer without a cursor starts at the oldest retained message.
     """
 
     topic: str
@@ -46,7 +47,10 @@ class Plan:
 
 
 def plan_for(identity: Identity) -> Plan:
-    """What a participant listens to for as long as it is connected (reference: core.md section 2.4)."""
+    """Return what a participant listens to while it is connected.
+
+    Reference: core.md section 2.4.
+    """
     own = Wanted(identity.topic, named=True, from_oldest=True)
     match identity.kind:
         case Kind.AGENT:
@@ -66,7 +70,7 @@ def plan_for(identity: Identity) -> Plan:
 
 
 def plan_for_workspace(user_id: str, workspace: str) -> Plan:
-    """What a user window listens to in addition while it is switched to a workspace."""
+    """Return what a user's window listens to because of its workspace."""
     return Plan(
         (
             Wanted(topics.users_of(workspace), named=False),
@@ -85,7 +89,7 @@ class _Open:
 
 
 class Subscriptions:
-    """Everything one session listens to."""
+    """Everything that one session listens to."""
 
     __slots__ = (
         "_also",
@@ -129,10 +133,9 @@ class Subscriptions:
         self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
-        """Read what the log knows of the plan's topics. The returned function opens it all, without a checkpoint, and is to be
-        called right away.
+        """Read what the log knows of the plan's topics; return what opens them.
 
-        Raises StorageUnavailable.
+        Call the returned function, which is no checkpoint, right away. Raises StorageUnavailable.
         """
         consumer = self._identity.text
         await self._ephemeral_topics.expect(plan.ephemeral_topics)
@@ -179,7 +182,7 @@ class Subscriptions:
         return open_all
 
     async def prepare_base(self) -> Callable[[], None]:
-        """Prepare what the identity listens to; call the result to open it."""
+        """Prepare what the identity listens to; return what opens it."""
         open_all = await self.prepare(plan_for(self._identity))
 
         def open_base() -> None:
@@ -188,7 +191,10 @@ class Subscriptions:
         return open_base
 
     async def switch(self, workspace: str) -> None:
-        """Listen to another workspace ("" for none). Raises StorageUnavailable, and then nothing has changed."""
+        """Listen to another workspace; "" for none.
+
+        Raises StorageUnavailable, and then nothing has changed.
+        """
         if workspace:
             open_all = await self.prepare(plan_for_workspace(self._identity.user_id, workspace))
             self._leave_workspace()
@@ -209,9 +215,10 @@ class Subscriptions:
             self._outbox.withdraw(left.subscriptions)
 
     async def also(self, wanted: Wanted) -> bool:
-        """Listen to one more topic, until the workspace is another; whether it still is the same. One call at a time.
+        """Listen to one more topic, until the workspace is another.
 
-        Raises StorageUnavailable.
+        Returns whether the workspace still is the same. One call at a time. Raises
+        StorageUnavailable.
         """
         workspace = self._workspace
         if workspace is None:
@@ -230,12 +237,12 @@ class Subscriptions:
         self._leave(self._also.pop(topic, None))
 
     def is_level(self, topic: str) -> bool:
-        """Whether the client is done with all that there is of a topic of `also`."""
+        """Return whether the client has read all that there is of a topic of `also`."""
         opened = self._also.get(topic)
         return opened is None or all(one.cursor >= one.state.end for one in opened.subscriptions)
 
     def close(self) -> None:
-        """Stop listening, for good. Idempotent, and no checkpoint."""
+        """Stop listening, for good. Idempotent, no checkpoint."""
         self._closed = True
         for opened in self._also.values():
             self._close(opened)

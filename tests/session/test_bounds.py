@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, KIB, MIB, Limits
-from aether_trio.session.bounds import JUDGED, excess_of
+from aether_trio.session.bounds import CHECKED_BY_OPERATION, excess_of
 from aether_trio.session.session import Session
 from aether_trio.wire.delivery import varint
 from aether_trio.wire.errors import ANSWERS
@@ -68,7 +68,7 @@ async def test_no_text_of_a_request_is_taken_at_any_length(core: Core, case: str
     async with connect(core, agent("w", "a", "1")) as peer:
         for path in texts(descriptor):
             request = with_text(case, path, "x" * LONG)
-            judged = path[-1].full_name in JUDGED
+            judged = path[-1].full_name in CHECKED_BY_OPERATION
             assert (excess_of(getattr(request, case)) is None) is judged, spelled(path)
             peer.send(request)
             await barrier(peer)

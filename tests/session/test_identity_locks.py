@@ -18,7 +18,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.identity_locks import CURSORS_S, NodeIdentityLocks
 from aether_trio.session.node_sessions import NodeSessions
 from aether_trio.session.registry import Registry
@@ -27,7 +27,7 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from tests.helpers.core import deadlock_is_an_error, pump
 
-ALL_ACCESS = Admitted(lambda _: True, lambda _: True, everywhere=True)
+ALL_ACCESS = Authenticated(lambda _: True, lambda _: True, everywhere=True)
 RATES = Rates(Limits(), SystemClock())
 A1, A2 = Identity.agent("w", "a", "1"), Identity.agent("w", "a", "2")
 

@@ -67,7 +67,7 @@ _WITHDRAW: Final = """
 
 
 class OwnerAnswer(enum.StrEnum):
-    """What the node of an owner answers to a request: the column `lock_requests.answer`."""
+    """The answer of an owner's node to a request: the column `lock_requests.answer`."""
 
     NONE = ""
     ALIVE = "alive"

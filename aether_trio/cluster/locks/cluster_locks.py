@@ -8,9 +8,9 @@
                no answer for `lease_grace_s`        end its lease, declare it dead; granted
 
 A lock passes to another node only when its session has ended or is fenced. A request is a row of
-`lock_requests` and a notification over the bus. The notification makes it quick; the node of the owner finds
-requests whose notification was lost when it probes its lease. So only a node that cannot probe its
-own lease (stopped, stuck, cut off from the database) is declared dead.
+`lock_requests` and a notification over the bus. The notification makes it quick; the node of the
+owner finds requests whose notification was lost when it probes its lease. So only a node that
+cannot probe its own lease (stopped, stuck, cut off from the database) is declared dead.
 
 The locks of this node are known here, by identity (`mine`). Between two sessions of this node a
 claim decides at once: one that names the owning session takes its place, another is refused.

@@ -1,7 +1,7 @@
 """Notifies other nodes of new messages in topics of the log, and learns of theirs.
 
     a group is committed ─▶ its topics ─▶ one statement: NOTIFY the nodes that listen to them
-    that notification, or a regular look ─▶ TopicLog.woken / TopicLog.refresh, which read the log
+    that notification ─▶ TopicLog.on_remote_commits; a regular look ─▶ TopicLog.refresh
 
 A node writes down which topics it listens to (interest.py), and reads a topic's end after that. A
 committing node looks up the listeners after the commit. So a message is within the end that the

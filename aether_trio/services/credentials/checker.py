@@ -33,7 +33,7 @@ from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
 from aether_trio.model.patterns import ANY, fits_identity, matches
 from aether_trio.model.text import shown
 from aether_trio.services.credentials.throttle import Throttle
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"
@@ -181,7 +181,7 @@ class CredentialChecker:
         self._check_token = check_token
         self.throttle = Throttle(settings, clock)
 
-    async def admit(self, claim: Claim, peer: Peer) -> Admitted:
+    async def admit(self, claim: Claim, peer: Peer) -> Authenticated:
         """Accept the claim, or raise StatusError.
 
         UNAUTHENTICATED: who are you; PERMISSION_DENIED: not you; UNAVAILABLE: come back. `peer.certificate` must have been verified
@@ -199,16 +199,16 @@ class CredentialChecker:
             self.throttle.succeeded(peer.address, subject, _proof(claim, peer))
         return admitted
 
-    async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Admitted, bool]:
+    async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Authenticated, bool]:
         """What was accepted, and whether the client has proven anything by it."""
         identity = claim.identity
         certified = None if certificate is None else self.check_certificate(identity, certificate)
         token = await self._check_token(identity, claim.credentials)
         if token is not None:
             reaches, covers = token.workspaces.__contains__, token.covers
-            return Admitted(reaches, covers, False, token.task_id, token.token, token.lineage), True
+            return Authenticated(reaches, covers, False, token.task_id, token.token, token.lineage), True
         accepted = self.check(identity, claim.credentials, certified)
-        admitted = Admitted(accepted.allows_workspace, accepted.covers, accepted.everywhere)
+        admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
         return admitted, accepted is not ANYBODY
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
