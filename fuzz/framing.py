@@ -1,8 +1,8 @@
-"""The binary framing: its decoder, HELLO included, and a Connection of either role.
+"""The binary framing: its decoder, HELLO included, and a FramedConnection of either role.
 
 An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the stream. Whatever it is:
 decoding gives events or one RemoteProtocolError; splitting it changes nothing; no more is kept than one frame; what was
-decoded encodes to what decodes to the same; and a Connection of either role raises nothing else either.
+decoded encodes to what decodes to the same; and a FramedConnection of either role raises nothing else either.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 
 from aether_trio.wire.framing import (
     ClientHello,
-    Connection,
     Envelope,
     ErrorCode,
     Event,
+    FramedConnection,
     FrameDecoder,
     RemoteProtocolError,
-    Role,
     ServerHello,
+    Side,
     Skipped,
     encode,
     join,
@@ -68,23 +68,23 @@ def check(data: bytes) -> None:
 
 def talk(stream: bytes, reader: int, step: int) -> tuple[list[Event], ErrorCode | None]:
     """What a connection hears that has already said everything that it owes, or nothing."""
-    connection = Connection(Role.SERVER if reader & 1 else Role.CLIENT)
+    connection = FramedConnection(Side.SERVER if reader & 1 else Side.CLIENT)
     if reader & 2:
         greet(connection, accept=bool(reader & 4))
 
     def receive(part: bytes) -> Iterable[Event]:
         events = connection.receive(part)
-        if connection.role is Role.SERVER and not reader & 4:
+        if connection.role is Side.SERVER and not reader & 4:
             assert connection.held_bytes <= OPENING_FRAME_BYTES + HEADER_BYTES
         return events
 
     return decode(receive, split(stream[len(PREFACE) :] if reader & 2 else stream, step))
 
 
-def greet(connection: Connection, *, accept: bool) -> None:
+def greet(connection: FramedConnection, *, accept: bool) -> None:
     """Bring a connection to where its peer is live (or only greeted)."""
-    peer = Connection(connection.role.peer)
-    client, server = (connection, peer) if connection.role is Role.CLIENT else (peer, connection)
+    peer = FramedConnection(connection.role.peer)
+    client, server = (connection, peer) if connection.role is Side.CLIENT else (peer, connection)
     server.receive(client.send(ClientHello()))
     client.receive(server.send(ServerHello()))
     if accept:

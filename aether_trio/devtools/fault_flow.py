@@ -28,7 +28,7 @@ _PIECES: Final = 16
 _OPENING_BYTES: Final = 8 * 1024
 
 
-class Fault(enum.Enum):
+class NetworkFault(enum.Enum):
     """What can happen to a connection; the names of the statistics."""
 
     CUT = "cut"
@@ -55,7 +55,9 @@ class Flow:
     Made by the proxy; every method may be called at any time from its trio run.
     """
 
-    def __init__(self, source: trio.socket.SocketType, sink: trio.socket.SocketType, injected: Counter[Fault]) -> None:
+    def __init__(
+        self, source: trio.socket.SocketType, sink: trio.socket.SocketType, injected: Counter[NetworkFault]
+    ) -> None:
         self._source = source
         self._sink = sink
         self._injected = injected
@@ -76,18 +78,18 @@ class Flow:
 
     def stall(self, seconds: float = math.inf) -> None:
         """Forward nothing for so long, or until `release`."""
-        self._injected[Fault.STALL] += 1
+        self._injected[NetworkFault.STALL] += 1
         self._stalled_until = trio.current_time() + seconds
         self._tell()
 
     def delay(self, seconds: float) -> None:
         """From now on bytes leave so long after they have come, in their order. 0 ends it."""
-        self._injected[Fault.DELAY] += 1
+        self._injected[NetworkFault.DELAY] += 1
         self._delay_s = seconds
 
     def drip(self, size: int, interval_s: float) -> None:
         """From now on at most `size` bytes leave at a time, with this pause behind each."""
-        self._injected[Fault.DRIP] += 1
+        self._injected[NetworkFault.DRIP] += 1
         self._drip = size, interval_s
 
     def release(self) -> None:
@@ -102,7 +104,7 @@ class Flow:
 
         Later bytes are dropped.
         """
-        self._injected[Fault.TRUNCATE] += 1
+        self._injected[NetworkFault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
 
@@ -119,7 +121,7 @@ class Flow:
 
     def drop(self) -> None:
         """Read the rest and throw it away. Neither side is told."""
-        self._injected[Fault.DROP] += 1
+        self._injected[NetworkFault.DROP] += 1
         self.discard()
 
     def half_close(self) -> None:
@@ -127,7 +129,7 @@ class Flow:
 
         What it still sends is dropped.
         """
-        self._injected[Fault.HALF_CLOSE] += 1
+        self._injected[NetworkFault.HALF_CLOSE] += 1
         self.finish()
 
     # For scripts.

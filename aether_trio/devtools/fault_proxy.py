@@ -29,13 +29,13 @@ from typing import Final
 
 import trio
 
-from aether_trio.devtools.fault_flow import Fault, Flow
+from aether_trio.devtools.fault_flow import Flow, NetworkFault
 
 __all__ = [
-    "Fault",
     "FaultProxy",
     "FaultProxyStatistics",
     "Flow",
+    "NetworkFault",
     "ProxiedConnection",
     "Script",
     "Target",
@@ -61,7 +61,7 @@ class FaultProxyStatistics:
     downstream_bytes: int
     """What was forwarded, of all connections, in each direction."""
     dropped_bytes: int
-    faults: Mapping[Fault, int]
+    faults: Mapping[NetworkFault, int]
     """What was injected. What follows a TRUNCATE counts as well."""
 
 
@@ -76,7 +76,7 @@ class ProxiedConnection:
         number: int,
         client: trio.socket.SocketType,
         target: trio.socket.SocketType,
-        injected: Counter[Fault],
+        injected: Counter[NetworkFault],
         target_address: str,
     ) -> None:
         self.number = number
@@ -94,7 +94,7 @@ class ProxiedConnection:
 
         Who is left out learns nothing: its connection stays open, and what it says is thrown away.
         """
-        self._injected[Fault.CUT] += 1
+        self._injected[NetworkFault.CUT] += 1
         both = client and target
         for flow in (self.upstream, self.downstream):
             flow.discard()
@@ -106,7 +106,7 @@ class ProxiedConnection:
 
     def end(self) -> None:
         """FIN to both sides; what was on its way, and what they still say, is thrown away."""
-        self._injected[Fault.END] += 1
+        self._injected[NetworkFault.END] += 1
         self.upstream.finish()
         self.downstream.finish()
 
@@ -156,7 +156,7 @@ class FaultProxy:
         self.target = target
         self.script = script
         self.open: dict[int, ProxiedConnection] = {}
-        self._injected: Counter[Fault] = Counter()
+        self._injected: Counter[NetworkFault] = Counter()
         self._connections = self._unreachable = 0
         # Of those that have ended.
         self._upstream_bytes = self._downstream_bytes = self._dropped_bytes = 0

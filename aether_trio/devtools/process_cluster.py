@@ -43,7 +43,7 @@ from aether_trio.devtools.ports import HeldPorts, held_port
 from aether_trio.devtools.round_robin import RoundRobin
 from aether_trio.storage.postgres.embedded import FAST, SUPERUSER, EmbeddedPostgres
 
-__all__ = ["Backend", "ClusterNode", "ProcessCluster", "open_process_cluster"]
+__all__ = ["ClusterNode", "PostgresSession", "ProcessCluster", "open_process_cluster"]
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ SCHEMA: Final = "aether"
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class PostgresSession:
     """A connection of a node, as PostgreSQL sees it.
 
     `role` is "writer", "lease", "bus", ...
@@ -282,12 +282,12 @@ class ProcessCluster:
         said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
         return [line.split("|") for line in said.splitlines()]
 
-    async def backends(self) -> list[Backend]:
+    async def backends(self) -> list[PostgresSession]:
         """The nodes' connections to PostgreSQL now, in the order of their process ids."""
         rows = await self.sql(
             "SELECT pid, substr(application_name, 8) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' ORDER BY pid"
         )
-        return [Backend(int(pid), role) for pid, role in rows]
+        return [PostgresSession(int(pid), role) for pid, role in rows]
 
     async def end_backends(self, pids: Iterable[int]) -> None:
         """Have PostgreSQL end these connections (pg_terminate_backend)."""

@@ -18,21 +18,21 @@ from typing import Final
 
 import trio
 
-from aether_trio.devtools.fault_flow import Fault, Flow
+from aether_trio.devtools.fault_flow import Flow, NetworkFault
 from aether_trio.devtools.fault_proxy import ProxiedConnection
 
 __all__ = ["EVERY_FAULT", "RandomFaults"]
 
-EVERY_FAULT: Final[Mapping[Fault, float]] = MappingProxyType(
+EVERY_FAULT: Final[Mapping[NetworkFault, float]] = MappingProxyType(
     {
-        Fault.CUT: 3,
-        Fault.END: 2,
-        Fault.HALF_CLOSE: 2,
-        Fault.TRUNCATE: 3,
-        Fault.STALL: 3,
-        Fault.DELAY: 1,
-        Fault.DRIP: 1,
-        Fault.DROP: 1,
+        NetworkFault.CUT: 3,
+        NetworkFault.END: 2,
+        NetworkFault.HALF_CLOSE: 2,
+        NetworkFault.TRUNCATE: 3,
+        NetworkFault.STALL: 3,
+        NetworkFault.DELAY: 1,
+        NetworkFault.DRIP: 1,
+        NetworkFault.DROP: 1,
     }
 )
 """Weights. What ends a connection is more than half of it."""
@@ -52,7 +52,7 @@ class RandomFaults:
     def __init__(
         self,
         chance: random.Random,
-        weights: Mapping[Fault, float] = EVERY_FAULT,
+        weights: Mapping[NetworkFault, float] = EVERY_FAULT,
         *,
         mean_s: float = 0.5,
         mean_bytes: int = 64 * 1024,
@@ -87,34 +87,36 @@ class RandomFaults:
             with trio.move_on_after(4 * self.mean_s):
                 await flow.until_forwarded(size)
 
-    async def _inject(self, fault: Fault, connection: ProxiedConnection, flow: Flow, chance: random.Random) -> None:
+    async def _inject(
+        self, fault: NetworkFault, connection: ProxiedConnection, flow: Flow, chance: random.Random
+    ) -> None:
         pause = chance.expovariate(1 / self.stall_s)
         ends = chance.choice((connection.cut, connection.end, flow.half_close))
         match fault:
-            case Fault.CUT:
+            case NetworkFault.CUT:
                 connection.cut()
-            case Fault.END:
+            case NetworkFault.END:
                 connection.end()
-            case Fault.HALF_CLOSE:
+            case NetworkFault.HALF_CLOSE:
                 flow.half_close()
-            case Fault.TRUNCATE:
+            case NetworkFault.TRUNCATE:
                 flow.truncate(chance.randrange(200), ends)
-            case Fault.DROP:
+            case NetworkFault.DROP:
                 flow.drop()
-            case Fault.STALL:
+            case NetworkFault.STALL:
                 flow.stall(pause)
-            case Fault.DELAY:
+            case NetworkFault.DELAY:
                 flow.delay(pause / 4)
-            case Fault.DRIP:
+            case NetworkFault.DRIP:
                 flow.drip(chance.randint(1, 100), 0.005)
         if fault in _PASSING:
             await trio.sleep(pause)
             flow.release()
-        elif fault is Fault.DROP:
+        elif fault is NetworkFault.DROP:
             await trio.sleep(pause)
             connection.cut()
         else:
             await connection.ended()
 
 
-_PASSING: Final = frozenset({Fault.STALL, Fault.DELAY, Fault.DRIP})
+_PASSING: Final = frozenset({NetworkFault.STALL, NetworkFault.DELAY, NetworkFault.DRIP})

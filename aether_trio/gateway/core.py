@@ -51,7 +51,7 @@ from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lifecycle import SessionServer
 from aether_trio.session.registry import Registry
 from aether_trio.storage.database_clock import open_database_clock
-from aether_trio.telemetry.health import Health
+from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -66,7 +66,7 @@ class Core:
 
     settings: Settings
     clock: Clock
-    health: Health
+    health: GatewayHealth
     metrics: Metrics
     log: TopicLog
     ephemeral_topics: EphemeralTopics
@@ -128,7 +128,7 @@ async def open_core(
     randomness = randomness or random.SystemRandom()
     ids = IdFactory(randomness)
     strict = settings.gateway.strict_identifier_charset
-    health = Health()
+    health = GatewayHealth()
     metric_families = Metrics()
     async with AsyncExitStack() as stack:
         done = stack.enter_context(starting("this gateway could not start, as storage does not answer"))
@@ -264,7 +264,7 @@ async def open_core(
             )
         )
 
-        # Health, metrics, and what runs in the background.
+        # GatewayHealth, metrics, and what runs in the background.
         health.add_probe("log", _probe(lambda: log.statistics().storage_failing))
         health.add_probe("state", _probe(lambda: state.statistics().failing))
         health.add_probe("tasks", _probe(lambda: tasks_database.statistics().failing))

@@ -47,7 +47,7 @@ SETTLE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class ClusterMembership:
     """`cluster` is None for a gateway that is alone.
 
     `statistics` are those of the cluster's parts, by name.
@@ -64,14 +64,14 @@ class Membership:
 @asynccontextmanager
 async def open_membership(
     settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
-) -> AsyncIterator[Membership]:
+) -> AsyncIterator[ClusterMembership]:
     """Be a gateway alone, or join the cluster on this database, until the block ends.
 
     Raises StorageSetupError.
     """
     if databases.server is None:
         registry = Registry(settings.limits.connections_per_workspace)
-        yield Membership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))
+        yield ClusterMembership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))
         return
 
     with starting("this gateway could not join the cluster") as done:
@@ -83,7 +83,7 @@ async def open_membership(
 @asynccontextmanager
 async def _join_cluster(
     settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, ephemeral_topics: EphemeralTopics
-) -> AsyncIterator[Membership]:
+) -> AsyncIterator[ClusterMembership]:
     """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
     from aether_trio.cluster.limits import ClusterLimits
@@ -111,7 +111,7 @@ async def _join_cluster(
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(locks.run, name="locks")
         try:
-            yield Membership(
+            yield ClusterMembership(
                 registry,
                 sessions.gate,
                 locks,

@@ -13,7 +13,7 @@ from typing import Any
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.router import Router
 from aether_trio.gateway.databases import Databases
-from aether_trio.gateway.membership import Membership
+from aether_trio.gateway.membership import ClusterMembership
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.queues.work_queues import WorkQueues
@@ -94,7 +94,7 @@ def watch_tasks(metrics: Metrics, engine: Engine, autostarter: Autostarter) -> N
     metrics.watch("autostart", autostarter.statistics, counters={"started", "given_up"})
 
 
-def watch_cluster(metrics: Metrics, membership: Membership) -> None:
+def watch_cluster(metrics: Metrics, membership: ClusterMembership) -> None:
     """Show the statistics of a cluster's parts on this node."""
     now = {"listening", "held", "waiting", "interests", "node_id", "epoch"}
     for name, statistics in membership.statistics.items():

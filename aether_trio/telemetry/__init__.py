@@ -1,8 +1,8 @@
 """Logs, metrics, health, and the port that serves them to operators."""
 
-from aether_trio.telemetry.health import Health, Phase, Readiness
+from aether_trio.telemetry.health import GatewayHealth, Phase, Readiness
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.telemetry.ops import TailSource, serve_ops
 
-__all__ = ["Health", "Metrics", "Phase", "Readiness", "TailSource", "configure_logging", "serve_ops"]
+__all__ = ["GatewayHealth", "Metrics", "Phase", "Readiness", "TailSource", "configure_logging", "serve_ops"]

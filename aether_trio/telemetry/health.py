@@ -34,7 +34,7 @@ class Readiness:
         return self.phase is Phase.SERVING and not self.problems
 
 
-class Health:
+class GatewayHealth:
     """The gateway's phase and its probes.
 
     The composition root owns one and moves it on.

@@ -30,7 +30,7 @@ from aether_trio.config import OpsSettings, is_loopback
 from aether_trio.model.errors import AetherError
 from aether_trio.model.topics import parse_topic
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.telemetry.health import Health
+from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.telemetry.tail import tail_line
 
@@ -99,7 +99,7 @@ class OpsServer:
         self,
         settings: OpsSettings,
         *,
-        health: Health,
+        health: GatewayHealth,
         metrics: Metrics,
         tail: TailSource | None = None,
         resolve: ResolveLetter | None = None,
@@ -341,7 +341,7 @@ class _Connection:
 async def serve_ops(
     settings: OpsSettings,
     *,
-    health: Health,
+    health: GatewayHealth,
     metrics: Metrics,
     tail: TailSource | None = None,
     resolve: ResolveLetter | None = None,

@@ -1,4 +1,4 @@
-"""The stub gateway's other transports on asyncio: the framing by `wire.framing.Connection`,
+"""The stub gateway's other transports on asyncio: the framing by `wire.framing.FramedConnection`,
 WebSocket by wsproto.
 
 Both refuse what their specification forbids, so the bench's own codecs are held to it in whole

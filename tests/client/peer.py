@@ -17,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from aether_trio.wire import framing
-from aether_trio.wire.framing import Connection, Role
+from aether_trio.wire.framing import FramedConnection, Side
 from aether_trio.wire.pb import aether_pb2 as pb
 
 E = TypeVar("E")
@@ -32,7 +32,7 @@ class Line:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
-        self.connection = Connection(Role.SERVER)
+        self.connection = FramedConnection(Side.SERVER)
         self.seen: deque[framing.Event] = deque()
         self.hello: framing.ClientHello | None = None
         self.init: pb.InitConnection | None = None

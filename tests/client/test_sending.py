@@ -248,7 +248,7 @@ async def test_what_no_frame_can_hold_is_refused_here() -> None:
 
         nursery.start_soon(body)
         line = await peer.knock()
-        line.connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=4 * 1024 * 1024)
+        line.connection = framing.FramedConnection(framing.Side.SERVER, max_frame_bytes=4 * 1024 * 1024)
         await line.greet(framing.ServerHello(max_frame=4 * 1024 * 1024))
         await line.let_in()
         await line.end()

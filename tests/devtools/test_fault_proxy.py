@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.devtools.fault_proxy import Fault, FaultProxy, ProxiedConnection, Script, open_fault_proxy
+from aether_trio.devtools.fault_proxy import FaultProxy, NetworkFault, ProxiedConnection, Script, open_fault_proxy
 from aether_trio.devtools.random_faults import EVERY_FAULT, RandomFaults
 
 LIMIT_S = 300
@@ -123,7 +123,7 @@ async def test_cut() -> None:
         assert await is_reset(ends.client)
         assert await is_reset(ends.target)
         await ends.connection.ended()
-        assert ends.proxy.statistics().faults == {Fault.CUT: 1}
+        assert ends.proxy.statistics().faults == {NetworkFault.CUT: 1}
 
 
 async def test_cutting_one_side_leaves_the_other_one_alone_and_unheard() -> None:
@@ -224,7 +224,7 @@ async def test_truncate() -> None:
         await ends.client.send_all(b"abcdef")
         assert await rest(ends.target) == b"abc"
         assert await rest(ends.client) == b""
-        assert ends.proxy.statistics().faults == {Fault.TRUNCATE: 1, Fault.END: 1}
+        assert ends.proxy.statistics().faults == {NetworkFault.TRUNCATE: 1, NetworkFault.END: 1}
 
 
 async def test_drip() -> None:

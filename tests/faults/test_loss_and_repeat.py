@@ -26,7 +26,7 @@ import pytest
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Publication, Retry
-from aether_trio.devtools.fault_proxy import Fault, FaultProxy, open_fault_proxy
+from aether_trio.devtools.fault_proxy import FaultProxy, NetworkFault, open_fault_proxy
 from aether_trio.devtools.random_faults import RandomFaults
 from tests.helpers.gateway import GatewayProcess, open_gateway_process
 
@@ -41,7 +41,7 @@ PAUSE_S = 0.05
 PAYLOAD_BYTES = 3000
 LIMIT_S = DURATION_S + 120.0
 KILLS = 4 if FULL else 2
-MUST_HAPPEN = (Fault.CUT, Fault.END, Fault.HALF_CLOSE, Fault.TRUNCATE, Fault.STALL)
+MUST_HAPPEN = (NetworkFault.CUT, NetworkFault.END, NetworkFault.HALF_CLOSE, NetworkFault.TRUNCATE, NetworkFault.STALL)
 
 _NUMBER = struct.Struct(">HI")
 _END = 2**32 - 1
@@ -180,7 +180,7 @@ class Run:
 
     def table(self, proxy: FaultProxy) -> str:
         tally, statistics = self.tally, proxy.statistics()
-        rows: list[tuple[str, int]] = [(fault.value, statistics.faults.get(fault, 0)) for fault in Fault]
+        rows: list[tuple[str, int]] = [(fault.value, statistics.faults.get(fault, 0)) for fault in NetworkFault]
         rows += [
             ("kill -9", tally.kills),
             ("connections", tally.connections),

@@ -132,7 +132,7 @@ class _Grpc(Stream):
 class FramedStream(Stream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._connection = framing.Connection(framing.Role.CLIENT)
+        self._connection = framing.FramedConnection(framing.Side.CLIENT)
         self._events: deque[framing.Event] = deque()
         self._greeting = self._connection.send(framing.ClientHello())
         self.nacks: list[framing.Nack] = []

@@ -13,7 +13,7 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from aether_trio.config import OpsSettings
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.telemetry import Health, Metrics, serve_ops
+from aether_trio.telemetry import GatewayHealth, Metrics, serve_ops
 from aether_trio.telemetry.ops import OpsServer
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -58,20 +58,22 @@ async def log() -> Log:
 
 
 @pytest.fixture
-async def health() -> Health:
-    health = Health()
+async def health() -> GatewayHealth:
+    health = GatewayHealth()
     health.serving()
     return health
 
 
 @pytest.fixture
-async def server(log: Log, health: Health) -> OpsServer:
+async def server(log: Log, health: GatewayHealth) -> OpsServer:
     return make_server(log, health)
 
 
-def make_server(log: Log | None, health: Health | None = None, *, dev: bool = True, **settings: Any) -> OpsServer:
+def make_server(
+    log: Log | None, health: GatewayHealth | None = None, *, dev: bool = True, **settings: Any
+) -> OpsServer:
     tail = log.tail if log else None
-    return OpsServer(OpsSettings(**settings), health=health or Health(), metrics=Metrics(), tail=tail, dev=dev)
+    return OpsServer(OpsSettings(**settings), health=health or GatewayHealth(), metrics=Metrics(), tail=tail, dev=dev)
 
 
 async def ask(server: OpsServer, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -94,13 +96,13 @@ async def get(server: OpsServer, path: str, *headers: str) -> tuple[int, str]:
     return status, body.decode()
 
 
-async def test_healthz_answers_even_while_not_ready(server: OpsServer, health: Health) -> None:
+async def test_healthz_answers_even_while_not_ready(server: OpsServer, health: GatewayHealth) -> None:
     health.draining()
     assert await get(server, "/healthz") == (200, "ok\n")
 
 
 async def test_readyz_follows_the_phase_and_the_probes(log: Log) -> None:
-    health = Health()
+    health = GatewayHealth()
     server = make_server(log, health)
     problem: str | None = None
     health.add_probe("storage", lambda: problem)
@@ -120,7 +122,7 @@ async def test_readyz_follows_the_phase_and_the_probes(log: Log) -> None:
     assert (status, json.loads(body)["phase"]) == (503, "draining")
 
 
-async def test_a_probe_that_fails_is_a_problem_and_no_crash(server: OpsServer, health: Health) -> None:
+async def test_a_probe_that_fails_is_a_problem_and_no_crash(server: OpsServer, health: GatewayHealth) -> None:
     health.add_probe("storage", lambda: str(1 // 0))
     status, body = await get(server, "/readyz")
     assert status == 503
@@ -345,7 +347,7 @@ class TestDeadLetters:
             told.append((task_id, by, notes))
             return task_id == "t/1"
 
-        made = OpsServer(OpsSettings(**settings), health=Health(), metrics=Metrics(), resolve=resolve, dev=dev)
+        made = OpsServer(OpsSettings(**settings), health=GatewayHealth(), metrics=Metrics(), resolve=resolve, dev=dev)
         return made, told
 
     @staticmethod
@@ -383,7 +385,7 @@ class TestDeadLetters:
         assert (status, "it is away" in text) == (503, True)
 
 
-async def test_a_real_port_is_served_and_named(log: Log, health: Health) -> None:
+async def test_a_real_port_is_served_and_named(log: Log, health: GatewayHealth) -> None:
     async with trio.open_nursery() as nursery:
         settings = OpsSettings(port=0)
 

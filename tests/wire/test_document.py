@@ -222,7 +222,7 @@ def test_the_examples_in_bytes() -> None:
 
 def test_the_frames_that_must_be_refused() -> None:
     for what, text, code in rows("| frame | bytes | refused with |"):
-        client, gateway = framing.Connection(framing.Role.CLIENT), framing.Connection(framing.Role.SERVER)
+        client, gateway = framing.FramedConnection(framing.Side.CLIENT), framing.FramedConnection(framing.Side.SERVER)
         init = framing.Envelope(pb.UpstreamMessage(init=pb.InitConnection()).SerializeToString())
         gateway.receive(client.send(framing.ClientHello()) + client.send(init))
         gateway.send(framing.ServerHello())

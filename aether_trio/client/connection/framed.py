@@ -1,4 +1,4 @@
-"""The framed transport of a client: docs/wire.md from our side, over `wire.framing.Connection`.
+"""The framed transport of a client: docs/wire.md from our side, over `wire.framing.FramedConnection`.
 
 Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox and the inbox, and
 their frames to the socket. Answers to requests come as envelopes.
@@ -23,14 +23,14 @@ from aether_trio.client.errors import (
     from_status,
 )
 from aether_trio.wire import framing
-from aether_trio.wire.framing import Connection, Role, State
+from aether_trio.wire.framing import ConnectionState, FramedConnection, Side
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
 """What the gateway says when our bytes did not arrive: the way between us was cut, or stood still."""
-_HEARING: Final = frozenset({State.LIVE, State.LEAVING})
+_HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 
 
 class FramedTransport(Transport):
@@ -38,7 +38,7 @@ class FramedTransport(Transport):
 
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
         super().__init__(stream, hub, ping_interval_s)
-        self._connection = Connection(Role.CLIENT)
+        self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
         """The PING whose PONG means that the gateway has read everything, where our side cannot be ended by itself."""
@@ -149,9 +149,9 @@ class FramedTransport(Transport):
         if connection.state not in _HEARING:
             return b""
         frames, self._control = self._control, []
-        if connection.state is State.LIVE:
+        if connection.state is ConnectionState.LIVE:
             frames += self._hub.inbox.frames(connection)
-            starting = connection.peer_state is State.LIVE and not (self._leaving or self.draining)
+            starting = connection.peer_state is ConnectionState.LIVE and not (self._leaving or self.draining)
             frames += self._hub.outbox.pull(self, WRITE_BYTES, starting=starting)
         return b"".join(frames)
 
@@ -184,7 +184,7 @@ class FramedTransport(Transport):
     async def goodbye(self) -> None:
         """GOAWAY, then the end of our side. TLS cannot half-close here, so there a PONG says that all was read."""
         connection = self._connection
-        if connection.state is not State.LIVE:
+        if connection.state is not ConnectionState.LIVE:
             return
         words = connection.send(framing.GoAway(framing.GoAwayReason.LEAVING))
         if isinstance(self._stream, TLSStream):

@@ -23,7 +23,7 @@ from aether_trio.client.connection.topics import TopicState
 from aether_trio.client.errors import MessagesAbandoned
 from aether_trio.client.message import IncomingMessage
 from aether_trio.wire.framing import Channel as ChannelOpened
-from aether_trio.wire.framing import Connection, GrantCredit
+from aether_trio.wire.framing import FramedConnection, GrantCredit
 from aether_trio.wire.framing.constants import MAX_CREDIT
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -149,7 +149,7 @@ class Inbox:
         self._buffer.append(arrival)
         self._news.set()
 
-    def frames(self, connection: Connection) -> list[bytes]:
+    def frames(self, connection: FramedConnection) -> list[bytes]:
         """DELIVERED and CREDIT that are due, for the writer of this connection."""
         found: list[bytes] = []
         for topic in list(self._dirty):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from aether_trio.wire.framing import Connection, Delivered
+from aether_trio.wire.framing import Delivered, FramedConnection
 
 __all__ = ["RECENT", "TopicState"]
 
@@ -144,7 +144,7 @@ class TopicState:
         """Whether there is something to acknowledge, now or once it has come again."""
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
-    def acknowledgements(self, connection: Connection) -> list[bytes]:
+    def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
         """The DELIVERED that may be sent now: of nothing that this connection has not delivered yet."""
         channel = self._channel
         opened = connection.channels.get(channel) if channel is not None else None

@@ -316,7 +316,7 @@ class FramedLink:
 
     async def round_trip(self) -> None:
         """See Link. A client that was sent GOAWAY ends its side when it has finished."""
-        if self.output.connection.state is framing.State.LEAVING:
+        if self.output.connection.state is framing.ConnectionState.LEAVING:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
 
@@ -331,7 +331,7 @@ class FramedLink:
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.State.LIVE:
+        if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.ConnectionState.LIVE:
             self.fail(ErrorCode.TIMEOUT, message)
         code, retryable = self._code or (int(status), status in RETRYABLE)
         text = self._failure.message if isinstance(self._failure, StatusError) else message

@@ -51,7 +51,7 @@ class FramedOutput:
     )
 
     def __init__(
-        self, accepted: Accepted, connection: framing.Connection, nursery: trio.Nursery, counters: FramedCounters
+        self, accepted: Accepted, connection: framing.FramedConnection, nursery: trio.Nursery, counters: FramedCounters
     ) -> None:
         self.writer = SocketWriter(self, accepted.sock, accepted.tls, nursery, counters=counters)
         self.connection = connection
@@ -83,7 +83,7 @@ class FramedOutput:
 
     def send_goaway(self, event: framing.GoAway) -> None:
         """Ask the client to leave, if it has been let in and was not asked before."""
-        if self.connection.state is framing.State.LIVE and not self._finishing and not self.writer.is_broken:
+        if self.connection.state is framing.ConnectionState.LIVE and not self._finishing and not self.writer.is_broken:
             self.put(event)
             self.writer.kick()
 

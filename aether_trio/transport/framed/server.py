@@ -67,8 +67,8 @@ class FramedServer:
         counters = self._counters
         counters.connections_open += 1
         counters.connections_total += 1
-        connection = framing.Connection(
-            framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes, at_once=FRAMES_AT_ONCE
+        connection = framing.FramedConnection(
+            framing.Side.SERVER, max_frame_bytes=self._limits.max_frame_bytes, at_once=FRAMES_AT_ONCE
         )
         output = FramedOutput(accepted, connection, self._nursery, counters)
         self._outputs.add(output)

@@ -1,11 +1,11 @@
 """Our own binary framing, without sockets. docs/wire.md is its specification.
 
-Servers, clients, load generators and fuzzers share this: `Connection` is a whole end of it,
+Servers, clients, load generators and fuzzers share this: `FramedConnection` is a whole end of it,
 `FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here
 waits, and nothing knows protobuf.
 """
 
-from aether_trio.wire.framing.connection import Connection
+from aether_trio.wire.framing.connection import FramedConnection
 from aether_trio.wire.framing.constants import ErrorCode, FrameType, GoAwayReason
 from aether_trio.wire.framing.decode import DecoderStatistics, FrameDecoder
 from aether_trio.wire.framing.encode import (
@@ -47,14 +47,14 @@ from aether_trio.wire.framing.events import (
     ServerHello,
     Skipped,
 )
-from aether_trio.wire.framing.states import Role, State
+from aether_trio.wire.framing.states import ConnectionState, Side
 
 __all__ = [
     "Ack",
     "Channel",
     "ChannelClosed",
     "ClientHello",
-    "Connection",
+    "ConnectionState",
     "DecoderStatistics",
     "Deliver",
     "Delivered",
@@ -64,6 +64,7 @@ __all__ = [
     "Event",
     "FrameDecoder",
     "FrameType",
+    "FramedConnection",
     "GoAway",
     "GoAwayReason",
     "GrantCredit",
@@ -73,11 +74,10 @@ __all__ = [
     "Pong",
     "ProtocolError",
     "RemoteProtocolError",
-    "Role",
     "Send",
     "ServerHello",
+    "Side",
     "Skipped",
-    "State",
     "deliver_header",
     "encode",
     "encode_ack",

@@ -2,7 +2,7 @@
 
 Received bytes become events; events that are sent become bytes.
 
-    connection = Connection(Role.SERVER)
+    connection = FramedConnection(Side.SERVER)
     for event in connection.receive(data):             # RemoteProtocolError: tell the peer, close
         ...
     data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
@@ -36,16 +36,16 @@ from aether_trio.wire.framing.constants import (
 )
 from aether_trio.wire.framing.decode import DecoderStatistics, FrameDecoder
 from aether_trio.wire.framing.errors import LocalProtocolError, RemoteProtocolError
-from aether_trio.wire.framing.states import LOCALLY_ILLEGAL, Role, State, States
+from aether_trio.wire.framing.states import LOCALLY_ILLEGAL, ConnectionState, Side, States
 
-__all__ = ["Connection"]
+__all__ = ["FramedConnection"]
 
 _DELIVER_FIXED: Final = 12
-_ACCEPTED: Final = frozenset({State.LIVE, State.LEAVING})
-_FINISHING: Final = frozenset({State.LEAVING, State.DONE})
+_ACCEPTED: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
+_FINISHING: Final = frozenset({ConnectionState.LEAVING, ConnectionState.DONE})
 
 
-class Connection:
+class FramedConnection:
     """See the module docstring.
 
     `max_frame_bytes` is what we accept, and what our HELLO has to say.
@@ -70,7 +70,7 @@ class Connection:
     )
 
     def __init__(
-        self, role: Role, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, at_once: int = sys.maxsize
+        self, role: Side, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, at_once: int = sys.maxsize
     ) -> None:
         if max_frame_bytes < LEAST_MAX_FRAME_BYTES:
             raise ValueError(f"max_frame_bytes is {max_frame_bytes}; every side accepts {LEAST_MAX_FRAME_BYTES}")
@@ -79,7 +79,7 @@ class Connection:
         self._max_frame_bytes = max_frame_bytes
         self._peer_max_frame_bytes = LEAST_MAX_FRAME_BYTES
         # A client that is not authenticated yet must not cost much memory.
-        opening = OPENING_FRAME_BYTES if role is Role.SERVER else max_frame_bytes
+        opening = OPENING_FRAME_BYTES if role is Side.SERVER else max_frame_bytes
         self._decoder = FrameDecoder(opening, at_once=at_once)
         self._greeted = False
         self._delivering = False  # the states' part of `deliverable`
@@ -91,12 +91,12 @@ class Connection:
         """The client's from its HELLO on; what both speak, from the server's HELLO on."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> ConnectionState:
         """Of our side."""
         return self._states[self.role]
 
     @property
-    def peer_state(self) -> State:
+    def peer_state(self) -> ConnectionState:
         """Of the other side."""
         return self._states[self.role.peer]
 
@@ -106,7 +106,7 @@ class Connection:
 
         A client's limit grows when it has been accepted.
         """
-        if self.role is Role.CLIENT and self.peer_state not in _ACCEPTED:
+        if self.role is Side.CLIENT and self.peer_state not in _ACCEPTED:
             return OPENING_FRAME_BYTES
         return self._peer_max_frame_bytes
 
@@ -131,7 +131,7 @@ class Connection:
         The peer is at its end, and every further `receive` raises RemoteProtocolError.
         """
         self._decoder.fail(ErrorCode.TIMEOUT, "the rest of a frame is not waited for any more")
-        self._move(self.role.peer, State.DONE)
+        self._move(self.role.peer, ConnectionState.DONE)
 
     def statistics(self) -> DecoderStatistics:
         """What was received so far."""
@@ -172,7 +172,7 @@ class Connection:
 
     def end(self) -> None:
         """We end our side of the stream."""
-        self._move(self.role, State.DONE)
+        self._move(self.role, ConnectionState.DONE)
 
     def receive(self, data: bytes | bytearray | memoryview) -> Sequence[ev.Event]:
         """The events that the next bytes complete.
@@ -194,9 +194,9 @@ class Connection:
         late: set[int] = set()
         for index, event in enumerate(found):
             kind = type(event)
-            after = moves.get(kind, State.IDLE)
+            after = moves.get(kind, ConnectionState.IDLE)
             try:
-                if after is State.IDLE:  # where no frame leads
+                if after is ConnectionState.IDLE:  # where no frame leads
                     raise ledger.Breach(
                         ErrorCode.ILLEGAL_FRAME, f"{kind.__name__} from a {peer.value} that is {state.value}"
                     )
@@ -219,7 +219,7 @@ class Connection:
             found = [event for index, event in enumerate(found) if index not in late]
         if failed is not None:
             failed.events = tuple(found)
-            self._move(peer, State.DONE)
+            self._move(peer, ConnectionState.DONE)
             raise failed
         return found
 
@@ -228,10 +228,10 @@ class Connection:
 
         Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
         """
-        self._move(self.role.peer, State.DONE)
+        self._move(self.role.peer, ConnectionState.DONE)
         self._decoder.finish()
 
-    def _may_send(self, kind: type) -> State:
+    def _may_send(self, kind: type) -> ConnectionState:
         after = self._states.moves(self.role).get(kind)
         if after is None:
             raise LocalProtocolError(
@@ -262,13 +262,13 @@ class Connection:
         except ledger.Breach as breach:
             raise LocalProtocolError(breach.code, breach.message) from None
 
-    def _move(self, role: Role, after: State) -> None:
+    def _move(self, role: Side, after: ConnectionState) -> None:
         states = self._states
         states.move(role, after)
-        if self.role is Role.SERVER:
-            if states[Role.SERVER] is State.LIVE:
+        if self.role is Side.SERVER:
+            if states[Side.SERVER] is ConnectionState.LIVE:
                 self._decoder.max_frame_bytes = self._max_frame_bytes
-            self._delivering = ev.Deliver in states.moves(Role.SERVER) and states[Role.CLIENT] not in _FINISHING
+            self._delivering = ev.Deliver in states.moves(Side.SERVER) and states[Side.CLIENT] not in _FINISHING
 
     # What a frame of either side changes in the ledgers.
 
@@ -276,7 +276,7 @@ class Connection:
         self.minor = hello.minor
         self.delivery_acks = hello.delivery_acks
         self.credit = ledger.Credit(hello.credit_messages, hello.credit_bytes)
-        if self.role is Role.SERVER:
+        if self.role is Side.SERVER:
             self._peer_max_frame_bytes = hello.max_frame
 
     def _server_hello(self, hello: ev.ServerHello) -> None:
@@ -284,7 +284,7 @@ class Connection:
             raise ledger.Breach(ErrorCode.BAD_HELLO, f"the server speaks 1.{hello.minor}, the client 1.{self.minor}")
         self.minor = hello.minor
         self.sequence.window = hello.publish_window
-        if self.role is Role.CLIENT:
+        if self.role is Side.CLIENT:
             self._peer_max_frame_bytes = hello.max_frame
 
     def _deliver(self, channel: int, offset: int, size: int) -> None:
@@ -301,10 +301,10 @@ class Connection:
         self.channels.delivered(event.channel, event.offset)
 
 
-_COUNTS: Final[Mapping[type, Callable[[Connection, Any], None]]] = MappingProxyType(
+_COUNTS: Final[Mapping[type, Callable[[FramedConnection, Any], None]]] = MappingProxyType(
     {
-        ev.ClientHello: Connection._client_hello,
-        ev.ServerHello: Connection._server_hello,
+        ev.ClientHello: FramedConnection._client_hello,
+        ev.ServerHello: FramedConnection._server_hello,
         ev.Send: lambda self, event: self.sequence.send(event.seq),
         ev.Ack: lambda self, event: self.sequence.ack(event.seq),
         ev.Nack: lambda self, event: self.sequence.nack(event.seq),
@@ -313,7 +313,7 @@ _COUNTS: Final[Mapping[type, Callable[[Connection, Any], None]]] = MappingProxyT
         ),
         ev.ChannelClosed: lambda self, event: self.channels.close(event.channel),
         ev.Deliver: lambda self, event: self._deliver(event.channel, event.offset, len(event.message)),
-        ev.Delivered: Connection._delivered,
+        ev.Delivered: FramedConnection._delivered,
         ev.GrantCredit: lambda self, event: self.credit.grant(event.message_count, event.byte_count),
     }
 )

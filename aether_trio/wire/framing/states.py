@@ -31,19 +31,19 @@ from typing import Final
 from aether_trio.wire.framing import events as ev
 
 
-class Role(enum.Enum):
+class Side(enum.Enum):
     """A side of a connection."""
 
     CLIENT = "client"
     SERVER = "server"
 
     @property
-    def peer(self) -> Role:
+    def peer(self) -> Side:
         """The other side."""
-        return Role.SERVER if self is Role.CLIENT else Role.CLIENT
+        return Side.SERVER if self is Side.CLIENT else Side.CLIENT
 
 
-class State(enum.Enum):
+class ConnectionState(enum.Enum):
     """Of one side. IDLE and ANSWERING are the server's only, WAITING the client's."""
 
     IDLE = "idle"
@@ -66,52 +66,56 @@ class State(enum.Enum):
 _ANY_TIME: Final = (ev.Ping, ev.Pong, ev.Skipped)
 
 
-def _table(*stages: tuple[State, Mapping[type, State]]) -> Mapping[State, Mapping[type, State]]:
+def _table(
+    *stages: tuple[ConnectionState, Mapping[type, ConnectionState]],
+) -> Mapping[ConnectionState, Mapping[type, ConnectionState]]:
     return MappingProxyType({state: MappingProxyType(dict(moves)) for state, moves in stages})
 
 
-def _stay(state: State, *kinds: type) -> dict[type, State]:
-    return dict.fromkeys((*kinds, *_ANY_TIME), state) | {ev.Error: State.DONE}
+def _stay(state: ConnectionState, *kinds: type) -> dict[type, ConnectionState]:
+    return dict.fromkeys((*kinds, *_ANY_TIME), state) | {ev.Error: ConnectionState.DONE}
 
 
 _CLIENTS: Final = (ev.Send, ev.Delivered, ev.GrantCredit, ev.Envelope)
 _SERVERS: Final = (ev.Channel, ev.ChannelClosed, ev.Deliver, ev.Ack, ev.Nack, ev.Envelope)
 
-BY_FRAME: Final[Mapping[Role, Mapping[State, Mapping[type, State]]]] = MappingProxyType(
+BY_FRAME: Final[Mapping[Side, Mapping[ConnectionState, Mapping[type, ConnectionState]]]] = MappingProxyType(
     {
-        Role.CLIENT: _table(
-            (State.GREETING, {ev.ClientHello: State.OPENING, ev.Error: State.DONE}),
-            (State.OPENING, _stay(State.OPENING) | {ev.Envelope: State.WAITING}),
-            (State.WAITING, _stay(State.WAITING)),
-            (State.LIVE, _stay(State.LIVE, *_CLIENTS) | {ev.GoAway: State.LEAVING}),
-            (State.LEAVING, _stay(State.LEAVING, ev.Delivered, ev.Envelope)),
-            (State.DONE, {}),
+        Side.CLIENT: _table(
+            (ConnectionState.GREETING, {ev.ClientHello: ConnectionState.OPENING, ev.Error: ConnectionState.DONE}),
+            (ConnectionState.OPENING, _stay(ConnectionState.OPENING) | {ev.Envelope: ConnectionState.WAITING}),
+            (ConnectionState.WAITING, _stay(ConnectionState.WAITING)),
+            (ConnectionState.LIVE, _stay(ConnectionState.LIVE, *_CLIENTS) | {ev.GoAway: ConnectionState.LEAVING}),
+            (ConnectionState.LEAVING, _stay(ConnectionState.LEAVING, ev.Delivered, ev.Envelope)),
+            (ConnectionState.DONE, {}),
         ),
-        Role.SERVER: _table(
-            (State.IDLE, {ev.Error: State.DONE}),
-            (State.GREETING, {ev.ServerHello: State.OPENING, ev.Error: State.DONE}),
-            (State.OPENING, _stay(State.OPENING)),
-            (State.ANSWERING, _stay(State.ANSWERING) | {ev.Envelope: State.LIVE}),
-            (State.LIVE, _stay(State.LIVE, *_SERVERS) | {ev.GoAway: State.LEAVING}),
-            (State.LEAVING, _stay(State.LEAVING, *_SERVERS)),
-            (State.DONE, {}),
+        Side.SERVER: _table(
+            (ConnectionState.IDLE, {ev.Error: ConnectionState.DONE}),
+            (ConnectionState.GREETING, {ev.ServerHello: ConnectionState.OPENING, ev.Error: ConnectionState.DONE}),
+            (ConnectionState.OPENING, _stay(ConnectionState.OPENING)),
+            (ConnectionState.ANSWERING, _stay(ConnectionState.ANSWERING) | {ev.Envelope: ConnectionState.LIVE}),
+            (ConnectionState.LIVE, _stay(ConnectionState.LIVE, *_SERVERS) | {ev.GoAway: ConnectionState.LEAVING}),
+            (ConnectionState.LEAVING, _stay(ConnectionState.LEAVING, *_SERVERS)),
+            (ConnectionState.DONE, {}),
         ),
     }
 )
-"""Role → state → event → next state of that side."""
+"""Side → state → event → next state of that side."""
 
-BY_PAIR: Final[Mapping[tuple[State, State], tuple[State, State]]] = MappingProxyType(
-    {
-        (State.OPENING, State.IDLE): (State.OPENING, State.GREETING),
-        (State.WAITING, State.OPENING): (State.LIVE, State.ANSWERING),
-    }
+BY_PAIR: Final[Mapping[tuple[ConnectionState, ConnectionState], tuple[ConnectionState, ConnectionState]]] = (
+    MappingProxyType(
+        {
+            (ConnectionState.OPENING, ConnectionState.IDLE): (ConnectionState.OPENING, ConnectionState.GREETING),
+            (ConnectionState.WAITING, ConnectionState.OPENING): (ConnectionState.LIVE, ConnectionState.ANSWERING),
+        }
+    )
 )
 """(client, server) → (client, server), applied until nothing changes."""
 
-LOCALLY_ILLEGAL: Final[Mapping[Role, frozenset[type]]] = MappingProxyType(
+LOCALLY_ILLEGAL: Final[Mapping[Side, frozenset[type]]] = MappingProxyType(
     {
-        Role.CLIENT: frozenset({ev.Send}),
-        Role.SERVER: frozenset({ev.Channel, ev.Deliver}),
+        Side.CLIENT: frozenset({ev.Send}),
+        Side.SERVER: frozenset({ev.Channel, ev.Deliver}),
     }
 )
 """What a side may not begin any more once the *other* one is LEAVING or DONE. ENVELOPEs are not
@@ -119,7 +123,9 @@ among it: they also carry answers (of a service, of the workflow engine) to what
 asked.
 """
 
-START: Final[Mapping[Role, State]] = MappingProxyType({Role.CLIENT: State.GREETING, Role.SERVER: State.IDLE})
+START: Final[Mapping[Side, ConnectionState]] = MappingProxyType(
+    {Side.CLIENT: ConnectionState.GREETING, Side.SERVER: ConnectionState.IDLE}
+)
 
 
 class States:
@@ -128,19 +134,19 @@ class States:
     __slots__ = ("_client", "_server")
 
     def __init__(self) -> None:
-        self._client = START[Role.CLIENT]
-        self._server = START[Role.SERVER]
+        self._client = START[Side.CLIENT]
+        self._server = START[Side.SERVER]
 
-    def __getitem__(self, role: Role) -> State:
-        return self._client if role is Role.CLIENT else self._server
+    def __getitem__(self, role: Side) -> ConnectionState:
+        return self._client if role is Side.CLIENT else self._server
 
-    def moves(self, role: Role) -> Mapping[type, State]:
+    def moves(self, role: Side) -> Mapping[type, ConnectionState]:
         """What `role` may send now, and the state it is in afterwards."""
         return BY_FRAME[role][self[role]]
 
-    def move(self, role: Role, after: State) -> None:
+    def move(self, role: Side, after: ConnectionState) -> None:
         """`role` has sent what brings it to `after`; DONE when its stream has ended."""
-        if role is Role.CLIENT:
+        if role is Side.CLIENT:
             self._client = after
         else:
             self._server = after

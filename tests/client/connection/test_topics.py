@@ -1,4 +1,4 @@
-"""The positions of topics, held against the wire's own rules by a Connection on each end."""
+"""The positions of topics, held against the wire's own rules by a FramedConnection on each end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from aether_trio.client.connection.topics import RECENT, TopicState
 from aether_trio.wire import framing
-from aether_trio.wire.framing import Connection, Role
+from aether_trio.wire.framing import FramedConnection, Side
 
 
-def connected() -> tuple[Connection, Connection]:
-    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+def connected() -> tuple[FramedConnection, FramedConnection]:
+    client, server = FramedConnection(Side.CLIENT), FramedConnection(Side.SERVER)
     server.receive(client.send(framing.ClientHello()) + client.send(framing.Envelope(b"init")))
     client.receive(server.send(framing.ServerHello()) + server.send(framing.Envelope(b"ack")))
     return client, server

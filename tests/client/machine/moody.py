@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from aether_trio.wire import framing
-from aether_trio.wire.framing import Connection, Role
+from aether_trio.wire.framing import FramedConnection, Side
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.jobs.shop import assignment, info
 from tests.client.peer import incoming
@@ -62,7 +62,7 @@ class _Line:
         self._gateway = gateway
         self._chance = chance
         self._stream = stream
-        self._connection = Connection(Role.SERVER)
+        self._connection = FramedConnection(Side.SERVER)
         self._lock = anyio.Lock()
 
     async def _say(self, *events: framing.Event) -> None:
@@ -76,7 +76,7 @@ class _Line:
         events: list[framing.Event] = []
         while not any(isinstance(event, framing.Envelope) for event in events):
             events += self._connection.receive(await self._stream.receive())
-            if events and self._connection.state is not framing.State.LIVE:
+            if events and self._connection.state is not framing.ConnectionState.LIVE:
                 await self._say(framing.ServerHello(dedup_s=60))
         if refuse:
             await self._say(framing.Error(14, "not now", retryable=True, retry_after_ms=500))

@@ -39,7 +39,7 @@ class FramedPeer:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
-        self.codec = framing.Connection(framing.Role.CLIENT)
+        self.codec = framing.FramedConnection(framing.Side.CLIENT)
         self._events: deque[framing.Event] = deque()
         self.channels: dict[int, framing.Channel] = {}
         self._ended = False

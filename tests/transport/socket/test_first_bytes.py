@@ -56,7 +56,7 @@ def test_a_refusal_speaks_the_language_of_who_asked() -> None:
     assert refusal(b"hello", text) == text.encode() + b"\n"
     assert refusal(b"PROPFIND / HTTP/1.1\r\n\r\n", text).startswith(b"HTTP/1.1 400 ")
     assert refusal(b"HEAD / HTTP/1.1\r\n\r\n", text).endswith(b"\r\n\r\n")
-    client = framing.Connection(framing.Role.CLIENT)
+    client = framing.FramedConnection(framing.Side.CLIENT)
     client.send(framing.ClientHello())
     events = client.receive(refusal(b"\xaeAETHER\x01", text))
     assert [(type(event), event.message) for event in events] == [(framing.Error, text)]

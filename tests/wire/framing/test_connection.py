@@ -17,22 +17,22 @@ from aether_trio.wire.framing import (
     Channel,
     ChannelClosed,
     ClientHello,
-    Connection,
+    ConnectionState,
     Deliver,
     Delivered,
     Envelope,
     Error,
     ErrorCode,
+    FramedConnection,
     GoAway,
     GrantCredit,
     LocalProtocolError,
     Nack,
     Ping,
     RemoteProtocolError,
-    Role,
     Send,
     ServerHello,
-    State,
+    Side,
 )
 from aether_trio.wire.framing.constants import (
     DEFAULT_MAX_FRAME_BYTES,
@@ -48,8 +48,8 @@ class Pair:
 
     def __init__(self, hello: ClientHello | None = None, welcome: ServerHello | None = None) -> None:
         hello = hello or ClientHello()
-        self.client = Connection(Role.CLIENT, max_frame_bytes=hello.max_frame)
-        self.server = Connection(Role.SERVER)
+        self.client = FramedConnection(Side.CLIENT, max_frame_bytes=hello.max_frame)
+        self.server = FramedConnection(Side.SERVER)
         self.up(hello)
         self.up(Envelope(b"init"))
         self.down(welcome or ServerHello())
@@ -67,7 +67,7 @@ def live(hello: ClientHello | None = None, welcome: ServerHello | None = None) -
     return pair
 
 
-def refused(connection: Connection, event: framing.Event, code: ErrorCode) -> None:
+def refused(connection: FramedConnection, event: framing.Event, code: ErrorCode) -> None:
     """It is refused, and nothing has changed: the same is refused for the same reason again."""
     before = connection.state, connection.peer_state
     for _ in range(2):
@@ -78,30 +78,30 @@ def refused(connection: Connection, event: framing.Event, code: ErrorCode) -> No
 
 
 def test_the_preface_goes_in_front_of_the_first_frame_only() -> None:
-    client = Connection(Role.CLIENT)
+    client = FramedConnection(Side.CLIENT)
     assert client.send(ClientHello()).startswith(PREFACE)
     assert not client.send(Envelope(b"init")).startswith(PREFACE)
-    assert Connection(Role.SERVER).send(Error(14)).startswith(PREFACE)
+    assert FramedConnection(Side.SERVER).send(Error(14)).startswith(PREFACE)
 
 
 def test_both_ends_agree_on_their_states_through_a_whole_life() -> None:
     pair = Pair()
-    assert (pair.client.state, pair.server.state) == (State.LIVE, State.ANSWERING)
+    assert (pair.client.state, pair.server.state) == (ConnectionState.LIVE, ConnectionState.ANSWERING)
     pair.down(Envelope(b"ack"))
     pair.up(Send(1, "t", b"payload"))
     pair.down(Ack(1))
     pair.up(GoAway())
     pair.down(GoAway(1))
-    assert (pair.client.state, pair.client.peer_state) == (State.LEAVING, State.LEAVING)
-    assert (pair.server.state, pair.server.peer_state) == (State.LEAVING, State.LEAVING)
+    assert (pair.client.state, pair.client.peer_state) == (ConnectionState.LEAVING, ConnectionState.LEAVING)
+    assert (pair.server.state, pair.server.peer_state) == (ConnectionState.LEAVING, ConnectionState.LEAVING)
     pair.client.end()
     pair.server.receive_end()
-    assert pair.server.peer_state is pair.client.state is State.DONE
+    assert pair.server.peer_state is pair.client.state is ConnectionState.DONE
 
 
 def test_a_side_sends_nothing_that_the_other_would_refuse() -> None:
-    refused(Connection(Role.CLIENT), Ping(), ErrorCode.ILLEGAL_FRAME)
-    refused(Connection(Role.SERVER), ServerHello(), ErrorCode.ILLEGAL_FRAME)
+    refused(FramedConnection(Side.CLIENT), Ping(), ErrorCode.ILLEGAL_FRAME)
+    refused(FramedConnection(Side.SERVER), ServerHello(), ErrorCode.ILLEGAL_FRAME)
     pair = live(welcome=ServerHello(publish_window=2))
     refused(pair.client, Ack(1), ErrorCode.ILLEGAL_FRAME)
     refused(pair.client, Delivered(1, 1), ErrorCode.BAD_CHANNEL)
@@ -121,7 +121,7 @@ def test_a_side_sends_nothing_that_the_other_would_refuse() -> None:
 
 
 def test_a_server_speaks_at_most_the_clients_minor_version() -> None:
-    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+    client, server = FramedConnection(Side.CLIENT), FramedConnection(Side.SERVER)
     server.receive(client.send(ClientHello(minor=3)))
     refused(server, ServerHello(minor=4), ErrorCode.BAD_HELLO)
     client.receive(server.send(ServerHello(minor=2)))
@@ -129,9 +129,9 @@ def test_a_server_speaks_at_most_the_clients_minor_version() -> None:
 
 
 def test_a_hello_says_what_its_sender_accepts() -> None:
-    refused(Connection(Role.CLIENT), ClientHello(max_frame=LEAST_MAX_FRAME_BYTES), ErrorCode.BAD_HELLO)
+    refused(FramedConnection(Side.CLIENT), ClientHello(max_frame=LEAST_MAX_FRAME_BYTES), ErrorCode.BAD_HELLO)
     with pytest.raises(ValueError, match="max_frame_bytes"):
-        Connection(Role.CLIENT, max_frame_bytes=LEAST_MAX_FRAME_BYTES - 1)
+        FramedConnection(Side.CLIENT, max_frame_bytes=LEAST_MAX_FRAME_BYTES - 1)
 
 
 def test_nothing_new_begins_when_the_other_side_is_leaving() -> None:
@@ -254,7 +254,7 @@ def test_a_frame_of_exactly_the_limit_is_sent_whatever_its_kind() -> None:
 
 
 def test_the_first_frames_may_be_as_long_as_the_opening_allows() -> None:
-    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+    client, server = FramedConnection(Side.CLIENT), FramedConnection(Side.SERVER)
     server.receive(client.send(ClientHello()))
     refused(client, Envelope(bytes(OPENING_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
     largest = Envelope(bytes(OPENING_FRAME_BYTES))
@@ -286,13 +286,13 @@ def test_after_a_mistake_of_the_peer_an_error_can_be_sent_and_nothing_is_heard()
     assert again.value.code is ErrorCode.BAD_SEQUENCE
     assert again.value.events == ()
     assert pair.server.statistics().buffered_bytes == 0
-    assert pair.server.peer_state is State.DONE
+    assert pair.server.peer_state is ConnectionState.DONE
     pair.down(Error(raised.value.code, raised.value.message))
     refused(pair.server, Ping(), ErrorCode.ILLEGAL_FRAME)
 
 
 def test_so_many_events_come_at_once_and_what_is_left_is_no_part_of_a_frame() -> None:
-    client, server = Connection(Role.CLIENT), Connection(Role.SERVER, at_once=2)
+    client, server = FramedConnection(Side.CLIENT), FramedConnection(Side.SERVER, at_once=2)
     hello, init, ping = ClientHello(), Envelope(b"init"), framing.encode(Ping())
     server.receive(client.send(hello) + client.send(init))
     for event in (ServerHello(), Envelope(b"in")):
@@ -334,7 +334,7 @@ def test_what_one_end_allows_the_other_accepts_however_late_it_comes(
     up, down = bytearray(), bytearray()
     heard = said = 0
 
-    def attempt(end: Connection, event: framing.Event, wire: bytearray) -> None:
+    def attempt(end: FramedConnection, event: framing.Event, wire: bytearray) -> None:
         nonlocal said
         try:
             wire += end.send(event)
@@ -342,7 +342,7 @@ def test_what_one_end_allows_the_other_accepts_however_late_it_comes(
         except LocalProtocolError:
             pass  # it was not legal here; then nothing goes out
 
-    def flow(wire: bytearray, end: Connection, share: int) -> None:
+    def flow(wire: bytearray, end: FramedConnection, share: int) -> None:
         nonlocal heard
         length = len(wire) * share // 5
         heard += len(end.receive(wire[:length]))

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from aether_trio.wire.framing import Connection, ErrorCode, FrameDecoder, RemoteProtocolError, Role, Skipped, encode
+from aether_trio.wire.framing import (
+    ErrorCode,
+    FramedConnection,
+    FrameDecoder,
+    RemoteProtocolError,
+    Side,
+    Skipped,
+    encode,
+)
 from aether_trio.wire.framing.constants import PREFACE
 from tests.wire.framing.vectors import as_data, load
 
@@ -66,7 +74,7 @@ def test_a_mistake_is_found_however_it_comes(name: str, step: int) -> None:
 def test_a_conversation_is_legal_up_to_its_mistake(name: str) -> None:
     steps, mistake = CONVERSATIONS[name]["steps"], CONVERSATIONS[name].get("error")
     # Each end hears one side from the vector, and says the other by itself.
-    ends = {"gateway": Connection(Role.CLIENT), "client": Connection(Role.SERVER)}
+    ends = {"gateway": FramedConnection(Side.CLIENT), "client": FramedConnection(Side.SERVER)}
     other = {"gateway": "client", "client": "gateway"}
     for number, step in enumerate(steps):
         hears, says = ends[step["from"]], ends[other[step["from"]]]
