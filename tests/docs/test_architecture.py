@@ -80,6 +80,13 @@ def test_the_stays_of_a_trip_name_functions_that_are_there() -> None:
     assert checked > 60
 
 
+def test_the_classes_that_the_prose_names_are_there() -> None:
+    defined = {name for path in (ROOT / "aether_trio").rglob("*.py") for name in definitions(path)}
+    named = set(re.findall(r"`([A-Z][a-z]\w*(?:\.\w+)?)`", prose("docs/architecture.md"))) - {"Random"}
+    assert len(named) > 20
+    assert sorted(named - defined) == []
+
+
 def test_the_stays_are_numbered_and_within_their_bounds() -> None:
     found = trips()
     for trip, stays in found.items():
