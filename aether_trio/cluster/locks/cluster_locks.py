@@ -271,7 +271,7 @@ class ClusterLocks:
         self._questions.set()
 
     async def run(self) -> None:
-        """OwnerAnswer requests until cancelled."""
+        """Answer the requests of other nodes until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 await self._questions.wait()
