@@ -214,7 +214,7 @@ class ClaimBatcher:
         self._work_soon()
 
     def answer(self, identity: str, asker: int, session_id: str, answer: OwnerAnswer) -> None:
-        """OwnerAnswer the request of the session `session_id` of the node `asker`."""
+        """Answer the request of the session `session_id` of the node `asker`."""
         self._answers[identity, asker, session_id] = answer
         self._work_soon()
 
