@@ -11,7 +11,7 @@ from aether_trio.cli.output import announce
 from aether_trio.cli.sidecar_process import Companion, Served
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.config import Settings
-from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings, TextReporter
+from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, TextReporter
 
 NAME: Final = "aether-dev"
 
@@ -27,7 +27,7 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
         raise exits.CliError("--agents needs the binary framing or the WebSocket transport", exits.SETTINGS)
-    running: list[Orchestrator] = []
+    running: list[AgentSupervisor] = []
 
     def kill() -> None:
         for orchestrator in running:
@@ -36,18 +36,18 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
     return Companion(lambda gateway: _orchestrate(agents, gateway, running), kill)
 
 
-def surroundings_of(gateway: Served) -> Surroundings:
+def addresses_of(gateway: Served) -> GatewayAddresses:
     """How what is started finds this gateway."""
     transports = gateway.addresses
     address = f"aether://{transports['framed']}" if "framed" in transports else f"ws://{transports['websocket']}"
-    return Surroundings(transports.get("grpc", gateway.address), address)
+    return GatewayAddresses(transports.get("grpc", gateway.address), address)
 
 
-async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[Orchestrator]) -> None:
-    surroundings = surroundings_of(gateway)
-    orchestrator = Orchestrator(agents, surroundings, TextReporter(announce))
+async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[AgentSupervisor]) -> None:
+    addresses = addresses_of(gateway)
+    orchestrator = AgentSupervisor(agents, addresses, TextReporter(announce))
     running.append(orchestrator)
-    client = OrchestratorClient(surroundings.address, implementation=NAME, profiles=orchestrator.profiles)
+    client = OrchestratorClient(addresses.address, implementation=NAME, profiles=orchestrator.profiles)
     try:
         async with client:
             await orchestrator.register(client)

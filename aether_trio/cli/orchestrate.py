@@ -19,18 +19,18 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.orchestrator import (
     AgentsFileError,
     AgentSpec,
+    AgentSupervisor,
     DockerError,
-    Orchestrator,
+    GatewayAddresses,
     OrchestratorLimits,
     Reporter,
-    Surroundings,
     TextReporter,
     check_docker,
     load_agents,
     missing_commands,
 )
 from aether_trio.orchestrator.agents_file import DOCKER
-from aether_trio.orchestrator.orchestrator import DEFAULT_GRACE_S, DEFAULT_MOST
+from aether_trio.orchestrator.supervisor import DEFAULT_GRACE_S, DEFAULT_MOST
 
 NAME: Final = "aether-orchestrate"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -120,12 +120,12 @@ def command(
     except IdentityError as error:
         raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
     scheme = "aethers" if target.tls else "aether"
-    surroundings = Surroundings(str(target), f"{scheme}://{target}", tls_variables(target))
+    addresses = GatewayAddresses(str(target), f"{scheme}://{target}", tls_variables(target))
     reporter = TextReporter(announce)
-    orchestrator = Orchestrator(agents, surroundings, reporter, OrchestratorLimits(most, grace_s))
+    orchestrator = AgentSupervisor(agents, addresses, reporter, OrchestratorLimits(most, grace_s))
     connection = _Connection(reporter)
     client = OrchestratorClient(
-        surroundings.address,
+        addresses.address,
         implementation=name,
         specifier=specifier,
         profiles=orchestrator.profiles,
@@ -215,7 +215,7 @@ class _Connection:
     def lost(self, error: AetherError) -> None:
         self._reporter.event("", f"the gateway is away; what runs goes on meanwhile: {error.message}")
 
-    async def keep_registered(self, orchestrator: Orchestrator, client: OrchestratorClient) -> None:
+    async def keep_registered(self, orchestrator: AgentSupervisor, client: OrchestratorClient) -> None:
         """Until cancelled."""
         while True:
             await self._forgotten.wait()
@@ -227,7 +227,7 @@ class _Connection:
 
 
 async def _run(
-    orchestrator: Orchestrator,
+    orchestrator: AgentSupervisor,
     client: OrchestratorClient,
     connection: _Connection,
     agents_file: str,
@@ -257,12 +257,14 @@ async def _run(
     return stop.second
 
 
-def ready_text(orchestrator: Orchestrator, client: OrchestratorClient, gateway: str) -> str:
+def ready_text(orchestrator: AgentSupervisor, client: OrchestratorClient, gateway: str) -> str:
     """What a person wants to know now."""
     return f"{client.topic} starts {orchestrator.described} for the gateway at {gateway}; Ctrl-C ends all of them"
 
 
-async def _read_again(orchestrator: Orchestrator, client: OrchestratorClient, agents_file: str, register: bool) -> str:
+async def _read_again(
+    orchestrator: AgentSupervisor, client: OrchestratorClient, agents_file: str, register: bool
+) -> str:
     """What became of it."""
     try:
         orchestrator.replace(read_agents(agents_file))
@@ -291,7 +293,7 @@ class _Stop:
         await wait_output_closed()
         self.scope.cancel()
 
-    async def watch(self, signals: AsyncIterator[int], orchestrator: Orchestrator) -> None:
+    async def watch(self, signals: AsyncIterator[int], orchestrator: AgentSupervisor) -> None:
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:

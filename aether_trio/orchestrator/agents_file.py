@@ -1,11 +1,11 @@
-"""The file that says which agents can be started, and how: YAML, read once, with every mistake named by its place.
+"""Reads the YAML file with the agents that can be started, and names each mistake.
 
     agents:
       echo:
         profile: process
         command: [python, echo.py]
 
-The key is the implementation: this one is started for ag::ANY-WORKSPACE::echo::ANY-SPECIFIER.
+The key is the implementation: echo is started for ag::ANY-WORKSPACE::echo::ANY-SPECIFIER.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class AgentsFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """How one implementation is started. `profile` is what the gateway knows of it, `manner` what is done here."""
+    """Says how one implementation is started.
+
+    The gateway knows its `profile`; `manner` says what the orchestrator runs.
+    """
 
     implementation: str
     profile: str
@@ -64,16 +67,16 @@ class AgentSpec:
     """Where a process runs; absolute."""
     environment: Mapping[str, str]
     params: Mapping[str, str]
-    """Launch parameters: what the agent is told unless whoever starts it says otherwise."""
+    """Launch parameters that a start can override."""
     description: str
     most: int
-    """How many at once; 0 for as many as the orchestrator takes."""
+    """How many run at once; 0 for as many as the orchestrator allows."""
     image: str = ""
     network: str = "host"
     inherit: tuple[str, ...] = ()
-    """Further variables that it has of the orchestrator's environment."""
+    """Names of further variables that the agent inherits from the orchestrator."""
     arguments: tuple[str, ...] = ()
-    """For `docker run`, in front of the image."""
+    """Arguments of `docker run`, in front of the image."""
 
 
 class _Agent(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,7 +94,7 @@ class _Agent(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _OneMapping(yaml.SafeLoader):
-    """A key that is there twice is a mistake, and not the second one's victory."""
+    """Refuses a mapping that has a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -102,7 +105,7 @@ class _OneMapping(yaml.SafeLoader):
 
 
 def load_agents(path: str | Path) -> dict[str, AgentSpec]:
-    """The agents of a file, by implementation. Raises AgentsFileError."""
+    """Return the agents of a file, by implementation. Raises AgentsFileError."""
     name = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -114,7 +117,10 @@ def load_agents(path: str | Path) -> dict[str, AgentSpec]:
 
 
 def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
-    """`load_agents`, of what the file says. Relative directories are below `directory`."""
+    """Return the agents that `text` describes.
+
+    Relative directories are below `directory`.
+    """
     try:
         body = yaml.load(text, _OneMapping)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
@@ -171,7 +177,7 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
     if wrong := sorted(key for key in named if not key or "=" in key or "\0" in key):
         raise ValueError(f"{wrong[0]!r} is no name of a variable")
     if agent.most < 0:
-        raise ValueError("most is how many may run at once, 0 for no limit of its own")
+        raise ValueError(f"most is {agent.most}; it is how many agents may run at once, 0 for no limit")
     where = directory / agent.directory
     if not where.is_dir():
         raise ValueError(f"there is no directory {where}")
@@ -199,7 +205,7 @@ _TAKEN: Final = {
 
 
 def _in_words(error: Exception) -> str:
-    """What msgspec has against an entry, for somebody who has written YAML."""
+    """Return msgspec's complaint about an entry in the words of YAML."""
     text = str(error)
     if unknown := _UNKNOWN.search(text):
         known = [field.name for field in msgspec.structs.fields(_Agent)]
@@ -218,5 +224,5 @@ def _in_words(error: Exception) -> str:
 
 
 def _texts(values: Mapping[str, str | int | float | bool]) -> dict[str, str]:
-    """YAML reads 8080 and true as what they look like; a variable is text."""
+    """Return the values as text: YAML reads 8080 and true as a number and a bool."""
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""What a person sees of the agents: each line with the name of whom it is about.
+"""Shows a person what agents print and what becomes of them.
 
 ag::default::echo::1 | hello                         what it printed
 ag::default::echo::1 : process 4711                  what became of it
@@ -11,27 +11,27 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Told everything. It must not wait."""
+    """Receives the output and the events of agents. No method may wait."""
 
     def line(self, agent: str, text: str) -> None:
-        """The agent has printed this."""
+        """Show a line that the agent has printed."""
         ...
 
     def event(self, agent: str, text: str) -> None:
-        """Something has happened to the agent; "" for the orchestrator itself."""
+        """Show what has happened to the agent, or to the orchestrator for ""."""
         ...
 
 
 class TextReporter:
-    """Lines of text for `write`."""
+    """Writes output and events as lines of text."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
 
     def line(self, agent: str, text: str) -> None:
-        """See Reporter."""
+        """Write a line that the agent has printed."""
         self._write(f"{agent} | {text}")
 
     def event(self, agent: str, text: str) -> None:
-        """See Reporter."""
+        """Write what has happened to the agent, or to the orchestrator for ""."""
         self._write(f"{agent or 'orchestrator'} : {text}")

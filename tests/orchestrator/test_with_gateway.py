@@ -15,12 +15,12 @@ from aether_trio.client import AgentClient, OrchestratorClient, TaskClient
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway import Gateway
 from aether_trio.model.identity import Kind
-from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
+from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, OrchestratorLimits
 from aether_trio.session.session import Session
 from tests.client.gateways import QUICK, agent, open_test_gateway
 from tests.helpers.forwarder import forwarder
 from tests.orchestrator.starts import Notes, python
-from tests.orchestrator.test_child import is_there
+from tests.orchestrator.test_process_group import is_there
 
 LIMIT_S = 300.0
 SCHEMES = ("aether", "ws")
@@ -78,8 +78,8 @@ async def started_by(
 ) -> AsyncIterator[Notes]:
     """An orchestrator that starts this; `address` is the gateway's for itself."""
     notes = Notes()
-    around = Surroundings(gateway.address, f"aether://{gateway.address}")
-    made = Orchestrator({spec.implementation: spec}, around, notes, OrchestratorLimits(16, grace_s))
+    around = GatewayAddresses(gateway.address, f"aether://{gateway.address}")
+    made = AgentSupervisor({spec.implementation: spec}, around, notes, OrchestratorLimits(16, grace_s))
     own = f"aether://{address or gateway.address}"
     async with (
         OrchestratorClient(own, implementation="o", profiles=made.profiles, retry=QUICK) as client,

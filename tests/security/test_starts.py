@@ -17,9 +17,9 @@ from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.gateway import Gateway
-from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings
+from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses
 from aether_trio.orchestrator.agents_file import parse_agents
-from aether_trio.orchestrator.launches import Launch, Start, launch_of
+from aether_trio.orchestrator.launch_plan import LaunchPlan, StartRequest, plan_launch
 from tests.orchestrator.starts import Notes, assignment, python
 from tests.security.tenants import LIMIT_S, SCHEMES, agent_of, open_tenants, orchestrator_of
 
@@ -46,8 +46,8 @@ SHOW = "import json, os, time; print(json.dumps(dict(os.environ)), flush=True); 
 async def operator(gateway: Gateway, *specs: AgentSpec) -> AsyncIterator[Notes]:
     """An orchestrator with real processes."""
     notes = Notes()
-    around = Surroundings(gateway.address, f"aether://{gateway.address}")
-    made = Orchestrator({one.implementation: one for one in specs}, around, notes)
+    around = GatewayAddresses(gateway.address, f"aether://{gateway.address}")
+    made = AgentSupervisor({one.implementation: one for one in specs}, around, notes)
     async with orchestrator_of(gateway, *made.profiles) as client, trio.open_nursery() as nursery:
         await made.register(client)
         nursery.start_soon(made.run, client)
@@ -114,9 +114,9 @@ async def test_who_registers_or_launches_an_agent_sets_no_variable_of_it(manner:
 CONTAINER = "agents: {big: {image: 'example/big:1', environment: {MOOD: good}, inherit: [MODEL_KEY]}}"
 
 
-def launch(spec: AgentSpec, params: dict[str, str]) -> Launch:
-    start = Start.of(read(Assignment, assignment(spec.implementation, params=params)))
-    return launch_of(spec, start, Surroundings("gw:1", "aether://gw:1"))
+def launch(spec: AgentSpec, params: dict[str, str]) -> LaunchPlan:
+    start = StartRequest.of(read(Assignment, assignment(spec.implementation, params=params)))
+    return plan_launch(spec, start, GatewayAddresses("gw:1", "aether://gw:1"))
 
 
 @pytest.mark.parametrize("spec", [python(SHOW), *parse_agents(CONTAINER, "agents.yaml", Path("/")).values()])

@@ -11,26 +11,26 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.orchestrator import child
-from aether_trio.orchestrator.child import Ended, run_child
-from aether_trio.orchestrator.launches import Launch
+from aether_trio.orchestrator import process_group
+from aether_trio.orchestrator.launch_plan import LaunchPlan
+from aether_trio.orchestrator.process_group import ProcessEnd, run_process
 
 LONG_S = 300.0
 
 
-def launch(code: str, **changes: object) -> Launch:
+def launch(code: str, **changes: object) -> LaunchPlan:
     fields = {"command": (sys.executable, "-u", "-c", code), "environment": dict(os.environ), "directory": None}
-    return Launch(**{**fields, **changes})  # type: ignore[arg-type]
+    return LaunchPlan(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 async def run(
-    what: Launch,
+    what: LaunchPlan,
     on_line: Callable[[str], None] = lambda _: None,
     grace_s: float = LONG_S,
     pids: list[int] | None = None,
-) -> Ended:
+) -> ProcessEnd:
     with trio.fail_after(LONG_S):
-        return await run_child(
+        return await run_process(
             what, on_line=on_line, on_started=(pids if pids is not None else []).append, grace_s=grace_s
         )
 
@@ -60,7 +60,7 @@ async def test_every_line_is_heard_and_the_end_told() -> None:
 
 
 async def test_a_line_that_never_ends_is_shown_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(process_group, "MAX_LINE_BYTES", 1000)
     lines: list[str] = []
     await run(launch("print('x' * 2500)"), lines.append)
     assert [len(line) for line in lines] == [1000, 1000, 500]
@@ -142,7 +142,7 @@ async def test_what_signals_do_not_reach_is_ended_by_its_own_command(tmp_path: P
 
 
 async def test_a_pipe_that_others_hold_open_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(process_group, "LAST_WORDS_S", 0.1)
     code = """
 import subprocess, sys
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -175,7 +175,7 @@ class Printer:
         return b"x" * 1023 + b"\n" + b"y" * 1023 + b"\n"
 
 
-@pytest.mark.parametrize(("chunks", "seconds"), [(512, 0), (512 + 1, 2048 / child.RATE_BYTES_S), (2048, 6)])
+@pytest.mark.parametrize(("chunks", "seconds"), [(512, 0), (512 + 1, 2048 / process_group.RATE_BYTES_S), (2048, 6)])
 async def test_whoever_prints_without_end_is_slowed_down(
     autojump_clock: trio.testing.MockClock, chunks: int, seconds: float
 ) -> None:
@@ -183,7 +183,7 @@ async def test_whoever_prints_without_end_is_slowed_down(
     lines: list[str] = []
     ended, heard_all = trio.Event(), trio.Event()
     since = trio.current_time()
-    await child._read(Printer(chunks), child._Lines(lines.append), ended, heard_all)  # type: ignore[arg-type]
+    await process_group._read(Printer(chunks), process_group._Lines(lines.append), ended, heard_all)  # type: ignore[arg-type]
     assert len(lines) == 2 * chunks
     assert trio.current_time() - since == pytest.approx(seconds)
 
@@ -193,7 +193,7 @@ async def test_what_one_has_said_at_its_end_is_heard_without_a_wait(autojump_clo
     ended, heard_all = trio.Event(), trio.Event()
     since = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(child._read, Printer(4096), child._Lines(lines.append), ended, heard_all)
+        nursery.start_soon(process_group._read, Printer(4096), process_group._Lines(lines.append), ended, heard_all)
         await trio.sleep(1)
         ended.set()
         await heard_all.wait()

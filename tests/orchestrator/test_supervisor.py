@@ -15,14 +15,20 @@ import trio.testing
 
 from aether_trio.client.errors import ConnectionLost, Refused
 from aether_trio.client.operations.enums import TaskStatus
-from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
-from aether_trio.orchestrator import orchestrator as module
+from aether_trio.orchestrator import (
+    AgentSpec,
+    AgentSupervisor,
+    GatewayAddresses,
+    OrchestratorLimits,
+    capacity,
+    startup_task,
+)
 from tests.orchestrator.starts import Client, Notes, assignment, becomes, python
-from tests.orchestrator.test_child import is_there
+from tests.orchestrator.test_process_group import is_there
 
 LONG_S = 300.0
 STAYS = "import os, time; print(os.getpid(), os.environ['AETHER_AUTH_TOKEN'], flush=True); time.sleep(600)"
-AROUND = Surroundings("gw:1", "aether://gw:1")
+AROUND = GatewayAddresses("gw:1", "aether://gw:1")
 
 
 class Stage:
@@ -31,7 +37,7 @@ class Stage:
     def __init__(self, specs: Sequence[AgentSpec], limits: OrchestratorLimits) -> None:
         self.client = Client()
         self.notes = Notes()
-        self.orchestrator = Orchestrator({one.implementation: one for one in specs}, AROUND, self.notes, limits)
+        self.orchestrator = AgentSupervisor({one.implementation: one for one in specs}, AROUND, self.notes, limits)
 
     def ask(self, *args: Any, **fields: Any) -> None:
         self.client.starts.put(assignment(*args, **fields))
@@ -151,7 +157,7 @@ async def test_a_start_that_had_ended_before_anybody_looked(monkeypatch: pytest.
 
 
 async def test_a_start_that_another_orchestrator_was_given_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(startup_task, "POLL_S", 0.01)
     async with stage(python(STAYS)) as s:
         s.ask(task_id="t1", number="7")
         [[pid, _]] = await s.lines(1)
@@ -193,7 +199,7 @@ async def test_other_agents_are_started_from_now_on() -> None:
 
 
 async def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM_S", 0)
+    monkeypatch.setattr(capacity, "WAIT_S", 0)
     async with stage(python(STAYS), python(STAYS, "single", most=1), most=3) as s:
         s.ask("single", "1", task_id="t1")
         await s.lines(1)
@@ -208,13 +214,13 @@ async def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_the_limit_holds_for_who_waits_while_the_file_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    monkeypatch.setattr(capacity, "WAIT_S", LONG_S)
     async with stage(python(STAYS, most=1), python(STAYS, "other")) as s:
         s.ask(specifier="0", task_id="t0")
         [[first, _]] = await s.lines(1)
         for number in range(1, 4):
             s.ask(specifier=str(number), task_id=f"t{number}")
-            await s.until(lambda number=number: len(s.orchestrator._waiting) == number)  # type: ignore[misc]
+            await s.until(lambda number=number: len(s.orchestrator._capacity) == number)  # type: ignore[misc]
         s.orchestrator.replace({"echo": python(STAYS, most=2), "other": python(STAYS, "other")})
         await s.lines(2)
         s.orchestrator.replace({"echo": python(f"print('new', flush=True);{STAYS}", most=2)})
@@ -230,13 +236,13 @@ async def test_the_limit_holds_for_who_waits_while_the_file_is_read_again(monkey
 
 
 async def test_who_waits_for_room_gets_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    monkeypatch.setattr(capacity, "WAIT_S", LONG_S)
     async with stage(python(STAYS), most=1) as s:
         s.ask(specifier="0", task_id="t0")
         pids = [int((await s.lines(1))[0][0])]
         for number in range(1, 4):
             s.ask(specifier=str(number), task_id=f"t{number}")
-            await s.until(lambda number=number: len(s.orchestrator._waiting) == number)  # type: ignore[misc]
+            await s.until(lambda number=number: len(s.orchestrator._capacity) == number)  # type: ignore[misc]
         for number in range(1, 4):
             os.kill(pids[-1], signal.SIGKILL)
             pids.append(int((await s.lines(number + 1))[-1][0]))
@@ -247,7 +253,7 @@ async def test_who_waits_for_room_gets_it_in_turn(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_of_those_that_wait_for_room_the_most_urgent_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    monkeypatch.setattr(capacity, "WAIT_S", LONG_S)
     async with stage(python(STAYS), most=1) as s:
         s.ask(specifier="first", task_id="first")
         pids = [int((await s.lines(1))[0][0])]
@@ -255,7 +261,7 @@ async def test_of_those_that_wait_for_room_the_most_urgent_gets_it(monkeypatch: 
             [("low", "10"), ("normal", ""), ("high", "50"), ("strange", "-1"), ("urgent", "50")]
         ):
             s.ask(specifier=specifier, task_id=specifier, priority=priority)
-            await s.until(lambda number=number: len(s.orchestrator._waiting) == number + 1)  # type: ignore[misc]
+            await s.until(lambda number=number: len(s.orchestrator._capacity) == number + 1)  # type: ignore[misc]
         for number in range(5):
             os.kill(pids[-1], signal.SIGKILL)
             pids.append(int((await s.lines(number + 2))[-1][0]))
@@ -264,12 +270,12 @@ async def test_of_those_that_wait_for_room_the_most_urgent_gets_it(monkeypatch: 
 
 
 async def test_one_that_is_asked_for_anew_while_it_waits_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    monkeypatch.setattr(capacity, "WAIT_S", LONG_S)
     async with stage(python(STAYS), most=1) as s:
         s.ask(specifier="0", task_id="t0")
         [[pid, _]] = await s.lines(1)
         s.ask(task_id="t1", token="a")
-        await s.until(lambda: len(s.orchestrator._waiting) == 1)
+        await s.until(lambda: len(s.orchestrator._capacity) == 1)
         s.ask(task_id="t1", token="b")
         await s.until(lambda: sum("waits" in text for _, text in s.notes.events) == 2)
         os.kill(int(pid), signal.SIGKILL)
@@ -314,7 +320,7 @@ async def test_a_gateway_that_knows_better() -> None:
 
 
 async def test_a_gateway_that_was_away_is_told_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    monkeypatch.setattr(startup_task, "RETRY_DELAY_S", 0.01)
     async with stage(python("")) as s:
         s.client.refusal = ConnectionLost("cut", in_doubt=True)
         s.ask(task_id="t")
@@ -324,8 +330,8 @@ async def test_a_gateway_that_was_away_is_told_when_it_is_back(monkeypatch: pyte
 
 
 async def test_a_gateway_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0.01)
-    monkeypatch.setattr(module, "TELL_S", 0.2)
+    monkeypatch.setattr(startup_task, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(startup_task, "REPORT_S", 0.2)
     async with stage(python("")) as s:
         s.client.refusal = ConnectionLost("cut", in_doubt=True)
         s.ask(task_id="t")
@@ -345,7 +351,7 @@ async def test_the_second_signal_kills() -> None:
                     s.orchestrator.kill_all()
 
                 nursery.start_soon(kill)
-                s.orchestrator._running["ag::w::echo::1"].scope.cancel()
+                s.orchestrator._processes["ag::w::echo::1"].scope.cancel()
                 await s.failures(1)
             assert not is_there(int(pid))
 

@@ -1,12 +1,14 @@
-"""A process that an orchestrator has started: its lines, its end, and how it is made to end.
+"""Runs one process with its process group: its lines, its end, how it is stopped.
 
     async with trio.open_nursery() as nursery:
-        ended = await run_child(launch, on_line=print, on_started=..., grace_s=10)
+        ended = await run_process(plan, on_line=print, on_started=..., grace_s=10)
 
-It has a process group of its own, so Ctrl-C in a terminal reaches the orchestrator alone and a signal reaches what it has started itself.
-Cancelling `run_child` is how it is stopped: SIGTERM to the group, `grace_s` to obey, then SIGKILL. When the process ends and what it has
-started lives on, the rest of the group is stopped in the same way: a wrapper that has ended leaves nothing behind that could still be
-connected. `run_child` returns or raises only when the group is gone. What has made itself a session of its own is out of reach.
+The process has a separate process group, so Ctrl-C in a terminal reaches the orchestrator alone,
+and a signal to the group reaches the processes that it has started. Cancelling `run_process` stops
+it: SIGTERM to the group, `grace_s` to obey, then SIGKILL. When the process has ended and others of
+its group run, they are stopped in the same way: a wrapper that has ended leaves no process that
+could be connected. `run_process` returns or raises only when the group has ended. It does not reach
+a process that has called setsid.
 """
 
 from __future__ import annotations
@@ -23,24 +25,33 @@ from typing import Final
 import trio
 
 from aether_trio.model.limits import KIB
-from aether_trio.orchestrator.launches import Launch
+from aether_trio.orchestrator.launch_plan import LaunchPlan
 
 MAX_LINE_BYTES: Final = 8 * KIB
 """A longer line is shown in pieces."""
 LAST_WORDS_S: Final = 1.0
-"""After its end, for what is still in the pipe. Others that it has started may hold the pipe open for ever."""
+"""Seconds after its end for reading the pipe.
+
+Processes that it started may keep the pipe open.
+"""
 RATE_BYTES_S: Final = 512 * KIB
 BURST_S: Final = 2.0
-"""What it prints is shown at that rate, after so many seconds' worth at once. One that prints more waits, and nobody else does."""
+"""Output is read at that rate, after a burst of so many seconds' worth.
+
+A process that prints more waits, and no other does."""
 KILL_S: Final = 10.0
-"""For the command that ends what signals do not reach."""
+"""Seconds for the command that kills what signals do not reach."""
 LOOK_S: Final = 0.05
-"""Between looks at a group whose first process has ended."""
+"""Seconds between two looks at a group whose first process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a process has ended. `returncode` is negative for a signal; `lived_s` seconds; `last_line` what it printed last."""
+class ProcessEnd:
+    """Says how a process has ended.
+
+    `returncode` is negative for a signal, `lived_s` are seconds, `last_line` is what it printed
+    last.
+    """
 
     returncode: int
     lived_s: float
@@ -57,7 +68,7 @@ class Ended:
 
 
 class _Lines:
-    """Bytes in, lines out."""
+    """Splits bytes into lines."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
@@ -84,21 +95,23 @@ class _Lines:
             self._on_line(text)
 
 
-async def run_child(
-    launch: Launch, *, on_line: Callable[[str], None], on_started: Callable[[int], None], grace_s: float
-) -> Ended:
-    """Start it, and return when it has ended. Raises OSError when it cannot be started.
+async def run_process(
+    plan: LaunchPlan, *, on_line: Callable[[str], None], on_started: Callable[[int], None], grace_s: float
+) -> ProcessEnd:
+    """Start the process, and return when it has ended.
 
-    `on_started` is told its process id; neither callback may wait.
+    Raises OSError if it cannot start.
+
+    `on_started` gets the process id. Neither callback may wait.
     """
     since = trio.current_time()
     process = await trio.lowlevel.open_process(
-        launch.command,
+        plan.command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=dict(launch.environment),
-        cwd=launch.directory,
+        env=dict(plan.environment),
+        cwd=plan.directory,
         start_new_session=True,
     )
     on_started(process.pid)
@@ -114,13 +127,13 @@ async def run_child(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await _stop(process, lines, launch, grace_s)
+            await _stop(process, lines, plan, grace_s)
     assert process.returncode is not None
-    return Ended(process.returncode, trio.current_time() - since, lines.last)
+    return ProcessEnd(process.returncode, trio.current_time() - since, lines.last)
 
 
 async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_all: trio.Event) -> None:
-    """What it prints, as it comes; calmly, until it has ended."""
+    """Read the output, at RATE_BYTES_S until the process has ended."""
     assert process.stdout is not None
     paid_s = 0.0
     async for chunk in process.stdout:
@@ -132,10 +145,10 @@ async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_a
     heard_all.set()
 
 
-async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: float) -> None:
-    """SIGTERM, a while, SIGKILL; what it says in the meantime is still heard. Nothing, when all of it has ended."""
-    if launch.kill and process.returncode:
-        await _kill_by(launch)  # its client has ended by a mistake or a signal, and it may run on
+async def _stop(process: trio.Process, lines: _Lines, plan: LaunchPlan, grace_s: float) -> None:
+    """Stop the group: SIGTERM, `grace_s`, SIGKILL. Its output is read meanwhile."""
+    if plan.kill and process.returncode:
+        await _kill_by(plan)  # the docker client has failed or was killed, and the container may run on
     if process.returncode is None or _lives(process.pid):
         async with trio.open_nursery() as nursery:
             ended, heard_all = trio.Event(), trio.Event()
@@ -146,8 +159,8 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
                 await _wait_for_group(process)
                 gone = True
             if not gone:
-                if launch.kill:
-                    await _kill_by(launch)
+                if plan.kill:
+                    await _kill_by(plan)
                 _signal(process, signal.SIGKILL)
                 await _wait_for_group(process)
             ended.set()
@@ -161,14 +174,16 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
 
 async def _wait_for_group(process: trio.Process) -> None:
     await process.wait()
-    while _lives(process.pid):  # noqa: ASYNC110  # nothing tells of the end of another's child
+    while _lives(process.pid):  # noqa: ASYNC110  # the end of a grandchild has no event
         await trio.sleep(LOOK_S)
 
 
 def _lives(group: int) -> bool:
-    """Whether a process of this group runs. Its number is given to no other group while one does.
+    """Whether a process of this group runs.
 
-    A zombie does not run; where nobody takes care of orphans, those stay for ever.
+    The group's number is not reused while one does.
+
+    A zombie does not run; without a process that reaps orphans, zombies stay.
     """
     try:
         os.killpg(group, 0)
@@ -190,19 +205,22 @@ def _runs_in(process: Path, group: int) -> bool:
 
 
 def _signal(process: trio.Process, number: signal.Signals) -> None:
-    """To its whole group. One of it has not been waited for, or runs, so its id is still its own."""
+    """Signal the whole group.
+
+    One process of it runs or is not waited for, so its id is in use.
+    """
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL to a child for which `run_child` still waits, and to what it has started."""
+    """Send SIGKILL to the group of a process for which `run_process` waits."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
-async def _kill_by(launch: Launch) -> None:
+async def _kill_by(plan: LaunchPlan) -> None:
     with trio.move_on_after(KILL_S), suppress(OSError):
         await trio.run_process(
-            launch.kill, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, env=dict(launch.environment)
+            plan.kill, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, env=dict(plan.environment)
         )

@@ -1,24 +1,25 @@
-"""From a start to a command line and its environment. Nothing is run here.
+"""Plans how a start is run: its command line and environment. Nothing is run here.
 
-What an agent is told, as variables of its environment:
+The environment variables of an agent:
 
 | variable | |
 |---|---|
 | AETHER_GATEWAY | HOST:PORT, as the published SDK wants it |
 | AETHER_ADDRESS | the same for aether_trio's client: aether://HOST:PORT |
-| AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER | who it is to connect as |
-| AETHER_IDENTITY | the three in one: ag::WORKSPACE::IMPLEMENTATION::SPECIFIER, or tu::… for a unique task |
+| AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER | the identity to connect with |
+| AETHER_IDENTITY | the identity in full: ag::… for an agent, tu::… for a unique task |
 | AETHER_AUTH_TOKEN | its credential "token": made for this start, good for this identity only |
 | AETHER_TASK_ID | the startup task, which lives as long as the agent does |
 | AETHER_PROFILE | the launch profile |
-| AETHER_TRIGGER_TIMESTAMP_MS | when that happened for which it is started, Unix milliseconds; "" when the gateway does not say |
-| AETHER_CHECKPOINT_KEY | where it left its state when it hibernated; "" when it did not |
+| AETHER_TRIGGER_TIMESTAMP_MS | when its message or task came, Unix milliseconds; "" if unknown |
+| AETHER_CHECKPOINT_KEY | the checkpoint that it hibernated with; "" if it has not |
 | AETHER_LAUNCH_PARAMS | its launch parameters, a JSON object of texts |
 
-Launch parameters are in AETHER_LAUNCH_PARAMS and nowhere else: who creates a task chooses them, and a variable can make a program run
-other code (PYTHONWARNINGS, LD_PRELOAD). The file's `environment` wins over everything but this table, so no start makes an agent
-somebody else. Of the orchestrator's own environment an agent has INHERITED and what the file's `inherit` names: the rest may hold the
-orchestrator's secrets, such as its API key or a database's address.
+Launch parameters are in AETHER_LAUNCH_PARAMS alone: the creator of a task chooses them, and a
+variable can make a program run other code (PYTHONWARNINGS, LD_PRELOAD). The file's `environment`
+overrides all but this table, so a start cannot change an agent's identity. Of the orchestrator's
+environment an agent inherits INHERITED and the names in the file's `inherit`: other variables may
+be secrets, such as an API key or a database's address.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from aether_trio.model.identity import Identity
 from aether_trio.orchestrator.agents_file import DOCKER, AgentSpec
 
 TOKEN: Final = "auth_token"  # noqa: S105  # a name
-"""The launch parameter that the gateway adds."""
+"""The launch parameter with the agent's token, which the gateway adds."""
 TRIGGER: Final = "trigger_timestamp_ms"
 IDENTITY: Final = "target_identity"
-"""Metadata of an assignment: who is to be started, in full."""
+"""Metadata of an assignment: the full identity to start."""
 PRIORITY: Final = "priority"
 NORMAL: Final = 30
-"""The priority of a start whose gateway says none."""
+"""The priority of a start without one."""
 INHERITED: Final = frozenset(
     [
         "PATH",
@@ -73,23 +74,25 @@ INHERITED: Final = frozenset(
         "SSL_CERT_DIR",
     ]
 )
-"""What an agent has of the orchestrator's environment: where programs and libraries are, and how to speak to people."""
+"""Inherited variables: where programs and libraries are, the language and the terminal."""
 INHERITED_PREFIXES: Final = ("LC_", "XDG_")
 DOCKER_PREFIX: Final = "DOCKER_"
 DOCKER_ALSO: Final = frozenset({"SSH_AUTH_SOCK"})
-"""With the variables of DOCKER_PREFIX: how the docker command finds its server. Containers do not have them."""
+"""Variables besides DOCKER_PREFIX by which the docker command finds its server.
+
+Containers do not get them."""
 DOCKER_ANSWERS_S: Final = 30.0
 
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class DockerError(Exception):
-    """Containers cannot be started here, and why."""
+    """Containers cannot be started on this machine; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """One wish to start an agent."""
+class StartRequest:
+    """Asks for the start of one agent."""
 
     task_id: str
     identity: Identity
@@ -99,13 +102,13 @@ class Start:
     trigger_ms: str
     checkpoint_key: str = ""
     reference: str = ""
-    """What the gateway is told the end of: this start, and not a later one of the same agent."""
+    """The assignment to report the end of: this start, not a later one of the same agent."""
     priority: int = NORMAL
-    """That of the most urgent task that it is for."""
+    """The priority of the most urgent task that waits for the agent."""
 
     @classmethod
-    def of(cls, assignment: Assignment) -> Start:
-        """What an assignment asks for. Raises IdentityError."""
+    def of(cls, assignment: Assignment) -> StartRequest:
+        """Read an assignment. Raises IdentityError."""
         params = dict(assignment.launch_params)
         token = params.pop(TOKEN, "")
         named = assignment.metadata.get(IDENTITY, "")
@@ -130,20 +133,23 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """How what is started finds the gateway."""
+class GatewayAddresses:
+    """Has the gateway's addresses, for the environment of agents."""
 
     gateway: str
     """HOST:PORT, for gRPC."""
     address: str
-    """For our own client: aether://HOST:PORT."""
+    """For aether_trio's client: aether://HOST:PORT."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """Further variables for all: where the authority's certificate is, say."""
+    """Further variables for all agents, such as the path of the CA certificate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """What to run. `kill` is a command that ends it when signals do not reach it, () for none."""
+class LaunchPlan:
+    """Says what to run.
+
+    `kill` is the command that kills it where signals do not reach it, () for none.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -151,25 +157,26 @@ class Launch:
     kill: tuple[str, ...] = ()
 
 
-def launch_of(spec: AgentSpec, start: Start, surroundings: Surroundings) -> Launch:
-    """How this agent is started here."""
-    own = own_variables(spec, start, surroundings, os.environ)
+def plan_launch(spec: AgentSpec, start: StartRequest, addresses: GatewayAddresses) -> LaunchPlan:
+    """Return the command and environment of an agent."""
+    own = own_variables(spec, start, addresses, os.environ)
     inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
     if spec.manner == DOCKER:
         name = _UNFIT.sub("-", f"aether-{spec.implementation}-{start.identity.specifier}-{secrets.token_hex(4)}")
-        # Values are in the environment of the command and not on its line, where everybody on this machine could read the token.
+        # Values are in the environment of the command and not on its line, where every user of this
+        # machine could read the token.
         passed = [part for variable in own for part in ("--env", variable)]
         run = ["docker", "run", "--rm", "--init", "--name", name, "--network", spec.network, *passed]
         command = (*run, *spec.arguments, spec.image, *spec.command)
         found = {name: value for name, value in os.environ.items() if _finds_docker(name)}
-        return Launch(command, {**inherited, **found, **own}, None, kill=("docker", "kill", name))
+        return LaunchPlan(command, {**inherited, **found, **own}, None, kill=("docker", "kill", name))
     environment = {**inherited, "PATH": _search_path(inherited), "PYTHONUNBUFFERED": "1", **own}
     first = shutil.which(spec.command[0], path=environment["PATH"]) or spec.command[0]
-    return Launch((first, *spec.command[1:]), environment, spec.directory)
+    return LaunchPlan((first, *spec.command[1:]), environment, spec.directory)
 
 
 def is_inherited(name: str) -> bool:
-    """Whether every agent has this variable of the orchestrator."""
+    """Whether every agent inherits this variable from the orchestrator."""
     return name in INHERITED or name.startswith(INHERITED_PREFIXES)
 
 
@@ -178,16 +185,19 @@ def _finds_docker(name: str) -> bool:
 
 
 def own_variables(
-    spec: AgentSpec, start: Start, surroundings: Surroundings, environ: Mapping[str, str]
+    spec: AgentSpec, start: StartRequest, addresses: GatewayAddresses, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """What the agent is told; see the module's text. `environ` is the orchestrator's environment."""
+    """Return an agent's own variables: the table in the module's docstring.
+
+    `environ` is the orchestrator's environment.
+    """
     identity = start.identity
     return {
         **{name: environ[name] for name in spec.inherit if name in environ},
         **spec.environment,
-        **surroundings.extra,
-        "AETHER_GATEWAY": surroundings.gateway,
-        "AETHER_ADDRESS": surroundings.address,
+        **addresses.extra,
+        "AETHER_GATEWAY": addresses.gateway,
+        "AETHER_ADDRESS": addresses.address,
         "AETHER_WORKSPACE": identity.workspace,
         "AETHER_IMPLEMENTATION": identity.implementation,
         "AETHER_SPECIFIER": identity.specifier,
@@ -202,7 +212,7 @@ def own_variables(
 
 
 def missing_commands(agents: Iterable[AgentSpec]) -> list[str]:
-    """Sentences on agents whose program is not there now. It may be when they are started."""
+    """Return a sentence for each agent whose program is not found now."""
     found = []
     for spec in agents:
         if spec.manner == DOCKER:
@@ -217,19 +227,19 @@ def missing_commands(agents: Iterable[AgentSpec]) -> list[str]:
 
 
 def _search_path(environment: Mapping[str, str]) -> str:
-    """Programs beside this Python come first, so that `python` is the same one."""
+    """Return a PATH on which `python` is the Python that runs this."""
     return os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
 
 
-def cannot_run(launch: Launch, error: OSError | ValueError) -> str:
-    """Why it was not started, and what to do about it."""
-    command = launch.command[0]
-    if launch.directory is not None and not launch.directory.is_dir():
-        return f"cannot run {command}: the agent's directory {launch.directory} is not there any more"
+def cannot_run(plan: LaunchPlan, error: OSError | ValueError) -> str:
+    """Return why the process could not be started, and what to do about it."""
+    command = plan.command[0]
+    if plan.directory is not None and not plan.directory.is_dir():
+        return f"cannot run {command}: the agent's directory {plan.directory} is not there any more"
     if isinstance(error, FileNotFoundError) and os.sep not in command:
         return f"cannot run {command}: there is no such command on the orchestrator's PATH; install it, or write its whole path"
     if isinstance(error, FileNotFoundError):
-        at = launch.directory or Path.cwd()
+        at = plan.directory or Path.cwd()
         return f"cannot run {command}: there is no such file, seen from {at} (or the program that its first line names)"
     if isinstance(error, PermissionError):
         return f"cannot run {command}: it is not executable; chmod +x, or name its interpreter in front of it"
@@ -237,7 +247,10 @@ def cannot_run(launch: Launch, error: OSError | ValueError) -> str:
 
 
 def check_docker() -> str:
-    """The version of the docker server that is there. Raises DockerError, which says what is missing. Blocks for a moment."""
+    """Return the version of the docker server.
+
+    Raises DockerError. Blocks for a moment.
+    """
     if shutil.which("docker") is None:
         raise DockerError("there is no docker command on the PATH")
     try:

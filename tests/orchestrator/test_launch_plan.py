@@ -11,22 +11,22 @@ import pytest
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
-from aether_trio.orchestrator import DockerError, Surroundings, check_docker, missing_commands
+from aether_trio.orchestrator import DockerError, GatewayAddresses, check_docker, missing_commands
 from aether_trio.orchestrator.agents_file import parse_agents
-from aether_trio.orchestrator.launches import Launch, Start, cannot_run, launch_of
+from aether_trio.orchestrator.launch_plan import LaunchPlan, StartRequest, cannot_run, plan_launch
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.orchestrator.starts import assignment, python
 
-AROUND = Surroundings("gw:1", "aether://gw:1", {"AETHER_TLS_ENABLED": "true"})
+AROUND = GatewayAddresses("gw:1", "aether://gw:1", {"AETHER_TLS_ENABLED": "true"})
 
 
-def start(message: pb.TaskAssignment) -> Start:
-    return Start.of(read(Assignment, message))
+def start(message: pb.TaskAssignment) -> StartRequest:
+    return StartRequest.of(read(Assignment, message))
 
 
-def container(text: str, message: pb.TaskAssignment) -> Launch:
+def container(text: str, message: pb.TaskAssignment) -> LaunchPlan:
     (spec,) = parse_agents(text, "agents.yaml", Path("/")).values()
-    return launch_of(spec, start(message), AROUND)
+    return plan_launch(spec, start(message), AROUND)
 
 
 def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     params = {"voice": "loud", "env.MOOD": "better", "env.AETHER_AUTH_TOKEN": "stolen", "env.not a name": "x"}
     woken = assignment(params=params, trigger="123")
     woken.checkpoint_key = "half"
-    launch = launch_of(spec, start(woken), AROUND)
+    launch = plan_launch(spec, start(woken), AROUND)
     told = {name: value for name, value in launch.environment.items() if name.startswith("AETHER_")}
     assert json.loads(told.pop("AETHER_LAUNCH_PARAMS")) == {"profile": "process", **params}
     assert told == {
@@ -63,10 +63,10 @@ def test_a_command_is_looked_for_beside_this_python_first(tmp_path: Path, monkey
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\n", encoding="utf-8")
     tool.chmod(0o755)
-    launch = launch_of(python("", command=("tool", "x")), start(assignment()), AROUND)
+    launch = plan_launch(python("", command=("tool", "x")), start(assignment()), AROUND)
     assert launch.command == (str(tool), "x")
     assert launch.environment["PATH"].split(os.pathsep)[0] == str(tmp_path)
-    assert launch_of(python("", command=("no-such-tool",)), start(assignment()), AROUND).command == ("no-such-tool",)
+    assert plan_launch(python("", command=("no-such-tool",)), start(assignment()), AROUND).command == ("no-such-tool",)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_docker_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_why_a_command_cannot_be_run(command: str, error: OSError, why: str) -> None:
-    assert cannot_run(Launch((command,), {}, Path("/")), error).startswith(f"cannot run {command}: {why}")
+    assert cannot_run(LaunchPlan((command,), {}, Path("/")), error).startswith(f"cannot run {command}: {why}")
 
 
 def test_a_directory_that_has_gone_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    assert f"directory {gone} is not there" in cannot_run(Launch(("tool",), {}, gone), FileNotFoundError())
+    assert f"directory {gone} is not there" in cannot_run(LaunchPlan(("tool",), {}, gone), FileNotFoundError())
 
 
 def test_a_program_that_is_not_there_is_named_and_no_mistake(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Follows one startup task at the gateway, and reports a failed start.
+
+A startup task is the gateway's record of a start. The gateway may cancel it, let it fail, or assign
+it to another orchestrator; then the process that was started for it has to stop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from aether_trio.client import AetherError, OrchestratorClient
+from aether_trio.client.jobs.manager import LOST
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.task_events import StatusChanged
+from aether_trio.orchestrator.launch_plan import StartRequest
+
+RETRY_DELAY_S: Final = 0.5
+"""Seconds before a call is repeated that failed with the connection."""
+POLL_S: Final = 30.0
+"""Seconds between two checks of a startup task whose agent has not connected: another orchestrator
+may have it.
+"""
+REPORT_S: Final = 60.0
+"""Seconds for a report of a failed start.
+
+A startup task without a report fails later, by its own time limit.
+"""
+_FINAL: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
+
+
+async def watch_startup_task(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+    """Call `stop(why)` when the process of `start` has to stop.
+
+    Returns when the startup task cannot be followed any more: the process then goes on.
+    """
+    while True:
+        try:
+            try:
+                await _follow(client, start, stop)
+            except AetherError as error:
+                if error.retryable:
+                    raise
+                # An orchestrator may be refused the task when another one has it.
+                await _check_assignment(client, start, stop)
+            return
+        except AetherError as error:
+            if not error.retryable:
+                return
+            await trio.sleep(RETRY_DELAY_S)
+
+
+async def _follow(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+    """Read the status of the startup task, then follow its changes.
+
+    Raises AetherError.
+    """
+    async with client.tasks.follow(start.task_id) as events:
+        status = (await client.tasks.get(start.task_id)).status
+        while True:
+            # The token of a failed start is void: its agent cannot reconnect, and may run
+            # elsewhere.
+            if status is TaskStatus.CANCELLED:
+                stop("its start was cancelled")
+            elif status is TaskStatus.FAILED:
+                stop("its start has failed")
+            if status not in _FINAL:
+                await _check_assignment(client, start, stop)
+            with trio.move_on_after(math.inf if status is TaskStatus.RUNNING or status in _FINAL else POLL_S):
+                async for event in events:
+                    if isinstance(event.event, StatusChanged):
+                        status = event.event.to_status
+                        break
+                else:
+                    return
+
+
+async def _check_assignment(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+    """Call `stop` if another orchestrator was assigned the startup task meanwhile.
+
+    Raises AetherError.
+    """
+    if start.reference == start.task_id:
+        return  # this gateway does not number assignments
+    try:
+        await client.tasks.claim(start.reference)
+    except AetherError as error:
+        if LOST not in error.message:
+            raise
+        stop("another orchestrator was given its start")
+
+
+async def report_failure(client: OrchestratorClient, reference: str, reason: str) -> str:
+    """Report to the gateway that a start has failed; return "" or why that failed.
+
+    The gateway refuses the report if it knows better: the agent has connected, or the start is
+    over. The report is repeated when the connection was lost, since messages may wait for the old
+    process until the gateway knows.
+    """
+    error: AetherError | None = None
+    with trio.move_on_after(REPORT_S):
+        while True:
+            try:
+                await client.tasks.within(REPORT_S).fail(reference, reason=reason)
+            except AetherError as raised:
+                error = raised
+                if not raised.retryable:
+                    return ""
+                await trio.sleep(RETRY_DELAY_S)
+            else:
+                return ""
+    return f"no answer within {REPORT_S:g} s" if error is None else error.message
