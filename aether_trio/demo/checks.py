@@ -14,7 +14,7 @@ ANSWERED_BEFORE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DemoFacts:
     """What was observed, each by the one who can know it.
 
     `keeper_pids`: the processes that the gateway has started for the keeper. `waiting`: texts in the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
@@ -35,7 +35,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class DemoCheck:
     """One claim."""
 
     holds: bool
@@ -43,7 +43,7 @@ class Check:
     seen: str
 
 
-def verdict(facts: Facts) -> list[Check]:
+def verdict(facts: DemoFacts) -> list[DemoCheck]:
     """Every claim of the story."""
     asked = list(story.QUESTIONS)
     answers = list(dict.fromkeys(facts.answers))
@@ -51,43 +51,43 @@ def verdict(facts: Facts) -> list[Check]:
     told = [f"{question} {story.BOOK[question]}" for question in asked]
     last = facts.reports[-1] if facts.reports else (0, 0)
     return [
-        Check(
+        DemoCheck(
             list(facts.waiting) == asked,
             "messages waited for the dead researcher",
             f"{max(0, len(facts.waiting) - GIVEN_BEFORE)}, on the gateway's disk",
         ),
-        Check(
+        DemoCheck(
             list(facts.connections) == [2, 2],
             "planner and window came back by themselves",
             f"connected {' and '.join(map(str, facts.connections))} times",
         ),
-        Check(
+        DemoCheck(
             back in facts.researcher_said,
             "the researcher went on from its checkpoint",
             f"{ANSWERED_BEFORE} answers were in it" if back in facts.researcher_said else "it said nothing of one",
         ),
-        Check(
+        DemoCheck(
             answers == asked,
             "every question was answered, in order",
             f"{len(answers)} of {len(asked)}{_again(len(facts.answers) - len(answers))}",
         ),
-        Check(
+        DemoCheck(
             facts.counter == 2 * len(asked),
             "the shared counter counted each step once",
             f"{facts.counter}, for {len(asked)} questions and {len(asked)} answers",
         ),
-        Check(
+        DemoCheck(
             list(facts.planner_said) == [*asked, story.PLAN]
             and list(facts.researcher_said) == [story.ARRIVED, *told[:ANSWERED_BEFORE], back, *told[ANSWERED_BEFORE:]],
             "the window missed nothing of all this",
             f"{len(facts.planner_said) + len(facts.researcher_said)} lines{_again(facts.repeated)}",
         ),
-        Check(
+        DemoCheck(
             last == (len(asked), len(asked)),
             "the progress line went to its end",
             f"{last[0]} of {last[1]}, in {len(facts.reports)} reports",
         ),
-        Check(
+        DemoCheck(
             len(set(facts.keeper_pids)) > 1 and set(facts.keeper_said) == set(story.KEEPER_SAYS.values()),
             "a message started the keeper, each time",
             f"processes {' and '.join(map(str, facts.keeper_pids))}" if facts.keeper_pids else "it was never started",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from aether_trio.demo import story
-from aether_trio.demo.checks import Check, Facts, verdict
+from aether_trio.demo.checks import DemoCheck, DemoFacts, verdict
 from aether_trio.demo.people import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, ResearcherProcess
 from aether_trio.demo.screen import Screen
@@ -36,7 +36,7 @@ class Play:
         self._normal_pace_s = pace_s
         self._waiting: list[str] = []
 
-    async def perform(self) -> list[Check]:
+    async def perform(self) -> list[DemoCheck]:
         """The whole story; the verdict on it. Raises Missed when it cannot go on."""
         await self._enter()
         await self._first_wish()
@@ -145,11 +145,11 @@ class Play:
         await self.window.until(lambda: self.window.saw(story.KEEPER_TOPIC, answer), "the keeper answers")
         return pid
 
-    async def _judge(self) -> list[Check]:
+    async def _judge(self) -> list[DemoCheck]:
         counter = await self.planner.barrier()
         window = self.window
         return verdict(
-            Facts(
+            DemoFacts(
                 waiting=self._waiting,
                 connections=[self.planner.connections, window.connections],
                 answers=self.planner.answers,
@@ -239,7 +239,7 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
             stopped.cancel()
 
 
-def _show(screen: Screen, checks: list[Check]) -> bool:
+def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
     """The verdict; whether it is good."""
     screen.blank()
     screen.verdict(checks)

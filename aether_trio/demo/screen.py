@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aether_trio.demo import story
-from aether_trio.demo.checks import Check
+from aether_trio.demo.checks import DemoCheck
 from aether_trio.demo.people import Line
 
 _STYLES: Final = {story.USER: "magenta", story.PLANNER: "cyan", story.RESEARCHER: "green"}
@@ -123,7 +123,7 @@ class Screen:
         else:
             self.console.print(bar)
 
-    def verdict(self, checks: Sequence[Check]) -> None:
+    def verdict(self, checks: Sequence[DemoCheck]) -> None:
         """What was claimed, and what was seen."""
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)

@@ -1,15 +1,15 @@
-"""The one seam through which every question of permission goes.
+"""Decides whether an identity may perform an operation on a resource.
 
-A service asks "may this identity do this, at this level, to this resource?" and gets a Decision. Today the answer comes
-from DevAuthorizer, which has no rules; rules, roles and grants come later behind the same Protocol. What the protocol
-fixes regardless of rules (who may use KV at all, which sender may address which topic) is not asked here: it is in
-model/permissions.py and in the services.
+A service asks "may this identity do this, at this level, to this resource?" and gets an
+AccessDecision. Today DevAuthorizer answers, which has no rules; rules, roles and grants come later
+behind the same Protocol. What the protocol fixes without rules (which kinds use KV, which sender
+may address which topic) is in model/permissions.py and in the services.
 
-Two speeds. `check` and its named forms may wait for a database. `check_send` and `may_credit_metrics` are asked on the message
-path and never wait; the router remembers their answers per sender and target.
+`check` and its named forms may wait for a database. `check_send` and `may_credit_metrics` are on
+the message path and never wait; the router caches their answers by sender and target.
 
-Resource types and ids are the reference's (security.md 2.4, 2.8): `workspace`/name, `kv_key`/key, `kv_scope`/scope name,
-`admin`/`admin/<category>`, `capability`/`capability/<name>`.
+Resource types and ids are the reference's (security.md 2.4, 2.8): `workspace`/name, `kv_key`/key,
+`kv_scope`/scope name, `admin`/`admin/<category>`, `capability`/`capability/<name>`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class Admin(enum.StrEnum):
-    """Administrative categories; the value is the resource id."""
+    """Names the administrative categories; the value is the resource id."""
 
     SESSIONS = "admin/sessions"
     WORKSPACES = "admin/workspaces"
@@ -39,7 +39,7 @@ class Admin(enum.StrEnum):
 
 
 class Capability(enum.StrEnum):
-    """Single powers; the value is the resource id. The comment is the level that is asked for."""
+    """Names single permissions; the value is the resource id, the comment the level."""
 
     KV_PURGE_IDENTITY = "capability/kv_purge_identity"  # MANAGE
     METRIC_CREDIT = "capability/metric_credit"  # ADMIN
@@ -53,19 +53,22 @@ class Capability(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer. `reason` is a sentence for the client when it is no, and never names what it may not see."""
+class AccessDecision:
+    """Answers a check. `reason` is the error text of a refusal.
+
+    The text names nothing that the client may not see.
+    """
 
     allowed: bool
     reason: str = ""
 
 
-ALLOWED: Final = Decision(True)
+ALLOWED: Final = AccessDecision(True)
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """On whose behalf an operation runs. `grant_id` empty: on the caller's own."""
+    """Says on whose behalf an operation runs. `grant_id` empty: on the client's."""
 
     grant_id: str = ""
     subject: str = ""
@@ -79,27 +82,27 @@ DIRECT: Final = Authority()
 
 
 class Reach(Protocol):
-    """What a caller's credential is good for, whatever rules say: the part of a Session that services ask.
+    """Says what a client's credential reaches, besides all rules. A Session is one.
 
-    Asked about each workspace that an operation touches, named by the client or found.
+    Services check each workspace that an operation touches, named by the client or found.
     """
 
     allows_workspace: Callable[[str], bool]
-    """Whether it reaches this workspace."""
+    """Whether the credential reaches this workspace."""
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """Whether it reaches a participant, which may be in a workspace that its identity does not name."""
+        """Whether the credential reaches a participant, and a workspace that it is in."""
         ...
 
 
 class _Everywhere:
-    """The reach of a caller that is a part of the gateway."""
+    """Reaches everything: for calls by parts of the gateway."""
 
     def __init__(self) -> None:
         self.allows_workspace: Callable[[str], bool] = lambda workspace: True
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """See Reach."""
+        """Whether the credential reaches a participant: always."""
         return True
 
 
@@ -107,7 +110,7 @@ EVERYWHERE: Final[Reach] = _Everywhere()
 
 
 class Authorizer(Protocol):
-    """All questions. An implementation must answer no when it cannot find out (fail closed)."""
+    """Answers permission checks. An implementation refuses when it cannot find out."""
 
     async def check(
         self,
@@ -118,24 +121,31 @@ class Authorizer(Protocol):
         workspace: str,
         level: AccessLevel,
         authority: Authority = DIRECT,
-    ) -> Decision:
-        """Whether `identity` may do `operation` (its name in the audit trail) to the resource at `level`."""
+    ) -> AccessDecision:
+        """Whether `identity` may perform `operation` on a resource at `level`.
+
+        `operation` is a name in the audit trail.
+
+        """
         ...
 
     async def check_workspace(
         self, identity: Identity, workspace: str, level: AccessLevel = AccessLevel.READ, operation: str = "connect"
-    ) -> Decision:
+    ) -> AccessDecision:
         """Whether `identity` may enter (or, at other levels, use) a workspace."""
         ...
 
     async def check_admin(
         self, identity: Identity, category: str, level: AccessLevel = AccessLevel.ADMIN, operation: str = "admin"
-    ) -> Decision:
-        """Whether `identity` may administer a category: one of Admin's, without its "admin/"."""
+    ) -> AccessDecision:
+        """Whether `identity` may administer a category of Admin, given without "admin/"."""
         ...
 
-    async def check_query_connections(self, identity: Identity) -> Decision:
-        """Whether `identity` may ask if another participant is connected. Everyone may ask about itself."""
+    async def check_query_connections(self, identity: Identity) -> AccessDecision:
+        """Whether `identity` may ask if another participant is connected.
+
+        A participant may always ask about itself.
+        """
         ...
 
     async def check_kv(
@@ -146,24 +156,26 @@ class Authorizer(Protocol):
         workspace: str,
         level: AccessLevel,
         authority: Authority = DIRECT,
-    ) -> Decision:
-        """Whether `identity` may touch `key` in the shared scope `scope` ("global", "user-shared", …)."""
+    ) -> AccessDecision:
+        """Whether `identity` may use `key` in the shared scope `scope`, such as "global"."""
         ...
 
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
-        """Resolve a client's authorization context. Raises AetherError(PERMISSION_DENIED) when it does not hold."""
+        """Resolve a client's authorization context. Raises AetherError(PERMISSION_DENIED)."""
         ...
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
-        """Why `identity`, now in `workspace`, may not send to `topic`; None when it may. Never waits.
+        """Return why `identity`, now in `workspace`, may not send to `topic`, or None.
 
-        `declared_workspace` is what an event or metric claims to be about; it differs from the sender's own when the
-        sender broadcasts into another one.
+        Never waits.
+
+        `declared_workspace` is what an event or metric claims to be about; it differs from the
+        sender's own when the sender broadcasts into another one.
         """
         ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """`authority` for a message: why `context` does not hold; None when it does. Never waits."""
+        """Return why a message's authorization `context` is refused, or None. Never waits."""
         ...
 
     def may_credit_metrics(self, identity: Identity) -> bool:
@@ -171,7 +183,8 @@ class Authorizer(Protocol):
         ...
 
 
-# Without rules everything is open, except what would let one participant act on all others (core.md 4.3).
+# Without rules everything is open, except what would let one participant act on all others (core.md
+# 4.3).
 _NEED_RULES: Final = frozenset(
     {
         *Admin,
@@ -184,8 +197,10 @@ _NEED_RULES: Final = frozenset(
     }
 )
 _WORK: Final = "task_work"
-"""To do the part of another one's worker (services/tasks/handlers/permissions.py). Without rules only the system may."""
-# The two kinds that run the system hold these by being what they are (core.md section 10; sdk.md section 5 for tokens).
+"""The operation of a client that acts as another identity's worker.
+
+See services/tasks/handlers/permissions.py. Without rules only system kinds may do it."""
+# Two kinds have these permissions without a rule (core.md section 10; sdk.md section 5 for tokens).
 _SYSTEM_KINDS: Final = frozenset({Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR})
 _SYSTEM_HOLDS: Final = frozenset({*Admin, Capability.QUERY_CONNECTIONS, Capability.RESOLVE_AUTHORITY})
 
@@ -194,7 +209,7 @@ _NO_RULES: Final = "acting on behalf of others needs access rules, and none are 
 
 
 def _context_problem(context: pb.AuthorizationContext) -> str | None:
-    """What is wrong with an authorization context where there are no grants; None when it is a direct one."""
+    """Return why a context is refused without grants, or None for a direct one."""
     mode = context.authority_mode
     if mode in {"", "direct"}:
         if context.grant_id or context.HasField("subject"):
@@ -206,9 +221,10 @@ def _context_problem(context: pb.AuthorizationContext) -> str | None:
 
 
 class DevAuthorizer:
-    """No rules: allows what the reference allows when no ACL service is configured, and nothing that fails closed there.
+    """Allows what the reference allows without an ACL service; it has no rules.
 
-    `granted` are capabilities and admin categories that everyone holds; tests and demonstrations use it.
+    `granted` are capabilities and admin categories that every identity has; tests and
+    demonstrations use it.
     """
 
     def __init__(self, granted: frozenset[str] = frozenset()) -> None:
@@ -223,26 +239,28 @@ class DevAuthorizer:
         workspace: str,
         level: AccessLevel,
         authority: Authority = DIRECT,
-    ) -> Decision:
+    ) -> AccessDecision:
         if not authority.is_direct:
-            return Decision(False, _NO_RULES)
+            return AccessDecision(False, _NO_RULES)
         if operation == _WORK and identity.kind not in _SYSTEM_KINDS:
-            return Decision(False, f"{operation} needs a rule")
+            return AccessDecision(False, f"{operation} needs a rule")
         if self._holds(identity, resource_id):
             return ALLOWED
-        return Decision(False, f"{operation} needs {resource_id} at {level.name}, which nobody has been granted")
+        return AccessDecision(
+            False, f"{operation} needs {resource_id} at {level.name}, which this gateway has granted to no identity"
+        )
 
     async def check_workspace(
         self, identity: Identity, workspace: str, level: AccessLevel = AccessLevel.READ, operation: str = "connect"
-    ) -> Decision:
+    ) -> AccessDecision:
         return await self.check(identity, operation, "workspace", workspace, workspace, level)
 
     async def check_admin(
         self, identity: Identity, category: str, level: AccessLevel = AccessLevel.ADMIN, operation: str = "admin"
-    ) -> Decision:
+    ) -> AccessDecision:
         return await self.check(identity, operation, "admin", Admin(f"admin/{category}"), "", level)
 
-    async def check_query_connections(self, identity: Identity) -> Decision:
+    async def check_query_connections(self, identity: Identity) -> AccessDecision:
         return await self.check(
             identity, "connection_status", "capability", Capability.QUERY_CONNECTIONS, "", AccessLevel.READ
         )
@@ -255,7 +273,7 @@ class DevAuthorizer:
         workspace: str,
         level: AccessLevel,
         authority: Authority = DIRECT,
-    ) -> Decision:
+    ) -> AccessDecision:
         return await self.check(identity, "kv", "kv_scope", scope, workspace, level, authority)
 
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:

@@ -1,10 +1,12 @@
-"""Checkpoints: what a participant saves under its own identity, for its next life (reference: core.md section 7).
+"""Saves and loads checkpoints of participants (reference: core.md section 7).
 
-Private by construction: every statement names the caller's identity string, and nothing else can be asked for. Any
-principal may use them. There is no ErrorResponse; a refusal is `success=false` with a text in the typed reply.
+A checkpoint is data that a participant saves under its identity, for the time after a restart.
+Checkpoints are private: every statement names the client's identity. Every kind of principal can
+use them. A refusal is `success=false` with a text in the typed reply, without an ErrorResponse.
 
-The reference has no limits and is stopped by its transport. Here a SAVE that could not be LOADed again (clients refuse
-messages over 4 MiB) is refused, and an identity keeps at most MAX_KEYS, so that LIST, which has no pages, always fits one message.
+The reference has no limits but its transport's. This gateway refuses a SAVE that could not be
+loaded again (clients refuse messages over 4 MiB). An identity has at most MAX_KEYS checkpoints, so
+that LIST, which has no pages, fits one message.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ DEFAULT_KEY: Final = "default"
 MAX_DATA_BYTES: Final = 4 * MIB - 64 * KIB  # one downstream message less its envelope
 MAX_KEYS: Final = 10_000
 MAX_KEY_BYTES: Final = 256  # times MAX_KEYS: 2.5 MiB
-MAX_EXPIRES_MS: Final = 2**62  # a ttl beyond it is no different from none, and must not overflow the column
+MAX_EXPIRES_MS: Final = 2**62  # a later end would overflow the column; it is as good as none
 SWEEP_PAGE: Final = 100
 SWEEP_INTERVAL_S: Final = 60.0  # expired checkpoints are invisible at once; this only gives their room back
 
@@ -36,7 +38,10 @@ Op = pb.CheckpointOperation
 
 
 class CheckpointService:
-    """All checkpoint operations over one "state" database. `default_ttl_s` is what a negative ttl means; 0 is for ever."""
+    """Performs checkpoint operations on the "state" database.
+
+    `default_ttl_s` is what a negative ttl means; 0: the checkpoint does not expire.
+    """
 
     def __init__(self, db: Database, clock: Clock, limits: Limits, *, default_ttl_s: int = 0) -> None:
         self._db = db
@@ -47,7 +52,10 @@ class CheckpointService:
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
-        """Do one operation. Never raises for a client's mistake, nor when storage is unavailable."""
+        """Perform one operation; return its reply.
+
+        Raises nothing for a client's mistake, nor if storage is unavailable.
+        """
         try:
             return await self._respond(identity, op)
         except CommitUnknown as exc:
@@ -56,16 +64,16 @@ class CheckpointService:
             return _failed(op, f"storage is unavailable, try again: {exc}")
 
     async def exists(self, identity: str, key: str) -> bool:
-        """Whether there is a checkpoint with this key under an identity text. Raises StorageUnavailable."""
+        """Whether `identity` has a checkpoint `key`. Raises StorageUnavailable."""
         rows = await self._db.fetch(_EXISTS, identity, (key or DEFAULT_KEY).encode(), self._clock.now_ms())
         return bool(rows)
 
     async def sweep_forever(self) -> None:
-        """Give back the room of expired checkpoints. Runs until cancelled."""
+        """Delete expired checkpoints from time to time. Runs until cancelled."""
         await sweep_forever(self._db, self._clock, _sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
 
     async def sweep(self) -> int:
-        """Delete what has expired now; return how many checkpoints."""
+        """Delete the checkpoints that have expired; return how many."""
         return await sweep(self._db, self._clock, _sweep_page, SWEEP_PAGE)
 
     async def _respond(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
@@ -106,8 +114,8 @@ class CheckpointService:
 class CheckpointHandler:
     """Answers `checkpoint_op` requests of sessions and counts them.
 
-    A LOAD that finds nothing is tried again for `former_owner(identity, key)`: who saved the checkpoint
-    that a task was hibernated with, when another worker has the task now.
+    A LOAD that finds nothing is tried again for `former_owner(identity, key)`: the worker that
+    saved the checkpoint with which a task was hibernated, if the client is the task's worker now.
     """
 
     def __init__(
@@ -121,7 +129,7 @@ class CheckpointHandler:
         self._former_owner = former_owner
 
     async def handle(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
-        """Do one operation."""
+        """Perform one operation."""
         answer = await self._service.handle(session.identity, op)
         if op.op == Op.LOAD and answer.success and not answer.saved_at:
             owner = await self._former_owner(session.identity, op.key)
@@ -150,7 +158,10 @@ _UPSERT: Final = (
 
 
 def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None, most_bytes: int) -> Program[str]:
-    """Write or replace; else why not: the identity already keeps MAX_KEYS others, or too many bytes (0: of any number)."""
+    """Write a checkpoint; return "", or why the identity's quota forbids it.
+
+    `most_bytes` 0: any number of bytes.
+    """
     [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
     if count >= MAX_KEYS:
         return f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first"

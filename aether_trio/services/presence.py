@@ -1,8 +1,8 @@
-"""When each identity was last seen, and the history of its last session, kept across restarts.
+"""Stores when each identity was last seen, and the history of its last session.
 
-Written when a session ends, in batches; what waits to be written is answered from memory. After a kill -9 the sessions
-that were live then have the times of their previous end: presence is information, never a lock. Names are as many as clients like, so
-each is forgotten some time after its last session.
+Ends of sessions are written in batches; those that are not written yet are read from memory. After
+a kill -9 a live session has the time of the end before: presence is information, and never a lock.
+Clients choose the names, so a name is forgotten some time after its last session.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable, Value
 from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.expiry import sweep_forever
+from aether_trio.storage.retry import retry_while_unavailable
 
 logger = structlog.get_logger("aether.presence")
 
 MAX_WAITING = 50_000
-"""Ended sessions that wait to be written; beyond it (a database that is away for long) the oldest are forgotten."""
+"""Ended sessions that wait to be written.
 
-RETRY_S = 1.0
+Beyond it, if storage is unavailable for long, the oldest are forgotten.
+"""
 
 SWEEP_PAGE = 500
 SWEEP_INTERVAL_S = 60.0
-"""Between two sweeps, which only give back room."""
+"""Seconds between two sweeps, which delete old rows."""
 
-# What a node writes late is not to hide the end of a session that another node had later. Epochs begin anew when an identity has not been
-# held for a day, hence the half of one, in ms.
+# A node may write an end late; it must not overwrite a later end that another node has written.
+# Epochs start again when an identity has had no lock for a day, hence half a day in ms.
 _WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections, lock_epoch)
     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = excluded.last_seen_ms,
     session_id = excluded.session_id, initial_connection_ms = excluded.initial_connection_ms,
@@ -41,8 +44,8 @@ _WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_co
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The last end of a session of an identity."""
+class PresenceRecord:
+    """Says when the last session of an identity ended."""
 
     last_seen_ms: int
     history: SessionHistory
@@ -50,28 +53,36 @@ class Seen:
 
 
 class PresenceStore:
-    """See the module docstring. `run` must run while sessions end. `keep_s`: how long an identity is remembered; 0 is for ever."""
+    """Writes and reads the last end of sessions. `run` must run while sessions end.
+
+    `keep_s`: how long an identity is remembered; 0: without end.
+    """
 
     def __init__(self, database: Database, clock: Clock, *, keep_s: float = 0.0) -> None:
         self._keep_ms = int(keep_s * 1000)
         self._database = database
         self._clock = clock
-        self._waiting: dict[str, Seen] = {}
-        self._writing: dict[str, Seen] = {}
-        self._work = trio.Event()
+        self._waiting: dict[str, PresenceRecord] = {}
+        self._writing: dict[str, PresenceRecord] = {}
+        self._work = AutoResetEvent()
         self._flushing = trio.Lock()
 
     def ended(self, session: Session) -> None:
-        """Remember that this session is over."""
+        """Remember that this session has ended."""
         name = session.identity.text
         self._waiting.pop(name, None)
         if len(self._waiting) >= MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[name] = Seen(self._clock.now_ms(), session.history, session.lock.epoch if session.lock else 0)
+        self._waiting[name] = PresenceRecord(
+            self._clock.now_ms(), session.history, session.lock.epoch if session.lock else 0
+        )
         self._work.set()
 
-    async def seen(self, identity: str) -> Seen | None:
-        """The last end of a session of this identity; None when there was none. Raises StorageUnavailable."""
+    async def seen(self, identity: str) -> PresenceRecord | None:
+        """Return the last end of a session of an identity, or None.
+
+        Raises StorageUnavailable.
+        """
         found = self._waiting.get(identity) or self._writing.get(identity)
         if found is not None:
             return found
@@ -82,14 +93,15 @@ class PresenceStore:
         if not rows:
             return None
         last_seen_ms, session_id, initial_ms, reconnections = rows[0]
-        return Seen(last_seen_ms, SessionHistory(session_id, initial_ms, reconnections))
+        return PresenceRecord(last_seen_ms, SessionHistory(session_id, initial_ms, reconnections))
 
     async def user_seen_ms(self, user_id: str) -> int:
-        """The last end of a session of any window of this user, Unix milliseconds; 0 when there was none."""
+        """Return when the last session of any window of a user ended (Unix ms), or 0."""
         prefix = f"us::{user_id}::"
         waiting = [seen.last_seen_ms for name, seen in self._waiting.items() if name.startswith(prefix)]
         waiting += [seen.last_seen_ms for name, seen in self._writing.items() if name.startswith(prefix)]
-        # Identity strings order by their bytes, so the windows of a user are a range: ";" comes right behind ":".
+        # Identity strings order by their bytes, so the windows of a user are a range: ";" comes
+        # right behind ":".
         rows = await self._database.fetch(
             "SELECT MAX(last_seen_ms) FROM presence WHERE identity >= $1 AND identity < $2",
             prefix,
@@ -98,25 +110,19 @@ class PresenceStore:
         return max([*waiting, rows[0][0] or 0])
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """The history of this session, if it was the identity's last one."""
+        """Return the history of a session, if it was the identity's last one."""
         found = await self.seen(identity)
         return found.history if found is not None and found.history.session_id == session_id else None
 
     async def run(self) -> None:
-        """Write what waits, until cancelled."""
+        """Write ended sessions until cancelled."""
         while True:
             if not self._waiting:
                 await self._work.wait()
-            self._work = trio.Event()
-            try:
-                await self.flush()
-            except StorageUnavailable as error:
-                logger.warning("presence not written, trying again", reason=str(error))
-                self._work.set()
-                await trio.sleep(RETRY_S)
+            await retry_while_unavailable(self.flush, "writing the ends of sessions", logger)
 
     async def sweep_forever(self) -> None:
-        """Forget what is too old. Runs until cancelled."""
+        """Delete identities that were last seen too long ago. Runs until cancelled."""
         if self._keep_ms:
             await sweep_forever(self._database, self._clock, self._sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
 
@@ -129,16 +135,18 @@ class PresenceStore:
         return count
 
     async def flush_at_end(self) -> None:
-        """Write what waits, or say that it is lost."""
+        """Write the ended sessions that wait, or log that they are lost."""
         try:
             await self.flush()
         except StorageUnavailable as error:
             logger.warning("presence not written at stop", reason=str(error))
 
     async def flush(self) -> None:
-        """Write what waits now. Raises StorageUnavailable, and then it waits on.
+        """Write the ended sessions that wait.
 
-        One at a time: the last one, when the gateway stops, waits for the one that is under way.
+        Raises StorageUnavailable; then they wait on.
+
+        One flush runs at a time: the last one, when the gateway stops, waits for the one before.
         """
         async with self._flushing:
             if not self._waiting:
@@ -164,10 +172,14 @@ class PresenceStore:
                     seen.lock_epoch,
                 )
                 for name, seen in self._writing.items()
-                if not name.startswith("ta::")  # a name that never comes back
+                if not name.startswith("ta::")  # a name that is used once
             ],
             self._write_rows,
-            lambda row, error: logger.error("presence of one not written", identity=row[0], reason=str(error)),
+            lambda row, error: logger.error(
+                "a database error: the last-seen time of this identity is not written",
+                identity=row[0],
+                reason=str(error),
+            ),
         )
 
     async def _write_rows(self, rows: Sequence[tuple[Value, ...]]) -> Sequence[None]:

@@ -1,7 +1,7 @@
-"""Progress reports: validated, stamped and handed to the topic they belong to (reference: core.md section 8).
+"""Publishes progress reports to ephemeral topics (reference: core.md section 8).
 
-A report for a user (`us::uid` or `us::uid::window`) goes to that user's topic, everything else to the topic of the
-reporter's workspace. Success is silent.
+A report for a user (`us::uid` or `us::uid::window`) goes to that user's topic, any other report to
+the topic of the reporter's workspace. A report that is published gets no reply.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 REPORTERS = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
 MAX_REPORT_BYTES = 64 * 1024
-"""A report is a line for people and a few tags; the reference has no bound of its own."""
+"""Size of a report: a line for people and a few tags. The reference has no bound."""
 
 
 class ProgressService:
-    """Handles the `progress` operation. `reported` is told of each report that was published."""
+    """Handles `progress`. `reported` is called with each report that was published."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class ProgressService:
 
 
 def _user_of(recipient: str) -> str | None:
-    """The user id of `us::uid` or `us::uid::window`; None for another participant. Raises AetherError."""
+    """Return the user id of a recipient that is a user, else None. Raises AetherError."""
     prefix, _, rest = recipient.partition("::")
     try:
         if prefix == "us" and "::" not in rest:

@@ -1,12 +1,13 @@
-"""Who is connected: session list, get and disconnect, and the connection status of one principal.
+"""Lists, shows and ends sessions, and says whether a principal is connected.
 
-Reference: core.md section 9. Filled in here and not there: remote address, last activity, the reason of a disconnect,
-`last_seen_at`, a user reference that names no window (any of its windows counts), and `total_count` as the number of
-matches before paging. Times on the wire are Unix seconds.
+Reference: core.md section 9. Filled in here and not there: remote address, last activity, the
+reason of a disconnect, `last_seen_at`, a user reference that names no window (any of its windows
+counts), and `total_count` as the number of matches before paging. Times on the wire are Unix
+seconds.
 
-One thing more than the reference: whoever is in a workspace, and may read it, may LIST who else is there. A person in a
-browser is to see the agents to talk to, and need not be an administrator for it. Such a list leaves out what gives power over
-others or tells where they are: session ids (who knows one may take its session over) and addresses.
+One thing more than the reference: a participant in a workspace that it may read can LIST the
+sessions there. A person in a browser sees the agents to talk to without being an administrator.
+Such a list has no session ids (knowing one is enough to resume its session) and no addresses.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from aether_trio.wire.pb import aether_pb2 as pb
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 MAX_SESSION_ID = 128
-"""Characters. Ours have 36."""
+"""Characters of a session id in a request. The gateway's ids have 36."""
 MAX_REASON = 1024
-"""Characters of why a session is ended; what is longer is cut off. It goes through the cluster's tables and into a status."""
+"""Characters of the reason of a DISCONNECT; a longer reason is cut.
+
+The reason goes through the cluster's tables and into a status."""
 
 
 class SessionService:
@@ -44,10 +47,10 @@ class SessionService:
         self._authorizer = authorizer
         self._clock = clock
 
-    # -- session_op -----------------------------------------------------------------------------------------------
+    # -- session_op --------------------------------------------------------------------------------
 
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
-        """LIST, GET or DISCONNECT; every refusal is in the typed reply."""
+        """Perform LIST, GET or DISCONNECT. A refusal is in the typed reply."""
         response = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         try:
@@ -84,7 +87,7 @@ class SessionService:
     async def _list(self, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse) -> None:
         kinds = frozenset(kind for kind in Kind if int(kind.principal_type) == wanted.type)
         if wanted.type and not kinds:
-            response.success = True  # nobody is of a kind that does not exist
+            response.success = True  # an unknown kind has no sessions
             return
         limit = min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
         page = await self._directory.page(SessionFilter(kinds, wanted.workspace), max(wanted.offset, 0), limit)
@@ -95,7 +98,7 @@ class SessionService:
     async def _list_for_administrator(
         self, session: Session, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse
     ) -> None:
-        """A list of all workspaces needs a credential that reaches all of them."""
+        """List sessions; those of all workspaces need a credential that reaches all."""
         if wanted.workspace and not session.allows_workspace(wanted.workspace):
             response.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
         elif not wanted.workspace and not session.reaches_everything:
@@ -104,9 +107,9 @@ class SessionService:
             await self._list(wanted, response)
 
     async def _find(self, session: Session, session_id: str) -> SessionRecord | None:
-        """The live session, if the caller's credential reaches it: another one is as good as unknown to it."""
+        """Return a live session that the client's credential reaches, or None."""
         if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
-            return None  # ours are shorter, and storage cannot even be asked for a zero byte
+            return None  # the gateway's ids are shorter, and PostgreSQL's text has no zero byte
         found = await self._directory.find(session_id)
         return found if found is not None and session.reaches(found.identity, found.workspace) else None
 
@@ -129,8 +132,8 @@ class SessionService:
             response.error = f"no session {shown(op.session_id)} is connected"
         elif disconnected.outcome is DisconnectOutcome.UNCONFIRMED:
             response.error = (
-                f"the gateway that holds {disconnected.identity} has not confirmed its end; it ends the session when it "
-                "hears of this, so look again before you ask again"
+                f"the node that has {disconnected.identity} has not confirmed the end; it ends the session when it "
+                "reads the request, so check whether it is connected before asking again"
             )
         else:
             response.message = f"{disconnected.identity} was disconnected"
@@ -151,10 +154,13 @@ class SessionService:
             last_activity=connection.last_activity_ms // 1000,
         )
 
-    # -- connection_status_request --------------------------------------------------------------------------------
+    # -- connection_status_request -----------------------------------------------------------------
 
     async def status(self, session: Session, request: pb.ConnectionStatusRequest) -> Sequence[pb.DownstreamMessage]:
-        """Whether a principal is connected, and when it was last seen; every refusal is in the typed reply."""
+        """Say whether a principal is connected, and when it was last seen.
+
+        A refusal is in the typed reply.
+        """
         response = pb.ConnectionStatusResponse(request_id=request.request_id)
         try:
             await self._status(session, request.principal, response)
@@ -191,7 +197,7 @@ class SessionService:
 
 
 def _read_principal(principal: pb.PrincipalRef) -> tuple[str, Identity | None]:
-    """(user id, None) for a user as a whole, ("", identity) for anybody else. Raises IdentityError."""
+    """Return (user id, None) for a user, else ("", identity). Raises IdentityError."""
     kind = parse_principal_type(principal.principal_type)
     name = principal.principal_id
     if kind.type_name == "user" and not name.startswith("us::"):
@@ -203,7 +209,7 @@ def _read_principal(principal: pb.PrincipalRef) -> tuple[str, Identity | None]:
 
 
 def _duration(ms: int) -> str:
-    """As people write it: 42s, 1m30s, 2h0m5s."""
+    """Return a duration for people: 42s, 1m30s, 2h0m5s."""
     seconds = max(ms, 0) // 1000
     hours, minutes = seconds // 3600, seconds // 60 % 60
     text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""

@@ -1,7 +1,8 @@
-"""Answers for the operations that are not built yet: a typed failure at once, and ERR_NOT_IMPLEMENTED.
+"""Refuses operations that are not implemented yet with ERR_NOT_IMPLEMENTED.
 
-A client that asks must not run into its time-out. The typed failure releases the caller that waits for it (by id, or
-by order of arrival); the ErrorResponse says which code it is. As operations are built their rows leave this table.
+A client must not wait for its time limit. The typed failure ends the call that waits for it (by id,
+or by order of arrival); the ErrorResponse has the error code. The row of an operation leaves this
+table when the operation is implemented.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ FAILURES: dict[str, Failure | None] = {
     ),
     "tunnel_open": _tunnel_closed,
     "tunnel_data": _tunnel_closed,
-    # No caller waits for an answer to these.
+    # No client waits for an answer to these.
     "tunnel_ack": None,
     "tunnel_close": None,
     "proxy_http_body_chunk": None,
@@ -76,11 +77,11 @@ FAILURES: dict[str, Failure | None] = {
 }
 
 _LAST_WORDS = frozenset({"tunnel_close"})
-"""Messages that say goodbye; there is nothing to refuse."""
+"""Messages that end something: there is nothing to refuse."""
 
 
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
-    """What to answer to an operation of this table."""
+    """Return the answers to an operation of this table."""
     error = AetherError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
     typed = FAILURES[case]
     request_id = request_id_of(payload)

@@ -1,7 +1,7 @@
-"""SwitchWorkspace: a user window enters another workspace (reference: core.md section 9).
+"""Lets a user window switch to another workspace (reference: core.md section 9).
 
-There is no success reply in the protocol. Unlike in the reference the name is checked, and a switch that fails changes
-nothing.
+There is no success reply in the protocol. Unlike in the reference the name is checked, and a switch
+that fails changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class WorkspaceSwitch:
-    """Handles the `switch_workspace` operation. `moved` is told of every switch, for whoever lists who is where."""
+    """Handles `switch_workspace`. `moved` is called after every switch."""
 
     def __init__(self, authorizer: Authorizer, moved: Callable[[Session], None], *, strict: bool = True) -> None:
         self._authorizer = authorizer

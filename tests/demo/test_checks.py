@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from aether_trio.demo import story
-from aether_trio.demo.checks import Facts, verdict
+from aether_trio.demo.checks import DemoFacts, verdict
 
 TOLD = [f"{question} {story.BOOK[question]}" for question in story.QUESTIONS]
 BACK = story.came_back(2, story.QUESTIONS[2])
-GOOD = Facts(
+GOOD = DemoFacts(
     waiting=story.QUESTIONS,
     connections=(2, 2),
     answers=story.QUESTIONS,
@@ -57,6 +57,6 @@ def test_repeats_are_said_and_allowed() -> None:
         (replace(GOOD, keeper_said=(story.KEEPER_SAYS[story.BEDS],)), "started the keeper"),
     ],
 )
-def test_whatever_is_missing_is_noticed(spoiled: Facts, claim: str) -> None:
+def test_whatever_is_missing_is_noticed(spoiled: DemoFacts, claim: str) -> None:
     failed = [check.claim for check in verdict(spoiled) if not check.holds]
     assert any(claim in text for text in failed), failed

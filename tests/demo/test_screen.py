@@ -8,7 +8,7 @@ from rich.console import Console
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from aether_trio.demo import story
-from aether_trio.demo.checks import Check
+from aether_trio.demo.checks import DemoCheck
 from aether_trio.demo.people import Line
 from aether_trio.demo.screen import Screen
 
@@ -74,7 +74,7 @@ def test_without_utf8_everything_is_ascii() -> None:
     screen.line(Line(story.PLANNER_TOPIC, story.RESEARCHER, "hello"))
     screen.event("kill -9 1", "gone")
     screen.progress(update(1, 2, 0.5))
-    screen.verdict([Check(True, "one", "1"), Check(False, "two", "2")])
+    screen.verdict([DemoCheck(True, "one", "1"), DemoCheck(False, "two", "2")])
     screen.failure("no")
     assert "-- kill -9 1: gone" in text_of(out)
     assert "X two" in text_of(out)

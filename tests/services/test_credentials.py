@@ -11,9 +11,9 @@ from aether_trio.model.clock import ManualClock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.credentials import (
-    ANYBODY,
     KEY_PREFIX,
-    Accepted,
+    NO_CREDENTIAL,
+    AcceptedCredential,
     CertificateMode,
     CredentialChecker,
     find_key,
@@ -46,7 +46,9 @@ def checker(*keys: ApiKey, clock: ManualClock | None = None, **auth: Any) -> Cre
     return CredentialChecker(AuthSettings(api_keys=keys, **auth), clock or ManualClock())
 
 
-def accept(check: CredentialChecker, identity: Identity, credentials: dict[str, str], name: str = "") -> Accepted:
+def accept(
+    check: CredentialChecker, identity: Identity, credentials: dict[str, str], name: str = ""
+) -> AcceptedCredential:
     certified = check.check_certificate(identity, PeerCertificate(name)) if name else None
     return check.check(identity, credentials, certified)
 
@@ -68,20 +70,20 @@ def test_outside_development_every_kind_needs_a_credential(identity: Identity) -
 def test_in_development_everyone_gets_in(identity: Identity) -> None:
     check = checker(allow_anonymous=True)
     for credentials in ({}, {"token": "made-up"}, {"api_key": "whatever"}, {"authorization": "Bearer x"}):
-        assert check.check(identity, credentials) is ANYBODY
+        assert check.check(identity, credentials) is NO_CREDENTIAL
 
 
 @pytest.mark.parametrize("name", ["api_key", "x-api-key"])
 @pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 def test_the_right_key_gets_in(identity: Identity, name: str) -> None:
-    assert checker(record()).check(identity, {name: KEY}) == Accepted(key=record())
+    assert checker(record()).check(identity, {name: KEY}) == AcceptedCredential(key=record())
 
 
 def test_api_key_is_looked_at_before_x_api_key() -> None:
     check = checker(record())
-    assert check.check(AGENT, {"api_key": KEY, "x-api-key": "wrong"}) == Accepted(key=record())
+    assert check.check(AGENT, {"api_key": KEY, "x-api-key": "wrong"}) == AcceptedCredential(key=record())
     assert refusal(check, AGENT, {"api_key": "wrong", "x-api-key": KEY}).status is Status.UNAUTHENTICATED
-    assert check.check(AGENT, {"api_key": "", "x-api-key": KEY}) == Accepted(key=record())
+    assert check.check(AGENT, {"api_key": "", "x-api-key": KEY}) == AcceptedCredential(key=record())
 
 
 def test_a_wrong_key_is_refused_even_where_none_is_needed() -> None:
@@ -107,7 +109,7 @@ def test_tokens_that_are_not_built_yet_are_refused_by_name(name: str, text: str)
 
 
 def test_a_token_beside_a_right_key_does_no_harm() -> None:
-    assert checker(record()).check(AGENT, {"token": "x", "api_key": KEY}) == Accepted(key=record())
+    assert checker(record()).check(AGENT, {"token": "x", "api_key": KEY}) == AcceptedCredential(key=record())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,9 @@ def test_a_certificate_that_names_nobody_is_for_encryption_only() -> None:
     check = checker(record(), client_cert_mode="relaxed")
     assert accept(check, AGENT, {"api_key": KEY}, "laptop.example").key is not None
     assert "needs a credential here" in refusal(check, AGENT, {}, "laptop.example").message
-    assert accept(checker(client_cert_mode="relaxed", allow_anonymous=True), AGENT, {}, "laptop.example") is ANYBODY
+    assert (
+        accept(checker(client_cert_mode="relaxed", allow_anonymous=True), AGENT, {}, "laptop.example") is NO_CREDENTIAL
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_a_certificate_that_names_nobody_is_for_encryption_only() -> None:
     ],
 )
 def test_a_token_is_for_nobody_beyond_the_key(own: dict[str, Any], identity: Identity, covered: bool) -> None:
-    assert Accepted(key=record(**own)).covers(identity) is covered
+    assert AcceptedCredential(key=record(**own)).covers(identity) is covered
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ def test_a_token_is_for_nobody_beyond_the_key(own: dict[str, Any], identity: Ide
     ],
 )
 def test_a_token_is_for_nobody_beyond_the_certificate(mode: CertificateMode, name: str, covered: bool) -> None:
-    assert Accepted(certificate=parse_common_name(name, mode)).covers(AGENT) is covered
+    assert AcceptedCredential(certificate=parse_common_name(name, mode)).covers(AGENT) is covered
 
 
 def test_a_wrong_key_is_refused_beside_a_good_certificate() -> None:

@@ -1,9 +1,9 @@
-"""Who may connect: checker.py judges what is shown, throttle.py keeps those out for a while who show the wrong thing."""
+"""Checks the credentials of clients, and slows down guessing."""
 
 from aether_trio.services.credentials.checker import (
-    ANYBODY,
     KEY_PREFIX,
-    Accepted,
+    NO_CREDENTIAL,
+    AcceptedCredential,
     CertificateMode,
     CredentialChecker,
     find_key,
@@ -13,9 +13,9 @@ from aether_trio.services.credentials.checker import (
 )
 
 __all__ = [
-    "ANYBODY",
     "KEY_PREFIX",
-    "Accepted",
+    "NO_CREDENTIAL",
+    "AcceptedCredential",
     "CertificateMode",
     "CredentialChecker",
     "find_key",

@@ -1,19 +1,24 @@
-"""Who may connect: API keys and client certificates against the identity that a participant claims.
+"""Checks keys, task tokens and certificates against the claimed identity.
 
-The session calls `CredentialChecker.admit` once, before anything is sent. It either returns what was accepted or raises
-the StatusError that ends the stream. Rules, and where they differ from the reference (core.md 1.2-1.3):
+The session calls `CredentialChecker.admit` once, before anything is sent. It returns what was
+accepted, or raises the StatusError that ends the stream. Rules, and where they differ from the
+reference (core.md 1.2-1.3):
 
-* Outside development mode every kind of principal needs a credential. The reference lets orchestrators, the workflow
-  engine and the metrics bridge in by network position alone; here they are as dangerous as anyone.
-* A certificate that names somebody has to fit the claim, whatever else is shown with it: a key and a task token too.
-* A certificate whose name is no identity says nothing of its holder, who needs a key as well.
-* With client_cert_mode strict, the claim must equal the certificate's name; the reference silently connects the
-  participant as somebody else than it said.
-* A key that is limited to workspaces cannot be used by principals that work in all of them (services, bridges, ...).
-* Token kinds that are not built yet (JWT, web sessions) are refused by name, never taken for valid.
+* Outside development mode every kind of principal needs a credential. The reference admits
+  orchestrators, the workflow engine and the metrics bridge by their network position alone; here
+  they need one like every other kind.
+* A certificate that names an identity has to fit the claim, also if a key or a task token comes
+  with it.
+* A certificate whose name is no identity proves nothing about the client, which needs a key as
+  well.
+* With client_cert_mode strict, the claim must equal the certificate's name; the reference silently
+  connects the participant under another identity than it claimed.
+* A key that is limited to workspaces is refused for principals that work in all workspaces
+  (services, bridges, ...).
+* Kinds of tokens that are not implemented yet (JWT, web sessions) are refused by name.
 
-Invariants: a key is known by its SHA-256 alone (32 random bytes need no slow hash); all records are compared, in
-constant time; a failure is counted before it is answered.
+Invariants: a key is known by its SHA-256 alone (32 random bytes need no slow hash); all records are
+compared, in constant time; a failure is counted before it is answered.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"
 KEY_BYTES: Final = 32
-ANONYMOUS_NAME: Final = "_anonymous"  # a certificate for transport only: it says nothing of its holder
+ANONYMOUS_NAME: Final = "_anonymous"  # a certificate for transport only: it proves nothing about the client
 
 API_KEY_NAMES: Final = ("api_key", "x-api-key")
 _OTHER_KINDS: Final = {
@@ -56,18 +61,18 @@ _USER: Final = "user"
 
 
 def hash_api_key(key: str) -> str:
-    """How a key is kept in the settings: SHA-256, lower-case hexadecimal."""
+    """Return a key's hash for the settings: SHA-256 in lower-case hexadecimal."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def new_api_key(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> str:
-    """A fresh key, to be shown once: "aek_" and 32 random bytes in base64url without padding."""
+    """Return a new key: "aek_" and 32 random bytes in base64url without padding."""
     return KEY_PREFIX + base64.urlsafe_b64encode(random_bytes(KEY_BYTES)).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True, slots=True)
 class CertifiedName:
-    """What a certificate's common name says of its holder, and how much of it counts; None is "any"."""
+    """Says whom a certificate names, and how much of the name counts. None: any."""
 
     mode: CertificateMode
     type_name: str
@@ -76,7 +81,7 @@ class CertifiedName:
     identity: Identity | None = None
 
     def fits(self, claimed: Identity) -> bool:
-        """Whether the claim is within the name, as far as the mode asks."""
+        """Whether the claimed identity fits the name, as strictly as the mode says."""
         if self.mode == "strict":
             return self.identity == claimed
         if self.type_name != claimed.type_name:
@@ -88,39 +93,46 @@ class CertifiedName:
         return in_workspace and self.implementation in {None, claimed.implementation}
 
     def allows_workspace(self, workspace: str) -> bool:
-        """All of them, but for users of one: what agents and tasks may do elsewhere is for access rules to say."""
+        """Whether the name reaches a workspace: only a user's name can be limited to one.
+
+        What agents and tasks may do in other workspaces is decided by access rules.
+        """
         return self.everywhere or self.workspace == workspace
 
     @property
     def everywhere(self) -> bool:
-        """See Accepted."""
+        """Whether the name reaches all workspaces."""
         return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """What a participant was let in with: an API key, a certificate that names it, or nothing (development)."""
+class AcceptedCredential:
+    """Says what a client was admitted with: an API key, a certificate, or nothing.
+
+    Nothing is enough in development mode.
+    """
 
     key: ApiKey | None = None
     certificate: CertifiedName | None = None
 
     def allows_workspace(self, workspace: str) -> bool:
-        """Whether the credential reaches this workspace; to be asked of each that an operation touches."""
+        """Whether the credential reaches this workspace."""
         if self.key is not None:
             return any(matches(pattern, workspace) for pattern in self.key.workspaces)
         return self.certificate is None or self.certificate.allows_workspace(workspace)
 
     @property
     def everywhere(self) -> bool:
-        """Whether it reaches all workspaces, and so what belongs to none."""
+        """Whether the credential reaches all workspaces, and what belongs to no workspace."""
         if self.key is not None:
             return ANY in self.key.workspaces
         return self.certificate is None or self.certificate.everywhere
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a token for this participant would be good for no more than the credential is.
+        """Whether a token for this participant would reach no more than the credential.
 
-        A key for agents is one for tasks here, and the other way round: they give each other work.
+        A key for agents counts as one for tasks, and the other way round: they create tasks for
+        each other.
         """
         key = self.key
         if key is None:
@@ -132,49 +144,49 @@ class Accepted:
         return self.allows_workspace(identity.workspace) if identity.workspace else self.everywhere
 
 
-ANYBODY: Final = Accepted()
-"""Nothing was asked for."""
+NO_CREDENTIAL: Final = AcceptedCredential()
+"""Authenticated without a credential, in development mode."""
 
 
 class TokenAdmission(Protocol):
-    """What a task token that was accepted is good for: services/tasks/transaction/tokens.py."""
+    """Says what an accepted task token reaches (services/tasks/transaction/tokens.py)."""
 
     @property
     def task_id(self) -> str:
-        """Of the task that it is for."""
+        """The id of the task that the token is for."""
         ...
 
     @property
     def token(self) -> bytes:
-        """Its hash."""
+        """The token's hash."""
         ...
 
     @property
     def workspaces(self) -> frozenset[str]:
-        """Where its holder may act."""
+        """The workspaces that the token reaches."""
         ...
 
     @property
     def lineage(self) -> tuple[str, ...]:
-        """The tasks that it ends with."""
+        """The tasks at whose end the token expires."""
         ...
 
     def covers(self, identity: Identity) -> bool:
-        """See Accepted.covers."""
+        """Whether the token reaches all that a token for `identity` would."""
         ...
 
 
 TokenCheck = Callable[[Identity, Mapping[str, str]], Awaitable[TokenAdmission | None]]
-"""Looks at a task token among the credentials: what it is good for, None without one. Raises StatusError."""
+"""Checks a task token among the credentials; None without one. Raises StatusError."""
 
 
 async def no_tokens(identity: Identity, credentials: Mapping[str, str]) -> TokenAdmission | None:
-    """A TokenCheck of a gateway that makes none."""
+    """Return None: the TokenCheck of a gateway without tasks."""
     return None
 
 
 class CredentialChecker:
-    """Checks claims against the configured keys, task tokens and the peer's certificate. One per gateway."""
+    """Checks claimed identities against keys, task tokens and certificates."""
 
     def __init__(self, settings: AuthSettings, clock: Clock, check_token: TokenCheck = no_tokens) -> None:
         self._settings = settings
@@ -184,8 +196,9 @@ class CredentialChecker:
     async def admit(self, claim: Claim, peer: Peer) -> Authenticated:
         """Accept the claim, or raise StatusError.
 
-        UNAUTHENTICATED: who are you; PERMISSION_DENIED: not you; UNAVAILABLE: come back. `peer.certificate` must have been verified
-        against tls.client_ca by the transport.
+        UNAUTHENTICATED: no valid credential; PERMISSION_DENIED: a credential for another identity;
+        UNAVAILABLE: throttled, try again. The transport has verified `peer.certificate` against
+        tls.client_ca.
         """
         subject = _subject(claim)
         self.throttle.check(peer.address, subject, lambda: _proof(claim, peer))
@@ -200,7 +213,7 @@ class CredentialChecker:
         return admitted
 
     async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Authenticated, bool]:
-        """What was accepted, and whether the client has proven anything by it."""
+        """Return what was accepted, and whether it proves who the client is."""
         identity = claim.identity
         certified = None if certificate is None else self.check_certificate(identity, certificate)
         token = await self._check_token(identity, claim.credentials)
@@ -209,10 +222,13 @@ class CredentialChecker:
             return Authenticated(reaches, covers, False, token.task_id, token.token, token.lineage), True
         accepted = self.check(identity, claim.credentials, certified)
         admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
-        return admitted, accepted is not ANYBODY
+        return admitted, accepted is not NO_CREDENTIAL
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
-        """Whom a certificate names; None when it says nothing of its holder. Raises StatusError when that is not `identity`."""
+        """Return whom a certificate names, or None if it names no identity.
+
+        Raises StatusError if it names another than `identity`.
+        """
         if certificate.problem:
             raise StatusError(Status.UNAUTHENTICATED, f"invalid client certificate: {certificate.problem}")
         name, mode = certificate.common_name, self._settings.client_cert_mode
@@ -235,26 +251,32 @@ class CredentialChecker:
 
     def check(
         self, identity: Identity, credentials: Mapping[str, str], certified: CertifiedName | None = None
-    ) -> Accepted:
-        """Accept a key, or what the certificate is good for, or anybody in development. Raises StatusError."""
+    ) -> AcceptedCredential:
+        """Accept a key or a certificate, or any client in development mode.
+
+        Raises StatusError.
+        """
         key = next((credentials[name] for name in API_KEY_NAMES if credentials.get(name)), None)
         if key is not None and (self._settings.api_keys or not self._settings.allow_anonymous):
             return self._check_key(key, identity)
         if certified is not None:
-            return Accepted(certificate=certified)
+            return AcceptedCredential(certificate=certified)
         if self._settings.allow_anonymous:
-            # Development: unknown tokens pass, because the SDK's orchestrator makes some up for what it starts.
-            return ANYBODY
+            # Development: unknown tokens pass, because the SDK's orchestrator invents tokens for
+            # its agents.
+            return NO_CREDENTIAL
         raise self._nothing_accepted(identity, credentials)
 
-    def _check_key(self, key: str, identity: Identity) -> Accepted:
+    def _check_key(self, key: str, identity: Identity) -> AcceptedCredential:
         record = find_key(self._settings.api_keys, key)
         if record is None:
-            raise StatusError(Status.UNAUTHENTICATED, "credential authentication failed: the API key is not known here")
+            raise StatusError(
+                Status.UNAUTHENTICATED, "credential authentication failed: this gateway does not know the API key"
+            )
         problem = key_problem(record, identity)
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
-        return Accepted(key=record)
+        return AcceptedCredential(key=record)
 
     @staticmethod
     def _nothing_accepted(identity: Identity, credentials: Mapping[str, str]) -> StatusError:
@@ -271,7 +293,10 @@ class CredentialChecker:
 
 
 def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
-    """The record of this key. Compares with every record, so that the time taken says nothing about where it stopped."""
+    """Return the record of this key, or None.
+
+    All records are compared, so that the time says nothing about which one matches.
+    """
     digest = hash_api_key(key)
     found: ApiKey | None = None
     for record in records:
@@ -281,7 +306,7 @@ def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
 
 
 def key_problem(record: ApiKey, identity: Identity) -> str | None:
-    """Why this key does not fit this identity, as the end of a sentence; None when it does."""
+    """Return why a key does not fit an identity, as the end of a sentence, or None."""
     if record.principal not in {"*", identity.type_name}:
         return f"is for principals of type {record.principal}, not {identity.type_name}"
     if not fits_identity(record.identity, identity):
@@ -295,13 +320,16 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
 
 
 def _subject(claim: Claim) -> str:
-    """The claimed identity without the part that the gateway made up: a client could be new to the throttle each time."""
+    """Return the claimed identity without the part that the gateway assigned.
+
+    With that part, a client would be new to the throttle at each attempt.
+    """
     text = claim.identity.text
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:
-    """Tells credentials apart without keeping them."""
+    """Return a hash of the credentials and the certificate."""
     certificate = peer.certificate
     shown_things = (
         sorted(claim.credentials.items()),
@@ -311,7 +339,10 @@ def _proof(claim: Claim, peer: Peer) -> bytes:
 
 
 def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
-    """Read a certificate's name: an identity, or one of the partial forms `ga::ws`, `gu::ws`, `tb::ws::impl`, `ta::ws::impl`."""
+    """Read a certificate's common name; None if it names no identity.
+
+    Partial forms are `ga::ws`, `gu::ws`, `tb::ws::impl` and `ta::ws::impl`.
+    """
     parts = name.split(SEPARATOR)
     if all(parts):
         match parts:

@@ -1,17 +1,20 @@
-"""Refuses clients unheard for a while after refused credentials (reference: 5 in 30 s, then 30 s).
+"""Refuses clients for a while after failed authentications.
 
-Failures are counted twice, and never for an identity alone, because anybody can claim one:
+Failures are counted twice, and never for an identity alone, because any client can claim it:
 
-    by address and claimed identity   the bound of the reference. The owner of the identity is heard at its own address
-    by address                        a wider bound, against a client that tries one identity after another
+    by address and claimed identity   the reference's bound: 5 in 30 s, then 30 s. The identity's
+                                      owner can still connect from another address
+    by address                        a wider bound, against a client that tries many identities
 
-Many clients share an address behind a proxy or a NAT. So credentials that were accepted from an address are heard from there whatever
-its other clients do, and to others an address that is over its bound says that they may come back; a client with a wrong key that keeps
-trying does not bring it so far, since what was refused unheard is not counted again.
+Many clients share an address behind a proxy or a NAT. So credentials that were accepted from an
+address are checked there even if the address is throttled, and other clients of a throttled address
+get UNAVAILABLE: try again. A client that keeps trying a wrong key does not throttle its address,
+since an attempt that was refused without a check is not counted.
 
-An IPv6 address counts with the others of its /64, which is the smallest network that one customer is given.
+An IPv6 address counts with the others of its /64, the smallest network that a customer gets.
 
-Invariant: at most `max_tracked_identities` of each kind are remembered; the least recently used leave first.
+Invariant: at most `max_tracked_identities` of each kind are remembered; the least recently used
+leave first.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ _IPV6_NETWORK: Final = 64
 
 
 class Throttle:
-    """See the module docstring.
+    """Counts failed authentications, and refuses clients over a bound.
 
-    `address` is a Peer's; `subject` is the claimed identity, less what the gateway made up for it; `proof` is a hash of the credentials.
+    `address` is a Peer's; `subject` is the claimed identity without an assigned part; `proof` is a
+    hash of the credentials.
     """
 
     def __init__(self, settings: AuthSettings, clock: Clock) -> None:
@@ -47,7 +51,7 @@ class Throttle:
         self._let_in: _Recent[tuple[str, str], bytes] = _Recent(settings.max_tracked_identities)
 
     def check(self, address: str, subject: str, proof: Callable[[], bytes]) -> None:
-        """Raise StatusError while this client is to be refused unheard."""
+        """Raise StatusError while this client is refused without a check."""
         place = network_of(address)
         pair = place, subject
         left_s = self._pairs.left_s(pair)
@@ -58,7 +62,8 @@ class Throttle:
             )
         left_s = self._addresses.left_s(place)
         if left_s > 0 and not self._was_let_in(pair, proof):
-            # Another client of this address may have done it, so this one is told to come back and not that it is wrong.
+            # Another client of this address may have failed, so UNAVAILABLE: try again, not
+            # UNAUTHENTICATED.
             raise StatusError(
                 Status.UNAVAILABLE,
                 f"authentication from your address is throttled after {self._addresses.most} failures; "
@@ -70,25 +75,25 @@ class Throttle:
         return known is not None and hmac.compare_digest(known, proof())
 
     def failed(self, address: str, subject: str) -> None:
-        """These credentials were heard and refused."""
+        """Count credentials that were checked and refused."""
         place = network_of(address)
         self._pairs.count((place, subject))
         self._addresses.count(place)
 
     def succeeded(self, address: str, subject: str, proof: bytes) -> None:
-        """These credentials were accepted."""
+        """Remember credentials that were accepted, and forget earlier failures."""
         place = network_of(address)
         self._pairs.forget((place, subject))
         self._let_in.put((place, subject), proof)
 
     @property
     def remembered(self) -> int:
-        """Records in memory, of all kinds."""
+        """The number of records in memory, of all kinds."""
         return len(self._pairs) + len(self._addresses) + len(self._let_in)
 
 
 class _Recent(OrderedDict[K, V], Generic[K, V]):
-    """At most `most` entries; the least recently put leaves first."""
+    """Keeps `most` entries at most; the least recently put leaves first."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -102,7 +107,7 @@ class _Recent(OrderedDict[K, V], Generic[K, V]):
 
 
 class _Failures(Generic[K]):
-    """Counts failures by key, and says how long a key with too many is to wait."""
+    """Counts failures by key, and returns how long a key with too many has to wait."""
 
     def __init__(self, clock: Clock, most: int, window_s: float, cooldown_s: float, tracked: int) -> None:
         self.most = most
@@ -116,7 +121,7 @@ class _Failures(Generic[K]):
         return len(self._times) + len(self._until)
 
     def left_s(self, key: K) -> float:
-        """Seconds; 0 or less for a key that may try."""
+        """Return the seconds that a key still has to wait; 0 or less for none."""
         until = self._until.get(key)
         if until is None:
             return 0
@@ -142,7 +147,7 @@ class _Failures(Generic[K]):
 
 
 def network_of(address: str) -> str:
-    """Whose failures count together: the host of a "host:port", or the /64 of an IPv6 one."""
+    """Return the network whose failures count together: a host, or the /64 of IPv6."""
     host = address.rpartition(":")[0] or address
     return _ipv6_network(host.strip("[]")) if ":" in host else host
 

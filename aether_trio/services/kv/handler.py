@@ -1,4 +1,4 @@
-"""The handler of `kv_op` requests: the service's answer, counted by operation and scope."""
+"""Handles `kv_op`: answers with the service, and counts by operation and scope."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KvHandler:
         self._clock = clock
 
     async def handle(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        """Do one operation within the reach of the session's credential."""
+        """Perform one operation within the reach of the session's credential."""
         started = self._clock.monotonic()
         answers = await self._service.handle(session.identity, op, session)
         operation, scope = _labels(op)
@@ -30,7 +30,7 @@ class KvHandler:
 
 
 def _labels(op: pb.KVOperation) -> tuple[str, str]:
-    """Give operation and scope as labels; all numbers that the protocol does not know share one."""
+    """Return operation and scope as labels; numbers unknown to the protocol share one."""
     operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
     operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
     scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"

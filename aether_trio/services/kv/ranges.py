@@ -1,9 +1,9 @@
-"""The operations on many keys: LIST, the snapshot of exclusive keys, PURGE_IDENTITY and the sweep of expired ones.
+"""Performs operations on many keys: LIST, snapshot, PURGE_IDENTITY, sweep.
 
-Pages are keyset pages: a cursor names the last key that was given, and the next page begins after it in key order. A key that
-exists all the time is therefore seen exactly once, whatever is written or deleted in between. Each page is bounded by
-count and by bytes, since a client cannot receive a message over 4 MiB; sizes are read before values are, so what does
-not fit is never loaded.
+Pages are keyset pages: a cursor names the last key of a page, and the next page begins after it in
+key order. So a key that exists all the time is returned exactly once, though other keys are written
+and deleted between pages. Each page is bounded by count and by bytes, since a client cannot receive
+a message over 4 MiB; sizes are read before values are, so what does not fit is never loaded.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ _CURSOR_VERSION: Final = b"1"
 
 
 class CursorError(ValueError):
-    """The cursor was not made by this store."""
+    """A LIST has a cursor that this store has not made."""
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Keys in order with their values; a set has an empty one. `cursor` is empty on the last page."""
+class KvPage:
+    """Has keys in order with their values, empty for a set.
+
+    The last page has no cursor.
+    """
 
     entries: list[tuple[bytes, bytes]]
     cursor: str = ""
@@ -38,7 +41,7 @@ def encode_cursor(key: bytes) -> str:
 
 
 def decode_cursor(cursor: str) -> bytes:
-    """The key a page ended with. Raises CursorError."""
+    """Return the last key of the page that a cursor ends. Raises CursorError."""
     try:
         raw = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError):
@@ -50,8 +53,11 @@ def decode_cursor(cursor: str) -> bytes:
 
 def list_page(
     space: bytes, prefix: bytes, last_key: bytes | None, limit: int, max_bytes: int, now_ms: int
-) -> Program[Page]:
-    """Up to `limit` live keys after `last_key` that begin with `prefix`. A first entry over `max_bytes` goes alone."""
+) -> Program[KvPage]:
+    """Return up to `limit` live keys after `last_key` that begin with `prefix`.
+
+    A first entry over `max_bytes` is returned alone.
+    """
     # A cursor from another prefix cannot leave this one: the range below is bounded by both.
     floor, operator = (prefix, ">=") if last_key is None or last_key < prefix else (last_key, ">")
     where = f"space = $1 AND key {operator} $2 AND (expires_ms IS NULL OR expires_ms > $3)"
@@ -70,19 +76,19 @@ def list_page(
             break
         count += 1
     if not count:
-        return Page([])
+        return KvPage([])
     last = sizes[count - 1][0]
     rows = yield Fetch(
         f"SELECT key, value FROM kv_entries WHERE {where} AND key <= ${len(args) + 1} ORDER BY key",  # noqa: S608
         [*args, last],
     )
-    return Page([(key, value or b"") for key, value in rows], encode_cursor(last) if count < len(sizes) else "")
+    return KvPage([(key, value or b"") for key, value in rows], encode_cursor(last) if count < len(sizes) else "")
 
 
 def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) -> Program[tuple[int, int]]:
-    """Delete up to `page` keys that begin with `prefix` in the spaces from `floor` to before `end`.
+    """Delete up to `page` keys of a prefix, in spaces from `floor` to before `end`.
 
-    Returns how many, and how many of them were live.
+    Returns how many keys were deleted, and how many of them were live.
     """
     rows = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("

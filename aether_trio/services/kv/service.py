@@ -1,21 +1,25 @@
-"""KV operations from the wire to programs and back (reference: core.md section 6).
+"""Performs KV operations on a database (reference: core.md section 6).
 
-Order of checks: who may use KV at all; the operation; the authorization context; scope and its parameters; key; value
-size; access. Every refusal carries the request id. Its shape is the reference's, because clients act on the first
-reply with their id:
+Order of checks: the client's kind; the operation; the authorization context; scope and its
+parameters; key; value size; access. Every refusal has the request id. Its shape is the reference's,
+because clients act on the first reply with their id:
 
 | refusal | sent |
 |---|---|
-| anything not named below | KVResponse{success=false} (only with a request id), then ErrorResponse KV_ERROR |
+| all but the following | KVResponse{success=false} (with a request id), ErrorResponse KV_ERROR |
 | scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
 | value too large, scope full | ErrorResponse ERR_QUOTA_001 alone, not retryable |
-| authorization context; a workspace or an identity that the credential does not reach | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
-| not known whether it was done | KVResponse{success=false} (only with a request id), then ErrorResponse ERR_OUTCOME_UNKNOWN |
+| authorization context, reach | ErrorResponse ERR_PERMISSION_DENIED, KVResponse{success=false} |
+| commit in doubt | KVResponse (with a request id), ErrorResponse ERR_OUTCOME_UNKNOWN |
 
-The one difference: the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call is to
-see success=false (sdk.md, scenario 65), so those get both, in the usual order.
+"Reach": a workspace or an identity that the client's credential does not reach.
 
-`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable: nothing was written).
+The one difference: the reference sends KV_ERROR alone also for a principal type that may not use
+KV. A user's SDK call is to see success=false (sdk.md, scenario 65), so those get both, in the usual
+order.
+
+`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable:
+nothing was written).
 """
 
 from __future__ import annotations
@@ -32,9 +36,9 @@ from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.model.text import shown
 from aether_trio.services.access import DIRECT, EVERYWHERE, Authority, Authorizer, Capability, Reach
 from aether_trio.services.kv import programs, ranges
-from aether_trio.services.kv.programs import Outcome, Refusal, Slot
+from aether_trio.services.kv.programs import KvOutcome, KvRefusal, Slot
 from aether_trio.services.kv.ranges import CursorError
-from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.services.kv.usage import Quota
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
@@ -43,7 +47,7 @@ from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.KVOperation
-SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[Outcome | Refusal]]
+SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[KvOutcome | KvRefusal]]
 
 MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB; the rest is for the envelope
 SMALL_VALUE_BYTES: Final = 16 * KIB  # to write more takes an event loop longer than the changes of thread that it saves
@@ -75,8 +79,8 @@ _WRITES: Final[dict[int, SlotProgram]] = {
 _KNOWN: Final = frozenset({*_READS, *_WRITES, Op.LIST, Op.PURGE_IDENTITY})
 
 
-class _Refused(Exception):
-    """The operation is answered with these messages instead of a success."""
+class _KvRefused(Exception):
+    """An operation is refused with these messages."""
 
     def __init__(self, *messages: pb.DownstreamMessage) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class _Refused(Exception):
 
 
 class KvService:
-    """All KV operations over one "state" database."""
+    """Performs KV operations on the "state" database."""
 
     def __init__(self, db: Database, clock: Clock, limits: Limits, authorizer: Authorizer) -> None:
         self._db = db
@@ -97,10 +101,13 @@ class KvService:
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
     ) -> list[pb.DownstreamMessage]:
-        """Do one operation; return what the caller is sent, in order. `reach` is that of its credential."""
+        """Perform one operation; return the client's messages in order.
+
+        `reach` is that of the client's credential.
+        """
         try:
             return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
-        except _Refused as refused:
+        except _KvRefused as refused:
             return refused.messages
         except CommitUnknown as exc:
             told = outage(exc)
@@ -109,13 +116,13 @@ class KvService:
             return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
 
     async def exclusive_snapshot(self, identity: Identity) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """The caller's (workspace-exclusive, global-exclusive) entries for its ConfigSnapshot.
+        """Return a client's (workspace-exclusive, global-exclusive) keys.
 
-        The first 100 of each in key order, fewer when they would not fit one message together. Empty for identities that
-        cannot have any. Raises StorageUnavailable.
+        The first 100 of each in key order, fewer if they do not fit one message together. Empty for
+        identities that cannot have exclusive keys. Raises StorageUnavailable.
         """
         spaces: list[bytes | None] = []
-        for scope in (Scope.WORKSPACE_EXCLUSIVE, Scope.GLOBAL_EXCLUSIVE):
+        for scope in (KvScope.WORKSPACE_EXCLUSIVE, KvScope.GLOBAL_EXCLUSIVE):
             try:
                 spaces.append(space_of(scope, identity, "", ""))
             except ScopeError:
@@ -136,11 +143,11 @@ class KvService:
         return in_workspace, everywhere
 
     async def sweep_forever(self) -> None:
-        """Give back the room of expired keys. Runs until cancelled."""
+        """Delete expired keys from time to time. Runs until cancelled."""
         await sweep_forever(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
 
     async def sweep(self) -> int:
-        """Delete what has expired now; return how many keys."""
+        """Delete the keys that have expired; return how many."""
         return await sweep(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE)
 
     async def _respond(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
@@ -157,7 +164,7 @@ class KvService:
             scope = parse_scope(op.scope)
             space = space_of(scope, identity, op.user_id, op.workspace)
         except ScopeError as exc:
-            raise _Refused(_error(op, Code.KV_ERROR, str(exc))) from None
+            raise _KvRefused(_error(op, Code.KV_ERROR, str(exc))) from None
         self._check_sizes(op)
         await self._check_access(identity, op, scope, authority)
         if op.op == Op.LIST:
@@ -170,9 +177,9 @@ class KvService:
         else:
             run = self._db.run_small if len(op.value) <= SMALL_VALUE_BYTES else self._db.run
             outcome = await run(partial(_WRITES[op.op], slot, op))
-        if isinstance(outcome, Refusal) and outcome.quota:
-            raise _Refused(_error(op, Code.QUOTA, outcome.reason))
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, KvRefusal) and outcome.quota:
+            raise _KvRefused(_error(op, Code.QUOTA, outcome.reason))
+        if isinstance(outcome, KvRefusal):
             raise _refused(op, outcome.reason)
         return pb.KVResponse(
             success=True,
@@ -202,9 +209,10 @@ class KvService:
         )
 
     async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority, reach: Reach) -> pb.KVResponse:
-        """Everything the target keeps for itself, or what begins with `key`. Never a shared space.
+        """Delete the target's exclusive keys, or those that begin with `key`.
 
-        In pages of their own transactions: a purge that is cut off has deleted some, and can simply be sent again.
+        Each page is one transaction: a purge that is cut off has deleted some keys, and can be sent
+        again.
         """
         decision = await self._authorizer.check(
             identity,
@@ -239,7 +247,7 @@ class KvService:
         try:
             return await self._authorizer.authority(identity, op.authorization)
         except AetherError as exc:
-            raise _Refused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
+            raise _KvRefused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
 
     def _check_sizes(self, op: pb.KVOperation) -> None:
         size = len(op.key.encode())
@@ -247,12 +255,15 @@ class KvService:
             raise _refused(op, f"a key has 1 to {self._limits.kv_key_bytes} bytes, this one has {size}")
         if len(op.value) > self._value_bytes:
             text = f"a value has at most {self._value_bytes} bytes, this one has {len(op.value)}"
-            raise _Refused(_error(op, Code.QUOTA, text))
+            raise _KvRefused(_error(op, Code.QUOTA, text))
         if op.delta_value < 0 and op.op in {Op.INCREMENT_IF, Op.DECREMENT_IF}:
             raise _refused(op, "delta_value is negative; use the opposite operation")
 
-    async def _check_access(self, identity: Identity, op: pb.KVOperation, scope: Scope, authority: Authority) -> None:
-        """Nobody is asked about keys that are the caller's own; LIST of them included, unlike in the reference [Q]."""
+    async def _check_access(self, identity: Identity, op: pb.KVOperation, scope: KvScope, authority: Authority) -> None:
+        """Check access rules; none apply to a client's exclusive keys.
+
+        LIST of them is allowed too, unlike in the reference [Q].
+        """
         if scope.is_exclusive and authority.is_direct:
             return
         level = AccessLevel.READ if op.op in {Op.GET, Op.LIST, Op.SET_CARD} else AccessLevel.READWRITE
@@ -263,18 +274,18 @@ class KvService:
 
 
 def _purge_range(op: pb.KVOperation, target: Identity) -> tuple[bytes, bytes]:
-    """The spaces to purge, first and end: all exclusive ones of the target, or the one that a scope names."""
+    """Return the range of spaces to purge: all exclusive ones, or one scope's."""
     if op.scope == Op.SCOPE_UNSPECIFIED:
         root = exclusive_root(target, "a purge")
         return root, after(root)
     scope = parse_scope(op.scope)
     if not scope.is_exclusive:
-        raise ScopeError(f"{scope.label} is shared with others; only exclusive scopes can be purged")
+        raise ScopeError(f"{scope.label} is a shared scope; only exclusive scopes can be purged")
     space = space_of(scope, target, op.user_id, op.workspace)
     return space, space + b"\0"
 
 
-def _text_keys(page: ranges.Page) -> dict[str, bytes]:
+def _text_keys(page: ranges.KvPage) -> dict[str, bytes]:
     return {key.decode(): value for key, value in page.entries}
 
 
@@ -283,20 +294,20 @@ def _error(op: pb.KVOperation, code: Code, text: str, *, retryable: bool = False
 
 
 def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-    """A typed failure, for callers that can be told apart by a request id."""
+    """Return a typed failure, if the request has an id."""
     if not op.request_id:
         return []
     return [pb.DownstreamMessage(kv=pb.KVResponse(success=False, request_id=op.request_id))]
 
 
-def _out_of_reach(op: pb.KVOperation, what: str) -> _Refused:
+def _out_of_reach(op: pb.KVOperation, what: str) -> _KvRefused:
     error = _error(op, Code.PERMISSION_DENIED, f"this credential does not reach {what}")
-    return _Refused(error, *_unsuccessful(op))
+    return _KvRefused(error, *_unsuccessful(op))
 
 
 def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:
     return [*_unsuccessful(op), _error(op, Code.KV_ERROR, text, retryable=retryable)]
 
 
-def _refused(op: pb.KVOperation, text: str) -> _Refused:
-    return _Refused(*_failure(op, text))
+def _refused(op: pb.KVOperation, text: str) -> _KvRefused:
+    return _KvRefused(*_failure(op, text))

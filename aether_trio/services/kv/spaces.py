@@ -1,12 +1,14 @@
-"""Which keys belong together: from a scope and a caller to one namespace, called a space.
+"""Maps a scope and a client to a space: the namespace of its keys.
 
-The reference writes a namespace as text joined by ":" and "|" and replaces those in its parts by "_", so that an agent
-"a:b" and an agent "a_b" read each other's exclusive keys. Stored names are never seen on the wire, so ours are free: each
-part is escaped, "/" joins them, and different parts can never give the same space.
+The reference writes a namespace as text joined by ":" and "|" and replaces those in its parts by
+"_", so that an agent "a:b" and an agent "a_b" read each other's exclusive keys. Stored names are
+never seen on the wire, so ours are free: each part is escaped, "/" joins them, and different parts
+can never give the same space.
 
-Exclusive spaces begin with `own/` and the parts of their owner's identity, so that one range of the table is everything that one
-identity keeps for itself. They belong to the whole identity. In the reference they belong to implementation and specifier alone, so that
-an agent of one workspace reads and is sent what its namesake in another one keeps.
+Exclusive spaces begin with `own/` and the parts of their owner's identity, so that one range of the
+table is everything that one identity keeps for itself. They belong to the whole identity. In the
+reference they belong to implementation and specifier alone, so that an agent of one workspace reads
+and is sent what its namesake in another one keeps.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ from typing import Final
 from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
-MAX_PART_BYTES: Final = 256  # user ids and workspaces named in an operation; twice what an identity may hold
+MAX_PART_BYTES: Final = 256  # of a user id or a workspace in an operation: twice as long as in an identity
 
 
 class ScopeError(ValueError):
-    """The operation does not say enough, or the caller cannot have such keys."""
+    """An operation lacks parts of its scope, or the client cannot have such keys."""
 
 
-class Scope(enum.IntEnum):
-    """The wire's numbers. `label` is the name in access rules and in the SDK."""
+class KvScope(enum.IntEnum):
+    """Numbers scopes as the wire does.
+
+    `label` is the name in access rules and the SDK.
+    """
 
     GLOBAL = pb.KVOperation.GLOBAL
     WORKSPACE = pb.KVOperation.WORKSPACE
@@ -54,31 +59,37 @@ class _Rule:
 
 
 _RULES: Final = {
-    Scope.GLOBAL: _Rule(exclusive=False, user=False, workspace=False),
-    Scope.WORKSPACE: _Rule(exclusive=False, user=False, workspace=True),
-    Scope.USER: _Rule(exclusive=True, user=True, workspace=False),
-    Scope.USER_WORKSPACE: _Rule(exclusive=True, user=True, workspace=True),
-    Scope.GLOBAL_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=False),
-    Scope.WORKSPACE_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=True),
-    Scope.USER_SHARED: _Rule(exclusive=False, user=True, workspace=False),
-    Scope.USER_WORKSPACE_SHARED: _Rule(exclusive=False, user=True, workspace=True),
+    KvScope.GLOBAL: _Rule(exclusive=False, user=False, workspace=False),
+    KvScope.WORKSPACE: _Rule(exclusive=False, user=False, workspace=True),
+    KvScope.USER: _Rule(exclusive=True, user=True, workspace=False),
+    KvScope.USER_WORKSPACE: _Rule(exclusive=True, user=True, workspace=True),
+    KvScope.GLOBAL_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=False),
+    KvScope.WORKSPACE_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=True),
+    KvScope.USER_SHARED: _Rule(exclusive=False, user=True, workspace=False),
+    KvScope.USER_WORKSPACE_SHARED: _Rule(exclusive=False, user=True, workspace=True),
 }
 
-# Kinds whose implementation and specifier are chosen by the participant and come back with it. A non-unique task gets
-# a new last part at every connection, the two singletons have neither.
+# Kinds whose implementation and specifier are chosen by the participant and come back with it. A
+# non-unique task gets a new last part at every connection, the two singletons have neither.
 _HAVE_EXCLUSIVE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.SERVICE})
 
 
-def parse_scope(number: int) -> Scope:
-    """The scope of a wire number; 0 (unspecified) is WORKSPACE. Raises ScopeError."""
+def parse_scope(number: int) -> KvScope:
+    """Return the scope of a wire number; 0 (unspecified) is WORKSPACE.
+
+    Raises ScopeError.
+    """
     try:
-        return Scope(number or Scope.WORKSPACE)
+        return KvScope(number or KvScope.WORKSPACE)
     except ValueError:
         raise ScopeError(f"unknown scope {number}") from None
 
 
-def space_of(scope: Scope, identity: Identity, user_id: str, workspace: str) -> bytes:
-    """The space that `identity` means by `scope`. An empty workspace is the caller's own. Raises ScopeError."""
+def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -> bytes:
+    """Return the space that `identity` means by `scope`. Raises ScopeError.
+
+    An empty workspace means the client's.
+    """
     rule = _RULES[scope]
     root = exclusive_root(identity, scope.label) if rule.exclusive else b"shared/"
     parts: list[bytes] = []
@@ -90,23 +101,27 @@ def space_of(scope: Scope, identity: Identity, user_id: str, workspace: str) -> 
 
 
 def exclusive_root(identity: Identity, what: str) -> bytes:
-    """The beginning of every exclusive space of `identity`, up to and with the last "/". Raises ScopeError."""
+    """Return the prefix of all exclusive spaces of `identity`. Raises ScopeError.
+
+    It ends with "/".
+    """
     if identity.kind not in _HAVE_EXCLUSIVE:
         raise ScopeError(
-            f"{what} needs an implementation and a specifier of its own; {identity.kind.with_article} has none"
+            f"{what} needs an identity with an implementation and a specifier; {identity.kind.with_article} has none"
         )
     return b"own/%b/" % b"/".join(map(_escape, identity.text.split(SEPARATOR)))
 
 
 def after(prefix: bytes) -> bytes:
-    """The smallest byte string above everything that begins with `prefix`, which is not empty.
+    """Return the smallest byte string above all that begin with `prefix` (not empty).
 
-    Keys and spaces are UTF-8, where the byte 0xff does not occur, so the last byte can always be raised by one.
+    Keys and spaces are UTF-8, where the byte 0xff does not occur, so the last byte can always be
+    raised by one.
     """
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
-def _part(text: str, what: str, scope: Scope) -> bytes:
+def _part(text: str, what: str, scope: KvScope) -> bytes:
     if not text:
         raise ScopeError(f"scope {scope.label} needs a {what}")
     if len(text.encode()) > MAX_PART_BYTES:

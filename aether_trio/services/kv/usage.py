@@ -1,7 +1,10 @@
-"""How much a space holds, counted in the transactions that change it, and how much it may hold (storage/schema/state.py).
+"""Counts what each space has, within the transactions that change it.
 
-Invariant: the row of a space is the sum over its entries, or missing if it has none. A program that changes entries calls `change` for them
-before it writes anything, so that one which is refused has written nothing.
+The table is in storage/schema/state.py.
+
+Invariant: the row of a space is the sum over its entries, or absent if it has none. A program that
+changes entries calls `change` before it writes anything, so a program that is refused has written
+nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ MOST: Final = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a space may hold: values and members of sets, and units of UNIT_BYTES that were begun."""
+    """Bounds a space: values and members of sets, and units of UNIT_BYTES begun."""
 
     items: int = MOST
     units: int = MOST
 
     @classmethod
     def of(cls, keys: int, size_bytes: int) -> Quota:
-        """From settings, where 0 is unlimited."""
+        """Return the quota of settings, where 0 is unlimited."""
         return cls(keys or MOST, size_bytes // UNIT_BYTES or MOST)
 
     def __str__(self) -> str:
@@ -38,21 +41,21 @@ UNLIMITED: Final = Quota()
 
 
 def units_of(key: bytes, value: bytes) -> int:
-    """What an entry, or a member of a set, counts for: an empty one is as much as any small one."""
+    """Return the units of an entry or of a member of a set: at least one."""
     return max(1, -(-(len(key) + len(value)) // UNIT_BYTES))
 
 
 def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Whether `change` would count so much more, or less."""
+    """Whether the quota allows so many more items and units."""
     rows: list[Row] = yield Fetch("SELECT items, units FROM kv_spaces WHERE space = $1", (space,))
     has_items, has_units = rows[0] if rows else (0, 0)
     return (items <= 0 or has_items + items <= quota.items) and (units <= 0 or has_units + units <= quota.units)
 
 
 def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Count so much more, or less; False, and nothing is written, if that is more than the quota.
+    """Count more or fewer items and units; return False over the quota, with no write.
 
-    What makes a space smaller is never refused, though it may hold too much since a quota was lowered.
+    A change that makes a space smaller is never refused, even if the space is over a lowered quota.
     """
     if not items and not units:
         return True
@@ -81,7 +84,7 @@ def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
 
 
 def deleted(rows: list[Row]) -> Program[None]:
-    """Entries have gone: (space, members, units) each, as DELETE ... RETURNING gives them."""
+    """Count deleted entries: rows (space, members, units) of DELETE ... RETURNING."""
     gone: dict[bytes, tuple[int, int]] = {}
     for space, members, units in rows:
         items_before, units_before = gone.get(space, (0, 0))

@@ -196,9 +196,9 @@ async def test_a_purge_can_be_narrowed_to_one_space_and_prefix(alice: Caller) ->
 @pytest.mark.parametrize(
     ("scope", "target", "why"),
     [
-        (pb.KVOperation.GLOBAL, str(ALICE), "shared with others"),
-        (pb.KVOperation.WORKSPACE, str(ALICE), "shared with others"),
-        (pb.KVOperation.USER_SHARED, str(ALICE), "shared with others"),
+        (pb.KVOperation.GLOBAL, str(ALICE), "is a shared scope"),
+        (pb.KVOperation.WORKSPACE, str(ALICE), "is a shared scope"),
+        (pb.KVOperation.USER_SHARED, str(ALICE), "is a shared scope"),
         (pb.KVOperation.USER, str(ALICE), "needs a user_id"),
         (0, "nonsense", ""),
         (0, "", ""),

@@ -215,7 +215,7 @@ async def test_sets_count_their_members_and_renew_their_ttl_for_new_ones_only(
 async def test_sets_and_values_are_not_taken_for_each_other(alice: Caller) -> None:
     await alice.SET_ADD(key="s", value=b"m")
     for op in ("GET", "INCREMENT", "DECREMENT", "INCREMENT_IF", "COMPARE_AND_SET", "COMPARE_AND_DELETE"):
-        assert "holds a set" in await alice.refusal(op, key="s")
+        assert "has a set as its value" in await alice.refusal(op, key="s")
     await alice.PUT(key="k", value=b"v")
     for op in ("SET_ADD", "SET_CARD"):
         assert "not a set" in await alice.refusal(op, key="k")

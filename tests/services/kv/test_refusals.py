@@ -11,7 +11,7 @@ import pytest
 from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
-from aether_trio.services.access import Decision, DevAuthorizer
+from aether_trio.services.access import AccessDecision, DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import MAX_RESPONSE_BYTES
 from aether_trio.storage.base import Database, StorageUnavailable
@@ -123,9 +123,11 @@ class Closed(DevAuthorizer):
         super().__init__()
         self.asked: list[tuple[str, str, str]] = []
 
-    async def check_kv(self, identity: Identity, scope: str, key: str, workspace: str, level: Any, *_: Any) -> Decision:
+    async def check_kv(
+        self, identity: Identity, scope: str, key: str, workspace: str, level: Any, *_: Any
+    ) -> AccessDecision:
         self.asked.append((scope, workspace, level.name))
-        return Decision(False, f"no rule lets {identity} use {scope}")
+        return AccessDecision(False, f"no rule lets {identity} use {scope}")
 
 
 async def test_rules_are_asked_about_shared_scopes_only(database: Database, clock: ManualClock) -> None:

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
 AGENT = Identity.agent("w1", "impl", "spec")
 
 
 def test_unspecified_is_workspace_and_unknown_is_an_error() -> None:
-    assert parse_scope(0) is Scope.WORKSPACE
-    assert [parse_scope(number) for number in range(1, 9)] == list(Scope)
+    assert parse_scope(0) is KvScope.WORKSPACE
+    assert [parse_scope(number) for number in range(1, 9)] == list(KvScope)
     with pytest.raises(ScopeError, match="unknown scope 9"):
         parse_scope(9)
 
 
 def test_labels_are_the_sdks() -> None:
-    assert {scope.label for scope in Scope} == {
+    assert {scope.label for scope in KvScope} == {
         "global",
         "workspace",
         "user",
@@ -36,13 +36,13 @@ def test_labels_are_the_sdks() -> None:
 
 
 def test_the_spaces_of_one_caller_are_all_different() -> None:
-    spaces = [space_of(scope, AGENT, user, ws) for scope in Scope for user in ("u", "v") for ws in ("", "w2")]
+    spaces = [space_of(scope, AGENT, user, ws) for scope in KvScope for user in ("u", "v") for ws in ("", "w2")]
     # 8 scopes: 2 with neither, 2 with a workspace, 2 with a user, 2 with both
     assert len(set(spaces)) == 2 * 1 + 2 * 2 + 2 * 2 + 2 * 4
 
 
-@pytest.mark.parametrize("scope", Scope)
-def test_sharing(scope: Scope) -> None:
+@pytest.mark.parametrize("scope", KvScope)
+def test_sharing(scope: KvScope) -> None:
     mine = space_of(scope, AGENT, "u", "w")
     assert (mine == space_of(scope, Identity.agent("w1", "impl", "other"), "u", "w")) is not scope.is_exclusive
     for namesake in (
@@ -54,37 +54,37 @@ def test_sharing(scope: Scope) -> None:
 
 
 def test_an_empty_workspace_is_the_callers() -> None:
-    assert space_of(Scope.WORKSPACE, AGENT, "", "") == space_of(Scope.WORKSPACE, AGENT, "", "w1")
+    assert space_of(KvScope.WORKSPACE, AGENT, "", "") == space_of(KvScope.WORKSPACE, AGENT, "", "w1")
     with pytest.raises(ScopeError, match="workspace needs a workspace"):
-        space_of(Scope.WORKSPACE, Identity.service("impl", "spec"), "", "")
+        space_of(KvScope.WORKSPACE, Identity.service("impl", "spec"), "", "")
 
 
-@pytest.mark.parametrize("scope", [scope for scope in Scope if "USER" in scope.name])
-def test_user_scopes_need_a_user(scope: Scope) -> None:
+@pytest.mark.parametrize("scope", [scope for scope in KvScope if "USER" in scope.name])
+def test_user_scopes_need_a_user(scope: KvScope) -> None:
     with pytest.raises(ScopeError, match="needs a user_id"):
         space_of(scope, AGENT, "", "w")
 
 
-@pytest.mark.parametrize("scope", [scope for scope in Scope if scope.is_exclusive])
+@pytest.mark.parametrize("scope", [scope for scope in KvScope if scope.is_exclusive])
 @pytest.mark.parametrize(
     "identity", [Identity.workflow_engine(), Identity.metrics_bridge(), Identity.task("w1", "impl", "some-uuid")]
 )
-def test_exclusive_scopes_need_a_lasting_name(scope: Scope, identity: Identity) -> None:
+def test_exclusive_scopes_need_a_lasting_name(scope: KvScope, identity: Identity) -> None:
     with pytest.raises(ScopeError, match="needs an implementation and a specifier"):
         space_of(scope, identity, "u", "w")
 
 
 def test_names_are_bounded() -> None:
-    space_of(Scope.USER_SHARED, AGENT, "u" * 256, "")
+    space_of(KvScope.USER_SHARED, AGENT, "u" * 256, "")
     with pytest.raises(ScopeError, match="user_id is longer than 256 bytes"):
-        space_of(Scope.USER_SHARED, AGENT, "é" * 129, "")
+        space_of(KvScope.USER_SHARED, AGENT, "é" * 129, "")
 
 
 NAMES = st.text(alphabet="ab:|_/%\x002F", min_size=1, max_size=4)
 
 
-@given(st.lists(st.tuples(st.sampled_from(Scope), NAMES, NAMES, NAMES, NAMES), min_size=2, max_size=30))
-def test_different_parts_never_give_the_same_space(cases: list[tuple[Scope, str, str, str, str]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(KvScope), NAMES, NAMES, NAMES, NAMES), min_size=2, max_size=30))
+def test_different_parts_never_give_the_same_space(cases: list[tuple[KvScope, str, str, str, str]]) -> None:
     """In the reference "a:b", "a|b" and "a_b" do."""
     meanings: dict[bytes, tuple[str, ...]] = {}
     for scope, implementation, specifier, user, workspace in cases:
@@ -111,9 +111,9 @@ def test_after_bounds_exactly_the_prefix(prefix: str, other: str) -> None:
 
 
 def test_the_numbers_are_the_protocols() -> None:
-    for scope in Scope:
+    for scope in KvScope:
         assert pb.KVOperation.Scope.Name(scope) == scope.name
-    assert len(Scope) + 1 == len(pb.KVOperation.Scope.items())
+    assert len(KvScope) + 1 == len(pb.KVOperation.Scope.items())
 
 
 def test_roots_of_different_owners_do_not_contain_each_other() -> None:
