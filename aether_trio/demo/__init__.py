@@ -1,8 +1,10 @@
-"""`python -m aether_trio.demo`: a day trip, planned through a real gateway that is killed in the middle of it.
+"""Shows two agents and a user that plan a trip while processes are killed.
 
-A gateway process, two agents and a user's window, all written with the published SDK (scitrera-aether-client) as any
-program of a user would be. What is shown is what the user's window received; what is claimed at the end was checked.
+`python -m aether_trio.demo` starts a gateway process, two agents and a user's window. The
+participants use the published SDK (scitrera-aether-client), as users' programs do. The screen shows
+what the user's window received; the claims at the end were checked.
 
-story.py holds the words, researcher.py and people.py the participants, processes.py what can be killed, screen.py the
-output, checks.py the verdict, and play.py the order of events. Needs the SDK: `pip install 'aether-trio[sdk]'`.
+story.py has the texts, researcher.py, people.py and keeper.py the participants, processes.py the
+processes, screen.py the output, checks.py the claims, and play.py the order of events. Needs the
+SDK: `pip install 'aether-trio[sdk]'`.
 """

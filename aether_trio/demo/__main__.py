@@ -1,4 +1,7 @@
-"""`python -m aether_trio.demo [--once] [--pace SECONDS]`. Exit code 0 when all happened as told, 1 when not."""
+"""Runs the demo: `python -m aether_trio.demo [--once] [--pace SECONDS]`.
+
+The exit code is 0 if all claims are true, else 1.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ import click
 @click.option("--once", is_flag=True, help="End after the story instead of serving on.")
 @click.option(
     "--pace", "pace_s", type=click.FloatRange(0, 5), default=0.4, show_default=True, metavar="SECONDS",
-    help="The breath between two lines.",
+    help="The pause between two lines.",
 )  # fmt: skip
 def main(once: bool, pace_s: float) -> None:
-    """A gateway, two agents, a user's window and a progress line; half of it is killed on the way."""
+    """Show a gateway, two agents and a user's window, and kill half of them."""
     if importlib.util.find_spec("scitrera_aether_client") is None:
         raise click.ClickException("the demo needs the published SDK: pip install 'aether-trio[sdk]'")
     for name in [name for name in os.environ if name.startswith("AETHER_")]:
-        del os.environ[name]  # settings of somebody's own gateway or client; the SDK reads them too
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at import; lost connections are part of the story
+        del os.environ[name]  # settings of the user's gateway or client; the SDK reads them too
+    # Read at import; lost connections are part of the story.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise SystemExit(0 if asyncio.run(_run(once, pace_s)) else 1)
 
 

@@ -1,4 +1,4 @@
-"""The verdict: what the story claims, compared with what happened. Pure."""
+"""Compares what the story claims with what happened."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ ANSWERED_BEFORE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class DemoFacts:
-    """What was observed, each by the one who can know it.
+    """Has what was observed, each fact by the process that can observe it.
 
-    `keeper_pids`: the processes that the gateway has started for the keeper. `waiting`: texts in the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
-    planner and window. `answers`: questions in the order in which the planner got their answers. The rest is what the window
-    received: who said what, how many lines came again, and (answers, of how many) of each progress report.
+    `keeper_pids`: the processes that the gateway has started for the keeper. `waiting`: texts in
+    the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
+    planner and window. `answers`: questions in the order in which the planner got their answers.
+    The rest is what the window received: who said what, how many lines came again, and (answers, of
+    how many) of each progress report.
     """
 
     waiting: Sequence[str]
@@ -36,7 +38,7 @@ class DemoFacts:
 
 @dataclass(frozen=True, slots=True)
 class DemoCheck:
-    """One claim."""
+    """Says whether one claim is true, and what was observed."""
 
     holds: bool
     claim: str
@@ -44,7 +46,7 @@ class DemoCheck:
 
 
 def verdict(facts: DemoFacts) -> list[DemoCheck]:
-    """Every claim of the story."""
+    """Check every claim of the story."""
     asked = list(story.QUESTIONS)
     answers = list(dict.fromkeys(facts.answers))
     back = story.came_back(ANSWERED_BEFORE, asked[ANSWERED_BEFORE])
@@ -58,7 +60,7 @@ def verdict(facts: DemoFacts) -> list[DemoCheck]:
         ),
         DemoCheck(
             list(facts.connections) == [2, 2],
-            "planner and window came back by themselves",
+            "planner and window reconnected",
             f"connected {' and '.join(map(str, facts.connections))} times",
         ),
         DemoCheck(

@@ -1,6 +1,6 @@
-"""The keeper of the hut: an agent that nobody starts. The gateway does, when somebody writes to it (`aether dev --agents`).
+"""The keeper of the hut: an agent that a message starts (`aether dev --agents`).
 
-It is written with this package's own client, and is who its environment says.
+It uses this package's client, and connects with the identity in its environment.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import trio
 from aether_trio.client import AgentClient
 from aether_trio.demo import story
 
-_NOBODY: Final = "The phone is out of order."
+_NO_ANSWER: Final = "The phone is out of order."
 
 
 async def _main() -> None:
     async with AgentClient.from_environment() as keeper:
         async for message in keeper:
-            text = story.KEEPER_SAYS.get(message.text, _NOBODY)
+            text = story.KEEPER_SAYS.get(message.text, _NO_ANSWER)
             await keeper.reply(message, f"@{story.USER} {text}")
 
 

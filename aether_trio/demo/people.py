@@ -1,7 +1,7 @@
-"""The planner and the user's window: clients of the published SDK, in the demo's own process.
+"""The planner and the user's window: SDK clients in the demo's process.
 
-Invariant: callbacks only enqueue. The SDK awaits some of them inside the loop that reads the stream, so a callback that
-waits for an answer would wait for itself.
+Invariant: callbacks only enqueue. The SDK awaits some of them inside the loop that reads the
+stream, so a callback that waits for an answer would wait for itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from scitrera_aether_client.proto import aether_pb2 as pb
 
 from aether_trio.demo import story
 
-# The SDK gives up after five tries and doubles its pauses from a second on; a demo is in a hurry and never gives up.
+# The SDK gives up after five tries and doubles its pauses from a second on; the demo reconnects
+# quickly, and never gives up.
 CLIENT_SETTINGS: Final[dict[str, Any]] = {
     "max_retries": 0,
     "initial_backoff": 0.1,
@@ -24,15 +25,18 @@ CLIENT_SETTINGS: Final[dict[str, Any]] = {
     "tls_enabled": False,
 }
 LIMIT_S: Final = 30.0
-"""How long anything that the story needs may take."""
+"""Seconds that any step of the story may take."""
 
 
 class Missed(Exception):
-    """Something did not happen as told."""
+    """A step of the story did not happen."""
 
 
 def answered(response: Any) -> Any:
-    """The response, when it is one and says success; the SDK gives None when none came in time."""
+    """Return a successful response. Raises Missed for a failure or None.
+
+    The SDK returns None when no response came in time.
+    """
     if response is None:
         raise Missed("the gateway did not answer a request in time")
     if not response.success:
@@ -41,7 +45,10 @@ def answered(response: Any) -> Any:
 
 
 async def send_to(client: AsyncAgentClient, topic: str, text: str) -> None:
-    """Send to an agent or to a user's window, by its topic. The SDK has a method for each kind."""
+    """Send to an agent or a user's window, by topic.
+
+    The SDK has a method for each kind.
+    """
     match topic.split("::"):
         case ["ag", workspace, implementation, specifier]:
             await client.send_message_to_agent(
@@ -52,25 +59,25 @@ async def send_to(client: AsyncAgentClient, topic: str, text: str) -> None:
 
 
 async def say(client: AsyncAgentClient, topic: str, text: str) -> None:
-    """Send to somebody, with a copy to the user, who follows the conversation in this workspace."""
+    """Send to a topic, with a copy to the user, who follows the conversation."""
     await send_to(client, topic, text)
     copy = addressed(topic.split("::")[-2], text).encode()
     await client.send_message_to_user_workspace(story.USER, story.WORKSPACE, copy, message_type=pb.CHAT)
 
 
 def addressed(name: str, text: str) -> str:
-    """How a line says whom it is for."""
+    """Return a line with the name of its receiver."""
     return f"@{name} {text}"
 
 
 class Watched:
-    """Something that changes, and can be waited for."""
+    """Lets tasks wait for a change of its state."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
-        """Look again, whoever waits."""
+        """Wake the tasks that wait, so that they look again."""
         self._changed.set()
 
     async def until(self, happened: Callable[[], bool], what: str) -> None:
@@ -81,7 +88,7 @@ class Watched:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise Missed(f"waited {LIMIT_S:g} s in vain: {what}") from None
+            raise Missed(f"this did not happen within {LIMIT_S:g} s: {what}") from None
 
 
 class Planner(Watched):
@@ -106,7 +113,7 @@ class Planner(Watched):
         self.changed()
 
     async def work(self) -> None:
-        """Handle messages for ever."""
+        """Handle messages until cancelled."""
         while True:
             message = await self._inbox.get()
             text = message.payload.decode()
@@ -138,14 +145,17 @@ class Planner(Watched):
             await send_to(self.client, story.WINDOW_TOPIC, addressed(story.USER, story.PLAN))
 
     async def barrier(self) -> int:
-        """The shared counter. Its answer means that all that the planner sent before is on the gateway's disk."""
+        """Return the shared counter. All earlier messages of the planner are stored then."""
         response = answered(await self.client.kv_get(story.COUNTER, scope="workspace"))
         return int(response.value or b"0")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that somebody said, as the window received it. `speaker` is a topic, and what the gateway vouches for."""
+    """Is one line of the conversation, as the window received it.
+
+    `speaker` is a topic; the gateway vouches for it.
+    """
 
     speaker: str
     to: str
@@ -153,7 +163,7 @@ class Line:
 
     @classmethod
     def read(cls, speaker: str, text: str) -> Line:
-        """From a message; `to` is empty when the text says nothing of it."""
+        """Read a message; `to` is empty if the text names no receiver."""
         if not text.startswith("@"):
             return cls(speaker, "", text)
         name, _, rest = text[1:].partition(" ")
@@ -161,7 +171,7 @@ class Line:
 
 
 class Window(Watched):
-    """The user's browser window, without the browser: it follows the conversation, and may ask."""
+    """Plays the user's browser window: it follows the conversation, and can ask."""
 
     def __init__(self, on_line: Callable[[Line], None], on_progress: Callable[[Any], None]) -> None:
         super().__init__()
@@ -177,7 +187,7 @@ class Window(Watched):
         self.progress: list[Any] = []
 
     async def _connected(self) -> None:
-        # Which workspace a window is in belongs to its session, so a new session says it again.
+        # A session has the workspace of a window, so each new session sets it again.
         await self.client.switch_workspace(story.WORKSPACE)
         self.connections += 1
         self.changed()
@@ -197,7 +207,7 @@ class Window(Watched):
         self.changed()
 
     def heard(self, speaker: str) -> list[str]:
-        """What `speaker` said, in order."""
+        """Return what `speaker` said, in order."""
         return [line.text for line in self.lines if line.speaker == speaker]
 
     def saw(self, speaker: str, *texts: str) -> bool:
@@ -205,5 +215,5 @@ class Window(Watched):
         return set(self.heard(speaker)) >= set(texts)
 
     async def ask(self, text: str, whom: str = story.PLANNER) -> None:
-        """Tell the planner what is wanted, or somebody else."""
+        """Ask the planner, or another agent."""
         await self.client.send_message_to_agent(story.WORKSPACE, whom, "1", text.encode(), message_type=pb.CHAT)

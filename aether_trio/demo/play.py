@@ -1,4 +1,4 @@
-"""The order of events: who comes when, what is killed when, and what must have happened before the story goes on."""
+"""Runs the story: which participant starts or is killed when, and what is awaited."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from aether_trio.demo.processes import GatewayProcess, ResearcherProcess
 from aether_trio.demo.screen import Screen
 
 LATE_S: Final = 9.0
-"""A busy machine needs longer for everything; from here on there are shorter breaths, so that the reader need not wait."""
+"""Seconds after which the pauses get shorter: on a busy machine everything else takes longer."""
 
 
 class Play:
-    """One performance. `pace_s` is the breath between two lines."""
+    """Runs the story once. `pace_s` is the pause between two lines."""
 
     def __init__(self, screen: Screen, scratch: Path, pace_s: float) -> None:
         self.screen = screen
@@ -37,7 +37,10 @@ class Play:
         self._waiting: list[str] = []
 
     async def perform(self) -> list[DemoCheck]:
-        """The whole story; the verdict on it. Raises Missed when it cannot go on."""
+        """Run the whole story, and check its claims.
+
+        Raises Missed if a step does not happen.
+        """
         await self._enter()
         await self._first_wish()
         await self._lose_the_researcher()
@@ -100,18 +103,18 @@ class Play:
         in_log = await self.gateway.log_of(story.RESEARCHER_TOPIC, total)
         self._waiting = [entry["text"] for entry in in_log]
         offsets = " and ".join(str(entry["offset"]) for entry in in_log[3:])
-        self.screen.event("nobody reads that", f"messages {offsets} of its topic wait on the disk")
+        self.screen.event("no process reads that", f"messages {offsets} of its topic wait on the disk")
         await self._breathe(3)
 
     async def _lose_the_gateway(self) -> None:
         pid = await self.gateway.kill()
-        self.screen.event(f"kill -9 {pid}", "the gateway is gone too, without a word to anybody")
+        self.screen.event(f"kill -9 {pid}", "the gateway is gone too, without a word to its clients")
         await self._breathe(2)
         await self.gateway.start()
         self.screen.event(f"aether dev, process {self.gateway.pid}", f"the same data, again at {self.gateway.address}")
         await self.planner.until(lambda: self.planner.connections == 2, "the planner is connected again")
         await self.window.until(lambda: self.window.connections == 2, "the window is connected again")
-        self.screen.event("planner and window are back by themselves")
+        self.screen.event("planner and window have reconnected")
         await self._breathe()
         await self.researcher.start(self.gateway.address, self._pace_s)
         self.screen.event(f"the researcher's second life, process {self.researcher.pid}")
@@ -125,7 +128,7 @@ class Play:
 
     async def _write_to_the_keeper(self) -> None:
         await self._breathe(2)
-        self.screen.event("nobody runs the keeper", "a message to it is enough")
+        self.screen.event("the keeper does not run", "a message to it is enough")
         await self._breathe()
         pid = await self._wake_the_keeper(story.BEDS, "the gateway starts process {}")
         await self._breathe(2)
@@ -135,7 +138,7 @@ class Play:
         await self._wake_the_keeper(story.MORE_BEDS, "the next message starts process {}")
 
     async def _wake_the_keeper(self, text: str, told: str) -> int:
-        """Write to it; the process that was started for that."""
+        """Write to the keeper; return the process that was started for the message."""
         before = len(self.gateway.started(story.KEEPER_TOPIC))
         self.screen.line(Line(story.WINDOW_TOPIC, story.KEEPER, text))
         await self.window.ask(text, story.KEEPER)
@@ -164,7 +167,7 @@ class Play:
         )
 
     def tell_what_to_try(self) -> None:
-        """Commands for another terminal."""
+        """Show commands for another terminal."""
         screen, gateway, ops = self.screen, self.gateway.address, self.gateway.ops_address
         aether = aether_command(sys.executable, os.environ)
         screen.note("It goes on. In another terminal:")
@@ -181,7 +184,7 @@ class Play:
 
 
 def aether_command(python: str, environment: Mapping[str, str]) -> str:
-    """How the reader can type `aether` in another terminal: by name when it is on PATH there, else by path or as a module."""
+    """Return how to call `aether` in another terminal: by name, path or module."""
     script = Path(python).with_name("aether")
     if not script.exists():
         return f"{python} -m aether_trio"
@@ -195,9 +198,9 @@ def aether_command(python: str, environment: Mapping[str, str]) -> str:
 
 @asynccontextmanager
 async def open_play(screen: Screen, pace_s: float) -> AsyncIterator[Play]:
-    """A play with its processes and its scratch directory, which are gone afterwards."""
+    """Open a play; at exit, end its processes and delete its scratch directory."""
     with tempfile.TemporaryDirectory(prefix="aether-demo-") as scratch:
-        # What the SDK logs (it says so when a connection is lost) is for the curious, not for the screen.
+        # The SDK logs lost connections; its log goes to a file, not to the screen.
         logging.basicConfig(filename=Path(scratch) / "clients.log", level=logging.INFO, force=True)
         play = Play(screen, Path(scratch), pace_s)
         try:
@@ -211,7 +214,10 @@ async def open_play(screen: Screen, pace_s: float) -> AsyncIterator[Play]:
 
 
 async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event) -> bool:
-    """Perform, judge, and unless `once` keep serving until `stop`. Whether all happened as told."""
+    """Run the story; return whether all claims are true.
+
+    Without `once` the gateway serves until `stop`.
+    """
     async with open_play(screen, pace_s) as play:
         planner = asyncio.create_task(play.planner.work())
         stopped = asyncio.create_task(stop.wait())
@@ -240,12 +246,12 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
 
 
 def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
-    """The verdict; whether it is good."""
+    """Show the claims; return whether all are true."""
     screen.blank()
     screen.verdict(checks)
     screen.blank()
     if not all(check.holds for check in checks):
-        screen.failure("Not all of it happened as told.")
+        screen.failure("Not all of these claims are true.")
         return False
-    screen.note(f"All of it happened as told, in {screen.elapsed_s:.1f} s.")
+    screen.note(f"All of these claims are true, after {screen.elapsed_s:.1f} s.")
     return True

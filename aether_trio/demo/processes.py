@@ -1,6 +1,7 @@
-"""The processes of the demo: a gateway and a researcher, both to be killed and started again.
+"""Starts and kills the demo's processes: a gateway and a researcher.
 
-Each is in a process group of its own, so that Ctrl-C in the terminal reaches the demo alone, which then ends them in order.
+Each is in a separate process group, so that Ctrl-C in the terminal reaches the demo alone, which
+then ends them in order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _POLL_S: Final = 0.02
 
 
 class Process:
-    """A program that runs, has ended, or was never started. What it prints goes to `log`."""
+    """Runs one program at a time. Its output goes to `log`."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -37,7 +38,7 @@ class Process:
         return self._process is not None and self._process.returncode is None
 
     def printed(self) -> str:
-        """All that it has printed, over all its lives."""
+        """Return all that its processes have printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     async def _start(self, *arguments: str) -> None:
@@ -53,7 +54,7 @@ class Process:
             )
 
     async def kill(self) -> int:
-        """kill -9, and wait for the end; the pid that is gone."""
+        """Kill the process with SIGKILL, wait for its end, and return its pid."""
         pid = self.pid
         if self._process is not None:
             if self.running:
@@ -62,7 +63,7 @@ class Process:
         return pid
 
     async def stop(self) -> None:
-        """SIGTERM, and kill -9 when that is not enough."""
+        """Send SIGTERM, and SIGKILL if that is not enough."""
         if self._process is None:
             return
         if self.running:
@@ -75,7 +76,7 @@ class Process:
 
 
 class GatewayProcess(Process):
-    """`aether dev` on a free port; started again it takes the same ports and the same data."""
+    """Runs `aether dev` on a free port; a restart has the same ports and data."""
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch / "gateway.log")
@@ -88,7 +89,7 @@ class GatewayProcess(Process):
         self._agents.write_text(f"agents:\n  {story.KEEPER}:\n    command: {command}\n", encoding="utf-8")
 
     async def start(self) -> None:
-        """Start, and return when it serves. Raises Missed with what it printed."""
+        """Start the gateway, and return when it serves. Raises Missed with its output."""
         self._ready.unlink(missing_ok=True)
         ports = [self.address.rpartition(":")[2] or "0", self.ops_address.rpartition(":")[2] or "0"]
         await self._start(
@@ -107,11 +108,14 @@ class GatewayProcess(Process):
         self.address, self.ops_address = ready["gateway"], ready["ops"]
 
     def started(self, topic: str) -> list[int]:
-        """The processes that it has started to be this agent."""
+        """Return the processes that the gateway has started for this agent."""
         return [int(pid) for pid in re.findall(rf"^{topic} : process (\d+)", self.printed(), re.MULTILINE)]
 
     async def starts(self, topic: str, before: int) -> int:
-        """The process that it starts next to be this agent, after so many. Raises Missed."""
+        """Wait for the next process that the gateway starts for an agent; return its pid.
+
+        `before` were started earlier. Raises Missed.
+        """
         try:
             async with asyncio.timeout(LIMIT_S):
                 while len(pids := self.started(topic)) <= before:
@@ -123,7 +127,7 @@ class GatewayProcess(Process):
         return pids[-1]
 
     async def log_of(self, topic: str, count: int) -> list[dict[str, Any]]:
-        """The first `count` messages of a topic, read from the gateway's log through its ops port."""
+        """Return the first `count` messages of a topic, read through the ops port."""
         query = urllib.parse.urlencode({"topic": topic, "from": 0})
         return await asyncio.to_thread(_read_lines, f"http://{self.ops_address}/v1/tail?{query}", count)
 
@@ -134,11 +138,11 @@ def _read_lines(url: str, count: int) -> list[dict[str, Any]]:
 
 
 class ResearcherProcess(Process):
-    """The researcher, which may be started any number of times."""
+    """Runs the researcher, any number of times."""
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch / "researcher.log")
 
     async def start(self, address: str, pace_s: float) -> None:
-        """Start another life of it; returns at once."""
+        """Start another process; return at once."""
         await self._start("aether_trio.demo.researcher", address, str(pace_s))

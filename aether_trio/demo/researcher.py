@@ -1,12 +1,12 @@
-"""The researcher: an agent of the published SDK in a process of its own, which the demo kills.
+"""The researcher: an agent of the published SDK, in a process that the demo kills.
 
     python -m aether_trio.demo.researcher HOST:PORT PACE_S
 
-It takes questions from whoever sends them, answers one after another, and reports its progress to the user. What it has
-been given and what it has answered is in its checkpoint before it goes on, so a new process continues where a killed
-one was. Messages come at least once: a question that it knows already is not taken twice.
+It takes questions from all senders, answers one after another, and reports its progress to the
+user. Each step is in its checkpoint before the next, so a new process continues where a killed one
+was. Messages come at least once: a question that it knows already is not taken twice.
 
-It ends when its standard input does, so that it never outlives the demo.
+It ends when its standard input ends, so it never outlives the demo.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from aether_trio.demo import story
 from aether_trio.demo.people import CLIENT_SETTINGS, answered, say
 
 PATIENCE_S = 60.0
-"""How long the telephone rings at the hut, the first time that somebody tries."""
+"""Seconds that the telephone rings at the hut, at the first call."""
 
 
 @dataclass
 class Notebook:
-    """What must survive this process: [question, who asked], twice, and whether the hut was rung before."""
+    """Has what must survive the process: open and answered questions, with senders.
+
+    `rung`: the hut was called before.
+    """
 
     todo: list[list[str]] = field(default_factory=list)
     done: list[list[str]] = field(default_factory=list)
     rung: bool = False
 
     def take(self, question: str, sender: str) -> bool:
-        """Write a question down; False when it was known, because the message came again."""
+        """Add a question; return False if it is known: the message came again."""
         entry = [question, sender]
         if entry in self.done or entry in self.todo:
             return False
@@ -44,17 +47,17 @@ class Notebook:
         return True
 
     def encode(self) -> bytes:
-        """For the checkpoint."""
+        """Return the data of a checkpoint."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Notebook:
-        """From the checkpoint; empty data is an empty notebook."""
+        """Read the data of a checkpoint; empty data is an empty notebook."""
         return cls(**json.loads(data)) if data else cls()
 
 
 class Researcher:
-    """One life of the researcher."""
+    """Answers questions in one process."""
 
     def __init__(self, pace_s: float) -> None:
         self._pace_s = pace_s
@@ -64,7 +67,7 @@ class Researcher:
         self._notes = Notebook()
 
     async def live(self, address: str) -> None:
-        """Connect, remember, work for ever."""
+        """Connect, load the checkpoint, and work until cancelled."""
         await self._client.connect(address)
         checkpoint = answered(await self._client.checkpoint_load(story.NOTEBOOK))
         self._notes = Notebook.decode(checkpoint.data)
@@ -97,7 +100,7 @@ class Researcher:
             await self._save()
             await self._report(0.5, story.RINGING)
             await asyncio.sleep(PATIENCE_S)
-        answer = story.BOOK.get(question, story.NOBODY_KNOWS)
+        answer = story.BOOK.get(question, story.UNKNOWN)
         await say(self._client, sender, f"{question} {answer}")
         answered(await self._client.kv_increment(story.COUNTER, scope="workspace"))
         self._notes.done.append(self._notes.todo.pop(0))

@@ -1,7 +1,8 @@
-"""What the demo prints: a transcript, a progress line that stays at the bottom, and the verdict.
+"""Prints a transcript, a progress line that stays at the bottom, and the claims.
 
-In a terminal the progress line is drawn over; elsewhere each report is a line of its own. Colours and width are the
-terminal's (rich decides; NO_COLOR is honoured), and without UTF-8 the marks are ASCII.
+In a terminal the progress line is drawn over; elsewhere each report is a new line. Colours and
+width are the terminal's (rich decides; NO_COLOR is honoured), and without UTF-8 the marks are
+ASCII.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MAX_WIDTH: Final = 110
 
 
 class Screen:
-    """Prints. Use as a context manager: the progress line lives inside it."""
+    """Prints the demo. A context manager: the progress line is drawn within it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=False)
@@ -47,7 +48,7 @@ class Screen:
         self.freeze()
 
     def freeze(self) -> None:
-        """Leave the progress line where it is; what comes later is printed below."""
+        """Leave the progress line where it is; later lines are printed below it."""
         if self._live is not None:
             self._live.__exit__(None, None, None)
             self._live = None
@@ -70,15 +71,15 @@ class Screen:
         row.add_row(f"{self.elapsed_s:.1f}s", *cells)
         self.console.print(row)
 
-    # -- what is shown ------------------------------------------------------------------------------------------------
+    # -- what is shown -----------------------------------------------------------------------------
 
     def title(self, text: str) -> None:
-        """The first line."""
+        """Print the first line."""
         self.console.print(Text(text, style="bold"))
         self.console.print()
 
     def introduce(self, name: str, identity: str, what: str) -> None:
-        """One of the cast, or the gateway."""
+        """Print a participant or the gateway, and what it is."""
         row = Table.grid(padding=(0, 1))
         row.add_column(width=10, style=_STYLES.get(name, "yellow") + " bold")
         row.add_column(width=23)
@@ -87,11 +88,11 @@ class Screen:
         self.console.print(row)
 
     def blank(self) -> None:
-        """Some air."""
+        """Print an empty line."""
         self.console.print()
 
     def line(self, line: Line) -> None:
-        """Something that somebody said."""
+        """Print a line of the conversation."""
         speaker = line.speaker.split("::")[-2]
         who = Text(speaker, style=_STYLES.get(speaker, "blue") + " bold")
         if line.to:
@@ -100,14 +101,14 @@ class Screen:
         self._row(who, Text(line.text))
 
     def event(self, text: str, note: str = "") -> None:
-        """Something that was done to the cast, and what follows from it."""
+        """Print what was done to a process, and what follows from it."""
         what = Text(f"{self._mark('──', '--')} {text}", style="yellow")
         if note:
             what.append(f": {note}", style="not bold dim")
         self._row(None, what)
 
     def progress(self, update: Any) -> None:
-        """A report of the researcher, as the user's window got it."""
+        """Draw a progress report that the user's window received."""
         done, total = update.step.sequence, update.step.total_steps
         filled = round(_BAR * min(1.0, max(0.0, update.completion)))
         bar = Text("  ")
@@ -124,7 +125,7 @@ class Screen:
             self.console.print(bar)
 
     def verdict(self, checks: Sequence[DemoCheck]) -> None:
-        """What was claimed, and what was seen."""
+        """Print each claim, and what was observed."""
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)
         table.add_column(no_wrap=True)
@@ -136,20 +137,20 @@ class Screen:
         self.console.print(table)
 
     def note(self, text: str) -> None:
-        """A sentence at the margin."""
+        """Print a remark."""
         self.console.print(Text(text, style="dim"))
 
     def suggest(self, command: str, why: str) -> None:
-        """Something to type, never wrapped: it is to be copied."""
+        """Print a command, unwrapped for copying, and what it is for."""
         self.console.print(Text(f"  {command}"), soft_wrap=True)
         self.console.print(Text(f"      {why}", style="dim"))
 
     def failure(self, text: str) -> None:
-        """Why the demo ends."""
+        """Print why the demo ends."""
         self.freeze()
         self.console.print(Text(f"{self._mark('✗', 'X')} {text}", style="red bold"), soft_wrap=True)
 
     @property
     def elapsed_s(self) -> float:
-        """Since the start."""
+        """The seconds since the start."""
         return time.monotonic() - self._started

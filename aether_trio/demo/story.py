@@ -1,4 +1,7 @@
-"""The words of the story, and who is who. Questions end with "?", so an answer is "QUESTION? answer"."""
+"""Has the texts of the story, and the participants' names.
+
+Questions end with "?", so an answer is "QUESTION? answer".
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ KEEPER_TOPIC: Final = f"ag::{WORKSPACE}::{KEEPER}::1"
 WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
 
 COUNTER: Final = "steps"
-"""A key of the workspace: one up for each question asked (by the planner) and answered (by the researcher)."""
+"""A key of the workspace: one up for each question asked (by the planner) and answered (by the
+researcher).
+"""
 NOTEBOOK: Final = "notebook"
 """The researcher's checkpoint."""
 
@@ -34,7 +39,7 @@ BOOK: Final = {
     BACK: "18:40. With that thunder, better 15:40.",
     PACK: "Water, and a rain jacket.",
 }
-NOBODY_KNOWS: Final = "I have asked around, and nobody knows."
+UNKNOWN: Final = "I have asked around, without success."
 
 FIRST_WISH: Final = "Up to the hut on Saturday! What do I need to know?"
 SECOND_WISH: Final = "Oh, and how do I get down again, and what do I pack?"
@@ -51,5 +56,5 @@ PLAN: Final = "Up at 7:12, cake at the hut, down at 15:40. Take a rain jacket."
 
 
 def came_back(done: int, question: str) -> str:
-    """What the researcher says in its second life, from its checkpoint."""
+    """Return what the researcher says after a restart, from its checkpoint."""
     return f"Back! My notebook: {done} answered, next: {question}"

@@ -148,7 +148,8 @@ async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_a
 async def _stop(process: trio.Process, lines: _Lines, plan: LaunchPlan, grace_s: float) -> None:
     """Stop the group: SIGTERM, `grace_s`, SIGKILL. Its output is read meanwhile."""
     if plan.kill and process.returncode:
-        await _kill_by(plan)  # the docker client has failed or was killed, and the container may run on
+        # The docker client has failed or was killed, and the container may run on.
+        await _kill_by(plan)
     if process.returncode is None or _lives(process.pid):
         async with trio.open_nursery() as nursery:
             ended, heard_all = trio.Event(), trio.Event()

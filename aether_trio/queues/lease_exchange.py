@@ -1,7 +1,7 @@
 """Builds the SQL that leases messages: one statement for many work queues.
 
-The statement calls functions of storage/schema/work_queues.py. Requests go into the database as arrays
-with one element for each queue, and come back as rows, which `responses` sorts by queue.
+The statement calls functions of storage/schema/work_queues.py. Requests go into the database as
+arrays with one element for each queue, and come back as rows, which `responses` sorts by queue.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ MAX_KEYS: Final = 10_000
 MAX_KEY_BYTES: Final = 256  # times MAX_KEYS: 2.5 MiB
 MAX_EXPIRES_MS: Final = 2**62  # a later end would overflow the column; it is as good as none
 SWEEP_PAGE: Final = 100
-SWEEP_INTERVAL_S: Final = 60.0  # expired checkpoints are invisible at once; this only gives their room back
+# Expired checkpoints are invisible at once; this only gives their room back.
+SWEEP_INTERVAL_S: Final = 60.0
 
 Op = pb.CheckpointOperation
 

@@ -38,7 +38,7 @@ export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** { id, text, to } of a message, whoever wrote it and however. */
+/** { id, text, to } of a message, by any sender, in any format. */
 export function readMessage(message) {
   let text;
   try {
@@ -59,7 +59,7 @@ export function readMessage(message) {
 
 /**
  * The conversations of one person in one workspace, by the agent's topic. They are in localStorage, which all windows of
- * this browser share: whoever saves takes in what the others have written.
+ * this browser share: a window that saves first reads what the others have written.
  */
 export class Conversations {
   constructor(storage, user, workspace) {
@@ -177,7 +177,7 @@ export class Work {
     return [...this.tasks.values()].filter((task) => task.agent === agent);
   }
 
-  /** Forget what has ended, and what nobody speaks of any more. Says whether there was any. */
+  /** Forget progress that has ended, or without a report for long. Returns whether there was any. */
   sweep(now = performance.now()) {
     const before = this.tasks.size;
     for (const task of this.tasks.values()) {

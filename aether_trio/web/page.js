@@ -42,7 +42,7 @@ function emptyOf(agents) {
   const port = location.port ? location.host : `${location.hostname}:${location.protocol === "https:" ? 443 : 80}`;
   return {
     title: "No agent is here yet",
-    text: `Nobody answers in the workspace ${client.workspace}.`,
+    text: `No agent is connected in the workspace ${client.workspace}.`,
     start: `python docs/examples/chat_agent.py ${port} --workspace ${quoted(client.workspace)}`,
   };
 }
@@ -56,7 +56,7 @@ function show({ jump = false } = {}) {
   const all = new Set([...here.keys(), ...talks.agents(), ...seen.keys()]);
   if (chosen) all.add(chosen);
   const agents = [...all].map(agentOf).sort((a, b) => b.here - a.here || inOrder(a.topic, b.topic));
-  const note = !known ? "Looking around…" : !mayLook ? "This gateway does not say who is here." : agents.length ? "" : "Nobody yet.";
+  const note = !known ? "Looking around…" : !mayLook ? "This gateway does not say who is here." : agents.length ? "" : "No agent yet.";
   view.showAgents(agents, note);
   view.showPeople(people);
   view.showLayout(chosen ? "chat" : "list", emptyOf(agents));

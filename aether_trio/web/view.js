@@ -186,11 +186,11 @@ export function showLayout(view, empty) {
   $("app").dataset.view = view;
   $("app").classList.toggle("lonely", Boolean(empty?.start));
   $("chat").hidden = Boolean(empty);
-  $("nobody").hidden = !empty;
+  $("no-chat").hidden = !empty;
   if (!empty) return;
-  $("nobody-title").textContent = empty.title;
-  $("nobody-text").textContent = empty.text;
-  $("nobody-start").hidden = !empty.start;
+  $("no-chat-title").textContent = empty.title;
+  $("no-chat-text").textContent = empty.text;
+  $("no-chat-start").hidden = !empty.start;
   $("command").textContent = empty.start ?? "";
 }
 

@@ -43,7 +43,7 @@ def test_repeats_are_said_and_allowed() -> None:
     [
         (replace(GOOD, waiting=story.QUESTIONS[:4]), "messages waited"),
         (replace(GOOD, waiting=story.QUESTIONS[::-1]), "messages waited"),
-        (replace(GOOD, connections=(2, 1)), "came back by themselves"),
+        (replace(GOOD, connections=(2, 1)), "reconnected"),
         (replace(GOOD, researcher_said=(story.ARRIVED, *TOLD)), "from its checkpoint"),
         (replace(GOOD, answers=story.QUESTIONS[::-1]), "answered, in order"),
         (replace(GOOD, answers=story.QUESTIONS[1:]), "answered, in order"),

@@ -242,7 +242,8 @@ class Autostarter:
         for identity in [one for one, at in self._queue.ended.items() if at <= now]:
             if self._is_registered(identity):
                 await in_halves([identity], self._check_unread, _report_defect)
-            if self._queue.ended[identity] <= now:  # else the agent has come and ended again meanwhile
+            # Else the agent has come and ended again meanwhile.
+            if self._queue.ended[identity] <= now:
                 del self._queue.ended[identity]
         due = [one for one in self._queue.waiting if one not in self._checked][:BATCH]
         wanted: dict[str, int] = {}

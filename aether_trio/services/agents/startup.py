@@ -172,7 +172,9 @@ class AgentStarter:
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             if session.detached:
-                return  # this is written late: an orchestrator of that name may be connected to another node
+                # This is written late: an orchestrator of that name may be connected to another
+                # node.
+                return
             yield from sessions.join(tx, sessions.WorkerJoined(worker, back, again=again))
             if not back:
                 here = worker._replace(node=tx.context.node)
@@ -199,7 +201,8 @@ class AgentStarter:
 
         Raises StorageUnavailable.
         """
-        await self._engine.writes.flush()  # orchestrators whose sessions have begun on this node are in it
+        # Orchestrators whose sessions have begun on this node are in it.
+        await self._engine.writes.flush()
         found: dict[str, tuple[list[str], int]] = {}
         for name, profile, connected_ms in await self._engine.database.read(startup.orchestrator_rows):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())

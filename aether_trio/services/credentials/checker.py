@@ -43,7 +43,8 @@ from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"
 KEY_BYTES: Final = 32
-ANONYMOUS_NAME: Final = "_anonymous"  # a certificate for transport only: it proves nothing about the client
+# A certificate for transport only: it proves nothing about the client.
+ANONYMOUS_NAME: Final = "_anonymous"
 
 API_KEY_NAMES: Final = ("api_key", "x-api-key")
 _OTHER_KINDS: Final = {

@@ -17,7 +17,8 @@ from aether_trio.services.kv import usage
 from aether_trio.services.kv.spaces import after
 from aether_trio.storage.base import Fetch, Program, Row, Value
 
-ENTRY_OVERHEAD_BYTES: Final = 32  # tags and lengths of one key in `keys` and one entry in `kv_map`, rounded up
+# Tags and lengths of one key in `keys` and one entry in `kv_map`, rounded up.
+ENTRY_OVERHEAD_BYTES: Final = 32
 _CURSOR_VERSION: Final = b"1"
 
 

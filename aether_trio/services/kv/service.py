@@ -49,12 +49,15 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.KVOperation
 SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[KvOutcome | KvRefusal]]
 
-MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB; the rest is for the envelope
-SMALL_VALUE_BYTES: Final = 16 * KIB  # to write more takes an event loop longer than the changes of thread that it saves
+# Clients refuse messages over 4 MiB; the rest is for the envelope.
+MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB
+# To write more takes an event loop longer than the changes of thread that it saves.
+SMALL_VALUE_BYTES: Final = 16 * KIB
 SNAPSHOT_KEYS: Final = 100  # of each kind, as in the reference
 PURGE_PAGE: Final = 1000
 SWEEP_PAGE: Final = 500
-SWEEP_INTERVAL_S: Final = 30.0  # expired keys are invisible at once; this only gives their room back
+# Expired keys are invisible at once; this only gives their room back.
+SWEEP_INTERVAL_S: Final = 30.0
 
 _MAY_USE: Final = frozenset(
     {Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE, Kind.WORKFLOW_ENGINE, Kind.METRICS_BRIDGE}
@@ -96,7 +99,8 @@ class KvService:
         self._limits = limits
         self._authorizer = authorizer
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
-        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # else a GET could not be delivered
+        # Else a GET could not be delivered.
+        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)
 
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE

@@ -20,7 +20,8 @@ from typing import Final
 from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
-MAX_PART_BYTES: Final = 256  # of a user id or a workspace in an operation: twice as long as in an identity
+# Of a user id or a workspace in an operation: twice as long as in an identity.
+MAX_PART_BYTES: Final = 256
 
 
 class ScopeError(ValueError):

@@ -70,7 +70,7 @@ def test_user_scopes_need_a_user(scope: KvScope) -> None:
     "identity", [Identity.workflow_engine(), Identity.metrics_bridge(), Identity.task("w1", "impl", "some-uuid")]
 )
 def test_exclusive_scopes_need_a_lasting_name(scope: KvScope, identity: Identity) -> None:
-    with pytest.raises(ScopeError, match="needs an implementation and a specifier"):
+    with pytest.raises(ScopeError, match="needs an identity with an implementation and a specifier"):
         space_of(scope, identity, "u", "w")
 
 
