@@ -49,7 +49,7 @@ _NEXT: Final = (
     ("retry of a task", "only tasks that have failed or were cancelled are tried again"),
     ("the task has ended", "`aether tasks show` says how"),
     ("resume of a task", "only paused tasks are resumed"),
-    ("nobody can start it", "register it with `aether agents register`, or let the task wait with --offline queue"),
+    ("so it cannot be started", "register it with `aether agents register`, or let the task wait with --offline queue"),
     ("is not connected", "let the task wait with --offline queue"),
 )
 """What to do about a refusal, by a part of its text."""

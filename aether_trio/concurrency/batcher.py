@@ -1,4 +1,4 @@
-"""Many small writes become few transactions: items wait in a queue, and one task writes groups.
+"""Collect many small writes into few transactions.
 
     put(item) ──▶ queue ──▶ group of at most `max_group` ──▶ write(group) ──▶ on_written(item)
 
@@ -28,7 +28,9 @@ MAX_GROUP: Final = 64
 
 
 class Batcher(Generic[T]):
-    """Writes items in groups with `await write(group)`, which writes all of a group or nothing.
+    """Writes items in groups, in the order in which they were put.
+
+    `await write(group)` writes all of a group or nothing.
 
     `write` may raise StorageUnavailable: the group is written again after RETRY_DELAY_S. When it
     raises any other exception, the items of the group are written one by one, and an item that
@@ -59,7 +61,7 @@ class Batcher(Generic[T]):
         self._progress = RepeatedEvent()
 
     def __len__(self) -> int:
-        """Return the number of items in the queue, without those of the group being written."""
+        """Return the number of queued items, without the group being written."""
         return len(self._queue)
 
     @property
@@ -99,10 +101,12 @@ class Batcher(Generic[T]):
         await self.wait_written(self._put)
 
     async def flush_within(self, timeout_s: float) -> bool:
-        """Wait for `flush` at most `timeout_s`; return whether all items are written.
+        """Wait for `flush` at most `timeout_s`; return what is left.
 
-        After a call that ran out of time, later calls return False at once until the queue has
-        been empty: a write may stall for minutes, and each caller would wait the full time.
+        As `Batcher.flush_within`.
+
+        After a call that ran out of time, later calls return False at once until the queue has been
+        empty: a write may stall for minutes, and each caller would wait the full time.
         """
         if not self._late:
             with trio.move_on_after(timeout_s) as limit:

@@ -8,7 +8,10 @@ __all__ = ["AutoResetEvent", "RepeatedEvent"]
 
 
 class RepeatedEvent:
-    """Wakes all tasks that wait, at each `set`. A task that waits after a `set` waits for the next."""
+    """Wakes all tasks that wait, at each `set`.
+
+    A task that waits after a `set` waits for the next.
+    """
 
     __slots__ = ("_event",)
 
@@ -30,7 +33,7 @@ class RepeatedEvent:
 
 
 class AutoResetEvent:
-    """Remembers a `set` until one task has waited for it: the request that a consumer look again."""
+    """Remembers a `set` until one task has waited for it."""
 
     __slots__ = ("_event",)
 

@@ -47,7 +47,10 @@ async def kick_all(touched: set[Kickable]) -> None:
 
 
 class Kicks:
-    """Kicks outboxes a little later; with `pause_s` 0, after all tasks that are ready to run now."""
+    """Kicks outboxes a little later.
+
+    With `pause_s` 0, after all tasks that are ready to run now.
+    """
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self._pause_s = pause_s

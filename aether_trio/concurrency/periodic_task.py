@@ -1,4 +1,4 @@
-"""A task that works when it is triggered, and every few seconds because a trigger may get lost.
+"""Run work when it is triggered, and every few seconds in case a trigger is lost.
 
 Invariants: a trigger during the work causes the work to run again; work that fails because storage
 is unavailable runs again after RETRY_DELAY_S.
@@ -19,7 +19,10 @@ logger = structlog.get_logger("aether.periodic")
 
 
 class PeriodicTask:
-    """Calls `work(periodic)` on each trigger and each `every_s` seconds; True says no trigger came."""
+    """Calls `work(periodic)` on each trigger and each `every_s` seconds.
+
+    `periodic` is True for a call without a trigger.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,10 @@ class PeriodicTask:
         self._triggered.set()
 
     async def run(self) -> None:
-        """Work until cancelled. What `work` raises, other than StorageUnavailable, ends the task."""
+        """Work until cancelled.
+
+        What `work` raises, other than StorageUnavailable, ends the task.
+        """
         while True:
             periodic = await self._wait()
             self._triggered = trio.Event()

@@ -1,6 +1,9 @@
-"""Tasks that run as long as the gateway does, kept running: a mistake that one connection provokes there may not end them all.
+"""Keep the gateway's background tasks running after an exception.
 
-What such a task was in the middle of may be lost; so it keeps what waits outside of itself, and looks at that before it waits for more.
+A mistake that one connection provokes in such a task must not end the task for all connections.
+
+What such a task was in the middle of may be lost; so it keeps what waits outside of itself, and
+looks at that before it waits for more.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ RESTART_S: Final = 1.0
 
 
 async def keep_running(what: str, run: Callable[[], Awaitable[object]]) -> None:
-    """Run `run()` until it returns or is cancelled; when it raises it is reported, and runs again after RESTART_S."""
+    """Call `run()` until it returns or is cancelled.
+
+    An exception is logged, and `run()` is called again after RESTART_S.
+    """
     while True:
         try:
             await run()

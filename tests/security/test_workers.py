@@ -162,7 +162,7 @@ async def test_nobody_but_its_worker_lets_a_task_hibernate(core: Core, who: str)
         # The same whether the worker has such a checkpoint or not.
         for key in ("private", "none"):
             answer = await operate(intruder, Op.PAUSE, task_id, wait_spec=asleep(key))
-            assert answer.error.startswith("only its worker can let a task hibernate")
+            assert answer.error.startswith("only the worker of a task can hibernate it")
         # Nor is another key put in the place of the one that it sleeps with.
         assert "save it before" in (await operate(worker, Op.PAUSE, task_id, wait_spec=asleep("none"))).error
         assert (await operate(worker, Op.PAUSE, task_id, wait_spec=asleep("private"))).success

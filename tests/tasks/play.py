@@ -460,8 +460,8 @@ def nothing_but_tasks() -> Iterator[None]:
         (topic_log, "PROBE_S"),
         (kv, "SWEEP_INTERVAL_S"),
         (checkpoints, "SWEEP_INTERVAL_S"),
-        (timer, "LOOK_S"),
-        (engine, "LOOK_S"),
+        (timer, "CHECK_S"),
+        (engine, "CHECK_S"),
     )
     with ExitStack() as stack:
         for module, name in looks:

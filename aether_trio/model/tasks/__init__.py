@@ -1,6 +1,7 @@
-"""What a task is and how it may change: statuses, retry policies, waits, deadlines and the table of moves. No I/O, no clock.
+"""What a task is and how it may change. No I/O, no clock.
 
-A store keeps `Task` rows; `table.decide` says what a move makes of one, `due.next_due` when time alone will move it again.
+Statuses, retry policies, waits, deadlines and the table of moves. A store keeps `Task` rows;
+`table.decide` returns what a move makes of a row, `due.next_due` when time alone moves it.
 """
 
 from aether_trio.model.tasks.retry import Backoff, RetryPolicy

@@ -1,7 +1,8 @@
-"""When time alone moves a task, and how: one moment per row, computed from the row whenever it is written.
+"""When time alone moves a task, and how.
 
-So there is one index of due moments, and no timer that could be forgotten, set twice or outlive its task. What fires looks at the row
-again (`happening`): a moment that has been overtaken by another write is none any more.
+Each row has one moment, computed from the row whenever it is written. So there is one index of due
+moments, and no timer that could be forgotten, set twice or outlive its task. At the moment the row
+is read again (`happening`): a moment that another write has overtaken has no effect.
 """
 
 from __future__ import annotations
@@ -19,28 +20,37 @@ S = Status
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Milliseconds; 0 for never. The defaults are the reference's (tasks.md 2.5)."""
+    """Limits in milliseconds, 0 for never.
+
+    The defaults are the reference's (tasks.md 2.5).
+    """
 
     interactive_ms: int = 3_600_000
-    """An INTERACTIVE task that is still live that long after its creation, last retry or last wait is cancelled."""
+    """An INTERACTIVE task is cancelled if it is live so long.
+
+    Counted from its creation, last retry or last wait.
+    """
     startup_ms: int = 1_800_000
-    """The same for an agent_startup that nobody took."""
+    """The same for a start that no orchestrator has."""
     pool_ms: int = 3_600_000
-    """The same for a POOL task that waits for a worker, and a SELF_ASSIGN one whose creator has gone before it began."""
+    """The same for a POOL task that waits for a worker.
+
+    Also for a SELF_ASSIGN task whose creator has disconnected before it began.
+    """
     completed_ms: int = 7 * 86_400_000
     """How long a completed or rejected task is kept."""
     failed_ms: int = 14 * 86_400_000
     cancelled_ms: int = 7 * 86_400_000
     resolved_ms: int = 30 * 86_400_000
-    """How long a dead letter is kept that was resolved."""
+    """How long a resolved dead letter is kept."""
     start_timeout_ms: int = 60_000
-    """How long an agent has to connect after an orchestrator was asked to start it."""
+    """How long an agent has to connect after an orchestrator was sent its start."""
     start_grace_ms: int = 5_000
-    """How long a started agent has to come back after its connection was lost."""
+    """How long a started agent has to reconnect after its connection was lost."""
 
 
 class Due(enum.Enum):
-    """What the moment is for."""
+    """What happens at a moment."""
 
     RETRY = "retry"
     WAKE = "wake"
@@ -52,11 +62,11 @@ class Due(enum.Enum):
     SCHEDULE_TO_CLOSE = "schedule_to_close"
     STALE = "stale"
     FORGET = "forget"
-    """Its row goes."""
+    """The row is deleted."""
 
 
 def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
-    """Every moment that this row has ahead, in no order."""
+    """Yield every moment that this row has ahead, in no order."""
     status = task.status
     if status in _KEPT or (status is S.FAILED and not task.next_retry_ms):
         keep_ms = {S.CANCELLED: limits.cancelled_ms, S.FAILED: limits.failed_ms}.get(status, limits.completed_ms)
@@ -85,7 +95,7 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
         if task.task_type != AGENT_STARTUP:
             yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
         elif status is S.STARTING:
-            # From when an orchestrator was asked: one that waits for an orchestrator has not begun to be late.
+            # Counted from the assignment: a start that waits for an orchestrator is not late yet.
             yield max(task.assigned_ms + task.schedule_to_start_ms, task.excused_ms), Due.SCHEDULE_TO_START
     if stale_ms := _stale_at_ms(task, limits):
         yield stale_ms, Due.STALE
@@ -115,17 +125,17 @@ def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
     if limits.pool_ms and own and task.status is S.ASSIGNED and task.disconnected_ms:
         return task.disconnected_ms + limits.pool_ms
     waits = limits.pool_ms and (own or task.mode is Mode.POOL) and task.status is S.PENDING
-    # From when it came into the queue; one that a worker has had and given back came then, and is no older than others.
+    # Counted from when it was queued last: a task that a worker gave back was queued then.
     return task.updated_ms + limits.pool_ms if waits else 0
 
 
 def start_delay_ms(task: Task) -> int:
-    """Before a start that has failed is tried again: 1 s, 2 s, 4 s."""
+    """Return the pause before a failed start is retried: 1 s, 2 s, 4 s."""
     return 1000 << min(task.retry_count, 16)
 
 
 def next_due(task: Task, limits: TimeLimits) -> int:
-    """The first of its moments, 0 for none."""
+    """Return the first moment of a row, 0 for none."""
     first_ms = 0
     for at_ms, _ in moments(task, limits):
         if not first_ms or at_ms < first_ms:
@@ -134,9 +144,9 @@ def next_due(task: Task, limits: TimeLimits) -> int:
 
 
 def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
-    """What is to happen to it now: of all that is due, what was due first.
+    """Return what happens to a task now: of all that is due, what was due first.
 
-    In one moment a grace window ends last. It fails the task, and a timeout has it tried again.
+    Of equal moments the end of a grace window is last: it fails the task, and a timeout retries it.
     """
     due = [
         (at_ms, kind is Due.GRACE_OVER, kind.value, kind) for at_ms, kind in moments(task, limits) if at_ms <= now_ms
@@ -145,7 +155,7 @@ def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
 
 
 def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
-    """The move that this moment stands for, and what is to be said of it. Not for FORGET."""
+    """Return the move of a moment, and its facts. Not for FORGET."""
     failures = task.retry_count + 1
 
     def told(reason: str, error_type: str = "TIMEOUT", delay_ms: int = 0) -> Facts:
@@ -182,7 +192,7 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
             text = f"{task.target} did not connect within {task.schedule_to_start_ms} ms after {task.assigned_to} was asked for it"
             return Move.TIME_OUT, told(text, delay_ms=start_delay_ms(task))
         case Due.SCHEDULE_TO_START:
-            text = f"nobody began within {task.schedule_to_start_ms} ms (schedule_to_start)"
+            text = f"not begun within {task.schedule_to_start_ms} ms of its queueing (schedule_to_start)"
             return Move.TIME_OUT, told(text, delay_ms=1000 + 500 * failures)
         case Due.START_TO_CLOSE:
             text = f"not done within {task.start_to_close_ms} ms of its start (start_to_close)"

@@ -1,4 +1,7 @@
-"""When a failed task is tried again (reference: tasks.md 1.7). Delays are milliseconds."""
+"""When a failed task is retried (tasks.md 1.7). Delays are milliseconds.
+
+Delays are milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ DEFAULT_ATTEMPTS: Final = 3
 DEFAULT_DELAY_MS: Final = 1_000
 MAX_EXPONENT: Final = 62
 MAX_DELAY_MS: Final = 10 * 365 * 24 * 3600 * 1000
-"""Ten years: what is longer is a mistake, and must not overflow a column when it is added to a time."""
+"""Ten years: longer delays might overflow a column when they are added to a time."""
 
 
 class Backoff(enum.IntEnum):
@@ -26,7 +29,10 @@ class Backoff(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """As the client gave it. `max_attempts` counts the first one, too; 0 is three."""
+    """A retry policy as the client gave it.
+
+    `max_attempts` counts the first attempt too; 0 means three.
+    """
 
     max_attempts: int = 0
     backoff: int = Backoff.UNSPECIFIED
@@ -39,13 +45,13 @@ class RetryPolicy:
 
     @property
     def attempts(self) -> int:
-        """How often a task may be tried in all."""
+        """How many attempts a task may have in all."""
         return self.max_attempts if self.max_attempts > 0 else DEFAULT_ATTEMPTS
 
     def delay_ms(self, failures: int, uniform: Callable[[], float]) -> int:
-        """How long after failure number `failures` (from 1) the next attempt may begin.
+        """Return the delay between failure `failures` (from 1) and the next attempt.
 
-        `uniform()` gives numbers of [0, 1) for the jitter; it is asked only if there is any.
+        `uniform()` returns numbers of [0, 1) for the jitter; it is called only if there is any.
         """
         delay = float(self._delay_ms(max(failures, 1)))
         jitter = min(max(self.jitter_factor, 0.0), 1.0)
@@ -64,12 +70,12 @@ class RetryPolicy:
         return min(delay, self.max_delay_ms) if self.max_delay_ms > 0 else delay
 
     def to_json(self) -> str:
-        """For storage."""
+        """Encode the policy for storage."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> RetryPolicy:
-        """What `to_json` wrote."""
+        """Decode what `to_json` returned."""
         fields = json.loads(text)
         for name in ("schedule_ms", "retryable_status_codes"):
             fields[name] = tuple(fields[name])

@@ -1,6 +1,7 @@
-"""The statuses of a task, what kind each is, and what it is called on the wire (reference: tasks.md 1.2, 1.3).
+"""The statuses of a task, their kinds and their numbers (tasks.md 1.2, 1.3).
 
-Several stored statuses share a number on the wire: being assigned and being started still count as QUEUED, a dead letter as FAILED.
+Several stored statuses share a number on the wire: ASSIGNED and STARTING are QUEUED there, a dead
+letter is FAILED.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 
 class Status(enum.StrEnum):
-    """As stored."""
+    """The status of a task, as stored."""
 
     PENDING = "pending"
     ASSIGNED = "assigned"
@@ -28,25 +29,25 @@ class Status(enum.StrEnum):
     HIBERNATED = "hibernated"
     REJECTED = "rejected"
 
-    __hash__ = str.__hash__  # an enumeration's own is a call of Python's, and these are looked up all the time
+    __hash__ = str.__hash__  # that of Enum is a Python function, and statuses are looked up all the time
 
     @property
     def wire(self) -> int:
-        """The number of the protocol's TaskStatus."""
+        """The number of this status in the protocol's TaskStatus."""
         return _WIRE[self]
 
 
 LIVE: Final = frozenset({Status.PENDING, Status.ASSIGNED, Status.STARTING, Status.RUNNING})
 HELD: Final = frozenset({Status.ASSIGNED, Status.STARTING, Status.RUNNING})
-"""Live, and in somebody's hands: these count as the live tasks of a worker."""
+"""Live and assigned: these count as the live tasks of a worker."""
 WAITING: Final = frozenset({Status.WAITING_INPUT, Status.WAITING_AUTHORITY, Status.WAITING_DEPENDENCY})
-"""Paused with the worker still on it."""
+"""Paused, with the worker still assigned."""
 PAUSED: Final = WAITING | {Status.HIBERNATED}
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.DLQ, Status.REJECTED})
 
 
 def is_final(status: Status, next_retry_ms: int) -> bool:
-    """Whether a task has ended: its status is terminal, and no attempt is to follow."""
+    """Return whether a task has ended: its status is terminal, and no retry follows."""
     return status in TERMINAL and not next_retry_ms
 
 
@@ -70,16 +71,19 @@ _WIRE: Final[Mapping[Status, int]] = MappingProxyType(
 
 
 def stored_as(wire: int) -> frozenset[Status]:
-    """The statuses that a number on the wire stands for; none for a number that the protocol does not know.
+    """Return the statuses of a number on the wire; none for an unknown number.
 
-    The reference's filter finds only `pending` for QUEUED and only `failed` for FAILED; here a filter finds whatever is shown
-    with that number.
+    The reference's filter finds only `pending` for QUEUED and only `failed` for FAILED. Here a
+    filter finds every task that is shown with that number.
     """
     return frozenset(status for status, number in _WIRE.items() if number == wire)
 
 
 class TaskClass(enum.IntEnum):
-    """How patient a task is with its worker. UNSPECIFIED is INTERACTIVE, but for the sweep of stale tasks."""
+    """How patient a task is with its worker.
+
+    UNSPECIFIED is treated as INTERACTIVE, but not cancelled when it is stale.
+    """
 
     UNSPECIFIED = 0
     INTERACTIVE = 1
@@ -95,16 +99,19 @@ GRACE_MS: Final[Mapping[int, int]] = MappingProxyType(
         TaskClass.BACKGROUND: 600_000,
     }
 )
-"""How long a running task waits for its worker to come back, in milliseconds; fixed when the task is created."""
+"""Grace window in milliseconds, by class; fixed when the task is created.
+
+A running task waits so long for its worker to reconnect.
+"""
 
 NORMAL_PRIORITY: Final = 30
 
 
 def grace_ms(task_class: int) -> int:
-    """The grace window of a class; a class that the protocol does not know is as patient as an unspecified one."""
+    """Return the grace window of a class; of an unknown class, that of UNSPECIFIED."""
     return GRACE_MS.get(task_class, GRACE_MS[TaskClass.UNSPECIFIED])
 
 
 def priority_of(wire: int) -> int:
-    """What a priority on the wire is stored as: 0 is NORMAL, other numbers pass (reference: tasks.md 1.2)."""
+    """Return the stored priority: 0 on the wire is NORMAL (reference: tasks.md 1.2)."""
     return wire or NORMAL_PRIORITY

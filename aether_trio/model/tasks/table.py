@@ -1,15 +1,16 @@
-"""The table of moves: from which statuses a move may be made, and what it makes of a task (reference: tasks.md 1.4 to 1.9).
+"""The table of moves: from which statuses, and to which row (tasks.md 1.4 to 1.9).
 
     decide(task, move, facts) ──▶ Step      the row to be written
-                              ├─▶ Repeat    it is done already, by the same caller: answer as before, write nothing
+                              ├─▶ Repeat    the same caller made it already: answer, write nothing
                               └─▶ Refused   a typed reason and a sentence for the client
 
-Differences from the reference, which binds only some of its moves to its own table: a terminal task stays what it is whoever asks
-(COMPLETE and FAIL have no guard there), unless a retry is to follow; a worker whose task went to somebody else is told so; what
-wakes without a worker waits to be assigned again instead of running in nobody's hands.
+Differences from the reference, which applies its table to some of its moves only: an ended task
+does not change, for any caller, unless a retry follows (the reference does not check COMPLETE and
+FAIL). A worker that has lost its task to another worker is told so. A task that wakes without a
+worker waits for an assignment instead of running without one.
 
-Invariants: a step of a terminal task leads to PENDING, CANCELLED or DLQ and nowhere else; `epoch` grows with every assignment and never
-otherwise; whoever is assigned is named in `assigned_to`.
+Invariants: a step of a terminal task leads to PENDING, CANCELLED or DLQ; `epoch` grows with every
+assignment, and only then; `assigned_to` names the worker of the assignment.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ S = Status
 
 
 class Move(enum.Enum):
-    """What may happen to a task. The first eight are asked for by participants, the others are the gateway's own."""
+    """A change of a task.
+
+    Participants ask for the first eight; the gateway makes the others.
+    """
 
     CLAIM = "claim"
     COMPLETE = "complete"
@@ -40,58 +44,64 @@ class Move(enum.Enum):
     REJECT = "reject"
 
     ASSIGN = "assign"
-    """To `facts.caller`, which takes it from a queue."""
+    """A worker, `facts.caller`, is assigned a task of a queue."""
     UNASSIGN = "unassign"
-    """Its worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
+    """The worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
     LOSE = "lose"
-    """Its worker never says when it begins, and is gone: an attempt has failed of what it is taken to have begun."""
+    """A worker that never claims has gone: an attempt of what it presumably began has failed."""
     START = "start"
     """`facts.caller`, an orchestrator, launches the worker."""
     ATTACH = "attach"
-    """Its worker has connected with the task's token."""
+    """The worker has connected with the task's token."""
     WAKE = "wake"
-    """What it waited for has come."""
+    """What a paused task waited for has happened."""
     TIME_OUT = "time out"
-    """A deadline has passed; `facts.reason` says which, `facts.delay_ms` when to try again if an attempt is left."""
+    """A deadline has passed.
+
+    `facts.reason` names it, `facts.delay_ms` is the pause before a retry if an attempt is left.
+    """
     BURY = "bury"
-    """To the dead letters: there is to be no further attempt."""
+    """The task becomes a dead letter: no further attempt follows."""
 
     __hash__ = object.__hash__
 
 
 class Refusal(enum.Enum):
-    """Why a move is not made."""
+    """Why a move is refused."""
 
     ENDED = "ended"
     STATUS = "status"
     STALE = "stale"
-    """The caller had the task, and somebody else has it now."""
+    """The caller had the task, and another worker has it now."""
     NOT_YOURS = "not yours"
     WAIT_SPEC = "wait spec"
 
 
 class Facts(NamedTuple):
-    """What a decision needs beside the row. `caller` is an identity text, "" for the gateway itself."""
+    """What a decision needs besides the row.
+
+    `caller` is an identity text, "" for the gateway itself.
+    """
 
     now_ms: int
     caller: str = ""
     caller_epoch: int | None = None
-    """The epoch of the caller's latest assignment of this task; None: it never had it."""
+    """The epoch of the caller's latest assignment of this task; None if it had none."""
     reason: str = ""
     error_type: str = ""
     wait: Wait | None = None
     pause_key: str = ""
-    """Of a PAUSE: the same for the same one only, which may be asked for again when its answer was lost."""
+    """The key of a PAUSE, equal for a repeated request whose answer was lost."""
     present: bool = True
-    """Whether the task's worker is connected, and knows of it."""
+    """Whether the task's worker is connected and knows of the task."""
     lost: bool = False
-    """Whether the worker that lets go of a task, and not its gateway, is the reason."""
+    """Whether a task is given back because of its worker, not because of its gateway."""
     delay_ms: int = 0
     uniform: Callable[[], float] = lambda: 0.5
 
 
 class Step(NamedTuple):
-    """The row after the move, and the reason that its event carries."""
+    """The row after the move, and the reason in its event."""
 
     after: Task
     reason: str = ""
@@ -99,12 +109,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Nothing is to be done: it is so already."""
+    """The move was made already: nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """`text` is a sentence for the client."""
+    """The move is refused; `text` is a sentence for the client."""
 
     why: Refusal
     text: str
@@ -116,7 +126,10 @@ Decision = Step | Repeat | Refused
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`by_worker`: only whoever has the task may make the move, among those who ever had it."""
+    """From which statuses a move may be made, and its changes.
+
+    `by_worker`: of the task's present and former workers, only the present one may make it.
+    """
 
     allowed: frozenset[Status]
     effect: Callable[[Task, Facts], Changes | Refused]
@@ -125,12 +138,15 @@ class Rule:
 
 NOT_FINAL: Final = LIVE | PAUSED
 MAX_DELIVERIES: Final = 16
-"""How often a task is given to workers that go before they begin it. A start: as often as it is attempted."""
+"""How often a task is assigned to workers that go before they begin it.
+
+A start: as often as it has attempts.
+"""
 CANCELLED_TEXT: Final = "task cancelled"
 
 
 def decide(task: Task, move: Move, facts: Facts) -> Decision:
-    """What `move` makes of `task`. Pure, but for `facts.uniform`."""
+    """Return what `move` makes of `task`. Pure, except for `facts.uniform`."""
     rule = RULES[move]
     if _is_repeat(task, move, facts):
         return Repeat()
@@ -154,18 +170,18 @@ def _has_it(task: Task, facts: Facts) -> bool:
 
 
 def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
-    """A move that its caller has made already, or that finds what it wants."""
+    """Return whether the caller made this move already, or its result holds already."""
     if move in _ENDS and task.status is _ENDS[move] and facts.caller:
         late = RULES[move].by_worker and facts.caller_epoch not in (None, task.epoch)
         return task.ended_by == facts.caller and not late
     if move is Move.CLAIM and task.status is S.RUNNING:
         return _has_it(task, facts) and not task.disconnected_ms
     if move is Move.PAUSE and facts.pause_key and task.pause_key == facts.pause_key:
-        # What it waited for may have come already, and nothing would end the wait a second time.
+        # What the task waits for may have happened already, and would not end the wait again.
         mine = facts.caller_epoch is None or _has_it(task, facts)
         return mine and (task.status is S.RUNNING or task.status in PAUSED)
     if move is Move.RESUME and task.status in HELD:
-        # It goes on already. What its worker has not begun, no other participant can begin for it.
+        # The task goes on already. Only its worker can begin what it has not begun.
         return task.status is not S.ASSIGNED or not _has_it(task, facts)
     return False
 
@@ -185,7 +201,11 @@ def _lost_text(task: Task, facts: Facts) -> str:
 
 
 def _event_reason(after: Task, facts: Facts) -> str:
-    """Failures and rejections carry their text, pauses the reason of the wait, completions what the worker said."""
+    """Return the reason in the event of a move.
+
+    Failures and rejections carry their text, pauses the reason of the wait, completions the text of
+    the worker.
+    """
     if after.status is S.COMPLETED:
         return facts.reason
     if after.status in (S.FAILED, S.REJECTED, S.DLQ):
@@ -198,7 +218,7 @@ def _event_reason(after: Task, facts: Facts) -> str:
 # -- effects ---------------------------------------------------------------------------------------
 
 _NO_WAIT: Final[Mapping[str, Any]] = MappingProxyType({"wait": "", "paused_ms": 0})
-_NOBODY: Final[Mapping[str, Any]] = MappingProxyType(
+_NO_WORKER: Final[Mapping[str, Any]] = MappingProxyType(
     {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0, "excused_ms": 0, "begun": 0}
 )
 
@@ -301,7 +321,7 @@ def _cancel(task: Task, facts: Facts) -> Changes:
 def _retry(task: Task, facts: Facts) -> Changes:
     return {
         **_NO_WAIT,
-        **_NOBODY,
+        **_NO_WORKER,
         "status": S.PENDING,
         "pending_ms": facts.now_ms,
         "started_ms": 0,
@@ -316,7 +336,7 @@ def _retry(task: Task, facts: Facts) -> Changes:
         "error": "",
         "error_type": "",
         "ended_by": "",
-        # A dead letter that is taken up again has all its attempts before it.
+        # A dead letter that is retried has all its attempts again.
         "retry_count": 0 if task.status is S.DLQ else task.retry_count,
     }
 
@@ -342,7 +362,7 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
         changes["heartbeat_ms"] = facts.now_ms  # its worker knows of it, as by a claim
     if task.status is S.RUNNING:
         changes["excused_ms"] = 0
-        # A clock that was set back since gives no time that was not worked.
+        # After a clock was set back, time that was not worked must not count.
         changes["worked_ms"] = task.worked_ms + max(facts.now_ms - (task.running_ms or task.started_ms), 0)
     if to is S.HIBERNATED:
         if not wait.checkpoint_key:
@@ -359,15 +379,18 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
 
 
 def _wake(task: Task, facts: Facts) -> Changes:
-    """A waiting task goes on where it is; one without a worker, or hibernated, waits to be assigned."""
+    """Let a waiting task go on.
+
+    Without a worker, or hibernated, it waits for an assignment.
+    """
     if task.status is S.HIBERNATED or not task.assigned_to:
         pending = {"status": S.PENDING, "pending_ms": facts.now_ms, "fresh_ms": facts.now_ms, "deliveries": 0}
-        return {**_NO_WAIT, **_NOBODY, **pending}
+        return {**_NO_WAIT, **_NO_WORKER, **pending}
     changes = {**_NO_WAIT, **_running(task, facts), "fresh_ms": facts.now_ms}
     if not facts.present:
         changes["disconnected_ms"] = facts.now_ms
         if not task.heartbeat_timeout_ms:
-            changes["heartbeat_ms"] = task.heartbeat_ms  # that was no sign of life of its worker
+            changes["heartbeat_ms"] = task.heartbeat_ms  # that was no heartbeat of its worker
     return changes
 
 
@@ -392,15 +415,18 @@ def _unassign(task: Task, facts: Facts) -> Changes:
     if facts.lost and deliveries >= bound:
         reason = f"given {deliveries} times and never begun"
         return _bury(task, facts._replace(reason=reason, error_type="NEVER_BEGUN")) | {"deliveries": deliveries}
-    return {**_NOBODY, "status": S.PENDING, "deliveries": deliveries}
+    return {**_NO_WORKER, "status": S.PENDING, "deliveries": deliveries}
 
 
 def _lose(task: Task, facts: Facts) -> Changes:
-    """Without a policy the next attempt follows at once: its worker may have died of another task."""
+    """Fail an attempt whose worker was lost.
+
+    Without a policy the next attempt follows at once: the worker may have died of another task.
+    """
     failures = task.retry_count + 1
     if task.policy is not None or failures >= task.max_attempts:
         return _time_out(task, facts)
-    return {**_NOBODY, "status": S.PENDING, "pending_ms": facts.now_ms, "retry_count": failures, "deliveries": 0}
+    return {**_NO_WORKER, "status": S.PENDING, "pending_ms": facts.now_ms, "retry_count": failures, "deliveries": 0}
 
 
 def _start(task: Task, facts: Facts) -> Changes:
@@ -408,7 +434,7 @@ def _start(task: Task, facts: Facts) -> Changes:
 
 
 def _attach(task: Task, facts: Facts) -> Changes:
-    """The worker named by the token is the task's from now on."""
+    """Make the holder of the token the worker of the task."""
     changes: Changes = {"attached": 1, "disconnected_ms": 0, "updated_ms": facts.now_ms}
     if task.assigned_to != facts.caller:
         changes |= {"assigned_to": facts.caller, "assigned_ms": facts.now_ms, "epoch": task.epoch + 1}
@@ -439,4 +465,4 @@ RULES: Final[Mapping[Move, Rule]] = MappingProxyType(
         Move.BURY: Rule(NOT_FINAL | {S.FAILED}, _bury),
     }
 )
-"""The whole table. CANCEL also ends a FAILED task that is to be tried again."""
+"""The whole table. CANCEL also ends a FAILED task that would be retried."""

@@ -1,7 +1,8 @@
-"""A task as a store keeps it: one flat row. Times are Unix milliseconds, 0 where something has not happened.
+"""A task as stored: one flat row. Times are Unix ms, 0 for what has not happened.
 
-`epoch` counts assignments: whoever holds an older one has lost the task. `events` is the number of the task's latest event.
-The last group of fields is derived from the others by `derived` whenever a row is written, so that indexes can be small.
+`epoch` counts assignments: a worker with an older one has lost the task. `events` is the number of
+the task's latest event. The last group of fields follows from the others whenever a row is written
+(`queue_of`, `holder_of`, `keeper_of`, `next_due`), so that indexes can be small.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from aether_trio.model.tasks.status import HELD, WAITING, Status, is_final
 from aether_trio.model.tasks.wait import Wait
 
 PROCESS_ENDED: Final = -1
-"""The grace of a start whose process is known to have ended."""
+"""The `grace_ms` of a start whose process is known to have ended."""
 AGENT_STARTUP: Final = "agent_startup"
-"""The task type that starts an agent; nobody but an orchestrator works on it."""
+"""The task type that starts an agent; only orchestrators are assigned such tasks."""
 
 
 class Mode(enum.StrEnum):
-    """Who does the work: the creator, one identity, or any worker of an implementation."""
+    """Who works: the creator, one identity, or any worker of an implementation."""
 
     SELF_ASSIGN = "self_assign"
     TARGETED = "targeted"
@@ -33,9 +34,10 @@ class Mode(enum.StrEnum):
 
 @dataclass
 class Task:
-    """See the module's text. `status` and `mode` are stored words; treat a row as a value, `changed` makes the next one.
+    """The row of a task. Treat it as a value: `changed` makes the next one.
 
-    Its fields are all there is in its `__dict__`, in the order of COLUMNS: copying and comparing that costs a third of what slots do.
+    `status` and `mode` are stored words. The fields are exactly its `__dict__`, in the order of
+    COLUMNS: copying and comparing that costs a third of what slots do.
     """
 
     task_id: str
@@ -46,9 +48,9 @@ class Task:
     task_class: int = 0
     priority: int = 30
     creator: str = ""
-    """Identity text."""
+    """Identity text of the participant that created it."""
     target: str = ""
-    """TARGETED: the identity text of the worker."""
+    """Identity text of the worker of a TARGETED task."""
     target_implementation: str = ""
     target_specifier: str = ""
     parent_task_id: str = ""
@@ -64,17 +66,17 @@ class Task:
     root_authority_grant_id: str = ""
     parent_authority_grant_id: str = ""
     grace_ms: int = 0
-    """PROCESS_ENDED for a start whose process has ended."""
+    """Grace window; PROCESS_ENDED for a start whose process has ended."""
     schedule_to_start_ms: int = 0
     start_to_close_ms: int = 0
     heartbeat_timeout_ms: int = 0
     schedule_to_close_ms: int = 0
     retry_policy: str = ""
-    """JSON (retry.py); "" for none."""
+    """JSON of the policy (retry.py), "" for none."""
     spec: bytes = b""
-    """What the creator said that no decision depends on; the service's own encoding."""
+    """What the creator said that no decision depends on, in the service's encoding."""
     order_us: int = 0
-    """Creation time in microseconds, for first in first out."""
+    """Creation time in microseconds, for first in, first out."""
     created_ms: int = 0
 
     status: Status = Status.PENDING
@@ -82,7 +84,7 @@ class Task:
     assigned_to: str = ""
     updated_ms: int = 0
     pending_ms: int = 0
-    """Since when it waits, or has last waited, to be assigned."""
+    """Since when it waits, or last waited, for an assignment."""
     assigned_ms: int = 0
     started_ms: int = 0
     completed_ms: int = 0
@@ -96,53 +98,62 @@ class Task:
     error: str = ""
     error_type: str = ""
     wait: str = ""
-    """JSON (wait.py); "" for none."""
+    """JSON of the wait (wait.py), "" for none."""
     attached: int = 0
-    """1: bound by a token to the session of its worker, whose clean end completes it."""
+    """1: its worker's session was let in by its token; a clean end of it completes the task."""
     tokens: int = 0
-    """1: there are tokens to be revoked when it ends."""
+    """1: it has tokens that are revoked when it ends."""
     ended_by: str = ""
-    """Whose move made it terminal."""
+    """Identity text of the caller whose move ended it."""
     checkpoint_key: str = ""
     resume_session_id: str = ""
     events: int = 0
     awaited: int = 0
-    """1: others wait, or have waited, for its end."""
+    """1: other tasks wait, or have waited, for its end."""
     has_children: int = 0
     """1: there are, or have been, tasks whose parent it is."""
     input_offset: int = 0
-    """The number in the log of the last input that was taken over from there; 0: it never had one."""
+    """Number in the log of the last input that was copied; 0 for none."""
     pause_key: str = ""
-    """Which PAUSE was its last (`Facts.pause_key`)."""
+    """The key of its last PAUSE (`Facts.pause_key`)."""
     deliveries: int = 0
-    """How often it was given to a worker that let go of it without beginning; since an attempt began."""
+    """How often workers gave it back without beginning it, in this attempt."""
     opened_ms: int = 0
-    """When a participant last had it tried again, 0 for its creation: `schedule_to_close` counts from then."""
+    """When a participant last retried it, 0 for its creation.
+
+    `schedule_to_close` counts from then.
+    """
     fresh_ms: int = 0
-    """When it last went on: by a retry, or after a wait. 0 for its creation."""
+    """When it last went on by a retry or after a wait, 0 for its creation."""
     running_ms: int = 0
-    """Since when its worker works, without the time of earlier stints of this attempt; 0 for `started_ms`."""
+    """Since when its worker works after the last wait; 0 for `started_ms`."""
     worked_ms: int = 0
-    """How long this attempt was worked on before its last wait."""
+    """How long this attempt was worked on before the last wait."""
     excused_ms: int = 0
-    """Until when nothing is expected of its worker, as the gateway was away."""
+    """Until when no heartbeat is expected, as the gateway was away."""
     begun: int = 0
-    """1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""
+    """1: its worker never claims, has gone, and is presumed to have begun this task."""
     launched: int = 0
-    """Of a start: the epoch of the orchestrator's assignment whose token its agent has shown; 0: it has shown none."""
+    """Of a start: the epoch of the assignment whose token its agent has shown.
+
+    0: the agent has shown none.
+    """
 
     queue: str = ""
-    """Where it waits to be assigned, "" when it does not."""
+    """Where it waits for an assignment, "" if it does not wait."""
     holder: str = ""
-    """Whose live task it is, "" when it is nobody's. What its creator has assigned to itself keeps it from no other work."""
+    """Identity text of the worker whose live task it is, "" for none.
+
+    A task that its creator has assigned to itself has no holder: it takes no room.
+    """
     keeper: str = ""
-    """The creator that works on it itself, "" when it is another participant's or has ended."""
+    """Identity text of the creator that works on it itself; "" for other and ended tasks."""
     due_ms: int = 0
     """When time alone moves it, 0 for never."""
 
     @property
     def is_final(self) -> bool:
-        """Terminal, and no attempt is to follow."""
+        """Whether its status is terminal and no retry follows."""
         return is_final(self.status, self.next_retry_ms)
 
     @property
@@ -152,20 +163,23 @@ class Task:
 
     @property
     def policy(self) -> RetryPolicy | None:
-        """Its retry policy."""
+        """The retry policy; None without one."""
         return RetryPolicy.from_json(self.retry_policy) if self.retry_policy else None
 
     @property
     def waits_for(self) -> Wait | None:
-        """What it waits for, while it is paused."""
+        """What a paused task waits for; None if it is not paused."""
         return Wait.from_json(self.wait) if self.wait else None
 
     def values(self) -> tuple[Any, ...]:
-        """In the order of COLUMNS, as a store takes them: words are plain text, which binds in half the time."""
+        """Return the values of COLUMNS for a store.
+
+        Words become plain text, which binds in half the time.
+        """
         return tuple({**self.__dict__, "status": self.status.value, "mode": self.mode.value}.values())
 
     def changed(self, changes: Mapping[str, Any]) -> Task:
-        """The row after `changes`."""
+        """Return the row after `changes`."""
         task = _new(Task)
         task.__dict__.update(self.__dict__)
         task.__dict__.update(changes)
@@ -173,7 +187,7 @@ class Task:
         return task
 
     def differences(self, after: Task) -> dict[str, Any]:
-        """What of another state of this row is not as here, as a store takes it."""
+        """Return the columns that differ in `after`, with values for a store."""
         old = self.__dict__
         found = {name: value for name, value in after.__dict__.items() if value is not old[name] and value != old[name]}
         if "status" in found:
@@ -182,7 +196,7 @@ class Task:
 
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> Task:
-        """A row of COLUMNS as a store gives it."""
+        """Make a task of a stored row of COLUMNS."""
         task = _new(cls)
         state = task.__dict__
         state.update(zip(COLUMNS, row, strict=True))
@@ -198,28 +212,34 @@ _new: Final = object.__new__
 
 
 def pool_queue(workspace: str, implementation: str) -> str:
-    """The queue of a pool. Its name begins with "pool", as no identity does."""
+    """Return the name of a pool's queue; it begins with "pool", as no identity does."""
     return f"pool::{workspace}::{implementation}"
 
 
 def queue_of(task: Task) -> str:
-    """Where a task waits to be assigned: its pool's queue, or that of the one identity that may do it; "" when it does not wait."""
+    """Return where a task waits for an assignment: a pool's queue or an identity.
+
+    "" if it does not wait.
+    """
     if task.status is not Status.PENDING:
         return ""
     if task.task_type == AGENT_STARTUP:
-        return ""  # orchestration has its own
+        return ""  # orchestrator_profiles decides who gets it
     if task.mode is Mode.POOL:
         return pool_queue(task.workspace, task.target_implementation)
     return task.target if task.mode is Mode.TARGETED else task.creator
 
 
 def keeper_of(task: Task) -> str:
-    """The creator that has assigned a task to itself and has it still, without a token."""
+    """Return the creator that works on its task itself, without a token; "" if none."""
     own = task.mode is Mode.SELF_ASSIGN and not task.attached
     return task.assigned_to if own and task.status in HELD | WAITING else ""
 
 
 def holder_of(task: Task) -> str:
-    """Whose live task it is. What its creator has assigned to itself and works on without a token counts for nobody."""
+    """Return the worker whose live task it is; "" for none.
+
+    A task that its creator has assigned to itself, without a token, counts for no worker.
+    """
     own = task.mode is Mode.SELF_ASSIGN and not task.attached
     return task.assigned_to if task.status in HELD and not own else ""

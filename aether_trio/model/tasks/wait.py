@@ -11,7 +11,7 @@ from aether_trio.model.tasks.status import Status
 
 
 class Reason(enum.IntEnum):
-    """As numbered on the wire. UNSPECIFIED is INPUT."""
+    """The reason of a wait, as numbered on the wire. UNSPECIFIED is INPUT."""
 
     UNSPECIFIED = 0
     INPUT = 1
@@ -21,12 +21,12 @@ class Reason(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """As events name it."""
+        """The name of the reason in events."""
         return _WORDS[self]
 
     @property
     def status(self) -> Status:
-        """What a task that pauses for this is."""
+        """The status of a task that pauses for this reason."""
         return _STATUSES[self]
 
 
@@ -46,12 +46,15 @@ _STATUSES = {
 }
 
 ESCALATIONS = frozenset({"", "fail", "retry", "alert"})
-"""What becomes of a hibernated task whose time is up: failed, woken, or left asleep."""
+"""What happens to a hibernated task at its timeout: failed, woken, or left asleep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """As the client gave it. `timeout_ms` 0 is never, `wake_ms` 0 is no alarm; the last four belong to a hibernation."""
+    """A wait as the client gave it.
+
+    `timeout_ms` 0 is never, `wake_ms` 0 is no alarm; the last four fields belong to a hibernation.
+    """
 
     reason: int = Reason.UNSPECIFIED
     expected_principal: str = ""
@@ -68,35 +71,41 @@ class Wait:
 
     @property
     def status(self) -> Status:
-        """What a task that waits for this is; an unknown reason is input."""
+        """The status of a task with this wait; an unknown reason is treated as INPUT."""
         return _STATUSES.get(Reason(self.reason) if self.reason in set(Reason) else Reason.INPUT, Status.WAITING_INPUT)
 
     @property
     def word(self) -> str:
-        """The reason, as events name it."""
+        """The name of the reason in events."""
         return _WORDS[Reason(self.reason)] if self.reason in set(Reason) else ""
 
     def is_over(self, ended: int) -> bool:
-        """Whether a wait for dependencies is over when `ended` of them have ended (or are gone)."""
+        """Return whether a wait is over when `ended` of its tasks have ended or are gone."""
         if not self.depends_on:
             return True
         return ended > 0 if self.wake_on_any else ended >= len(set(self.depends_on))
 
     def takes(self, metadata: Mapping[str, str]) -> bool:
-        """Whether an input with this metadata is the one that is waited for; no `input_match` takes any."""
+        """Return whether an input with this metadata ends the wait.
+
+        Without `input_match` any input does.
+        """
         return all(metadata.get(key) == value for key, value in self.input_match.items())
 
     def to_json(self) -> str:
-        """For storage."""
+        """Encode the wait for storage."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     def in_order(self) -> str:
-        """The same text for the same wait, in whatever order its `input_match` came."""
+        """Encode the wait so that equal waits give equal texts.
+
+        The order of `input_match` does not matter.
+        """
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Wait:
-        """What `to_json` wrote."""
+        """Decode what `to_json` returned."""
         fields = json.loads(text)
         for name in ("depends_on", "wake_event_types"):
             fields[name] = tuple(fields[name])

@@ -1,13 +1,16 @@
-"""What runs for tasks on one node, and how anything is written: one transaction, and then what follows from it.
+"""Run the transactions on tasks of one node, and what follows from their commits.
 
-    perform(program) ──▶ database.run ──▶ settle: assignments to sessions, events to subscribers, notices, the next due moment, hints
+    perform(mutation) ──▶ database.run ──▶ after_commit: assignments to sessions, events to
+        subscribers, status updates, the next due moment, notifications to other nodes
 
-The database decides everything. What is held here in memory (subscriptions, assignments on their way, the next due moment) can be lost.
-A transaction whose commit was not answered is made again, as every move knows whether it has been made; afterwards workers of this
-node are told again what they have been assigned, and subscribers look at the table.
+The database decides everything. Subscriptions, assignments to be sent and the next due moment are
+in memory and may be lost. A transaction whose commit was not answered runs again, as every move
+recognizes that it was made. Afterwards the workers of this node are sent again what they were
+assigned, and subscribers read the table.
 
-Invariants: a worker's row bears the name of its node's lease (hints.py); when that has ended, some node ends the sessions under it, and
-each page of that is one transaction; a node that has another lease joins its sessions again (`renewed`).
+Invariants: a worker's row names the lease of its node (nodes.py). When a lease has ended, some node
+ends the sessions under it, a page in each transaction. A node with a new lease joins its sessions
+again (`renewed`).
 """
 
 from __future__ import annotations
@@ -63,18 +66,21 @@ logger = structlog.get_logger("aether.tasks")
 
 T = TypeVar("T")
 
-UNSURE_TRIES: Final = 5
-UNSURE_PAUSE_S: Final = 0.2
-LOOK_S: Final = 5.0
-"""Between two looks for what other nodes may have left, where there are any."""
+IN_DOUBT_TRIES: Final = 5
+IN_DOUBT_PAUSE_S: Final = 0.2
+CHECK_S: Final = 5.0
+"""Seconds between two checks for what other nodes have left."""
 SETTLE_S: Final = 5.0
-"""For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
+"""How long a stopping gateway writes the ends of sessions.
+
+What is not written in time is written by the next process, or by another node.
+"""
 RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
 AGAIN_PAGE: Final = 200
-"""Workers, and tasks with those of one worker more, that are told again in one transaction."""
-NOTICE_S: Final = 0.01
-"""For so long a notice waits for something to share a write with: nobody sees a bar move more often."""
+"""Tasks whose assignments one transaction sends again; those of one worker stay together."""
+STATUS_UPDATE_S: Final = 0.01
+"""How long a status update waits to share a write with other updates."""
 
 
 WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING"
@@ -82,7 +88,11 @@ WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CON
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """Of this node: assignments sent, rows looked at because they were due, progress reports and inputs dropped, tasks that somebody follows."""
+    """Counters of this node since its start; `followed` is the number now.
+
+    Assignments sent, rows read because they were due, progress reports dropped, inputs dropped, and
+    tasks that sessions of this node follow.
+    """
 
     assignments: int
     due: int
@@ -92,7 +102,7 @@ class TaskStatistics:
 
 
 class Engine:
-    """See the module docstring. `run` must run while it is used."""
+    """Runs transactions and, within `running`, the background tasks."""
 
     def __init__(
         self,
@@ -103,7 +113,7 @@ class Engine:
         registry: Registry,
         ephemeral_topics: EphemeralTopics,
         log: TopicLog,
-        others: TaskNodes,
+        task_nodes: TaskNodes,
         agents: AgentHooks,
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -111,52 +121,55 @@ class Engine:
         self.database = database
         self.clock = clock
         self._locking: Database = database.separate_queue(locking=True)
-        self.nodes = others
+        self.nodes = task_nodes
         self.event_subscriptions = EventSubscriptions(database)
         self._assignment_kicks = Kicks()
         self.assignments = AssignmentSender(database, self._assignment_kicks.add, self.run_program, random_bytes)
-        self._status_kicks = Kicks(NOTICE_S)
-        self.writes = WriteBatcher(self._perform_errand, merge)
-        self.follow_ups = WriteBatcher(self._perform_errand, max_group=1)
-        """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
+        self._status_kicks = Kicks(STATUS_UPDATE_S)
+        self.writes = WriteBatcher(self._perform, merge)
+        self.follow_ups = WriteBatcher(self._perform, max_group=1)
+        """Further pages of what follows from a move, each in a separate transaction.
+
+        So a session that begins or reports meanwhile waits for one page.
+        """
         self.timer = TaskTimer(database, clock, self._fire, self.writes.flush_within)
         self.input_consumer = InputConsumer(log, database, self.perform)
-        self.outbox_publisher = OutboxPublisher(database, log, lambda: others.node)
+        self.outbox_publisher = OutboxPublisher(database, log, lambda: task_nodes.node)
         self._limits = limits
         self._uniform = uniform
         self._registry = registry
         self._ephemeral_topics = ephemeral_topics
-        self._collecting = trio.Event()
-        others.on_notification(nodes.ASSIGNMENTS, lambda _: self._collecting.set())
-        others.on_notification(nodes.EVENTS, self.event_subscriptions.look)
-        others.on_notification(nodes.HIBERNATED, self._hibernated_elsewhere)
-        others.on_notification(nodes.ENDED_SESSIONS, self._end_outlived)
+        self._assigned_elsewhere = trio.Event()
+        task_nodes.on_notification(nodes.ASSIGNMENTS, lambda _: self._assigned_elsewhere.set())
+        task_nodes.on_notification(nodes.EVENTS, self.event_subscriptions.look)
+        task_nodes.on_notification(nodes.HIBERNATED, self._hibernated_elsewhere)
+        task_nodes.on_notification(nodes.ENDED_SESSIONS, self._end_session)
         self._absent_unseen = trio.Event()
-        """A gateway has ended that may have been about to ask for the start of an agent."""
+        """Set when a gateway has ended that may have been about to start an agent."""
         self._child_events_written = trio.Event()
-        """There may be events of children that are to be told to their parents' logs."""
+        """Set when child events may wait for the logs of their parents."""
         self._child_events_written.set()
         self._hibernated: set[str] = set()
         self._ended: frozenset[str] = frozenset()
-        """Leases whose end has been dealt with."""
+        """Leases whose end this node has handled."""
 
     def statistics(self) -> TaskStatistics:
-        """Counters since start."""
+        """Return the counters since start."""
         followed = sum(1 for _ in self.event_subscriptions.watched)
         return TaskStatistics(
             self.assignments.pushed, self.timer.fired, self.writes.dropped, self.input_consumer.dropped, followed
         )
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def context(self, *, small: bool = False) -> Context:
-        """What a transaction of now is told."""
+        """Return what a transaction that runs now knows."""
         return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run one that is mostly small; again, if it is not known whether it was committed. The caller settles.
+        """Run a program that is mostly small; again, if its commit is in doubt.
 
-        Raises StorageUnavailable.
+        The caller calls `after_commit`. Raises StorageUnavailable.
         """
         if not self.database.shared:
             try:
@@ -172,25 +185,25 @@ class Engine:
         *,
         small: bool = False,
     ) -> T:
-        for attempt in range(UNSURE_TRIES):
+        for attempt in range(IN_DOUBT_TRIES):
             context = self.context(small=small)
             try:
                 result = await run(lambda context=context: program(context))  # type: ignore[misc]
             except CommitUnknown:
-                if attempt == UNSURE_TRIES - 1:
-                    self._make_up()
+                if attempt == IN_DOUBT_TRIES - 1:
+                    self._send_all_again()
                     raise
-                await trio.sleep(UNSURE_PAUSE_S)
+                await trio.sleep(IN_DOUBT_PAUSE_S)
                 continue
             if attempt:
-                self._make_up()
+                self._send_all_again()
             return result
         raise AssertionError
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
-        """One transaction of a program on a TaskTransaction, and what follows from it.
+        """Run a mutation in one transaction, then do what follows from its commit.
 
-        `locking`: as of `Database.beside`. Raises StorageUnavailable.
+        `locking` as in `Database.separate_queue`. Raises StorageUnavailable.
         """
 
         def program(context: Context) -> Program[TaskTransaction]:
@@ -202,24 +215,24 @@ class Engine:
         self.after_commit(tx)
         return tx
 
-    async def _perform_errand(self, mutation: Mutation) -> None:
+    async def _perform(self, mutation: Mutation) -> None:
         await self.perform(mutation)
 
-    def _make_up(self) -> None:
-        """A transaction may have taken effect whose pushes and events nobody here knows."""
+    def _send_all_again(self) -> None:
+        """Send and check everything again, after a transaction whose commit was in doubt."""
         logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
         self.timer.look()
         self.event_subscriptions.look("*")
-        self.writes.put(_push_again)
-        self.writes.put(_find_outlived)
+        self.writes.put(_send_assignments_again)
+        self.writes.put(_find_sessions_to_end)
         self.writes.put(TaskTransaction.find_unfinished)
         self._absent_unseen.set()
         self._child_events_written.set()
         self.outbox_publisher.wake()
 
     def after_commit(self, tx: TaskTransaction) -> None:
-        """What follows from a transaction that is committed. Never blocks."""
-        # Whose they are is said by the names of then: this node may have another lease by now.
+        """Do what follows from a committed transaction. Never blocks."""
+        # Compare with the lease of the transaction: this node may have another one by now.
         here = tx.context.node
         for push in tx.effects.assignments:
             self._push(push, here)
@@ -231,7 +244,7 @@ class Engine:
             self.nodes.notify(node, nodes.EVENTS, task_id)
         for node, session_id in tx.effects.sessions_to_end:
             if node == here:
-                self._end_outlived(session_id)
+                self._end_session(session_id)
             else:
                 self.nodes.notify(node, nodes.ENDED_SESSIONS, session_id)
         for task, node in tx.effects.hibernated:
@@ -258,7 +271,7 @@ class Engine:
         if session is not None:
             self.assignments.push(session, push.task, push.payload)
 
-    def _end_outlived(self, session_id: str) -> None:
+    def _end_session(self, session_id: str) -> None:
         session = self._registry.session(session_id)
         if session is not None:
             session.end_after_answer(
@@ -270,23 +283,25 @@ class Engine:
             self.nodes.notify(node, nodes.HIBERNATED, task.task_id)
             return
         session = self._registry.holder(task.assigned_to)
-        # Before its acknowledgement a client takes any message for that.
+        # A client takes any message before its acknowledgement for the acknowledgement.
         if session is not None and session.acknowledged:
             told = pb.TaskHibernated(task_id=task.task_id, descriptor=descriptor(task))
             session.put(pb.DownstreamMessage(task_hibernated=told))
 
     def _hibernated_elsewhere(self, task_id: str) -> None:
         self._hibernated.add(task_id)
-        self._collecting.set()
+        self._assigned_elsewhere.set()
 
-    # -- a lease that was lost --------------------------------------------------------------------------------------
+    # -- a lease that was lost ---------------------------------------------------------------------
 
     def renewed(self) -> None:
-        """This node was taken for dead and has another name from now on: what it follows is written again under that. Its sessions join
-        again (TaskService.joined). Never blocks."""
+        """Write under a new lease what this node follows, as its former lease has ended.
+
+        The sessions join again (`TaskSessions.joined`). Never blocks.
+        """
         self.writes.put(self._watch_again)
         self.event_subscriptions.look("*")
-        self._collecting.set()
+        self._assigned_elsewhere.set()
         self.outbox_publisher.wake()
 
     def _watch_again(self, tx: TaskTransaction) -> Program[None]:
@@ -294,22 +309,23 @@ class Engine:
         if watched:
             yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in watched])
 
-    # -- running ----------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """End the sessions of nodes that are gone, and what they had begun. Raises StorageUnavailable.
+        """End the sessions of nodes that have ended. Raises StorageUnavailable.
 
-        A node that has left no row was in the middle of something all the same: what follows from what its clients had done.
+        A node that left no row may still have ended in the middle of what its clients did, so what
+        follows from that is looked for too.
         """
         ended = await self.nodes.ended_leases()
-        if await self._let_go_by_nodes_that_are_gone() or ended - self._ended:
+        if await self._end_sessions_of_ended_nodes() or ended - self._ended:
             await self.perform(TaskTransaction.find_unfinished)
             self.input_consumer.look()
             self._absent_unseen.set()
         self._ended = ended
 
-    async def _let_go_by_nodes_that_are_gone(self) -> bool:
-        """End the sessions of nodes that are gone; whether there are any."""
+    async def _end_sessions_of_ended_nodes(self) -> bool:
+        """End the sessions of nodes that have ended; return whether there were any."""
         found = await self.database.read(sessions.nodes_with_rows)
         gone = await self.nodes.ended_among(found)
         for node in gone:
@@ -321,30 +337,33 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run until the block ends. What gone nodes left is dealt with before the block begins."""
+        """Run the background tasks while the block runs.
+
+        What ended nodes have left is handled before the block begins.
+        """
         self._ended = await self.nodes.ended_leases()
         began_ms = self.clock.now_ms()
-        await self._let_go_by_nodes_that_are_gone()
+        await self._end_sessions_of_ended_nodes()
         if await self.nodes.is_only_node():
             while await self._result(partial(sessions.restart_graces, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
                 pass
         await self.perform(TaskTransaction.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.nodes.node)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.writes.run, name="task-desk")
+            nursery.start_soon(self.writes.run, name="task-writes")
             nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
             nursery.start_soon(keep_running, "task-assignments", self._assignment_kicks.run, name="task-assignments")
-            nursery.start_soon(keep_running, "task-notices", self._status_kicks.run, name="task-notices")
-            nursery.start_soon(keep_running, "task-clockwork", self.timer.run, name="task-clockwork")
+            nursery.start_soon(keep_running, "task-status-updates", self._status_kicks.run, name="task-status-updates")
+            nursery.start_soon(keep_running, "task-timer", self.timer.run, name="task-timer")
             nursery.start_soon(keep_running, "task-outbox", self.outbox_publisher.run, name="task-outbox")
-            nursery.start_soon(keep_running, "task-housekeeping", self._keep_house, name="task-housekeeping")
+            nursery.start_soon(keep_running, "task-retention", self._sweep, name="task-retention")
             nursery.start_soon(keep_running, "task-inputs", self.input_consumer.run, name="task-inputs")
-            nursery.start_soon(keep_running, "task-children", self._tell_parents, name="task-children")
+            nursery.start_soon(keep_running, "task-children", self._collect_child_events_forever, name="task-children")
             self._absent_unseen.set()
-            nursery.start_soon(keep_running, "task-absent", self._call_absent, name="task-absent")
+            nursery.start_soon(keep_running, "task-absent", self._report_absent_again, name="task-absent")
             if self.database.shared:
                 nursery.start_soon(keep_running, "task-collect", self._collect_forever, name="task-collect")
-                nursery.start_soon(keep_running, "task-nodes", self._watch_nodes, name="task-nodes")
+                nursery.start_soon(keep_running, "task-nodes", self._check_nodes, name="task-nodes")
             yield
             with trio.move_on_after(SETTLE_S, shield=True):
                 await self.writes.flush()
@@ -354,7 +373,7 @@ class Engine:
         return await self._result(lambda tx: due.fire(tx, shared=self.database.shared, unheard=unheard))
 
     async def _result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
-        """`perform` something; what it returns."""
+        """Run `page` with `perform` and return its result."""
         results: list[T] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:
@@ -363,11 +382,11 @@ class Engine:
         await self.perform(mutation, locking=locking)
         return results[-1]
 
-    async def _keep_house(self) -> None:
+    async def _sweep(self) -> None:
         while True:
             await trio.sleep(retention.INTERVAL_S)
-            self.input_consumer.look()  # of an append whose commit is in doubt nothing is heard
-            self._child_events_written.set()  # nor of a transaction
+            self.input_consumer.look()  # no notification comes for an append whose commit is in doubt
+            self._child_events_written.set()  # nor for such a transaction
             try:
                 for page in (retention.forget_memories, retention.forget_resolved):
                     while await self._result(page) >= retention.PAGE:
@@ -375,21 +394,24 @@ class Engine:
             except StorageUnavailable as error:
                 logger.info("what is old is kept for now", reason=str(error))
 
-    async def _watch_nodes(self) -> None:
+    async def _check_nodes(self) -> None:
         while True:
-            await trio.sleep(LOOK_S)
+            await trio.sleep(CHECK_S)
             try:
                 await self.recover()
                 node = self.nodes.node
                 for session_id in await self.database.read(lambda node=node: tokens.sessions_to_end(node)):  # type: ignore[misc]
-                    self._end_outlived(session_id)
+                    self._end_session(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
-            self._child_events_written.set()  # the node that left them may be gone
+            self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:
-        """Have the log of a task, or every log, tell what children have done until now. Raises StorageUnavailable."""
+        """Move child events to the log of one task, or of all tasks.
+
+        Raises StorageUnavailable.
+        """
         where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
         if not await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
             return
@@ -400,7 +422,10 @@ class Engine:
                 pass
 
     async def _collect_unlocked_child_events(self) -> Collection[str]:
-        """Take up what is there for every log; the tasks that others had locked are left."""
+        """Move the child events of all parents that no other transaction has locked.
+
+        Returns the parents that were locked.
+        """
         locked: frozenset[str] = frozenset()
         last = 0
         while True:
@@ -413,7 +438,7 @@ class Engine:
             if not last:
                 return locked
 
-    async def _tell_parents(self) -> None:
+    async def _collect_child_events_forever(self) -> None:
         while True:
             await self._child_events_written.wait()
             self._child_events_written = trio.Event()
@@ -423,14 +448,17 @@ class Engine:
             except StorageUnavailable as error:
                 logger.info("events of children wait for storage", reason=str(error))
                 self._child_events_written.set()
-                await trio.sleep(LOOK_S)
+                await trio.sleep(CHECK_S)
             await trio.sleep(child_events.GATHER_S)
 
-    async def _call_absent(self) -> None:
-        """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""
+    async def _report_absent_again(self) -> None:
+        """Report absent targets of waiting tasks again, after a gateway has ended.
+
+        The ended gateway had its reports in memory only.
+        """
         while True:
             await self._absent_unseen.wait()
-            await trio.sleep(LOOK_S)  # the clients of that gateway reconnect meanwhile
+            await trio.sleep(CHECK_S)  # the clients of that gateway reconnect meanwhile
             self._absent_unseen = trio.Event()
             after = ""
             try:
@@ -447,11 +475,11 @@ class Engine:
                 logger.info("who is absent is called when storage answers", reason=str(error))
 
     async def _collect_forever(self) -> None:
-        """Take up assignments that other nodes made for workers of this one."""
+        """Send the assignments that other nodes have made for workers of this node."""
         while True:
-            with trio.move_on_after(LOOK_S):
-                await self._collecting.wait()
-            self._collecting = trio.Event()
+            with trio.move_on_after(CHECK_S):
+                await self._assigned_elsewhere.wait()
+            self._assigned_elsewhere = trio.Event()
             asleep, self._hibernated = self._hibernated, set()
             try:
                 while await self._result(_collect) >= COLLECT_PAGE:
@@ -470,24 +498,27 @@ class Engine:
 
 
 def _collect(tx: TaskTransaction) -> Program[int]:
-    """Take up a page of what other nodes assigned to workers of this one; how many assignments."""
+    """Take a page of assignments that other nodes made for workers of this node.
+
+    Returns how many there were.
+    """
     found: list[Row] = yield Fetch(
         "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
         (tx.context.node, COLLECT_PAGE),
     )
     for task_id, epoch in found:
         yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
-        yield from _push_one(tx, task_id, epoch)
+        yield from _send_assignment(tx, task_id, epoch)
     return len(found)
 
 
-def _find_outlived(tx: TaskTransaction) -> Program[None]:
-    """End the sessions of this node that nobody could be told of."""
+def _find_sessions_to_end(tx: TaskTransaction) -> Program[None]:
+    """Find sessions of this node to end, of which no notification may have come."""
     node = tx.context.node
     tx.effects.sessions_to_end.extend((node, session_id) for session_id in (yield from tokens.sessions_to_end(node)))
 
 
-def _push_one(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
+def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
     task = yield from task_rows.load(task_id)
     if task is None or task.epoch != epoch or task.status not in (Status.ASSIGNED, Status.STARTING):
         return
@@ -497,8 +528,11 @@ def _push_one(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
         tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _push_again(tx: TaskTransaction, after: str = "") -> Program[None]:
-    """Tell the workers of this node everything that they have been assigned and have not begun; a page of tasks in a transaction."""
+def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[None]:
+    """Send again what the workers of this node were assigned and have not begun.
+
+    A page of tasks in each transaction.
+    """
     found: list[Row] = yield Fetch(
         f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
         (tx.context.node, after, AGAIN_PAGE),
@@ -517,4 +551,4 @@ def _push_again(tx: TaskTransaction, after: str = "") -> Program[None]:
         if len(tx.effects.assignments) >= AGAIN_PAGE:
             break
     if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:
-        tx.effects.follow_ups.append(partial(_push_again, after=after))
+        tx.effects.follow_ups.append(partial(_send_assignments_again, after=after))

@@ -1,6 +1,7 @@
-"""The seam to other nodes: hints that say "look now", and which nodes there are. A gateway alone has nobody to tell.
+"""What the task engine knows of other nodes, and how it notifies them.
 
-Nothing is right or wrong by whether a hint arrives: whoever waits for one looks by itself every few seconds.
+A notification says that rows of its topic may have changed. It may be lost: each node also reads
+the tables every few seconds. A single gateway notifies no other node.
 """
 
 from __future__ import annotations
@@ -12,67 +13,74 @@ if TYPE_CHECKING:
     from aether_trio.cluster.cluster import Cluster
 
 ASSIGNMENTS: Final = "task-push"
-"""Assignments wait for workers of that node."""
+"""Assignments wait for workers of the notified node."""
 EVENTS: Final = "task-events"
-"""The body is the id of a task that has new events; "*" for any."""
+"""The body is the id of a task that has new events; "*" for any task."""
 HIBERNATED: Final = "task-hibernated"
-"""The body is the id of a task that was hibernated while its worker is on that node."""
+"""The body is the id of a hibernated task whose worker is on the notified node."""
 ENDED_SESSIONS: Final = "task-outlived"
-"""A session of that node, by its id, has outlived what let it in."""
+"""The body is the id of a session of the notified node whose token was revoked."""
 
 Handler = Callable[[str], None]
 
 
 class TaskNodes(Protocol):
-    """See the module docstring. `node` names this node's lease in the tables: one that has ended does not come back, so what is found
-    under its name may be taken at any time, and a node that was taken for dead writes again what it still has, under a new name."""
+    """The nodes that share the tables.
+
+    `node` names this node's lease in the tables. A lease that has ended does not come back, so any
+    node may take what it finds under that name. A node that was declared dead writes what it still
+    has again, under the name of its new lease.
+    """
 
     @property
     def node(self) -> str: ...
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """A hint for one node. Never blocks."""
+        """Notify one node. Never blocks."""
         ...
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """Have `handler` told the bodies of hints of this topic. It may only schedule work."""
+        """Call `handler` with the body of each notification of this topic.
+
+        The handler may only schedule work.
+        """
         ...
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """Those of `nodes` that have ended. Raises StorageUnavailable."""
+        """Return those of `nodes` that have ended. Raises StorageUnavailable."""
         ...
 
     async def is_only_node(self) -> bool:
-        """Whether there is no other node. Raises StorageUnavailable."""
+        """Return whether there is no other node. Raises StorageUnavailable."""
         ...
 
     async def ended_leases(self) -> frozenset[str]:
-        """Every lease that has ended within a day, whatever is known of it elsewhere. Raises StorageUnavailable."""
+        """Return the leases that ended within a day. Raises StorageUnavailable."""
         ...
 
 
 class SingleNode:
-    """One node: every other name in the tables is an earlier life of its own."""
+    """A single gateway: other names in the tables are those of its earlier processes."""
 
     def __init__(self, node: str) -> None:
         self.node = node
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """See TaskNodes."""
+        """Do nothing: there is no other node."""
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """See TaskNodes."""
+        """Do nothing: no notification comes."""
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """See TaskNodes."""
+        """Return all names but that of this process."""
         return [node for node in nodes if node != self.node]
 
     async def is_only_node(self) -> bool:
-        """See TaskNodes."""
+        """Return True."""
         return True
 
     async def ended_leases(self) -> frozenset[str]:
-        """See TaskNodes. An earlier life ended before this one began."""
+        """Return no lease: the earlier processes ended before this one began."""
         return frozenset()
 
 
@@ -84,29 +92,32 @@ class ClusterNodes:
 
     @property
     def node(self) -> str:
-        """See TaskNodes. Another one when the node was declared dead, or its registration was lost in a failover."""
+        """This node's lease.
+
+        It changes when the node was declared dead or its row was lost.
+        """
         lease = self._cluster.lease
         return f"{lease.node_id}.{lease.epoch}"
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """See TaskNodes."""
+        """Send a notification through the cluster's bus."""
         number = node.partition(".")[0]
         if number.isdigit():
             self._cluster.bus.send(int(number), topic, body)
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """See TaskNodes."""
+        """Register the handler with the cluster's bus."""
         self._cluster.bus.handle(topic, lambda _sender, body: handler(body))
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """See TaskNodes."""
+        """Return those of `nodes` that are no leases of live nodes."""
         alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]
 
     async def is_only_node(self) -> bool:
-        """See TaskNodes."""
+        """Return whether at most one node is alive."""
         return len(await self._cluster.nodes.alive()) <= 1
 
     async def ended_leases(self) -> frozenset[str]:
-        """See TaskNodes."""
+        """Return the ended leases that the cluster knows."""
         return frozenset(f"{node_id}.{epoch}" for node_id, epoch in await self._cluster.nodes.ended())

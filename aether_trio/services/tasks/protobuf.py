@@ -1,9 +1,11 @@
-"""Tasks as the protocol shows them: TaskInfo, TaskAssignment and the parts of a CreateTaskRequest that are kept.
+"""Convert task rows to protocol messages, and requests to rows.
 
-The protocol has no field for the number of an assignment. A client that asks for it (session/admission.py) finds it in metadata, and says
-for which one it speaks behind the task's id: "TASK_ID@3". Ids are made by the gateway, and have no "@".
+The protocol has no field for the number of an assignment. A client that asks for it
+(session/admission.py) finds it in metadata, and names the assignment that it means after the task's
+id: "TASK_ID@3". The gateway makes the ids, which have no "@".
 
-Times on the wire are Unix seconds, 0 where something has not happened. A payload and launch parameters are never shown.
+Times on the wire are Unix seconds, 0 for what has not happened. Payloads and launch parameters are
+never shown.
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ from aether_trio.wire.pb import aether_pb2 as pb
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
 RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
 ASSIGNMENT: Final = "_assignment"
-"""The number of a task's latest assignment, for clients that ask for it."""
+"""Metadata key: the number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
-"""Set on a task that is shown as FAILED and for which there is to be no further attempt: "true", or who has seen to it."""
+"""Metadata key of a FAILED task that gets no further attempt.
+
+Its value is "true", or the name of who has resolved the dead letter.
+"""
 ON_PARENT_CANCELLED: Final = "on_parent_cancelled"
-"""Metadata of a task that has a parent: what becomes of it when that is cancelled. The protocol has no field for it."""
+"""Metadata key of a child: what happens to it when its parent is cancelled.
+
+The protocol has no field for it.
+"""
 ABANDON: Final = "abandon"
-"""It goes on. What is not said is this."""
+"""The child goes on; the default."""
 CANCEL: Final = "cancel"
-"""It is cancelled, too."""
+"""The child is cancelled with its parent."""
 _RESOLVED: Final = "_dead_letter_resolved"
 
 _KEPT: Final = frozenset(
@@ -42,7 +50,7 @@ _KEPT: Final = frozenset(
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
-    """What a row keeps of a request as it is, without what it has columns for."""
+    """Encode the parts of a request for which a task's row has no columns."""
     kept = pb.CreateTaskRequest()
     for field, value in request.ListFields():
         name = field.name
@@ -58,18 +66,18 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
 
 
 def may_start_target(task: Task) -> bool:
-    """Whether its creator lets its target be started when it is not there."""
+    """Return whether the creator lets the target be started when it is not connected."""
     policy = _kept(task).target_offline_policy
     return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
 
 
 def ends_with_parent(task: Task) -> bool:
-    """Whether its creator wants it cancelled when its parent is."""
+    """Return whether the creator wants the task cancelled when its parent is."""
     return _kept(task).metadata.get(ON_PARENT_CANCELLED) == CANCEL
 
 
 def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:
-    """The retry policy of a request."""
+    """Return the retry policy of a request, if it has one."""
     if not request.HasField("retry_policy"):
         return None
     policy = request.retry_policy
@@ -86,7 +94,7 @@ def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:
 
 
 def named(text: str) -> tuple[str, int]:
-    """A task's id, and for which of its assignments a worker speaks, 0 if it does not say."""
+    """Split a task's id from the number of an assignment (0: none is named)."""
     task_id, at, number = text.rpartition("@")
     if not at or not (number.isascii() and number.isdigit() and len(number) <= 9):
         return text, 0
@@ -94,12 +102,15 @@ def named(text: str) -> tuple[str, int]:
 
 
 def info(task: Task, *, numbered: bool = False) -> pb.TaskInfo:
-    """A task as it may be shown."""
+    """Return a task as a participant is shown it."""
     return show(pb.TaskInfo(), task, numbered=numbered)
 
 
 def show(shown: pb.TaskInfo, task: Task, *, numbered: bool = False) -> pb.TaskInfo:
-    """`info`, into a message that is empty. Most of what a task may have most tasks have not, and setting nothing costs nothing."""
+    """Write `info` into an empty message.
+
+    Most tasks lack most optional fields, and an unset field costs nothing.
+    """
     row = task.__dict__
     shown.status = pb.TaskStatus.ValueType(task.status.wire)
     for name in _SHOWN:
@@ -161,12 +172,12 @@ _NOTHING_KEPT: Final = pb.CreateTaskRequest()
 
 
 def _kept(task: Task) -> pb.CreateTaskRequest:
-    """To be read."""
+    """Decode the kept parts of the request; the result may only be read."""
     return pb.CreateTaskRequest.FromString(task.spec) if task.spec else _NOTHING_KEPT
 
 
 def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
-    """A task as its worker is told of it."""
+    """Return a task as its worker is sent it."""
     kept = _kept(task)
     given = pb.TaskAssignment(
         task_id=task.task_id,
@@ -188,13 +199,13 @@ def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.Task
 
 
 def descriptor(task: Task) -> pb.HibernationDescriptor:
-    """What a hibernated task has said of its sleep."""
+    """Return the descriptor that the worker of a hibernated task gave."""
     wait = task.waits_for
     return pb.HibernationDescriptor() if wait is None else _wait_spec(wait).hibernation
 
 
 def hibernation_of(task: Task) -> dict[str, str]:
-    """What is told in metadata of a task that has slept: where it left its state."""
+    """Return metadata of a task that has hibernated: where it left its state."""
     if not task.checkpoint_key:
         return {}
     return {CHECKPOINT_KEY: task.checkpoint_key, RESUME_SESSION_ID: task.resume_session_id}
@@ -214,9 +225,12 @@ def _metadata(task: Task, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict
 
 
 def resolved_by(task: Task, by: str) -> Task:
-    """A dead task that somebody has seen to. It is open again should it be tried again and die again."""
+    """Return a dead task with a note of who resolved it.
+
+    The note does not count if the task is retried and dies again.
+    """
     note = pb.CreateTaskRequest(metadata={_RESOLVED: f"{task.failed_ms} {by}"}).SerializeToString()
-    return task.changed({"spec": task.spec + note})  # behind one another, messages are merged
+    return task.changed({"spec": task.spec + note})  # concatenated messages are merged
 
 
 def _topic(identity: str) -> str:

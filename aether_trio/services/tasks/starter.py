@@ -1,7 +1,4 @@
-"""What the task service needs from the part that starts agents, and what it tells it.
-
-Without a Starter a task for somebody who is not there is refused, unless its creator wants it kept (TARGET_OFFLINE_POLICY_QUEUE).
-"""
+"""What the task service calls of the part that starts agents, and tells it."""
 
 from __future__ import annotations
 
@@ -14,28 +11,31 @@ from aether_trio.storage.base import Program
 
 
 class AgentHooks(Protocol):
-    """Told after a commit which agents may have to be started. Methods may only schedule work."""
+    """Told after a commit which agents may have to be started.
+
+    The methods may only schedule work.
+    """
 
     def target_absent(self, identity: str) -> None:
-        """A task waits for this participant, which is not connected."""
+        """Note that a task waits for this participant, which is not connected."""
         ...
 
     def gateway_lost(self, identity: str) -> None:
-        """This agent, which is started when it is needed, has lost its gateway."""
+        """Note that the gateway of this started agent has ended."""
         ...
 
 
 class Starter(Protocol):
-    """Starts participants that are not running."""
+    """Starts agents that are not running."""
 
     async def knows(self, implementation: str) -> bool:
-        """Whether this implementation is registered. Raises StorageUnavailable."""
+        """Return whether this implementation is registered. Raises StorageUnavailable."""
         ...
 
     def start(self, tx: Transaction, target: Identity, cause: Task) -> Program[str]:
-        """In the transaction that creates `cause`, for `target`: see to it that the target is started.
+        """Start the target of `cause`, in the transaction that creates `cause`.
 
-        A start that is under way already is a success. Returns why it cannot be, as a sentence for the creator, "" if it can; then
-        nothing may have been written. What it writes is seen by others when `cause` is.
+        A start that is in progress already is a success. Returns "", or why the target cannot be
+        started, as a sentence for the creator; then nothing has been written.
         """
         ...

@@ -1,15 +1,17 @@
-"""The one sleeper: it wakes when the first task falls due, or when something is to fall due earlier.
+"""Waits for the next due moment of any task, and then lets the due moves happen.
 
-It looks at the table when it starts, so whatever fell due while the gateway was down happens then, once. Every few seconds it looks at the
-calendar, which may have been set while it slept. Where other nodes write to the table it looks there as well: what a node has written that
-died before its moment is another one's to do.
+The timer reads the next moment from the table when it starts, so what fell due while the gateway
+was down happens then, once. Every few seconds it reads the clock, which may have been set
+meanwhile. Where several nodes share the table it reads the table too: a node may have ended before
+a moment that it wrote.
 
-While the database is away nothing falls due, and participants cannot say what they do. What they have said by the moment at which something
-falls due comes first (`flush_within`), and `fire` is told what is `SilenceExcuse`: since when the database was away, and what has not been written
-in time. A silence that was only that is excused. An outage counts until nothing is left that fell due in it, however often the database
-fails meanwhile.
+While the database is away nothing falls due, and participants cannot report. Before anything is
+done the mutations that wait are written (`flush_within`), and `fire` is given a SilenceExcuse: when
+the database was away, and which heartbeats were not written in time. A task whose worker may have
+been silent only because of that gets more time. An outage counts until nothing is left that fell
+due in it, however often the database fails meanwhile.
 
-Invariant: what is noted while the table is read is not in what is read, and wakes the sleeper by itself.
+Invariant: a moment noted while the table is read wakes the timer, as the reader may miss it.
 """
 
 from __future__ import annotations
@@ -29,16 +31,18 @@ from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.tasks")
 
-LOOK_S: Final = 5.0
+CHECK_S: Final = 5.0
 RETRY_S: Final = 1.0
 FLUSH_S: Final = 5.0
-"""For what participants have said to be written. What takes longer excuses those who have said it, and holds nothing else up."""
+"""How long heartbeats may take to be written before their tasks are excused instead."""
 
 
 class TaskTimer:
-    """`fire(unheard)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
+    """Calls `fire` whenever a task is due.
 
-    `flush_within(timeout_s)` waits until what participants have said is written, and says what is not.
+    `fire(excuse)` handles a page of due rows, returns how many it read, and raises
+    StorageUnavailable. `flush_within(timeout_s)` writes the waiting mutations and returns those
+    that are left.
     """
 
     def __init__(
@@ -58,17 +62,20 @@ class TaskTimer:
         self.fired = 0
 
     def note(self, due_ms: int) -> None:
-        """Something falls due then."""
+        """Note that something falls due at this moment (Unix ms; 0 for never).
+
+        Never blocks.
+        """
         if due_ms and (not self._next_ms or due_ms < self._next_ms):
             self._next_ms = due_ms
             self._earlier.set()
 
     def look(self) -> None:
-        """Something may fall due that is in the table and was not noted. Never blocks."""
+        """Read the next moment from the table again. Never blocks."""
         self._earlier.set()
 
     async def run(self) -> None:
-        """Wake and let happen, until cancelled."""
+        """Wait and fire, until cancelled."""
         failing = False
         there_ms = self._clock.now_ms()
         while True:
@@ -99,9 +106,9 @@ class TaskTimer:
         return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf
 
     async def _sleep(self) -> None:
-        """Until something is due, or is to be due earlier, or the table is to be looked at."""
+        """Wait until something is due, an earlier moment was noted, or CHECK_S have passed."""
         while not self._earlier.is_set() and (wait_s := self._wait_s()) > 0:
-            with trio.move_on_after(min(wait_s, LOOK_S)):
+            with trio.move_on_after(min(wait_s, CHECK_S)):
                 await self._earlier.wait()
             if self._database.shared:
                 return

@@ -1,4 +1,4 @@
-"""Mutations that no client waits for: sessions that begin and end, and progress of tasks.
+"""Write mutations that no client waits for: sessions and progress of tasks.
 
 They are written in order, many to a transaction (concurrency/batcher.py). A storm of connections
 costs a few transactions, and what one session does takes effect in the order in which it did it.
@@ -33,7 +33,10 @@ def _nothing() -> None:
 
 
 class _Queued(NamedTuple):
-    """A mutation. `session_id` is the session whose share it uses, "" for none; `size` in bytes."""
+    """A mutation.
+
+    `session_id` is the session whose share it uses, "" for none; `size` in bytes.
+    """
 
     mutation: Mutation
     on_written: Callable[[], None]
@@ -81,7 +84,7 @@ class WriteBatcher:
     def put(
         self, mutation: Mutation, on_written: Callable[[], None] = _nothing, *, heartbeat: Heartbeat | None = None
     ) -> int:
-        """Queue a mutation in the name of the caller; return its number, for `wait_written`.
+        """Queue a mutation in the caller's name; return its number for `wait_written`.
 
         `on_written` is called after the commit.
         """
@@ -132,7 +135,10 @@ class WriteBatcher:
         await self._batcher.flush()
 
     async def flush_within(self, timeout_s: float) -> Backlog:
-        """Wait for `flush` at most `timeout_s`, as `Batcher.flush_within`; return what is left."""
+        """Wait for `flush` at most `timeout_s`; return what is left.
+
+        As `Batcher.flush_within`.
+        """
         batcher = self._batcher
         was_unavailable, failures = batcher.unavailable, batcher.failures
         all_written = await batcher.flush_within(timeout_s)

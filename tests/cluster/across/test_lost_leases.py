@@ -177,7 +177,7 @@ async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(p
 
 
 async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgres_engine: PostgresEngine) -> None:
-    with mock.patch("aether_trio.services.tasks.engine.LOOK_S", NEVER_S):
+    with mock.patch("aether_trio.services.tasks.engine.CHECK_S", NEVER_S):
         async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
             one, two = await fabric.start_many(2)
             watcher = await stack.enter_async_context(join(one, agent("w", "watcher", "1")))

@@ -49,7 +49,7 @@ def nothing_taken_up(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     async def never(_: Any) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(Engine, "_tell_parents", never)
+    monkeypatch.setattr(Engine, "_collect_child_events_forever", never)
     return monkeypatch
 
 

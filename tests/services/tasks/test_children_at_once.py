@@ -75,7 +75,7 @@ async def core(postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch)
     async def never(_: Any) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(Engine, "_tell_parents", never)
+    monkeypatch.setattr(Engine, "_collect_child_events_forever", never)
     settings = settings_for_tests(storage={"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema})
     with trio.fail_after(LONG_S):
         async with open_core(settings) as opened:

@@ -1,12 +1,13 @@
-"""Assignments on their way to workers of this node.
+"""Send assignments to the workers of this node.
 
-A worker that reads is sent its assignments at once: with what else it is sent in this turn of the loop, in one write. Of one that does
-not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing. So it is
-with the tasks of a transaction that gives very much at once.
+A worker that reads is sent its assignments at once, in one write with its other messages of this
+turn of the event loop. For a worker that does not read only the ids of its tasks are kept, and the
+tasks are read again when there is room: so assignments that wait for a stuck worker cost no memory.
+The same holds for the tasks of a transaction that assigns very many.
 
-An orchestrator is told of its starts in the order of their priority, as far as they wait here. Each has a token of its own
-(reference: tasks.md 1.13), made on the node of the orchestrator when it is told: only that node, the orchestrator and the agent
-ever have a token in memory.
+An orchestrator is sent waiting starts in the order of their priority. Each has a separate token
+(tasks.md 1.13), made on the orchestrator's node when the start is sent: only that node, the
+orchestrator and the agent ever have a token in memory.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.tasks")
 
 STARTS_AT_ONCE: Final = 32
-"""Starts that an orchestrator is told of in one step, which is a transaction."""
+"""Starts that an orchestrator is sent in one step, which is a transaction."""
 
 RunMint = Callable[[Callable[[Context], Program[list[Task | None]]]], Awaitable[list[Task | None]]]
 
 
 class AssignmentSender:
-    """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest.
+    """Sends assignments; `kick` has an outbox written at the end of this turn.
 
     `run_program` runs a transaction that makes tokens. Raises StorageUnavailable.
     """
@@ -60,9 +61,10 @@ class AssignmentSender:
         self.pushed = 0
 
     def push(self, session: Session, task: Task, payload: bytes | None) -> None:
-        """Tell a worker of a task. Never blocks.
+        """Send a worker a task. Never blocks.
 
-        A payload that is None is read when there is room. A session that has ended is passed over: its end gives the task back.
+        A payload that is None is read when there is room. A session that has ended is skipped, as
+        its end gives the task back.
         """
         if session.detached or session.nursery is None:
             return
@@ -99,7 +101,10 @@ class AssignmentSender:
             del self._starts[session.session_id]
 
     async def send_starts(self, session: Session, starts: Sequence[Task]) -> None:
-        """Tell an orchestrator of this node what to start, each with a fresh token. Ends with the session."""
+        """Send an orchestrator of this node starts with fresh tokens.
+
+        Ends with the session.
+        """
         minted = [(task, new_token(self._random_bytes)) for task in starts]
 
         def mint(context: Context) -> Program[list[Task | None]]:
@@ -117,7 +122,7 @@ class AssignmentSender:
         found = await retry_while_unavailable(lambda: self._run_program(mint), "starts of agents", logger)
         for still, (_, token) in zip(found, minted, strict=True):
             if still is None:
-                continue  # another orchestrator has it by now, or the agent has come
+                continue  # another orchestrator has the start by now, or its agent has connected
             await session.outbox.wait_control_room()
             if not session.detached:
                 self.pushed += 1

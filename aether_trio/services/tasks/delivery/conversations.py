@@ -1,14 +1,18 @@
-"""The conversation of a task, `tk::{workspace}::{task}::msg`, for the user who takes part in it (reference: tasks.md 1.14, core.md 2.4).
+"""Subscribe users' windows to the conversations of tasks in which they take part.
 
-    commit ──▶ notice for the user ──▶ every node with windows of that user ──▶ look: which tasks does he take part in now?
-    a window comes to a workspace ─────────────────────────────────────────────▶   open what is missing, let go of what is over
+    commit ──▶ status update for the user ──▶ each node with windows of that user ──▶ check
+    a window enters a workspace ─────────────────────────────────────────────────────▶ check
+    check: read the user's tasks from the table; subscribe to new ones, leave ended ones
 
-The table says what a window listens to: the tasks of the workspace that it is in, made for its user, with `subject_participant` in their
-metadata, that have begun and may go on. A notice only says when to look. One may be lost between nodes, so they look by themselves, too.
+The conversation of a task is the topic `tk::{workspace}::{task}::msg` (tasks.md 1.14, core.md 2.4).
+A window is subscribed to those of the tasks in its workspace that were made for its user with
+`subject_participant` in their metadata, have begun and may go on. A status update only says when to
+check. One may be lost between nodes, so windows are checked now and then, too.
 
-What was said last may be stored after the task has ended, so a window listens for LINGER_S more, and until it is done with all of it.
+The last message may be stored after the task has ended, so a window stays subscribed for LINGER_S,
+and until it has all messages.
 
-Invariants: what runs for a window runs in its session's nursery; a window is in one look at a time.
+Invariants: what runs for a window runs in its session's nursery; a window has one check at a time.
 """
 
 from __future__ import annotations
@@ -30,15 +34,15 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
 
-MAX_CHATS: Final = 256
-"""Of one window: those of its user's tasks that began last."""
-LOOKED_AT: Final = 4 * MAX_CHATS
-"""Of the user's tasks, when some of them are no conversations."""
+MAX_CONVERSATIONS: Final = 256
+"""Conversations of one window: those of its user's tasks that began last."""
+MAX_READ: Final = 4 * MAX_CONVERSATIONS
+"""Tasks of a user that are read, as some of them have no conversation."""
 PAGE: Final = 64
 LINGER_S: Final = 30.0
 RETRY_S: Final = 1.0
 LOOK_S: Final = 60.0
-"""Between two looks of a window that nobody told anything, where there are other nodes."""
+"""Seconds between two checks of a window, where there are other nodes."""
 _TAKING_PART: Final = """SELECT task_id, spec FROM tasks WHERE subject_id = $1 AND subject_id <> '' AND workspace = $2
     AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')
     AND started_ms > 0 AND lower(subject_type) = 'user' ORDER BY started_ms DESC, task_id LIMIT $3 OFFSET $4"""
@@ -46,7 +50,11 @@ _TAKING_PART: Final = """SELECT task_id, spec FROM tasks WHERE subject_id = $1 A
 
 @dataclass(slots=True, eq=False)
 class _Window:
-    """`open` are the tasks that it listens to, `over` those of them that have ended, with a mark for each end."""
+    """One window of a user.
+
+    `open` are the tasks to which it is subscribed, `over` those of them that have ended, with a
+    mark for each end.
+    """
 
     session: Session
     database: Database
@@ -56,18 +64,21 @@ class _Window:
     again: bool = False
 
     def moved(self) -> None:
-        """The window is in another workspace, and what it listened to is closed."""
+        """Check a window in its new workspace.
+
+        Its former subscriptions are closed already.
+        """
         self.open.clear()
         self.over.clear()
         self.look_soon()
 
     def look_soon(self) -> None:
-        """See what the table says, in the session's nursery. Never blocks."""
+        """Check soon, in the session's nursery. Never blocks."""
         self.again = True
         nursery = self.session.nursery
         if not self.looking and nursery is not None:
             self.looking = True
-            nursery.start_soon(self._look, name="task-chats")
+            nursery.start_soon(self._look, name="task-conversations")
 
     async def _look(self) -> None:
         try:
@@ -76,24 +87,24 @@ class _Window:
                 try:
                     await self._settle()
                 except StorageUnavailable as error:
-                    logger.info("the chats of a window wait for storage", reason=str(error))
+                    logger.info("the conversations of a window wait for storage", reason=str(error))
                     self.again = True
                     await trio.sleep(RETRY_S)
         finally:
             self.looking = False
 
     async def _settle(self) -> None:
-        """Listen to what the table says."""
+        """Subscribe to the conversations that the table names, and leave the others."""
         session = self.session
         workspace, user_id = session.workspace, session.identity.user_id
         wanted = await self.database.read(lambda: _taking_part(user_id, workspace)) if workspace else []
         if session.workspace != workspace:
-            return  # it is looked at again
+            return  # the next check handles it
         for task_id in self.open.difference(wanted, self.over):
             mark = self.over[task_id] = object()
             assert session.nursery is not None
             topic = task_topic(workspace, task_id, "msg")
-            session.nursery.start_soon(self._leave_later, task_id, topic, mark, name="task-chat-over")
+            session.nursery.start_soon(self._leave_later, task_id, topic, mark, name="task-conversation-over")
         for task_id in wanted:
             self.over.pop(task_id, None)
         for task_id in wanted:
@@ -118,7 +129,7 @@ class _Window:
 
 
 class _User:
-    """The windows of one user, and a listener beside them: what a gateway says to all of them is of tasks that he takes part in."""
+    """The windows of one user, and the listener for the user's status updates."""
 
     def __init__(self, user_id: str) -> None:
         self.ephemeral_topic = progress_of_user(user_id)
@@ -126,17 +137,17 @@ class _User:
         self.windows: dict[Session, _Window] = {}
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """See EphemeralSink."""
+        """Check all windows when the gateway has sent a status update."""
         if pb.DownstreamMessage.FromString(frame).progress_update.source == SOURCE:
             for window in self.windows.values():
                 window.look_soon()
 
     def kick(self) -> None:
-        """See EphemeralSink."""
+        """Do nothing: nothing is buffered."""
 
 
 class Conversations:
-    """All windows of a node that are, or were, in a workspace."""
+    """The windows of a node that are, or were, in a workspace."""
 
     def __init__(self, database: Database, ephemeral_topics: EphemeralTopics) -> None:
         self._database = database
@@ -144,7 +155,7 @@ class Conversations:
         self._users: dict[str, _User] = {}
 
     def moved(self, session: Session) -> None:
-        """A session is in another workspace. Never blocks."""
+        """Check a session that has entered a workspace. Never blocks."""
         if session.identity.kind is not Kind.USER or session.detached:
             return
         user = self._users.get(session.identity.user_id)
@@ -157,7 +168,7 @@ class Conversations:
         window.moved()
 
     def ended(self, session: Session) -> None:
-        """A session is over. Idempotent."""
+        """Forget a session that has ended. Idempotent."""
         user = self._users.get(session.identity.user_id)
         if user is not None:
             user.windows.pop(session, None)
@@ -166,7 +177,10 @@ class Conversations:
                 del self._users[session.identity.user_id]
 
     async def run(self) -> None:
-        """Look again, now and then. Runs until cancelled; only where there are other nodes."""
+        """Check all windows again and again, until cancelled.
+
+        Needed where other nodes write to the tasks.
+        """
         while True:
             windows = [window for user in self._users.values() for window in user.windows.values()]
             for window in windows:
@@ -178,14 +192,14 @@ class Conversations:
 
 
 def _taking_part(user_id: str, workspace: str) -> Program[list[str]]:
-    """The tasks of a workspace that a user takes part in, the one that began last first."""
+    """Read the tasks in which a user takes part, the one that began last first."""
     found: list[str] = []
-    for offset in range(0, LOOKED_AT, PAGE):  # clients choose how large what is kept of a task is
+    for offset in range(0, MAX_READ, PAGE):  # clients choose the size of what is kept of a task
         page: list[Row] = yield Fetch(_TAKING_PART, (user_id, workspace, PAGE, offset))
         found += [task_id for task_id, spec in page if _takes_part(spec)]
-        if len(page) < PAGE or len(found) >= MAX_CHATS:
+        if len(page) < PAGE or len(found) >= MAX_CONVERSATIONS:
             break
-    return found[:MAX_CHATS]
+    return found[:MAX_CONVERSATIONS]
 
 
 def _takes_part(spec: bytes) -> bool:

@@ -1,10 +1,11 @@
-"""Events of many tasks in the order in which they happened, a page at a time: what is kept between pages is where the next ones are, and no event.
+"""Read the events of many tasks in the order of their time, a page at a time.
 
-    sizes of the next events of each task ──▶ the earliest of all, and so on, up to PAGE_BYTES ──▶ these are read whole
-         ▲                                                   │ those of a task that has more are used up
-         └───────────────────────────────────────────────────┘
+    sizes of the next events of each task ──▶ the earliest of all, up to PAGE_BYTES ──▶ read whole
+         ▲                                          │ the known sizes of a task are used up
+         └──────────────────────────────────────────┘
 
-How large events are, and how many, is the choice of those who write them.
+Between two pages the positions of the next events are kept, and no event. Clients choose the size
+and the number of events.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from aether_trio.model.limits import KIB
 from aether_trio.storage.base import Fetch, Program, Row, placeholders, rounded_up
 
 PAGE_BYTES: Final = 256 * KIB
-"""Of events that are read whole at a time: one is, at least."""
+"""Size of the events that are read whole at a time; at least one is."""
 PAGE_ROWS: Final = 100
 """Events of one task whose sizes are read at a time, at most."""
 LEAST_ROWS: Final = 8
-"""At least."""
+"""Events of one task whose sizes are read at a time, at least."""
 AHEAD_ROWS: Final = 16_000
-"""Sizes that are kept of a subscription, unless LEAST_ROWS of each task are more."""
+"""Sizes that are kept for a subscription, unless LEAST_ROWS of each task are more."""
 PART: Final = 500
-"""Tasks that one statement asks about."""
+"""Tasks for which one statement asks."""
 
 
 class Place(NamedTuple):
-    """An event: its number in its task, its size, and when it happened, which is not before those of lower numbers."""
+    """The position of an event: its number in its task, its size and its time.
+
+    The time is not before that of events with lower numbers.
+    """
 
     number: int
     size: int
@@ -37,7 +41,10 @@ class Place(NamedTuple):
 
 
 class Next(NamedTuple):
-    """The next events of a task. `more`: there are some behind them. `at_ms` is when the latest happened that was looked at."""
+    """The next events of a task.
+
+    `more`: further ones follow. `at_ms` is the latest time among those that were read.
+    """
 
     places: tuple[Place, ...]
     more: bool
@@ -45,19 +52,19 @@ class Next(NamedTuple):
 
 
 Ahead = dict[str, Next]
-"""By the ids of their tasks."""
+"""The next events by task id."""
 
 
 def used_up(ahead: Mapping[str, Next]) -> list[str]:
-    """Tasks whose next events are to be looked for."""
+    """Return the tasks whose known sizes are used up."""
     return [task_id for task_id, coming in ahead.items() if not coming.places]
 
 
 def read_on(ahead: Mapping[str, Next], wanted: Mapping[str, int]) -> Program[tuple[list[Row], Ahead]]:
-    """The next page (task id, number, event), and what is ahead behind it.
+    """Read the next page of (task id, number, event); return it and what is ahead.
 
-    `wanted` are the tasks that are to be looked at, with the numbers of the last events that are known of them: those that are used up must
-    be among them.
+    `wanted` are the tasks whose sizes are to be read, with the number of the last known event of
+    each. Tasks whose known sizes are used up must be among them.
     """
     rest = {task_id: coming for task_id, coming in ahead.items() if task_id not in wanted}
     yield from _look(ahead, wanted, rest)
@@ -76,7 +83,7 @@ def read_on(ahead: Mapping[str, Next], wanted: Mapping[str, int]) -> Program[tup
 
 
 def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
-    """Add what is next of these tasks."""
+    """Add the sizes of the next events of these tasks."""
     news = (yield from _with_news(wanted)) if len(wanted) > 1 else list(wanted)
     if not news:
         return
@@ -88,7 +95,7 @@ def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> 
             "ORDER BY number LIMIT $3",
             (task_id, wanted[task_id], count),
         )
-        # Times are those of the nodes that have written them, so an event may bear an earlier one than the event before it.
+        # Nodes write their times, so an event may have an earlier one than the event before it.
         latest_ms = ahead[task_id].at_ms if task_id in ahead else 0
         places = []
         for number, at_ms, size in rows:
@@ -99,7 +106,7 @@ def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> 
 
 
 def _take(rest: Ahead) -> list[tuple[str, int]]:
-    """Take (task id, number) of the earliest of what is ahead."""
+    """Take (task id, number) of the earliest events that are ahead."""
     heads = [(coming.places[0].at_ms, task_id) for task_id, coming in rest.items()]
     heapify(heads)
     used: dict[str, int] = {}
@@ -117,7 +124,7 @@ def _take(rest: Ahead) -> list[tuple[str, int]]:
         if at + 1 < len(coming.places):
             heapreplace(heads, (coming.places[at + 1].at_ms, task_id))
         elif coming.more:
-            break  # the next ones may be earlier than those of others
+            break  # the next ones may be earlier than those of other tasks
         else:
             heappop(heads)
     for task_id, count in used.items():
@@ -128,7 +135,10 @@ def _take(rest: Ahead) -> list[tuple[str, int]]:
 
 
 def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
-    """Those of these tasks that have events behind these numbers: most have not, where very many are followed."""
+    """Return the tasks that have events after these numbers.
+
+    Of many tasks, most have none.
+    """
     found: list[str] = []
     for names, marks in in_parts(wanted):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
@@ -137,7 +147,10 @@ def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
 
 
 def in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """So many as one statement is given, with their places in it. Their number is rounded up, so that there are few different statements."""
+    """Split task ids for statements, each with the placeholders for its part.
+
+    The numbers are rounded up, so that there are few different statements.
+    """
     names = tuple(task_ids)
     for first in range(0, len(names), PART):
         part = names[first : first + PART]

@@ -1,18 +1,21 @@
-"""Subscriptions to task events: what was written is handed on in the order of its numbers, from memory if possible, else from the table.
+"""Send task events to subscribers in the order of their numbers.
 
-    commit ──▶ offer(events) ──▶ subscription: the next number, and the client has room ──▶ sent
-                                     │ a gap, or no room: the task is behind
+    commit ──▶ offer(events) ──▶ is it the next number, and has the client room? ──▶ sent
+                                     │ no: the task is behind
                                      ▼
-                              catch up: read from the table behind the position, until level (replay.py)
+                              read from the table after the position, until level
+                              (event_replay.py)
 
-A subscription has a position for each of its tasks. It is sent an event only when its number is the next one, so it never misses one,
-never sees one twice, and it does not matter in which order commits are heard of, here or from other nodes.
+A subscription has a position for each of its tasks. It is sent an event only when its number is the
+next one, so it misses no event and gets none twice, in whatever order this node hears of the
+commits of all nodes.
 
-A recursive subscription has the descendants that there are, and takes up those that are made later. Where it begins and what is below its
-task are read in one snapshot (`beginning`): a child that is made later has its "spawned" behind its parent's position.
+A recursive subscription has the descendants that exist, and follows those that are created later.
+Its begin and the tasks below are read in one snapshot (`beginning`): a child that is created later
+has its "spawned" event after the parent's position.
 
-Invariants: whatever runs for a subscription runs in its session's nursery; a client that does not read costs the positions
-and a few numbers more, and no event.
+Invariants: what runs for a subscription runs in its session's nursery. A client that does not read
+costs the memory of its positions, and of no event.
 """
 
 from __future__ import annotations
@@ -36,18 +39,25 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.tasks")
 
 MAX_SUBSCRIPTIONS: Final = 256
-"""Of one session."""
+"""Subscriptions of one session."""
 MAX_FOLLOWED: Final = 4_096
-"""Tasks of one recursive subscription. One that would begin with more is refused; a descendant that is made later is not taken up
-beyond it, and the client is told so once."""
+"""Tasks of one recursive subscription.
+
+A subscription that would begin with more is refused. A descendant that is created later is not
+followed beyond it, and the client is told so once.
+"""
 MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
-"""Tasks of all subscriptions of a session, counted for each of them."""
+"""Tasks of all subscriptions of a session, counted for each subscription."""
 RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class EventSubscription:
-    """`positions` are the numbers of the latest events sent, None while it is being read. `behind` are tasks to be read from the table."""
+    """A session's subscription to the events of a task, or of all tasks below it too.
+
+    `positions` are the numbers of the latest events sent, None while they are read. `behind` are
+    tasks whose events are to be read from the table.
+    """
 
     subscription_id: str
     session: Session
@@ -56,15 +66,15 @@ class EventSubscription:
     positions: dict[str, int | None] = field(default_factory=dict)
     behind: set[str] = field(default_factory=set)
     request_id: str = ""
-    """Of the request that it was made by."""
+    """The id of the request that made the subscription."""
     full: bool = False
-    """Its client has been told that there are more tasks than it follows."""
+    """Whether its client was told that there are more tasks than it follows."""
     reading: bool = False
     closed: bool = False
 
 
 class EventSubscriptions:
-    """All subscriptions of a node."""
+    """All event subscriptions of a node."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -75,21 +85,21 @@ class EventSubscriptions:
 
     @property
     def watched(self) -> Iterable[str]:
-        """Every task that somebody here follows."""
+        """Every task that a subscription of this node follows."""
         return self._by_task.keys()
 
     def watches(self, task_id: str) -> bool:
-        """Whether somebody here follows a task."""
+        """Return whether a subscription of this node follows a task."""
         return task_id in self._by_task
 
     def count(self, session: Session) -> int:
-        """How many subscriptions a session has."""
+        """Return the number of a session's subscriptions."""
         return len(self._by_session.get(session.session_id, ()))
 
-    # -- subscribing ------------------------------------------------------------------------------------------------
+    # -- subscribing -------------------------------------------------------------------------------
 
     def open(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Follow these tasks from now on; what happens until `start` is remembered as being behind."""
+        """Follow these tasks from now on; events before `start` mark them as behind."""
         self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
         for task_id in task_ids:
             self._follow(subscription, task_id, None)
@@ -101,7 +111,7 @@ class EventSubscriptions:
             self._followed[subscription.session.session_id] += 1
 
     def follow(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Follow these as well, before `start`. Raises AetherError QUOTA."""
+        """Follow further tasks before `start`. Raises AetherError QUOTA."""
         new = [task_id for task_id in task_ids if task_id not in subscription.positions]
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
             raise AetherError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
@@ -109,7 +119,10 @@ class EventSubscriptions:
             self._follow(subscription, task_id, None)
 
     def start(self, subscription: EventSubscription, positions: dict[str, int], *, replay: bool) -> None:
-        """Begin to send, behind these positions; with `replay` there is something behind them already."""
+        """Begin to send after these positions.
+
+        `replay`: there are events after them already.
+        """
         for task_id, position in positions.items():
             if task_id in subscription.positions:
                 subscription.positions[task_id] = position
@@ -118,12 +131,18 @@ class EventSubscriptions:
         self._catch_up_soon(subscription)
 
     def close(self, session: Session, subscription_id: str) -> list[str]:
-        """End a subscription; the tasks that nobody here follows any more. Idempotent."""
+        """End a subscription. Idempotent.
+
+        Returns the tasks that no subscription of this node follows any more.
+        """
         subscription = self._by_session.get(session.session_id, {}).pop(subscription_id, None)
         return [] if subscription is None else self._drop(subscription)
 
     def close_all(self, session: Session) -> list[str]:
-        """End a session's subscriptions; the tasks that nobody here follows any more."""
+        """End a session's subscriptions.
+
+        Returns the tasks that no subscription of this node follows any more.
+        """
         found = self._by_session.pop(session.session_id, {}).values()
         return [task_id for subscription in found for task_id in self._drop(subscription)]
 
@@ -143,10 +162,10 @@ class EventSubscriptions:
                     alone.append(task_id)
         return alone
 
-    # -- sending ----------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def offer(self, events: Iterable[RecordedEvent]) -> None:
-        """These have been committed. Never blocks."""
+        """Send these committed events, or mark their tasks as behind. Never blocks."""
         for event in events:
             for subscription in tuple(self._by_task.get(event.task_id, ())):
                 position = subscription.positions[event.task_id]
@@ -160,14 +179,17 @@ class EventSubscriptions:
                     self._catch_up_soon(subscription)
 
     def look(self, task_id: str) -> None:
-        """There may be events of this task ("*": of any) that were not offered here."""
+        """Read events of a task ("*": of all) that may not have been offered here."""
         for one in list(self._by_task) if task_id == "*" else [task_id]:
             for subscription in self._by_task.get(one, ()):
                 subscription.behind.add(one)
                 self._catch_up_soon(subscription)
 
     async def look_for_missed(self) -> None:
-        """Find events that were not offered here, of all tasks that somebody here follows. Raises StorageUnavailable."""
+        """Find events that were not offered here, of all tasks that are followed.
+
+        Raises StorageUnavailable.
+        """
         followed = list(self._by_task)
         for names, marks in event_replay.in_parts(followed):
             latest = await self._database.fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", *names)  # noqa: S608
@@ -231,7 +253,10 @@ class EventSubscriptions:
             subscription.reading = False
 
     def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
-        """In their order; the tasks of those that have no room. They are read again: of a client that does not read no event is kept."""
+        """Send events in order; return the tasks of those without room.
+
+        These are read again later: no event is kept for a client that does not read.
+        """
         for at, (task_id, number, encoded) in enumerate(found):
             if not subscription.session.outbox.control_has_room:
                 return {row[0] for row in found[at:]}
@@ -250,16 +275,19 @@ def _too_many(subscription: EventSubscription) -> AetherError:
 
 
 class Beginning(NamedTuple):
-    """What a subscription begins with. `unwatched` are tasks that other nodes do not tell this one of."""
+    """Where a subscription begins.
+
+    `unwatched` are tasks of which other nodes do not notify this node.
+    """
 
     positions: dict[str, int]
     unwatched: list[str]
 
 
 def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
-    """The task, and what `below` finds, with the positions of all of them. One snapshot. Raises AetherError QUOTA.
+    """Read a task and the tasks `below` it, with all positions, in one snapshot.
 
-    `node` is this node's name where there are others.
+    `node` is this node's name if there are other nodes. Raises AetherError QUOTA.
     """
     wanted = [task_id]
     if below is not None:
@@ -284,7 +312,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
 
 
 def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
-    """Where a subscription begins: behind everything, or before the first event at or after `since_ms`."""
+    """Return positions before the first event since `since_ms`, or the latest."""
     found: dict[str, int] = {}
     for names, marks in event_replay.in_parts(task_ids):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608

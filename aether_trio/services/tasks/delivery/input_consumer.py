@@ -1,19 +1,24 @@
-"""A message to `tk::{workspace}::{task}::input` wakes a task that waits for it (reference: tasks.md 1.8, where nothing sends such messages).
+"""Wake tasks by messages to their input topics, `tk::{workspace}::{task}::input`.
 
     sender ──▶ topic log ──▶ rows of the tasks database (input_rows.py) ──▶ the wait that takes it
 
-The payload is JSON with `metadata`, an object of strings; the task goes on if every pair of its `input_match` is in it. What is not such JSON
-has no metadata, and is taken only by a wait for anything. An input that comes before the wait is kept for it.
+The payload is JSON with `metadata`, an object of strings. A task that waits for input goes on if
+every pair of its `input_match` is in the metadata (tasks.md 1.8; the reference sends no such
+messages). Any other payload has no metadata, and only a wait for any input takes it. An input that
+comes before the wait is kept for it.
 
-The log and the tasks are different databases. What the log has accepted is taken over from there in its order, and the task remembers how far
-(`input_offset`), so a crash, an outage or a second node that does the same takes nothing over twice. What is held in memory is only which
-topics have something new. It can be lost: at the start, when the lease of another node has ended, and now and then (engine.py) all input
-topics of the log are looked through. So an input is lost only if the tasks database is away for as long as the log keeps messages.
+The log and the tasks are different databases. The consumer copies the inputs of a task from the log
+in order, and the task stores how far (`input_offset`): no crash, outage or second node copies an
+input twice. Only the names of topics with new messages are in memory. They may be lost, so all
+input topics are checked at the start, after the lease of another node has ended, and now and then
+(engine.py). An input is lost only if the tasks database is away for as long as the log keeps
+messages.
 
-No topic waits for another one's backlog: a transaction takes a page of each of GROUP topics, those that have more queue again behind the
-others, and a look through all topics goes on a page at a time between them.
+No topic waits for the backlog of another one. A transaction copies a page of each of GROUP topics;
+topics with more messages queue again, and the check of all topics goes on a page at a time between
+them.
 
-InputConsumer of unknown and of ended tasks are dropped, and those for which a task has no room.
+Inputs of unknown and of ended tasks are dropped, and those for which a task has no room.
 """
 
 from __future__ import annotations
@@ -40,22 +45,22 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.tasks")
 
 MAX_WAITING: Final = 10_000
-"""Topics with something new that are remembered one by one; beyond that all are looked through."""
+"""Topics with new messages that are remembered; beyond that all topics are checked."""
 SHARE: Final = 10
-"""Those of one workspace may be the tenth part."""
+"""A workspace may have a tenth of these."""
 GROUP: Final = 64
 """Topics that share a transaction."""
 PAGE_ROWS: Final = 256
-"""InputConsumer that are read of one topic at a time."""
+"""Inputs that are read of one topic at a time."""
 PAGE_BYTES: Final = MIB
-"""Of messages that are read for one transaction."""
+"""Size of the messages that are read for one transaction."""
 STEP_BYTES: Final = 64 * KIB
-"""Of payloads that are read before others have their turn in the event loop."""
+"""Size of payloads that are decoded before other tasks of the event loop run."""
 RETRY_S: Final = 0.5
 
 
 class _Place(NamedTuple):
-    """An input topic."""
+    """An input topic, with its workspace and its task."""
 
     topic: str
     workspace: str
@@ -63,14 +68,17 @@ class _Place(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """What is new of a topic: (number in the log, metadata) each."""
+    """New inputs of a topic: (number in the log, metadata) each."""
 
     place: _Place
     inputs: Sequence[tuple[int, Metadata]]
 
 
 class _Waiting:
-    """Topics with something new in the order of their turns, and the number of the last append to each that was made here, 0 for none."""
+    """Topics with new messages in the order of their turns.
+
+    With the number of the last append to each that was made on this node, 0 for none.
+    """
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -80,7 +88,7 @@ class _Waiting:
         return bool(self._numbers)
 
     def put(self, topic: str, number: int) -> bool:
-        """Add a topic, or what is new of it; False if there is no room for it."""
+        """Add a topic, or its new append; return False if there is no room for it."""
         if topic not in self._numbers:
             workspace = _workspace_of(topic)
             if len(self._numbers) >= MAX_WAITING or self._counts[workspace] >= max(MAX_WAITING // SHARE, 1):
@@ -90,11 +98,11 @@ class _Waiting:
         return True
 
     def first(self) -> dict[str, int]:
-        """Those whose turn it is; they stay here."""
+        """Return the topics whose turn it is; they stay."""
         return dict(islice(self._numbers.items(), GROUP))
 
     def had_turn(self, topic: str, number: int, *, unfinished: bool) -> None:
-        """It was taken over up to this append. If there is more of it, it queues again."""
+        """Remove a topic that was copied up to this append, or queue it again for more."""
         latest = self._numbers.pop(topic)
         if unfinished or latest != number:
             self._numbers[topic] = latest
@@ -105,7 +113,7 @@ class _Waiting:
 
 
 class InputConsumer:
-    """See the module docstring. `perform` runs a transaction."""
+    """Copies inputs from the log; `perform` runs a transaction."""
 
     def __init__(self, log: TopicLog, database: Database, perform: Callable[[Mutation], Awaitable[object]]) -> None:
         self._log = log
@@ -113,28 +121,31 @@ class InputConsumer:
         self._perform = perform
         self._waiting = _Waiting()
         self._all = True
-        """All topics are to be looked through, from the first one on."""
+        """Whether all topics are to be checked, from the first one on."""
         self._rest: tuple[int, int] | None = None
-        """Of a look through all topics that has begun: the ids that the rest is behind, and up to."""
+        """For a check of all topics in progress: the topic ids after and up to which to go on."""
         self._appended = 0
         self._work = trio.Event()
         self.dropped = 0
-        """How many inputs found no room, since start."""
+        """How many inputs were dropped without room, since start."""
 
     def put(self, topic: str, number: int) -> None:
-        """A message to an input topic was appended to the log under this number. Never blocks."""
+        """Note an append to an input topic, by its number in the log. Never blocks."""
         self._appended = number
         if not self._waiting.put(topic, number):
             self._all = True
         self._work.set()
 
     def look(self) -> None:
-        """There may be something new that this process was not told of. Never blocks."""
+        """Check all topics: some may have messages of which no append was noted.
+
+        Never blocks.
+        """
         self._all = True
         self._work.set()
 
     async def run(self) -> None:
-        """Take inputs over, until cancelled."""
+        """Copy inputs until cancelled."""
         while True:
             try:
                 if self._waiting:
@@ -151,8 +162,8 @@ class InputConsumer:
                 await trio.sleep(RETRY_S)
 
     async def _begin_to_look(self) -> None:
-        """Topics that are made from now on are put here, or looked for after this look."""
-        self._all = False  # what is put here meanwhile, and finds no room, may have it looked for once more
+        """Begin a check of all topics; topics that are created later are noted by `put`."""
+        self._all = False  # a topic that is put meanwhile, and finds no room, causes another check
         try:
             await self._log.wait_settled(self._appended)
             self._rest = 0, await self._log.last_topic()
@@ -175,7 +186,10 @@ class InputConsumer:
             self._waiting.had_turn(topic, number, unfinished=topic in unfinished)
 
     async def _take_over(self, topics: Sequence[str]) -> list[str]:
-        """Take over a page of what is new in these topics; those that have more. Raises StorageUnavailable."""
+        """Copy a page of each of these topics; return those that have more.
+
+        Raises StorageUnavailable.
+        """
         places = [place for topic in topics if (place := _place(topic)) is not None]
         known = await self._database.read(lambda: _positions(places))
         wanted = [(place.topic, after) for place, after in known]
@@ -199,7 +213,7 @@ class InputConsumer:
         dropped: list[_Place] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:
-            dropped.clear()  # it may run again
+            dropped.clear()  # a program may run again
             for page in pages:
                 dropped.extend((yield from _write(tx, page)))
 
@@ -213,7 +227,7 @@ class InputConsumer:
 
 
 def _place(topic: str) -> _Place | None:
-    """An input topic by its name; None for any other."""
+    """Parse the name of an input topic; None for any other topic."""
     parts = topic.split("::")
     if len(parts) != 4 or parts[0] != "tk" or parts[3] != "input":
         return None
@@ -225,7 +239,7 @@ def _workspace_of(topic: str) -> str:
 
 
 async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metadata]]:
-    """Those inputs, of messages as the log has them. Large ones take some time each."""
+    """Decode messages of the log; large ones take time, so other tasks run in between."""
     inputs = []
     size = 0
     for offset, frame in messages:
@@ -238,7 +252,7 @@ async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metada
 
 
 def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
-    """How far the inputs of those tasks are taken over that there are."""
+    """Read how far the inputs of existing tasks are copied."""
     found: list[tuple[_Place, int]] = []
     for place in places:
         known: list[Row] = yield Fetch(
@@ -250,14 +264,14 @@ def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
 
 
 def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
-    """Take over a page of one task's inputs; those that found no room."""
+    """Copy a page of one task's inputs; return those without room."""
     dropped: list[_Place] = []
     task = yield from task_rows.load(page.place.task_id)
     if task is None:
         return dropped
     fresh = [one for one in page.inputs if one[0] > task.input_offset]
     if not fresh:
-        return dropped  # another node has, or this one without being told
+        return dropped  # another node has copied them, or this one in a commit without an answer
     before, task = task, task.changed({"input_offset": fresh[-1][0]})
     yield from task_rows.save(before, task)
     wait = _wait_of(task)
@@ -279,18 +293,18 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
 
 
 def _wait_of(task: Task) -> Wait | None:
-    """The wait of this task that an input may end."""
+    """Return the wait of this task that an input may end."""
     return task.waits_for if task.status is Status.WAITING_INPUT else None
 
 
 def _payload(frame: bytes) -> bytes:
-    """What the sender wrote, of a message as the log has it."""
+    """Return the payload of a message of the log."""
     payload: bytes = pb.DownstreamMessage.FromString(frame).msg.payload
     return payload
 
 
 def metadata_of(payload: bytes) -> Metadata:
-    """The metadata of an input; empty if there is none that can be read."""
+    """Return the metadata of an input; empty if it has none."""
     try:
         found = json.loads(payload)
     except (ValueError, RecursionError):

@@ -1,7 +1,9 @@
-"""From the table of messages that a transaction left to the topic log: appended, and deleted when they are committed there.
+"""Append the messages of `task_outbox` to the topic log, then delete them.
 
-The two are different databases, so a crash in between appends a message twice, and none is ever lost: at least once, as the log itself
-delivers. What a node that is gone has left is taken over by the one that ends its sessions.
+Transactions on tasks write these messages with their rows (the pattern is called transactional
+outbox). Log and tasks are different databases, so a crash in between appends a message twice, and
+none is lost: at least once, as the log itself delivers. The node that ends the sessions of an ended
+node takes over its messages.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ RETRY_S: Final = 1.0
 
 
 class OutboxPublisher:
-    """See the module docstring. It is the author of what it appends (log/topic_log.py)."""
+    """Appends messages to the log, as their author (log/topic_log.py)."""
 
     confirms = False
     publisher: Publisher | None = None
@@ -39,18 +41,18 @@ class OutboxPublisher:
         self._refused: set[int] = set()
 
     def wake(self) -> None:
-        """Something is there."""
+        """Publish soon, as messages were added. Never blocks."""
         self._work.set()
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author."""
+        """Remember that the log has refused an append."""
         self._refused.add(number)
 
     def settled(self, touched: set[Kickable]) -> None:
-        """See log.Author."""
+        """Do nothing: `wait_settled` waits for the appends."""
 
     async def run(self) -> None:
-        """Publish what is there and what comes, until cancelled."""
+        """Publish messages until cancelled."""
         while True:
             await self._work.wait()
             self._work = trio.Event()
@@ -63,7 +65,7 @@ class OutboxPublisher:
                 await trio.sleep(RETRY_S)
 
     async def _publish(self) -> bool:
-        """A page; whether there may be more."""
+        """Publish a page; return whether there may be more."""
         found = await self._database.fetch(
             "SELECT task_id, number, topic, frame FROM task_outbox WHERE node = $1 ORDER BY task_id, number LIMIT $2",
             self._node(),

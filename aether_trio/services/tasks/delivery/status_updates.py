@@ -1,6 +1,7 @@
-"""What the creator of a task is told as it goes on: progress updates that the gateway makes (reference: tasks.md 1.14).
+"""Send a task's creator a progress update at each new status (tasks.md 1.14).
 
-They are hints for people and for clients that listen anyhow. Whoever must not miss anything subscribes to the task's events.
+Updates are for people, and for clients that listen to progress anyhow. One may be lost: a client
+that must see each change subscribes to the task's events.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 SOURCE: Final = "gateway"
 PARTICIPANT: Final = "subject_participant"
-"""Metadata of tasks whose user is to hear of them, too: "1" or "true"."""
+"""Metadata key of tasks whose user is sent updates too, if it is "1" or "true"."""
 
 
 def publish(ephemeral_topics: EphemeralTopics, task: Task, now_ms: int, kick: Callable[[EphemeralSink], None]) -> None:
-    """Tell the creator, and the user that takes part, what a task has become. `kick` as of `EphemeralTopics.publish`."""
+    """Send a task's new status to its creator, and to the user that takes part.
+
+    `kick` as in `EphemeralTopics.publish`.
+    """
     status = task.status.value
     update = pb.ProgressUpdate(
         source=SOURCE,
@@ -54,7 +58,7 @@ def publish(ephemeral_topics: EphemeralTopics, task: Task, now_ms: int, kick: Ca
 
 @lru_cache(maxsize=4096)
 def _ephemeral_topic_of(creator: str, workspace: str) -> str:
-    """Where the creator listens; "" for one that has no topic of its own."""
+    """Return the progress topic of a creator; "" for one without a topic."""
     try:
         identity = Identity.parse(creator, strict=False)
     except IdentityError:

@@ -1,11 +1,11 @@
-"""CreateTask: the checks of a request, the row it becomes, and its transaction (tasks.md 2.2).
+"""`create_task`: checks, row and transaction of a request (tasks.md 2.2).
 
     handle ──▶ checks in the reference's order ──▶ new_task ──▶ create_in_transaction ──▶ response
 
-An idempotency key is written in the transaction that creates its task. A creation that fails
-leaves no key, and of two requests at the same moment, on any two nodes, one creates the task and
-the other finds it. Keys are separate for each workspace: those of the reference are not, and would
-tell one workspace the ids of another workspace's tasks.
+An idempotency key is written in the transaction that creates its task. A creation that fails leaves
+no key, and of two requests at the same moment, on any two nodes, one creates the task and the other
+finds it. Keys are separate for each workspace: those of the reference are not, and would tell one
+workspace the ids of another workspace's tasks.
 
 A connected target is assigned its task even if its implementation is not registered, which the
 reference demands: a registration says what can be started, and this target runs already.
@@ -103,7 +103,7 @@ Start = Callable[[Transaction, Identity, Task], Program[str]]
 
 
 class CreateResult(NamedTuple):
-    """What a request became.
+    """The result of a request.
 
     `task` is None for a repeated request, whose task has the id `task_id`. `problem`: no task was
     created, and why. `started`: the target is being started.
@@ -130,12 +130,12 @@ class TaskCreator:
     strict: bool
     random_bytes: Callable[[int], bytes]
     connected: Callable[[str], Awaitable[bool]]
-    """Whether a participant is connected, on whichever node. Raises StorageUnavailable."""
+    """Returns whether a participant is connected to any node. Raises StorageUnavailable."""
     starter: Starter
     _latest_us: int = 0
 
     async def handle(self, session: Session, request: pb.CreateTaskRequest) -> list[pb.DownstreamMessage]:
-        """Every refusal is in both answers."""
+        """Answer one request; a refusal is in both answers."""
         try:
             response = await self._create(session, request)
         except StorageUnavailable as error:
@@ -206,7 +206,10 @@ class TaskCreator:
         target: Identity,
         offline: OfflinePolicy,
     ) -> CreateResult:
-        """The target is no worker. It may have connected just now, and its row is on its way; else it may be started."""
+        """Create the task of an absent target: wait for its row, or start the target.
+
+        The target may have connected just now, to a node that has yet to write its row.
+        """
         for pause_s in JOIN_RETRIES_S:
             if not await self.connected(target.text):
                 return await run(offline) if offline is OfflinePolicy.START else created
@@ -215,7 +218,9 @@ class TaskCreator:
             if not created.absent:
                 return created
             await trio.sleep(pause_s)
-        return await run(OfflinePolicy.QUEUE)  # it is connected, so it will be given what waits for it
+        return await run(
+            OfflinePolicy.QUEUE
+        )  # the target is connected, so it will be assigned the task when its row is written
 
     async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
         identity = session.identity
@@ -233,9 +238,10 @@ class TaskCreator:
             raise AetherError(Code.PERMISSION_DENIED, decision.reason)
 
     def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
-        """A task reaches whom a message reaches: the target, or the workers of a pool. Before anything is looked up about them.
+        """Check that a task reaches only participants that a message reaches.
 
-        Raises AetherError PERMISSION_DENIED.
+        Made before anything is read about the target, or the workers of the pool. Raises
+        AetherError PERMISSION_DENIED.
         """
         kind = session.identity.kind
         if target is None:
@@ -255,7 +261,10 @@ class TaskCreator:
             raise AetherError(Code.PERMISSION_DENIED, why)
 
     async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> OfflinePolicy:
-        """What is to become of the task if its target is not connected. Raises AetherError TASK_CREATE_FAILED."""
+        """Decide what happens if the target is not connected.
+
+        Raises AetherError TASK_CREATE_FAILED.
+        """
         kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
         if target is None or kept:
             return OfflinePolicy.QUEUE
@@ -266,9 +275,12 @@ class TaskCreator:
         return OfflinePolicy.UNKNOWN
 
     async def _token(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
-        """A token for the identity that is to do the task, and its text; ("", "") if none is asked for or may be had.
+        """Make a token for the identity that is to do the task.
 
-        It is good for no more than the creator's own credential is.
+        Returns the token and the identity.
+
+        ("", "") if the request asks for none, or may have none. The token gives no more rights than
+        the creator's credential.
         """
         creator = session.identity
         if not request.target_identity:
@@ -293,7 +305,10 @@ class TaskCreator:
         return (new_token(self.random_bytes), owner.text) if decision.allowed else ("", "")
 
     def _next_order_us(self) -> int:
-        """Now, in microseconds, and more than ever before on this node: what comes first is assigned first."""
+        """Return the time in microseconds, larger than ever before on this node.
+
+        So of two tasks the earlier one is assigned first.
+        """
         self._latest_us = max(self.engine.clock.now_ms() * 1000, self._latest_us + 1)
         return self._latest_us
 
@@ -310,7 +325,10 @@ class TaskCreator:
 
 
 def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bool) -> str:
-    """The task's workspace. Raises AetherError INVALID_IDENTIFIER, which is answered without a typed response."""
+    """Check the identifiers and return the task's workspace.
+
+    Raises AetherError INVALID_IDENTIFIER, which the reference answers without a typed response.
+    """
     workspace = request.workspace or own_workspace
     try:
         check_token(workspace, "workspace", strict=strict)
@@ -322,7 +340,10 @@ def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bo
 
 
 def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
-    """Raises AetherError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT."""
+    """Check the sizes of a request.
+
+    Raises AetherError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT.
+    """
     if len(request.payload) > payload_bytes:
         raise AetherError(
             Code.TASK_PAYLOAD_TOO_LARGE,
@@ -341,12 +362,12 @@ def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
 
 
 def _failed(text: str) -> AetherError:
-    """A task that cannot be."""
+    """Make the error of a task that cannot be created."""
     return AetherError(Code.TASK_CREATE_FAILED, text)
 
 
 def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None:
-    """Whom a TARGETED task is for. Raises AetherError TASK_CREATE_FAILED."""
+    """Parse the target of a TARGETED task. Raises AetherError TASK_CREATE_FAILED."""
     if MODES.get(request.assignment_mode) is not Mode.TARGETED:
         return None
     try:
@@ -359,7 +380,7 @@ def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None
 
 
 def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
-    """Raises AetherError TASK_CREATE_FAILED."""
+    """Read the deadlines in the metadata. Raises AetherError TASK_CREATE_FAILED."""
     found = {}
     for name in DEADLINES:
         text = request.metadata.get(name, "")
@@ -374,7 +395,7 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
 
 
 def check_policy(request: pb.CreateTaskRequest) -> None:
-    """Raises AetherError TASK_CREATE_FAILED."""
+    """Check what happens on a parent's end. Raises AetherError TASK_CREATE_FAILED."""
     policy = request.metadata.get(ON_PARENT_CANCELLED, ABANDON)
     if policy not in (ABANDON, CANCEL):
         raise _failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
@@ -395,7 +416,7 @@ def new_task(
     now_ms: int,
     order_us: int,
 ) -> Task:
-    """The row of a request. Raises AetherError TASK_CREATE_FAILED."""
+    """Make the row of a request. Raises AetherError TASK_CREATE_FAILED."""
     mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
     if mode is Mode.POOL and not request.target_implementation:
         raise _failed("a POOL task needs target_implementation")
@@ -403,7 +424,7 @@ def new_task(
         raise _failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
     check_policy(request)
     policy = policy_of(request)
-    # Of an agent_startup the window is no use: reconciliation looks after those.
+    # A start of an agent has no grace window: its orchestrator and its connection decide.
     grace = 0 if request.task_type == AGENT_STARTUP else grace_ms(request.task_class)
     task = Task(
         task_id,
@@ -440,12 +461,12 @@ def new_task(
 
 
 def key_hash(workspace: str, key: str) -> bytes:
-    """How an idempotency key is kept."""
+    """Return the hash under which an idempotency key is kept."""
     return hashlib.sha256(f"{workspace}\x00{key}".encode()).digest()
 
 
 def request_hash(request: pb.CreateTaskRequest, workspace: str) -> bytes:
-    """What two requests with one idempotency key have in common, when they ask for the same."""
+    """Return a hash that is equal for requests that ask for the same task."""
     same = pb.CreateTaskRequest()
     same.CopyFrom(request)
     same.workspace = workspace
@@ -469,9 +490,10 @@ def create_in_transaction(
     target: Identity | None,
     minted: IssuedToken | None,
 ) -> Program[CreateResult]:
-    """Write a task with the token `minted`, if its maker may make one; or find the task of its key.
+    """Create a task with the token `minted`, or find the task of its idempotency key.
 
-    `request` is the hash of what was asked for with the key.
+    `request` is the hash of the request that came with the key. The token is left out if its maker
+    may make none any more.
     """
     if key:
         found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,))
@@ -502,7 +524,7 @@ def create_in_transaction(
         started = True
     elif task.task_type == AGENT_STARTUP:
         return CreateResult("", problem=f"{task.target} is connected already")
-    task = task.changed({})  # what it becomes is this run's, as a program may run again
+    task = task.changed({})  # a program may run again, so each run changes a copy
     task.tokens = int(minted is not None and (yield from insert(minted, task.task_id, context.now_ms)))
     made = yield from tx.create(task, payload)
     if key:
@@ -512,14 +534,17 @@ def create_in_transaction(
             "request = excluded.request",
             (key, task.task_id, context.now_ms + KEY_MS, request),
         )
-    if not made:  # the start that it wishes for has its id, or this program has run before
+    if not made:  # the start that was requested has this id, or this program has run before
         return CreateResult(task.task_id, (yield from task_rows.load(task.task_id)), tx, started=started)
     given = [push.task for push in tx.effects.assignments if push.task.task_id == task.task_id]
     return CreateResult(task.task_id, given[-1] if given else task, tx, started=started)
 
 
 def _word(task: Task, *, started: bool) -> str:
-    """What became of it: the protocol's words, and "queued" for what waits for a target that nobody starts."""
+    """Return the protocol's word for what became of a task.
+
+    "queued" is our word for a task that waits for a target which is not started.
+    """
     if task.task_type == AGENT_STARTUP:
         return "orchestration_triggered"
     if task.mode is Mode.POOL:

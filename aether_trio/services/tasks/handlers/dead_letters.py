@@ -1,7 +1,8 @@
-"""Dead letters: tasks for which there is to be no further attempt, kept until a person has seen to them.
+"""Dead letters: tasks without a further attempt, kept until a person has acted.
 
-Listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The protocol has no operation to resolve one: the ops
-port has (telemetry/ops.py), for the command line.
+They are listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The
+protocol has no operation to resolve one: the command line does it through the ops port
+(telemetry/ops.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, r
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter; times are Unix milliseconds, `resolved_ms` 0 while it is open."""
+    """One dead letter.
+
+    Times are Unix milliseconds, `resolved_ms` is 0 while it is open.
+    """
 
     task_id: str
     workspace: str
@@ -37,7 +41,7 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """See the module docstring. Everything that waits raises StorageUnavailable."""
+    """Lists and resolves dead letters. Its coroutines raise StorageUnavailable."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,7 +49,7 @@ class DeadLetters:
     async def page(
         self, workspace: str = "", *, resolved: bool = False, after: str = "", limit: int = 100
     ) -> list[DeadLetter]:
-        """DeadLetters in the order of their task ids, behind `after`; of one workspace, or of all."""
+        """Return dead letters after the task id `after`, of one workspace or of all."""
         where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
         found = await self._engine.database.fetch(
             f"SELECT {_FIELDS} FROM task_dead_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608
@@ -56,7 +60,7 @@ class DeadLetters:
         return [DeadLetter(*row) for row in found]
 
     async def show(self, task_id: str) -> tuple[DeadLetter | None, Task | None]:
-        """A letter and its task, as far as they exist."""
+        """Return a dead letter and its task, as far as they exist."""
 
         def program() -> Program[tuple[DeadLetter | None, Task | None]]:
             found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_dead_letters WHERE task_id = $1", (task_id,))  # noqa: S608
@@ -66,9 +70,10 @@ class DeadLetters:
         return await self._engine.database.read(program)
 
     async def requeue(self, task_id: str, by: str) -> bool:
-        """Try the task of a letter again, as if it had never failed.
+        """Retry the task of a dead letter, as if it had never failed.
 
-        False if there is no dead task with this id, or it is a start whose agent has another one by now.
+        Returns False if no dead task has this id, or if it is a start whose agent has a later
+        start.
         """
         done: list[bool] = []
 
@@ -89,7 +94,7 @@ class DeadLetters:
         return any(done)
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
-        """Nothing more is to be done about a letter; False if there is no open one."""
+        """Mark a dead letter as resolved; return False if there is no open one."""
         done: list[bool] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:

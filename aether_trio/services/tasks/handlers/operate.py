@@ -1,4 +1,9 @@
-"""TaskOperation: from the wire's operations to moves, in one transaction each (reference: tasks.md 6.3)."""
+"""`task_op`: the operations on tasks, each one move (tasks.md 6.3).
+
+    handle ──▶ OPERATIONS: which move? ──▶ operate: permission, refusals ──▶ TaskTransaction.apply
+
+model/tasks/table.py says what each move does to a task.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +45,19 @@ Op = pb.TaskOperation
 
 MAX_DEPENDENCIES: Final = 1_000
 MAX_CIRCLE: Final = 10_000
-"""Tasks that one waits for, itself or through others, if it is waited for itself: so many are looked at for a circle."""
+"""Tasks that are read to find out whether tasks would wait for each other in a circle."""
 CIRCLE_PART: Final = 50
-"""Of them, rows that one statement reads.
+"""Rows of these that one statement reads.
 
-Each names up to MAX_DEPENDENCIES tasks, which are read while all else of the process waits.
+Each names up to MAX_DEPENDENCIES tasks, which are decoded while the process does nothing else.
 """
 MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
-"""Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
+"""Ten years: longer waits might overflow a column when they are added to a time."""
 MAX_WAKE_MS: Final = 2**62
 
 
-class Operation(NamedTuple):
-    """What an operation of the protocol asks for: a move, and the message of its success."""
+class OperationRule(NamedTuple):
+    """An operation of the protocol: its move, and the message of its success."""
 
     move: Move
     message: str
@@ -62,17 +67,17 @@ class Operation(NamedTuple):
     """Whether the request must name tasks to wait for, which must be in the task's workspace."""
 
 
-OPERATIONS: Final[Mapping[int, Operation]] = MappingProxyType(
+OPERATIONS: Final[Mapping[int, OperationRule]] = MappingProxyType(
     {
-        Op.RETRY: Operation(Move.RETRY, "task queued for retry"),
-        Op.CANCEL: Operation(Move.CANCEL, "task cancelled"),
-        Op.COMPLETE: Operation(Move.COMPLETE, "task completed"),
-        Op.FAIL: Operation(Move.FAIL, "task marked as failed"),
-        Op.PAUSE: Operation(Move.PAUSE, "task paused", needs_wait=True),
-        Op.WAIT_FOR: Operation(Move.PAUSE, "task waiting on dependencies", needs_dependencies=True),
-        Op.RESUME: Operation(Move.RESUME, "task resumed"),
-        Op.REJECT: Operation(Move.REJECT, "task rejected"),
-        Op.CLAIM: Operation(Move.CLAIM, "task claimed"),
+        Op.RETRY: OperationRule(Move.RETRY, "task queued for retry"),
+        Op.CANCEL: OperationRule(Move.CANCEL, "task cancelled"),
+        Op.COMPLETE: OperationRule(Move.COMPLETE, "task completed"),
+        Op.FAIL: OperationRule(Move.FAIL, "task marked as failed"),
+        Op.PAUSE: OperationRule(Move.PAUSE, "task paused", needs_wait=True),
+        Op.WAIT_FOR: OperationRule(Move.PAUSE, "task waiting on dependencies", needs_dependencies=True),
+        Op.RESUME: OperationRule(Move.RESUME, "task resumed"),
+        Op.REJECT: OperationRule(Move.REJECT, "task rejected"),
+        Op.CLAIM: OperationRule(Move.CLAIM, "task claimed"),
     }
 )
 """The operations of the protocol. CONTRIBUTING.md says how to add one."""
@@ -82,9 +87,11 @@ HOLDING_MOVES: Final = frozenset({Move.CLAIM, Move.RESUME, Move.PAUSE})
 
 
 class OperationRequest(NamedTuple):
-    """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace.
+    """One operation on one task.
 
-    `number` is the assignment that the caller speaks for, 0 for its latest. A PAUSE with the same `request_id` is the same PAUSE.
+    `wait` belongs to PAUSE and WAIT_FOR; `checked`: its dependencies must be in the task's
+    workspace. `number` is the assignment that the caller means, 0 for its latest. A PAUSE with the
+    same `request_id` is the same PAUSE.
     """
 
     task_id: str
@@ -95,13 +102,14 @@ class OperationRequest(NamedTuple):
     checked: bool = False
     number: int = 0
     first_claim: bool = False
-    """Whether it shows for the first time that the caller's client says when it begins."""
+    """Whether this is the first sign that the caller's client says when it begins a task."""
 
 
 class OperationResult(NamedTuple):
-    """What became of it. `work` is None when nothing was written; `task` None: there is no such task for this caller.
+    """The result of an operation.
 
-    `needs`: nothing was done, and an access rule of this workspace is to be asked first.
+    `tx` is None when nothing was written; `task` is None when the caller may not know of the task.
+    `needs`: nothing was done, and an access rule of this workspace has to allow it first.
     """
 
     task: Task | None = None
@@ -206,7 +214,7 @@ class TaskOperator:
         return result
 
     async def _checkpoint_problem(self, task: Task, caller: Caller, wait: Wait) -> str:
-        """Return why the task's worker cannot hibernate it with this checkpoint; "" if it can.
+        """Return why the worker cannot hibernate with this checkpoint; "" if it can.
 
         Only the worker learns which checkpoints it has saved; others are refused for other reasons.
         """
@@ -217,9 +225,9 @@ class TaskOperator:
 
 
 def operate(context: Context, caller: Caller, request: OperationRequest, since_ms: int = 0) -> Program[OperationResult]:
-    """One move that a participant asks for.
+    """Apply one move that a participant asks for.
 
-    `since_ms`: this is not the first run. An earlier one began at that moment, and it is not known whether it was committed.
+    `since_ms`: an earlier run began at that moment, and it is not known whether it was committed.
     """
     task = yield from task_rows.load(request.task_id)
     if task is None:
@@ -228,8 +236,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if caller.name != task.assigned_to:
         epoch = yield from task_rows.latest_epoch(task.task_id, caller.name)
     if request.number and epoch is not None:
-        epoch = request.number  # a participant of the same name may have it by now, or its own earlier work be late
-    # Who had it is told that it has lost it when it reports the end; that gives no right to cancel another's work.
+        epoch = request.number  # a participant of the same name may have the task by now, or this request may be late
+    # A worker that has lost the task is told so; that gives it no right to cancel the task.
     had_it = epoch is not None and RULES[request.move].by_worker
     its_turn = RULES[request.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
     if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
@@ -271,7 +279,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if request.first_claim:
         yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))
     after = decision.after if isinstance(decision, Step) else task
-    if after.status is Status.PENDING:  # or whatever has become of it by now
+    if after.status is Status.PENDING:  # or what has become of it by now
         after = (yield from task_rows.load(task.task_id)) or task
     if after.status is Status.WAITING_DEPENDENCY and request.wait is not None:
         yield from _wait_for(tx, after, request.wait)
@@ -282,7 +290,10 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
 
 
 def _pause_key(task: Task, caller: Caller, request: OperationRequest, epoch: int | None) -> str:
-    """The same for the same PAUSE of the same assignment, and short. "" for one that cannot be recognized, and for other moves."""
+    """Return a key that is equal for the same PAUSE of the same assignment.
+
+    "" for a PAUSE that cannot be recognized, and for other moves.
+    """
     if request.move is not Move.PAUSE or request.wait is None or not request.request_id:
         return ""
     number = task.epoch if epoch is None else epoch
@@ -291,7 +302,7 @@ def _pause_key(task: Task, caller: Caller, request: OperationRequest, epoch: int
 
 
 def _use_input(tx: TaskTransaction, task: Task) -> Program[bool]:
-    """Go on at once if an input that the task waits for is there already; whether it was."""
+    """Wake a task if the input that it waits for is kept; return whether it was."""
     if not task.input_offset or task.waits_for is None:
         return False
     kept = yield from input_rows.kept(task.task_id)
@@ -305,7 +316,10 @@ def _use_input(tx: TaskTransaction, task: Task) -> Program[bool]:
 
 
 def _was_made(tx: TaskTransaction, task: Task, request: OperationRequest, since_ms: int) -> Program[bool]:
-    """Whether an earlier run was committed, of a move whose row does not tell who has made it."""
+    """Return whether an earlier run of this operation was committed.
+
+    Only for moves whose row does not tell who has made them.
+    """
     wanted = _LEADS_TO.get(request.move)
     if wanted is None:
         return False
@@ -323,11 +337,11 @@ _LEADS_TO: Final[Mapping[Move, frozenset[int]]] = MappingProxyType(
         Move.FAIL: frozenset({pb.TASK_STATUS_FAILED}),
     }
 )
-"""Of moves after which a task may go on at once: what their events say that it has become."""
+"""The statuses in the events of moves after which a task may change again at once."""
 
 
 def _check_claim(task: Task, caller: Caller, request: OperationRequest) -> str:
-    """Why a task of a pool is not this caller's to take; "" if it is. The table knows the others."""
+    """Return why this caller may not claim a pool's task; "" if it may."""
     if request.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
         return ""
     if may_be_given(task, caller.identity):
@@ -338,7 +352,7 @@ def _check_claim(task: Task, caller: Caller, request: OperationRequest) -> str:
 
 
 def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: OperationRequest) -> Program[str]:
-    """Why this wait cannot be begun; "" if it can."""
+    """Return why this wait cannot begin; "" if it can."""
     wait = request.wait
     if request.move is not Move.PAUSE or wait is None:
         return ""
@@ -347,9 +361,9 @@ def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: Operat
     if task.task_id in wait.depends_on:
         return "a task cannot wait for itself"
     if wait.reason == Reason.HIBERNATION and not task.assigned_to:
-        return "a task that nobody has cannot hibernate"
+        return "a task without a worker cannot hibernate"
     if wait.reason == Reason.HIBERNATION and caller.name != task.assigned_to:
-        return "only its worker can let a task hibernate: it leaves a checkpoint of its own to the next one"
+        return "only the worker of a task can hibernate it: the next worker goes on from its checkpoint"
     if request.checked:
         tx.charge(len(wait.depends_on))
         for task_id in wait.depends_on:
@@ -360,9 +374,10 @@ def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: Operat
 
 
 def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
-    """Why this wait would be for the task's own end; "" if it would not.
+    """Return why this task would wait for its own end; "" if it would not.
 
-    What tasks wait for is in their rows. A task that none has ever waited for is on no circle, and costs nothing here.
+    The rows of waiting tasks say what they wait for. A task for which no other has ever waited is
+    in no circle, and costs no statement here.
     """
     if not task.awaited or wait.status is not Status.WAITING_DEPENDENCY:
         return ""
@@ -389,14 +404,14 @@ def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
 
 
 def _wait_for(tx: TaskTransaction, task: Task, wait: Wait) -> Program[None]:
-    """Begin to wait for others, and for no earlier ones; if that leaves nothing to wait for, go on at once."""
+    """Begin to wait for other tasks; wake the task if all of them have ended."""
     yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (task.task_id,))
     if (yield from tx.add_dependencies(task, wait)):
         yield from tx.wake(task)
 
 
 def read_wait(op: pb.TaskOperation) -> Wait | None:
-    """The wait of a PAUSE or WAIT_FOR; None when there is none."""
+    """Return the wait of a PAUSE or WAIT_FOR; None without one."""
     if not op.HasField("wait_spec"):
         return None
     spec = op.wait_spec

@@ -1,11 +1,13 @@
-"""Who may see and move a task (reference: tasks.md 6.1).
+"""Decide who may see and move a task (reference: tasks.md 6.1).
 
-Its worker, wherever it is: the creator, who is another one, reached both workspaces. Of those whose credential reaches the task's workspace, its
-creator, the user on whose behalf it is, and who manages the workspace. Anybody else is told what they would be told of a task that does
-not exist. A worker that has lost a task may still ask for moves: the table of moves tells it that its assignment is over.
+The worker of a task may, in any workspace, as its creator reached both workspaces. Of participants
+whose credential reaches the task's workspace these may: the creator, the user on whose behalf it
+runs, and managers of the workspace. Other participants are answered as if the task did not exist. A
+worker that has lost a task may still ask for moves: the table of moves tells it that its assignment
+is over.
 
-The moves of a worker (CLAIM, COMPLETE, FAIL, PAUSE, REJECT) are also for those that may be given a task that waits; who merely manages
-the workspace needs an access rule of its own for them (WORK).
+The moves of a worker (CLAIM, COMPLETE, FAIL, PAUSE, REJECT) are open to participants to which the
+waiting task may be assigned. Managers of the workspace need an access rule for them (WORK).
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from aether_trio.storage.base import Database
 NOT_FOUND = "task not found"
 MANAGE = "task_op"
 WORK = "task_work"
-"""Operations, as access rules know them: to cancel, retry and resume tasks of others, and to do their workers' part."""
+"""Operations in access rules: MANAGE cancels, retries and resumes, WORK makes a worker's moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `workspace` is the one the participant is in; `allowed`: an access rule has said yes.
+    """The participant that asks, in its `workspace`.
 
-    `reaches` says which workspaces its credential is good for; None: the one that it is in.
+    `allowed`: an access rule has allowed it. `reaches` returns whether the credential is good for a
+    workspace; None: only for the caller's workspace.
     """
 
     identity: Identity
@@ -43,7 +46,7 @@ class Caller:
 
     @classmethod
     def of(cls, session: Session) -> Caller:
-        """The participant of this session."""
+        """Return the participant of this session."""
         return cls(session.identity, session.workspace, reaches=session.allows_workspace)
 
     @property
@@ -51,12 +54,12 @@ class Caller:
         return self.identity.text
 
     def can_reach(self, workspace: str) -> bool:
-        """Whether it may touch anything there at all."""
+        """Return whether the caller's credential is good for this workspace."""
         return workspace == self.workspace if self.reaches is None else self.reaches(workspace)
 
 
 def is_party(task: Task, caller: Caller) -> bool:
-    """Whether no access rule is needed."""
+    """Return whether the caller needs no access rule for this task."""
     if caller.name == task.assigned_to and caller.name != task.creator:
         return True
     if not caller.can_reach(task.workspace):
@@ -70,9 +73,9 @@ def is_party(task: Task, caller: Caller) -> bool:
 
 
 def may_be_given(task: Task, identity: Identity) -> bool:
-    """Whether this participant is one that a task is for: its target, its creator, or a worker of its pool."""
+    """Return whether a task is for this participant: target, creator or pool worker."""
     if task.task_type == AGENT_STARTUP:
-        return False  # orchestration gives it to an orchestrator
+        return False  # a start is assigned to an orchestrator
     if task.mode is Mode.POOL:
         if identity.kind is Kind.SERVICE:
             return identity.implementation == task.target_implementation
@@ -82,7 +85,7 @@ def may_be_given(task: Task, identity: Identity) -> bool:
 
 
 def waits_for(task: Task, caller: Caller) -> bool:
-    """Whether a task that nobody has may be given to this caller."""
+    """Return whether the task waits and may be assigned to this caller."""
     return task.status is Status.PENDING and may_be_given(task, caller.identity)
 
 
@@ -100,7 +103,7 @@ async def load_visible(
 async def may(
     authorizer: Authorizer, caller: Caller, workspace: str, operation: str, level: AccessLevel = AccessLevel.MANAGE
 ) -> bool:
-    """Whether an access rule lets this caller do that to the tasks of a workspace."""
+    """Return whether an access rule allows an operation on the tasks of a workspace."""
     if (caller.workspace and caller.workspace != workspace) or not caller.can_reach(workspace):
         return False
     return (await authorizer.check_workspace(caller.identity, workspace, level, operation)).allowed

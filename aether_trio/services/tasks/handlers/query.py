@@ -1,7 +1,8 @@
-"""TaskQuery: the filter as a condition, pages that go on behind the last row (reference: tasks.md 6.2).
+"""`task_query`: GET, and LIST with a filter in pages (reference: tasks.md 6.2).
 
-Order: latest change first, then by id. A page token names the last row of its page. A task that changes while somebody pages moves to
-the front, so it is never seen twice, and one that does not change is seen exactly once.
+Order: latest change first, then by id. A page token names the last row of its page. A task that
+changes between two pages moves to the front, so it is never listed twice; a task that does not
+change is listed once.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
 MAX_TIME_US: Final = 2**62
 MAX_DESCENDANTS: Final = 10_000
-"""Below one task that are asked for; more are an error."""
+"""Descendants of one task that a filter may ask for; more are an error."""
 MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
-"""Of the rows of a page: clients refuse messages over 4 MiB."""
+"""Size of the rows of a page: clients refuse messages over 4 MiB."""
 ROW_BYTES: Final = 600
-"""Of a row, beside what its client has said of it."""
+"""Size of a row without the texts of its client."""
 
 _DESCENDANTS: Final = f"""task_id IN (
     WITH RECURSIVE below(task_id) AS (
@@ -50,13 +51,13 @@ _DESCENDANTS: Final = f"""task_id IN (
 _IN_TROUBLE: Final = (
     "status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')"
 )
-"""As the index of these says it (storage/schema/tasks.py); an engine uses that for no other words."""
+"""The condition of a partial index (storage/schema/tasks.py), word for word."""
 _TROUBLES: Final = frozenset(_IN_TROUBLE[len("status IN (") : -1].replace("'", "").split(", "))
 _TOGETHER: Final = ("context_id", "correlation_id")
-"""By each of these there is an index, in the order of pages."""
+"""Columns with an index in the order of pages."""
 
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
-"""Two indexes: that of roots has no tasks that are their own."""
+"""The condition for two indexes: that of roots has no task that is its own root."""
 
 
 _SIZE: Final = f"LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES}"
@@ -66,15 +67,15 @@ _PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FR
         FROM found WINDOW w AS (ORDER BY updated_ms DESC, task_id DESC)
     ) SELECT {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
     WHERE summed.number = 1 OR summed.total <= {MAX_PAGE_BYTES} ORDER BY summed.number"""  # noqa: S608
-"""Of what a condition finds, as much as a message takes: clients choose how large rows are, and how many."""
+"""The rows of a condition that fit in a message: clients choose the sizes of rows."""
 
 
 class TokenError(ValueError):
-    """A page token that no page has given."""
+    """A page token that no query has returned."""
 
 
 @dataclass(frozen=True, slots=True)
-class TaskPage:
+class QueryPage:
     """Rows, and the token of the next page, "" at the end."""
 
     tasks: list[Task]
@@ -83,7 +84,7 @@ class TaskPage:
 
 @dataclass(slots=True)
 class _Where:
-    """A condition that grows, with its arguments."""
+    """A condition with its arguments, made part by part."""
 
     parts: list[str] = field(default_factory=list)
     args: list[Value] = field(default_factory=list)
@@ -135,7 +136,10 @@ class TaskReader:
         show(response.task, task, numbered=session.numbered)
 
     async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
-        """Add a page of a workspace's tasks: all for a reader of the workspace, else the caller's."""
+        """Add a page of a workspace's tasks.
+
+        All tasks for a reader of the workspace, else those of the caller.
+        """
         workspace = wanted.workspace or session.workspace
         if not workspace:
             response.error = "filter.workspace is required: this participant is in no workspace"
@@ -161,12 +165,15 @@ class TaskReader:
 
 
 def encode_token(task: Task) -> str:
-    """Names a row, as the reference does: unpadded base64url of `<unix micros>|<task_id>`."""
+    """Make the token of a row: unpadded base64url of `<unix micros>|<task_id>`.
+
+    The reference has the same format.
+    """
     return base64.urlsafe_b64encode(f"{task.updated_ms * 1000}|{task.task_id}".encode()).rstrip(b"=").decode()
 
 
 def decode_token(token: str) -> tuple[int, str]:
-    """(updated_ms, task_id). Raises TokenError."""
+    """Return (updated_ms, task_id) of a token. Raises TokenError."""
     try:
         raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
         micros, separator, task_id = raw.partition("|")
@@ -187,17 +194,20 @@ class Part(enum.Enum):
 
     ANY = "any"
     OWN = "own"
-    """Those that it has created or works on."""
+    """Tasks that it has created or works on."""
     GIVEN = "given"
-    """Those of others that it works on."""
+    """Tasks of other participants that it works on."""
 
 
 def condition(
     wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
 ) -> tuple[str, Sequence[Value]]:
-    """A WHERE clause with its arguments, ORDER BY and LIMIT behind it; `party` is who asks. Raises TokenError."""
+    """Make a WHERE clause with its arguments, followed by ORDER BY and LIMIT.
+
+    `party` is the caller's identity. Raises TokenError.
+    """
     where = _Where()
-    # As an expression it is not what an engine looks for first, where something else finds fewer.
+    # As an expression, the workspace is not chosen where another index finds fewer rows.
     where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
     if of is Part.OWN:
         where.add("(creator = {0} OR assigned_to = {0})", party)
@@ -249,7 +259,7 @@ def condition(
 
 
 def _creator(name: str) -> str:
-    """Rows have identity texts; a service's or an agent's topic is the same."""
+    """Return the identity text of a name, which may be an identity's topic."""
     try:
         return Identity.parse(name, strict=False).text
     except IdentityError:
@@ -257,12 +267,15 @@ def _creator(name: str) -> str:
 
 
 def limit_of(wanted: pb.TaskFilter) -> int:
-    """How many rows a page has at most."""
+    """Return the maximum number of rows of a page."""
     return min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
 
 
-def list_page(where: str, args: Sequence[Value], limit: int) -> Program[TaskPage]:
-    """One page; fewer rows than `limit` when they are large. Sizes are summed before a row is fetched whole."""
+def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPage]:
+    """Read one page; fewer rows than `limit` when they are large.
+
+    The sizes are summed before a row is read whole.
+    """
     sizes: list[Row] = yield Fetch(_SIZES.format(where), args)
     if sum(size for (size,) in sizes) <= MAX_PAGE_BYTES:
         tasks = yield from task_rows.select(where, args)
@@ -271,11 +284,11 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[TaskPage
         tasks = [Task.from_row(row) for row in found]
     more = min(limit, len(tasks)) < len(sizes)
     tasks = tasks[:limit]
-    return TaskPage(tasks, encode_token(tasks[-1]) if tasks and more else "")
+    return QueryPage(tasks, encode_token(tasks[-1]) if tasks and more else "")
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
-    """Tasks below a task, in its workspace, at most `limit`."""
+    """Find the ids of tasks below a task in its workspace, at most `limit`."""
     found: list[Row] = yield Fetch(
         f"SELECT task_id FROM tasks WHERE {_DESCENDANTS.format('$1')} AND workspace = $2 LIMIT $3",  # noqa: S608
         (task_id, workspace, limit),

@@ -1,4 +1,4 @@
-"""What sessions write about tasks: their begin, their end, and the progress that they report.
+"""Write the begin, end and progress of sessions for their tasks.
 
 A session that begins or ends, and each report of progress, puts a mutation into the engine's
 WriteBatcher. A request of a session waits (`wait_written`) until what the session did before the
@@ -34,7 +34,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def is_owner(session: Session) -> bool:
-    """Return whether this session has a row among the workers only while it owns a task.
+    """Return whether this session is a worker only while it owns a task.
 
     Orchestrators and sessions of a task token have a row from their begin.
     """
@@ -61,7 +61,7 @@ class TaskSessions:
         self._resumed_owners: set[str] = set()
         self._registered_owners: dict[str, int] = {}
 
-    # -- begin and end ----------------------------------------------------------------------------------------------
+    # -- begin and end -----------------------------------------------------------------------------
 
     async def admit(self, identity: Identity, credentials: Mapping[str, str]) -> tokens.AdmittedToken | None:
         """Check a task token among the credentials; None without one. Raises StatusError."""
@@ -100,7 +100,10 @@ class TaskSessions:
             self._joins[session.session_id] = number
 
     def ended(self, session: Session) -> None:
-        """Write that a session ended; called once for each, acknowledged or not. Never blocks."""
+        """Write that a session ended; called once for each, acknowledged or not.
+
+        Never blocks.
+        """
         self._reports.pop(session.session_id, None)
         self._claiming.discard(session.session_id)
         self._joins.pop(session.session_id, None)
@@ -114,10 +117,10 @@ class TaskSessions:
             )
             self._writes.put(Leave(left))
 
-    # -- owners -----------------------------------------------------------------------------------------------------
+    # -- owners ------------------------------------------------------------------------------------
 
     async def register_owner(self, session: Session) -> None:
-        """Give a session that is about to work on its own task a row; not if it is a worker."""
+        """Give an owner a row, as it is about to work on its task; workers have one."""
         if not is_owner(session):
             return
         number = self._registered_owners.get(session.session_id)
@@ -134,7 +137,7 @@ class TaskSessions:
         self._join_owner(session, back=True, again=again, guest=not registered)
 
     def _forget_owner(self, session: Session) -> bool:
-        """Forget a session that has ended; return whether it may have had a row as an owner."""
+        """Forget an ended session; return whether it may have had an owner's row."""
         registered = self._registered_owners.pop(session.session_id, None) is not None
         resumed = session.session_id in self._resumed_owners
         self._resumed_owners.discard(session.session_id)
@@ -155,10 +158,10 @@ class TaskSessions:
         joined = WorkerJoined(worker, back, again=again, over=lambda: session.detached, guest=guest)
         return self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
 
-    # -- claims -----------------------------------------------------------------------------------------------------
+    # -- claims ------------------------------------------------------------------------------------
 
     def is_first_claim(self, session: Session) -> bool:
-        """Return whether a claim would be the first sign that the client says when it begins."""
+        """Return whether a claim is the first sign that the client claims its tasks."""
         return not session.numbered and session.session_id not in self._claiming
 
     def claimed(self, session: Session) -> None:
@@ -166,10 +169,12 @@ class TaskSessions:
         if not session.detached:
             self._claiming.add(session.session_id)
 
-    # -- progress ---------------------------------------------------------------------------------------------------
+    # -- progress ----------------------------------------------------------------------------------
 
     def reported(self, session: Session, report: pb.ProgressReport) -> None:
-        """Write a progress report that names a task: a heartbeat and an event. Never blocks.
+        """Write a progress report that names a task: a heartbeat and an event.
+
+        Never blocks.
 
         If the task has ended, or another worker has it, the report is no event. The worker is sent
         an error instead, and so learns of a cancellation.
@@ -214,7 +219,7 @@ class TaskSessions:
         if number:
             self._reports[session.session_id] = number
 
-    # -- waiting ----------------------------------------------------------------------------------------------------
+    # -- waiting -----------------------------------------------------------------------------------
 
     async def wait_joined(self, session: Session) -> None:
         """Wait until the task of a session's token is assigned to the session."""
@@ -230,10 +235,12 @@ class TaskSessions:
         if number:
             await self._writes.wait_written(number)
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
-        """Find the worker that saved the checkpoint of a hibernated task which `identity` has now.
+        """Find the former worker that saved the checkpoint of a task of `identity`.
+
+        The task was hibernated with that checkpoint.
 
         None if it is `identity`, or may not share its checkpoints with it.
         """
@@ -258,6 +265,6 @@ def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[str])
 
 
 def _may_replace(identity: Identity, other: Identity) -> bool:
-    """Return whether two workers are of the same kind, so that one may continue for the other."""
+    """Return whether one worker may continue the work of another."""
     same_place = identity.workspace == other.workspace or "" in (identity.workspace, other.workspace)
     return identity.implementation == other.implementation and same_place

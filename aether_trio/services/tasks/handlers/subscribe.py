@@ -1,4 +1,4 @@
-"""`task_subscription_op`: SUBSCRIBE to the events of a task, and UNSUBSCRIBE (tasks.md 6.4).
+"""`task_subscription_op`: SUBSCRIBE to task events, UNSUBSCRIBE (tasks.md 6.4).
 
 Where several nodes share the database, a node writes to `task_watchers` which tasks its subscribers
 follow; the other nodes notify it of new events of these tasks.
@@ -99,7 +99,7 @@ class TaskSubscriber:
         subscriptions.start(subscription, positions, replay=since_ms > 0)
 
     async def _begin(self, subscription: EventSubscription, task: Task, since_ms: int) -> dict[str, int]:
-        """Find the tasks that a subscription follows, and the number of the last event before it.
+        """Find the tasks of a subscription, with the last event before it of each.
 
         A child that is created meanwhile is among them, or its "spawned" event comes after.
         """

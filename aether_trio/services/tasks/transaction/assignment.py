@@ -1,15 +1,18 @@
-"""Who is given what: parts of a transaction on tasks (transaction.py), and the rows of workers and assignments that go with it.
+"""Assign waiting tasks to workers; parts of a transaction (interface.py).
 
-    a task waits            reserve_worker ──▶ whoever it is for, or the least busy of its pool, counts one more live task, in one statement
-    a worker has room       release ──▶ its row, and whether anything waits for it ──▶ fill_worker: the first tasks of its queues
+    a task waits        reserve_worker ──▶ its target, or the least busy worker of its pool:
+                                           one statement finds it and counts the task
+    a worker has room   _release ──▶ does a task wait for it? ──▶ fill_worker: the first tasks of
+                                           its queues
 
-What a worker was given and has not begun is given to another when its session ends, or, if its client never claims and the session broke,
-when the grace window of the task is over (sessions.py).
+A task that was assigned and not begun is assigned to another worker when the session of its worker
+ends. If the client never claims and its session breaks, the task waits for its grace window first
+(sessions.py).
 
-The current assignment is in the task's own row. `task_attempts` has those that are over because another one follows or the worker let
-go, and beside them the current ones that another node has yet to tell its workers of.
+The current assignment is in the task's row. `task_attempts` has former assignments, and current
+ones that the node of the worker has yet to send.
 
-Cost: each of these is a few statements by key or the first row of an index, whatever waits.
+Cost: a few statements by key or by the first row of an index, however many tasks wait.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _TAKE_OF_POOL: Final = f"""{_MORE} identity = (SELECT identity FROM task_workers
     RETURNING {WORKER_FIELDS}"""  # noqa: S608
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
-        ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""  # by the index: an EXISTS is read whole, and hashed, on PostgreSQL
+        ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""  # by the index: PostgreSQL reads the whole of an EXISTS, and hashes it
 _RELEASE: Final = f"""{_LESS} RETURNING {WORKER_FIELDS}, CASE
     WHEN {_WAITS.format("task_workers.identity")} THEN 1
     WHEN pooled = 0 THEN 0
@@ -54,11 +57,14 @@ _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushe
     SET started_ms = excluded.started_ms, ended_ms = excluded.ended_ms, outcome = excluded.outcome, pushed = 1"""
 
 
-# -- a task waits ---------------------------------------------------------------------------------------------------------
+# -- a task waits ----------------------------------------------------------------------------------
 
 
 def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
-    """Who is to be given a task that waits, if anybody has room: it counts the task as live already."""
+    """Find a worker with room for a waiting task, and count the task as its.
+
+    The statement that finds the worker counts the task.
+    """
     turn = tx.context.now_ms * 1000
     worker: Worker | None
     if task.mode is Mode.POOL:
@@ -67,7 +73,7 @@ def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
         if worker is None:
             worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, "", implementation))))
         return worker
-    if task.mode is Mode.SELF_ASSIGN:  # takes no room, but is not given to somebody who has none
+    if task.mode is Mode.SELF_ASSIGN:  # such a task takes no room, but is not assigned while its creator has none
         worker = yield from tx.find_worker(task.queue)
         return worker if worker is not None and worker.has_room else None
     worker = read_worker((yield Fetch(_TAKE, (turn, task.queue))))
@@ -77,24 +83,24 @@ def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
 
 
 def release_reservation(task: Task, worker: Worker) -> Program[None]:
-    """Undo `reserve_worker`: it was not given the task."""
+    """Undo `reserve_worker`, as the task was not assigned."""
     if task.mode is not Mode.SELF_ASSIGN:
         yield Execute(_LESS, (worker.identity,))
 
 
 def assign_waiting(tx: Transaction, task: Task) -> Program[None]:
-    """Give a task that waits to somebody who has room."""
+    """Assign a waiting task to a worker that has room, if there is one."""
     worker = yield from reserve_worker(tx, task)
     if worker is not None:
         given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity), reserved=worker)
         assert isinstance(given, Step)
 
 
-# -- a worker has room ----------------------------------------------------------------------------------------------------
+# -- a worker has room -----------------------------------------------------------------------------
 
 
 def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
-    """Give a worker the first tasks of its queues, as many as it has room for."""
+    """Assign a worker the first tasks of its queues, as many as it has room for."""
     room = worker.capacity - worker.live
     while room > 0:
         task = yield from _first_for(worker)
@@ -102,7 +108,7 @@ def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
             return
         given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity))
         assert isinstance(given, Step)
-        room -= bool(given.after.holder)  # what it has assigned to itself takes no room
+        room -= bool(given.after.holder)  # a task that it has assigned to itself takes no room
 
 
 def _first_for(worker: Worker) -> Program[Task | None]:
@@ -116,16 +122,19 @@ def _first_for(worker: Worker) -> Program[Task | None]:
     return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
 
 
-# -- an assignment begins, or is over -------------------------------------------------------------------------------------
+# -- an assignment begins, or is over --------------------------------------------------------------
 
 
 def update_workers(tx: Transaction, before: Task, after: Task, *, push: bool, reserved: Worker | None) -> Program[None]:
-    """What a change means to the worker before it, and to the one after it: `taken` counts the task already."""
+    """Update the workers that had and have a task, and its attempts.
+
+    `reserved` is the worker that counts the task already.
+    """
     worker = reserved
     if before.assigned_to and (after.epoch != before.epoch or not after.assigned_to):
         yield from _over(tx, before, after)
     if after.task_type == AGENT_STARTUP:
-        # It keeps nobody from other work.
+        # A start keeps its orchestrator and its agent from no other task.
         worker = (yield from tx.find_worker(after.holder)) if after.holder != before.holder else None
     elif after.holder != before.holder:
         if before.holder:
@@ -134,7 +143,7 @@ def update_workers(tx: Transaction, before: Task, after: Task, *, push: bool, re
             worker = read_worker((yield Fetch(_HOLD, (tx.context.now_ms * 1000, after.holder))))
     if push and after.epoch != before.epoch:
         if worker is None:
-            worker = yield from tx.find_worker(after.assigned_to)  # its own task, tried again
+            worker = yield from tx.find_worker(after.assigned_to)  # an owner's task, tried again
         if worker is not None:
             yield from _push(tx, after, worker)
 
@@ -148,7 +157,7 @@ def _release(tx: Transaction, identity: str) -> Program[None]:
 
 
 def _push(tx: Transaction, task: Task, worker: Worker) -> Program[None]:
-    """The worker is to be told, here or by its node."""
+    """Add an assignment to the effects, or to the rows that the worker's node reads."""
     payload: bytes | None = b""
     if worker.node != tx.context.node:
         yield Deferred(
@@ -162,7 +171,7 @@ def _push(tx: Transaction, task: Task, worker: Worker) -> Program[None]:
 
 
 def _over(tx: Transaction, before: Task, after: Task) -> Program[None]:
-    """An assignment belongs to the past now. One that came to its end, or to a sleep, came to it before."""
+    """Write the end of an assignment. A task that ended or hibernated did so earlier."""
     if before.status in TERMINAL or before.status is Status.HIBERNATED:
         ended_ms, outcome = before.updated_ms, before.status.value
     else:

@@ -1,20 +1,23 @@
-"""A parent's log tells of its children, without a row that all of them write.
+"""Write the events of children to their parent's log, without contention.
 
-    a child's transaction ──▶ a row of its own in task_child_events ──▶ taken up: numbered in the parent's log, a page at a time
+    a child's transaction ──▶ a separate row in task_child_events
+                          ──▶ collected: numbered in the parent's log, a page at a time
 
-A child leaves its event in its own transaction, by an insert. Some node takes it up soon after that, in one transaction that counts it in
-the parent's row, writes it to the parent's log and deletes what was left: so it is in the log once, whatever ends in between.
+A child adds its event in its transaction, by an insert. Some node collects it soon after, in one
+transaction that counts it in the parent's row, writes it to the parent's log and deletes the added
+row. So the log has it once, whichever process ends in between.
 
-A child's transaction reads the parent's row, and the one that takes up writes it and reads what
-the child has inserted: of two serializable transactions that do so one fails. Where several nodes
-share the database, events are therefore taken up in locking transactions (`Database.beside`): the
-parents' rows are locked first, and then what is there for these parents is deleted. An event of the
-parent itself takes up in its own transaction (`collect_for`), which writes the same row, so one of
-the two waits for the other, or runs again.
+A child's transaction reads the parent's row. The transaction that collects writes that row and
+reads what the child has inserted: of two serializable transactions that do so one fails. Where
+several nodes share the database, events are therefore collected in locking transactions
+(`Database.separate_queue`): they lock the rows of the parents first, and then delete the events of these
+parents. An event of the parent itself collects in its transaction (`collect_for`), which writes the
+same row, so one of the two waits for the other, or runs again.
 
-Invariants: the events of one child keep their order (the id of a row is given when its transaction has seen the ones before); the parent's
-log has what its children had done before each of the parent's events (`TaskTransaction.take_up`), also before its end;
-a locking transaction waits for a parent's row only while it holds no lock.
+Invariants: the events of one child keep their order, as a row gets its id when its transaction has
+seen the earlier ones. The parent's log has what its children did before each event of the parent
+(`TaskTransaction.collect_child_events`), its end included. A locking transaction waits for a
+parent's row only while it holds no lock.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 PAGE: Final = 200
 GATHER_S: Final = 0.1
-"""Between two transactions that take up: what comes meanwhile shares the next one."""
+"""Seconds between two collecting transactions; events added meanwhile share the next."""
 
 INSERT: Final = "INSERT INTO task_child_events (task_id, at_ms, event) VALUES ($1, $2, $3)"
 
@@ -51,7 +54,7 @@ _COUNT: Final = """UPDATE tasks SET events = events + taken.number
 
 
 class Parent(NamedTuple):
-    """What a new child asks of its parent's row. `watchers` are nodes that follow it."""
+    """What a new child reads of its parent; `watchers` counts nodes that follow it."""
 
     workspace: str
     creator: str
@@ -63,20 +66,20 @@ class Parent(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """As `Task.is_final`."""
+        """Whether the parent has ended, as `Task.is_final`."""
         return is_final(self.status, self.next_retry_ms)
 
 
 class Collected(NamedTuple):
-    """A page. `last` is the id of its last row, 0 when there are none behind it."""
+    """The end of a page: the id of its last row, 0 if no further row follows."""
 
     last: int
     locked: frozenset[str] = frozenset()
-    """Parents whose rows others had locked: their events are still there."""
+    """Parents that other transactions had locked: their events are still to be collected."""
 
 
 def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
-    """A task that is to have another child."""
+    """Load the parent of a new child; None if there is none."""
     found: list[Row] = yield Fetch(_LOAD_SHARED if tx.context.shared else _LOAD, (task_id,))
     if not found:
         return None
@@ -89,23 +92,23 @@ def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
 
 
 def mark_parent(task_id: str) -> Program[None]:
-    """Note in a task's row that it has children."""
+    """Write in a task's row that it has children."""
     yield Execute("UPDATE tasks SET has_children = 1 WHERE task_id = $1 AND has_children = 0", (task_id,))
 
 
 def add(tx: Transaction, event: pb.TaskEvent) -> Program[None]:
-    """Leave an event for the log of the task that it names."""
+    """Add an event for the log of the task that it names."""
     yield Deferred("task_child_events", INSERT, insert_args(event))
     tx.effects.child_events = True
 
 
 def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
-    """The arguments of INSERT."""
+    """Return the arguments of INSERT."""
     return event.task_id, event.emitted_at_unix_ms, event.SerializeToString()
 
 
 def collect(tx: Transaction) -> Program[Collected]:
-    """Take up a page, the oldest first, where no other process writes: none is left."""
+    """Collect the oldest page, where no other process writes."""
     found: list[Row] = yield Fetch(
         "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (PAGE,)
     )
@@ -117,9 +120,9 @@ def collect(tx: Transaction) -> Program[Collected]:
 
 
 def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Program[Collected]:
-    """Take up a page behind the row `after`, in a locking transaction; waits for none.
+    """Collect a page after the row `after`, in a locking transaction that never waits.
 
-    Events of the parents `without` are left: earlier ones of theirs are still there.
+    Skips the parents `without`: earlier events of theirs are not collected.
     """
     found: list[Row] = yield Fetch(
         "SELECT id, task_id FROM task_child_events WHERE id > $1 ORDER BY id LIMIT $2", (after, PAGE)
@@ -137,9 +140,9 @@ def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Pro
 
 
 def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
-    """Take up a page for one task, in a locking transaction; how many events.
+    """Collect a page for one task in a locking transaction; return how many events.
 
-    Waits until no other transaction has its row locked.
+    Waits until no other transaction has locked the task's row.
     """
     parents: dict[str, str] = dict((yield Fetch(_LOCK, ([task_id],))))
     found: list[Row] = yield Fetch(
@@ -151,9 +154,9 @@ def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
 
 
 def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
-    """Number what was left for these tasks up to the row `last`.
+    """Number the events of these tasks up to the row `last`.
 
-    `parents` are those that are locked, with their own parents; the others are deleted.
+    `parents` has those that are locked, with their parents; events of other tasks are deleted.
     """
     rows: list[Row] = yield Fetch(_TAKE, (names, last))
     left: dict[str, list[tuple[int, bytes]]] = {}
@@ -172,7 +175,10 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
 
 
 def collect_for(tx: Transaction, task_id: str) -> Program[int]:
-    """Take up a page for one task, in a transaction that writes its row; how many events."""
+    """Collect a page for one task whose row this transaction writes.
+
+    Returns how many events.
+    """
     found: list[Row] = yield Fetch(
         "SELECT id, at_ms, event FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
     )
@@ -195,7 +201,7 @@ def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) ->
 
 
 def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
-    """The events with what their parent is a child of."""
+    """Return the events with the id of their task's parent."""
     events = []
     for at_ms, encoded in left:
         event = pb.TaskEvent.FromString(encoded)

@@ -1,7 +1,8 @@
-"""What falls due: one page of it per transaction, and the moment of the next (model/tasks/due.py).
+"""Do what falls due, a page in each transaction, and find the next moment.
 
-Whoever reads a row that is due in its transaction and writes it is the one that it happens by: another node's transaction is run again then,
-and finds the row with another moment. On an engine that is shared, rows that another node has at hand are passed over.
+model/tasks/due.py says what falls due when. The transaction that reads a due row and writes it does
+the move: the transaction of another node runs again then, and finds a later moment. On a shared
+database, rows that another node has locked are skipped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ PAGE: Final = 100
 FORGET_PAGE: Final = 500
 REFUSED_MS: Final = 60_000
 LEAST_EXCUSE_MS: Final = 1_000
-"""So that a very short limit does not fall due again and again while a sign of life waits."""
+"""So that a very short limit does not fall due again and again while a heartbeat waits."""
 
 _DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
 
 
 class Outage(NamedTuple):
-    """When the database was away, in Unix ms: from its last answer before, to the first one after its latest failure."""
+    """When the database was away, in Unix ms.
+
+    From its last answer before the outage to the first answer after the latest failure.
+    """
 
     since_ms: int
     until_ms: int
@@ -44,13 +48,16 @@ class Heartbeat(NamedTuple):
 
 
 class SilenceExcuse(NamedTuple):
-    """Why the gateway does not know that a participant is alive: an outage, and signs of life that wait to be written."""
+    """Why a worker may seem silent: an outage, or heartbeats that wait to be written."""
 
     in_outage: Outage = NO_OUTAGE
     signs: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: Task) -> bool:
-        """Whether the silence of this task's worker may be only that. An agent that was started comes as the task's target."""
+        """Return whether this task's worker may be silent only for that reason.
+
+        A started agent connects under the name of the task's target.
+        """
         if self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms:
             return True
         name = task.assigned_to
@@ -62,14 +69,14 @@ NO_EXCUSE: Final = SilenceExcuse()
 
 
 def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUSE) -> Program[int]:
-    """Let a page of what is due happen; how many rows were looked at.
+    """Do a page of what is due; return how many rows were read.
 
-    What falls due because a participant has not said something is put off where it is `unheard`: it could not, or it has.
+    What falls due because a worker was silent is put off if the `excuse` covers it.
     """
     now_ms = tx.context.now_ms
     found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:
-        task = yield from task_rows.load(seen.task_id)  # as what happened to another one of the page has left it
+        task = yield from task_rows.load(seen.task_id)  # as a move of another task of the page has left it
         due = happening(task, tx.context.limits, now_ms) if task is not None else None
         if task is None:
             continue
@@ -85,7 +92,7 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
             present = yield from tx.worker_is_present(task)
             move, facts = move_of(task, due, tx.facts(present=present))
             if not isinstance((yield from tx.apply(task, move, facts)), Step):
-                # A moment that no move belongs to must not be due for ever.
+                # A moment without an allowed move must not be due for ever.
                 yield from task_rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
     yield Execute(
         "DELETE FROM task_keys WHERE key_hash IN (SELECT key_hash FROM task_keys WHERE expires_ms <= $1 LIMIT $2)",
@@ -100,7 +107,10 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
 
 
 def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
-    """What puts off the end of a silence by as long as it may last, and a second at least; empty for what is no silence."""
+    """Return the changes that put off the end of a silence; none for other moments.
+
+    By as long as the silence may last, at least a second.
+    """
     match due:
         case Due.GRACE_OVER if not task.process_ended:
             return restarted_grace(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
@@ -115,7 +125,7 @@ _NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def next_moment() -> Program[int]:
-    """When something falls due next, 0 for never."""
+    """Return the next moment at which something falls due, 0 for never."""
     moments = []
     for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
         found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608

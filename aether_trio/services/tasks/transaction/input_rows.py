@@ -1,7 +1,8 @@
-"""Inputs that were taken over from the log and that no wait has used yet: rows by task and number in the log.
+"""Inputs that were copied from the log, and that no wait has used yet.
 
-Each is used once, by the wait that takes it, in the transaction that ends the wait. A task's `input_offset` is the number of the last one that
-was taken over, so what is read from the log again is known. They go with the end of the task.
+A row for each, by task and number in the log. The wait that takes an input deletes it in the
+transaction that ends the wait. A task's `input_offset` is the number of its last copied input, so
+an input that is read from the log again is recognized. The rows are deleted when the task ends.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from aether_trio.model.limits import KIB
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 KEPT_INPUTS: Final = 256
-"""Of one task. What comes while so many wait is dropped, unless the task waits for just that."""
+"""Inputs kept for one task; a further one is dropped unless the task waits for it."""
 KEPT_BYTES: Final = 256 * KIB
-"""Of the metadata of the inputs of one task."""
+"""Size of the metadata of the inputs kept for one task."""
 
 Metadata = Mapping[str, str]
 
 
 def kept(task_id: str) -> Program[list[tuple[int, Metadata]]]:
-    """(number in the log, metadata) of a task's inputs that were not used, oldest first."""
+    """Return (number in the log, metadata) of a task's unused inputs, oldest first."""
     found: list[Row] = yield Fetch(
         "SELECT log_offset, metadata FROM task_inputs WHERE task_id = $1 ORDER BY log_offset", (task_id,)
     )
@@ -30,14 +31,14 @@ def kept(task_id: str) -> Program[list[tuple[int, Metadata]]]:
 
 
 class Room:
-    """What a task has kept, in one transaction."""
+    """Counts the kept inputs of a task within one transaction."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count = count
         self._size = size
 
     def take(self, metadata: Metadata) -> bool:
-        """Count one more input; False when there is no room for it."""
+        """Count one more input; return False if there is no room for it."""
         size = self._size + len(_encoded(metadata))
         if self._count >= KEPT_INPUTS or size > KEPT_BYTES:
             return False
@@ -46,7 +47,7 @@ class Room:
 
 
 def room(task_id: str) -> Program[Room]:
-    """How much a task has kept."""
+    """Read how much is kept for a task."""
     [[count, size]] = yield Fetch(
         "SELECT COUNT(*), COALESCE(SUM(LENGTH(metadata)), 0) FROM task_inputs WHERE task_id = $1", (task_id,)
     )
@@ -54,7 +55,7 @@ def room(task_id: str) -> Program[Room]:
 
 
 def keep(task_id: str, offset: int, metadata: Metadata) -> Program[None]:
-    """Keep an input for a later wait. There is `Room` for it."""
+    """Keep an input for a later wait; `Room` has counted it."""
     yield Execute(
         "INSERT INTO task_inputs (task_id, log_offset, metadata) VALUES ($1, $2, $3)",
         (task_id, offset, _encoded(metadata)),
@@ -71,5 +72,5 @@ def use(task_id: str, offset: int) -> Program[None]:
 
 
 def forget(task_id: str) -> Program[None]:
-    """Delete all of a task."""
+    """Delete all inputs of a task."""
     yield Execute("DELETE FROM task_inputs WHERE task_id = $1", (task_id,))

@@ -1,4 +1,4 @@
-"""What a transaction on tasks knows, what follows from it, and what its parts may call.
+"""What a transaction on tasks knows, its effects, and its interface for parts.
 
 TaskTransaction (task_transaction.py) implements `Transaction`. The parts of a transaction
 (assignment.py, child_events.py, startup.py) use it only through this Protocol: applying a move
@@ -26,7 +26,10 @@ class LargeError(Exception):
 
 
 class Context(NamedTuple):
-    """What a transaction knows of the world. `node` names this node's lease in the tables."""
+    """What a transaction knows of the world.
+
+    `node` names this node's lease in the tables.
+    """
 
     now_ms: int
     node: str
@@ -43,7 +46,7 @@ class Context(NamedTuple):
 
 
 class RecordedEvent(NamedTuple):
-    """A task event as it was written; `event` is a serialized TaskEvent without subscription."""
+    """An event as it was written: a serialized TaskEvent without its subscription."""
 
     task_id: str
     number: int
@@ -86,13 +89,16 @@ class Effects:
     lost_agents: list[str] = field(default_factory=list)
     """Agents that are started when they are needed, and whose gateway has ended."""
     sessions_to_end: list[tuple[str, str]] = field(default_factory=list)
-    """(node, session id): sessions whose token is revoked, because its task has ended."""
+    """(node, session id): sessions whose token is revoked, as its task has ended."""
     follow_ups: list[Callable[[Transaction], Program[None]]] = field(default_factory=list)
-    """Further pages of work, each for a transaction by itself."""
+    """Further pages of work, each for a separate transaction."""
 
 
 class Transaction(Protocol):
-    """One transaction on tasks, as its parts use it. Methods that yield are parts of a program."""
+    """One transaction on tasks, as its parts use it.
+
+    Methods that return a Program are parts of a program.
+    """
 
     context: Context
     effects: Effects
@@ -102,7 +108,7 @@ class Transaction(Protocol):
     """Tasks of which no other node follows the events."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
-        """Count rows that are about to be read, and tasks about to be moved; raises LargeError."""
+        """Count rows that are about to be read, and tasks to be moved; raises LargeError."""
         ...
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
@@ -114,7 +120,7 @@ class Transaction(Protocol):
         ...
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
-        """Read the payload for a worker of this node; None when PAYLOAD_BYTES are read already."""
+        """Read the payload for a worker of this node; None after PAYLOAD_BYTES."""
         ...
 
     def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
@@ -128,7 +134,7 @@ class Transaction(Protocol):
         ...
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
-        """Write a new task and assign it if a worker is free; False if it exists already."""
+        """Write a new task and assign it if a worker has room; False if it exists."""
         ...
 
     def wake(self, task: Task) -> Program[None]:

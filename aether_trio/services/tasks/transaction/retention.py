@@ -1,11 +1,12 @@
-"""What is kept of participants and of tasks that are over, and when it goes: a page per transaction, the oldest first.
+"""Delete what is kept of participants and of tasks that are over, oldest first.
 
-Clients name participants and tasks as they like, so every table that is keyed by such a name has an age at which its rows go:
+Clients choose the names of participants and tasks, so every table with such a name as its key has
+an age at which its rows are deleted, a page in each transaction:
 
-| rows | go |
+| rows | deleted |
 |---|---|
 | `task_memories` | when the participant is not connected and its client began MEMORY_MS ago |
-| `task_dead_letters` that are resolved | `resolved_ms` after that, with their tasks, if these are still dead |
+| `task_dead_letters` that are resolved | `resolved_ms` later, with their tasks, if these are still dead |
 
 What else falls due of a task is in due.py.
 """
@@ -21,16 +22,19 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 MEMORY_MS: Final = 30 * 86_400_000
-"""A participant that was away for so long has nothing in hand; when it began may be forgotten."""
+"""A participant that was away for so long holds no task, so its begin may be forgotten."""
 
 PAGE: Final = 200
 
 INTERVAL_S: Final = 600.0
-"""Between two sweeps: they only give back room."""
+"""Seconds between two sweeps, which only give back space."""
 
 
 def forget_memories(tx: TaskTransaction) -> Program[int]:
-    """Forget when the clients of participants began that have been away for long; how many went, a page at most."""
+    """Delete the memories of participants that have been away for long.
+
+    Returns how many, a page at most.
+    """
     count: int = yield Execute(
         "DELETE FROM task_memories WHERE identity IN ("
         "SELECT m.identity FROM task_memories m WHERE m.since_ms < $1 "
@@ -41,7 +45,10 @@ def forget_memories(tx: TaskTransaction) -> Program[int]:
 
 
 def forget_resolved(tx: TaskTransaction) -> Program[int]:
-    """Delete dead letters that were resolved long ago, and their tasks; how many went, a page at most."""
+    """Delete dead letters that were resolved long ago, and their tasks.
+
+    Returns how many, a page at most.
+    """
     keep_ms = tx.context.limits.resolved_ms
     if not keep_ms:
         return 0

@@ -1,13 +1,15 @@
-"""Sessions that come and go in a crowd, most of which have nothing to do with tasks: a few statements for all of them merge.
+"""Write the joins and leaves of many sessions with a few statements.
 
-    group of errands ──▶ runs of joins and leaves of different identities ──▶ one look: who has something, or something waits for?
-                                                                     those ──▶ one by one (sessions.py)
-                                                                the others ──▶ two statements for all that come, one for all that go
+    group of mutations ──▶ runs of joins and leaves of different identities
+        ──▶ one query: which identities hold tasks, or have tasks that wait for them?
+                those ──▶ one by one (sessions.py)
+                the others ──▶ two statements for all joins, one for all leaves
 
-An errand of an identity that has several in a group, and whatever else is in it, is done in its place.
+Most sessions have nothing to do with tasks. A mutation of an identity with several mutations in the
+group runs in its place, and so does any other mutation.
 
-Invariants: what one identity does takes effect in the order in which it did it; what is true at the look is true at the commit, as
-both are in one transaction.
+Invariants: what one identity does takes effect in its order. What the query finds is true at the
+commit, as both are in one transaction.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from aether_trio.services.tasks.transaction.sessions import WorkerJoined, Worker
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
-LEAST: Final = 2
-"""Fewer are done one by one."""
+MIN_BATCH: Final = 2
+"""Fewer are written one by one."""
 
 _HELD: Final = "EXISTS (SELECT 1 FROM tasks WHERE holder = name AND holder <> '')"
 _KEPT: Final = "EXISTS (SELECT 1 FROM tasks WHERE keeper = name AND keeper <> '')"
@@ -32,7 +34,7 @@ _POOLED: Final = "EXISTS (SELECT 1 FROM tasks WHERE target_implementation = name
 
 
 class Join:
-    """The errand of a session that begins."""
+    """The mutation of a session that begins."""
 
     __slots__ = ("joined",)
 
@@ -41,21 +43,21 @@ class Join:
 
     @property
     def identity(self) -> str:
-        """Whose it is."""
+        """The identity of the session."""
         return self.joined.worker.identity
 
     @property
     def by_token(self) -> bool:
-        """Whether it is the session of a task."""
+        """Whether a task token let the session in."""
         return bool(self.joined.task_id)
 
     def __call__(self, tx: TaskTransaction) -> Program[None]:
-        """See sessions.join."""
+        """Run `sessions.join`."""
         return sessions.join(tx, self.joined)
 
 
 class Leave:
-    """The errand of a session that has ended."""
+    """The mutation of a session that has ended."""
 
     __slots__ = ("left",)
 
@@ -64,21 +66,21 @@ class Leave:
 
     @property
     def identity(self) -> str:
-        """Whose it is."""
+        """The identity of the session."""
         return self.left.identity
 
     @property
     def by_token(self) -> bool:
-        """Whether a token has let it in."""
+        """Whether a task token let the session in."""
         return self.left.let_in
 
     def __call__(self, tx: TaskTransaction) -> Program[None]:
-        """See sessions.leave."""
+        """Run `sessions.leave`."""
         return sessions.leave(tx, self.left)
 
 
 def merge(group: Sequence[Mutation]) -> list[Mutation]:
-    """The same errands, of which those that can be are done merge."""
+    """Return mutations that do the same as the group, with joins and leaves combined."""
     merged: list[Mutation] = []
     run: list[Join | Leave] = []
     for mutation in group:
@@ -93,19 +95,19 @@ def merge(group: Sequence[Mutation]) -> list[Mutation]:
 
 def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
     counts = Counter(mutation.identity for mutation in run)
-    crowd = [one for one in run if counts[one.identity] == 1 and not one.by_token]
-    if len(crowd) < LEAST:
+    batch = [one for one in run if counts[one.identity] == 1 and not one.by_token]
+    if len(batch) < MIN_BATCH:
         return list(run)
-    alone = set(run) - set(crowd)
-    return [lambda tx: _crowd(tx, crowd), *(one for one in run if one in alone)]
+    singles = set(run) - set(batch)
+    return [lambda tx: _write_batch(tx, batch), *(one for one in run if one in singles)]
 
 
-def _crowd(tx: TaskTransaction, crowd: Sequence[Join | Leave]) -> Program[None]:
-    busy = yield from _busy(crowd)
-    memories = yield from _memories([one.identity for one in crowd if isinstance(one, Join) and one.joined.back])
+def _write_batch(tx: TaskTransaction, batch: Sequence[Join | Leave]) -> Program[None]:
+    busy = yield from _busy(batch)
+    memories = yield from _memories([one.identity for one in batch if isinstance(one, Join) and one.joined.back])
     now_ms = tx.context.now_ms
-    fresh, come, gone = [], [], []
-    for one in crowd:
+    fresh, joining, gone = [], [], []
+    for one in batch:
         if one.identity in busy:
             continue
         if isinstance(one, Leave):
@@ -115,25 +117,25 @@ def _crowd(tx: TaskTransaction, crowd: Sequence[Join | Leave]) -> Program[None]:
             continue
         since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
         worker = one.joined.worker._replace(node=tx.context.node)
-        come.append(sessions.worker_row(worker, 0, since_ms, now_ms))
+        joining.append(sessions.worker_row(worker, 0, since_ms, now_ms))
         if not one.joined.back:
             fresh.append((one.identity, now_ms))
     if fresh:
         yield ExecuteMany(sessions.REMEMBER, fresh)
-    if come:
-        yield ExecuteMany(sessions.JOIN_IDLE, come)
+    if joining:
+        yield ExecuteMany(sessions.JOIN_IDLE, joining)
     if gone:
         yield ExecuteMany("DELETE FROM task_workers WHERE identity = $1 AND session_id = $2", gone)
-    for one in crowd:
+    for one in batch:
         if one.identity in busy:
             yield from one(tx)
 
 
-def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:
-    """The identities that have something in hand, or for whom something waits."""
+def _busy(batch: Sequence[Join | Leave]) -> Program[set[str]]:
+    """Find the identities that hold tasks, or for which tasks wait."""
     owners: dict[str, set[str]] = {}
     implementations: dict[str, set[str]] = {}
-    for one in crowd:
+    for one in batch:
         if isinstance(one, Leave):
             continue
         worker = one.joined.worker
@@ -142,7 +144,7 @@ def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:
             owners.setdefault(pool_queue(worker.workspace, worker.implementation), set()).add(worker.identity)
         elif worker.pooled:
             implementations.setdefault(worker.implementation, set()).add(worker.identity)
-    found = set((yield from _which([_HELD, _KEPT], [one.identity for one in crowd])))
+    found = set((yield from _which([_HELD, _KEPT], [one.identity for one in batch])))
     for condition, by_name in ((_QUEUED, owners), (_POOLED, implementations)):
         for name in (yield from _which([condition], list(by_name))):
             found |= by_name[name]
@@ -150,7 +152,7 @@ def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:
 
 
 def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
-    """Since when the clients of these remember; what a paused task of theirs waits for may come."""
+    """Read since when the clients of these identities remember their tasks."""
     if not names:
         return {}
     some = rounded_up(names, 16)
@@ -160,7 +162,10 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
 
 
 def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]]:
-    """Those for which one of these conditions on `name` holds. Their number is rounded up, so that there are few different statements."""
+    """Return the names for which one of these conditions on `name` holds.
+
+    Their number is rounded up, so that there are few different statements.
+    """
     if not names:
         return []
     some = rounded_up(names, 16)

@@ -1,10 +1,15 @@
-"""What the coming and going of sessions means to tasks; parts of a program each (reference: tasks.md 1.12, 2.4).
+"""What the begin and end of a session mean to tasks (tasks.md 1.12, 2.4).
 
-A worker that comes is given what waits for it. One that comes back (its client names the session before) goes on with what it had; one
-that comes anew has lost its memory, so what it was running waits for its grace window, unless it touches the task again. One that goes
-leaves what it had begun to its grace window, and what it had not to others, at once. Only a client that claims shows what it has not begun:
-of one that never has, and whose session breaks, what it was given waits for its grace window as well. It is taken to work in order: an attempt
-fails of what it reported on, or else of the first that it was given, and of the others a delivery is counted.
+Each function is a part of a program. A worker that connects is assigned what waits for it. A client
+that resumes a session goes on with what it had. A client that starts anew has lost its memory, so
+the tasks that it was running wait for their grace window, unless it touches them again. When a
+worker's session ends, tasks that it had begun wait for their grace window; the others are assigned
+to other workers at once.
+
+Only a client that claims shows which tasks it has not begun. If the session of a client that never
+claims breaks, all its tasks wait for their grace window. Such a client is presumed to work in
+order: an attempt fails of the tasks that it reported on, or else of the first that it was assigned,
+and of the others a delivery is counted.
 """
 
 from __future__ import annotations
@@ -25,33 +30,38 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
 EXCUSE_PAGE: Final = 100
 RETURN_MS: Final = 60_000
-"""For coming back to a gateway that was away, at most: a missing report counts afterwards, however long the grace window is."""
+"""How long workers have for their return to a gateway that was away, at most.
+
+A missing report counts afterwards, however long the grace window is.
+"""
 REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2)
     ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms"""
 _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
     live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, claims = excluded.claims, free = excluded.free,
     turn = excluded.turn"""  # noqa: S608
-_TOLD: Final = "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2"
+_MARK_SENT: Final = "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2"
 _NODES: Final = """WITH RECURSIVE named (node) AS (
         SELECT MIN(node) FROM {0}
         UNION ALL SELECT (SELECT MIN(t.node) FROM {0} t WHERE t.node > named.node) FROM named WHERE named.node IS NOT NULL
     ) SELECT node FROM named WHERE node IS NOT NULL"""
-"""By the index, from one name to the next: there are few names, and any number of rows."""
+"""By the index, from one name to the next: there are few names, and many rows."""
 _NAMED_IN: Final = ("task_workers", "task_outbox", "task_watchers", "task_sessions")
 JOIN_IDLE: Final = _JOIN.replace(
     "$9,",
     """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
     ELSE CAST($9 AS BIGINT) END,""",
 )
-"""Of a worker without a task. Since when it remembers is looked up if it is not given."""
+"""The join of a worker without a task; reads since when it remembers if not given."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A session that may be given work. `back`: its client continues an earlier one. `task_id`: its token is for this task.
+    """A session that begins.
 
-    `again`: it has joined before, and its node was taken for dead since. The worker's node is the one that writes it.
+    `resumed`: its client continues an earlier session. `task_id`: its token is for this task.
+    `rejoined`: it joined before, and its node has a new lease since. The worker's node is the one
+    that writes the row.
     """
 
     worker: Worker
@@ -60,59 +70,70 @@ class WorkerJoined:
     token: bytes = b""
     """The hash of that token."""
     lineage: tuple[str, ...] = ()
-    """The tasks that it may not outlive."""
+    """The tasks whose end ends the session."""
     again: bool = False
     over: Callable[[], bool] = lambda: False
-    """Whether it has ended by now: written late, as storage was away, it would take the place of one that came after it, on another node."""
+    """Returns whether the session has ended by now.
+
+    A join that is written late must not replace the row of a later session on another node.
+    """
     guest: bool = False
-    """It takes no work, and matters only if it has some of its own in hand."""
+    """Whether the session takes no tasks of others, and has a row only if it holds a task."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeft:
-    """A session that is over. `clean`: its client has ended its stream, and meant it. `by_gateway`: the client is not to blame."""
+    """A session that has ended.
+
+    `clean`: its client ended the stream on purpose. `by_gateway`: the gateway ended it.
+    """
 
     identity: str
     session_id: str
     clean: bool
     by_gateway: bool = False
     let_in: bool = False
-    """Whether a token has let it in."""
+    """Whether a task token let it in."""
 
 
 def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
-    """A session begins. Nothing, if it is over by now: its end would not be either, if another one has come meanwhile."""
+    """Write the begin of a session; nothing if it has ended by now.
+
+    Its end would change nothing either, if a later session of its identity has begun.
+    """
     if joined.over():
         return
     worker = joined.worker._replace(node=tx.context.node)
     if joined.lineage:
-        if not joined.again and (yield from tokens.is_revoked(joined.token)):  # while it was being let in
+        if not joined.again and (
+            yield from tokens.is_revoked(joined.token)
+        ):  # revoked while the session was being let in
             tx.effects.sessions_to_end.append((worker.node, worker.session_id))
             return
         yield from tokens.mark_used(joined.token)
         yield from tokens.add_session(joined.lineage, worker.session_id, worker.identity, worker.node)
     now_ms = tx.context.now_ms
-    since_ms = yield from _memory(tx, worker.identity, back=joined.back)
+    since_ms = yield from _remembers_since(tx, worker.identity, back=joined.back)
     if joined.task_id:
         yield from _attach(tx, worker.identity, joined)
-    held, kept = yield from _hands(worker.identity)
+    held, kept = yield from _tasks_of(worker.identity)
     if joined.guest and not held and not kept:
         return
     live = sum(task.task_type != AGENT_STARTUP for task in held)
     before = (yield from tx.find_worker(worker.identity)) if held else None
     silent = before is not None and not before.claims
-    first = _begun(held) if silent else None
+    first = _presumed_begun(held) if silent else None
     yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
         if task.status is Status.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
             yield from mark_disconnected(tx, task, missing=missed)
         elif joined.again:
-            yield from _push_untold(tx, worker, task)
+            yield from _send_if_unsent(tx, worker, task)
         elif task.status is Status.ASSIGNED:
             silently = silent or bool(task.disconnected_ms)
             begun = bool(task.begun) or task is first
-            yield from _give_again(tx, worker, task, back=joined.back, silent=silently, begun=begun)
+            yield from _send_again(tx, worker, task, back=joined.back, silent=silently, begun=begun)
     for task in kept:
         missed = task.status is Status.RUNNING and task.heartbeat_ms < since_ms
         yield from mark_disconnected(tx, task, missing=missed)
@@ -121,8 +142,11 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
         yield from assignment.fill_worker(tx, current)
 
 
-def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
-    """What a participant was given and has not ended, and what it has assigned to itself; in the order in which it was given them."""
+def _tasks_of(identity: str) -> Program[tuple[list[Task], list[Task]]]:
+    """Return the tasks that a participant was assigned, and its own ones.
+
+    In the order of their assignment, without ended ones.
+    """
     found = yield from task_rows.select_either(
         "holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,)
     )
@@ -130,10 +154,11 @@ def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
     return [task for task in found if task.holder], [task for task in found if task.keeper]
 
 
-def _begun(held: Sequence[Task]) -> Task | None:
-    """Of what a client has that does not say when it begins, the one that it is taken to have begun without a report; None if it has reported.
+def _presumed_begun(held: Sequence[Task]) -> Task | None:
+    """Return the task that a client which never claims is presumed to have begun.
 
-    It works in the order in which it was given them, as the published clients do; `held` has it.
+    None if it has reported on one. Such a client works in the order of its assignments, as the
+    published clients do; `held` has that order.
     """
     if any(
         task.status is Status.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms for task in held
@@ -142,13 +167,13 @@ def _begun(held: Sequence[Task]) -> Task | None:
     return next((task for task in held if task.status is Status.ASSIGNED), None)
 
 
-def _give_again(
+def _send_again(
     tx: TaskTransaction, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool
 ) -> Program[None]:
-    """Tell a worker what it has not begun: it may not have been told, or not have heard.
+    """Send a worker a task again that it has not begun.
 
-    `silent`: its session before was of a client that does not say when it begins, and is taken to have `begun` this one. A new client does
-    not know what that one did.
+    `silent`: its former session was of a client that never claims; `begun`: that client is presumed
+    to have begun this task. A new client does not know what the former client did.
     """
     if silent and not back and not begun:
         yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=not task.excused_ms))
@@ -165,7 +190,7 @@ def _give_again(
     if silent:
         yield from tx.write(task, told, "")
     yield from _push(tx, worker, told)
-    yield Execute(_TOLD, (task.task_id, task.epoch, worker.node))
+    yield Execute(_MARK_SENT, (task.task_id, task.epoch, worker.node))
 
 
 def _push(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
@@ -173,16 +198,19 @@ def _push(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
     tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _push_untold(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
-    """Tell a worker what another node has given it while its own was taken for dead."""
+def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
+    """Send a worker what another node assigned to it while its node had no lease."""
     if task.status in (Status.ASSIGNED, Status.STARTING):
-        untold: int = yield Execute(f"{_TOLD} AND pushed = 0", (task.task_id, task.epoch, worker.node))
+        untold: int = yield Execute(f"{_MARK_SENT} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
             yield from _push(tx, worker, task)
 
 
-def _memory(tx: TaskTransaction, identity: str, *, back: bool) -> Program[int]:
-    """Since when the client of this session remembers. One that is back may have come, anew, after another of its name was lost."""
+def _remembers_since(tx: TaskTransaction, identity: str, *, back: bool) -> Program[int]:
+    """Return since when the client of this session remembers its tasks.
+
+    A client that resumes may have started anew after another client of its name was lost.
+    """
     if back:
         found: list[Row] = yield Fetch("SELECT since_ms FROM task_memories WHERE identity = $1", (identity,))
         return found[0][0] if found else 0
@@ -191,7 +219,7 @@ def _memory(tx: TaskTransaction, identity: str, *, back: bool) -> Program[int]:
 
 
 def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[Value, ...]:
-    """What joining writes of a worker that has so many live tasks."""
+    """Return the arguments of the join of a worker with `live` live tasks."""
     return (
         worker.identity,
         worker.session_id,
@@ -219,10 +247,12 @@ def _attach(tx: TaskTransaction, identity: str, joined: WorkerJoined) -> Program
 def mark_disconnected(
     tx: TaskTransaction, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False
 ) -> Program[None]:
-    """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
+    """Write that a task's worker is missing, or that it is back.
 
-    `begun`: the worker is taken to have begun it, without a word. `by_gateway`: its gateway is gone, so the worker can show no sign
-    of life before it is back. When it is back, or has come anew and knows nothing of the task, one is expected again.
+    A worker that is missing longer keeps its first moment. `begun`: the worker is presumed to have
+    begun the task. `by_gateway`: its gateway has ended, so no heartbeat can come before the worker
+    is back. When it is back, or has started anew and does not know the task, heartbeats are due
+    again.
     """
     now_ms = tx.context.now_ms
     expected_ms = now_ms + task.heartbeat_timeout_ms
@@ -242,24 +272,27 @@ def mark_disconnected(
 
 
 def return_ms(task: Task) -> int:
-    """How long its worker has for coming back to a gateway that was away."""
+    """Return how long the worker has for its return to a gateway that was away."""
     return min(task.grace_ms, RETURN_MS)
 
 
 def restarted_grace(task: Task, now_ms: int) -> dict[str, int]:
-    """The worker of this task, which is missing, could not come back so far: its grace begins now."""
+    """Return changes that start the grace of a task again, as its gateway was away."""
     return {"disconnected_ms": now_ms, "excused_ms": now_ms + return_ms(task)}
 
 
 def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
-    """No gateway was there: those who are missing since then have their grace from now on. How many, a page at most."""
+    """Start the grace of missing workers again, after no gateway was up.
+
+    Returns how many tasks were changed, a page at most.
+    """
     page = 0
     for column in ("holder", "keeper"):
         found = yield from task_rows.select(
             f"{column} <> '' AND disconnected_ms > 0 AND disconnected_ms < $1 ORDER BY {column}, task_id LIMIT $2",
             (before_ms, EXCUSE_PAGE),
         )
-        now_ms = max(tx.context.now_ms, before_ms)  # or a clock that was set back meanwhile has them found again
+        now_ms = max(tx.context.now_ms, before_ms)  # a clock that was set back meanwhile must not find them again
         for task in found:
             yield from tx.write(task, task.changed(restarted_grace(task, now_ms)), "")
         page = max(page, len(found))
@@ -267,7 +300,7 @@ def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
 
 
 def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
-    """A session has ended. Nothing more, if its identity has another one by now."""
+    """Write the end of a session; nothing if its identity has a later session."""
     if left.let_in:
         yield from tokens.remove_session(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))
@@ -275,8 +308,8 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
         return
     yield Execute("DELETE FROM task_workers WHERE identity = $1", (left.identity,))
     silent = not found[0][1] and not left.clean
-    held, kept = yield from _hands(left.identity)
-    first = _begun(held) if silent else None
+    held, kept = yield from _tasks_of(left.identity)
+    first = _presumed_begun(held) if silent else None
     for task in held:
         if left.clean and task.attached:
             facts = tx.facts(left.identity, caller_epoch=task.epoch)
@@ -294,7 +327,7 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
 
 
 def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[Task | None]:
-    """A worker shows that it is at work on a task; the task, if it is its."""
+    """Write that a worker is at work on a task; return the task if the worker has it."""
     task = yield from task_rows.load(task_id)
     if task is None or task.assigned_to != identity:
         return None
@@ -311,7 +344,7 @@ def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Progra
 
 
 def nodes_with_rows() -> Program[list[str]]:
-    """Every node that rows are kept of."""
+    """Return every node that is named in a row."""
     names: dict[str, None] = {}
     for table in _NAMED_IN:
         rows_found: list[Row] = yield Fetch(_NODES.format(table))
@@ -320,7 +353,10 @@ def nodes_with_rows() -> Program[list[str]]:
 
 
 def end_sessions_of(tx: TaskTransaction, node: str, page: int) -> Program[int]:
-    """A node is gone: its sessions have ended, uncleanly; how many of them, a page at most."""
+    """End the sessions of a node that has ended, uncleanly.
+
+    Returns how many, a page at most.
+    """
     found: list[Row] = yield Fetch(
         "SELECT identity, session_id FROM task_workers WHERE node = $1 ORDER BY identity LIMIT $2", (node, page)
     )

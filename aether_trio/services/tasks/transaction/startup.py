@@ -1,18 +1,21 @@
-"""Starts of agents: tasks of type agent_startup, from the wish to the agent's connection; parts of a program each (reference: tasks.md 4).
+"""Starts of agents: tasks of type agent_startup, from request to connection.
 
-    request_start ──▶ PENDING ── dispatch ──▶ STARTING, an orchestrator's ── its agent connects ──▶ RUNNING, the agent's, for as long as it lives
-                 ▲                        │ the orchestrator goes: to the next one, at once
-                 └────────────────────────┤ it says no, or nobody connects in time: to the next one, after a pause; the third time DLQ
-                                          ▼
-    whoever wishes for an agent that has a start which has not ended finds that one: there is one for each identity
-    one that is paused, and whose agent is away, goes on then: hibernated it is dispatched, waiting it has its grace window
+    request_start ──▶ PENDING ── dispatch ──▶ STARTING, assigned to an orchestrator
+                         ▲                        │ the agent connects ──▶ RUNNING, until it ends
+                         │ the orchestrator goes: to the next one, at once
+                         └── it fails, or the agent does not connect in time: to the next one,
+                             after a pause; the third time DLQ
 
-An orchestrator is a row of task_workers that is in no pool, and whose turn it is, is in orchestrator_profiles. A start that finds nobody
-waits, and is given to the first who comes.
+Each identity has one start that has not ended: a further request finds it. A paused start whose
+agent is away is woken by a request: a hibernated one is dispatched, a waiting one has its grace
+window. Each function is a part of a program (reference: tasks.md 4).
 
-Differences from the reference: a start that nobody attaches to ends, with a reason (there it stays assigned for ever); the orchestrator
-that is asked is the one that has waited longest, on whichever node (there the oldest of the node); an orchestrator may say that a
-process has ended, and is believed.
+An orchestrator is a row of task_workers that is in no pool; orchestrator_profiles says whose turn
+it is. A start without an orchestrator waits for the first one that connects.
+
+Differences from the reference: a start to which no agent attaches ends with a reason (there it
+stays assigned for ever). The orchestrator that has waited longest is asked, on any node (there the
+oldest of the node). An orchestrator may report that a process has ended.
 """
 
 from __future__ import annotations
@@ -39,15 +42,18 @@ PROFILE: Final = "profile"
 TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
 IDENTITY: Final = "target_identity"
-"""Metadata of what an orchestrator is told: who is to be started, in full. The other fields do not say whether it is an agent or a unique task."""
+"""Metadata of a start: the agent's identity in full.
+
+The other fields do not tell an agent from a unique task.
+"""
 CATEGORY: Final = "orchestrated"
 WAITING_PAGE: Final = 50
 GATEWAY_GRACE_MS: Final = 60_000
-"""More grace for an agent whose gateway has ended: clients come back after growing pauses."""
+"""More grace for an agent whose gateway has ended: clients reconnect after growing pauses."""
 PRIORITY: Final = "priority"
-"""Metadata of what an orchestrator is told: how urgent it is, for one that has no room for all of them."""
+"""Metadata of a start: its priority, for an orchestrator without room for all starts."""
 _BEGUN: Final = WAITING | {Status.RUNNING}
-"""Its agent has come, and has not been let go."""
+"""The agent of a start has connected, and the start was not taken from it."""
 
 _NEXT: Final = """SELECT p.orchestrator FROM orchestrator_profiles p
     JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id
@@ -72,7 +78,10 @@ _ORCHESTRATORS: Final = "orc::"
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """An agent to be started. `params` are its launch parameters, complete; `task_id` is that of the start, if there has to be one."""
+    """A request to start an agent.
+
+    `params` are the complete launch parameters; `task_id` is the id of the start, if one is made.
+    """
 
     task_id: str
     target: Identity
@@ -81,12 +90,15 @@ class StartRequest:
     order_us: int
     creator: str = ""
     priority: int = NORMAL
-    """That of the task that it is for."""
+    """The priority of the task that needs the agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartResult:
-    """The start that the agent has now. `created`: it was made for this wish; `woken`: it slept. `problem`: there can be none, and why."""
+    """The current start of the agent.
+
+    `created`: this request made it. `woken`: it had hibernated. `problem`: why there can be none.
+    """
 
     task: Task | None = None
     created: bool = False
@@ -95,32 +107,38 @@ class StartResult:
 
     @property
     def missing(self) -> bool:
-        """Whether the agent was there, and has agent_lost its connection: then it may come back, or the start ends soon."""
+        """Whether the agent has lost its connection.
+
+        Then it may return, or its start ends soon.
+        """
         return self.task is not None and bool(self.task.disconnected_ms)
 
 
 def current_start(identity: str) -> Program[Task | None]:
-    """The start of this identity that has not ended."""
+    """Return the start of this identity that has not ended; None if there is none."""
     found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
     task = (yield from task_rows.load(found[0][0])) if found else None
     return task if task is not None and not task.is_final else None
 
 
 def was_started(identity: str) -> Program[bool]:
-    """Whether this participant is one that is started when it is needed."""
+    """Return whether this participant is an agent that was started."""
     found: list[Row] = yield Fetch("SELECT 1 FROM agent_starts WHERE identity = $1", (identity,))
     return bool(found)
 
 
 def connected_among(identities: Sequence[str]) -> Program[set[str]]:
-    """Those that are connected_among, as far as the table knows."""
+    """Return which of these participants are connected, by the table of workers."""
     sql = f"SELECT identity FROM task_workers WHERE identity IN ({placeholders(len(identities))})"  # noqa: S608
     found: list[Row] = yield Fetch(sql, identities)
     return {identity for (identity,) in found}
 
 
 def absent_targets(after: str) -> Program[tuple[list[str], str]]:
-    """A page of those that tasks wait for that may start them, and who are not connected_among; where the next page begins, "" at the end."""
+    """Find a page of absent targets whose waiting tasks may start them.
+
+    Returns them and the beginning of the next page, "" at the end.
+    """
     found: list[Row] = yield Fetch(_WAITED_FOR, (after, WAITING_PAGE))
     names = [name for (name,) in found if name.startswith(_STARTABLE)]
     here = (yield from connected_among(names)) if names else set()
@@ -136,7 +154,7 @@ def absent_targets(after: str) -> Program[tuple[list[str], str]]:
 
 
 def new_start(wish: StartRequest, context: Context) -> Task:
-    """The row of a start."""
+    """Make the row of a start."""
     target, now_ms = wish.target, context.now_ms
     spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
     return Task(
@@ -163,18 +181,18 @@ def new_start(wish: StartRequest, context: Context) -> Task:
 
 
 def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
-    """See to it that an agent that is not connected_among is started: by the start that it has, or by a new one."""
+    """Start an agent that is not connected, by its current start or by a new one."""
     profile = wish.params.get(PROFILE, "")
     if not profile:
-        return StartResult(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
+        return StartResult(problem=f"{wish.target.implementation} has no launch profile, so it cannot be started")
     under_way = yield from current_start(wish.target.text)
     if under_way is not None and under_way.status in PAUSED:
-        yield from _hurry(tx, under_way, wish.priority)
+        yield from _raise_priority(tx, under_way, wish.priority)
         under_way = (yield from task_rows.load(under_way.task_id)) or under_way
         yield from tx.wake(under_way)
         return StartResult((yield from task_rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
     if under_way is not None:
-        yield from _hurry(tx, under_way, wish.priority)
+        yield from _raise_priority(tx, under_way, wish.priority)
         return StartResult((yield from task_rows.load(under_way.task_id)))
     task = new_start(wish, tx.context)
     yield from _become_the_start(task)
@@ -182,8 +200,8 @@ def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
     return StartResult((yield from task_rows.load(task.task_id)), created=True)
 
 
-def _hurry(tx: Transaction, task: Task, priority: int) -> Program[None]:
-    """A start is wanted by a task of this priority as well."""
+def _raise_priority(tx: Transaction, task: Task, priority: int) -> Program[None]:
+    """Raise the priority of a start to that of another task that needs the agent."""
     if priority > task.priority and task.status not in _BEGUN:
         yield from tx.write(task, task.changed({"priority": priority}), "")
         yield Execute(
@@ -193,7 +211,7 @@ def _hurry(tx: Transaction, task: Task, priority: int) -> Program[None]:
 
 
 def _become_the_start(task: Task) -> Program[None]:
-    """This is the start of its identity from now on; an earlier one has ended."""
+    """Make this the current start of its identity; the former one has ended."""
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
@@ -203,7 +221,10 @@ def _become_the_start(task: Task) -> Program[None]:
 
 
 def reopen(task: Task) -> Program[str]:
-    """A start that has ended is to be tried untold_starts: it is the start of its identity once more. Why it cannot be, "" if it can."""
+    """Make a start that has ended current again, as it is retried.
+
+    Returns why it cannot be, "" if it can.
+    """
     under_way = yield from current_start(task.target)
     if under_way is not None and under_way.task_id != task.task_id:
         return f"{task.target} is being started already (task {under_way.task_id})"
@@ -212,10 +233,11 @@ def reopen(task: Task) -> Program[str]:
 
 
 def refusal_of(task: Task, move: Move) -> str:
-    """Why a participant may not make this move of a start; "" if it may.
+    """Return why a participant may not make this move of a start; "" if it may.
 
-    A start is RUNNING when its agent has connected_among, and by nothing else; and COMPLETED when that has done what it came for. An orchestrator
-    that takes either for "I have launched it" would leave its agent with a token that is no good any more.
+    A start is RUNNING only when its agent has connected, and COMPLETED only when the agent has done
+    its work. An orchestrator that means "I have launched it" by either move would leave its agent
+    with a token that is revoked.
     """
     if task.status is Status.STARTING and move is Move.RESUME:
         return f"{task.target} is being started: the start goes on when it connects"
@@ -225,9 +247,11 @@ def refusal_of(task: Task, move: Move) -> str:
 
 
 def confirm_launch(task: Task, caller: str, epoch: int) -> Decision | None:
-    """An orchestrator says that it has been told of a start, or asks whether its process is the one of the start; None if not.
+    """Answer an orchestrator's CLAIM of a start; None for other claims.
 
-    Only its agent's connection makes it RUNNING; until then it is late in time. When the agent has come without a token, it may be anybody's.
+    It says that it was told of the start, or asks whether its process is the one of the start. Only
+    the agent's connection makes the start RUNNING. The process of an agent that connected without a
+    token may be that of any orchestrator.
     """
     if task.status is Status.STARTING:
         return Repeat() if task.assigned_to == caller and task.epoch == epoch else None
@@ -237,7 +261,7 @@ def confirm_launch(task: Task, caller: str, epoch: int) -> Decision | None:
 
 
 def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
-    """The launch parameters that the first task wants that waits for this participant, and its priority."""
+    """Return the launch parameters and priority of the first task that waits for it."""
     waiting = yield from task_rows.select(
         "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,)
     )
@@ -245,9 +269,9 @@ def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
 
 
 def attach(tx: Transaction, task: Task, identity: str, token: bytes = b"") -> Program[None]:
-    """The agent of a start has connected_among, with the token of this hash, if any."""
+    """Attach the agent that has connected, with the token of this hash if it had one."""
     if task.next_retry_ms:
-        # Between two attempts: this is the next one.
+        # Between two attempts, the connection is the next attempt.
         yield from tx.apply(task, Move.RETRY, tx.facts())
         task = (yield from task_rows.load(task.task_id)) or task
     changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
@@ -261,7 +285,10 @@ def attach(tx: Transaction, task: Task, identity: str, token: bytes = b"") -> Pr
 
 
 def agent_lost(tx: Transaction, task: Task, *, by_gateway: bool) -> Program[None]:
-    """The agent of a start has agent_lost its connection. One that has agent_lost its gateway as well needs longer to come back."""
+    """Write that the agent of a start has lost its connection.
+
+    An agent that has lost its gateway as well needs longer for its return.
+    """
     if task.disconnected_ms or not task.grace_ms:
         return
     changes = {"disconnected_ms": tx.context.now_ms}
@@ -271,9 +298,10 @@ def agent_lost(tx: Transaction, task: Task, *, by_gateway: bool) -> Program[None
 
 
 def dispatch(tx: Transaction, task: Task) -> Program[None]:
-    """Give a waiting start to the orchestrator whose turn it is, or note that it waits for one.
+    """Assign a waiting start to the orchestrator whose turn it is.
 
-    A grace that ended with the process before is there untold_starts for the next one.
+    Without one, write that the start waits. A grace that ended with the former process is set
+    again.
     """
     if task.process_ended:
         ended, task = task, task.changed({"grace_ms": tx.context.limits.start_grace_ms})
@@ -294,16 +322,19 @@ def dispatch(tx: Transaction, task: Task) -> Program[None]:
 
 
 def moved(tx: Transaction, before: Task, after: Task) -> Program[None]:
-    """A start has changed: one that waits is given to somebody, and one that has ended before its agent came leaves nobody waiting."""
+    """Dispatch a waiting start; fail the tasks of one that ended without its agent."""
     if after.status is Status.PENDING:
         yield from dispatch(tx, after)
     elif after.is_final and after.status is not Status.COMPLETED and before.status not in _BEGUN | PAUSED:
         reason = f"{after.target} could not be started: {after.error}"
-        yield from _nobody_comes(tx, after.target, reason)
+        yield from _fail_waiting_tasks(tx, after.target, reason)
 
 
-def _nobody_comes(tx: Transaction, target: str, reason: str) -> Program[None]:
-    """Tasks for somebody who cannot be started have report_failure, a page of them; their retry policies may have it tried untold_starts."""
+def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[None]:
+    """Fail a page of the tasks that wait for a target which cannot be started.
+
+    Their retry policies may retry them.
+    """
     waiting = yield from task_rows.select(
         "queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE)
     )
@@ -312,11 +343,11 @@ def _nobody_comes(tx: Transaction, target: str, reason: str) -> Program[None]:
         if may_start_target(task):
             yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type="START_FAILED"))
     if len(waiting) == WAITING_PAGE and any(map(may_start_target, waiting)):
-        tx.effects.follow_ups.append(lambda untold_starts: _nobody_comes(untold_starts, target, reason))
+        tx.effects.follow_ups.append(lambda untold_starts: _fail_waiting_tasks(untold_starts, target, reason))
 
 
 def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
-    """An orchestrator has come, whose row is in task_workers: it is behind everybody who waits for a turn."""
+    """Add an orchestrator, behind all that wait for a turn; it has a worker's row."""
     yield Execute("DELETE FROM orchestrator_profiles WHERE orchestrator = $1", (orchestrator,))
     for profile in sorted({one.encode() for one in profiles}):
         yield Execute(_JOIN, (profile, orchestrator, session_id, tx.context.now_ms))
@@ -325,7 +356,7 @@ def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, pro
 
 
 def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
-    """Hand out what waits for this profile; what is more than a page, in another transaction."""
+    """Dispatch a page of the starts that wait for a profile; further ones follow."""
     waiting: list[Row] = yield Fetch(
         "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 "
         "ORDER BY priority DESC, order_us LIMIT $2",
@@ -342,20 +373,20 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
 
 
 def forget_start(task: Task) -> Program[None]:
-    """The row of a task that may be a start is gone: its identity has no start any more, unless it has a later one."""
+    """Forget the start of a deleted task, unless its identity has a later one."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
 
 
 def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
-    """An orchestrator has gone. What it had not finished goes back with its row in task_workers."""
+    """Remove an orchestrator; its row in task_workers gives back its starts."""
     yield Execute(
         "DELETE FROM orchestrator_profiles WHERE orchestrator = $1 AND session_id = $2", (orchestrator, session_id)
     )
 
 
 def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[Task]]:
-    """What an orchestrator was asked to start and may not have heard of."""
+    """Return the starts that an orchestrator was assigned and may not know of."""
     return (
         yield from task_rows.select(
             "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us", (orchestrator,)
@@ -364,7 +395,7 @@ def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[Task]]:
 
 
 def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[Task | None]:
-    """A token for the agent of a start that is still this orchestrator's; None when it is not."""
+    """Write a token for the agent of a start; None if the orchestrator lost the start."""
     task = yield from task_rows.load(task_id)
     if task is None or task.epoch != epoch or task.status is not Status.STARTING:
         return None
@@ -378,10 +409,11 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
 
 
 def report_failure(tx: Transaction, task: Task, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
-    """An orchestrator says that what it was asked to start has report_failure or ended; None if that is an ordinary move of a worker.
+    """Handle an orchestrator's report of a failed start or an ended process.
 
-    While nobody has connected_among it is a report_failure attempt. Afterwards the agent's connection says whether it lives, but the orchestrator knows
-    earlier that it does not: then nobody waits for it to come back.
+    Returns None for an ordinary FAIL of a worker. Before the agent has connected, the report is a
+    failed attempt. Later the agent's connection decides, but the orchestrator knows of an end
+    earlier: then the start does not wait for the agent's return.
     """
     if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
@@ -390,7 +422,7 @@ def report_failure(tx: Transaction, task: Task, caller: str, epoch: int, reason:
     if task.status not in _BEGUN or task.assigned_to == caller:
         return None
     launched = task.launched
-    if not launched:  # the agent has shown no token: it is taken for the process of the latest attempt
+    if not launched:  # the agent has shown no token, so it is taken for the process of the latest attempt
         [(launched,)] = yield Fetch(
             "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
         )
@@ -406,14 +438,15 @@ def report_failure(tx: Transaction, task: Task, caller: str, epoch: int, reason:
 
 
 def launch_params(task: Task) -> dict[str, str]:
-    """What the agent is started with."""
+    """Return the launch parameters of a start."""
     return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
 
 
 def start_assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
-    """What an orchestrator is told.
+    """Return a start as its orchestrator is sent it.
 
-    The reference gives it no metadata, so it knows neither who exactly is meant, nor the trigger, nor that the agent slept.
+    The reference sends no metadata, so its orchestrators do not know the exact identity, the
+    trigger, or that the agent hibernated.
     """
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)
@@ -440,7 +473,7 @@ def start_assignment(task: Task, token: str, *, numbered: bool = False) -> pb.Ta
 
 
 def task_context(task: Task) -> dict[str, str]:
-    """What an agent is told about its own start (ConfigSnapshot.task_context)."""
+    """Return what an agent is told of its start (ConfigSnapshot.task_context)."""
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)
     return {
@@ -456,6 +489,6 @@ def task_context(task: Task) -> dict[str, str]:
 
 
 def orchestrator_rows() -> Program[list[Row]]:
-    """(orchestrator, profile, when it connected_among) of everybody who can start something."""
+    """Return (orchestrator, profile, connected since in ms) of all orchestrators."""
     found: list[Row] = yield Fetch(_ENTRIES)
     return found

@@ -1,4 +1,7 @@
-"""Task rows in SQL: load, insert, save what has changed. Portable statements; each function is a program or part of one."""
+"""Load, insert and save rows of tasks, in SQL that both engines take.
+
+Each function is a program or a part of one.
+"""
 
 from __future__ import annotations
 
@@ -34,27 +37,33 @@ _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
 
 
 KEPT_PAYLOAD_BYTES: Final = 512
-"""Of payloads that lie in the task's own row. Longer ones are in `task_payloads`, so that a change of status does not write them again."""
+"""Size of payloads that are kept in the task's row.
+
+Longer ones are in `task_payloads`, so that a change of status does not write them again.
+"""
 
 
 class OvertakenError(Exception):
-    """A row was not as it had been read in the same transaction: a defect, as an engine must not let that happen."""
+    """A row changed since this transaction read it, which an engine must not allow."""
 
 
 def load(task_id: str) -> Program[Task | None]:
-    """The task with this id."""
+    """Load the task with this id; None if there is none."""
     rows: list[Row] = yield Fetch(_LOAD, (task_id,))
     return Task.from_row(rows[0]) if rows else None
 
 
 def select(where: str, args: Sequence[Value]) -> Program[list[Task]]:
-    """Tasks that a condition of ours finds; `where` may go on with ORDER BY and LIMIT."""
+    """Load the tasks of a condition, which may include ORDER BY and LIMIT."""
     rows: list[Row] = yield Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args)  # noqa: S608
     return [Task.from_row(row) for row in rows]
 
 
 def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[Task]]:
-    """Tasks of two conditions in one statement; each goes on with ORDER BY and LIMIT for itself."""
+    """Load tasks of two conditions in one statement.
+
+    Each condition has its ORDER BY and LIMIT.
+    """
     sql = " UNION ALL ".join(
         f"SELECT * FROM (SELECT {FIELDS} FROM tasks WHERE {where}) AS {name}"  # noqa: S608
         for name, where in (("one", one), ("other", other))
@@ -64,10 +73,11 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
 
 
 def insert(task: Task, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
-    """A new row; False when there is one with this id: the same program, whose commit was not answered.
+    """Insert a row; return False if the id exists.
 
-    `left` is what it leaves for its parent's log, in the same statement (children.LEAVE). Only where
-    the database is shared.
+    It exists if the same program ran before and its commit was not answered. `left` is an event for
+    the parent's log (child_events.INSERT), inserted in the same statement; only on a shared
+    database.
     """
     kept = payload if len(payload) <= KEPT_PAYLOAD_BYTES else None
     sql, more = (_INSERT, ()) if left is None else (_INSERT_AND_LEAVE, left)
@@ -86,7 +96,7 @@ def _update(names: tuple[str, ...]) -> str:
 
 
 def save(before: Task, after: Task) -> Program[None]:
-    """Write what differs, if the row still has the status and the epoch of `before`."""
+    """Write what differs, if the row still has the status and epoch of `before`."""
     changes = before.differences(after)
     if not changes:
         return
@@ -97,7 +107,7 @@ def save(before: Task, after: Task) -> Program[None]:
 
 
 def payload_of(task_id: str) -> Program[bytes]:
-    """What the worker is to be given."""
+    """Read the payload of a task."""
     for table in ("tasks", "task_payloads"):
         rows: list[Row] = yield Fetch(f"SELECT payload FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
         if rows and rows[0][0] is not None:
@@ -107,13 +117,13 @@ def payload_of(task_id: str) -> Program[bytes]:
 
 
 def delete(task_id: str) -> Program[None]:
-    """Forget a task, and all that is kept of it."""
+    """Delete a task with its rows in all tables."""
     for table in _OF_A_TASK:
         yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
 
 
 def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
-    """Nothing more is to be done about the dead letter of a task; how many were open: one or none."""
+    """Resolve the dead letter of a task; return how many were open: one or none."""
     count: int = yield Execute(
         "UPDATE task_dead_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
         (task_id, now_ms, by, notes),
@@ -122,7 +132,7 @@ def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[in
 
 
 def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
-    """The epoch of the latest assignment of a task to this worker before the one that it has; None when it had none."""
+    """Return the epoch of a worker's latest former assignment of a task, or None."""
     rows: list[Row] = yield Fetch(
         "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker = $2", (task_id, worker)
     )

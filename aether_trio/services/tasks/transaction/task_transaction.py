@@ -1,14 +1,15 @@
-"""One transaction on tasks: the row, its event, who is given what next, who wakes; and what is to be done once it is committed.
+"""One transaction on tasks: applies moves and collects their effects.
 
-    work = TaskTransaction(context)                            made inside of the program, as a program may run again
-    decision = yield from work.apply(task, move, facts)
-    return work                                     after the commit: work.effects.assignments, work.effects.events, work.effects.status_changes, work.due_ms
+    tx = TaskTransaction(context)        within the program, as a program may run again
+    decision = yield from tx.apply(task, move, facts)
+    return tx                            after the commit: Engine.after_commit(tx)
 
-Whatever a move causes happens in its transaction: a worker that has room again is given the next task of its queues, a task that waits is
-given to the least busy worker, tasks that waited for this one go on, tokens are revoked. So at any moment between two transactions no task
-waits while a worker of its queue has room, and no event tells of anything that is not so.
+What a move causes happens in its transaction: a worker that has room again is assigned the next
+task of its queues, a waiting task is assigned to the least busy worker, tasks that depend on an
+ended one are woken, tokens are revoked. So between two transactions no task waits while a worker of
+its queue has room, and every event is true.
 
-Cost: each of these is a few statements by key or the first row of an index, whatever waits.
+Cost: a few statements by key or by the first row of an index, however many tasks wait.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_d
 from aether_trio.wire.pb import aether_pb2 as pb
 
 WAKE_PAGE: Final = 50
-"""Tasks that one ended task wakes in its own transaction; further ones follow in transactions of their own."""
+"""Tasks that an ended task wakes in its transaction; further ones follow in others."""
 
 KEPT_EVENTS: Final = 4_096
-"""Of a task's latest events, at least so many are kept, and at most twice as many."""
+"""Latest events that are kept of a task at least; at most twice as many are."""
 
 EVENT_INTAKE: Final = "event::receiver0"
 
@@ -50,15 +51,15 @@ _RECORD_AND_LOOK: Final = (
 )
 
 PAYLOAD_BYTES: Final = 1024 * 1024
-"""A transaction reads so much of payloads, and one more; those of its other assignments are read one by one as they are sent."""
+"""Payloads that a transaction reads, and one more; others are read when they are sent."""
 
-_TOLD: Final = frozenset({Move.ASSIGN, Move.START})
-"""After these somebody has to be told."""
+_ASSIGNING: Final = frozenset({Move.ASSIGN, Move.START})
+"""After these moves the worker is sent the task."""
 
 SMALL_ROWS: Final = 100
-"""Other tasks that a small transaction looks at, at most: some 2 ms."""
+"""Rows of other tasks that a small transaction reads at most: some 2 ms."""
 MOVED_ROWS: Final = 5
-"""What another task that is moved counts for: it is changed, has an event, and may be given to somebody."""
+"""What a moved task counts for: its row, its event, and the search for a worker."""
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class TaskTransaction:
     """Payloads of the tasks that this transaction has created."""
     moments: dict[str, int] = field(default_factory=dict)
     """When each task that was written falls due, in Unix ms; 0 for never."""
-    noted: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    repeats: dict[tuple[str, bytes], int] = field(default_factory=dict)
     """How often `record_event_once` was called for equal events of a task."""
     payload_bytes: int = 0
     """Size of the payloads that were read for workers."""
@@ -81,30 +82,36 @@ class TaskTransaction:
     """Rows of other tasks that were read, as `charge` counts them."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
-        """So many tasks are about to be looked at, and so many moved. Raises LargeError."""
+        """Count rows that are about to be read, and tasks to be moved; raises LargeError."""
         self.rows_read += rows + moved * MOVED_ROWS
         if self.context.small and self.rows_read > SMALL_ROWS:
             raise LargeError
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
-        """Facts of now."""
+        """Return the facts of a move that happens now."""
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
-    # -- moves ------------------------------------------------------------------------------------------------------
+    # -- moves -------------------------------------------------------------------------------------
 
     def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a move and write what it makes of the task, with all that follows from it. `taken` as of `write`."""
+        """Decide on a move and, if it is allowed, write its result with all that follows.
+
+        `reserved` as in `write`.
+        """
         decision = decide(task, move, facts)
         if isinstance(decision, Step):
             if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
                 problem = yield from startup.reopen(task)
                 if problem:
                     return Refused(Refusal.STATUS, problem)
-            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, reserved=reserved)
+            yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
         return decision
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
-        """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
+        """Write a new task; return False if it exists.
+
+        The task is assigned at once if a worker has room.
+        """
         task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
         task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
@@ -115,7 +122,7 @@ class TaskTransaction:
             self._derive(task, row)
         left: tuple[str, int, bytes] | None = None
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
-            left = child_events.insert_args(self._for_parent(task, "spawned"))
+            left = child_events.insert_args(self._child_event(task, "spawned"))
             self.effects.child_events = True
         if not (yield from task_rows.insert(row, payload, left)):
             if worker is not None:
@@ -124,7 +131,7 @@ class TaskTransaction:
         self.payloads[task.task_id] = payload
         self._falls_due(row)
         if task.parent_task_id:
-            # A node that follows all that is below its parent follows it from its first event on.
+            # Nodes that follow all tasks below the parent follow the child from its first event.
             if self.context.shared and task.parent_task_id not in self.unwatched:
                 yield Deferred(
                     "task_watchers",
@@ -135,7 +142,7 @@ class TaskTransaction:
             if task.parent_task_id not in self.known_parents:
                 yield from child_events.mark_parent(task.parent_task_id)
             if left is None:
-                yield from child_events.add(self, self._for_parent(task, "spawned"))
+                yield from child_events.add(self, self._child_event(task, "spawned"))
         if worker is not None:
             yield from self._follow(task, row, reason, push=True, reserved=worker)
         if task.task_type == AGENT_STARTUP:
@@ -145,11 +152,12 @@ class TaskTransaction:
     def write(
         self, before: Task, after: Task, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row and everything that its change means.
+        """Write a changed row with all that follows from the change.
 
-        `push`: whoever is assigned it is to be told. `taken`: it counts the task already (`handing.take`).
+        `push`: the worker is sent the task. `reserved`: the worker that counts the task already
+        (`assignment.reserve_worker`).
         """
-        if before.has_children and _is_told(before, after):
+        if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
             after.events = before.events
         self._derive(before, after)
@@ -158,24 +166,24 @@ class TaskTransaction:
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
     def _derive(self, before: Task, after: Task) -> None:
-        """What of a row follows from the rest."""
+        """Set the fields of a row that follow from its other fields."""
         after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
         after.due_ms = next_due(after, self.context.limits)
-        if _is_told(before, after):
+        if _has_event(before, after):
             after.events = before.events + 1
 
     def _follow(self, before: Task, after: Task, reason: str, *, push: bool, reserved: Worker | None) -> Program[None]:
-        """Everything that a change means; the row is written."""
-        if _is_told(before, after):
+        """Do what follows from a change whose row is written."""
+        if _has_event(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.effects.status_changes.append(after)
         yield from assignment.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
-            yield from self._ended(after)
+            yield from self._on_end(after)
         if after.status is not before.status:
-            yield from self._left(before, after)
+            yield from self._on_status_change(before, after)
         if after.queue and not before.queue:
-            # Whoever let go of it has room now, and may have been given it again already.
+            # The former worker has room now, and may have been assigned this task again already.
             waiting = (yield from task_rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
                 yield from assignment.assign_waiting(self, waiting)
@@ -183,7 +191,7 @@ class TaskTransaction:
             yield from startup.moved(self, before, after)
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
-        """The payload of a task that a worker of this node is to be told of; None when this transaction has read enough of them."""
+        """Read the payload for a worker of this node; None after PAYLOAD_BYTES."""
         known = self.payloads.get(task_id)
         if known is not None:
             return known
@@ -198,11 +206,11 @@ class TaskTransaction:
 
     @property
     def due_ms(self) -> int:
-        """The earliest moment that was written, 0 for none."""
+        """The earliest moment at which a written task falls due, 0 for never."""
         return min(filter(None, self.moments.values()), default=0)
 
-    def _left(self, before: Task, after: Task) -> Program[None]:
-        """What a change of status means to others."""
+    def _on_status_change(self, before: Task, after: Task) -> Program[None]:
+        """Do what a change of status means to other rows."""
         if before.status is Status.DLQ:
             yield from task_rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is Status.WAITING_DEPENDENCY:
@@ -213,24 +221,24 @@ class TaskTransaction:
                 self.effects.hibernated.append((after, worker.node))
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
             word = "transitioned" if after.status in PAUSED else "completed"
-            yield from child_events.add(self, self._for_parent(after, word))
+            yield from child_events.add(self, self._child_event(after, word))
 
-    # -- who is there -----------------------------------------------------------------------------------------------
+    # -- who is there ------------------------------------------------------------------------------
 
     def worker_is_present(self, task: Task) -> Program[bool]:
-        """Whether whoever has a task is connected, and knows of it. So is nobody."""
+        """Return whether a task's worker is connected and knows of it; True without one."""
         if not task.assigned_to:
             return True
         worker = yield from self.find_worker(task.assigned_to)
         return worker is not None and worker.knows_of(task)
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
-        """The connected participant of this name."""
+        """Find the connected worker with this identity."""
         return read_worker((yield Fetch(_BY_NAME, (identity,))))
 
-    # -- what an end means ------------------------------------------------------------------------------------------
+    # -- what an end means -------------------------------------------------------------------------
 
-    def _ended(self, task: Task) -> Program[None]:
+    def _on_end(self, task: Task) -> Program[None]:
         now_ms = self.context.now_ms
         if task.tokens:
             self.effects.sessions_to_end.extend((yield from tokens.revoke(task, now_ms)))
@@ -244,17 +252,17 @@ class TaskTransaction:
             )
         if task.input_offset:
             yield from input_rows.forget(task.task_id)
-        yield from self._announce(task)
+        yield from self._write_completion(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)
         if task.status is Status.CANCELLED and task.has_children:
-            yield from self._leave_children(task)
+            yield from self._cancel_children_later(task)
 
-    def _leave_children(self, task: Task) -> Program[None]:
-        """A task is cancelled that has had children: those that end with it follow.
+    def _cancel_children_later(self, task: Task) -> Program[None]:
+        """Write that the children which end with a cancelled task are to be cancelled.
 
-        They do so in transactions of their own. It is written down, so that they do when this gateway
-        ends before.
+        They are cancelled in separate transactions. The row lets another process do it if this one
+        ends.
         """
         yield Execute(
             "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
@@ -262,7 +270,7 @@ class TaskTransaction:
         self.effects.follow_ups.append(partial(cancel_children, parent_id=task.task_id))
 
     def wake_dependents(self, task_id: str) -> Program[None]:
-        """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
+        """Wake a page of tasks that waited for this task, which has ended or was deleted."""
         found: list[Row] = yield Fetch(
             "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
         )
@@ -280,21 +288,27 @@ class TaskTransaction:
                 yield from self.wake(waiting)
 
     def find_unfinished(self) -> Program[None]:
-        """What has ended while others waited for it, and whoever was to wake the rest of them is gone."""
+        """Find ended tasks for which other tasks still wait.
+
+        The process that was waking them has ended.
+        """
         found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
         self.effects.unfinished.extend(task_id for (task_id,) in found)
         parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
         self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
     def add_dependencies(self, task: Task, wait: Wait) -> Program[bool]:
-        """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
+        """Write for which tasks a task waits; return whether the wait is over already.
+
+        A task that will be retried has not ended.
+        """
         ended = 0
         wanted = dict.fromkeys(wait.depends_on)
         self.charge(len(wanted))
         for task_id in wanted:
             other = yield from task_rows.load(task_id)
             if other is not None and other.workspace != task.workspace:
-                other = None  # what is elsewhere is told of like what is nowhere
+                other = None  # a task of another workspace is treated as one that does not exist
             if other is not None and not other.awaited:
                 yield Execute("UPDATE tasks SET awaited = 1 WHERE task_id = $1", (task_id,))
             if other is None or other.is_final:
@@ -307,11 +321,11 @@ class TaskTransaction:
         return wait.is_over(ended)
 
     def wake(self, task: Task) -> Program[None]:
-        """What a paused task waited for has come."""
+        """Let a paused task go on, as what it waited for has happened."""
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
-    # -- telling ----------------------------------------------------------------------------------------------------
+    # -- telling -----------------------------------------------------------------------------------
 
     def _record(self, task: Task, number: int, event: pb.TaskEvent) -> Program[None]:
         now_ms = self.context.now_ms
@@ -336,9 +350,9 @@ class TaskTransaction:
         )
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
-        """Write events of several tasks: the number of the first of each, and (time, event).
+        """Write events of several tasks whose rows count them already.
 
-        The tasks' rows count them already.
+        `events` has, by task id, the number of the first event and (time in ms, event) of each.
         """
         recorded = [
             RecordedEvent(task_id, number, *event)
@@ -359,12 +373,12 @@ class TaskTransaction:
                 yield from self._forget_events(task_id, mark)
 
     def collect_child_events(self, task: Task) -> Program[None]:
-        """Tell a task's log of what its children have done until now, before anything else that is to be in it."""
+        """Move the events of a task's children to its log, before another event."""
         while count := (yield from child_events.collect_for(self, task.task_id)):
             task.events += count
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
-        """The events of a task that were written from this moment on; of very many the latest."""
+        """Read the events of a task since a moment, at most the KEPT_EVENTS latest."""
         found: list[Row] = yield Fetch(
             "SELECT event FROM task_events WHERE task_id = $1 AND at_ms >= $2 ORDER BY number DESC LIMIT $3",
             (task_id, since_ms, KEPT_EVENTS),
@@ -372,19 +386,20 @@ class TaskTransaction:
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
     def record_event_once(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
-        """`note`, where an earlier run, which began at `since_ms`, may have written the event.
+        """Write an event as `record_event` does, unless an earlier run has written it.
 
-        Equal events of several callers count one by one: each of them is written once.
+        The earlier run began at `since_ms`. Equal events of several callers are counted, and each
+        is written once.
         """
         written = yield from self.events_since(task.task_id, since_ms)
         same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
         place = task.task_id, event.progress.SerializeToString(deterministic=True)
-        self.noted[place] = self.noted.get(place, 0) + 1
-        if same < self.noted[place]:
+        self.repeats[place] = self.repeats.get(place, 0) + 1
+        if same < self.repeats[place]:
             yield from self.record_event(task, event)
 
     def record_event(self, task: Task, event: pb.TaskEvent) -> Program[None]:
-        """Write an event of a task whose row is not otherwise changed."""
+        """Write an event of a task whose row changes in nothing else."""
         if task.has_children:
             yield from self.collect_child_events(task)
         numbers: list[Row] = yield Fetch(
@@ -393,8 +408,8 @@ class TaskTransaction:
         if numbers:
             yield from self._record(task, numbers[0][0], event)
 
-    def _for_parent(self, task: Task, lifecycle: str) -> pb.TaskEvent:
-        """What a task's parent is told of it."""
+    def _child_event(self, task: Task, lifecycle: str) -> pb.TaskEvent:
+        """Make the event that tells a parent of its child."""
         child = pb.TaskChildLifecycleEvent(
             child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
         )
@@ -405,8 +420,8 @@ class TaskTransaction:
             child_lifecycle=child,
         )
 
-    def _announce(self, task: Task) -> Program[None]:
-        """The event that its creator asked for, for the workflow engine."""
+    def _write_completion(self, task: Task) -> Program[None]:
+        """Write the completion message that the creator asked for to `task_outbox`."""
         if not task.spec:
             return
         spec = pb.CreateTaskRequest.FromString(task.spec)
@@ -444,10 +459,10 @@ Mutation = Callable[[TaskTransaction], Program[None]]
 
 
 def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program[None]:
-    """Cancel a page of the children, behind `after`, that end with their parent."""
+    """Cancel a page of the children, after the id `after`, that end with their parent."""
     parent = yield from task_rows.load(parent_id)
     found: list[Task] = []
-    if parent is not None and parent.status is Status.CANCELLED:  # it may have been tried again by now
+    if parent is not None and parent.status is Status.CANCELLED:  # it may have been retried by now
         found = yield from task_rows.select(
             "parent_task_id = $1 AND parent_task_id <> '' AND task_id > $2 ORDER BY task_id LIMIT $3",
             (parent_id, after, WAKE_PAGE),
@@ -455,7 +470,7 @@ def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program
     for child in found:
         if not child.is_final and ends_with_parent(child):
             facts = tx.facts(reason=f"parent task {parent_id} was cancelled")
-            current = yield from task_rows.load(child.task_id)  # another child's end may have moved it
+            current = yield from task_rows.load(child.task_id)  # the end of another child may have moved it
             if current is not None and not current.is_final:
                 yield from tx.apply(current, Move.CANCEL, facts)
     if len(found) == WAKE_PAGE:
@@ -464,8 +479,11 @@ def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program
         yield Execute("DELETE FROM task_cancelled_parents WHERE task_id = $1", (parent_id,))
 
 
-def _is_told(before: Task, after: Task) -> bool:
-    """Whether a change has an event: it shows on the wire, or what was to be tried again is not any more."""
+def _has_event(before: Task, after: Task) -> bool:
+    """Return whether a change has an event.
+
+    It has one if the status on the wire changes, or if a retry is given up.
+    """
     if after.status is before.status:
         return False
     buried = after.status is Status.DLQ and before.status is Status.FAILED

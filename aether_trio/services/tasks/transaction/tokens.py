@@ -1,10 +1,13 @@
-"""Task tokens: a participant that presents one is let in as the worker of that task (reference: tasks.md 1.13).
+"""Task tokens: a participant with one is let in as the task's worker.
 
-A token is 32 random bytes behind a prefix, kept as its SHA-256: so long a secret needs no slow hash and no key of the server. It ends with
-its task. One that has let nobody in ends after a day as well, unless it is the latest of a start: an agent comes back with its token however
-old it is. One that was made by a session that a token had let in ends with that token's task as
-well, unless that was completed. Its kind can be told from its prefix, so one of ours that is not known any more is
-refused even where unknown credentials pass.
+Reference: tasks.md 1.13.
+
+A token is 32 random bytes after a prefix, stored as its SHA-256: so long a secret needs no slow
+hash and no key of the server. A token ends with its task. A token that has let in no session ends
+after a day as well, unless it is the latest of a start: an agent comes back with its token however
+old it is. A token that was made by a session which a token had let in ends with that token's task
+as well, unless that task was completed. The prefix tells task tokens from other credentials, so an
+unknown one is refused even where unknown credentials pass.
 """
 
 from __future__ import annotations
@@ -26,20 +29,21 @@ from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, Sto
 PREFIX: Final = "att_"
 TOKEN_BYTES: Final = 32
 TOKEN_MS: Final = 24 * 3600 * 1000
-"""For a token that nobody has mark_used, and for one that is remembered as revoked."""
+"""How long an unused token is good, and a revoked one is remembered."""
 NAMES: Final = ("token", "task_token")
-"""Of credentials."""
+"""Names of credentials that may be task tokens."""
 MAX_LINEAGE: Final = 8
-"""Tokens that were made with one another's sessions, one after the other."""
+"""Maximum number of tokens that were made one with the session of the other."""
 _REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE expires_ms WHEN 0 THEN $3 ELSE expires_ms END
     WHERE"""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedToken:
-    """A token that was accepted, by its hash: for which task, and in which workspaces it lets its holder act.
+    """A token that was accepted, by its hash.
 
-    `lineage` are the tasks that it ends with: its own, and before that those of the tokens that let in its makers.
+    `task_id` is its task, `workspaces` those in which its holder may act. `lineage` are the tasks
+    with which it ends: its task, and those of the tokens that let in its makers.
     """
 
     task_id: str
@@ -48,29 +52,32 @@ class AdmittedToken:
     lineage: tuple[str, ...]
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a token for this participant would be good for no more than this one is."""
+        """Return whether a token for this participant would give no more rights."""
         return identity.workspace in self.workspaces
 
 
 def new_token(random_bytes: Callable[[int], bytes]) -> str:
-    """A fresh token, to be shown once."""
+    """Make a fresh token, to be shown once."""
     return PREFIX + base64.urlsafe_b64encode(random_bytes(TOKEN_BYTES)).rstrip(b"=").decode()
 
 
 class IssuedToken(NamedTuple):
-    """A token for a participant that is to be written. `lineage` is that of its maker."""
+    """A token that is to be written for a participant; `lineage` is that of its maker."""
 
     digest: bytes
     owner: str
     lineage: tuple[str, ...] = ()
     lasting: bool = False
-    """Whether it lasts as long as its task, mark_used or not."""
+    """Whether it lasts as long as its task, even unused."""
     epoch: int = 0
-    """Of a start: the assignment that it is made for."""
+    """The assignment of the start for which it is made."""
 
 
 def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
-    """Write a token for a task; False when its maker may make none: what let it in has ended, or is too long a line."""
+    """Write a token for a task; return False if its maker may make none.
+
+    That is so if the task that let in the maker has ended, or its lineage is too long.
+    """
     if len(minted.lineage) >= MAX_LINEAGE:
         return False
     for ancestor in minted.lineage:
@@ -99,7 +106,7 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
 
 
 def supersede(task_id: str, now_ms: int) -> Program[None]:
-    """A start is given another token: the earlier ones end after a day, unless an agent comes with one of them."""
+    """End the earlier tokens of a start after a day, unless an agent uses one of them."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = $2 WHERE task_id = $1 AND expires_ms = 0 AND revoked_ms = 0",
         (task_id, now_ms + TOKEN_MS),
@@ -107,29 +114,30 @@ def supersede(task_id: str, now_ms: int) -> Program[None]:
 
 
 def mark_used(digest: bytes) -> Program[None]:
-    """A session that this token has let in has begun: its holder comes back with it as long as its task lives."""
+    """Keep a token as long as its task, as it has let in a session."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = 0 WHERE hash = $1 AND expires_ms > 0 AND revoked_ms = 0", (digest,)
     )
 
 
 def epoch_of(digest: bytes) -> Program[int]:
-    """The assignment of a start that this token was made for; 0 for a token of another task."""
+    """Return the assignment of a start for which a token was made; 0 for other tokens."""
     found: list[Row] = yield Fetch("SELECT epoch FROM task_tokens WHERE hash = $1", (digest,))
     return found[0][0] if found else 0
 
 
 def is_revoked(digest: bytes) -> Program[bool]:
-    """Whether what a token was for has ended."""
+    """Return whether the task of a token has ended."""
     found: list[Row] = yield Fetch("SELECT revoked_ms FROM task_tokens WHERE hash = $1", (digest,))
     return bool(found) and found[0][0] > 0
 
 
 def revoke(task: Task, now_ms: int) -> Program[list[tuple[str, str]]]:
-    """A task with tokens has ended: they are no good any more. (node, session id) of the sessions that end with it.
+    """Revoke the tokens of a task that has ended.
 
-    What was completed leaves those alone that its worker's tokens have let in, but no participant makes itself a token that outlives its
-    own; and who was started goes when its start is over.
+    Returns (node, session id) of the sessions that end with it. A completed task does not end the
+    sessions that its worker's tokens have let in, but tokens that a worker has made for itself are
+    revoked. A started agent ends with its start.
     """
     until_ms = now_ms + TOKEN_MS
     yield Execute(f"{_REVOKE} task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms, until_ms))
@@ -153,7 +161,7 @@ def revoke(task: Task, now_ms: int) -> Program[list[tuple[str, str]]]:
 
 
 def add_session(lineage: Sequence[str], session_id: str, identity: str, node: str) -> Program[None]:
-    """A session that a token has let in has begun, or its node has another lease."""
+    """Write a session that a token has let in, or that its node has a new lease."""
     for task_id in lineage:
         yield Execute(
             "INSERT INTO task_sessions (task_id, session_id, identity, node) VALUES ($1, $2, $3, $4) "
@@ -163,12 +171,12 @@ def add_session(lineage: Sequence[str], session_id: str, identity: str, node: st
 
 
 def remove_session(session_id: str) -> Program[None]:
-    """It has ended."""
+    """Delete a session that has ended."""
     yield Execute("DELETE FROM task_sessions WHERE session_id = $1", (session_id,))
 
 
 def sessions_to_end(node: str) -> Program[list[str]]:
-    """The sessions of this node that have sessions_to_end what let them in."""
+    """Find the sessions of this node whose token was revoked."""
     found: list[Row] = yield Fetch(
         "SELECT DISTINCT s.session_id FROM task_sessions s JOIN tasks t ON t.task_id = s.task_id WHERE s.node = $1 "
         "AND t.next_retry_ms = 0 AND (t.status IN ('failed', 'cancelled', 'dlq', 'rejected') "
@@ -179,14 +187,14 @@ def sessions_to_end(node: str) -> Program[list[str]]:
 
 
 def hash_token(token: str) -> bytes:
-    """How it is kept."""
+    """Return the hash under which a token is stored."""
     return hashlib.sha256(token.encode()).digest()
 
 
 async def admit(
     database: Database, identity: Identity, credentials: Mapping[str, str], now_ms: int
 ) -> AdmittedToken | None:
-    """Look at a token among the credentials; None if there is none of ours. Raises StatusError."""
+    """Check a task token among the credentials; None without one. Raises StatusError."""
     token = next((credentials[name] for name in NAMES if credentials.get(name)), "")
     if not token.startswith(PREFIX):
         return None

@@ -13,9 +13,10 @@ WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.S
 
 
 class Worker(NamedTuple):
-    """A connected participant that may be given work. `pooled`: also from the pool of its implementation.
+    """A connected participant that may be assigned tasks.
 
-    A row of WORKER_FIELDS, and a tuple, as are other values of which a transaction makes some: a frozen dataclass takes five times as long.
+    `pooled`: also from the pool of its implementation. A row of WORKER_FIELDS. It is a tuple, like
+    other values that transactions make often: a frozen dataclass takes five times as long to make.
     """
 
     identity: str
@@ -27,15 +28,16 @@ class Worker(NamedTuple):
     live: int
     capacity: int
     since_ms: int = 0
-    """What it has shown no sign of life of since then, it does not know of."""
+    """When its client began: it does not know of tasks without a heartbeat since then."""
 
     claims: bool = False
-    """Whether it says when it begins: then what it has not claimed it has not begun."""
+    """Whether it says when it begins, so that it has not begun what it has not claimed."""
 
     def knows_of(self, task: Task) -> bool:
-        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory.
+        """Return whether its client was there when it last reported on this task.
 
-        The agent of a start is its worker by connecting, whichever process of it that is.
+        Another client of the same name does not remember the task. The agent of a start is its
+        worker in any process.
         """
         is_its_agent = task.task_type == AGENT_STARTUP and task.target == self.identity
         return is_its_agent or task.heartbeat_ms >= self.since_ms
@@ -49,5 +51,5 @@ WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, p
 
 
 def read_worker(rows: list[Row]) -> Worker | None:
-    """The first of rows of WORKER_FIELDS."""
+    """Return the first of rows of WORKER_FIELDS; None without rows."""
     return Worker._make(rows[0]) if rows else None
