@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
-from aether_trio.transport.http1.connection import MAX_HEAD_BYTES, BadRequest, HttpConnection
+from aether_trio.transport.http1.connection import MAX_HEAD_BYTES, BadRequest, Http1Connection, Http1Limits
 from aether_trio.transport.socket.byte_stream import RECEIVE_BYTES
 from aether_trio.transport.websocket.handshake import UpgradeRefused, negotiate
 from aether_trio.transport.websocket.origins import OriginPolicy
@@ -35,7 +35,7 @@ class _Stream:
 async def serve(parts: Iterator[bytes]) -> list[Any]:
     """What every request was, and how the connection ended."""
     stream: Any = _Stream(parts)
-    http = HttpConnection(stream)
+    http = Http1Connection(stream, Http1Limits())
     seen: list[Any] = []
     for _ in range(_REQUESTS):
         try:

@@ -47,7 +47,7 @@ async def stream_lines(
             raise exits.CliError(f"{where} does not answer", exits.UNREACHABLE) from None
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
             raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE) from None
-        if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER:
+        if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER.encode():
             # A gateway's own port answers HTTP too.
             raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE)
         status = response.status_code

@@ -1,28 +1,26 @@
-"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and what is done to a dead letter,
-over h11 on trio.
+"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and the resolving of dead letters, over HTTP/1.1.
 
-A small HTTP/1.1 server on purpose. It takes GET and HEAD (and POST for a dead letter), reads no
-bodies, and is bounded everywhere: connections, header bytes, the time for a request to arrive and
-for each write to be taken. An answer is never worth a gateway, so whatever goes wrong in one
-connection ends that connection and nothing else.
+It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere: connections, header bytes, the
+time for a request to arrive and for each write to be taken. An answer is never worth a gateway, so whatever goes wrong in
+one connection ends that connection and nothing else.
 
-`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a
-loopback address in development mode, or to whoever brings `ops.tail_token`. `POST
-/v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` says that a dead letter has been seen to; it is taken
-from the same people, and needs a header of its own, which a web page of somebody else cannot send.
+`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a loopback address in
+development mode, or to a client with `ops.tail_token`. `POST /v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` marks a dead letter
+as resolved. The same clients may do that, and the request needs a header that a web page of another site cannot send.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import h11
 import structlog
 import trio
 
@@ -33,6 +31,12 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.telemetry.tail import tail_line
+from aether_trio.transport.http1.connection import Http1Connection, Http1Limits, HttpStream, Request
+from aether_trio.transport.http1.server import serve_requests
+from aether_trio.transport.http1.static_files import Headers
+from aether_trio.transport.socket.accepted import Accepted, address_text
+from aether_trio.transport.socket.byte_stream import ByteStream
+from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
 
 TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], None]]
 """`tail(topic, from_offset)` yields (offset, timestamp in Unix ms, encoded DownstreamMessage),
@@ -41,15 +45,13 @@ live, until closed.
 `from_offset` is the first offset wanted; None means only what comes from now on.
 """
 
-ResolveLetter = Callable[[str, str, str], Awaitable[bool]]
-"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable.
-"""
+ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
+"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable."""
 
-OPS_SERVER: Final = b"aether-trio-ops"
+OPS_SERVER: Final = "aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""
 ASKED_BY: Final = "x-aether-asked-by"
 """The header of a request that changes something."""
-_READ_BYTES: Final = 16 * 1024
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _log = structlog.get_logger("aether.ops")
@@ -102,7 +104,7 @@ class OpsServer:
         health: GatewayHealth,
         metrics: Metrics,
         tail: TailSource | None = None,
-        resolve: ResolveLetter | None = None,
+        resolve: ResolveDeadLetter | None = None,
         dev: bool = False,
     ) -> None:
         self._settings = settings
@@ -112,6 +114,12 @@ class OpsServer:
         self._tail = tail
         self._dev = dev
         self._connections = 0
+        self._limits = Http1Limits(
+            max_head_bytes=settings.max_header_bytes,
+            head_timeout_s=settings.request_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            write_timeout_s=settings.request_timeout_s,
+        )
 
     # -- what is answered
 
@@ -197,145 +205,64 @@ class OpsServer:
 
     # -- how it is served
 
-    async def handle(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until it ends. Does not raise."""
+    async def handle(self, stream: HttpStream) -> None:
+        """Serve one connection until it ends, or close it at once when there are too many. Does not raise."""
         if self._connections >= self._settings.max_connections:
-            await stream.aclose()
+            await trio.lowlevel.checkpoint()
             return
         self._connections += 1
         try:
-            async with stream:
-                await _Connection(self, self._settings, stream).run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, h11.RemoteProtocolError):
-            pass  # the peer's doing, and nobody is left to tell
+            await serve_requests(Http1Connection(stream, self._limits, server=OPS_SERVER), self._respond)
+        except (OSError, trio.TooSlowError):
+            pass  # the client has gone, or does not read
         except Exception:
             _log.exception("an ops request failed")
         finally:
             self._connections -= 1
 
-    def open_tail(self, request: _Stream) -> AsyncGenerator[tuple[int, int, bytes], None]:
-        assert self._tail is not None
-        return self._tail(request.topic, request.from_offset)
+    async def serve(self, sock: socket.socket, address: Any) -> None:
+        """`handle` for an accepted socket. A Handler of an Acceptor."""
+        await self.handle(ByteStream(Accepted(sock, address)))
 
-
-class _Connection:
-    """One HTTP/1.1 connection: requests in turn, each with its answer."""
-
-    def __init__(self, server: OpsServer, settings: OpsSettings, stream: trio.abc.Stream) -> None:
-        self._server = server
-        self._settings = settings
-        self._stream = stream
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=settings.max_header_bytes)
-
-    async def run(self) -> None:
-        first = True
-        while True:
-            wait_s = self._settings.request_timeout_s if first else self._settings.idle_timeout_s
-            first = False
-            with trio.move_on_after(wait_s) as waited:
-                try:
-                    request = await self._next_event()
-                except h11.RemoteProtocolError as exc:
-                    await self._send_answer(
-                        _Answer.text(exc.error_status_hint, "that is not an HTTP/1.1 request"), close=True
-                    )
-                    return
-            if waited.cancelled_caught or not isinstance(request, h11.Request):
-                return
-            await self._respond(request)
-            if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
-                return
-            self._h11.start_next_cycle()
-
-    async def _respond(self, request: h11.Request) -> None:
-        headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
-        if not isinstance(await self._next_event_in_time(), h11.EndOfMessage):
-            await self._send_answer(_Answer.text(413, "requests have no body here"), close=True)
-            return
-        if request.http_version not in {b"1.0", b"1.1"}:
-            await self._send_answer(
-                _Answer.text(505, "this port speaks HTTP/1.1; gRPC is on the other one"), close=True
-            )
-            return
-        head = request.method == b"HEAD"
+    async def _respond(self, http: Http1Connection, request: Request) -> bool:
         try:
-            target = request.target.decode("latin-1")
             answer: _Answer | _Stream
-            if head or request.method == b"GET":
-                answer = self._server.answer(target, headers)
-            elif request.method == b"POST":
-                answer = await self._server.resolve(self._server.change(target, headers))
+            if request.method in ("GET", "HEAD"):
+                answer = self.answer(request.target, request.headers)
+            elif request.method == "POST":
+                answer = await self.resolve(self.change(request.target, request.headers))
             else:
                 raise _Refused(405, "only GET and HEAD")
         except _Refused as refused:
             answer = refused.answer
-        if isinstance(answer, _Answer):
-            await self._send_answer(answer, head=head)
-        elif head:
-            await self._send_answer(_Answer(200, "application/x-ndjson", b""), head=True)
-        else:
-            await self._send_tail(answer)
+        if isinstance(answer, _Stream):
+            await self._send_tail(http, request, answer)
+            return False
+        await http.respond(answer.status, _headers(answer.content_type), answer.body)
+        return True
 
-    async def _next_event(self) -> Any:
-        while True:
-            event = self._h11.next_event()
-            if event is not h11.NEED_DATA:
-                return event
-            self._h11.receive_data(bytes(await self._stream.receive_some(_READ_BYTES)))
+    async def _send_tail(self, http: Http1Connection, request: Request, tail: _Stream) -> None:
+        """Stream messages until the reader leaves. A reader too slow to take one write in time is cut off."""
+        assert self._tail is not None
+        await http.start_response(HTTPStatus.OK, _headers("application/x-ndjson"), close=True)
+        if request.method == "HEAD":
+            await http.end_response()
+            return
+        async with aclosing(self._tail(tail.topic, tail.from_offset)) as source, trio.open_nursery() as nursery:
+            nursery.start_soon(_until_client_leaves, http, nursery.cancel_scope)
+            async for offset, timestamp_ms, message in source:
+                await http.send_body(tail_line(tail.topic, offset, timestamp_ms, message))
+            await http.end_response()
+            nursery.cancel_scope.cancel()
 
-    async def _next_event_in_time(self) -> Any:
-        with trio.fail_after(self._settings.request_timeout_s):
-            return await self._next_event()
 
-    async def _send(self, *events: h11.Event) -> None:
-        data = b"".join(self._h11.send(event) or b"" for event in events)
-        with trio.fail_after(self._settings.request_timeout_s):
-            await self._stream.send_all(data)
+def _headers(content_type: str) -> Headers:
+    return [("Content-Type", content_type), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
-    async def _send_answer(self, answer: _Answer, *, head: bool = False, close: bool = False) -> None:
-        headers = [
-            (b"server", OPS_SERVER),
-            (b"content-type", answer.content_type.encode()),
-            (b"content-length", str(len(answer.body)).encode()),
-            (b"cache-control", b"no-store"),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        if close:
-            headers.append((b"connection", b"close"))
-        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
-        if not head:
-            events.append(h11.Data(data=answer.body))
-        await self._send(*events, h11.EndOfMessage())
 
-    async def _send_tail(self, request: _Stream) -> None:
-        """Stream messages until the reader leaves.
-
-        A reader too slow to take one write in time is cut off.
-        """
-        headers = [
-            (b"server", OPS_SERVER),
-            (b"content-type", b"application/x-ndjson"),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
-        ]
-        async with aclosing(self._server.open_tail(request)) as source:
-            await self._send(h11.Response(status_code=200, headers=headers))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_reader_leaves, nursery.cancel_scope)
-                async for offset, timestamp_ms, message in source:
-                    await self._send(h11.Data(data=tail_line(request.topic, offset, timestamp_ms, message)))
-                await self._send(h11.EndOfMessage())
-                nursery.cancel_scope.cancel()
-
-    async def _until_reader_leaves(self, scope: trio.CancelScope) -> None:
-        try:
-            while await self._stream.receive_some(_READ_BYTES):
-                # Pipelined requests after a tail are not answered: the answer says connection:
-                # close.
-                pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        scope.cancel()
+async def _until_client_leaves(http: Http1Connection, scope: trio.CancelScope) -> None:
+    await http.wait_for_end()
+    scope.cancel()
 
 
 async def serve_ops(
@@ -344,7 +271,7 @@ async def serve_ops(
     health: GatewayHealth,
     metrics: Metrics,
     tail: TailSource | None = None,
-    resolve: ResolveLetter | None = None,
+    resolve: ResolveDeadLetter | None = None,
     dev: bool = False,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -353,15 +280,8 @@ async def serve_ops(
     Raises OSError when it is taken.
     """
     server = OpsServer(settings, health=health, metrics=metrics, tail=tail, resolve=resolve, dev=dev)
-    listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
-    if settings.port == 0:
-        # Several address families would each get another free port; one address is what the ready
-        # line can say.
-        for extra in listeners[1:]:
-            await extra.aclose()
-        listeners = listeners[:1]
-    host, port = listeners[0].socket.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    listeners = open_tcp_listeners(settings.host, settings.port)
+    address = address_text(listeners[0].getsockname())
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, server.handle, listeners)
         task_status.started(address)
+        await Acceptor(nursery, TcpSettings()).serve(listeners, server.serve)

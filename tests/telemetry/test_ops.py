@@ -25,6 +25,35 @@ def delivered(text: bytes, offset: int) -> tuple[int, int, bytes]:
     return offset, 1_700_000_000_000 + offset, pb.DownstreamMessage(msg=message).SerializeToString()
 
 
+class Bytes:
+    """A trio stream as the HTTP server sees a connection; closed when it has been served."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def receive(self) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some())
+        except trio.BrokenResourceError as error:
+            raise ConnectionResetError from error
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            await self.stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise BrokenPipeError from error
+
+    async def linger(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while await self.receive():
+                pass
+
+
+async def serve(server: OpsServer, stream: trio.abc.Stream) -> None:
+    async with stream:
+        await server.handle(Bytes(stream))
+
+
 @dataclass
 class Log:
     """A topic's log that a test appends to."""
@@ -80,7 +109,7 @@ async def ask(server: OpsServer, request: bytes) -> tuple[int, dict[str, str], b
     """Send raw bytes, half-close, read everything: (status, headers, body) of the first answer."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(request)
         await ours.send_eof()
         answer = b"".join([chunk async for chunk in ours])
@@ -171,7 +200,7 @@ async def test_what_is_refused(server: OpsServer, request_: bytes, status: int) 
 async def test_several_requests_share_a_connection(server: OpsServer) -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         for _ in range(3):
             await ours.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
@@ -183,7 +212,7 @@ async def test_several_requests_share_a_connection(server: OpsServer) -> None:
 async def test_a_request_that_does_not_arrive_is_not_waited_for(server: OpsServer, autojump_clock: MockClock) -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(b"GET /healthz HT")
         assert await ours.receive_some() == b""
     assert trio.current_time() >= OpsSettings().request_timeout_s
@@ -194,7 +223,7 @@ async def test_connections_beyond_the_limit_are_closed(log: Log) -> None:
     pairs = [memory_stream_pair() for _ in range(3)]
     async with trio.open_nursery() as nursery:
         for _, theirs in pairs:
-            nursery.start_soon(server.handle, theirs)
+            nursery.start_soon(serve, server, theirs)
             await wait_all_tasks_blocked()
         assert await pairs[2][0].receive_some() == b""
         await pairs[0][0].aclose()
@@ -216,7 +245,7 @@ async def test_a_tail_streams_what_is_there_and_what_comes(server: OpsServer, lo
     log.append(b"old")
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(f"GET /v1/tail?topic={TOPIC}&from=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         (old,) = await read_lines(ours, 1)
         assert old == {
@@ -242,7 +271,7 @@ async def test_a_tail_begins_now_unless_told_otherwise(server: OpsServer, log: L
     log.append(b"old")
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost:9090\r\n\r\n".encode())
         await wait_all_tasks_blocked()
         log.append(b"new")
@@ -255,7 +284,7 @@ async def test_a_tail_begins_now_unless_told_otherwise(server: OpsServer, log: L
 async def test_an_idle_tail_ends_when_its_reader_leaves(server: OpsServer, log: Log) -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await wait_all_tasks_blocked()
         await ours.aclose()
@@ -272,7 +301,7 @@ async def test_a_reader_who_stops_reading_is_cut_off(log: Log, autojump_clock: M
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await wait_all_tasks_blocked()
         theirs.send_stream.send_all_hook = never
@@ -287,7 +316,7 @@ async def test_a_message_of_another_kind_is_shown_in_full(server: OpsServer, log
     log.messages.append((8, 1, b"\xff\xff"))
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(serve, server, theirs)
         await ours.send_all(b"GET /v1/tail?topic=pg::default&from=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         shown, broken = await read_lines(ours, 2)
         await ours.aclose()
@@ -317,7 +346,7 @@ class TestWhoMayTail:
             assert (await get(server, f"/v1/tail?topic={TOPIC}", *headers))[0] == 401
         ours, theirs = memory_stream_pair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.handle, theirs)
+            nursery.start_soon(serve, server, theirs)
             await ours.send_all(
                 f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: gateway.example\r\n"
                 "Authorization: Bearer 0123456789abcdef\r\n\r\n".encode()

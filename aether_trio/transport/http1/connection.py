@@ -1,31 +1,86 @@
-"""HTTP/1.1 requests, one after another, on one connection; h11 does the protocol.
+"""The server's side of one HTTP/1.1 connection: requests one after another, with their bodies; h11 does the protocol.
 
-Only what a browser needs to load a few files and to ask for an upgrade: requests have no bodies, responses have a length.
-Limits: MAX_HEAD_BYTES and MAX_HEAD_LINES for a request's head, and deadlines, which are the caller's.
+    http = Http1Connection(stream, Http1Limits(max_body_bytes=1024 * 1024))
+    request = await http.next_request()             # None: the client has gone
+    body = await http.read_body()
+    await http.respond(HTTPStatus.OK, [("Content-Type", "text/plain")], b"hello")
+
+server.py answers requests in a loop; the WebSocket port, the ops port and ASGI applications (asgi.py) are served by it.
+
+Invariants: what a client sends is bounded before it is kept: the head in bytes and lines, the body in bytes, and both in time;
+each write of ours is bounded in time. A request whose body was not read is the last of its connection. What cannot be served
+is BadRequest, whose status and text are the answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 import h11
+import trio
 
 from aether_trio.transport.http1.static_files import Headers
-from aether_trio.transport.socket.byte_stream import ByteStream
 
-MAX_HEAD_BYTES: Final = 16 * 1024
+KIB: Final = 1024
+MAX_HEAD_BYTES: Final = 16 * KIB
 """Request line and headers. Browsers stay far below it; cookies of other services on the same host are what is long."""
 MAX_HEAD_LINES: Final = 128
 """Browsers send twenty. h11 takes some microseconds for each, as soon as the head is whole, however many there are."""
 _AT_ONCE: Final = 1024
-"""Bytes that h11 is given: a read may bring thousands of lines."""
-_BODY: Final = frozenset(("content-length", "transfer-encoding"))
+"""Bytes of a head that h11 is given at once: a read may bring thousands of lines."""
+
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+_PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
+_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+TEXT: Final[Headers] = [
+    ("Content-Type", "text/plain; charset=utf-8"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cache-Control", "no-store"),
+]
+"""Headers of an answer in plain text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Http1Limits:
+    """What a client may cost. Bytes and seconds."""
+
+    max_head_bytes: int = MAX_HEAD_BYTES
+    max_head_lines: int = MAX_HEAD_LINES
+    max_body_bytes: int = 0
+    """0: requests with a body are refused."""
+    head_timeout_s: float = 10.0
+    """For the head of a connection's first request to arrive."""
+    idle_timeout_s: float = 75.0
+    """For the head of each further request to arrive."""
+    body_timeout_s: float = 30.0
+    """For a whole body to arrive, counted from its first read."""
+    write_timeout_s: float = 10.0
+    """For the client to take each write."""
+
+
+class HttpStream(Protocol):
+    """The connection's bytes (transport/socket/byte_stream.py)."""
+
+    async def receive(self) -> bytes:
+        """What has come, at least a byte; b"" at the end. Raises OSError."""
+        ...
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything. Raises OSError."""
+        ...
+
+    async def linger(self, seconds: float) -> None:
+        """End our side, then read and drop until the client has ended its own, for at most `seconds`."""
+        ...
 
 
 class BadRequest(Exception):
-    """It cannot be served; `status` and the text say why. The connection is of no more use."""
+    """A request that cannot be served; `status` and the text say why. The connection is of no more use."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -34,92 +89,274 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Header names are in lower case; of repeated headers the values are joined with commas, as RFC 9110 has it."""
+    """A request's head. In `headers` names are in lower case, and values of repeated ones are joined with commas (RFC 9110)."""
 
     method: str
-    path: str
-    query: str | None
+    target: str
     headers: dict[str, str]
+    version: str = "1.1"
+    fields: Sequence[tuple[bytes, bytes]] = field(default=(), repr=False)
+    """The headers as they came, with names in lower case."""
+
+    @property
+    def path(self) -> str:
+        """The target up to its query."""
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str | None:
+        """The target behind its first question mark; None when it has none."""
+        _, mark, query = self.target.partition("?")
+        return query if mark else None
 
 
-class HttpConnection:
-    """The server's side of one connection."""
+class Http1Connection:
+    """One connection, used by one task; while a request is answered, `wait_for_end` may run in another one."""
 
-    __slots__ = ("_h11", "_head_only", "_lines", "_rest", "_stream", "served")
+    __slots__ = (
+        "_before",
+        "_ended",
+        "_h11",
+        "_left",
+        "_limits",
+        "_lines",
+        "_no_body",
+        "_rest",
+        "_server",
+        "_stream",
+        "_until",
+        "served",
+    )
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: HttpStream, limits: Http1Limits, *, server: str | None = None) -> None:
+        """`server` is the value of the Server header; None for none."""
         self._stream = stream
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._head_only = False
+        self._limits = limits
+        self._server = server
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_head_bytes)
         self._rest = b""
         """Read, and not given to h11 yet."""
+        self._ended = False
+        """Whether the client has ended its side, which h11 may not have been told yet."""
         self._lines = 0
-        """Given to it since the last request."""
+        """Given to h11 since the last request."""
+        self._before = b""
+        """The last bytes of the head that were given to h11."""
+        self._left = limits.max_body_bytes
+        """Bytes that the body may still have."""
+        self._until: float | None = None
+        """trio time at which the body must have come."""
+        self._no_body = False
+        """Whether the response to the request at hand has no body (HEAD; or by its status)."""
         self.served = 0
 
+    # -- requests -------------------------------------------------------------------------------------------------
+
     async def next_request(self) -> Request | None:
-        """The next request; None when the client has gone or is not to send another. Raises BadRequest and OSError."""
+        """The next request's head; None when the client has gone, is too slow, or may send no other. Raises BadRequest, OSError."""
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
-            self._head_only = False
         if self._h11.our_state is not h11.IDLE:
             return None
-        try:
-            event = self._h11.next_event()
-            while event is h11.NEED_DATA:
-                await self._feed()
-                event = self._h11.next_event()
-            self._lines = 0
-            if not isinstance(event, h11.Request):
-                return None
-            _check_length(event)
-            request = _read(event)
-            self._head_only = request.method == "HEAD"
-            if not _BODY.isdisjoint(request.headers) and request.headers.get("content-length") != "0":
-                raise BadRequest(HTTPStatus.BAD_REQUEST, "requests with a body are not served")
-            self._h11.next_event()  # its EndOfMessage
-        except h11.RemoteProtocolError as error:
-            raise BadRequest(HTTPStatus(error.error_status_hint), str(error)) from None
-        self.served += 1
+        limits = self._limits
+        self._left, self._until, self._no_body = limits.max_body_bytes, None, False
+        request: Request | None = None
+        with trio.move_on_after(limits.idle_timeout_s if self.served else limits.head_timeout_s):
+            try:
+                request = await self._next_head()
+            except h11.RemoteProtocolError as error:
+                raise BadRequest(HTTPStatus(error.error_status_hint), str(error)) from None
+        if request is not None:
+            self.served += 1
         return request
 
-    async def _feed(self) -> None:
+    async def _next_head(self) -> Request | None:
+        event = self._h11.next_event()
+        while event is h11.NEED_DATA:
+            await self._feed_head()
+            event = self._h11.next_event()
+        self._lines, self._before = 0, b""
+        if not isinstance(event, h11.Request):
+            return None
+        self._check_length(event)
+        request = _read(event)
+        self._no_body = request.method == "HEAD"
+        if request.version not in {"1.0", "1.1"}:
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this port speaks HTTP/1.1")
+        self._check_body(request)
+        return request
+
+    def _check_length(self, event: h11.Request) -> None:
+        """h11 bounds what is not whole yet; one read may bring a longer head that is. Raises BadRequest."""
+        lines = [(event.method, event.target), *event.headers]
+        if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
+            raise _head_too_long(f"more than {self._limits.max_head_bytes} bytes")
+
+    def _check_body(self, request: Request) -> None:
+        """Refuse a body by what the head says of it. Raises BadRequest."""
+        length = request.headers.get("content-length", "0")
+        if "transfer-encoding" not in request.headers and length.strip("0") == "":
+            self._h11.next_event()  # its EndOfMessage
+        elif not self._limits.max_body_bytes:
+            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "requests with a body are not served")
+        elif int(length) > self._limits.max_body_bytes:
+            raise self._body_too_long()
+
+    async def _feed_head(self) -> None:
         """Give h11 the next bytes. Raises BadRequest for a head of too many lines, and OSError."""
-        data = self._rest or await self._stream.receive()
+        data = self._rest or await self._receive()
         piece, self._rest = data[:_AT_ONCE], data[_AT_ONCE:]
-        self._lines += piece.count(b"\n")
-        if self._lines > MAX_HEAD_LINES:
-            raise _too_long(f"more than {MAX_HEAD_LINES} lines")
+        self._lines += self._lines_of_head(piece)
+        if self._lines > self._limits.max_head_lines:
+            raise _head_too_long(f"more than {self._limits.max_head_lines} lines")
         self._h11.receive_data(piece)
+
+    def _lines_of_head(self, piece: bytes) -> int:
+        """How many lines a piece has up to the empty one that ends the head, behind which a body may be."""
+        known = len(self._before)
+        seen = self._before + piece
+        end = _END_OF_HEAD.search(seen)
+        self._before = seen[-3:]
+        return piece.count(b"\n", 0, len(piece) if end is None else end.end() - known)
+
+    async def _receive(self) -> bytes:
+        if self._ended:
+            await trio.lowlevel.checkpoint()
+            return b""
+        data = await self._stream.receive()
+        self._ended = not data
+        return data
+
+    # -- the body -------------------------------------------------------------------------------------------------
+
+    @property
+    def body_is_read(self) -> bool:
+        """Whether the request's body has been read to its end; so for a request without one."""
+        return self._h11.their_state is not h11.SEND_BODY
+
+    async def receive_body(self) -> bytes:
+        """The next part of the request's body; b"" at its end. A checkpoint. Raises BadRequest and OSError."""
+        await trio.lowlevel.checkpoint()
+        if self.body_is_read:
+            return b""
+        if self._until is None:
+            self._until = trio.current_time() + self._limits.body_timeout_s
+        try:
+            with trio.fail_at(self._until):
+                if self._h11.they_are_waiting_for_100_continue:
+                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                event = self._h11.next_event()
+                while event is h11.NEED_DATA:
+                    data, self._rest = self._rest or await self._receive(), b""
+                    self._h11.receive_data(data)
+                    event = self._h11.next_event()
+        except trio.TooSlowError:
+            text = f"the body did not arrive within {self._limits.body_timeout_s:g} seconds"
+            raise BadRequest(HTTPStatus.REQUEST_TIMEOUT, text) from None
+        except h11.RemoteProtocolError as error:
+            raise BadRequest(HTTPStatus(error.error_status_hint), str(error)) from None
+        if not isinstance(event, h11.Data):
+            return b""
+        self._left -= len(event.data)
+        if self._left < 0:
+            raise self._body_too_long()
+        return bytes(event.data)
+
+    async def read_body(self) -> bytes:
+        """The whole body of the request, `max_body_bytes` at most. Raises BadRequest and OSError."""
+        return b"".join([part async for part in self.body_parts()])
+
+    async def body_parts(self) -> AsyncIterator[bytes]:
+        """The parts of the body as they come. Raises BadRequest and OSError."""
+        while part := await self.receive_body():
+            yield part
+
+    def _body_too_long(self) -> BadRequest:
+        text = f"the body has more than {self._limits.max_body_bytes} bytes"
+        return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+    async def wait_for_end(self) -> None:
+        """Wait until the client has ended its side or broken off; for ever once it has sent the next request ahead."""
+        while not self._rest:
+            try:
+                self._rest = await self._receive()
+            except OSError:
+                self._ended = True
+            if self._ended:
+                return
+        await trio.sleep_forever()
 
     def leftover(self) -> bytes:
         """What the client sent behind its upgrade request."""
         return self._h11.trailing_data[0] + self._rest
 
-    async def respond(self, status: HTTPStatus, headers: Headers, body: bytes, *, close: bool = False) -> None:
-        """Send a whole response, without the body when HEAD was asked. Raises OSError."""
-        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+    # -- the response ---------------------------------------------------------------------------------------------
+
+    @property
+    def can_respond(self) -> bool:
+        """Whether the response has not begun."""
+        return self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+
+    async def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
+        """Send a whole response, without the body where HTTP has none. Raises OSError and TooSlowError."""
+        if not self.can_respond:
             return
         fields = [*headers]
-        if status is not HTTPStatus.NOT_MODIFIED:
+        if status not in _WITHOUT_BODY:
             fields.append(("Content-Length", str(len(body))))
+        events: list[h11.Event] = [self._head(status, fields, close=close or not self.body_is_read)]
+        if body and not self._no_body:
+            events.append(h11.Data(data=body))
+        await self._send(*events, h11.EndOfMessage())
+
+    async def respond_text(
+        self, status: int, text: str, headers: Headers | None = None, *, close: bool = False
+    ) -> None:
+        """Send a response for people: a line of plain text. Raises OSError and TooSlowError."""
+        await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
+
+    async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
+        """Send the head of a response; `send_body` and `end_response` follow. Raises OSError and TooSlowError.
+
+        Without a Content-Length the body is chunked (for HTTP/1.0: ends with the connection).
+        """
+        await self._send(self._head(status, headers, close=close))
+
+    async def send_body(self, data: bytes) -> None:
+        """Send a part of the body; nothing where HTTP has none. A checkpoint. Raises OSError and TooSlowError."""
+        if data and not self._no_body:
+            await self._send(h11.Data(data=data))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def end_response(self) -> None:
+        """The body is complete. Raises OSError and TooSlowError."""
+        await self._send(h11.EndOfMessage())
+
+    def _head(self, status: int, headers: Headers, *, close: bool) -> h11.Response:
+        self._no_body = self._no_body or status in _WITHOUT_BODY
+        fields = [*headers]
+        if self._server is not None:
+            fields.append(("Server", self._server))
         if close:
             fields.append(("Connection", "close"))
-        parts = [self._h11.send(h11.Response(status_code=status, headers=fields, reason=status.phrase.encode()))]
-        if body and not self._head_only and status is not HTTPStatus.NOT_MODIFIED:
-            parts.append(self._h11.send(h11.Data(data=body)))
-        parts.append(self._h11.send(h11.EndOfMessage()))
-        await self._stream.send_all(b"".join(part for part in parts if part))
+        reason = _PHRASES.get(status, "").encode()
+        return h11.Response(status_code=int(status), headers=fields, reason=reason)
+
+    async def _send(self, *events: h11.Event) -> None:
+        try:
+            data = b"".join(part for event in events if (part := self._h11.send(event)))
+        except h11.LocalProtocolError as error:
+            raise ValueError(f"HTTP has no such response: {error}") from error
+        with trio.fail_after(self._limits.write_timeout_s):
+            await self._stream.send_all(data)
+
+    async def linger(self, seconds: float) -> None:
+        """Let the client read the response before the socket is closed, although it may have sent more."""
+        await self._stream.linger(seconds)
 
 
-def _check_length(event: h11.Request) -> None:
-    """h11 bounds what is not whole yet; one read may bring a longer head that is. Raises BadRequest."""
-    lines = [(event.method, event.target), *event.headers]
-    if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > MAX_HEAD_BYTES:
-        raise _too_long(f"more than {MAX_HEAD_BYTES} bytes")
-
-
-def _too_long(what: str) -> BadRequest:
+def _head_too_long(what: str) -> BadRequest:
     return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"request line and headers have {what}")
 
 
@@ -128,5 +365,5 @@ def _read(event: h11.Request) -> Request:
     for raw_name, raw_value in event.headers:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    path, mark, query = event.target.decode("ascii", "replace").partition("?")
-    return Request(event.method.decode("ascii"), path, query if mark else None, headers)
+    method, target = event.method.decode("ascii"), event.target.decode("ascii", "replace")
+    return Request(method, target, headers, event.http_version.decode("ascii"), tuple(event.headers))

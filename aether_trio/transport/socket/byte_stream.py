@@ -11,6 +11,7 @@ import socket
 import trio
 
 from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.tls import TlsSession
 
 RECEIVE_BYTES = 64 * 1024
@@ -47,6 +48,10 @@ class ByteStream:
             if data:
                 return data
 
+    def unread(self, data: bytes) -> None:
+        """Put bytes back that were received, for the next `receive`."""
+        self.head = data + self.head
+
     async def receive_or_end(self) -> bytes:
         """`receive`, for which a broken connection is at its end as well."""
         try:
@@ -76,6 +81,10 @@ class ByteStream:
         while rest is not None:
             await trio.lowlevel.wait_writable(self.sock)
             rest = self.send_rest(rest)
+
+    async def linger(self, seconds: float) -> None:
+        """End our side, then read and drop until the peer has ended its own, for at most `seconds` (linger.py)."""
+        await linger(self.sock, seconds)
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
         """End one direction or both; whoever reads is told."""

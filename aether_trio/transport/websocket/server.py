@@ -26,12 +26,12 @@ import trio
 
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.transport.http1.connection import BadRequest, HttpConnection, Request
-from aether_trio.transport.http1.static_files import Headers, load_files
+from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
+from aether_trio.transport.http1.server import LINGER_S, serve_requests
+from aether_trio.transport.http1.static_files import load_files
 from aether_trio.transport.link import Link, Peer
 from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.byte_stream import ByteStream
-from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.transport.websocket.deliveries import Deliveries
 from aether_trio.transport.websocket.handshake import Upgrade, UpgradeRefused, negotiate
@@ -41,14 +41,7 @@ from aether_trio.transport.websocket.origins import OriginPolicy
 CONNECT_PATH: Final = "/v1/connect"
 BURST_S: Final = 10.0
 """A client may be this many seconds of its rate of messages ahead."""
-LINGER_S: Final = 1.0
-"""For a client to read why its request was refused, before its socket is closed."""
 
-_TEXT: Final[Headers] = [
-    ("Content-Type", "text/plain; charset=utf-8"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Cache-Control", "no-store"),
-]
 _METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions")
 """Headers that a session may look at."""
 
@@ -79,6 +72,11 @@ class HttpServer:
         self._serve_link = serve
         self._log = log
         self._settings = settings
+        self._limits = Http1Limits(
+            head_timeout_s=settings.handshake_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            write_timeout_s=settings.handshake_timeout_s,
+        )
         self._nursery = nursery
         self._origins = OriginPolicy(settings.allowed_origins)
         self._files = load_files(page=settings.page)
@@ -140,59 +138,43 @@ class HttpServer:
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
         """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError and TooSlowError."""
+        link: WebSocketLink | None = None
+
+        async def answer(http: Http1Connection, request: Request) -> bool:
+            nonlocal link
+            self._requests += 1
+            if request.path != CONNECT_PATH or request.method != "GET":
+                await self._answer(http, request)
+                return True
+            link = await self._upgrade(http, request, accepted, stream)
+            return False
+
         self._fetching.add(stream)
         try:
-            http = HttpConnection(stream)
-            while True:
-                request = await self._next_request(http, stream)
-                if request is None:
-                    return None
-                self._requests += 1
-                if request.path == CONNECT_PATH and request.method == "GET":
-                    return await self._upgrade(http, request, accepted, stream)
-                await self._answer(http, request)
+            await serve_requests(Http1Connection(stream, self._limits), answer, on_refused=self._refused)
         finally:
             self._fetching.discard(stream)
+        return link
 
-    async def _next_request(self, http: HttpConnection, stream: ByteStream) -> Request | None:
-        settings = self._settings
-        try:
-            with trio.move_on_after(settings.idle_timeout_s if http.served else settings.handshake_timeout_s):
-                return await http.next_request()
-        except BadRequest as error:
-            self._rejects["bad_request"] += 1
-            await self._say(http, error.status, str(error), close=True)
-            await linger(stream.sock, LINGER_S)
-        return None
+    def _refused(self, _error: BadRequest) -> None:
+        self._rejects["bad_request"] += 1
 
-    async def _answer(self, http: HttpConnection, request: Request) -> None:
+    async def _answer(self, http: Http1Connection, request: Request) -> None:
         methods = ("GET",) if request.path == CONNECT_PATH else ("GET", "HEAD")
         if request.method not in methods:
             allow = ", ".join(methods)
-            await self._say(http, HTTPStatus.METHOD_NOT_ALLOWED, f"this address takes {allow} only", [("Allow", allow)])
+            text = f"this address takes {allow} only"
+            await http.respond_text(HTTPStatus.METHOD_NOT_ALLOWED, text, [("Allow", allow)])
             return
         file = self._files.get(request.path)
         if file is None:
-            await self._say(http, HTTPStatus.NOT_FOUND, "there is nothing at this address")
+            await http.respond_text(HTTPStatus.NOT_FOUND, "there is nothing at this address")
             return
         unchanged = file.unchanged(request.headers.get("if-none-match", ""))
-        with trio.fail_after(self._settings.handshake_timeout_s):
-            await http.respond(HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body)
-
-    async def _say(
-        self,
-        http: HttpConnection,
-        status: HTTPStatus,
-        text: str,
-        headers: Headers | None = None,
-        *,
-        close: bool = False,
-    ) -> None:
-        with trio.fail_after(self._settings.handshake_timeout_s):
-            await http.respond(status, [*_TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
+        await http.respond(HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body)
 
     async def _upgrade(
-        self, http: HttpConnection, request: Request, accepted: Accepted, stream: ByteStream
+        self, http: Http1Connection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
         """Judge the upgrade, and make a link when it is agreed. Raises OSError and TooSlowError."""
         loopback = is_loopback(stream.sock.getsockname()[0])
@@ -207,12 +189,12 @@ class HttpServer:
             upgrade = negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
         except UpgradeRefused as refused:
             self._rejects[refused.reason] += 1
-            await self._say(http, refused.status, str(refused), refused.headers, close=True)
-            await linger(stream.sock, LINGER_S)
+            await http.respond_text(refused.status, str(refused), refused.headers, close=True)
+            await http.linger(LINGER_S)
             return None
         with trio.fail_after(self._settings.handshake_timeout_s):
             await stream.send_all(upgrade.response)
-        stream.head = http.leftover()
+        stream.unread(http.leftover())
         return self._link(upgrade, request, accepted, stream)
 
     # -- WebSockets -----------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ async def test_the_example_of_the_rfc(transport: TransportServer) -> None:
         ({"Origin": "https://evil.test"}, 403, "websocket.allowed_origins"),
         ({"Origin": "null"}, 403, "'null' may not connect"),
         ({"Host": None}, 400, "Missing mandatory Host"),
-        ({"Content_Length": "5"}, 400, "requests with a body"),
+        ({"Content_Length": "5"}, 413, "requests with a body"),
     ],
 )
 async def test_what_is_refused(

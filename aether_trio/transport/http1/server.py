@@ -1,0 +1,43 @@
+"""Answering the requests of one HTTP/1.1 connection, in turn.
+
+    await serve_requests(Http1Connection(stream, limits), answer)
+
+`answer` is given each request, and answers it by the methods of the connection. What it need not care for happens here:
+requests that cannot be served are answered, and connections that cannot go on are ended so that the client reads the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Request
+
+LINGER_S: Final = 1.0
+"""For a client to read why its request was refused, before its socket is closed."""
+
+Answer: TypeAlias = Callable[[Http1Connection, Request], Awaitable[bool]]
+"""Answers one request. Returns False when this was the last: the connection was upgraded, or is to be closed.
+
+May raise BadRequest (from reading the body), OSError and trio.TooSlowError (from writing).
+"""
+
+
+async def serve_requests(
+    http: Http1Connection, answer: Answer, *, on_refused: Callable[[BadRequest], None] = lambda _refused: None
+) -> None:
+    """Answer requests until the connection ends or `answer` returns False. `on_refused` is told of a mistake that ends it.
+
+    Raises OSError when the client has gone, and trio.TooSlowError when it does not read.
+    """
+    try:
+        while (request := await http.next_request()) is not None:
+            if not await answer(http, request):
+                return
+            if not http.body_is_read:
+                await http.linger(LINGER_S)
+                return
+    except BadRequest as error:
+        on_refused(error)
+        await http.respond_text(error.status, str(error), close=True)
+        await http.linger(LINGER_S)
