@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import click
 from google.protobuf.json_format import MessageToDict
 
-from aether_trio.cli import exits
+from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import print_json, print_table, run_client, say
-from aether_trio.cli.session import ClientSession, open_session
+from aether_trio.client import Client
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -125,10 +125,10 @@ def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]
 
 async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
     """The start's id. Says so if nobody is there who could do it."""
-    async with open_session(target, who) as session:
-        answer = await _answer(session, op)
-        registered = await _answer(session, Op(op=Op.GET, implementation=op.implementation))
-        there = (await _answer(session, Op(op=Op.LIST_ORCHESTRATORS))).orchestrators
+    async with open_client(target, who) as client:
+        answer = await _answer(client, op)
+        registered = await _answer(client, Op(op=Op.GET, implementation=op.implementation))
+        there = (await _answer(client, Op(op=Op.LIST_ORCHESTRATORS))).orchestrators
     profile = registered.agent.orchestrator_profile
     if not any(profile in one.profiles for one in there):
         text = f"nobody is connected who starts the profile {profile}; it waits for one: `aether orchestrate`, say"
@@ -171,22 +171,20 @@ def _print_json(rows: Any) -> None:
 
 async def _list(target: Target, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:
     rows: list[pb.AgentRegistrationInfo] = []
-    async with open_session(target, who) as session:
+    async with open_client(target, who) as client:
         while True:
             wanted = pb.AgentFilter(orchestrator_profile=profile, limit=_PAGE, offset=len(rows))
-            page = await _answer(session, Op(op=Op.LIST, filter=wanted))
+            page = await _answer(client, Op(op=Op.LIST, filter=wanted))
             rows += page.agents
             if not page.agents or len(rows) >= page.total_count:
                 return rows
 
 
 async def _ask(target: Target, who: Identity, op: pb.AgentOperation) -> pb.AgentResponse:
-    async with open_session(target, who) as session:
-        return await _answer(session, op)
+    async with open_client(target, who) as client:
+        return await _answer(client, op)
 
 
-async def _answer(session: ClientSession, op: pb.AgentOperation) -> pb.AgentResponse:
-    answer: pb.AgentResponse = (await session.request(pb.UpstreamMessage(agent_op=op))).agent
-    if not answer.success:
-        raise exits.CliError(answer.error or answer.message)
+async def _answer(client: Client, op: pb.AgentOperation) -> pb.AgentResponse:
+    answer: pb.AgentResponse = await client.request(pb.UpstreamMessage(agent_op=op), timeout=None)
     return answer

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from aether_trio.cli import exits
+from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, is_not_spoken, options_of
 from aether_trio.cli.options import DEFAULT_GATEWAY, Target, client_options
 from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
 from aether_trio.client import (
@@ -19,13 +22,11 @@ from aether_trio.client import (
     Client,
     ClientOptions,
     Retry,
-    TlsOptions,
     UserClient,
 )
 
-_REFUSED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ALREADY_EXISTS", "INVALID_ARGUMENT"})
 _HINTS: Final = {
-    "UNAUTHENTICATED": "give a key with --api-key or AETHER_API_KEY, or a certificate with --tls-cert",
+    **HINTS,
     "PERMISSION_DENIED": "the credential must be for any agent of the workspace (--workspace)",
     "ERR_RATE_LIMITED": "the gateway limits what one connection may send; stay below with --rate, or use more --pairs",
 }
@@ -74,19 +75,12 @@ def command(
     HOST:PORT. Pairs play ping-pong with durable messages. Latencies count from the moment at which a round was due. All
     participants live in this one process, so with many of them it measures itself: `nox -s load` is made for that.
     """
-    url = address_of(target, address)
-    options: ClientOptions = {
-        "program": "aether-bench",
-        "connect_timeout": target.timeout_s,
-        "retry": Retry(max_attempts=0),
-    }
-    if target.api_key:
-        options["api_key"] = target.api_key
-    if url.startswith(("aethers:", "wss:")):
-        options["tls"] = TlsOptions(target.tls_ca, target.tls_cert, target.tls_key)
+    urls = addresses_for(target, address)
+    target = replace(target, tls=urls[0].startswith(("aethers:", "wss:")))
+    options: ClientOptions = {"program": "aether-bench", "retry": Retry(max_attempts=0), **options_of(target)}
     run = secrets.token_hex(3)
 
-    def make(role: str, number: int) -> Client:
+    def make(url: str, role: str, number: int) -> Client:
         if url.startswith("ws"):
             return UserClient(url, user_id=f"bench-{run}-{number}", window_id=role, **options)
         return AgentClient(
@@ -94,11 +88,13 @@ def command(
         )
 
     try:
-        make("a", 0)
+        make(urls[0], "a", 0)
     except (AddressError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     show = _progress(sys.stderr.isatty() and not as_json)
-    report = run_client(_run, url, make, pairs, payload, window, seconds, rate, show)
+    report = _measured(
+        urls, lambda url: run_client(_run, url, partial(make, url), pairs, payload, window, seconds, rate, show)
+    )
     show("")
     if as_json:
         print_json(report)
@@ -108,13 +104,28 @@ def command(
         raise SystemExit(exits.FAILED)
 
 
-def address_of(target: Target, given: str | None) -> str:
-    """The URL: what was given, with a scheme if it had none."""
+def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """The report about the first of the addresses whose transport the gateway speaks. Raises CliError."""
+    *others, last = urls
+    for url in others:
+        try:
+            return measure(url)
+        except (AetherError, OSError) as error:
+            if not (isinstance(error, AetherError) and is_not_spoken(error)):
+                raise _explain(url, error) from None
+    try:
+        return measure(last)
+    except (AetherError, OSError) as error:
+        raise _explain(last, error) from None
+
+
+def addresses_for(target: Target, given: str | None) -> list[str]:
+    """The URL that was given; without a scheme, one for each transport, in the order in which they are tried."""
     if given is None:
-        given = str(target)
+        return addresses_of(target)
     if "://" in given:
-        return given
-    return f"{'aethers' if target.tls else 'aether'}://{given}"
+        return [given]
+    return [f"{secure if target.tls else plain}://{given}" for plain, secure in TRANSPORTS]
 
 
 async def _run(
@@ -133,7 +144,7 @@ async def _run(
         measured = await Bench(make, pairs, payload, window, show).run(seconds, rate)
     except* (AetherError, OSError) as group:
         show("")
-        raise _explain(url, _first(group)) from None
+        raise innermost(group) from None
     latency = percentiles_ms(measured.round_ns)
     busiest = measured.busiest_per_s
     return {
@@ -155,20 +166,13 @@ async def _run(
     }
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[0]
-    return inner
-
-
 def _explain(url: str, error: BaseException) -> exits.CliError:
     if isinstance(error, AetherError) and error.code == "UNREACHABLE":
         text = f"{error.message}; start a gateway with `aether dev`, or name another address"
         return exits.CliError(text, exits.UNREACHABLE)
     if isinstance(error, AetherError):
         hint = f"; {_HINTS[error.code]}" if error.code in _HINTS else ""
-        code = exits.REFUSED if error.code in _REFUSED else exits.UNREACHABLE
+        code = exits.REFUSED if error.code in REFUSALS else exits.UNREACHABLE
         return exits.CliError(f"{url} said {error.code}: {error.message}{hint}", code)
     return exits.CliError(f"{url} broke the connection: {error}", exits.UNREACHABLE)
 

@@ -13,12 +13,14 @@ from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.options import OpsTarget, Target, ops_options
 from aether_trio.cli.output import print_json, run_client, say
-from aether_trio.cli.session import open_session
+from aether_trio.cli.task_client import open_tasks
 from aether_trio.cli.task_texts import as_json, print_list, print_one
-from aether_trio.cli.tasks import get_task, move_tasks, pages_of, task_options, workspace_option
+from aether_trio.cli.tasks import move_tasks, pages_of, task_options, workspace_option
+from aether_trio.client.operations import TaskStatus
+from aether_trio.client.operations.task_values import Task
+from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
 from aether_trio.telemetry.ops import ASKED_BY
-from aether_trio.wire.pb import aether_pb2 as pb
 
 MARK: Final = "_dead_letter"
 """In the metadata of a dead letter, which is a FAILED task otherwise: OPEN, or who has seen to it."""
@@ -59,10 +61,12 @@ def list_letters(target: Target, who: Identity, workspace: str, limit: int, reso
         print_list(letters, f"no dead letter in the workspace {workspace}")
 
 
-async def _list(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool) -> list[pb.TaskInfo]:
-    found: list[pb.TaskInfo] = []
-    wanted = pb.TaskFilter(workspace=workspace, statuses=[pb.TASK_STATUS_FAILED])
-    async with open_session(target, who) as session, aclosing(pages_of(session, wanted)) as pages:
+async def _list(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool) -> list[Task]:
+    found: list[Task] = []
+    async with (
+        open_tasks(target, who) as tasks,
+        aclosing(pages_of(tasks, workspace=workspace, statuses=[TaskStatus.FAILED])) as pages,
+    ):
         async for page in pages:
             found += [
                 task for task in page if task.metadata.get(MARK) == OPEN or (resolved_too and MARK in task.metadata)
@@ -81,9 +85,9 @@ def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
-async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
-    async with open_session(target, who) as session:
-        task = await get_task(session, task_id)
+async def _get(target: Target, who: Identity, task_id: str) -> Task:
+    async with open_tasks(target, who) as tasks:
+        task = await tasks.get(task_id)
     if MARK not in task.metadata:
         raise exits.CliError(f"{task_id} is no dead letter; `aether tasks show {task_id}` says what it is")
     return task
@@ -96,7 +100,7 @@ def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
     """Try dead letters again, with all their attempts before them."""
     for task_id in task_ids:
         run_client(_get, target, who, task_id)
-    run_client(move_tasks, target, who, pb.TaskOperation.RETRY, task_ids, "", "queued again")
+    run_client(move_tasks, target, who, Tasks.retry, task_ids, "queued again")
 
 
 @command.command()

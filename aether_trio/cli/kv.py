@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import click
 
 from aether_trio.cli import exits
+from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import print_bytes, print_json, print_table, run_client, say
-from aether_trio.cli.session import ClientSession, open_session
+from aether_trio.client.operations import Place, Scope
+from aether_trio.client.operations.kv import Kv
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.wire.pb import aether_pb2 as pb
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SCOPES: Final = {
-    "global": pb.KVOperation.GLOBAL,
-    "workspace": pb.KVOperation.WORKSPACE,
-    "user": pb.KVOperation.USER_SHARED,
-    "user-workspace": pb.KVOperation.USER_WORKSPACE_SHARED,
-    "own": pb.KVOperation.GLOBAL_EXCLUSIVE,
-    "own-workspace": pb.KVOperation.WORKSPACE_EXCLUSIVE,
-    "own-user": pb.KVOperation.USER,
-    "own-user-workspace": pb.KVOperation.USER_WORKSPACE,
+    "global": Scope.GLOBAL,
+    "workspace": Scope.WORKSPACE,
+    "user": Scope.USER_SHARED,
+    "user-workspace": Scope.USER_WORKSPACE_SHARED,
+    "own": Scope.GLOBAL_EXCLUSIVE,
+    "own-workspace": Scope.WORKSPACE_EXCLUSIVE,
+    "own-user": Scope.USER,
+    "own-user-workspace": Scope.USER_WORKSPACE,
 }
 _PAGE: Final = 500
 _FAR: Final = 2**63 - 1  # a bound that no counter reaches
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a key lies, and who asks for it."""
+class KeySpace:
+    """The scope in which a command's keys are, and the identity that asks for them."""
 
     target: Target
     identity: Identity
@@ -44,12 +46,15 @@ class Place:
     workspace: str
     user: str
 
-    def operation(self, op: pb.KVOperation.OpType.ValueType, key: str, **fields: Any) -> pb.UpstreamMessage:
-        return pb.UpstreamMessage(
-            kv_op=pb.KVOperation(
-                op=op, scope=SCOPES[self.scope], key=key, user_id=self.user, workspace=self.workspace, **fields
-            )
-        )
+    def run(self, ask: Callable[[Kv, Place], Awaitable[T]]) -> T:
+        """Connect, and call `ask` with the store and with the keywords that name this scope. Raises CliError."""
+        place = Place(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
+
+        async def connected() -> T:
+            async with open_client(self.target, self.identity) as client:
+                return await ask(client.kv.within(None), place)
+
+        return run_client(connected)
 
 
 @click.group(
@@ -74,7 +79,7 @@ def command() -> None:
 
 
 def place_options(function: F) -> F:
-    """--scope, --workspace, --user, --as and the client options, as `place`."""
+    """--scope, --workspace, --user, --as and the client options, as `keys`."""
 
     @click.option("--scope", type=click.Choice(list(SCOPES)), default="workspace", show_default=True)
     @click.option("--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace.")
@@ -92,40 +97,27 @@ def place_options(function: F) -> F:
         if "workspace" not in scope:
             workspace = ""
         identity = parse_identity(who) if who else made_up(Kind.SERVICE)
-        return function(place=Place(target, identity, scope, workspace, user), **kwargs)
+        return function(keys=KeySpace(target, identity, scope, workspace, user), **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway
-
-
-def _ask(place: Place, message: pb.UpstreamMessage) -> pb.KVResponse:
-    async def ask() -> pb.KVResponse:
-        async with open_session(place.target, place.identity) as session:
-            return (await session.request(message)).kv
-
-    return run_client(ask)
 
 
 @command.command()
 @click.argument("key")
 @place_options
-def get(place: Place, key: str) -> None:
+def get(keys: KeySpace, key: str) -> None:
     """Print the value of KEY. Exit code 1 when there is none."""
 
-    async def ask() -> tuple[bytes, bool]:
-        async with open_session(place.target, place.identity) as session:
-            value = (await session.request(place.operation(pb.KVOperation.GET, key))).kv.value
-            return value, bool(value) or await _exists(session, place, key)
+    async def ask(kv: Kv, place: Place) -> bytes | None:
+        value = await kv.get(key, **place)
+        # A missing key reads as an empty value. A list with its name as prefix begins with the key, if there is one.
+        there = value or key in (await kv.list(key, limit=1, **place)).entries
+        return value if there else None
 
-    value, found = run_client(ask)
-    if not found:
-        raise exits.CliError(f"there is no key {key!r} in the scope {place.scope}")
+    value = keys.run(ask)
+    if value is None:
+        raise exits.CliError(f"there is no key {key!r} in the scope {keys.scope}")
     print_bytes(value)
-
-
-async def _exists(session: ClientSession, place: Place, key: str) -> bool:
-    """A GET of nothing answers as a GET of an empty value does, so ask for the name: it is the first of its prefix."""
-    answer = await session.request(place.operation(pb.KVOperation.LIST, key, limit=1))
-    return key in answer.kv.keys
 
 
 @command.command()
@@ -135,27 +127,28 @@ async def _exists(session: ClientSession, place: Place, key: str) -> bool:
 @click.option("--if-absent", is_flag=True, help="Only when there is no such key.")
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
-def put(place: Place, key: str, value: str, ttl: int | None, if_absent: bool, if_equals: str | None) -> None:
+def put(keys: KeySpace, key: str, value: str, ttl: int | None, if_absent: bool, if_equals: str | None) -> None:
     """Set KEY to VALUE; - reads standard input. Exit code 1 when a condition did not hold."""
     if if_absent and if_equals is not None:
         raise click.UsageError("--if-absent and --if-equals exclude each other.")
     data = sys.stdin.buffer.read() if value == "-" else value.encode()
-    if if_absent:
-        answer = _ask(place, place.operation(pb.KVOperation.SET_NX, key, value=data, ttl=ttl or 0))
-        _applied(answer, f"{key!r} exists already")
-    elif if_equals is not None:
-        expected = if_equals.encode()
-        message = place.operation(
-            pb.KVOperation.COMPARE_AND_SET, key, value=data, expected_value=expected, ttl=ttl or 0
-        )
-        _applied(_ask(place, message), f"{key!r} has another value")
-    else:
-        _ask(place, place.operation(pb.KVOperation.PUT, key, value=data, ttl=ttl or 0))
+    expected = None if if_equals is None else if_equals.encode()
+
+    async def ask(kv: Kv, place: Place) -> None:
+        if if_absent:
+            _check_applied(await kv.put_if_absent(key, data, ttl_s=ttl or 0, **place), f"{key!r} exists already")
+        elif expected is not None:
+            swap = await kv.compare_and_set(key, expected, data, ttl_s=ttl or 0, **place)
+            _check_applied(swap.applied, f"{key!r} has another value")
+        else:
+            await kv.put(key, data, ttl_s=ttl or 0, **place)
+
+    keys.run(ask)
     say(f"put {key} ({len(data)} bytes)")
 
 
-def _applied(answer: pb.KVResponse, otherwise: str) -> None:
-    if not answer.applied:
+def _check_applied(applied: bool, otherwise: str) -> None:
+    if not applied:
         raise exits.CliError(f"nothing changed: {otherwise}")
 
 
@@ -166,24 +159,22 @@ def _applied(answer: pb.KVResponse, otherwise: str) -> None:
     "--json", "as_json", is_flag=True, help="One JSON object: key to value (text; bytes that are none as {base64})."
 )
 @place_options
-def list_(place: Place, prefix: str, limit: int | None, as_json: bool) -> None:
+def list_(keys: KeySpace, prefix: str, limit: int | None, as_json: bool) -> None:
     """List keys and values."""
 
-    async def ask() -> dict[str, bytes]:
+    async def ask(kv: Kv, place: Place) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         cursor = ""
-        async with open_session(place.target, place.identity) as session:
-            while limit is None or len(found) < limit:
-                size = min(_PAGE, limit - len(found)) if limit else _PAGE
-                message = place.operation(pb.KVOperation.LIST, prefix, limit=size, cursor=cursor)
-                page = (await session.request(message)).kv
-                found.update({key: page.kv_map[key] for key in page.keys})
-                cursor = page.next_cursor
-                if not page.has_more or not cursor:
-                    break
+        while limit is None or len(found) < limit:
+            size = min(_PAGE, limit - len(found)) if limit else _PAGE
+            page = await kv.list(prefix, limit=size, cursor=cursor, **place)
+            found.update(page.entries)
+            cursor = page.next_cursor
+            if not cursor:
+                break
         return found
 
-    found = run_client(ask)
+    found = keys.run(ask)
     if as_json:
         print_json({key: _json_value(value) for key, value in found.items()}, indent=2)
         return
@@ -210,13 +201,17 @@ def _short(value: bytes) -> str:
 @click.argument("key")
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
-def delete(place: Place, key: str, if_equals: str | None) -> None:
+def delete(keys: KeySpace, key: str, if_equals: str | None) -> None:
     """Delete KEY. It is no error when there is none."""
-    if if_equals is None:
-        _ask(place, place.operation(pb.KVOperation.DELETE, key))
-    else:
-        message = place.operation(pb.KVOperation.COMPARE_AND_DELETE, key, expected_value=if_equals.encode())
-        _applied(_ask(place, message), f"{key!r} has another value, or none")
+
+    async def ask(kv: Kv, place: Place) -> None:
+        if if_equals is None:
+            await kv.delete(key, **place)
+        else:
+            swap = await kv.compare_and_delete(key, if_equals.encode(), **place)
+            _check_applied(swap.applied, f"{key!r} has another value, or none")
+
+    keys.run(ask)
     say(f"deleted {key}")
 
 
@@ -225,9 +220,18 @@ def delete(place: Place, key: str, if_equals: str | None) -> None:
 @click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
 @click.option("--max", "bound", type=click.IntRange(-_FAR, _FAR), help="Not beyond this.")
 @place_options
-def incr(place: Place, key: str, by: int, bound: int | None) -> None:
+def incr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
     """Add to the counter KEY and print it. A missing key counts as 0."""
-    _count(place, pb.KVOperation.INCREMENT, pb.KVOperation.INCREMENT_IF, key, by, bound, _FAR, "over --max")
+
+    async def ask(kv: Kv, place: Place) -> int:
+        if by == 1 and bound is None:
+            return await kv.increment(key, **place)
+        ceiling = _FAR if bound is None else bound
+        counter = await kv.increment_if(key, ceiling=ceiling, delta=by, **place)
+        _check_applied(counter.applied, f"{counter.value} would go over --max")
+        return counter.value
+
+    say(str(keys.run(ask)))
 
 
 @command.command()
@@ -235,29 +239,18 @@ def incr(place: Place, key: str, by: int, bound: int | None) -> None:
 @click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
 @click.option("--min", "bound", type=click.IntRange(-_FAR, _FAR), help="Not below this.")
 @place_options
-def decr(place: Place, key: str, by: int, bound: int | None) -> None:
+def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
     """Subtract from the counter KEY and print it. A missing key counts as 0."""
-    _count(place, pb.KVOperation.DECREMENT, pb.KVOperation.DECREMENT_IF, key, by, bound, -_FAR, "under --min")
 
+    async def ask(kv: Kv, place: Place) -> int:
+        if by == 1 and bound is None:
+            return await kv.decrement(key, **place)
+        floor = -_FAR if bound is None else bound
+        counter = await kv.decrement_if(key, floor=floor, delta=by, **place)
+        _check_applied(counter.applied, f"{counter.value} would go under --min")
+        return counter.value
 
-def _count(
-    place: Place,
-    plain: pb.KVOperation.OpType.ValueType,
-    conditional: pb.KVOperation.OpType.ValueType,
-    key: str,
-    by: int,
-    bound: int | None,
-    no_bound: int,
-    otherwise: str,
-) -> None:
-    if by == 1 and bound is None:
-        answer = _ask(place, place.operation(plain, key))
-    else:
-        # Only the conditional form takes a step other than 1.
-        guard = no_bound if bound is None else bound
-        answer = _ask(place, place.operation(conditional, key, delta_value=by, guard_value=guard))
-        _applied(answer, f"{answer.counter_value} would go {otherwise}")
-    say(str(answer.counter_value))
+    say(str(keys.run(ask)))
 
 
 @command.command()
@@ -265,15 +258,18 @@ def _count(
 @click.argument("member", metavar="MEMBER")
 @click.option("--ttl", type=click.IntRange(1, _FAR), metavar="SECONDS", help="Forget the set after this long.")
 @place_options
-def add(place: Place, key: str, member: str, ttl: int | None) -> None:
+def add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many it has."""
-    answer = _ask(place, place.operation(pb.KVOperation.SET_ADD, key, value=member.encode(), ttl=ttl or 0))
-    say(str(answer.counter_value))
+
+    async def ask(kv: Kv, place: Place) -> int:
+        return (await kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place)).size
+
+    say(str(keys.run(ask)))
 
 
 @command.command()
 @click.argument("key")
 @place_options
-def card(place: Place, key: str) -> None:
+def card(keys: KeySpace, key: str) -> None:
     """Print how many members the set KEY has."""
-    say(str(_ask(place, place.operation(pb.KVOperation.SET_CARD, key)).counter_value))
+    say(str(keys.run(lambda kv, place: kv.set_size(key, **place))))

@@ -11,10 +11,10 @@ import click
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import first_of
+from aether_trio.cli.connect import addresses_of, innermost, is_not_spoken, options_of
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import announce, print_table, wait_output_closed
-from aether_trio.client import AetherError, ClientOptions, OrchestratorClient, TlsOptions
+from aether_trio.client import AetherError, ClientOptions, OrchestratorClient
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.orchestrator import (
     AgentsFileError,
@@ -113,28 +113,53 @@ def command(
     agents = read_agents(agents_file)
     if check:
         show_agents(agents)
-        return
+        return None
     require_docker(agents)
     try:
         Identity.orchestrator(name, specifier or "made-up")
     except IdentityError as error:
         raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
-    scheme = "aethers" if target.tls else "aether"
-    addresses = GatewayAddresses(str(target), f"{scheme}://{target}", tls_variables(target))
+    limits = OrchestratorLimits(most, grace_s)
+    *others, last = addresses_of(target)
+    for address in others:
+        try:
+            return _orchestrate(target, address, agents, limits, name, specifier, agents_file, register)
+        except AetherError as error:
+            if not is_not_spoken(error):
+                raise _explained(error, str(target)) from None
+    try:
+        _orchestrate(target, last, agents, limits, name, specifier, agents_file, register)
+    except AetherError as error:
+        raise _explained(error, str(target)) from None
+
+
+def _orchestrate(
+    target: Target,
+    address: str,
+    agents: Mapping[str, AgentSpec],
+    limits: OrchestratorLimits,
+    name: str,
+    specifier: str,
+    agents_file: str,
+    register: bool,
+) -> None:
+    """Start agents for the gateway at this address until a signal. Raises AetherError, as itself and in no group."""
     reporter = TextReporter(announce)
-    orchestrator = AgentSupervisor(agents, addresses, reporter, OrchestratorLimits(most, grace_s))
+    addresses = GatewayAddresses(str(target), address, tls_variables(target))
+    orchestrator = AgentSupervisor(agents, addresses, reporter, limits)
     connection = _Connection(reporter)
+    options: ClientOptions = {
+        **options_of(target),
+        "on_connected": connection.made,
+        "on_disconnected": connection.lost,
+    }
     client = OrchestratorClient(
-        addresses.address,
-        implementation=name,
-        specifier=specifier,
-        profiles=orchestrator.profiles,
-        **_options(target, connection),
+        address, implementation=name, specifier=specifier, profiles=orchestrator.profiles, **options
     )
     try:
         stopped_by = trio.run(_run, orchestrator, client, connection, agents_file, register, str(target))
     except* AetherError as group:
-        raise _explained(first_of(group), str(target)) from None
+        raise innermost(group) from None
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
 
@@ -182,19 +207,6 @@ def tls_variables(target: Target) -> dict[str, str]:
     if target.tls_ca:
         found["AETHER_TLS_CA_CERT"] = str(Path(target.tls_ca).absolute())
     return found
-
-
-def _options(target: Target, connection: _Connection) -> ClientOptions:
-    options: ClientOptions = {
-        "connect_timeout": target.timeout_s,
-        "on_connected": connection.made,
-        "on_disconnected": connection.lost,
-    }
-    if target.api_key:
-        options["api_key"] = target.api_key
-    if target.tls:
-        options["tls"] = TlsOptions(target.tls_ca, target.tls_cert, target.tls_key)
-    return options
 
 
 class _Connection:

@@ -8,14 +8,14 @@ from typing import Final
 import click
 
 from aether_trio.cli import exits
+from aether_trio.cli.connect import is_refusal, open_client, refusal_text
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import print_json, run_client, say
-from aether_trio.cli.session import open_session
-from aether_trio.model.errors import AetherError
+from aether_trio.client import AetherError, MessageType
+from aether_trio.model import errors
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.topics import TopicKind, parse_topic, rewrite_alias
-from aether_trio.wire.pb import aether_pb2 as pb
 
 TYPES: Final = ("chat", "control", "tool_call", "event", "metric", "opaque")
 
@@ -44,8 +44,8 @@ Examples:
 def command(target: Target, topic: str, text: str, sender: str | None, message_type: str, as_json: bool) -> None:
     """Send one message to TOPIC. A TEXT of - reads standard input.
 
-    Done means durable: the command waits until the gateway has answered a request that it sent after the message, and
-    a gateway answers only when all that came before is committed. It does not mean that somebody has read it.
+    Done means durable: the command ends when the gateway has committed the message. It does not mean that the receiver
+    has read it.
     """
     payload = sys.stdin.buffer.read() if text == "-" else text.encode()
     identity = parse_identity(sender) if sender else _sender_for(topic)
@@ -60,7 +60,7 @@ def _sender_for(topic: str) -> Identity:
     """An agent in the topic's workspace, where most rules allow it; a service for topics that agents may not send to."""
     try:
         kind, workspace = _look_at(topic)
-    except AetherError as error:
+    except errors.AetherError as error:
         raise exits.CliError(f"{error.code}: {error.message}") from None
     if kind is TopicKind.USER_EVERYWHERE:
         return made_up(Kind.SERVICE)
@@ -73,12 +73,10 @@ def _look_at(topic: str) -> tuple[TopicKind, str]:
 
 
 async def _send(target: Target, identity: Identity, topic: str, payload: bytes, message_type: str) -> None:
-    async with open_session(target, identity) as session:
-        number = pb.MessageType.Value(message_type.upper())
-        await session.tell(
-            pb.UpstreamMessage(send=pb.SendMessage(target_topic=topic, payload=payload, message_type=number))
-        )
-        await session.barrier()
-        for error in session.errors:
-            hint = " (it may work later)" if error.retryable else ""
-            raise exits.CliError(f"not sent: {error.code}: {error.message}{hint}")
+    async with open_client(target, identity) as client:
+        try:
+            await client.send(topic, payload, type=MessageType[message_type.upper()])
+        except AetherError as error:
+            if not is_refusal(error):
+                raise
+            raise exits.CliError(f"not sent: {refusal_text(error)}") from error

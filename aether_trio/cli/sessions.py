@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import click
 
-from aether_trio.cli import exits
+from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import print_json, print_table, run_client, say
-from aether_trio.cli.session import open_session
 from aether_trio.model.identity import Identity, Kind, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -84,24 +83,19 @@ def _cells(row: pb.ConnectionInfo) -> tuple[str, ...]:
 
 async def _list(target: Target, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:
     rows: list[pb.ConnectionInfo] = []
-    async with open_session(target, identity) as session:
+    async with open_client(target, identity) as client:
         while True:
             wanted.limit, wanted.offset = _PAGE, len(rows)
             operation = pb.SessionOperation(op=pb.SessionOperation.LIST, filter=wanted)
-            page = (await session.request(pb.UpstreamMessage(session_op=operation))).session_response
-            if not page.success:
-                raise exits.CliError(page.error or page.message)
+            page = await client.request(pb.UpstreamMessage(session_op=operation), timeout=None)
             rows += page.connections
             if len(page.connections) < _PAGE:
                 return rows
 
 
 async def _disconnect(target: Target, identity: Identity, session_id: str, reason: str) -> None:
-    async with open_session(target, identity) as session:
-        operation = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=session_id, reason=reason)
-        answer = (await session.request(pb.UpstreamMessage(session_op=operation))).session_response
-        if not answer.success:
-            raise exits.CliError(answer.error or answer.message)
+    async with open_client(target, identity) as client:
+        await client.sessions.within(None).disconnect(session_id, reason=reason)
 
 
 def _seconds(unix: int) -> float:

@@ -10,18 +10,23 @@ from typing import Any, Final
 
 from aether_trio.cli.output import is_terminal, print_json, print_table
 from aether_trio.client.operations.enums import TaskStatus
-from aether_trio.client.operations.records import read
+from aether_trio.client.operations.requests import RequestEvent
 from aether_trio.client.operations.task_events import (
     ChildChanged,
     StatusChanged,
     TaskEvent,
     TaskProgressed,
-    task_event,
 )
 from aether_trio.client.operations.task_values import Task
-from aether_trio.wire.pb import aether_pb2 as pb
 
 _SHORT: Final = 60
+_KINDS: Final[Mapping[type, str]] = {
+    StatusChanged: "status_changed",
+    TaskProgressed: "progress",
+    ChildChanged: "child_lifecycle",
+    RequestEvent: "authority_request",
+}
+"""The words of JSON for the kinds of events."""
 _PAUSED: Final = frozenset(
     {
         TaskStatus.WAITING_INPUT,
@@ -32,16 +37,15 @@ _PAUSED: Final = frozenset(
 )
 
 
-def as_json(task: pb.TaskInfo) -> dict[str, Any]:
+def as_json(task: Task) -> dict[str, Any]:
     """A task as a JSON object: enums in lower case, times in ISO 8601, null where something has not happened."""
-    return {name: _plain(value) for name, value in asdict(read(Task, task)).items()}
+    return {name: _plain(value) for name, value in asdict(task).items()}
 
 
-def event_as_json(message: pb.TaskEvent) -> dict[str, Any]:
-    """An event likewise; `kind` says what its `event` is."""
-    event = task_event(message)
+def event_as_json(event: TaskEvent) -> dict[str, Any]:
+    """An event as a JSON object; `kind` says what its `event` is."""
     told = {name: _plain(value) for name, value in asdict(event).items() if name != "subscription_id"}
-    return {"kind": message.WhichOneof("event") or "unknown", **told}
+    return {"kind": _KINDS.get(type(event.event), "unknown"), **told}
 
 
 def _plain(value: Any) -> Any:
@@ -58,10 +62,10 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def print_list(tasks: Sequence[pb.TaskInfo], empty: str) -> None:
+def print_list(tasks: Sequence[Task], empty: str) -> None:
     """A table, one line for each."""
     columns = ("task", "type", "status", "attempt", "priority", "worker", "created", "error")
-    print_table(columns, [_cells(read(Task, message)) for message in tasks], empty)
+    print_table(columns, [_cells(task) for task in tasks], empty)
 
 
 def _cells(task: Task) -> tuple[str, ...]:
@@ -77,12 +81,11 @@ def _cells(task: Task) -> tuple[str, ...]:
     )
 
 
-def print_one(message: pb.TaskInfo, *, as_object: bool) -> None:
+def print_one(task: Task, *, as_object: bool) -> None:
     """Everything that is set, one line for each; or as a JSON object."""
     if as_object:
-        print_json(as_json(message), indent=2)
+        print_json(as_json(task), indent=2)
         return
-    task = read(Task, message)
     rows: list[tuple[str, str]] = []
     for name, value in asdict(task).items():
         if name == "status":
@@ -132,9 +135,8 @@ def _short(text: str) -> str:
     return line if len(line) <= _SHORT or not is_terminal() else line[: _SHORT - 3] + "..."
 
 
-def event_line(message: pb.TaskEvent) -> str:
-    """One line for a person."""
-    event = task_event(message)
+def event_line(event: TaskEvent) -> str:
+    """An event as one line for a person."""
     at = event.emitted_at or datetime.now(UTC)
     return f"{at.astimezone().strftime('%H:%M:%S.%f')[:-3]}  {event.task_id}  {_happening(event)}"
 
@@ -155,9 +157,8 @@ def _happening(event: TaskEvent) -> str:
             return f"authority request {other.kind}" if hasattr(other, "kind") else "authority request"
 
 
-def state_line(message: pb.TaskInfo) -> str:
-    """How a task is when one begins to watch it."""
-    task = read(Task, message)
+def state_line(task: Task) -> str:
+    """The state of a task when a command begins to watch it, as one line."""
     at = datetime.now(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     worker = f", {task.assigned_to}" if task.assigned_to else ""
     error = f"  {task.error}" if task.error else ""

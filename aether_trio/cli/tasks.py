@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import click
 
 from aether_trio.cli import exits
+from aether_trio.cli.connect import is_refusal, refusal_text
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
-from aether_trio.cli.session import ClientSession, open_session
+from aether_trio.cli.task_client import open_tasks, refused
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.task_watch import TaskWatch
+from aether_trio.client import AetherError
+from aether_trio.client.operations import RetryPolicy, TargetOfflinePolicy, TaskClass, TaskPriority, TaskStatus
+from aether_trio.client.operations.task_values import CreatedTask, Task
+from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.wire.pb import aether_pb2 as pb
 
 F = TypeVar("F", bound=Callable[..., Any])
-Op = pb.TaskOperation
 
 _PAGE: Final = 500
 _LIST: Final = 50
 
-STATUSES: Final = {
-    name.removeprefix("TASK_STATUS_").lower(): number for name, number in pb.TaskStatus.items() if number
-}
+STATUSES: Final = {one.name.lower(): one for one in TaskStatus if one}
 GROUPS: Final = {
     "waiting": ("waiting_input", "waiting_authority", "waiting_dependency", "hibernated"),
     "live": ("queued", "running", "waiting_input", "waiting_authority", "waiting_dependency", "hibernated"),
     "ended": ("completed", "failed", "cancelled", "rejected"),
 }
-CLASSES: Final = {name.removeprefix("TASK_CLASS_").lower(): number for name, number in pb.TaskClass.items() if number}
-PRIORITIES: Final = {
-    name.removeprefix("TASK_PRIORITY_").lower(): number for name, number in pb.TaskPriority.items() if number
-}
-OFFLINE: Final = {
-    name.removeprefix("TARGET_OFFLINE_POLICY_").lower(): number
-    for name, number in pb.TargetOfflinePolicy.items()
-    if number
-}
+CLASSES: Final = {one.name.lower(): one for one in TaskClass if one}
+PRIORITIES: Final = {one.name.lower(): one for one in TaskPriority if one}
+OFFLINE: Final = {one.name.lower(): one for one in TargetOfflinePolicy if one}
 
-_NEXT: Final = (
-    ("task not found", "`aether tasks list` shows those of a workspace (--workspace); --as says who asks"),
-    ("retry of a task", "only tasks that have failed or were cancelled are tried again"),
-    ("the task has ended", "`aether tasks show` says how"),
-    ("resume of a task", "only paused tasks are resumed"),
-    ("so it cannot be started", "register it with `aether agents register`, or let the task wait with --offline queue"),
-    ("is not connected", "let the task wait with --offline queue"),
-)
-"""What to do about a refusal, by a part of its text."""
+Move: TypeAlias = Callable[[Tasks, str], Awaitable[Task]]
+"""An operation that moves a task to another state."""
 
 
 @click.group(
@@ -119,17 +107,15 @@ def list_tasks(
     as_array: bool,
 ) -> None:
     """Show tasks of a workspace, the latest change first."""
-    wanted = pb.TaskFilter(
-        workspace=workspace,
-        task_type=task_type,
-        parent_task_id=parent,
-        include_descendants=bool(parent),
-        correlation_id=correlation,
-        statuses=[pb.TaskStatus.ValueType(number) for number in _numbers(statuses)],
-    )
-    if creator:
-        one = parse_identity(creator)
-        wanted.creator_actor.CopyFrom(pb.PrincipalRef(principal_type=one.type_name, principal_id=one.text))
+    wanted = {
+        "workspace": workspace,
+        "task_type": task_type,
+        "parent_task_id": parent,
+        "include_descendants": bool(parent),
+        "correlation_id": correlation,
+        "statuses": _statuses(statuses),
+        "creator": parse_identity(creator).text if creator else None,
+    }
     tasks, more = run_client(_list, target, who, wanted, limit)
     if as_array:
         print_json([as_json(task) for task in tasks], indent=2)
@@ -139,15 +125,14 @@ def list_tasks(
         say(f"there are more than these {limit}; see --limit and --status", err=True)
 
 
-def _numbers(names: Iterable[str]) -> list[int]:
+def _statuses(names: Iterable[str]) -> list[TaskStatus]:
     return sorted({STATUSES[one] for name in names for one in GROUPS.get(name, (name,))})
 
 
-async def _list(target: Target, who: Identity, wanted: pb.TaskFilter, limit: int) -> tuple[list[pb.TaskInfo], bool]:
-    """So many at most, and whether there are more."""
-    found: list[pb.TaskInfo] = []
-    wanted.limit = min(_PAGE, limit + 1)
-    async with open_session(target, who) as session, aclosing(pages_of(session, wanted)) as pages:
+async def _list(target: Target, who: Identity, wanted: dict[str, Any], limit: int) -> tuple[list[Task], bool]:
+    """At most `limit` tasks, and whether there are more."""
+    found: list[Task] = []
+    async with open_tasks(target, who) as tasks, aclosing(pages_of(tasks, min(_PAGE, limit + 1), **wanted)) as pages:
         async for page in pages:
             found += page
             if len(found) > limit:
@@ -155,17 +140,14 @@ async def _list(target: Target, who: Identity, wanted: pb.TaskFilter, limit: int
     return found[:limit], len(found) > limit
 
 
-async def pages_of(session: ClientSession, wanted: pb.TaskFilter) -> AsyncGenerator[Sequence[pb.TaskInfo], None]:
-    """All that fit, page by page. Raises CliError."""
-    wanted.limit = wanted.limit or _PAGE
+async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGenerator[Sequence[Task], None]:
+    """All tasks that fit, page by page. `wanted` are the keywords of `Tasks.query`."""
+    token = ""
     while True:
-        query = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted)
-        answer = (await session.request(pb.UpstreamMessage(task_query=query))).task_query
-        if not answer.success:
-            refuse(answer.error)
-        yield answer.tasks
-        wanted.page_token = answer.next_page_token
-        if not answer.next_page_token:
+        page = await tasks.query(limit=size, page_token=token, **wanted)
+        yield page.tasks
+        token = page.next_page_token
+        if not token:
             return
 
 
@@ -178,18 +160,9 @@ def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
-async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
-    async with open_session(target, who) as session:
-        return await get_task(session, task_id)
-
-
-async def get_task(session: ClientSession, task_id: str) -> pb.TaskInfo:
-    """One task. Raises CliError."""
-    query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id)
-    answer = (await session.request(pb.UpstreamMessage(task_query=query))).task_query
-    if not answer.success:
-        refuse(answer.error)
-    return answer.task
+async def _get(target: Target, who: Identity, task_id: str) -> Task:
+    async with open_tasks(target, who) as tasks:
+        return await tasks.get(task_id)
 
 
 @command.command()
@@ -238,31 +211,27 @@ def create(
     """
     if bool(pool) == bool(identity):
         raise click.UsageError("say who is to do it: either --pool IMPLEMENTATION or --target IDENTITY.")
-    request = pb.CreateTaskRequest(
-        task_type=task_type,
-        workspace=workspace,
-        assignment_mode=pb.POOL if pool else pb.TARGETED,
-        target_implementation=pool,
-        target_agent_id=identity,
-        metadata=dict(_pair(one) for one in metadata),
-        payload=sys.stdin.buffer.read() if payload == "-" else payload.encode(),
-        priority=pb.TaskPriority.ValueType(PRIORITIES[priority]),
-        idempotency_key=key,
-        correlation_id=correlation,
+    retries = (
+        RetryPolicy(max_attempts=max_attempts, initial_delay_ms=round(retry_delay * 1000)) if max_attempts else None
     )
-    if task_class:
-        request.task_class = pb.TaskClass.ValueType(CLASSES[task_class])
-    if offline:
-        request.target_offline_policy = pb.TargetOfflinePolicy.ValueType(OFFLINE[offline])
-    if max_attempts:
-        request.retry_policy.max_attempts = max_attempts
-        request.retry_policy.initial_delay_ms = round(retry_delay * 1000)
-    answer = run_client(_create, target, who, request)
+    wanted = {
+        "payload": sys.stdin.buffer.read() if payload == "-" else payload.encode(),
+        "pool": pool,
+        "target": identity,
+        "workspace": workspace,
+        "metadata": dict(_pair(one) for one in metadata),
+        "priority": PRIORITIES[priority],
+        "task_class": CLASSES[task_class] if task_class else TaskClass.UNSPECIFIED,
+        "offline_policy": OFFLINE[offline] if offline else TargetOfflinePolicy.UNSPECIFIED,
+        "retry_policy": retries,
+        "idempotency_key": key,
+        "correlation_id": correlation,
+    }
+    task = run_client(_create, target, who, task_type, wanted)
     if as_object:
-        told = {"task_id": answer.task_id, "status": answer.status, "assigned_to": answer.assigned_to}
-        print_json(told)
+        print_json({"task_id": task.task_id, "status": task.status, "assigned_to": task.assigned_to})
     else:
-        say(answer.task_id)
+        say(task.task_id)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -272,45 +241,43 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-async def _create(target: Target, who: Identity, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
-    async with open_session(target, who) as session:
-        answer = (await session.request(pb.UpstreamMessage(create_task=request))).create_task
-        if not answer.success:
-            text = answer.error_message.removeprefix(f"{answer.error_code}: ")
-            refuse(f"{answer.error_code}: {text}" if answer.error_code else text)
-        return answer
+async def _create(target: Target, who: Identity, task_type: str, wanted: dict[str, Any]) -> CreatedTask:
+    async with open_tasks(target, who) as tasks:
+        return await tasks.create(task_type, **wanted)
 
 
-def _moving(name: str, op: Op.OpType.ValueType, done: str, text: str, *, reason: bool = False) -> None:
-    """One subcommand for a move of tasks."""
+def _add_move(name: str, move: Move, done: str, text: str) -> None:
+    """Add one subcommand that moves tasks to another state."""
 
     @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
     @task_options
-    def move(target: Target, who: Identity, task_ids: tuple[str, ...], reason: str = "") -> None:
-        run_client(move_tasks, target, who, op, task_ids, reason, done)
+    def run(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
+        run_client(move_tasks, target, who, move, task_ids, done)
 
-    if reason:
-        move = click.option("--reason", default="", help="Why, for those who follow the task.")(move)
-    command.command(name, help=text)(move)
+    command.command(name, help=text)(run)
 
 
-async def move_tasks(
-    target: Target, who: Identity, op: Op.OpType.ValueType, task_ids: tuple[str, ...], reason: str, done: str
-) -> None:
-    async with open_session(target, who) as session:
+async def move_tasks(target: Target, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
+    """Move tasks one by one, and print what was done. Raises CliError at the first refusal."""
+    async with open_tasks(target, who) as tasks:
         for task_id in task_ids:
-            message = pb.UpstreamMessage(task_op=Op(op=op, task_id=task_id, reason=reason))
-            answer = (await session.request(message)).task_op
-            if not answer.success:
-                refuse(f"{task_id}: {answer.error}")
+            try:
+                await move(tasks, task_id)
+            except AetherError as error:
+                if not is_refusal(error):
+                    raise
+                raise refused(f"{task_id}: {refusal_text(error)}") from error
             say(f"{task_id} is {done}")
 
 
-_moving(
-    "cancel", Op.CANCEL, "cancelled", "Cancel tasks: nobody begins them, and a worker that has one is told to stop."
+_add_move(
+    "cancel",
+    Tasks.cancel,
+    "cancelled",
+    "Cancel tasks: no worker begins them, and a worker that has one is told to stop.",
 )
-_moving("retry", Op.RETRY, "queued again", "Try tasks again that have failed or were cancelled.")
-_moving("resume", Op.RESUME, "resumed", "Let tasks go on that wait, for a person for instance.")
+_add_move("retry", Tasks.retry, "queued again", "Try tasks again that have failed or were cancelled.")
+_add_move("resume", Tasks.resume, "resumed", "Let tasks go on that wait, for a person for instance.")
 
 
 @command.command()
@@ -332,13 +299,7 @@ def watch(
     as_lines: bool,
 ) -> None:
     """Show what happens to tasks, as it happens, until Ctrl-C. A failure that is to be tried again is an end, too."""
-    watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines, get_task)
+    watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines)
     ends = run_client(watch.run, target, who)
-    if any(status != pb.TASK_STATUS_COMPLETED for status in ends.values()):
+    if any(status is not TaskStatus.COMPLETED for status in ends.values()):
         raise SystemExit(exits.FAILED)
-
-
-def refuse(text: str) -> NoReturn:
-    """Raise what the gateway said no with, and what to do about it."""
-    hint = next((hint for part, hint in _NEXT if part in text), "")
-    raise exits.CliError(f"{text}; {hint}" if hint else text)

@@ -151,7 +151,7 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 class OrchestratorClient(ToWork, Client):
     """What starts agents and tasks. `profiles` are the kinds of launches that it can do, `starts` what is to be started.
 
-    Without a specifier the gateway makes one up, which stays the same over reconnects: what it has started is still its own then.
+    Without profiles it is given nothing to start, and only administers. Without a specifier the gateway makes one up, which stays the same over reconnects: what it has started is still its own then.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class OrchestratorClient(ToWork, Client):
         **options: Unpack[ClientOptions],
     ) -> None:
         super().__init__(address, **numbered(options))
-        if isinstance(profiles, str) or not profiles:
-            raise ValueError("an orchestrator says which profiles it supports: profiles=['docker']")
+        if isinstance(profiles, str):
+            raise ValueError(f"profiles is a list of texts, such as [{profiles!r}], not the text {profiles!r}")
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")
         self.__named = bool(specifier)
         self.__profiles = tuple(profiles)

@@ -13,8 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from aether_trio.cli.identities import first_message
 from aether_trio.model.identity import Identity
+from aether_trio.testing.first_message import first_message
 from aether_trio.wire.pb import aether_pb2 as pb
 from bench import wire
 from loadtests.recorder import Recorder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.cli.bench import address_of
+from aether_trio.cli.bench import addresses_for
 from aether_trio.cli.bench_run import percentiles_ms
 from aether_trio.cli.options import Target
 from aether_trio.config import ApiKey, describe, load_settings
@@ -91,10 +91,10 @@ class TestRefusals:
 def test_an_address_without_a_scheme_gets_the_framed_transports(tmp_path: Path) -> None:
     plain = Target("host", 1, None, False, None, None, None, 1.0)
     secret = Target("::1", 1, None, True, None, None, None, 1.0)
-    assert address_of(plain, None) == "aether://host:1"
-    assert address_of(secret, None) == "aethers://[::1]:1"
-    assert address_of(plain, "other:2") == "aether://other:2"
-    assert address_of(secret, "ws://other:2") == "ws://other:2"
+    assert addresses_for(plain, None) == ["aether://host:1", "grpc://host:1", "ws://host:1"]
+    assert addresses_for(secret, None) == ["aethers://[::1]:1", "grpcs://[::1]:1", "wss://[::1]:1"]
+    assert addresses_for(plain, "other:2") == ["aether://other:2", "grpc://other:2", "ws://other:2"]
+    assert addresses_for(secret, "ws://other:2") == ["ws://other:2"]
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

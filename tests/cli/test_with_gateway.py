@@ -227,7 +227,7 @@ class TestSessions:
 
 _CONNECTED_AGENT = """
 import sys, trio
-from aether_trio.cli.identities import first_message
+from aether_trio.testing.first_message import first_message
 from aether_trio.model.identity import Identity
 from aether_trio.transport.grpc.client import open_channel
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -388,6 +388,32 @@ class TestRunning:
             process.wait()
             lines = [line for line in process.output().splitlines() if line.startswith("{")]
         assert "drained" in {json.loads(line)["event"] for line in lines}
+
+
+class TestTransports:
+    """Commands work with a gateway that speaks one transport only."""
+
+    @pytest.mark.parametrize(("transport", "scheme"), [("framed", "aether"), ("grpc", "grpc"), ("websocket", "ws")])
+    def test_any_transport_will_do(self, transport: str, scheme: str) -> None:
+        off = [f"{one}.enabled=false" for one in ("framed", "grpc", "websocket") if one != transport]
+        sets = [*off, "websocket.principals=['*']"]
+        with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+            shell = Shell(process)
+            shell.out("send", "ag::default::send::1", "hello")
+            assert shell.out("kv", "put", "a", "b") == "put a (1 bytes)\n"
+            assert shell.out("kv", "get", "a") == "b\n"
+            shell.fails(1, "ERR_PERMISSION_DENIED", "send", "pg::default", "x")
+            task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+            assert shell.out("tasks", "cancel", task_id) == f"{task_id} is cancelled\n"
+            watched = shell.run("tasks", "watch", task_id, "--from", "start", "--until-end").stdout
+            assert b"queued -> cancelled" in watched
+            bench = ("bench", "--pairs", "1", "--seconds", "0.2", "--rate", "10", "--json")
+            assert json.loads(shell.out(*bench, process.address))["address"] == f"{scheme}://{process.address}"
+
+    def test_who_may_not_use_websocket_is_told_so(self) -> None:
+        sets = ["framed.enabled=false", "grpc.enabled=false"]
+        with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+            Shell(process).fails(5, "WebSocket", "kv", "get", "a")
 
 
 class TestTls:

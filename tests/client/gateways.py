@@ -24,6 +24,9 @@ from tests.helpers.core import settings_for_tests
 
 QUICK = Retry(base_s=0.01, cap_s=0.2)
 
+SCHEMES = ("aether", "ws", "grpc")
+"""Addresses of all transports that a client speaks."""
+
 
 @asynccontextmanager
 async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gateway]:

@@ -25,9 +25,8 @@ from aether_trio.client import (
     WorkflowEngineClient,
 )
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on
 
-SCHEMES = ["aether", "ws"]
 BACKENDS = ["trio", "asyncio"]
 everywhere = pytest.mark.parametrize(("backend", "scheme"), [(b, s) for b in BACKENDS for s in SCHEMES])
 

@@ -19,11 +19,9 @@ from aether_trio.client import (
 )
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
-from tests.client.gateways import QUICK, agent, open_test_gateway, run_on
+from tests.client.gateways import QUICK, SCHEMES, agent, open_test_gateway, run_on
 from tests.client.peer import incoming, open_peer
 from tests.helpers.gateway import open_gateway_process
-
-SCHEMES = ("aether", "ws")
 
 
 def check_sums(now: ClientStatistics) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.cli.grpc_stream import GrpcTransport, open_transport
-from aether_trio.cli.options import Target, split_address
+from aether_trio.cli.options import split_address
 from aether_trio.gateway import Gateway, open_gateway
 from aether_trio.model.errors import StatusError
 from aether_trio.transport.link import LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests
+from tests.helpers.grpc_stream import GrpcStream, open_grpc
 from tests.wire.minimal_client import PREFACE, Ended
 from tests.wire.minimal_client import Client as FramedClient
 
@@ -31,11 +31,11 @@ async def gateway_with(**sections: Mapping[str, Any]) -> AsyncIterator[Gateway]:
 
 
 @asynccontextmanager
-async def grpc_agent(address: str, identity: str) -> AsyncIterator[GrpcTransport]:
+async def grpc_agent(address: str, identity: str) -> AsyncIterator[GrpcStream]:
     host, port = split_address(address)
     _, workspace, implementation, specifier = identity.split("::")
     agent = pb.AgentIdentity(workspace=workspace, implementation=implementation, specifier=specifier)
-    async with open_transport(Target(host, port, None, False, None, None, None, 30)) as transport:
+    async with open_grpc(host, port) as transport:
         await transport.send(pb.UpstreamMessage(init=pb.InitConnection(agent=agent)))
         answer = await transport.receive()
         assert answer is not None

@@ -14,11 +14,11 @@ from typing import Final, Protocol
 import trio
 from wsproto.events import CloseConnection
 
-from aether_trio.cli.grpc_stream import GrpcTransport, open_transport
-from aether_trio.cli.options import Target, split_address
+from aether_trio.cli.options import split_address
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.grpc_stream import GrpcStream, open_grpc
 from tests.transport.framed.harness import Ended, FramedPeer
 from tests.transport.websocket.harness import Client, Closed
 
@@ -119,8 +119,8 @@ async def participant(transport: str, address: str, init: pb.UpstreamMessage) ->
     """Connect and be acknowledged. Raises StatusError for a refusal."""
     host, port = split_address(address)
     if transport == "grpc":
-        async with open_transport(Target(host, port, None, False, None, None, None, 30)) as transport:
-            yield await _opened(transport, init)
+        async with open_grpc(host, port) as stream:
+            yield await _opened(stream, init)
     elif transport == "framed":
         peer = FramedPeer(await trio.open_tcp_stream(host, port))
         async with peer.stream:
@@ -135,7 +135,7 @@ async def participant(transport: str, address: str, init: pb.UpstreamMessage) ->
             yield await _opened(_WebSocket(client), init)
 
 
-async def _opened(raw: GrpcTransport | _Framed | _WebSocket, init: pb.UpstreamMessage) -> Participant:
+async def _opened(raw: GrpcStream | _Framed | _WebSocket, init: pb.UpstreamMessage) -> Participant:
     one = Participant(raw)
     await one.send(init)
     first = await one.receive()

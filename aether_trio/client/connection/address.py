@@ -1,4 +1,4 @@
-"""Where a gateway is, and how it is spoken to: "aether://localhost:50051" and its three relatives.
+"""Where a gateway is, and how it is spoken to: "aether://localhost:50051", for example.
 
 | scheme | transport | TLS |
 |---|---|---|
@@ -6,6 +6,8 @@
 | aethers | binary framing | yes |
 | ws | WebSocket | no |
 | wss | WebSocket | yes |
+| grpc | gRPC | no |
+| grpcs | gRPC | yes |
 
 An address is a scheme, a host, and mostly a port. Whatever else a URL can have is refused, credentials above all: they
 are arguments of a client, and would end up in logs here.
@@ -33,6 +35,7 @@ class TransportKind(enum.Enum):
 
     FRAMED = "framed"
     WEBSOCKET = "websocket"
+    GRPC = "grpc"
 
 
 _SCHEMES: Final[Mapping[str, tuple[TransportKind, bool, int]]] = MappingProxyType(
@@ -41,6 +44,8 @@ _SCHEMES: Final[Mapping[str, tuple[TransportKind, bool, int]]] = MappingProxyTyp
         "aethers": (TransportKind.FRAMED, True, DEFAULT_PORT),
         "ws": (TransportKind.WEBSOCKET, False, 80),
         "wss": (TransportKind.WEBSOCKET, True, 443),
+        "grpc": (TransportKind.GRPC, False, DEFAULT_PORT),
+        "grpcs": (TransportKind.GRPC, True, DEFAULT_PORT),
     }
 )
 
@@ -69,7 +74,7 @@ def parse_address(text: str) -> Address:
     """Read an address. Raises AddressError, which says what is wrong and never repeats a credential, or TypeError."""
     if not isinstance(text, str):
         raise TypeError(f"an address is a text such as 'aether://localhost:50051', not {type(text).__name__}")
-    expected = "expected aether://HOST[:PORT], aethers://, ws:// or wss://"
+    expected = "expected aether://HOST[:PORT], aethers://, ws://, wss://, grpc:// or grpcs://"
     if "://" not in text:
         raise AddressError(f"{text!r} has no scheme; {expected}")
     try:

@@ -12,9 +12,11 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from aether_trio.client.connection.address import Address, TransportKind
 from aether_trio.client.connection.framed import FramedTransport
+from aether_trio.client.connection.grpc import GrpcCodec
+from aether_trio.client.connection.messages import Codec, MessageTransport
 from aether_trio.client.connection.tls import ALPN
 from aether_trio.client.connection.transport import Hub, Transport, tune
-from aether_trio.client.connection.websocket import WebSocketTransport
+from aether_trio.client.connection.websocket import WebSocketCodec
 from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 
 __all__ = ["dial"]
@@ -38,7 +40,10 @@ async def dial(
         stream = await _secure(socket_stream, address, context, server_name)
     if address.transport is TransportKind.FRAMED:
         return FramedTransport(stream, hub, ping_interval_s)
-    return WebSocketTransport(stream, hub, ping_interval_s, authority=address.authority)
+    codec: Codec = WebSocketCodec(address.authority)
+    if address.transport is TransportKind.GRPC:
+        codec = GrpcCodec(address.authority, tls=address.tls)
+    return MessageTransport(stream, hub, ping_interval_s, codec)
 
 
 def _reason(error: Exception) -> str:
@@ -69,8 +74,7 @@ async def _secure(
         await anyio.aclose_forcefully(stream)
         hint = ""
         if error.reason in _NOT_A_GATEWAY:
-            plain = "aether" if address.transport is TransportKind.FRAMED else "ws"
-            hint = f"; is it plaintext ({plain}://)?"
+            hint = f"; is it plaintext ({address.scheme.removesuffix('s')}://)?"
         raise TlsRefused(f"no TLS with {address}: {error.reason or error}{hint}") from error
     except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
         await anyio.aclose_forcefully(stream)

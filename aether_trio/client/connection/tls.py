@@ -1,6 +1,6 @@
 """The client's side of TLS: whom to trust, and who we are.
 
-ALPN says which transport is meant ("aether/1", or "http/1.1" for WebSocket), so one port serves both. A gateway that does not
+ALPN says which transport is meant ("aether/1", "http/1.1" for WebSocket, "h2" for gRPC), so one port serves all of them. A gateway that does not
 know ALPN decides by the first bytes, which works as well.
 """
 
@@ -19,7 +19,7 @@ from aether_trio.client.errors import AddressError
 __all__ = ["ALPN", "TlsOptions", "context_for"]
 
 ALPN: Final[Mapping[TransportKind, str]] = MappingProxyType(
-    {TransportKind.FRAMED: "aether/1", TransportKind.WEBSOCKET: "http/1.1"}
+    {TransportKind.FRAMED: "aether/1", TransportKind.WEBSOCKET: "http/1.1", TransportKind.GRPC: "h2"}
 )
 
 
@@ -42,7 +42,7 @@ def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -
     """
     if not address.tls:
         if options is not None:
-            secure = "aethers" if address.transport is TransportKind.FRAMED else "wss"
+            secure = f"{address.scheme}s"
             raise AddressError(
                 f"{address.scheme}:// is plaintext, but tls= was given; the encrypted scheme is {secure}://"
             )

@@ -138,6 +138,11 @@ class Transport(abc.ABC):
                 None, retryable=True, expected=self._said_goodbye, why="the gateway ended the connection"
             )
 
+    @property
+    def _owes_bytes(self) -> bool:
+        """Whether what has come calls for a word at once."""
+        return bool(self._control)
+
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
@@ -164,7 +169,7 @@ class Transport(abc.ABC):
                         self.end_of_stream()
                         break
                     self.feed(data)
-                    if self._control or self.draining or self._hub.outbox.waiting:
+                    if self._owes_bytes or self.draining or self._hub.outbox.waiting:
                         self.wake()
             except BROKEN as error:
                 self._cut(str(error) or type(error).__name__)

@@ -33,7 +33,7 @@ from aether_trio.client import (
     UserClient,
 )
 from aether_trio.client.blocking.client import SyncClient, connect_sync
-from tests.client.gateways import QUICK, open_test_gateway
+from tests.client.gateways import QUICK, SCHEMES, open_test_gateway
 
 SILENCE_S = 0.2
 """Only where nothing is to come."""
@@ -89,7 +89,7 @@ def talk(address: str) -> None:
         a.send(b.topic, b"")
 
 
-@pytest.mark.parametrize("scheme", ["aether", "ws"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_script_talks(scheme: str) -> None:
     async with gateway_address(scheme) as address:
         await in_thread(talk, address)

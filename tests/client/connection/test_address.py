@@ -13,6 +13,8 @@ from aether_trio.client.connection.address import Address, TransportKind, parse_
         ("aethers://Gateway.Example", Address("aethers", TransportKind.FRAMED, True, "gateway.example", 50051)),
         ("ws://127.0.0.1", Address("ws", TransportKind.WEBSOCKET, False, "127.0.0.1", 80)),
         ("wss://[::1]:99/v1/connect", Address("wss", TransportKind.WEBSOCKET, True, "::1", 99)),
+        ("grpc://host", Address("grpc", TransportKind.GRPC, False, "host", 50051)),
+        ("grpcs://host:1", Address("grpcs", TransportKind.GRPC, True, "host", 1)),
         ("aether://host/", Address("aether", TransportKind.FRAMED, False, "host", 50051)),
     ],
 )
@@ -26,7 +28,7 @@ def test_addresses(text: str, expected: Address) -> None:
     [
         ("localhost:50051", "no scheme"),
         ("", "no scheme"),
-        ("grpc://localhost", "unknown scheme 'grpc'"),
+        ("h2://localhost", "unknown scheme 'h2'"),
         ("http://localhost", "the client's is ws://"),
         ("aether://", "no host"),
         ("aether://:50051", "no host"),

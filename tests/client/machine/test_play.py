@@ -6,7 +6,7 @@ import pytest
 
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.model.tasks import status
-from tests.client.gateways import open_test_gateway, run_on
+from tests.client.gateways import SCHEMES, open_test_gateway, run_on
 from tests.client.machine.play import Play, Weather
 
 LIVES = 8
@@ -21,7 +21,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(120, method="signal")
-@pytest.mark.parametrize("scheme", ["aether", "ws"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_a_play(backend: str, scheme: str, seed: int) -> None:

@@ -11,11 +11,9 @@ from aether_trio.client.operations.proxy import Proxy
 from aether_trio.client.operations.tunnels import Tunnel
 from aether_trio.services.unimplemented import FAILURES
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, open_test_gateway
+from tests.client.gateways import SCHEMES, agent, open_test_gateway
 from tests.client.operations.calls import CALLS, PASSIVE
 from tests.client.operations.test_coverage import sent_by
-
-SCHEMES = ["aether", "ws"]
 
 UNTOLD = {"proxy.tell_piece": "proxy_http_body_chunk", "tunnels.refuse": "tunnel_close"}
 """Nobody waits for an answer to these: a refusal of the first is in the client's `errors`, the second is a goodbye."""

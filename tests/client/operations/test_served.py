@@ -14,9 +14,8 @@ from aether_trio.client.operations.enums import PrincipalType, ProgressKind, Sco
 from aether_trio.client.operations.kv import SetAdded, Swap
 from aether_trio.client.operations.principals import Principal, on_behalf_of
 from aether_trio.client.operations.progress import Step
-from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on
 
-SCHEMES = ["aether", "ws"]
 LIMIT_S = 300
 
 

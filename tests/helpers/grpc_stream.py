@@ -1,24 +1,18 @@
-"""The stream of a command: one gRPC call over our own client, with TLS as the options say."""
+"""One gRPC stream of a participant, over the native client."""
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
 from grpclib.exceptions import GRPCError
 
-from aether_trio.cli import exits
-from aether_trio.cli.options import Target
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc.client import Call, open_channel
 from aether_trio.wire.pb import aether_pb2 as pb
 
-_CONNECT: Final = "/aether.v1.AetherGateway/Connect"
 
-
-class GrpcTransport:
+class GrpcStream:
     """Messages out, messages in. Raises StatusError when the gateway ends the stream with a status."""
 
     def __init__(self, call: Call) -> None:
@@ -52,28 +46,13 @@ def _status(error: GRPCError) -> StatusError:
     return StatusError(Status(error.status.value), error.message or "")
 
 
-def _tls_context(target: Target) -> ssl.SSLContext | None:
-    if not target.tls:
-        return None
-    named = f"--tls-ca {target.tls_ca}"
-    try:
-        context = ssl.create_default_context(cafile=target.tls_ca)
-        if target.tls_cert:
-            named = f"--tls-cert {target.tls_cert} with --tls-key {target.tls_key}"
-            context.load_cert_chain(target.tls_cert, target.tls_key)
-    except OSError as error:  # SSLError is one
-        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-        raise exits.CliError(f"{named} cannot be used: {why or error}", exits.USAGE) from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
 @asynccontextmanager
-async def open_transport(target: Target) -> AsyncIterator[GrpcTransport]:
-    """Connect and open the one stream. Raises OSError and ssl.SSLError when that fails, CliError for its files."""
-    async with open_channel(target.host, target.port, tls=_tls_context(target)) as channel:  # noqa: SIM117  # the channel must outlive the call
-        async with channel.stream(_CONNECT, pb.DownstreamMessage) as call:
-            transport = GrpcTransport(call)
-            yield transport
-            await transport.leave()
+async def open_grpc(host: str, port: int) -> AsyncIterator[GrpcStream]:
+    """Connect, and open the one stream."""
+    async with (
+        open_channel(host, port) as channel,
+        channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage) as call,
+    ):
+        stream = GrpcStream(call)
+        yield stream
+        await stream.leave()

@@ -1,0 +1,230 @@
+"""Connects a command to a gateway with aether_trio.client, and explains to a person what failed.
+
+A command tries the transports in the order of TRANSPORTS. It goes on to the next one when the port says that it does not
+speak the one before, so commands work with any set of transports that a gateway has switched on.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import trio
+
+from aether_trio.cli import exits
+from aether_trio.cli.options import Target
+from aether_trio.client import (
+    AddressError,
+    AetherError,
+    AgentClient,
+    BridgeClient,
+    Client,
+    ClientClosed,
+    ClientOptions,
+    ConnectionLost,
+    MetricsBridgeClient,
+    NotImplementedByGateway,
+    OrchestratorClient,
+    ProtocolViolation,
+    Refused,
+    RequestTimeout,
+    Retry,
+    ServiceClient,
+    TaskClient,
+    TlsOptions,
+    TlsRefused,
+    Unavailable,
+    UserClient,
+    WorkflowEngineClient,
+)
+from aether_trio.model.identity import Identity, Kind
+
+TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
+"""The schemes of the addresses that a command tries, without and with TLS. WebSocket is last: by default only users may
+connect on it (websocket.principals)."""
+NOT_SPOKEN: Final = "not spoken here"
+"""How a port begins that has this transport switched off."""
+
+REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ALREADY_EXISTS", "INVALID_ARGUMENT"})
+"""Statuses with which a gateway refuses a connection, so that another attempt fails too."""
+HINTS: Final = {
+    "UNAUTHENTICATED": "give a key with --api-key or AETHER_API_KEY, or a certificate with --tls-cert",
+    "PERMISSION_DENIED": "the credential is for another identity; see --as",
+    "ALREADY_EXISTS": "that identity is connected elsewhere; choose another with --as",
+}
+_TLS_HINTS: Final = {
+    "WRONG_VERSION_NUMBER": "; is it plaintext (--no-tls)?",
+    "CERTIFICATE_VERIFY_FAILED": "; --tls-ca names the authority to trust",
+}
+_IS_IT_A_GATEWAY: Final = "is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca"
+_TLS_OPTIONS: Final = {"ca_file": "--tls-ca", "cert_file": "--tls-cert", "key_file": "--tls-key"}
+_TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
+
+
+def addresses_of(target: Target) -> list[str]:
+    """The addresses to try for a target, one for each transport."""
+    return [f"{secure if target.tls else plain}://{target}" for plain, secure in TRANSPORTS]
+
+
+def options_of(target: Target) -> ClientOptions:
+    """The client's options for a target: its credential, TLS and time limit. Raises CliError for a file it cannot use."""
+    # The handshake's limit is the lower one, so its error is raised, which says more than that of the whole.
+    options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
+    if target.api_key:
+        options["api_key"] = target.api_key
+    if target.tls:
+        options["tls"] = TlsOptions(target.tls_ca, target.tls_cert, target.tls_key)
+    return options
+
+
+def client_for(identity: Identity, address: str, options: ClientOptions) -> Client:
+    """A client that connects as `identity`. Raises AddressError for a TLS file that cannot be used."""
+    workspace, implementation, specifier = identity.workspace, identity.implementation, identity.specifier
+    match identity.kind:
+        case Kind.AGENT:
+            return AgentClient(
+                address, workspace=workspace, implementation=implementation, specifier=specifier, **options
+            )
+        case Kind.UNIQUE_TASK:
+            return TaskClient(
+                address, workspace=workspace, implementation=implementation, specifier=specifier, **options
+            )
+        case Kind.TASK:
+            return TaskClient(address, workspace=workspace, implementation=implementation, **options)
+        case Kind.USER:
+            return UserClient(address, user_id=identity.user_id, window_id=identity.window_id, **options)
+        case Kind.ORCHESTRATOR:
+            return OrchestratorClient(
+                address, implementation=implementation, specifier=specifier, profiles=(), **options
+            )
+        case Kind.WORKFLOW_ENGINE:
+            return WorkflowEngineClient(address, **options)
+        case Kind.METRICS_BRIDGE:
+            return MetricsBridgeClient(address, **options)
+        case Kind.BRIDGE:
+            return BridgeClient(address, implementation=implementation, specifier=specifier, **options)
+        case Kind.SERVICE:
+            # Messages to any instance of the service ("sv::cli") are not meant for a command.
+            return ServiceClient(
+                address, implementation=implementation, specifier=specifier, takes_any=False, **options
+            )
+
+
+@asynccontextmanager
+async def open_client(target: Target, identity: Identity, *, endless: bool = False) -> AsyncIterator[Client]:
+    """Connect to the gateway as `identity`. Every failure is a CliError.
+
+    The whole block has `target.timeout_s`; with `endless` only connecting has. A connection that is cut is not made again.
+    """
+    try:
+        with trio.fail_after(target.timeout_s) as limit:
+            async with AsyncExitStack() as stack:
+                client = await _connect(stack, target, identity)
+                if endless:
+                    limit.deadline = math.inf
+                try:
+                    yield client
+                except AetherError as error:
+                    if is_refusal(error):
+                        raise exits.CliError(refusal_text(error)) from error
+                    raise
+    except Exception as error:
+        raise explained(target, error) from error
+
+
+async def _connect(stack: AsyncExitStack, target: Target, identity: Identity) -> Client:
+    """The client, connected on the first transport that the gateway speaks. Raises AetherError of the last attempt."""
+    options: ClientOptions = {"program": "aether-cli", "retry": Retry(max_attempts=0), **options_of(target)}
+    *others, last = addresses_of(target)
+    for address in others:
+        try:
+            return await stack.enter_async_context(client_for(identity, address, options))
+        except AetherError as error:
+            if not is_not_spoken(error):
+                raise
+    return await stack.enter_async_context(client_for(identity, last, options))
+
+
+def is_refusal(error: AetherError) -> bool:
+    """Whether an error of an operation says that the gateway has refused it, and the connection lives on."""
+    return error.code not in _TOO_LARGE and not isinstance(error, ConnectionLost | RequestTimeout | ClientClosed)
+
+
+def is_not_spoken(error: AetherError) -> bool:
+    """Whether the port has refused the transport, so that another one may be spoken there."""
+    return isinstance(error, NotImplementedByGateway | Refused) and NOT_SPOKEN in error.message
+
+
+def explained(target: Target, error: Exception) -> Exception:
+    """The CliError that says to a person what failed and what to do. Errors of other kinds are returned as they are."""
+    inner = innermost(error)
+    match inner:
+        case trio.TooSlowError() | RequestTimeout():
+            text = f"{target} did not answer within {target.timeout_s:g} s (--timeout)"
+            return exits.CliError(text, exits.UNREACHABLE)
+        case AetherError(code="HANDSHAKE_TIMEOUT" | "CONNECT_TIMEOUT"):
+            text = f"{target} did not answer within {target.timeout_s:g} s (--timeout); {_IS_IT_A_GATEWAY}"
+            return exits.CliError(text, exits.UNREACHABLE)
+        case AddressError():
+            return exits.CliError(_with_options(inner.message), exits.USAGE)
+        case TlsRefused():
+            return _explained_tls(target, inner)
+        case AetherError() if inner.code in _TOO_LARGE:
+            return exits.CliError(f"RESOURCE_EXHAUSTED: {inner.message}", exits.UNREACHABLE)
+        case ProtocolViolation():
+            return exits.CliError(
+                f"{target} broke the connection: {inner.message} ({_IS_IT_A_GATEWAY})", exits.UNREACHABLE
+            )
+        case Unavailable(code="UNREACHABLE") if isinstance(inner.__cause__, OSError) or inner.message.startswith(
+            "cannot"
+        ):
+            text = f"no gateway answers on {target}; start one with `aether dev`, or name another with --gateway"
+            return exits.CliError(text, exits.UNREACHABLE)
+        case Unavailable(code="UNREACHABLE"):
+            hint = "" if target.tls else f" ({_IS_IT_A_GATEWAY})"
+            return exits.CliError(f"{target} broke the connection: {inner.message}{hint}", exits.UNREACHABLE)
+        case ConnectionLost() | ClientClosed():
+            return exits.CliError(f"{target} broke the connection: {inner.message}", exits.UNREACHABLE)
+        case AetherError():
+            return _explained_refusal(target, inner)
+        case _:
+            return inner
+
+
+def innermost(error: Exception) -> Exception:
+    """The error in the groups that nurseries make; of several, one that a command has raised."""
+    while isinstance(error, ExceptionGroup):
+        ours = [one for one in error.exceptions if isinstance(one, exits.CliError)]
+        error = ours[0] if ours else error.exceptions[0]
+    return error
+
+
+def refusal_text(error: AetherError) -> str:
+    """The code and text of a refused operation, with whether it may work later."""
+    text = error.message if error.code == "REFUSED" else f"{error.code}: {error.message}"
+    return f"{text} (it may work later)" if error.retryable else text
+
+
+def _explained_refusal(target: Target, error: AetherError) -> exits.CliError:
+    """The gateway has not let the command in, or has ended the connection with a status."""
+    hint = f"; {HINTS[error.code]}" if error.code in HINTS else ""
+    if not target.tls and "TLS is required" in error.message:
+        hint = "; give --tls or --tls-ca"
+    code = exits.REFUSED if error.code in REFUSALS else exits.UNREACHABLE
+    return exits.CliError(f"{target} said {error.code}: {error.message}{hint}", code)
+
+
+def _explained_tls(target: Target, error: TlsRefused) -> exits.CliError:
+    cause = error.__cause__
+    hint = _TLS_HINTS.get(cause.reason or "", "") if isinstance(cause, ssl.SSLError) else ""
+    return exits.CliError(f"TLS with {target} failed: {cause or error.message}{hint}", exits.UNREACHABLE)
+
+
+def _with_options(text: str) -> str:
+    """The text of an AddressError, with the command's options in place of the client's arguments."""
+    for argument, option in _TLS_OPTIONS.items():
+        text = text.replace(argument, option)
+    return text

@@ -1,0 +1,49 @@
+"""A connection of the commands about tasks, whose refusals say what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from aether_trio.cli import exits
+from aether_trio.cli.connect import is_refusal, open_client, refusal_text
+from aether_trio.cli.options import Target
+from aether_trio.client import AetherError
+from aether_trio.client.operations.tasks import Tasks
+from aether_trio.model.identity import Identity
+
+_NEXT: Final = (
+    ("task not found", "`aether tasks list` shows those of a workspace (--workspace); --as says who asks"),
+    ("retry of a task", "only tasks that have failed or were cancelled are tried again"),
+    ("the task has ended", "`aether tasks show` says how"),
+    ("resume of a task", "only paused tasks are resumed"),
+    ("so it cannot be started", "register it with `aether agents register`, or let the task wait with --offline queue"),
+    ("is not connected", "let the task wait with --offline queue"),
+)
+"""What to do about a refusal, by a part of its text."""
+
+
+@asynccontextmanager
+async def open_tasks(target: Target, who: Identity) -> AsyncIterator[Tasks]:
+    """Connect, and yield the operations of tasks. Every failure is a CliError."""
+    async with open_client(target, who) as client:
+        with explained_refusals():
+            yield client.tasks.within(None)
+
+
+@contextmanager
+def explained_refusals() -> Iterator[None]:
+    """Turn the refusal of an operation in the block into a CliError."""
+    try:
+        yield
+    except AetherError as error:
+        if not is_refusal(error):
+            raise
+        raise refused(refusal_text(error)) from error
+
+
+def refused(text: str) -> exits.CliError:
+    """The error for a refusal, with what to do about it."""
+    hint = next((hint for part, hint in _NEXT if part in text), "")
+    return exits.CliError(f"{text}; {hint}" if hint else text)

@@ -1,0 +1,200 @@
+"""The gRPC codec of a client: the one call of AetherGateway/Connect, on an HTTP/2 connection of its own.
+
+The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further message is taken
+meanwhile. What the gateway sends is always read: its deliveries have credit (messages.py), so the windows of this side are
+opened again at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import unquote
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+from h2.errors import ErrorCodes
+
+from aether_trio.client.connection.messages import MAX_RECEIVED_BYTES, Violation
+from aether_trio.client.connection.transport import Ended
+from aether_trio.client.errors import (
+    RETRYABLE_STATUSES,
+    AetherError,
+    PayloadTooLarge,
+    ProtocolViolation,
+    Refused,
+    from_status,
+)
+from aether_trio.model.errors import Status
+
+__all__ = ["GrpcCodec"]
+
+_PATH: Final = "/aether.v1.AetherGateway/Connect"
+_STREAM: Final = 1
+_PREFIX_BYTES: Final = 5
+"""Of a message: whether it is compressed, and its length."""
+_MAX_SENT_BYTES: Final = 10 * 1024 * 1024
+"""What a gateway takes. It ends the connection for more."""
+_WINDOW_BYTES: Final = 1024 * 1024
+_BACKLOG_BYTES: Final = 256 * 1024
+"""No further message is taken while this much waits for the gateway's window."""
+
+
+class GrpcCodec:
+    """A Codec of messages.py. `authority` is the host and port of the gateway."""
+
+    def __init__(self, authority: str, *, tls: bool) -> None:
+        self._headers = [
+            (":method", "POST"),
+            (":scheme", "https" if tls else "http"),
+            (":path", _PATH),
+            (":authority", authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "aether-trio"),
+        ]
+        self._connection = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+        )
+        self._backlog = bytearray()
+        """Of messages: what the gateway's window had no room for."""
+        self._received = bytearray()
+        self._pending: list[bytes] = []
+        self._open = False
+        self._ending = False
+
+    def greeting(self) -> bytes:
+        connection = self._connection
+        connection.initiate_connection()
+        connection.send_headers(_STREAM, self._headers)
+        connection.increment_flow_control_window(_WINDOW_BYTES)
+        connection.increment_flow_control_window(_WINDOW_BYTES, _STREAM)
+        self._open = True
+        return connection.data_to_send()
+
+    @property
+    def can_send(self) -> bool:
+        return self._open and not self._ending and len(self._backlog) < _BACKLOG_BYTES
+
+    @property
+    def refusal(self) -> AetherError | None:
+        return None
+
+    # -- from the gateway
+
+    def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
+        found: list[bytes | Violation | Ended] = []
+        try:
+            for event in self._connection.receive_data(data):
+                self._event(event, found)
+            self._flush()
+        except h2.exceptions.ProtocolError as error:
+            self._open = False
+            found.append(Violation("BAD_HTTP2", f"the gateway does not speak HTTP/2 as expected: {error}"))
+        self._take_output()
+        return found
+
+    def _event(self, event: h2.events.Event, found: list[bytes | Violation | Ended]) -> None:
+        match event:
+            case h2.events.DataReceived():
+                self._connection.acknowledge_received_data(event.flow_controlled_length, _STREAM)
+                self._received += event.data
+                self._messages(found)
+            case h2.events.ResponseReceived() | h2.events.TrailersReceived():
+                headers = {str(name): str(value) for name, value in event.headers}
+                if (status := headers.get("grpc-status")) is not None:
+                    self._open = False
+                    found.append(_ended(status, headers))
+                elif headers.get(":status", "200") != "200":
+                    self._open = False
+                    error = Refused(f"HTTP_{headers[':status']}", "this is not the port of a gateway that speaks gRPC")
+                    found.append(Ended(error, retryable=False))
+            case h2.events.StreamReset():
+                self._open = False
+                found.append(Ended(None, retryable=True, why="the gateway reset the stream"))
+            case h2.events.ConnectionTerminated() if event.error_code != ErrorCodes.NO_ERROR:
+                self._open = False
+                text = (event.additional_data or b"").decode(errors="replace") or "the gateway ended the connection"
+                if event.error_code == ErrorCodes.HTTP_1_1_REQUIRED:
+                    found.append(Ended(Refused("HTTP_1_1_REQUIRED", text), retryable=False))
+                else:
+                    found.append(Ended(ProtocolViolation(f"GOAWAY_{int(event.error_code or 0)}", text), retryable=True))
+            case _:
+                pass
+
+    def _messages(self, found: list[bytes | Violation | Ended]) -> None:
+        """Take the whole messages out of what was received."""
+        received = self._received
+        while len(received) >= _PREFIX_BYTES:
+            size = int.from_bytes(received[1:_PREFIX_BYTES], "big")
+            if received[0] or size > MAX_RECEIVED_BYTES:
+                why = "a compressed message" if received[0] else "a message that is too long"
+                found.append(Violation("MESSAGE_TOO_BIG", f"the gateway sent {why}"))
+                received.clear()
+            elif len(received) < _PREFIX_BYTES + size:
+                return
+            else:
+                found.append(bytes(received[_PREFIX_BYTES : _PREFIX_BYTES + size]))
+                del received[: _PREFIX_BYTES + size]
+
+    # -- to the gateway
+
+    def frame(self, message: bytes) -> bytes:
+        if len(message) > _MAX_SENT_BYTES:
+            text = f"a message of {len(message)} bytes; gRPC takes {_MAX_SENT_BYTES} here"
+            raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
+        self._backlog += b"\0" + len(message).to_bytes(4, "big") + message
+        self._flush()
+        return self._connection.data_to_send()
+
+    def _flush(self) -> None:
+        """Hand to HTTP/2 what the gateway's windows have room for."""
+        connection, backlog = self._connection, self._backlog
+        while backlog and self._open:
+            room = min(connection.local_flow_control_window(_STREAM), connection.max_outbound_frame_size, len(backlog))
+            if room <= 0:
+                return
+            connection.send_data(_STREAM, bytes(backlog[:room]))
+            del backlog[:room]
+        if self._ending and self._open:
+            self._open = False
+            connection.end_stream(_STREAM)
+
+    def _take_output(self) -> None:
+        if output := self._connection.data_to_send():
+            self._pending.append(output)
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    def pending(self) -> bytes:
+        pending, self._pending = self._pending, []
+        return b"".join(pending)
+
+    def ping(self) -> None:
+        if self._open:
+            self._connection.ping(b"aether\0\0")
+            self._take_output()
+
+    def break_off(self, violation: Violation) -> None:
+        if self._open:
+            self._open = False
+            self._connection.reset_stream(_STREAM, ErrorCodes.CANCEL)
+            self._take_output()
+
+    def goodbye(self) -> bytes:
+        self._ending = True
+        self._flush()
+        return self._connection.data_to_send()
+
+
+def _ended(text: str, headers: Mapping[str, str]) -> Ended:
+    """The end that a grpc-status stands for."""
+    number = int(text) if text.isascii() and text.isdigit() else int(Status.UNKNOWN)
+    if number == Status.OK:
+        return Ended(None, retryable=True, expected=True, why="the gateway ended the connection")
+    again = number in RETRYABLE_STATUSES
+    return Ended(from_status(number, unquote(headers.get("grpc-message", "")), retryable=again), retryable=again)

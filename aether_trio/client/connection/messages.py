@@ -1,0 +1,217 @@
+"""The transport of whole messages: one UpstreamMessage after the other, over WebSocket or over gRPC.
+
+These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind it
+(confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of the gateway do what the
+framing has frames for: the refusal of a send says which send it was, and messages are delivered for credit, so that
+answers are always read and what is buffered is bounded all the same.
+
+A codec turns bytes into messages and back, without I/O: websocket.py and grpc.py have one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import anyio
+import anyio.abc
+
+from aether_trio.client.connection.outgoing import Publication, Upstream
+from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Hub, Transport
+from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation
+from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["MAX_RECEIVED_BYTES", "Codec", "MessageTransport", "Violation"]
+
+MAX_RECEIVED_BYTES: Final = 8 * 1024 * 1024
+"""Of one message. The gateway sends less than 4 MiB."""
+_SHARED: Final = 256
+"""Publications whose caller does not wait share a barrier, at most this many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """The gateway broke a rule. `code` is a name of wsproto's CloseReason, or a name of the codec's own."""
+
+    code: str
+    why: str
+
+
+class Codec(Protocol):
+    """The bytes of one connection. It has no I/O: `pending` is what must be written next."""
+
+    def greeting(self) -> bytes:
+        """The first bytes, with which this side asks for a stream of messages."""
+        ...
+
+    @property
+    def can_send(self) -> bool:
+        """Whether messages may be sent: the stream is open, and has room."""
+        ...
+
+    @property
+    def refusal(self) -> AetherError | None:
+        """Why the gateway did not open the stream, as far as it has said so."""
+        ...
+
+    def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
+        """What has come: whole messages, a broken rule, or the end. An expected end is one that answers our goodbye."""
+        ...
+
+    def frame(self, message: bytes) -> bytes:
+        """The bytes of a message. Raises PayloadTooLarge."""
+        ...
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether `pending` has something."""
+        ...
+
+    def pending(self) -> bytes:
+        """Take the bytes that are due and belong to no message that is framed now."""
+        ...
+
+    def ping(self) -> None:
+        """Put a ping into what is pending."""
+        ...
+
+    def break_off(self, violation: Violation) -> None:
+        """Put a word about the broken rule into what is pending."""
+        ...
+
+    def goodbye(self) -> bytes:
+        """The last bytes, after which the gateway ends its side."""
+        ...
+
+
+class MessageTransport(Transport):
+    """A transport over a codec."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None, codec: Codec) -> None:
+        super().__init__(stream, hub, ping_interval_s)
+        self._codec = codec
+        self._sent = 0
+        """SendMessages of this connection. The gateway counts them too."""
+        self._credit_messages = self._credit_bytes = 0
+        """What the gateway may still deliver."""
+
+    # -- the first messages
+
+    def greet(self, init: pb.InitConnection) -> bytes:
+        messages, size = self._credit_messages, self._credit_bytes = self._hub.inbox.hello_credit()
+        for uri, version in ((NUMBERED_SENDS, ""), (DELIVERY_CREDIT, f"{messages}/{size}")):
+            init.extensions.append(pb.ExtensionDeclaration(uri=uri, version=version, required=True))
+        return self._codec.greeting()
+
+    async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
+        await self._stream.send(self.greet(init))
+        said = False
+        while self.ack is None:
+            if self._codec.can_send and not said:
+                said = True
+                await self._stream.send(self._codec.frame(pb.UpstreamMessage(init=init).SerializeToString()))
+            if pending := self._codec.pending():
+                await self._stream.send(pending)
+            if self._ended is not None:
+                raise self._ended.error or anyio.BrokenResourceError(self._ended.why)
+            if (data := await self._read()) is None:
+                why = "the gateway ended the connection before it let us in"
+                raise self._codec.refusal or anyio.BrokenResourceError(why)
+            self.feed(data)
+        return self.ack
+
+    # -- from the gateway
+
+    def feed(self, data: bytes) -> None:
+        for found in self._codec.receive(data):
+            match found:
+                case bytes():
+                    self._message(found)
+                case Violation():
+                    self._break_off(found)
+                case Ended():
+                    if self._ended is None:
+                        self._ended = replace(found, expected=found.expected and self._said_goodbye)
+
+    def _message(self, data: bytes) -> None:
+        try:
+            message = pb.DownstreamMessage.FromString(data)
+        except Exception:  # protobuf's DecodeError is of another module in each implementation
+            self._break_off(Violation("INVALID_FRAME_PAYLOAD_DATA", "the gateway sent what is no DownstreamMessage"))
+            return
+        if message.HasField("msg"):
+            if self._credit_messages <= 0 or self._credit_bytes <= 0:
+                self._break_off(Violation("PROTOCOL_ERROR", "the gateway delivered more than it had credit for"))
+                return
+            self._credit_messages -= 1
+            self._credit_bytes -= len(data)
+            self._hub.inbox.deliver_plain(message.msg, len(data))
+        elif self.ack is None and message.HasField("connection_ack"):
+            self.accepted(message.connection_ack)
+        else:
+            self.downstream(message)
+
+    def _break_off(self, violation: Violation) -> None:
+        if self._ended is None:
+            error = ProtocolViolation(violation.code, violation.why)
+            self._ended = Ended(error, retryable=self.ack is not None)
+            self._codec.break_off(violation)
+
+    # -- to the gateway
+
+    @property
+    def _owes_bytes(self) -> bool:
+        return self._codec.has_pending
+
+    def collect(self) -> bytes:
+        codec = self._codec
+        parts = [codec.pending()]
+        if codec.can_send:
+            grant = self._hub.inbox.grant_due(self._credit_messages, self._credit_bytes)
+            if grant is not None:
+                parts.append(self._grant(*grant))
+            parts += self._hub.outbox.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
+            if self.confirmations.shared:
+                parts.append(self.confirmations.guard(codec.frame))
+        return b"".join(parts)
+
+    def _grant(self, messages: int, size: int) -> bytes:
+        self._credit_messages += messages
+        self._credit_bytes += size
+        granted = pb.UpstreamMessage(active_extensions=[f"{DELIVERY_CREDIT}:{messages}:{size}"])
+        return self._codec.frame(granted.SerializeToString())
+
+    def encode_publication(self, publication: Publication) -> bytes | None:
+        message = pb.SendMessage.FromString(publication.extra) if publication.extra else pb.SendMessage()
+        message.target_topic = publication.topic
+        message.payload = publication.payload
+        message.message_type = pb.MessageType.ValueType(publication.message_type)
+        frame = self._codec.frame(pb.UpstreamMessage(send=message).SerializeToString())
+        self._sent += 1
+
+        def settle(error: AetherError | None) -> None:
+            if not isinstance(error, ConnectionLost):  # what is in doubt is the outbox's to decide
+                self._hub.outbox.settle(publication, error)
+
+        if publication.confirm:
+            return self.confirmations.alone(frame, settle, self._codec.frame, self._sent)
+        self.confirmations.together(settle, self._sent)
+        if self.confirmations.shared >= _SHARED:
+            frame += self.confirmations.guard(self._codec.frame)
+        return frame
+
+    def encode_upstream(self, upstream: Upstream) -> bytes:
+        frame = self._codec.frame(upstream.data)
+        number = 0
+        if upstream.unanswered and pb.UpstreamMessage.FromString(upstream.data).HasField("send"):
+            number = self._sent = self._sent + 1
+        return self.confirming(upstream, frame, self._codec.frame, number)
+
+    def ping(self) -> None:
+        self._codec.ping()
+
+    async def goodbye(self) -> None:
+        if words := self._codec.goodbye():
+            await self._stream.send(words)
