@@ -33,6 +33,7 @@ from aether_trio.client import (
     RequestTimeout,
     Retry,
     ServiceClient,
+    SessionEnded,
     TaskClient,
     TlsOptions,
     TlsRefused,
@@ -40,6 +41,7 @@ from aether_trio.client import (
     UserClient,
     WorkflowEngineClient,
 )
+from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 
 TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
@@ -61,6 +63,9 @@ _TLS_HINTS: Final = {
 }
 _IS_IT_A_GATEWAY: Final = "is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca"
 _TLS_OPTIONS: Final = {"ca_file": "--tls-ca", "cert_file": "--tls-cert", "key_file": "--tls-key"}
+_STATUSES: Final = frozenset(status.name for status in Status)
+"""Codes of the errors with which a gateway ends a connection. No operation is refused with one of them."""
+_ENDINGS: Final = (ClientClosed, ConnectionLost, ProtocolViolation, RequestTimeout, SessionEnded)
 _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 
@@ -150,7 +155,7 @@ async def _connect(stack: AsyncExitStack, target: Target, identity: Identity) ->
 
 def is_refusal(error: AetherError) -> bool:
     """Whether an error of an operation says that the gateway has refused it, and the connection lives on."""
-    return error.code not in _TOO_LARGE and not isinstance(error, ConnectionLost | RequestTimeout | ClientClosed)
+    return error.code not in _TOO_LARGE | _STATUSES and not isinstance(error, _ENDINGS)
 
 
 def is_not_spoken(error: AetherError) -> bool:
