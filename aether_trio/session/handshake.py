@@ -9,7 +9,8 @@ acknowledgement, without a checkpoint, so a client that has its ack misses no me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -69,7 +70,14 @@ class Handshake:
         claim: Claim | None = None
         admitted: Authenticated | None = None
         try:
-            claim, early = await self._first_message(link)
+            with self._first_message_deadline():
+                batch = await link.receive()
+            if not batch:
+                raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
+            first = batch[0]
+            if isinstance(first, Send):
+                raise StatusError(Status.INVALID_ARGUMENT, "the first message must be an InitConnection")
+            claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
             admitted = await parts.hooks.authenticate(claim, link.peer)
             session = self._make_session(link, claim, admitted)
             history = await self._recall(claim)
@@ -98,7 +106,7 @@ class Handshake:
             raise
         if (history := continued or history) is not None:
             session.resume(history)
-        return session, claim, early, history is not None
+        return session, claim, batch[1:], history is not None
 
     async def acknowledge(self, session: Session, claim: Claim, *, resumed: bool) -> None:
         """Open the session's subscriptions and send its ConnectionAck. Raises StatusError."""
@@ -148,27 +156,25 @@ class Handshake:
         open_base()
         parts.hooks.joined(session, claim)
 
-    async def _first_message(self, link: Link) -> tuple[Claim, Sequence[Upstream]]:
-        parts, wait_s = self._parts, self._parts.limits.init_wait_s
+    @contextmanager
+    def _first_message_deadline(self) -> Iterator[None]:
+        """Bound the wait for a first message in time, and by the end of admissions.
+
+        Raises StatusError.
+        """
+        wait_s = self._parts.limits.init_wait_s
         if self._draining:
             raise _shutting_down()
         with trio.move_on_after(wait_s) as waiting:
             self._waiting.add(waiting)
             try:
-                batch = await link.receive()
+                yield
             finally:
                 self._waiting.discard(waiting)
         if waiting.cancelled_caught and self._draining:
             raise _shutting_down()
         if waiting.cancelled_caught:
             raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
-        if not batch:
-            raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
-        first = batch[0]
-        if isinstance(first, Send):
-            raise StatusError(Status.INVALID_ARGUMENT, "the first message must be an InitConnection")
-        claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
-        return claim, batch[1:]
 
     def _make_session(self, link: Link, claim: Claim, admitted: Authenticated) -> Session:
         parts = self._parts

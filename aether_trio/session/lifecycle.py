@@ -7,20 +7,18 @@ Invariant: the stream is closed exactly once, in bounded time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import trio
 
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.session.admission import Claim
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.handshake import Handshake
 from aether_trio.session.read_loop import ReadLoop
 from aether_trio.session.session import Session
 from aether_trio.session.subscriptions import Subscriptions
-from aether_trio.transport.link import Link, LinkBroken, Upstream
+from aether_trio.transport.link import Link, LinkBroken
 
 CLOSE_S = 5.0
 """How long the end of a stream waits for its client to read the answers to its last requests."""
@@ -40,67 +38,69 @@ class SessionServer:
         Raises only cancellation; an unexpected exception ends this stream with UNKNOWN.
         """
         session: Session | None = None
-        status: Status | None
+        ending: Exception | None = None
         try:
             try:
                 session, claim, early, resumed = await self.handshake.admit(link)
-                status, text = await self._live(session, claim, early, resumed=resumed)
-            except StatusError as error:
-                status, text = error.status, error.message
-                # Sessions are freed by counting references, not by the cycle collector
-                # (cli/running.py makes that one rare). A traceback holds the frames that hold the
-                # session that holds the error.
-                error.__traceback__ = None
-            except LinkBroken as error:
-                status, text = None, ""
-                error.__traceback__ = None
+                async with trio.open_nursery() as nursery:
+                    session.start(nursery, self._subscriptions(session, nursery))
+                    try:
+                        await self.handshake.acknowledge(session, claim, resumed=resumed)
+                        await self._read_loop.run(session, early)
+                        session.finish()
+                    except StatusError as error:
+                        session.fail(error)
+                    except LinkBroken as error:
+                        ending = error
+                    finally:
+                        # The nursery is still open: a lagging subscription starts a task in it.
+                        session.detach()
+                    nursery.cancel_scope.cancel()
+                if ending is None or session.ending is not None:
+                    await self._send_last_answers(session)
+                    ending = session.ending
             except Exception as error:
-                status, text = Status.UNKNOWN, DEFECT
-                report(error, session.who if session is not None else _who(link))
-                error.__traceback__ = None
-            if status is not None:
-                await link.close(status, text)
-        except Exception as error:  # of `close`; the caller closes the socket
-            report(error, session.who if session is not None else _who(link))
+                ending = error
+            await self._close(link, ending, session.who if session is not None else _who(link))
         finally:
             if session is not None:
                 run_all(session.who, partial(self._release_publisher, session), session.forget)
 
-    async def _live(
-        self, session: Session, claim: Claim, early: Sequence[Upstream], *, resumed: bool
-    ) -> tuple[Status, str]:
-        broken: LinkBroken | None = None
-        async with trio.open_nursery() as nursery:
-            parts = self._parts
-            subscriptions = Subscriptions(
-                session.identity,
-                session.outbox,
-                parts.log,
-                parts.ephemeral_topics,
-                parts.work_queues,
-                nursery,
-                session.gap_reported,
-                session.work_lost,
-            )
-            session.start(nursery, subscriptions)
-            try:
-                await self.handshake.acknowledge(session, claim, resumed=resumed)
-                await self._read_loop.run(session, early)
-                session.finish()
-            except StatusError as error:
-                session.fail(error)
-            except LinkBroken as error:
-                broken = error
-            finally:
-                # Here, where the nursery is open: a lagging subscription starts a task in it.
-                session.detach()
-            nursery.cancel_scope.cancel()
-        if broken is not None and session.ending is None:
-            raise broken
-        await self._send_last_answers(session)
-        if session.ending is not None:
-            raise session.ending
-        return Status.OK, ""
+    async def _close(self, link: Link, ending: Exception | None, who: str) -> None:
+        """Close the stream with the status of its ending; report an unexpected one.
+
+        Raises only cancellation.
+        """
+        status, text = Status.OK, ""
+        if isinstance(ending, StatusError):
+            status, text = ending.status, ending.message
+        elif ending is not None and not isinstance(ending, LinkBroken):
+            status, text = Status.UNKNOWN, DEFECT
+            report(ending, who)
+        if ending is not None:
+            # Sessions are freed by counting references, not by the cycle collector (cli/running.py
+            # makes that one rare). A traceback holds the frames that hold the session that holds
+            # the error.
+            ending.__traceback__ = None
+        if isinstance(ending, LinkBroken):
+            return
+        try:
+            await link.close(status, text)
+        except Exception as error:  # the caller closes the socket
+            report(error, who)
+
+    def _subscriptions(self, session: Session, nursery: trio.Nursery) -> Subscriptions:
+        parts = self._parts
+        return Subscriptions(
+            session.identity,
+            session.outbox,
+            parts.log,
+            parts.ephemeral_topics,
+            parts.work_queues,
+            nursery,
+            session.gap_reported,
+            session.work_lost,
+        )
 
     async def _send_last_answers(self, session: Session) -> None:
         """Let the client read its last answers, signals and refusals."""
