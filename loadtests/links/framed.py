@@ -23,7 +23,7 @@ class FramedLink(Link):
 
     def __init__(self, opening: Opening) -> None:
         super().__init__(opening)
-        self._codec = fr.Connection(fr.Role.CLIENT)
+        self._codec = fr.FramedConnection(fr.Side.CLIENT)
         self._tcp: Tcp | None = None
         self._topics: dict[int, str] = {}
         self._handled: dict[int, int] = {}
@@ -134,7 +134,7 @@ class FramedLink(Link):
         """Send what waits, as far as the window of unacknowledged numbers reaches."""
         assert self._tcp is not None
         outbox, sequence = self.opening.outbox, self._codec.sequence
-        if self._leaving or self._codec.state is not fr.State.LIVE:
+        if self._leaving or self._codec.state is not fr.ConnectionState.LIVE:
             return
         frames: list[bytes] = []
         while outbox.waiting:

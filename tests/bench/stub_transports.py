@@ -45,7 +45,7 @@ class Framed:
     acknowledged = True
 
     def __init__(self) -> None:
-        self.framing = fr.Connection(fr.Role.SERVER)
+        self.framing = fr.FramedConnection(fr.Side.SERVER)
         self.waiting: deque[int] = deque()
         self.refusal: pb.ErrorResponse | None = None
         self.offset = 0

@@ -24,7 +24,7 @@ class Gateway:
     """The gateway's side of one connection, with a codec as the client."""
 
     def __init__(self, transport: str = "framed", *, window: int = 4096, accept: bool = True) -> None:
-        self.framing = fr.Connection(fr.Role.SERVER)
+        self.framing = fr.FramedConnection(fr.Side.SERVER)
         codec = TRANSPORTS[transport].codec("127.0.0.1:1")
         assert isinstance(codec, FramedCodec)
         self.codec = codec
@@ -211,7 +211,7 @@ def test_a_goaway_is_remembered() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"H", b"HTTP/1.1 400 Bad Request", fr.Connection(fr.Role.SERVER).send(fr.Error(1, ""))[1:]]
+    "data", [b"H", b"HTTP/1.1 400 Bad Request", fr.FramedConnection(fr.Side.SERVER).send(fr.Error(1, ""))[1:]]
 )
 def test_another_protocol_is_no_gateway(data: bytes) -> None:
     with pytest.raises(ValueError, match="no framing"):
