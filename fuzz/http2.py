@@ -223,10 +223,10 @@ def seeds() -> Iterator[bytes]:
         request(1, path="/nothing/Here") + request(3, ("te", "x")) + request(5, ("grpc-timeout", "5S"), end=True),
         _frame(frames.HEADERS, 0, 1, block[:10]) + _frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[10:]),
         frames.ping(b"12345678") * 5 + frames.window_update(0, 1000) + _frame(frames.PRIORITY, 0, 1, bytes(5)),
-        request(1) + frames.rst_stream(1, frames.ErrorCode.CANCEL) + _data(1, message),
+        request(1) + frames.rst_stream(1, frames.Http2ErrorCode.CANCEL) + _data(1, message),
         _SETTINGS * 3 + _frame(frames.SETTINGS, frames.ACK, 0, b"") + request(1),
         frames.settings({1: 0, 2: 0, 3: 100, 4: 1 << 30, 5: 1 << 20, 6: 8192, 99: 1}) + request(1) + request(3),
-        frames.goaway(0, frames.ErrorCode.NO_ERROR, "bye") + request(1),
+        frames.goaway(0, frames.Http2ErrorCode.NO_ERROR, "bye") + request(1),
         _frame(0xEE, 0, 0, b"unknown") + _frame(frames.PUSH_PROMISE, 4, 1, bytes(8)),
         _data(0, b"") + _data(1, b""),
     ]

@@ -14,7 +14,7 @@ from typing import Final
 
 import trustme
 
-from aether_trio.transport.socket.tls import TlsSession, TlsSettings, client_context, server_context
+from aether_trio.transport.socket.tls import TlsFiles, TlsSession, client_context, server_context
 from fuzz.feeding import choices, split
 
 RECORD_BYTES: Final = 5 + 16 * 1024 + 256
@@ -30,7 +30,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     with tempfile.TemporaryDirectory() as folder:
         pem = Path(folder) / "server.pem"
         leaf.private_key_and_cert_chain_pem.write_to_path(pem)
-        server = server_context(TlsSettings(pem, pem))
+        server = server_context(TlsFiles(pem, pem))
         ca = Path(folder) / "ca.pem"
         authority.cert_pem.write_to_path(ca)
         return server, client_context(ca_file=ca)

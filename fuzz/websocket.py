@@ -8,20 +8,20 @@ from typing import Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
-from wsproto.events import Ping as WsprotoPing
-from wsproto.events import Pong as WsprotoPong
+from wsproto.events import PingFrame as WsprotoPing
+from wsproto.events import PongFrame as WsprotoPong
 
 from aether_trio.transport.websocket.frames import (
     MAX_CONTROL_BYTES,
-    Close,
     CloseCode,
-    Data,
+    CloseFrame,
+    DataFrame,
     Event,
     Fragment,
     FrameError,
     FrameReader,
-    Ping,
-    Pong,
+    PingFrame,
+    PongFrame,
 )
 from fuzz.feeding import choices, split
 
@@ -44,7 +44,7 @@ def read(parts: Iterable[bytes], limit: int) -> tuple[list[Event], CloseCode | N
             assert not reader.held_bytes
             assert not reader.unread_bytes
             return events, error.code
-        if events and isinstance(events[-1], Close):
+        if events and isinstance(events[-1], CloseFrame):
             return events, None
         assert reader.held_bytes <= max(limit, 1)
         assert reader.unread_bytes < _HEADER_BYTES + MAX_CONTROL_BYTES
@@ -61,16 +61,16 @@ def wsproto_says(stream: bytes) -> tuple[list[object], int | None]:
         if isinstance(event, (BytesMessage, TextMessage)):
             part += event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
             if event.message_finished:
-                found.append(Data(isinstance(event, TextMessage), part))
+                found.append(DataFrame(isinstance(event, TextMessage), part))
                 part = b""
         elif isinstance(event, WsprotoPing):
-            found.append(Ping(bytes(event.payload)))
+            found.append(PingFrame(bytes(event.payload)))
         elif isinstance(event, WsprotoPong):
-            found.append(Pong())
+            found.append(PongFrame())
         elif isinstance(event, CloseConnection):
             if connection.state is ConnectionState.OPEN:
                 return found, int(event.code)
-            found.append(Close(None if event.code == 1005 else int(event.code), event.reason or ""))
+            found.append(CloseFrame(None if event.code == 1005 else int(event.code), event.reason or ""))
     return found, None
 
 
@@ -91,7 +91,10 @@ def check(data: bytes) -> None:
         assert ours == theirs  # a close code that wsproto does not know, and a reason that is no UTF-8
     elif code is not None and their_code is None:
         assert ours == theirs  # what is wrong from its first byte on is refused there
-    elif not (ours and isinstance(ours[-1], Close) and ours[-1].code == _BAD_GATEWAY) and code is not CloseCode.TOO_BIG:
+    elif (
+        not (ours and isinstance(ours[-1], CloseFrame) and ours[-1].code == _BAD_GATEWAY)
+        and code is not CloseCode.TOO_BIG
+    ):
         assert (ours, code) == (theirs, their_code)
 
 

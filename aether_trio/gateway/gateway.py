@@ -22,7 +22,7 @@ from aether_trio.gateway.core import Core, open_core
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.framed.server import FramedServer
-from aether_trio.transport.grpc.health import SERVING, Health
+from aether_trio.transport.grpc.health import SERVING, GrpcHealth
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.reflection import with_reflection
 from aether_trio.transport.grpc.rpc import told_when_broken
@@ -56,7 +56,9 @@ class GatewayService(AetherGatewayBase):
 class Gateway:
     """A running gateway. Made by `open_gateway`."""
 
-    def __init__(self, core: Core, ports: Ports, health: Health, settings: Settings, ops_address: str | None) -> None:
+    def __init__(
+        self, core: Core, ports: Ports, health: GrpcHealth, settings: Settings, ops_address: str | None
+    ) -> None:
         self.core = core
         self.address = ports.address
         """HOST:PORT that the transports share; of the first transport when each has its own."""
@@ -102,7 +104,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     Raises OSError when a port is taken or the data directory is in use.
     """
     async with open_core(settings) as core, trio.open_nursery() as nursery:
-        health = Health()
+        health = GrpcHealth()
         transports = _open_transports(core, health, nursery)
         ports = limits.open_ports(settings, transports)
         await nursery.start(ports.serve)
@@ -129,7 +131,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             nursery.cancel_scope.cancel()
 
 
-def _open_transports(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, TransportServer]:
+def _open_transports(core: Core, health: GrpcHealth, nursery: trio.Nursery) -> dict[str, TransportServer]:
     """The transports that are on, by name.
 
     What they need beside their connections runs in `nursery`.

@@ -162,12 +162,12 @@ def open_ports(settings: Settings, transports: Mapping[str, TransportServer]) ->
     )
 
 
-def tls_settings(settings: TlsSettings) -> tls.TlsSettings | None:
+def tls_settings(settings: TlsSettings) -> tls.TlsFiles | None:
     """Give the certificate files; None for a port without TLS."""
     if settings.cert is None or settings.key is None:
         return None
     required = settings.require_client_cert
-    return tls.TlsSettings(
+    return tls.TlsFiles(
         cert_file=Path(settings.cert),
         key_file=Path(settings.key),
         client_ca_file=Path(settings.client_ca) if settings.client_ca else None,

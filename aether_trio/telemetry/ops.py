@@ -85,7 +85,7 @@ class _Resolve:
     notes: str
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.answer = _Answer.text(status, text)
@@ -124,7 +124,7 @@ class OpsServer:
     # -- what is answered
 
     def answer(self, target: str, headers: dict[str, str]) -> _Answer | _Stream:
-        """The answer to a GET. Raises _Refused."""
+        """The answer to a GET. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path:
             case "/healthz":
@@ -137,7 +137,9 @@ class OpsServer:
             case "/v1/tail":
                 return self._tail_request(parse_qs(url.query), headers)
             case _:
-                raise _Refused(404, "nothing here; there are /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC")
+                raise _RequestRefused(
+                    404, "nothing here; there are /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC"
+                )
 
     def _readyz(self) -> _Answer:
         readiness = self._health.readiness()
@@ -146,36 +148,36 @@ class OpsServer:
 
     def _tail_request(self, query: dict[str, list[str]], headers: dict[str, str]) -> _Stream:
         if self._tail is None or not self._settings.tail:
-            raise _Refused(404, "this gateway does not serve tails (ops.tail is off)")
+            raise _RequestRefused(404, "this gateway does not serve tails (ops.tail is off)")
         self._may("tail", "tail shows payloads", headers)
         try:
             topic = str(parse_topic(query["topic"][-1]).text)
         except KeyError:
-            raise _Refused(400, "say which topic: /v1/tail?topic=ag::default::echo::1") from None
+            raise _RequestRefused(400, "say which topic: /v1/tail?topic=ag::default::echo::1") from None
         except AetherError as exc:
-            raise _Refused(400, exc.message) from None
+            raise _RequestRefused(400, exc.message) from None
         start = query.get("from", ["now"])[-1]
         if start == "now":
             return _Stream(topic, None)
         if not (start.isascii() and start.isdigit()) or len(start) > 18:
-            raise _Refused(400, "from must be an offset (0 is the oldest message) or now")
+            raise _RequestRefused(400, "from must be an offset (0 is the oldest message) or now")
         return _Stream(topic, int(start))
 
     def change(self, target: str, headers: dict[str, str]) -> _Resolve:
-        """What a POST wants. Raises _Refused."""
+        """What a POST wants. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path.split("/"):
             case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
                 self._may("dlq", "a dead letter is not everybody's", headers)
                 if not headers.get(ASKED_BY):
-                    raise _Refused(403, f"a request that changes something needs the header {ASKED_BY}")
+                    raise _RequestRefused(403, f"a request that changes something needs the header {ASKED_BY}")
                 query = parse_qs(url.query)
                 by = query.get("by", [""])[-1]
                 if not by:
-                    raise _Refused(400, "say who has seen to it: ?by=NAME")
+                    raise _RequestRefused(400, "say who has seen to it: ?by=NAME")
                 return _Resolve(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
-                raise _Refused(405, "only GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve")
+                raise _RequestRefused(405, "only GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve")
 
     async def resolve(self, request: _Resolve) -> _Answer:
         """Carry it out."""
@@ -193,15 +195,17 @@ class OpsServer:
         if token is not None:
             offered = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(offered.encode(), token.encode()):
-                raise _Refused(401, f"{what} needs the header Authorization: Bearer with the value of ops.tail_token")
+                raise _RequestRefused(
+                    401, f"{what} needs the header Authorization: Bearer with the value of ops.tail_token"
+                )
             return
         if not (self._dev and is_loopback(self._settings.host)):
-            raise _Refused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
+            raise _RequestRefused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
         # A web page may make the browser of this machine ask, under a name that it has pointed at
         # 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
-            raise _Refused(403, "ask by a loopback address")
+            raise _RequestRefused(403, "ask by a loopback address")
 
     # -- how it is served
 
@@ -232,8 +236,8 @@ class OpsServer:
             elif request.method == "POST":
                 answer = await self.resolve(self.change(request.target, request.headers))
             else:
-                raise _Refused(405, "only GET and HEAD")
-        except _Refused as refused:
+                raise _RequestRefused(405, "only GET and HEAD")
+        except _RequestRefused as refused:
             answer = refused.answer
         if isinstance(answer, _Stream):
             await self._send_tail(http, request, answer)

@@ -21,7 +21,7 @@ from aether_trio.services.credentials import hash_api_key
 from aether_trio.telemetry import configure_logging
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.streams import TRANSPORTS, gateway_settings, open_stream
 from tests.transport.grpc.harness import RawClient, data, frame, message, settings
@@ -136,7 +136,7 @@ async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
                 calls = [client.request(number, watch, x="a" * 10_000) for number in range(1, 200, 2)]
                 nursery.start_soon(client.send, *calls)
                 refused = await client.until_kind(frames.RST_STREAM)
-                assert refused.body == int(ErrorCode.REFUSED_STREAM).to_bytes(4, "big")
+                assert refused.body == int(Http2ErrorCode.REFUSED_STREAM).to_bytes(4, "big")
                 await client.until_kind(frames.RST_STREAM, stream_id=199)
                 [connection] = gateway._ports._transports["grpc"].connections
                 assert 500_000 < connection._header_bytes <= 512 * 1024

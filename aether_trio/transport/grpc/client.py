@@ -33,14 +33,14 @@ from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import ControlPlane, SharedControl
 from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frame_checks import parse_goaway
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.limits import NO_ALLOWANCES
 from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
 from aether_trio.transport.socket.tls import TlsSession
 
-__all__ = ["Call", "Channel", "open_channel"]
+__all__ = ["Call", "GrpcChannel", "open_channel"]
 
 USER_AGENT: Final = "grpc-python-aether-trio"
 _TABLE: Final = flood_budgets.table(NO_ALLOWANCES)
@@ -56,11 +56,11 @@ class Message(Protocol):
 
 
 class Call:
-    """The client's end of one RPC. One reader and one sender at a time. Made by `Channel.stream`."""
+    """The client's end of one RPC. One reader and one sender at a time. Made by `GrpcChannel.stream`."""
 
     __slots__ = ("_channel", "_decode", "_headers", "_messages", "_stream", "_trailers")
 
-    def __init__(self, stream_id: int, channel: Channel, reply_type: Any) -> None:
+    def __init__(self, stream_id: int, channel: GrpcChannel, reply_type: Any) -> None:
         self._messages = MessageStream(stream_id, self, channel.wire, channel.budget)
         self._stream = self._messages.stream
         self._channel = channel
@@ -197,7 +197,7 @@ class Call:
         """See StreamHandler. Only servers do that."""
 
 
-class Channel:
+class GrpcChannel:
     """One connection to a server. Made by `open_channel`."""
 
     __slots__ = ("_authority", "_calls", "_control_plane", "_counters", "_failure", "_scheme", "budget", "wire")
@@ -309,7 +309,7 @@ class Channel:
     def _close_call(self, call: Call) -> None:
         stream = call.http2
         if self._calls.pop(stream.stream_id, None) is not None:
-            self.wire.plane.out.append(self._control_plane.reset(stream.stream_id, ErrorCode.CANCEL))
+            self.wire.plane.out.append(self._control_plane.reset(stream.stream_id, Http2ErrorCode.CANCEL))
             self.wire.plane.close(stream)
             self.wire.dirty.pop(stream, None)
             self._control_plane.forget(stream.stream_id)
@@ -374,7 +374,7 @@ class Channel:
         self._control_plane.end_of_stream(stream.stream_id)
         self._calls[stream.stream_id].over()
 
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+    def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """See FrameOwner."""
         call = self._calls.get(stream_id)
         if call is not None:
@@ -390,7 +390,7 @@ async def open_channel(
     tls: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
     limits: GrpcLimits | None = None,
-) -> AsyncIterator[Channel]:
+) -> AsyncIterator[GrpcChannel]:
     """Connect; the channel's task lives in the block. Raises OSError when there is no connection."""
     sock = await _connect(host, port)
     try:
@@ -399,7 +399,7 @@ async def open_channel(
             session = TlsSession(tls, server_hostname=server_hostname or host, server_side=False)
             await session.handshake(sock)
         async with _bare_nursery() as nursery:
-            channel = Channel(sock, session, f"{host}:{port}", limits or GrpcLimits(), nursery)
+            channel = GrpcChannel(sock, session, f"{host}:{port}", limits or GrpcLimits(), nursery)
             nursery.start_soon(channel.run)
             try:
                 yield channel

@@ -24,7 +24,7 @@ SERVING: Final = HealthCheckResponse.SERVING
 NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
 
 
-class Health(HealthBase):
+class GrpcHealth(HealthBase):
     """Check and Watch over a table of statuses. Every known service starts as NOT_SERVING."""
 
     def __init__(self, services: tuple[str, ...] = (OVERALL, GATEWAY)) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from aether_trio.transport.grpc import response_headers
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class RefusedRequest:
         stream = self.stream
         if self._length is not None and self._length != stream.credit:
             text = f"content-length is {self._length}, and {stream.credit} bytes came"
-            self._connection.stream_error(stream.stream_id, ErrorCode.PROTOCOL_ERROR, text)
+            self._connection.stream_error(stream.stream_id, Http2ErrorCode.PROTOCOL_ERROR, text)
         else:
             self._answer()
 
@@ -111,5 +111,5 @@ class RefusedRequest:
         self._over.set()
         if not self.stream.ended:
             # The client may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
-            self._connection.reset(self.stream, ErrorCode.NO_ERROR)
+            self._connection.reset(self.stream, Http2ErrorCode.NO_ERROR)
         self._connection.forget(self.stream)

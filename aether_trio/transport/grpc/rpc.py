@@ -20,7 +20,7 @@ from aether_trio.transport.grpc import messages, response_headers
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.refused import RefusedRequest
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.server_connection import ServerConnection
 from aether_trio.transport.link import LinkBroken
 
@@ -41,7 +41,7 @@ def told_when_broken(handler: Method) -> Method:
     return handler
 
 
-class Refusal(Exception):
+class RpcRefused(Exception):
     """The request cannot become an RPC."""
 
     def __init__(self, http_status: int, status: Status, message: str) -> None:
@@ -64,7 +64,7 @@ class RpcAcceptor:
         """Start the task of an RPC, or answer why there is none. Called while a read is scanned."""
         try:
             stream = self._open(connection, stream_id, headers)
-        except Refusal as refusal:
+        except RpcRefused as refusal:
             if refusal.http_status in _NO_GRPC:
                 _refuse_plainly(connection, stream_id, refusal, dict(headers).get("content-length", ""))
             else:
@@ -76,18 +76,18 @@ class RpcAcceptor:
     def _open(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> ServerStream:
         by_name = dict(headers)
         if by_name.get(":method") != "POST":
-            raise Refusal(405, Status.INTERNAL, "gRPC requests are POST")
+            raise RpcRefused(405, Status.INTERNAL, "gRPC requests are POST")
         content_type = by_name.get("content-type", "").partition(";")[0].strip()
         if content_type not in _CONTENT_TYPES:
-            raise Refusal(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
+            raise RpcRefused(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
         if by_name.get("te") != "trailers":
-            raise Refusal(400, Status.INTERNAL, 'the header "te: trailers" is missing')
+            raise RpcRefused(400, Status.INTERNAL, 'the header "te: trailers" is missing')
         handler = self._handlers.get(by_name.get(":path", ""))
         if handler is None:
-            raise Refusal(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
+            raise RpcRefused(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
         encoding = by_name.get("grpc-encoding", "identity")
         if not messages.known_encoding(encoding):
-            raise Refusal(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
+            raise RpcRefused(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
         deadline = None
         if "grpc-timeout" in by_name:
             deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
@@ -101,17 +101,17 @@ def _timeout(value: str) -> float:
             return decode_timeout(value)
     except ValueError:
         pass
-    raise Refusal(200, Status.INTERNAL, "invalid grpc-timeout header")
+    raise RpcRefused(200, Status.INTERNAL, "invalid grpc-timeout header")
 
 
-def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> None:
+def _refuse(connection: ServerConnection, stream_id: int, refusal: RpcRefused) -> None:
     connection.counters.reject(f"http_{refusal.http_status}" if refusal.http_status != 200 else "unimplemented")
     block = response_headers.refusal(refusal.http_status, refusal.status, refusal.message)
     connection.send_block(stream_id, block, end_stream=True)
-    connection.refuse(stream_id, ErrorCode.NO_ERROR)
+    connection.refuse(stream_id, Http2ErrorCode.NO_ERROR)
 
 
-def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: Refusal, length: str) -> None:
+def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: RpcRefused, length: str) -> None:
     connection.counters.reject(f"http_{refusal.http_status}")
     error = StatusError(refusal.status, refusal.message)
     declared = int(length) if length.isascii() and length.isdigit() and len(length) <= _LENGTH_DIGITS else None

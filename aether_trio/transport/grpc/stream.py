@@ -20,7 +20,7 @@ from grpclib.metadata import decode_metadata, encode_metadata
 
 from aether_trio.transport.grpc import messages, response_headers
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
 from aether_trio.transport.socket.writer import BURST_BYTES
 
@@ -365,7 +365,7 @@ class ServerStream:
         self.connection.send_block(self._stream.stream_id, block, end_stream=True)
         if not self._stream.ended:
             # The peer may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
-            self.connection.reset(self._stream, ErrorCode.NO_ERROR)
+            self.connection.reset(self._stream, Http2ErrorCode.NO_ERROR)
         self.connection.closed_locally(self._stream)
 
     def evict(self, status: int, message: str) -> None:
@@ -377,7 +377,7 @@ class ServerStream:
         """Reset the stream instead of ending it with a status."""
         if not self._stream.finished:
             self._stream.finished = self._closing = True
-            self.connection.reset(self._stream, ErrorCode.CANCEL)
+            self.connection.reset(self._stream, Http2ErrorCode.CANCEL)
             self.connection.closed_locally(self._stream)
         await trio.lowlevel.checkpoint()
 

@@ -21,7 +21,7 @@ import trio
 
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.dataplane import DataPlane, FrameOwner
-from aether_trio.transport.http2.frames import ProtocolViolation
+from aether_trio.transport.http2.frames import Http2Violation
 from aether_trio.transport.http2.limits import Http2Limits
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.socket.writer import BURST_BYTES, Sealer, SocketWriter
@@ -143,7 +143,7 @@ class Http2Connection:
         plane = self.plane
         try:
             plane.receive(data)
-        except ProtocolViolation as violation:
+        except Http2Violation as violation:
             self._violated(violation)
             return False
         if plane.touched:
@@ -159,7 +159,7 @@ class Http2Connection:
             if not self.plane.out:
                 return
 
-    def _violated(self, violation: ProtocolViolation) -> None:
+    def _violated(self, violation: Http2Violation) -> None:
         """The peer broke a rule: say so once and stop."""
         self.counters.reject(violation.reason)
         if not self.closing:

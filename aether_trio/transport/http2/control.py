@@ -1,6 +1,6 @@
 """The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream states).
 
-A thin shell that trims what h2 keeps per connection and turns its exceptions into ProtocolViolation. Frames for which h2
+A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation. Frames for which h2
 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come here. GOAWAY must not reach h2 at all: it
 would then refuse every later frame, while a client that says GOAWAY still waits for its answers. A client has one of
 these for each connection; of a server's connections only those that need it (server_control.py), and for what arrives.
@@ -19,7 +19,7 @@ import h2.settings
 import h2.stream
 
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.h2_internals import LeanH2Connection
 from aether_trio.transport.http2.hpack_cache import BlockCache, CachingDecoder
 from aether_trio.transport.http2.limits import Http2Limits
@@ -102,14 +102,14 @@ class ControlPlane:
         return self.receive(frame)
 
     def receive(self, frame: bytes) -> list[h2.events.Event]:
-        """Feed one whole frame. Raises ProtocolViolation."""
+        """Feed one whole frame. Raises Http2Violation."""
         try:
             return self._h2.receive_data(frame)
         except h2.exceptions.DenialOfServiceError as error:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "header_list_size", str(error)) from error
+            raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "header_list_size", str(error)) from error
         except h2.exceptions.ProtocolError as error:
-            code = ErrorCode(error.error_code)
-            raise ProtocolViolation(code, code.name.lower(), str(error)) from error
+            code = Http2ErrorCode(error.error_code)
+            raise Http2Violation(code, code.name.lower(), str(error)) from error
 
     def take_output(self) -> bytes:
         return self._h2.data_to_send()
@@ -123,7 +123,7 @@ class ControlPlane:
         self._h2.end_stream(stream_id)
         return self._h2.data_to_send()
 
-    def reset(self, stream_id: int, code: ErrorCode) -> bytes:
+    def reset(self, stream_id: int, code: Http2ErrorCode) -> bytes:
         """RST_STREAM, or nothing when h2 has closed the stream already."""
         stream = self._h2.streams.get(stream_id)
         if stream is None or stream.closed:

@@ -7,7 +7,7 @@ stream, because its state machine must move.
 
 Sans-I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`. Invariants:
 * bytes count against a window until they were *read*; a reader that waits reads a message's parts as they come;
-* a ProtocolViolation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else is ever raised;
+* a Http2Violation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else is ever raised;
 * frames leave in the order they were put into `out`, and DATA never exceeds a window or the peer's frame size;
 * a stream that wants to send and cannot is in `blocked`, and moves to `ready` when the room that it lacks appears, never
   otherwise (RFC 9113 section 6.9);
@@ -29,8 +29,8 @@ from aether_trio.transport.http2.frames import (
     LARGEST_WINDOW_BYTES,
     STREAM_MASK,
     UINT32,
-    ErrorCode,
-    ProtocolViolation,
+    Http2ErrorCode,
+    Http2Violation,
 )
 from aether_trio.transport.http2.limits import Http2Limits
 from aether_trio.transport.http2.stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, Http2Stream
@@ -52,14 +52,14 @@ class FrameOwner(Protocol):
     """What the data plane asks of the connection around it."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """One whole frame that is neither DATA nor WINDOW_UPDATE. May open and close streams; may raise ProtocolViolation."""
+        """One whole frame that is neither DATA nor WINDOW_UPDATE. May open and close streams; may raise Http2Violation."""
         ...
 
     def end_of_stream(self, stream: Http2Stream) -> None:
         """The peer ended `stream` with a DATA frame."""
         ...
 
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+    def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """Reset this stream, which may be closed already."""
         ...
 
@@ -168,7 +168,7 @@ class DataPlane:
     # Receiving ---------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes as they came from the socket. Raises ProtocolViolation; then the connection is of no more use."""
+        """Take bytes as they came from the socket. Raises Http2Violation; then the connection is of no more use."""
         self.more = False
         if self._tail:
             data = self._tail + data
@@ -188,7 +188,7 @@ class DataPlane:
             word, flags, stream_id = unpack(data, position)
             length = word >> 8
             if length > largest:
-                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", f"frame of {length} bytes")
+                raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", f"frame of {length} bytes")
             stop = position + HEADER_BYTES + length
             if stop > end:
                 break
@@ -200,7 +200,7 @@ class DataPlane:
                 self._data(data, position + HEADER_BYTES, stop, flags, stream_id)
             elif kind == frames.WINDOW_UPDATE:
                 if length != 4:
-                    raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "WINDOW_UPDATE is not 4 bytes")
+                    raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "WINDOW_UPDATE is not 4 bytes")
                 self.window_update(stream_id, UINT32.unpack_from(data, position + HEADER_BYTES)[0] & STREAM_MASK)
             else:
                 if kind in (frames.HEADERS, frames.CONTINUATION):
@@ -226,7 +226,7 @@ class DataPlane:
         want = frames.PREFACE
         have = data[: len(want)]
         if have != want[: len(have)]:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks HTTP/2")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks HTTP/2")
         if len(have) < len(want):
             return 0
         self._preface = False
@@ -237,31 +237,31 @@ class DataPlane:
             if kind == frames.GOAWAY and self._client:
                 return  # a port that speaks something else says so (transport/socket/first_bytes.py)
             if kind != frames.SETTINGS:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame must be SETTINGS")
+                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame must be SETTINGS")
             self.settings_seen = True
         if self._block_stream and (kind != frames.CONTINUATION or stream_id != self._block_stream):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "header_block", "frame inside a header block")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "frame inside a header block")
 
     def _header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if kind == frames.HEADERS:
             self._block_bytes = self._block_frames = 0
         elif not self._block_stream:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "header_block", "CONTINUATION without HEADERS")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "CONTINUATION without HEADERS")
         self._block_bytes += length
         self._block_frames += 1
         if self._block_bytes > self.limits.max_header_block_bytes:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "header_block_size")
+            raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "header_block_size")
         if self._block_frames > 1 + self.limits.max_continuation_frames:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "continuation_flood")
+            raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "continuation_flood")
         self._block_stream = 0 if flags & frames.END_HEADERS else stream_id
         if not stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "header_block", "HEADERS on stream 0")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "HEADERS on stream 0")
 
     def _data(self, data: bytes, position: int, stop: int, flags: int, stream_id: int) -> None:
         size = stop - position
         self._recv_window -= size
         if self._recv_window < 0:
-            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection_window_overrun")
+            raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "connection_window_overrun")
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended or stream.failure is not None:
             self._unwanted_data(stream, stream_id, data, position, stop, flags)
@@ -269,7 +269,7 @@ class DataPlane:
         stream.recv_window -= size
         if stream.recv_window < 0:
             self._connection_credit(size)
-            self.owner.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window overrun")
+            self.owner.stream_error(stream_id, Http2ErrorCode.FLOW_CONTROL_ERROR, "stream window overrun")
             return
         if flags & frames.PADDED:
             position, stop = _without_padding(data, position, stop)
@@ -298,13 +298,13 @@ class DataPlane:
         size = stop - position
         if stream is None:
             if self.is_idle(stream_id):
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"DATA on idle stream {stream_id}")
+                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"DATA on idle stream {stream_id}")
             self._connection_credit(size)
-            self.owner.stream_error(stream_id, ErrorCode.STREAM_CLOSED, "")
+            self.owner.stream_error(stream_id, Http2ErrorCode.STREAM_CLOSED, "")
             return
         self._connection_credit(size)
         if stream.ended:
-            self.owner.stream_error(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            self.owner.stream_error(stream_id, Http2ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             return
         # Otherwise it failed, and is about to be told so; what is on its way until then is dropped.
         if flags & frames.PADDED:
@@ -430,22 +430,22 @@ class DataPlane:
             was_shut = self.send_window <= 0
             self.send_window += increment
             if not increment:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "window_update", "WINDOW_UPDATE of 0")
+                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "window_update", "WINDOW_UPDATE of 0")
             if self.send_window > LARGEST_WINDOW_BYTES:
-                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
+                raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
             if was_shut:  # otherwise each that is blocked lacks its own
                 self._unblock(list(self.blocked))
             return
         stream = self.streams.get(stream_id)
         if stream is None:
             if self.is_idle(stream_id):
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"WINDOW_UPDATE on idle {stream_id}")
+                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"WINDOW_UPDATE on idle {stream_id}")
             return
         stream.send_window += increment
         if not increment:
-            self.owner.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.owner.stream_error(stream_id, Http2ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         elif stream.send_window > LARGEST_WINDOW_BYTES:
-            self.owner.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "window beyond 2^31-1")
+            self.owner.stream_error(stream_id, Http2ErrorCode.FLOW_CONTROL_ERROR, "window beyond 2^31-1")
         elif stream in self.blocked:
             self._unblock([stream])
 
@@ -460,7 +460,7 @@ class DataPlane:
         for stream in self.streams.values():
             stream.send_window += delta
             if stream.send_window > LARGEST_WINDOW_BYTES:
-                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
+                raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
         self._unblock(list(self.blocked))
 
     def forget_ready(self) -> None:
@@ -479,7 +479,7 @@ class DataPlane:
 
 
 def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:
-    """Where the content of a padded DATA frame is. Raises ProtocolViolation."""
+    """Where the content of a padded DATA frame is. Raises Http2Violation."""
     if position == stop or position + 1 + data[position] > stop:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
+        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
     return position + 1, stop - data[position]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.limits import Allowance, Allowances
 
 SETTINGS_FLOOD: Final = 0
@@ -60,7 +60,7 @@ class Budgets:
         self._counters: list[int] | None = None
 
     def spend(self, kind: int, earned: int = 0) -> None:
-        """Count one frame of `kind`; raises ProtocolViolation when it is one too many.
+        """Count one frame of `kind`; raises Http2Violation when it is one too many.
 
         `earned` is the connection's running total of events that excuse one frame each.
         """
@@ -81,4 +81,4 @@ class Budgets:
         counters[kind] = max(0, counters[kind] - (total - counters[slot]))
         counters[slot] = total
         if counters[kind] > allowance.burst:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, REASONS[kind])
+            raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, REASONS[kind])

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from aether_trio.transport.http2.frames import HEADER_BYTES, STREAM_MASK, UINT32, ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import HEADER_BYTES, STREAM_MASK, UINT32, Http2ErrorCode, Http2Violation
 
 
 def check_ping(stream_id: int, frame: bytes) -> None:
     if len(frame) != HEADER_BYTES + 8:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PING is not 8 bytes")
+        raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PING is not 8 bytes")
     if stream_id:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "ping", "PING on a stream")
+        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "ping", "PING on a stream")
 
 
 def check_priority(stream_id: int, frame: bytes) -> None:
     if not stream_id:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "PRIORITY on stream 0")
+        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "priority", "PRIORITY on stream 0")
     if len(frame) != HEADER_BYTES + 5:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PRIORITY is not 5 bytes")
+        raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PRIORITY is not 5 bytes")
     if UINT32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_MASK == stream_id:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "a stream depends on itself")
+        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "priority", "a stream depends on itself")
 
 
 def parse_reset(stream_id: int, frame: bytes) -> int:
     """The error code."""
     if len(frame) != HEADER_BYTES + 4:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "RST_STREAM is not 4 bytes")
+        raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "RST_STREAM is not 4 bytes")
     if not stream_id:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "reset", "RST_STREAM on stream 0")
+        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "reset", "RST_STREAM on stream 0")
     code: int = UINT32.unpack_from(frame, HEADER_BYTES)[0]
     return code
 
@@ -34,7 +34,7 @@ def parse_reset(stream_id: int, frame: bytes) -> int:
 def parse_goaway(stream_id: int, frame: bytes) -> tuple[int, int, str]:
     """(last stream id, error code, debug text)."""
     if stream_id or len(frame) < HEADER_BYTES + 8:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
+        raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
     last = UINT32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_MASK
     code = UINT32.unpack_from(frame, HEADER_BYTES + 4)[0]
     return last, code, frame[HEADER_BYTES + 8 :].decode("utf-8", "replace")

@@ -36,7 +36,7 @@ END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
 
 
-class ErrorCode(enum.IntEnum):
+class Http2ErrorCode(enum.IntEnum):
     """Reasons in RST_STREAM and GOAWAY (RFC 9113 section 7)."""
 
     NO_ERROR = 0x0
@@ -55,13 +55,13 @@ class ErrorCode(enum.IntEnum):
     HTTP_1_1_REQUIRED = 0xD
 
 
-class ProtocolViolation(Exception):
+class Http2Violation(Exception):
     """The peer broke HTTP/2 or one of our limits: the whole connection ends with GOAWAY(`code`).
 
     `reason` is the counter's name in statistics; `debug` travels in the GOAWAY frame.
     """
 
-    def __init__(self, code: ErrorCode, reason: str, debug: str = "") -> None:
+    def __init__(self, code: Http2ErrorCode, reason: str, debug: str = "") -> None:
         super().__init__(f"{code.name}: {debug or reason}")
         self.code = code
         self.reason = reason
@@ -87,7 +87,7 @@ def window_update(stream_id: int, increment_bytes: int) -> bytes:
     return _ONE_UINT32.pack(4 << 8 | WINDOW_UPDATE, 0, stream_id, increment_bytes)
 
 
-def rst_stream(stream_id: int, code: ErrorCode) -> bytes:
+def rst_stream(stream_id: int, code: Http2ErrorCode) -> bytes:
     return _ONE_UINT32.pack(4 << 8 | RST_STREAM, 0, stream_id, code)
 
 
@@ -95,7 +95,7 @@ def ping(opaque: bytes, *, ack: bool = False) -> bytes:
     return FRAME_HEADER.pack(8 << 8 | PING, ACK if ack else 0, 0) + opaque
 
 
-def goaway(last_stream_id: int, code: ErrorCode, debug: str = "") -> bytes:
+def goaway(last_stream_id: int, code: Http2ErrorCode, debug: str = "") -> bytes:
     text = debug.encode("utf-8", "replace")[:256]
     return _GOAWAY.pack((8 + len(text)) << 8 | GOAWAY, 0, 0, last_stream_id, code) + text
 

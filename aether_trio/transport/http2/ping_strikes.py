@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 
 _NEVER: Final = float("-inf")
 
@@ -30,12 +30,12 @@ class PingStrikes:
         self._last = _NEVER
 
     def ping(self, now: float, data_frames_sent: int, min_interval_s: float, max_strikes: int) -> None:
-        """A ping came at `now`, in seconds. Raises ProtocolViolation("too_many_pings")."""
+        """A ping came at `now`, in seconds. Raises Http2Violation("too_many_pings")."""
         if data_frames_sent != self._data_seen:
             self._data_seen = data_frames_sent
             self.forgive()
         if now < self._last + min_interval_s:
             self._strikes += 1
             if self._strikes > max_strikes:
-                raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+                raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
         self._last = now

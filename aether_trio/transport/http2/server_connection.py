@@ -25,7 +25,7 @@ from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import SharedControl
 from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frame_checks import check_ping, check_priority, parse_goaway, parse_reset
-from aether_trio.transport.http2.frames import STREAM_MASK, ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import STREAM_MASK, Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.ping_strikes import PingStrikes
 from aether_trio.transport.http2.server_control import SETTINGS_ACK, ServerControl, as_text, size_of
 from aether_trio.transport.http2.statistics import Http2ConnectionStatistics, Http2Counters
@@ -152,7 +152,7 @@ class ServerConnection:
         elif not self.wire.closing:
             settled = self.plane.settings_seen
             self.counters.reject("idle_timeout" if settled else "handshake_timeout")
-            code = ErrorCode.NO_ERROR if settled else ErrorCode.SETTINGS_TIMEOUT
+            code = Http2ErrorCode.NO_ERROR if settled else Http2ErrorCode.SETTINGS_TIMEOUT
             self.plane.out.append(frames.goaway(self.plane.highest_stream_id, code, "timeout"))
         self.wire.stop()
         self.wire.writer.kick()
@@ -272,7 +272,7 @@ class ServerConnection:
         if self._pings is not None:
             self._pings.forgive()
 
-    def refuse(self, stream_id: int, code: ErrorCode) -> None:
+    def refuse(self, stream_id: int, code: Http2ErrorCode) -> None:
         """Reset a stream that never became an RPC."""
         self.plane.out.append(frames.rst_stream(stream_id, code))
         self.control_plane.forget(stream_id, reset_by_us=True)
@@ -282,7 +282,7 @@ class ServerConnection:
         self.forget(stream)
         self.wire.writer.kick()
 
-    def reset(self, stream: Http2Stream, code: ErrorCode) -> None:
+    def reset(self, stream: Http2Stream, code: Http2ErrorCode) -> None:
         """Put RST_STREAM into the output; the caller is about to forget the stream."""
         self.plane.out.append(frames.rst_stream(stream.stream_id, code))
         self.control_plane.forget(stream.stream_id, reset_by_us=True)
@@ -291,7 +291,7 @@ class ServerConnection:
         """See FrameOwner."""
         self.control_plane.end_of_stream(stream.stream_id)
 
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+    def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """See FrameOwner. Every reset that the peer provokes is charged to it."""
         stream = self.plane.streams.get(stream_id)
         if stream is None:
@@ -334,7 +334,7 @@ class ServerConnection:
         elif kind == frames.RST_STREAM:
             self._reset(stream_id, frame)
         elif kind == frames.PUSH_PROMISE:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
         else:
             self._header_block(kind, flags, stream_id, frame)
 
@@ -381,7 +381,7 @@ class ServerConnection:
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)
         self.plane.budgets.spend(flood_budgets.RESET_FLOOD)
-        self.refuse(stream_id, ErrorCode.REFUSED_STREAM)
+        self.refuse(stream_id, Http2ErrorCode.REFUSED_STREAM)
 
     def _ended(self, stream_id: int) -> None:
         stream = self.plane.streams.get(stream_id)
@@ -392,7 +392,7 @@ class ServerConnection:
     def _reset(self, stream_id: int, frame: bytes) -> None:
         code = parse_reset(stream_id, frame)
         if self.plane.is_idle(stream_id):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
         stream = self.plane.streams.get(stream_id)
         if stream is None or not stream.handler.answered:
             # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets as many streams that
@@ -461,7 +461,7 @@ class ServerConnection:
         self._round_trip = trio.Event()
         if not self.draining:  # else the client has said so itself, and what it sent is on its way all the same
             self.draining = True
-            self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
+            self.plane.out.append(frames.goaway(STREAM_MASK, Http2ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
         self.wire.writer.kick()
 
@@ -488,7 +488,7 @@ class ServerConnection:
         if self.goaway_limit == STREAM_MASK and not self.wire.closing:
             self.draining = True
             self.goaway_limit = self.plane.highest_stream_id
-            self.plane.out.append(frames.goaway(self.goaway_limit, ErrorCode.NO_ERROR, "draining"))
+            self.plane.out.append(frames.goaway(self.goaway_limit, Http2ErrorCode.NO_ERROR, "draining"))
             self.wire.writer.kick()
 
     def on_half_close(self) -> None:

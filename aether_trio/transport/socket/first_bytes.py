@@ -76,7 +76,7 @@ def refusal(head: bytes, text: str) -> bytes:
     if transport == GRPC:
         # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a GOAWAY behind them for a
         # connection that has served its time. It then tries again without a pause, 3,000 times a second; like this it waits.
-        return frames.goaway(0, frames.ErrorCode.HTTP_1_1_REQUIRED, text)
+        return frames.goaway(0, frames.Http2ErrorCode.HTTP_1_1_REQUIRED, text)
     if transport == FRAMED:
         return PREFACE + encode_error(Status.UNIMPLEMENTED, text)
     body = text.encode() + b"\n"

@@ -46,7 +46,7 @@ class PortStatistics:
     rejects: Mapping[str, int]
 
 
-class _Refused(Exception):
+class _ConnectionRefused(Exception):
     """`text` is for the peer; without it TLS has said what there is to say, or nobody would read it."""
 
     def __init__(self, reason: str, text: str = "") -> None:
@@ -115,7 +115,7 @@ class Port:
                 return await self._look(accepted)
         except trio.TooSlowError:
             self._rejects["timeout"] += 1
-        except _Refused as refused:
+        except _ConnectionRefused as refused:
             self._rejects[refused.reason] += 1
             await self._say(accepted, refused.text)
         except OSError as error:  # ssl.SSLError is one
@@ -130,15 +130,15 @@ class Port:
         if not accepted.head:
             accepted.head = await _receive(accepted.sock)
         if not accepted.head:
-            raise _Refused("silent")
+            raise _ConnectionRefused("silent")
         if accepted.head[0] != first_bytes.TLS_HANDSHAKE:
-            raise _Refused("tls_missing", f"TLS is required here: {self._speaks}")
+            raise _ConnectionRefused("tls_missing", f"TLS is required here: {self._speaks}")
         session = TlsSession(context)
         try:
             await session.handshake(accepted.sock, accepted.head)
         except OSError as error:
             log.debug("TLS handshake failed: %s", error)
-            raise _Refused("tls_handshake") from error
+            raise _ConnectionRefused("tls_handshake") from error
         accepted.tls = session
         accepted.head = session.open(b"")
         name = None if session.alpn is None else self._by_alpn.get(session.alpn)
@@ -151,20 +151,24 @@ class Port:
             name = first_bytes.transport_of(head)
             if name is not None:
                 if name not in self._transports:
-                    raise _Refused("transport_off", f"not spoken here: {self._speaks}")
+                    raise _ConnectionRefused("transport_off", f"not spoken here: {self._speaks}")
                 return self._transport(name)
             if not first_bytes.may_become_one(head):
                 if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
-                    raise _Refused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
-                raise _Refused("unknown", f"not understood: {self._speaks}")
+                    raise _ConnectionRefused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
+                raise _ConnectionRefused("unknown", f"not understood: {self._speaks}")
             data = b"" if accepted.tls is not None and accepted.tls.ended else await _receive(accepted.sock)
             if not data:
-                raise _Refused("truncated", f"ended too early: {self._speaks}") if head else _Refused("silent")
+                raise (
+                    _ConnectionRefused("truncated", f"ended too early: {self._speaks}")
+                    if head
+                    else _ConnectionRefused("silent")
+                )
             if accepted.tls is not None:
                 try:
                     data = accepted.tls.open(data)
                 except ssl.SSLError as error:
-                    raise _Refused("tls_records") from error
+                    raise _ConnectionRefused("tls_records") from error
             accepted.head = head + data
 
     async def _say(self, accepted: Accepted, text: str) -> None:

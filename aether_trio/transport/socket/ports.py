@@ -20,7 +20,7 @@ import trio
 from aether_trio.transport.socket.accepted import TransportServer
 from aether_trio.transport.socket.listener import Acceptor, ListenerStatistics, TcpSettings, open_tcp_listeners
 from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
-from aether_trio.transport.socket.tls import TlsSettings, server_context
+from aether_trio.transport.socket.tls import TlsFiles, server_context
 
 
 class Ports:
@@ -37,7 +37,7 @@ class Ports:
         host: str | None = None,
         port: int = 0,
         own: Mapping[str, int] | None = None,
-        tls: TlsSettings | None = None,
+        tls: TlsFiles | None = None,
         tcp: TcpSettings | None = None,
         first_bytes_timeout_s: float = 10.0,
         reuse_port: bool = False,

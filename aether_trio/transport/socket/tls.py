@@ -38,7 +38,7 @@ class ClientCertificates(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TlsSettings:
+class TlsFiles:
     """PEM files. `client_ca_file` turns client certificates on."""
 
     cert_file: Path
@@ -47,7 +47,7 @@ class TlsSettings:
     client_certificates: ClientCertificates = ClientCertificates.REQUIRED
 
 
-def server_context(settings: TlsSettings, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
+def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
     """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams rarely resume.
 
     Raises OSError that names the file which is of no use, and says why: OpenSSL's own does neither.

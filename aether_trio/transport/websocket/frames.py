@@ -41,7 +41,7 @@ class FrameError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class DataFrame:
     """A whole message."""
 
     text: bool
@@ -54,29 +54,29 @@ class Fragment:
 
 
 @dataclass(frozen=True, slots=True)
-class Ping:
+class PingFrame:
     """To be answered with the same payload."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Pong:
+class PongFrame:
     """The answer to a ping."""
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class CloseFrame:
     """The peer's last frame. `code` is None when it gave none."""
 
     code: int | None
     reason: str
 
 
-Event: TypeAlias = Data | Fragment | Ping | Pong | Close
+Event: TypeAlias = DataFrame | Fragment | PingFrame | PongFrame | CloseFrame
 
 _FRAGMENT: Final = Fragment()
-_PONG_EVENT: Final = Pong()
+_PONG_EVENT: Final = PongFrame()
 
 
 class FrameReader:
@@ -198,7 +198,7 @@ class FrameReader:
             payload = _unmasked(buffer[body:end], mask)
             if self._part is None:
                 if first & _FIN:
-                    return Data(self._text, payload)
+                    return DataFrame(self._text, payload)
                 self._part = bytearray(payload)
                 return _FRAGMENT
             self._part += payload
@@ -223,15 +223,15 @@ class FrameReader:
             return None
         return self._finish() if self._final else _FRAGMENT
 
-    def _finish(self) -> Data:
+    def _finish(self) -> DataFrame:
         part = self._part
         assert part is not None
         self._part = None
-        return Data(self._text, bytes(part))
+        return DataFrame(self._text, bytes(part))
 
     def _control(self, opcode: int, payload: bytes) -> Event:
         if opcode == _PING:
-            return Ping(payload)
+            return PingFrame(payload)
         if opcode == _PONG:
             return _PONG_EVENT
         event = _close(payload)
@@ -264,16 +264,16 @@ def _unmasked(data: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(data, "big") ^ int.from_bytes(pad, "big")).to_bytes(size, "big")
 
 
-def _close(payload: bytes) -> Close:
+def _close(payload: bytes) -> CloseFrame:
     if not payload:
-        return Close(None, "")
+        return CloseFrame(None, "")
     if len(payload) == 1:
         raise FrameError(CloseCode.PROTOCOL_ERROR, "half a close code")
     code = int.from_bytes(payload[:2], "big")
     if not (1000 <= code <= 4999) or code in (1004, 1005, 1006, 1015) or 1016 <= code < 3000:
         raise FrameError(CloseCode.PROTOCOL_ERROR, f"{code} is no close code")
     try:
-        return Close(code, payload[2:].decode())
+        return CloseFrame(code, payload[2:].decode())
     except UnicodeDecodeError:
         raise FrameError(CloseCode.INVALID_TEXT, "the reason of a close frame is not UTF-8") from None
 

@@ -126,7 +126,7 @@ class WebSocketLink:
         self._close_as: int | None = None
         self._deaf = False
         """The peer's bytes are no frames any more."""
-        self._ended: frames.Close | None = None
+        self._ended: frames.CloseFrame | None = None
         self._ponged = _NOBODY_WAITS
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -187,24 +187,24 @@ class WebSocketLink:
     def _take(self) -> list[UpstreamMessage]:
         """The messages of the next FRAMES_AT_ONCE frames."""
         reader, batch = self._frames, list[UpstreamMessage]()
-        ping: frames.Ping | None = None
+        ping: frames.PingFrame | None = None
         count, anew, room = 0, False, False
         try:
             while count < FRAMES_AT_ONCE and (event := reader.next()) is not None:
                 count += 1
                 kind = type(event)
-                if kind is frames.Data:
+                if kind is frames.DataFrame:
                     anew = True
                     if self._deliveries is not None and event.text and is_statement(event.data):  # type: ignore[union-attr]
                         self._output.stated(event.data)  # type: ignore[union-attr]
                         room = True
                     else:
                         batch.append(self._decode(event))  # type: ignore[arg-type]
-                elif kind is frames.Ping:
+                elif kind is frames.PingFrame:
                     ping = event  # type: ignore[assignment]
-                elif kind is frames.Pong:
+                elif kind is frames.PongFrame:
                     self._ponged.set()
-                elif kind is frames.Close:
+                elif kind is frames.CloseFrame:
                     self._ended = event  # type: ignore[assignment]
                     break
         except FrameError as error:
@@ -247,7 +247,7 @@ class WebSocketLink:
             if self._waiting is not None:
                 self._waiting.cancel()
 
-    def _decode(self, event: frames.Data) -> UpstreamMessage:
+    def _decode(self, event: frames.DataFrame) -> UpstreamMessage:
         """Raises StatusError."""
         if event.text is not self._codec.text:
             self._close_as = UNSUPPORTED_DATA
@@ -358,11 +358,11 @@ class WebSocketLink:
             try:
                 for _ in range(FRAMES_AT_ONCE):
                     event = reader.next()
-                    if event is None or type(event) is frames.Close:
+                    if event is None or type(event) is frames.CloseFrame:
                         break
             except FrameError:
                 return False
-            if type(event) is frames.Close:
+            if type(event) is frames.CloseFrame:
                 return True
             if event is not None:
                 await trio.lowlevel.checkpoint()

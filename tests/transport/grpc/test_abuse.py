@@ -13,7 +13,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.limits import Allowance, Allowances
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 
@@ -25,7 +25,8 @@ Flood = Callable[[RawClient], bytes]
 
 def rapid_reset(client: RawClient) -> bytes:
     return b"".join(
-        client.request(stream_id) + frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in range(1, 101, 2)
+        client.request(stream_id) + frames.rst_stream(stream_id, Http2ErrorCode.CANCEL)
+        for stream_id in range(1, 101, 2)
     )
 
 
@@ -51,7 +52,7 @@ def priorities(client: RawClient) -> bytes:
 
 
 def stray_data(client: RawClient) -> bytes:
-    return client.request(1) + frames.rst_stream(1, ErrorCode.CANCEL) + data(1, b"x") * 100
+    return client.request(1) + frames.rst_stream(1, Http2ErrorCode.CANCEL) + data(1, b"x") * 100
 
 
 def refused_streams(client: RawClient) -> bytes:
@@ -83,7 +84,7 @@ async def test_floods_end_with_enhance_your_calm(flood: Flood, reason: str) -> N
         client = await RawClient.connect(port)
         await client.send(flood(client))
         _, code, debug = await client.goaway()
-        assert (code, debug) == (ErrorCode.ENHANCE_YOUR_CALM, reason)
+        assert (code, debug) == (Http2ErrorCode.ENHANCE_YOUR_CALM, reason)
         assert await client.next() is None
         assert server.statistics().rejects[reason] == 1
         await other.send(data(1, message(b"unmoved")))
@@ -115,7 +116,7 @@ async def test_header_bombs(content: Flood, reason: str) -> None:
             sent = _in_frames(client.block(x_large="v" * 20_000))
         await client.send(sent)
         _, code, _ = await client.goaway()
-        assert code == ErrorCode.ENHANCE_YOUR_CALM
+        assert code == Http2ErrorCode.ENHANCE_YOUR_CALM
         assert server.statistics().rejects[reason] == 1
 
 
@@ -139,30 +140,30 @@ async def test_many_unknown_settings_are_not_remembered() -> None:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (settings(push=2), ErrorCode.PROTOCOL_ERROR),
-        (settings(window=2**31), ErrorCode.FLOW_CONTROL_ERROR),
-        (settings(frame=100), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.SETTINGS, 0, 0, b"12345"), ErrorCode.FRAME_SIZE_ERROR),
-        (frame(frames.PING, 0, 0, b"short"), ErrorCode.FRAME_SIZE_ERROR),
-        (frame(frames.PING, 0, 1, b"12345678"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.RST_STREAM, 0, 1, b"\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.RST_STREAM, 0, 2, b"\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.PRIORITY, 0, 1, b"\0\0\0\1\1"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.PRIORITY, 0, 1, b"123"), ErrorCode.FRAME_SIZE_ERROR),
-        (frame(frames.PUSH_PROMISE, 4, 1, b"\0\0\0\2\x82"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.GOAWAY, 0, 0, b"123"), ErrorCode.FRAME_SIZE_ERROR),
-        (frame(frames.HEADERS, 4, 2, b"\x82"), ErrorCode.PROTOCOL_ERROR),
-        (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff"), ErrorCode.COMPRESSION_ERROR),
+        (settings(push=2), Http2ErrorCode.PROTOCOL_ERROR),
+        (settings(window=2**31), Http2ErrorCode.FLOW_CONTROL_ERROR),
+        (settings(frame=100), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.SETTINGS, 0, 0, b"12345"), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PING, 0, 0, b"short"), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PING, 0, 1, b"12345678"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.RST_STREAM, 0, 1, b"\0\0\0\1"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.RST_STREAM, 0, 2, b"\0\0\0\1"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 1, b"\0\0\0\1\1"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 1, b"123"), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PUSH_PROMISE, 4, 1, b"\0\0\0\2\x82"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.GOAWAY, 0, 0, b"123"), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.HEADERS, 4, 2, b"\x82"), Http2ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff"), Http2ErrorCode.COMPRESSION_ERROR),
     ],
 )
-async def test_malformed_control_frames_are_answered_by_goaway(content: bytes, code: ErrorCode) -> None:
+async def test_malformed_control_frames_are_answered_by_goaway(content: bytes, code: Http2ErrorCode) -> None:
     server, _ = probe_server()
     async with serving(server) as port:
         client = await RawClient.connect(port)
         await client.send(content)
         _, got, _ = await client.goaway()
         # h2 reports every failure of HPACK as PROTOCOL_ERROR.
-        assert got in {code, ErrorCode.PROTOCOL_ERROR}
+        assert got in {code, Http2ErrorCode.PROTOCOL_ERROR}
         assert await client.next() is None
 
 
@@ -183,7 +184,7 @@ async def test_resets_of_streams_that_were_served_are_no_flood() -> None:
         for stream_id in served:
             await client.send(client.request(stream_id), data(stream_id, message(b"m")))
             await client.payload(stream_id, 6)
-        await client.send(b"".join(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in served))
+        await client.send(b"".join(frames.rst_stream(stream_id, Http2ErrorCode.CANCEL) for stream_id in served))
         await client.send(data(1, message(b"unmoved")))
         assert await client.payload(1, 12) == message(b"unmoved")
 
@@ -198,7 +199,7 @@ async def test_early_pings_are_struck_and_forgiven_by_data() -> None:
             await client.payload(1, 6)
         await client.send(frames.ping(b"too many") * 4)
         _, code, debug = await client.goaway()
-        assert (code, debug) == (ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        assert (code, debug) == (Http2ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
 
 async def test_pings_ten_seconds_apart_are_fine_without_any_stream(autojump_clock: trio.testing.MockClock) -> None:
@@ -221,7 +222,7 @@ async def test_a_slow_handshake_is_cut_off(first: bytes, autojump_clock: trio.te
         client.acks_settings = False
         if first:
             await client.send(first)
-        assert (await client.goaway())[1] == ErrorCode.SETTINGS_TIMEOUT
+        assert (await client.goaway())[1] == Http2ErrorCode.SETTINGS_TIMEOUT
         assert await client.next() is None
     assert server.statistics().rejects["handshake_timeout"] == 1
 
@@ -238,7 +239,7 @@ async def test_a_connection_without_streams_ends_after_its_idle_time(autojump_cl
         await client.send(data(1, b"", end=True))
         await client.trailers(1)
         before = trio.current_time()
-        assert (await client.goaway())[1] == ErrorCode.NO_ERROR
+        assert (await client.goaway())[1] == Http2ErrorCode.NO_ERROR
         assert trio.current_time() - before >= 60
     assert server.statistics().rejects["idle_timeout"] == 1
 
@@ -294,7 +295,7 @@ async def test_random_mutations_of_a_session_never_break_the_server(caplog: pyte
                 + client.request(3, end=True)
                 + frames.ping(b"12345678")
                 + frame(frames.PRIORITY, 0, 3, b"\0\0\0\0\x10")
-                + frames.rst_stream(3, ErrorCode.CANCEL)
+                + frames.rst_stream(3, Http2ErrorCode.CANCEL)
                 + data(1, b"", end=True)
             )
             for _ in range(randomness.randint(1, 4)):

@@ -11,7 +11,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from aether_trio.transport.grpc.client import Call, open_channel
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2.connection import Http2Connection
-from aether_trio.transport.http2.frames import ErrorCode, goaway
+from aether_trio.transport.http2.frames import Http2ErrorCode, goaway
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
 from tests.transport.grpc.harness import probe_server, serving
@@ -139,7 +139,7 @@ async def test_a_port_that_speaks_something_else_says_so() -> None:
         async def answer() -> None:
             async with await listener.accept() as stream:
                 await stream.receive_some()
-                await stream.send_all(goaway(0, ErrorCode.HTTP_1_1_REQUIRED, "TLS is required here"))
+                await stream.send_all(goaway(0, Http2ErrorCode.HTTP_1_1_REQUIRED, "TLS is required here"))
                 await stream.send_eof()
                 async for _ in stream:
                     pass

@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.socket.accepted import Accepted
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 
@@ -24,15 +24,15 @@ async def test_first_goaway_allows_all_second_names_the_last_and_later_streams_a
         await client.payload(1, 6)
         nursery.start_soon(server.drain, 1000)
 
-        assert (await client.goaway())[:2] == (2**31 - 1, ErrorCode.NO_ERROR)
+        assert (await client.goaway())[:2] == (2**31 - 1, Http2ErrorCode.NO_ERROR)
         probe_ping = await client.until_kind(frames.PING)
         # On its way when the client learned of the drain: still served.
         await client.send(client.request(3), frame(frames.PING, frames.ACK, 0, probe_ping.body))
-        assert (await client.goaway())[:2] == (3, ErrorCode.NO_ERROR)
+        assert (await client.goaway())[:2] == (3, Http2ErrorCode.NO_ERROR)
 
         await client.send(client.request(5))
         refused = await client.until_kind(frames.RST_STREAM)
-        assert (refused.stream_id, refused.body) == (5, struct.pack(">I", ErrorCode.REFUSED_STREAM))
+        assert (refused.stream_id, refused.body) == (5, struct.pack(">I", Http2ErrorCode.REFUSED_STREAM))
 
         await client.send(data(1, message(b"b"), end=True), data(3, message(b"c"), end=True))
         ends = [f for f in await client.rest() if f.kind == frames.HEADERS and f.flags & frames.END_STREAM]

@@ -15,7 +15,7 @@ from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.link import Link, LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
@@ -141,7 +141,7 @@ async def test_a_cut_stream_raises_link_broken_and_does_not_cancel_the_task(how:
 
             await trio.testing.wait_all_tasks_blocked()
             if how == "reset":
-                await client.send(frames.rst_stream(1, ErrorCode.CANCEL))
+                await client.send(frames.rst_stream(1, Http2ErrorCode.CANCEL))
             elif how == "close":
                 await client.stream.aclose()
             else:
@@ -157,7 +157,7 @@ async def test_a_cut_stream_raises_link_broken_and_does_not_cancel_the_task(how:
 
 async def test_messages_before_a_reset_are_still_received() -> None:
     async with linked() as (client, link, _, gateway):
-        await client.send(data(1, upstream("last words")), frames.rst_stream(1, ErrorCode.CANCEL))
+        await client.send(data(1, upstream("last words")), frames.rst_stream(1, Http2ErrorCode.CANCEL))
         await client.send(frames.ping(b"barrier!"))
         await client.until_kind(frames.PING)
         assert [m.init.client_version for m in await link.receive()] == ["last words"]
@@ -247,7 +247,7 @@ async def test_close_before_any_message_is_a_trailers_only_response() -> None:
         headers = client.decode(found)
         assert (headers[":status"], headers["grpc-status"], headers["grpc-message"]) == ("200", "6", "held by another")
         # The client had not ended its side: it is told that nobody reads on.
-        assert (await client.until_kind(frames.RST_STREAM)).body == ErrorCode.NO_ERROR.to_bytes(4, "big")
+        assert (await client.until_kind(frames.RST_STREAM)).body == Http2ErrorCode.NO_ERROR.to_bytes(4, "big")
         await link.close(Status.INTERNAL)
         gateway.leave.set()
 

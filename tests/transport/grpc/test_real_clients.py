@@ -19,7 +19,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpclib.reflection.v1.reflection_grpc import ServerReflectionStub
 from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 
-from aether_trio.transport.grpc.health import GATEWAY, NOT_SERVING, SERVING, Health
+from aether_trio.transport.grpc.health import GATEWAY, NOT_SERVING, SERVING, GrpcHealth
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.reflection import with_reflection
 from aether_trio.transport.grpc.server import GrpcServer
@@ -168,7 +168,7 @@ async def test_grpclib_streams_and_sees_errors() -> None:
     server, _ = probe_server()
 
     async def talk(port: int) -> tuple[list[str], Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
+        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
             async with channel.request(
                 ECHO, Cardinality.STREAM_STREAM, HealthCheckRequest, HealthCheckRequest
             ) as stream:
@@ -194,12 +194,12 @@ class Gateway(AetherGatewayBase):
 
 
 async def test_health_check_and_watch() -> None:
-    health = Health()
+    health = GrpcHealth()
     health.set_status(SERVING, "")
     changed: list[int] = []
 
     async def talk(port: int) -> list[Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
+        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
             stub = HealthStub(channel)
             seen: list[Any] = [(await stub.Check(HealthCheckRequest(service=name))).status for name in ("", GATEWAY)]
             with pytest.raises(GRPCError) as caught:
@@ -228,7 +228,7 @@ async def test_health_check_and_watch() -> None:
 
 async def test_reflection_v1_and_v1alpha() -> None:
     async def ask(port: int, stub_type: Any, request_type: Any) -> list[Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
+        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
             return await stub_type(channel).ServerReflectionInfo(
                 [
                     request_type(list_services=""),
@@ -243,7 +243,7 @@ async def test_reflection_v1_and_v1alpha() -> None:
     from grpclib.reflection.v1alpha.reflection_grpc import ServerReflectionStub as AlphaStub
     from grpclib.reflection.v1alpha.reflection_pb2 import ServerReflectionRequest as AlphaRequest
 
-    async with serving(GrpcServer(with_reflection([Gateway(), Health()]))) as port:
+    async with serving(GrpcServer(with_reflection([Gateway(), GrpcHealth()]))) as port:
         for stub, kind in ((ServerReflectionStub, ServerReflectionRequest), (AlphaStub, AlphaRequest)):
             replies = await trio.to_thread.run_sync(lambda s=stub, k=kind: asyncio.run(ask(int(port), s, k)))
             listed = {service.name for service in replies[0].list_services_response.service}

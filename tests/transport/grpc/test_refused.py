@@ -45,7 +45,10 @@ async def test_what_is_no_grpc_is_answered_with_a_text(
         assert headers["grpc-message"]
         assert text.endswith(b": this is a gRPC server\n")
         if not end:  # it was not waited for any longer
-            assert code_of((await client.until_kind(frames.RST_STREAM, stream_id=1)).body) == frames.ErrorCode.NO_ERROR
+            assert (
+                code_of((await client.until_kind(frames.RST_STREAM, stream_id=1)).body)
+                == frames.Http2ErrorCode.NO_ERROR
+            )
         # The connection is as good as before, and nothing is kept of the request.
         await client.send(client.request(3, "/probe.Probe/Nothing"))
         assert (await client.trailers(3))["grpc-status"] == "12"
@@ -77,7 +80,7 @@ async def test_its_content_length_is_that_of_its_content(sent: bytes, good: bool
             assert (await answer(client, 1))[0][":status"] == "415"
         else:
             reset = await client.until_kind(frames.RST_STREAM, stream_id=1)
-            assert code_of(reset.body) == frames.ErrorCode.PROTOCOL_ERROR
+            assert code_of(reset.body) == frames.Http2ErrorCode.PROTOCOL_ERROR
             assert not any(found.kind == frames.HEADERS for found in client.seen)
 
 
@@ -86,7 +89,7 @@ async def test_padding_is_looked_at_also_where_nothing_else_is() -> None:
     async with serving(server) as port:
         client = await RawClient.connect(port)
         await client.send(client.request(1, content_type=None), frame(frames.DATA, frames.PADDED, 1, b"\x05four"))
-        assert (await client.goaway())[1] == frames.ErrorCode.PROTOCOL_ERROR
+        assert (await client.goaway())[1] == frames.Http2ErrorCode.PROTOCOL_ERROR
 
 
 async def test_what_comes_behind_its_end_is_a_mistake() -> None:
@@ -97,7 +100,7 @@ async def test_what_comes_behind_its_end_is_a_mistake() -> None:
         await answer(client, 1)
         await client.send(data(1, b"more"))
         reset = await client.until_kind(frames.RST_STREAM, stream_id=1)
-        assert code_of(reset.body) == frames.ErrorCode.STREAM_CLOSED
+        assert code_of(reset.body) == frames.Http2ErrorCode.STREAM_CLOSED
 
 
 async def test_a_drain_and_the_end_of_the_client_do_not_wait_for_it() -> None:

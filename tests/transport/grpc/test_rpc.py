@@ -11,7 +11,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from aether_trio.transport.grpc import messages
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
 
 
@@ -117,7 +117,7 @@ async def test_a_reset_by_the_client_cancels_the_rpcs_task() -> None:
         client = await RawClient.connect(port)
         await client.send(client.request(1, "/probe.Probe/Hang"))
         await probe.started.wait()
-        await client.send(frames.rst_stream(1, ErrorCode.CANCEL))
+        await client.send(frames.rst_stream(1, Http2ErrorCode.CANCEL))
         await probe.cancelled.wait()
         await client.send(frames.ping(b"still up"))
         assert (await client.until_kind(frames.PING)).body == b"still up"
@@ -167,7 +167,7 @@ async def test_streams_beyond_the_limit_are_refused_and_may_be_retried() -> None
         await client.send(client.request(1), client.request(3), client.request(5))
         refused = await client.until_kind(frames.RST_STREAM)
         assert refused.stream_id == 5
-        assert refused.body == ErrorCode.REFUSED_STREAM.to_bytes(4, "big")
+        assert refused.body == Http2ErrorCode.REFUSED_STREAM.to_bytes(4, "big")
         await client.send(data(1, b"", end=True))
         assert (await client.trailers(1))["grpc-status"] == "0"
         await client.send(client.request(7), data(7, message(b"now")))
@@ -186,7 +186,7 @@ async def test_a_client_that_says_goaway_still_gets_its_answers_and_then_the_end
     server, _probe = probe_server()
     async with serving(server) as port:
         client = await RawClient.connect(port)
-        await client.send(client.request(1), frames.goaway(0, ErrorCode.NO_ERROR), data(1, message(b"a")))
+        await client.send(client.request(1), frames.goaway(0, Http2ErrorCode.NO_ERROR), data(1, message(b"a")))
         assert await client.payload(1, 6) == message(b"a")
         await client.send(data(1, b"", end=True))
         assert (await client.trailers(1))["grpc-status"] == "0"

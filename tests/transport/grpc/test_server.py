@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.socket.accepted import Accepted
 from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
 
@@ -102,11 +102,11 @@ def _session(randomness: random.Random) -> bytes:
         client.request(3, end=True, x_more="z" * randomness.randrange(100)),
         frames.ping(b"12345678"),
         frame(frames.PRIORITY, 0, 3, b"\0\0\0\0\x10"),
-        frames.rst_stream(randomness.choice([1, 3]), ErrorCode.CANCEL),
+        frames.rst_stream(randomness.choice([1, 3]), Http2ErrorCode.CANCEL),
         data(1, b"", end=True),
         frame(frames.HEADERS, randomness.choice([0, 4, 5]), 5, client.block()),
         frame(frames.CONTINUATION, 4, 5),
-        frames.goaway(0, ErrorCode.NO_ERROR),
+        frames.goaway(0, Http2ErrorCode.NO_ERROR),
         frame(frames.SETTINGS, frames.ACK, 0),
         client.request(7, "/probe.Probe/Flood"),
         data(7, message(b"\n\x0250"), end=True),

@@ -19,7 +19,7 @@ from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed, 
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.dataplane import DataPlane
 from aether_trio.transport.http2.flood_budgets import Budgets
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.limits import Allowances
 from aether_trio.transport.http2.stream import Http2Stream
 from tests.transport.grpc.harness import data, frame, message, settings
@@ -38,7 +38,7 @@ class Side:
             self, self.limits, Budgets(flood_budgets.table(Allowances()), lambda: 0.0), expect_preface=not is_client
         )
         self.ended: list[int] = []
-        self.errors: list[tuple[int, ErrorCode]] = []
+        self.errors: list[tuple[int, Http2ErrorCode]] = []
         self.controls: list[int] = []
         self.streams: dict[int, Http2Stream] = {}
         self.messages: dict[int, MessageStream] = {}
@@ -62,7 +62,7 @@ class Side:
     def end_of_stream(self, stream: Http2Stream) -> None:
         self.ended.append(stream.stream_id)
 
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+    def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         self.errors.append((stream_id, code))
         stream = self.plane.streams.get(stream_id)
         if stream is not None:
@@ -186,7 +186,7 @@ def test_the_first_frame_is_settings_or_what_a_server_says_instead(kind: int, is
         assert side.controls == [frames.GOAWAY]
         assert not side.plane.settings_seen
         return
-    with pytest.raises(ProtocolViolation, match="the first frame must be SETTINGS"):
+    with pytest.raises(Http2Violation, match="the first frame must be SETTINGS"):
         side.feed(first)
     assert side.controls == []
 
@@ -214,8 +214,8 @@ def test_random_frames_end_a_connection_or_a_stream_and_raise_nothing_else(
     side = Side()
     try:
         side.feed(*split(bytes(whole), cuts))
-    except ProtocolViolation as violation:
-        assert isinstance(violation.code, ErrorCode)  # noqa: PT017 -- either outcome is right
+    except Http2Violation as violation:
+        assert isinstance(violation.code, Http2ErrorCode)  # noqa: PT017 -- either outcome is right
     held = sum(side.messages[stream_id].partial_bytes for stream_id in side.plane.streams)
     assert held <= len(whole)
 
@@ -273,18 +273,18 @@ def test_a_smaller_initial_window_turns_an_open_one_negative_and_sending_waits_f
 def test_a_window_beyond_its_maximum_ends_the_stream_or_the_connection() -> None:
     side = Side.opened()
     side.feed(frames.window_update(1, 2**31 - 1))
-    assert side.errors == [(1, ErrorCode.FLOW_CONTROL_ERROR)]
-    with pytest.raises(ProtocolViolation) as caught:
+    assert side.errors == [(1, Http2ErrorCode.FLOW_CONTROL_ERROR)]
+    with pytest.raises(Http2Violation) as caught:
         side.feed(frames.window_update(0, 2**31 - 1))
-    assert caught.value.code is ErrorCode.FLOW_CONTROL_ERROR
+    assert caught.value.code is Http2ErrorCode.FLOW_CONTROL_ERROR
 
 
 def test_settings_that_overflow_a_window_end_the_connection() -> None:
     side = Side.opened()
     side.feed(frames.window_update(1, 2**31 - 1 - 65_535))
-    with pytest.raises(ProtocolViolation) as caught:
+    with pytest.raises(Http2Violation) as caught:
         side.plane.peer_settings(65_536, None)
-    assert caught.value.code is ErrorCode.FLOW_CONTROL_ERROR
+    assert caught.value.code is Http2ErrorCode.FLOW_CONTROL_ERROR
 
 
 def test_a_reader_gives_room_back_at_half_a_window() -> None:
@@ -303,7 +303,7 @@ def test_who_does_not_read_keeps_its_own_window_shut_and_nobody_elses() -> None:
         side.feed(data(1, message(b"u" * 16_000)), read=False)
     assert side.updates() == {0: 4 * 16_005}, "the connection's room comes back, the stream's does not"
     side.feed(data(1, message(b"u" * 2_000)), read=False)
-    assert side.errors == [(1, ErrorCode.FLOW_CONTROL_ERROR)]
+    assert side.errors == [(1, Http2ErrorCode.FLOW_CONTROL_ERROR)]
     side.feed(data(3, message(b"v")))
     assert side.batches[3] == [b"v"]
 
@@ -439,18 +439,18 @@ def test_a_compressed_flag_without_an_encoding_fails_the_stream() -> None:
 def test_what_comes_for_a_stream_that_has_failed_is_dropped_and_still_has_to_obey_the_rules() -> None:
     failed = data(1, message(b"x", compressed=1))
     for rest, code in (
-        (frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"\0" * 5) * 101, ErrorCode.ENHANCE_YOUR_CALM),
-        (frame(frames.DATA, frames.PADDED, 1, b"\x05abc"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"\0" * 5) * 101, Http2ErrorCode.ENHANCE_YOUR_CALM),
+        (frame(frames.DATA, frames.PADDED, 1, b"\x05abc"), Http2ErrorCode.PROTOCOL_ERROR),
     ):
         side = Side.opened()
         side.feed(failed, frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"x" + b"\0" * 5) * 100)
         assert side.batches[1] == []
-        with pytest.raises(ProtocolViolation) as caught:
+        with pytest.raises(Http2Violation) as caught:
             side.feed(rest)
         assert caught.value.code is code
     side = Side.opened()
     side.feed(failed, data(1, b"the rest", end=True), data(1, b"late"))
-    assert (side.ended, side.errors) == ([1], [(1, ErrorCode.STREAM_CLOSED)])
+    assert (side.ended, side.errors) == ([1], [(1, Http2ErrorCode.STREAM_CLOSED)])
 
 
 def test_an_end_inside_a_message_is_a_failure() -> None:
@@ -463,34 +463,37 @@ def test_an_end_inside_a_message_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + headers(1), ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + settings() + data(1, b""), ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + settings() + data(0, b""), ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + settings() + frames.window_update(1, 5), ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + settings() + frames.window_update(0, 0), ErrorCode.PROTOCOL_ERROR),
-        (frames.PREFACE + settings() + frame(frames.WINDOW_UPDATE, 0, 0, b"abc"), ErrorCode.FRAME_SIZE_ERROR),
-        (frames.PREFACE + settings() + struct.pack(">IBI", 16_385 << 8, 0, 1), ErrorCode.FRAME_SIZE_ERROR),
-        (frames.PREFACE + settings() + frame(frames.CONTINUATION, 0, 1), ErrorCode.PROTOCOL_ERROR),
+        (b"GET / HTTP/1.1\r\n\r\n", Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + headers(1), Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + data(1, b""), Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + data(0, b""), Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + frames.window_update(1, 5), Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + frames.window_update(0, 0), Http2ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + frame(frames.WINDOW_UPDATE, 0, 0, b"abc"), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frames.PREFACE + settings() + struct.pack(">IBI", 16_385 << 8, 0, 1), Http2ErrorCode.FRAME_SIZE_ERROR),
+        (frames.PREFACE + settings() + frame(frames.CONTINUATION, 0, 1), Http2ErrorCode.PROTOCOL_ERROR),
         (
             frames.PREFACE + settings() + frame(frames.HEADERS, 0, 1) + frames.ping(b"12345678"),
-            ErrorCode.PROTOCOL_ERROR,
+            Http2ErrorCode.PROTOCOL_ERROR,
         ),
-        (frames.PREFACE + settings() + frame(frames.HEADERS, 0, 1) + data(1, b""), ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + settings() + frame(frames.HEADERS, 0, 1) + data(1, b""), Http2ErrorCode.PROTOCOL_ERROR),
         (
             frames.PREFACE + settings() + frame(frames.HEADERS, 0, 1) + frame(frames.CONTINUATION, 4, 3),
-            ErrorCode.PROTOCOL_ERROR,
+            Http2ErrorCode.PROTOCOL_ERROR,
         ),
         (
             frames.PREFACE + settings() + headers(1) + frame(frames.DATA, frames.PADDED, 1, b"\x05abc"),
-            ErrorCode.PROTOCOL_ERROR,
+            Http2ErrorCode.PROTOCOL_ERROR,
         ),
-        (frames.PREFACE + settings() + headers(1) + frame(frames.DATA, frames.PADDED, 1), ErrorCode.PROTOCOL_ERROR),
+        (
+            frames.PREFACE + settings() + headers(1) + frame(frames.DATA, frames.PADDED, 1),
+            Http2ErrorCode.PROTOCOL_ERROR,
+        ),
     ],
 )
-def test_broken_rules_end_the_connection_with_the_right_code(content: bytes, code: ErrorCode) -> None:
+def test_broken_rules_end_the_connection_with_the_right_code(content: bytes, code: Http2ErrorCode) -> None:
     side = Side()
-    with pytest.raises(ProtocolViolation) as caught:
+    with pytest.raises(Http2Violation) as caught:
         side.feed(content)
     assert caught.value.code is code
 
@@ -498,7 +501,7 @@ def test_broken_rules_end_the_connection_with_the_right_code(content: bytes, cod
 def test_data_after_the_peers_end_of_stream_resets_the_stream() -> None:
     side = Side.opened()
     side.feed(data(1, b"", end=True), data(1, message(b"late")))
-    assert side.errors == [(1, ErrorCode.STREAM_CLOSED)]
+    assert side.errors == [(1, Http2ErrorCode.STREAM_CLOSED)]
     assert side.batches[1] == []
 
 
@@ -506,5 +509,5 @@ def test_data_on_a_closed_stream_is_answered_and_still_counts_for_the_connection
     side = Side.opened(connection_window_bytes=65_535)
     side.output()
     side.feed(frame(frames.RST_STREAM, 0, 1, b"\0\0\0\x08"), *[data(1, b"x" * 16_000)] * 3)
-    assert side.errors == [(1, ErrorCode.STREAM_CLOSED)] * 3
+    assert side.errors == [(1, Http2ErrorCode.STREAM_CLOSED)] * 3
     assert side.updates() == {0: 48_000}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import flood_budgets
 from aether_trio.transport.http2.flood_budgets import Budgets
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.limits import NO_ALLOWANCES, Allowance, Allowances
 
 
@@ -28,9 +28,9 @@ def test_a_burst_passes_and_the_next_frame_does_not() -> None:
     budget = make(Clock(), Allowance(5, 1.0))
     for _ in range(5):
         budget.spend(flood_budgets.PING_FLOOD)
-    with pytest.raises(ProtocolViolation) as caught:
+    with pytest.raises(Http2Violation) as caught:
         budget.spend(flood_budgets.PING_FLOOD)
-    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+    assert caught.value.code is Http2ErrorCode.ENHANCE_YOUR_CALM
     assert caught.value.reason == "ping_flood"
 
 
@@ -49,7 +49,7 @@ def test_what_leaks_away_is_forgiven_once() -> None:
     clock.now += 3
     for _ in range(3):
         budget.spend(flood_budgets.PING_FLOOD)
-    with pytest.raises(ProtocolViolation):
+    with pytest.raises(Http2Violation):
         budget.spend(flood_budgets.PING_FLOOD)
 
 
@@ -57,7 +57,7 @@ def test_earned_frames_are_forgiven_once() -> None:
     budget = make(Clock(), Allowance(2, 0.0))
     for earned in range(100):
         budget.spend(flood_budgets.WINDOW_UPDATE_FLOOD, earned)
-    with pytest.raises(ProtocolViolation):
+    with pytest.raises(Http2Violation):
         for _ in range(4):
             budget.spend(flood_budgets.WINDOW_UPDATE_FLOOD, 100)
 
@@ -72,7 +72,7 @@ def test_never_more_pass_than_two_bursts_and_the_rate(steps: list[float], burst:
         clock.now += step
         try:
             budget.spend(flood_budgets.PING_FLOOD)
-        except ProtocolViolation:
+        except Http2Violation:
             break
         passed += 1
     assert passed <= 2 * burst + rate * (clock.now - start) + 1

@@ -87,7 +87,7 @@ def test_a_stream_compares_content_length_unless_told_not_to() -> None:
 def test_a_frame_that_is_not_whole_waits_in_the_buffer() -> None:
     connection = opened()
     assert connection.buffered_bytes == 0
-    connection.receive_data(frames.rst_stream(1, frames.ErrorCode.CANCEL)[:-1])
+    connection.receive_data(frames.rst_stream(1, frames.Http2ErrorCode.CANCEL)[:-1])
     assert connection.buffered_bytes == 12
 
 

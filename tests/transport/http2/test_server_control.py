@@ -16,7 +16,7 @@ from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import SharedControl
-from aether_trio.transport.http2.frames import ProtocolViolation
+from aether_trio.transport.http2.frames import Http2Violation
 from aether_trio.transport.http2.server_control import ServerControl, as_text
 from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
 from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
@@ -198,7 +198,7 @@ class Peer:
     def do(self, step: tuple[Any, ...]) -> bool:
         try:
             self.seen.append(getattr(self, step[0])(*step[1:]))
-        except ProtocolViolation as violation:
+        except Http2Violation as violation:
             self.seen.append((violation.code, violation.debug))
             return False
         return True

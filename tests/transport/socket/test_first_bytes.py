@@ -51,7 +51,9 @@ def test_a_refusal_speaks_the_language_of_who_asked() -> None:
     text = speaks(["framed"], tls=False)
     assert text == "this port speaks the aether binary framing"
     http2 = refusal(b"PRI * HTTP/2.0\r\n", text)
-    assert http2 == frames.goaway(0, frames.ErrorCode.HTTP_1_1_REQUIRED, text), "with SETTINGS grpcio would not pause"
+    assert http2 == frames.goaway(0, frames.Http2ErrorCode.HTTP_1_1_REQUIRED, text), (
+        "with SETTINGS grpcio would not pause"
+    )
     assert http2.endswith(text.encode())
     assert refusal(b"hello", text) == text.encode() + b"\n"
     assert refusal(b"PROPFIND / HTTP/1.1\r\n\r\n", text).startswith(b"HTTP/1.1 400 ")

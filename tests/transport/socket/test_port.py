@@ -19,7 +19,7 @@ from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.listener import Acceptor, open_tcp_listeners
 from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
 from aether_trio.transport.socket.ports import Ports
-from aether_trio.transport.socket.tls import ClientCertificates, TlsSettings, server_context
+from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles, server_context
 from tests.helpers.tls_records import RecordClient
 
 TRANSPORTS = ("grpc", "framed", "websocket")
@@ -91,7 +91,7 @@ async def everything(stream: trio.abc.ReceiveStream) -> bytes:
 
 @asynccontextmanager
 async def place(
-    names: Iterable[str] = TRANSPORTS, *, tls: TlsSettings | None = None, alpn: list[str] | None = None
+    names: Iterable[str] = TRANSPORTS, *, tls: TlsFiles | None = None, alpn: list[str] | None = None
 ) -> AsyncIterator[Place]:
     transports = {name: TalkingTransport(name) for name in names}
     context = None if tls is None else server_context(tls, alpn=alpn_of(transports) if alpn is None else alpn)
@@ -111,7 +111,7 @@ class Pki:
         self.client = self.ca.issue_cert("agent.example", common_name="agent-7")
         self.ca.cert_pem.write_to_path(folder / "ca.pem")
         server.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
-        self.settings = TlsSettings(
+        self.settings = TlsFiles(
             folder / "server.pem",
             folder / "server.pem",
             client_ca_file=folder / "ca.pem",

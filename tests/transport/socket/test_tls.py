@@ -18,7 +18,7 @@ from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import PeerCertificate
 from aether_trio.transport.socket.port import Port
-from aether_trio.transport.socket.tls import ClientCertificates, TlsSession, TlsSettings, client_context, server_context
+from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles, TlsSession, client_context, server_context
 from tests.transport.grpc.harness import Probe, serving
 
 ONE = "/probe.Probe/One"
@@ -67,9 +67,9 @@ def port_for(pki: Pki, mode: ClientCertificates | None = None) -> tuple[GrpcServ
     probe = Identified()
     server = GrpcServer([probe])
     context = server_context(
-        TlsSettings(pki.cert, pki.key)
+        TlsFiles(pki.cert, pki.key)
         if mode is None
-        else TlsSettings(pki.cert, pki.key, client_ca_file=pki.ca, client_certificates=mode)
+        else TlsFiles(pki.cert, pki.key, client_ca_file=pki.ca, client_certificates=mode)
     )
     return server, Port({"grpc": server}, tls=context, first_bytes_timeout_s=10), probe
 
@@ -174,7 +174,7 @@ async def test_plain_text_to_a_tls_port_is_refused(pki: Pki) -> None:
 
 
 def test_a_session_seals_and_opens_any_amount_at_once(pki: Pki) -> None:
-    server = TlsSession(server_context(TlsSettings(pki.cert, pki.key)))
+    server = TlsSession(server_context(TlsFiles(pki.cert, pki.key)))
     client = TlsSession(client_context(ca_file=pki.ca), server_hostname="localhost", server_side=False)
     for _ in range(3):
         for side, other in ((client, server), (server, client)):
@@ -214,5 +214,5 @@ def test_a_file_of_no_use_is_named(pki: Pki, tmp_path: Path, files: dict[str, st
     paths = {"junk": junk, "locked": locked, "cert": pki.cert, "key": pki.key, "client_key": pki.client_key}
     chosen = {"cert_file": pki.cert, "key_file": pki.key} | {field: paths[name] for field, name in files.items()}
     with pytest.raises(OSError, match=reason) as refused:
-        server_context(TlsSettings(**chosen))
+        server_context(TlsFiles(**chosen))
     assert refused.value.filename == str(paths[culprit])

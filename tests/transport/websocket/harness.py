@@ -26,7 +26,7 @@ from aether_trio.config import Settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.transport.link import Link
 from aether_trio.transport.socket.ports import Ports
-from aether_trio.transport.socket.tls import TlsSettings
+from aether_trio.transport.socket.tls import TlsFiles
 from aether_trio.transport.websocket.server import HttpServer
 from aether_trio.wire.browser import CODECS, PROTO, Codec
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -51,7 +51,7 @@ class TransportServer:
 async def open_transport(
     serve: Callable[[Link], Awaitable[None]] | None = None,
     *,
-    tls: TlsSettings | None = None,
+    tls: TlsFiles | None = None,
     auth: Mapping[str, Any] | None = None,
     **websocket: Any,
 ) -> AsyncIterator[TransportServer]:
@@ -67,7 +67,7 @@ async def open_transport(
 
 @asynccontextmanager
 async def _open(
-    core: Core | None, serve: Callable[[Link], Awaitable[None]], settings: Settings, tls: TlsSettings | None
+    core: Core | None, serve: Callable[[Link], Awaitable[None]], settings: Settings, tls: TlsFiles | None
 ) -> AsyncIterator[TransportServer]:
     async with trio.open_nursery() as nursery:
         server = HttpServer(serve, settings.websocket, nursery)

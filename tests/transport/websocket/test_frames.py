@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.websocket.frames import (
-    Close,
     CloseCode,
-    Data,
+    CloseFrame,
+    DataFrame,
     Event,
     Fragment,
     FrameError,
@@ -53,7 +53,7 @@ def read(parts: Iterable[bytes], limit: int = LIMIT) -> tuple[list[Event], Close
                 reader.next()
             return events, error.code
         assert reader.held_bytes <= limit + 1
-        assert reader.unread_bytes <= 131 or any(isinstance(event, Close) for event in events)
+        assert reader.unread_bytes <= 131 or any(isinstance(event, CloseFrame) for event in events)
     return events, None
 
 
@@ -97,7 +97,7 @@ def test_it_agrees_with_wsproto(stream: bytes) -> None:
         assert ours[: len(theirs)] == theirs
     elif code is not None and their_code is None:
         assert ours == theirs  # what is wrong from its first byte on is refused there
-    elif not any(isinstance(event, Close) and event.code == 1014 for event in ours):
+    elif not any(isinstance(event, CloseFrame) and event.code == 1014 for event in ours):
         assert (ours, code) == (theirs, their_code)
 
 
@@ -108,17 +108,17 @@ def test_what_is_announced_too_long_is_refused_by_its_header(size: int) -> None:
 
 def test_fragments_count_together() -> None:
     parts = [frame(2, b"x" * 40_000, fin=False), frame(0, b"", fin=False), frame(0, b"x" * 30_000)]
-    assert read(parts)[0][-1] == Data(text=False, data=b"x" * 70_000)
+    assert read(parts)[0][-1] == DataFrame(text=False, data=b"x" * 70_000)
     assert read([*parts[:2], b"\x80\xfe" + struct.pack(">H", 30_001)]) == ([Fragment(), Fragment()], CloseCode.TOO_BIG)
 
 
 def test_a_limit_that_grows_counts_for_the_next_frame() -> None:
     reader = FrameReader(10)
     reader.feed(frame(2, b"x" * 10))
-    assert reader.next() == Data(text=False, data=b"x" * 10)
+    assert reader.next() == DataFrame(text=False, data=b"x" * 10)
     reader.max_message_bytes = 20
     reader.feed(frame(2, b"x" * 20))
-    assert reader.next() == Data(text=False, data=b"x" * 20)
+    assert reader.next() == DataFrame(text=False, data=b"x" * 20)
 
 
 @pytest.mark.parametrize("length", [b"\xfe\x00\x7d", b"\xff\0\0\0\0\0\0\xff\xff", b"\xff\x80\0\0\0\0\0\0\0"])

@@ -13,7 +13,7 @@ from wsproto.events import Ping
 from aether_trio.model import topics
 from aether_trio.model.errors import Status
 from aether_trio.transport.link import Link, PeerCertificate
-from aether_trio.transport.socket.tls import ClientCertificates, TlsSettings
+from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles
 from aether_trio.wire.browser import CODECS, JSON
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to, switch_to
@@ -176,7 +176,7 @@ class Certificates:
             ("server.key", server.private_key_pem),
         ):
             blob.write_to_path(folder / name)
-        self.settings = TlsSettings(
+        self.settings = TlsFiles(
             folder / "server.pem", folder / "server.key", folder / "ca.pem", ClientCertificates.OPTIONAL
         )
         self.context = ssl.create_default_context()
