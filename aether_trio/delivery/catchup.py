@@ -1,12 +1,13 @@
 """The catch-up reader: reads the log for subscriptions that are behind its tail.
 
-One task per session, which runs only while a subscription of the session lags. It reads a page when the
-outbox is at most half full. So a client that stops reading costs its outbox and no more, and a client that
-reads again is served at its own pace.
+One task per session, which runs only while a subscription of the session lags. It reads a page when
+the outbox is at most half full. So a client that stops reading costs its outbox and no more, and a
+client that reads again is served at its own pace.
 
-A subscription joins the live stream without a lock: there is no checkpoint between the test "the position
-has reached the tail" and the clearing of the flag, and the fan-out of a message is one step as well. So a
-message is either read here or offered live, and `Subscription.offer` ignores messages that were read here.
+A subscription joins the live stream without a lock: there is no checkpoint between the test "the
+position has reached the tail" and the clearing of the flag, and the fan-out of a message is one
+step as well. So a message is either read here or offered live, and `Subscription.offer` ignores
+messages that were read here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PAGE_ROWS = 256
 class CatchUp:
     """Reads for the lagging subscriptions of one outbox.
 
-    `on_gap(subscription, count)` is told how many messages retention has deleted before they were read.
+    `on_gap(subscription, count)` is told how many messages retention has deleted before they were
+    read.
     """
 
     __slots__ = ("_drained", "_lagging", "_log", "_nursery", "_on_gap", "_outbox", "_running")
@@ -82,11 +84,12 @@ class CatchUp:
     async def _page(self, subscription: Subscription) -> bool:
         """Read a page and queue it; return False when a message found no room.
 
-        Then the next flush after this page (`_drained`) is to be awaited. An outbox that is nearly empty
-        may have no room for a large message, so another page would not help before.
+        Then the next flush after this page (`_drained`) is to be awaited. An outbox that is nearly
+        empty may have no room for a large message, so another page would not help before.
         """
         topic = subscription.state
-        tail = topic.tail  # what the page can know of: further messages may be committed during the read
+        # what the page can know of: further messages may be committed during the read
+        tail = topic.tail
 
         async def read() -> list[Row]:
             return await self._log.read(

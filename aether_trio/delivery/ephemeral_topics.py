@@ -1,11 +1,11 @@
 """Ephemeral topics: progress updates, which are of use only while they are fresh.
 
-Nothing here is stored. In a cluster a relay (cluster/relay/progress_relay.py) carries updates to the other
-nodes that have listeners for their topic. A node announces its listeners to the others first, so that a
-listener misses no update that is published after its session is acknowledged. An update goes to the
-listeners of that moment; a listener that does not keep up loses the oldest updates and is told so once
-(delivery/outbox.py). What tasks derive from a progress report (heartbeats, task events) is in
-services/tasks.
+Nothing here is stored. In a cluster a relay (cluster/relay/progress_relay.py) carries updates to
+the other nodes that have listeners for their topic. A node announces its listeners to the others
+first, so that a listener misses no update that is published after its session is acknowledged. An
+update goes to the listeners of that moment; a listener that does not keep up loses the oldest
+updates and is told so once (delivery/outbox.py). What tasks derive from a progress report
+(heartbeats, task events) is in services/tasks.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class EphemeralSink(Protocol):
 class EphemeralListener:
     """One participant that listens to a topic.
 
-    `identity` is its identity string, which the recipient filter compares. A watcher gets `everything`,
-    without a filter.
+    `identity` is its identity string, which the recipient filter compares. A watcher gets
+    `everything`, without a filter.
     """
 
     __slots__ = ("everything", "identity", "outbox", "topic")
@@ -49,8 +49,8 @@ class EphemeralListener:
     def accepts(self, source: str, recipient: str) -> bool:
         """Whether an update from `source` for `recipient` is for this listener.
 
-        A participant never gets its own updates. An empty recipient means all listeners, and `us::uid`
-        all windows of that user.
+        A participant never gets its own updates. An empty recipient means all listeners, and
+        `us::uid` all windows of that user.
         """
         if self.everything:
             return True
@@ -62,7 +62,8 @@ class EphemeralListener:
 class _EphemeralTopic:
     """The listeners of one topic.
 
-    `named` has one listener for each identity; `others` are watchers, and further listeners of an identity.
+    `named` has one listener for each identity; `others` are watchers, and further listeners of an
+    identity.
     """
 
     __slots__ = ("named", "others")
@@ -187,10 +188,10 @@ class EphemeralTopics:
     def publish(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Give an update to the listeners it is for, on all nodes; return how many are on this node.
+        """Give an update to the listeners it is for, on all nodes.
 
-        `kick` is called with each of their sinks, which has the update already; it may kick it later
-        (concurrency/kicks.py).
+        Return how many of them are on this node. `kick` is called with each of their sinks, which
+        has the update already; it may kick it later (concurrency/kicks.py).
         """
         self._published += 1
         if self._relay is not None:
@@ -200,7 +201,7 @@ class EphemeralTopics:
     def deliver(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Give an update to the listeners on this node that it is for; return how many they are."""
+        """Give an update to this node's listeners it is for; return how many they are."""
         ephemeral_topic = self._listeners.get(topic)
         if ephemeral_topic is None:
             return 0

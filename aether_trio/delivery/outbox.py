@@ -1,20 +1,21 @@
-"""The outbox of one participant: what waits to be written to its link, bounded in bytes.
+"""The outbox of one participant: bounded queues of what its link is to write.
 
 Three queues, drained in this order:
 
-* control: acknowledgements, replies, errors, signals. The session's own task fills it, and waits for room
-  before it takes the next request. So a client that asks and never reads is no longer served, and costs no
-  more than that.
-* deliveries: durable messages. When it is full, the subscription is marked lagging and its messages stay in
-  the log; the catch-up reader (delivery/catchup.py) reads them when there is room. None is dropped.
-* ephemeral: progress updates. When it is full, the oldest one is dropped and counted, and the client is
-  told once.
+* control: acknowledgements, replies, errors, signals. The session's own task fills it, and waits
+  for room before it takes the next request. So a client that asks and never reads is no longer
+  served, and costs no more than that.
+* deliveries: durable messages. When it is full, the subscription is marked lagging and its messages
+  stay in the log; the catch-up reader (delivery/catchup.py) reads them when there is room. None is
+  dropped.
+* ephemeral: progress updates. When it is full, the oldest one is dropped and counted, and the
+  client is told once.
 
 While the gate is paused (the node may have lost its lease) deliveries stay in their queue.
 
-Invariants: bytes of deliveries and updates never exceed their limit by more than one message; `flushed`
-reports a delivery to its subscription only after the kernel has its bytes; after `detach` only control
-messages still go out; `listeners` are called after each flush.
+Invariants: bytes of deliveries and updates never exceed their limit by more than one message;
+`flushed` reports a delivery to its subscription only after the kernel has its bytes; after `detach`
+only control messages still go out; `listeners` are called after each flush.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class DeliveryGate(Protocol):
     """Says whether durable messages may leave this node."""
 
     paused: bool
-    """Whether it is unknown if this node still has its lease: deliveries wait, as another node may make them."""
+    """Whether it is unknown if this node still has its lease: deliveries wait, as another node
+    may make them."""
 
 
 class _OpenGate:
@@ -45,7 +47,7 @@ _OPEN = _OpenGate()
 
 
 class SendReceipts(Protocol):
-    """What a client that numbers its sends is to be told of them (delivery/receipts.py)."""
+    """What a numbered client is told of its sends (delivery/receipts.py)."""
 
     @property
     def due(self) -> bool:
@@ -53,7 +55,10 @@ class SendReceipts(Protocol):
         ...
 
     def take(self) -> tuple[list[tuple[int, AetherError]], int]:
-        """Take the refused sends, in order, and the number up to which all are settled (0: no news)."""
+        """Take the refused sends, in order, and the number up to which all are settled.
+
+        The number is 0 when there is no news.
+        """
         ...
 
 
@@ -67,12 +72,12 @@ class Origin(Protocol):
 
     @property
     def position_done(self) -> int:
-        """The offset up to which the consumer is known to be done; 0 where that has no meaning."""
+        """The offset up to which the consumer is known to be done; 0: no meaning."""
         ...
 
     @property
     def shared(self) -> bool:
-        """Whether several consumers share the topic's messages, so that each is done separately."""
+        """Whether several consumers share the topic, so that each is done separately."""
         ...
 
     @property
@@ -81,11 +86,11 @@ class Origin(Protocol):
         ...
 
     def delivered(self, offset: int) -> None:
-        """Note that all messages offered through this outbox up to `offset` have gone to the kernel."""
+        """Note that the kernel has all messages that were offered here up to `offset`."""
         ...
 
     def acknowledged(self, offset: int) -> None:
-        """Note that the application is done up to `offset`, or with `offset` alone if `shared`."""
+        """Note that the application is done up to `offset`, or only with it if `shared`."""
         ...
 
 
@@ -113,7 +118,7 @@ class OutboxStatistics:
 
 
 class Outbox:
-    """Queues what one participant's link is to write; described at the top of this file."""
+    """Queues what one participant's link writes; described at the top of this file."""
 
     __slots__ = (
         "_control",
@@ -170,17 +175,20 @@ class Outbox:
         self.ephemeral_bytes = 0
         self.ephemeral_dropped = 0
         self.receipts: SendReceipts | None = None
-        """The receipts of a client that numbers its sends; its link asks for them (transport/framed)."""
+        """The receipts of a client that numbers its sends; its link asks for them
+        (transport/framed)."""
         self.credit_messages: int | None = None
-        """How many messages `pull` may still deliver to a client that grants credit; None: any number."""
+        """How many messages `pull` may still deliver to a client that grants credit; None: any
+        number."""
         self.credit_bytes = 0
         """How many bytes of messages `pull` may still deliver to a client that grants credit."""
         self.closed = False
         self.takes_no_more = False
-        """Whether its participant is leaving: further messages stay in the log, or go to other workers."""
+        """Whether its participant is leaving: further messages stay in the log, or go to other
+        workers."""
         self.broken = False
 
-    # -- filling --------------------------------------------------------------------------------------------------
+    # -- filling ----------------------------------------------------------------------------------
 
     def put_control(self, *frames: bytes) -> None:
         """Queue replies and try to write them."""
@@ -207,16 +215,18 @@ class Outbox:
             await self._room.wait()
 
     def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
-        """Queue a durable message; return False when there is no room. The caller kicks once for many.
+        """Queue a durable message; return False when there is no room.
 
-        A message that is larger than any client takes is passed over, and its consumer is told.
+        The caller kicks, once for many messages. A message that is larger than any client takes is
+        passed over, and its consumer is told.
         """
         size = len(frame)
         if size > CLIENT_MESSAGE_BYTES:
             return self._pass_over(origin, offset, size)
         waiting = self.delivery_bytes
         if waiting and waiting + size > self.limits.delivery_bytes:
-            # The burst may be ahead of a socket that is free: give the link one chance before calling it lag.
+            # The burst may be ahead of a socket that is free: give the link one chance before
+            # calling it lag.
             self._link.kick()
             waiting = self.delivery_bytes
             if waiting and waiting + size > self.limits.delivery_bytes:
@@ -246,7 +256,7 @@ class Outbox:
         return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Queue an update, and drop the oldest ones when there is no room; the caller kicks."""
+        """Queue an update, and drop the oldest ones without room; the caller kicks."""
         if self.closed:
             return
         self._ephemeral.append(frame)
@@ -264,7 +274,7 @@ class Outbox:
         if not self.closed:
             self._link.kick()
 
-    # -- FrameSource ----------------------------------------------------------------------------------------------
+    # -- FrameSource ------------------------------------------------------------------------------
 
     def pull(self, max_bytes: int) -> list[bytes]:
         """Take frames for the link, `max_bytes` and one frame beyond at most."""
@@ -289,7 +299,7 @@ class Outbox:
         return found
 
     def grant(self, messages: int, size: int) -> None:
-        """Add to the credit of messages and bytes of messages that the client takes, and write."""
+        """Add to the client's credit of messages and bytes of messages, and write."""
         self.credit_messages = (self.credit_messages or 0) + messages
         self.credit_bytes += size
         self.kick()
@@ -317,7 +327,8 @@ class Outbox:
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """Take durable messages for the link; with `flush_is_done`, `flushed` moves their positions."""
+        """Take durable messages for the link; with `flush_is_done`, `flushed` moves their
+        positions."""
         if self._gate.paused:
             return []
         deliveries = self._deliveries
@@ -354,7 +365,7 @@ class Outbox:
             origin.acknowledged(offset)
 
     def flushed(self) -> None:
-        """Note that the kernel has all that was pulled, and move the positions of its messages."""
+        """Note that the kernel has all that was pulled; move the positions."""
         if self._flushing:
             done, self._flushing = self._flushing, {}
             for origin, offset in done.items():
@@ -370,7 +381,7 @@ class Outbox:
             self._on_cut()
 
     def failed(self, error: Exception) -> None:
-        """Note that writing raised, which is a defect: drop what waits, and end the session."""
+        """Note that writing raised, a defect: drop what waits, and end the session."""
         self._control.clear()
         self.control_bytes = 0
         self._room.set()
@@ -386,10 +397,10 @@ class Outbox:
             self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
-        """Drop deliveries and updates for good; durable messages stay in the log. Idempotent.
+        """Drop deliveries and updates for good; messages stay in the log. Idempotent.
 
-        Messages that were pulled and not flushed no longer move a cursor, because another session may have
-        the identity from now on.
+        Messages that were pulled and not flushed no longer move a cursor, because another session
+        may have the identity from now on.
         """
         self.closed = True
         self._deliveries.clear()
@@ -400,7 +411,10 @@ class Outbox:
         # `receipts` stay: the client may still be told what is settled by now.
 
     def forget(self) -> None:
-        """Refer no longer to the link, which is closed, and to the owner: both refer to this outbox."""
+        """Drop the references to the link, which is closed, and to the owner.
+
+        Both refer to this outbox.
+        """
         self._link = _NO_LINK
         self.receipts = None
         self._on_cut = None
@@ -427,7 +441,7 @@ class Outbox:
 
 
 def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
-    """Take frames from the front until `max_bytes` are reached; the last one may go beyond it."""
+    """Take frames from the front up to `max_bytes`; the last may go beyond it."""
     count = 0
     while max_bytes > 0 and count < len(frames):
         max_bytes -= len(frames[count])

@@ -1,11 +1,12 @@
-"""Message rates of connections, workspaces and identities, in the protocol's order; request rates.
+"""Message rates of connections, workspaces and identities; request rates.
 
-In a cluster each node has its own buckets. The rate of an identity holds for the cluster all the same,
-because an identity is on one node at a time. The rate of a workspace is one gateway's, as in the reference,
+A message is checked in the protocol's order: connection, workspace, identity. In a cluster each
+node has its own buckets. The rate of an identity holds for the cluster all the same, because an
+identity is on one node at a time. The rate of a workspace is one gateway's, as in the reference,
 whose buckets for workspaces are in the memory of each gateway too.
 
-Invariants: a refused message takes nothing from the buckets behind the one that refused it; the maps of
-buckets are bounded, because a bucket that is full again may be forgotten.
+Invariants: a refused message takes nothing from the buckets behind the one that refused it; the
+maps of buckets are bounded, because a bucket that is full again may be forgotten.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MIN_RETRY_MS = 10
 
 
 class Rates:
-    """The rate limits of one node; the top of this file says what they mean in a cluster."""
+    """The rate limits of one node; the top of this file says more on clusters."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
@@ -59,7 +60,7 @@ class Rates:
                 )
 
     def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
-        """Take a progress report, which counts for its connection alone. Raises AetherError."""
+        """Take a progress report, which counts for its connection. Raises AetherError."""
         wait_s = bucket.take(self._clock.monotonic() if now is None else now)
         if wait_s:
             rate = bucket.rate_per_s
@@ -70,7 +71,7 @@ class Rates:
             )
 
     def request_bucket(self) -> TokenBucket:
-        """Make a new connection's bucket for requests: all but messages and progress reports."""
+        """Make the bucket for requests: all but messages and progress reports."""
         return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
 
     def request_refusal(self, bucket: TokenBucket) -> AetherError | None:

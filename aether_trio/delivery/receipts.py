@@ -1,11 +1,11 @@
-"""What a client is told of its sends: which were refused, and up to which number all are settled.
+"""What a client is told of its sends: refusals, and up to where all are settled.
 
-`Receipts` is for clients that number their sends (the framed transport). The client's numbers and the
-log's grow together, so one queue of pairs is enough: the pairs at its front that are settled are
-acknowledged by the greatest of their numbers. A refusal is told apart, before the acknowledgement that
-covers it. Receipts are not sent from here: the link asks with `take` whenever it writes, so
-acknowledgements travel with deliveries and answers, and always precede the answer to a request that was
-made after the send.
+`Receipts` is for clients that number their sends (the framed transport). The client's numbers and
+the log's grow together, so one queue of pairs is enough: the pairs at its front that are settled
+are acknowledged by the greatest of their numbers. A refusal is told apart, before the
+acknowledgement that covers it. Receipts are not sent from here: the link asks with `take` whenever
+it writes, so acknowledgements travel with deliveries and answers, and always precede the answer to
+a request that was made after the send.
 
 `CountedSends` is for the other transports: the client and the gateway count the SendMessages of a
 connection from 1, and the refusal of the N-th has the request id "send-N".
@@ -30,12 +30,12 @@ RefusedSend = tuple[int, AetherError]
 
 @lru_cache(maxsize=4)
 def refusal_frame(error: AetherError) -> bytes:
-    """Encode the refusal of a send without a number; it is the same for all messages of a group."""
+    """Encode the refusal of a send without a number; all of a group have the same."""
     return error_response(error).SerializeToString()
 
 
 class Receipts:
-    """Keeps the numbered sends of one connection that have no receipt yet; an Author of the log."""
+    """Keeps one connection's numbered sends without a receipt; an Author of the log."""
 
     __slots__ = ("_by_number", "_indexed", "_log", "_refused", "_waiting", "outbox", "publisher")
 
@@ -53,7 +53,7 @@ class Receipts:
         self._indexed = 0
         """The length of `_waiting` when `_by_number` was made."""
 
-    # -- the session's side ---------------------------------------------------------------------------------------
+    # -- the session's side -----------------------------------------------------------------------
 
     def wanted(self, seq: int) -> bool:
         """Whether this send is to be appended.
@@ -81,7 +81,7 @@ class Receipts:
             self.publisher.appended(seq, number)
 
     def refuse(self, seq: int, error: AetherError) -> None:
-        """Note that send `seq` was not accepted. The error is kept, without what raised it."""
+        """Note that send `seq` was not accepted; keep the error without its traceback."""
         error.__traceback__ = error.__context__ = None
         self._refused.append((seq, error))
         self._waiting.append((0, seq))
@@ -93,7 +93,10 @@ class Receipts:
         return bool(self._refused) or bool(waiting and self._log.is_settled(waiting[0][0]))
 
     def take(self) -> tuple[list[RefusedSend], int]:
-        """Take the refused sends, in order, and the number up to which all are settled (0: no news)."""
+        """Take the refused sends, in order, and the number up to which all are settled.
+
+        The number is 0 when there is no news.
+        """
         refused, self._refused = self._refused, []
         waiting, is_settled = self._waiting, self._log.is_settled
         self._by_number, self._indexed = {}, 0
@@ -102,7 +105,7 @@ class Receipts:
             acked = waiting.popleft()[1]
         return refused, acked
 
-    # -- the log's side -------------------------------------------------------------------------------------------
+    # -- the log's side ---------------------------------------------------------------------------
 
     def refused(self, number: int, error: AetherError) -> None:
         """Tell the client that an append was refused, on its latest connection too.
@@ -116,8 +119,10 @@ class Receipts:
             latest.note_refusal(number, error)
 
     def note_refusal(self, number: int, error: AetherError) -> bool:
-        """Note that an append was refused; return whether it is a numbered send of this connection."""
-        if number not in self._by_number and self._indexed != len(self._waiting):  # the first of its group
+        """Note that an append was refused; return whether it is a numbered send of this
+        connection."""
+        # the first of its group
+        if number not in self._by_number and self._indexed != len(self._waiting):
             self._by_number, self._indexed = dict(self._waiting), len(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
@@ -125,7 +130,7 @@ class Receipts:
         return seq is not None
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Have the outbox of this connection kicked, and that of the publisher's latest one."""
+        """Have the outboxes of this and of the publisher's latest connection kicked."""
         touched.add(self.outbox)
         latest = self.publisher.connection if self.publisher is not None else None
         if latest is not None and latest is not self:
@@ -133,7 +138,7 @@ class Receipts:
 
 
 class CountedSends:
-    """Counts the sends of one connection and tells which were refused; an Author of the log.
+    """Counts a connection's sends and tells which were refused; an Author of the log.
 
     It keeps the sends that are not settled, whose number the log bounds.
     """

@@ -1,11 +1,12 @@
-"""The router: checks a SendMessage in the protocol's order, then appends it to the log.
+"""The router: checks a SendMessage in the protocol's order, and appends it.
 
-What stays the same from one message of a sender to the next (the topic's syntax, permission and access rule,
-the topic in memory) is decided once for each target, and kept in the sender's `ResolvedTarget` until its
-workspace changes. What remains for each message is a look-up, the rate limits, six joined byte strings and
-an append to a list.
+What stays the same from one message of a sender to the next (the topic's syntax, permission and
+access rule, the topic in memory) is decided once for each target, and kept in the sender's
+`ResolvedTarget` until its workspace changes. What remains for each message is a look-up, the rate
+limits, six joined byte strings and an append to a list.
 
-Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing here waits.
+Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing
+here waits.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ def send_refusal(
     workspace: str,
     allows_workspace: Callable[[str], bool],
 ) -> str | None:
-    """Say why a sender, now in `workspace`, may not send to the target `text`; None when it may.
+    """Say why a sender may not send to the target `text`; None when it may.
 
-    The answer is a sentence. It holds for messages to a topic, and for tasks for its participant.
+    `workspace` is the one that the sender is in. The answer is a sentence. It holds for messages to
+    a topic, and for tasks for its participant.
     """
     topic, declared = target
     if not may_send(identity.kind, topic.kind):
@@ -80,7 +82,7 @@ class SendRules(Protocol):
         ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """Say why this sender may not send under that authorization context; None when it may."""
+        """Say why a sender may not send under that context; None when it may."""
         ...
 
     def may_credit_metrics(self, identity: Identity) -> bool:
@@ -138,8 +140,8 @@ class SendCount:
 class RouterStatistics:
     """Counters since start.
 
-    `accepted` has (messages, payload bytes) by (workspace, type); `refused` has messages by (workspace,
-    code).
+    `accepted` has (messages, payload bytes) by (workspace, type); `refused` has messages by
+    (workspace, code).
     """
 
     accepted: dict[tuple[str, str], tuple[int, int]]
@@ -151,8 +153,8 @@ class Router:
 
     * `pick_service(implementation)` returns the topic of a live instance of a service, by turns.
     * `on_task_input(topic, number)` is called after each append to the input topic of a task.
-    * `on_absent(topic)` is called after each append for an agent or unique task that is not connected to
-      this node. Neither of the two may block.
+    * `on_absent(topic)` is called after each append for an agent or unique task that is not
+      connected to this node. Neither of the two may block.
     """
 
     def __init__(
@@ -185,7 +187,7 @@ class Router:
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """Check and append the usual fields of a message; `rest` holds the others, if there are any.
+        """Check and append the usual fields of a message; `rest` has the others, if any.
 
         Raises AetherError.
         """
@@ -206,7 +208,8 @@ class Router:
                 )
             self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
             if resolved.refusal is not None:
-                raise resolved.refusal.with_traceback(None)  # else each raise would add its frames to all before
+                # else each raise would add its frames to all before
+                raise resolved.refusal.with_traceback(None)
             negative = message_type == pb.METRIC and self._check_metric(payload)
             workspace = self._check_rest(sender, rest) if rest is not None else ""
             if negative and not self._rules.may_credit_metrics(sender.identity):
@@ -237,7 +240,7 @@ class Router:
         self._refused[key] = self._refused.get(key, 0) + 1
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
-        """Check the rarer fields; return the application's workspace, if the message names one."""
+        """Check the rarer fields; return the application's workspace, if it is named."""
         if rest.HasField("authorization"):
             why = self._rules.check_send_authority(sender.identity, rest.authorization)
             if why is not None:
@@ -254,8 +257,8 @@ class Router:
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
         """Return the suffix of the sender's frames and their counter; both are remembered.
 
-        Raises AetherError. Each workspace that a sender names is checked here once: the topic's own or
-        declared one, and the application's.
+        Raises AetherError. Each workspace that a sender names is checked here once: the topic's own
+        or declared one, and the application's.
         """
         if workspace and not sender.allows_workspace(workspace):
             raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
@@ -270,7 +273,8 @@ class Router:
         return found
 
     def _resolve(self, sender: Sender, text: str) -> ResolvedTarget:
-        """Decide once whether and where this sender's messages to a target go. Raises AetherError."""
+        """Decide once whether and where this sender's messages to a target go. Raises
+        AetherError."""
         target = resolve_target(text, sender.workspace, self._strict)
         topic, declared = target
         why = send_refusal(

@@ -1,12 +1,13 @@
 """The place of one participant in the log of one topic.
 
-A subscription is either *live* or *lagging*. A live one has been offered all messages up to the topic's tail,
-and takes new messages as they are committed. A lagging one is behind, because its outbox was full or because
-it has just connected with a backlog; the catch-up reader reads the log for it until it has reached the tail.
+A subscription is either *live* or *lagging*. A live one has been offered all messages up to the
+topic's tail, and takes new messages as they are committed. A lagging one is behind, because its
+outbox was full or because it has just connected with a backlog; the catch-up reader reads the log
+for it until it has reached the tail.
 
-Invariants: `position` is the offset last put into the outbox, and `position >= cursor`; messages enter the
-outbox in the order of their offsets, without gaps, live or by catch-up; the cursor moves only when bytes have
-gone to the socket.
+Invariants: `position` is the offset last put into the outbox, and `position >= cursor`; messages
+enter the outbox in the order of their offsets, without gaps, live or by catch-up; the cursor moves
+only when bytes have gone to the socket.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from aether_trio.log.cursors import CursorStore
 class Subscription:
     """One participant's place in one topic; described at the top of this file.
 
-    `consumer` is None for a subscription that starts at the tail each time. With `renews`, opening, closing,
-    and retention now and then write the cursor again though it has not moved, so that retention keeps it.
-    That is for consumers that would start at the tail without a cursor, and miss the messages of their
-    absence.
+    `consumer` is None for a subscription that starts at the tail each time. With `renews`, opening,
+    closing, and retention now and then write the cursor again though it has not moved, so that
+    retention keeps it. That is for consumers that would start at the tail without a cursor, and
+    miss the messages of their absence.
     """
 
     reads = True
@@ -84,10 +85,10 @@ class Subscription:
             self.delivered(self.cursor)
 
     def skip(self, upto: int) -> int:
-        """Go on behind `upto`, as retention has deleted the messages before it; return how many were missed.
+        """Go on behind `upto`; return how many messages the consumer has missed.
 
-        The cursor follows when all messages in front of the gap are delivered, so the consumer is told of
-        a gap once.
+        Retention has deleted the messages up to there. The cursor follows when all messages in
+        front of the gap are delivered, so the consumer is told of a gap once.
         """
         before = self._skip[0] if self._skip is not None and self._skip[1] == self.position else self.position
         missed = max(upto - max(self.position, self.state.base), 0)
@@ -127,7 +128,7 @@ class Subscription:
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)
 
-    # -- outbox.Origin --------------------------------------------------------------------------------------------
+    # -- outbox.Origin ----------------------------------------------------------------------------
 
     @property
     def topic(self) -> str:

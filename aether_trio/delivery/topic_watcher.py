@@ -1,7 +1,8 @@
-"""Follows a topic for an operator (`aether tail`): its log and its live end, without being a consumer.
+"""Follows a topic for an operator (`aether tail`), without being a consumer.
 
-A watcher has no position in the database and delays no consumer. It reads from the log at its own pace; of
-an ephemeral topic it gets the updates that pass, and misses those that it is too slow for.
+A watcher gets the topic's log and its live end. A watcher has no position in the database and
+delays no consumer. It reads from the log at its own pace; of an ephemeral topic it gets the updates
+that pass, and misses those that it is too slow for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ PAGE_BYTES: Final = 256 * 1024
 RECENT_UPDATES: Final = 256
 
 WatchedMessage = tuple[int, int, bytes]
-"""(offset, Unix ms, encoded DownstreamMessage); the watcher numbers the updates of an ephemeral topic from 1."""
+"""(offset, Unix ms, encoded DownstreamMessage); the watcher numbers the updates of an ephemeral
+topic from 1."""
 
 
 class _NewMessageSignal:
@@ -66,7 +68,7 @@ class TopicWatcher:
         self._clock = clock
 
     def open(self, topic: str, from_offset: int | None) -> AsyncGenerator[WatchedMessage, None]:
-        """Follow a topic from an offset on (None: from now on). Close the generator when done.
+        """Follow a topic from an offset on (None: from now on). Close the generator.
 
         Raises AetherError ERR_INVALID_TOPIC at once, and StorageUnavailable while iterating.
         """

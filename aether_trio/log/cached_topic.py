@@ -1,4 +1,4 @@
-"""What one node keeps in memory of one topic: where its log ends, and who subscribes to it.
+"""What one node keeps in memory of one topic: its end and its subscribers.
 
 A `CachedTopic` is made at the first publish or subscribe. It may be forgotten while it has no
 subscriber and nothing of it waits for a commit, because the database then knows all that it knows.
@@ -6,20 +6,23 @@ subscriber and nothing of it waits for a commit, because the database then knows
 Fields and invariants:
 
 * `topic_id` is None until the topic has a row in the database.
-* `tail` is the offset of the last message that is committed *and* was offered to the subscribers here.
+* `tail` is the offset of the last message that is committed *and* was offered to the subscribers
+  here.
 * `assigned` is the offset last given to a message that waits for its commit; without such a message
   it equals `tail`. The offsets of a topic are consecutive: a group that is not committed gives its
   offsets back.
-* `tail_bytes` and `assigned_bytes` count the topic's bytes since it was made, up to these two messages.
-* `doubtful`: the commit of a group failed, and the group may have been written all the same. So `tail`
-  is read again before further offsets are given out.
-* `head` counts where other nodes write as well (PostgreSQL): the offset of the last message that is known
-  to be committed. Messages between `tail` and `head` are still to be offered here (remote_commits.py).
-  With a local database it is 0.
+* `tail_bytes` and `assigned_bytes` count the topic's bytes since it was made, up to these two
+  messages.
+* `doubtful`: the commit of a group failed, and the group may have been written all the same. So
+  `tail` is read again before further offsets are given out.
+* `head` counts where other nodes write as well (PostgreSQL): the offset of the last message that is
+  known to be committed. Messages between `tail` and `head` are still to be offered here
+  (remote_commits.py). With a local database it is 0.
 * `base`: a consumer without a position has not missed the messages up to this offset.
-* `waiting` counts what needs this very object: messages and cursors that wait for a commit, and sessions
-  that looked the topic up and have not yet closed their subscription.
-* `watchers` counts the subscribers that only look on (delivery/topic_watcher.py) and receive nothing.
+* `waiting` counts what needs this very object: messages and cursors that wait for a commit, and
+  sessions that looked the topic up and have not yet closed their subscription.
+* `watchers` counts the subscribers that only look on (delivery/topic_watcher.py) and receive
+  nothing.
 * `sweep_bytes`: when `tail_bytes` reaches it, retention looks at the topic.
 """
 
@@ -43,9 +46,10 @@ class Subscriber(Protocol):
     to `look`, and reads what it wants from the database."""
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
-        """Queue the message, or note that it is to be read from the log. Never blocks or raises.
+        """Queue the message, or note that the log has it. Never blocks or raises.
 
-        Adds the outbox that has something new to write to `touched`, so that a burst costs one write.
+        Adds the outbox that has something new to write to `touched`, so that a burst costs one
+        write.
         """
         ...
 
@@ -54,12 +58,13 @@ class Subscriber(Protocol):
         ...
 
     def renew(self) -> None:
-        """Write the consumer's position again, so that retention keeps it. Never blocks or raises."""
+        """Write the consumer's position again, so that retention keeps it. Never blocks or
+        raises."""
         ...
 
 
 class CachedTopic:
-    """One topic in the memory of one node; the fields are described at the top of this file."""
+    """One topic in one node's memory; the top of this file describes the fields."""
 
     __slots__ = (
         "assigned",
@@ -101,7 +106,7 @@ class CachedTopic:
             subscriber.look()
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable], grown: dict[str, CachedTopic]) -> int:
-        """Make a committed message the tail, and offer it; return how many subscribers got it.
+        """Make a committed message the tail, and offer it; return the number of offers.
 
         Adds the topic to `grown` when retention is to look at it. No checkpoint.
         """
@@ -116,11 +121,11 @@ class CachedTopic:
 
     @property
     def end(self) -> int:
-        """The offset of the last message that is known to be committed; new messages come after it."""
+        """The offset of the last message that is known to be committed."""
         return max(self.tail, self.head)
 
     def deleted(self) -> None:
-        """Forget the topic's row, which was deleted with all messages; no consumer missed any."""
+        """Forget the topic's row, which was deleted with all messages; none is missed."""
         self.topic_id = None
         self.base = self.end
 

@@ -1,16 +1,16 @@
-"""Where each durable consumer has read to, in memory until the next commit writes it to the database.
+"""Where each durable consumer has read to, until a commit writes it.
 
-A cursor moves when bytes have gone to the socket, which is too often to be written each time. The log
-writes the moved cursors a few times a second. After a crash a consumer therefore gets its last messages
-again, and never misses one.
+A cursor moves when bytes have gone to the socket, which is too often to be written each time. The
+log writes the moved cursors a few times a second. After a crash a consumer therefore gets its last
+messages again, and never misses one.
 
-A node of a cluster may lose an identity without knowing it at once. The moves since then do not count,
-because the node that has the identity now did not make them. `drop` forgets such cursors, also those that
-are being written, which are then not to be written again.
+A node of a cluster may lose an identity without knowing it at once. The moves since then do not
+count, because the node that has the identity now did not make them. `drop` forgets such cursors,
+also those that are being written, which are then not to be written again.
 
 Invariants: a cursor never moves back; one that is being written still counts as unwritten until its
-commit is known, and until the reads that may have missed that commit are over (`remembering`); a dropped
-cursor never becomes dirty again.
+commit is known, and until the reads that may have missed that commit are over (`remembering`); a
+dropped cursor never becomes dirty again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Key = tuple[CachedTopic, str]
 
 
 class CursorStore:
-    """Keeps the dirty cursors by (topic, consumer); `wake` tells the log of the first one."""
+    """Keeps dirty cursors by (topic, consumer); `wake` tells the log of the first."""
 
     __slots__ = (
         "_begun",
@@ -59,7 +59,7 @@ class CursorStore:
 
     @property
     def void(self) -> bool:
-        """Whether the cursors that are being written must not be written under a later lease."""
+        """Whether the cursors being written must not be written under a later lease."""
         return bool(self._dropped)
 
     def advance(self, topic: CachedTopic, consumer: str, offset: int) -> None:
@@ -69,7 +69,8 @@ class CursorStore:
         if known is None:
             if not self._dirty:
                 self._wake()
-            # A dirty cursor holds its topic in memory: the pair below counts as a message in flight.
+            # A dirty cursor holds its topic in memory: the pair below counts as a message in
+            # flight.
             topic.waiting += 1
             self._dirty[key] = offset
         elif offset > known:
@@ -110,7 +111,7 @@ class CursorStore:
                 self._written.clear()
 
     async def save(self) -> None:
-        """Wait, without a limit, until all cursors that have moved by now are in the database."""
+        """Wait, without a limit, until all cursors that have moved are written."""
         if not self._dirty and not self._flushing:
             return
         wanted = self._begun + 1 if self._dirty else self._begun
@@ -120,7 +121,7 @@ class CursorStore:
             await self._flushed.wait()
 
     def begin_flush(self) -> list[CachedTopic]:
-        """Take the dirty cursors, and return their topics. `end_flush` or `abort_flush` follows."""
+        """Take the dirty cursors; return their topics. end_flush or abort_flush follows."""
         assert not self._flushing
         self._flushing, self._dirty = self._dirty, {}
         self._begun += 1
@@ -128,7 +129,10 @@ class CursorStore:
         return [topic for topic, _ in self._flushing]
 
     def rows(self, now_ms: int) -> list[tuple[int, str, int, int]]:
-        """Return the rows of the flush, for `topic_sql.save_cursors`; its topics must have their ids."""
+        """Return the rows of the flush, for `topic_sql.save_cursors`.
+
+        Its topics must have their ids.
+        """
         rows = []
         for (topic, consumer), offset in self._flushing.items():
             assert topic.topic_id is not None
@@ -147,7 +151,7 @@ class CursorStore:
         self._flushed.set()
 
     def abort_flush(self) -> None:
-        """Note that the rows were not written: they stay dirty, unless newer ones have come."""
+        """Note that the rows were not written: they are dirty, unless newer ones are."""
         for key, offset in self._flushing.items():
             if key in self._dirty or key in self._dropped:
                 key[0].waiting -= 1

@@ -1,18 +1,21 @@
-"""Recognises repeated sends: which sequence numbers of a publisher are in the log already.
+"""Recognises repeated sends: which numbers of a publisher are in the log.
 
-A client of the framed transport numbers its sends, and may send again what was not acknowledged when its
-connection broke (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16 random bytes that the
-client made up when it began to count, under the identity that it was accepted for. Of each identity the
-latest publisher is kept.
+A client of the framed transport numbers its sends, and may send again what was not acknowledged
+when its connection broke (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16
+random bytes that the client made up when it began to count, under the identity that it was accepted
+for. Of each identity the latest publisher is kept.
 
-Numbers are written in the transaction of the messages that bear them, so a crash forgets both or neither.
-A high-water mark would not do: a number below it may have been refused, or may never have arrived.
+Numbers are written in the transaction of the messages that bear them, so a crash forgets both or
+neither. A high-water mark would not do: a number below it may have been refused, or may never have
+arrived.
 
-Where several nodes write the log, an identity may have been on another node since its publisher was last
-used here. So the numbers in memory are joined with the row whenever a client connects; both are committed.
+Where several nodes write the log, an identity may have been on another node since its publisher was
+last used here. So the numbers in memory are joined with the row whenever a client connects; both
+are committed.
 
-Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; whether a number
-at or below `floor` was committed is forgotten; `ranges` is sorted, and its ranges neither touch nor overlap.
+Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; whether a
+number at or below `floor` was committed is forgotten; `ranges` is sorted, and its ranges neither
+touch nor overlap.
 """
 
 from __future__ import annotations
@@ -55,12 +58,15 @@ class PublisherConnection(Protocol):
         ...
 
     def note_refusal(self, number: int, error: AetherError) -> bool:
-        """Note that the append with this number was refused; return whether it is a numbered send."""
+        """Note that the append with this number was refused.
+
+        Return whether it is a numbered send of this connection.
+        """
         ...
 
 
 class Publisher:
-    """The sequence numbers of one publisher; the latest `window` of them are remembered."""
+    """The sequence numbers of one publisher; the latest `window` are remembered."""
 
     __slots__ = (
         "_committing",
@@ -105,7 +111,7 @@ class Publisher:
         self.connection = connection
 
     def judge(self, seq: int) -> int:
-        """Return IS_NEW, IS_COMMITTED, IS_FORGOTTEN, or the number of the append on its way."""
+        """Return IS_NEW, IS_COMMITTED, IS_FORGOTTEN, or the number of the append."""
         if seq > self.highest:
             return IS_NEW
         number = self.pending.get(seq)
@@ -133,7 +139,7 @@ class Publisher:
                 self._next_ranges = _joined(self._next_ranges, ranges, floor)
         self.written_ms = max(self.written_ms, written_ms)
 
-    # -- the log's side: a group is committed or refused as a whole -----------------------------------------------
+    # -- the log's side: a group is committed or refused as a whole -------------------------------
 
     def begin(self, upto: int) -> bytes:
         """Return the row for the group up to this append, which is being written."""
@@ -155,7 +161,7 @@ class Publisher:
         self._next_ranges = []
 
     def refused(self, upto: int) -> None:
-        """Free the numbers up to this append: neither the row nor the messages were written."""
+        """Free the numbers up to this append: neither row nor messages were written."""
         self._take(upto)
         self._settle()
 
@@ -222,7 +228,7 @@ def _insert(merged: list[list[int]], seq: int) -> None:
 
 
 class PublisherStore:
-    """Keeps the publishers of connected identities; the others are in the log's database."""
+    """Keeps the publishers of connected identities; the others are in the database."""
 
     def __init__(self, database: Database, clock: Clock, *, window: int, lifetime_s: int) -> None:
         self._database = database
@@ -237,7 +243,8 @@ class PublisherStore:
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
         """Read a publisher's numbers. Raises StorageUnavailable.
 
-        The returned function makes the publisher the live one of its identity, without a checkpoint.
+        The returned function makes the publisher the live one of its identity, without a
+        checkpoint.
         """
         rows = (
             []
@@ -253,7 +260,8 @@ class PublisherStore:
                     ranges, written_ms = _RANGES.decode(numbers), stored_ms
             known = self._known(identity, token)
             if known is None:
-                # The publisher of another connection may still be live; its appends are settled without it.
+                # The publisher of another connection may still be live; its appends are settled
+                # without it.
                 known = self._live[identity] = Publisher(identity, token, self._window, ranges, written_ms)
             elif rows:
                 known.join(ranges, written_ms)
@@ -272,7 +280,7 @@ class PublisherStore:
         self.forget_if_idle(publisher)
 
     def forget_if_idle(self, publisher: Publisher) -> None:
-        """Forget a publisher of which the database knows all numbers, and which no connection uses."""
+        """Forget a publisher that no connection uses, if the database knows all of it."""
         if publisher.idle and self._live.get(publisher.identity) is publisher:
             age_ms = self._clock.now_ms() - publisher.written_ms
             if publisher.ranges and age_ms * TOUCH_SHARE > self._lifetime_ms:
@@ -292,7 +300,7 @@ class PublisherStore:
                 logger.warning("sweep of publishers postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Renew the rows of connected publishers, delete old rows, and return how many were deleted.
+        """Renew connected publishers, delete old rows, and return how many were deleted.
 
         Raises StorageUnavailable.
         """

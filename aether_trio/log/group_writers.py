@@ -1,8 +1,8 @@
-"""How a group of messages gets its offsets and is written: to a file of one node, or to PostgreSQL.
+"""How a group of messages gets its offsets and is written (SQLite, PostgreSQL).
 
-`LocalGroupWriter` counts offsets in memory, as no other process gives them out (SQLite); it never writes a
-topic's counter. `PostgresGroupWriter` is told the offsets by the database (topic_sql_postgres.py). The log
-(topic_log.py) uses both alike.
+`LocalGroupWriter` counts offsets in memory, as no other process gives them out (SQLite); it never
+writes a topic's counter. `PostgresGroupWriter` is told the offsets by the database
+(topic_sql_postgres.py). The log (topic_log.py) uses both alike.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class GroupWriter(Protocol):
         numbers: Sequence[tuple[str, bytes, bytes, int]],
         is_void: Callable[[], bool],
     ) -> list[int] | None:
-        """Commit a group and return its offsets; None when it is committed and they are not known.
+        """Commit a group; return its offsets, or None when they are not known.
 
-        A group that `is_void` is not written. Raises StorageUnavailable: nothing was written, unless it
-        is CommitUnknown. Raises TopicsDeleted: nothing was written.
+        A group that `is_void` is not written. Raises StorageUnavailable: nothing was written,
+        unless it is CommitUnknown. Raises TopicsDeleted: nothing was written.
         """
         ...
 
 
 class TopicsDeleted(Exception):
-    """Another node has deleted these topics: they are to be made again before the group is written."""
+    """Another node has deleted topics of a group, which are to be made again."""
 
     def __init__(self, topic_ids: frozenset[int]) -> None:
         super().__init__(f"topics {sorted(topic_ids)} were deleted")
@@ -66,7 +66,7 @@ class GroupVoided(StorageUnavailable):
 
 @contextmanager
 def nothing_written() -> Iterator[None]:
-    """Turn CommitUnknown into StorageUnavailable around the writes that precede a group.
+    """Turn CommitUnknown into StorageUnavailable, for writes that precede a group.
 
     Their outcome may be unknown; that the group itself was not written is known.
     """
@@ -77,7 +77,10 @@ def nothing_written() -> Iterator[None]:
 
 
 class LocalGroupWriter:
-    """Writes groups to a database that no other process writes; the log takes refused offsets back."""
+    """Writes groups to a database that no other process writes.
+
+    The log takes refused offsets back.
+    """
 
     sql: TopicSql = topic_sql
     unsure = False
@@ -109,10 +112,11 @@ class LocalGroupWriter:
 class PostgresGroupWriter:
     """Writes groups to a database that other nodes write as well.
 
-    A group whose COMMIT was not answered is sent again until the database says whether it has the group:
-    the group's number is in the writer's row of `log_writers`, which is written with the group. So a lost
-    answer neither loses nor repeats a message. When the group becomes void meanwhile, its number is taken
-    instead. Then a late copy of the group has no effect, and the answer says whether the group was written.
+    A group whose COMMIT was not answered is sent again until the database says whether it has the
+    group: the group's number is in the writer's row of `log_writers`, which is written with the
+    group. So a lost answer neither loses nor repeats a message. When the group becomes void
+    meanwhile, its number is taken instead. Then a late copy of the group has no effect, and the
+    answer says whether the group was written.
     """
 
     sql: TopicSql = topic_sql_postgres
@@ -161,7 +165,7 @@ class PostgresGroupWriter:
         return offsets
 
     async def _write(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
-        """Send a group until it is known whether it was written. Its senders wait meanwhile.
+        """Send a group until it is known whether it was written; its senders wait.
 
         A sender that is refused a message which is in the log would send it again.
         """
@@ -169,7 +173,8 @@ class PostgresGroupWriter:
         try:
             while True:
                 try:
-                    # No checkpoint between `is_void` and the write, so the write is fenced by the lease that it asked about.
+                    # No checkpoint between `is_void` and the write, so the write is fenced by the
+                    # lease that it asked about.
                     if is_void():
                         if self.unsure and await self._was_written(group):
                             return []
@@ -190,7 +195,7 @@ class PostgresGroupWriter:
             self.unsure = False
 
     async def _was_written(self, group: CommitGroup) -> bool:
-        """Whether the group was written; if not, it never will be. Raises StorageUnavailable.
+        """Whether the group was written, now or ever. Raises StorageUnavailable.
 
         May be called again after an error.
         """
@@ -200,5 +205,5 @@ class PostgresGroupWriter:
 
 
 def open_group_writer(database: Database, partition_ms: int) -> GroupWriter:
-    """Make the writer for this database; `partition_ms` is for PostgreSQL (partitions.py)."""
+    """Make the writer for this database; `partition_ms` is for PostgreSQL."""
     return PostgresGroupWriter(database, partition_ms) if database.shared else LocalGroupWriter(database)

@@ -1,9 +1,10 @@
-"""Partitions by time of the messages in PostgreSQL: retention drops a table instead of deleting rows.
+"""Partitions by time of the messages in PostgreSQL, for retention.
 
-A partition holds the messages that were appended between two moments. Each node makes the partition for
-now before it appends, unless it knows that the partition exists. There is no default partition: its rows
-would have to be searched whenever another one is made. The catalog is the only list of partitions, and a
-lock in the database makes one process at a time change it.
+Retention drops a table instead of deleting rows. A partition holds the messages that were appended
+between two moments. Each node makes the partition for now before it appends, unless it knows that
+the partition exists. There is no default partition: its rows would have to be searched whenever
+another one is made. The catalog is the only list of partitions, and a lock in the database makes
+one process at a time change it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Final
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row
 
 SHARE_OF_AGE: Final = 8
-"""A message is kept for at most an eighth of its age longer; a query looks into some ten partitions."""
+"""A message is kept for at most an eighth of its age longer; a query looks into some ten
+partitions."""
 
 SHORTEST_S: Final = 60.0
 UNLIMITED_S: Final = 30 * 24 * 3600.0
@@ -42,7 +44,7 @@ class Partition:
 
 
 def length_ms(age_s: float) -> int:
-    """Return the length of a partition when messages are kept for `age_s` (0: for ever)."""
+    """Return the length of a partition if messages are kept for `age_s` (0: ever)."""
     return int(1000 * (max(age_s / SHARE_OF_AGE, SHORTEST_S) if age_s else UNLIMITED_S))
 
 
@@ -74,8 +76,8 @@ def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
         else:
             upper = min(upper, one.lower_ms)
     made = Partition(lower, upper, f"messages_{lower}".replace("-", "before_"))
-    # ATTACH lets other nodes read and append meanwhile; CREATE TABLE ... PARTITION OF would wait for them,
-    # and they for it.
+    # ATTACH lets other nodes read and append meanwhile; CREATE TABLE ... PARTITION OF would wait
+    # for them, and they for it.
     yield Execute(f"CREATE TABLE {made.table} (LIKE messages INCLUDING ALL)")
     yield Execute(f"ALTER TABLE messages ATTACH PARTITION {made.table} FOR VALUES FROM ({lower}) TO ({upper})")
     return made
@@ -86,7 +88,8 @@ def drop_partition(table: str) -> Program[int]:
     yield Fetch(_LOCK)
     if not any(one.table == table for one in (yield from partitions())):
         return 0
-    # Readers and appenders queue up behind this statement while it waits: give up soon and try again later.
+    # Readers and appenders queue up behind this statement while it waits: give up soon and try
+    # again later.
     yield Execute("SET LOCAL lock_timeout = '1s'")
     [[size, estimate]] = yield Fetch(
         "SELECT pg_table_size(oid), reltuples FROM pg_class WHERE oid = $1::text::regclass", (table,)
@@ -99,7 +102,10 @@ def drop_partition(table: str) -> Program[int]:
 
 
 async def drop_older(database: Database, oldest_ms: int) -> int:
-    """Drop partitions with only messages from before `oldest_ms`; return about how many messages went."""
+    """Drop partitions with only messages from before `oldest_ms`.
+
+    Return about how many messages went.
+    """
     gone = 0
     for one in await database.read(partitions):
         if one.upper_ms <= oldest_ms:
@@ -116,11 +122,12 @@ class PartitionKeeper:
         self._known: Partition | None = None
 
     async def ensure(self, now_ms: int) -> None:
-        """Make the partition for messages of `now_ms` if it is missing. Raises StorageUnavailable."""
+        """Make the partition for messages of `now_ms` if it is missing. Raises
+        StorageUnavailable."""
         known = self._known
         if known is None or not known.lower_ms <= now_ms < known.upper_ms:
             self._known = await self._database.run(lambda: ensure_partition(now_ms, self._length))
 
     def doubt(self) -> None:
-        """Read the catalog before the next group, because the partition may have been dropped."""
+        """Read the catalog before the next group, as the partition may be dropped."""
         self._known = None

@@ -1,19 +1,21 @@
-"""Messages that other nodes commit: read from the log and offered to the subscribers of this node, in order.
+"""Reads the messages that other nodes commit, and offers them in order.
 
-    notification (cluster/relay/log_relay.py) ────────┐
-    own commit behind a message of another node ──────┼──▶ behind ──▶ one read for many topics ──▶ offered
-    a read of the tail that found more than expected ─┘
+    notification (cluster/relay/log_relay.py) ────┐
+    own commit behind one of another node ────────┼──▶ behind ──▶ one read of many topics ──▶ offers
+    a read of the tail that found new messages ───┘
 
-A topic to which only work queues subscribe is not read here: the queues are told to look, and the node
-that takes a message reads it.
+A topic to which only work queues subscribe is not read here: the queues are told to look, and the
+node that takes a message reads it.
 
-A topic's `tail` is what was offered here, `head` what is known to be committed. A message of this node that
-is the topic's next one is offered at once (topic_log.py). One that is not, because a message of another
-node is in front of it, is left to this task, which reads both. So each subscriber is offered a topic's
-messages one after another, and a broadcast costs one read, however many subscribe.
+A topic's `tail` is what was offered here, `head` what is known to be committed. A message of this
+node that is the topic's next one is offered at once (topic_log.py). One that is not, because a
+message of another node is in front of it, is left to this task, which reads both. So each
+subscriber is offered a topic's messages one after another, and a broadcast costs one read, however
+many subscribe.
 
-Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no checkpoint,
-here and in topic_log.py, so a message is offered once; a topic that could not be read stays in `behind`.
+Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no
+checkpoint, here and in topic_log.py, so a message is offered once; a topic that could not be read
+stays in `behind`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ OFFERS_PER_SLICE: Final = 2_000
 
 
 class RemoteCommitReader:
-    """Reads the messages of other nodes and offers them; described at the top of this file.
+    """Reads and offers other nodes' messages; described at the top of this file.
 
     `run` is its one task. `refresh` reads where topics end. `grown` collects topics for retention.
     """
@@ -62,7 +64,8 @@ class RemoteCommitReader:
         """Counters since start."""
 
     def request(self, topic: CachedTopic) -> None:
-        """Have this topic read, as it may have messages that were not offered here. Never blocks."""
+        """Have this topic read, as it may have messages that were not offered here. Never
+        blocks."""
         if topic not in self._behind:
             topic.waiting += 1  # it must not be forgotten meanwhile
             self._behind[topic] = None
@@ -76,9 +79,11 @@ class RemoteCommitReader:
             await self._requested.wait()
 
     async def _read_some(self) -> None:
-        """Read once for some of the topics. After StorageUnavailable all of them are still behind."""
+        """Read once for some of the topics. After StorageUnavailable all of them are still
+        behind."""
         topics = list(self._behind)[:TOPICS_PER_READ]
-        # A topic without subscribers needs its tail for the next one that subscribes, and no messages.
+        # A topic without subscribers needs its tail for the next one that subscribes, and no
+        # messages.
         tail_only = [topic for topic in topics if topic.topic_id is None or not topic.is_read]
         if tail_only:
             await self._refresh(tail_only)
@@ -116,7 +121,10 @@ class RemoteCommitReader:
             await self._refresh_deleted(deleted)
 
     async def _refresh_deleted(self, topics: Sequence[CachedTopic]) -> None:
-        """Look up topics that retention of another node has deleted: they may have new rows by now."""
+        """Look up topics that another node's retention has deleted.
+
+        They may have new rows by now.
+        """
         for topic in topics:
             topic.waiting += 1
         try:

@@ -1,21 +1,25 @@
-"""Retention: deletes messages that are too old or too many, and then topics and positions out of use.
+"""Retention: deletes old messages and too many, and unused positions and topics.
 
-Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep deletes in
-bounded steps, each its own transaction, so that a commit of new messages never waits long. A consumer that
-was away for longer than messages are kept finds them gone and is told so (delivery/catchup.py).
+Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep
+deletes in bounded steps, each its own transaction, so that a commit of new messages never waits
+long. A consumer that was away for longer than messages are kept finds them gone and is told so
+(delivery/catchup.py).
 
-The cost of a sweep grows with what it deletes, not with what there is. A topic is due when its oldest
-message is, else some time after its last look (`look_ms`, a day at most), and an index finds the topics
-that are due. A topic that is too large is one that this node has seen grow (`TopicLog.grown`). A look also
-forgets positions that are out of use. A topic without messages and positions, for as long as an unused
-position is kept, is deleted: clients name topics as they like, so nothing may stay of a name for ever.
+The cost of a sweep grows with what it deletes, not with what there is. A topic is due when its
+oldest message is, else some time after its last look (`look_ms`, a day at most), and an index finds
+the topics that are due. A topic that is too large is one that this node has seen grow
+(`TopicLog.grown`). A look also forgets positions that are out of use. A topic without messages and
+positions, for as long as an unused position is kept, is deleted: clients name topics as they like,
+so nothing may stay of a name for ever.
 
-In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may stay for
-an eighth of the age longer. Several nodes may sweep at a time, as each step reads again what is there.
+In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may
+stay for an eighth of the age longer. Several nodes may sweep at a time, as each step reads again
+what is there.
 
-Invariants: `floor_offset` is raised in the transaction that deletes messages, and `topic_floor` in the one
-that deletes topics, so offsets never start again; `base_offset` is raised in the one that forgets a
-position, so a consumer that comes back without a position is not told that it missed what it has read.
+Invariants: `floor_offset` is raised in the transaction that deletes messages, and `topic_floor` in
+the one that deletes topics, so offsets never start again; `base_offset` is raised in the one that
+forgets a position, so a consumer that comes back without a position is not told that it missed what
+it has read.
 """
 
 from __future__ import annotations
@@ -37,11 +41,13 @@ logger = structlog.get_logger("aether.retention")
 ROWS_PER_STEP = 500
 TOPICS_PER_STEP = 50
 LOOK_MS = 24 * 3600 * 1000
-"""Longest time between two looks at a topic: a limit that was lowered counts a day later at most."""
+"""Longest time between two looks at a topic: a limit that was lowered counts a day later at
+most."""
 KEEP_MS = 7 * 24 * 3600 * 1000
 """How long an empty topic is kept where positions are kept for ever."""
 RENEWALS = 4
-"""How often a position in use is written again within the time after which it would be forgotten."""
+"""How often a position in use is written again within the time after which it would be
+forgotten."""
 GROWTH = 16
 """A topic at its size limit is looked at after each growth by a sixteenth of the limit."""
 FOR_EVER_MS = -(2**62)
@@ -53,8 +59,9 @@ WRITER_AGE_MS = 24 * 3600 * 1000
 class RetentionLimits:
     """Limits of what is kept; 0 is unlimited.
 
-    Messages older than `age_s` go, and the oldest ones of a topic with more than `topic_bytes`. Positions go
-    that have not moved for `cursor_age_s` and lie before all messages. A sweep begins every `sweep_s`.
+    Messages older than `age_s` go, and the oldest ones of a topic with more than `topic_bytes`.
+    Positions go that have not moved for `cursor_age_s` and lie before all messages. A sweep begins
+    every `sweep_s`.
     """
 
     age_s: float = 24 * 3600.0
@@ -64,7 +71,7 @@ class RetentionLimits:
 
 
 def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tuple[int, int]]:
-    """Find what goes from this topic in one step: (largest offset, its topic_bytes), or zeros."""
+    """Find what goes from this topic in one step: (last offset, topic_bytes), or 0s."""
     rows: list[Row] = yield Fetch(
         "SELECT message_key, ts_ms, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
         "ORDER BY message_key LIMIT $3",
@@ -100,12 +107,12 @@ def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
 
 
 def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Program[None]:
-    """Delete positions that are out of use and before the first message that is still there.
+    """Delete positions that are out of use and before the first remaining message.
 
-    Most consumers without a position start at the topic's base, which is raised to where these positions
-    were. The others (a user's windows) renew their positions when they connect, when they leave, and now
-    and then in between (delivery/subscription.py), so only consumers that were away for that long start
-    anew.
+    Most consumers without a position start at the topic's base, which is raised to where these
+    positions were. The others (a user's windows) renew their positions when they connect, when they
+    leave, and now and then in between (delivery/subscription.py), so only consumers that were away
+    for that long start anew.
     """
     rows: list[Row] = yield Fetch(
         "DELETE FROM cursors WHERE topic_id = $1 AND updated_ms < $2 AND msg_offset < $3 RETURNING msg_offset",
@@ -122,9 +129,9 @@ def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Prog
 class Bounds:
     """The bounds of one sweep, in Unix milliseconds and bytes.
 
-    `age_ms` 0: no message is deleted for its age. `topic_bytes` 0: no message is deleted for its topic's
-    size. Positions not written since `positions_ms` go, and topics that have been empty since `emptied_ms`.
-    A topic is looked at again after `look_ms`.
+    `age_ms` 0: no message is deleted for its age. `topic_bytes` 0: no message is deleted for its
+    topic's size. Positions not written since `positions_ms` go, and topics that have been empty
+    since `emptied_ms`. A topic is looked at again after `look_ms`.
     """
 
     now_ms: int
@@ -142,7 +149,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class LookResult:
-    """The result of a look at some topics: messages deleted, and topics (id, name) to delete."""
+    """The result of a look: messages deleted, and topics (id, name) to delete."""
 
     gone: int
     empty: list[tuple[int, str]]
@@ -194,7 +201,10 @@ class Retention:
         self.deleted_topics = 0
 
     async def sweep_forever(self) -> None:
-        """Sweep every `sweep_s`, until cancelled. A database that does not answer postpones a sweep."""
+        """Sweep every `sweep_s`, until cancelled.
+
+        A database that does not answer postpones a sweep.
+        """
         while True:
             await trio.sleep(self._limits.sweep_s)
             try:
@@ -203,9 +213,9 @@ class Retention:
                 logger.warning("retention postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Do what is due; return how many messages went (about, where whole partitions go).
+        """Do what is due; return how many messages went.
 
-        Raises StorageUnavailable.
+        The number is an estimate where whole partitions go. Raises StorageUnavailable.
         """
         limits = self._limits
         now_ms = self._clock.now_ms()

@@ -1,33 +1,34 @@
-"""The durable topic log of one node: append, group commit, fan-out, and what is read from it.
+"""The durable topic log of one node: append, group commit, fan-out, reads.
 
-Appends are queued without waiting, and one task commits them in groups. When a group is durable, its
-messages are offered to their topics' subscribers, in order. While one group is being written, the next
-one gathers: the busier the node, the cheaper a message.
+Appends are queued without waiting, and one task commits them in groups. When a group is durable,
+its messages are offered to their topics' subscribers, in order. While one group is being written,
+the next one gathers: the busier the node, the cheaper a message.
 
     append_nowait ──▶ _pending ──▶ _take_group ──▶ GroupWriter ──▶ database
                                                        │ committed
-                        senders may go on ◀── _fan_out ┴──▶ CachedTopic.offer ──▶ outboxes are kicked
+                        senders go on ◀── _fan_out ┴──▶ CachedTopic.offer ──▶ outboxes are kicked
 
-A topic is in memory (`CachedTopic`) while it has subscribers or something of it waits, and as long as
-there is room for topics without subscribers. `load` reads topics from the database before a session
-subscribes, several topics with one read. Where other nodes write as well (PostgreSQL), a read, or a
-notification from another node, may find more than was offered here; then `RemoteCommitReader` reads and
-offers the rest.
+A topic is in memory (`CachedTopic`) while it has subscribers or something of it waits, and as long
+as there is room for topics without subscribers. `load` reads topics from the database before a
+session subscribes, several topics with one read. Where other nodes write as well (PostgreSQL), a
+read, or a notification from another node, may find more than was offered here; then
+`RemoteCommitReader` reads and offers the rest.
 
 Invariants
 * Only committed messages are offered.
 * Order: messages of one topic are committed and offered in the order in which they were appended.
 * A sequence number is *settled* once its group is committed or refused; numbers settle in order. A
   response that waits for the last append of its connection is therefore a barrier.
-* Where other nodes write as well, a message of this node that is not its topic's next one waits for the
-  messages in front of it (remote_commits.py). A subscriber that is offered an offset that is not its next
-  one reads the messages between from the log (delivery/catchup.py).
-* A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, the
-  offsets are given back, and the next group tries again. No message of a refused group is offered.
-* Memory: appends are admitted only while `has_room`; the connections' readers wait for room, and so does
-  TCP.
-* A topic that is pinned, that has subscribers, or that waits for a commit is never forgotten; `tail` never
-  goes back.
+* Where other nodes write as well, a message of this node that is not its topic's next one waits for
+  the messages in front of it (remote_commits.py). A subscriber that is offered an offset that is
+  not its next one reads the messages between from the log (delivery/catchup.py).
+* A group that cannot be written (disk full, file locked) is refused as a whole: every sender is
+  told, the offsets are given back, and the next group tries again. No message of a refused group is
+  offered.
+* Memory: appends are admitted only while `has_room`; the connections' readers wait for room, and so
+  does TCP.
+* A topic that is pinned, that has subscribers, or that waits for a commit is never forgotten;
+  `tail` never goes back.
 """
 
 from __future__ import annotations
@@ -61,16 +62,19 @@ __all__ = ["Author", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open
 logger = structlog.get_logger("aether.log")
 
 OFFERS_PER_SLICE: Final = 2_000
-"""Offers between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves no task."""
+"""Offers between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves
+no task."""
 OFFERS_PER_KICK: Final = 8_000
-"""Offers before subscribers write: a burst of broadcasts costs each of them one send, which is the cost of
-a delivery, and the first message of the burst waits some 4 ms for the others at most."""
+"""Offers before subscribers write: a burst of broadcasts costs each of them one send, which is
+the cost of a delivery, and the first message of the burst waits some 4 ms for the others at
+most."""
 
 IDENTITY_BYTES: Final = 16
 PROBE_S: Final = 1.0
 """Pause between two attempts to write to a failing database while there is nothing to write."""
 REFUSED_PAUSE_S: Final = 0.05
-"""Pause after a refused group: a failing database may answer at once, and cursors alone must not spin."""
+"""Pause after a refused group: a failing database may answer at once, and cursors alone must not
+spin."""
 DRAIN_S: Final = 10.0
 """How long the end of the log waits for messages that are not settled."""
 
@@ -84,7 +88,7 @@ RETRY_PUBLISH_MS: Final = 1000
 
 
 def publish_error(error: StorageUnavailable) -> AetherError:
-    """Return the error that senders get for a group that was not committed, as far as is known."""
+    """Make the senders' error for a group that was not committed, as far as known."""
     if isinstance(error, CommitUnknown):
         return AetherError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
     return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
@@ -109,7 +113,7 @@ class LogLimits:
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """Counters since start, and what waits now. `settled - refused` messages are durable."""
+    """Counters since start, and what waits; `settled - refused` messages are durable."""
 
     appended: int
     settled: int
@@ -130,13 +134,13 @@ class Author(Protocol):
     """Appends messages, and is told whether they were committed."""
 
     confirms: bool
-    """Whether it wants `settled`, and may have a `publisher`. It is read for every message, so it is
-    a class attribute mostly."""
+    """Whether it wants `settled`, and may have a `publisher`. It is read for every message, so
+    it is a class attribute mostly."""
     publisher: Publisher | None
     """The publisher whose sequence numbers are committed with the messages."""
 
     def refused(self, number: int, error: AetherError) -> None:
-        """Note that the append with this number was not committed, or that this is not known.
+        """Note that the append was not committed, or that this is not known.
 
         All appends of a group get the same error. An author that `confirms` writes nothing before
         `settled`.
@@ -144,7 +148,8 @@ class Author(Protocol):
         ...
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Add the outboxes that have something to say, now that a group of its appends is settled."""
+        """Add the outboxes that have something to say, now that a group of its appends is
+        settled."""
         ...
 
 
@@ -167,8 +172,8 @@ PendingMessage = tuple[CachedTopic, bytes, Author]
 """A message that waits for its commit: topic, encoded frame, author."""
 
 GroupReport = Callable[[float, int], None]
-"""Called after each committed and offered group with the age of its first message in seconds and the
-number of its messages."""
+"""Called after each committed and offered group with the age of its first message in seconds and
+the number of its messages."""
 
 
 def _single_node() -> tuple[int, int]:
@@ -189,17 +194,19 @@ class TopicLog:
         self.clock = clock
         """Dates the messages."""
         self.identity = identity
-        """16 random bytes, made with the database. Offsets of a log with other bytes mean nothing here."""
+        """16 random bytes, made with the database. Offsets of a log with other bytes mean
+        nothing here."""
         self.cursors = CursorStore(self._wake)
         self.grown: dict[str, CachedTopic] = {}
-        """Topics that have grown so far that retention is to look at them (CachedTopic.sweep_bytes)."""
+        """Topics that have grown so far that retention is to look at them
+        (CachedTopic.sweep_bytes)."""
         self.relay: LogRelay | None = None
         """Notifies other nodes; None on a single node."""
         self.node: Callable[[], tuple[int, int]] = _single_node
         """Returns node id and epoch of this process's lease; node 0 is alone on its database."""
         self.wait_lease_confirmed: Callable[[], Awaitable[None]] = _always_confirmed
-        """Waits until this node is known to have held its lease a moment ago. No checkpoint at its end.
-        Raises StorageUnavailable."""
+        """Waits until this node is known to have held its lease a moment ago. No checkpoint at
+        its end. Raises StorageUnavailable."""
         self._limits = limits
         self._writer = open_group_writer(database, limits.partition_ms)
         self._sql = self._writer.sql
@@ -224,7 +231,7 @@ class TopicLog:
         self._writing = trio.Lock()
         self._deleting: trio.Event | None = None
 
-    # -- append ---------------------------------------------------------------------------------------------------
+    # -- append -----------------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
@@ -279,7 +286,7 @@ class TopicLog:
         self._void_upto = self._appended
         self._wake()
 
-    # -- commit ---------------------------------------------------------------------------------------------------
+    # -- commit -----------------------------------------------------------------------------------
 
     async def _commit_forever(self) -> None:
         limits = self._limits
@@ -339,7 +346,8 @@ class TopicLog:
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
         authors = list(dict.fromkeys(author for _, _, author in batch if author.confirms))
-        # In the order of their first messages: of two publishers of one identity the later one's row stays.
+        # In the order of their first messages: of two publishers of one identity the later one's
+        # row stays.
         upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
 
@@ -376,7 +384,7 @@ class TopicLog:
     async def _commit_in_halves(
         self, batch: list[PendingMessage], authors: Iterable[Author], *, alone: bool, error: Exception
     ) -> None:
-        """Find the message of a group that the database never takes, refuse it, and commit the others."""
+        """Find the message that the database never takes, refuse it, commit the others."""
         if not batch:
             logger.error("positions cannot be written", reason=repr(error))
             await trio.sleep(PROBE_S)
@@ -405,7 +413,8 @@ class TopicLog:
         publishers: Sequence[Publisher],
         upto: int,
     ) -> tuple[list[int] | None, int]:
-        """Write a group; return its offsets (group_writers.py) and its time. Raises StorageUnavailable."""
+        """Write a group; return its offsets (group_writers.py) and its time. Raises
+        StorageUnavailable."""
 
         def is_void() -> bool:
             return self.cursors.void or (bool(messages) and upto <= self._void_upto)
@@ -420,7 +429,8 @@ class TopicLog:
                 return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
             except TopicsDeleted as deleted:
                 lost = [topic for topic in topics if topic.topic_id in deleted.topic_ids]
-                # Retention has raised the floor already; but a standby without these topics may have been promoted.
+                # Retention has raised the floor already; but a standby without these topics may
+                # have been promoted.
                 latest = max(max(topic.end, topic.assigned) for topic in lost)
                 with nothing_written():
                     await self.database.run(lambda latest=latest: single(topic_sql.raise_floor(latest)))  # type: ignore[misc]
@@ -430,7 +440,8 @@ class TopicLog:
     async def _probe(self) -> None:
         """Try whether the database can be written again.
 
-        While the log is failing the gateway admits no senders, so no message may come to find it out.
+        While the log is failing the gateway admits no senders, so no message may come to find it
+        out.
         """
         try:
             await self.database.run(topic_sql.probe_write)
@@ -452,8 +463,9 @@ class TopicLog:
 
     @staticmethod
     def _settle_doubt(topic: CachedTopic, facts: topic_sql.TopicFacts) -> None:
-        # A database may commit and fail to say so. Such messages are in the log, though their senders were refused:
-        # offsets go on behind them, and subscribers, who see that some are missing, read them from there.
+        # A database may commit and fail to say so. Such messages are in the log, though their
+        # senders were refused: offsets go on behind them, and subscribers, who see that some are
+        # missing, read them from there.
         topic.doubtful = False
         if facts.tail > topic.tail:
             topic.tail = topic.assigned = facts.tail
@@ -481,7 +493,8 @@ class TopicLog:
                 author.refused(number, told)
             else:
                 silent.append((author, number))
-        # These write to their clients at once, and receipts that are asked for then must know of every refusal.
+        # These write to their clients at once, and receipts that are asked for then must know of
+        # every refusal.
         for refusals, (author, number) in enumerate(silent, start=1):
             author.refused(number, told)
             if refusals % KICKS_PER_SLICE == 0:
@@ -495,7 +508,8 @@ class TopicLog:
         touched: set[Kickable] = set()
         offers = unkicked = 0
         shared, grown = self.database.shared, self.grown
-        # Senders may go on as soon as their messages are durable; they do not wait for the delivery.
+        # Senders may go on as soon as their messages are durable; they do not wait for the
+        # delivery.
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
@@ -516,7 +530,7 @@ class TopicLog:
         await kick_all(touched)
 
     async def _offer_from_log(self, batch: list[PendingMessage], authors: Iterable[Author]) -> None:
-        """Have subscribers read a committed group from the log, because its offsets are not known."""
+        """Have subscribers read a committed group whose offsets are not known."""
         touched: set[Kickable] = set()
         self._settle(len(batch))
         for author in authors:
@@ -535,7 +549,8 @@ class TopicLog:
         self._group_settled.set()
 
     async def _save_last_cursors(self) -> None:
-        self.cursors.abort_flush()  # the committing task may have been cancelled in the middle of a flush
+        # the committing task may have been cancelled in the middle of a flush
+        self.cursors.abort_flush()
         topics = self.cursors.begin_flush()
         if topics:
             try:
@@ -545,10 +560,10 @@ class TopicLog:
             except StorageUnavailable as error:
                 logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))
 
-    # -- topics in memory -----------------------------------------------------------------------------------------
+    # -- topics in memory -------------------------------------------------------------------------
 
     def topic(self, name: str) -> CachedTopic:
-        """Return the topic in memory; make it, without what the database knows, if it is not there."""
+        """Return the topic in memory, made if it is missing, without a database read."""
         topic = self._topics.get(name)
         if topic is None:
             if len(self._topics) >= self._topics_limit:
@@ -557,7 +572,7 @@ class TopicLog:
         return topic
 
     def current(self, topic: CachedTopic) -> bool:
-        """Whether `topic` is still the object in use for its name; it may have been forgotten."""
+        """Whether `topic` is the object in use for its name; it may have been forgotten."""
         return self._topics.get(topic.name) is topic
 
     def _forget_topics(self) -> None:
@@ -565,11 +580,11 @@ class TopicLog:
         self._topics_limit = len(self._topics) + MAX_UNSUBSCRIBED_TOPICS
 
     async def load(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[CachedTopic, int | None]]:
-        """Load (topic, consumer) pairs from the database; return each topic and the consumer's cursor.
+        """Load (topic, consumer) pairs from the database; return topics and cursors.
 
         Cursors that wait to be written count as written. Each topic is pinned (`waiting`) until the
-        caller hands it to `unpin`, or subscribes. In a cluster this node counts as a subscriber of the
-        topics from here on. Raises StorageUnavailable.
+        caller hands it to `unpin`, or subscribes. In a cluster this node counts as a subscriber of
+        the topics from here on. Raises StorageUnavailable.
         """
         if self.relay is not None:
             await self.relay.expect([name for name, _ in wanted])
@@ -579,7 +594,8 @@ class TopicLog:
         found: list[tuple[CachedTopic, int | None]] = []
         known: list[int | None] = []
         try:
-            # Pinned before the read: a topic that was forgotten and made again meanwhile would learn from an old snapshot.
+            # Pinned before the read: a topic that was forgotten and made again meanwhile would
+            # learn from an old snapshot.
             for name, _ in wanted:
                 topic = self.topic(name)
                 topic.waiting += 1
@@ -597,7 +613,7 @@ class TopicLog:
         return found
 
     async def unread(self, identity: str) -> tuple[int, int]:
-        """Return a participant's position in its own topic, and how many messages are behind it.
+        """Return a participant's position in its topic, and how many messages follow.
 
         Raises StorageUnavailable.
         """
@@ -614,7 +630,7 @@ class TopicLog:
             topic.waiting -= 1
 
     async def refresh(self, topics: Sequence[CachedTopic]) -> None:
-        """Read where these topics end, and have new messages offered. Raises StorageUnavailable."""
+        """Read where these topics end; offer new messages. Raises StorageUnavailable."""
         wanted = [(topic.name, None) for topic in topics]
         known = [topic.topic_id for topic in topics]
         facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
@@ -622,7 +638,10 @@ class TopicLog:
             self._apply_facts(topic, fact, topic_id)
 
     def _apply_facts(self, topic: CachedTopic, facts: topic_sql.TopicFacts, known: int | None) -> None:
-        """Take over what the database says; `known` is the id that the topic had here before the read."""
+        """Take over what the database says of a topic.
+
+        `known` is the id that the topic had here before the read.
+        """
         if facts.topic_id is None:
             if self.database.shared and known is not None and topic.topic_id == known:
                 topic.deleted()  # by another node
@@ -652,7 +671,7 @@ class TopicLog:
         """Return the topics that have a subscriber on this node."""
         return [topic for topic in self._topics.values() if topic.subscribers]
 
-    # -- other nodes ----------------------------------------------------------------------------------------------
+    # -- other nodes ------------------------------------------------------------------------------
 
     @contextmanager
     def relayed_by(self, relay: LogRelay) -> Iterator[None]:
@@ -666,12 +685,12 @@ class TopicLog:
     def join_cluster(
         self, node: Callable[[], tuple[int, int]], wait_lease_confirmed: Callable[[], Awaitable[None]]
     ) -> None:
-        """Take work as a node of a cluster from now on, under the lease that `node` returns."""
+        """Take work as a node of a cluster from now on, under the lease of `node`."""
         self.node = node
         self.wait_lease_confirmed = wait_lease_confirmed
 
     def on_remote_commits(self, names: Iterable[str]) -> None:
-        """Have the new messages that another node committed to these topics read. Never blocks."""
+        """Have new messages of another node in these topics read. Never blocks."""
         for name in names:
             topic = self._topics.get(name)
             if topic is None:
@@ -686,11 +705,11 @@ class TopicLog:
         self._node_left.append(call)
 
     def on_node_left(self) -> None:
-        """Tell all who asked for it that the lease of a node has ended. No checkpoint, never blocks."""
+        """Call all of `when_node_left`. No checkpoint, never blocks."""
         for call in self._node_left:
             call()
 
-    # -- reading --------------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------
 
     async def read(self, topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
         """Read committed messages (offset, ts_ms, frame) behind `after`, oldest first.
@@ -705,11 +724,11 @@ class TopicLog:
     async def read_topics(
         self, wanted: Sequence[tuple[str, int]], *, rows: int, max_bytes: int
     ) -> list[tuple[list[Row], bool]]:
-        """Read the messages of several topics behind an offset each, whether or not they are in memory.
+        """Read the messages of several topics behind an offset each, from the database.
 
-        Return for each (topic name, offset) the committed messages (offset, ts_ms, frame), and whether
-        there are more: at most `rows` of each topic, and `max_bytes` in all, one message excepted.
-        Raises StorageUnavailable.
+        Return for each (topic name, offset) the committed messages (offset, ts_ms, frame), and
+        whether there are more: at most `rows` of each topic, and `max_bytes` in all, one message
+        excepted. Raises StorageUnavailable.
         """
         if not wanted:
             return []
@@ -726,12 +745,12 @@ class TopicLog:
         return await self.database.read(lambda: self._sql.read_some(topic_id, offsets))
 
     async def last_topic(self) -> int:
-        """Return the id of the newest topic, 0 if there is none. Raises StorageUnavailable."""
+        """Return the newest topic's id, 0 if there is none. Raises StorageUnavailable."""
         found = await self.database.fetch("SELECT COALESCE(MAX(id), 0) FROM topics")
         return int(found[0][0])
 
     async def input_topics(self, after: int, last: int, count: int) -> tuple[list[str], int]:
-        """Return a page of the names of tasks' input topics, and the id that the next page begins behind.
+        """Return a page of names of tasks' input topics, and where the next page begins.
 
         The page has topics with `after` < id <= `last`; 0 says that there is no further page. Goes
         through all topics. Raises StorageUnavailable.
@@ -744,10 +763,10 @@ class TopicLog:
         )
         return [name for _, name in found], found[-1][0] if len(found) == count else 0
 
-    # -- retention ------------------------------------------------------------------------------------------------
+    # -- retention --------------------------------------------------------------------------------
 
     async def renew_positions(self) -> None:
-        """Write the positions of live subscribers again, so that retention counts them as in use."""
+        """Write live subscribers' positions again, so that retention sees their use."""
         subscribed = self.subscribed_topics()
         for start in range(0, len(subscribed), RENEWALS_PER_GROUP):
             for topic in subscribed[start : start + RENEWALS_PER_GROUP]:
@@ -756,12 +775,12 @@ class TopicLog:
             await self.cursors.save()
 
     async def delete_topics(self, topics: Sequence[tuple[int, str]]) -> int:
-        """Delete the rows of those topics, (id, name) each, that are not needed; return how many went.
+        """Delete unused rows of these topics, (id, name) each; return how many went.
 
-        Where only this node writes, the ids are given to other topics again, so no id of these may be in
-        use while they go: no group is being written (`_writing`), no session looks topics up (`load`
-        waits), and the topics in memory forget their ids. Where other nodes write, a node that still has
-        an id finds out when it uses the id. Raises StorageUnavailable.
+        Where only this node writes, the ids are given to other topics again, so no id of these may
+        be in use while they go: no group is being written (`_writing`), no session looks topics up
+        (`load` waits), and the topics in memory forget their ids. Where other nodes write, a node
+        that still has an id finds out when it uses the id. Raises StorageUnavailable.
         """
         if self.database.shared:
             ids = [topic_id for topic_id, _ in topics]
@@ -775,7 +794,8 @@ class TopicLog:
                 gone = await self.database.run(lambda: self._sql.delete_topics(going))
                 return len(gone)
             finally:
-                # Also after a failure, which may be that of an answer alone: then their ids are read again.
+                # Also after a failure, which may be that of an answer alone: then their ids are
+                # read again.
                 for topic_id in going:
                     if (topic := known[topic_id]) is not None:
                         topic.topic_id = None
@@ -826,7 +846,7 @@ async def open_log(
 
 
 async def _identity_of(database: Database) -> bytes:
-    """Return the random bytes that identify this log; nodes that open it together agree on them."""
+    """Return the random bytes that identify this log; nodes agree on them."""
     wanted = "SELECT identity FROM log_identity"
     rows = await database.fetch(wanted)
     if not rows:

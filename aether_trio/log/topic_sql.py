@@ -1,12 +1,13 @@
 """The SQL of the topic log, as programs for a Database (storage/base.py).
 
-Most of it runs on SQLite and PostgreSQL alike. The functions of the protocol `TopicSql` are SQLite's here,
-where one node writes the file; PostgreSQL, where several nodes write, has its own in topic_sql_postgres.py.
+Most of it runs on SQLite and PostgreSQL alike. The functions of the protocol `TopicSql` are
+SQLite's here, where one node writes the file; PostgreSQL, where several nodes write, has its own in
+topic_sql_postgres.py.
 
-Offsets start at 1; a cursor of 0 has seen no message. A topic's tail is the larger of its last message and
-its `floor_offset`, which retention raises when it deletes. So a topic whose messages have all expired never
-gives out an offset twice. As one node writes the file, it counts tails in memory, and writes no counter row
-per message.
+Offsets start at 1; a cursor of 0 has seen no message. A topic's tail is the larger of its last
+message and its `floor_offset`, which retention raises when it deletes. So a topic whose messages
+have all expired never gives out an offset twice. As one node writes the file, it counts tails in
+memory, and writes no counter row per message.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Protocol
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 ROWS_PER_INSERT = 128
-"""Rows in one INSERT: one statement, and one release of Python's lock, for many rows of 4 parameters."""
+"""Rows in one INSERT: one statement, and one release of Python's lock, for many rows of 4
+parameters."""
 
 _COLUMNS = 4
 
 OFFSET_BITS = 36
-"""Bits of the offset in a message's key: 68 thousand million messages per topic, 134 million topics."""
+"""Bits of the offset in a message's key: 68 thousand million messages per topic, 134 million
+topics."""
 
 
 def key_of(topic_id: int, offset: int) -> int:
@@ -52,7 +55,7 @@ class TopicFacts:
 
 
 class TopicSql(Protocol):
-    """The programs that SQLite and PostgreSQL have in different texts; both modules implement it."""
+    """The programs that SQLite and PostgreSQL each have; two modules implement it."""
 
     def create_topics(self, names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]: ...
 
@@ -74,7 +77,7 @@ def _insert_sql(rows: int) -> str:
 
 
 def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
-    """Make the missing rows of topics, behind all offsets of deleted topics; return facts by name."""
+    """Make missing rows of topics, behind the offsets of deleted ones; return facts."""
     found: dict[str, TopicFacts] = {}
     for name in names:
         yield Execute(
@@ -91,7 +94,8 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
     """Delete the rows of those topics that are unused, and return their ids.
 
-    A topic is unused when it has neither messages nor positions, and had none at retention's last look.
+    A topic is unused when it has neither messages nor positions, and had none at retention's last
+    look.
     """
     gone: list[int] = []
     floor = 0
@@ -162,8 +166,8 @@ def append_messages(
 ) -> Program[None]:
     """Write one group of messages, cursors and publishers' sequence numbers.
 
-    `flat` is key, ts_ms, topic_bytes, data for each message, one after another. `numbers` are rows of
-    `publishers`: identity, publisher, its numbers, now_ms.
+    `flat` is key, ts_ms, topic_bytes, data for each message, one after another. `numbers` are rows
+    of `publishers`: identity, publisher, its numbers, now_ms.
     """
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
@@ -194,7 +198,7 @@ def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
 
 
 def publisher_numbers(identity: str) -> Program[list[Row]]:
-    """Read (publisher, numbers, updated_ms) of the identity's latest publisher, if there is one."""
+    """Read (publisher, numbers, updated_ms) of an identity's latest publisher."""
     rows: list[Row] = yield Fetch(
         "SELECT publisher, numbers, updated_ms FROM publishers WHERE identity = $1", (identity,)
     )
@@ -202,7 +206,7 @@ def publisher_numbers(identity: str) -> Program[list[Row]]:
 
 
 def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> Program[int]:
-    """Renew publishers in use, delete those older than `before_ms`, and return how many were deleted.
+    """Renew publishers in use, delete those older than `before_ms`; return how many.
 
     `used` has (identity, publisher, now_ms) for each publisher in use.
     """
@@ -220,8 +224,8 @@ def probe_write() -> Program[None]:
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
     """Read messages (offset, ts_ms, data) with after < offset <= upto, oldest first.
 
-    At most `rows` of them, and no more than `max_bytes` unless a single message is larger. Sizes are read
-    first, so that no message is read that the page has no room for.
+    At most `rows` of them, and no more than `max_bytes` unless a single message is larger. Sizes
+    are read first, so that no message is read that the page has no room for.
     """
     sizes: list[Row] = yield Fetch(
         "SELECT message_key, LENGTH(data) FROM messages WHERE message_key > $1 AND message_key <= $2 "
@@ -247,7 +251,7 @@ def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -
 def read_topics(
     sql: TopicSql, wanted: Sequence[tuple[str, int]], rows: int, max_bytes: int
 ) -> Program[list[tuple[list[Row], bool]]]:
-    """Read a page (offset, ts_ms, data) of each topic behind an offset, and whether there is more.
+    """Read a page (offset, ts_ms, data) of each topic, and whether there is more.
 
     A topic for which `max_bytes` has no room left gets an empty page, and has more.
     """

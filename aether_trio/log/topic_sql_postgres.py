@@ -1,13 +1,14 @@
-"""The SQL of the topic log on PostgreSQL, where several nodes write: what differs from topic_sql.py.
+"""The SQL of the topic log on PostgreSQL, where it differs from topic_sql.py.
 
-Only the database knows the next offset of a topic: `topics.floor_offset` is the last one given out. A
-group raises it for all its topics, locked in the order of their ids, in the statement that writes its
-messages. The locks last until the commit, so a topic's offsets have no gaps and are committed in their
-order: a node that sees an offset can read all messages before it.
+Several nodes write there. Only the database knows the next offset of a topic: `topics.floor_offset`
+is the last one given out. A group raises it for all its topics, locked in the order of their ids,
+in the statement that writes its messages. The locks last until the commit, so a topic's offsets
+have no gaps and are committed in their order: a node that sees an offset can read all messages
+before it.
 
-A statement is a round trip, so a group is one statement: messages, cursors and publishers' numbers are
-arrays. It may be sent again when its answer is lost: a writer numbers its groups, and a group whose
-number is in the log already does nothing.
+A statement is a round trip, so a group is one statement: messages, cursors and publishers' numbers
+are arrays. It may be sent again when its answer is lost: a writer numbers its groups, and a group
+whose number is in the log already does nothing.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _CREATE: Final = """
     ON CONFLICT (name) DO NOTHING
 """
 
-# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that names a
-# deleted topic writes nothing.
+# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that
+# names a deleted topic writes nothing.
 _APPEND: Final = f"""
     WITH locked AS MATERIALIZED (
         SELECT t.id FROM topics t WHERE t.id = ANY($4::bigint[]) ORDER BY t.id FOR UPDATE
@@ -153,7 +154,7 @@ TailRow = tuple[int, int, bytes, bool]
 
 @dataclass(frozen=True, slots=True)
 class CommitGroup:
-    """The rows that one statement writes. `messages` are (topic id, frame), in their order."""
+    """The rows that one statement writes; `messages` are (topic id, frame) in order."""
 
     writer: int
     number: int
@@ -171,8 +172,8 @@ def new_writer(now_ms: int) -> Fetch:
 def close_group(writer: int, number: int) -> Fetch:
     """Keep a group of this number from having an effect from now on.
 
-    The answer is one row: `number` if the group was written before, else the next number. The statement
-    may be sent again, if the writer does not use the next number.
+    The answer is one row: `number` if the group was written before, else the next number. The
+    statement may be sent again, if the writer does not use the next number.
     """
     return Fetch(_CLOSE, (writer, number))
 
@@ -180,9 +181,9 @@ def close_group(writer: int, number: int) -> Fetch:
 def append_group(group: CommitGroup) -> Fetch:
     """Write a group.
 
-    The answer is (topic id, the topic's last offset before the group) for each topic, and a row (0, 0).
-    Without the row (0, 0) nothing was written: rows (topic id, DELETED) name the topics that are to be
-    made again; without any row, the group had been written before.
+    The answer is (topic id, the topic's last offset before the group) for each topic, and a row (0,
+    0). Without the row (0, 0) nothing was written: rows (topic id, DELETED) name the topics that
+    are to be made again; without any row, the group had been written before.
     """
     counts: dict[int, int] = {}
     sizes: dict[int, int] = {}
@@ -211,7 +212,8 @@ def append_group(group: CommitGroup) -> Fetch:
             bytes_so_far,
             frames,
             *_columns(group.cursors, 3),
-            # A statement cannot write one row twice: of two publishers of one identity the later one stays.
+            # A statement cannot write one row twice: of two publishers of one identity the later
+            # one stays.
             *_columns(list({row[0]: row for row in group.publishers}.values()), 3),
         ),
     )
@@ -235,7 +237,7 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
-    """Delete the rows of those topics that are unused, and to which no node subscribes; return their ids."""
+    """Delete unused topics to which no node subscribes; return their ids."""
     yield Fetch("SELECT id FROM topics WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", (topic_ids,))
     [[interest]] = yield Fetch("SELECT to_regclass('topic_interest') IS NOT NULL")
     if interest:  # else this gateway is the only node on its database
@@ -254,7 +256,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
-    """Read the ids and tails of topics, and where a consumer of each (if one is named) has read to."""
+    """Read ids and tails of topics, and how far the named consumers have read."""
     rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
     return [
         TopicFacts(topic_id, tail or 0, size or 0, cursor, base or 0) for topic_id, tail, size, cursor, base in rows
@@ -262,7 +264,7 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
-    """Read messages (offset, ts_ms, data) with after < offset <= upto, as topic_sql.read_page does."""
+    """Read messages with after < offset <= upto, as topic_sql.read_page does."""
     page: list[Row] = yield Fetch(_PAGE, (key_of(topic_id, after), key_of(topic_id, upto), rows, max_bytes))
     return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
 
@@ -280,8 +282,8 @@ def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
 def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
     """Read the messages behind the tails of these topics, (topic id, tail) each.
 
-    At most `rows` and `max_bytes` of each topic, but one message at least. A topic that has been deleted
-    has one row, with the offset DELETED.
+    At most `rows` and `max_bytes` of each topic, but one message at least. A topic that has been
+    deleted has one row, with the offset DELETED.
     """
     found: list[Row] = yield Fetch(_TAILS, (*_columns(tails, 2), rows, max_bytes))
     return [

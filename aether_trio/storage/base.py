@@ -1,17 +1,18 @@
-"""The Database protocol: portable SQL in one copy, which each engine runs (SQLite, PostgreSQL).
+"""The Database protocol: one copy of portable SQL for SQLite and PostgreSQL.
 
-A unit of work is a *program*: a generator that yields statements and is sent their results. The engine
-decides how to run it. SQLite runs a whole program inside its writer thread: one change of thread for many
-programs, which commit as one group. PostgreSQL runs the same generator over one connection inside a
-transaction. A program is pure: it does no I/O, reads no clock and keeps no state outside its locals, because
-an engine may run it again from the start.
+A unit of work is a *program*: a generator that yields statements and is sent their results. The
+engine decides how to run it. SQLite runs a whole program inside its writer thread: one change of
+thread for many programs, which commit as one group. PostgreSQL runs the same generator over one
+connection inside a transaction. A program is pure: it does no I/O, reads no clock and keeps no
+state outside its locals, because an engine may run it again from the start.
 
-SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no functions of one
-engine. Where that would cost a round trip per row, a `shared` engine (PostgreSQL) has its own text, which may
-take arrays (log/topic_sql_postgres.py).
+SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no functions of
+one engine. Where that would cost a round trip per row, a `shared` engine (PostgreSQL) has its own
+text, which may take arrays (log/topic_sql_postgres.py).
 
-Invariants: `run` returns only after the commit that contains the program is durable; programs that one
-caller gives to `run` one after another take effect in that order; a program that raises leaves no trace.
+Invariants: `run` returns only after the commit that contains the program is durable; programs that
+one caller gives to `run` one after another take effect in that order; a program that raises leaves
+no trace.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class ExecuteMany:
 class Deferred:
     """Run a write of `table` some time before the commit; the program is sent None.
 
-    It runs before a statement that names the table. Writes of one table with the same first argument, which
-    names the row, keep their order. On PostgreSQL the deferred writes of many programs travel together. A
-    deferred write that fails undoes the program, like any statement.
+    It runs before a statement that names the table. Writes of one table with the same first
+    argument, which names the row, keep their order. On PostgreSQL the deferred writes of many
+    programs travel together. A deferred write that fails undoes the program, like any statement.
     """
 
     table: str
@@ -72,21 +73,24 @@ ProgramFactory: TypeAlias = Callable[[], Program[T]]
 
 
 class StorageUnavailable(Exception):
-    """The database could not commit or read now: disk full, file locked, server gone. Try again later."""
+    """The database could not commit or read now; try again later.
+
+    The disk is full, the file is locked, or the server is away.
+    """
 
 
 class CommitUnknown(StorageUnavailable):
     """It is not known whether the program was committed, wholly, or not at all.
 
-    COMMIT was not answered, or with an error that leaves it open, and it could not be found out in time. To
-    try again may do a thing twice. PostgreSQL: it is decided before a further program of the same queue is
-    written. SQLite: the next program that is written shows that this one was not, unless the machine
-    stopped in between.
+    COMMIT was not answered, or with an error that leaves it open, and it could not be found out in
+    time. To try again may do a thing twice. PostgreSQL: it is decided before a further program of
+    the same queue is written. SQLite: the next program that is written shows that this one was not,
+    unless the machine stopped in between.
     """
 
 
 class RefusedError(StorageUnavailable):
-    """The database never takes the parameters of a statement that several callers share.
+    """The database never takes the parameters of a statement that callers share.
 
     One of the callers is at fault (bisection.py).
     """
@@ -97,11 +101,12 @@ class Database(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether other processes write to it too; then memory never knows better than the database."""
+        """Whether other processes write to it too; then memory never knows better than the
+        database."""
         ...
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program atomically; return its result after the commit is durable.
+        """Run a read-write program atomically; return its result once it is durable.
 
         Raises StorageUnavailable when nothing was written, or what the program itself raised.
         """
@@ -110,8 +115,8 @@ class Database(Protocol):
     async def run_small(self, program: ProgramFactory[T]) -> T:
         """Run, as `run` does, a program of a few statements that find their rows by key.
 
-        SQLite may run it on the caller's thread, where it costs a third less and the event loop waits for
-        it. Not for scans, nor for programs that write megabytes.
+        SQLite may run it on the caller's thread, where it costs a third less and the event loop
+        waits for it. Not for scans, nor for programs that write megabytes.
         """
         ...
 
@@ -120,14 +125,14 @@ class Database(Protocol):
         ...
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot that has all writes committed before the call."""
+        """Run a read-only program on a snapshot with all writes before the call."""
         ...
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
         """Read, as `read` does, a few rows that are found by key.
 
-        SQLite may read on the caller's thread: a row that is in memory costs some microseconds there, two
-        changes of thread a hundred. Not for scans.
+        SQLite may read on the caller's thread: a row that is in memory costs some microseconds
+        there, two changes of thread a hundred. Not for scans.
         """
         ...
 
@@ -136,11 +141,12 @@ class Database(Protocol):
         ...
 
     def separate_queue(self, *, locking: bool = False) -> Database:
-        """Return the same data with a separate write queue, which lives as long as this one.
+        """Return the same data with a separate write queue, of the same lifetime.
 
-        On PostgreSQL programs of different queues share no transaction, so neither holds locks while it
-        waits for those of the other. `locking`: its programs lock the rows on which they decide, and each
-        statement sees what is committed by then; they never conflict with what other programs have read.
+        On PostgreSQL programs of different queues share no transaction, so neither holds locks
+        while it waits for those of the other. `locking`: its programs lock the rows on which they
+        decide, and each statement sees what is committed by then; they never conflict with what
+        other programs have read.
         """
         ...
 
@@ -183,7 +189,8 @@ class Shorthands:
         return count
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Run one write for many rows; `rows` is read in this task, before the program is queued."""
+        """Run one write for many rows; `rows` is read in this task, before the program is
+        queued."""
         held = rows if isinstance(rows, list) else list(rows)
         await self.write(ExecuteMany(sql, held))
 
@@ -195,9 +202,10 @@ class Shorthands:
 FENCE_HERE: Final = "/* fence */"
 """Marks where an engine with a fence puts it into a Fetch for `Database.write`.
 
-The SQL says `FROM (SELECT /* fence */) AS fence`; with the fence the statement fails when the process may not
-write. Elsewhere it is a comment. Such a statement can be recognized (by a number, for example): its caller may
-give it again when it is not known whether it took effect, and sees then whether it had."""
+The SQL says `FROM (SELECT /* fence */) AS fence`; with the fence the statement fails when the
+process may not write. Elsewhere it is a comment. Such a statement can be recognized (by a number,
+for example): its caller may give it again when it is not known whether it took effect, and sees
+then whether it had."""
 
 
 def placeholders(count: int, first: int = 1) -> str:
@@ -206,7 +214,7 @@ def placeholders(count: int, first: int = 1) -> str:
 
 
 def rounded_up(values: Sequence[T], multiple: int) -> tuple[T, ...]:
-    """Repeat the first value until the length is a multiple; an empty list stays empty.
+    """Repeat the first value up to a multiple in length; empty stays empty.
 
     So few different statements are prepared for lists.
     """

@@ -1,11 +1,11 @@
-"""Shared statements of several callers: a mistake of one caller costs no other caller its work.
+"""Shared statements of several callers: one caller's mistake costs no other.
 
     work([a, b, c, d]) refused ──▶ work([a, b]) ──▶ done
                                    work([c, d]) refused ──▶ work([c]) ──▶ done
                                                             work([d]) refused ──▶ refused(d, why)
 
-A group that fails is split into halves, so a thousand items with one mistake cost some twenty statements.
-Items are done in their order.
+A group that fails is split into halves, so a thousand items with one mistake cost some twenty
+statements. Items are done in their order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ async def in_halves(
     """Do the work for all items, in halves if it fails; return all results.
 
     `refused(item, error)` is called for each item for which `work` raises alone, other than
-    StorageUnavailable. Raises StorageUnavailable when storage does not answer; part of the work may be done
-    by then, so `work` must do no harm when it is done again.
+    StorageUnavailable. Raises StorageUnavailable when storage does not answer; part of the work may
+    be done by then, so `work` must do no harm when it is done again.
     """
     try:
         return list(await work(items))

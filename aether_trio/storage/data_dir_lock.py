@@ -1,11 +1,11 @@
 """Locks a data directory for one gateway, and makes temporary data directories.
 
-The lock is flock(2) on an open file. The kernel frees it however the process ends, so no stale lock has to be
-removed and no pid compared. The pid inside the file is only for the error text.
+The lock is flock(2) on an open file. The kernel frees it however the process ends, so no stale lock
+has to be removed and no pid compared. The pid inside the file is only for the error text.
 
-A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and goes when its
-gateway ends. The directory of a killed gateway has no lock any more, so the next gateway of the same user that
-makes a temporary directory removes it.
+A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and
+goes when its gateway ends. The directory of a killed gateway has no lock any more, so the next
+gateway of the same user that makes a temporary directory removes it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TEMPORARY: Final = "aether-ephemeral-"
 def lock_directory(path: Path | str) -> Iterator[Path]:
     """Lock the directory `path` until the block ends; create it when it is missing.
 
-    Its mode is 0700, because it has people's messages. Raises DirectoryInUseError when another process has
-    the lock, StorageSetupError when the directory cannot be used.
+    Its mode is 0700, because it has people's messages. Raises DirectoryInUseError when another
+    process has the lock, StorageSetupError when the directory cannot be used.
     """
     directory = Path(path)
     try:
@@ -57,7 +57,8 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
 def temporary_directory() -> Iterator[Path]:
     """Make a locked directory of mode 0700 that is removed at the end of the block.
 
-    First removes the directories that killed gateways of this user have left. Raises StorageSetupError.
+    First removes the directories that killed gateways of this user have left. Raises
+    StorageSetupError.
     """
     _remove_leftovers()
     for _ in range(TRIES):
@@ -115,10 +116,10 @@ def _remove(directory: Path) -> None:
 
 
 def keep_private(file: Path) -> None:
-    """Let only this user read a database file; make it with mode 0600 if it is missing.
+    """Let only this user read a database file; make it (mode 0600) if missing.
 
-    The directory may be one that other users may enter, and the file may be older than its mode. Raises
-    OSError, but not for files of another user, whose modes this user may not change.
+    The directory may be one that other users may enter, and the file may be older than its mode.
+    Raises OSError, but not for files of another user, whose modes this user may not change.
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -140,6 +141,7 @@ def _take(descriptor: int, directory: Path) -> None:
             f"the data directory {directory} is in use by another gateway"
             f"{f' (pid {holder})' if holder else ''}. Stop that one, or choose another directory with --data-dir."
         ) from exc
-    with contextlib.suppress(OSError):  # a full disk must not keep the gateway from starting and serving reads
+    # a full disk must not keep the gateway from starting and serving reads
+    with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)

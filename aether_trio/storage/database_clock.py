@@ -1,13 +1,14 @@
 """The database's time, for a node of a cluster.
 
-What is due, old or expired is so for all nodes at the same moment, whatever their own clocks say. A node
-whose clock is wrong dates no message wrongly, and deletes no message of another node early.
+What is due, old or expired is so for all nodes at the same moment, whatever their own clocks say. A
+node whose clock is wrong dates no message wrongly, and deletes no message of another node early.
 
-The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer
-is old by the time of its way back, so this time is late by that, and never early: nothing happens before its
-moment. Only an answer that came quickly moves the time, unless the last such answer is old. The time does
-not run backwards: it stands still. But when the clock of the database's machine is set back by more than
-HOLD_MS, the time follows, because nothing would fall due for so long.
+The database is asked now and then; in between the time goes on by this process's monotonic clock.
+An answer is old by the time of its way back, so this time is late by that, and never early: nothing
+happens before its moment. Only an answer that came quickly moves the time, unless the last such
+answer is old. The time does not run backwards: it stands still. But when the clock of the
+database's machine is set back by more than HOLD_MS, the time follows, because nothing would fall
+due for so long.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _NOW: Final = Fetch("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000):
 
 
 class DatabaseClock:
-    """A Clock that shows the database's time; call `ask` before its first use, and `run` it."""
+    """A Clock of the database's time; call `ask` before its first use, and `run` it."""
 
     def __init__(self, database: Database, own: Clock) -> None:
         self._database = database
@@ -72,7 +73,7 @@ class DatabaseClock:
 
 @asynccontextmanager
 async def open_database_clock(database: Database, own: Clock) -> AsyncIterator[DatabaseClock]:
-    """Keep a clock of this database's time until the block ends. Raises StorageUnavailable at first."""
+    """Keep a clock of this database until the block ends. Raises StorageUnavailable."""
     clock = DatabaseClock(database, own)
     await clock.ask()
     async with trio.open_nursery() as nursery:

@@ -1,13 +1,14 @@
-"""Errors that keep storage from being opened. After that it raises base.StorageUnavailable.
+"""Errors that keep storage from being opened.
 
-The person who started the gateway reads these errors: the text names the file and says what to do.
+Once it is open, it raises base.StorageUnavailable. The person who started the gateway reads these
+errors: the text names the file and says what to do.
 """
 
 from __future__ import annotations
 
 
 class StorageSetupError(Exception):
-    """A database or data directory cannot be used; `str()` is fit to be the last line before exit."""
+    """A database or directory cannot be used; `str()` may be the last line at exit."""
 
 
 class DirectoryInUseError(StorageSetupError):
@@ -15,4 +16,4 @@ class DirectoryInUseError(StorageSetupError):
 
 
 class SchemaTooNewError(StorageSetupError):
-    """A newer release wrote the file; to go on would damage what that release relies on."""
+    """A newer release wrote the file; going on would damage its data."""

@@ -1,7 +1,7 @@
-"""Deletes rows that have expired: one page per transaction, so that other transactions come between.
+"""Deletes expired rows: a page per transaction, with others' between.
 
-Readers compare `expires_ms` with the clock, so an expired row is invisible at once, and no result depends on
-when this runs.
+Readers compare `expires_ms` with the clock, so an expired row is invisible at once, and no result
+depends on when this runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SweepPage = Callable[[int, int], Program[int]]
 
 
 async def sweep(database: Database, clock: Clock, page: SweepPage, rows: int) -> int:
-    """Delete all rows that have expired; return how many. Stops while storage does not answer."""
+    """Delete all expired rows; return how many. Stops while storage does not answer."""
     total = 0
     try:
         while True:

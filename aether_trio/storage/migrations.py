@@ -1,11 +1,11 @@
-"""Ordered schema changes of each logical database, applied once at open inside one transaction.
+"""Ordered schema changes of each database, applied at open in one transaction.
 
-A migration is a tuple of DDL statements in portable SQL. The few words on which engines differ are the fields
-of a Dialect, filled in with `str.format`. A migration is never edited after a release: a change is a new
-migration at the end.
+A migration is a tuple of DDL statements in portable SQL. The few words on which engines differ are
+the fields of a Dialect, filled in with `str.format`. A migration is never edited after a release: a
+change is a new migration at the end.
 
-Invariant: `schema_version` equals the number of migrations that the database has seen. A database that has
-seen more than this release knows is refused untouched.
+Invariant: `schema_version` equals the number of migrations that the database has seen. A database
+that has seen more than this release knows is refused untouched.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ POSTGRES: Final = Dialect(
 
 
 def upgrade(name: str, dialect: Dialect, where: str) -> Program[int]:
-    """Bring the logical database `name` up to date; return how many migrations were applied.
+    """Bring the database `name` up to date; return how many migrations ran.
 
     `where` names the file or server in the error. Raises SchemaTooNewError.
     """

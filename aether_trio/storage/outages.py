@@ -1,4 +1,7 @@
-"""The error that a client gets when storage failed: the request was not done, or this is not known."""
+"""The error that a client gets when storage failed.
+
+It says that the request was not done, or that this is not known.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 
 
 def outage(error: StorageUnavailable) -> AetherError:
-    """Make the client's error: retryable only if nothing was done, so that no request is done twice."""
+    """Make the client's error: retryable only if nothing was done.
+
+    So no request is done twice.
+    """
     if isinstance(error, CommitUnknown):
         return AetherError(
             Code.OUTCOME_UNKNOWN,
@@ -17,6 +23,6 @@ def outage(error: StorageUnavailable) -> AetherError:
 
 
 def outage_text(error: StorageUnavailable) -> str:
-    """Make the text for answers without an error code; an unknown outcome has its code in front."""
+    """Make the text of answers without an error code; "unknown" has its code."""
     told = outage(error)
     return str(told) if isinstance(error, CommitUnknown) else told.message

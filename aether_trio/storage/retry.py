@@ -25,11 +25,11 @@ async def retry_while_unavailable(
     delay_s: float = RETRY_DELAY_S,
     on_failure: Callable[[], object] = lambda: None,
 ) -> T:
-    """Return `await work()`; while it raises StorageUnavailable, wait `delay_s` and call it again.
+    """Return `await work()`, called again while it raises StorageUnavailable.
 
-    The first failure is logged with structlog's `logger` as a warning that names `what`; the
-    success after it as information. `on_failure` is called after each failure. Other exceptions,
-    RefusedError among them, pass.
+    `delay_s` seconds pass between two calls. The first failure is logged with structlog's `logger`
+    as a warning that names `what`; the success after it as information. `on_failure` is called
+    after each failure. Other exceptions, RefusedError among them, pass.
     """
     failed = False
     while True:

@@ -1,12 +1,13 @@
 """The writes of a session that may still take effect after the session has ended.
 
-A caller that is cancelled does not take its program back (base.py), so the end of a session does not end its
-writes. Before a successor gets the session's identity, it waits here for them.
+A caller that is cancelled does not take its program back (base.py), so the end of a session does
+not end its writes. Before a successor gets the session's identity, it waits here for them.
 
     CURRENT_SESSION_WRITES.set(writes)  ──▶  database.run(...)  ──▶  began ... over
 
-`over` follows when it is known that a program is committed, or never will be. Only PostgreSQL counts, which has
-several writer connections: in SQLite the programs of a successor are queued behind those of its predecessor.
+`over` follows when it is known that a program is committed, or never will be. Only PostgreSQL
+counts, which has several writer connections: in SQLite the programs of a successor are queued
+behind those of its predecessor.
 """
 
 from __future__ import annotations

@@ -2,18 +2,19 @@
 
 There are four kinds:
 
-* *writer*: SERIALIZABLE transactions, because a program reads, decides and writes without locks, and no other
-  program may come between.
-* *appender*: READ COMMITTED transactions, for a database whose programs lock the rows on which they decide
-  (`LOCKING`). Nodes that append to one topic come one after another instead of failing each other.
+* *writer*: SERIALIZABLE transactions, because a program reads, decides and writes without locks,
+  and no other program may come between.
+* *appender*: READ COMMITTED transactions, for a database whose programs lock the rows on which they
+  decide (`LOCKING`). Nodes that append to one topic come one after another instead of failing each
+  other.
 * *reader*: REPEATABLE READ, READ ONLY transactions, each on one snapshot.
 * *look*: asks about the other connections (stalls.py).
 
-The isolation is a default of the session, set while it starts, so that a single statement needs no BEGIN and
-still has it.
+The isolation is a default of the session, set while it starts, so that a single statement needs no
+BEGIN and still has it.
 
-The server holds every limit on time too. So a node that is stopped (SIGSTOP) or cut off in the middle of a
-transaction keeps its locks no longer than `idle_in_transaction_s`.
+The server holds every limit on time too. So a node that is stopped (SIGSTOP) or cut off in the
+middle of a transaction keeps its locks no longer than `idle_in_transaction_s`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from aether_trio.storage.postgres.lost_commits import IdentifiedConnection, Serv
 Kind = Literal["writer", "appender", "reader", "look"]
 
 LOCKING: Final = frozenset({"log"})
-"""Logical databases whose programs lock the rows they decide on, in one order: READ COMMITTED is enough."""
+"""Logical databases whose programs lock the rows they decide on, in one order: READ COMMITTED is
+enough."""
 
 _ISOLATION: Final = {
     "writer": "serializable",
@@ -46,8 +48,9 @@ _ISOLATION: Final = {
 PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 """Settings for statements that find all rows by key.
 
-Otherwise they are planned anew each time, which costs as much as they do; or a plan is kept that was made when
-the tables were empty, and reads tens of thousands of topics for each group until the tables are analyzed."""
+Otherwise they are planned anew each time, which costs as much as they do; or a plan is kept that
+was made when the tables were empty, and reads tens of thousands of topics for each group until the
+tables are analyzed."""
 
 _SESSION_NOW: Final = """
     SELECT current_setting('search_path'), current_setting('default_transaction_isolation'), pid, backend_start
@@ -55,11 +58,12 @@ _SESSION_NOW: Final = """
 """
 
 BY_INDEX: Final = {"enable_seqscan": "off"}
-"""Settings for serializable programs: a scan of a whole table, which is the plan for a table of a few pages,
-conflicts with every row that another transaction adds to it."""
+"""Settings for serializable programs: a scan of a whole table, which is the plan for a table of
+a few pages, conflicts with every row that another transaction adds to it."""
 
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
-CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
+# texts are constants of the program; the log's INSERT has one for each number of rows
+CACHED_STATEMENTS: Final = 512
 SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 
@@ -68,8 +72,8 @@ class PostgresLimits:
     """The limits of one process towards its server; times in seconds.
 
     `writers`, `appenders` and `readers` bound its connections; a node of a cluster has some more
-    (docs/operations.md). A caller waits at most `patience_s` for a connection, and gets StorageUnavailable at
-    once when the server has been away for longer than that.
+    (docs/operations.md). A caller waits at most `patience_s` for a connection, and gets
+    StorageUnavailable at once when the server has been away for longer than that.
     """
 
     writers: int = 4
@@ -84,7 +88,8 @@ class PostgresLimits:
     lock_s: float = 5.0
     idle_in_transaction_s: float = 5.0
     transaction_s: float = 30.0
-    """From BEGIN to the answer to COMMIT; then the connection is cut, as it or the server is stuck."""
+    """From BEGIN to the answer to COMMIT; then the connection is cut, as it or the server is
+    stuck."""
     slow_s: float = 2.0
     """After that time in use, another connection asks whether the server waits for this one."""
     look_s: float = 1.0
@@ -94,7 +99,7 @@ class PostgresLimits:
 
 
 async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
-    """Connect to the primary among the hosts of a URL. Raises StorageSetupError, or as asyncpg does."""
+    """Connect to the primary of a URL. Raises StorageSetupError, or as asyncpg does."""
     return await first_to_succeed([partial(_connect, one, kind, schema, limits) for one in each_host(dsn)], is_outage)
 
 
@@ -131,7 +136,8 @@ def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
         "statement_timeout": ms(limits.statement_s),
         "lock_timeout": ms(limits.lock_s),
         "idle_in_transaction_session_timeout": ms(limits.idle_in_transaction_s),
-        "client_connection_check_interval": "2000",  # ms; the server ends a query whose client has gone
+        # ms; the server ends a query whose client has gone
+        "client_connection_check_interval": "2000",
         "tcp_user_timeout": ms(limits.silence_s),
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
@@ -154,8 +160,8 @@ def _check(connection: Any) -> None:
 async def _check_session(connection: Any, kind: Kind, schema: str, limits: PostgresLimits) -> None:
     """Refuse a connection through a pooler. Raises StorageSetupError.
 
-    A pooler may drop the settings of a session, or give each transaction another session. Then locks of a
-    session, isolation and LISTEN do not hold, and no statement fails of that.
+    A pooler may drop the settings of a session, or give each transaction another session. Then
+    locks of a session, isolation and LISTEN do not hold, and no statement fails of that.
     """
     found = await connection.fetchrow(_SESSION_NOW, timeout=limits.connect_s)
     if found is None or tuple(found)[:2] != (schema, _ISOLATION[kind]):
@@ -167,7 +173,7 @@ async def _check_session(connection: Any, kind: Kind, schema: str, limits: Postg
 
 
 def _watch_peer(connection: Any, silence_s: float) -> None:
-    """Have the kernel notice that the server has vanished without closing the connection."""
+    """Have the kernel notice a server that vanished without closing the connection."""
     # asyncpg has no public way to its socket.
     raw = connection._transport.get_extra_info("socket")
     if raw is None or raw.family == socket.AF_UNIX:

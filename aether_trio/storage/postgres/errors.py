@@ -1,7 +1,8 @@
-"""What an exception from asyncpg means for the programs that ran: a table from SQLSTATE to what to do next.
+"""What an exception from asyncpg means for the programs that ran.
 
-The class of an error decides, not its text (PostgreSQL manual, appendix A). An error that is not in the table is
-the fault of the program (a constraint, bad SQL, a value out of range), and is raised to its caller as it is.
+A table leads from its SQLSTATE to what to do next. The class of an error decides, not its text
+(PostgreSQL manual, appendix A). An error that is not in the table is the fault of the program (a
+constraint, bad SQL, a value out of range), and is raised to its caller as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aether_trio.storage.postgres.hosts import is_misread, where
 
 
 class FencedError(StorageUnavailable):
-    """Nothing was written, because this node's lease had ended (cluster/node/lease.py).
+    """Nothing was written: this node's lease had ended (cluster/node/lease.py).
 
     Other nodes may have the identities that it had.
     """
@@ -43,9 +44,11 @@ _BY_STATE: Final = {
     "0A000": PostgresFault.PROGRAM,
     "25006": PostgresFault.CONNECTION,  # read-only: it was the primary once
     "25P02": PostgresFault.SERVER,  # in a failed transaction: the error before it has said why
-    "25P03": PostgresFault.CONNECTION,  # idle in transaction for too long: this process was stopped for a while
+    # idle in transaction for too long: this process was stopped for a while
+    "25P03": PostgresFault.CONNECTION,
     "25P04": PostgresFault.CONNECTION,  # transaction timeout, which ends the session
-    "26000": PostgresFault.CONNECTION,  # a prepared statement that the server forgot: a pooler changed servers under us
+    # a prepared statement that the server forgot: a pooler changed servers under us
+    "26000": PostgresFault.CONNECTION,
     "40001": PostgresFault.CONFLICT,
     "40P01": PostgresFault.CONFLICT,  # deadlock
     "40003": PostgresFault.CONNECTION,  # completion unknown
@@ -102,13 +105,15 @@ def fault(exc: BaseException, connection: Any) -> PostgresFault:
 
 
 def is_outage(exc: BaseException) -> bool:
-    """Whether a failed attempt to connect may succeed later; if not, a person must change something."""
+    """Whether a failed attempt to connect may succeed later, without a person."""
     if isinstance(exc, asyncpg.PostgresError):
         return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
     if isinstance(exc, asyncpg.InterfaceError):
-        return not isinstance(exc, ValueError)  # closed between two statements; else the URL makes no sense
+        # closed between two statements; else the URL makes no sense
+        return not isinstance(exc, ValueError)
     if isinstance(exc, asyncpg.InternalClientError):
-        return not isinstance(exc, ProtocolError)  # cut between two of asyncpg's steps; else this is no PostgreSQL
+        # cut between two of asyncpg's steps; else this is no PostgreSQL
+        return not isinstance(exc, ProtocolError)
     return isinstance(exc, (OSError, TimeoutError, asyncpg.TargetServerAttributeNotMatched))
 
 
@@ -126,7 +131,7 @@ def explain(exc: BaseException) -> str:
 
 
 def setup_error(dsn: str, exc: BaseException) -> StorageSetupError:
-    """Make the error for the person who started this: which server, what is wrong, what to do."""
+    """Make the error for a person: which server, what is wrong, what to do."""
     if is_misread(dsn):
         return StorageSetupError(_MISREAD)
     if isinstance(exc, ValueError):  # asyncpg's ClientConfigurationError is one

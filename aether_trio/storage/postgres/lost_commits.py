@@ -3,11 +3,11 @@
     the client's side      COMMIT sent ──▶ connection lost
     the server's side      has committed, or commits when the bytes arrive, which may be late
 
-A process that has ended commits no more. So before a further group is written, the lost process is ended, and
-then it can be looked up whether it has committed.
+A process that has ended commits no more. So before a further group is written, the lost process is
+ended, and then it can be looked up whether it has committed.
 
-A process is known by its id and the moment of its start, as ids are used again. After a failover the process
-does not exist on the new primary, and its commit has been replicated, or never will be.
+A process is known by its id and the moment of its start, as ids are used again. After a failover
+the process does not exist on the new primary, and its commit has been replicated, or never will be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import asyncpg
 LOOK_S: Final = 0.02
 """Between two looks at a process that has not ended yet."""
 
-# A process that waits for a standby has committed; ending it would hide that the standby lacks the commit.
+# A process that waits for a standby has committed; ending it would hide that the standby lacks the
+# commit.
 _END: Final = """
     SELECT CASE WHEN wait_event = 'SyncRep' THEN false ELSE pg_terminate_backend(pid) END FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2
@@ -66,7 +67,8 @@ class LostProcesses:
         self._backends[backend] = call
 
     async def end_all(self, connection: Any) -> None:
-        """End all of them, and wait for it. `connection` is a good one, outside of a transaction."""
+        """End all of them, and wait for it. `connection` is a good one, outside of a
+        transaction."""
         while self._backends:
             backend = next(iter(self._backends))
             while await connection.fetch(_END, *backend):  # noqa: ASYNC110

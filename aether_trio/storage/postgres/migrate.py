@@ -1,7 +1,8 @@
-"""Schema changes on PostgreSQL: the migrations of SQLite, on a separate connection, by one node at a time.
+"""Schema changes on PostgreSQL: the same migrations, by one node at a time.
 
-An advisory lock of the transaction that migrates keeps other nodes waiting. Under READ COMMITTED each statement
-sees what the node before has committed, so the second node has no migration left to apply.
+They run on a separate connection. An advisory lock of the transaction that migrates keeps other
+nodes waiting. Under READ COMMITTED each statement sees what the node before has committed, so the
+second node has no migration left to apply.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _TURN_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 
 
 
 def turn_table(name: str) -> str:
-    """Return the table that the group with the turn of a logical database locks. It has no rows."""
+    """Return the table, without rows, whose lock is the turn of a logical database."""
     return f"turn_{name}"
 
 
 async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> int:
-    """Bring the database `name` up to date; return how many migrations ran. An asyncio function."""
+    """Bring the database `name` up to date (asyncio); return how many migrations ran."""
     connection = await connect(dsn, "writer", schema, limits)
     try:
         await connection.execute(

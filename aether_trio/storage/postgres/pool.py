@@ -1,17 +1,20 @@
-"""A bounded pool of connections of one kind, which recovers from outages. Runs on the asyncio side.
+"""A bounded pool of connections of one kind, which recovers from outages.
 
-    acquire ──▶ an idle one that is open, else a new one (up to `most`), else wait in line for `patience_s`
+It runs on the asyncio side.
+
+    acquire ──▶ an idle open one, else a new one (up to `most`), else wait for `patience_s`
     release ──▶ to the caller that waits longest, else idle; broken ones are closed and forgotten
 
-When an attempt to connect fails, one task goes on trying, with growing pauses, until it succeeds. Meanwhile
-callers wait `patience_s`, counted from the beginning of the outage. So a short outage (a restart, a failover) is
-only a pause, and in a long one callers get the error at once instead of queueing up. A connection that is
-released in good order shows that there is no outage, even when an attempt to connect has failed (the server may
-have no more connections to give); then callers wait in line for the connections that exist.
+When an attempt to connect fails, one task goes on trying, with growing pauses, until it succeeds.
+Meanwhile callers wait `patience_s`, counted from the beginning of the outage. So a short outage (a
+restart, a failover) is only a pause, and in a long one callers get the error at once instead of
+queueing up. A connection that is released in good order shows that there is no outage, even when an
+attempt to connect has failed (the server may have no more connections to give); then callers wait
+in line for the connections that exist.
 
-Invariants: at most `most` connections exist, those being opened included; a connection has one user at a time; a
-connection that is handed out is not known to be closed and is in no transaction (its user promises that at
-`release`).
+Invariants: at most `most` connections exist, those being opened included; a connection has one user
+at a time; a connection that is handed out is not known to be closed and is in no transaction (its
+user promises that at `release`).
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ class Pool:
             timer.cancel()
 
     def release(self, connection: Any, *, healthy: bool = True) -> None:
-        """Give a connection back; not `healthy` when it is lost or may be in a transaction."""
+        """Give a connection back; not `healthy` if lost or maybe in a transaction."""
         self.in_use.pop(connection, None)
         if not healthy or connection.is_closed() or self._closed:
             connection.terminate()
@@ -164,7 +167,8 @@ class Pool:
         return self.last_error if known else f"the server is away: {self.last_error}"
 
     def _grow(self) -> None:
-        """Open a connection for each caller in line, within the limit; one at a time in an outage."""
+        """Open a connection for each caller in line, within the limit; one at a time in an
+        outage."""
         wanted = sum(not waiter.done() for waiter in self._waiting)
         while (
             not self._closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)
@@ -189,7 +193,10 @@ class Pool:
         self._grow()
 
     async def _connected(self) -> Any:
-        """Connect, without a limit on time; return None when closed, or when another task goes on."""
+        """Connect, without a limit on time.
+
+        Return None when closed, or when another task goes on trying.
+        """
         pause_s = FIRST_PAUSE_S
         while not self._closed:
             try:

@@ -1,9 +1,10 @@
 """Read-only programs on PostgreSQL, each on one connection and one snapshot.
 
-Most reads are one statement. A single statement is a snapshot, and needs no BEGIN and COMMIT, which would triple
-the round trips. A generator does not say how many statements it will yield, so the first one is run without a
-transaction. If another one follows, the program is run again from its start in a transaction (programs are
-pure). Its code is remembered, so this happens once for each program.
+Most reads are one statement. A single statement is a snapshot, and needs no BEGIN and COMMIT, which
+would triple the round trips. A generator does not say how many statements it will yield, so the
+first one is run without a transaction. If another one follows, the program is run again from its
+start in a transaction (programs are pure). Its code is remembered, so this happens once for each
+program.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_TRIES: Final = 3
 
 
 class PostgresReader:
-    """Runs as many reads at a time as the pool has connections. Runs on the asyncio side."""
+    """Runs as many reads at a time as there are connections. On the asyncio side."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class PostgresReader:
     async def _answer(self, job: PostgresJob) -> None:
         try:
             await self._run(job)
-        except Exception as exc:  # a defect of the engine: answer, so that the caller does not wait for ever
+        except Exception as exc:
+            # a defect of the engine: answer, so that the caller does not wait for ever
             job.fail(StorageUnavailable(f"{self._name}: {describe(exc)}"), exc)
         finally:
             self._running -= 1

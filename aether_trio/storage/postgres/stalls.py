@@ -1,18 +1,20 @@
-"""Ends stalled connections: statements whose answer never arrives, as the network keeps a connection and drops data.
+"""Ends stalled connections: those whose answer never arrives.
 
-Neither the kernel nor PostgreSQL reports such a connection. From here it looks like a statement that is slow, or
-that waits for a lock. The server knows the difference: a process that is at work does not wait for its client. So
+The network keeps such a connection open and drops its data. Neither the kernel nor PostgreSQL
+reports such a connection. From here it looks like a statement that is slow, or that waits for a
+lock. The server knows the difference: a process that is at work does not wait for its client. So
 another connection is opened, and asks about the connections that have not answered for a while:
 
-    in use for `slow_s` ──▶ does its process wait for the client? ──▶ no: it works, ask again in `look_s`
+    in use for `slow_s` ──▶ does its process wait for the client? ──▶ no: ask again in `look_s`
                                      │ yes: since when, and how many bytes have passed
                                      └──▶ unchanged at the next look ──▶ ended, there and here
 
-It is asked twice, as the first look may find an answer that is just arriving. A connection that is cut here is lost
-like any other: its program runs again on another one, or is CommitUnknown, and its locks are free.
+It is asked twice, as the first look may find an answer that is just arriving. A connection that is
+cut here is lost like any other: its program runs again on another one, or is CommitUnknown, and its
+locks are free.
 
-When the server is not reached on a new connection either, nothing is decided here: the lease (cluster/node/lease.py)
-and the limits on time end the connection.
+When the server is not reached on a new connection either, nothing is decided here: the lease
+(cluster/node/lease.py) and the limits on time end the connection.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ _BYTES_PASSED: Final = struct.Struct("=120xQQ")
 
 
 class Use(NamedTuple):
-    """Since when a connection has been in use, in the loop's time, and its bytes at that time."""
+    """Since when (loop's time) a connection is in use, and its bytes at that time."""
 
     since: float
     passed: tuple[int, ...]
@@ -71,7 +73,10 @@ class WatchedPool(Protocol):
 
 
 class _Sight(NamedTuple):
-    """The state of a connection whose process waits for its client; unchanged means stalled."""
+    """The state of a connection whose process waits for its client.
+
+    Unchanged at two looks, the connection has stalled.
+    """
 
     pid: int
     backend_start: Any
@@ -80,7 +85,10 @@ class _Sight(NamedTuple):
 
 
 class StallWatch:
-    """Watches the connections of its `pools`. Runs on the asyncio side, while one is in use for long."""
+    """Watches the connections of its `pools`. Runs on the asyncio side.
+
+    It works only while a connection is in use for long.
+    """
 
     def __init__(
         self,
@@ -190,7 +198,7 @@ class StallWatch:
 
 
 def bytes_passed(connection: Any) -> tuple[int, ...]:
-    """Return the bytes that the server has acknowledged and has sent, where the kernel counts them.
+    """Return the bytes that the server has acknowledged and sent, if counted.
 
     So a large statement on a slow network is told from a stall.
     """

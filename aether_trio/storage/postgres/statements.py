@@ -34,7 +34,8 @@ class PostgresJob:
 
     def __init__(self, factory: ProgramFactory[Any]) -> None:
         self.factory = factory
-        # A single statement that has the fence in it, and that its caller recognizes: alone it needs no BEGIN and COMMIT.
+        # A single statement that has the fence in it, and that its caller recognizes: alone it
+        # needs no BEGIN and COMMIT.
         self.recognized = False
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
@@ -83,7 +84,7 @@ def _with_fence(statement: Statement, fence: str) -> Statement:
 
 
 class DeferredWrites:
-    """Deferred writes of one transaction; those with the same text travel in one round trip."""
+    """Deferred writes of one transaction; those with one text share a round trip."""
 
     __slots__ = ("_batches",)
 
@@ -122,10 +123,11 @@ class _Batch:
 
 
 async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | None = None) -> Any:
-    """Run a job's program to its end; return its result, and count the rows that its writes touch.
+    """Run a job's program to its end; return its result, and count rows.
 
-    A statement that fails ends the program, which is closed without an exception in it, as its transaction
-    is over. With `deferred`, the caller runs the deferred writes that are left at the end.
+    A statement that fails ends the program, which is closed without an exception in it, as its
+    transaction is over. With `deferred`, the caller runs the deferred writes that are left at the
+    end.
     """
     program = job.factory()
     job.rows = 0
@@ -170,7 +172,7 @@ def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:
 
 
 def _touched(status: str) -> int:
-    """Return the count in a command tag: 3 of "INSERT 0 3", 0 where there is none ("CREATE TABLE")."""
+    """Return the count in a command tag: 3 of "INSERT 0 3", 0 of "CREATE TABLE"."""
     count = status.rpartition(" ")[2]
     return int(count) if count.isdecimal() else 0
 
@@ -212,10 +214,10 @@ _guards: weakref.WeakKeyDictionary[Any, _Guard] = weakref.WeakKeyDictionary()
 
 
 async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
-    """Run `work` on this connection; when it takes longer, the connection is cut and `work` fails.
+    """Run `work` on this connection; after `seconds` the connection is cut.
 
-    No call of asyncpg is cancelled: a cancelled query leaves a connection that is still busy with it. A
-    connection does one piece of work at a time.
+    Then `work` fails. No call of asyncpg is cancelled: a cancelled query leaves a connection that
+    is still busy with it. A connection does one piece of work at a time.
     """
     guard = _guards.get(connection)
     if guard is None:
@@ -228,7 +230,7 @@ async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T
 
 
 async def roll_back(connection: Any) -> bool:
-    """Leave the transaction, if there is one; return whether the connection can still be used."""
+    """Leave the transaction, if any; return whether the connection is usable."""
     try:
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")

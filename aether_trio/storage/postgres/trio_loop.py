@@ -1,16 +1,18 @@
-"""An asyncio event loop that runs inside of trio, for asyncpg: asyncio's selector loop, run by trio tasks in turns.
+"""An asyncio event loop inside of trio, for asyncpg.
+
+It is asyncio's selector loop, which trio tasks run in turns.
 
     async with open_loop() as loop:
         await loop.run(asyncpg_coroutine())
 
-asyncio's loop waits in its selector. Here it never waits: the selector's epoll is a file descriptor, which trio
-watches. When it is readable, a turn of the loop handles its events and runs the callbacks that are ready, BATCH of
-them at most, so that trio's tasks have their turn. asyncio's global state stays as it is: the loop is the running
-one only during a turn, and no policy is set.
+asyncio's loop waits in its selector. Here it never waits: the selector's epoll is a file
+descriptor, which trio watches. When it is readable, a turn of the loop handles its events and runs
+the callbacks that are ready, BATCH of them at most, so that trio's tasks have their turn. asyncio's
+global state stays as it is: the loop is the running one only during a turn, and no policy is set.
 
-It uses names of asyncio that are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`, `_process_events`, and
-`_set_running_loop` (which asyncio offers to authors of loops). They have been the same since Python 3.7; the tests of
-this module fail when they change.
+It uses names of asyncio that are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`,
+`_process_events`, and `_set_running_loop` (which asyncio offers to authors of loops). They have
+been the same since Python 3.7; the tests of this module fail when they change.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ __all__ = ["BATCH", "TrioLoop", "open_loop"]
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[TrioLoop]:
-    """Run a loop until the block ends, which cancels the remaining asyncio tasks and waits for them.
+    """Run a loop until the block ends, then cancel its tasks and wait for them.
 
     A callback that raises ends the block with an exception group, as a task of a nursery does.
     """
@@ -93,8 +95,8 @@ class TrioLoop(asyncio.SelectorEventLoop):
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of asyncio in a task of asyncio; return its result.
 
-        Cancelling this call cancels that task, and waits for its end. Raises RuntimeError when the loop has
-        failed.
+        Cancelling this call cancels that task, and waits for its end. Raises RuntimeError when the
+        loop has failed.
         """
         if self._error is not None:
             coroutine.close()
@@ -217,7 +219,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
         return self._scheduled[0].when() if self._scheduled else math.inf
 
     def _turn(self) -> None:
-        """Handle the present events, then run ready callbacks. Raises what a callback raised."""
+        """Handle present events, run ready callbacks. Raises what a callback raised."""
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         self._in_turn = True
@@ -289,7 +291,8 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
         logger.debug("a future has failed, and no task has awaited it", error=repr(error))
     elif isinstance(error, asyncio.CancelledError):
-        logger.debug("a callback of a cancelled task failed")  # that of asyncio's streams does, in Python 3.11
+        # that of asyncio's streams does, in Python 3.11
+        logger.debug("a callback of a cancelled task failed")
     elif isinstance(error, BaseException):
         loop._fail(error)
     else:

@@ -1,39 +1,45 @@
-"""Group commit on PostgreSQL: writer connections take the programs that wait, and run them as one transaction.
+"""Group commit on PostgreSQL: programs that wait share one transaction.
+
+Writer connections run these groups.
 
     trio tasks ──▶ queue ──▶ writer connection 1:  BEGIN · program · program · … · COMMIT
          ▲                ├▶ writer connection 2:  …         opened when the queue is long
          └──── the callers of a group are woken together, after its COMMIT
 
-asyncpg cannot pipeline, so each statement is a round trip. A group saves BEGIN, COMMIT, the flush to disk,
-and the round trips of deferred writes (base.Deferred: one for many). Several writer connections save the
-wait for the network. Programs of two connections may touch the same row; then the server fails one of the
-transactions (SERIALIZABLE), which runs again. To keep that rare, a second connection opens only when
-PROGRAMS_PER_CONNECTION programs wait. After a conflict the connections close one by one down to one, which
-cannot conflict with itself; they open again after CALM_GROUPS.
+asyncpg cannot pipeline, so each statement is a round trip. A group saves BEGIN, COMMIT, the flush
+to disk, and the round trips of deferred writes (base.Deferred: one for many). Several writer
+connections save the wait for the network. Programs of two connections may touch the same row; then
+the server fails one of the transactions (SERIALIZABLE), which runs again. To keep that rare, a
+second connection opens only when PROGRAMS_PER_CONNECTION programs wait. After a conflict the
+connections close one by one down to one, which cannot conflict with itself; they open again after
+CALM_GROUPS.
 
-Other nodes can conflict all the same. A group that has lost takes the database's turn when it begins: the
-lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where several nodes write
-to the same rows all the time (the tasks of a pool), each of them loses once, and from then on their groups
-come one after another; without the turn they would spoil each other until one had lost too often. LOCK
-TABLE takes no snapshot, so a group with the turn sees what the one before has committed. The turn ends with
-its transaction; a transaction that stays open is ended by the lease, by the fence, or by the limits on time.
+Other nodes can conflict all the same. A group that has lost takes the database's turn when it
+begins: the lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where
+several nodes write to the same rows all the time (the tasks of a pool), each of them loses once,
+and from then on their groups come one after another; without the turn they would spoil each other
+until one had lost too often. LOCK TABLE takes no snapshot, so a group with the turn sees what the
+one before has committed. The turn ends with its transaction; a transaction that stays open is ended
+by the lease, by the fence, or by the limits on time.
 
-A group runs without savepoints first. When a program raises, the group is rolled back and run again with
-each program in its own savepoint, so that the one that raises leaves no trace in the others' commit.
+A group runs without savepoints first. When a program raises, the group is rolled back and run again
+with each program in its own savepoint, so that the one that raises leaves no trace in the others'
+commit.
 
-A fence (database.py) is that of the moment when a program was submitted, and a group has one fence. So a
-program of a lease that has ended is refused, even when the node has a new lease by the time the group runs.
-A statement that has the fence in itself (FENCE_HERE) and is alone needs one round trip and no BEGIN.
+A fence (database.py) is that of the moment when a program was submitted, and a group has one fence.
+So a program of a lease that has ended is refused, even when the node has a new lease by the time
+the group runs. A statement that has the fence in itself (FENCE_HERE) and is alone needs one round
+trip and no BEGIN.
 
-Each group writes its number into the row of its writer connection (schema/commit_marks.py), in the round
-trip of BEGIN. When the connection is lost before the COMMIT was answered, its server process is ended
-(lost_commits.py). Then that row says whether the group was committed: it is answered, or runs again. Only
-when the server cannot be asked for `patience_s`, its programs are CommitUnknown, and no group begins before
-that is decided.
+Each group writes its number into the row of its writer connection (schema/commit_marks.py), in the
+round trip of BEGIN. When the connection is lost before the COMMIT was answered, its server process
+is ended (lost_commits.py). Then that row says whether the group was committed: it is answered, or
+runs again. Only when the server cannot be asked for `patience_s`, its programs are CommitUnknown,
+and no group begins before that is decided.
 
-Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; a connection
-goes back to the pool only outside of a transaction; no group begins while one whose connection was lost may
-still take effect.
+Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; a
+connection goes back to the pool only outside of a transaction; no group begins while one whose
+connection was lost may still take effect.
 """
 
 from __future__ import annotations
@@ -55,7 +61,8 @@ from aether_trio.storage.postgres.pool import Pool, Spawn
 from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive, roll_back, within
 
 MAX_GROUP: Final = 128
-"""Programs a commit: bounds how long the first of them waits for the last, and what a conflict costs."""
+"""Programs a commit: bounds how long the first of them waits for the last, and what a conflict
+costs."""
 PROGRAMS_PER_CONNECTION: Final = 8
 """Programs that wait before another writer connection is worth its BEGIN and COMMIT."""
 CALM_GROUPS: Final = 50
@@ -176,7 +183,8 @@ class PostgresWriter:
         self._spawn(self._write_groups())
 
     def _open_for_waiting(self) -> None:
-        """Open a writer connection for programs that may wait behind a lock of another transaction."""
+        """Open a writer connection for programs that may wait behind a lock of another
+        transaction."""
         self._hurry = None
         if self._queue and self._open < self._most_open:
             self._open_connection()
@@ -192,7 +200,8 @@ class PostgresWriter:
                 jobs = self._take()
                 try:
                     await self._run(jobs, index)
-                except Exception as exc:  # a defect of the engine: answer, so that no caller waits for ever
+                except Exception as exc:
+                    # a defect of the engine: answer, so that no caller waits for ever
                     self._fail(jobs, exc)
                 self._deliver(jobs)
         finally:
@@ -209,7 +218,7 @@ class PostgresWriter:
         return jobs
 
     async def _run(self, jobs: list[PostgresJob], index: int) -> None:
-        """Run a group until it is committed or refused; each job has its answer afterwards."""
+        """Run a group until it is committed or refused, and each job is answered."""
         self._group_numbers[index] += 1
         attempt = _Attempt(_Mark(index, self._group_numbers[index]))
         while True:
@@ -227,7 +236,8 @@ class PostgresWriter:
                 kind = fault(exc, connection)
                 healthy = kind is not PostgresFault.CONNECTION and await roll_back(connection)
                 if kind is PostgresFault.CONNECTION:
-                    self.pool.discard_idle()  # most often the server has gone, and with it all its connections
+                    # most often the server has gone, and with it all its connections
+                    self.pool.discard_idle()
                     self.losses += 1
                     attempt.losses += 1
                 if attempt.committing and kind is PostgresFault.CONNECTION:
@@ -251,7 +261,7 @@ class PostgresWriter:
                 return self._succeeded(jobs)
 
     async def _find_out(self, lost: ServerProcess, attempt: _Attempt) -> bool | None:
-        """Find out whether a group whose connection was lost is committed; None: not in time.
+        """Find out whether a lost group is committed; return None if not in time.
 
         For a group without a mark, False says that it is decided; only its caller can see how.
         """
@@ -285,7 +295,7 @@ class PostgresWriter:
         return bool(await connection.fetch(_COMMITTED, self._id, *attempt.mark))
 
     def _leave_open(self, jobs: Sequence[PostgresJob], lost: ServerProcess, cause: Exception) -> None:
-        """Answer jobs that may still take effect; they are over when their server process has ended."""
+        """Answer jobs that may still take effect, until their server process has ended."""
 
         def over() -> None:
             for job in jobs:
@@ -298,7 +308,8 @@ class PostgresWriter:
         self._spawn(self._end_lost())
 
     async def _end_lost(self) -> None:
-        """End lost server processes: a session may wait for them while no group is to be written."""
+        """End lost server processes: a session may wait for them while no group is to be
+        written."""
         while self.pool.lost and not self.pool.closed:
             try:
                 connection = await self.pool.acquire()

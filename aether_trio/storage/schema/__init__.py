@@ -1,9 +1,9 @@
-"""The tables of each logical database, one module each, as portable DDL (see migrations.py)."""
+"""The tables of each logical database, as portable DDL (storage/migrations.py)."""
 
 from __future__ import annotations
 
 
 class ForPostgres(str):
-    """A statement of a migration that other engines leave out: what only several nodes on one database need."""
+    """A statement of a migration for several nodes on one database, not for SQLite."""
 
     __slots__ = ()

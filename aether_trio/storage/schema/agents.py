@@ -1,9 +1,13 @@
-"""Which agents can be started, by whom, and which start each identity has: in the database of the tasks, as a start is a task.
+"""Which agents can be started, and the latest start of each identity.
 
-`agents.info` is an AgentRegistrationInfo; what is looked for in it has columns of its own. Names that clients choose are byte strings
-where they may hold what a text column of some engine refuses. A row of `orchestrator_profiles` holds while its session is the one of the
-orchestrator's row in `task_workers`, and the smallest `turn` of a profile is next. `agent_starts` has the latest start of each identity:
-that there is one row is what makes it one start, wherever it was asked for. `waits` is 1 while nobody has been found who could do it.
+The tables lie in the database of the tasks, because a start is a task. `agents.info` is an
+AgentRegistrationInfo; what is searched for in it has separate columns. Names that clients choose
+are byte strings where they may contain what a text column of an engine refuses. A row of
+`orchestrator_profiles` counts while its session is the one of the orchestrator's row in
+`task_workers`; of a profile, the row with the smallest `turn` is next. `agent_starts` has the
+latest start of each identity: one row makes it one start, whichever node it was requested on.
+`waits` is 1 while no orchestrator is found for it. Of starts that wait, the one with the greatest
+`priority` is assigned first.
 """
 
 from __future__ import annotations

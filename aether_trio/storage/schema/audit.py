@@ -1,4 +1,7 @@
-"""The audit trail. Nothing is written to it yet; its first migration comes with the audit service."""
+"""The audit trail, which has no tables yet.
+
+Its first migration will be added with the audit service.
+"""
 
 from __future__ import annotations
 

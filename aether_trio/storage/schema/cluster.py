@@ -1,20 +1,37 @@
-"""Who is alive and who holds which identity, cluster-wide: PostgreSQL only, with the few decisions that need one statement.
+"""Nodes, identity locks, and what nodes tell each other: PostgreSQL only.
 
-`nodes`: a row for each gateway process. (node_id, epoch) is one lease; a node that was declared dead comes back with the next epoch.
-`alive` turns false for an epoch once and never true again: that is what makes a stale look at this table safe (below).
+`nodes` has a row for each gateway process. (node_id, epoch) is one lease; a node that was declared
+dead comes back with the next epoch. `alive` turns false for an epoch once and never true again,
+which makes a stale read of this table safe (below).
 
-`identity_locks`: a row for each identity that is held, or was lately: an ended hold stays as a tombstone, so that a resume finds its history on
-any node. A hold is *void* when its lease has ended: its node's row has a later epoch, or this one and is not alive. Evidence of
-death, not absence of life: a statement that waits for a row's lock sees the row as it is then, and `nodes` as it was when it began.
-`epoch` counts the holders of an identity. `previous_id` is the session that this one has resumed, "" if none.
-`wanted_id` is what the claim named; it is kept only because ON CONFLICT sees the columns of the row and nothing else.
-`workspace` is that of the identity; `place` is the workspace the participant is in, which for a user changes. `written_ms` is when
-one of the two was last written.
+`identity_locks` has a row for each identity that is locked, or was lately: an ended lock stays as a
+tombstone, so that a resume finds its history on any node. A lock is *void* when its lease has
+ended: its node's row has a later epoch, or the same one and is not alive. That is evidence of
+death, not absence of life, because a statement that waits for the lock of a row sees the row as it
+is then, and `nodes` as it was when the statement began. `epoch` counts the owners of an identity.
+`previous_id` is the session that this one has resumed, "" if none. `wanted_id` is the session that
+the claim named; it is stored only because ON CONFLICT sees nothing but the columns of the row.
+`workspace` is that of the identity; `place` is the workspace that the participant is in, which for
+a user changes. `written_ms` is when one of the two was last written.
 
-`lock_requests`: a node that wants an identity which another one holds says so here; the holder answers. Not logged: it is asked every second.
+`lock_requests`: a node that wants an identity which another node has locked writes a row; the
+owner's node answers. The table is not logged, because the request is repeated every second.
 
-The functions are called with the schema first in `search_path`, at READ COMMITTED (except the fence), so that each of their statements
-sees what was committed before it. Rows of `identity_locks` are locked in the order of their identities, so that two claims never deadlock.
+`disconnects`: the node `asker` wants a session of another node to end; that node sets `done`.
+
+`ephemeral_interest`: the node has a listener of this ephemeral topic. It is written before that
+listener is told that it is connected. `topic_interest`: the same for a topic of the log.
+
+`ephemeral_updates`: an update of a topic, written by the node that it was reported to, for `nodes`,
+the other nodes that had listeners then. `seq` grows, and a node writes one batch after another, so
+a node that has seen a `seq` of another node has missed no earlier update.
+
+The last four tables are not logged either: after a crash of the server they are empty, and the
+nodes fill them again.
+
+The functions are called with the schema first in `search_path`, at READ COMMITTED (except the
+fence), so that each of their statements sees what was committed before it. Rows of `identity_locks`
+are locked in the order of their identities, so that two claims never deadlock.
 """
 
 from __future__ import annotations
@@ -80,7 +97,7 @@ END $$"""
 _DECLARE_DEAD: Final = """
 CREATE FUNCTION aether_declare_dead(lease_class INT, node INT, node_epoch {bigint}) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
 BEGIN
-    -- Shared, so that several who find the node dead do not take each other for the node.
+    -- Shared, so that several nodes that find the node dead do not take each other for it.
     IF pg_try_advisory_xact_lock_shared(lease_class, node) THEN
         UPDATE nodes SET alive = false, ended_ms = aether_now_ms()
         WHERE nodes.node_id = node AND nodes.epoch = node_epoch AND nodes.alive;
@@ -107,7 +124,7 @@ DECLARE
 BEGIN
     PERFORM aether_fence(me, my_epoch);
     IF quota > 0 THEN
-        -- Claims of one workspace are counted one after another, wherever they come from.
+        -- Claims of one workspace are counted one after another, also those of different nodes.
         PERFORM pg_advisory_xact_lock(quota_class, key) FROM (
             SELECT DISTINCT hashtext(w) AS key FROM unnest(workspaces) AS w WHERE w <> '' ORDER BY key
         ) AS keys;
@@ -176,7 +193,7 @@ BEGIN
         SELECT c.identity, c.session_id, c.resume_id, h.node_id AS holder, h.node_epoch AS holder_epoch,
             h.session_id AS holder_session
         FROM unnest(identities, sessions, resumes) AS c (identity, session_id, resume_id)
-        -- OFFSET 0: each by its key. The planner would rather go through all that is held, when it takes that for little.
+        -- OFFSET 0: each by its key. The planner would go through all locks when it takes them for few.
         CROSS JOIN LATERAL (SELECT * FROM identity_locks x WHERE x.identity = c.identity OFFSET 0) AS h
         WHERE c.identity <> ALL(full_up) AND h.session_id <> c.session_id AND h.ended_ms IS NULL
     ), asked AS (
@@ -193,7 +210,8 @@ BEGIN
     FROM held JOIN asked ON asked.identity = held.identity;
 END $$"""
 
-# One row after another, by its key: as one statement it is planned by way of whatever index the statistics of the moment take for short.
+# One row after another, by its key: a single statement would be planned over the index that
+# statistics favour.
 _RELEASE: Final = """
 CREATE FUNCTION aether_release(
     me INT, identities TEXT[], sessions TEXT[], epochs {bigint}[], ends TEXT[], initials {bigint}[], counts {bigint}[]

@@ -1,8 +1,10 @@
-"""How the writer recognizes its commits on PostgreSQL when an answer is lost (storage/postgres/writer.py).
+"""How the writer recognizes its commits on PostgreSQL when an answer is lost
+(storage/postgres/writer.py).
 
-`commit_marks` has a row for each connection of a writer: the number of the last group that it committed,
-written by that group. The upsert reads nothing in the sense of SERIALIZABLE, so transactions of different
-connections never conflict over it, and the page has room enough that no index is touched.
+`commit_marks` has a row for each connection of a writer: the number of the last group that it
+committed, written by that group. The upsert reads nothing in the sense of SERIALIZABLE, so
+transactions of different connections never conflict over it, and the page has room enough that no
+index is touched.
 """
 
 from __future__ import annotations

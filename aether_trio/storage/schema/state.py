@@ -1,13 +1,15 @@
-"""Gateway state: KV, checkpoints and when each identity was last seen.
+"""Gateway state: KV, checkpoints, and when each identity was last seen.
 
-A KV entry belongs to a space, one namespace of the protocol's scopes (services/kv/spaces.py). An entry is a string
-(`value`) or a set (`members` counts its rows in kv_members, so that its size is read, not counted). Names that clients choose
-are byte strings: they may hold what a text column of some engine refuses, and their order is that of their bytes.
-`expires_ms` is NULL for what never expires; the partial indexes hold only rows that do.
+A KV entry belongs to a space, one namespace of the protocol's scopes (services/kv/spaces.py). An
+entry is a string (`value`) or a set (`members` counts its rows in kv_members, so that its size is
+read, not counted). Names that clients choose are byte strings: they may contain what a text column
+of an engine refuses, and their order is that of their bytes. `expires_ms` is NULL for entries that
+never expire; the partial indexes have only rows that do.
 
-`kv_spaces` counts what a space holds, expired entries that were not swept yet included: `items`, which are values and members of sets, and
-`units` of a KiB that was begun, which is `units` of its entries together. Units are as coarse as that so that most writes of a key that is
-there change no count: a space is one row, for which writers in all nodes of a cluster would wait. A space that holds nothing has no row.
+`kv_spaces` counts what a space has, expired entries that were not swept yet included: `items` are
+values and members of sets, `units` are begun KiB, the sum of the `units` of its entries. Units are
+that coarse so that most writes of an existing key change no count: a space is one row, for which
+writers on all nodes of a cluster would wait. An empty space has no row.
 """
 
 from __future__ import annotations

@@ -1,28 +1,50 @@
-"""Tasks, who may be given them, and what happened to them: one logical database, so that all of a transition is one transaction.
+"""Tasks, workers and events in one database: a transition is one transaction.
 
-`tasks` holds a row as model/tasks/task.py has it, whose last columns are derived from the others: `queue` (where it waits), `holder` (whose
-live task it is) and `due_ms` (when time moves it). "" and 0 stand for "not", and the partial indexes hold only the rows that are. A payload
-that is long lies elsewhere, in `task_payloads`, so that a change of status does not write it again.
+`tasks` has a row as model/tasks/task.py has it. Some columns are derived from the others: `queue`
+(where it waits), `holder` (the worker whose live task it is) and `due_ms` (when time moves it). ""
+and 0 stand for "not", and the partial indexes have only the other rows. A long payload lies in
+`task_payloads`, so that a change of status does not write it again; `payload` is NULL then, or
+there is none. `awaited` is 1 when another task waits for this one. `keeper` is the participant
+whose own task it is, with which the task ends. Deadlines count from `opened_ms`, `fresh_ms`,
+`running_ms`, `worked_ms` and `excused_ms`; `deliveries` counts assignments. `begun` is 1 when its
+worker, which does not say when it begins, has gone, and is taken to have begun it. `launched` is,
+of a start, the epoch of the assignment that its agent has come from: the one that its token was
+made for.
 
-`task_workers` are the connected participants that may be given work; `free` is 1 while `live` is below `capacity`, so that the index of a
-pool begins with its least busy worker and has no full ones. `turn` orders the equally busy: who was given something longest ago.
+`input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
+last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
+number in the log of the task's topic, `metadata` is JSON.
 
-`task_memories` says since when a participant remembers what it was given: when its client began, however often that has come back since.
+`task_workers` are the connected participants that may be given work; `free` is 1 while `live` is
+below `capacity`, so that the index of a pool begins with its least busy worker and has no full
+ones. `turn` orders equally busy workers by their last assignment. `claims` is 1 when the worker
+says when it begins. `since_ms` and `task_memories` say since when a participant remembers its
+assignments: since its client began, over all reconnections.
 
-The assignment that a task has is in its row. `task_attempts` has one for each that is over because another followed or its worker was let
-go, and for one to a worker of another node, which has `pushed` 0 until that node has taken it up.
+The current assignment of a task is in its row. `task_attempts` has a row for each assignment that
+ended with another one or with the release of its worker, and for one to a worker of another node,
+which has `pushed` 0 until that node has taken it up.
 
-`task_events` is the log of the `tk::{workspace}::{task}::events` topics, numbered without gaps in each task, and written with the
-row that it tells of: see docs/architecture.md for why it is here and not in `messages`. `task_watchers` says on which nodes somebody
-follows a task.
+`task_events` is the log of the `tk::{workspace}::{task}::events` topics, numbered without gaps in
+each task, and written with the row that it tells of; docs/architecture.md says why it is not in
+`messages`. `task_watchers` says on which nodes a client follows a task. `task_child_events` are
+events of children that the logs of their parents do not have yet
+(services/tasks/transaction/children.py): `task_id` is the parent's, `id` orders the rows of one
+child; `has_children` marks the parents. `task_cancelled_parents` are cancelled tasks whose children
+have not all been looked at.
 
-`task_child_events` are events of children that their parents' logs do not have yet (services/tasks/transaction/child_events.py).
+`task_dependents` are the tasks that wait for others, `task_outbox` messages that were not appended
+to the topic log yet, `task_dead_letters` the tasks that have failed for good. `task_keys` has the
+idempotency keys; `request` is the hash of the request that came with a key, NULL when it was not
+recorded.
 
-`task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
-`task_dead_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.
+`task_tokens` let participants in. A token that was made by a session which a token had let in ends
+with every task of its maker's `lineage`: the ids of the tasks that let it in, oldest first, with
+spaces between them. `task_descents` has a row for each. `task_sessions` are the live sessions that
+tokens have let in, with a row for each task of their lineage.
 
-`task_tokens` let participants in. One that was made by a session that a token had let in ends with every task of its maker's lineage:
-`task_descents` has a row for each. `task_sessions` are the live sessions that tokens have let in, with a row for each task of their lineage.
+`tasks_in_trouble` finds tasks that have failed or wait, which ordinary tasks never do. Tasks
+without parents have no place in the index of their root.
 """
 
 from __future__ import annotations

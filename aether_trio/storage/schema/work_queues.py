@@ -1,21 +1,26 @@
-"""Who has which message of a work group, where several nodes hand out work (PostgreSQL only).
+"""Which node has which message of a work queue: PostgreSQL only.
 
-`work_queues`: a row for each group. Whoever changes anything of a group locks this row first, so groups need no other order. `position` is
-the largest offset that was ever given to a node, `done_upto` the one below which nothing is with anybody.
+Several nodes hand out work there. `work_queues` has a row for each queue. A statement that changes
+anything of a queue locks this row first, so queues need no other order. `position` is the largest
+offset that was ever given to a node, `done_upto` the one below which no node has a message.
 
-`work_leases`: what a node has of a group and is not done with: `offsets`, in their order. One row for a node, changed in place, because rows
-that come and go with every message would leave as many dead ones behind, in the index too. `request` is the number of the last take
-that gave it something, and `latest` what that was: an order whose answer was lost is sent again as it was, and answered as it was. A
-statement that was given up may still run, after later ones: its number is smaller, so it does nothing. What it took if none came in between
-shows in `held`, and the node gives it back (`all_but`).
+`work_leases` says what a node has of a queue and is not done with: `offsets`, in their order. A
+node has one row, changed in place, because rows that come and go with every message would leave as
+many dead ones behind, in the index too. `request` is the number of the last request that gave it
+messages, and `latest` has those messages: a request whose answer was lost is sent again unchanged,
+and answered unchanged. A statement that was given up may still run, after later ones: its number is
+smaller, so it does nothing. Messages that it took when no other came in between show in `held`, and
+the node gives them back (`all_but`).
 
-What is *free* goes first: offsets that a node has given back (they are with the node RETURNED), and those of a node whose lease has ended:
-it has a later epoch, is not alive, or is gone from `nodes`. Node 0 is a gateway that is alone on this database; the epochs of its
-processes grow, and it and the nodes of a cluster do not believe in each other.
+*Free* messages go first: those that a node has given back (they belong to the node RETURNED), and
+those of a node whose lease has ended: it has a later epoch, is not alive, or is gone from `nodes`.
+Node 0 is a gateway that is alone on this database; the epochs of its processes grow, and it and the
+nodes of a cluster do not believe in each other.
 
-`aether_work` is called at READ COMMITTED, where each of its statements sees what was committed before: after the lock of a group
-that is all there is of the group. It is plpgsql for that reason, and because a database without a cluster has no table `nodes`, which
-only matters when the statement that names it is reached.
+`aether_work` is called at READ COMMITTED, where each of its statements sees what was committed
+before: after the lock of a queue that is all there is of the queue. It is plpgsql for that reason,
+and because a database without a cluster has no table `nodes`, which only matters when the statement
+that names it is reached.
 """
 
 from __future__ import annotations
@@ -25,10 +30,10 @@ from typing import Final
 from aether_trio.storage.schema import ForPostgres
 
 RETURNED: Final = -1
-"""The node that nobody is: it has what was given back."""
+"""The number of no node: it has the messages that were given back."""
 
 OFFSET_BITS: Final = 36
-"""As in log/topic_sql.py, which storage cannot import; a test compares them."""
+"""As in log/topic_sql.py, which storage may not import; a test compares them."""
 
 _GROUPS: Final = """CREATE TABLE work_queues (
     topic_id {bigint} PRIMARY KEY,
@@ -59,11 +64,12 @@ BEGIN
     ELSIF to_regclass('nodes') IS NULL THEN
         RETURN false;
     END IF;
-    -- Whoever has something was alive when it took it, so without a row it was swept.
+    -- A node that has messages was alive when it took them, so one without a row was swept.
     RETURN NOT EXISTS (SELECT FROM nodes n WHERE n.node_id = node AND n.epoch = its_epoch AND n.alive);
 END $$"""
 
-# Reads only: for each of these groups, whether it has something for this node, and how many offsets the node has.
+# Reads only: for each of these queues, whether it has messages for this node, and how many offsets
+# the node has.
 _LOOK: Final = """CREATE FUNCTION aether_work_look(
     me {bigint}, my_epoch {bigint}, asked {bigint}[]
 ) RETURNS TABLE (topic {bigint}, waits BOOLEAN, held INT) LANGUAGE sql STABLE AS $$
@@ -78,9 +84,10 @@ _LOOK: Final = """CREATE FUNCTION aether_work_look(
     LEFT JOIN work_queues g ON g.topic_id = t.id
 $$"""
 
-# For each group in turn: strike out what is done, take back what is returned (or, with `all_but`, all that is not listed there), give
-# what is wanted. Answers: a message (offset, 1, frame), messages that the node has the frames of (first offset, how many, NULL), and one
-# row at the end of each group (position, -1 when there is more to have and 0 when not, NULL, how many offsets the node has now).
+# For each queue in turn: strike out done messages, take back returned ones (or, with `all_but`, all
+# that are not listed there), give wanted ones. Answers: a message (offset, 1, frame), messages
+# whose frames the node has (first offset, how many, NULL), and one row at the end of each queue
+# (position, -1 when it has more messages and 0 when not, NULL, how many offsets the node has now).
 _WORK: Final = f"""CREATE FUNCTION aether_work(
     me {{bigint}}, my_epoch {{bigint}}, now_ms {{bigint}}, topic_ids {{bigint}}[], requests {{bigint}}[],
     wants {{bigint}}[], most_bytes {{bigint}}[], all_but BOOLEAN[], known_from {{bigint}}[], known_upto {{bigint}}[],
@@ -122,7 +129,7 @@ BEGIN
         last_returned := last_returned + returned_counts[i];
         frame := NULL; held := NULL;
 
-        -- Most looks are in vain where many nodes have workers: then nothing is locked, and nothing written.
+        -- Most calls find no message where many nodes have workers: then nothing is locked, and nothing written.
         IF cardinality(done) = 0 AND cardinality(returned) = 0 AND NOT all_but[i] THEN
             SELECT g.position INTO pos FROM work_queues g JOIN topics t ON t.id = g.topic_id
             WHERE g.topic_id = topic AND t.floor_offset <= g.position AND NOT EXISTS (
@@ -165,7 +172,7 @@ BEGIN
             END IF;
         END LOOP;
         IF stale OR requests[i] < asked THEN
-            -- A former life of this node, or a statement that was given up and goes on all the same: it has no say.
+            -- From an earlier epoch of this node, or a statement that was given up and still runs: it changes nothing.
             first := pos; many := 0; held := coalesce(cardinality(had), 0);
             RETURN NEXT;
             CONTINUE;
@@ -193,7 +200,7 @@ BEGIN
         END IF;
 
         IF asked = requests[i] THEN
-            -- All this was done before, and nobody heard the answer.
+            -- All this was done before, and the answer was lost.
             FOREACH number IN ARRAY latest_mine LOOP
                 CONTINUE WHEN number <> ALL (mine);
                 SELECT s.data INTO frame FROM messages s WHERE s.message_key = base | number;

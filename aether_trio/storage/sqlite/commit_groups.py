@@ -1,11 +1,12 @@
-"""Runs a group of programs in one transaction: together, or each in a savepoint when one of them raises.
+"""Runs a group of programs in one transaction, or each in a savepoint.
 
-A group is first run without savepoints: programs that raise are rare, and savepoints would cost each program two
-more statements. When one raises, the group is rolled back and run again with each program in its own SAVEPOINT.
-Programs are pure (base.py), so they may run again, and the failing one leaves no trace in the others' commit.
+Savepoints are used when one of the programs raises. A group is first run without savepoints:
+programs that raise are rare, and savepoints would cost each program two more statements. When one
+raises, the group is rolled back and run again with each program in its own SAVEPOINT. Programs are
+pure (base.py), so they may run again, and the failing one leaves no trace in the others' commit.
 
-`run` and `commit` may be called in different threads, one after the other: programs run where that is cheapest,
-and the writer's thread waits for the disk (threads.py, inline.py).
+`run` and `commit` may be called in different threads, one after the other: programs run where that
+is cheapest, and the writer's thread waits for the disk (threads.py, inline.py).
 
 Invariant: after `run` raises, no transaction is open.
 """
@@ -56,8 +57,8 @@ class GroupTransactions:
     def run(self, jobs: Sequence[SqliteJob], *, patient: bool) -> None:
         """Run a group up to its COMMIT; each job gets its result or error.
 
-        Raises an error of the environment, which fails the whole group. While another process writes to the
-        file, `patient` waits for it, at most BUSY_TIMEOUT_S.
+        Raises an error of the environment, which fails the whole group. While another process
+        writes to the file, `patient` waits for it, at most BUSY_TIMEOUT_S.
         """
         try:
             try:
@@ -116,10 +117,11 @@ class GroupTransactions:
             self.cursor.execute("COMMIT")
 
     def overwrite(self) -> bool:
-        """Commit an empty transaction over one whose COMMIT failed; return whether it is durable.
+        """Commit an empty transaction over a failed one; return whether it is durable.
 
-        If it is, the failed one never will be, because the next transaction begins in the write-ahead log where
-        the failed one began. `user_version`, which is not used, is written unchanged so that there is a write.
+        If it is, the failed one never will be, because the next transaction begins in the
+        write-ahead log where the failed one began. `user_version`, which is not used, is written
+        unchanged so that there is a write.
         """
         try:
             self._begin(patient=True)

@@ -1,7 +1,8 @@
-"""Opens one SQLite file, and tells failures of the environment from those of a program.
+"""Opens one SQLite file, and tells failures of the machine from a program's.
 
-Each connection gets its settings here. `wal_autocheckpoint` and `journal_size_limit` keep the write-ahead log
-small: it is copied back after 16 MiB, and cut to 32 MiB when a burst made it longer.
+Each connection gets its settings here. `wal_autocheckpoint` and `journal_size_limit` keep the
+write-ahead log small: it is copied back after 16 MiB, and cut to 32 MiB when a burst made it
+longer.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from aether_trio.storage.errors import StorageSetupError
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 
 MINIMUM_VERSION: Final = (3, 35, 0)  # RETURNING
-APPLICATION_ID: Final = 0x41745472  # "AtTr" in the file header, so that a database of another application is refused
-BUSY_TIMEOUT_S: Final = 0.5  # for another process that writes; short, because all senders wait behind it
+# "AtTr" in the file header, so that a database of another application is refused
+APPLICATION_ID: Final = 0x41745472
+# for another process that writes; short, because all senders wait behind it
+BUSY_TIMEOUT_S: Final = 0.5
 CACHED_STATEMENTS: Final = 256
 WRITER_CACHE_KIB: Final = 8192
 READER_CACHE_KIB: Final = 2048
@@ -54,20 +57,20 @@ _ADVICE: Final = {
 
 
 def primary_code(exc: BaseException) -> int:
-    """Return the primary result code (sqlite.org/rescode.html) of an error, 0 when it has none."""
+    """Return the primary result code (sqlite.org/rescode.html) of an error, or 0."""
     return (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def is_environment(exc: BaseException) -> bool:
-    """Whether the machine failed (disk, lock, memory), not the program (constraint, SQL, Python)."""
+    """Whether the machine failed (disk, lock, memory), and not the program."""
     return isinstance(exc, MemoryError) or (isinstance(exc, sqlite3.Error) and primary_code(exc) in _ENVIRONMENT)
 
 
 def may_be_durable(exc: BaseException) -> bool:
-    """Whether a COMMIT that failed with this error may be in the file all the same, after a crash.
+    """Whether a COMMIT that failed so may be in the file all the same.
 
-    Then all was written, and the disk did not confirm it. A transaction that could not be written is
-    incomplete, and SQLite ignores it.
+    A process may find it there after a crash. Then all was written, and the disk did not confirm
+    it. A transaction that could not be written is incomplete, and SQLite ignores it.
     """
     code = getattr(exc, "sqlite_errorcode", None) or 0
     return isinstance(exc, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
@@ -92,7 +95,8 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         _check_owner(connection, path)
         _set_journal(connection, path, synchronous)
         connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
-        # Deleted messages need not be wiped page by page, which some builds do by default, at twice the write cost.
+        # Deleted messages need not be wiped page by page, which some builds do by default, at twice
+        # the write cost.
         connection.execute("PRAGMA secure_delete=FAST").fetchall()
         return connection
     except OSError as exc:
@@ -106,7 +110,7 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
 
 
 def connect_reader(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open another connection to a file that connect_writer has prepared. It cannot write."""
+    """Open another, read-only connection to a file that connect_writer has prepared."""
     connection = None
     try:
         connection = _connect(path, busy_timeout_s)
@@ -123,13 +127,15 @@ def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlit
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
         timeout=busy_timeout_s,
-        isolation_level=None,  # transactions are opened and closed by the writer, never by the sqlite3 module
+        # transactions are opened and closed by the writer, never by the sqlite3 module
+        isolation_level=None,
         check_same_thread=False,  # opened in one thread, used by exactly one other
         cached_statements=CACHED_STATEMENTS,
     )
     try:
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA temp_store=MEMORY")  # savepoint journals must not spill into files
+        # savepoint journals must not spill into files
+        connection.execute("PRAGMA temp_store=MEMORY")
     except BaseException:
         connection.close()
         raise
@@ -137,7 +143,10 @@ def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlit
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path | None) -> None:
-    """Refuse a file of another application before anything, even its journal mode, is changed."""
+    """Refuse a file of another application before anything is changed.
+
+    Even its journal mode stays as it is.
+    """
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if owner == APPLICATION_ID:

@@ -1,16 +1,17 @@
-"""The SQLite engine: one file, one writer thread that commits in groups, a small pool of readers.
+"""The SQLite engine: one file, a writer thread that commits in groups, readers.
 
-`run` puts a program into a bounded queue and sleeps until the group that contains it is durable (WAL, fsync at
-each commit). `run_small` does the same for programs that are cheap enough to run in the trio thread (inline.py).
-`read` runs on a reader's own connection; since it starts after the call, it sees all that was committed before
-the call. With `path=None` the database lives in memory and the writer thread also reads: the same promises, but
-the data is gone at exit.
+`run` puts a program into a bounded queue and sleeps until the group that contains it is durable
+(WAL, fsync at each commit). `run_small` does the same for programs that are cheap enough to run in
+the trio thread (inline.py). `read` runs on a reader's own connection; since it starts after the
+call, it sees all that was committed before the call. With `path=None` the database lives in memory
+and the writer thread also reads: the same promises, but the data is gone at exit.
 
-Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once its program is
-queued, the program runs, wholly or not at all, and only the result is lost.
+Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once
+its program is queued, the program runs, wholly or not at all, and only the result is lost.
 
-When the environment fails (disk full, file locked by another process, I/O error), each program of the group gets
-StorageUnavailable and none has written. The next group tries again, so the engine recovers without help.
+When the environment fails (disk full, file locked by another process, I/O error), each program of
+the group gets StorageUnavailable and none has written. The next group tries again, so the engine
+recovers without help.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ READERS: Final = 2
 class SqliteStatistics:
     """The counters of the writer since it was opened.
 
-    `queued` includes the group that is being committed. `failing` is true from a group that the machine did
-    not take (a full disk, a lock) until the next one that it took.
+    `queued` includes the group that is being committed. `failing` is true from a group that the
+    machine did not take (a full disk, a lock) until the next one that it took.
     """
 
     groups: int
@@ -79,7 +80,7 @@ class SqliteDatabase(Shorthands):
         self._inline: sqlite3.Connection | None = None
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program; return its result after the commit that contains it is durable.
+        """Run a read-write program; return its result once it is durable.
 
         Raises StorageUnavailable when nothing was written, or what the program itself raised.
         """
@@ -87,21 +88,22 @@ class SqliteDatabase(Shorthands):
         return result
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
-        """Run a few statements by key on this thread, at two thirds of the CPU; the writer commits."""
+        """Run a few statements by key on this thread, at two thirds of the CPU; the writer
+        commits."""
         result: T = await self._submit(SqliteJob(program, is_read=False), self._put_small)
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot that has all writes committed before the call."""
+        """Run a read-only program on a snapshot with all writes before the call."""
         put = self._put if self.path is None else self._reads.put
         result: T = await self._submit(SqliteJob(program, is_read=True), put)
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """Read a few rows by key on this thread: 10 µs instead of the 100 of two changes of thread.
+        """Read a few rows by key on this thread: 10 µs, not 100 µs in another thread.
 
-        It never waits for a lock: when another process holds one, or the database is in memory, a reader
-        thread does the work.
+        It never waits for a lock: when another process holds one, or the database is in memory, a
+        reader thread does the work.
         """
         connection = self._inline
         if connection is None:
@@ -180,7 +182,8 @@ class SqliteDatabase(Shorthands):
     async def _stop(self) -> None:
         """Refuse new programs, finish the accepted ones, and end the threads.
 
-        Readers end first: the writer's connection, which closes last, folds the write-ahead log into the file.
+        Readers end first: the writer's connection, which closes last, folds the write-ahead log
+        into the file.
         """
         assert self._writer is not None
         assert self._gate is not None
@@ -212,11 +215,11 @@ async def open_sqlite(
     name: str = "scratch",
     synchronous: Synchronous = "FULL",
 ) -> AsyncIterator[SqliteDatabase]:
-    """Open (and create) a database file, bring its schema up to date, and serve it until the block ends.
+    """Open a database file, update its schema, and serve it until the block ends.
 
-    `name` is the logical database: the names of migrations.py have a schema, other names none. `path=None` keeps
-    the data in memory. Raises StorageSetupError, whose text names the file and says what to do. Leaving the
-    block commits the accepted programs.
+    The file is created if it is missing. `name` is the logical database: the names of migrations.py
+    have a schema, other names none. `path=None` keeps the data in memory. Raises StorageSetupError,
+    whose text names the file and says what to do. Leaving the block commits the accepted programs.
     """
     file = None if path is None else Path(path)
     connections = await trio.to_thread.run_sync(_open_connections, file, name, synchronous, readers)

@@ -1,17 +1,18 @@
-"""Small programs run in the trio thread, and only their COMMIT is handed to the writer's thread.
+"""Runs small programs in the trio thread; only their COMMIT is in the writer's.
 
-    run_small ──▶ waiting ──turn──▶ BEGIN IMMEDIATE · program · program · …  ──OpenGroup──▶ writer's thread: COMMIT
-                     ▲                                                                            │
-                     └────────────── the next turn ◀──────────── callers are woken ◀──────────────┘
+    run_small ──▶ waiting ──turn──▶ BEGIN IMMEDIATE · program · … ──▶ writer's thread: COMMIT
+                     ▲                                                           │
+                     └──────── the next turn ◀──── callers are woken ◀───────────┘
 
-Each statement that another thread runs gives up Python's lock, and has to get it back from a busy event loop: two
-changes of thread for some microseconds in SQLite. A transaction of ten statements by key costs a third less CPU
-here, and its programs need no other thread. The commit, which waits for the disk, stays in the writer's thread.
+Each statement that another thread runs gives up Python's lock, and has to get it back from a busy
+event loop: two changes of thread for some microseconds in SQLite. A transaction of ten statements
+by key costs a third less CPU here, and its programs need no other thread. The commit, which waits
+for the disk, stays in the writer's thread.
 
-Invariants: one thread at a time uses the connection: a turn begins only when the writer's thread has no work, and
-hands over all that it has run. Programs take effect in the order in which they were given: while the thread has
-work, small programs are queued behind it. The event loop never waits for a lock of another process, and runs at
-most TURN_PROGRAMS in one turn.
+Invariants: one thread at a time uses the connection: a turn begins only when the writer's thread
+has no work, and hands over all that it has run. Programs take effect in the order in which they
+were given: while the thread has work, small programs are queued behind it. The event loop never
+waits for a lock of another process, and runs at most TURN_PROGRAMS in one turn.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TURN_PROGRAMS: Final = 64
 
 
 class WriteQueue:
-    """Queues all writes of a file: for the writer's thread, or for a turn of the event loop.
+    """Queues all writes of a file: for the writer's thread, or a turn of the loop.
 
     `deliver` answers jobs.
     """
@@ -90,7 +91,8 @@ class WriteQueue:
         try:
             self._groups.run(jobs, patient=False)
         except Exception:
-            self.flush()  # the thread runs them again: it can wait for a lock, and answers with the error
+            # the thread runs them again: it can wait for a lock, and answers with the error
+            self.flush()
             return
         del self._waiting[:TURN_PROGRAMS]
         if self._groups.is_open:

@@ -1,7 +1,8 @@
 """Translates portable statements to SQLite calls, and runs programs.
 
-Portable SQL writes `$1`, which SQLite would take for a *named* parameter. Each text is translated once to `?` and,
-when a parameter is used twice or out of order, the order in which the arguments must be given.
+Portable SQL writes `$1`, which SQLite would take for a *named* parameter. Each text is translated
+once to `?` and, when a parameter is used twice or out of order, the order in which the arguments
+must be given.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from aether_trio.storage.base import Argument, Deferred, Execute, ExecuteMany, F
 
 T = TypeVar("T")
 
-SQL_CACHE: Final = 1024  # distinct statement texts; they are constants of the program, so this is never reached
+# distinct statement texts; they are constants of the program, so this is never reached
+SQL_CACHE: Final = 1024
 
 _TOKEN: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|\$(\d+)""")
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One statement text for SQLite; `order` is None when the arguments keep their order."""
+    """One statement text for SQLite; `order` None: the arguments keep their order."""
 
     text: str
     order: tuple[int, ...] | None
@@ -72,8 +74,8 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:
     """Run a program to its end inside the open transaction; return its result.
 
-    A statement that fails ends the program, which is closed without an exception in it: on PostgreSQL the first
-    error aborts the whole transaction, so a program could not go on.
+    A statement that fails ends the program, which is closed without an exception in it: on
+    PostgreSQL the first error aborts the whole transaction, so a program could not go on.
     """
     program = factory()
     try:

@@ -1,16 +1,17 @@
-"""The threads behind an open SQLite file: one that writes in groups, a few that read.
+"""The threads behind an open SQLite file: one writes in groups, a few read.
 
     trio tasks ──put──▶ SimpleQueue ──▶ writer:  BEGIN IMMEDIATE · program · program · … · COMMIT
          ▲                                                                                  │
          └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
 
-While a group waits for its fsync, the next one gathers, so groups grow with the load (group commit). A group is run
-by commit_groups.py; a group that ran in the trio thread (inline.py) arrives as an OpenGroup.
+While a group waits for its fsync, the next one gathers, so groups grow with the load (group
+commit). A group is run by commit_groups.py; a group that ran in the trio thread (inline.py) arrives
+as an OpenGroup.
 
-Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; an error of the
-environment fails the whole group and leaves no transaction open; a group that may be in the file after a crash,
-though its COMMIT failed, is overwritten before it is refused, or is CommitUnknown; the threads end only when they
-are told to.
+Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; an
+error of the environment fails the whole group and leaves no transaction open; a group that may be
+in the file after a crash, though its COMMIT failed, is overwritten before it is refused, or is
+CommitUnknown; the threads end only when they are told to.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from aether_trio.storage.sqlite.statements import drive
 
 MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
 WAL_CHECK_GROUPS: Final = 64  # groups between two checks of the size of the write-ahead log
-WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # readers that never leave a gap can keep the log from being reused
+# readers that never leave a gap can keep the log from being reused
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 Deliver = Callable[[Sequence["SqliteJob"]], None]
 
@@ -40,8 +42,8 @@ Deliver = Callable[[Sequence["SqliteJob"]], None]
 class OpenGroup:
     """A group whose programs have run, in a transaction that is open.
 
-    `rows` is the connection's count of changed rows before the group. It is queued only while the thread has
-    no other work.
+    `rows` is the connection's count of changed rows before the group. It is queued only while the
+    thread has no other work.
     """
 
     __slots__ = ("jobs", "rows")
@@ -56,7 +58,7 @@ Item = SqliteJob | OpenGroup | None
 
 
 class DatabaseThread:
-    """A thread that takes jobs from a queue until it is stopped; a subclass processes them."""
+    """A thread that takes jobs from a queue until stopped; subclasses process them."""
 
     def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver) -> None:
         self._queue = queue
@@ -78,7 +80,8 @@ class DatabaseThread:
                 if jobs:
                     try:
                         self._process(jobs)
-                    except Exception as exc:  # a defect of the thread: answer, so that no caller waits for ever
+                    except Exception as exc:
+                        # a defect of the thread: answer, so that no caller waits for ever
                         self._fail(jobs, exc)
                     self._hand_over(partial(self._deliver, jobs))
                 if last:
@@ -90,7 +93,8 @@ class DatabaseThread:
     def _hand_over(self, call: Callable[[], None]) -> None:
         try:
             self._trio.run_sync_soon(call)
-        except trio.RunFinishedError:  # the run ended without closing the database: no caller is left
+        except trio.RunFinishedError:
+            # the run ended without closing the database: no caller is left
             pass
 
     def _fail(
@@ -126,7 +130,8 @@ class WriterThread(DatabaseThread):
         self._connection = groups.connection
         self._run_elsewhere: OpenGroup | None = None
         self._wal = None if path is None else Path(f"{path}-wal")
-        # Counters: written here, read by statistics() in the trio thread; each is a single reference.
+        # Counters: written here, read by statistics() in the trio thread; each is a single
+        # reference.
         self.groups = 0
         self.programs = 0
         self.rows = 0
@@ -195,7 +200,10 @@ class WriterThread(DatabaseThread):
             self._bound_wal(self._wal)
 
     def _bound_wal(self, wal: Path) -> None:
-        """Cut a log that the automatic checkpoints could not cut; wait for readers, up to the busy timeout."""
+        """Cut a log that the automatic checkpoints could not cut.
+
+        It waits for readers, at most the busy timeout.
+        """
         try:
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 with self._groups.patience():
@@ -236,7 +244,8 @@ def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Sqlite
     except Exception as exc:
         if connection.in_transaction:
             cursor.execute("ROLLBACK")
-        # Code 8 (read-only) from a reader: the program tried to write, so this is no failure of the machine.
+        # Code 8 (read-only) from a reader: the program tried to write, so this is no failure of the
+        # machine.
         job.error = exc
         if is_environment(exc) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
             job.error = StorageUnavailable(str(exc))
