@@ -1,8 +1,9 @@
-"""Run fuzz targets, one after the other: `python -m fuzz [--target NAME] [--seconds N]`, or `nox -s fuzz -- ...`.
+"""Run fuzz targets, one after the other: `python -m fuzz [--target NAME] [--seconds N]`, or `nox -s
+fuzz -- ...`.
 
-Needs atheris. Each target runs in a process of its own, because libFuzzer ends it. An input that is a finding is written to
-the corpus directory as `crash-...`, and the exit status is 1; `python -m fuzz --target NAME --input FILE` runs it again, without
-atheris. Other arguments go to libFuzzer.
+Needs atheris. Each target runs in a process of its own, because libFuzzer ends it. An input that is
+a finding is written to the corpus directory as `crash-...`, and the exit status is 1; `python -m
+fuzz --target NAME --input FILE` runs it again, without atheris. Other arguments go to libFuzzer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import trio
 from fuzz.targets import TARGETS
 
 RSS_MIB: Final = 512
-"""Of a process with a target. Python, its libraries and atheris' tables have some 200, and coverage grows."""
+"""Of a process with a target. Python, its libraries and atheris' tables have some 200, and coverage
+grows.
+"""
 ALLOCATION_MIB: Final = 64
 """At once. The longest input has 64 KiB, and nothing may make a thousand times as much of it."""
 INPUT_S: Final = 10

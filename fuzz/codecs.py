@@ -1,4 +1,6 @@
-"""The three codecs of WebSocket messages: whatever a client sends is a message or one refusal, and means the same when it is repeated."""
+"""The three codecs of WebSocket messages: whatever a client sends is a message or one refusal, and
+means the same when it is repeated.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the targets share: how an input becomes reads, and how a coroutine without a scheduler is driven."""
+"""What the targets share: how an input becomes reads, and how a coroutine without a scheduler is
+driven.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ def choices(data: bytes, count: int) -> tuple[list[int], bytes]:
 
 
 def split(stream: bytes, step: int) -> Iterator[bytes]:
-    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0. Those of a long stream are longer: PARTS or so."""
+    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0.
+
+    Those of a long stream are longer: PARTS or so.
+    """
     at, length = 0, step
     scale = 1 + len(stream) // PARTS
     while at < len(stream):

@@ -1,8 +1,9 @@
 """The binary framing: its decoder, HELLO included, and a FramedConnection of either role.
 
-An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the stream. Whatever it is:
-decoding gives events or one RemoteProtocolError; splitting it changes nothing; no more is kept than one frame; what was
-decoded encodes to what decodes to the same; and a FramedConnection of either role raises nothing else either.
+An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the
+stream. Whatever it is: decoding gives events or one RemoteProtocolError; splitting it changes
+nothing; no more is kept than one frame; what was decoded encodes to what decodes to the same; and a
+FramedConnection of either role raises nothing else either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""gRPC's length-prefixed messages in DATA payloads: assembly, its accounts, and inflating in slices."""
+"""gRPC's length-prefixed messages in DATA payloads: assembly, its accounts, and inflating in
+slices.
+"""
 
 from __future__ import annotations
 

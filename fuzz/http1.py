@@ -44,7 +44,8 @@ async def serve(parts: Iterator[bytes]) -> list[Any]:
             assert 400 <= error.status < 600
             await http.respond(error.status, [], str(error).encode(), close=True)
             return [*seen, error.status]
-        # h11 keeps what was read behind a request: the rest of one read, and a head that is not whole.
+        # h11 keeps what was read behind a request: the rest of one read, and a head that is not
+        # whole.
         assert len(http._h11._receive_buffer) <= RECEIVE_BYTES + MAX_HEAD_BYTES
         if request is None:
             return [*seen, None]

@@ -1,7 +1,9 @@
-"""HTTP/2 from the preface on: a server's connection with its data plane, h2, HPACK and flood budgets, without a socket.
+"""HTTP/2 from the preface on: a server's connection with its data plane, h2, HPACK and flood
+budgets, without a socket.
 
-The requests are routed as in the gateway, but no handler runs; a stream is read at once, or never. What a connection holds
-is asserted after every read. When nothing is read, splitting changes neither the messages nor the mistake.
+The requests are routed as in the gateway, but no handler runs; a stream is read at once, or never.
+What a connection holds is asserted after every read. When nothing is read, splitting changes
+neither the messages nor the mistake.
 """
 
 from __future__ import annotations
@@ -178,7 +180,9 @@ def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[by
 
 
 def check(data: bytes) -> None:
-    """Three bytes of choices, and the stream: behind preface and SETTINGS, or from its first byte. Called in a trio run."""
+    """Three bytes of choices, and the stream: behind preface and SETTINGS, or from its first byte.
+    Called in a trio run.
+    """
     assert trio.lowlevel.in_trio_run()
     (start, reader, step), stream = choices(data, 3)
     stream_bytes = stream if start & 1 else frames.PREFACE + _SETTINGS + stream

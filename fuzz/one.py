@@ -1,4 +1,6 @@
-"""libFuzzer on one target, in this process: what `python -m fuzz` starts, as `python -m fuzz.one NAME [its arguments]`."""
+"""libFuzzer on one target, in this process: what `python -m fuzz` starts, as `python -m fuzz.one
+NAME [its arguments]`.
+"""
 
 from __future__ import annotations
 

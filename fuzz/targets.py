@@ -13,7 +13,10 @@ from fuzz import codecs, first_bytes, framing, grpc_messages, http1, http2, init
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`check` judges one input and is called inside of a trio run; `max_bytes` is how long inputs get."""
+    """`check` judges one input and is called inside of a trio run.
+
+    `max_bytes` is how long inputs get.
+    """
 
     check: Callable[[bytes], None]
     seeds: Callable[[], Iterator[bytes]]
@@ -36,7 +39,9 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
 
 
 def mutations(seeds: list[bytes], count: int, seed: int) -> Iterator[bytes]:
-    """`count` inputs made of the seeds by chance, always the same ones: for a run without libFuzzer."""
+    """`count` inputs made of the seeds by chance, always the same ones: for a run without
+    libFuzzer.
+    """
     chance = random.Random(seed)
     for _ in range(count):
         data = bytearray(chance.choice(seeds))

@@ -1,6 +1,7 @@
 """TLS records behind a handshake: what a session keeps of them, before and after the peer's end.
 
-An input is a list of things that the client does: plain bytes, the end, records cut and joined anyhow, nonsense.
+An input is a list of things that the client does: plain bytes, the end, records cut and joined
+anyhow, nonsense.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def check(data: bytes) -> None:
     if their_code == CloseCode.INVALID_TEXT:
         assert ours[: len(theirs)] == theirs  # texts are looked at by the link, when they are whole
     elif code is CloseCode.INVALID_TEXT and their_code == CloseCode.PROTOCOL_ERROR:
-        assert ours == theirs  # a close code that wsproto does not know, and a reason that is no UTF-8
+        # A close code that wsproto does not know, and a reason that is no UTF-8.
+        assert ours == theirs
     elif code is not None and their_code is None:
         assert ours == theirs  # what is wrong from its first byte on is refused there
     elif (

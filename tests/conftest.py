@@ -1,9 +1,13 @@
 """What holds for every test.
 
-* Hypothesis has no deadline: the machine that runs the tests may be slow or busy, and a slow example is not a wrong one.
-* Variables of a developer's own gateway or client do not reach the tests, nor the processes that they start.
-* What collecting the tests has left, hundreds of thousands of objects, is out of the garbage collector's sight when they run.
-* A test that asks for `engine`, `store` or what is made of them runs on each storage engine. PostgreSQL is started by the first that needs it, for all of them.
+* Hypothesis has no deadline: the machine that runs the tests may be slow or busy, and a slow
+  example is not a wrong one.
+* Variables of a developer's own gateway or client do not reach the tests, nor the processes that
+  they start.
+* What collecting the tests has left, hundreds of thousands of objects, is out of the garbage
+  collector's sight when they run.
+* A test that asks for `engine`, `store` or what is made of them runs on each storage engine.
+  PostgreSQL is started by the first that needs it, for all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from tests.helpers.postgres_session import PostgresSession, open_postgres_sessio
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-# A shell starts what runs in its background with SIGINT ignored, and children inherit that: Ctrl-C could not be tested.
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: Ctrl-C
+# could not be tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,7 +40,8 @@ for _name in [name for name in os.environ if name.startswith("AETHER_")]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    # They live until the end, and each full collection would go through all of them: a tenth of the time.
+    # They live until the end, and each full collection would go through all of them: a tenth of the
+    # time.
     gc.collect()
     gc.freeze()
 
@@ -55,7 +61,9 @@ def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSessio
 
 @pytest.fixture(scope="session")
 def postgres_store(postgres_server: PostgresServer) -> Iterator[PostgresStore]:
-    """Apart from `store`, which is made anew whenever its parameter changes, so that its places are used again by every file."""
+    """Apart from `store`, which is made anew whenever its parameter changes, so that its places are
+    used again by every file.
+    """
     with open_postgres_session(postgres_server.dsn()) as session:
         yield PostgresStore(session)
 

@@ -1,4 +1,6 @@
-"""The `aether` command: one file per command, loaded only when it is used, so that `aether version` opens no gateway."""
+"""The `aether` command: one file per command, loaded only when it is used, so that `aether version`
+opens no gateway.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,10 @@ Examples:
 """,
 )
 def command() -> None:
-    """See and change what can be started when somebody needs it. `aether orchestrate` registers its agents by itself."""
+    """See and change what can be started when somebody needs it.
+
+    `aether orchestrate` registers its agents by itself.
+    """
 
 
 def _options(function: F) -> F:

@@ -14,7 +14,8 @@ from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, C
 from aether_trio.cli.output import OutputClosed, leave_closed_output, visible
 from aether_trio.version import __version__
 
-# name: (module, line for the overview). The overview is here so that `aether --help` imports none of them.
+# name: (module, line for the overview). The overview is here so that `aether --help` imports none
+# of them.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "dev": ("dev", "Start a gateway for development on this machine."),
     "serve": ("serve", "Start a gateway that others reach; asks for credentials."),
@@ -47,7 +48,9 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C and a closed output end a command without a traceback, however deep in trio's groups they arrive."""
+        """Ctrl-C and a closed output end a command without a traceback, however deep in trio's
+        groups they arrive.
+        """
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
@@ -67,7 +70,8 @@ class LazyGroup(click.Group):
                 raise SystemExit(CLOSED) from None
             raise
         except UnicodeEncodeError as error:
-            # A shell hands over bytes; those that are no UTF-8 become surrogates, which nothing on the wire can hold.
+            # A shell hands over bytes; those that are no UTF-8 become surrogates, which nothing on
+            # the wire can hold.
             argument = next((one for one in sys.argv if any("\udc80" <= letter <= "\udcff" for letter in one)), None)
             if argument is None:
                 raise
@@ -101,4 +105,6 @@ Start here:
 )
 @click.version_option(__version__, prog_name="aether", message="%(prog)s %(version)s")
 def app() -> None:
-    """An Aether gateway: agents, users and services hold one stream each and exchange durable messages."""
+    """An Aether gateway: agents, users and services hold one stream each and exchange durable
+    messages.
+    """

@@ -71,9 +71,10 @@ def command(
 ) -> None:
     """Measure how a gateway does: connections, messages per second, round-trip latency.
 
-    ADDRESS is aether://HOST:PORT or aethers:// (agents on the binary framing), ws:// or wss:// (users on WebSocket), or
-    HOST:PORT. Pairs play ping-pong with durable messages. Latencies count from the moment at which a round was due. All
-    participants live in this one process, so with many of them it measures itself: `nox -s load` is made for that.
+    ADDRESS is aether://HOST:PORT or aethers:// (agents on the binary framing), ws:// or wss://
+    (users on WebSocket), or HOST:PORT. Pairs play ping-pong with durable messages. Latencies count
+    from the moment at which a round was due. All participants live in this one process, so with
+    many of them it measures itself: `nox -s load` is made for that.
     """
     urls = addresses_for(target, address)
     target = replace(target, tls=urls[0].startswith(("aethers:", "wss:")))
@@ -105,7 +106,10 @@ def command(
 
 
 def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """The report about the first of the addresses whose transport the gateway speaks. Raises CliError."""
+    """The report about the first of the addresses whose transport the gateway speaks.
+
+    Raises CliError.
+    """
     *others, last = urls
     for url in others:
         try:
@@ -120,7 +124,9 @@ def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> 
 
 
 def addresses_for(target: Target, given: str | None) -> list[str]:
-    """The URL that was given; without a scheme, one for each transport, in the order in which they are tried."""
+    """The URL that was given; without a scheme, one for each transport, in the order in which they
+    are tried.
+    """
     if given is None:
         return addresses_of(target)
     if "://" in given:

@@ -1,8 +1,9 @@
 """What `aether bench` measures: pairs of participants that play ping-pong through the gateway.
 
-One of a pair says something, the other says it back; a round is two messages. First as many rounds as go, with a window of
-them on their way; then rounds at a given rate, in an open loop: each is timed from the moment at which it was due, so
-a stall counts for all that it delays. Both sides of all pairs live in this process, whose CPU is part of what is seen.
+One of a pair says something, the other says it back; a round is two messages. First as many rounds
+as go, with a window of them on their way; then rounds at a given rate, in an open loop: each is
+timed from the moment at which it was due, so a stall counts for all that it delays. Both sides of
+all pairs live in this process, whose CPU is part of what is seen.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Measured:
     texts: dict[str, str] = field(default_factory=dict)
     sent: int = 0
     late: int = 0
-    """Rounds that were due and not even begun when the time was over: the rate is more than there is."""
+    """Rounds that were due and not even begun when the time was over: the rate is more than there
+    is.
+    """
     answered: int = 0
     refused: int = 0
     """Messages of either side."""
@@ -71,7 +74,9 @@ class Measured:
 
 
 class _Side:
-    """One participant, and what it has published of which the gateway has not said yet what it thinks."""
+    """One participant, and what it has published of which the gateway has not said yet what it
+    thinks.
+    """
 
     def __init__(self, client: Client, measured: Measured) -> None:
         self.client, self._measured = client, measured
@@ -79,7 +84,8 @@ class _Side:
 
     async def say(self, topic: str, payload: bytes) -> None:
         publication = await self.client.publish(topic, payload)
-        publication.seen = True  # its refusal is counted here, and must not be raised at the end of the block
+        # Its refusal is counted here, and must not be raised at the end of the block.
+        publication.seen = True
         self._open.append(publication)
         self.reap()
 
@@ -93,7 +99,10 @@ class _Side:
 
 
 class Bench:
-    """`make(role, number)` gives an unopened client for one side of a pair; `show(text)` is told how it goes."""
+    """`make(role, number)` gives an unopened client for one side of a pair.
+
+    `show(text)` is told how it goes.
+    """
 
     def __init__(
         self, make: Callable[[str, int], Client], pairs: int, payload: int, window: int, show: Callable[[str], None]
@@ -107,7 +116,10 @@ class Bench:
         self.measured = Measured()
 
     async def run(self, seconds: float, rate: float | None) -> Measured:
-        """Connect, measure for `seconds` in all, leave. Without a `rate` half of the time finds the maximum."""
+        """Connect, measure for `seconds` in all, leave.
+
+        Without a `rate` half of the time finds the maximum.
+        """
         measured = self.measured
         async with trio.open_nursery() as nursery:
             await self._connect(nursery)

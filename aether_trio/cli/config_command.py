@@ -22,8 +22,9 @@ Examples:
 def command() -> None:
     """Show, check and explain the settings.
 
-    A setting comes from, the later one winning: its default, the YAML file, the environment (AETHER_SECTION__KEY),
-    options of the command, --set KEY.PATH=VALUE. An unknown key is an error, wherever it is.
+    A setting comes from, the later one winning: its default, the YAML file, the environment
+    (AETHER_SECTION__KEY), options of the command, --set KEY.PATH=VALUE. An unknown key is an error,
+    wherever it is.
     """
 
 

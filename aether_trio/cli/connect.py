@@ -1,7 +1,8 @@
 """Connects a command to a gateway with aether_trio.client, and explains to a person what failed.
 
-A command tries the transports in the order of TRANSPORTS. It goes on to the next one when the port says that it does not
-speak the one before, so commands work with any set of transports that a gateway has switched on.
+A command tries the transports in the order of TRANSPORTS. It goes on to the next one when the port
+says that it does not speak the one before, so commands work with any set of transports that a
+gateway has switched on.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 
 TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
-"""The schemes of the addresses that a command tries, without and with TLS. WebSocket is last: by default only users may
-connect on it (websocket.principals)."""
+"""The schemes of the addresses that a command tries, without and with TLS. WebSocket is last: by
+default only users may connect on it (websocket.principals).
+"""
 NOT_SPOKEN: Final = "not spoken here"
 """How a port begins that has this transport switched off."""
 
@@ -64,7 +66,9 @@ _TLS_HINTS: Final = {
 _IS_IT_A_GATEWAY: Final = "is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca"
 _TLS_OPTIONS: Final = {"ca_file": "--tls-ca", "cert_file": "--tls-cert", "key_file": "--tls-key"}
 _STATUSES: Final = frozenset(status.name for status in Status)
-"""Codes of the errors with which a gateway ends a connection. No operation is refused with one of them."""
+"""Codes of the errors with which a gateway ends a connection. No operation is refused with one of
+them.
+"""
 _ENDINGS: Final = (ClientClosed, ConnectionLost, ProtocolViolation, RequestTimeout, SessionEnded)
 _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
@@ -75,8 +79,12 @@ def addresses_of(target: Target) -> list[str]:
 
 
 def options_of(target: Target) -> ClientOptions:
-    """The client's options for a target: its credential, TLS and time limit. Raises CliError for a file it cannot use."""
-    # The handshake's limit is the lower one, so its error is raised, which says more than that of the whole.
+    """The client's options for a target: its credential, TLS and time limit.
+
+    Raises CliError for a file it cannot use.
+    """
+    # The handshake's limit is the lower one, so its error is raised, which says more than that of
+    # the whole.
     options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
     if target.api_key:
         options["api_key"] = target.api_key
@@ -86,7 +94,10 @@ def options_of(target: Target) -> ClientOptions:
 
 
 def client_for(identity: Identity, address: str, options: ClientOptions) -> Client:
-    """A client that connects as `identity`. Raises AddressError for a TLS file that cannot be used."""
+    """A client that connects as `identity`.
+
+    Raises AddressError for a TLS file that cannot be used.
+    """
     workspace, implementation, specifier = identity.workspace, identity.implementation, identity.specifier
     match identity.kind:
         case Kind.AGENT:
@@ -122,7 +133,8 @@ def client_for(identity: Identity, address: str, options: ClientOptions) -> Clie
 async def open_client(target: Target, identity: Identity, *, endless: bool = False) -> AsyncIterator[Client]:
     """Connect to the gateway as `identity`. Every failure is a CliError.
 
-    The whole block has `target.timeout_s`; with `endless` only connecting has. A connection that is cut is not made again.
+    The whole block has `target.timeout_s`; with `endless` only connecting has. A connection that is
+    cut is not made again.
     """
     try:
         with trio.fail_after(target.timeout_s) as limit:
@@ -141,7 +153,10 @@ async def open_client(target: Target, identity: Identity, *, endless: bool = Fal
 
 
 async def _connect(stack: AsyncExitStack, target: Target, identity: Identity) -> Client:
-    """The client, connected on the first transport that the gateway speaks. Raises AetherError of the last attempt."""
+    """The client, connected on the first transport that the gateway speaks.
+
+    Raises AetherError of the last attempt.
+    """
     options: ClientOptions = {"program": "aether-cli", "retry": Retry(max_attempts=0), **options_of(target)}
     *others, last = addresses_of(target)
     for address in others:
@@ -154,7 +169,9 @@ async def _connect(stack: AsyncExitStack, target: Target, identity: Identity) ->
 
 
 def is_refusal(error: AetherError) -> bool:
-    """Whether an error of an operation says that the gateway has refused it, and the connection lives on."""
+    """Whether an error of an operation says that the gateway has refused it, and the connection
+    lives on.
+    """
     return error.code not in _TOO_LARGE | _STATUSES and not isinstance(error, _ENDINGS)
 
 
@@ -164,7 +181,10 @@ def is_not_spoken(error: AetherError) -> bool:
 
 
 def explained(target: Target, error: Exception) -> Exception:
-    """The CliError that says to a person what failed and what to do. Errors of other kinds are returned as they are."""
+    """The CliError that says to a person what failed and what to do.
+
+    Errors of other kinds are returned as they are.
+    """
     inner = innermost(error)
     match inner:
         case trio.TooSlowError() | RequestTimeout():
@@ -200,7 +220,10 @@ def explained(target: Target, error: Exception) -> Exception:
 
 
 def innermost(error: Exception) -> Exception:
-    """The error in the groups that nurseries make; of several, one that a command has raised."""
+    """The error in the groups that nurseries make.
+
+    Of several, one that a command has raised.
+    """
     while isinstance(error, ExceptionGroup):
         ours = [one for one in error.exceptions if isinstance(one, exits.CliError)]
         error = ours[0] if ours else error.exceptions[0]

@@ -52,10 +52,11 @@ def command(
 ) -> None:
     """Start a gateway for development.
 
-    It listens on 127.0.0.1 only, asks for no credentials and limits no message rates. Ctrl-C drains it: clients are
-    told to reconnect, what was accepted is on the disk.
+    It listens on 127.0.0.1 only, asks for no credentials and limits no message rates. Ctrl-C drains
+    it: clients are told to reconnect, what was accepted is on the disk.
 
-    One port speaks gRPC, the binary framing, and WebSocket and HTTP: its page in a browser shows what the gateway does.
+    One port speaks gRPC, the binary framing, and WebSocket and HTTP: its page in a browser shows
+    what the gateway does.
     """
     flags = {
         "gateway.dev": True,

@@ -1,4 +1,6 @@
-"""`aether dev --agents`: an orchestrator inside of the gateway's process, connected to it as any other one."""
+"""`aether dev --agents`: an orchestrator inside of the gateway's process, connected to it as any
+other one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ NAME: Final = "aether-dev"
 
 
 def companion_for(agents_file: str, settings: Settings) -> Companion:
-    """What starts the agents of this file beside a development gateway. Raises CliError."""
+    """What starts the agents of this file beside a development gateway.
+
+    Raises CliError.
+    """
     agents = read_agents(agents_file)
     require_docker(agents)
     if settings.tls.cert:

@@ -2,7 +2,8 @@
 
     clients ──▶ front, a node for each connection in turn ──▶ node-1 ... node-N ──▶ PostgreSQL, from a wheel, in the data directory
 
-The front is this process, so it is no measure of what a load balancer can do; each node has an address of its own, too.
+The front is this process, so it is no measure of what a load balancer can do; each node has an
+address of its own, too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def run_dev_nodes(
     ready_file: str | None,
     companion: Companion | None = None,
 ) -> None:
-    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    """Run until drained or stopped.
+
+    Exits by CliError or SystemExit; returns after a drain.
+    """
     refuse_without_packages()
     refuse_own_ports(settings)
     raise_file_limit()  # for the connections of the front
@@ -103,7 +107,10 @@ def refuse_own_ports(settings: Settings) -> None:
 
 @contextmanager
 def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
-    """A URL, what a person is told of it, and the server if it is ours. Raises StorageSetupError."""
+    """A URL, what a person is told of it, and the server if it is ours.
+
+    Raises StorageSetupError.
+    """
     if settings.storage.database is not None:
         yield settings.storage.database, "the database that was given", None
         return

@@ -23,7 +23,8 @@ from aether_trio.model.identity import Identity
 from aether_trio.telemetry.ops import ASKED_BY
 
 MARK: Final = "_dead_letter"
-"""In the metadata of a dead letter, which is a FAILED task otherwise: OPEN, or who has seen to it."""
+"""In the metadata of a dead letter, which is a FAILED task otherwise: OPEN, or who has seen to it.
+"""
 OPEN: Final = "true"
 
 
@@ -109,9 +110,12 @@ def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
 @click.option("--by", default=getpass.getuser, metavar="NAME", help="Who has seen to it.  [default: your login]")
 @ops_options
 def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: OpsTarget) -> None:
-    """Say that nothing more is to be done about dead letters. They stay FAILED, and are no longer to be seen to.
+    """Say that nothing more is to be done about dead letters.
 
-    The protocol has no operation for this, so it goes to the ops port: on loopback in development mode, elsewhere with ops.tail_token.
+    They stay FAILED, and are no longer to be seen to.
+
+    The protocol has no operation for this, so it goes to the ops port: on loopback in development
+    mode, elsewhere with ops.tail_token.
     """
     query = urlencode({"by": by, "notes": notes})
     for task_id in task_ids:

@@ -1,4 +1,7 @@
-"""Exit codes, and the errors that carry them. One line to the person, a number to the script."""
+"""Exit codes, and the errors that carry them.
+
+One line to the person, a number to the script.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ Exit codes:
 class CliError(click.ClickException):
     """What went wrong and what to do next. Shown as `Error: ...` on standard error.
 
-    The message is one line, and what participants have chosen in it is shown as it is; with `lines` it has lines of our own.
+    The message is one line, and what participants have chosen in it is shown as it is; with `lines`
+    it has lines of our own.
     """
 
     def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:

@@ -1,7 +1,9 @@
-"""Several gateway processes as one command: started together, started again when one dies, drained together.
+"""Several gateway processes as one command: started together, started again when one dies, drained
+together.
 
-Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains all, the second one stops them at once; a third one
-kills what is still there. Before all serve, the first one stops them. However this process ends, they drain (node_process.py).
+Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains all, the second one
+stops them at once; a third one kills what is still there. Before all serve, the first one stops
+them. However this process ends, they drain (node_process.py).
 
 Invariant: when `run_fleet` returns or raises, none of them is left.
 """
@@ -67,7 +69,11 @@ class Fleet:
         return [node.ready for node in self.nodes if node.ready is not None]
 
     async def start(self) -> None:
-        """Start all. Raises CliError when one cannot; then none is of use, because the others have the same settings."""
+        """Start all.
+
+        Raises CliError when one cannot; then none is of use, because the others have the same
+        settings.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 for node in self.nodes:
@@ -108,7 +114,10 @@ class Fleet:
     async def obey(
         self, signals: AsyncIterator[int], scope: trio.CancelScope, companion: Companion | None = None
     ) -> None:
-        """Do what the signals say. `scope` is cancelled when one comes while not all are ready."""
+        """Do what the signals say.
+
+        `scope` is cancelled when one comes while not all are ready.
+        """
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 self.signals.append(number)
@@ -127,7 +136,10 @@ class Fleet:
                 self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
 
     async def watch_output(self, scope: trio.CancelScope, companion: Companion | None = None) -> None:
-        """Drain once nothing reads what this process prints; before all are ready, cancel `scope`."""
+        """Drain once nothing reads what this process prints.
+
+        Before all are ready, cancel `scope`.
+        """
         await wait_output_closed()
         if len(self.ready) < len(self.nodes):
             scope.cancel()
@@ -188,10 +200,12 @@ async def run_fleet(
     companion: Companion | None = None,
     ends_with_output: bool = False,
 ) -> int | None:
-    """Run them until they have drained; the signal that stopped them before that. `announce` says what is told to a person.
+    """Run them until they have drained; the signal that stopped them before that.
 
-    `address` is where clients come in, None for that of the first. The `companion`, which `announce` starts, ends before they drain.
-    Raises CliError.
+    `announce` says what is told to a person.
+
+    `address` is where clients come in, None for that of the first. The `companion`, which
+    `announce` starts, ends before they drain. Raises CliError.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:

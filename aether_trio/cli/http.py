@@ -1,4 +1,6 @@
-"""The little HTTP that commands need of an ops port: ask for something, and read lines, over h11 on trio."""
+"""The little HTTP that commands need of an ops port: ask for something, and read lines, over h11 on
+trio.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 async def stream_lines(
     ops: OpsTarget, path: str, *, method: str = "GET", headers: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of the answer as they come. Raises CliError when there is no answer, or one that is not 200.
+    """Yield the lines of the answer as they come.
+
+    Raises CliError when there is no answer, or one that is not 200.
 
     `ops.timeout_s` bounds connecting and the answer's head, not the stream.
     """

@@ -10,7 +10,10 @@ from aether_trio.model.identity import Identity, IdentityError, Kind
 
 
 def made_up(kind: Kind, workspace: str = "default") -> Identity:
-    """A fresh identity of this kind, for one command. Random, so that two commands at a time do not collide."""
+    """A fresh identity of this kind, for one command.
+
+    Random, so that two commands at a time do not collide.
+    """
     specifier = secrets.token_hex(4)
     if kind is Kind.AGENT:
         return Identity.agent(workspace, "cli", specifier)

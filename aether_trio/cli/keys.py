@@ -22,7 +22,8 @@ from aether_trio.services.credentials import hash_api_key, new_api_key
 def command() -> None:
     """Make API keys.
 
-    The gateway keeps only a hash of a key, in auth.api_keys of its settings; the key itself is shown once, here.
+    The gateway keeps only a hash of a key, in auth.api_keys of its settings; the key itself is
+    shown once, here.
     """
 
 

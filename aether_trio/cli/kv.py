@@ -47,7 +47,9 @@ class KeySpace:
     user: str
 
     def run(self, ask: Callable[[Kv, Place], Awaitable[T]]) -> T:
-        """Connect, and call `ask` with the store and with the keywords that name this scope. Raises CliError."""
+        """Connect, and call `ask` with the store and with the keywords that name this scope. Raises
+        CliError.
+        """
         place = Place(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
 
         async def connected() -> T:
@@ -73,8 +75,9 @@ Examples:
 def command() -> None:
     """Read and write the key-value store.
 
-    A key lies in a scope: `global`, `workspace` (the default), `user` or `user-workspace` are shared by all; the `own`
-    scopes belong to one implementation and specifier, so name it with --as.
+    A key lies in a scope: `global`, `workspace` (the default), `user` or `user-workspace` are
+    shared by all; the `own` scopes belong to one implementation and specifier, so name it with
+    --as.
     """
 
 
@@ -110,7 +113,8 @@ def get(keys: KeySpace, key: str) -> None:
 
     async def ask(kv: Kv, place: Place) -> bytes | None:
         value = await kv.get(key, **place)
-        # A missing key reads as an empty value. A list with its name as prefix begins with the key, if there is one.
+        # A missing key reads as an empty value. A list with its name as prefix begins with the key,
+        # if there is one.
         there = value or key in (await kv.list(key, limit=1, **place)).entries
         return value if there else None
 
@@ -128,7 +132,10 @@ def get(keys: KeySpace, key: str) -> None:
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
 def put(keys: KeySpace, key: str, value: str, ttl: int | None, if_absent: bool, if_equals: str | None) -> None:
-    """Set KEY to VALUE; - reads standard input. Exit code 1 when a condition did not hold."""
+    """Set KEY to VALUE; - reads standard input.
+
+    Exit code 1 when a condition did not hold.
+    """
     if if_absent and if_equals is not None:
         raise click.UsageError("--if-absent and --if-equals exclude each other.")
     data = sys.stdin.buffer.read() if value == "-" else value.encode()

@@ -41,7 +41,10 @@ class Target:
 
 
 def split_address(text: str, default_port: int | None = None) -> tuple[str, int]:
-    """("host", port) of "HOST:PORT"; IPv6 hosts in brackets. Raises click.BadParameter."""
+    """("host", port) of "HOST:PORT"; IPv6 hosts in brackets.
+
+    Raises click.BadParameter.
+    """
     if "://" in text:
         scheme, _, rest = text.partition("://")
         raise click.BadParameter(f"{text!r} has a scheme; give {rest!r} without {scheme}://", param_hint="address")

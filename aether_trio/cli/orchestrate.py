@@ -107,8 +107,9 @@ def command(
 ) -> None:
     """Start agents of AGENTS.YAML when a message or a task needs them.
 
-    Messages to an agent that is registered and not running make the gateway ask for it here. Processes end with this
-    command: Ctrl-C sends them SIGTERM, a second one SIGKILL. SIGHUP has it read the file again.
+    Messages to an agent that is registered and not running make the gateway ask for it here.
+    Processes end with this command: Ctrl-C sends them SIGTERM, a second one SIGKILL. SIGHUP has it
+    read the file again.
     """
     agents = read_agents(agents_file)
     if check:
@@ -143,7 +144,10 @@ def _orchestrate(
     agents_file: str,
     register: bool,
 ) -> None:
-    """Start agents for the gateway at this address until a signal. Raises AetherError, as itself and in no group."""
+    """Start agents for the gateway at this address until a signal.
+
+    Raises AetherError, as itself and in no group.
+    """
     reporter = TextReporter(announce)
     addresses = GatewayAddresses(str(target), address, tls_variables(target))
     orchestrator = AgentSupervisor(agents, addresses, reporter, limits)
@@ -165,7 +169,10 @@ def _orchestrate(
 
 
 def read_agents(path: str) -> dict[str, AgentSpec]:
-    """The agents of a file, or a CliError with every problem. What may be a mistake is said."""
+    """The agents of a file, or a CliError with every problem.
+
+    What may be a mistake is said.
+    """
     try:
         agents = load_agents(path)
     except AgentsFileError as error:
@@ -200,7 +207,10 @@ def _cells(spec: AgentSpec) -> tuple[str, ...]:
 
 
 def tls_variables(target: Target) -> dict[str, str]:
-    """How what is started trusts the gateway. Not our own certificate: it has a token of its own."""
+    """How what is started trusts the gateway.
+
+    Not our own certificate: it has a token of its own.
+    """
     found: dict[str, str] = {}
     if target.tls:
         found["AETHER_TLS_ENABLED"] = "true"
@@ -210,7 +220,9 @@ def tls_variables(target: Target) -> dict[str, str]:
 
 
 class _Connection:
-    """Says when the gateway goes and comes back, and has the agents registered anew with one that may have forgotten them."""
+    """Says when the gateway goes and comes back, and has the agents registered anew with one that
+    may have forgotten them.
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -292,7 +304,10 @@ async def _read_again(
 
 
 class _Stop:
-    """The first signal ends the block, the second one kills. SIGHUP has the file read again."""
+    """The first signal ends the block, the second one kills.
+
+    SIGHUP has the file read again.
+    """
 
     def __init__(self, read_again: Callable[[], Awaitable[None]]) -> None:
         self._read_again = read_again
@@ -301,7 +316,10 @@ class _Stop:
         self._first = True
 
     async def watch_output(self) -> None:
-        """A closed output ends the block as a first signal does; the signal that comes with it is no second one."""
+        """A closed output ends the block as a first signal does.
+
+        The signal that comes with it is no second one.
+        """
         await wait_output_closed()
         self.scope.cancel()
 

@@ -1,11 +1,13 @@
 """What the commands print: the one place through which a participant's words reach a terminal.
 
-Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control characters in them. So no
-module of the command line prints otherwise than with the functions of this one (ruff bans `click.echo`, `print` and rich
-elsewhere): text goes out with its control characters escaped, a table takes texts and no markup, and JSON stays JSON.
+Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control
+characters in them. So no module of the command line prints otherwise than with the functions of
+this one (ruff bans `click.echo`, `print` and rich elsewhere): text goes out with its control
+characters escaped, a table takes texts and no markup, and JSON stays JSON.
 
-Commands end when their output is closed, as `head` closes it: a function of this module raises OutputClosed, and
-`run_client` ends a command that only waits. A command that serves others uses `announce`, which goes on.
+Commands end when their output is closed, as `head` closes it: a function of this module raises
+OutputClosed, and `run_client` ends a command that only waits. A command that serves others uses
+`announce`, which goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ _LOOK_S: Final = 0.5
 
 
 class OutputClosed(BaseException):
-    """What a command prints reaches no reader any more. Not an Exception: no handler of failures takes it for one."""
+    """What a command prints reaches no reader any more.
+
+    Not an Exception: no handler of failures takes it for one.
+    """
 
 
 def is_terminal() -> bool:
@@ -51,7 +56,8 @@ def is_terminal() -> bool:
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """`text` on one line, its control characters and those that change the order of letters as escapes.
+    """`text` on one line, its control characters and those that change the order of letters as
+    escapes.
 
     With `lines` its tabs and ends of lines are the command's own, and stay.
     """
@@ -65,7 +71,9 @@ def say(text: str, *, err: bool = False, lines: bool = False, end: str = "\n") -
 
 
 def announce(text: str, *, err: bool = False, lines: bool = False) -> None:
-    """As `say`, and do nothing when the output is closed: for commands that serve others and have to go on."""
+    """As `say`, and do nothing when the output is closed: for commands that serve others and have
+    to go on.
+    """
     with contextlib.suppress(OutputClosed):
         say(text, err=err, lines=lines)
 
@@ -76,7 +84,10 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
 
 
 def say_json(document: str) -> None:
-    """Print text that is JSON already; what a terminal would obey in its strings becomes escapes of JSON."""
+    """Print text that is JSON already.
+
+    What a terminal would obey in its strings becomes escapes of JSON.
+    """
     utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
     pattern = _CONTROL_BUT_LINES if utf8 else _NOT_ASCII
     _write(pattern.sub(lambda found: json.dumps(found[0])[1:-1], document) + "\n", err=False)
@@ -143,7 +154,10 @@ def _write(text: str, *, err: bool) -> None:
 
 
 def run_client(main: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """`trio.run` for a command that asks a gateway. Raises OutputClosed once standard output is closed."""
+    """`trio.run` for a command that asks a gateway.
+
+    Raises OutputClosed once standard output is closed.
+    """
 
     import trio
 
@@ -163,7 +177,10 @@ async def _cancel_when_closed(scope: trio.CancelScope) -> None:
 
 
 async def wait_output_closed() -> None:
-    """Return once nothing reads standard output any more. Never, for a file and what has no descriptor."""
+    """Return once nothing reads standard output any more.
+
+    Never, for a file and what has no descriptor.
+    """
     import trio
 
     try:
@@ -171,7 +188,8 @@ async def wait_output_closed() -> None:
     except (AttributeError, OSError, ValueError):
         await trio.sleep_forever()
     poll = select.poll()
-    # Asked for nothing, it tells of errors alone: not that there is room, nor what is typed at a terminal.
+    # Asked for nothing, it tells of errors alone: not that there is room, nor what is typed at a
+    # terminal.
     poll.register(descriptor, 0)
     while not poll.poll(0):  # noqa: ASYNC110  # no event tells of it on every system
         await trio.sleep(_LOOK_S)

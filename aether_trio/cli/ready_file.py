@@ -1,8 +1,9 @@
 """The ready file: how a script learns that a gateway serves, and where.
 
-Invariants: whoever sees the file sees all of it. While it is there its gateway serves, or has been killed; then the
-next start takes it away before it opens anything. A gateway that did not write the file leaves it alone, so a second one
-on the same data directory, which must fail, does not take the first one's.
+Invariants: whoever sees the file sees all of it. While it is there its gateway serves, or has been
+killed; then the next start takes it away before it opens anything. A gateway that did not write the
+file leaves it alone, so a second one on the same data directory, which must fail, does not take the
+first one's.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class ReadyFile:
         self._written = False
 
     def prepare(self) -> None:
-        """Take away what a killed gateway has left. Raises CliError when the file could not be written later."""
+        """Take away what a killed gateway has left.
+
+        Raises CliError when the file could not be written later.
+        """
         try:
             self._scratch.touch()
             self._scratch.unlink()
@@ -50,7 +54,9 @@ class ReadyFile:
             ) from None
 
     def write(self, gateway: str, ops: str, transports: Mapping[str, str], nodes: Sequence[Node] = ()) -> None:
-        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `transports` has one for each transport.
+        """Appear, in one step.
+
+        Addresses are HOST:PORT, `ops` may be empty; `transports` has one for each transport.
 
         `nodes` are the processes that a command has started for itself (fleet.py).
         """

@@ -1,9 +1,10 @@
 """Running a gateway from the command line: signals, the ready line, the ready file.
 
-Order: settings are checked, logging is set up, the gateway opens everything, and only when all is served the ready line
-and the ready file appear. The first SIGTERM or SIGINT drains; the second one stops at once. A signal that comes while
-the gateway is still opening stops it right away, because nothing has been promised yet. A gateway that another process has started
-for itself (fleet.py) takes the end of its standard input for a SIGTERM.
+Order: settings are checked, logging is set up, the gateway opens everything, and only when all is
+served the ready line and the ready file appear. The first SIGTERM or SIGINT drains; the second one
+stops at once. A signal that comes while the gateway is still opening stops it right away, because
+nothing has been promised yet. A gateway that another process has started for itself (fleet.py)
+takes the end of its standard input for a SIGTERM.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class RunningGateway(Protocol):
 
 
 def refuse_open_gateway(settings: Settings) -> None:
-    """Raise when strangers could reach the gateway and nothing would ask who they are, or they could listen to what others show."""
+    """Raise when strangers could reach the gateway and nothing would ask who they are, or they
+    could listen to what others show.
+    """
     if settings.open_to_the_world:
         host, port = settings.gateway.host, settings.gateway.port
         raise exits.CliError(
@@ -85,7 +88,10 @@ def refuse_open_gateway(settings: Settings) -> None:
 
 
 def refuse_missing_files(settings: Settings) -> None:
-    """Raise when a file that the settings name cannot be read; OpenSSL's own error would not say which."""
+    """Raise when a file that the settings name cannot be read.
+
+    OpenSSL's own error would not say which.
+    """
     for leaf in ("cert", "key", "client_ca"):
         name = getattr(settings.tls, leaf)
         if name is None:
@@ -100,7 +106,10 @@ def refuse_missing_files(settings: Settings) -> None:
 def run_gateway(
     settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, companion: Companion | None = None
 ) -> None:
-    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    """Run until drained or stopped.
+
+    Exits by CliError or SystemExit; returns after a drain.
+    """
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
     configure_logging(settings.logging, node=settings.gateway.node_name)
@@ -155,7 +164,9 @@ async def _run(
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as this user may have: each connection is one, and shells begin with 1,024."""
+    """Allow as many open files as this user may have: each connection is one, and shells begin with
+    1,024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -165,8 +176,9 @@ def raise_file_limit() -> None:
 def quieten_collector() -> None:
     """Keep the cycle collector from looking at everything again and again.
 
-    With thousands of connections the defaults (every 700 allocations, a full pass each 25 % of growth) took a fifth of
-    the CPU of a connect storm. What is loaded by now stays for ever and is not looked at any more; the rest is, less often.
+    With thousands of connections the defaults (every 700 allocations, a full pass each 25 % of
+    growth) took a fifth of the CPU of a connect storm. What is loaded by now stays for ever and is
+    not looked at any more; the rest is, less often.
     """
     gc.collect()
     gc.freeze()
@@ -272,7 +284,10 @@ def manner_text(settings: Settings) -> str:
 
 
 def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, indent: int = 6) -> list[str]:
-    """What to type next, for the development mode; "HOST:PORT" of the gRPC transport and of the ops port."""
+    """What to type next, for the development mode.
+
+    "HOST:PORT" of the gRPC transport and of the ops port.
+    """
     where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
     if tls:
         where += " --tls-ca CA.pem"
@@ -291,7 +306,9 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
 
 
 def _transports_text(gateway: RunningGateway) -> str:
-    """ "gRPC, binary framing; WebSocket on 127.0.0.1:8080": an address where it is not the gateway's."""
+    """ "gRPC, binary framing; WebSocket on 127.0.0.1:8080": an address where it is not the
+    gateway's.
+    """
     by_address: dict[str, list[str]] = {}
     for transport, address in gateway.addresses.items():
         by_address.setdefault(address, []).append(_TRANSPORT_NAMES.get(transport, transport))

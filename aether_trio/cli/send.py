@@ -44,8 +44,8 @@ Examples:
 def command(target: Target, topic: str, text: str, sender: str | None, message_type: str, as_json: bool) -> None:
     """Send one message to TOPIC. A TEXT of - reads standard input.
 
-    Done means durable: the command ends when the gateway has committed the message. It does not mean that the receiver
-    has read it.
+    Done means durable: the command ends when the gateway has committed the message. It does not
+    mean that the receiver has read it.
     """
     payload = sys.stdin.buffer.read() if text == "-" else text.encode()
     identity = parse_identity(sender) if sender else _sender_for(topic)
@@ -57,7 +57,10 @@ def command(target: Target, topic: str, text: str, sender: str | None, message_t
 
 
 def _sender_for(topic: str) -> Identity:
-    """An agent in the topic's workspace, where most rules allow it; a service for topics that agents may not send to."""
+    """An agent in the topic's workspace, where most rules allow it.
+
+    A service for topics that agents may not send to.
+    """
     try:
         kind, workspace = _look_at(topic)
     except errors.AetherError as error:

@@ -47,11 +47,12 @@ def command(
 ) -> None:
     """Start a gateway that others can reach.
 
-    Everyone who connects must show an API key or a client certificate, whatever kind of principal they are. It refuses
-    to start on a reachable address while neither is configured, and to take either there without TLS.
+    Everyone who connects must show an API key or a client certificate, whatever kind of principal
+    they are. It refuses to start on a reachable address while neither is configured, and to take
+    either there without TLS.
 
-    One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port (grpc, framed, websocket) switch
-    one off or give it a port of its own.
+    One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port
+    (grpc, framed, websocket) switch one off or give it a port of its own.
     """
     flags = {
         "gateway.host": host,

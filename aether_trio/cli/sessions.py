@@ -99,7 +99,10 @@ async def _disconnect(target: Target, identity: Identity, session_id: str, reaso
 
 
 def _seconds(unix: int) -> float:
-    """ConnectionInfo.connected_at is in Unix seconds; a number that is too large to be one is in milliseconds."""
+    """ConnectionInfo.connected_at is in Unix seconds.
+
+    A number that is too large to be one is in milliseconds.
+    """
     return unix / 1000 if unix > 10**11 else float(unix)
 
 

@@ -18,7 +18,9 @@ class Served(Protocol):
 
 
 class Companion:
-    """`run` runs it, once; `end` ends it and returns when it has ended; `kill` lets it take no more time for that."""
+    """`run` runs it, once; `end` ends it and returns when it has ended; `kill` lets it take no more
+    time for that.
+    """
 
     def __init__(self, main: Callable[[Served], Awaitable[None]], kill: Callable[[], None] = lambda: None) -> None:
         self._main = main

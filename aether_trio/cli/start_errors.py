@@ -44,7 +44,10 @@ def start_error(error: OSError, settings: Settings) -> exits.CliError:
 
 
 def _of(settings: Settings, number: int) -> tuple[str, str]:
-    """The ports on which listening fails in this way, and the options for them. All that are wanted when none does any more."""
+    """The ports on which listening fails in this way, and the options for them.
+
+    All that are wanted when none does any more.
+    """
     gateway, ops = settings.gateway, settings.ops
     wanted = {"--port": (gateway.host, gateway.port)}
     for transport in TRANSPORTS:

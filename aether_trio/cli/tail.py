@@ -36,8 +36,9 @@ Examples:
 def command(topic: str, start: str, limit: int | None, as_json: bool, ops: OpsTarget) -> None:
     """Show the messages of TOPIC as they are committed, until Ctrl-C.
 
-    Tailing reads the log: it takes nothing away from the topic's subscribers and needs no identity. A gateway serves it
-    on loopback in development mode, and elsewhere to whoever has its ops.tail_token.
+    Tailing reads the log: it takes nothing away from the topic's subscribers and needs no identity.
+    A gateway serves it on loopback in development mode, and elsewhere to whoever has its
+    ops.tail_token.
     """
     query = urlencode({"topic": topic, "from": "0" if start == "start" else start})
     run_client(_tail, ops, f"/v1/tail?{query}", limit, as_json)

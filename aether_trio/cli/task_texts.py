@@ -38,7 +38,9 @@ _PAUSED: Final = frozenset(
 
 
 def as_json(task: Task) -> dict[str, Any]:
-    """A task as a JSON object: enums in lower case, times in ISO 8601, null where something has not happened."""
+    """A task as a JSON object: enums in lower case, times in ISO 8601, null where something has not
+    happened.
+    """
     return {name: _plain(value) for name, value in asdict(task).items()}
 
 

@@ -37,7 +37,10 @@ _MS: Final = timedelta(milliseconds=1)
 
 
 class TaskWatch:
-    """What is printed of which tasks. `run` prints until Ctrl-C, or `until_end` until all have ended."""
+    """What is printed of which tasks.
+
+    `run` prints until Ctrl-C, or `until_end` until all have ended.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,9 @@ class TaskWatch:
             return self._ends
 
     async def _skip(self, events: Feed[pb.TaskEvent]) -> None:
-        """Pass over the events before now, and note from where to replay should the connection be cut before a new one."""
+        """Pass over the events before now, and note from where to replay should the connection be
+        cut before a new one.
+        """
         with trio.move_on_after(SKIP_S):
             while True:
                 with trio.move_on_after(QUIET_S) as quiet:
@@ -121,7 +126,8 @@ class TaskWatch:
             await tasks.subscribe(task_id, recursive=self._recursive, since=self._since)
         except AetherError as error:
             if is_refusal(error):
-                await tasks.get(task_id)  # its refusal says better what to do, if there is no such task
+                # Its refusal says better what to do, if there is no such task.
+                await tasks.get(task_id)
             raise
 
     def _note(self, task_id: str, status: TaskStatus) -> None:

@@ -57,7 +57,10 @@ Examples:
 """,
 )
 def command() -> None:
-    """See and change what is to be done. A worker is a program: docs/tasks.md says how it is written."""
+    """See and change what is to be done.
+
+    A worker is a program: docs/tasks.md says how it is written.
+    """
 
 
 def task_options(function: F) -> F:
@@ -204,10 +207,13 @@ def create(
     correlation: str,
     as_object: bool,
 ) -> None:
-    """Create a task of TYPE and print its id. The payload is text; - reads standard input.
+    """Create a task of TYPE and print its id.
 
-    Deadlines are metadata, in milliseconds: schedule_to_start_ms while it waits for a worker, start_to_close_ms for each
-    attempt, heartbeat_timeout_ms without progress, schedule_to_close_ms for all of it.
+    The payload is text; - reads standard input.
+
+    Deadlines are metadata, in milliseconds: schedule_to_start_ms while it waits for a worker,
+    start_to_close_ms for each attempt, heartbeat_timeout_ms without progress, schedule_to_close_ms
+    for all of it.
     """
     if bool(pool) == bool(identity):
         raise click.UsageError("say who is to do it: either --pool IMPLEMENTATION or --target IDENTITY.")
@@ -258,7 +264,10 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
 
 
 async def move_tasks(target: Target, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
-    """Move tasks one by one, and print what was done. Raises CliError at the first refusal."""
+    """Move tasks one by one, and print what was done.
+
+    Raises CliError at the first refusal.
+    """
     async with open_tasks(target, who) as tasks:
         for task_id in task_ids:
             try:
@@ -298,7 +307,10 @@ def watch(
     until_end: bool,
     as_lines: bool,
 ) -> None:
-    """Show what happens to tasks, as it happens, until Ctrl-C. A failure that is to be tried again is an end, too."""
+    """Show what happens to tasks, as it happens, until Ctrl-C.
+
+    A failure that is to be tried again is an end, too.
+    """
     watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines)
     ends = run_client(watch.run, target, who)
     if any(status is not TaskStatus.COMPLETED for status in ends.values()):

@@ -1,8 +1,9 @@
 """`aether serve --workers N`: N gateway processes on one port of one machine, over one database.
 
-Each is a node of the cluster like any other. The kernel spreads connections over them (SO_REUSEPORT, socket(7)). This process accepts
-nothing: it holds the ports, bound and not listening, so that no other program takes one while a worker is away; that also turns 0
-into a port which is the same for all.
+Each is a node of the cluster like any other. The kernel spreads connections over them
+(SO_REUSEPORT, socket(7)). This process accepts nothing: it holds the ports, bound and not
+listening, so that no other program takes one while a worker is away; that also turns 0 into a port
+which is the same for all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def run_workers(
     sets: Sequence[str],
     ready_file: str | None,
 ) -> None:
-    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    """Run until drained or stopped.
+
+    Exits by CliError or SystemExit; returns after a drain.
+    """
     if settings.storage.database is None:
         raise exits.CliError(
             "--workers needs a database that the workers share: give one with --database.", exits.SETTINGS
@@ -73,7 +77,10 @@ def run_workers(
 
 @contextmanager
 def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
-    """The ports of the transports by setting, held until the block ends. Raises OSError when somebody listens on one."""
+    """The ports of the transports by setting, held until the block ends.
+
+    Raises OSError when somebody listens on one.
+    """
     wanted = {"gateway.port": settings.gateway.port}
     for transport in TRANSPORTS:
         section = getattr(settings, transport)
@@ -82,7 +89,8 @@ def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
     with ExitStack() as held:
         found: dict[str, int] = {}
         for name, port in wanted.items():
-            # Whoever listens there with SO_REUSEPORT would share it with us: such a one is only found without it.
+            # Whoever listens there with SO_REUSEPORT would share it with us: such a one is only
+            # found without it.
             for probe in bind_tcp(settings.gateway.host, port):
                 probe.close()
             sockets = bind_tcp(settings.gateway.host, port, reuse_port=True)

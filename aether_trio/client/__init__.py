@@ -1,4 +1,5 @@
-"""Clients of an Aether gateway, for trio and asyncio, and without either for scripts. docs/clients.md is how to use them.
+"""Clients of an Aether gateway, for trio and asyncio, and without either for scripts.
+docs/clients.md is how to use them.
 
     from aether_trio.client import AgentClient
 
@@ -7,15 +8,17 @@
         async for message in agent:                              # acknowledged when the loop asks for the next one
             await agent.reply(message, b"thanks")
 
-* To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient, OrchestratorClient, WorkflowEngineClient,
-  MetricsBridgeClient. What they have in common is `Client`; `connect_sync` makes a SyncClient of any of them.
+* To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient,
+  OrchestratorClient, WorkflowEngineClient, MetricsBridgeClient. What they have in common is
+  `Client`; `connect_sync` makes a SyncClient of any of them.
 * How to connect: the keywords in ClientOptions, with TlsOptions and Retry.
 * Work: `agent.work()` gives tasks, each a Job with its JobEnd; docs/tasks.md is about them.
 * What comes: IncomingMessage with its MessageType, and a Feed of everything else.
-* What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages at once.
+* What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages
+  at once.
 * How it is going: State, ClientStatistics.
-* Operations, such as `agent.kv`: aether_trio.client.operations, which also has what they take (Scope, Step, ...). They are
-  built on what a Requester can do.
+* Operations, such as `agent.kv`: aether_trio.client.operations, which also has what they take
+  (Scope, Step, ...). They are built on what a Requester can do.
 """
 
 from aether_trio.client.blocking.client import SyncClient, SyncPublication, connect_sync

@@ -1,8 +1,8 @@
 """The client's block: what `async with` does when it begins and when it ends.
 
-Invariants: the background tasks live in a task group that is the block's; leaving it, in whatever way, takes at most
-`close_timeout` and leaves no task and no socket behind; what is raised is the body's own exception, or why the connection
-has ended for good, and never a group around it.
+Invariants: the background tasks live in a task group that is the block's; leaving it, in whatever
+way, takes at most `close_timeout` and leaves no task and no socket behind; what is raised is the
+body's own exception, or why the connection has ended for good, and never a group around it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Block:
 
     @property
     def _ending(self) -> AetherError | None:
-        """Why nothing can be asked for any more: the client has failed, has ended, or has not begun. Else None."""
+        """Why nothing can be asked for any more: the client has failed, has ended, or has not
+        begun. Else None.
+        """
         if self._session.failure is not None:
             return self._session.failure
         if self._group is None or self._session.state is State.CLOSED:
@@ -44,13 +46,18 @@ class Block:
         return None
 
     async def _check_open(self) -> None:
-        """Raise why nothing can be asked for, as a checkpoint: a program that tries again without a pause can be cancelled."""
+        """Raise why nothing can be asked for, as a checkpoint: a program that tries again without a
+        pause can be cancelled.
+        """
         if (ending := self._ending) is not None:
             await anyio.lowlevel.checkpoint()
             raise ending
 
     def _check_begun(self) -> None:
-        """For what cannot wait: raise ClientClosed outside of the block. Readers raise a failure when they are read."""
+        """For what cannot wait: raise ClientClosed outside of the block.
+
+        Readers raise a failure when they are read.
+        """
         if self._session.failure is None and (ending := self._ending) is not None:
             raise ending
 
@@ -101,7 +108,10 @@ class Block:
         return swallowed and last_words is None
 
     async def _say_goodbye(self) -> None:
-        """Everything is settled and acknowledged, then the connection is ended. Raises what publishing has left."""
+        """Everything is settled and acknowledged, then the connection is ended.
+
+        Raises what publishing has left.
+        """
         settings = self._session.settings
         outbox = self._core.outbox
         with anyio.move_on_after(settings.close_timeout_s):
@@ -117,9 +127,10 @@ class Block:
     async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
         """End the background tasks. Returns whether the client swallows `error`.
 
-        Only cancellation is shown to the group, which swallows its own. The client swallows a group of
-        nothing but its failure and cancellations: tasks of the body met the failure before they were
-        cancelled. A cancellation from around the client does not replace an exception of the body.
+        Only cancellation is shown to the group, which swallows its own. The client swallows a group
+        of nothing but its failure and cancellations: tasks of the body met the failure before they
+        were cancelled. A cancellation from around the client does not replace an exception of the
+        body.
         """
         group.cancel_scope.cancel()
         if error is None:
@@ -127,7 +138,8 @@ class Block:
             return False
         if not _cancelled(error):
             group.cancel_scope.shield = True
-            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # of asyncio, which knows no shield
+            # Of asyncio, which knows no shield.
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):
                 await group.__aexit__(None, None, None)
             return self._is_group_of_failure(error)
         try:
@@ -137,7 +149,8 @@ class Block:
         if self._is_group_of_failure(rest):
             return True
         if isinstance(error, BaseExceptionGroup) and len(rest.exceptions) == 1:
-            raise rest.exceptions[0]  # the body's group, in another one that the task group has made
+            # The body's group, in another one that the task group has made.
+            raise rest.exceptions[0]
         raise rest
 
     def _is_group_of_failure(self, error: BaseException) -> bool:

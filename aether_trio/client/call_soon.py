@@ -1,4 +1,6 @@
-"""Calls into a running event loop from anywhere: another thread, a signal handler, a finalizer of the garbage collector."""
+"""Calls into a running event loop from anywhere: another thread, a signal handler, a finalizer of
+the garbage collector.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ import trio
 __all__ = ["CallSoon", "call_soon"]
 
 CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
-"""Has a function called in its loop, soon. Never waits, never raises; does nothing when the loop has ended."""
+"""Has a function called in its loop, soon. Never waits, never raises; does nothing when the loop
+has ended.
+"""
 
 
 def call_soon() -> CallSoon:
     """The way into the loop that runs here. The functions must not raise.
 
-    They have the context of this call: that of a foreign thread may say that another kind of loop runs here.
+    They have the context of this call: that of a foreign thread may say that another kind of loop
+    runs here.
     """
     enter: Callable[[Callable[[], object]], object]
     if sniffio.current_async_library() == "trio":

@@ -5,9 +5,10 @@
         async for message in agent:                              # acknowledged when the loop goes on
             await agent.reply(message, b"thanks")
 
-The block is the life of the connection: it begins when the gateway has let us in, and ends with a goodbye. In between the
-client comes back by itself after a cut, and everything waits for it that can. What cannot be mended (refused, thrown out)
-cancels the block and is raised from it, as itself and not in a group.
+The block is the life of the connection: it begins when the gateway has let us in, and ends with a
+goodbye. In between the client comes back by itself after a cut, and everything waits for it that
+can. What cannot be mended (refused, thrown out) cancels the block and is raised from it, as itself
+and not in a group.
 
 This module is the part that all kinds of participants share; principals.py has the kinds.
 """
@@ -48,22 +49,30 @@ _OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
 
 
 class Client(Operations, Block, abc.ABC):
-    """What all kinds of participants have in common. Use one of them: AgentClient, UserClient, ServiceClient, ...
+    """What all kinds of participants have in common.
 
-        async with AgentClient("aether://localhost:50051", workspace="w", implementation="i", specifier="1") as agent: ...
+    Use one of them: AgentClient, UserClient, ServiceClient, ...
 
-    The block is the connection's life. It begins when the gateway has let us in, or raises why not; after a cut the client
-    comes back by itself; and it ends with a goodbye, after which everything is settled. What cannot be mended (refused,
-    thrown out) cancels the block and is raised from it. A client has one block, and works inside of it only.
+        async with AgentClient("aether://localhost:50051", workspace="w", implementation="i",
+        specifier="1") as agent: ...
 
-    Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`, `tasks` and so on, see
-    aether_trio.client.operations. They are built on `request`, `tell` and `open_feed`, which are there for everybody.
+    The block is the connection's life. It begins when the gateway has let us in, or raises why not;
+    after a cut the client comes back by itself; and it ends with a goodbye, after which everything
+    is settled. What cannot be mended (refused, thrown out) cancels the block and is raised from it.
+    A client has one block, and works inside of it only.
+
+    Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`,
+    `tasks` and so on, see aether_trio.client.operations. They are built on `request`, `tell` and
+    `open_feed`, which are there for everybody.
     """
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        """`address` is "aether://HOST:PORT" (or aethers, ws, wss); the options are those of ClientOptions.
+        """`address` is "aether://HOST:PORT" (or aethers, ws, wss).
 
-        Raises AddressError, ValueError for a part of the identity or a limit that cannot be, TypeError for an unknown option.
+        The options are those of ClientOptions.
+
+        Raises AddressError, ValueError for a part of the identity or a limit that cannot be,
+        TypeError for an unknown option.
         """
         self._settings = settings_for(address, options)
         self._workspace = ""
@@ -79,7 +88,10 @@ class Client(Operations, Block, abc.ABC):
 
     @abc.abstractmethod
     def _identity(self, assigned_id: str) -> Identity:
-        """Who we are. `assigned_id` is what the gateway made up, for those that may leave a part to it."""
+        """Who we are.
+
+        `assigned_id` is what the gateway made up, for those that may leave a part to it.
+        """
 
     def _init(self) -> pb.InitConnection:
         init = init_for(self._settings, self._session.session_id)
@@ -97,7 +109,10 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def assigned_id(self) -> str:
-        """The part of the identity that the gateway made up; "" for those who have named themselves."""
+        """The part of the identity that the gateway made up.
+
+        "" for those who have named themselves.
+        """
         return self._ack.assigned_id or self._session.assigned
 
     @property
@@ -131,7 +146,10 @@ class Client(Operations, Block, abc.ABC):
         return self._session.connections
 
     def statistics(self) -> ClientStatistics:
-        """What this client has done over all its connections, and what it holds now. Works after the block, too."""
+        """What this client has done over all its connections, and what it holds now.
+
+        Works after the block, too.
+        """
         return statistics_of(self._session, self._core)
 
     @property
@@ -146,7 +164,9 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def config(self) -> pb.ConfigSnapshot | None:
-        """What the gateway has told us about our configuration: agents and tasks only, right behind the connection."""
+        """What the gateway has told us about our configuration: agents and tasks only, right behind
+        the connection.
+        """
         return self._core.config
 
     @property
@@ -167,14 +187,14 @@ class Client(Operations, Block, abc.ABC):
     ) -> None:
         """Send a message, and return when the gateway has committed it: it will be delivered.
 
-        `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a SendMessage
-        (authorization, app_workspace, checked_access, authority_continuation).
+        `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a
+        SendMessage (authorization, app_workspace, checked_access, authority_continuation).
 
-        Raises the typed refusal, or ConnectionLost when the connection was cut and the gateway cannot tell a repetition
-        (`in_doubt`: it may have been committed).
+        Raises the typed refusal, or ConnectionLost when the connection was cut and the gateway
+        cannot tell a repetition (`in_doubt`: it may have been committed).
 
-        Cancelled, it is not sent any more: neither when the gateway is back nor again after a cut. Only what this
-        connection has written already may still be committed.
+        Cancelled, it is not sent any more: neither when the gateway is back nor again after a cut.
+        Only what this connection has written already may still be committed.
         """
         publication = await self._publish(target, payload, type, details, confirm=True)
         try:
@@ -191,10 +211,11 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> Publication:
-        """As `send`, but return as soon as there is room for one more message on its way: for many messages quickly.
+        """As `send`, but return as soon as there is room for one more message on its way: for many
+        messages quickly.
 
-        `await publication.committed()` waits for this one, `flush()` for all so far. A refusal that nobody has
-        waited for is raised by the next `flush`, or at the end of the block.
+        `await publication.committed()` waits for this one, `flush()` for all so far. A refusal that
+        nobody has waited for is raised by the next `flush`, or at the end of the block.
         """
         return await self._publish(target, payload, type, details, confirm=False)
 
@@ -213,7 +234,10 @@ class Client(Operations, Block, abc.ABC):
         return await self._core.outbox.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
-        """Return when everything that was published so far is committed. Raises the first refusal that nobody has seen."""
+        """Return when everything that was published so far is committed.
+
+        Raises the first refusal that nobody has seen.
+        """
         await self._core.outbox.flush()
 
     async def reply(
@@ -230,7 +254,10 @@ class Client(Operations, Block, abc.ABC):
         )
 
     async def receive(self) -> IncomingMessage:
-        """The next message, which the caller acknowledges (`message.ack()`). Raises ClientClosed at the end."""
+        """The next message, which the caller acknowledges (`message.ack()`).
+
+        Raises ClientClosed at the end.
+        """
         await self._check_open()
         try:
             return await self._core.inbox.receive()
@@ -238,9 +265,12 @@ class Client(Operations, Block, abc.ABC):
             raise ClientClosed from None
 
     def __aiter__(self) -> Messages:
-        """Messages, one by one. Each is acknowledged when the same task asks for the next one, or leaves the block well.
+        """Messages, one by one.
 
-        With manual_acks the program acknowledges. Several tasks may iterate; each message goes to one of them.
+        Each is acknowledged when the same task asks for the next one, or leaves the block well.
+
+        With manual_acks the program acknowledges. Several tasks may iterate; each message goes to
+        one of them.
         """
         self._check_begun()
         return self._core.messages(manual=self._settings.manual_acks)
@@ -259,7 +289,10 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def errors(self) -> Feed[AetherError]:
-        """Refusals and notices that belong to nothing that somebody waits for; the last 256 that nobody has read."""
+        """Refusals and notices that belong to nothing that somebody waits for.
+
+        The last 256 that nobody has read.
+        """
         return self._core.errors
 
     async def request(
@@ -332,7 +365,10 @@ class Client(Operations, Block, abc.ABC):
         capacity: int = 1024,
         lossy: bool = False,
     ) -> AbstractContextManager[Feed[Any]]:
-        """See Requester.open_feed. Raises ValueError for a case that the protocol does not have."""
+        """See Requester.open_feed.
+
+        Raises ValueError for a case that the protocol does not have.
+        """
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
         if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
             raise ValueError(f"{min(unknown)!r} is no downstream message")

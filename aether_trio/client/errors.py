@@ -1,14 +1,19 @@
-"""What the client raises. Every failure that a program may want to tell apart is a class of its own.
+"""What the client raises.
+
+Every failure that a program may want to tell apart is a class of its own.
 
 `AetherError` is the root. Three families below it:
 
-* a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by the gateway's code;
-* the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by its gRPC status;
-* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, FeedOverflow, MessagesAbandoned,
-  AddressError, TlsRefused.
+* a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by
+  the gateway's code;
+* the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by
+  its gRPC status;
+* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer,
+  FeedOverflow, MessagesAbandoned, AddressError, TlsRefused.
 
-Each carries `code` (the protocol's spelling, a status name, or a word of the client's own), `message`, `retryable`
-(the same may work later without being changed) and `retry_after_s` (0 when nobody can say).
+Each carries `code` (the protocol's spelling, a status name, or a word of the client's own),
+`message`, `retryable` (the same may work later without being changed) and `retry_after_s` (0 when
+nobody can say).
 """
 
 from __future__ import annotations
@@ -56,13 +61,14 @@ __all__ = [
 class AetherError(Exception):
     """The root of all errors of the client.
 
-    `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of the client's own;
-    `message` the reason for people. `retryable`: the same may work later without being changed. `retry_after_s`: how
-    long to wait before, 0 when nobody can say.
+    `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of
+    the client's own; `message` the reason for people. `retryable`: the same may work later without
+    being changed. `retry_after_s`: how long to wait before, 0 when nobody can say.
     """
 
     request_id: str = ""
-    """Of the message that was refused, where the gateway says it and nobody waits for the answer."""
+    """Of the message that was refused, where the gateway says it and nobody waits for the answer.
+    """
 
     def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{code}: {message}" if message else code)
@@ -113,7 +119,9 @@ class RateLimited(AetherError):
 
 
 class Unavailable(AetherError):
-    """Not now: the gateway drains or cannot be reached, no instance of the service is connected, the log cannot be written."""
+    """Not now: the gateway drains or cannot be reached, no instance of the service is connected,
+    the log cannot be written.
+    """
 
 
 class OutcomeUnknown(AetherError):
@@ -133,11 +141,15 @@ class ProtocolViolation(AetherError):
 
 
 class SessionEnded(AetherError):
-    """The gateway has ended this session for good: an operator did, or another client has taken the session over."""
+    """The gateway has ended this session for good: an operator did, or another client has taken the
+    session over.
+    """
 
 
 class TlsRefused(AetherError):
-    """TLS did not come about: a certificate that is not trusted, a name that is not its own, or no TLS at all."""
+    """TLS did not come about: a certificate that is not trusted, a name that is not its own, or no
+    TLS at all.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__("TLS_REFUSED", message)
@@ -183,9 +195,11 @@ class FeedOverflow(AetherError):
 
 
 class MessagesAbandoned(AetherError):
-    """All messages that may be delivered at once are in the hands of tasks or threads that have ended without handling them.
+    """All messages that may be delivered at once are in the hands of tasks or threads that have
+    ended without handling them.
 
-    Nothing more comes to this client. They come again at the next connection of its identity: leave the block, and connect.
+    Nothing more comes to this client. They come again at the next connection of its identity: leave
+    the block, and connect.
     """
 
     def __init__(self, count: int) -> None:
@@ -229,7 +243,9 @@ REFUSALS: Final[Mapping[str, type[AetherError]]] = MappingProxyType(
         Code.AUDIT_DISABLED: NotImplementedByGateway,
     }
 )
-"""By the code of an ErrorResponse, a NACK or a typed failure. Others are Refused, or what _BY_WORD finds in them."""
+"""By the code of an ErrorResponse, a NACK or a typed failure. Others are Refused, or what _BY_WORD
+finds in them.
+"""
 
 _BY_WORD: Final[tuple[tuple[str, type[AetherError]], ...]] = (
     ("PERMISSION_DENIED", PermissionDenied),
@@ -289,7 +305,10 @@ def from_code(code: str, message: str, *, retryable: bool = False, retry_after_m
 
 
 def from_text(text: str, default_code: str) -> AetherError:
-    """The error for the text of a typed failure. Most begin with their code: "ERR_NOT_IMPLEMENTED: ..."."""
+    """The error for the text of a typed failure.
+
+    Most begin with their code: "ERR_NOT_IMPLEMENTED: ...".
+    """
     if found := _CODED_TEXT.fullmatch(text):
         code, message = found.groups()
     else:
@@ -298,7 +317,9 @@ def from_text(text: str, default_code: str) -> AetherError:
 
 
 def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
-    """The error for the code of a framed ERROR: a gRPC status, or from 256 on a mistake in the framing."""
+    """The error for the code of a framed ERROR: a gRPC status, or from 256 on a mistake in the
+    framing.
+    """
     after = retry_after_ms / 1000
     if number >= min(ErrorCode):
         name = ErrorCode(number).name if number in set(ErrorCode) else f"FRAMING_{number:#x}"

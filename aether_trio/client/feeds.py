@@ -1,9 +1,11 @@
 """Bounded streams of things nobody asked for: progress, signals, states, assignments.
 
-`put` is synchronous and never waits, so the reader of the connection is never held up by who does not listen. A feed that is
-full drops its oldest (lossy), or breaks: the next read raises FeedOverflow, so nothing is lost in silence.
+`put` is synchronous and never waits, so the reader of the connection is never held up by who does
+not listen. A feed that is full drops its oldest (lossy), or breaks: the next read raises
+FeedOverflow, so nothing is lost in silence.
 
-Invariant: an iterator that is waiting is woken by a `put`, a `close`, or the failure that `close` was given.
+Invariant: an iterator that is waiting is woken by a `put`, a `close`, or the failure that `close`
+was given.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from aether_trio.client.errors import FeedOverflow
 __all__ = ["CONNECTION_LOST", "Feed", "Feeds"]
 
 CONNECTION_LOST: Final = "connection_lost"
-"""What a feed may listen to beside the oneof cases: a ConnectionLost at the end of each connection."""
+"""What a feed may listen to beside the oneof cases: a ConnectionLost at the end of each connection.
+"""
 
 T = TypeVar("T")
 
@@ -29,8 +32,9 @@ T = TypeVar("T")
 class Feed(Generic[T]):
     """What comes without being asked for, one by one: `async for thing in feed`.
 
-    It ends when the client does, or raises why that has failed. `len` is how many things wait, `capacity` how many may.
-    A feed is one queue: when several tasks read it, each thing goes to one of them.
+    It ends when the client does, or raises why that has failed. `len` is how many things wait,
+    `capacity` how many may. A feed is one queue: when several tasks read it, each thing goes to one
+    of them.
     """
 
     def __init__(
@@ -58,9 +62,12 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add it, if it matches and the feed is open. Never waits, never raises. It is converted when it is read.
+        """Add it, if it matches and the feed is open.
 
-        An exception of `match` closes the feed: its reader is told, and no other part of the client.
+        Never waits, never raises. It is converted when it is read.
+
+        An exception of `match` closes the feed: its reader is told, and no other part of the
+        client.
         """
         if self._closed:
             return
@@ -81,7 +88,10 @@ class Feed(Generic[T]):
         self._wake()
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Nothing more comes. What waits can still be read; then iteration ends, or raises `failure`."""
+        """Nothing more comes.
+
+        What waits can still be read; then iteration ends, or raises `failure`.
+        """
         if not self._closed:
             self._closed = True
             self._failure = failure

@@ -1,12 +1,13 @@
 """The loop over messages, and when it acknowledges.
 
-A task is done with a message when it asks for the next one, or ends without an exception. It may leave its loop and begin
-another: the first message of the new loop still acknowledges the last one of the old, and leaving the client's block well
-acknowledges what the tasks that still run have in hand. A message whose handling has raised out of its task, or out of the
-block, is not acknowledged, and comes again.
+A task is done with a message when it asks for the next one, or ends without an exception. It may
+leave its loop and begin another: the first message of the new loop still acknowledges the last one
+of the old, and leaving the client's block well acknowledges what the tasks that still run have in
+hand. A message whose handling has raised out of its task, or out of the block, is not acknowledged,
+and comes again.
 
-Invariant: a message belongs to the task that took it, the object and not its id, which a later task may have again; it is
-forgotten when that task ends.
+Invariant: a message belongs to the task that took it, the object and not its id, which a later task
+may have again; it is forgotten when that task ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class Cursors:
         self._closed = False
 
     def take(self, message: IncomingMessage) -> None:
-        """This task has got a message. What is read behind the end is nobody's: nothing can be acknowledged any more."""
+        """This task has got a message.
+
+        What is read behind the end is nobody's: nothing can be acknowledged any more.
+        """
         if self._closed:
             return
         if sniffio.current_async_library() == "trio":
@@ -53,7 +57,10 @@ class Cursors:
         self.ended(trio.lowlevel.current_task() if trio_runs else asyncio.current_task(), well=True)
 
     def ended(self, task: object, *, well: bool) -> None:
-        """This task will not ask for another message, or has asked; `well`: it is done with the one it had."""
+        """This task will not ask for another message, or has asked.
+
+        `well`: it is done with the one it had.
+        """
         message = self._by_task.pop(task, None)
         if message is None:
             return
@@ -63,7 +70,8 @@ class Cursors:
             message.abandon()
 
     def _asyncio_task_ended(self, task: asyncio.Task[Any]) -> None:
-        # Not exception(): that would keep asyncio from reporting an exception that nothing else retrieves.
+        # Not exception(): that would keep asyncio from reporting an exception that nothing else
+        # retrieves.
         self.ended(task, well=not task.cancelled() and getattr(task, "_exception", task) is None)
 
     def all_done(self) -> None:
@@ -83,8 +91,8 @@ class Cursors:
 class _TaskEnds(trio.abc.Instrument):
     """Hears of the end of trio's tasks.
 
-    A task that raises cancels its nursery before this is called. So one whose nursery is not cancelled has ended well; of
-    the others nothing is known, and their messages come again.
+    A task that raises cancels its nursery before this is called. So one whose nursery is not
+    cancelled has ended well; of the others nothing is known, and their messages come again.
     """
 
     def __init__(self, cursors: Cursors) -> None:

@@ -1,8 +1,9 @@
 """The operations of the protocol: for each message that a client sends, how the gateway answers it.
 
-One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an answer, what a refusal
-looks like, whether a request may be repeated after a reconnect, and what may still be sent to a gateway that drains. The
-methods with their arguments are in aether_trio.client.operations, one namespace for each family.
+One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an
+answer, what a refusal looks like, whether a request may be repeated after a reconnect, and what may
+still be sent to a gateway that drains. The methods with their arguments are in
+aether_trio.client.operations, one namespace for each family.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ class Operation:
     success_field: str = "success"
     """The field of the response that is false for a refusal; "" for a response that knows none."""
     only_reads: bool | frozenset[str] = False
-    """Whether repeating it changes nothing: always, or for the values of `op` whose names begin so."""
+    """Whether repeating it changes nothing: always, or for the values of `op` whose names begin so.
+    """
     refused_without_id: bool = False
-    """A refusal is an ErrorResponse without an id, so that only the order of messages says what it is about."""
+    """A refusal is an ErrorResponse without an id, so that only the order of messages says what it
+    is about.
+    """
     continues_exchange: bool = False
     """It belongs to an exchange that has begun, so it is still sent to a gateway that drains."""
 
@@ -60,7 +64,8 @@ _ROWS: Final = (
     Operation(case="progress", namespace="progress", refused_without_id=True),
     Operation(case="kv_op", namespace="kv", response="kv", only_reads=_READS | {"SET_CARD"}),
     Operation(case="checkpoint_op", namespace="checkpoints", response="checkpoint", only_reads=_READS | {"LOAD"}),
-    # A refused creation is told twice: by an ErrorResponse without an id, and by the response behind it.
+    # A refused creation is told twice: by an ErrorResponse without an id, and by the response
+    # behind it.
     Operation(case="create_task", namespace="tasks", response="create_task", refused_without_id=True),
     Operation(case="task_query", namespace="tasks", response="task_query", only_reads=_READS),
     Operation(case="task_op", namespace="tasks", response="task_op", only_reads=_READS),
@@ -111,5 +116,7 @@ RESPONSES: Final[Mapping[str, Operation]] = MappingProxyType({row.response: row 
 
 
 def operation_of(message: pb.UpstreamMessage) -> Operation | None:
-    """The row of a message; None for one without a payload, or for the first message of a connection."""
+    """The row of a message; None for one without a payload, or for the first message of a
+    connection.
+    """
     return OPERATIONS.get(message.WhichOneof("payload") or "")

@@ -1,7 +1,7 @@
 """The arguments that every client takes, and what they become.
 
-`ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`); `Settings` is the checked
-result. Times in seconds.
+`ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`);
+`Settings` is the checked result. Times in seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class ClientOptions(TypedDict, total=False):
     extensions: Sequence[pb.ExtensionDeclaration | str]
     """Protocol extensions; a text is the URI of an optional one."""
     worker_tasks: int
-    """How many tasks this participant is given at once, and how many `work()` has open then; 0 is none from pools.
+    """How many tasks this participant is given at once, and how many `work()` has open then; 0 is
+    none from pools.
 
     Without it the gateway's setting decides (100), and `work()` has one open.
     """
@@ -59,13 +60,17 @@ class ClientOptions(TypedDict, total=False):
     program: str
     """"name/version", for the gateway's log."""
     connect_timeout: float
-    """For the first connection, over all attempts (10). `math.inf` waits for a gateway that is not there yet."""
+    """For the first connection, over all attempts (10). `math.inf` waits for a gateway that is not
+    there yet.
+    """
     handshake_timeout: float
     """For one attempt, from the socket to the gateway's answer (10)."""
     close_timeout: float
     """For the goodbye: what was published is settled, acknowledgements are sent (5)."""
     ping_interval: float | None
-    """A connection on which nothing was heard for twice this long is cut (20). None leaves it to TCP."""
+    """A connection on which nothing was heard for twice this long is cut (20). None leaves it to
+    TCP.
+    """
     retry: Retry
     """How to come back after a cut."""
     manual_acks: bool
@@ -75,13 +80,21 @@ class ClientOptions(TypedDict, total=False):
     """How much may be delivered that is not acknowledged yet (1,024 messages; 8 MiB)."""
     max_unsettled: int
     max_unsettled_bytes: int
-    """How much may be published that is not confirmed yet (4,096 messages; 16 MiB); `publish` waits for room."""
+    """How much may be published that is not confirmed yet (4,096 messages; 16 MiB); `publish` waits
+    for room.
+    """
     repeat_in_doubt: bool
-    """After a cut, send again even what the gateway does not recognize: nothing is lost, but some may come twice."""
+    """After a cut, send again even what the gateway does not recognize: nothing is lost, but some
+    may come twice.
+    """
     on_connected: Callable[[bool], None]
-    """Called at each connection, with whether the session was resumed. It must not wait; what it raises is logged."""
+    """Called at each connection, with whether the session was resumed. It must not wait; what it
+    raises is logged.
+    """
     on_disconnected: Callable[[AetherError], None]
-    """Called when a connection was lost and the client will come back, with why. What it raises is logged."""
+    """Called when a connection was lost and the client will come back, with why. What it raises is
+    logged.
+    """
 
 
 _TIMES: Final = frozenset({"connect_timeout", "handshake_timeout", "close_timeout", "ping_interval"})
@@ -98,7 +111,9 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
         "retry": Retry,
     }
 )
-"""What an option must be. Said here: a wrong one would be found in the middle of a connection, or at its end."""
+"""What an option must be. Said here: a wrong one would be found in the middle of a connection, or
+at its end.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +144,11 @@ class Settings:
 
 
 def settings_for(address: str, options: ClientOptions) -> Settings:
-    """Check the arguments. Raises AddressError, ValueError, TypeError for an option that does not exist or is of another kind."""
+    """Check the arguments.
+
+    Raises AddressError, ValueError, TypeError for an option that does not exist or is of another
+    kind.
+    """
     if unknown := sorted(options.keys() - ClientOptions.__annotations__.keys()):
         raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(ClientOptions.__annotations__))}")
     parsed = parse_address(address)
@@ -174,7 +193,10 @@ def settings_for(address: str, options: ClientOptions) -> Settings:
 
 
 def _checked(options: ClientOptions) -> ClientOptions:
-    """Those that were given: None is as good as nothing, but for `ping_interval`. The text of an error has no values."""
+    """Those that were given: None is as good as nothing, but for `ping_interval`.
+
+    The text of an error has no values.
+    """
     given = {name: value for name, value in options.items() if value is not None or name == "ping_interval"}
     for name, value in given.items():
         kinds = _KINDS.get(name, object)

@@ -1,4 +1,7 @@
-"""One class for each kind of participant. They differ in how they name themselves, and in what they may send."""
+"""One class for each kind of participant.
+
+They differ in how they name themselves, and in what they may send.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,21 @@ _STARTED: Final = {"ag::": "AgentClient", "tu::": "TaskClient"}
 
 
 class _Started:
-    """A participant that an orchestrator may have started. Its class is made with an address and the three names."""
+    """A participant that an orchestrator may have started.
+
+    Its class is made with an address and the three names.
+    """
 
     _prefix: ClassVar[str]
 
     @classmethod
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
-        """The participant that this process was started to be, by `aether orchestrate` or any other orchestrator.
+        """The participant that this process was started to be, by `aether orchestrate` or any other
+        orchestrator.
 
-        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY and
-        AETHER_AUTH_TOKEN. Raises LookupError when it was not started by one, or to be of another class than this.
+        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION,
+        AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises LookupError when it was not
+        started by one, or to be of another class than this.
         """
         said = os.environ
         missing = [name for name in _WHO if not said.get(name)]
@@ -66,7 +74,10 @@ class _Started:
 
 
 class AgentClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
+    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}".
+
+    Messages wait for it while it is away.
+    """
 
     _prefix = "ag::"
 
@@ -88,8 +99,11 @@ class AgentClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelem
 
 
 class TaskClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """A worker. With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and any number
-    of the same implementation share the work that is sent to "tb::{workspace}::{implementation}".
+    """A worker.
+
+    With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and
+    any number of the same implementation share the work that is sent to
+    "tb::{workspace}::{implementation}".
     """
 
     _prefix = "tu::"
@@ -104,7 +118,8 @@ class TaskClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTeleme
         **options: Unpack[ClientOptions],
     ) -> None:
         super().__init__(address, **options)
-        # A made-up specifier stands in until the gateway has said its own; it only checks the other two parts here.
+        # A made-up specifier stands in until the gateway has said its own; it only checks the other
+        # two parts here.
         self.__unique = bool(specifier)
         self.__given = Identity.unique_task(workspace, implementation, specifier or "unknown")
         self._workspace = workspace
@@ -127,7 +142,10 @@ class TaskClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTeleme
 
 
 class UserClient(ToWork, ToParticipants, ToEveryone, Client):
-    """A window of a user, "us::{user_id}::{window_id}". It sees a workspace after `switch_workspace`."""
+    """A window of a user, "us::{user_id}::{window_id}".
+
+    It sees a workspace after `switch_workspace`.
+    """
 
     def __init__(self, address: str, *, user_id: str, window_id: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **options)
@@ -141,7 +159,9 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
         return self.__identity
 
     async def switch_workspace(self, workspace: str) -> None:
-        """Move to another workspace, and return when it has happened. The client goes back there after a reconnect.
+        """Move to another workspace, and return when it has happened.
+
+        The client goes back there after a reconnect.
 
         Raises PermissionDenied, InvalidArgument, Refused.
         """
@@ -149,9 +169,13 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 
 
 class OrchestratorClient(ToWork, Client):
-    """What starts agents and tasks. `profiles` are the kinds of launches that it can do, `starts` what is to be started.
+    """What starts agents and tasks.
 
-    Without profiles it is given nothing to start, and only administers. Without a specifier the gateway makes one up, which stays the same over reconnects: what it has started is still its own then.
+    `profiles` are the kinds of launches that it can do, `starts` what is to be started.
+
+    Without profiles it is given nothing to start, and only administers. Without a specifier the
+    gateway makes one up, which stays the same over reconnects: what it has started is still its own
+    then.
     """
 
     def __init__(
@@ -169,13 +193,16 @@ class OrchestratorClient(ToWork, Client):
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")
         self.__named = bool(specifier)
         self.__profiles = tuple(profiles)
-        # From the first moment on: what waits for an orchestrator comes right behind the answer that lets it in.
+        # From the first moment on: what waits for an orchestrator comes right behind the answer
+        # that lets it in.
         self.__starts: Feed[Assignment] = Feed(STARTS, lossy=False, convert=lambda message: read(Assignment, message))
         self._core.feeds.add(self.__starts, "task_assignment")
 
     @property
     def starts(self) -> Feed[Assignment]:
-        """What this orchestrator is to start, over all connections: `async for start in client.starts`."""
+        """What this orchestrator is to start, over all connections: `async for start in
+        client.starts`.
+        """
         return self.__starts
 
     def _identify(self, init: pb.InitConnection) -> None:
@@ -204,7 +231,10 @@ class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone
 
 
 class MetricsBridgeClient(Client):
-    """The metrics bridge, of which there is one. It receives metrics, and sends nothing."""
+    """The metrics bridge, of which there is one.
+
+    It receives metrics, and sends nothing.
+    """
 
     def _identify(self, init: pb.InitConnection) -> None:
         init.metrics_bridge.SetInParent()
@@ -229,7 +259,10 @@ class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTe
 
 
 class ServiceClient(Works, ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
-    """A service, "sv::{implementation}::{specifier}". Without `takes_any` it is only meant when it is named in full."""
+    """A service, "sv::{implementation}::{specifier}".
+
+    Without `takes_any` it is only meant when it is named in full.
+    """
 
     def __init__(
         self,

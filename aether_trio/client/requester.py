@@ -1,10 +1,11 @@
-"""What an operation needs of a client: to ask and be answered, to tell, and to hear what nobody asked for.
+"""What an operation needs of a client: to ask and be answered, to tell, and to hear what nobody
+asked for.
 
-The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they know nothing of transports,
-reconnects or correlation, and a test gives them a fake in ten lines.
+The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they
+know nothing of transports, reconnects or correlation, and a test gives them a fake in ten lines.
 
-Upstream messages are handed over as `pb.UpstreamMessage`; the requester fills in the id of a request when it is empty,
-so a message must not be used for a second request.
+Upstream messages are handed over as `pb.UpstreamMessage`; the requester fills in the id of a
+request when it is empty, so a message must not be used for a second request.
 """
 
 from __future__ import annotations
@@ -23,16 +24,25 @@ DEFAULT_TIMEOUT_S = 10.0
 
 
 class Requester(Protocol):
-    """See the module docstring. Everything raises ClientClosed outside of the client's block."""
+    """See the module docstring.
+
+    Everything raises ClientClosed outside of the client's block.
+    """
 
     @property
     def workspace(self) -> str:
-        """The workspace this participant is in; "" when its kind has none, or it has not switched to one."""
+        """The workspace this participant is in.
+
+        "" when its kind has none, or it has not switched to one.
+        """
         ...
 
     @property
     def topic(self) -> str:
-        """The participant's identity string, "ag::default::planner::1". "" before it is known (assigned by the gateway)."""
+        """The participant's identity string, "ag::default::planner::1".
+
+        "" before it is known (assigned by the gateway).
+        """
         ...
 
     async def request(
@@ -43,31 +53,36 @@ class Requester(Protocol):
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
-        """Send a request and return the payload of its answer (a `pb.KVResponse` for a `kv_op`, and so on).
+        """Send a request and return the payload of its answer (a `pb.KVResponse` for a `kv_op`, and
+        so on).
 
         The answer is a barrier: everything this client sent before is then committed or refused.
 
-        `timeout` in seconds counts waiting for a connection too; None waits for ever. `idempotent` says that asking twice
-        does no harm: the request is then asked again after a reconnect, instead of raising ConnectionLost.
-        With `check` an answer that says `success: false` is raised as the typed error it stands for; without, it is
-        returned (an ErrorResponse is raised in any case).
+        `timeout` in seconds counts waiting for a connection too; None waits for ever. `idempotent`
+        says that asking twice does no harm: the request is then asked again after a reconnect,
+        instead of raising ConnectionLost. With `check` an answer that says `success: false` is
+        raised as the typed error it stands for; without, it is returned (an ErrorResponse is raised
+        in any case).
 
         Raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
         """
         ...
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
-        """Send what has no answer (progress, a proxied body, a tunnel's data), and return when it is handed to the socket.
+        """Send what has no answer (progress, a proxied body, a tunnel's data), and return when it
+        is handed to the socket.
 
-        It waits while there is no connection, and while the peer does not read. A refusal, if one comes, is in
-        the feed `errors`. Whether it arrives when the connection is cut is not known.
+        It waits while there is no connection, and while the peer does not read. A refusal, if one
+        comes, is in the feed `errors`. Whether it arrives when the connection is cut is not known.
         """
         ...
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """As `tell`, for what the gateway refuses with an ErrorResponse without an id: return when it was accepted.
+        """As `tell`, for what the gateway refuses with an ErrorResponse without an id: return when
+        it was accepted.
 
-        Done with a barrier, a request sent right behind it. Raises the typed refusal, RequestTimeout, ConnectionLost.
+        Done with a barrier, a request sent right behind it. Raises the typed refusal,
+        RequestTimeout, ConnectionLost.
         """
         ...
 
@@ -84,9 +99,11 @@ class Requester(Protocol):
                 await client.tell(request)
                 async for payload in feed: ...
 
-        `match` is asked with each payload. A feed does not take a message from others: everybody who wants it gets it,
-        except answers to `request`, which go to their callers alone. `CONNECTION_LOST` (feeds.py) may be listened to as well. `capacity` bounds what waits to be read: a lossy feed
-        drops the oldest (`feed.dropped` counts), another one raises FeedOverflow when it is read next. What `match` raises
-        closes the feed, and is raised where the feed is read.
+        `match` is asked with each payload. A feed does not take a message from others: everybody
+        who wants it gets it, except answers to `request`, which go to their callers alone.
+        `CONNECTION_LOST` (feeds.py) may be listened to as well. `capacity` bounds what waits to be
+        read: a lossy feed drops the oldest (`feed.dropped` counts), another one raises FeedOverflow
+        when it is read next. What `match` raises closes the feed, and is raised where the feed is
+        read.
         """
         ...

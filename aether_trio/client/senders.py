@@ -1,6 +1,8 @@
-"""`send` with the topic spelled out: mixins for who may send where (a gateway refuses the rest in any case).
+"""`send` with the topic spelled out: mixins for who may send where (a gateway refuses the rest in
+any case).
 
-All return when the message is committed, and raise as `send` does. `workspace` is by default the sender's own.
+All return when the message is committed, and raise as `send` does. `workspace` is by default the
+sender's own.
 """
 
 from __future__ import annotations
@@ -86,9 +88,11 @@ class ToWork(_Sender):
     async def send_input(
         self, task_id: str, metadata: Mapping[str, str] | None = None, *, workspace: str | None = None
     ) -> None:
-        """What a task waits for (`Job.wait_for_input`): it goes on if `metadata` has all that it wants to match.
+        """What a task waits for (`Job.wait_for_input`): it goes on if `metadata` has all that it
+        wants to match.
 
-        One that does not wait just now keeps it for its next wait that it matches; the input of a task that has ended is dropped.
+        One that does not wait just now keeps it for its next wait that it matches; the input of a
+        task that has ended is dropped.
         """
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
@@ -136,7 +140,10 @@ class ToParticipants(_Sender):
         specifier: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To a service; without a specifier to any live instance. Raises Unavailable when there is none."""
+        """To a service; without a specifier to any live instance.
+
+        Raises Unavailable when there is none.
+        """
         try:
             if specifier is None:
                 target = any_service(check_token(implementation, "implementation"))

@@ -1,7 +1,8 @@
 """What a client has done and holds, in numbers: `client.statistics()`.
 
-Invariants: `published` is the sum of `committed`, `refused`, `in_doubt`, `not_sent` and `unsettled`; every message that a
-connection has brought is in one of `buffered`, `received` and `duplicates`, except a work group's, which a cut takes back.
+Invariants: `published` is the sum of `committed`, `refused`, `in_doubt`, `not_sent` and
+`unsettled`; every message that a connection has brought is in one of `buffered`, `received` and
+`duplicates`, except a work group's, which a cut takes back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ __all__ = ["ClientStatistics", "statistics_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStatistics:
-    """The numbers of one client, over all its connections. Counts, unless the name says bytes."""
+    """The numbers of one client, over all its connections.
+
+    Counts, unless the name says bytes.
+    """
 
     state: State
     connections: int
@@ -37,7 +41,9 @@ class ClientStatistics:
     """On their way now. `max_unsettled` bounds them."""
     unsettled_bytes: int
     resent: int
-    """Messages sent again on another connection, which the gateway recognizes (framing) or not (`repeat_in_doubt`)."""
+    """Messages sent again on another connection, which the gateway recognizes (framing) or not
+    (`repeat_in_doubt`).
+    """
 
     received: int
     """Messages that the program has taken."""
@@ -55,7 +61,9 @@ class ClientStatistics:
     requests_open: int
     """Requests that are not answered now."""
     feed_drops: int
-    """Progress updates, signals, errors and states that nobody has read, and that were dropped for newer ones."""
+    """Progress updates, signals, errors and states that nobody has read, and that were dropped for
+    newer ones.
+    """
 
 
 def statistics_of(session: Session, core: Core) -> ClientStatistics:

@@ -1,4 +1,8 @@
-"""Access levels. Rules and grants carry the integers; only authority requests carry the wire enum (core.md section 0.4)."""
+"""Access levels.
+
+Rules and grants carry the integers; only authority requests carry the wire enum (core.md section
+0.4).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import enum
 
 
 class AccessLevel(enum.IntEnum):
-    """What a rule allows, ordered: a level includes all below it. The gaps are the protocol's."""
+    """What a rule allows, ordered: a level includes all below it.
+
+    The gaps are the protocol's.
+    """
 
     NONE = 0
     READ = 10
@@ -19,7 +26,8 @@ class AccessLevel(enum.IntEnum):
     def from_wire(cls, value: int) -> AccessLevel:
         """The level of an AccessLevel enum value, 1 (none) to 6 (superadmin).
 
-        Raises ValueError for 0, which says that the sender did not set it, and for values of a later protocol.
+        Raises ValueError for 0, which says that the sender did not set it, and for values of a
+        later protocol.
         """
         if not 1 <= value <= len(cls):
             raise ValueError(f"{value} is not an access level: expected 1 (none) to {len(cls)} (superadmin)")

@@ -1,16 +1,19 @@
-"""An unexpected exception ends the one connection that it belongs to, and nothing that others share.
+"""An unexpected exception ends the one connection that it belongs to, and nothing that others
+share.
 
-A connection is written to by the tasks of others (the log's committer, another session, a drain), and some of what it
-needs runs in nurseries that outlive it. An exception there would end all connections. So three rules hold on every
-transport (and a fourth for what serves all of them: concurrency/supervision.py):
+A connection is written to by the tasks of others (the log's committer, another session, a drain),
+and some of what it needs runs in nurseries that outlive it. An exception there would end all
+connections. So three rules hold on every transport (and a fourth for what serves all of them:
+concurrency/supervision.py):
 
-* What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's `FrameSource.failed`.
-  The session ends with UNKNOWN; a connection without a session, or one that fails again, is cut.
+* What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's
+  `FrameSource.failed`. The session ends with UNKNOWN; a connection without a session, or one that
+  fails again, is cut.
 * A task of one connection in a shared nursery is started with `alone`.
 * Letting go runs every step, whatever the steps before it raised: `run_all`.
 
-Each defect is logged once, with the identity, the session and the address that it belongs to. Cancellation is never
-caught.
+Each defect is logged once, with the identity, the session and the address that it belongs to.
+Cancellation is never caught.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -
 
 
 def run_all(who: str, *steps: Callable[[], object]) -> None:
-    """Run every step in order; what one raises is reported and keeps none of the others from running."""
+    """Run every step in order; what one raises is reported and keeps none of the others from
+    running.
+    """
     for step in steps:
         try:
             step()

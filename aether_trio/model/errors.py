@@ -1,8 +1,9 @@
 """Every error that a client can see, typed once.
 
-Two families. `StatusError` ends a stream with a gRPC status (refused handshakes, evictions, drains). `AetherError`
-is answered inside a live stream as an ErrorResponse or a typed failure. The codes, their spelling and their retryable
-flags are the protocol's (reference: core.md section 11); some lack the ERR_ prefix and must stay so.
+Two families. `StatusError` ends a stream with a gRPC status (refused handshakes, evictions,
+drains). `AetherError` is answered inside a live stream as an ErrorResponse or a typed failure. The
+codes, their spelling and their retryable flags are the protocol's (reference: core.md section 11);
+some lack the ERR_ prefix and must stay so.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ RETRYABLE: Final[frozenset[Code]] = frozenset(
 
 
 class AetherError(Exception):
-    """A refusal inside a live stream. `retryable` follows RETRYABLE unless said otherwise (a KV quota is final)."""
+    """A refusal inside a live stream.
+
+    `retryable` follows RETRYABLE unless said otherwise (a KV quota is final).
+    """
 
     def __init__(self, code: Code, message: str, *, retryable: bool | None = None, retry_after_ms: int = 0) -> None:
         super().__init__(f"{code}: {message}")
@@ -95,7 +99,10 @@ class AetherError(Exception):
 
 
 class StatusError(Exception):
-    """The stream must end with this gRPC status. Never raised with OK: clients take OK for a zombie stream."""
+    """The stream must end with this gRPC status.
+
+    Never raised with OK: clients take OK for a zombie stream.
+    """
 
     def __init__(self, status: Status, message: str) -> None:
         assert status is not Status.OK

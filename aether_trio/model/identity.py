@@ -1,15 +1,17 @@
-"""Who a participant is: the nine principal forms, their identity strings, topics and rules (reference: core.md section 2).
+"""Who a participant is: the nine principal forms, their identity strings, topics and rules
+(reference: core.md section 2).
 
-An identity string is its lock key, its log key and, for most kinds, its own topic, so two identities must never share
-one. That makes two rules stricter than the reference's:
+An identity string is its lock key, its log key and, for most kinds, its own topic, so two
+identities must never share one. That makes two rules stricter than the reference's:
 
 * No empty part. The reference tolerates `ag::ws::::x`, whose meaning then depends on who splits it.
-* A part that is followed by another may not end with ":". Strings are split at the leftmost "::", so "a:" joined to
-  "b" gives "a:::b", which reads back as "a" and ":b". A part may *begin* with ":", and the last part may end with one:
-  neither can be read in two ways. The property test in tests/model/test_identity.py holds the claim.
+* A part that is followed by another may not end with ":". Strings are split at the leftmost "::",
+  so "a:" joined to "b" gives "a:::b", which reads back as "a" and ":b". A part may *begin* with
+  ":", and the last part may end with one: neither can be read in two ways. The property test in
+  tests/model/test_identity.py holds the claim.
 
-Invariants: an `Identity` that exists is valid; `Identity.parse(str(identity)) == identity`; equal text means equal
-identity. Everything derived is computed once, when the object is made.
+Invariants: an `Identity` that exists is valid; `Identity.parse(str(identity)) == identity`; equal
+text means equal identity. Everything derived is computed once, when the object is made.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f*>]")
 
 
 class IdentityError(ValueError):
-    """A part or a string that cannot be an identity. The message names the part and the rule it breaks."""
+    """A part or a string that cannot be an identity.
+
+    The message names the part and the rule it breaks.
+    """
 
 
 class PrincipalType(enum.IntEnum):
@@ -66,7 +71,9 @@ _TYPE_NAMES: Final[Mapping[str, PrincipalType]] = MappingProxyType(
 
 
 def parse_principal_type(name: str) -> PrincipalType:
-    """Read a principal type name, in any case, with the aliases that the reference accepts. Raises IdentityError."""
+    """Read a principal type name, in any case, with the aliases that the reference accepts. Raises
+    IdentityError.
+    """
     try:
         return _TYPE_NAMES[name.lower()]
     except KeyError:
@@ -75,7 +82,10 @@ def parse_principal_type(name: str) -> PrincipalType:
 
 
 class Kind(enum.StrEnum):
-    """What a participant is. Finer than PrincipalType: the two kinds of task differ in everything but the wire number."""
+    """What a participant is.
+
+    Finer than PrincipalType: the two kinds of task differ in everything but the wire number.
+    """
 
     AGENT = "agent"
     UNIQUE_TASK = "unique_task"
@@ -144,7 +154,8 @@ def prefix_of(kind: Kind) -> str:
 
 
 def has_all_parts(text: str) -> bool:
-    """Whether a text has as many parts as an identity of its kind, so that no identity begins with it and goes on with "::".
+    """Whether a text has as many parts as an identity of its kind, so that no identity begins with
+    it and goes on with "::".
 
     What the parts are is not looked at.
     """
@@ -152,7 +163,9 @@ def has_all_parts(text: str) -> bool:
 
 
 def shape_of(prefix: str) -> str | None:
-    """How the identities with this prefix are written, as `ag::{workspace}::{implementation}::{specifier}`; None: there are none."""
+    """How the identities with this prefix are written, as
+    `ag::{workspace}::{implementation}::{specifier}`; None: there are none.
+    """
     kind = _KIND_OF_PREFIX.get(prefix)
     if kind is None:
         return None
@@ -161,12 +174,13 @@ def shape_of(prefix: str) -> str | None:
 
 
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
-    """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming `what`.
+    """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming
+    `what`.
 
-    1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says that nothing follows the
-    part, which then may end with ":" (see the module's text). `strict=False` is the reference's
-    AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only (but for the zero byte), because without the
-    others two identities could share one string.
+    1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says that
+    nothing follows the part, which then may end with ":" (see the module's text). `strict=False` is
+    the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only (but
+    for the zero byte), because without the others two identities could share one string.
     """
     if not text:
         raise IdentityError(f"{what} is empty")
@@ -191,13 +205,16 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One participant. Made by a constructor named after its kind, or by `parse`; always valid.
+    """One participant.
 
-    Users keep their user id in `implementation` and their window id in `specifier`. `workspace` is "" for every kind
-    that does not carry one in its string (a user's current workspace is a fact of the session, not of the identity).
+    Made by a constructor named after its kind, or by `parse`; always valid.
 
-    The text of an agent or a task can be longer than the 256 bytes of a topic when its parts are long. Such a
-    participant may connect, as in the reference, but nobody can send to it.
+    Users keep their user id in `implementation` and their window id in `specifier`. `workspace` is
+    "" for every kind that does not carry one in its string (a user's current workspace is a fact of
+    the session, not of the identity).
+
+    The text of an agent or a task can be longer than the 256 bytes of a topic when its parts are
+    long. Such a participant may connect, as in the reference, but nobody can send to it.
     """
 
     kind: Kind
@@ -211,7 +228,9 @@ class Identity:
     topic: str = field(init=False, compare=False, repr=False)
     """The topic this participant owns; "" for orchestrators, which own none."""
     canonical_id: str = field(init=False, compare=False, repr=False)
-    """The id in access rules and grants: a user's bare user id (all its windows are one), else the identity string."""
+    """The id in access rules and grants: a user's bare user id (all its windows are one), else the
+    identity string.
+    """
 
     def __post_init__(self, strict: bool) -> None:
         form = _FORMS[self.kind]
@@ -268,7 +287,10 @@ class Identity:
 
     @classmethod
     def task(cls, workspace: str, implementation: str, uuid: str, *, strict: bool = True) -> Identity:
-        """A non-unique task. The gateway makes the `uuid`, one per connection (`IdFactory.unique`)."""
+        """A non-unique task.
+
+        The gateway makes the `uuid`, one per connection (`IdFactory.unique`).
+        """
         return cls(Kind.TASK, workspace, implementation, uuid, strict)
 
     @classmethod
@@ -277,7 +299,10 @@ class Identity:
 
     @classmethod
     def orchestrator(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
-        """An orchestrator. One that connects without a specifier is given a made-up one first (`IdFactory.short`)."""
+        """An orchestrator.
+
+        One that connects without a specifier is given a made-up one first (`IdFactory.short`).
+        """
         return cls(Kind.ORCHESTRATOR, "", implementation, specifier, strict)
 
     @classmethod

@@ -9,8 +9,8 @@ import uuid
 class IdFactory:
     """Makes ids from the given `Random`.
 
-    A session id is a secret (who knows it may take the session over), so a gateway that serves strangers gives
-    `random.SystemRandom()`. Tests and simulations give `random.Random(seed)`.
+    A session id is a secret (who knows it may take the session over), so a gateway that serves
+    strangers gives `random.SystemRandom()`. Tests and simulations give `random.Random(seed)`.
     """
 
     def __init__(self, random: random.Random) -> None:
@@ -21,13 +21,17 @@ class IdFactory:
         return self._uuid()
 
     def unique(self) -> str:
-        """An id that meets no other, as the text of a version 4 UUID: non-unique tasks, messages, subscriptions."""
+        """An id that meets no other, as the text of a version 4 UUID: non-unique tasks, messages,
+        subscriptions.
+        """
         return self._uuid()
 
     def dated(self, now_ms: int) -> str:
-        """An id that meets no other, as the text of a version 7 UUID (RFC 9562): it begins with this moment (Unix ms).
+        """An id that meets no other, as the text of a version 7 UUID (RFC 9562): it begins with
+        this moment (Unix ms).
 
-        For rows by the million: what is made and changed at one time lies on a few pages of an index, and not each on its own.
+        For rows by the million: what is made and changed at one time lies on a few pages of an
+        index, and not each on its own.
         """
         bits = self._random.getrandbits(74)
         moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
@@ -35,7 +39,10 @@ class IdFactory:
         return f"{moment[:8]}-{moment[8:]}-{rest[:4]}-{rest[4:8]}-{rest[8:]}"
 
     def short(self) -> str:
-        """Eight hexadecimal digits, for names that people read. Two of 10,000 collide with a chance of about 1 in 86."""
+        """Eight hexadecimal digits, for names that people read.
+
+        Two of 10,000 collide with a chance of about 1 in 86.
+        """
         return f"{self._random.getrandbits(32):08x}"
 
     def _uuid(self) -> str:

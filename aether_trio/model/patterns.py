@@ -1,8 +1,9 @@
 """Patterns with `*` and `?`, as operators write them for workspaces and identities.
 
-`*` stands for any characters but "/", `?` for one; a lone `*` stands for everything. A pattern for an identity is compared part by part, as
-an identity is written: no star reaches over the "::" between two parts, and what the parts themselves hold (":" may be in them) makes
-no other parts of them.
+`*` stands for any characters but "/", `?` for one; a lone `*` stands for everything. A pattern for
+an identity is compared part by part, as an identity is written: no star reaches over the "::"
+between two parts, and what the parts themselves hold (":" may be in them) makes no other parts of
+them.
 
 Invariant: a comparison takes time in proportion to pattern times text at most, whatever they are.
 """
@@ -25,8 +26,9 @@ _MOST_PARTS: Final = 4
 def _glob(pattern: str) -> re.Pattern[str]:
     """Each star takes the shortest text up to the next fixed piece, and never tries another.
 
-    That is enough: a later place of that piece can only make it harder for what follows (as in CPython's fnmatch). Between stars the
-    expression has nothing to try again, so there is no exponential search as with one `[^/]*` after another.
+    That is enough: a later place of that piece can only make it harder for what follows (as in
+    CPython's fnmatch). Between stars the expression has nothing to try again, so there is no
+    exponential search as with one `[^/]*` after another.
     """
     first, *rest = ["".join("[^/]" if one == "?" else re.escape(one) for one in piece) for piece in pattern.split("*")]
     if not rest:
@@ -42,7 +44,9 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def fits_identity(pattern: str, identity: Identity) -> bool:
-    """Whether a pattern for identities means this one: `ag::*::echo::*`, a user's id, or a lone `*` for all."""
+    """Whether a pattern for identities means this one: `ag::*::echo::*`, a user's id, or a lone `*`
+    for all.
+    """
     if pattern == ANY:
         return True
     wanted = pattern.split(SEPARATOR)
@@ -53,7 +57,10 @@ def fits_identity(pattern: str, identity: Identity) -> bool:
 
 
 def identity_pattern_problem(pattern: str) -> str | None:
-    """Why a pattern can mean no identity, for the operator who wrote it; None when it may."""
+    """Why a pattern can mean no identity, for the operator who wrote it.
+
+    None when it may.
+    """
     prefix, *parts = pattern.split(SEPARATOR)
     if not parts:
         return None

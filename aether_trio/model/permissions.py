@@ -1,8 +1,11 @@
-"""Who may send to which kind of topic (reference: core.md section 4.2). One table, read by one function.
+"""Who may send to which kind of topic (reference: core.md section 4.2).
 
-Every 1 is still subject to access rules; every 0 is final. One column differs from the reference's code on purpose:
-nobody may send to a progress topic. Its subscribers expect raw progress reports and would misread an envelope, the
-reference's documentation forbids it too, and progress has its own operation.
+One table, read by one function.
+
+Every 1 is still subject to access rules; every 0 is final. One column differs from the reference's
+code on purpose: nobody may send to a progress topic. Its subscribers expect raw progress reports
+and would misread an envelope, the reference's documentation forbids it too, and progress has its
+own operation.
 """
 
 from __future__ import annotations

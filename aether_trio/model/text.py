@@ -1,7 +1,8 @@
 """Texts of clients: what may be kept, and how one is shown in an error or a log line.
 
-A text that a client chose ends up in columns, labels of errors and lines of a log. So each has a bound in bytes of UTF-8, holds no
-control characters (PostgreSQL's text has no zero byte, and a terminal obeys the others), and is shown escaped and cut off.
+A text that a client chose ends up in columns, labels of errors and lines of a log. So each has a
+bound in bytes of UTF-8, holds no control characters (PostgreSQL's text has no zero byte, and a
+terminal obeys the others), and is shown escaped and cut off.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def line(text: str, most: int) -> str:
 
 
 def escaped(text: str, most: int) -> str:
-    """A text for a line of a log: at most `most` characters of it, and what cannot be printed as an escape."""
+    """A text for a line of a log: at most `most` characters of it, and what cannot be printed as an
+    escape.
+    """
     text = text if len(text) <= most else f"{text[:most]}..."
     if text.isprintable():
         return text
@@ -42,9 +45,12 @@ def escaped(text: str, most: int) -> str:
 
 
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
-    """Return `text` if it may be kept, else raise TextError naming `what`. An empty one may.
+    """Return `text` if it may be kept, else raise TextError naming `what`.
 
-    `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and the ends of lines.
+    An empty one may.
+
+    `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and the ends
+    of lines.
     """
     if text.isascii():
         if len(text) <= most_bytes and text.isprintable():

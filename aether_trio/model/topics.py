@@ -1,21 +1,24 @@
-"""Topics: where a message goes, read once and then passed around as a value (reference: core.md section 3).
+"""Topics: where a message goes, read once and then passed around as a value (reference: core.md
+section 3).
 
-A topic is a prefix and one to three parts joined with "::". The reference looks only at the prefix when a message is
-sent, so a topic with a wrong number of parts is accepted and lost. Here a topic that no receiver can ever own is
-refused with ERR_INVALID_TOPIC and the expected shape. Parts obey the rules of identity parts, because every part of a
-topic is a part of some identity.
+A topic is a prefix and one to three parts joined with "::". The reference looks only at the prefix
+when a message is sent, so a topic with a wrong number of parts is accepted and lost. Here a topic
+that no receiver can ever own is refused with ERR_INVALID_TOPIC and the expected shape. Parts obey
+the rules of identity parts, because every part of a topic is a part of some identity.
 
 Three spellings are aliases, rewritten before anything else looks at the topic (`rewrite_alias`):
 
-* `event::*`, `event::` and `event::{ws}` mean `event::receiver0`, on behalf of the sender's or the named workspace;
-  `metric` likewise.
-* `event::receiver0` is left alone, on behalf of the sender's workspace. (The reference declares nothing then, which
-  lets a client that spells it out pass the check on foreign workspaces.) A workspace called "receiver" and digits
-  therefore cannot be named here.
-* `ta::{ws}::{impl}::`, with nothing last, is what the SDK sends to a class of tasks; it means `tb::{ws}::{impl}`.
+* `event::*`, `event::` and `event::{ws}` mean `event::receiver0`, on behalf of the sender's or the
+  named workspace; `metric` likewise.
+* `event::receiver0` is left alone, on behalf of the sender's workspace. (The reference declares
+  nothing then, which lets a client that spells it out pass the check on foreign workspaces.) A
+  workspace called "receiver" and digits therefore cannot be named here.
+* `ta::{ws}::{impl}::`, with nothing last, is what the SDK sends to a class of tasks; it means
+  `tb::{ws}::{impl}`.
 
-Reading is on the path of every message. Results are remembered for CACHE_SIZE topics: a topic seen before costs about
-0.1 µs, a new one about 3 µs; memory is at most about 4 MiB whatever clients send, since only valid topics stay.
+Reading is on the path of every message. Results are remembered for CACHE_SIZE topics: a topic seen
+before costs about 0.1 µs, a new one about 3 µs; memory is at most about 4 MiB whatever clients
+send, since only valid topics stay.
 """
 
 from __future__ import annotations
@@ -56,7 +59,10 @@ class TopicKind(enum.StrEnum):
 
 
 class Topic(NamedTuple):
-    """A valid topic. `parts` are what follows the prefix; `workspace` is the one that access rules look at, or ""."""
+    """A valid topic.
+
+    `parts` are what follows the prefix; `workspace` is the one that access rules look at, or "".
+    """
 
     kind: TopicKind
     text: str
@@ -68,7 +74,9 @@ class Topic(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a message that a client sent goes: the topic, and the workspace it declared by an event or metric alias."""
+    """Where a message that a client sent goes: the topic, and the workspace it declared by an event
+    or metric alias.
+    """
 
     topic: Topic
     declared_workspace: str
@@ -100,37 +108,49 @@ _SHAPES: Final[Mapping[TopicKind, tuple[tuple[str, ...], ...]]] = MappingProxyTy
         TopicKind.SERVICE: (("implementation",), ("implementation", "specifier")),
     }
 )
-"""The shapes of each kind, after the prefix. "=word" stands for itself, everything else names a part."""
+"""The shapes of each kind, after the prefix. "=word" stands for itself, everything else names a
+part.
+"""
 
 _LAST_OF_IDENTITY: Final = ("specifier", "window id")
-"""The parts that are last in the identity they belong to, wherever the topic has them: only these may end with ":"."""
+"""The parts that are last in the identity they belong to, wherever the topic has them: only these
+may end with ":".
+"""
 
 _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 
 
 def parse_topic(text: str, strict: bool = True) -> Topic:
-    """Read a topic that is no alias. Raises AetherError(ERR_INVALID_TOPIC) saying what was expected.
+    """Read a topic that is no alias.
+
+    Raises AetherError(ERR_INVALID_TOPIC) saying what was expected.
 
     `strict=False` lifts the rule on characters, as `check_token` says.
     """
-    if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes as characters; do not hash or remember a huge one
+    # At least as many bytes as characters; do not hash or remember a huge one.
+    if len(text) > MAX_TOPIC_BYTES:
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
     return _parse(text, strict)
 
 
 def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Target:
-    """`rewrite_alias` and `parse_topic` in one remembered call: what the send path uses. Raises like `parse_topic`."""
+    """`rewrite_alias` and `parse_topic` in one remembered call: what the send path uses. Raises
+    like `parse_topic`.
+    """
     if len(text) > MAX_TOPIC_BYTES:
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
     return _resolve(text, sender_workspace, strict)
 
 
 def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tuple[str, str]:
-    """Replace an alias by what it stands for; every other text is returned as it is, valid or not.
+    """Replace an alias by what it stands for.
 
-    Returns the topic's text and the declared workspace: the one an event or a metric is sent on behalf of, whose
-    rules apply when it differs from the sender's. It is "" for other topics, and when a sender without a workspace
-    names none. Raises AetherError(ERR_INVALID_TOPIC) for an alias that names an impossible workspace.
+    Every other text is returned as it is, valid or not.
+
+    Returns the topic's text and the declared workspace: the one an event or a metric is sent on
+    behalf of, whose rules apply when it differs from the sender's. It is "" for other topics, and
+    when a sender without a workspace names none. Raises AetherError(ERR_INVALID_TOPIC) for an alias
+    that names an impossible workspace.
     """
     prefix, separator, rest = text.partition(SEPARATOR)
     if not separator:

@@ -1,12 +1,15 @@
-"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and the resolving of dead letters, over HTTP/1.1.
+"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and the resolving of dead letters,
+over HTTP/1.1.
 
-It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere: connections, header bytes, the
-time for a request to arrive and for each write to be taken. An answer is never worth a gateway, so whatever goes wrong in
-one connection ends that connection and nothing else.
+It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere:
+connections, header bytes, the time for a request to arrive and for each write to be taken. An
+answer is never worth a gateway, so whatever goes wrong in one connection ends that connection and
+nothing else.
 
-`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a loopback address in
-development mode, or to a client with `ops.tail_token`. `POST /v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` marks a dead letter
-as resolved. The same clients may do that, and the request needs a header that a web page of another site cannot send.
+`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a
+loopback address in development mode, or to a client with `ops.tail_token`. `POST
+/v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` marks a dead letter as resolved. The same clients may do
+that, and the request needs a header that a web page of another site cannot send.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ live, until closed.
 """
 
 ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
-"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable."""
+"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable.
+"""
 
 OPS_SERVER: Final = "aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""
@@ -210,7 +214,10 @@ class OpsServer:
     # -- how it is served
 
     async def handle(self, stream: HttpStream) -> None:
-        """Serve one connection until it ends, or close it at once when there are too many. Does not raise."""
+        """Serve one connection until it ends, or close it at once when there are too many.
+
+        Does not raise.
+        """
         if self._connections >= self._settings.max_connections:
             await trio.lowlevel.checkpoint()
             return
@@ -246,7 +253,10 @@ class OpsServer:
         return True
 
     async def _send_tail(self, http: Http1Connection, request: Request, tail: _Stream) -> None:
-        """Stream messages until the reader leaves. A reader too slow to take one write in time is cut off."""
+        """Stream messages until the reader leaves.
+
+        A reader too slow to take one write in time is cut off.
+        """
         assert self._tail is not None
         await http.start_response(HTTPStatus.OK, _headers("application/x-ndjson"), close=True)
         if request.method == "HEAD":

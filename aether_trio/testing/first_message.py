@@ -33,7 +33,8 @@ def first_message(identity: Identity, credentials: dict[str, str]) -> pb.Upstrea
         case Kind.BRIDGE:
             init.bridge.CopyFrom(pb.BridgeIdentity(implementation=implementation, specifier=specifier))
         case Kind.SERVICE:
-            # Not a member of the pool of its service: it is given nothing that others send to any instance.
+            # Not a member of the pool of its service: it is given nothing that others send to any
+            # instance.
             service = pb.ServiceIdentity(implementation=implementation, specifier=specifier, no_pool_consumer=True)
             init.service.CopyFrom(service)
     return pb.UpstreamMessage(init=init)

@@ -4,8 +4,8 @@
         peer.send(pb.UpstreamMessage(...))
         message = await peer.next("kv")
 
-`MemoryLink` is a Link (transport/link.py) whose peer is this process. `paused` makes it a reader that has stopped; `cut`
-is a reset; `finish` is a clean end.
+`MemoryLink` is a Link (transport/link.py) whose peer is this process. `paused` makes it a reader
+that has stopped; `cut` is a reset; `finish` is a clean end.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MemoryLink:
         self.ended: StreamEnded | None = None
         self.pulled_bytes = 0
 
-    # -- the gateway's side ---------------------------------------------------------------------------------------
+    # -- the gateway's side ------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[pb.UpstreamMessage]:
         """See Link."""
@@ -70,7 +70,8 @@ class MemoryLink:
                 return ()
             self._news = trio.Event()
             await self._news.wait()
-        # No checkpoint here: like a socket's transport, a batch that has woken its reader is handed over though it is cancelled.
+        # No checkpoint here: like a socket's transport, a batch that has woken its reader is handed
+        # over though it is cancelled.
         batch = tuple(self._upstream)
         self._upstream.clear()
         return batch
@@ -127,7 +128,7 @@ class MemoryLink:
             self._arrived.set()
         await trio.lowlevel.checkpoint()
 
-    # -- the client's side ----------------------------------------------------------------------------------------
+    # -- the client's side -------------------------------------------------------------------------
 
     def send(self, *messages: pb.UpstreamMessage) -> None:
         """Give the gateway messages, as one batch."""
@@ -200,7 +201,10 @@ def message_to(topic: str, payload: bytes, message_type: pb.MessageType.ValueTyp
 async def open_participant(
     server: Serves, hello: pb.UpstreamMessage, *, metadata: Mapping[str, str] | None = None, wait_ack: bool = True
 ) -> AsyncIterator[MemoryLink]:
-    """Connect a scripted participant; at the end its side finishes cleanly, unless it was cut before."""
+    """Connect a scripted participant.
+
+    At the end its side finishes cleanly, unless it was cut before.
+    """
     link = MemoryLink(metadata)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, link)

@@ -1,12 +1,13 @@
 """The Link seam: one participant's stream, whatever transport carries it.
 
-The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them. A transport pulls when
-its flow-control window and its socket have room, so a slow peer's backlog stays in one place, the session's outbox,
-where it is bounded and may be replaced by a catch-up read from the log.
+The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them.
+A transport pulls when its flow-control window and its socket have room, so a slow peer's backlog
+stays in one place, the session's outbox, where it is bounded and may be replaced by a catch-up read
+from the log.
 
-Invariants: everything here that is not `async` is callable from any task of the same trio run and never blocks;
-`kick` may call back into `FrameSource.pull` and `flushed` before it returns; frames leave in the order pulled; after
-the link has ended it pulls no more.
+Invariants: everything here that is not `async` is callable from any task of the same trio run and
+never blocks; `kick` may call back into `FrameSource.pull` and `flushed` before it returns; frames
+leave in the order pulled; after the link has ended it pulls no more.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class PeerCertificate:
 class Peer:
     """Who is at the other end, as far as the transport knows.
 
-    `address` is "host:port"; `transport` is "grpc", "framed", "websocket" or "memory"; `metadata` has lower-case keys.
+    `address` is "host:port"; `transport` is "grpc", "framed", "websocket" or "memory"; `metadata`
+    has lower-case keys.
     """
 
     address: str
@@ -50,7 +52,9 @@ class Peer:
     certificate: PeerCertificate | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     publisher: bytes | None = None
-    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection (framed transport)."""
+    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection
+    (framed transport).
+    """
 
 
 class LinkBroken(Exception):
@@ -61,14 +65,19 @@ class FrameSource(Protocol):
     """What a session gives its link to pull from."""
 
     def pull(self, max_bytes: int) -> list[bytes]:
-        """Take the next encoded DownstreamMessages, in order; [] when there is nothing to send.
+        """Take the next encoded DownstreamMessages, in order.
+
+        [] when there is nothing to send.
 
         Stops once `max_bytes` is reached, so only the last message may go beyond it. Never raises.
         """
         ...
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
-        """`pull`, of answers and signals alone. A transport that tells kinds apart uses these three instead of `pull`."""
+        """`pull`, of answers and signals alone.
+
+        A transport that tells kinds apart uses these three instead of `pull`.
+        """
         ...
 
     def pull_deliveries(
@@ -85,7 +94,10 @@ class FrameSource(Protocol):
         ...
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
-        """The application is done with what `pull_deliveries` gave; see Origin. Nothing happens after a detach."""
+        """The application is done with what `pull_deliveries` gave; see Origin.
+
+        Nothing happens after a detach.
+        """
         ...
 
     control_bytes: int
@@ -97,13 +109,19 @@ class FrameSource(Protocol):
     """What is to be said of this client's numbered sends; None while it has sent none."""
 
     def flushed(self) -> None:
-        """Everything pulled so far has been handed to the kernel. Called once per drained burst."""
+        """Everything pulled so far has been handed to the kernel.
+
+        Called once per drained burst.
+        """
         ...
 
     def cut(self) -> None:
-        """The stream has broken and nothing will be pulled any more. Whoever waits for room is to look again.
+        """The stream has broken and nothing will be pulled any more.
 
-        A session that waits for its peer to read does not call `receive`, so it would not learn it there.
+        Whoever waits for room is to look again.
+
+        A session that waits for its peer to read does not call `receive`, so it would not learn it
+        there.
         """
         ...
 
@@ -121,49 +139,72 @@ class Link(Protocol):
     peer: Peer
 
     async def receive(self) -> Sequence[Upstream]:
-        """The next messages, at least one. An empty sequence means that the peer has ended its side cleanly.
+        """The next messages, at least one.
 
-        Raises LinkBroken when the stream was cut, and StatusError (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) when the peer sent
-        what cannot be decoded or is over the limit. Backpressure: not calling `receive` stops the peer.
+        An empty sequence means that the peer has ended its side cleanly.
+
+        Raises LinkBroken when the stream was cut, and StatusError (INVALID_ARGUMENT,
+        RESOURCE_EXHAUSTED) when the peer sent what cannot be decoded or is over the limit.
+        Backpressure: not calling `receive` stops the peer.
         """
         ...
 
     def attach(self, source: FrameSource) -> None:
-        """Say where downstream messages come from. Once, before the first `kick`. A broken link cuts its source at once."""
+        """Say where downstream messages come from.
+
+        Once, before the first `kick`. A broken link cuts its source at once.
+        """
         ...
 
     def accept(self) -> None:
-        """The client has shown who it is, and is acknowledged: from here on its messages may have their full length."""
+        """The client has shown who it is, and is acknowledged: from here on its messages may have
+        their full length.
+        """
         ...
 
     def kick(self) -> None:
-        """The source has something new: try to write now, or as soon as there is room. Cheap to call twice."""
+        """The source has something new: try to write now, or as soon as there is room.
+
+        Cheap to call twice.
+        """
         ...
 
     @property
     def stalled_since(self) -> float | None:
-        """trio time since when pulled bytes wait for the peer to make room; None when nothing waits."""
+        """trio time since when pulled bytes wait for the peer to make room.
+
+        None when nothing waits.
+        """
         ...
 
     def peer_has_ended(self) -> bool:
-        """Whether the stream has broken or its peer has ended it, though nobody may have read so far yet.
+        """Whether the stream has broken or its peer has ended it, though nobody may have read so
+        far yet.
 
-        Asked about a session that is held up by something else, when its identity is wanted by another one.
+        Asked about a session that is held up by something else, when its identity is wanted by
+        another one.
         """
         ...
 
     @property
     def has_input(self) -> bool:
-        """Whether something of the peer has come, whole or in part, that `receive` has not handed on."""
+        """Whether something of the peer has come, whole or in part, that `receive` has not handed
+        on.
+        """
         ...
 
     async def round_trip(self) -> None:
-        """Wait until all has come that the peer sent before it could know that it is to go; bounded in time by the transport.
+        """Wait until all has come that the peer sent before it could know that it is to go; bounded
+        in time by the transport.
 
-        For ever on a transport whose peer is told to go, finishes what it has begun, and ends its side.
+        For ever on a transport whose peer is told to go, finishes what it has begun, and ends its
+        side.
         """
         ...
 
     async def close(self, status: Status, message: str = "") -> None:
-        """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the transport."""
+        """End the stream with a status, after what was pulled already.
+
+        Idempotent; bounded in time by the transport.
+        """
         ...

@@ -1,9 +1,11 @@
 """A real Chromium, a real gateway, a real agent.
 
-One Chromium and one gateway for each module; each test has browser contexts of its own, which are like browsers of their
-own: they share no storage. Tests are synchronous: Playwright's synchronous API drives its own loop.
+One Chromium and one gateway for each module; each test has browser contexts of its own, which are
+like browsers of their own: they share no storage. Tests are synchronous: Playwright's synchronous
+API drives its own loop.
 
-Every page of a test is watched: an exception in it, or something that its Content-Security-Policy forbids, fails the test.
+Every page of a test is watched: an exception in it, or something that its Content-Security-Policy
+forbids, fails the test.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 class Visitors:
-    """Browsers of one test. `page()` is a tab of the first one, `elsewhere()` of another one."""
+    """Browsers of one test.
+
+    `page()` is a tab of the first one, `elsewhere()` of another one.
+    """
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -188,7 +193,9 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def run(gateway: GatewayProcess) -> Run:
-    """`run(page, "(aether, ...given) => ...", *given)` calls a function of JavaScript with the module."""
+    """`run(page, "(aether, ...given) => ...", *given)` calls a function of JavaScript with the
+    module.
+    """
 
     def call(page: Page, function: str, *given: object, at: GatewayProcess = gateway) -> Any:
         return page.evaluate(

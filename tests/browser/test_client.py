@@ -1,4 +1,6 @@
-"""aether.js in a page of somebody who writes one: served by another web server, importing the module from the gateway."""
+"""aether.js in a page of somebody who writes one: served by another web server, importing the
+module from the gateway.
+"""
 
 from __future__ import annotations
 
@@ -217,7 +219,8 @@ def test_a_page_that_is_loaded_again_gets_what_came_meanwhile_once(
     page.wait_for_function("got.includes('40')")
     got += page.evaluate("got")
     assert got == [str(n) for n in range(41)]
-    # A copy of the tab, which has a copy of its storage, is another window and takes nothing from it.
+    # A copy of the tab, which has a copy of its storage, is another window and takes nothing from
+    # it.
     with page.expect_popup() as opened:
         page.evaluate("window.open(location.href)")
     copy = opened.value
@@ -226,7 +229,8 @@ def test_a_page_that_is_loaded_again_gets_what_came_meanwhile_once(
     assert other != window
     assert not resumed
     assert page.evaluate("client.state") == "open"
-    # Without a storage there is nothing to come back to, and forgetting makes the next one a new one.
+    # Without a storage there is nothing to come back to, and forgetting makes the next one a new
+    # one.
     copy.evaluate("client.close({ forget: true })")
     assert run(copy, LISTEN)[0] not in (window, other)
 

@@ -1,4 +1,6 @@
-"""What the browser's client keeps, believes and gives up when its gateway, or a scripted one in its place, says the worst."""
+"""What the browser's client keeps, believes and gives up when its gateway, or a scripted one in its
+place, says the worst.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def delivery(offset: object, topic: object = "us::maya::w", log: object = "a", t
 
 
 def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done_with_it(page: Page, run: Run) -> None:
-    """Messages for everybody in a workspace are not repeated, and a page that stands still may reconnect very often."""
+    """Messages for everybody in a workspace are not repeated, and a page that stands still may
+    reconnect very often.
+    """
     rooms: list[int] = []
     offsets = iter(range(1, 1000))
     here = [0]
@@ -169,7 +173,9 @@ def test_an_error_with_a_foreign_id_is_told_and_refuses_no_send(page: Page, run:
 
 
 def test_a_barrier_that_the_gateway_refuses_is_an_answer(page: Page, run: Run) -> None:
-    """A page beyond its rate of requests: what stands in front of the refused question has been done all the same."""
+    """A page beyond its rate of requests: what stands in front of the refused question has been
+    done all the same.
+    """
 
     def answer(socket: WebSocketRoute, message: dict[str, Any]) -> None:
         if "connection_status_request" in message:

@@ -1,4 +1,6 @@
-"""aether.js and what cannot be right: of who writes a page, of the browser, of a gateway; and what nobody waits for any more."""
+"""aether.js and what cannot be right: of who writes a page, of the browser, of a gateway; and what
+nobody waits for any more.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ WRONG = [
 
 
 def test_what_cannot_be_right_is_said_at_once_and_costs_nothing_else(page: Page, run: Run) -> None:
-    """The gateway ends a connection for what it cannot decode, and with it everything else that this page had sent."""
+    """The gateway ends a connection for what it cannot decode, and with it everything else that
+    this page had sent.
+    """
     result = run(
         page,
         """async ({ connect, Client }, calls) => {

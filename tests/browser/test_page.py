@@ -175,7 +175,8 @@ def test_the_windows_of_a_person_stay_in_step(
     gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
 ) -> None:
     agents.start(gateway, workspace)
-    pages = [visitors.page(), visitors.page(), visitors.elsewhere()]  # two tabs, and another browser
+    # Two tabs, and another browser.
+    pages = [visitors.page(), visitors.page(), visitors.elsewhere()]
     for page in pages:
         come_in(page, gateway, "maya", workspace)
         talk_to(page)
@@ -233,7 +234,8 @@ def test_a_new_tab_takes_the_place_of_one_that_was_killed(
     talk_to(page)
     assert window_of(page) == before
     expect(line(page, "count to 5")).to_be_visible()
-    expect(line(page, "5. Done!")).to_be_visible()  # it was said while there was no window, or comes now
+    # It was said while there was no window, or comes now.
+    expect(line(page, "5. Done!")).to_be_visible()
     assert lines(page).count() == 2
 
 
@@ -288,7 +290,8 @@ def test_a_gateway_that_is_killed_and_comes_back_loses_nothing(
     page.get_by_role("button", name="Try now").click()  # nobody is there yet
     expect(page.get_by_text("sending…")).to_be_visible()
     gateway.restart()
-    page.locator("#banner-button").dispatch_event("click")  # not a person's click: it may have come back by itself
+    # Not a person's click: it may have come back by itself.
+    page.locator("#banner-button").dispatch_event("click")
     expect(page.get_by_text("✓ kept")).to_have_count(2)
     expect(lines(page)).to_have_count(4)
     expect(lines(page).nth(3)).to_contain_text("3 words; the longest is “nobody”")

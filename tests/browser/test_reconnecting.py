@@ -1,6 +1,7 @@
 """The browser's client between two connections, and what it keeps meanwhile.
 
-A scripted gateway stands in where a real one would not do what the test needs: it lets the client in and may say nothing more.
+A scripted gateway stands in where a real one would not do what the test needs: it lets the client
+in and may say nothing more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from tests.helpers.gateway import GatewayProcess
 def let_in(
     page: Page, answer: Callable[[WebSocketRoute, dict[str, object]], None] | None = None
 ) -> list[WebSocketRoute]:
-    """Accept each connection; `answer` is given everything behind the Init. The connections, in their order."""
+    """Accept each connection; `answer` is given everything behind the Init.
+
+    The connections, in their order.
+    """
     sockets: list[WebSocketRoute] = []
 
     def serve(socket: WebSocketRoute) -> None:
@@ -65,7 +69,8 @@ def test_credentials_that_never_come_cost_one_attempt(page: Page, run: Run) -> N
     )
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("late !== null")
-    page.evaluate("runOut()")  # that attempt has taken too long; how long the others take is the machine's business
+    # That attempt has taken too long; how long the others take is the machine's business.
+    page.evaluate("runOut()")
     page.wait_for_function("client.state === 'open' && asked >= 3")
     assert ["reconnecting", "TIMEOUT"] in page.evaluate("changes")
     # What comes after all opens no second connection.
@@ -139,7 +144,8 @@ def test_a_hidden_page_comes_back_with_the_network(page: Page, run: Run) -> None
     )
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("client.state === 'reconnecting'")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it was hidden: no reason to hurry
+    # It was hidden: no reason to hurry.
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     assert page.evaluate("client.state") == "reconnecting"
     page.evaluate("dispatchEvent(new Event('online'))")
     page.wait_for_function("client.state === 'open'")
@@ -244,7 +250,8 @@ def test_what_came_to_a_page_that_stood_still_is_neither_lost_nor_doubled(
         }""",
     )
     for first in range(0, 3000, 1000):
-        # In a task of its own, so that evaluate returns before it. An answer is awaited when it begins: its time runs out.
+        # In a task of its own, so that evaluate returns before it. An answer is awaited when it
+        # begins: its time runs out.
         page.evaluate(
             "void setTimeout(() => { client.flush(); client.send('us::maya::' + client.windowId, '-1'); stall(1500) }, 50)"
         )

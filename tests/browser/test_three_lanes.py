@@ -1,4 +1,6 @@
-"""One port, three transports at once, each by the real thing: the published SDK over gRPC, our client over the framing, and a window in Chromium."""
+"""One port, three transports at once, each by the real thing: the published SDK over gRPC, our
+client over the framing, and a window in Chromium.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ HEAR = "async () => { const { value } = await heard.next(); return [value.source
 
 
 class Participant(NamedTuple):
-    """`say(topic, payload)` returns when it is with the gateway; `hear()` waits for the next message."""
+    """`say(topic, payload)` returns when it is with the gateway.
+
+    `hear()` waits for the next message.
+    """
 
     topic: str
     say: Callable[[str, bytes], None]
@@ -97,7 +102,10 @@ def test_everybody_talks_to_everybody(gateway: GatewayProcess, visitors: Visitor
 
 
 def test_a_question_goes_round_and_everybody_hears_the_answer(gateway: GatewayProcess, visitors: Visitors) -> None:
-    """The window asks one agent, that one the other; the answer is told to all people, and its progress to the window."""
+    """The window asks one agent, that one the other.
+
+    The answer is told to all people, and its progress to the window.
+    """
     page = visitors.page()
     with three(gateway, page) as (world, framed, topic):
         sdk, ours, window = by_sdk(world.agent("sdk").open()), by_framing(framed), by_chromium(page, topic)

@@ -1,4 +1,5 @@
-"""A page of chance in a slow tab: it is frozen, stands still, is cut and loaded again, while messages come.
+"""A page of chance in a slow tab: it is frozen, stands still, is cut and loaded again, while
+messages come.
 
 The model: at least once and in order over the loads, each offset once in the life of a page.
 """

@@ -106,7 +106,10 @@ def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_line(process: subprocess.Popen[bytes], text: bytes) -> None:
-    """Return when it has printed a line with this text. It fails when the process has ended before, or prints none in time."""
+    """Return when it has printed a line with this text.
+
+    It fails when the process has ended before, or prints none in time.
+    """
     assert process.stdout is not None
     guard = threading.Timer(LIMIT_S, process.kill)
     guard.start()

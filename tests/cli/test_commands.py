@@ -1,4 +1,6 @@
-"""Commands that need no gateway: help, version, settings, keys, and a refusal to start open to the world."""
+"""Commands that need no gateway: help, version, settings, keys, and a refusal to start open to the
+world.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +197,9 @@ class TestKeys:
         assert one["record"]["id"] != two["record"]["id"]
 
     def test_whom_it_is_for_has_to_be_said(self) -> None:
-        """A key for all kinds is one for administrators too, so it is never what comes of saying nothing."""
+        """A key for all kinds is one for administrators too, so it is never what comes of saying
+        nothing.
+        """
         fails(2, "Missing option '--principal'", "keys", "new")
         assert json.loads(aether("keys", "new", "--json", "--principal", "*").stdout)["record"]["principal"] == "*"
 

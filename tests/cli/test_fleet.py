@@ -1,4 +1,6 @@
-"""Several gateway processes as one command: `aether dev --nodes` and `aether serve --workers`, and the parts of both."""
+"""Several gateway processes as one command: `aether dev --nodes` and `aether serve --workers`, and
+the parts of both.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ def takes_connections(address: str) -> bool:
 
 
 async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:
-    """What an agent gets that was sent to it, by itself or in an earlier run. What it had before may come again after a kill."""
+    """What an agent gets that was sent to it, by itself or in an earlier run.
+
+    What it had before may come again after a kill.
+    """
     with trio.fail_after(LIMIT_S):
         async with AgentClient(
             f"aether://{address}", workspace="default", implementation="fleet", specifier="1", connect_timeout=LIMIT_S
@@ -87,7 +92,10 @@ async def leave_a_message(address: str, text: bytes) -> None:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Below a directory that only this user may enter, as a home is; root's database runs as another user all the same."""
+    """Below a directory that only this user may enter, as a home is.
+
+    Root's database runs as another user all the same.
+    """
     place = Path(tempfile.mkdtemp(prefix="aether-fleet-"))
     yield place / "data"
     shutil.rmtree(place, ignore_errors=True)

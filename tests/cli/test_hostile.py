@@ -1,4 +1,6 @@
-"""Every command on a terminal, when participants have chosen the worst names, keys, reasons and progress."""
+"""Every command on a terminal, when participants have chosen the worst names, keys, reasons and
+progress.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Hostile(NamedTuple):
 
 
 def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
-    """The exit code of a command whose output is a terminal, and what that is told; ended after so many lines.
+    """The exit code of a command whose output is a terminal, and what that is told.
+
+    Ended after so many lines.
 
     `errors`: what it says on standard error is told, too.
     """
@@ -106,7 +110,9 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
 
 
 def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | None]]:
-    """By command: its arguments, the lines after which it is ended, and what must be shown of the worst."""
+    """By command: its arguments, the lines after which it is ended, and what must be shown of the
+    worst.
+    """
     name = r"[/b]\x9b31m:smile:\u202e"
     text = r"[/b]\x1b]52;c;aGk=\x07\r\nfake\x9b2J\u202e:smile:"
     return {

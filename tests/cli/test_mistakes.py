@@ -1,4 +1,6 @@
-"""What a person may type that cannot be right, and what others have written that a terminal would obey."""
+"""What a person may type that cannot be right, and what others have written that a terminal would
+obey.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`aether orchestrate` and `aether agents` as a person meets them: the file, what is refused, and how it ends."""
+"""`aether orchestrate` and `aether agents` as a person meets them: the file, what is refused, and
+how it ends.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +196,8 @@ def test_a_development_gateway_brings_its_own_orchestrator(tmp_path: Path) -> No
     file = written(tmp_path, ECHO)
     with start_gateway(ephemeral=True, extra_args=["--agents", file]) as gateway:
         shell = Shell(gateway)
-        # It connects when the gateway is ready, and registers what it can start when it is connected.
+        # It connects when the gateway is ready, and registers what it can start when it is
+        # connected.
         wait_until(lambda: json.loads(shell.out("agents", "orchestrators", "--json")) != [])
         found = json.loads(shell.out("agents", "orchestrators", "--json"))
         assert [one["profiles"] for one in found] == [["process"]]
@@ -218,7 +221,10 @@ trio.run(main)
 
 
 async def conversation(address: str, words: list[str], specifier: str) -> list[tuple[int, dict[str, str]]]:
-    """(process, launch parameters) of whoever answers each word. Each is killed with -9 when it has answered."""
+    """(process, launch parameters) of whoever answers each word.
+
+    Each is killed with -9 when it has answered.
+    """
     found: list[tuple[int, dict[str, str]]] = []
     person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
     with trio.fail_after(2 * LIMIT_S):
@@ -270,7 +276,8 @@ def test_messages_start_real_processes_also_after_they_were_killed(
             before = starts(shell)
             with urllib.request.urlopen(f"http://{gateway.ops_address}/metrics", timeout=LIMIT_S) as metrics:
                 (woken,) = re.findall(rb"^aether_autostart_started_total (\d+)", metrics.read(), re.MULTILINE)
-            # One was launched. A process that is killed before its arrival is written is started again by the start that it has.
+            # One was launched. A process that is killed before its arrival is written is started
+            # again by the start that it has.
             assert 1 <= len(before - {task_id}) <= int(woken) <= len(starts(shell) - {task_id})
         finally:
             if beside is not None:

@@ -71,8 +71,10 @@ def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, encoding: str, indent:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, TextIO]]:
-    """The end that reads, which the test closes, and the other one. The test prints there itself: pytest sets standard output anew
-    once the fixtures are made."""
+    """The end that reads, which the test closes, and the other one.
+
+    The test prints there itself: pytest sets standard output anew once the fixtures are made.
+    """
     ours, theirs = os.pipe()
     writer = os.fdopen(theirs, "w", encoding="utf-8")
     yield ours, writer

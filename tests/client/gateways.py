@@ -3,8 +3,8 @@
     async with open_test_gateway() as address:
         await everywhere(body, f"aether://{address}")
 
-A body is an anyio function; on asyncio it runs in a thread with an event loop of its own, and talks to the gateway through
-its socket as everybody does.
+A body is an anyio function; on asyncio it runs in a thread with an event loop of its own, and talks
+to the gateway through its socket as everybody does.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ SCHEMES = ("aether", "ws", "grpc")
 
 @asynccontextmanager
 async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gateway]:
-    """All transports on one free port of 127.0.0.1; every kind of participant may use WebSocket.
+    """All transports on one free port of 127.0.0.1.
 
-    Its sockets and the threads of its databases do not stop a clock that jumps: on one, every limit is over at once.
+    Every kind of participant may use WebSocket.
+
+    Its sockets and the threads of its databases do not stop a clock that jumps: on one, every limit
+    is over at once.
     """
     assert not isinstance(trio.lowlevel.current_clock(), MockClock), "this file must run in real time"
     sections = {

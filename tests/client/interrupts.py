@@ -26,7 +26,9 @@ FINALIZERS: Final = frozenset({"__del__", "abandon"})
 
 
 class Interrupt:
-    """Comes the n-th time that Python looks for signals in this thread, in files whose names end with one of `files`."""
+    """Comes the n-th time that Python looks for signals in this thread, in files whose names end
+    with one of `files`.
+    """
 
     def __init__(self, number: int, files: tuple[str, ...]) -> None:
         self._left = number
@@ -42,7 +44,8 @@ class Interrupt:
     def armed(self) -> Iterator[None]:
         """For the length of the block."""
         before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks whether a frame wants them when tracing begins
+        # Python 3.12 looks whether a frame wants them when tracing begins.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         try:
             yield
@@ -55,7 +58,8 @@ class Interrupt:
         if not code.co_filename.endswith(self._files) or code.co_name in FINALIZERS:
             return None
         self._behind[frame] = "RESUME"
-        frame.f_trace = self._step  # Python 3.13 looks whether there is one when opcodes are asked for
+        # Python 3.13 looks whether there is one when opcodes are asked for.
+        frame.f_trace = self._step
         frame.f_trace_opcodes = True
         return self._step
 

@@ -1,4 +1,5 @@
-"""A scripted gateway: the other end of the framing over a real socket, which says what the test tells it to.
+"""A scripted gateway: the other end of the framing over a real socket, which says what the test
+tells it to.
 
 async with open_peer() as peer, trio.open_nursery() as nursery:
     nursery.start_soon(client_body, peer.address)

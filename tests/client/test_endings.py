@@ -128,7 +128,10 @@ async def test_an_end_for_good_is_raised_out_of_everything_that_waits() -> None:
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 @pytest.mark.parametrize("own", [False, True])
 async def test_a_group_of_nothing_but_the_end_for_good_is_that_end(backend: str, own: bool) -> None:
-    """Tasks of the body may meet it before they are cancelled. An exception of the body's own keeps its group."""
+    """Tasks of the body may meet it before they are cancelled.
+
+    An exception of the body's own keeps its group.
+    """
 
     async def read(a: AgentClient) -> None:
         with anyio.CancelScope(shield=True):
@@ -196,7 +199,9 @@ async def test_an_end_for_good_and_a_cancellation_around_the_block(backend: str)
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 @pytest.mark.parametrize("raises", ["own", "failure", "group of the failure", "group with another"])
 async def test_a_cancellation_around_the_block_replaces_no_exception_of_its_body(backend: str, raises: str) -> None:
-    """The client fails for good, and in the same moment what is around it is cancelled and the body raises."""
+    """The client fails for good, and in the same moment what is around it is cancelled and the body
+    raises.
+    """
     caught: list[BaseException] = []
 
     async def body() -> None:

@@ -1,4 +1,6 @@
-"""Clients and a real gateway, and what happens between them: cuts, restarts, drains, slow consumers. Nothing is lost, nothing comes twice."""
+"""Clients and a real gateway, and what happens between them: cuts, restarts, drains, slow
+consumers. Nothing is lost, nothing comes twice.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ class Conversation:
         return agent(self.address, specifier, connect_timeout=60.0, close_timeout=60.0)
 
     async def run(self, *, group: int = 10) -> None:
-        """All of it. The senders wait for every `group`th message, so faults meet a conversation and not a burst."""
+        """All of it.
+
+        The senders wait for every `group`th message, so faults meet a conversation and not a burst.
+        """
         with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)
@@ -212,7 +217,8 @@ async def test_on_websocket_a_slow_consumer_can_still_ask() -> None:
                 assert message.text == str(expected)
                 expected += 1
                 if expected % 100 == 0:
-                    await b.reply(message, b"still here")  # its confirmation is behind deliveries that wait
+                    # Its confirmation is behind deliveries that wait.
+                    await b.reply(message, b"still here")
                 if expected == 500:
                     break
 

@@ -1,4 +1,7 @@
-"""Connecting, losing the connection, coming back, and the end; against a scripted gateway."""
+"""Connecting, losing the connection, coming back, and the end.
+
+Against a scripted gateway.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None
 
 
 async def test_the_duplicate_may_be_ourselves() -> None:
-    """An attempt whose answer was lost may have been let in, and the gateway may not know yet that it is dead."""
+    """An attempt whose answer was lost may have been let in, and the gateway may not know yet that
+    it is dead.
+    """
     async with open_peer() as peer, trio.open_nursery() as nursery:
 
         async def body() -> None:

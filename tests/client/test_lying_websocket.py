@@ -1,4 +1,6 @@
-"""A gateway on WebSocket that says what cannot be: the client ends that connection, comes back, and holds no more than it said."""
+"""A gateway on WebSocket that says what cannot be: the client ends that connection, comes back, and
+holds no more than it said.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A client that lives for very long has very many topics: a task has another one at each connection, a window in each workspace."""
+"""A client that lives for very long has very many topics: a task has another one at each
+connection, a window in each workspace.
+"""
 
 from __future__ import annotations
 

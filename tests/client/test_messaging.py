@@ -150,7 +150,8 @@ async def duplicates(address: str) -> None:
         assert caught.value.code == "ALREADY_EXISTS"
         await a.send("ag::w::i::a", b"me")
     async with agent(address, "a") as a:  # free again at once
-        if address.startswith("aether:"):  # what nobody has acknowledged comes again; on WebSocket it has come
+        # What nobody has acknowledged comes again; on WebSocket it has come.
+        if address.startswith("aether:"):
             assert (await a.receive()).payload == b"me"
 
 

@@ -1,4 +1,6 @@
-"""What cannot be right is said where it was written, and costs the client nothing: it goes on on its connection."""
+"""What cannot be right is said where it was written, and costs the client nothing: it goes on on
+its connection.
+"""
 
 from __future__ import annotations
 

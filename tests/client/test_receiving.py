@@ -1,4 +1,6 @@
-"""Deliveries on the framed transport, against a scripted gateway: acknowledgements, credit, repetitions."""
+"""Deliveries on the framed transport, against a scripted gateway: acknowledgements, credit,
+repetitions.
+"""
 
 from __future__ import annotations
 

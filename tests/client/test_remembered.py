@@ -1,4 +1,5 @@
-"""What was written and not settled is sent again for as long as the gateway may know it, counted from its first writing.
+"""What was written and not settled is sent again for as long as the gateway may know it, counted
+from its first writing.
 
 The gateway may have noticed an end of the connection long before the client does.
 """

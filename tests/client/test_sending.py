@@ -1,4 +1,6 @@
-"""Publications on the framed transport, against a scripted gateway: confirmation, refusal, window, and sending again."""
+"""Publications on the framed transport, against a scripted gateway: confirmation, refusal, window,
+and sending again.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,10 @@ async def test_publish_waits_for_room_on_its_way() -> None:
 
 
 async def cut_after_three(peer: Peer, hello: framing.ServerHello) -> tuple[Line, Line, list[framing.Send]]:
-    """The first of four is settled, the second refused, two are in doubt; then the connection breaks."""
+    """The first of four is settled, the second refused, two are in doubt.
+
+    Then the connection breaks.
+    """
     line = await peer.accept(hello=hello)
     sends = [await line.next(framing.Send) for _ in range(4)]
     await line.say(framing.Ack(sends[0].seq), framing.Nack(sends[1].seq, "ERR_INVALID_TOPIC"))
@@ -353,7 +358,9 @@ async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_wh
 
 
 async def test_what_a_second_cut_puts_in_doubt_is_not_sent_by_the_third_connection() -> None:
-    """The second connection has no room for all that it is to repeat, and its gateway remembers nothing."""
+    """The second connection has no room for all that it is to repeat, and its gateway remembers
+    nothing.
+    """
     async with open_peer() as peer, trio.open_nursery() as nursery:
         outcomes: list[str] = []
 

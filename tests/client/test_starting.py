@@ -1,4 +1,6 @@
-"""The two ends of a start as this client has them: an orchestrator that is asked, and an agent that was started."""
+"""The two ends of a start as this client has them: an orchestrator that is asked, and an agent that
+was started.
+"""
 
 from __future__ import annotations
 

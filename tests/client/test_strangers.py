@@ -1,4 +1,6 @@
-"""A message is acknowledged by the task or thread that has it, and by no later one that has the same id."""
+"""A message is acknowledged by the task or thread that has it, and by no later one that has the
+same id.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,10 @@ async def every_message_has_a_task_that_is_cancelled(address: str) -> None:
 
 
 async def every_message_has_a_task_that_ends_well(address: str) -> None:
-    """Their credit comes back, also while another one waits already; and none comes again."""
+    """Their credit comes back, also while another one waits already.
+
+    And none comes again.
+    """
     await fill(address)
     async with agent(address, "a", credit_messages=4) as a:
         messages = aiter(a)

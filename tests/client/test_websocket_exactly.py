@@ -1,4 +1,6 @@
-"""On WebSocket: which message was refused, what is a notice and refuses nothing, and how much a client takes unread."""
+"""On WebSocket: which message was refused, what is a notice and refuses nothing, and how much a
+client takes unread.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ async def test_what_is_not_read_is_bounded_while_answers_are_awaited(transport: 
 
 
 async def test_a_notice_refuses_nothing() -> None:
-    """The gateway says that messages are gone while the client waits to know what became of its own."""
+    """The gateway says that messages are gone while the client waits to know what became of its
+    own.
+    """
     async with open_peer() as peer, trio.open_nursery() as nursery:
 
         async def body() -> None:

@@ -1,4 +1,5 @@
-"""A node in a process of its own: `python -m tests.cluster.child DSN SCHEMA`, for what can only be done to a process.
+"""A node in a process of its own: `python -m tests.cluster.child DSN SCHEMA`, for what can only be
+done to a process.
 
 Its standard input has a command a line, its standard output an answer or an event a line, all in JSON:
     {"id": 1, "do": "claim", "identity": ..., "session": ..., "resume": ...}    -> {"id": 1, "epoch": 3} or {"id": 1, "error": "..."}

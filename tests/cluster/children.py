@@ -102,7 +102,10 @@ class Child:
 
 @asynccontextmanager
 async def open_children(dsn: str, schema: str, limits: ClusterLimits, number: int = 1) -> AsyncIterator[list[Child]]:
-    """So many nodes, each in its process; killed at the end, whatever state they are in."""
+    """So many nodes, each in its process.
+
+    Killed at the end, whatever state they are in.
+    """
     command = [sys.executable, "-m", "tests.cluster.child", dsn, schema, json.dumps(asdict(limits))]
     async with trio.open_nursery() as nursery:
         children = []

@@ -1,4 +1,6 @@
-"""Nodes of a cluster in this process, each with an engine and a loop of its own, and a host that does what the test says."""
+"""Nodes of a cluster in this process, each with an engine and a loop of its own, and a host that
+does what the test says.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LONG_S = 60.0  # a safety net against a hang, never a measurement
 STEADY = ClusterLimits(
     lease_grace_s=LONG_S, probe_s=0.2, probe_timeout_s=LONG_S, statement_s=LONG_S, ask_again_s=0.2, ending_s=LONG_S
 )
-"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no connection."""
+"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no
+connection.
+"""
 SHORT_GRACE = replace(STEADY, lease_grace_s=1.0)
 """Only for nodes that are to see the grace end."""
 FEW = PostgresLimits(writers=2, readers=1, patience_s=LONG_S)
@@ -33,7 +37,10 @@ _numbers = count(1)
 
 @dataclass
 class Host:
-    """A SessionHost. What it lets go is in `resumable` by the session's id; `gate` holds it up before that."""
+    """A SessionHost.
+
+    What it lets go is in `resumable` by the session's id; `gate` holds it up before that.
+    """
 
     told: list[str] = field(default_factory=list)
     lost: list[IdentityLock] = field(default_factory=list)
@@ -103,11 +110,17 @@ class Node:
             )
 
     async def write(self, identity: str, epoch: int) -> None:
-        """What a session writes, with the epoch of its hold, in the order of the commits. Raises FencedError."""
+        """What a session writes, with the epoch of its hold, in the order of the commits.
+
+        Raises FencedError.
+        """
         await self.database.run(lambda: _write(identity, epoch))
 
     async def write_as_holder(self, identity: str, epoch: int) -> None:
-        """`write` of a session that ends when its hold is lost. Raises FencedError, SessionEnded."""
+        """`write` of a session that ends when its hold is lost.
+
+        Raises FencedError, SessionEnded.
+        """
         hold = self.cluster.locks.mine(identity)
         if hold is None or hold.epoch != epoch:
             raise SessionEnded(identity)
@@ -137,8 +150,9 @@ HISTORY = (
 
 
 def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
-    """The check of exclusivity: in the order of the commits the epochs of an identity's writes never go back. `rows` are
-    (identity, n, epoch); returns the epochs by identity."""
+    """The check of exclusivity: in the order of the commits the epochs of an identity's writes
+    never go back. `rows` are (identity, n, epoch); returns the epochs by identity.
+    """
     epochs: dict[str, list[int]] = {}
     for identity, _, epoch in sorted(rows):
         epochs.setdefault(identity, []).append(epoch)
@@ -148,7 +162,9 @@ def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
 
 
 class Nodes:
-    """Starts and stops nodes of one cluster, each in a task of its own (the loop of an engine is a task's)."""
+    """Starts and stops nodes of one cluster, each in a task of its own (the loop of an engine is a
+    task's).
+    """
 
     def __init__(self, nursery: trio.Nursery, dsn: str, schema: str, limits: ClusterLimits) -> None:
         self._nursery = nursery

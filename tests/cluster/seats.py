@@ -1,4 +1,6 @@
-"""A node with a directory and a registry of sessions that are only records: what services see of a cluster."""
+"""A node with a directory and a registry of sessions that are only records: what services see of a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ _numbers = count(1)
 
 @dataclass(eq=False)
 class Guest:
-    """What the registry and the directory know of a session. `ends` are the calls of `end`."""
+    """What the registry and the directory know of a session.
+
+    `ends` are the calls of `end`.
+    """
 
     identity: Identity
     session_id: str

@@ -1,4 +1,6 @@
-"""Nodes in processes of their own, killed and stopped: what they held is free in time, and they write nothing afterwards."""
+"""Nodes in processes of their own, killed and stopped: what they held is free in time, and they
+write nothing afterwards.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: 
         assert claimed.lock.epoch == x + 1
         assert node.cluster.nodes.statistics().cut_off == 1
         await node.write(X, claimed.lock.epoch)
-        # It wakes in the middle of what it was doing, with commands waiting that it still believes in.
+        # It wakes in the middle of what it was doing, with commands waiting that it still believes
+        # in.
         writes: list[BaseException] = []
         async with trio.open_nursery() as nursery:
             for _ in range(20):
@@ -86,7 +89,8 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
 ) -> None:
     """Its transaction holds the row that has to say that it is dead.
 
-    For PostgreSQL it is idle in a transaction if its connection knows the statement, and active if it has just prepared it.
+    For PostgreSQL it is idle in a transaction if its connection knows the statement, and active if
+    it has just prepared it.
     """
     node = await nodes.start(limits=SHORT_GRACE)
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:

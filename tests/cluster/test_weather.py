@@ -20,7 +20,9 @@ from tests.helpers.postgres import PostgresServer, open_postgres_server
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
 NOTICES = replace(STEADY, probe_timeout_s=1.0)
-"""For a link that stalls. A machine that stalls looks the same to a node, so it may notice more than there is."""
+"""For a link that stalls. A machine that stalls looks the same to a node, so it may notice more
+than there is.
+"""
 SCHEMA = "weather"
 
 

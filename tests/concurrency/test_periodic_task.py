@@ -15,7 +15,10 @@ from aether_trio.storage.retry import RETRY_DELAY_S
 
 
 class Work:
-    """Takes as long as `gate` is shut, and fails as often as `failures` says. `done` are the times, with whether nobody had asked."""
+    """Takes as long as `gate` is shut, and fails as often as `failures` says.
+
+    `done` are the times, with whether nobody had asked.
+    """
 
     def __init__(self) -> None:
         self.began = 0

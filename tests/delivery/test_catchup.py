@@ -1,4 +1,6 @@
-"""A subscription that fell behind becomes level again: everything, in order, in bounded memory, without spinning."""
+"""A subscription that fell behind becomes level again: everything, in order, in bounded memory,
+without spinning.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ async def test_a_large_message_behind_a_small_one_does_not_make_it_spin(bench: B
 
 
 async def test_messages_committed_while_a_page_is_read_are_not_skipped(bench: Bench, database: InlineDatabase) -> None:
-    """The page finds that retention took all it asked for; what came after its question is still there."""
+    """The page finds that retention took all it asked for.
+
+    What came after its question is still there.
+    """
     await bench.publish(TOPIC, *numbers(0, 5))
     await expire(database)
     reader = Reader()

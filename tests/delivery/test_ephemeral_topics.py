@@ -210,7 +210,9 @@ async def test_progress_does_not_disturb_durable_messages(core: Core) -> None:
 
 
 async def test_an_update_for_very_many_is_sent_to_the_first_at_once_and_then_to_the_others() -> None:
-    """One report of one client does not hold up the gateway for as long as it takes to write to thousands."""
+    """One report of one client does not hold up the gateway for as long as it takes to write to
+    thousands.
+    """
 
     class Counting:
         def __init__(self) -> None:

@@ -111,7 +111,10 @@ async def test_each_group_that_is_refused_is_looked_up_anew(bench: Bench) -> Non
 
 
 async def test_a_repeated_number_has_its_receipt_from_the_first(bench: Bench) -> None:
-    """One that is on its way is settled when that one is; one that is in the log, at once. Neither is a second message."""
+    """One that is on its way is settled when that one is.
+
+    One that is in the log, at once. Neither is a second message.
+    """
     mine = publisher()
     first = Connection(bench, mine)
     last = first.send(1, 2)

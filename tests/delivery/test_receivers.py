@@ -203,7 +203,7 @@ async def test_a_broadcast_reaches_each_of_many_once(core: Core) -> None:
         assert counts == {b"%d" % number: 50 for number in range(20)}
 
 
-# -- switching --------------------------------------------------------------------------------------------------------
+# -- switching -------------------------------------------------------------------------------------
 
 
 async def test_after_a_switch_the_old_workspace_is_silent_and_the_new_one_heard(everybody: Everybody) -> None:

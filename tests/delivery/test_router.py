@@ -92,7 +92,8 @@ async def test_what_is_refused_and_with_which_code(core: Core, case: str) -> Non
         assert error.retryable == (code == Code.SV_UNAVAILABLE)
         assert error.message
         await barrier(peer)
-        assert payloads(peer) == [b"next"]  # the stream goes on, and nothing of the refused one arrived
+        # The stream goes on, and nothing of the refused one arrived.
+        assert payloads(peer) == [b"next"]
         assert list(core.router.statistics().refused.items()) == [(("w", code), 1)]
 
 
@@ -150,7 +151,7 @@ async def test_the_first_of_several_reasons_is_the_one_that_is_told(core: Core) 
         assert [error.code for error in errors(peer)] == [code for _, code in cases]
 
 
-# -- rates ------------------------------------------------------------------------------------------------------------
+# -- rates -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ async def test_development_has_no_rates(core: Core) -> None:
         assert len(payloads(peer)) == 1000
 
 
-# -- the log as a barrier ---------------------------------------------------------------------------------------------
+# -- the log as a barrier --------------------------------------------------------------------------
 
 
 async def test_an_answer_comes_after_the_commit_of_what_was_sent_before(core: Core, world: World) -> None:
@@ -287,7 +288,7 @@ async def test_a_failure_is_told_before_the_answer_behind_it(core: Core, world: 
         world.log.failing = False
 
 
-# -- memory -----------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def held_frames(error: BaseException) -> Iterator[FrameType]:

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Scratch directories go to `tmp_path`; somebody's own settings are there to be ignored."""
+    """Scratch directories go to `tmp_path`.
+
+    Somebody's own settings are there to be ignored.
+    """
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(tmp_path),

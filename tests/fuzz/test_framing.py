@@ -1,4 +1,7 @@
-"""The fuzz target's check holds for the vectors and for arbitrary bytes; `nox -s fuzz` looks further."""
+"""The fuzz target's check holds for the vectors and for arbitrary bytes.
+
+`nox -s fuzz` looks further.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every fuzz target over its seeds and over mutations of them, without atheris; `nox -s fuzz` looks further."""
+"""Every fuzz target over its seeds and over mutations of them, without atheris.
+
+`nox -s fuzz` looks further.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A gateway's core in memory, for tests: databases without threads (inline.py), scripted participants, a virtual clock.
+"""A gateway's core in memory, for tests: databases without threads (inline.py), scripted
+participants, a virtual clock.
 
 On a clock that jumps (`use_virtual_time`) a whole core runs in virtual time, on either engine.
 """
@@ -80,7 +81,8 @@ def use_virtual_time(
     """
     missing = [name for name in names if next(folder.rglob(f"{name}.py"), None) is None]
     assert not missing, f"{folder} has no {missing}"
-    below = f"{folder}{os.sep}"  # of ten thousand tests, seven times: a comparison of paths takes ten times as long
+    # Of ten thousand tests, seven times: a comparison of paths takes ten times as long.
+    below = f"{folder}{os.sep}"
     for item in items:
         path = str(item.path)
         chosen = path.startswith(below) and (subfolders or os.sep not in path[len(below) :])
@@ -90,7 +92,10 @@ def use_virtual_time(
 
 
 def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
-    """Development settings without a directory; `changes` are sections, each a mapping of its fields."""
+    """Development settings without a directory.
+
+    `changes` are sections, each a mapping of its fields.
+    """
     settings = load_settings(flags={"gateway.dev": True})
     changes = {"gateway": {"ephemeral": True}, "log": {"offset_flush_s": 0.05}, **changes}
     for section, fields in changes.items():
@@ -165,7 +170,10 @@ def open_world(store: Store) -> Iterator[World]:
 
 @asynccontextmanager
 async def deadlock_is_an_error() -> AsyncIterator[None]:
-    """In virtual time hours pass at once when nothing can go on; then the test has failed."""
+    """In virtual time hours pass at once when nothing can go on.
+
+    Then the test has failed.
+    """
 
     async def give_up() -> None:
         await trio.sleep(7200)
@@ -182,7 +190,7 @@ def connect(core: Core, hello: pb.UpstreamMessage, **options: Any) -> AbstractAs
     return open_participant(core.sessions, hello, **options)
 
 
-# -- first messages ---------------------------------------------------------------------------------------------------
+# -- first messages --------------------------------------------------------------------------------
 
 
 def _init(client: Mapping[str, Any], init: Mapping[str, Any]) -> pb.UpstreamMessage:
@@ -226,7 +234,7 @@ def metrics_bridge(**init: Any) -> pb.UpstreamMessage:
     return _init({"metrics_bridge": pb.MetricsBridgeIdentity()}, init)
 
 
-# -- other messages ---------------------------------------------------------------------------------------------------
+# -- other messages --------------------------------------------------------------------------------
 
 
 def switch_to(workspace: str) -> pb.UpstreamMessage:
@@ -249,7 +257,8 @@ def kv_put(key: str, value: bytes) -> pb.UpstreamMessage:
 async def barrier(*peers: MemoryLink) -> None:
     """Until everything that these participants have sent is committed and handed on, in turn.
 
-    Asks for a checkpoint, which every kind of participant may. What came before the answer is left for the test to read.
+    Asks for a checkpoint, which every kind of participant may. What came before the answer is left
+    for the test to read.
     """
     for peer in peers:
         request_id = f"barrier-{next(_numbers)}"
@@ -279,7 +288,10 @@ def errors(peer: MemoryLink) -> list[pb.ErrorResponse]:
 
 
 async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
-    """Everything that still arrives until the gateway ends the stream; `peer.ended` says how it did."""
+    """Everything that still arrives until the gateway ends the stream.
+
+    `peer.ended` says how it did.
+    """
     messages: list[pb.DownstreamMessage] = []
     while True:
         try:
@@ -289,7 +301,10 @@ async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
 
 
 def hang_kv(core: Core) -> trio.Event:
-    """Let KV requests wait until they are cancelled; the event is set when the first one does."""
+    """Let KV requests wait until they are cancelled.
+
+    The event is set when the first one does.
+    """
     hanging = trio.Event()
 
     async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:

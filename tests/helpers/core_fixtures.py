@@ -1,4 +1,7 @@
-"""Fixtures of the folders whose tests run a whole core in virtual time; their conftest.py import them."""
+"""Fixtures of the folders whose tests run a whole core in virtual time.
+
+Their conftest.py import them.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Logical databases without threads or tasks: a program runs to its end before the call returns. On either engine.
+"""Logical databases without threads or tasks: a program runs to its end before the call returns. On
+either engine.
 
-A `Store` gives out *places*, each empty and for one user; a place has the logical databases, which outlive whoever opens them.
-On PostgreSQL places are schemas that are emptied and used again, which takes a millisecond where making one takes fifty.
-On SQLite they are copies of databases that are upgraded once, page by page.
+A `Store` gives out *places*, each empty and for one user; a place has the logical databases, which
+outlive whoever opens them. On PostgreSQL places are schemas that are emptied and used again, which
+takes a millisecond where making one takes fifty. On SQLite they are copies of databases that are
+upgraded once, page by page.
 """
 
 from __future__ import annotations
@@ -75,11 +77,15 @@ class Store(Protocol):
         ...
 
     def new_place(self) -> Place:
-        """An empty place that was never used, so that the engine has no statistics of what its tables held before."""
+        """An empty place that was never used, so that the engine has no statistics of what its
+        tables held before.
+        """
         ...
 
     def examples(self, count: int) -> int:
-        """How many examples of a property this engine is good for, of those that the fastest one runs."""
+        """How many examples of a property this engine is good for, of those that the fastest one
+        runs.
+        """
         ...
 
 
@@ -96,7 +102,10 @@ def _in_transaction(cursor: sqlite3.Cursor, program: ProgramFactory[T]) -> T:
 
 @cache
 def _upgraded(name: str) -> sqlite3.Connection:
-    """The logical database `name` with its tables and nothing in them, to be copied. It stays open as long as the process."""
+    """The logical database `name` with its tables and nothing in them, to be copied.
+
+    It stays open as long as the process.
+    """
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     _in_transaction(connection.cursor(), lambda: upgrade(name, SQLITE, "in memory"))
     return connection
@@ -192,7 +201,11 @@ class PostgresPlace:
         return result
 
     def read(self, program: ProgramFactory[T]) -> T:
-        """See Direct. Without a transaction, which is most of the round trips: a place has one connection, so nothing comes between."""
+        """See Direct.
+
+        Without a transaction, which is most of the round trips: a place has one connection, so
+        nothing comes between.
+        """
         result: T = self._session.call(self._read(program))
         return result
 
@@ -232,13 +245,16 @@ class PostgresPlace:
 
 
 _PLACES: Final = count(1)
-"""Of the whole process: a session's fixture may be made several times (pytest-xdist), on one server."""
+"""Of the whole process: a session's fixture may be made several times (pytest-xdist), on one
+server.
+"""
 
 
 class PostgresStore:
     """See Store. The session is to be its own.
 
-    One is to live as long as its server: it keeps the places that are given back, and making one is dear.
+    One is to live as long as its server: it keeps the places that are given back, and making one is
+    dear.
     """
 
     name = "postgres"

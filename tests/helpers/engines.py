@@ -1,7 +1,8 @@
-"""The storage engines, for tests that hold on each of them: the same tests on SQLite and on PostgreSQL.
+"""The storage engines, for tests that hold on each of them: the same tests on SQLite and on
+PostgreSQL.
 
-A test that asks for the fixture `engine` (tests/conftest.py) runs once for each. On PostgreSQL every test has a schema of its own, on
-one server for the whole run.
+A test that asks for the fixture `engine` (tests/conftest.py) runs once for each. On PostgreSQL
+every test has a schema of its own, on one server for the whole run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A TCP forwarder in threads that counts HTTP/2 frames and can stop forwarding.
 
-For what happens below the SDK: pings, GOAWAYs, how many connections a client made, and a path that goes dead without
-closing. It never changes a byte.
+For what happens below the SDK: pings, GOAWAYs, how many connections a client made, and a path that
+goes dead without closing. It never changes a byte.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ class Forwarder:
 
     @property
     def client_streams(self) -> int:
-        """RPCs that clients started; grpcio shares connections between clients of a process, so those say little."""
+        """RPCs that clients started; grpcio shares connections between clients of a process, so
+        those say little.
+        """
         return sum(n for counters in self._counters for (kind, _), n in counters[0].frames.items() if kind == HEADERS)
 
     @property

@@ -12,9 +12,9 @@ From trio:
     async with open_gateway_process() as gateway:
         ...
 
-`address` and `ops_address` are "HOST:PORT". Without `data_dir` the data lies in a temporary directory that goes away with
-the process object; with `ephemeral` the gateway itself keeps nothing. Everything the process prints is in `output()`, and
-a start that fails raises with it.
+`address` and `ops_address` are "HOST:PORT". Without `data_dir` the data lies in a temporary
+directory that goes away with the process object; with `ephemeral` the gateway itself keeps nothing.
+Everything the process prints is in `output()`, and a start that fails raises with it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def on_postgres(engine: PostgresEngine) -> list[str]:
 
 
 class GatewayFailed(AssertionError):
-    """The process ended or stayed silent instead of becoming ready; the message carries its output."""
+    """The process ended or stayed silent instead of becoming ready.
+
+    The message carries its output.
+    """
 
 
 class GatewayProcess:
@@ -86,7 +89,10 @@ class GatewayProcess:
     # -- life
 
     def start(self, port: int = 0, ops_port: int = 0) -> GatewayProcess:
-        """Start, and return once everything is served. Raises GatewayFailed with the output otherwise."""
+        """Start, and return once everything is served.
+
+        Raises GatewayFailed with the output otherwise.
+        """
         assert self._process is None or self._process.poll() is not None, "it is still running"
         self._ready_file.unlink(missing_ok=True)
         arguments = [*self.command, "--port", str(port), "--ops-port", str(ops_port)]
@@ -143,7 +149,10 @@ class GatewayProcess:
             self.wait()
 
     def terminate(self) -> None:
-        """SIGTERM: the gateway drains. Use wait() for the end; a second one stops it at once."""
+        """SIGTERM: the gateway drains.
+
+        Use wait() for the end; a second one stops it at once.
+        """
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -157,7 +166,9 @@ class GatewayProcess:
         return self.returncode
 
     def close(self) -> None:
-        """Stop whatever still runs and delete the scratch directory (not a data_dir that was given)."""
+        """Stop whatever still runs and delete the scratch directory (not a data_dir that was
+        given).
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.terminate()
             if self._process is not None:
@@ -212,7 +223,10 @@ def start_gateway(
     port: int = 0,
     ops_port: int = 0,
 ) -> GatewayProcess:
-    """Start a gateway and return once it serves. Use as a context manager, or call close()."""
+    """Start a gateway and return once it serves.
+
+    Use as a context manager, or call close().
+    """
     process = GatewayProcess(data_dir=data_dir, ephemeral=ephemeral, extra_args=extra_args, env=env, command=command)
     try:
         return process.start(port, ops_port)
@@ -230,7 +244,8 @@ async def open_gateway_process(
 ) -> AsyncIterator[GatewayProcess]:
     """As start_gateway, for trio: starting and stopping run in a thread.
 
-    Within the block, call the waiting methods (kill, wait, restart) through trio.to_thread.run_sync.
+    Within the block, call the waiting methods (kill, wait, restart) through
+    trio.to_thread.run_sync.
     """
     process = await trio.to_thread.run_sync(lambda: start_gateway(data_dir, ephemeral, extra_args, env))
     try:

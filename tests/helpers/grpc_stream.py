@@ -13,7 +13,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class GrpcStream:
-    """Messages out, messages in. Raises StatusError when the gateway ends the stream with a status."""
+    """Messages out, messages in.
+
+    Raises StatusError when the gateway ends the stream with a status.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call

@@ -1,7 +1,9 @@
-"""A Database that does its work in the test's own thread, on either engine, and can be held or made to fail.
+"""A Database that does its work in the test's own thread, on either engine, and can be held or made
+to fail.
 
-The real programs run on a real connection (direct.py), so nothing happens behind the scheduler's back: a commit can be held at a gate,
-and the same data can be opened by one core after another, as a restart does.
+The real programs run on a real connection (direct.py), so nothing happens behind the scheduler's
+back: a commit can be held at a gate, and the same data can be opened by one core after another, as
+a restart does.
 """
 
 from __future__ import annotations
@@ -62,10 +64,12 @@ class Gate:
 class InlineDatabase(Shorthands):
     """A Database that is driven in the caller's task. See the module docstring.
 
-    `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
-    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
-    reported as failed all the same, as when a disk reports an error for a commit that it has written; `unanswered_writes` of them
-    are reported as CommitUnknown. `side` is what `separate_queue` returns: it has gates and failures of its own, and those of `failing` of both.
+    `before_write` holds programs before they take effect, `after_write` between their commit and
+    the answer, `after_read` between a read's snapshot and its answer. `failing` makes every program
+    fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
+    reported as failed all the same, as when a disk reports an error for a commit that it has
+    written; `unanswered_writes` of them are reported as CommitUnknown. `side` is what
+    `separate_queue` returns: it has gates and failures of its own, and those of `failing` of both.
     """
 
     def __init__(self, direct: Direct, main: InlineDatabase | None = None) -> None:

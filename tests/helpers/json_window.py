@@ -1,4 +1,5 @@
-"""A user's window as a browser makes one: wsproto on a socket, the JSON subprotocol, plain dicts, and nothing of ours.
+"""A user's window as a browser makes one: wsproto on a socket, the JSON subprotocol, plain dicts,
+and nothing of ours.
 
 async with open_json_window(address, "ann", "w1") as window:
     await window.say(switch_workspace={"new_workspace_id": "prod"})

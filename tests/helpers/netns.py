@@ -1,4 +1,5 @@
-"""A network namespace joined to this one by a veth pair: another machine, as far as TCP can tell. Needs root.
+"""A network namespace joined to this one by a veth pair: another machine, as far as TCP can tell.
+Needs root.
 
 `vanish` takes its link down: its kernel is gone, without a FIN, a RST, or anyone to answer a probe.
 """
@@ -25,7 +26,10 @@ def _ip(*arguments: str) -> None:
 
 
 class RemoteMachine:
-    """`near` is this side's address, on which a gateway can listen; commands run over there with `prefix`."""
+    """`near` is this side's address, on which a gateway can listen.
+
+    Commands run over there with `prefix`.
+    """
 
     def __init__(self, name: str, near: str) -> None:
         self.name, self.near = name, near
@@ -54,4 +58,5 @@ def remote_machine() -> Iterator[RemoteMachine]:
         _ip("-n", name, "link", "set", "far", "up")
         yield RemoteMachine(name, f"{subnet}.1")
     finally:
-        subprocess.run(["ip", "netns", "del", name], check=False)  # takes both ends of the link along
+        # Takes both ends of the link along.
+        subprocess.run(["ip", "netns", "del", name], check=False)

@@ -1,6 +1,8 @@
-"""A real PostgreSQL for tests: aether_trio.storage.postgres.embedded in a temporary directory, with durability off unless asked for.
+"""A real PostgreSQL for tests: aether_trio.storage.postgres.embedded in a temporary directory, with
+durability off unless asked for.
 
-It listens on a Unix socket only unless a port is asked for. Tests crash the server process, not the machine: hence `fsync=off`.
+It listens on a Unix socket only unless a port is asked for. Tests crash the server process, not the
+machine: hence `fsync=off`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from aether_trio.storage.postgres.embedded import FAST, EmbeddedPostgres
 
 
 class PostgresServer(EmbeddedPostgres):
-    """One server with its own data directory. `start` and `stop` may be called again and again."""
+    """One server with its own data directory.
+
+    `start` and `stop` may be called again and again.
+    """
 
     def __init__(self, home: Path, *, durable: bool = False, port: int | None = None) -> None:
         super().__init__(home, port=port, settings={"max_connections": "100", **({} if durable else FAST)})
@@ -40,7 +45,8 @@ def open_postgres_server(
     *, durable: bool = False, tcp: bool = False, standby_of: PostgresServer | None = None
 ) -> Iterator[PostgresServer]:
     """A running server, gone without a trace at the end."""
-    # Not pytest's directories: those are for this user only, and their paths are too long for a Unix socket.
+    # Not pytest's directories: those are for this user only, and their paths are too long for a
+    # Unix socket.
     home = Path(tempfile.mkdtemp(prefix="aether-pg-"))
     home.chmod(0o755)
     ports = ExitStack()

@@ -1,6 +1,7 @@
 """A connection to PostgreSQL that blocks: for what a test does behind the back of what it tests.
 
-asyncpg wants an asyncio loop, so that loop has a thread of its own; a call waits for it without letting anything else run.
+asyncpg wants an asyncio loop, so that loop has a thread of its own; a call waits for it without
+letting anything else run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""A gRPC client for load and faults: one Connect stream over hand-made HTTP/2 frames, without I/O of its own.
+"""A gRPC client for load and faults: one Connect stream over hand-made HTTP/2 frames, without I/O
+of its own.
 
-Bytes in, whole gRPC messages out. It costs a few microseconds a message, where grpcio costs a hundred, and it does what no
-proper client would: it can leave its window shut, stop reading, or advertise a window of 2 GiB and never say another word.
+Bytes in, whole gRPC messages out. It costs a few microseconds a message, where grpcio costs a
+hundred, and it does what no proper client would: it can leave its window shut, stop reading, or
+advertise a window of 2 GiB and never say another word.
 
-Invariants: `feed` never blocks and keeps at most one incomplete frame and one incomplete message; what `outgoing` returned
-must reach the socket in that order; DATA respects the server's windows, so `pending` bytes may wait for a later `feed`.
+Invariants: `feed` never blocks and keeps at most one incomplete frame and one incomplete message;
+what `outgoing` returned must reach the socket in that order; DATA respects the server's windows, so
+`pending` bytes may wait for a later `feed`.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ def grpc_message(payload: bytes) -> bytes:
 
 
 class RawH2:
-    """Sans-I/O client of one Connect stream, already opened: the first `outgoing` holds preface, settings and headers."""
+    """Sans-I/O client of one Connect stream, already opened: the first `outgoing` holds preface,
+    settings and headers.
+    """
 
     def __init__(
         self,
@@ -142,7 +147,9 @@ class RawH2:
             self._out += frame(DATA, END_STREAM, STREAM)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes off the wire; the messages that they complete, each a serialised DownstreamMessage."""
+        """Take bytes off the wire; the messages that they complete, each a serialised
+        DownstreamMessage.
+        """
         self._in += data
         buffer, offset = self._in, 0
         while len(buffer) - offset >= 9:
@@ -213,7 +220,10 @@ class Disconnected(Exception):
 
 
 class RawPeer:
-    """A RawH2 on a trio socket. One task may send while another receives; sending may wait for windows, so keep receiving."""
+    """A RawH2 on a trio socket.
+
+    One task may send while another receives; sending may wait for windows, so keep receiving.
+    """
 
     def __init__(self, stream: trio.SocketStream, h2: RawH2) -> None:
         self.stream, self.h2 = stream, h2
@@ -221,7 +231,11 @@ class RawPeer:
         self._fed = trio.Event()
 
     async def flush(self) -> None:
-        """Write what is due. When another task is writing, it takes this along, so that a reader never waits for a writer."""
+        """Write what is due.
+
+        When another task is writing, it takes this along, so that a reader never waits for a
+        writer.
+        """
         while not self._writing.locked():
             async with self._writing:
                 out = self.h2.outgoing()
@@ -243,7 +257,10 @@ class RawPeer:
             await self.flush()
 
     async def receive(self) -> list[bytes]:
-        """The next messages, at least one, or [] once the stream has ended with a status. Raises Disconnected."""
+        """The next messages, at least one, or [] once the stream has ended with a status.
+
+        Raises Disconnected.
+        """
         while True:
             try:
                 data = await self.stream.receive_some(262_144)
@@ -260,7 +277,9 @@ class RawPeer:
 
 @contextlib.asynccontextmanager
 async def open_raw_peer(address: str, init: bytes, **settings: Any) -> AsyncIterator[RawPeer]:
-    """Connect and send the first message (a serialised UpstreamMessage with an InitConnection); close rudely at the end."""
+    """Connect and send the first message (a serialised UpstreamMessage with an InitConnection);
+    close rudely at the end.
+    """
     host, _, port = address.rpartition(":")
     peer = RawPeer(await trio.open_tcp_stream(host, int(port)), RawH2(**settings))
     try:

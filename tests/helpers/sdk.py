@@ -1,12 +1,14 @@
 """Peers of the published SDK for the conformance tests.
 
-The SDK is asyncio and threads, the suite is trio: a scenario is a coroutine function that `run_async` runs to its end
-in a loop of its own. Three kinds of peer: `Peer` (an async client), `SyncPeer` (a threaded client) and `RawStream` (the
-package's bare stub, for what its clients cannot send or see).
+The SDK is asyncio and threads, the suite is trio: a scenario is a coroutine function that
+`run_async` runs to its end in a loop of its own. Three kinds of peer: `Peer` (an async client),
+`SyncPeer` (a threaded client) and `RawStream` (the package's bare stub, for what its clients cannot
+send or see).
 
-Invariants: callbacks only enqueue, because the SDK awaits most of them inside its listen loop; silence is never proved
-by waiting but by a barrier (a request whose answer comes after the effects of everything before it) and a marker
-message; no wait is shorter than LIMIT_S, so a slow machine is never a failure.
+Invariants: callbacks only enqueue, because the SDK awaits most of them inside its listen loop;
+silence is never proved by waiting but by a barrier (a request whose answer comes after the effects
+of everything before it) and a marker message; no wait is shorter than LIMIT_S, so a slow machine is
+never a failure.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ def run_async(scenario: Callable[[], Awaitable[Any]], limit_s: float = SCENARIO_
 async def eventually(
     probe: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], what: str, limit_s: float = LIMIT_S
 ) -> Any:
-    """Repeat `probe` until `good` accepts its result. For things that only time brings (an expiry)."""
+    """Repeat `probe` until `good` accepts its result.
+
+    For things that only time brings (an expiry).
+    """
     deadline = time.monotonic() + limit_s
     while True:
         got = await probe()
@@ -72,14 +77,20 @@ async def eventually(
 
 
 def answered(response: Any, what: str) -> Any:
-    """A response that came and reports success. The SDK turns a missing response into None, not into an exception."""
+    """A response that came and reports success.
+
+    The SDK turns a missing response into None, not into an exception.
+    """
     assert response is not None, f"{what}: no response with this request's id (the SDK's call timed out)"
     assert response.success, f"{what}: refused: {getattr(response, 'error', '') or response}"
     return response
 
 
 class SdkLog(logging.Handler):
-    """What the SDK logs. A status that ends a stream for good is reported nowhere else."""
+    """What the SDK logs.
+
+    A status that ends a stream for good is reported nowhere else.
+    """
 
     NAMES = ("aether.client", "aether.client.async")
 
@@ -127,7 +138,8 @@ class Peer:
         self.connects: asyncio.Queue[float] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.reasons: list[str] = []
-        # Callables that are no coroutines and only store: nothing here may block or fail the SDK's listen loop.
+        # Callables that are no coroutines and only store: nothing here may block or fail the SDK's
+        # listen loop.
         client.on_message = self.inbox.put_nowait
         client.on_progress = self.progress.put_nowait
         client.on_config = self.configs.put_nowait
@@ -141,7 +153,8 @@ class Peer:
 
     def _on_disconnect(self, reason: str) -> None:
         self.reasons.append(reason)
-        # A GRACEFUL_DISCONNECT comes this way too, with a reason of its own, and is followed by a reconnection.
+        # A GRACEFUL_DISCONNECT comes this way too, with a reason of its own, and is followed by a
+        # reconnection.
         if reason == "connection lost" or not self.client.is_running:
             self.gone.set()
 
@@ -162,7 +175,9 @@ class Peer:
         return self
 
     async def came_up(self) -> bool:
-        """Wait for what comes first: the next on_connect (True), or the end of the connection (False)."""
+        """Wait for what comes first: the next on_connect (True), or the end of the connection
+        (False).
+        """
         connected = asyncio.ensure_future(self.connects.get())
         gone = asyncio.ensure_future(self.gone.wait())
         try:
@@ -180,14 +195,19 @@ class Peer:
         assert self.session_id, f"{self.topic}: no ConnectionAck with a session_id"
 
     async def refused(self) -> None:
-        """Wait for the end of a connection that must not have come up; the client must have given up for good."""
+        """Wait for the end of a connection that must not have come up.
+
+        The client must have given up for good.
+        """
         async with asyncio.timeout(LIMIT_S):
             await self.gone.wait()
         assert self.connects.empty(), f"{self.topic}: was sent a message before its refusal"
         assert not self.client.is_running, f"{self.topic}: still running after a final status"
 
     async def barrier(self) -> None:
-        """A round trip that any principal may make: all that this connection sent before has taken effect."""
+        """A round trip that any principal may make: all that this connection sent before has taken
+        effect.
+        """
         answered(await self.client.checkpoint_load("interop-barrier", timeout=LIMIT_S), f"{self.topic}: barrier")
 
     async def send(self, topic: str, payload: bytes, message_type: int = pb.OPAQUE) -> None:
@@ -197,7 +217,10 @@ class Peer:
     async def take(
         self, wanted: Callable[[Any], bool] = lambda message: True, box: asyncio.Queue[Any] | None = None
     ) -> Any:
-        """The next item of the inbox (or of another queue) that is wanted; others before it are dropped."""
+        """The next item of the inbox (or of another queue) that is wanted.
+
+        Others before it are dropped.
+        """
         box = self.inbox if box is None else box
         skipped: list[Any] = []
         try:
@@ -224,7 +247,10 @@ class Peer:
         return error
 
     async def only(self, probe: Peer, *expected: bytes) -> list[Any]:
-        """Everything in the inbox, proved complete by a marker that `probe` sends here; its payloads are `expected`."""
+        """Everything in the inbox, proved complete by a marker that `probe` sends here.
+
+        Its payloads are `expected`.
+        """
         await probe.barrier()
         marker = f"marker {uuid.uuid4().hex}".encode()
         await probe.send(self.topic, marker)
@@ -239,7 +265,9 @@ class Peer:
 
 
 class World:
-    """The peers of one scenario, in a workspace that no other scenario knows. Closes all of them at its end.
+    """The peers of one scenario, in a workspace that no other scenario knows.
+
+    Closes all of them at its end.
 
     `target` may be several addresses with commas between them: each peer takes the next one.
     """
@@ -274,7 +302,9 @@ class World:
         return self._peer(AsyncTaskClient, f"tu::{self.ws}::{self.impl}::{spec}", self.ws, self.impl, spec, **settings)
 
     def task(self, **settings: Any) -> Peer:
-        """A task without a specifier: the gateway invents its topic, so it is only known from what the task sends."""
+        """A task without a specifier: the gateway invents its topic, so it is only known from what
+        the task sends.
+        """
         return self._peer(AsyncTaskClient, f"ta::{self.ws}::{self.impl}::?", self.ws, self.impl, **settings)
 
     def user(self, window: str, *, uid: str = "", **settings: Any) -> Peer:
@@ -302,7 +332,10 @@ class World:
 
 
 class SyncPeer:
-    """One threaded client of the SDK. Its callbacks run in the client's reader thread and only enqueue."""
+    """One threaded client of the SDK.
+
+    Its callbacks run in the client's reader thread and only enqueue.
+    """
 
     def __init__(self, client: Any, topic: str, target: str) -> None:
         self.client, self.topic, self.target = client, topic, target
@@ -420,7 +453,10 @@ class SyncWorld:
 
 
 class StreamEnded(AssertionError):
-    """A raw stream has ended. An assertion error, so that an end nobody asked for fails the test with its status."""
+    """A raw stream has ended.
+
+    An assertion error, so that an end nobody asked for fails the test with its status.
+    """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(f"the stream ended with {code.name}: {details}")

@@ -1,4 +1,5 @@
-"""A TLS 1.3 client that sends what Python's cannot be made to send: key updates, as many as a test wants.
+"""A TLS 1.3 client that sends what Python's cannot be made to send: key updates, as many as a test
+wants.
 
     client = RecordClient.over(sock, context_of_a_client, folder)     # does the handshake
     sock.sendall(client.key_updates(1000, answer=True))
@@ -37,7 +38,10 @@ class RecordClient:
 
     @classmethod
     def over(cls, sock: socket.socket, context: ssl.SSLContext, folder: Path) -> RecordClient:
-        """Do the handshake on a blocking socket. The context's cipher must be TLS_AES_256_GCM_SHA384, OpenSSL's first."""
+        """Do the handshake on a blocking socket.
+
+        The context's cipher must be TLS_AES_256_GCM_SHA384, OpenSSL's first.
+        """
         log = folder / f"keys-{sock.fileno()}"
         context.keylog_filename = str(log)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,7 +1,8 @@
 """Numbered sends against a model client that repeats whatever it has no receipt for.
 
-What the client was told decides: an acknowledged message is in the log once, a refused one is not there, and that holds
-over reconnects in the middle of everything, commits that fail, restarts, kills, and another client's turn in between.
+What the client was told decides: an acknowledged message is in the log once, a refused one is not
+there, and that holds over reconnects in the middle of everything, commits that fail, restarts,
+kills, and another client's turn in between.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The log against a simple model, over random sequences of everything that can happen to it.
 
-* A named consumer sees each committed message of its topic, in order, and none twice as long as nothing was killed; after
-  a kill it may see some of the last ones again, from one place on, and misses none.
+* A named consumer sees each committed message of its topic, in order, and none twice as long as
+  nothing was killed; after a kill it may see some of the last ones again, from one place on, and
+  misses none.
 * An anonymous subscriber sees exactly what was committed while it was subscribed, in order.
 * What was refused is seen by nobody, and leaves no hole behind.
 * No outbox ever holds more than its limit and one message.
@@ -81,7 +82,10 @@ class World:
             bench.append(topic, frame)
 
     def look_into_the_log(self) -> None:
-        """The database says what was committed; only its order and content are under test elsewhere."""
+        """The database says what was committed.
+
+        Only its order and content are under test elsewhere.
+        """
         for topic in TOPICS:
             rows = self.database.query(
                 "SELECT data FROM messages JOIN topics ON message_key >> 36 = topics.id WHERE name = $1 "
@@ -167,7 +171,8 @@ class World:
             self.repeats_allowed |= self.connected.keys() | self.seen.keys()
         else:
             await self.settle(bench)
-            self.database.fail_writes = 0  # or the last cursors could not be saved, and a warning would say so
+            # Or the last cursors could not be saved, and a warning would say so.
+            self.database.fail_writes = 0
         for key in list(self.connected):
             self.disconnect(key)
 
@@ -192,7 +197,10 @@ class World:
 
 
 def check_in_order_with_repeats(seen: list[bytes], committed: list[bytes]) -> None:
-    """Every message, each first seen in order; a repetition goes back and then on without a hole."""
+    """Every message, each first seen in order.
+
+    A repetition goes back and then on without a hole.
+    """
     place = {frame: number for number, frame in enumerate(committed)}
     expected = 0
     for frame in seen:

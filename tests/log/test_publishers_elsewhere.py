@@ -1,6 +1,8 @@
-"""Numbered sends of a client that goes from node to node and back: a repetition is no second message wherever it comes.
+"""Numbered sends of a client that goes from node to node and back: a repetition is no second
+message wherever it comes.
 
-Two nodes on one database, in virtual time. A node that the client has left may remember it, with a connection that is not closed yet.
+Two nodes on one database, in virtual time. A node that the client has left may remember it, with a
+connection that is not closed yet.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ steps = st.one_of(
 
 
 async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # type: ignore[type-arg]
-    """`move`: to the other node, having read what it was told or not, with its old connection closed or not."""
+    """`move`: to the other node, having read what it was told or not, with its old connection
+    closed or not.
+    """
     client = Client()
     database.renew()
     limits = LogLimits(group_messages=5, cursor_flush_s=0.05)
@@ -50,7 +54,8 @@ async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # ty
                     for gap in gaps:
                         client.send(bench, gap)
                 case ("move", reads, closes):
-                    await bench.log.drain()  # before that the identity is not given away (session/identity_locks.py)
+                    # Before that the identity is not given away (session/identity_locks.py).
+                    await bench.log.drain()
                     if reads:
                         client.read()
                     assert client.receipts is not None

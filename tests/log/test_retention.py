@@ -149,7 +149,7 @@ async def test_failing_storage_only_postpones(bench: Bench, database: InlineData
     assert offsets(database) == []
 
 
-# -- positions --------------------------------------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------
 
 
 def cursors(database: InlineDatabase) -> dict[str, int]:
@@ -194,7 +194,9 @@ async def test_a_position_between_kept_messages_is_never_forgotten(bench: Bench,
 
 
 async def test_a_window_that_was_connected_for_long_misses_nothing_when_it_is_away_for_a_moment(world: World) -> None:
-    """Its position has not moved for longer than positions are kept, and without one it would start at the tail."""
+    """Its position has not moved for longer than positions are kept, and without one it would start
+    at the tail.
+    """
     log = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
     async with world.open(log=log) as core, connect(core, service("s", "1")) as sender:
         async with connect(core, user("u", "1")) as window:
@@ -222,7 +224,7 @@ async def test_a_window_that_comes_now_and_then_misses_nothing(world: World) -> 
             assert payloads(window) == [b"while away"]
 
 
-# -- what a consumer is told that it has missed -----------------------------------------------------------------------
+# -- what a consumer is told that it has missed ----------------------------------------------------
 
 SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
 
@@ -311,7 +313,7 @@ async def test_a_position_in_use_is_written_again(bench: Bench, database: Inline
     assert cursors(database) == {"window": 1}
 
 
-# -- nothing stays of what was once named -----------------------------------------------------------------------------
+# -- nothing stays of what was once named ----------------------------------------------------------
 
 
 def topic_names(database: InlineDatabase) -> list[str]:

@@ -1,4 +1,7 @@
-"""A log that others write, too: lost answers, and what others have appended. In virtual time; the rest is in tests/shared_log."""
+"""A log that others write, too: lost answers, and what others have appended.
+
+In virtual time; the rest is in tests/shared_log.
+"""
 
 from __future__ import annotations
 

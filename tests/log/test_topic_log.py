@@ -207,7 +207,9 @@ async def test_cursors_of_a_failed_write_are_written_later(bench: Bench, databas
 
 
 async def test_a_recovered_disk_is_noticed_without_any_message(bench: Bench, database: InlineDatabase) -> None:
-    """Health says "failing" until then, and whoever it turns away cannot bring the message that would find out."""
+    """Health says "failing" until then, and whoever it turns away cannot bring the message that
+    would find out.
+    """
     database.failing = True
     await bench.publish(TOPIC, b"lost")
     assert bench.log.statistics().storage_failing
@@ -243,7 +245,9 @@ async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypat
 
 
 async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, database: InlineDatabase) -> None:
-    """Made anew meanwhile, it would learn an old tail from the snapshot and hand out offsets a second time."""
+    """Made anew meanwhile, it would learn an old tail from the snapshot and hand out offsets a
+    second time.
+    """
     await bench.publish(TOPIC, *numbers(0, 3))
     bench.log._topics.clear()
     bench.log._topics_limit = 1
@@ -296,7 +300,10 @@ async def test_a_broadcast_to_thousands_lets_others_run(bench: Bench) -> None:
 
 @pytest.mark.parametrize("at", [0, 3, 6])
 async def test_a_message_that_the_database_does_not_take_costs_no_other_its_commit(bench: Bench, at: int) -> None:
-    """No client can send one, as far as is known; one that could would take the gateway with it."""
+    """No client can send one, as far as is known.
+
+    One that could would take the gateway with it.
+    """
     reader = Reader()
     await bench.subscribe(TOPIC, reader)
     await bench.publish(TOPIC, b"before")

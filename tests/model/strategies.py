@@ -1,4 +1,6 @@
-"""Identity parts and identities as hypothesis draws them: many colons, because colons are where the trouble is."""
+"""Identity parts and identities as hypothesis draws them: many colons, because colons are where the
+trouble is.
+"""
 
 from __future__ import annotations
 

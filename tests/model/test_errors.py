@@ -1,4 +1,6 @@
-"""The error taxonomy: spelling and retryable flags as the protocol has them, written out here a second time."""
+"""The error taxonomy: spelling and retryable flags as the protocol has them, written out here a
+second time.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ ON_THE_STREAM = [
     ("KV_ERROR", False),
     ("BACKPRESSURE", False),
 ]
-# Codes that travel elsewhere: a status text, or a field of a typed response. None of them invites a retry.
+# Codes that travel elsewhere: a status text, or a field of a typed response. None of them invites a
+# retry.
 ELSEWHERE = {
     "ERR_EXTENSION_UNSUPPORTED",
     "ERR_PREFIX_CONFLICT",

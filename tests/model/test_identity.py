@@ -87,7 +87,8 @@ def test_reading_what_was_written_gives_the_same_identity(identity: Identity) ->
 
 
 def test_no_two_identities_share_a_string() -> None:
-    # Small scope, all of it: every combination of parts of up to three characters around the separator.
+    # Small scope, all of it: every combination of parts of up to three characters around the
+    # separator.
     texts = ["".join(chars) for size in range(4) for chars in itertools.product("a:", repeat=size)]
     found: dict[str, Identity] = {}
     for kind, one, two, three in itertools.product(Kind, texts, texts, texts):

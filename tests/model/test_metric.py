@@ -1,4 +1,6 @@
-"""What a metric must look like: each refusal with its code, the bounds, and the order of the checks."""
+"""What a metric must look like: each refusal with its code, the bounds, and the order of the
+checks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sender matrix, cell by cell, against a table written out from the reference and not from the code."""
+"""The sender matrix, cell by cell, against a table written out from the reference and not from the
+code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The model is pure: it imports the standard library and itself, and reads no environment, file, clock or dice in logic."""
+"""The model is pure: it imports the standard library and itself, and reads no environment, file,
+clock or dice in logic.
+"""
 
 from __future__ import annotations
 

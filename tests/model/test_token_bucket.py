@@ -1,4 +1,6 @@
-"""The token bucket against its promise: never more than burst + rate x time, and never less than it said."""
+"""The token bucket against its promise: never more than burst + rate x time, and never less than it
+said.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,8 @@ def test_a_full_bucket_behaves_as_a_new_one(rate: float, burst: int, start: floa
 
 
 def test_rounding_does_not_send_a_patient_client_away_again() -> None:
-    # Rare but real: `now + wait` can round to just before the moment that was meant. Some of these takes hit it.
+    # Rare but real: `now + wait` can round to just before the moment that was meant. Some of these
+    # takes hit it.
     for takes in itertools.product(range(1, 6), repeat=4):
         bucket = TokenBucket(7, 5)
         now = 0.3

@@ -353,6 +353,7 @@ def test_builders_spell_the_protocols_forms() -> None:
 
 
 def test_no_two_shapes_of_a_kind_read_one_topic() -> None:
-    # pg::{ws} and pg::us::{user} differ in length, and so do the two of sv; tk differs in its last word.
+    # pg::{ws} and pg::us::{user} differ in length, and so do the two of sv; tk differs in its last
+    # word.
     assert parse_topic("pg::us").workspace == "us"
     assert parse_topic("pg::us::us").workspace == ""

@@ -1,4 +1,6 @@
-"""Starts as a gateway asks for them, agents that are a line of Python, and a client that only writes down what it is told."""
+"""Starts as a gateway asks for them, agents that are a line of Python, and a client that only
+writes down what it is told.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,10 @@ def assignment(
 
 
 class Client:
-    """As much of an OrchestratorClient as an Orchestrator needs. `failed` are (task, reason), `registered` what it was told of."""
+    """As much of an OrchestratorClient as an Orchestrator needs.
+
+    `failed` are (task, reason), `registered` what it was told of.
+    """
 
     def __init__(self) -> None:
         self.starts: Feed[Assignment] = Feed(100, lossy=False, convert=lambda message: read(Assignment, message))

@@ -1,4 +1,7 @@
-"""A process that was started: its lines, its end, and how it is made to end. With real processes."""
+"""A process that was started: its lines, its end, and how it is made to end.
+
+With real processes.
+"""
 
 from __future__ import annotations
 

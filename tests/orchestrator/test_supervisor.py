@@ -1,4 +1,6 @@
-"""The orchestrator with real processes: one for each identity, never too many, and every end is told."""
+"""The orchestrator with real processes: one for each identity, never too many, and every end is
+told.
+"""
 
 from __future__ import annotations
 

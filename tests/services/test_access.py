@@ -1,4 +1,6 @@
-"""What development mode allows: everything, except what would let one participant act on all others."""
+"""What development mode allows: everything, except what would let one participant act on all
+others.
+"""
 
 from __future__ import annotations
 

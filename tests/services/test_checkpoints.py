@@ -1,4 +1,6 @@
-"""Checkpoints: private to an identity, bounded so that they can always be loaded, gone at their moment."""
+"""Checkpoints: private to an identity, bounded so that they can always be loaded, gone at their
+moment.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Who gets in: API keys, certificates, development mode, and what happens to those who keep guessing."""
+"""Who gets in: API keys, certificates, development mode, and what happens to those who keep
+guessing.
+"""
 
 from __future__ import annotations
 

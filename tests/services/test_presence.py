@@ -1,4 +1,6 @@
-"""When somebody was last seen: known from the moment at which its session lets go, and after a restart."""
+"""When somebody was last seen: known from the moment at which its session lets go, and after a
+restart.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ async def test_whoever_is_in_a_workspace_may_see_who_else_is_there(core: Core) -
         connect(core, agent("v", "a", "1")),
     ):
         here = pb.ConnectionFilter(workspace="w")
-        assert "admin/sessions" in (await operate(window, Op.LIST, filter=here)).error  # not there yet
+        # Not there yet.
+        assert "admin/sessions" in (await operate(window, Op.LIST, filter=here)).error
         window.send(switch_to("w"))
         await barrier(window)
         for one in (window, peer):
@@ -154,7 +155,7 @@ async def test_a_disconnected_one_is_gone_from_the_list(core: Core) -> None:
         assert not again.success
 
 
-# -- status -----------------------------------------------------------------------------------------------------------
+# -- status ----------------------------------------------------------------------------------------
 
 
 async def test_everyone_may_ask_about_itself(core: Core) -> None:

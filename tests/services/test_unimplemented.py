@@ -1,4 +1,6 @@
-"""What is not built yet answers at once: its typed failure for the caller that waits, and a code that says why."""
+"""What is not built yet answers at once: its typed failure for the caller that waits, and a code
+that says why.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""SwitchWorkspace: who may, what is silent, what a failure changes (routing/test_receivers.py has what is heard after it)."""
+"""SwitchWorkspace: who may, what is silent, what a failure changes (routing/test_receivers.py has
+what is heard after it).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""No field of a request is echoed, stored or searched for without a bound, and what is refused is answered."""
+"""No field of a request is echoed, stored or searched for without a bound, and what is refused is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,8 @@ async def test_a_refusal_is_typed_and_has_the_id_of_its_request(core: Core, case
     ids = [name for name in ("client_request_id", "request_id", "tunnel_id") if name in descriptor.fields_by_name]
     request = pb.UpstreamMessage()
     payload = getattr(request, case)
-    payload.MergeFromString(b"\xfa\x7f" + varint(300 * KIB) + bytes(300 * KIB))  # a field that nobody knows counts, too
+    # A field that nobody knows counts, too.
+    payload.MergeFromString(b"\xfa\x7f" + varint(300 * KIB) + bytes(300 * KIB))
     setattr(payload, ids[0], "mine")
     async with connect(core, agent("w", "a", "1")) as peer:
         peer.send(request)

@@ -1,4 +1,6 @@
-"""However a session ends, its identity is free, nothing of it goes on, and its client knows what it must."""
+"""However a session ends, its identity is free, nothing of it goes on, and its client knows what it
+must.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,10 @@ async def test_a_kick_signals_force_and_ends_with_a_status_that_is_not_ok(core: 
 
 
 async def test_a_kick_waits_a_moment_for_a_reader_that_is_behind(core: Core) -> None:
-    """The signal decides whether the client comes back; a full socket must not swallow it."""
+    """The signal decides whether the client comes back.
+
+    A full socket must not swallow it.
+    """
     async with connect(core, orchestrator("ops", "1")) as operator, connect(core, agent("w", "a", "1")) as peer:
         peer.pause()
         operator.send(disconnect(session_id_of(core, ONE)))
@@ -292,9 +297,13 @@ class EndingLink(MemoryLink):
 
 
 async def test_an_offer_in_the_moment_of_an_end_harms_nobody(core: Core) -> None:
-    """A subscriber that begins to lag starts a task in its session's nursery; there must be no moment without one."""
+    """A subscriber that begins to lag starts a task in its session's nursery.
+
+    There must be no moment without one.
+    """
     touched: set[Kickable] = set()
-    for _ in range(20):  # tasks run in random order, and the moment is one turn of the scheduler long
+    # Tasks run in random order, and the moment is one turn of the scheduler long.
+    for _ in range(20):
         link = EndingLink()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(core.sessions.serve, link)

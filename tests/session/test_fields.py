@@ -1,4 +1,6 @@
-"""Every number and text of every request may be anything: the answer is typed, and nothing of it fails later."""
+"""Every number and text of every request may be anything: the answer is typed, and nothing of it
+fails later.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Sessions are freed by counting references: a gateway makes the cycle collector rare, and must not fill up with the dead."""
+"""Sessions are freed by counting references: a gateway makes the cycle collector rare, and must not
+fill up with the dead.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ async def test_so_is_one_that_was_taken_over(core: Core) -> None:
 @pytest.mark.parametrize("publisher", [None, b"p" * 16], ids=["this connection's", "a publisher's"])
 @pytest.mark.usefixtures("no_collector")
 async def test_so_is_one_that_has_numbered_its_sends(core: Core, publisher: bytes | None, end: End) -> None:
-    """With its receipts, which refer to its outbox as this does to them, and with refusals that it was not told of."""
+    """With its receipts, which refer to its outbox as this does to them, and with refusals that it
+    was not told of.
+    """
     gc.collect()
     peer = MemoryLink()
     peer.peer = replace(peer.peer, publisher=publisher)

@@ -367,7 +367,8 @@ async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) 
             async with connect(core, hello, wait_ack=False) as peer:
                 second = await ack_of(peer)
         async with world.open() as core:
-            hello = agent("w", "a", "1", resume_session_id=first.session_id)  # of the life before the last
+            # Of the life before the last.
+            hello = agent("w", "a", "1", resume_session_id=first.session_id)
             async with connect(core, hello, wait_ack=False) as peer:
                 third = await ack_of(peer)
     assert second.resumed
@@ -413,7 +414,8 @@ async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch:
     ]
     assert list(ack.server_supported_extensions) == ["urn:a", "urn:c"]
     async with connect(core, agent("w", "a", "2"), wait_ack=False) as p:
-        assert not (await ack_of(p)).server_supported_extensions  # nothing declared, nothing negotiated
+        # Nothing declared, nothing negotiated.
+        assert not (await ack_of(p)).server_supported_extensions
 
 
 # -- real threads and files ------------------------------------------------------------------------

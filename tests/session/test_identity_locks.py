@@ -1,4 +1,5 @@
-"""How a session holds its identity on a node of a cluster: the row first, the registry after it, and back in the other order.
+"""How a session holds its identity on a node of a cluster: the row first, the registry after it,
+and back in the other order.
 
 Real sessions and a real registry; the rows and the log do what the test says.
 """
@@ -33,7 +34,10 @@ A1, A2 = Identity.agent("w", "a", "1"), Identity.agent("w", "a", "2")
 
 
 class Rows:
-    """What the cluster's Holds is to the locks. `history` is what the next claim continues, `error` what it raises."""
+    """What the cluster's Holds is to the locks.
+
+    `history` is what the next claim continues, `error` what it raises.
+    """
 
     def __init__(self, told: list[Any]) -> None:
         self._told = told
@@ -102,7 +106,10 @@ class Log:
 
 
 class Node:
-    """One node's locks, and sessions on it. `told` is what rows and log were told, in order."""
+    """One node's locks, and sessions on it.
+
+    `told` is what rows and log were told, in order.
+    """
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -260,7 +267,10 @@ async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder
 
 
 async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
-    """The first one ends while the second one is asking to take over; both end before what the first has written is settled."""
+    """The first one ends while the second one is asking to take over.
+
+    Both end before what the first has written is settled.
+    """
     node.log.settled = trio.Event()
     first, _ = await node.hold("s1", last_append=1)
     node.rows.gate = trio.Event()

@@ -1,4 +1,6 @@
-"""Who is refused is in the gateway's log, with the reason, and without what it showed as a credential."""
+"""Who is refused is in the gateway's log, with the reason, and without what it showed as a
+credential.
+"""
 
 from __future__ import annotations
 

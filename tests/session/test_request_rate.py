@@ -1,4 +1,6 @@
-"""Requests have a rate of their own: what is beyond it is refused with the request's id, and costs the connection nothing else."""
+"""Requests have a rate of their own: what is beyond it is refused with the request's id, and costs
+the connection nothing else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A client that reads nothing for long is asked to come back; one that reads slowly is not."""
+"""A client that reads nothing for long is asked to come back.
+
+One that reads slowly is not.
+"""
 
 from __future__ import annotations
 

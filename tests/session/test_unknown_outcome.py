@@ -1,4 +1,5 @@
-"""What a client is told of a write of which it is not known whether it took effect: that, and not to try again.
+"""What a client is told of a write of which it is not known whether it took effect: that, and not
+to try again.
 
 One that obeyed "try again" would count an INCREMENT twice.
 """

@@ -1,4 +1,6 @@
-"""Callers that write and read through bad weather, and a look at what was said to them against what is there."""
+"""Callers that write and read through bad weather, and a look at what was said to them against what
+is there.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,10 @@ class Load:
 
 
 async def no_connection_is_half_used(database: PostgresDatabase, server: PostgresServer) -> None:
-    """Every connection that is kept is idle, outside of a transaction, and counted. One that was cut is counted until it is used."""
+    """Every connection that is kept is idle, outside of a transaction, and counted.
+
+    One that was cut is counted until it is used.
+    """
     states = server.psql(
         "SELECT state, count(*) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' GROUP BY 1"
     )

@@ -1,4 +1,6 @@
-"""Small programs over one table, and a gate to make programs wait for each other in the writer's queue."""
+"""Small programs over one table, and a gate to make programs wait for each other in the writer's
+queue.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import trio
 from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory
 from aether_trio.storage.sqlite.database import SqliteDatabase
 
-CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
+# Which SQLite takes for any type.
+CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"
 LONG_S = 300.0  # a safety net against a hang, never a measurement
 
 
@@ -52,7 +55,9 @@ async def ids(database: Database) -> list[int]:
 
 @asynccontextmanager
 async def held_writer(database: SqliteDatabase) -> AsyncIterator[trio.Nursery]:
-    """Keep the writer thread busy until the block ends, so that what is submitted meanwhile becomes one group."""
+    """Keep the writer thread busy until the block ends, so that what is submitted meanwhile becomes
+    one group.
+    """
     entered, leave = threading.Event(), threading.Event()
 
     def gate() -> Program[None]:

@@ -210,7 +210,9 @@ async def test_what_a_reading_program_raises_is_raised(database: Database, way: 
 
 
 async def test_a_caller_cancelled_while_its_program_runs_loses_only_the_result(database: Database) -> None:
-    """Each program ran wholly or not at all, and whoever comes next finds the engine as if nothing had been."""
+    """Each program ran wholly or not at all, and whoever comes next finds the engine as if nothing
+    had been.
+    """
     finished: list[int] = []
 
     def both(number: int) -> Callable[[], Program[None]]:

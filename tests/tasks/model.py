@@ -1,10 +1,12 @@
-"""What tasks should do, written from the reference's tables (tasks.md 1 and 2) and from what docs/architecture.md says is different here.
+"""What tasks should do, written from the reference's tables (tasks.md 1 and 2) and from what
+docs/architecture.md says is different here.
 
-A second implementation on purpose: it shares nothing with the gateway's table, its moments or its transactions, so that a mistake has to
-be made twice to stay unseen. Everything is a dictionary and a list, nothing is fast. Times are calendar milliseconds.
+A second implementation on purpose: it shares nothing with the gateway's table, its moments or its
+transactions, so that a mistake has to be made twice to stay unseen. Everything is a dictionary and
+a list, nothing is fast. Times are calendar milliseconds.
 
-Where the reference leaves a choice, which of equally busy workers is given a task, the model asks `chosen(task id, epoch)` what the
-gateway chose, and objects (`Wrong`) if that was none of them.
+Where the reference leaves a choice, which of equally busy workers is given a task, the model asks
+`chosen(task id, epoch)` what the gateway chose, and objects (`Wrong`) if that was none of them.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ class Waiting:
 
 @dataclass
 class Job:
-    """One task. `had` are those who ever had it, with the number of their latest assignment."""
+    """One task.
+
+    `had` are those who ever had it, with the number of their latest assignment.
+    """
 
     name: str
     order: int
@@ -112,7 +117,10 @@ class Job:
 
 @dataclass
 class Hand:
-    """A connected participant. `given`: every assignment that its session should have been told of."""
+    """A connected participant.
+
+    `given`: every assignment that its session should have been told of.
+    """
 
     name: str
     pool: str
@@ -122,7 +130,10 @@ class Hand:
 
 
 class Model:
-    """See the module docstring. `room` is how many live tasks a worker is given at most."""
+    """See the module docstring.
+
+    `room` is how many live tasks a worker is given at most.
+    """
 
     def __init__(self, room: int, chosen: Callable[[str, int], str]) -> None:
         self.room = room
@@ -140,7 +151,7 @@ class Model:
     def busy(self, name: str) -> int:
         return sum(job.busy == name for job in self.jobs.values())
 
-    # -- changes of one row ---------------------------------------------------------------------------------------
+    # -- changes of one row ------------------------------------------------------------------------
 
     def _turn_to(self, job: Job, status: str, reason: str = "", **fields: object) -> None:
         """A row that changes, its event, and all that follows."""
@@ -207,7 +218,9 @@ class Model:
             self._assign(min(waiting, key=lambda job: (-job.priority, job.order)), hand)
 
     def _has_ended(self, name: str) -> None:
-        """Tasks that waited for it: the reference asks whether all, or any, have ended now; one that is gone has."""
+        """Tasks that waited for it: the reference asks whether all, or any, have ended now; one
+        that is gone has.
+        """
         for job in sorted(self.jobs.values(), key=lambda job: job.name):
             wait = job.wait
             if job.status == "waiting_dependency" and wait is not None and name in wait.depends_on:
@@ -233,7 +246,7 @@ class Model:
         fields = {**usual, **fields}
         self._turn_to(job, "running", started=job.started or self.now, **fields)
 
-    # -- what participants ask for --------------------------------------------------------------------------------
+    # -- what participants ask for -----------------------------------------------------------------
 
     def create(self, job: Job) -> None:
         job.created = job.pending = job.updated = job.opened = job.fresh = self.now
@@ -374,7 +387,9 @@ class Model:
         self._turn_to(job, "rejected", reason or "rejected", by=caller, wait=None, paused=0)
 
     def report(self, caller: str, name: str, word: str) -> bool:
-        """Progress; False if the reporter is to be told that it has lost the task, or that the task has ended."""
+        """Progress; False if the reporter is to be told that it has lost the task, or that the task
+        has ended.
+        """
         job = self.jobs[name]
         if caller not in {job.worker, job.creator}:
             return caller not in job.had
@@ -388,13 +403,14 @@ class Model:
         job.events.append(("progress", word))
         return True
 
-    # -- who comes and goes ---------------------------------------------------------------------------------------
+    # -- who comes and goes ------------------------------------------------------------------------
 
     def join(self, name: str, pool: str, *, back: bool) -> None:
         hand = self.hands[name] = Hand(name, pool, self.now)
         if not back:
             self.memories[name] = self.now
-        had = [job for job in self.jobs.values() if job.busy == name]  # what it is given from here on is told once
+        # What it is given from here on is told once.
+        had = [job for job in self.jobs.values() if job.busy == name]
         for job in sorted(had, key=lambda job: job.order):
             if job.status == "assigned" and job.missing and not back:
                 self._lost(job)
@@ -408,7 +424,8 @@ class Model:
                 job.begun = False
                 hand.given.append(job.name)
             else:
-                # A client that is back goes on with what it took in hand itself; what another one of its name had, it knows nothing of.
+                # A client that is back goes on with what it took in hand itself; what another one
+                # of its name had, it knows nothing of.
                 self._is_there(job, job.heard >= self.memories[name])
         for job in self.jobs.values():
             if self._own(job, name):
@@ -420,7 +437,10 @@ class Model:
         return job.mode == "self" and job.worker == name and job.status in {"assigned", "running"}
 
     def _is_there(self, job: Job, there: bool) -> None:
-        """A worker knows of what it has, or not. After its gateway's absence it is expected to report from now on."""
+        """A worker knows of what it has, or not.
+
+        After its gateway's absence it is expected to report from now on.
+        """
         expected = self.now + job.limits.get("heartbeat_timeout_ms", 0)
         if there != bool(job.missing):
             if not there:
@@ -476,13 +496,15 @@ class Model:
 
     @staticmethod
     def _blame(held: list[Job]) -> None:
-        """Of what a client had that never claims, the first was begun, unless it has reported on another."""
+        """Of what a client had that never claims, the first was begun, unless it has reported on
+        another.
+        """
         if not any(job.status == "running" and not job.missing for job in held):
             held.sort(key=lambda job: (job.assigned, -job.priority, job.order))
             for job in [job for job in held if job.status == "assigned"][:1]:
                 job.begun = True
 
-    # -- time -----------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     def moments(self, job: Job) -> Iterable[tuple[int, str]]:
         """All that time alone will do to it."""
@@ -528,14 +550,17 @@ class Model:
         return min((at for at, _ in self.moments(job)), default=0)
 
     def pass_to(self, until: int) -> None:
-        """Let happen what falls due until then, each at its moment, or now if that has passed while nobody was there."""
+        """Let happen what falls due until then, each at its moment, or now if that has passed while
+        nobody was there.
+        """
         while True:
             ahead = [(self.next_due(job), job.name) for job in self.jobs.values() if self.next_due(job)]
             if not ahead or min(ahead)[0] > until:
                 break
             self.now = max(self.now, min(ahead)[0])
             page = [one for one in ahead if one[0] <= self.now]
-            # Of what falls due in the same moment either may be first; the one that was given to somebody was.
+            # Of what falls due in the same moment either may be first; the one that was given to
+            # somebody was.
             page.sort(key=lambda one: (one[0], not self.chosen(one[1], self.jobs[one[1]].epoch + 1), one[1]))
             for _, name in page:
                 if name in self.jobs:

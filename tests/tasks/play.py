@@ -1,8 +1,10 @@
-"""Drives a gateway's core and the model beside it, step by step, and compares all that can be seen after each.
+"""Drives a gateway's core and the model beside it, step by step, and compares all that can be seen
+after each.
 
-A step is a tuple of small numbers and words, so that Hypothesis can make them and shrink them. What is compared: every answer; every row;
-the events as stored, as pushed to a subscriber from the first one, and as replayed to a new one; what every worker was sent; the workers'
-counts; the attempts; and that no task waits while a worker of its queue has room.
+A step is a tuple of small numbers and words, so that Hypothesis can make them and shrink them. What
+is compared: every answer; every row; the events as stored, as pushed to a subscriber from the first
+one, and as replayed to a new one; what every worker was sent; the workers' counts; the attempts;
+and that no task waits while a worker of its queue has room.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ Step = tuple[Any, ...]
 
 
 class WholeClock:
-    """A calendar of whole milliseconds on the virtual clock, over all lives of the gateway. `offset_ms`: how somebody has set it."""
+    """A calendar of whole milliseconds on the virtual clock, over all lives of the gateway.
+    `offset_ms`: how somebody has set it.
+    """
 
     offset_ms = 0
 
@@ -84,7 +88,10 @@ class WholeClock:
 
 
 class Play:
-    """One gateway and its participants. `story` is what was done, for whoever reads a failure."""
+    """One gateway and its participants.
+
+    `story` is what was done, for whoever reads a failure.
+    """
 
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
         self.world = world
@@ -110,7 +117,7 @@ class Play:
         )
         return str(rows[0][0]) if rows else ""
 
-    # -- the gateway's lives --------------------------------------------------------------------------------------
+    # -- the gateway's lives -----------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open a core; what fell due meanwhile happens."""
@@ -143,7 +150,8 @@ class Play:
             for database in self.world.databases.values():
                 database.failing = True
         else:
-            for session in list(self.core.registry):  # one after another: who goes last is given what the others had
+            # One after another: who goes last is given what the others had.
+            for session in list(self.core.registry):
                 session.end(Status.UNAVAILABLE, "restart")
                 await self._gone(session.identity.text, by_gateway=True)
             self.model.pass_to(self.clock.now_ms())
@@ -163,7 +171,7 @@ class Play:
             await self.core.tasks.engine.collect_child_events()
         await pump(30)
 
-    # -- participants ---------------------------------------------------------------------------------------------
+    # -- participants ------------------------------------------------------------------------------
 
     async def connect(self, who: str, *, back: bool = False, first: bool = False) -> None:
         """Connect somebody who is not there."""
@@ -225,7 +233,7 @@ class Play:
         assert answer.success, answer.error
         self.heard[name] = []
 
-    # -- steps ----------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def pick(self, number: int) -> str | None:
         """One of the latest tasks that there are."""
@@ -375,7 +383,7 @@ class Play:
             link._downstream.remove(one)
         assert len(errors) == (0 if believed else 1)
 
-    # -- comparing ------------------------------------------------------------------------------------------------
+    # -- comparing ---------------------------------------------------------------------------------
 
     def compare(self) -> None:
         """Everything that can be seen against the model."""
@@ -455,7 +463,9 @@ def _shown(event: pb.TaskEvent) -> tuple[object, ...]:
 
 @contextmanager
 def nothing_but_tasks() -> Iterator[None]:
-    """Nothing but tasks wakes the gateway more often than every few hours, or a month would take minutes."""
+    """Nothing but tasks wakes the gateway more often than every few hours, or a month would take
+    minutes.
+    """
     looks = (
         (topic_log, "PROBE_S"),
         (kv, "SWEEP_INTERVAL_S"),

@@ -1,4 +1,5 @@
-"""Everybody does everything to tasks, in any order, while time passes and the gateway is restarted: as the model of the reference says.
+"""Everybody does everything to tasks, in any order, while time passes and the gateway is restarted:
+as the model of the reference says.
 
 TESTS_FULL=1 for many more examples.
 """

@@ -1,13 +1,19 @@
-"""Tasks while answers are lost and databases and gateways are away: what must hold whatever happens, and that every task comes to its end.
+"""Tasks while answers are lost and databases and gateways are away: what must hold whatever
+happens, and that every task comes to its end.
 
-test_everybody.py says exactly what each step does, which it can as nothing fails there. Here everything fails, so this says less of each step:
-laws that hold after all of them, of what is stored and of what participants were told.
+test_everybody.py says exactly what each step does, which it can as nothing fails there. Here
+everything fails, so this says less of each step: laws that hold after all of them, of what is
+stored and of what participants were told.
 
-* A task ends once. Out of an end leads a retry that its policy or a participant asked for, and no event is told twice.
-* It is begun no more often than its policy and those who had it tried again allow; given to workers that never CLAIM, no more often either.
-* An input ends one wait, or is kept for one, or its task has ended. No wait goes on that a kept input would end.
+* A task ends once. Out of an end leads a retry that its policy or a participant asked for, and no
+  event is told twice.
+* It is begun no more often than its policy and those who had it tried again allow; given to workers
+  that never CLAIM, no more often either.
+* An input ends one wait, or is kept for one, or its task has ended. No wait goes on that a kept
+  input would end.
 * What the gateway has answered is so, also when a commit was not answered.
-* Whose worker is away has a moment at which it ends; no task waits while a worker of its pool has room.
+* Whose worker is away has a moment at which it ends; no task waits while a worker of its pool has
+  room.
 * A worker that reports while storage or the gateway is away keeps its task.
 
 TESTS_FULL=1 for many more examples.
@@ -133,7 +139,7 @@ class Faults:
         self.story: list[str] = []
         self._ids = count(1)
 
-    # -- the gateway --------------------------------------------------------------------------------------------------
+    # -- the gateway -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         opened, self._over, self._closed = trio.Event(), trio.Event(), trio.Event()
@@ -167,7 +173,7 @@ class Faults:
         found = self.query("SELECT metadata FROM task_inputs WHERE task_id = $1", task_id)
         return [json.loads(metadata)["form"] for (metadata,) in found]
 
-    # -- participants -------------------------------------------------------------------------------------------------
+    # -- participants ------------------------------------------------------------------------------
 
     async def connect(self, who: str, *, back: bool) -> None:
         if who in self.links:
@@ -191,7 +197,10 @@ class Faults:
                 await trio.sleep(0.001)
 
     async def ask(self, who: str, case: str, message: Any, how: str) -> Any:
-        """Ask, and ask again until the answer has come. An answer that says that storage is away is none."""
+        """Ask, and ask again until the answer has come.
+
+        An answer that says that storage is away is none.
+        """
         tasks = self.world.databases["tasks"]
         tasks.unanswered_writes = tasks.side.unanswered_writes = int(how == "unanswered")
         if how == "cut":
@@ -211,7 +220,7 @@ class Faults:
             link._downstream.clear()
             link.send(pb.UpstreamMessage(**{case: message}))
 
-    # -- steps --------------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def pick(self, number: int, statuses: Collection[str] = ()) -> str | None:
         """One of the latest tasks, if there is one of these statuses."""
@@ -359,7 +368,10 @@ class Faults:
             )
 
     async def _step_outage(self, ms: int, cuts: bool, gives: bool) -> None:
-        """The database of the tasks is away. Workers go on and report; one may lose its connection meanwhile, an input may come."""
+        """The database of the tasks is away.
+
+        Workers go on and report; one may lose its connection meanwhile, an input may come.
+        """
         await self.settle()
         before = self.at_work()
         cuts = cuts and "a" in self.links
@@ -401,7 +413,7 @@ class Faults:
         if return_at_once:
             self.still_there(before)
 
-    # -- laws ---------------------------------------------------------------------------------------------------------
+    # -- laws --------------------------------------------------------------------------------------
 
     def check(self) -> None:
         rows = self.query(
@@ -471,7 +483,7 @@ class Faults:
             match = json.loads(wait).get("input_match", {})
             assert not any(match.get("form", one) == one for one in kept), f"{task_id} waits for what is there: {kept}"
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     async def come_to_an_end(self) -> None:
         """Everybody is there and does what there is to do: then every task ends."""

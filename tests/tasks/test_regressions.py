@@ -1,4 +1,7 @@
-"""What the machine of test_everybody.py, or thinking about it, has found; each as short as it can be. See play.py for the steps."""
+"""What the machine of test_everybody.py, or thinking about it, has found.
+
+Each as short as it can be. See play.py for the steps.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Time: a month of it in a second, with everything that may fall due in it, at its moment and once; and clocks that are set.
+"""Time: a month of it in a second, with everything that may fall due in it, at its moment and once;
+and clocks that are set.
 
-What is due when is the model's word (model.py): after each step the rows bear the very millisecond at which the model says that they changed.
+What is due when is the model's word (model.py): after each step the rows bear the very millisecond
+at which the model says that they changed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ async def play(store: Store) -> AsyncIterator[Play]:
 
 
 def some_step(chance: random.Random, play: Play) -> Step:
-    """One of a month: mostly waits of every kind, done by whom they concern, and now and then a restart."""
+    """One of a month: mostly waits of every kind, done by whom they concern, and now and then a
+    restart.
+    """
     kinds = {"create": 6, "claim": 6, "op": 4, "pause": 5, "report": 1, "pass": 8, "gone": 1, "back": 2, "restart": 0.5}
     kind = chance.choices(list(kinds), list(kinds.values()))[0]
     worker = chance.choice("ab")
@@ -124,7 +128,9 @@ async def test_what_fell_due_while_the_gateway_was_away_happens_once_when_it_is_
 
 @pytest.mark.usefixtures("quiet")
 async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(play: Play) -> None:
-    """Found by reading: it was taken for no news, as the moment before it had passed, and the table had been read without it."""
+    """Found by reading: it was taken for no news, as the moment before it had passed, and the table
+    had been read without it.
+    """
     tasks = play.world.databases["tasks"]
     if tasks.shared:
         pytest.skip("looks every few seconds in any case")
@@ -133,7 +139,8 @@ async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(pl
     await play.step(("op", "a", "claim", 0))
     await play.step(("create", "self", "a", 3, 30, 0, 4, 0, 0))
     tasks.after_read.close()
-    await trio.sleep(46)  # the second one is due: it happens, and the table is read for the next moment
+    # The second one is due: it happens, and the table is read for the next moment.
+    await trio.sleep(46)
     await pump(30)  # not `_pass`: taking up events of children reads, too, and would wait here
     assert tasks.after_read.waiting == 1
     link = play.links["a"]
@@ -149,7 +156,9 @@ async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(pl
 
 @pytest.mark.parametrize("back_ms", [0, 3_600_000])
 async def test_a_calendar_that_is_set_forward_or_back_is_followed(play: Play, back_ms: int) -> None:
-    """What waits for an hour of the calendar happens when the calendar says so, soon after it was set, and once."""
+    """What waits for an hour of the calendar happens when the calendar says so, soon after it was
+    set, and once.
+    """
     await play.step(("disconnect", "b", True))
     await play.step(("create", "self", "a", 3, 30, 0, 0, 0, 0))
     await play.step(("op", "creator", "claim", 0))

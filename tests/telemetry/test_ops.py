@@ -1,4 +1,6 @@
-"""The ops port answers what operators ask, streams tails to those who may see them, and cannot be worn out."""
+"""The ops port answers what operators ask, streams tails to those who may see them, and cannot be
+worn out.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def delivered(text: bytes, offset: int) -> tuple[int, int, bytes]:
 
 
 class Bytes:
-    """A trio stream as the HTTP server sees a connection; closed when it has been served."""
+    """A trio stream as the HTTP server sees a connection.
+
+    Closed when it has been served.
+    """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -394,7 +399,8 @@ class TestDeadLetters:
 
     async def test_a_web_page_cannot_and_nobody_without_a_name(self) -> None:
         server, told = self.server()
-        assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann"))[0] == 403  # no header of its own
+        # No header of its own.
+        assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann"))[0] == 403
         assert (await self.post(server, "/v1/dlq/t1/resolve", self.ASKED))[0] == 400
         assert (await self.post(server, "/metrics", self.ASKED))[0] == 405
         assert told == []

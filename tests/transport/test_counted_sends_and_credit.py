@@ -1,4 +1,6 @@
-"""Two extensions for transports without frames of their own for it: whose refusal it is, and credit for deliveries."""
+"""Two extensions for transports without frames of their own for it: whose refusal it is, and credit
+for deliveries.
+"""
 
 from __future__ import annotations
 

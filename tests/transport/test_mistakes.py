@@ -1,4 +1,6 @@
-"""What a client has sent in front of a mistake counts, on every transport, also when one read brings both."""
+"""What a client has sent in front of a mistake counts, on every transport, also when one read
+brings both.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ async def test_a_send_between_another_frame_and_a_mistake(before: bytes) -> None
 
 
 async def test_a_send_in_front_of_an_error_of_the_client() -> None:
-    """Which has found a mistake of the gateway, and goes; what it had sent counts as ever."""
+    """Which has found a mistake of the gateway, and goes.
+
+    What it had sent counts as ever.
+    """
     async with gateway_with() as gateway, talkers(gateway) as clients:
         sink, talker = await clients.connect("websocket", "sink"), await clients.connect("framed", "displeased")
         sent = envelope(message_to(SINK, b"counts").SerializeToString())

@@ -1,4 +1,6 @@
-"""A client that reads slowly is told from one that reads nothing, however its transport bounds what it is sent."""
+"""A client that reads slowly is told from one that reads nothing, however its transport bounds what
+it is sent.
+"""
 
 from __future__ import annotations
 

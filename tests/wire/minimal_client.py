@@ -17,7 +17,10 @@ MAX_FRAME = 4_194_304
 
 
 class Ended(Exception):
-    """(code of the gateway's ERROR, whether it is retryable, text); code 0: end of stream."""
+    """(code of the gateway's ERROR, whether it is retryable, text).
+
+    Code 0: end of stream.
+    """
 
 
 def varint(value):

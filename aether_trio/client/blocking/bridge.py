@@ -5,9 +5,9 @@
 
     SyncKv(bridge, kv).get("key")     # Kv.get, run in the loop's thread; type checkers see its arguments and its result
 
-Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop, and has ended there when the
-interrupt goes on. A thread never waits for a loop that cannot answer: at the end of the interpreter, after a fork, and when
-the loop has died.
+Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop,
+and has ended there when the interrupt goes on. A thread never waits for a loop that cannot answer:
+at the end of the interpreter, after a fork, and when the loop has died.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ LOOK_S = 0.5
 class LoopThread:
     """An event loop in a daemon thread, and the portal into it.
 
-    It has no finalizer: one that waits for the loop would wait for ever when the interpreter ends, or after a fork.
+    It has no finalizer: one that waits for the loop would wait for ever when the interpreter ends,
+    or after a fork.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,9 @@ class LoopThread:
 
     @property
     def answers(self) -> bool:
-        """Whether a call would be run: the thread is there, is another one than this, and can still be scheduled."""
+        """Whether a call would be run: the thread is there, is another one than this, and can still
+        be scheduled.
+        """
         return (
             not self.forked
             and not sys.is_finalizing()
@@ -129,16 +132,23 @@ class Bridge:
             raise ClientClosed from error
 
     def _end(self, call: _Call[Any]) -> None:
-        """Cancel what has not ended, and wait for it. An interrupt may have come before there was a future, or after."""
+        """Cancel what has not ended, and wait for it.
+
+        An interrupt may have come before there was a future, or after.
+        """
         with contextlib.suppress(ClientClosed):  # the loop ends, and cancels it
             if not call.ended.is_set() and self._loop.answers and self._wait(self._begin(call.give_up)):
                 call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
-        """Its result. Raises ClientClosed when the loop has ended, or has cancelled the call because it ends."""
+        """Its result.
+
+        Raises ClientClosed when the loop has ended, or has cancelled the call because it ends.
+        """
         while True:
             try:
-                # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
+                # An interrupt that comes just before a thread falls asleep does not wake it: Python
+                # looks when it is awake.
                 with contextlib.suppress(FutureTimeout):
                     return future.result(LOOK_S)
                 if future.done():
@@ -149,24 +159,33 @@ class Bridge:
                 raise ClientClosed
 
     def run_if_open(self, function: Callable[[], None]) -> None:
-        """Call something that does not wait, in the loop; nothing happens when the loop is over."""
+        """Call something that does not wait, in the loop.
+
+        Nothing happens when the loop is over.
+        """
         if self.open:
             with contextlib.suppress(ClientClosed):
                 self._wait(self._begin(function))
 
     def entered(self, manager: AbstractAsyncContextManager[T]) -> Entered[T]:
-        """The same context manager, for a thread. One task of the loop enters and leaves it.
+        """The same context manager, for a thread.
 
-        anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block: what it is left with must
-        then be that cancellation, even when the thread leaves with an exception in the same moment.
+        One task of the loop enters and leaves it.
+
+        anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block:
+        what it is left with must then be that cancellation, even when the thread leaves with an
+        exception in the same moment.
         """
         return Entered(self, manager)
 
 
 class Entered(AbstractContextManager[T]):
-    """See Bridge.entered. Where the loop does not answer any more, leaving does nothing.
+    """See Bridge.entered.
 
-    Invariant: a block whose thread was interrupted while it began or ended is cancelled, and never stays open.
+    Where the loop does not answer any more, leaving does nothing.
+
+    Invariant: a block whose thread was interrupted while it began or ended is cancelled, and never
+    stays open.
     """
 
     _call: _Call[bool] | None = None
@@ -228,7 +247,10 @@ def _is_group_of(failure: AetherError, error: BaseException) -> bool:
 
 
 class _Block(Generic[T]):
-    """The block of one context manager, in the loop. `error` is what the thread has left it with."""
+    """The block of one context manager, in the loop.
+
+    `error` is what the thread has left it with.
+    """
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.entered: Future[tuple[T, anyio.Event]] = Future()
@@ -310,7 +332,10 @@ class Blocking(Generic[T]):
 
 
 class BlockingStream(Blocking[AsyncIterator[T]]):
-    """An iterator of the loop, for a thread. Iterating waits; `get` and `within` wait for so long only."""
+    """An iterator of the loop, for a thread.
+
+    Iterating waits; `get` and `within` wait for so long only.
+    """
 
     _limit_s: float | None = None
 
@@ -328,7 +353,10 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
             raise StopIteration from None
 
     def get(self, timeout: float | None = None) -> T:
-        """The next thing. Raises RequestTimeout after so many seconds, LookupError when there is no more."""
+        """The next thing.
+
+        Raises RequestTimeout after so many seconds, LookupError when there is no more.
+        """
         try:
             return self._bridge.run(self._next, timeout)
         except _Ended:
@@ -397,7 +425,10 @@ def blocking_block(
 def blocking_value(
     method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[Bridge, T], U]
 ) -> Callable[Concatenate[Any, P], U]:
-    """Make a blocking method of a coroutine method; `wrap` makes its result blocking too."""
+    """Make a blocking method of a coroutine method.
+
+    `wrap` makes its result blocking too.
+    """
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> U:
@@ -419,7 +450,10 @@ def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concate
 
 
 def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Make a method that calls one of the target in the loop: one that does not wait. Does nothing once it has ended."""
+    """Make a method that calls one of the target in the loop: one that does not wait.
+
+    Does nothing once it has ended.
+    """
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -429,7 +463,10 @@ def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Conc
 
 
 class BlockingAttribute(Generic[B]):
-    """Make the blocking form of an attribute of the target when it is read. On the class it is that form's class."""
+    """Make the blocking form of an attribute of the target when it is read.
+
+    On the class it is that form's class.
+    """
 
     def __init__(self, kind: type[B]) -> None:
         self._kind = kind

@@ -1,4 +1,5 @@
-"""The client for scripts that block: the same classes, arguments and errors, without async and await.
+"""The client for scripts that block: the same classes, arguments and errors, without async and
+await.
 
     with connect_sync("aether://localhost:50051", workspace="default", implementation="script", specifier="1") as agent:
         agent.send("ag::default::planner::1", b"hello")
@@ -8,8 +9,9 @@
     with connect_sync("aether://localhost:50051", UserClient, user_id="ann", window_id="w1") as window:
         window.switch_workspace("default")
 
-An event loop runs in a thread of its own for as long as the block lasts. The objects may be used from any thread, and from
-several at once. A message is acknowledged when the loop over `messages` asks for the next one, or the block is left well.
+An event loop runs in a thread of its own for as long as the block lasts. The objects may be used
+from any thread, and from several at once. A message is acknowledged when the loop over `messages`
+asks for the next one, or the block is left well.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ T = TypeVar("T")
 
 
 class Messages:
-    """The messages of a client, one by one; each is acknowledged when the same loop asks for the next one."""
+    """The messages of a client, one by one.
+
+    Each is acknowledged when the same loop asks for the next one.
+    """
 
     def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
         self._client = client
@@ -66,16 +71,21 @@ class Messages:
 
 
 class SyncClient(ClientCalls[C], Generic[C]):
-    """A client for scripts that block; `connect_sync` makes one. What its kind cannot do raises AttributeError.
+    """A client for scripts that block; `connect_sync` makes one.
 
-    It has the methods and namespaces of the async clients, with the same arguments and errors. Beside them, what waits for
-    something has a `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
+    What its kind cannot do raises AttributeError.
+
+    It has the methods and namespaces of the async clients, with the same arguments and errors.
+    Beside them, what waits for something has a `timeout` in seconds: `receive(timeout)`,
+    `messages(timeout)`, and `get(timeout)` of the feeds.
     """
 
     def __init__(self, bridge: Bridge, target: C) -> None:
         super().__init__(bridge, target)
         self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
-        """By thread: by an object that each has of its own, as a later thread may have the same ident again."""
+        """By thread: by an object that each has of its own, as a later thread may have the same
+        ident again.
+        """
         self._mine = threading.local()
         self._returned: deque[IncomingMessage] = deque()
         self._manual_acks = target._settings.manual_acks
@@ -83,7 +93,10 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- messages
 
     def receive(self, timeout: float | None = None) -> IncomingMessage:
-        """The next message, which the caller acknowledges. Raises RequestTimeout after so many seconds, and ClientClosed."""
+        """The next message, which the caller acknowledges.
+
+        Raises RequestTimeout after so many seconds, and ClientClosed.
+        """
         while True:
             try:
                 message = self._returned.popleft()
@@ -94,16 +107,20 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return message
 
     async def _receive(self, timeout: float | None) -> None:
-        """Put the next message where the thread takes it, or a later one if that was interrupted just then."""
+        """Put the next message where the thread takes it, or a later one if that was interrupted
+        just then.
+        """
         with anyio.move_on_after(timeout):
             self._returned.append(await self._target.receive())
             return
         raise RequestTimeout(f"no message came within {timeout:g} s")
 
     def messages(self, timeout: float | None = None) -> Messages:
-        """Messages, one by one, each acknowledged when the next one is asked for (not with manual_acks).
+        """Messages, one by one, each acknowledged when the next one is asked for (not with
+        manual_acks).
 
-        With `timeout` the loop ends when nothing has come for so many seconds; without, when the client is closed.
+        With `timeout` the loop ends when nothing has come for so many seconds; without, when the
+        client is closed.
         """
         return Messages(self, timeout)
 
@@ -135,12 +152,19 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- tasks
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
-        """See Works.work. With `timeout` the loop ends when nothing was given for so many seconds."""
+        """See Works.work.
+
+        With `timeout` the loop ends when nothing was given for so many seconds.
+        """
         stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
-        """See Works.run_tasks. `handler` is called in a thread for each task, `concurrency` at once, inside of the task's block."""
+        """See Works.run_tasks.
+
+        `handler` is called in a thread for each task, `concurrency` at once, inside of the task's
+        block.
+        """
         count = concurrency or self._target._settings.worker_tasks or 1
         self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, count)
 
@@ -175,7 +199,9 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def client(self) -> C:
-        """The async client, for what it knows without asking: `topic`, `session_id`, `state`, `config` and so on."""
+        """The async client, for what it knows without asking: `topic`, `session_id`, `state`,
+        `config` and so on.
+        """
         return self._target
 
 
@@ -192,12 +218,14 @@ def connect_sync(
 
 
 def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any) -> Any:
-    """A connected client, for as long as the block lasts: an agent, or another `kind` of participant.
+    """A connected client, for as long as the block lasts: an agent, or another `kind` of
+    participant.
 
-    The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async with` block does.
+    The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async
+    with` block does.
 
-    A block that is still open when the interpreter ends is left as by an exception. In a fork of the process the client is
-    closed, and leaving the block does nothing.
+    A block that is still open when the interpreter ends is left as by an exception. In a fork of
+    the process the client is closed, and leaving the block does nothing.
     """
     return _Connected(kind, address, args, kwargs)
 

@@ -5,8 +5,8 @@
             with task:
                 task.progress(0.5, "half of it")
 
-A thread cannot be cancelled. When the gateway takes a task away, its next call raises TaskOver, which the block swallows; a program
-that calls nothing for long looks at `task.end`.
+A thread cannot be cancelled. When the gateway takes a task away, its next call raises TaskOver,
+which the block swallows; a program that calls nothing for long looks at `task.end`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ __all__ = ["SyncJob"]
 
 
 class SyncJob(JobCalls):
-    """See Job: `with task:` is the work on it. What waits raises TaskOver when the task is not this worker's any more."""
+    """See Job: `with task:` is the work on it.
+
+    What waits raises TaskOver when the task is not this worker's any more.
+    """
 
     def __init__(self, bridge: Bridge, target: Job) -> None:
         super().__init__(bridge, target)
@@ -68,7 +71,9 @@ async def run_in_threads(
     handler: Callable[[SyncJob], object],
     concurrency: int,
 ) -> None:
-    """`run_tasks` with a handler that blocks: each task has a thread while it is worked on. In the loop."""
+    """`run_tasks` with a handler that blocks: each task has a thread while it is worked on. In the
+    loop.
+    """
     limiter = anyio.CapacityLimiter(concurrency)
 
     async def handle(job: Job) -> None:

@@ -9,8 +9,8 @@
 | grpc | gRPC | no |
 | grpcs | gRPC | yes |
 
-An address is a scheme, a host, and mostly a port. Whatever else a URL can have is refused, credentials above all: they
-are arguments of a client, and would end up in logs here.
+An address is a scheme, a host, and mostly a port. Whatever else a URL can have is refused,
+credentials above all: they are arguments of a client, and would end up in logs here.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address. Raises AddressError, which says what is wrong and never repeats a credential, or TypeError."""
+    """Read an address.
+
+    Raises AddressError, which says what is wrong and never repeats a credential, or TypeError.
+    """
     if not isinstance(text, str):
         raise TypeError(f"an address is a text such as 'aether://localhost:50051', not {type(text).__name__}")
     expected = "expected aether://HOST[:PORT], aethers://, ws://, wss://, grpc:// or grpcs://"

@@ -1,13 +1,16 @@
-"""Finding out what became of what has no answer: a request right behind it, whose answer comes after any refusal of it.
+"""Finding out what became of what has no answer: a request right behind it, whose answer comes
+after any refusal of it.
 
-The protocol answers a send (except on the framed transport), a progress report and a workspace switch with nothing when it is well,
-and with an ErrorResponse without an id when it is not. But an answer is a barrier: the gateway answers a request when
-everything in front of it is settled. So behind such messages goes a request that everybody may make (whether oneself is
-connected), and the order says the rest: what was written is a row of sections, each ended by its barrier, and an
+The protocol answers a send (except on the framed transport), a progress report and a workspace
+switch with nothing when it is well, and with an ErrorResponse without an id when it is not. But an
+answer is a barrier: the gateway answers a request when everything in front of it is settled. So
+behind such messages goes a request that everybody may make (whether oneself is connected), and the
+order says the rest: what was written is a row of sections, each ended by its barrier, and an
 ErrorResponse without an id belongs to the first section whose barrier has not been answered.
 
-A section of one message is exact. Where many are written at once and nobody waits for one of them they share a section. These are
-sends with a number, whose refusal says it ("send-17", an extension of the gateway); it comes before the answer of their barrier.
+A section of one message is exact. Where many are written at once and nobody waits for one of them
+they share a section. These are sends with a number, whose refusal says it ("send-17", an extension
+of the gateway); it comes before the answer of their barrier.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ _DIGITS: Final = 19
 
 
 class _Section:
-    """`waiting` has the number of each send, 0 for what has none; `error` is of what has none."""
+    """`waiting` has the number of each send, 0 for what has none.
+
+    `error` is of what has none.
+    """
 
     __slots__ = ("error", "request_id", "waiting")
 
@@ -69,7 +75,9 @@ class Confirmations:
         self._unguarded = True
 
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """What to write for a message that has a section of its own. `frame` makes transport bytes of an UpstreamMessage.
+        """What to write for a message that has a section of its own.
+
+        `frame` makes transport bytes of an UpstreamMessage.
 
         `number` is that of a send whose refusal says it.
         """
@@ -109,14 +117,19 @@ class Confirmations:
         return True
 
     def refused_send(self, response: pb.ErrorResponse) -> bool:
-        """An ErrorResponse with an id; False when it is not that of a send whose sender waits."""
+        """An ErrorResponse with an id.
+
+        False when it is not that of a send whose sender waits.
+        """
         if (number := _number(response.request_id)) not in self._open_numbers:
             return False
         self._refusals.setdefault(number, _error(response))
         return True
 
     def answered(self, request_id: str) -> bool:
-        """A barrier was answered, or refused as a request: everything in front of it is settled. False: it was none of ours."""
+        """A barrier was answered, or refused as a request: everything in front of it is settled.
+        False: it was none of ours.
+        """
         if not any(section.request_id == request_id for section in self._sections):
             return False
         while True:
@@ -145,7 +158,8 @@ class Confirmations:
 def _number(request_id: str) -> int:
     """N of "send-N"; 0 for what is none."""
     text = request_id.removeprefix(_NUMBERED)
-    plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS  # Python refuses to read thousands of them
+    # Python refuses to read thousands of them.
+    plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS
     return int(text) if plain and request_id.startswith(_NUMBERED) else 0
 
 

@@ -1,7 +1,7 @@
 """What a client keeps over all its connections, and where everything goes that a connection brings.
 
-The transports see it as their Hub: deliveries go to the inbox, settlements to the outbox, answers to the requests, and what
-nobody asked for to the feeds.
+The transports see it as their Hub: deliveries go to the inbox, settlements to the outbox, answers
+to the requests, and what nobody asked for to the feeds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Core:
         """The reason of a FORCE_DISCONNECT."""
         self.cursors = Cursors()
         self.restore: dict[str, pb.UpstreamMessage] = {}
-        """What is to be said first on every later connection, because a session does not keep it."""
+        """What is to be said first on every later connection, because a session does not keep it.
+        """
         self._principal = principal
 
     def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:

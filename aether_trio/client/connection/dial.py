@@ -29,7 +29,10 @@ _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING",
 async def dial(
     address: Address, context: ssl.SSLContext | None, server_name: str | None, hub: Hub, ping_interval_s: float | None
 ) -> Transport:
-    """A transport over a fresh connection, not opened yet. Raises Unavailable, TlsRefused, ProtocolViolation."""
+    """A transport over a fresh connection, not opened yet.
+
+    Raises Unavailable, TlsRefused, ProtocolViolation.
+    """
     stream: anyio.abc.ByteStream
     try:
         stream = socket_stream = await anyio.connect_tcp(address.host, address.port)
@@ -47,7 +50,10 @@ async def dial(
 
 
 def _reason(error: Exception) -> str:
-    """What the system says. anyio's own error says that all attempts failed; theirs, one for each address, are its cause."""
+    """What the system says. anyio's own error says that all attempts failed.
+
+    Theirs, one for each address, are its cause.
+    """
     cause = error.__cause__ or error
     causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
     return ", ".join(dict.fromkeys(map(_text, causes)))
@@ -56,7 +62,8 @@ def _reason(error: Exception) -> str:
 def _text(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
         return str(error)
-    return os.strerror(error.errno) if error.errno > 0 else error.strerror  # the latter from getaddrinfo
+    # The latter from getaddrinfo.
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror
 
 
 async def _secure(

@@ -1,7 +1,8 @@
-"""The framed transport of a client: docs/wire.md from our side, over `wire.framing.FramedConnection`.
+"""The framed transport of a client: docs/wire.md from our side, over
+`wire.framing.FramedConnection`.
 
-Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox and the inbox, and
-their frames to the socket. Answers to requests come as envelopes.
+Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox
+and the inbox, and their frames to the socket. Answers to requests come as envelopes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
-"""What the gateway says when our bytes did not arrive: the way between us was cut, or stood still."""
+"""What the gateway says when our bytes did not arrive: the way between us was cut, or stood still.
+"""
 _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 
 
@@ -41,7 +43,9 @@ class FramedTransport(Transport):
         self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
-        """The PING whose PONG means that the gateway has read everything, where our side cannot be ended by itself."""
+        """The PING whose PONG means that the gateway has read everything, where our side cannot be
+        ended by itself.
+        """
 
     # -- the first words
 
@@ -78,7 +82,8 @@ class FramedTransport(Transport):
                 hint = "; is this the port of a gateway that speaks the framing (aether://), and TLS as expected?"
             self._ended = Ended(
                 ProtocolViolation(error.code.name, f"the gateway sent what it may not: {error.message}{hint}"),
-                # What is no gateway stays none; one that has made a mistake may do better with a fresh connection.
+                # What is no gateway stays none; one that has made a mistake may do better with a
+                # fresh connection.
                 retryable=self.ack is not None,
             )
 
@@ -182,7 +187,10 @@ class FramedTransport(Transport):
             self._control.append(self._connection.send(framing.Ping(self._pings)))
 
     async def goodbye(self) -> None:
-        """GOAWAY, then the end of our side. TLS cannot half-close here, so there a PONG says that all was read."""
+        """GOAWAY, then the end of our side.
+
+        TLS cannot half-close here, so there a PONG says that all was read.
+        """
         connection = self._connection
         if connection.state is not ConnectionState.LIVE:
             return

@@ -1,8 +1,9 @@
-"""The gRPC codec of a client: the one call of AetherGateway/Connect, on an HTTP/2 connection of its own.
+"""The gRPC codec of a client: the one call of AetherGateway/Connect, on an HTTP/2 connection of its
+own.
 
-The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further message is taken
-meanwhile. What the gateway sends is always read: its deliveries have credit (messages.py), so the windows of this side are
-opened again at once.
+The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further
+message is taken meanwhile. What the gateway sends is always read: its deliveries have credit
+(messages.py), so the windows of this side are opened again at once.
 """
 
 from __future__ import annotations

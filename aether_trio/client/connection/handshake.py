@@ -12,7 +12,10 @@ __all__ = ["init_for"]
 
 
 def init_for(settings: Settings, resume_session_id: str) -> pb.InitConnection:
-    """Credentials, extensions, the session to resume, and what we are written in. The identity is still to be said."""
+    """Credentials, extensions, the session to resume, and what we are written in.
+
+    The identity is still to be said.
+    """
     return pb.InitConnection(
         credentials=dict(settings.credentials),
         extensions=settings.extensions,

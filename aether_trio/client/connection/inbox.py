@@ -1,13 +1,17 @@
-"""What was delivered and is not done with: a bounded buffer in front of the application, and the acknowledgements behind it.
+"""What was delivered and is not done with: a bounded buffer in front of the application, and the
+acknowledgements behind it.
 
-The life of an arrival: buffered, handed to the application, done. It takes credit until it is done, so the credit
-is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and envelope.
+The life of an arrival: buffered, handed to the application, done. It takes credit until it is done,
+so the credit is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and
+envelope.
 
-* Acknowledging is cumulative per topic, so a topic's position moves when everything in front is done too (topics.py).
-* It survives connections. What was buffered when the connection was cut stays, and is recognized by (topic, offset) when
-  it comes again. Only a work group's messages are dropped: another member may have got them by then.
-* `acknowledge` writes nothing; it marks, and the writer of the connection collects (`frames`), so that a burst of
-  acknowledgements is one frame per topic.
+* Acknowledging is cumulative per topic, so a topic's position moves when everything in front is
+  done too (topics.py).
+* It survives connections. What was buffered when the connection was cut stays, and is recognized by
+  (topic, offset) when it comes again. Only a work group's messages are dropped: another member may
+  have got them by then.
+* `acknowledge` writes nothing; it marks, and the writer of the connection collects (`frames`), so
+  that a burst of acknowledgements is one frame per topic.
 """
 
 from __future__ import annotations
@@ -34,11 +38,14 @@ _GRANT_SHARE: Final = 4
 
 
 MAX_TOPICS: Final = 1024
-"""Topics that are remembered, beside those that are open or have something in the program's hands."""
+"""Topics that are remembered, beside those that are open or have something in the program's hands.
+"""
 
 
 class Arrival:
-    """One delivery: of which topic, its offset (0 on WebSocket), and its bytes until it is handed out."""
+    """One delivery: of which topic, its offset (0 on WebSocket), and its bytes until it is handed
+    out.
+    """
 
     __slots__ = ("data", "offset", "size", "topic")
 
@@ -54,7 +61,10 @@ class Arrival:
 
 
 class Inbox:
-    """See the module docstring. `wake` and `wake_soon` are called when there is something for the connection's writer."""
+    """See the module docstring.
+
+    `wake` and `wake_soon` are called when there is something for the connection's writer.
+    """
 
     def __init__(self, credit_messages: int, credit_bytes: int) -> None:
         if credit_messages < 1 or credit_bytes < 1:
@@ -76,7 +86,9 @@ class Inbox:
         self._held_messages = 0
         self._held_bytes = 0
         self._abandoned: set[Arrival] = set()
-        """Taken by tasks that have ended without handling them: they hold credit, and come again at the next client."""
+        """Taken by tasks that have ended without handling them: they hold credit, and come again at
+        the next client.
+        """
         self._topics: dict[str, TopicState] = {}
         self._channels: dict[int, TopicState] = {}
         self._dirty: set[TopicState] = set()
@@ -116,7 +128,9 @@ class Inbox:
             self.wake_soon()
 
     def _forget_oldest(self) -> None:
-        """Of the topics that are not open, and of which the program has nothing, the one that was opened longest ago."""
+        """Of the topics that are not open, and of which the program has nothing, the one that was
+        opened longest ago.
+        """
         opened = set(self._channels.values())
         oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)
         if oldest is not None:
@@ -208,9 +222,12 @@ class Inbox:
         return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
 
     async def receive(self) -> IncomingMessage:
-        """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
+        """The next message.
 
-        Raises MessagesAbandoned when nothing more can come, as all credit is held by what no task will handle.
+        Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
+
+        Raises MessagesAbandoned when nothing more can come, as all credit is held by what no task
+        will handle.
         """
         await anyio.lowlevel.checkpoint()
         while not self._buffer:
@@ -263,7 +280,10 @@ class Inbox:
         self._held_bytes -= arrival.size
 
     def close(self, failure: BaseException | None) -> None:
-        """Nothing more comes. What is buffered can still be read, unless there was a failure."""
+        """Nothing more comes.
+
+        What is buffered can still be read, unless there was a failure.
+        """
         if not self._ended:
             self._ended = True
             self._failure = failure

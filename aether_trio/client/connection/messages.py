@@ -1,9 +1,11 @@
-"""The transport of whole messages: one UpstreamMessage after the other, over WebSocket or over gRPC.
+"""The transport of whole messages: one UpstreamMessage after the other, over WebSocket or over
+gRPC.
 
-These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind it
-(confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of the gateway do what the
-framing has frames for: the refusal of a send says which send it was, and messages are delivered for credit, so that
-answers are always read and what is buffered is bounded all the same.
+These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind
+it (confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of
+the gateway do what the framing has frames for: the refusal of a send says which send it was, and
+messages are delivered for credit, so that answers are always read and what is buffered is bounded
+all the same.
 
 A codec turns bytes into messages and back, without I/O: websocket.py and grpc.py have one each.
 """
@@ -33,14 +35,20 @@ _SHARED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """The gateway broke a rule. `code` is a name of wsproto's CloseReason, or a name of the codec's own."""
+    """The gateway broke a rule.
+
+    `code` is a name of wsproto's CloseReason, or a name of the codec's own.
+    """
 
     code: str
     why: str
 
 
 class Codec(Protocol):
-    """The bytes of one connection. It has no I/O: `pending` is what must be written next."""
+    """The bytes of one connection.
+
+    It has no I/O: `pending` is what must be written next.
+    """
 
     def greeting(self) -> bytes:
         """The first bytes, with which this side asks for a stream of messages."""
@@ -57,7 +65,10 @@ class Codec(Protocol):
         ...
 
     def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
-        """What has come: whole messages, a broken rule, or the end. An expected end is one that answers our goodbye."""
+        """What has come: whole messages, a broken rule, or the end.
+
+        An expected end is one that answers our goodbye.
+        """
         ...
 
     def frame(self, message: bytes) -> bytes:

@@ -1,10 +1,12 @@
 """What is to be sent, in one order: publications, and envelopes around everything else.
 
-The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one write. What was written
-and is not settled is kept for the next connection; `cut` and `reopen` say what becomes of it.
+The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one
+write. What was written and is not settled is kept for the next connection; `cut` and `reopen` say
+what becomes of it.
 
-Invariants: publications are settled once, with None or an error; numbers grow in the order of the queue, have no gaps
-when they are first written, and are never used for a second message; what is behind a publication that the window has no room for waits with it, so an answer stays a barrier.
+Invariants: publications are settled once, with None or an error; numbers grow in the order of the
+queue, have no gaps when they are first written, and are never used for a second message; what is
+behind a publication that the window has no room for waits with it, so an answer stays a barrier.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ _YIELD_EVERY: Final = 64
 
 
 class Outbox:
-    """See the module docstring. At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way."""
+    """See the module docstring.
+
+    At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way.
+    """
 
     def __init__(self, max_unsettled: int, max_unsettled_bytes: int) -> None:
         if max_unsettled < 1 or max_unsettled_bytes < 1:
@@ -86,7 +91,10 @@ class Outbox:
         return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
 
     def has_room(self, size: int) -> bool:
-        """Whether one more message of this size may be on its way. A single one always may."""
+        """Whether one more message of this size may be on its way.
+
+        A single one always may.
+        """
         return not self._open or (
             self._open < self.max_unsettled and self._open_bytes + size <= self.max_unsettled_bytes
         )
@@ -94,7 +102,9 @@ class Outbox:
     async def publish(
         self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
     ) -> Publication:
-        """Take a message as soon as there is room for it. A checkpoint for cancellation; it yields now and then.
+        """Take a message as soon as there is room for it.
+
+        A checkpoint for cancellation; it yields now and then.
 
         If every call did, each message would be a write of its own.
         """
@@ -129,7 +139,10 @@ class Outbox:
         self._queue.appendleft(upstream)
 
     async def flush(self) -> None:
-        """Return when everything that was published so far is settled. Raises the first refusal that nobody has seen."""
+        """Return when everything that was published so far is settled.
+
+        Raises the first refusal that nobody has seen.
+        """
         await anyio.lowlevel.checkpoint()
         target = self._count
         while self._open and self._first_open() <= target:
@@ -157,10 +170,12 @@ class Outbox:
         return self._count + 1
 
     def withdraw(self, publication: Publication) -> None:
-        """Nobody waits for it any more: only a connection that has it already may still bring it to the gateway.
+        """Nobody waits for it any more: only a connection that has it already may still bring it to
+        the gateway.
 
-        What waits for a connection is forgotten here and now, so that neither it nor its memory is still there when the
-        gateway comes back. What the present connection has written takes its course, but is not sent again after a cut.
+        What waits for a connection is forgotten here and now, so that neither it nor its memory is
+        still there when the gateway comes back. What the present connection has written takes its
+        course, but is not sent again after a cut.
         """
         publication.withdrawn = True
         if publication.written or publication.settled:
@@ -182,7 +197,10 @@ class Outbox:
     # -- from the connection
 
     def pull(self, encoder: Encoder, max_bytes: int, *, starting: bool) -> list[bytes]:
-        """The next frames, about `max_bytes` of them. With `starting` False only answers: the gateway is leaving."""
+        """The next frames, about `max_bytes` of them.
+
+        With `starting` False only answers: the gateway is leaving.
+        """
         if not starting:
             return self._pull_answers(encoder)
         frames: list[bytes] = []
@@ -213,7 +231,10 @@ class Outbox:
         return frames
 
     def _number(self, publication: Publication, encoder: Encoder, now: Moment) -> bytes | None:
-        """Its frame, under its old number or the next one. A number is spent only on what is written."""
+        """Its frame, under its old number or the next one.
+
+        A number is spent only on what is written.
+        """
         fresh = not publication.seq
         if fresh:
             publication.seq = self._last_seq + 1
@@ -253,7 +274,10 @@ class Outbox:
             self._settle(publication, refused.pop(publication.seq, None) if refused else None)
 
     def nack(self, seq: int, error: AetherError) -> None:
-        """This number was refused. Known to its sender at once when nothing in front of it is open."""
+        """This number was refused.
+
+        Known to its sender at once when nothing in front of it is open.
+        """
         if self._written and self._written[0].seq == seq:
             self._settle(self._written.popleft(), error)
         else:
@@ -277,7 +301,9 @@ class Outbox:
         self._room.set()
 
     def _note_unseen(self, publication: Publication) -> None:
-        """The first ones are kept: `flush` raises the first, which is mostly the cause of the others."""
+        """The first ones are kept: `flush` raises the first, which is mostly the cause of the
+        others.
+        """
         if len(self._unseen) >= self.max_unsettled:
             if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
                 self._unseen = [one for one in self._unseen if not one.seen]
@@ -297,7 +323,10 @@ class Outbox:
             self.refused += 1
 
     def cut(self) -> None:
-        """The connection is over. What it has left unsettled waits for `reopen`, unless nobody waits for it any more."""
+        """The connection is over.
+
+        What it has left unsettled waits for `reopen`, unless nobody waits for it any more.
+        """
         for publication in self._written:
             publication.written = False
             error = self._refused.pop(publication.seq, None)
@@ -308,10 +337,12 @@ class Outbox:
         self._refused.clear()
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """A new connection: what earlier ones have left unsettled is sent again first, or fails as in doubt.
+        """A new connection: what earlier ones have left unsettled is sent again first, or fails as
+        in doubt.
 
-        That is what the last one has written, and what it was to repeat and has not come to. With `repeat` it is sent again if
-        it was first written less than `within_s` ago: the gateway remembers a message for so long from when it has committed it.
+        That is what the last one has written, and what it was to repeat and has not come to. With
+        `repeat` it is sent again if it was first written less than `within_s` ago: the gateway
+        remembers a message for so long from when it has committed it.
         """
         written = [publication for publication in self._written if not publication.settled]
         self._written.clear()
@@ -329,7 +360,9 @@ class Outbox:
                 self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
-        """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was written."""
+        """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was
+        written.
+        """
         if self._closed is not None:
             return
         self._closed = error

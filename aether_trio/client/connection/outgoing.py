@@ -1,4 +1,6 @@
-"""The things on their way to the gateway, and how a transport writes them. outbox.py keeps them in order."""
+"""The things on their way to the gateway, and how a transport writes them. outbox.py keeps them in
+order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ MESSAGE_TYPES: Final = range(65536)
 
 
 def bytes_of(payload: bytes | str) -> bytes:
-    """What is sent. Raises TypeError: `bytes(5)` would be five zeros, and `bytes({})` nothing."""
+    """What is sent.
+
+    Raises TypeError: `bytes(5)` would be five zeros, and `bytes({})` nothing.
+    """
     if isinstance(payload, str):
         return payload.encode()
     if isinstance(payload, bytes | bytearray | memoryview):
@@ -28,9 +33,11 @@ def bytes_of(payload: bytes | str) -> bytes:
 
 
 def checked_topic(target: str) -> str:
-    """Raises TypeError for what is no text, and InvalidArgument for one that no UTF-8 can hold, or no frame.
+    """Raises TypeError for what is no text, and InvalidArgument for one that no UTF-8 can hold, or
+    no frame.
 
-    The rest is the gateway's to say. This is said here, because the task that writes would fail, and the client with it.
+    The rest is the gateway's to say. This is said here, because the task that writes would fail,
+    and the client with it.
     """
     if not isinstance(target, str):
         raise TypeError(f"a topic is a text such as 'ag::default::echo::1', not {type(target).__name__}")
@@ -45,7 +52,9 @@ def checked_topic(target: str) -> str:
 
 
 def checked_type(kind: int) -> int:
-    """Raises TypeError for what is no number, such as the name of a type, and ValueError for one out of range."""
+    """Raises TypeError for what is no number, such as the name of a type, and ValueError for one
+    out of range.
+    """
     if not isinstance(kind, int):
         raise TypeError(f"type is a MessageType, such as MessageType.CHAT, not {kind!r}")
     if kind not in MESSAGE_TYPES:
@@ -54,7 +63,9 @@ def checked_type(kind: int) -> int:
 
 
 class Moment(NamedTuple):
-    """A point in time by two clocks: that of the event loop stands still while the machine sleeps, and the calendar may be set."""
+    """A point in time by two clocks: that of the event loop stands still while the machine sleeps,
+    and the calendar may be set.
+    """
 
     loop_s: float
     calendar_s: float
@@ -90,7 +101,10 @@ class Outcome:
                 self._event.set()
 
     async def committed(self) -> None:
-        """Return when the gateway has it on its disk. Raises why it was refused, or ConnectionLost."""
+        """Return when the gateway has it on its disk.
+
+        Raises why it was refused, or ConnectionLost.
+        """
         self.seen = True
         if self.settled:
             await anyio.lowlevel.checkpoint()
@@ -103,7 +117,10 @@ class Outcome:
 
 
 class Publication(Outcome):
-    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
+    """A message on its way.
+
+    `error` is why it was refused; None while it is not `settled`, and when it is committed.
+    """
 
     __slots__ = (
         "confirm",
@@ -133,7 +150,9 @@ class Publication(Outcome):
         self.message_type = message_type
         self.extra = extra
         self.confirm = confirm
-        """Somebody waits for this one; a transport without acknowledgements must find out by other means."""
+        """Somebody waits for this one; a transport without acknowledgements must find out by other
+        means.
+        """
         self.written = False
         """The present connection has written it."""
         self.withdrawn = False
@@ -148,9 +167,10 @@ class Publication(Outcome):
 class Upstream:
     """A serialized UpstreamMessage on its way.
 
-    `on_written` is called when a connection has taken it, or with why none will. `answer`: it may go out while the gateway
-    leaves. `unanswered`: the gateway says nothing to it, or an ErrorResponse without an id; with `settle` somebody
-    waits to know which. `queued` is the outbox's: no connection has taken it yet.
+    `on_written` is called when a connection has taken it, or with why none will. `answer`: it may
+    go out while the gateway leaves. `unanswered`: the gateway says nothing to it, or an
+    ErrorResponse without an id; with `settle` somebody waits to know which. `queued` is the
+    outbox's: no connection has taken it yet.
     """
 
     __slots__ = ("answer", "data", "on_written", "queued", "settle", "unanswered")
@@ -176,7 +196,10 @@ class Encoder(Protocol):
     """How a transport writes what it pulls."""
 
     def encode_publication(self, publication: Publication) -> bytes | None:
-        """None when the window has no room. Raises AetherError when this message can never be sent on this transport."""
+        """None when the window has no room.
+
+        Raises AetherError when this message can never be sent on this transport.
+        """
         ...
 
     def encode_upstream(self, upstream: Upstream) -> bytes:

@@ -1,8 +1,9 @@
-"""Requests and their answers: which answers which, by id, or by the order of arrival where an answer has none.
+"""Requests and their answers: which answers which, by id, or by the order of arrival where an
+answer has none.
 
-A typed answer that says `success: false` and an ErrorResponse with the id both end a request; where the protocol sends both,
-the first decides and the second is dropped, except for KV, whose typed failure has no reason: the ErrorResponse behind
-it is waited for.
+A typed answer that says `success: false` and an ErrorResponse with the id both end a request; where
+the protocol sends both, the first decides and the second is dropped, except for KV, whose typed
+failure has no reason: the ErrorResponse behind it is waited for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _KV_REASON_WAIT_S: Final = 2.0
 
 
 class Pending:
-    """One request. `written` says that the current or an earlier connection has sent it."""
+    """One request.
+
+    `written` says that the current or an earlier connection has sent it.
+    """
 
     __slots__ = (
         "answer",
@@ -75,7 +79,10 @@ class Pending:
 
 
 def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
-    """The case and the id of a request; an id is put in where there is none. Raises ValueError for what has no answer."""
+    """The case and the id of a request; an id is put in where there is none.
+
+    Raises ValueError for what has no answer.
+    """
     operation = operation_of(message)
     if operation is None or not operation.response:
         raise ValueError(f"{message.WhichOneof('payload') or 'an empty message'} has no answer; use tell()")
@@ -87,7 +94,10 @@ def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
 
 
 def failure_of(case: str, answer: Any) -> AetherError | None:
-    """The error that a typed answer stands for; None when it is a success, or is of a kind that knows no failure."""
+    """The error that a typed answer stands for.
+
+    None when it is a success, or is of a kind that knows no failure.
+    """
     if getattr(answer, RESPONSES[case].success_field, True):
         return None
     text = str(getattr(answer, "error", "") or getattr(answer, "error_message", "") or getattr(answer, "message", ""))
@@ -176,7 +186,10 @@ class Requests:
         pending.done.set()
 
     def cut(self) -> list[Pending]:
-        """The connection is over. Returns what is to be asked again; the rest of what was sent fails as in doubt."""
+        """The connection is over.
+
+        Returns what is to be asked again; the rest of what was sent fails as in doubt.
+        """
         again = []
         for pending in [one for one in self._open.values() if one.written]:
             if pending.idempotent:

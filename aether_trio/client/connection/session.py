@@ -1,14 +1,17 @@
-"""The life of a client: connect, run, and connect again, until it is closed or there is no coming back.
+"""The life of a client: connect, run, and connect again, until it is closed or there is no coming
+back.
 
-One task runs this (`Session.run`). It is the only one that opens and ends connections, and it owns what outlives them: the
-session id to resume, the outbox, the inbox, the requests.
+One task runs this (`Session.run`). It is the only one that opens and ends connections, and it owns
+what outlives them: the session id to resume, the outbox, the inbox, the requests.
 
-* A refusal or an end that is not retryable is final: everybody who waits is told, and the client's block is cancelled.
-* "Somebody else has this identity" is not final when that may be ourselves: an attempt whose answer never came may have
-  taken it, so it is tried again for SELF_DUPLICATE_S.
-* What was published and not settled is sent again when the gateway remembers it (it says for how long, and the identity
-  has not changed); else it fails as in doubt. That counts from when it was first written: the gateway may have committed it
-  just then, and have known for long that the connection is dead.
+* A refusal or an end that is not retryable is final: everybody who waits is told, and the client's
+  block is cancelled.
+* "Somebody else has this identity" is not final when that may be ourselves: an attempt whose answer
+  never came may have taken it, so it is tried again for SELF_DUPLICATE_S.
+* What was published and not settled is sent again when the gateway remembers it (it says for how
+  long, and the identity has not changed); else it fails as in doubt. That counts from when it was
+  first written: the gateway may have committed it just then, and have known for long that the
+  connection is dead.
 """
 
 from __future__ import annotations
@@ -92,7 +95,11 @@ class Session:
     # -- from the client
 
     async def run(self, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Until the end. The first connection is made before `started`; its failure is raised. Later ones cancel `scope`."""
+        """Until the end.
+
+        The first connection is made before `started`; its failure is raised. Later ones cancel
+        `scope`.
+        """
         settings = self.settings
         try:
             transport = await self._first()
@@ -132,7 +139,10 @@ class Session:
         scope.cancel()
 
     def leave(self) -> None:
-        """Say goodbye, and do not come back. `run` returns when the gateway has answered, or has had its time."""
+        """Say goodbye, and do not come back.
+
+        `run` returns when the gateway has answered, or has had its time.
+        """
         self._closing = True
         if self._transport is not None:
             self._transport.leave()
@@ -239,7 +249,8 @@ class Session:
         self.ack = ack
         self.session_id = ack.session_id
         self.resumed = ack.resumed
-        self.assigned = ack.assigned_id or self.assigned  # one that has come by its name again is told none
+        # One that has come by its name again is told none.
+        self.assigned = ack.assigned_id or self.assigned
         self._remembers_s = transport.remembers_s
         self.connections += 1
 
@@ -270,7 +281,10 @@ class Session:
         return ended
 
     def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:
-        """Call a function of the program. Its exception is logged: it is no reason to lose the connection."""
+        """Call a function of the program.
+
+        Its exception is logged: it is no reason to lose the connection.
+        """
         if hook is not None:
             try:
                 hook(what)

@@ -1,7 +1,8 @@
 """The client's side of TLS: whom to trust, and who we are.
 
-ALPN says which transport is meant ("aether/1", "http/1.1" for WebSocket, "h2" for gRPC), so one port serves all of them. A gateway that does not
-know ALPN decides by the first bytes, which works as well.
+ALPN says which transport is meant ("aether/1", "http/1.1" for WebSocket, "h2" for gRPC), so one
+port serves all of them. A gateway that does not know ALPN decides by the first bytes, which works
+as well.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ class TlsOptions:
 
     ca_file: str | os.PathLike[str] | None = None
     cert_file: str | os.PathLike[str] | None = None
-    """The client's certificate, with its chain; `key_file` is its key unless it is in the same file."""
+    """The client's certificate, with its chain; `key_file` is its key unless it is in the same
+    file.
+    """
     key_file: str | os.PathLike[str] | None = None
     server_name: str | None = None
     """The name in the gateway's certificate, when it is not the host of the address."""
 
 
 def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -> ssl.SSLContext | None:
-    """The context for this address; None for plaintext. A context that is given gets our ALPN.
+    """The context for this address; None for plaintext.
+
+    A context that is given gets our ALPN.
 
     Raises AddressError when the options do not go with the address, or a file cannot be used.
     """

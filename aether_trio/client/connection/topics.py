@@ -1,12 +1,14 @@
-"""What a client knows of one topic that is delivered to it: which offsets came, which are done, which are acknowledged.
+"""What a client knows of one topic that is delivered to it: which offsets came, which are done,
+which are acknowledged.
 
-A topic of the participant's own is acknowledged by one number, below which all is done; a work group's (shared) one by
-one. Both outlive the connection, so that what comes again is recognized.
+A topic of the participant's own is acknowledged by one number, below which all is done; a work
+group's (shared) one by one. Both outlive the connection, so that what comes again is recognized.
 
-A gateway that has lost its data (a development gateway without a directory) counts from 1 again, and what it
-delivers would look like repetitions. Its HELLO names another log then, and the inbox begins anew with each topic. A log that
-was restored from a copy keeps its name, so two more signs are looked for: its position for us is 0 though it had more
-than RECENT acknowledgements of ours, or a "repetition" is not the bytes that came under this offset before.
+A gateway that has lost its data (a development gateway without a directory) counts from 1 again,
+and what it delivers would look like repetitions. Its HELLO names another log then, and the inbox
+begins anew with each topic. A log that was restored from a copy keeps its name, so two more signs
+are looked for: its position for us is 0 though it had more than RECENT acknowledgements of ours, or
+a "repetition" is not the bytes that came under this offset before.
 """
 
 from __future__ import annotations
@@ -145,7 +147,9 @@ class TopicState:
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
     def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
-        """The DELIVERED that may be sent now: of nothing that this connection has not delivered yet."""
+        """The DELIVERED that may be sent now: of nothing that this connection has not delivered
+        yet.
+        """
         channel = self._channel
         opened = connection.channels.get(channel) if channel is not None else None
         if channel is None or opened is None:

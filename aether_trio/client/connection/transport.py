@@ -1,13 +1,16 @@
-"""What the two transports have in common: a stream, one task that writes and one that reads, and how it ends.
+"""What the two transports have in common: a stream, one task that writes and one that reads, and
+how it ends.
 
-A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then `run` until the end. It never
-decides to reconnect; it says how it ended (`Ended`), and session.py decides.
+A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
+`run` until the end. It never decides to reconnect; it says how it ended (`Ended`), and session.py
+decides.
 
-The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that is due, so a burst
-becomes few writes and a slow socket bounds what is encoded. `wake` tells it to look again.
+The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that
+is due, so a burst becomes few writes and a slow socket bounds what is encoded. `wake` tells it to
+look again.
 
-A connection on which nothing has come for `ping_interval_s` is asked (ping); when nothing comes for as long again, it is
-cut. TCP's own keepalive would find the same, after a time that others choose.
+A connection on which nothing has come for `ping_interval_s` is asked (ping); when nothing comes for
+as long again, it is cut. TCP's own keepalive would find the same, after a time that others choose.
 """
 
 from __future__ import annotations
@@ -36,11 +39,14 @@ READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About so much is collected for one write."""
 ACK_DELAY_S: Final = 0.02
-"""Acknowledgements of messages wait so long for others, unless something else is written or credit is missed."""
+"""Acknowledgements of messages wait so long for others, unless something else is written or credit
+is missed.
+"""
 LAST_WORDS_S: Final = 0.5
 """For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
-"""For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time."""
+"""For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time.
+"""
 
 NOTICES: Final = frozenset({Code.BACKPRESSURE})
 """Codes of an ErrorResponse that refuses nothing: it says that something is not delivered."""
@@ -50,7 +56,9 @@ BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a connection ended. `error` is what the gateway said, or None for a cut or a good end.
+    """How a connection ended.
+
+    `error` is what the gateway said, or None for a cut or a good end.
 
     `retryable`: come back. `expected`: both sides were done, so coming back needs no pause.
     """
@@ -146,7 +154,10 @@ class Transport(abc.ABC):
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
-        """Greet, and return the gateway's ConnectionAck. Raises the error that refuses us, or anyio's of a broken stream."""
+        """Greet, and return the gateway's ConnectionAck.
+
+        Raises the error that refuses us, or anyio's of a broken stream.
+        """
         await self._stream.send(self.greet(init))
         while self.ack is None:
             if self._ended is not None:
@@ -199,7 +210,10 @@ class Transport(abc.ABC):
         return error.code not in NOTICES and self.confirmations.refused(error)
 
     def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """The bytes of an envelope, with the barriers that it needs. `number`: of a send, on a transport that counts them."""
+        """The bytes of an envelope, with the barriers that it needs.
+
+        `number`: of a send, on a transport that counts them.
+        """
         if upstream.settle is not None:
             return self.confirmations.alone(data, upstream.settle, frame, number)
         if upstream.unanswered:
@@ -228,7 +242,9 @@ class Transport(abc.ABC):
         self.wake()
 
     async def last_words(self) -> None:
-        """After `run` was cancelled: what is acknowledged, and the goodbye; without waiting for an answer."""
+        """After `run` was cancelled: what is acknowledged, and the goodbye; without waiting for an
+        answer.
+        """
         if self._mid_write or self._ended is not None or self._said_goodbye:
             return
         self._leaving = self._said_goodbye = True
@@ -282,7 +298,8 @@ class Transport(abc.ABC):
                     self._give_up()
                     scope.cancel()
         except BROKEN as error:
-            # The reader finds the ERROR that came before the cut, if there is one; a stream that is only half dead ends here.
+            # The reader finds the ERROR that came before the cut, if there is one; a stream that is
+            # only half dead ends here.
             with anyio.move_on_after(GOODBYE_S):
                 await anyio.sleep_forever()
             self._cut(str(error) or type(error).__name__)

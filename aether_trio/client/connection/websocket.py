@@ -1,4 +1,6 @@
-"""The WebSocket codec of a client: one protobuf message in each binary message (subprotocol aether.v1.proto)."""
+"""The WebSocket codec of a client: one protobuf message in each binary message (subprotocol
+aether.v1.proto).
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """What the gateway has given to this worker and what it has not begun.
 
-A feed that listens from the client's first connection on, as work comes right behind the answer that lets it in. Of each task
-the latest assignment is kept. A cut empties it: the gateway tells a worker that comes back what it has not claimed, and may have
-given the rest to others. What was given back stays: it may be claimed, and then no gateway tells it again.
+A feed that listens from the client's first connection on, as work comes right behind the answer
+that lets it in. Of each task the latest assignment is kept. A cut empties it: the gateway tells a
+worker that comes back what it has not claimed, and may have given the rest to others. What was
+given back stays: it may be claimed, and then no gateway tells it again.
 
-Invariants: a task that is in hand is not taken again before its block has ended; what waits is bounded by what a gateway gives
-one worker at once, and in a program that takes no work by IDLE_COUNT and IDLE_BYTES.
+Invariants: a task that is in hand is not taken again before its block has ended; what waits is
+bounded by what a gateway gives one worker at once, and in a program that takes no work by
+IDLE_COUNT and IDLE_BYTES.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 IDLE_COUNT: Final = 10_000
 IDLE_BYTES: Final = 8 * 1024 * 1024
-"""Of payloads: what a program is kept that does not take its work; beyond it the oldest are dropped."""
+"""Of payloads: what a program is kept that does not take its work; beyond it the oldest are
+dropped.
+"""
 
 
 class Intake(Feed[Assignment]):
-    """See the module docstring. `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait."""
+    """See the module docstring.
+
+    `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait.
+    """
 
     def __init__(self, repeated: Callable[[str], None]) -> None:
         super().__init__(IDLE_COUNT, lossy=True)
@@ -78,7 +85,9 @@ class Intake(Feed[Assignment]):
             self._wake()
 
     def give_back(self, assignment: Assignment) -> None:
-        """It was taken, and is not begun after all: it is the next one, unless the task was assigned anew meanwhile."""
+        """It was taken, and is not begun after all: it is the next one, unless the task was
+        assigned anew meanwhile.
+        """
         task_id = assignment.task_id
         if not self._closed and task_id not in self._assigned:
             self._assigned = {task_id: assignment, **self._assigned}
@@ -98,7 +107,10 @@ class Intake(Feed[Assignment]):
         return True
 
     async def __anext__(self) -> Assignment:
-        """The first that is not in hand; from now on it is. Raises StopAsyncIteration at the end, or why the client failed."""
+        """The first that is not in hand; from now on it is.
+
+        Raises StopAsyncIteration at the end, or why the client failed.
+        """
         self.taking = True
         await anyio.lowlevel.checkpoint()
         while True:

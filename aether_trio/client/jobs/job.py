@@ -1,4 +1,7 @@
-"""What a program sees of a task that it works on, and may do inside of its block. The block itself is in held.py."""
+"""What a program sees of a task that it works on, and may do inside of its block.
+
+The block itself is in held.py.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,11 @@ NO_INPUT: Final = {"aether.wait_until": "no input"}
 class Job(RunningJob):
     """A task that this worker has claimed. `async with job:` is the work on it, once.
 
-    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the exception goes on; left by a
-    cancellation from outside it is FAIL too, "the worker was stopped". If the gateway ends the task meanwhile (somebody has
-    cancelled it, a deadline has passed, it was given to another worker), the block is cancelled, and the program goes on behind
-    it; `end` says what has happened.
+    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
+    exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
+    If the gateway ends the task meanwhile (somebody has cancelled it, a deadline has passed, it was
+    given to another worker), the block is cancelled, and the program goes on behind it; `end` says
+    what has happened.
     """
 
     def __repr__(self) -> str:
@@ -78,9 +82,12 @@ class Job(RunningJob):
         step: Step | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows. It is also a sign of life.
+        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows.
 
-        Whoever follows the task is told, and the agents of the workspace. It is sent, and not confirmed.
+        It is also a sign of life.
+
+        Whoever follows the task is told, and the agents of the workspace. It is sent, and not
+        confirmed.
         """
         await self._checked()
         await self._bench.progress.report(
@@ -88,16 +95,20 @@ class Job(RunningJob):
         )
 
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
-        """Stand still until somebody resumes the task, or gives the input whose metadata has all of `match`.
+        """Stand still until somebody resumes the task, or gives the input whose metadata has all of
+        `match`.
 
-        An input that has come before is used, the oldest one first; each is used once.
-        After `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
+        An input that has come before is used, the oldest one first; each is used once. After
+        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
+        input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would end the wait."""
+        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would
+        end the wait.
+        """
         await self._checked()
         await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
@@ -150,7 +161,9 @@ class Job(RunningJob):
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Said again after a cut, if the task does not stand still then: the same pause, whose wait may have ended meanwhile."""
+        """Said again after a cut, if the task does not stand still then: the same pause, whose wait
+        may have ended meanwhile.
+        """
         request_id = str(uuid.uuid4())
         while True:
             try:
@@ -191,10 +204,12 @@ class Job(RunningJob):
         on_timeout: str = "",
         key: str = "",
     ) -> NoReturn:
-        """Save `state`, end the block, and have the task assigned anew at `until` or when it is resumed: this never returns.
+        """Save `state`, end the block, and have the task assigned anew at `until` or when it is
+        resumed: this never returns.
 
-        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it back to the next block.
-        After `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
+        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it
+        back to the next block. After `timeout` seconds: the task fails, or what `on_timeout` says
+        ("retry" wakes it, "alert" lets it sleep on).
         """
         await self._checked()
         key = key or self.id
@@ -216,7 +231,10 @@ class Job(RunningJob):
         raise self._over()  # somebody called it from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """What the task has left behind when it hibernated; None if it never did, or if another participant has saved it."""
+        """What the task has left behind when it hibernated.
+
+        None if it never did, or if another participant has saved it.
+        """
         await self._checked()
         await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
@@ -231,7 +249,9 @@ class Job(RunningJob):
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can be cancelled."""
+        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can
+        be cancelled.
+        """
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
         self._check()

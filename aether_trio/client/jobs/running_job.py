@@ -4,8 +4,9 @@
                   │ the gateway takes it away: the block is cancelled, and left without a word
                   └ the body ends: COMPLETE or FAIL, until the gateway has answered or the task is somebody else's
 
-Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards, and what a cut leaves in doubt
-is looked up. Nothing here reads the connection: `heard` and `looked` are called by bench.py.
+Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards,
+and what a cut leaves in doubt is looked up. Nothing here reads the connection: `heard` and `looked`
+are called by bench.py.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class JobEnd(enum.Enum):
     HIBERNATED = "hibernated"
     """It sleeps, and will be assigned again."""
     LOST = "lost"
-    """Somebody else has it, or will have it: it was taken back while this worker was away, or retried."""
+    """Somebody else has it, or will have it: it was taken back while this worker was away, or
+    retried.
+    """
 
 
 _ENDS: Final = {
@@ -77,7 +80,9 @@ _ENDS: Final = {
 
 
 class TaskOver(AetherError):
-    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else has it. Its block swallows this."""
+    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else
+    has it. Its block swallows this.
+    """
 
     def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
         super().__init__("TASK_OVER", f"task {task_id} is {end.value}" + (f": {reason}" if reason else ""))
@@ -93,7 +98,10 @@ class _Phase(enum.Enum):
 
 
 class RunningJob:
-    """A claimed task, and its block. See the module docstring; Job is what programs see of it."""
+    """A claimed task, and its block.
+
+    See the module docstring; Job is what programs see of it.
+    """
 
     def __init__(self, bench: JobManager, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
         self.assignment = assignment
@@ -105,7 +113,9 @@ class RunningJob:
         self.reason = ""
         """With what text it failed, if it did."""
         self.remark = ""
-        """What is said with COMPLETE. Whoever follows the task hears it as the reason of its last event."""
+        """What is said with COMPLETE. Whoever follows the task hears it as the reason of its last
+        event.
+        """
         self.watched = anyio.Event()
         """What the gateway does to the task is heard of."""
         self._bench = bench
@@ -129,7 +139,9 @@ class RunningJob:
 
     @property
     def _reference(self) -> str:
-        """The task's id as moves are told: what this block says does not count for a later assignment of the task."""
+        """The task's id as moves are told: what this block says does not count for a later
+        assignment of the task.
+        """
         return self.assignment.reference
 
     @property
@@ -139,7 +151,9 @@ class RunningJob:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still be taken away: the block has not ended, and the gateway has not ended it."""
+        """Whether it may still be taken away: the block has not ended, and the gateway has not
+        ended it.
+        """
         return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
 
     # -- the block
@@ -147,7 +161,8 @@ class RunningJob:
     async def __aenter__(self) -> Self:
         if self.entered:
             raise RuntimeError(f"task {self.id} has had its block; a task is one block")
-        self._scope.__enter__()  # raises in another loop than the client's, and then no block has begun
+        # Raises in another loop than the client's, and then no block has begun.
+        self._scope.__enter__()
         self._phase = _Phase.OPEN
         if self.end is not None:
             self._scope.cancel()
@@ -182,7 +197,9 @@ class RunningJob:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile.
+        """Say how it was left.
+
+        A cancellation does not keep it from being said, also one that comes meanwhile.
 
         Raises why COMPLETE was refused, if it was; then the task has failed.
         """
@@ -205,7 +222,9 @@ class RunningJob:
             raise self._refused
 
     async def _complete(self, refusals: int | None) -> None:
-        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must end. See `_settle`."""
+        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must
+        end. See `_settle`.
+        """
         if self._refused is None:
             try:
                 await self._settle(lambda: self._bench.tasks.complete(self._reference, reason=sendable(self.remark)))
@@ -221,9 +240,11 @@ class RunningJob:
         await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives.
+        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while
+        the client lives.
 
-        Nothing is waited for any more when another one comes through the shield, as asyncio's own do, and Ctrl-C.
+        Nothing is waited for any more when another one comes through the shield, as asyncio's own
+        do, and Ctrl-C.
         """
         try:
             with anyio.move_on_after(LAST_WORDS_S, shield=True):
@@ -235,7 +256,10 @@ class RunningJob:
                 self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
-        """Settle behind the block, however often it is refused, while the client lives. False if it does not."""
+        """Settle behind the block, however often it is refused, while the client lives.
+
+        False if it does not.
+        """
         self._settles_late = self._bench.settle_later(self, lambda: last(None))
         return self._settles_late
 
@@ -248,7 +272,9 @@ class RunningJob:
         closed()
 
     def begins_too_late(self) -> None:
-        """Its block has not begun, and others may have the task: a block that begins yet is cancelled."""
+        """Its block has not begun, and others may have the task: a block that begins yet is
+        cancelled.
+        """
         if self.end is None:
             self._take_away(JobEnd.LOST, "its block has not begun in time")
         self._close()
@@ -263,7 +289,9 @@ class RunningJob:
             self._bench.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more.
+        """Make the last move, however often the connection is cut.
+
+        Until it is made, or the task is not ours any more.
 
         Raises the last of so many refusals (None: never), and why the client has ended.
         """
@@ -306,7 +334,10 @@ class RunningJob:
         self._tell()
 
     def looked(self, task: Task | None) -> None:
-        """How the task is just now; None when there is none that this worker may see. Never waits."""
+        """How the task is just now; None when there is none that this worker may see.
+
+        Never waits.
+        """
         if not self.is_open:
             return
         if task is not None and self._is_ours(task):
@@ -361,7 +392,9 @@ def _nothing() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as the reason of a failure: its kind and its text; of a group, those of its members."""
+    """An exception as the reason of a failure: its kind and its text; of a group, those of its
+    members.
+    """
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     else:
@@ -374,7 +407,9 @@ def describe(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is replaced."""
+    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is
+    replaced.
+    """
     if str.isascii(text):  # raises TypeError for what is no text
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -3,10 +3,11 @@
     await agent.kv.put("greeting", b"hello", scope=Scope.WORKSPACE)
     task = await agent.tasks.create("summarize", payload, pool="summarizer")
 
-`Operations` is the table of namespaces and gives a client its attributes. This package also exports the values and enums
-that the operations take, and the errors and objects that aether_trio.client does not have. The records that they return
-are described in the module of each family, such as aether_trio.client.operations.kv. An operation that the gateway does
-not serve raises NotImplementedByGateway.
+`Operations` is the table of namespaces and gives a client its attributes. This package also exports
+the values and enums that the operations take, and the errors and objects that aether_trio.client
+does not have. The records that they return are described in the module of each family, such as
+aether_trio.client.operations.kv. An operation that the gateway does not serve raises
+NotImplementedByGateway.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ N = TypeVar("N", bound=Namespace)
 
 
 class NamespaceAttribute(Generic[N]):
-    """Give each client its namespace, made when the attribute is read. On the class it is itself."""
+    """Give each client its namespace, made when the attribute is read.
+
+    On the class it is itself.
+    """
 
     def __init__(self, namespace: type[N]) -> None:
         self.namespace = namespace
@@ -142,7 +146,10 @@ class NamespaceAttribute(Generic[N]):
 
 
 class Operations:
-    """Gives a client its namespaces: one line for each. The blocking form is generated from this table."""
+    """Gives a client its namespaces: one line for each.
+
+    The blocking form is generated from this table.
+    """
 
     access = NamespaceAttribute(Access)
     audit = NamespaceAttribute(Audit)

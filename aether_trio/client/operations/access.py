@@ -1,4 +1,6 @@
-"""`agent.access`: may I do this to that? And messages that are delivered only if I may.
+"""`agent.access`: may I do this to that?
+
+And messages that are delivered only if I may.
 
 A verdict of "no" is an answer, not an error: look at `allowed`.
 """
@@ -25,7 +27,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessRequest:
-    """Something to be done to a resource. `workspace` is where the resource is; "" if it is in none."""
+    """Something to be done to a resource.
+
+    `workspace` is where the resource is; "" if it is in none.
+    """
 
     resource_type: str
     resource_id: str
@@ -113,7 +118,9 @@ class Access(Namespace):
         continuation: Continuation | None = None,
         authorization: Authorization | None = None,
     ) -> None:
-        """Send a message that is delivered only if the access is allowed; the verdict travels with it.
+        """Send a message that is delivered only if the access is allowed.
+
+        The verdict travels with it.
 
         Returns when the gateway has taken it; raises the refusal if it has not.
         """

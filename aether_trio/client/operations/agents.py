@@ -1,4 +1,5 @@
-"""`agent.registry`: the registered agent implementations, the orchestrators that start them, and starting one.
+"""`agent.registry`: the registered agent implementations, the orchestrators that start them, and
+starting one.
 
 Needs the right to administer agents. Refusals raise Refused or PermissionDenied.
 """
@@ -77,7 +78,10 @@ class Registry(Namespace):
         return read(Registration, (await self._do(_Op(op=_Op.GET, implementation=implementation))).agent)
 
     async def register(self, registration: Registration) -> Registration:
-        """Add an implementation. A clash of resource prefixes is refused with ERR_PREFIX_CONFLICT."""
+        """Add an implementation.
+
+        A clash of resource prefixes is refused with ERR_PREFIX_CONFLICT.
+        """
         return await self._write(_Op.REGISTER, registration)
 
     async def update(self, registration: Registration) -> Registration:
@@ -116,7 +120,8 @@ class Registry(Namespace):
         )
         profile = registration.orchestrator_profile
         if profile and "profile" not in registration.launch_params:
-            op.agent.launch_params["profile"] = profile  # it is what decides which orchestrator gets the start
+            # It is what decides which orchestrator gets the start.
+            op.agent.launch_params["profile"] = profile
         return read(Registration, (await self._do(op)).agent)
 
     async def _do(self, op: pb.AgentOperation) -> pb.AgentResponse:

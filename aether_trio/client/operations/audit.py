@@ -1,4 +1,7 @@
-"""`agent.audit`: search the audit log, and add an entry of one's own. Refusals raise Refused or PermissionDenied."""
+"""`agent.audit`: search the audit log, and add an entry of one's own.
+
+Refusals raise Refused or PermissionDenied.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ class AuditPage:
 
 
 class Audit(Namespace):
-    """Search the audit log, and add an entry of one's own; help(aether_trio.client.operations.audit) says more."""
+    """Search the audit log, and add an entry of one's own.
+
+    Help(aether_trio.client.operations.audit) says more.
+    """
 
     async def query(
         self,
@@ -76,7 +82,10 @@ class Audit(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> AuditPage:
-        """Entries that fit everything given. Times are aware, in whole seconds. `limit` 0 is 100; at most 500."""
+        """Entries that fit everything given.
+
+        Times are aware, in whole seconds. `limit` 0 is 100; at most 500.
+        """
         query = pb.AuditQuery(
             start_time=from_time(start),
             end_time=from_time(end),
@@ -114,7 +123,10 @@ class Audit(Namespace):
         error_message: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Record an event of type message, kv, task or custom. Who and when are the gateway's to fill."""
+        """Record an event of type message, kv, task or custom.
+
+        Who and when are the gateway's to fill.
+        """
         event = pb.SubmitAuditEventRequest(
             event_type=event_type,
             operation=operation,

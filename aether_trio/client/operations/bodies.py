@@ -9,7 +9,8 @@ from aether_trio.client.errors import PayloadTooLarge, UnexpectedAnswer
 from aether_trio.wire.pb import aether_pb2 as pb
 
 PIECE_BYTES: Final = 256 * 1024
-"""The longest piece that is sent, and the longest body that travels inside its request or response."""
+"""The longest piece that is sent, and the longest body that travels inside its request or response.
+"""
 
 
 def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.ProxyHttpBodyChunk]:
@@ -32,7 +33,10 @@ class Assembly:
         self._expected = 0
 
     def add(self, piece: pb.ProxyHttpBodyChunk) -> bool:
-        """Take a piece; True when it was the last. Raises PayloadTooLarge, and UnexpectedAnswer when one is missing."""
+        """Take a piece; True when it was the last.
+
+        Raises PayloadTooLarge, and UnexpectedAnswer when one is missing.
+        """
         if piece.seq != self._expected:
             raise UnexpectedAnswer(f"piece {piece.seq} of a body came where {self._expected} was due")
         self._expected += 1

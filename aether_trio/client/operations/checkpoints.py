@@ -1,6 +1,9 @@
-"""`agent.checkpoints`: what a participant saves for its next life. Private to its identity; any principal has them.
+"""`agent.checkpoints`: what a participant saves for its next life.
 
-A refusal (too large, too many) raises Refused. All of it may be done twice without harm, so a reconnect repeats it.
+Private to its identity; any principal has them.
+
+A refusal (too large, too many) raises Refused. All of it may be done twice without harm, so a
+reconnect repeats it.
 """
 
 from __future__ import annotations
@@ -29,10 +32,16 @@ class Checkpoint:
 
 
 class Checkpoints(Namespace):
-    """What a participant saves for its next life; help(aether_trio.client.operations.checkpoints) says more."""
+    """What a participant saves for its next life.
+
+    Help(aether_trio.client.operations.checkpoints) says more.
+    """
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
-        """Save, replacing what was there; return the gateway's time. `ttl_s` 0 keeps it for good, -1 as the gateway likes."""
+        """Save, replacing what was there; return the gateway's time.
+
+        `ttl_s` 0 keeps it for good, -1 as the gateway likes.
+        """
         answer: pb.CheckpointResponse = await self._ask(
             "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s), again=True
         )

@@ -1,6 +1,7 @@
 """The protocol's enums for people who write Python: the same numbers, names without the prefixes.
 
-Member 0 is what the wire calls unspecified, or its default. Numbers of a later protocol read as member 0.
+Member 0 is what the wire calls unspecified, or its default. Numbers of a later protocol read as
+member 0.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ class PrincipalType(enum.IntEnum):
 
 
 class Scope(enum.IntEnum):
-    """Whose keys. The exclusive scopes, and USER and USER_WORKSPACE, belong to one identity, its workspace included.
+    """Whose keys.
 
-    USER, USER_WORKSPACE, USER_SHARED and USER_WORKSPACE_SHARED need a `user_id`; those named after a workspace are about
-    the caller's own unless `workspace` says another.
+    The exclusive scopes, and USER and USER_WORKSPACE, belong to one identity, its workspace
+    included.
+
+    USER, USER_WORKSPACE, USER_SHARED and USER_WORKSPACE_SHARED need a `user_id`; those named after
+    a workspace are about the caller's own unless `workspace` says another.
     """
 
     UNSPECIFIED = 0
@@ -75,7 +79,10 @@ class TaskAssignmentMode(enum.IntEnum):
 
 
 class TaskClass(enum.IntEnum):
-    """How long a task may go without its worker; interactive ones are the least patient."""
+    """How long a task may go without its worker.
+
+    Interactive ones are the least patient.
+    """
 
     UNSPECIFIED = 0
     INTERACTIVE = 1

@@ -1,4 +1,7 @@
-"""`agent.gateway`: look at the gateway process itself. Refusals raise Refused or PermissionDenied."""
+"""`agent.gateway`: look at the gateway process itself.
+
+Refusals raise Refused or PermissionDenied.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ class Health:
 
 
 class Gateway(Namespace):
-    """Look at the gateway process itself; help(aether_trio.client.operations.gateway) says more."""
+    """Look at the gateway process itself.
+
+    Help(aether_trio.client.operations.gateway) says more.
+    """
 
     async def health(self) -> Health:
         """The state of the gateway, and of what it depends on."""

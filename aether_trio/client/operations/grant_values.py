@@ -1,4 +1,7 @@
-"""Grants as values: what is asked for, and what is told. Times are aware, in whole seconds."""
+"""Grants as values: what is asked for, and what is told.
+
+Times are aware, in whole seconds.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
-    """A child grant to be made. It may not exceed its parent in scope, level, time or hops."""
+    """A child grant to be made.
+
+    It may not exceed its parent in scope, level, time or hops.
+    """
 
     parent_grant_id: str
     delegate: Principal

@@ -1,7 +1,9 @@
-"""`agent.grants`: authority to act for others. Obtain it, pass it on, renew, revoke, list and check it.
+"""`agent.grants`: authority to act for others.
 
-Empty scopes mean "no restriction", so say what is meant. Times are aware, in whole seconds. Refusals raise Refused or
-PermissionDenied.
+Obtain it, pass it on, renew, revoke, list and check it.
+
+Empty scopes mean "no restriction", so say what is meant. Times are aware, in whole seconds.
+Refusals raise Refused or PermissionDenied.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ _Op = pb.AuthorityGrantOperation
 
 
 class Grants(Namespace):
-    """Authority to act for others; help(aether_trio.client.operations.grants) says more."""
+    """Authority to act for others.
+
+    Help(aether_trio.client.operations.grants) says more.
+    """
 
     async def exchange(self, request: Exchange) -> Grant:
         """A root grant: a user hands some of its rights to an audience."""
@@ -56,7 +61,10 @@ class Grants(Namespace):
         return read(Grant, answer.grant)
 
     async def derive_for_target(self, request: DeriveForTarget) -> Grant:
-        """A child grant for a participant about to be called; a fitting one that exists is used again."""
+        """A child grant for a participant about to be called.
+
+        A fitting one that exists is used again.
+        """
         derive = write(request, pb.AuthorityGrantDeriveForTargetRequest())
         answer = await self._do(_Op(op=_Op.DERIVE_FOR_TARGET, derive_for_target_request=derive), again=True)
         return read(Grant, answer.grant)
@@ -68,7 +76,9 @@ class Grants(Namespace):
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
     ) -> Grant:
-        """A later expiry, within the renewal window: a time, or so much from now on (whole seconds; it takes precedence)."""
+        """A later expiry, within the renewal window: a time, or so much from now on (whole seconds;
+        it takes precedence).
+        """
         extend_s = 0 if extend_by is None else int(extend_by.total_seconds())
         request = pb.ACLRenewAuthorityGrantRequest(
             grant_id=grant_id, expires_at=from_time(expires_at), extend_seconds=extend_s

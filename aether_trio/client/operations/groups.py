@@ -1,4 +1,6 @@
-"""Groups and roles, to which rules may be given in place of a principal: the other half of `agent.rules`."""
+"""Groups and roles, to which rules may be given in place of a principal: the other half of
+`agent.rules`.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ class RoleAssignment:
 
 
 class Groups(Namespace):
-    """Groups and roles, to which rules may be given in place of a principal: the other half of Rules.
+    """Groups and roles, to which rules may be given in place of a principal: the other half of
+    Rules.
 
     help(aether_trio.client.operations.groups) says more.
     """

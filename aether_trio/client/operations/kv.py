@@ -1,12 +1,12 @@
 """`agent.kv`: the key-value store.
 
-Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords (`Place`): `scope`
-(WORKSPACE unless said otherwise), `user_id` for scopes about a user, `workspace` when it is not the caller's own, and
-`authorization` to act for somebody else. `ttl_s` is in whole seconds; 0 keeps the entry for good, and a write always
-replaces the ttl that was there.
+Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords
+(`Place`): `scope` (WORKSPACE unless said otherwise), `user_id` for scopes about a user, `workspace`
+when it is not the caller's own, and `authorization` to act for somebody else. `ttl_s` is in whole
+seconds; 0 keeps the entry for good, and a write always replaces the ttl that was there.
 
-Every method raises Refused for what the gateway refuses (scope, key, size, access), and PermissionDenied for
-what the caller may not do.
+Every method raises Refused for what the gateway refuses (scope, key, size, access), and
+PermissionDenied for what the caller may not do.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Kv(Namespace):
     """The key-value store; help(aether_trio.client.operations.kv) says more."""
 
     async def get(self, key: str, **place: Unpack[Place]) -> bytes:
-        """The value, or b"" if there is none: the protocol does not tell a missing key from an empty value."""
+        """The value, or b"" if there is none: the protocol does not tell a missing key from an
+        empty value.
+        """
         return (await self._do(_Op(op=_Op.GET, key=key), place)).value
 
     async def put(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[Place]) -> None:
@@ -105,7 +107,8 @@ class Kv(Namespace):
         await self._do(_Op(op=_Op.DELETE, key=key), place)
 
     async def list(self, prefix: str = "", *, limit: int = 0, cursor: str = "", **place: Unpack[Place]) -> Page:
-        """One page of the entries whose keys begin with `prefix`: at most `limit` (0: 100, which is also the most).
+        """One page of the entries whose keys begin with `prefix`: at most `limit` (0: 100, which is
+        also the most).
 
         `cursor` is the `next_cursor` of the page before.
         """
@@ -122,7 +125,10 @@ class Kv(Namespace):
         return _Entries(lambda cursor: self.list(prefix, limit=page_size, cursor=cursor, **place))
 
     async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[Place]) -> int:
-        """Add 1 to the counter, which is 0 if it is absent; return what it is now. A value that is no number is refused."""
+        """Add 1 to the counter, which is 0 if it is absent; return what it is now.
+
+        A value that is no number is refused.
+        """
         return (await self._do(_Op(op=_Op.INCREMENT, key=key, ttl=ttl_s), place)).counter_value
 
     async def decrement(self, key: str, *, ttl_s: int = 0, **place: Unpack[Place]) -> int:
@@ -140,7 +146,10 @@ class Kv(Namespace):
     async def decrement_if(
         self, key: str, *, floor: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[Place]
     ) -> Counter:
-        """Take `delta` (not negative; 0 is read as 1) unless the counter would go below `floor`."""
+        """Take `delta` (not negative.
+
+        0 is read as 1) unless the counter would go below `floor`.
+        """
         op = _Op(op=_Op.DECREMENT_IF, key=key, guard_value=floor, delta_value=delta, ttl=ttl_s)
         answer = await self._do(op, place)
         return Counter(answer.counter_value, answer.applied)
@@ -152,7 +161,10 @@ class Kv(Namespace):
     async def compare_and_set(
         self, key: str, expected: bytes, value: bytes, *, ttl_s: int = 0, **place: Unpack[Place]
     ) -> Swap:
-        """Write the value only if the present one is `expected`. An absent key never is, not even with b""."""
+        """Write the value only if the present one is `expected`.
+
+        An absent key never is, not even with b"".
+        """
         op = _Op(op=_Op.COMPARE_AND_SET, key=key, expected_value=expected, value=value, ttl=ttl_s)
         answer = await self._do(op, place)
         return Swap(answer.applied, b"" if answer.applied else answer.value)
@@ -181,7 +193,9 @@ class Kv(Namespace):
         workspace: str = "",
         authorization: Authorization | None = None,
     ) -> int:
-        """Forget what `identity` keeps in its exclusive scopes, or in the one given; return how many entries that were.
+        """Forget what `identity` keeps in its exclusive scopes, or in the one given.
+
+        Return how many entries that were.
 
         Needs the capability kv_purge_identity.
         """

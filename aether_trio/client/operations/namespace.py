@@ -1,4 +1,5 @@
-"""What every family of operations is built on: a Requester, a time limit, and a way from a payload to its answer.
+"""What every family of operations is built on: a Requester, a time limit, and a way from a payload
+to its answer.
 
 A namespace holds no state of its own and may be kept, shared between tasks and made anew at will.
 """
@@ -19,21 +20,29 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class Namespace:
-    """A family of operations. Each of its methods raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost."""
+    """A family of operations.
+
+    Each of its methods raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
+    """
 
     def __init__(self, requester: Requester, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         self._requester = requester
         self._timeout_s = timeout_s
 
     def within(self, timeout_s: float | None) -> Self:
-        """The same operations with another limit for an answer, in seconds; None waits for ever.
+        """The same operations with another limit for an answer, in seconds.
+
+        None waits for ever.
 
         value = await agent.kv.within(2).get("key")
         """
         return type(self)(self._requester, timeout_s=timeout_s)
 
     async def _ask(self, case: str, payload: Message, *, again: bool = False) -> Any:
-        """The answer's payload. With `again`, and for what only reads, a reconnect may ask a second time."""
+        """The answer's payload.
+
+        With `again`, and for what only reads, a reconnect may ask a second time.
+        """
         again = again or OPERATIONS[case].repeatable(payload)
         return await self._requester.request(upstream(case, payload), timeout=self._timeout_s, idempotent=again)
 
@@ -41,7 +50,9 @@ class Namespace:
         await self._requester.tell(upstream(case, payload))
 
     async def _tell_confirmed(self, case: str, payload: Any) -> None:
-        """Return when it was accepted: for what is answered only when it is refused, with or without an id."""
+        """Return when it was accepted: for what is answered only when it is refused, with or
+        without an id.
+        """
         message = upstream(case, payload)
         request_id = str(getattr(payload, "request_id", ""))
         if not request_id:
@@ -68,7 +79,9 @@ class Namespace:
     def _exchange_feed(
         self, *cases: str, match: Callable[[Any], bool], capacity: int, lossy: bool = False
     ) -> Iterator[Feed[Any]]:
-        """What belongs to an exchange that ends with its connection: then ConnectionLost comes as the last thing."""
+        """What belongs to an exchange that ends with its connection: then ConnectionLost comes as
+        the last thing.
+        """
 
         def mine(payload: Any) -> bool:
             return isinstance(payload, ConnectionLost) or match(payload)

@@ -21,14 +21,19 @@ _USER = "us::"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant by kind ("agent", "user", ...) and id: the bare user id of a user, the identity text of others."""
+    """A participant by kind ("agent", "user", ...) and id: the bare user id of a user, the identity
+    text of others.
+    """
 
     kind: Annotated[str, Wire("principal_type")]
     id: Annotated[str, Wire("principal_id")]
 
     @classmethod
     def of(cls, who: Principal | str) -> Principal:
-        """The principal with this identity text; any window of a user is the user. Raises IdentityError (a ValueError)."""
+        """The principal with this identity text; any window of a user is the user.
+
+        Raises IdentityError (a ValueError).
+        """
         if isinstance(who, Principal):
             return who
         if who.startswith(_USER):

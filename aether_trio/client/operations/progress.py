@@ -50,7 +50,10 @@ class ProgressUpdate:
 
 
 class Progress(Namespace):
-    """Tell others how far something has come; help(aether_trio.client.operations.progress) says more."""
+    """Tell others how far something has come.
+
+    Help(aether_trio.client.operations.progress) says more.
+    """
 
     async def report(
         self,
@@ -66,11 +69,14 @@ class Progress(Namespace):
         kind: ProgressKind = ProgressKind.UNSPECIFIED,
         confirm: bool = False,
     ) -> None:
-        """Report on `task_id`, which is any name. `completion` is from 0 to 1, or -1 when nobody knows.
+        """Report on `task_id`, which is any name.
 
-        `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the workspace but the sender.
-        Agents, tasks and services may. The protocol does not answer a report, so a refusal is in the client's `errors`;
-        with `confirm` it is asked for, and raised (PermissionDenied for others).
+        `completion` is from 0 to 1, or -1 when nobody knows.
+
+        `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the
+        workspace but the sender. Agents, tasks and services may. The protocol does not answer a
+        report, so a refusal is in the client's `errors`; with `confirm` it is asked for, and raised
+        (PermissionDenied for others).
         """
         if not math.isfinite(completion):
             raise ValueError(

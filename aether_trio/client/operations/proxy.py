@@ -1,7 +1,10 @@
-"""`agent.proxy`: HTTP to services behind the gateway. The other end, which answers, is in proxy_service.py.
+"""`agent.proxy`: HTTP to services behind the gateway.
 
-A target is "sv::billing::1", or "sv::billing" for any instance. An HTTP status of 400 or 500 is an answer like any other;
-ProxyFailed says that there is none, and of what kind that is. Headers have one value for each name.
+The other end, which answers, is in proxy_service.py.
+
+A target is "sv::billing::1", or "sv::billing" for any instance. An HTTP status of 400 or 500 is an
+answer like any other; ProxyFailed says that there is none, and of what kind that is. Headers have
+one value for each name.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ _PIECES_WAITING: Final = 1024
 
 
 class ProxyFailed(AetherError):
-    """There is no HTTP response; `kind` says why. TIMEOUT and SIDECAR_UNAVAILABLE may be tried again if that is safe."""
+    """There is no HTTP response; `kind` says why.
+
+    TIMEOUT and SIDECAR_UNAVAILABLE may be tried again if that is safe.
+    """
 
     def __init__(self, kind: ProxyFailure, message: str) -> None:
         retryable = kind in {ProxyFailure.TIMEOUT, ProxyFailure.SIDECAR_UNAVAILABLE}
@@ -71,7 +77,10 @@ class StreamedResponse:
         return self
 
     async def __anext__(self) -> bytes:
-        """A piece of the body. Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long."""
+        """A piece of the body.
+
+        Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long.
+        """
         await anyio.lowlevel.checkpoint()
         if self._inline:
             piece, self._inline = self._inline, b""
@@ -90,7 +99,9 @@ class StreamedResponse:
 
 
 class Proxy(ProxyService):
-    """HTTP to services behind the gateway. `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
+    """HTTP to services behind the gateway.
+
+    `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
 
     help(aether_trio.client.operations.proxy) says more.
     """
@@ -111,9 +122,12 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> ProxyResponse:
-        """One request and its whole response, within `timeout_s` seconds. `path` has the query.
+        """One request and its whole response, within `timeout_s` seconds.
 
-        Raises ProxyFailed, RequestTimeout, and PayloadTooLarge for a body over `max_response_bytes`.
+        `path` has the query.
+
+        Raises ProxyFailed, RequestTimeout, and PayloadTooLarge for a body over
+        `max_response_bytes`.
         """
         message = _message(
             target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization
@@ -149,7 +163,8 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[StreamedResponse]:
-        """A response as it comes, for as long as the block lasts: `timeout_s` to its head, `idle_s` between its pieces.
+        """A response as it comes, for as long as the block lasts: `timeout_s` to its head, `idle_s`
+        between its pieces.
 
         async with agent.proxy.stream("sv::feed", "GET", "/events") as response:
             async for piece in response: ...
@@ -167,7 +182,10 @@ class Proxy(ProxyService):
     async def _exchange(
         self, message: pb.ProxyHttpRequest, body: bytes, timeout_s: float
     ) -> AsyncIterator[tuple[pb.ProxyHttpResponse, Feed[Any]]]:
-        """Send it; the head of its response, and the feed with the rest. The body may be sent while the head comes."""
+        """Send it; the head of its response, and the feed with the rest.
+
+        The body may be sent while the head comes.
+        """
         request_id = message.request_id
 
         def mine(payload: Any) -> bool:
@@ -178,7 +196,8 @@ class Proxy(ProxyService):
             if message.body_chunked:
                 for piece in pieces(request_id, body, is_request=True):
                     if len(feed):
-                        break  # it is answered or refused already; the rest of the body is not wanted
+                        # It is answered or refused already; the rest of the body is not wanted.
+                        break
                     await self._tell("proxy_http_body_chunk", piece)
             head = await _next(feed, timeout_s, "the response")
             if not isinstance(head, pb.ProxyHttpResponse):

@@ -1,11 +1,12 @@
-"""The answering side of `agent.proxy`: for a service that others reach over HTTP through the gateway.
+"""The answering side of `agent.proxy`: for a service that others reach over HTTP through the
+gateway.
 
     async with agent.proxy.serve() as requests:
         async for request in requests:
             await request.respond(200, {"content-type": "text/plain"}, b"hello")
 
-A request is handed out when its body is complete. The headers x-auth-* and x-aether-* are the gateway's own, which strips
-what a caller puts there.
+A request is handed out when its body is complete. The headers x-auth-* and x-aether-* are the
+gateway's own, which strips what a caller puts there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAX_INCOMPLETE: Final = 256
 
 
 class ProxiedRequest:
-    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and `finish`."""
+    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and
+    `finish`.
+    """
 
     def __init__(self, service: ProxyService, message: pb.ProxyHttpRequest, body: bytes) -> None:
         self.method = message.method
@@ -134,7 +137,10 @@ class _Complete:
                 return ProxiedRequest(self._service, payload, payload.body)
 
     async def _add(self, piece: pb.ProxyHttpBodyChunk) -> ProxiedRequest | None:
-        """Take a piece; the request if that was the last. One that cannot be put together is refused."""
+        """Take a piece; the request if that was the last.
+
+        One that cannot be put together is refused.
+        """
         if piece.request_id not in self._waiting:
             return None
         request, assembly = self._waiting[piece.request_id]

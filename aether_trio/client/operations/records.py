@@ -1,7 +1,7 @@
 """Protobuf messages to frozen dataclasses and back, by the names and types of their fields.
 
-A record is a frozen dataclass whose fields bear the names of the message's fields; `Wire` in an annotation gives another
-name, or the unit of a time. What a type means on the wire:
+A record is a frozen dataclass whose fields bear the names of the message's fields; `Wire` in an
+annotation gives another name, or the unit of a time. What a type means on the wire:
 
 | type | message field |
 |---|---|
@@ -12,7 +12,8 @@ name, or the unit of a time. What a type means on the wire:
 | a record | a message; with `or None`, None if it is absent |
 | tuple of these, Mapping from str | repeated, map |
 
-Invariant: `read(type(r), write(r, message)) == r` for every record whose times are whole units of the wire.
+Invariant: `read(type(r), write(r, message)) == r` for every record whose times are whole units of
+the wire.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """How a field differs from its record: `name` in the message, and the `unit` of a time ("s" or "ms") or a level."""
+    """How a field differs from its record: `name` in the message, and the `unit` of a time ("s" or
+    "ms") or a level.
+    """
 
     name: str = ""
     unit: str = "s"
@@ -55,7 +58,10 @@ Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
-    """The time that stands on the wire as `count` units since the epoch; None for 0 and for what no datetime can hold."""
+    """The time that stands on the wire as `count` units since the epoch.
+
+    None for 0 and for what no datetime can hold.
+    """
     try:
         return _EPOCH + count * _UNITS[unit] if count else None
     except OverflowError:
@@ -63,7 +69,9 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 
 
 def from_time(when: datetime | None, unit: str = "s") -> int:
-    """`when` in whole units since the epoch, rounded down; 0 for None. Raises ValueError for a time without a zone.
+    """`when` in whole units since the epoch, rounded down; 0 for None.
+
+    Raises ValueError for a time without a zone.
 
     As 0 is none, whatever is not behind the epoch is 1.
     """
@@ -76,7 +84,9 @@ def from_time(when: datetime | None, unit: str = "s") -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a record: both its names, whether absence is None, and how a value is read and written."""
+    """One field of a record: both its names, whether absence is None, and how a value is read and
+    written.
+    """
 
     name: str
     wire: str
@@ -98,7 +108,10 @@ def _value(field: _Field, message: Message) -> Any:
 
 
 def write(record: Any, message: M) -> M:
-    """Fill `message` from the record, and return it. Fields that are None or empty stay unset."""
+    """Fill `message` from the record, and return it.
+
+    Fields that are None or empty stay unset.
+    """
     for field in _fields_of(type(record)):
         value = getattr(record, field.name)
         if value is not None:
@@ -124,7 +137,8 @@ def _compiled(record: Any) -> tuple[_Field, ...]:
 def _field(name: str, hint: Any) -> _Field:
     wire = Wire()
     if typing.get_origin(hint) is Annotated:
-        hint, *_, wire = typing.get_args(hint)  # the innermost annotation that was added, which is the last
+        # The innermost annotation that was added, which is the last.
+        hint, *_, wire = typing.get_args(hint)
     there = wire.name or name
     plain, optional = _without_none(hint)
     if plain is datetime:

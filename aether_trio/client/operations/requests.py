@@ -1,6 +1,7 @@
 """`agent.authority_requests`: ask somebody for authority, and decide what was asked.
 
-A request is routed to a principal or to anybody who holds a capability. Refusals raise Refused or PermissionDenied.
+A request is routed to a principal or to anybody who holds a capability. Refusals raise Refused or
+PermissionDenied.
 """
 
 from __future__ import annotations
@@ -108,7 +109,11 @@ class AuthorityRequests(Namespace):
     """
 
     async def create(self, wish: Wish) -> AuthorityRequest:
-        """Ask. The answer is the request as it stands, not the decision: follow `events`, or pause a task until then."""
+        """Ask.
+
+        The answer is the request as it stands, not the decision: follow `events`, or pause a task
+        until then.
+        """
         payload = write(wish, pb.CreateAuthorityRequestPayload())
         return await self._one(_Op(op=_Op.CREATE, create=payload))
 
@@ -149,7 +154,10 @@ class AuthorityRequests(Namespace):
         remaining_hops: int = 0,
         reason: str = "",
     ) -> AuthorityRequest:
-        """Grant what was asked for, or less: what is not said is as requested. `duration` is in whole seconds."""
+        """Grant what was asked for, or less: what is not said is as requested.
+
+        `duration` is in whole seconds.
+        """
         decision = _Decision(
             decision=_Decision.APPROVE,
             granted_workspace_scope=workspace_scope,

@@ -1,4 +1,5 @@
-"""`agent.rules`: access rules, what applies when no rule does, what was decided and why; groups and roles (see groups.py).
+"""`agent.rules`: access rules, what applies when no rule does, what was decided and why; groups and
+roles (see groups.py).
 
 Needs the right to administer access. Refusals raise Refused or PermissionDenied.
 """

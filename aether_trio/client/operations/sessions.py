@@ -1,7 +1,8 @@
 """`agent.sessions`: who is connected, since when, and from where; ending a session.
 
-All but `connection_status` need the right to administer sessions, or for `list`, to be in the workspace that is asked about;
-session ids and addresses are then left out. Refusals raise Refused or PermissionDenied.
+All but `connection_status` need the right to administer sessions, or for `list`, to be in the
+workspace that is asked about; session ids and addresses are then left out. Refusals raise Refused
+or PermissionDenied.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class SessionPage:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Whether a principal is connected, and when it was last; None if never or unknown."""
+    """Whether a principal is connected, and when it was last.
+
+    None if never or unknown.
+    """
 
     connected: bool
     last_seen: datetime | None
@@ -59,7 +63,10 @@ def connection_filter(principal_type: PrincipalType, workspace: str, limit: int,
 
 
 class Sessions(Namespace):
-    """Who is connected, since when, and from where; help(aether_trio.client.operations.sessions) says more."""
+    """Who is connected, since when, and from where.
+
+    Help(aether_trio.client.operations.sessions) says more.
+    """
 
     async def list(
         self,
@@ -70,7 +77,10 @@ class Sessions(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> SessionPage:
-        """The sessions of this type and workspace, by identity. `limit` 0 is 100; at most 1,000."""
+        """The sessions of this type and workspace, by identity.
+
+        `limit` 0 is 100; at most 1,000.
+        """
         wanted = connection_filter(principal_type, workspace, limit, offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted), authorization)
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)

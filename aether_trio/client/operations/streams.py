@@ -1,4 +1,6 @@
-"""Iterators over what comes. Classes and not generators: a generator that nobody reads to its end is left to the garbage
+"""Iterators over what comes.
+
+Classes and not generators: a generator that nobody reads to its end is left to the garbage
 collector, which cannot close it properly in an async program.
 """
 
@@ -11,7 +13,10 @@ T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """What `feed` brings, converted; a conversion to None is left out, and one that raises ends the loop with that."""
+    """What `feed` brings, converted.
+
+    A conversion to None is left out, and one that raises ends the loop with that.
+    """
 
     def __init__(self, feed: AsyncIterator[Any], convert: Callable[[Any], T | None]) -> None:
         self._feed = feed

@@ -1,7 +1,7 @@
 """Following tasks, and being given work: the part of `agent.tasks` that the gateway starts.
 
-A subscription ends with its session, so a follower is told of a reconnect by the end of its events (ConnectionLost) and
-subscribes again, from the last event it saw.
+A subscription ends with its session, so a follower is told of a reconnect by the end of its events
+(ConnectionLost) and subscribes again, from the last event it saw.
 """
 
 from __future__ import annotations
@@ -103,9 +103,12 @@ class TaskFeeds(Namespace):
     """
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
-        """Ask for a task's events and return the subscription's id; `follow` is this with the events.
+        """Ask for a task's events and return the subscription's id.
 
-        `recursive` takes in the descendants that exist now; `since` replays what happened since then.
+        `follow` is this with the events.
+
+        `recursive` takes in the descendants that exist now; `since` replays what happened since
+        then.
         """
         op = _Sub(
             op=_Sub.SUBSCRIBE, task_id=task_id, recursive=recursive, start_timestamp_unix_ms=from_time(since, "ms")
@@ -127,7 +130,8 @@ class TaskFeeds(Namespace):
             async with agent.tasks.follow(task_id) as events:
                 async for event in events: ...
 
-        The iteration raises ConnectionLost after a cut, and FeedOverflow if more than `capacity` events were not read.
+        The iteration raises ConnectionLost after a cut, and FeedOverflow if more than `capacity`
+        events were not read.
         """
         with self._exchange_feed("task_event", match=lambda event: True, capacity=capacity) as feed:
             subscription = await self.subscribe(task_id, recursive=recursive, since=since)
@@ -162,7 +166,11 @@ class TaskFeeds(Namespace):
 
 
 def _event_of(subscription: str, message: Any) -> TaskEvent | None:
-    """Its event. Events may come before the answer that names their subscription, so they are sorted here, not by the feed."""
+    """Its event.
+
+    Events may come before the answer that names their subscription, so they are sorted here, not by
+    the feed.
+    """
     if isinstance(message, ConnectionLost):
         raise message
     return task_event(message) if message.subscription_id in {"", subscription} else None

@@ -137,12 +137,16 @@ class CreatedTask:
     """A word: assigned, orchestration_triggered or pending_pool; "" for a repeated request."""
     assigned_to: str
     task_token: str = field(repr=False)
-    """With which the `target_identity` may connect; "" if none was asked for, or the creator may not have one."""
+    """With which the `target_identity` may connect; "" if none was asked for, or the creator may
+    not have one.
+    """
     authority_grant_id: str
 
 
 NUMBER: Final = "_assignment"
-"""In the metadata of tasks and assignments: the number of the task's latest assignment, if the gateway tells it."""
+"""In the metadata of tasks and assignments: the number of the task's latest assignment, if the
+gateway tells it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +180,9 @@ class Assignment:
 
     @property
     def reference(self) -> str:
-        """The task's id, by which moves count for this assignment only and not for a later one of the same worker."""
+        """The task's id, by which moves count for this assignment only and not for a later one of
+        the same worker.
+        """
         return f"{self.task_id}@{self.number}" if self.number else self.task_id
 
 

@@ -1,7 +1,7 @@
 """`agent.tasks`: create tasks, find them, and move them through their states.
 
-A task that may not be seen is reported as one that does not exist. Refusals raise Refused, PermissionDenied,
-PayloadTooLarge and so on, by the gateway's code.
+A task that may not be seen is reported as one that does not exist. Refusals raise Refused,
+PermissionDenied, PayloadTooLarge and so on, by the gateway's code.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class Tasks(TaskFeeds):
         originating_schedule_id: str = "",
         authorization: Authorization | None = None,
     ) -> CreatedTask:
-        """A new task: for the identity `target`, for any worker of the implementation `pool`, or for the creator itself.
+        """A new task: for the identity `target`, for any worker of the implementation `pool`, or
+        for the creator itself.
 
-        The payload has at most 512 KiB by default. A second request with the same `idempotency_key` within a day gets the
-        first one's task. Deadlines are `metadata`, texts of milliseconds: "schedule_to_start_ms", "start_to_close_ms",
-        "heartbeat_timeout_ms", "schedule_to_close_ms" (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to do the task.
-        Raises ValueError for both `target` and `pool`.
+        The payload has at most 512 KiB by default. A second request with the same `idempotency_key`
+        within a day gets the first one's task. Deadlines are `metadata`, texts of milliseconds:
+        "schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms"
+        (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to
+        do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
             raise ValueError("a task has a target or a pool, not both")
@@ -134,7 +136,10 @@ class Tasks(TaskFeeds):
         offset: int = 0,
         page_token: str = "",
     ) -> TaskPage:
-        """Tasks that fit everything given. `limit` 0 is 100; at most 1,000. `page_token` is the `next_page_token` before."""
+        """Tasks that fit everything given.
+
+        `limit` 0 is 100; at most 1,000. `page_token` is the `next_page_token` before.
+        """
         about = None if subject is None else Principal.of(subject)
         wanted = pb.TaskFilter(
             statuses=[_status(one) for one in statuses],
@@ -165,7 +170,10 @@ class Tasks(TaskFeeds):
         return TaskPage(tuple(read(Task, one) for one in answer.tasks), answer.next_page_token)
 
     async def claim(self, task_id: str) -> Task:
-        """Begin to work on a task that was assigned to the caller. A second claim changes nothing."""
+        """Begin to work on a task that was assigned to the caller.
+
+        A second claim changes nothing.
+        """
         return await self._move(_Op(op=_Op.CLAIM, task_id=task_id), again=True)
 
     async def complete(self, task_id: str, *, reason: str = "") -> Task:
@@ -191,8 +199,9 @@ class Tasks(TaskFeeds):
     async def pause(self, task_id: str, wait: WaitSpec, *, reason: str = "", request_id: str = "") -> Task:
         """Stop until `wait` says otherwise: for input, for authority, until a time.
 
-        The answer is a task that runs if an input is there already. A pause whose answer was lost is asked for again with the same
-        `request_id`: what it waited for may have come meanwhile, and then the task goes on. "" is an id of its own.
+        The answer is a task that runs if an input is there already. A pause whose answer was lost
+        is asked for again with the same `request_id`: what it waited for may have come meanwhile,
+        and then the task goes on. "" is an id of its own.
         """
         spec = write(wait, pb.WaitSpec())
         return await self._move(
@@ -208,7 +217,10 @@ class Tasks(TaskFeeds):
         timeout_ms: int = 0,
         request_id: str = "",
     ) -> Task:
-        """Stop until the tasks `depends_on` have ended, or the first of them. `timeout_ms` 0 is no limit, `request_id` as of `pause`."""
+        """Stop until the tasks `depends_on` have ended, or the first of them.
+
+        `timeout_ms` 0 is no limit, `request_id` as of `pause`.
+        """
         wait = WaitSpec(
             reason=WaitReason.DEPENDENCY, depends_on=tuple(depends_on), wake_on_any=any_of_them, timeout_ms=timeout_ms
         )
@@ -225,7 +237,9 @@ class Tasks(TaskFeeds):
         reason: str = "",
         request_id: str = "",
     ) -> Task:
-        """Sleep until a time or an event; the worker may leave. The checkpoint that it names must have been saved.
+        """Sleep until a time or an event; the worker may leave.
+
+        The checkpoint that it names must have been saved.
 
         `request_id` as of `pause`.
         """

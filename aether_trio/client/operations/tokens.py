@@ -51,7 +51,10 @@ class TokenPage:
 
 
 class Tokens(Namespace):
-    """API tokens with which others may connect; help(aether_trio.client.operations.tokens) says more."""
+    """API tokens with which others may connect.
+
+    Help(aether_trio.client.operations.tokens) says more.
+    """
 
     async def create(
         self,
@@ -63,7 +66,10 @@ class Tokens(Namespace):
         scopes: Sequence[str] = (),
         expires_in_hours: int = 0,
     ) -> NewToken:
-        """A new token. `principal_id` is whom a holder connects as; no patterns is every workspace; no scopes is "connect".
+        """A new token.
+
+        `principal_id` is whom a holder connects as; no patterns is every workspace; no scopes is
+        "connect".
 
         `expires_in_hours` 0 is never.
         """

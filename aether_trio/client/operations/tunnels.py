@@ -1,10 +1,11 @@
-"""`agent.tunnels`: bytes or datagrams to a service behind the gateway, with credit in both directions.
+"""`agent.tunnels`: bytes or datagrams to a service behind the gateway, with credit in both
+directions.
 
-A tunnel is an anyio ByteStream, so whatever speaks over one of those speaks over it. It does not outlive its connection:
-after a reconnect its peer is gone, and a new one must be opened.
+A tunnel is an anyio ByteStream, so whatever speaks over one of those speaks over it. It does not
+outlive its connection: after a reconnect its peer is gone, and a new one must be opened.
 
-Credit is counted in bytes, as the published clients and sidecars do: each side may have INITIAL_CREDIT bytes on the way
-that the other has not read, and is granted more as they are read.
+Credit is counted in bytes, as the published clients and sidecars do: each side may have
+INITIAL_CREDIT bytes on the way that the other has not read, and is granted more as they are read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 INITIAL_CREDIT: Final = 1024 * 1024
 GRANT_BYTES: Final = 256 * 1024
-"""Credit is granted when so much was read since the last grant; a peer's window is never smaller."""
+"""Credit is granted when so much was read since the last grant; a peer's window is never smaller.
+"""
 FRAME_BYTES: Final = 256 * 1024
 _FRAMES_WAITING: Final = 8192
 """Credit bounds the bytes that wait to be read; this bounds a peer that sends very small frames."""
@@ -46,7 +48,10 @@ class TunnelClosed(AetherError):
 
 
 class Tunnel(ByteStream):
-    """One tunnel. `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut."""
+    """One tunnel.
+
+    `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut.
+    """
 
     def __init__(self, requester: Requester, tunnel_id: str, data: Feed[Any], credit: Feed[Any]) -> None:
         self.tunnel_id = tunnel_id
@@ -65,7 +70,10 @@ class Tunnel(ByteStream):
         self._sending = anyio.Lock()
 
     async def send(self, item: bytes) -> None:
-        """Send; waits while the other side has not read what it was sent before. Raises TunnelClosed."""
+        """Send; waits while the other side has not read what it was sent before.
+
+        Raises TunnelClosed.
+        """
         async with self._sending:
             if self._finished or self._closed:
                 raise anyio.ClosedResourceError
@@ -85,7 +93,10 @@ class Tunnel(ByteStream):
                 await self._send_frame(b"", fin=True)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one and at most `max_bytes` bytes. Raises EndOfStream, TunnelClosed, RequestTimeout, ConnectionLost."""
+        """At least one and at most `max_bytes` bytes.
+
+        Raises EndOfStream, TunnelClosed, RequestTimeout, ConnectionLost.
+        """
         await anyio.lowlevel.checkpoint()
         if self._closed:
             raise anyio.ClosedResourceError
@@ -117,7 +128,10 @@ class Tunnel(ByteStream):
         await anyio.lowlevel.checkpoint()
 
     def raise_if_refused(self) -> None:
-        """Raise TunnelClosed if the gateway or the service has closed it already. Nothing that came is lost."""
+        """Raise TunnelClosed if the gateway or the service has closed it already.
+
+        Nothing that came is lost.
+        """
         while (first := self._grants.get_nowait()) is not None:
             self._take_grant(first)
         if self._end is not None:
@@ -194,8 +208,8 @@ class Tunnels(Namespace):
                 await tunnel.send(b"...")
                 answer = await tunnel.receive()
 
-        `max_bytes` 0 is no limit. Refusals of the gateway are raised here; the service has no way to say yes, so a refusal
-        of its own comes with the first `receive` (TunnelClosed).
+        `max_bytes` 0 is no limit. Refusals of the gateway are raised here; the service has no way
+        to say yes, so a refusal of its own comes with the first `receive` (TunnelClosed).
         """
         message = pb.TunnelOpen(
             tunnel_id=f"tunnel-{secrets.token_hex(8)}",
@@ -253,7 +267,9 @@ class Tunnels(Namespace):
 
 
 def _is_opening(payload: Any) -> bool:
-    """A service gets a TunnelOpen as frame 0 of a tunnel, serialized, because the protocol has no other place for it."""
+    """A service gets a TunnelOpen as frame 0 of a tunnel, serialized, because the protocol has no
+    other place for it.
+    """
     return _opening(payload) is not None
 
 

@@ -1,7 +1,9 @@
-"""`agent.workflow`: ask the workflow engine, through the gateway. For the engine: hear what is asked, and answer.
+"""`agent.workflow`: ask the workflow engine, through the gateway.
 
-Documents are JSON and travel as bytes; the engine says what is in them. Without a connected engine the gateway refuses at
-once. Refusals raise Refused or PermissionDenied.
+For the engine: hear what is asked, and answer.
+
+Documents are JSON and travel as bytes; the engine says what is in them. Without a connected engine
+the gateway refuses at once. Refusals raise Refused or PermissionDenied.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ _Kind: TypeAlias = pb.WorkflowOperation.OpType.ValueType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleScope:
-    """The authority that a schedule will need each time it fires. Times are aware, in whole seconds."""
+    """The authority that a schedule will need each time it fires.
+
+    Times are aware, in whole seconds.
+    """
 
     max_access_level: int
     workspace_scope: tuple[str, ...] = ()
@@ -46,7 +51,10 @@ class Answer:
 
 
 class Workflow(Namespace):
-    """Ask the workflow engine, through the gateway; help(aether_trio.client.operations.workflow) says more."""
+    """Ask the workflow engine, through the gateway.
+
+    Help(aether_trio.client.operations.workflow) says more.
+    """
 
     async def list_rules(self, workspace: str = "") -> Answer:
         """The rules: on such an event, do that."""
@@ -176,7 +184,10 @@ class Workflow(Namespace):
 
     @asynccontextmanager
     async def requests(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.WorkflowOperation]]:
-        """For the engine: what others ask, for as long as the block lasts. Answer each with `respond`."""
+        """For the engine: what others ask, for as long as the block lasts.
+
+        Answer each with `respond`.
+        """
         with self._feed("workflow_op", capacity=capacity) as feed:
             yield feed
 

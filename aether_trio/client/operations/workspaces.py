@@ -1,6 +1,7 @@
 """`agent.workspaces`: manage workspaces; for a user's window, move between them.
 
-All but `switch` need the right to administer workspaces. Refusals raise Refused or PermissionDenied.
+All but `switch` need the right to administer workspaces. Refusals raise Refused or
+PermissionDenied.
 """
 
 from __future__ import annotations
@@ -82,9 +83,12 @@ class Workspaces(Namespace):
     """
 
     async def switch(self, workspace: str) -> None:
-        """Move this window to another workspace; "" leaves the present one. For users only.
+        """Move this window to another workspace; "" leaves the present one.
 
-        Returns when it has happened. Raises PermissionDenied for who is no user, Refused if it failed.
+        For users only.
+
+        Returns when it has happened. Raises PermissionDenied for who is no user, Refused if it
+        failed.
         """
         await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 

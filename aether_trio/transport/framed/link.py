@@ -1,14 +1,15 @@
 """A participant's Link over the binary framing: the reading half, and how the stream ends.
 
-One task reads, and it is the session's own: `receive` waits for the socket and decodes what came. Writing needs none
-(output.py). So an idle connection is one task that waits for its socket.
+One task reads, and it is the session's own: `receive` waits for the socket and decodes what came.
+Writing needs none (output.py). So an idle connection is one task that waits for its socket.
 
-What the session does not need to know stays here: acknowledged deliveries go to their subscriptions, credit and pings
-to the output. Frames in front of a mistake count; the mistake ends the stream when they have been served.
-At most FRAMES_AT_ONCE frames of a read are looked at before the others have their turn.
+What the session does not need to know stays here: acknowledged deliveries go to their
+subscriptions, credit and pings to the output. Frames in front of a mistake count; the mistake ends
+the stream when they have been served. At most FRAMES_AT_ONCE frames of a read are looked at before
+the others have their turn.
 
-While the session does something else than `receive`, nobody reads, and TCP tells the client. A peer that breaks
-meanwhile is noticed by the next read or write.
+While the session does something else than `receive`, nobody reads, and TCP tells the client. A peer
+that breaks meanwhile is noticed by the next read or write.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ RETRYABLE: Final = frozenset(
 )
 """Ends after which a client comes back by itself."""
 RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
-"""Those that need no defect of the client: it may have been too fast, too slow, or cut off by something in between."""
+"""Those that need no defect of the client: it may have been too fast, too slow, or cut off by
+something in between.
+"""
 
 
 class FramedLink:
@@ -110,7 +113,7 @@ class FramedLink:
         self._credits = 0
         self._closed = False
 
-    # -- reading --------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[Upstream]:
         """See Link."""
@@ -154,7 +157,9 @@ class FramedLink:
         return self.read_now()
 
     def read_now(self) -> Sequence[framing.Event]:
-        """The events of one read; none when it finds nothing, not a whole frame, or the end. Raises LinkBroken."""
+        """The events of one read; none when it finds nothing, not a whole frame, or the end. Raises
+        LinkBroken.
+        """
         try:
             data = self.sock.recv(READ_BYTES)
             if data:
@@ -227,7 +232,10 @@ class FramedLink:
         return events
 
     def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
-        """What of these the session has to see. A mistake that came behind them is told when they have been served."""
+        """What of these the session has to see.
+
+        A mistake that came behind them is told when they have been served.
+        """
         batch: list[Upstream] = []
         behind = self._failure
         for event in events:
@@ -251,7 +259,8 @@ class FramedLink:
         self.output.acknowledged(event.channel, event.offset)
 
     def _credit(self, _event: framing.GrantCredit) -> None:
-        # One for each delivery is what the simplest client does. More of them is work without a purpose.
+        # One for each delivery is what the simplest client does. More of them is work without a
+        # purpose.
         if self._credits < self.output.deliveries:
             self._credits += 1
         else:
@@ -266,7 +275,10 @@ class FramedLink:
         self._count_control()
 
     def _count_control(self) -> None:
-        """A frame that costs us and means nothing to anybody else. Raises nothing: too many of them are a failure."""
+        """A frame that costs us and means nothing to anybody else.
+
+        Raises nothing: too many of them are a failure.
+        """
         limits = self._limits
         now = trio.current_time()
         if self._frames_left < 1:
@@ -286,7 +298,7 @@ class FramedLink:
         self.output.writer.abort()
         self._failure = self._failure or LinkBroken(f"the client reports an error: {event.message or event.code}")
 
-    # -- the rest of Link -----------------------------------------------------------------------------------------
+    # -- the rest of Link --------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
         """See Link."""
@@ -326,7 +338,9 @@ class FramedLink:
         return not self._ended and self._failure is None
 
     async def close(self, status: Status, message: str = "") -> None:
-        """See Link: what was pulled, then an ERROR unless the status is OK, then the end of our side."""
+        """See Link: what was pulled, then an ERROR unless the status is OK, then the end of our
+        side.
+        """
         if self._closed:
             await trio.lowlevel.checkpoint()
             return

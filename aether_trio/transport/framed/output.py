@@ -1,10 +1,12 @@
-"""What a framed connection sends, in the order that the protocol wants. SocketWriter (transport/socket/writer.py) sends it.
+"""What a framed connection sends, in the order that the protocol wants.
 
-For each burst: receipts of the client's sends, then answers and signals, then deliveries within the client's credit, then
-ephemeral updates.
+SocketWriter (transport/socket/writer.py) sends it.
 
-Invariants: nothing is pulled from the session while a backlog exists; nothing here blocks but `finish`; a defect ends this
-connection and no other (model/containment.py).
+For each burst: receipts of the client's sends, then answers and signals, then deliveries within the
+client's credit, then ephemeral updates.
+
+Invariants: nothing is pulled from the session while a backlog exists; nothing here blocks but
+`finish`; a defect ends this connection and no other (model/containment.py).
 """
 
 from __future__ import annotations
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
     from aether_trio.transport.socket.accepted import Accepted
 
 CHANNELS_BEFORE_SWEEP: Final = 16
-"""A participant has fewer open. Until then topics that it has left stay open, so that DELIVEREDs on their way count."""
+"""A participant has fewer open. Until then topics that it has left stay open, so that DELIVEREDs on
+their way count.
+"""
 
 
 class FramedOutput:
-    """The writing half of a framed connection. `connection` is its codec, which the link reads with."""
+    """The writing half of a framed connection.
+
+    `connection` is its codec, which the link reads with.
+    """
 
     __slots__ = (
         "_channels",
@@ -67,7 +74,7 @@ class FramedOutput:
         """The number of the last PING that was not answered yet."""
         self.deliveries = 0
 
-    # -- what the link says ---------------------------------------------------------------------------------------
+    # -- what the link says ------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
         """See Link."""
@@ -103,7 +110,7 @@ class FramedOutput:
             self._due = False
             self.writer.kick()
 
-    # -- what the writer asks (WriteSource) -------------------------------------------------------------------------
+    # -- what the writer asks (WriteSource) --------------------------------------------------------
 
     def fill(self) -> None:
         """See WriteSource."""
@@ -140,7 +147,11 @@ class FramedOutput:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """See WriteSource. The session ends and its client is told; without one, or at the second time, the stream is cut."""
+        """See WriteSource.
+
+        The session ends and its client is told; without one, or at the second time, the stream is
+        cut.
+        """
         if self._source is not None and not self._failed:
             self._failed = True
             self._source.failed(error)
@@ -148,7 +159,7 @@ class FramedOutput:
             report(error, f"framed from {self._peer_address}")
             self.writer.abort()
 
-    # -- one burst ----------------------------------------------------------------------------------------------------
+    # -- one burst ---------------------------------------------------------------------------------
 
     def _collect_from(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
         send = self.connection.send
@@ -188,13 +199,16 @@ class FramedOutput:
             found = channels.get(origin)
             if found is None:
                 if not origin.is_open:
-                    continue  # it was given up while this waited: its topic may have a channel of a successor
+                    # It was given up while this waited: its topic may have a channel of a
+                    # successor.
+                    continue
                 found = self._open(origin, parts)
             number, channel = found
             size = len(message)
             parts.append(deliver_header(number, offset, size))
             parts.append(message)
-            # The codec's own bookkeeping (Connection.count_deliver), without its checks of what cannot be otherwise here.
+            # The codec's own bookkeeping (Connection.count_deliver), without its checks of what
+            # cannot be otherwise here.
             channel.position = max(channel.position, offset)
             if bounded:
                 credit.take(size)
@@ -220,10 +234,13 @@ class FramedOutput:
         self._origins[number] = origin
         return found
 
-    # -- ending ---------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: framing.Error | None) -> None:
-        """Send what there is and then `last`, and wait until the kernel has all of it. Nothing is pulled behind that."""
+        """Send what there is and then `last`, and wait until the kernel has all of it.
+
+        Nothing is pulled behind that.
+        """
         self._last = last
         self._finishing = True
         self.writer.kick()

@@ -3,8 +3,9 @@
     server = FramedServer(core.sessions.serve, limits, nursery)
     await server.serve(accepted)                    # one connection, to its end
 
-Invariants: one task per connection, the caller's; writers live in `nursery` only while their socket takes nothing; the
-answer to HELLO waits for the answer to `init` when both came together, so that a connect costs one write.
+Invariants: one task per connection, the caller's; writers live in `nursery` only while their socket
+takes nothing; the answer to HELLO waits for the answer to `init` when both came together, so that a
+connect costs one write.
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ class FramedServer:
                 self._gone.set()
 
     async def _greet(self, accepted: Accepted, output: FramedOutput, reader: FramedLink) -> bool:
-        """Read the HELLO and answer it. False when the client did not get so far. Raises LinkBroken."""
+        """Read the HELLO and answer it.
+
+        False when the client did not get so far. Raises LinkBroken.
+        """
         events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
         if not events and reader.waits_for_hello:
             events = await self._wait_for_hello(reader)
@@ -101,14 +105,16 @@ class FramedServer:
             await reader.close(Status.INVALID_ARGUMENT, "no HELLO")
             return False
         if not reader.waits_for_hello:
-            # Behind the HELLO is a mistake. The codec takes that for the client's end, before it was let in.
+            # Behind the HELLO is a mistake. The codec takes that for the client's end, before it
+            # was let in.
             await reader.close(Status.INVALID_ARGUMENT, "a mistake behind the HELLO")
             return False
         hello = events[0]
         try:
             output.put(_answer(self._hello, hello))
         except LocalProtocolError:
-            # What came behind the HELLO was a mistake already; the session is told by its first read.
+            # What came behind the HELLO was a mistake already; the session is told by its first
+            # read.
             await reader.close(Status.INVALID_ARGUMENT, "a mistake in the first frames")
             return False
         if len(events) == 1:
@@ -125,7 +131,9 @@ class FramedServer:
         return True
 
     async def _wait_for_hello(self, reader: FramedLink) -> Sequence[framing.Event]:
-        """The first events; none when the client has not got so far in its time, or the gateway drains."""
+        """The first events; none when the client has not got so far in its time, or the gateway
+        drains.
+        """
         events: Sequence[framing.Event] = ()
         with trio.move_on_after(self._limits.handshake_timeout_s) as waiting:
             self._greeting.add(waiting)
@@ -139,7 +147,11 @@ class FramedServer:
         return events
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See TransportServer: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others, and no HELLO is waited for."""
+        """See TransportServer: GOAWAY to all.
+
+        Who knows what that is goes; the core ends the sessions of the others, and no HELLO is
+        waited for.
+        """
         self._draining = True
         for waiting in self._greeting:
             waiting.cancel()

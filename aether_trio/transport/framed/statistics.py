@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class FramedStatistics:
-    """Counters since start, and what is open now. `rejects` are connections by why they were ended or never began."""
+    """Counters since start, and what is open now.
+
+    `rejects` are connections by why they were ended or never began.
+    """
 
     connections_open: int
     connections_total: int

@@ -1,4 +1,5 @@
-"""A small native gRPC client on the same data plane: for our command line, our tests, and services on other nodes.
+"""A small native gRPC client on the same data plane: for our command line, our tests, and services
+on other nodes.
 
     async with open_channel("127.0.0.1", 50051) as channel:
         reply = await channel.unary("/pkg.Service/Method", request, Reply)
@@ -6,8 +7,9 @@
             await call.send(init)
             async for message in call: ...
 
-No retries, no name resolution beyond getaddrinfo, no balancing. A call's status other than OK is raised as GRPCError; a
-connection that breaks, or is no longer usable for new calls, raises LinkBroken.
+No retries, no name resolution beyond getaddrinfo, no balancing. A call's status other than OK is
+raised as GRPCError; a connection that breaks, or is no longer usable for new calls, raises
+LinkBroken.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ class Message(Protocol):
 
 
 class Call:
-    """The client's end of one RPC. One reader and one sender at a time. Made by `GrpcChannel.stream`."""
+    """The client's end of one RPC.
+
+    One reader and one sender at a time. Made by `GrpcChannel.stream`.
+    """
 
     __slots__ = ("_channel", "_decode", "_headers", "_messages", "_stream", "_trailers")
 
@@ -83,7 +88,10 @@ class Call:
         await self.send_bytes([message.SerializeToString() for message in messages])
 
     async def send_bytes(self, batch: list[bytes]) -> None:
-        """As `send`, encoded. Raises GRPCError when the server has ended the call, LinkBroken when it broke."""
+        """As `send`, encoded.
+
+        Raises GRPCError when the server has ended the call, LinkBroken when it broke.
+        """
         if self._stream.ended:
             await trio.lowlevel.checkpoint()
             self._raise_for_status()
@@ -103,7 +111,10 @@ class Call:
             self._channel.end_of_request(self)
 
     async def receive_bytes(self) -> Sequence[bytes]:
-        """The messages that have arrived, at least one; [] after status OK. Raises GRPCError for any other status."""
+        """The messages that have arrived, at least one; [] after status OK.
+
+        Raises GRPCError for any other status.
+        """
         try:
             batch = await self._messages.receive_batch()
         except StatusError as error:
@@ -139,7 +150,8 @@ class Call:
             message = decode_grpc_message(self._trailers.get("grpc-message", f"HTTP status {http_status}"))
             raise GRPCError(status, message)
 
-    # What the channel says -------------------------------------------------------------------------------------------
+    # What the channel says
+    # -------------------------------------------------------------------------------------------
 
     def response(self, headers: dict[str, str], *, is_last: bool) -> None:
         """The response's headers have come; with `is_last` they are its trailers as well."""
@@ -156,7 +168,8 @@ class Call:
         self._stream.ended = True
         self._trailers = self._trailers or _NO_STATUS
 
-    # StreamHandler ---------------------------------------------------------------------------------------------------
+    # StreamHandler
+    # ---------------------------------------------------------------------------------------------------
 
     @property
     def answered(self) -> bool:
@@ -268,7 +281,10 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Call]:
-        """A call of any shape; leaving the block cancels what is not over. `timeout` in seconds also goes to the server."""
+        """A call of any shape; leaving the block cancels what is not over.
+
+        `timeout` in seconds also goes to the server.
+        """
         await trio.lowlevel.checkpoint()
         if self._failure is not None or self.wire.closing:
             raise LinkBroken(self._failure or "the channel is closed")
@@ -315,7 +331,8 @@ class GrpcChannel:
             self._control_plane.forget(stream.stream_id)
             self.wire.writer.kick()
 
-    # What the connection asks (ConnectionOwner) ----------------------------------------------------------------------
+    # What the connection asks (ConnectionOwner)
+    # ----------------------------------------------------------------------
 
     def on_defect(self, error: Exception) -> None:
         """See ConnectionOwner. The calls hear that the connection has broken."""
@@ -366,11 +383,15 @@ class GrpcChannel:
             call.over()
             self.wire.plane.touched.append(call.http2)
         elif isinstance(event, h2.events.StreamReset):
-            # After its end it means that the server reads no more of what we send (RFC 9113 section 8.1): the status says why.
+            # After its end it means that the server reads no more of what we send (RFC 9113 section
+            # 8.1): the status says why.
             call.http2.broken("ended" if call.ended else f"stream reset by the server ({event.error_code!r})")
 
     def end_of_stream(self, stream: Http2Stream) -> None:
-        """See FrameOwner. The server ended a call by DATA, without trailers: no gRPC server does."""
+        """See FrameOwner.
+
+        The server ended a call by DATA, without trailers: no gRPC server does.
+        """
         self._control_plane.end_of_stream(stream.stream_id)
         self._calls[stream.stream_id].over()
 
@@ -391,7 +412,10 @@ async def open_channel(
     server_hostname: str | None = None,
     limits: GrpcLimits | None = None,
 ) -> AsyncIterator[GrpcChannel]:
-    """Connect; the channel's task lives in the block. Raises OSError when there is no connection."""
+    """Connect; the channel's task lives in the block.
+
+    Raises OSError when there is no connection.
+    """
     sock = await _connect(host, port)
     try:
         session = None
@@ -413,7 +437,9 @@ async def open_channel(
 
 @asynccontextmanager
 async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose block raises as if there were no nursery, so that users can catch GRPCError around a channel."""
+    """A nursery whose block raises as if there were no nursery, so that users can catch GRPCError
+    around a channel.
+    """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
@@ -427,7 +453,8 @@ async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
 
 async def _connect(host: str, port: int) -> socket.socket:
     stream = await trio.open_tcp_stream(host, port)
-    # The same kind of socket as on the server's side, taken over from trio's by duplicating its descriptor.
+    # The same kind of socket as on the server's side, taken over from trio's by duplicating its
+    # descriptor.
     sock = socket.fromfd(stream.socket.fileno(), stream.socket.family, stream.socket.type)
     await stream.aclose()
     sock.setblocking(False)

@@ -1,4 +1,6 @@
-"""grpc.health.v1 on trio. Statuses are set by the gateway; "" stands for the server as a whole.
+"""grpc.health.v1 on trio.
+
+Statuses are set by the gateway; "" stands for the server as a whole.
 
 grpclib's own service is bound to asyncio; its messages and base are used as they are.
 """
@@ -25,7 +27,10 @@ NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
 
 
 class GrpcHealth(HealthBase):
-    """Check and Watch over a table of statuses. Every known service starts as NOT_SERVING."""
+    """Check and Watch over a table of statuses.
+
+    Every known service starts as NOT_SERVING.
+    """
 
     def __init__(self, services: tuple[str, ...] = (OVERALL, GATEWAY)) -> None:
         self._statuses: dict[str, ServingStatus] = dict.fromkeys(services, NOT_SERVING)
@@ -33,7 +38,9 @@ class GrpcHealth(HealthBase):
         self._closing = False
 
     def close(self) -> None:
-        """The server shuts down: nothing is served any more, and watchers are sent elsewhere, as no drain waits for them."""
+        """The server shuts down: nothing is served any more, and watchers are sent elsewhere, as no
+        drain waits for them.
+        """
         self._closing = True
         self.set_status(NOT_SERVING)
 

@@ -1,11 +1,14 @@
-"""Inflating compressed messages without holding up the loop: when they are read, a slice in each turn, within a budget.
+"""Inflating compressed messages without holding up the loop: when they are read, a slice in each
+turn, within a budget.
 
-61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it waits, compressed and under
-the stream's window, until its reader asks for it, and the reader's task inflates that one message.
+61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it
+waits, compressed and under the stream's window, until its reader asks for it, and the reader's task
+inflates that one message.
 
-Invariants: in each turn of the scheduler at most one slice is inflated, whichever connection it belongs to, and they take
-turns; at most one message longer than a slice is under way at a time, so what is half inflated is bounded by the largest
-message; a connection that is more than AHEAD_S ahead of its rate waits, its peer's window shut, and nobody waits for it.
+Invariants: in each turn of the scheduler at most one slice is inflated, whichever connection it
+belongs to, and they take turns; at most one message longer than a slice is under way at a time, so
+what is half inflated is bounded by the largest message; a connection that is more than AHEAD_S
+ahead of its rate waits, its peer's window shut, and nobody waits for it.
 """
 
 from __future__ import annotations

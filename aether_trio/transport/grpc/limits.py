@@ -9,14 +9,21 @@ from aether_trio.transport.http2.limits import MIB, SECONDS, Http2Limits
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits(Http2Limits):
-    """Defaults suit an open port; reference values where the reference has one (core.md section 0, sdk.md section 3)."""
+    """Defaults suit an open port.
+
+    Reference values where the reference has one (core.md section 0, sdk.md section 3).
+    """
 
     max_receive_message_bytes: int = 10 * MIB
     max_opening_message_bytes: int | None = None
-    """Of a stream whose client is not accepted, as long as its reader waits for it; None: as of any other. A gateway has
-    some: who calls must be known before much of it is kept, and health checks and reflection need no credential."""
+    """Of a stream whose client is not accepted, as long as its reader waits for it; None: as of any
+    other. A gateway has some: who calls must be known before much of it is kept, and health checks
+    and reflection need no credential.
+    """
     max_assembling_bytes: int = 40 * MIB
-    """Declared lengths of messages still arriving, over one connection; a stream that goes beyond is refused."""
+    """Declared lengths of messages still arriving, over one connection; a stream that goes beyond
+    is refused.
+    """
     max_connection_age_s: float | None = None
     max_connection_age_grace_s: float = 5 * SECONDS
 

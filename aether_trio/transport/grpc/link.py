@@ -17,7 +17,10 @@ from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
-    """See transport.link.Link. Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task."""
+    """See transport.link.Link.
+
+    Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task.
+    """
 
     __slots__ = ("_failure", "_stream", "peer")
 
@@ -78,7 +81,10 @@ class GrpcLink:
         await self._stream.connection.wait_round_trip()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Trailers after what was pulled; if the peer makes no room within `close_timeout_s`, without the rest of it."""
+        """Trailers after what was pulled.
+
+        If the peer makes no room within `close_timeout_s`, without the rest of it.
+        """
         stream = self._stream
         if stream.finished:
             await trio.lowlevel.checkpoint()

@@ -1,13 +1,15 @@
-"""gRPC's messages on one HTTP/2 stream, in both directions: assembled from DATA, read in batches, and sent.
+"""gRPC's messages on one HTTP/2 stream, in both directions: assembled from DATA, read in batches,
+and sent.
 
-A message's length is judged when its five-byte prefix is complete, before one byte of it is kept. What all streams of a
-connection together have announced is bounded as well (AssemblyBudget): a thousand streams with ten megabytes each under way
-would be allowed one by one. What is held of unfinished messages goes to the connection's account of unfinished input, which
-bounds the gateway's (transport/socket/unfinished_input.py). Compressed messages wait as they came until they are read
+A message's length is judged when its five-byte prefix is complete, before one byte of it is kept.
+What all streams of a connection together have announced is bounded as well (AssemblyBudget): a
+thousand streams with ten megabytes each under way would be allowed one by one. What is held of
+unfinished messages goes to the connection's account of unfinished input, which bounds the gateway's
+(transport/socket/unfinished_input.py). Compressed messages wait as they came until they are read
 (inflation.py).
 
-Invariants: a message that cannot be accepted becomes the stream's `failure`, behind what came before it; every coroutine
-here is a checkpoint.
+Invariants: a message that cannot be accepted becomes the stream's `failure`, behind what came
+before it; every coroutine here is a checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class AssemblyBudget:
-    """What the messages of one connection may cost while they arrive and are inflated. Shared by its streams."""
+    """What the messages of one connection may cost while they arrive and are inflated.
+
+    Shared by its streams.
+    """
 
     __slots__ = ("_inflater", "_turns", "account", "assembling", "limits")
 
@@ -51,7 +56,10 @@ class AssemblyBudget:
         return self._inflater
 
     def reserve(self, length: int) -> bool:
-        """Reserve room for a message that a prefix announces. Returns False when there is none."""
+        """Reserve room for a message that a prefix announces.
+
+        Returns False when there is none.
+        """
         if self.assembling + length > self.limits.max_assembling_bytes:
             return False
         self.assembling += length
@@ -63,7 +71,10 @@ class AssemblyBudget:
 
 
 class MessageStream:
-    """The messages of one RPC. `stream` is its HTTP/2 stream, whose handler is the RPC."""
+    """The messages of one RPC.
+
+    `stream` is its HTTP/2 stream, whose handler is the RPC.
+    """
 
     __slots__ = (
         "_begun",
@@ -95,7 +106,9 @@ class MessageStream:
         self._budget = budget
         self._encoding = encoding
         self._largest = budget.limits.opening_bytes
-        """The longest message that a reader waits for, in bytes: little until the client is accepted."""
+        """The longest message that a reader waits for, in bytes: little until the client is
+        accepted.
+        """
         self._partial: bytearray | None = None
         """The beginning of a message, prefix included."""
         self._need = 0
@@ -122,10 +135,15 @@ class MessageStream:
         self.accepted = True
         self._largest = self._budget.limits.max_receive_message_bytes
 
-    # Assembling: PayloadReader ---------------------------------------------------------------------------------------
+    # Assembling: PayloadReader
+    # ---------------------------------------------------------------------------------------
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """See PayloadReader. Put what `data[position:stop]` completes into the inbox, and keep the beginning of a message."""
+        """See PayloadReader.
+
+        Put what `data[position:stop]` completes into the inbox, and keep the beginning of a
+        message.
+        """
         stream = self.stream
         if self._partial is not None:
             position = self._continue_partial(self._partial, data, position, stop)
@@ -223,11 +241,15 @@ class MessageStream:
             other, self._other = self._other, False
             account.note(self, held, anew=other)
 
-    # Messages that do not go on: unfinished_input.Receiver -------------------------------------------------------------
+    # Messages that do not go on: unfinished_input.Receiver
+    # -------------------------------------------------------------
 
     @property
     def awaits_rest(self) -> bool:
-        """See unfinished_input.Receiver. A peer whose window is shut because nothing is read is not slow."""
+        """See unfinished_input.Receiver.
+
+        A peer whose window is shut because nothing is read is not slow.
+        """
         return self.stream.reading and self._connection.plane.has_room
 
     def give_up(self, error: StatusError) -> None:
@@ -236,12 +258,16 @@ class MessageStream:
         self._connection.plane.fail(self.stream, error)
         self.stream.wake()
 
-    # Receiving -----------------------------------------------------------------------------------------------------
+    # Receiving
+    # -----------------------------------------------------------------------------------------------------
 
     async def receive_batch(self) -> list[bytes]:
-        """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most; [] once the peer has ended its side.
+        """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most.
 
-        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
+        [] once the peer has ended its side.
+
+        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken
+        for a cut stream.
         """
         await self._wait_for_news()
         if self.stream.inbox:
@@ -250,7 +276,10 @@ class MessageStream:
         return []
 
     async def receive_one(self) -> bytes | None:
-        """The next message, None at the end. The others stay unread and hold the window shut."""
+        """The next message, None at the end.
+
+        The others stay unread and hold the window shut.
+        """
         await self._wait_for_news()
         inbox = self.stream.inbox
         if not inbox:
@@ -278,7 +307,10 @@ class MessageStream:
             raise LinkBroken(self.stream.broken_reason)
 
     async def _unpack(self) -> list[bytes]:
-        """The messages in front of a compressed one, or that one alone; the others stay unread and hold the window shut."""
+        """The messages in front of a compressed one, or that one alone.
+
+        The others stay unread and hold the window shut.
+        """
         inbox = self.stream.inbox
         count = next(index for index, message in enumerate(inbox) if isinstance(message, Packed))
         count = min(count, MESSAGES_AT_ONCE)
@@ -289,7 +321,10 @@ class MessageStream:
         return batch
 
     async def _inflate(self) -> bytes:
-        """The first message, which is compressed. Raises StatusError; then nothing more is read."""
+        """The first message, which is compressed.
+
+        Raises StatusError; then nothing more is read.
+        """
         stream, largest = self.stream, self._largest
         try:
             message = await self._budget.inflater.inflate(stream.inbox[0], self._encoding, largest)
@@ -308,7 +343,8 @@ class MessageStream:
             self._connection.take(stream)
         return message
 
-    # Sending -------------------------------------------------------------------------------------------------------
+    # Sending
+    # -------------------------------------------------------------------------------------------------------
 
     @property
     def is_draining(self) -> bool:
@@ -316,12 +352,18 @@ class MessageStream:
         return self.stream in self._connection.dirty
 
     async def send(self, batch: list[bytes]) -> None:
-        """Send encoded messages; returns when the windows and the kernel have taken them. Raises as `check_sendable`."""
+        """Send encoded messages; returns when the windows and the kernel have taken them.
+
+        Raises as `check_sendable`.
+        """
         await self._connection.send(self.stream, messages.with_prefixes(batch))
         self.check_sendable()
 
     async def wait_drained(self) -> None:
-        """Wait until everything given so far is with the kernel. Raises as `check_sendable`."""
+        """Wait until everything given so far is with the kernel.
+
+        Raises as `check_sendable`.
+        """
         await self._connection.wait_drained(self.stream)
         self.check_sendable()
 

@@ -1,6 +1,8 @@
-"""gRPC's length-prefixed messages (gRPC over HTTP/2, "Length-Prefixed-Message"): prefix, compression, assembly.
+"""gRPC's length-prefixed messages (gRPC over HTTP/2, "Length-Prefixed-Message"): prefix,
+compression, assembly.
 
-Pure. A message's length is judged when its five-byte prefix is complete, before one byte of it is kept.
+Pure. A message's length is judged when its five-byte prefix is complete, before one byte of it is
+kept.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ SLICE_BYTES: Final = 256 * 1024
 """Inflated at once: a few tenths of a millisecond."""
 
 MAX_STATUS_MESSAGE: Final = 2048
-"""Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the message."""
+"""Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the
+message.
+"""
 
 ACCEPT_ENCODING: Final = "identity,deflate,gzip"
 _WBITS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
@@ -58,7 +62,9 @@ def packed(flag: int, message: bytes, encoding: str) -> Packed:
 
 
 class Inflation:
-    """Undoes the compression of one message, a slice at a time: at most SLICE_BYTES in and out, below a millisecond."""
+    """Undoes the compression of one message, a slice at a time: at most SLICE_BYTES in and out,
+    below a millisecond.
+    """
 
     __slots__ = ("_at", "_encoding", "_inflater", "_largest", "_parts", "_rest", "_source", "size")
 
@@ -76,7 +82,8 @@ class Inflation:
     def step(self) -> bool:
         """Inflate one slice. True when the message is whole.
 
-        Raises StatusError when the data is no such thing, ends too early, or grows beyond `max_bytes`.
+        Raises StatusError when the data is no such thing, ends too early, or grows beyond
+        `max_bytes`.
         """
         inflater = self._inflater
         piece: bytes | memoryview = self._rest
@@ -109,12 +116,17 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
-    """Not to be tried again as it is, unlike a message that is `too_large`, whose client can go on with others."""
+    """Not to be tried again as it is, unlike a message that is `too_large`, whose client can go on
+    with others.
+    """
     text = f"a message of {size_bytes} bytes; at most {max_bytes} are allowed from a client that is not accepted"
     return StatusError(Status.INVALID_ARGUMENT, text)
 
 
 def status_message(text: str) -> bytes:
-    """The value of grpc-message. Any text will do: what UTF-8 cannot say is replaced, and the rest cut off."""
+    """The value of grpc-message.
+
+    Any text will do: what UTF-8 cannot say is replaced, and the rest cut off.
+    """
     sayable = text[:MAX_STATUS_MESSAGE].encode("utf-8", "replace").decode("utf-8")
     return encode_grpc_message(sayable).encode("ascii")

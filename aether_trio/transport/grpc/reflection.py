@@ -1,8 +1,9 @@
 """Server reflection, v1 and v1alpha, over our private descriptor pool.
 
-grpclib's reflection services touch nothing of asyncio, so they run as they are on our streams; they only need a pool in
-which every served file can be found. Ours is private (the published SDK defines the same names in the default pool) and
-knows nothing of health, hence the second look into the default pool.
+grpclib's reflection services touch nothing of asyncio, so they run as they are on our streams; they
+only need a pool in which every served file can be found. Ours is private (the published SDK defines
+the same names in the default pool) and knows nothing of health, hence the second look into the
+default pool.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ T = TypeVar("T")
 
 
 class _Pools:
-    """The part of DescriptorPool that reflection asks for: the first pool that knows a thing answers."""
+    """The part of DescriptorPool that reflection asks for: the first pool that knows a thing
+    answers.
+    """
 
     def __init__(self, *pools: Any) -> None:
         self._pools = pools

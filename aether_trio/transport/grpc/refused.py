@@ -1,7 +1,8 @@
 """A request that is no gRPC, from its headers to the plain answer that says so.
 
-It is answered when the client has ended its side, or soon: what it sends meanwhile is judged by HTTP's rules and dropped. A gRPC client, which
-may wait for an answer before it sends anything, never comes here: its content type says what it is.
+It is answered when the client has ended its side, or soon: what it sends meanwhile is judged by
+HTTP's rules and dropped. A gRPC client, which may wait for an answer before it sends anything,
+never comes here: its content type says what it is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ WAIT_S: Final = 1.0
 
 
 class RefusedRequest:
-    """See the module docstring. `length` is the request's content-length, if it has one."""
+    """See the module docstring.
+
+    `length` is the request's content-length, if it has one.
+    """
 
     __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal", "stream")
 
@@ -110,6 +114,7 @@ class RefusedRequest:
     def _end(self) -> None:
         self._over.set()
         if not self.stream.ended:
-            # The client may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
+            # The client may still be sending; tell it that the server reads no more (RFC 9113
+            # section 8.1).
             self._connection.reset(self.stream, Http2ErrorCode.NO_ERROR)
         self._connection.forget(self.stream)

@@ -1,4 +1,5 @@
-"""The response headers and trailers of a gRPC server, as HPACK blocks made once (http2/header_blocks.py).
+"""The response headers and trailers of a gRPC server, as HPACK blocks made once
+(http2/header_blocks.py).
 
 Pure. grpclib's `encode_metadata` and this module see to it that values are what a header can hold.
 """

@@ -1,7 +1,9 @@
-"""One RPC from its headers to its trailers: routing to a handler, deadline, and what an exception becomes.
+"""One RPC from its headers to its trailers: routing to a handler, deadline, and what an exception
+becomes.
 
-Invariants: every accepted stream ends with exactly one status or one reset; a handler's cancellation never leaks into the
-connection; what a handler raises by mistake is logged here and reaches the caller as UNKNOWN without its text.
+Invariants: every accepted stream ends with exactly one status or one reset; a handler's
+cancellation never leaks into the connection; what a handler raises by mistake is logged here and
+reaches the caller as UNKNOWN without its text.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
 def told_when_broken(handler: Method) -> Method:
-    """Mark a handler whose reads end with LinkBroken when its stream breaks, so that nobody need cancel it."""
+    """Mark a handler whose reads end with LinkBroken when its stream breaks, so that nobody need
+    cancel it.
+    """
     handler.told_when_broken = True  # type: ignore[attr-defined]
     return handler
 
@@ -61,7 +65,10 @@ class RpcAcceptor:
         self._budget = budget
 
     def __call__(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        """Start the task of an RPC, or answer why there is none. Called while a read is scanned."""
+        """Start the task of an RPC, or answer why there is none.
+
+        Called while a read is scanned.
+        """
         try:
             stream = self._open(connection, stream_id, headers)
         except RpcRefused as refusal:
@@ -95,7 +102,10 @@ class RpcAcceptor:
 
 
 def _timeout(value: str) -> float:
-    """Seconds. The specification allows eight digits, and Python's numbers would go much further."""
+    """Seconds.
+
+    The specification allows eight digits, and Python's numbers would go much further.
+    """
     try:
         if len(value) <= _TIMEOUT_CHARACTERS:
             return decode_timeout(value)
@@ -149,7 +159,9 @@ async def _run_unscoped(stream: ServerStream) -> None:
 
 
 async def _end_well(stream: ServerStream) -> None:
-    """The handler returned: OK, unless it ended the stream itself or forgot the one message of a unary response."""
+    """The handler returned: OK, unless it ended the stream itself or forgot the one message of a
+    unary response.
+    """
     if not stream.finished:
         await stream.wait_drained()
         if stream.incomplete:
@@ -173,7 +185,10 @@ def _end_badly(stream: ServerStream, error: Exception) -> None:
 
 
 def _first_status(error: BaseException) -> BaseException:
-    """The error that names a status, out of the groups in which nurseries wrap it; otherwise the error itself."""
+    """The error that names a status, out of the groups in which nurseries wrap it.
+
+    Otherwise the error itself.
+    """
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             leaf = _first_status(inner)

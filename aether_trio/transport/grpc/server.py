@@ -34,7 +34,9 @@ from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 _ROUND_TRIP_S: Final = 1.0
 """Waited for the client's word between the two GOAWAYs of a drain."""
 _PUBLIC_S: Final = 1.0
-"""What calls of the health and reflection services have after the second one; they take milliseconds."""
+"""What calls of the health and reflection services have after the second one; they take
+milliseconds.
+"""
 _GOING: Final = "the server is shutting down"
 _AGE_CHECK_S: Final = 10.0
 
@@ -48,7 +50,8 @@ class Servable(Protocol):
 class GrpcServer:
     """Serves `services` on the connections that it is given. A TransportServer.
 
-    `unfinished` is what its connections share with those of other transports; its deadline is kept by who made it.
+    `unfinished` is what its connections share with those of other transports; its deadline is kept
+    by who made it.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class GrpcServer:
                 )
                 self._connections.add(connection)
                 if self._draining:
-                    nursery.start_soon(alone, connection.who, connection.drain, 0.0)  # nothing of its is under way
-                head, accepted.head = accepted.head, b""  # not kept for as long as the connection lasts
+                    # Nothing of its is under way.
+                    nursery.start_soon(alone, connection.who, connection.drain, 0.0)
+                # Not kept for as long as the connection lasts.
+                head, accepted.head = accepted.head, b""
                 counters.bytes_received += len(head)
                 await connection.serve(head)
         finally:
@@ -108,7 +113,8 @@ class GrpcServer:
             await linger(accepted.sock, self.limits.linger_s)
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Say GOAWAY twice, let RPCs end by themselves, and after `deadline_s` end them with UNAVAILABLE.
+        """Say GOAWAY twice, let RPCs end by themselves, and after `deadline_s` end them with
+        UNAVAILABLE.
 
         Connections that come later are told to go at once.
         """
@@ -129,14 +135,18 @@ class GrpcServer:
             await self._cut_rest()
 
     async def _end_public(self) -> None:
-        """End health and reflection calls: they need no credential, and the client decides how long they last."""
+        """End health and reflection calls: they need no credential, and the client decides how long
+        they last.
+        """
         if any(connection.has_public for connection in self._connections):
             await trio.sleep(_PUBLIC_S)
             for connection in tuple(self._connections):
                 connection.evict_public(Status.UNAVAILABLE, _GOING)
 
     async def _cut_rest(self) -> None:
-        """Say so as far as that goes without waiting: a client that reads gets its status, and one that does not is not waited for."""
+        """Say so as far as that goes without waiting: a client that reads gets its status, and one
+        that does not is not waited for.
+        """
         for connection in tuple(self._connections):
             connection.evict(Status.UNAVAILABLE, _GOING)
             connection.cut()
@@ -144,9 +154,11 @@ class GrpcServer:
             await connection.wait_ended()
 
     async def retire_the_old(self) -> None:
-        """Drain connections beyond their age, each with its own tenth of jitter so that clients do not come back at once.
+        """Drain connections beyond their age, each with its own tenth of jitter so that clients do
+        not come back at once.
 
-        Runs until cancelled beside the connections; returns when `max_connection_age_s` sets no age.
+        Runs until cancelled beside the connections; returns when `max_connection_age_s` sets no
+        age.
         """
         max_age_s = self.limits.max_connection_age_s
         if max_age_s is None:

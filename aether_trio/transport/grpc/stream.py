@@ -1,7 +1,9 @@
-"""The server's end of one RPC: what a grpclib-style handler is given, and what our links are built on.
+"""The server's end of one RPC: what a grpclib-style handler is given, and what our links are built
+on.
 
-The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service bases and grpclib's
-own reflection service run on it unchanged; `receive_batch`, `attach` and `kick` are ours, for the hot path.
+The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service
+bases and grpclib's own reflection service run on it unchanged; `receive_batch`, `attach` and `kick`
+are ours, for the hot path.
 
 One reader and one sender per stream at a time. Every coroutine here is a checkpoint.
 """
@@ -50,7 +52,10 @@ class StreamPeer:
 
 
 class ServerStream:
-    """One RPC. `handler` says which message types travel; `headers` are the request's, pseudo headers included."""
+    """One RPC.
+
+    `handler` says which message types travel; `headers` are the request's, pseudo headers included.
+    """
 
     __slots__ = (
         "_closing",
@@ -86,7 +91,9 @@ class ServerStream:
         self.deadline = deadline
         """trio time, from grpc-timeout."""
         self._scope: trio.CancelScope | None = None
-        """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken instead."""
+        """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken
+        instead.
+        """
         self.stalled_since: float | None = None
         """trio time since when what it sends waits for room; None when nothing waits."""
         self._source: FrameSource | None = None
@@ -105,18 +112,23 @@ class ServerStream:
         return self._scope
 
     def drop_scope(self) -> None:
-        """From here on the handler learns by LinkBroken that the stream has broken, and is not cancelled for it."""
+        """From here on the handler learns by LinkBroken that the stream has broken, and is not
+        cancelled for it.
+        """
         self._scope = None
 
     def drop_headers(self) -> None:
         """Keep no header of the request but its path: an idle stream should hold nothing idle."""
         self.headers = [(":path", self.path)]
 
-    # What the call is ----------------------------------------------------------------------------------------------
+    # What the call is
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def metadata(self) -> MultiDict[Any]:
-        """The caller's metadata, without HTTP/2's and gRPC's own headers; `-bin` values are bytes.
+        """The caller's metadata, without HTTP/2's and gRPC's own headers.
+
+        `-bin` values are bytes.
 
         Raises GRPCError for a binary value that is none: the caller's mistake, not the handler's.
         """
@@ -178,7 +190,8 @@ class ServerStream:
     def peer(self) -> StreamPeer:
         return StreamPeer(self.connection.address, self.connection.certificate)
 
-    # Receiving -----------------------------------------------------------------------------------------------------
+    # Receiving
+    # -----------------------------------------------------------------------------------------------------
 
     def accept(self) -> None:
         """The client has shown who it is: its messages may have their full length."""
@@ -190,7 +203,9 @@ class ServerStream:
         return self._messages.receive_batch()
 
     async def recv_message(self) -> Any:
-        """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError.
+        """The next message, decoded; None once the peer has ended its side.
+
+        As in grpclib, a cut is StreamTerminatedError.
 
         Raises GRPCError for what is no such message: the caller's mistake, not the handler's.
         """
@@ -215,10 +230,14 @@ class ServerStream:
             raise StopAsyncIteration
         return message
 
-    # Sending -------------------------------------------------------------------------------------------------------
+    # Sending
+    # -------------------------------------------------------------------------------------------------------
 
     def start_response(self, metadata: MetadataLike = ()) -> None:
-        """Put the response headers into the output; they leave with what follows, or at the next pump."""
+        """Put the response headers into the output.
+
+        They leave with what follows, or at the next pump.
+        """
         if self._initial_sent:
             raise ProtocolError("Initial metadata was already sent")
         self._initial_sent = True
@@ -242,7 +261,10 @@ class ServerStream:
         await self.send_batch([message.SerializeToString()])
 
     async def send_batch(self, batch: list[bytes]) -> None:
-        """Send encoded messages; returns when the windows and the kernel have taken them. Raises LinkBroken."""
+        """Send encoded messages; returns when the windows and the kernel have taken them.
+
+        Raises LinkBroken.
+        """
         self._messages.check_sendable()
         if not self._initial_sent:
             self.start_response()
@@ -331,7 +353,8 @@ class ServerStream:
         if not self._stream.finished:
             self.connection.wire.kick(self._stream)
 
-    # Ending --------------------------------------------------------------------------------------------------------
+    # Ending
+    # --------------------------------------------------------------------------------------------------------
 
     async def send_trailing_metadata(
         self,
@@ -341,7 +364,10 @@ class ServerStream:
         status_details: Any = None,
         metadata: MetadataLike | None = None,
     ) -> None:
-        """End the RPC. `status_details` is not supported: it needs googleapis' messages, which Aether does not use."""
+        """End the RPC.
+
+        `status_details` is not supported: it needs googleapis' messages, which Aether does not use.
+        """
         if status_details is not None:
             raise NotImplementedError("status_details needs the googleapis messages")
         if status is GrpclibStatus.OK and self.incomplete:
@@ -353,7 +379,10 @@ class ServerStream:
         self.finish(status.value, status_message, metadata or ())
 
     def finish(self, status: int, message: str | None, metadata: MetadataLike = ()) -> None:
-        """Trailers, now; a trailers-only response when nothing was sent before. Does nothing on an ended stream."""
+        """Trailers, now; a trailers-only response when nothing was sent before.
+
+        Does nothing on an ended stream.
+        """
         if self._stream.finished:
             return
         self._stream.finished = self._closing = True
@@ -364,7 +393,8 @@ class ServerStream:
             block += response_headers.metadata(encode_metadata(metadata))
         self.connection.send_block(self._stream.stream_id, block, end_stream=True)
         if not self._stream.ended:
-            # The peer may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
+            # The peer may still be sending; tell it that the server reads no more (RFC 9113 section
+            # 8.1).
             self.connection.reset(self._stream, Http2ErrorCode.NO_ERROR)
         self.connection.closed_locally(self._stream)
 

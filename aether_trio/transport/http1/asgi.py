@@ -1,13 +1,16 @@
-"""An ASGI 3 application on trio, served by the HTTP/1.1 server of this package: the `http` and `lifespan` scopes.
+"""An ASGI 3 application on trio, served by the HTTP/1.1 server of this package: the `http` and
+`lifespan` scopes.
 
     host = AsgiHost(app)
     async with host.running():                      # the application's lifespan
         await serve_requests(http, host.answer_on(client=("192.0.2.7", 1234)))
 
-The application must run on trio (or through anyio or sniffio choose it). Specification: https://asgi.readthedocs.io, version 3.0.
+The application must run on trio (or through anyio or sniffio choose it). Specification:
+https://asgi.readthedocs.io, version 3.0.
 
-Invariants: a request costs what the connection's Http1Limits allow, and is read only as fast as the application asks for it;
-an exception of the application is logged and answered with 500, or ends the connection when the response has begun.
+Invariants: a request costs what the connection's Http1Limits allow, and is read only as fast as the
+application asks for it; an exception of the application is logged and answered with 500, or ends
+the connection when the response has begun.
 """
 
 from __future__ import annotations
@@ -38,11 +41,17 @@ _DISCONNECT: Final = {"type": "http.disconnect"}
 
 
 class LifespanFailed(Exception):
-    """The application has said that it cannot start, or not end well; the text is its own."""
+    """The application has said that it cannot start, or not end well.
+
+    The text is its own.
+    """
 
 
 class AsgiHost:
-    """Runs one application. `root_path` is where it is mounted; requests keep it in their path."""
+    """Runs one application.
+
+    `root_path` is where it is mounted; requests keep it in their path.
+    """
 
     def __init__(self, app: AsgiApplication, *, root_path: str = "") -> None:
         self._app = app
@@ -51,7 +60,9 @@ class AsgiHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start the application for the block, and end it afterwards. Raises LifespanFailed.
+        """Start the application for the block, and end it afterwards.
+
+        Raises LifespanFailed.
 
         An application without a lifespan (it raises for that scope) is served as it is.
         """
@@ -113,7 +124,8 @@ class _Exchange:
             await app(scope, self.receive, self.send)
         except Exception as error:
             if self._refused is not None and not self._begun:
-                raise self._refused from None  # the application may have let it through, or have stumbled over it
+                # The application may have let it through, or have stumbled over it.
+                raise self._refused from None
             if not self._gone:
                 log.error("the ASGI application failed at %s %s", scope["method"], scope["path"], exc_info=error)
         else:

@@ -1,15 +1,18 @@
-"""The server's side of one HTTP/1.1 connection: requests one after another, with their bodies; h11 does the protocol.
+"""The server's side of one HTTP/1.1 connection: requests one after another, with their bodies; h11
+does the protocol.
 
     http = Http1Connection(stream, Http1Limits(max_body_bytes=1024 * 1024))
     request = await http.next_request()             # None: the client has gone
     body = await http.read_body()
     await http.respond(HTTPStatus.OK, [("Content-Type", "text/plain")], b"hello")
 
-server.py answers requests in a loop; the WebSocket port, the ops port and ASGI applications (asgi.py) are served by it.
+server.py answers requests in a loop; the WebSocket port, the ops port and ASGI applications
+(asgi.py) are served by it.
 
-Invariants: what a client sends is bounded before it is kept: the head in bytes and lines, the body in bytes, and both in time;
-each write of ours is bounded in time. A request whose body was not read is the last of its connection. What cannot be served
-is BadRequest, whose status and text are the answer.
+Invariants: what a client sends is bounded before it is kept: the head in bytes and lines, the body
+in bytes, and both in time; each write of ours is bounded in time. A request whose body was not read
+is the last of its connection. What cannot be served is BadRequest, whose status and text are the
+answer.
 """
 
 from __future__ import annotations
@@ -27,9 +30,13 @@ from aether_trio.transport.http1.static_files import Headers
 
 KIB: Final = 1024
 MAX_HEAD_BYTES: Final = 16 * KIB
-"""Request line and headers. Browsers stay far below it; cookies of other services on the same host are what is long."""
+"""Request line and headers. Browsers stay far below it; cookies of other services on the same host
+are what is long.
+"""
 MAX_HEAD_LINES: Final = 128
-"""Browsers send twenty. h11 takes some microseconds for each, as soon as the head is whole, however many there are."""
+"""Browsers send twenty. h11 takes some microseconds for each, as soon as the head is whole, however
+many there are.
+"""
 _AT_ONCE: Final = 1024
 """Bytes of a head that h11 is given at once: a read may bring thousands of lines."""
 
@@ -75,12 +82,17 @@ class HttpStream(Protocol):
         ...
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the client has ended its own, for at most `seconds`."""
+        """End our side, then read and drop until the client has ended its own, for at most
+        `seconds`.
+        """
         ...
 
 
 class BadRequest(Exception):
-    """A request that cannot be served; `status` and the text say why. The connection is of no more use."""
+    """A request that cannot be served; `status` and the text say why.
+
+    The connection is of no more use.
+    """
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -89,7 +101,11 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's head. In `headers` names are in lower case, and values of repeated ones are joined with commas (RFC 9110)."""
+    """A request's head.
+
+    In `headers` names are in lower case, and values of repeated ones are joined with commas (RFC
+    9110).
+    """
 
     method: str
     target: str
@@ -111,7 +127,10 @@ class Request:
 
 
 class Http1Connection:
-    """One connection, used by one task; while a request is answered, `wait_for_end` may run in another one."""
+    """One connection, used by one task.
+
+    While a request is answered, `wait_for_end` may run in another one.
+    """
 
     __slots__ = (
         "_before",
@@ -150,10 +169,12 @@ class Http1Connection:
         """Whether the response to the request at hand has no body (HEAD; or by its status)."""
         self.served = 0
 
-    # -- requests -------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     async def next_request(self) -> Request | None:
-        """The next request's head; None when the client has gone, is too slow, or may send no other. Raises BadRequest, OSError."""
+        """The next request's head; None when the client has gone, is too slow, or may send no
+        other. Raises BadRequest, OSError.
+        """
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
         if self._h11.our_state is not h11.IDLE:
@@ -187,7 +208,10 @@ class Http1Connection:
         return request
 
     def _check_length(self, event: h11.Request) -> None:
-        """h11 bounds what is not whole yet; one read may bring a longer head that is. Raises BadRequest."""
+        """h11 bounds what is not whole yet; one read may bring a longer head that is.
+
+        Raises BadRequest.
+        """
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
             raise _head_too_long(f"more than {self._limits.max_head_bytes} bytes")
@@ -203,7 +227,10 @@ class Http1Connection:
             raise self._body_too_long()
 
     async def _feed_head(self) -> None:
-        """Give h11 the next bytes. Raises BadRequest for a head of too many lines, and OSError."""
+        """Give h11 the next bytes.
+
+        Raises BadRequest for a head of too many lines, and OSError.
+        """
         data = self._rest or await self._receive()
         piece, self._rest = data[:_AT_ONCE], data[_AT_ONCE:]
         self._lines += self._lines_of_head(piece)
@@ -212,7 +239,9 @@ class Http1Connection:
         self._h11.receive_data(piece)
 
     def _lines_of_head(self, piece: bytes) -> int:
-        """How many lines a piece has up to the empty one that ends the head, behind which a body may be."""
+        """How many lines a piece has up to the empty one that ends the head, behind which a body
+        may be.
+        """
         known = len(self._before)
         seen = self._before + piece
         end = _END_OF_HEAD.search(seen)
@@ -227,15 +256,21 @@ class Http1Connection:
         self._ended = not data
         return data
 
-    # -- the body -------------------------------------------------------------------------------------------------
+    # -- the body ----------------------------------------------------------------------------------
 
     @property
     def body_is_read(self) -> bool:
-        """Whether the request's body has been read to its end; so for a request without one."""
+        """Whether the request's body has been read to its end.
+
+        So for a request without one.
+        """
         return self._h11.their_state is not h11.SEND_BODY
 
     async def receive_body(self) -> bytes:
-        """The next part of the request's body; b"" at its end. A checkpoint. Raises BadRequest and OSError."""
+        """The next part of the request's body; b"" at its end.
+
+        A checkpoint. Raises BadRequest and OSError.
+        """
         await trio.lowlevel.checkpoint()
         if self.body_is_read:
             return b""
@@ -263,7 +298,10 @@ class Http1Connection:
         return bytes(event.data)
 
     async def read_body(self) -> bytes:
-        """The whole body of the request, `max_body_bytes` at most. Raises BadRequest and OSError."""
+        """The whole body of the request, `max_body_bytes` at most.
+
+        Raises BadRequest and OSError.
+        """
         return b"".join([part async for part in self.body_parts()])
 
     async def body_parts(self) -> AsyncIterator[bytes]:
@@ -276,7 +314,10 @@ class Http1Connection:
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
     async def wait_for_end(self) -> None:
-        """Wait until the client has ended its side or broken off; for ever once it has sent the next request ahead."""
+        """Wait until the client has ended its side or broken off.
+
+        For ever once it has sent the next request ahead.
+        """
         while not self._rest:
             try:
                 self._rest = await self._receive()
@@ -290,7 +331,7 @@ class Http1Connection:
         """What the client sent behind its upgrade request."""
         return self._h11.trailing_data[0] + self._rest
 
-    # -- the response ---------------------------------------------------------------------------------------------
+    # -- the response ------------------------------------------------------------------------------
 
     @property
     def can_respond(self) -> bool:
@@ -298,7 +339,10 @@ class Http1Connection:
         return self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     async def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
-        """Send a whole response, without the body where HTTP has none. Raises OSError and TooSlowError."""
+        """Send a whole response, without the body where HTTP has none.
+
+        Raises OSError and TooSlowError.
+        """
         if not self.can_respond:
             return
         fields = [*headers]
@@ -312,18 +356,26 @@ class Http1Connection:
     async def respond_text(
         self, status: int, text: str, headers: Headers | None = None, *, close: bool = False
     ) -> None:
-        """Send a response for people: a line of plain text. Raises OSError and TooSlowError."""
+        """Send a response for people: a line of plain text.
+
+        Raises OSError and TooSlowError.
+        """
         await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
-        """Send the head of a response; `send_body` and `end_response` follow. Raises OSError and TooSlowError.
+        """Send the head of a response; `send_body` and `end_response` follow.
+
+        Raises OSError and TooSlowError.
 
         Without a Content-Length the body is chunked (for HTTP/1.0: ends with the connection).
         """
         await self._send(self._head(status, headers, close=close))
 
     async def send_body(self, data: bytes) -> None:
-        """Send a part of the body; nothing where HTTP has none. A checkpoint. Raises OSError and TooSlowError."""
+        """Send a part of the body; nothing where HTTP has none.
+
+        A checkpoint. Raises OSError and TooSlowError.
+        """
         if data and not self._no_body:
             await self._send(h11.Data(data=data))
         else:
@@ -352,7 +404,9 @@ class Http1Connection:
             await self._stream.send_all(data)
 
     async def linger(self, seconds: float) -> None:
-        """Let the client read the response before the socket is closed, although it may have sent more."""
+        """Let the client read the response before the socket is closed, although it may have sent
+        more.
+        """
         await self._stream.linger(seconds)
 
 

@@ -2,8 +2,9 @@
 
     await serve_requests(Http1Connection(stream, limits), answer)
 
-`answer` is given each request, and answers it by the methods of the connection. What it need not care for happens here:
-requests that cannot be served are answered, and connections that cannot go on are ended so that the client reads the answer.
+`answer` is given each request, and answers it by the methods of the connection. What it need not
+care for happens here: requests that cannot be served are answered, and connections that cannot go
+on are ended so that the client reads the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ LINGER_S: Final = 1.0
 """For a client to read why its request was refused, before its socket is closed."""
 
 Answer: TypeAlias = Callable[[Http1Connection, Request], Awaitable[bool]]
-"""Answers one request. Returns False when this was the last: the connection was upgraded, or is to be closed.
+"""Answers one request. Returns False when this was the last: the connection was upgraded, or is to
+be closed.
 
 May raise BadRequest (from reading the body), OSError and trio.TooSlowError (from writing).
 """
@@ -26,7 +28,9 @@ May raise BadRequest (from reading the body), OSError and trio.TooSlowError (fro
 async def serve_requests(
     http: Http1Connection, answer: Answer, *, on_refused: Callable[[BadRequest], None] = lambda _refused: None
 ) -> None:
-    """Answer requests until the connection ends or `answer` returns False. `on_refused` is told of a mistake that ends it.
+    """Answer requests until the connection ends or `answer` returns False.
+
+    `on_refused` is told of a mistake that ends it.
 
     Raises OSError when the client has gone, and trio.TooSlowError when it does not read.
     """

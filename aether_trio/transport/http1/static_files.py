@@ -3,8 +3,9 @@
     /client/*      aether_trio/client/browser/    always
     / and /demo/*  aether_trio/web/               when the page is on; / is its index.html
 
-They are package data, read once when the transport is made, into a table by path: what is not in the table is not there, so no
-path can lead anywhere else. Every response is revalidated by its ETag, so that a newer gateway is a newer client.
+They are package data, read once when the transport is made, into a table by path: what is not in
+the table is not there, so no path can lead anywhere else. Every response is revalidated by its
+ETag, so that a newer gateway is a newer client.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ _TYPES: Final = {
     ".woff2": "font/woff2",
     ".txt": "text/plain; charset=utf-8",
 }
-"""By the end of the name. Files of any other kind are not served: a folder may hold a README or Python's own files."""
+"""By the end of the name. Files of any other kind are not served: a folder may hold a README or
+Python's own files.
+"""
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Scripts and styles from files of the gateway only, none inline; connections to the gateway only; in nobody's frame."""
+"""Scripts and styles from files of the gateway only, none inline; connections to the gateway only;
+in nobody's frame.
+"""
 
 _ALL: Final[Headers] = [
     ("X-Content-Type-Options", "nosniff"),
@@ -45,7 +50,8 @@ _ALL: Final[Headers] = [
     ("Referrer-Policy", "no-referrer"),
 ]
 _CLIENT: Final[Headers] = [
-    # A page of another origin may import the client; whether it may connect is for the allow-list to say.
+    # A page of another origin may import the client; whether it may connect is for the allow-list
+    # to say.
     ("Access-Control-Allow-Origin", "*"),
     ("Cross-Origin-Resource-Policy", "cross-origin"),
 ]

@@ -1,14 +1,17 @@
-"""One HTTP/2 connection on a socket: it reads, drives the data plane, and lets the streams send. The same on both sides.
+"""One HTTP/2 connection on a socket: it reads, drives the data plane, and lets the streams send.
+The same on both sides.
 
-What frames mean, and how the connection ends, is for its owner: ServerConnection on our server's side
-(server_connection.py), the Channel of our gRPC client. Writing is SocketWriter's (transport/socket/writer.py).
+What frames mean, and how the connection ends, is for its owner: ServerConnection on our server's
+side (server_connection.py), the Channel of our gRPC client. Writing is SocketWriter's
+(transport/socket/writer.py).
 
-Sockets are plain non-blocking ones from the standard library, waited for with `trio.lowlevel.wait_readable/writable`:
-trio documents both for foreign sockets, whereas the send of trio's own socket objects is async only and their inner
-socket private. It also keeps an idle connection smaller. The task that opened the socket closes it, after all tasks.
+Sockets are plain non-blocking ones from the standard library, waited for with
+`trio.lowlevel.wait_readable/writable`: trio documents both for foreign sockets, whereas the send of
+trio's own socket objects is async only and their inner socket private. It also keeps an idle
+connection smaller. The task that opened the socket closes it, after all tasks.
 
-Invariants: one task reads; what is not `async` never blocks and may be called from any task; a defect ends this connection
-(model/containment.py) or only the stream that it was found in.
+Invariants: one task reads; what is not `async` never blocks and may be called from any task; a
+defect ends this connection (model/containment.py) or only the stream that it was found in.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 RECV_BYTES: Final = 64 * 1024
 ANSWER_TURNS: Final = 6
-"""Turns of the scheduler in which a new stream may answer: enough for a session that waits for no other thread."""
+"""Turns of the scheduler in which a new stream may answer: enough for a session that waits for no
+other thread.
+"""
 
 
 class ConnectionOwner(FrameOwner, Protocol):
@@ -97,10 +102,14 @@ class Http2Connection:
         """Whether the bytes being served have opened a stream."""
         self._half_close_due = False
 
-    # Reading -----------------------------------------------------------------------------------------------------
+    # Reading
+    # -----------------------------------------------------------------------------------------------------
 
     async def read_until_end(self) -> str:
-        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why."""
+        """Read and serve until the peer ends the connection, or it breaks, or `closing`.
+
+        Returns why.
+        """
         sock = self.writer.sock
         while True:
             data = b""  # an idle connection must not keep what it read last alive in this frame
@@ -122,9 +131,13 @@ class Http2Connection:
                 return "closed"
 
     async def received(self, data: bytes) -> bool:
-        """Serve what one read brought. False when that was the last. A checkpoint only when it opened streams, or holds much."""
+        """Serve what one read brought.
+
+        False when that was the last. A checkpoint only when it opened streams, or holds much.
+        """
         while self.scan(data):
-            # Other tasks have their turn before more of the read is looked at; what is to be sent leaves with the last of it.
+            # Other tasks have their turn before more of the read is looked at; what is to be sent
+            # leaves with the last of it.
             await trio.lowlevel.checkpoint()
             if self.closing:
                 return False
@@ -139,7 +152,10 @@ class Http2Connection:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Look at the next bytes, and wake the readers of what they bring. Returns whether more are kept: then pass b""."""
+        """Look at the next bytes, and wake the readers of what they bring.
+
+        Returns whether more are kept: then pass b"".
+        """
         plane = self.plane
         try:
             plane.receive(data)
@@ -153,7 +169,10 @@ class Http2Connection:
         return plane.more
 
     async def _let_answer(self) -> None:
-        """Streams were opened. If they answer soon, then acknowledgements leave with that, in one send instead of two."""
+        """Streams were opened.
+
+        If they answer soon, then acknowledgements leave with that, in one send instead of two.
+        """
         for _ in range(ANSWER_TURNS):
             await trio.lowlevel.cancel_shielded_checkpoint()
             if not self.plane.out:
@@ -167,7 +186,8 @@ class Http2Connection:
             self.plane.out.append(frames.goaway(self.plane.highest_stream_id, violation.code, violation.debug))
             self.writer.kick()
 
-    # Streams -------------------------------------------------------------------------------------------------------
+    # Streams
+    # -------------------------------------------------------------------------------------------------------
 
     def note_opened(self) -> None:
         """The bytes being served have opened a stream, which may answer soon."""
@@ -176,7 +196,8 @@ class Http2Connection:
     def wait_for_news(self, stream: Http2Stream) -> Awaitable[object]:
         """Wait until a stream has a message, or its end. A checkpoint.
 
-        Await the result at once. This is no coroutine because an idle stream waits here, and a coroutine costs 0.5 KiB.
+        Await the result at once. This is no coroutine because an idle stream waits here, and a
+        coroutine costs 0.5 KiB.
         """
         if stream.has_news:
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105 -- the caller awaits it
@@ -187,7 +208,10 @@ class Http2Connection:
         return stream.park_reader()
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """The messages in a stream's inbox, MESSAGES_AT_ONCE at most. The peer may be waiting for the room that this makes."""
+        """The messages in a stream's inbox, MESSAGES_AT_ONCE at most.
+
+        The peer may be waiting for the room that this makes.
+        """
         plane = self.plane
         waited = len(plane.out)
         batch = plane.take(stream)
@@ -196,10 +220,13 @@ class Http2Connection:
         return batch
 
     async def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Send these bytes as DATA; returns when the windows and the kernel have taken all, or the stream has broken."""
+        """Send these bytes as DATA; returns when the windows and the kernel have taken all, or the
+        stream has broken.
+        """
         self.dirty[stream] = None
         if self.writer.is_writing:
-            # Framed now it would be memory that a peer which does not read makes us hold, for as many streams as it has.
+            # Framed now it would be memory that a peer which does not read makes us hold, for as
+            # many streams as it has.
             self.plane.hold(stream, pieces)
             self.kick(stream)
         else:
@@ -208,7 +235,9 @@ class Http2Connection:
         await self.wait_drained(stream)
 
     async def wait_drained(self, stream: Http2Stream) -> None:
-        """Wait until all that a stream gave so far is with the kernel, or the stream has broken. A checkpoint."""
+        """Wait until all that a stream gave so far is with the kernel, or the stream has broken. A
+        checkpoint.
+        """
         if stream in self.dirty:
             await stream.park_sender()
         else:
@@ -222,7 +251,8 @@ class Http2Connection:
         plane.ready[stream] = None
         self.writer.kick()
 
-    # What the writer asks (WriteSource) ------------------------------------------------------------------------------
+    # What the writer asks (WriteSource)
+    # ------------------------------------------------------------------------------
 
     def fill(self) -> None:
         """See WriteSource. The streams that have something take turns."""
@@ -272,21 +302,28 @@ class Http2Connection:
         self.counters.reject("unread_replies")
 
     def on_broken(self) -> None:
-        """See WriteSource. The reader sees the end of the socket, and its owner tells the streams."""
+        """See WriteSource.
+
+        The reader sees the end of the socket, and its owner tells the streams.
+        """
         self.closing = True
 
     def on_defect(self, error: Exception) -> None:
         """See WriteSource."""
         self._owner.on_defect(error)
 
-    # Ending ------------------------------------------------------------------------------------------------------
+    # Ending
+    # ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Read and start nothing more; what is to be sent still goes."""
         self.closing = True
 
     def end_when_flushed(self) -> None:
-        """Read and start nothing more, send what there is, then end our side; the peer ends its own, and so the reader."""
+        """Read and start nothing more, send what there is, then end our side.
+
+        The peer ends its own, and so the reader.
+        """
         self.closing = self._half_close_due = True
         self.writer.kick()
 

@@ -1,9 +1,11 @@
-"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream states).
+"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream
+states).
 
-A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation. Frames for which h2
-would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come here. GOAWAY must not reach h2 at all: it
-would then refuse every later frame, while a client that says GOAWAY still waits for its answers. A client has one of
-these for each connection; of a server's connections only those that need it (server_control.py), and for what arrives.
+A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation.
+Frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come
+here. GOAWAY must not reach h2 at all: it would then refuse every later frame, while a client that
+says GOAWAY still waits for its answers. A client has one of these for each connection; of a
+server's connections only those that need it (server_control.py), and for what arrives.
 """
 
 from __future__ import annotations
@@ -40,13 +42,17 @@ _CONFIGS: Final = {
 
 
 _LEAST_REQUEST: Final = b"\x83\x86\x84\x01\x01x"
-"""`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without effect on a dynamic one."""
+"""`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without
+effect on a dynamic one.
+"""
 _SETTING_BYTES: Final = 6
 _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
 
 
 class SharedControl:
-    """What all connections of one server or channel share: our settings, as h2 and as the peer see them, and the cache."""
+    """What all connections of one server or channel share: our settings, as h2 and as the peer see
+    them, and the cache.
+    """
 
     __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
 
@@ -66,7 +72,9 @@ class SharedControl:
         self.header_table_bytes = limits.header_table_bytes
         self.blocks = BlockCache()
         self.peer_settings: dict[bytes, dict[int, int]] = {}
-        """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by server_control.py."""
+        """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by
+        server_control.py.
+        """
 
 
 class ControlPlane:
@@ -77,8 +85,8 @@ class ControlPlane:
     def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
         self._h2 = LeanH2Connection(_CONFIGS[client_side])
         self.decoder = self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
-        # No table for what we send: our few headers are static entries or short. An empty deque is 760 bytes, and with a
-        # size of 0 hpack only ever clears it.
+        # No table for what we send: our few headers are static entries or short. An empty deque is
+        # 760 bytes, and with a size of 0 hpack only ever clears it.
         self._h2.encoder.header_table_size = 0
         self._h2.encoder.header_table.dynamic_entries = []  # type: ignore[assignment]
 
@@ -92,7 +100,9 @@ class ControlPlane:
         return shared.settings_frame
 
     def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
-        """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees the known ones only."""
+        """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees
+        the known ones only.
+        """
         body = frame[frames.HEADER_BYTES :]
         if len(body) % _SETTING_BYTES == 0:
             entries = [body[at : at + _SETTING_BYTES] for at in range(0, len(body), _SETTING_BYTES)]
@@ -139,7 +149,9 @@ class ControlPlane:
         self.receive(frames.empty_end_of_stream(stream_id))
 
     def adopt(self, stream_id: int, *, ended: bool) -> None:
-        """Let h2 know of a stream that was opened without it: the least request there is stands in for the real one."""
+        """Let h2 know of a stream that was opened without it: the least request there is stands in
+        for the real one.
+        """
         flags = frames.END_HEADERS | (frames.END_STREAM if ended else 0)
         self.receive(
             frames.FRAME_HEADER.pack(len(_LEAST_REQUEST) << 8 | frames.HEADERS, flags, stream_id) + _LEAST_REQUEST
@@ -155,7 +167,10 @@ class ControlPlane:
         self._h2.forget(stream_id, reset_by_us=reset_by_us)
 
     def ignore_content_length(self, stream_id: int) -> None:
-        """h2 would compare content-length with DATA that it never sees; gRPC's own prefixes say what belongs together."""
+        """h2 would compare content-length with DATA that it never sees.
+
+        GRPC's own prefixes say what belongs together.
+        """
         self._h2.ignore_content_length(stream_id)
 
     @property
@@ -167,10 +182,12 @@ class ControlPlane:
         return self._h2.get_next_available_stream_id()
 
     def settings_changed(self) -> None:
-        """The peer sent SETTINGS: keep the encoder without a table whatever it offers, and say so in the next block.
+        """The peer sent SETTINGS: keep the encoder without a table whatever it offers, and say so
+        in the next block.
 
-        hpack forgets to announce a size that is set to the same value again before the next block (a peer that offers 0
-        does that), and then the peer's decoder rightly complains; hence the flag.
+        hpack forgets to announce a size that is set to the same value again before the next block
+        (a peer that offers 0 does that), and then the peer's decoder rightly complains; hence the
+        flag.
         """
         encoder = self._h2.encoder
         encoder.header_table_size = 0

@@ -1,18 +1,22 @@
 """The data plane of an HTTP/2 connection: DATA and WINDOW_UPDATE as pure arithmetic, without h2.
 
-h2 spends about 30 µs on a DATA event and a routed message may cost little more than that altogether. So the received
-bytes are scanned here: DATA goes to the stream's PayloadReader under our own windows, WINDOW_UPDATE opens the peer's, and
-every other frame goes to `FrameOwner.control` untouched, in its place, which drives h2. h2 hears of DATA only when it ends a
-stream, because its state machine must move.
+h2 spends about 30 µs on a DATA event and a routed message may cost little more than that
+altogether. So the received bytes are scanned here: DATA goes to the stream's PayloadReader under
+our own windows, WINDOW_UPDATE opens the peer's, and every other frame goes to `FrameOwner.control`
+untouched, in its place, which drives h2. h2 hears of DATA only when it ends a stream, because its
+state machine must move.
 
 Sans-I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`. Invariants:
-* bytes count against a window until they were *read*; a reader that waits reads a message's parts as they come;
-* a Http2Violation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else is ever raised;
-* frames leave in the order they were put into `out`, and DATA never exceeds a window or the peer's frame size;
-* a stream that wants to send and cannot is in `blocked`, and moves to `ready` when the room that it lacks appears, never
-  otherwise (RFC 9113 section 6.9);
-* one call of `receive` costs a millisecond or two, however small the frames and messages are: with `more` left, the next
-  one takes b"".
+* bytes count against a window until they were *read*; a reader that waits reads a message's parts
+  as they come;
+* a Http2Violation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else
+  is ever raised;
+* frames leave in the order they were put into `out`, and DATA never exceeds a window or the peer's
+  frame size;
+* a stream that wants to send and cannot is in `blocked`, and moves to `ready` when the room that it
+  lacks appears, never otherwise (RFC 9113 section 6.9);
+* one call of `receive` costs a millisecond or two, however small the frames and messages are: with
+  `more` left, the next one takes b"".
 """
 
 from __future__ import annotations
@@ -36,23 +40,31 @@ from aether_trio.transport.http2.limits import Http2Limits
 from aether_trio.transport.http2.stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, Http2Stream
 
 CONTROL_AT_ONCE: Final = 4096
-"""Bytes of control frames, each of which counts for CONTROL_FRAME_BYTES more: a request costs 0.2 ms when h2 has to look at its
-headers, and one with 150 headers 1 ms."""
+"""Bytes of control frames, each of which counts for CONTROL_FRAME_BYTES more: a request costs 0.2
+ms when h2 has to look at its headers, and one with 150 headers 1 ms.
+"""
 CONTROL_FRAME_BYTES: Final = 192
 CONTROL_FIELD_BYTES: Final = 16
-"""What each header field counts for beside: one that is in HPACK's table has one byte, and costs what others cost."""
+"""What each header field counts for beside: one that is in HPACK's table has one byte, and costs
+what others cost.
+"""
 DATA_AT_ONCE: Final = 256
 """DATA frames; 64 KiB may hold five thousand."""
 UPDATES_PER_FRAME: Final = 4
-"""WINDOW_UPDATEs that one DATA frame earns. grpc-core answers each small message with two, for the stream and for the
-connection, and a large frame that is read in pieces with some more. A flood earns nothing, for it sends without reading."""
+"""WINDOW_UPDATEs that one DATA frame earns. grpc-core answers each small message with two, for the
+stream and for the connection, and a large frame that is read in pieces with some more. A flood
+earns nothing, for it sends without reading.
+"""
 
 
 class FrameOwner(Protocol):
     """What the data plane asks of the connection around it."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """One whole frame that is neither DATA nor WINDOW_UPDATE. May open and close streams; may raise Http2Violation."""
+        """One whole frame that is neither DATA nor WINDOW_UPDATE.
+
+        May open and close streams; may raise Http2Violation.
+        """
         ...
 
     def end_of_stream(self, stream: Http2Stream) -> None:
@@ -102,7 +114,9 @@ class DataPlane:
         self.budgets = budgets
         self.streams: dict[int, Http2Stream] = {}
         self.highest_stream_id = 0
-        """Of the streams that were ever opened: above it a stream is idle, below it one that is not known is closed."""
+        """Of the streams that were ever opened: above it a stream is idle, below it one that is not
+        known is closed.
+        """
         self.out: list[bytes | memoryview] = []
         """Whole frames, in the order in which they must leave."""
         self.ready: dict[Http2Stream, None] = {}
@@ -115,7 +129,9 @@ class DataPlane:
         self.data_frames_sent = 0
         self.limits = limits
         self.touched: list[Http2Stream] = []
-        """Streams with news for their reader since the owner last emptied this list; may hold one twice."""
+        """Streams with news for their reader since the owner last emptied this list; may hold one
+        twice.
+        """
         self.settings_seen = False
         self.more = False
         """Bytes are kept that were not looked at."""
@@ -140,10 +156,14 @@ class DataPlane:
         self._control = 0
         """What control frames may still cost before the others have their turn."""
 
-    # Streams -----------------------------------------------------------------------------------------------------
+    # Streams
+    # -----------------------------------------------------------------------------------------------------
 
     def opening_window_update(self) -> bytes:
-        """What raises the connection window from HTTP/2's default to ours; to be sent right behind our SETTINGS."""
+        """What raises the connection window from HTTP/2's default to ours.
+
+        To be sent right behind our SETTINGS.
+        """
         extra = self.limits.connection_window_bytes - frames.DEFAULT_WINDOW_BYTES
         return frames.window_update(0, extra) if extra else b""
 
@@ -165,10 +185,14 @@ class DataPlane:
         stream.pending = None
         self._give_connection_credit()
 
-    # Receiving ---------------------------------------------------------------------------------------------------
+    # Receiving
+    # ---------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes as they came from the socket. Raises Http2Violation; then the connection is of no more use."""
+        """Take bytes as they came from the socket.
+
+        Raises Http2Violation; then the connection is of no more use.
+        """
         self.more = False
         if self._tail:
             data = self._tail + data
@@ -235,7 +259,8 @@ class DataPlane:
     def _check_sequence(self, kind: int, stream_id: int) -> None:
         if not self.settings_seen:
             if kind == frames.GOAWAY and self._client:
-                return  # a port that speaks something else says so (transport/socket/first_bytes.py)
+                # A port that speaks something else says so (transport/socket/first_bytes.py).
+                return
             if kind != frames.SETTINGS:
                 raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame must be SETTINGS")
             self.settings_seen = True
@@ -318,7 +343,10 @@ class DataPlane:
             self.touched.append(stream)
 
     def fail(self, stream: Http2Stream, failure: StatusError) -> None:
-        """Let the reader have what came before, then `failure`; drop whatever else arrives."""
+        """Let the reader have what came before, then `failure`.
+
+        Drop whatever else arrives.
+        """
         stream.payload.drop()
         stream.failure = failure
         self.touched.append(stream)
@@ -334,10 +362,14 @@ class DataPlane:
         """Whether the peer may send at all."""
         return self._recv_window > 0
 
-    # Giving room back --------------------------------------------------------------------------------------------
+    # Giving room back
+    # --------------------------------------------------------------------------------------------
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """Complete messages of a stream, MESSAGES_AT_ONCE at most; when its reader has read them all, their room goes back to the peer."""
+        """Complete messages of a stream, MESSAGES_AT_ONCE at most.
+
+        When its reader has read them all, their room goes back to the peer.
+        """
         batch = stream.inbox
         if len(batch) > MESSAGES_AT_ONCE:
             stream.inbox = batch[MESSAGES_AT_ONCE:]
@@ -353,14 +385,17 @@ class DataPlane:
         self._unread -= stream.held
         stream.unread = stream.held = 0
         if stream.credit * 2 >= self.limits.stream_window_bytes and not stream.ended and stream.failure is None:
-            # Half a window: one update for many messages, and the peer never runs dry while we read.
+            # Half a window: one update for many messages, and the peer never runs dry while we
+            # read.
             self.out.append(frames.window_update(stream.stream_id, stream.credit))
             stream.recv_window += stream.credit
             stream.credit = 0
         self._give_connection_credit()
 
     def _connection_credit(self, size: int) -> None:
-        """The connection's room is given back on receipt, so that one stream's reader cannot stall the others..."""
+        """The connection's room is given back on receipt, so that one stream's reader cannot stall
+        the others...
+        """
         self._credit += size
         self._give_connection_credit()
 
@@ -371,14 +406,21 @@ class DataPlane:
             self._recv_window += self._credit
             self._credit = 0
 
-    # Sending -----------------------------------------------------------------------------------------------------
+    # Sending
+    # -----------------------------------------------------------------------------------------------------
 
     def room(self, stream: Http2Stream) -> int:
-        """Bytes of DATA that both windows allow now; may be negative (RFC 9113 section 6.9.2)."""
+        """Bytes of DATA that both windows allow now.
+
+        May be negative (RFC 9113 section 6.9.2).
+        """
         return min(self.send_window, stream.send_window)
 
     def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Frame these bytes into `out` as far as the windows reach; the rest waits in `stream.pending`."""
+        """Frame these bytes into `out` as far as the windows reach.
+
+        The rest waits in `stream.pending`.
+        """
         size = sum(map(len, pieces))
         if (
             stream.pending is None
@@ -450,7 +492,10 @@ class DataPlane:
             self._unblock([stream])
 
     def peer_settings(self, initial_window: int | None, frame_bytes: int | None) -> None:
-        """Apply what the peer's SETTINGS say of DATA. A smaller window may turn open ones negative."""
+        """Apply what the peer's SETTINGS say of DATA.
+
+        A smaller window may turn open ones negative.
+        """
         if frame_bytes is not None:
             self.peer_frame_bytes = frame_bytes
         if initial_window is None:
@@ -464,7 +509,9 @@ class DataPlane:
         self._unblock(list(self.blocked))
 
     def forget_ready(self) -> None:
-        """No stream is ready: an idle connection need not keep the table of those that were, 0.2 KiB."""
+        """No stream is ready: an idle connection need not keep the table of those that were, 0.2
+        KiB.
+        """
         self.ready = {}
 
     def _unblock(self, streams: list[Http2Stream]) -> None:
@@ -474,7 +521,10 @@ class DataPlane:
                 self.ready[stream] = None
 
     def is_idle(self, stream_id: int) -> bool:
-        """Never opened. We accept only the client's odd ids, and a client's own streams are odd as well."""
+        """Never opened.
+
+        We accept only the client's odd ids, and a client's own streams are odd as well.
+        """
         return stream_id > self.highest_stream_id or stream_id % 2 == 0
 
 

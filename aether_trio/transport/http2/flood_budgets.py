@@ -1,8 +1,8 @@
 """Budgets against floods: how often a peer may send each kind of cheap-for-it, dear-for-us frame.
 
-One counter per kind. While a counter is below its burst a frame costs one increment and no clock; only beyond it is the
-time asked for, and what has leaked away since is forgiven. A kind that is still over its burst ends the connection with
-ENHANCE_YOUR_CALM. Pure: the clock is handed in.
+One counter per kind. While a counter is below its burst a frame costs one increment and no clock;
+only beyond it is the time asked for, and what has leaked away since is forgiven. A kind that is
+still over its burst ends the connection with ENHANCE_YOUR_CALM. Pure: the clock is handed in.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def table(allowances: Allowances) -> tuple[Allowance, ...]:
 
 
 class Budgets:
-    """The counters of one connection. Nothing is allocated until the first frame that is counted."""
+    """The counters of one connection.
+
+    Nothing is allocated until the first frame that is counted.
+    """
 
     __slots__ = ("_clock", "_counters", "_started", "_table")
 
@@ -74,8 +77,9 @@ class Budgets:
             self._forgive(kind, allowance, earned, counters)
 
     def _forgive(self, kind: int, allowance: Allowance, earned: int, counters: list[int]) -> None:
-        # Forgiveness is counted from the connection's start, in whole tokens, so that nothing is forgiven twice; what
-        # leaked away while the bucket was not full is not saved up, for the count never goes below zero.
+        # Forgiveness is counted from the connection's start, in whole tokens, so that nothing is
+        # forgiven twice; what leaked away while the bucket was not full is not saved up, for the
+        # count never goes below zero.
         slot = len(self._table) + kind
         total = int((self._clock() - self._started) * allowance.per_second) + earned
         counters[kind] = max(0, counters[kind] - (total - counters[slot]))

@@ -1,4 +1,6 @@
-"""What must be true of the control frames that we answer without h2 (RFC 9113 sections 6.3, 6.4, 6.7, 6.8). Pure."""
+"""What must be true of the control frames that we answer without h2 (RFC 9113 sections 6.3, 6.4,
+6.7, 6.8). Pure.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""HTTP/2 frames as bytes: the constants and builders that our data plane needs, and nothing else (RFC 9113 sections 4, 6).
+"""HTTP/2 frames as bytes: the constants and builders that our data plane needs, and nothing else
+(RFC 9113 sections 4, 6).
 
-Pure and total: builders take what they are given and never look at a connection. hyperframe does the same with an
-object per frame; on the hot path (DATA, WINDOW_UPDATE) that object costs more than the send.
+Pure and total: builders take what they are given and never look at a connection. hyperframe does
+the same with an object per frame; on the hot path (DATA, WINDOW_UPDATE) that object costs more than
+the send.
 """
 
 from __future__ import annotations

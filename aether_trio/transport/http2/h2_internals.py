@@ -1,8 +1,9 @@
 """h2 and hpack, trimmed: the one file that uses private names of these libraries.
 
-An idle connection should cost little memory, and h2 keeps deques and tables that it never needs here. Its public interface
-has no switch for them, nor for streams that were opened without it. tests/transport/http2/test_h2_internals.py fails when a
-release of h2 or hpack changes what is relied on here.
+An idle connection should cost little memory, and h2 keeps deques and tables that it never needs
+here. Its public interface has no switch for them, nor for streams that were opened without it.
+tests/transport/http2/test_h2_internals.py fails when a release of h2 or hpack changes what is
+relied on here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _FRAMES: Final = (
 
 
 class _Values(list[int | None]):
-    """A setting's current and proposed values, with what h2 asks of the deques (760 bytes each) that it would use."""
+    """A setting's current and proposed values, with what h2 asks of the deques (760 bytes each)
+    that it would use.
+    """
 
     __slots__ = ()
 
@@ -42,7 +45,10 @@ class _Values(list[int | None]):
 
 
 class LeanSettings(h2.settings.Settings):
-    """Settings in a tenth of h2's memory; an idle connection has two of them with ten values and more."""
+    """Settings in a tenth of h2's memory.
+
+    An idle connection has two of them with ten values and more.
+    """
 
     def __init__(self, *, client: bool) -> None:
         # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
@@ -58,8 +64,8 @@ class LeanSettings(h2.settings.Settings):
 class LeanH2Connection(h2.connection.H2Connection):
     """h2 with less memory, and without its scan of all streams at every HEADERS.
 
-    The transport counts streams itself, refuses with REFUSED_STREAM instead of ending the connection, and says when a stream
-    can be forgotten.
+    The transport counts streams itself, refuses with REFUSED_STREAM instead of ending the
+    connection, and says when a stream can be forgotten.
     """
 
     MAX_CLOSED_STREAMS = 64
@@ -96,22 +102,29 @@ class LeanH2Connection(h2.connection.H2Connection):
         self.streams[stream_id]._expected_content_length = None
 
     def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
-        """A stream is over; `reset_by_us` says how, as answers and resets of a server do not pass through h2."""
+        """A stream is over; `reset_by_us` says how, as answers and resets of a server do not pass
+        through h2.
+        """
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
-            # A server's answers and resets do not pass through h2, so it does not know how a stream ended.
+            # A server's answers and resets do not pass through h2, so it does not know how a stream
+            # ended.
             by_us = _CLOSED.SEND_RST_STREAM if reset_by_us else _CLOSED.SEND_END_STREAM
             self._closed_streams[stream_id] = stream.closed_by or by_us
 
 
 class LenientDecoder(hpack.hpack.Decoder):
-    """hpack's decoder, whose table can be saved and restored, and which shrinks it for peers that forget to say so."""
+    """hpack's decoder, whose table can be saved and restored, and which shrinks it for peers that
+    forget to say so.
+    """
 
     def _assert_valid_table_size(self) -> None:
-        """What hpack asks at the end of a block: has the peer shrunk its table to the size that our SETTINGS allow?
+        """What hpack asks at the end of a block: has the peer shrunk its table to the size that our
+        SETTINGS allow?
 
-        hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to, and many that keep no table do not
-        think of it. Here the table is shrunk for them: a peer that refers to an entry that is gone fails by that reference.
+        hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to,
+        and many that keep no table do not think of it. Here the table is shrunk for them: a peer
+        that refers to an entry that is gone fails by that reference.
         """
         self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
 

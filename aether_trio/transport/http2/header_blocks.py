@@ -1,9 +1,10 @@
 """Header blocks made without an HPACK encoder (RFC 7541), and the frames that carry them.
 
-A server says almost the same few headers always, so their blocks are bytes made once: entries and names of the static table,
-and literals that enter no table. Nothing here keeps state, hence no connection has any. The one thing that must be announced
-is that we use no dynamic table: a peer may offer less than the default of 4,096 bytes and then has to hear, in front of the
-first block, a size that fits (section 4.2). NO_TABLE fits every offer.
+A server says almost the same few headers always, so their blocks are bytes made once: entries and
+names of the static table, and literals that enter no table. Nothing here keeps state, hence no
+connection has any. The one thing that must be announced is that we use no dynamic table: a peer may
+offer less than the default of 4,096 bytes and then has to hear, in front of the first block, a size
+that fits (section 4.2). NO_TABLE fits every offer.
 
 Pure. Names are lower-case ASCII and values free of CR, LF and NUL, which the caller sees to.
 """
@@ -20,7 +21,9 @@ NO_TABLE: Final = b"\x20"
 
 
 def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
-    """`value` in the low bits of an octet whose high bits are `first`, continued in further octets (section 5.1)."""
+    """`value` in the low bits of an octet whose high bits are `first`, continued in further octets
+    (section 5.1).
+    """
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((first | value,))
@@ -49,7 +52,9 @@ def named(index: int, value: bytes) -> bytes:
 
 
 def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
-    """HEADERS, and CONTINUATION where one frame of the peer's size does not hold it (RFC 9113 section 4.3)."""
+    """HEADERS, and CONTINUATION where one frame of the peer's size does not hold it (RFC 9113
+    section 4.3).
+    """
     flags = frames.END_STREAM if end_stream else 0
     if len(block) <= frame_bytes:
         return FRAME_HEADER.pack(len(block) << 8 | frames.HEADERS, flags | frames.END_HEADERS, stream_id) + block

@@ -1,12 +1,14 @@
-"""Header blocks that have been seen before, remembered for all connections together, and an HPACK decoder that asks.
+"""Header blocks that have been seen before, remembered for all connections together, and an HPACK
+decoder that asks.
 
-The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in Python. But while a
-connection's dynamic table is empty, what a block means, and what it leaves in the table, follow from its bytes and two
-sizes alone; and clients of one kind send the same bytes. So results are kept by exactly that key, and with them, once
-h2 has taken a block for a sound request, that request (server_control.py).
+The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in
+Python. But while a connection's dynamic table is empty, what a block means, and what it leaves in
+the table, follow from its bytes and two sizes alone; and clients of one kind send the same bytes.
+So results are kept by exactly that key, and with them, once h2 has taken a block for a sound
+request, that request (server_control.py).
 
-Bounds: entries, and bytes per entry; the oldest goes first. A block with a never-indexed field (a secret, by RFC 7541
-section 7.1.3) is not kept.
+Bounds: entries, and bytes per entry; the oldest goes first. A block with a never-indexed field (a
+secret, by RFC 7541 section 7.1.3) is not kept.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ Key = tuple[bytes, int, int]
 
 
 class KnownBlock:
-    """What a block means. `request`: the same as h2 has checked and normalized it, when it did."""
+    """What a block means.
+
+    `request`: the same as h2 has checked and normalized it, when it did.
+    """
 
     __slots__ = ("headers", "request", "table")
 
@@ -65,7 +70,10 @@ class BlockCache:
 
 
 class CachingDecoder(LenientDecoder):
-    """One connection's decoder. Exactly hpack's, answered from the cache when the dynamic table is empty."""
+    """One connection's decoder.
+
+    Exactly hpack's, answered from the cache when the dynamic table is empty.
+    """
 
     def __init__(self, cache: BlockCache, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)

@@ -1,4 +1,6 @@
-"""What a peer may cost us on an HTTP/2 connection: every bound in one frozen record, with its unit in its name."""
+"""What a peer may cost us on an HTTP/2 connection: every bound in one frozen record, with its unit
+in its name.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,14 @@ UNLIMITED: Final = Allowance(2**62, 0.0)
 class Allowances:
     """Budgets for frames that cost us more than the peer and that HTTP/2 itself does not bound.
 
-    The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life, one BDP ping per
-    100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer resets (CVE-2023-44487) and those it makes
-    us reset (CVE-2025-8671). `window_updates` are earned back by the DATA frames we send.
+    The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life,
+    one BDP ping per 100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer
+    resets (CVE-2023-44487) and those it makes us reset (CVE-2025-8671). `window_updates` are earned
+    back by the DATA frames we send.
 
-    The last four are constants and no settings of the gateway: nothing that works sends so many of such frames, so whoever
-    met one of these bounds would have a client to mend and not a number to tune.
+    The last four are constants and no settings of the gateway: nothing that works sends so many of
+    such frames, so whoever met one of these bounds would have a client to mend and not a number to
+    tune.
     """
 
     settings: Allowance = Allowance(20, 1.0)
@@ -51,29 +55,43 @@ NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """Defaults suit an open port; reference values where the reference has one (core.md section 0, sdk.md section 3)."""
+    """Defaults suit an open port.
+
+    Reference values where the reference has one (core.md section 0, sdk.md section 3).
+    """
 
     stream_window_bytes: int = 65_535
-    """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much before our SETTINGS."""
+    """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much
+    before our SETTINGS.
+    """
     connection_window_bytes: int = 1 * MIB
     max_unread_bytes: int = 8 * MIB
-    """Unread by all RPCs of a connection together, MESSAGE_BYTES for each message included; beyond it the connection window stays
-    shut until they read."""
+    """Unread by all RPCs of a connection together, MESSAGE_BYTES for each message included; beyond
+    it the connection window stays shut until they read.
+    """
     max_unread_answers_bytes: int = 256 * KIB
-    """Of calls that are answered as they ask (health, reflection), over one connection: beyond it their next requests wait. No
-    setting: as much as one participant's, and such calls need no credential."""
+    """Of calls that are answered as they ask (health, reflection), over one connection: beyond it
+    their next requests wait. No setting: as much as one participant's, and such calls need no
+    credential.
+    """
     max_unauthenticated_unread_bytes: int = 256 * KIB
     """In place of `max_unread_bytes` on a connection of whose clients none is accepted yet."""
     max_unauthenticated_header_bytes: int = 512 * KIB
-    """Of the requests of open calls together, on such a connection: a thousand of a gRPC library have 300 KiB. No setting, as above."""
+    """Of the requests of open calls together, on such a connection: a thousand of a gRPC library
+    have 300 KiB. No setting, as above.
+    """
     max_header_list_bytes: int = 16 * KIB
     max_header_block_bytes: int = 32 * KIB
     max_continuation_frames: int = 8
     header_table_bytes: int = 0
-    """HPACK memory that we offer the peer. 0: an idle connection keeps nothing, a header list costs some bytes more."""
+    """HPACK memory that we offer the peer. 0: an idle connection keeps nothing, a header list costs
+    some bytes more.
+    """
     max_concurrent_streams: int = 1_000
     max_backlog_bytes: int = 64 * KIB
-    """Control replies (acks, resets, window updates) waiting for a peer that does not read. No setting, as above."""
+    """Control replies (acks, resets, window updates) waiting for a peer that does not read. No
+    setting, as above.
+    """
 
     handshake_timeout_s: float = 10 * SECONDS
     """For the HTTP/2 preface, its SETTINGS, and their acknowledgement."""
@@ -85,7 +103,8 @@ class Http2Limits:
     """Reading on after a GOAWAY, so that the kernel does not replace it with a reset."""
     min_ping_interval_s: float = 10 * SECONDS
     max_ping_strikes: int = 2
-    """As in grpc-core: the third early ping without data from us between them ends the connection."""
+    """As in grpc-core: the third early ping without data from us between them ends the connection.
+    """
 
     allowances: Allowances = field(default_factory=Allowances)
 

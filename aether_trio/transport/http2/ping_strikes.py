@@ -1,8 +1,9 @@
 """How often a client may ping: grpc-core's rule, without a clock of its own.
 
-A ping earlier than the interval after the last is a strike; one strike too many ends the connection. Whatever we send of
-headers or DATA wipes the slate, for clients measure the path (BDP probes) when data reaches them. Pings without any stream
-are welcome here: the published SDK sends them (reference/sdk.md section 3), and they are the client's way to notice us dead.
+A ping earlier than the interval after the last is a strike; one strike too many ends the
+connection. Whatever we send of headers or DATA wipes the slate, for clients measure the path (BDP
+probes) when data reaches them. Pings without any stream are welcome here: the published SDK sends
+them (reference/sdk.md section 3), and they are the client's way to notice us dead.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""The server's side of an HTTP/2 connection: its life, its streams, what control frames mean, keepalive rules, and drain.
+"""The server's side of an HTTP/2 connection: its life, its streams, what control frames mean,
+keepalive rules, and drain.
 
-Lifecycle: `serve` reads in the caller's task, while `nursery` holds the tasks of the RPCs and of the writer. When reading
-ends, every open stream is told that it broke: tasks whose stream has a scope are cancelled, link tasks see LinkBroken, and
-tasks that are left after `close_timeout_s` are cancelled with the nursery. One deadline, the nursery's, covers the
-handshake, idleness, and that last wait.
+Lifecycle: `serve` reads in the caller's task, while `nursery` holds the tasks of the RPCs and of
+the writer. When reading ends, every open stream is told that it broke: tasks whose stream has a
+scope are cancelled, link tasks see LinkBroken, and tasks that are left after `close_timeout_s` are
+cancelled with the nursery. One deadline, the nursery's, covers the handshake, idleness, and that
+last wait.
 
-Invariants: a stream is open in the plane from `open` to `forget`, and counted as long; headers, trailers and resets leave
-without h2, which is told only that a stream is over; a drained connection ends with its last stream.
+Invariants: a stream is open in the plane from `open` to `forget`, and counted as long; headers,
+trailers and resets leave without h2, which is told only that a stream is over; a drained connection
+ends with its last stream.
 """
 
 from __future__ import annotations
@@ -41,11 +44,16 @@ _LARGEST_FRAME_BYTES: Final = 64 * 1024
 """Ours, whatever more the peer allows: one stream's frame is what the others wait for."""
 
 AcceptStream = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
-"""`accept(connection, stream_id, headers)` starts an RPC for a request, or refuses it. Called while a read is scanned."""
+"""`accept(connection, stream_id, headers)` starts an RPC for a request, or refuses it. Called while
+a read is scanned.
+"""
 
 
 class ServerConnection:
-    """One client's connection. `wire` reads and sends; this class decides what streams and control frames mean."""
+    """One client's connection.
+
+    `wire` reads and sends; this class decides what streams and control frames mean.
+    """
 
     __slots__ = (
         "_accept",
@@ -100,7 +108,8 @@ class ServerConnection:
         self.goaway_limit = STREAM_MASK
         """Streams above it are refused: the last id of our final GOAWAY."""
         self.lingering = False
-        """Whether the end came from us: the socket must not be closed before the peer has read why."""
+        """Whether the end came from us: the socket must not be closed before the peer has read why.
+        """
         self._accept = accept
         self._settings_frame = shared.settings_frame
         self._pings: PingStrikes | None = None
@@ -115,11 +124,13 @@ class ServerConnection:
         self._ping_acked: trio.Event | None = None
         self._round_trip: trio.Event | None = None
 
-    # The task ------------------------------------------------------------------------------------------------------
+    # The task
+    # ------------------------------------------------------------------------------------------------------
 
     async def serve(self, head: bytes) -> str:
         """Serve until the connection ends; returns why. The caller closes the socket."""
-        # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
+        # These leave with the answer to the client's first bytes, which it sends without waiting
+        # (RFC 9113 section 3.4).
         self.plane.out.append(self._settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
@@ -137,7 +148,10 @@ class ServerConnection:
         return reason
 
     async def _serve_first(self, head: bytes) -> str | None:
-        """Serve what has come at once; why that was the end, if it was. From here on the handshake is waited for."""
+        """Serve what has come at once; why that was the end, if it was.
+
+        From here on the handshake is waited for.
+        """
         if head and not await self.wire.received(head):
             return "closed"
         if not self.plane.streams:
@@ -145,7 +159,9 @@ class ServerConnection:
         return None
 
     def _cut_off(self) -> None:
-        """A deadline passed, or the server stops without a drain: say so as far as that goes without waiting."""
+        """A deadline passed, or the server stops without a drain: say so as far as that goes
+        without waiting.
+        """
         self.lingering = True
         if self.plane.streams:
             self.evict(Status.UNAVAILABLE, "the server stops")
@@ -195,7 +211,10 @@ class ServerConnection:
         return f"grpc with {address_text(self.address)}"
 
     def on_defect(self, error: Exception) -> None:
-        """See ConnectionOwner. The calls end with UNKNOWN; at the second time, the connection is cut."""
+        """See ConnectionOwner.
+
+        The calls end with UNKNOWN; at the second time, the connection is cut.
+        """
         report(error, self.who)
         if self._defective:
             self.wire.writer.abort()
@@ -220,10 +239,14 @@ class ServerConnection:
         if self._ended_event is not None:
             self._ended_event.set()
 
-    # Streams -------------------------------------------------------------------------------------------------------
+    # Streams
+    # -------------------------------------------------------------------------------------------------------
 
     async def wait_answers_room(self) -> None:
-        """Wait until the peer has read of its answers what is over the bound; those of links have their own. A checkpoint only then."""
+        """Wait until the peer has read of its answers what is over the bound.
+
+        Those of links have their own. A checkpoint only then.
+        """
         while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
             if self._waits_for_room is None:
                 self._waits_for_room = trio.lowlevel.ParkingLot()
@@ -263,7 +286,10 @@ class ServerConnection:
             self.end_if_done()
 
     def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
-        """Put a response's headers or trailers (header_blocks.py) into the output; they leave with the next pump."""
+        """Put a response's headers or trailers (header_blocks.py) into the output.
+
+        They leave with the next pump.
+        """
         if not self._said_no_table:
             self._said_no_table = True
             block = header_blocks.NO_TABLE + block
@@ -312,12 +338,15 @@ class ServerConnection:
             self.nursery.cancel_scope.deadline = trio.current_time() + (self.limits.idle_timeout_s or inf)
 
     def end_if_done(self) -> None:
-        """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
+        """Nothing more can come on a drained connection: end our side, and the peer will end its
+        own.
+        """
         if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.wire.closing:
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
             self.wire.end_when_flushed()
 
-    # Control frames ------------------------------------------------------------------------------------------------
+    # Control frames
+    # ------------------------------------------------------------------------------------------------
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
         """See FrameOwner."""
@@ -395,8 +424,9 @@ class ServerConnection:
             raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
         stream = self.plane.streams.get(stream_id)
         if stream is None or not stream.handler.answered:
-            # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets as many streams that
-            # were served, on the one connection that they share in a process; some of these resets cross our trailers.
+            # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets
+            # as many streams that were served, on the one connection that they share in a process;
+            # some of these resets cross our trailers.
             self.plane.budgets.spend(flood_budgets.RESET_FLOOD, self.plane.data_frames_sent)
         self._broken(stream_id, f"stream reset by the peer (error {code})")
 
@@ -438,28 +468,39 @@ class ServerConnection:
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
 
     def _priority(self, stream_id: int, frame: bytes) -> None:
-        """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the scheme)."""
+        """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the
+        scheme).
+        """
         self.plane.budgets.spend(flood_budgets.PRIORITY_FLOOD)
         check_priority(stream_id, frame)
 
     def _goaway(self, stream_id: int, frame: bytes) -> None:
-        """The client opens no more streams; those that are open go on, and the connection ends with the last."""
+        """The client opens no more streams.
+
+        Those that are open go on, and the connection ends with the last.
+        """
         parse_goaway(stream_id, frame)
         self.draining = True
         self.goaway_limit = 0
         self.end_if_done()
 
-    # Draining ------------------------------------------------------------------------------------------------------
+    # Draining
+    # ------------------------------------------------------------------------------------------------------
 
-    # Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where we stopped.
+    # Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where
+    # we stopped.
 
     def ask_to_leave(self) -> None:
-        """The first GOAWAY, and a PING whose answer says that it has come. `drain` goes on from there."""
+        """The first GOAWAY, and a PING whose answer says that it has come.
+
+        `drain` goes on from there.
+        """
         if self._round_trip is not None or self.wire.closing:
             return
         self._ping_acked = trio.Event()
         self._round_trip = trio.Event()
-        if not self.draining:  # else the client has said so itself, and what it sent is on its way all the same
+        # Else the client has said so itself, and what it sent is on its way all the same.
+        if not self.draining:
             self.draining = True
             self.plane.out.append(frames.goaway(STREAM_MASK, Http2ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
@@ -480,7 +521,9 @@ class ServerConnection:
         self.end_if_done()
 
     async def wait_round_trip(self) -> None:
-        """Wait until the client has answered what asked it to leave, or has had the time for it; at once if it was not asked."""
+        """Wait until the client has answered what asked it to leave, or has had the time for it; at
+        once if it was not asked.
+        """
         if self._round_trip is not None:
             await self._round_trip.wait()
 

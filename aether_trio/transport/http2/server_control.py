@@ -1,13 +1,15 @@
 """A server connection's SETTINGS and header blocks: judged by h2 once, and remembered.
 
-Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header block that differs by no
-more than its authority. What these mean, and whether they are valid, follows from the bytes alone (for a block: while no
-dynamic table is in use), so h2 judges each of them the first time that anybody sends it, and from then on the answer is
-looked up. A connection has an h2 of its own only from the first moment that something unheard of comes, be it at once;
-then h2 is told what it has missed. Most connections never need it, and h2 is the dear part of one, in time and in memory.
+Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header
+block that differs by no more than its authority. What these mean, and whether they are valid,
+follows from the bytes alone (for a block: while no dynamic table is in use), so h2 judges each of
+them the first time that anybody sends it, and from then on the answer is looked up. A connection
+has an h2 of its own only from the first moment that something unheard of comes, be it at once; then
+h2 is told what it has missed. Most connections never need it, and h2 is the dear part of one, in
+time and in memory.
 
-Invariants: what is remembered was accepted by h2; every bound here is a number of entries and of bytes per entry; whether
-a connection has its h2 yet cannot be seen from outside.
+Invariants: what is remembered was accepted by h2; every bound here is a number of entries and of
+bytes per entry; whether a connection has its h2 yet cannot be seen from outside.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _MAX_KNOWN_SETTINGS: Final = 64
 _MAX_SETTINGS_BYTES: Final = 60
 _MAX_REMEMBERED_RESETS: Final = 64
 _MAX_ADOPTED: Final = 32
-"""Streams that are opened without h2, which is told of all of them at once when it is made: a millisecond or two."""
+"""Streams that are opened without h2, which is told of all of them at once when it is made: a
+millisecond or two.
+"""
 _NO_SETTINGS: Final[dict[int, int]] = {}
 
 
@@ -49,7 +53,10 @@ def size_of(headers: Iterable[tuple[str, str]]) -> int:
 
 
 class ServerControl:
-    """One connection's control plane. `plane` says which streams are open and which ids have been used."""
+    """One connection's control plane.
+
+    `plane` says which streams are open and which ids have been used.
+    """
 
     __slots__ = ("_acked", "_h2", "_plane", "_resets", "_settings", "_shared", "_table")
 
@@ -62,10 +69,14 @@ class ServerControl:
         self._table = EMPTY_TABLE
         self._resets: dict[int, None] | None = None
 
-    # SETTINGS ------------------------------------------------------------------------------------------------------
+    # SETTINGS
+    # ------------------------------------------------------------------------------------------------------
 
     def acked(self, frame: bytes) -> None:
-        """The peer has acknowledged our SETTINGS. Raises ProtocolViolation for a malformed frame."""
+        """The peer has acknowledged our SETTINGS.
+
+        Raises ProtocolViolation for a malformed frame.
+        """
         if self._h2 is not None or frame != SETTINGS_ACK:
             self._engine().receive(frame)
         self._acked = True
@@ -92,10 +103,14 @@ class ServerControl:
         self._settings = {**self._settings, **values} if self._settings else values
         return values
 
-    # Header blocks -------------------------------------------------------------------------------------------------
+    # Header blocks
+    # -------------------------------------------------------------------------------------------------
 
     def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
-        """The headers of a request that opens a stream with HEADERS as others have before; None: h2 is to say."""
+        """The headers of a request that opens a stream with HEADERS as others have before.
+
+        None: h2 is to say.
+        """
         if self._h2 is not None or flags & ~_PLAIN or not flags & frames.END_HEADERS:
             return None
         if len(self._plane.streams) >= _MAX_ADOPTED:
@@ -109,7 +124,10 @@ class ServerControl:
         return block.request
 
     def receive(self, kind: int, flags: int, frame: bytes) -> list[h2.events.Event]:
-        """HEADERS or CONTINUATION through h2. Raises ProtocolViolation. What h2 answers goes into the plane's output."""
+        """HEADERS or CONTINUATION through h2.
+
+        Raises ProtocolViolation. What h2 answers goes into the plane's output.
+        """
         engine = self._engine()
         key = self._key(engine, flags, frame) if kind == frames.HEADERS else None
         events = engine.receive(frame)
@@ -125,13 +143,17 @@ class ServerControl:
         return events
 
     def _key(self, engine: ControlPlane, flags: int, frame: bytes) -> Key | None:
-        """What the cache has kept the block by, once h2 has decoded it; None when it keeps no such block."""
+        """What the cache has kept the block by, once h2 has decoded it.
+
+        None when it keeps no such block.
+        """
         table = engine.decoder.header_table
         if flags & ~_PLAIN or not flags & frames.END_HEADERS or table.dynamic_entries:
             return None
         return frame[frames.HEADER_BYTES :], table.maxsize, engine.decoder.max_allowed_table_size
 
-    # Streams -------------------------------------------------------------------------------------------------------
+    # Streams
+    # -------------------------------------------------------------------------------------------------------
 
     def end_of_stream(self, stream_id: int) -> None:
         """The peer ended a stream with DATA."""
@@ -139,7 +161,10 @@ class ServerControl:
             self._h2.end_of_stream(stream_id)
 
     def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
-        """A stream is over on both sides, however it ended; `reset_by_us`: frames for it may still be on their way."""
+        """A stream is over on both sides, however it ended.
+
+        `reset_by_us`: frames for it may still be on their way.
+        """
         if reset_by_us:
             resets = self._resets
             if resets is None:
@@ -154,13 +179,16 @@ class ServerControl:
         """Among the last streams that we reset."""
         return self._resets is not None and stream_id in self._resets
 
-    # h2, when it is needed -----------------------------------------------------------------------------------------
+    # h2, when it is needed
+    # -----------------------------------------------------------------------------------------
 
     def _largest_table(self) -> int:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
 
     def _engine(self) -> ControlPlane:
-        """h2, told what it has missed: SETTINGS both ways, streams open and over, and what HPACK has in its table."""
+        """h2, told what it has missed: SETTINGS both ways, streams open and over, and what HPACK
+        has in its table.
+        """
         engine = self._h2
         if engine is None:
             engine = ControlPlane(self._shared, client_side=False)
@@ -171,7 +199,8 @@ class ServerControl:
             for stream_id in sorted(plane.streams):
                 engine.adopt(stream_id, ended=plane.streams[stream_id].ended)
             engine.adopt_closed(plane.highest_stream_id, self._resets or ())
-            # The acknowledgement last: it may forbid the table's size, which the peer is to change with its next block.
+            # The acknowledgement last: it may forbid the table's size, which the peer is to change
+            # with its next block.
             engine.decoder.restore(self._table)
             if self._acked:
                 engine.receive(SETTINGS_ACK)

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Http2Statistics:
-    """Totals since the server was made, except `*_open`. `rejects` counts by reason what was refused or cut off."""
+    """Totals since the server was made, except `*_open`.
+
+    `rejects` counts by reason what was refused or cut off.
+    """
 
     connections_open: int
     connections_total: int

@@ -1,9 +1,12 @@
-"""One open stream of an HTTP/2 connection: its windows, what has arrived on it, and the tasks that wait for it.
+"""One open stream of an HTTP/2 connection: its windows, what has arrived on it, and the tasks that
+wait for it.
 
-Three parts share it. The data plane (dataplane.py) does the arithmetic on its plain fields. Its PayloadReader makes messages
-of the DATA that arrives. Its StreamHandler, an RPC, is asked for bytes to send and is told how the stream fares.
+Three parts share it. The data plane (dataplane.py) does the arithmetic on its plain fields. Its
+PayloadReader makes messages of the DATA that arrives. Its StreamHandler, an RPC, is asked for bytes
+to send and is told how the stream fares.
 
-Invariants: at most one task waits to read, and one for its bytes to leave; a stream that has broken stays broken.
+Invariants: at most one task waits to read, and one for its bytes to leave; a stream that has broken
+stays broken.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ class PayloadReader(Protocol):
     """Makes messages of a stream's DATA and puts them into its inbox."""
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """Take `data[position:stop]`. What cannot be accepted becomes the stream's `failure`."""
+        """Take `data[position:stop]`.
+
+        What cannot be accepted becomes the stream's `failure`.
+        """
         ...
 
     def end(self) -> None:
@@ -80,7 +86,10 @@ class StreamHandler(Protocol):
         ...
 
     def on_broken(self) -> None:
-        """The stream has ended abnormally (`broken_reason`): nothing more comes or goes. Called once."""
+        """The stream has ended abnormally (`broken_reason`): nothing more comes or goes.
+
+        Called once.
+        """
         ...
 
     def evict(self, status: int, message: str) -> None:
@@ -89,7 +98,10 @@ class StreamHandler(Protocol):
 
 
 class Http2Stream:
-    """The state of one stream. The data plane and the connection change its fields; see the module docstring."""
+    """The state of one stream.
+
+    The data plane and the connection change its fields; see the module docstring.
+    """
 
     __slots__ = (
         "_reader",
@@ -148,13 +160,19 @@ class Http2Stream:
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
     def begin_reading(self) -> None:
-        """A task is about to wait for news. Raises BusyResourceError when another one does."""
+        """A task is about to wait for news.
+
+        Raises BusyResourceError when another one does.
+        """
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True
 
     def park_reader(self) -> Awaitable[object]:
-        """Wait for `wake`. After `begin_reading`, without a checkpoint in between; await the result at once."""
+        """Wait for `wake`.
+
+        After `begin_reading`, without a checkpoint in between; await the result at once.
+        """
         self._reader = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(self._stop_reading)  # noqa: ASYNC105 -- the caller awaits it
 
@@ -164,7 +182,10 @@ class Http2Stream:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        """Resume the reader if there is news; without a reader, tell the handler if the peer has ended its side."""
+        """Resume the reader if there is news.
+
+        Without a reader, tell the handler if the peer has ended its side.
+        """
         if self._reader is not None:
             self._resume_reader()
         elif self.ended:
@@ -178,7 +199,10 @@ class Http2Stream:
             trio.lowlevel.reschedule(reader)
 
     async def park_sender(self) -> None:
-        """Wait for `drained`, or for the stream to break. Raises BusyResourceError when another task does."""
+        """Wait for `drained`, or for the stream to break.
+
+        Raises BusyResourceError when another task does.
+        """
         if self._sender is not None:
             raise trio.BusyResourceError("another task is already sending on this stream")
         self._sender = trio.lowlevel.current_task()
@@ -199,7 +223,9 @@ class Http2Stream:
         self.handler.on_drained()
 
     def broken(self, reason: str) -> None:
-        """The peer reset the stream, or the connection has ended: tell the reader, the sender and the handler. Idempotent."""
+        """The peer reset the stream, or the connection has ended: tell the reader, the sender and
+        the handler. Idempotent.
+        """
         if self.broken_reason is None:
             self.broken_reason = reason
             self.finished = True

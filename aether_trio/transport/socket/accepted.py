@@ -1,7 +1,9 @@
-"""What the port hands to a transport: a connection whose first bytes have been seen, and what a transport is.
+"""What the port hands to a transport: a connection whose first bytes have been seen, and what a
+transport is.
 
-The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does the rest. The socket is plain,
-non-blocking and closed by whoever accepted it, after the transport's `serve` has returned.
+The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does
+the rest. The socket is plain, non-blocking and closed by whoever accepted it, after the transport's
+`serve` has returned.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ def peer_of(sock: socket.socket) -> str:
 
 @dataclass(slots=True)
 class Accepted:
-    """One connection. `head` is what was read of it already, without TLS; mostly the client's whole first flight."""
+    """One connection.
+
+    `head` is what was read of it already, without TLS; mostly the client's whole first flight.
+    """
 
     sock: socket.socket
     address: Any
@@ -54,11 +59,15 @@ class Accepted:
 
 
 _NOTICE_SHARE: Final = 0.9
-"""Of a drain's deadline; the rest is for telling those who are still here why their connection ends."""
+"""Of a drain's deadline; the rest is for telling those who are still here why their connection
+ends.
+"""
 
 
 def notice_s(deadline_s: float) -> float:
-    """How long clients have, in a drain that is over after `deadline_s`: what GOAWAY says, and what is kept."""
+    """How long clients have, in a drain that is over after `deadline_s`: what GOAWAY says, and what
+    is kept.
+    """
     return deadline_s * _NOTICE_SHARE
 
 
@@ -70,8 +79,11 @@ class TransportServer(Protocol):
         ...
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` cut what is left.
+        """Ask clients to go elsewhere, and wait until they have gone.
 
-        Started when all have been asked. They have `notice_s(deadline_s)`; then the core ends their sessions.
+        After `deadline_s` cut what is left.
+
+        Started when all have been asked. They have `notice_s(deadline_s)`; then the core ends their
+        sessions.
         """
         ...

@@ -1,7 +1,7 @@
 """A connection's bytes, with TLS or without: what HTTP and WebSocket read from and write to.
 
-The socket is a plain non-blocking one, closed by whoever accepted it. `send` never blocks and never waits: what the kernel
-does not take is handed back.
+The socket is a plain non-blocking one, closed by whoever accepted it. `send` never blocks and never
+waits: what the kernel does not take is handed back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class ByteStream:
         self.head = accepted.head
 
     async def receive(self) -> bytes:
-        """What has come, at least a byte; b"" at the end. Raises OSError. A checkpoint, except for the head."""
+        """What has come, at least a byte; b"" at the end.
+
+        Raises OSError. A checkpoint, except for the head.
+        """
         if self.head:
             head, self.head = self.head, b""
             return head
@@ -60,7 +63,10 @@ class ByteStream:
             return b""
 
     def send(self, data: bytes) -> memoryview | None:
-        """Give the kernel `data`. What it did not take (records, under TLS) is for `send_rest`. Raises OSError."""
+        """Give the kernel `data`.
+
+        What it did not take (records, under TLS) is for `send_rest`. Raises OSError.
+        """
         if self.tls is not None:
             data = self.tls.seal(data)
         return self.send_rest(memoryview(data))
@@ -83,7 +89,9 @@ class ByteStream:
             rest = self.send_rest(rest)
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the peer has ended its own, for at most `seconds` (linger.py)."""
+        """End our side, then read and drop until the peer has ended its own, for at most `seconds`
+        (linger.py).
+        """
         await linger(self.sock, seconds)
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:

@@ -1,7 +1,9 @@
-"""What a client's certificate must be beside valid: a leaf, and meant for clients (RFC 5280 sections 4.2.1.9 and 4.2.1.12).
+"""What a client's certificate must be beside valid: a leaf, and meant for clients (RFC 5280
+sections 4.2.1.9 and 4.2.1.12).
 
-OpenSSL verifies the chain and takes an authority's certificate for a client's all the same, so that the holder of an authority's key is
-whoever its name says. Python's ssl gives out no extensions, so they are read here from DER; only what is needed is looked at.
+OpenSSL verifies the chain and takes an authority's certificate for a client's all the same, so that
+the holder of an authority's key is whoever its name says. Python's ssl gives out no extensions, so
+they are read here from DER; only what is needed is looked at.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ class _DerError(ValueError):
 
 
 def client_problem(certificate: bytes) -> str:
-    """Why this DER certificate cannot be a client's, as the end of a sentence; "" when it can."""
+    """Why this DER certificate cannot be a client's, as the end of a sentence.
+
+    "" when it can.
+    """
     try:
         for object_id, value in _extensions(certificate):
             if object_id == _BASIC_CONSTRAINTS and _says_authority(value):

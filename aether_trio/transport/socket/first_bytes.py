@@ -1,8 +1,9 @@
 """What the first bytes of a connection say, and how its language says no.
 
-Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior knowledge (RFC 9113 section
-3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1 request. A transport is chosen when the whole of such a
-word is there; until then what has come must be the beginning of one, so MAX_WORD_BYTES bound what is waited for.
+Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior
+knowledge (RFC 9113 section 3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1
+request. A transport is chosen when the whole of such a word is there; until then what has come must
+be the beginning of one, so MAX_WORD_BYTES bound what is waited for.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ FRAMED: Final = "framed"
 WEBSOCKET: Final = "websocket"
 
 ALPN: Final = {FRAMED: "aether/1", WEBSOCKET: "http/1.1", GRPC: "h2"}
-"""In the order of our preference. Browsers offer http/1.1 and h2 and must get the former: HTTP/2 here is gRPC alone,
-whose clients offer nothing else."""
+"""In the order of our preference. Browsers offer http/1.1 and h2 and must get the former: HTTP/2
+here is gRPC alone, whose clients offer nothing else.
+"""
 
 _HTTP2: Final = b"PRI * HTTP/2.0"
 _METHODS: Final = tuple(
@@ -53,7 +55,10 @@ _NAMES: Final = {
 
 
 def transport_of(head: bytes) -> str | None:
-    """The transport that `head` asks for: GRPC, FRAMED or WEBSOCKET. None: not (yet) any."""
+    """The transport that `head` asks for: GRPC, FRAMED or WEBSOCKET.
+
+    None: not (yet) any.
+    """
     found = _TRANSPORT(head)
     return None if found is None else found.lastgroup
 
@@ -74,8 +79,9 @@ def refusal(head: bytes, text: str) -> bytes:
     """`text` as the sender of `head` is likely to show it to somebody."""
     transport = transport_of(head)
     if transport == GRPC:
-        # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a GOAWAY behind them for a
-        # connection that has served its time. It then tries again without a pause, 3,000 times a second; like this it waits.
+        # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a
+        # GOAWAY behind them for a connection that has served its time. It then tries again without
+        # a pause, 3,000 times a second; like this it waits.
         return frames.goaway(0, frames.Http2ErrorCode.HTTP_1_1_REQUIRED, text)
     if transport == FRAMED:
         return PREFACE + encode_error(Status.UNIMPLEMENTED, text)

@@ -1,9 +1,11 @@
 """TCP listeners and the accept loop.
 
-Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each accepted socket, configured,
-to a handler in a task of its own: a Port (port.py), which chooses the transport.
+Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each
+accepted socket, configured, to a handler in a task of its own: a Port (port.py), which chooses the
+transport.
 
-Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation does.
+Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation
+does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from aether_trio.transport.socket.accepted import address_text
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.1
-"""After the process or the system ran out of descriptors or memory: long enough for some connection to end."""
+"""After the process or the system ran out of descriptors or memory: long enough for some connection
+to end.
+"""
 _QUIET_S: Final = 60.0
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTS_PER_TURN: Final = 64
@@ -34,7 +38,10 @@ _ACCEPTS_PER_TURN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TcpSettings:
-    """What is set on accepted sockets. The keepalive values let the kernel find a dead peer in about 50 s."""
+    """What is set on accepted sockets.
+
+    The keepalive values let the kernel find a dead peer in about 50 s.
+    """
 
     backlog: int = 1024
     max_connections: int = 100_000
@@ -42,7 +49,9 @@ class TcpSettings:
     keepalive_interval_s: int = 10
     keepalive_probes: int = 3
     user_timeout_ms: int = 30_000
-    """Unacknowledged data for this long ends the connection (TCP_USER_TIMEOUT); 0 leaves it to retransmission."""
+    """Unacknowledged data for this long ends the connection (TCP_USER_TIMEOUT); 0 leaves it to
+    retransmission.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +63,21 @@ class ListenerStatistics:
 
 
 Handler = Callable[[socket.socket, Any], Awaitable[None]]
-"""Serves a socket; given the peer's address as `accept` returns it. The socket is closed after it."""
+"""Serves a socket; given the peer's address as `accept` returns it. The socket is closed after it.
+"""
 
 _INHERITS: Final = sys.platform == "linux"
-"""Accepted sockets have the listener's options, so six system calls for each of them are made once (tcp(7))."""
+"""Accepted sockets have the listener's options, so six system calls for each of them are made once
+(tcp(7)).
+"""
 
 
 def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), bound to one port; 0 picks one.
+    """Sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), bound to one port;
+    0 picks one.
 
-    With `reuse_port` other sockets of this user that have it too may be bound there (SO_REUSEPORT, socket(7)): connections are
-    spread over those that listen.
+    With `reuse_port` other sockets of this user that have it too may be bound there (SO_REUSEPORT,
+    socket(7)): connections are spread over those that listen.
     """
     bound: list[socket.socket] = []
     try:
@@ -115,9 +128,12 @@ def _close_all(sockets: list[socket.socket]) -> None:
 
 
 class Acceptor:
-    """Accepts until cancelled. The connections live in `nursery`, which outlives the accepting.
+    """Accepts until cancelled.
 
-    Several `serve` may run at once, with a handler each; the limit of connections is theirs together.
+    The connections live in `nursery`, which outlives the accepting.
+
+    Several `serve` may run at once, with a handler each; the limit of connections is theirs
+    together.
     """
 
     def __init__(self, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:
@@ -154,7 +170,8 @@ class Acceptor:
                         self._pauses += 1
                         self._complain(error)
                         await trio.sleep(_PAUSE_S)
-                    # Anything else belongs to the connection that was to be accepted (ECONNABORTED, EPROTO, ...).
+                    # Anything else belongs to the connection that was to be accepted (ECONNABORTED,
+                    # EPROTO, ...).
                     break
                 self._start(sock, address, handler)
 
@@ -194,12 +211,16 @@ class Acceptor:
             report(error, f"accepted from {address_text(address)}")
         finally:
             self._open -= 1
-            # Without notify_closing: whoever could wait for this socket was a task of the handler, and has ended.
+            # Without notify_closing: whoever could wait for this socket was a task of the handler,
+            # and has ended.
             sock.close()
 
 
 def set_options(sock: socket.socket, settings: TcpSettings) -> None:
-    """No Nagle, and the kernel looking for peers that vanished; an idle time of 0 lets it not look."""
+    """No Nagle, and the kernel looking for peers that vanished.
+
+    An idle time of 0 lets it not look.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, settings.keepalive_idle_s > 0)
     for name, value in (
@@ -209,5 +230,6 @@ def set_options(sock: socket.socket, settings: TcpSettings) -> None:
         ("TCP_USER_TIMEOUT", settings.user_timeout_ms),
     ):
         option = getattr(socket, name, None)
-        if option is not None and (value or name == "TCP_USER_TIMEOUT"):  # not every system has each of them
+        # Not every system has each of them.
+        if option is not None and (value or name == "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,11 +1,14 @@
-"""One port with several transports: ends TLS, looks at the first bytes, and hands the connection to the transport they ask for.
+"""One port with several transports: ends TLS, looks at the first bytes, and hands the connection to
+the transport they ask for.
 
-Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its first plain bytes. What is
-no transport of this port gets a short error in its own language and is closed.
+Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its
+first plain bytes. What is no transport of this port gets a short error in its own language and is
+closed.
 
-Invariants: until a transport has been chosen a connection has one deadline for everything, and bounded bytes; after that the
-port costs nothing, since the transport serves in the same task. Nearly every client has spoken by the time that it is accepted,
-so the common case is one `recv` and one look.
+Invariants: until a transport has been chosen a connection has one deadline for everything, and
+bounded bytes; after that the port costs nothing, since the transport serves in the same task.
+Nearly every client has spoken by the time that it is accepted, so the common case is one `recv` and
+one look.
 """
 
 from __future__ import annotations
@@ -34,11 +37,13 @@ _LINGER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PortStatistics:
-    """`undecided` are connections of now. Totals: `chosen` by transport, `rejects` by reason.
+    """`undecided` are connections of now.
 
-    The reasons: silent (ended without a word), timeout, truncated (ended within the first word), unknown (no language of
-    ours), transport_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
-    handshake: broken, or without data).
+    Totals: `chosen` by transport, `rejects` by reason.
+
+    The reasons: silent (ended without a word), timeout, truncated (ended within the first word),
+    unknown (no language of ours), transport_off (one that is not spoken here), tls_unexpected,
+    tls_missing, tls_handshake, tls_records (after the handshake: broken, or without data).
     """
 
     undecided: int
@@ -47,7 +52,9 @@ class PortStatistics:
 
 
 class _ConnectionRefused(Exception):
-    """`text` is for the peer; without it TLS has said what there is to say, or nobody would read it."""
+    """`text` is for the peer; without it TLS has said what there is to say, or nobody would read
+    it.
+    """
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(reason)
@@ -56,7 +63,9 @@ class _ConnectionRefused(Exception):
 
 
 class Port:
-    """What serves the sockets that are accepted on one port. `transports` are those spoken there, by name.
+    """What serves the sockets that are accepted on one port.
+
+    `transports` are those spoken there, by name.
 
     `tls` is a context that offers `alpn_of(transports)`; None for a plaintext port.
     """
@@ -83,7 +92,10 @@ class Port:
         return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
 
     async def serve(self, sock: socket.socket, address: Any) -> None:
-        """Serve one accepted, non-blocking socket to its end. A Handler of an Acceptor, which closes it."""
+        """Serve one accepted, non-blocking socket to its end.
+
+        A Handler of an Acceptor, which closes it.
+        """
         accepted = Accepted(sock, address)
         transport = self._at_once(accepted)
         if transport is None:

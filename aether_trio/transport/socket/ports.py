@@ -1,11 +1,13 @@
-"""All ports of a gateway: the one that transports share, those that transports have for themselves, and one limit over them.
+"""All ports of a gateway: the one that transports share, those that transports have for themselves,
+and one limit over them.
 
     ports = Ports({"grpc": server, "framed": other}, port=50051, own={"framed": 50052})
     await nursery.start(ports.serve)
     ports.addresses                     # {"grpc": "0.0.0.0:50051", "framed": "0.0.0.0:50052"}
     await ports.drain(deadline_s=10)
 
-`serve` returns once it has been drained. Invariant: connections live in `serve`'s nursery and nowhere else.
+`serve` returns once it has been drained. Invariant: connections live in `serve`'s nursery and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from aether_trio.transport.socket.tls import TlsFiles, server_context
 class Ports:
     """Opened when made, so that OSError comes early: a port that is taken, a certificate of no use.
 
-    `own` gives transports a port for themselves; 0 picks a free one. All others share `port`. With `reuse_port` other processes of
-    this user may listen on the same ones.
+    `own` gives transports a port for themselves; 0 picks a free one. All others share `port`. With
+    `reuse_port` other processes of this user may listen on the same ones.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Ports:
                     task_status.started()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept no more, and drain every transport; at the latest after `deadline_s` their connections have ended.
+        """Accept no more, and drain every transport.
+
+        At the latest after `deadline_s` their connections have ended.
 
         Started when every client has been asked to go.
         """

@@ -1,8 +1,9 @@
 """TLS for the transports: contexts from certificate files, and records as a pure transformation.
 
-`TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back. trio's SSLStream does
-the same around a stream, but then sending is a coroutine; here a connection seals what it has and sends it at once, so an
-idle TLS connection needs no writer task either. TLS 1.3 only: no renegotiation, hence writing never needs a read.
+`TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back.
+trio's SSLStream does the same around a stream, but then sending is a coroutine; here a connection
+seals what it has and sends it at once, so an idle TLS connection needs no writer task either. TLS
+1.3 only: no renegotiation, hence writing never needs a read.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ ALPN_H2: Final = "h2"
 _RECORDS_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
 _FRUITLESS_BYTES: Final = 64 * 1024
-"""Of records that bring no plain byte: key updates, empty records. One record that is not complete has 17 KiB at most."""
+"""Of records that bring no plain byte: key updates, empty records. One record that is not complete
+has 17 KiB at most.
+"""
 _UNASKED_BYTES: Final = 4 * 1024
-"""Of answers to key updates that wait for the next `seal`: a hundred. A peer updates its keys once in 2**24 records."""
+"""Of answers to key updates that wait for the next `seal`: a hundred. A peer updates its keys once
+in 2**24 records.
+"""
 
 
 class ClientCertificates(StrEnum):
@@ -48,7 +53,8 @@ class TlsFiles:
 
 
 def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
-    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams rarely resume.
+    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams
+    rarely resume.
 
     Raises OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
     """
@@ -67,7 +73,8 @@ def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> s
 def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
     encrypted = False
 
-    def no_password() -> bytes:  # without it OpenSSL asks on the terminal, and a service waits there for ever
+    # Without it OpenSSL asks on the terminal, and a service waits there for ever.
+    def no_password() -> bytes:
         nonlocal encrypted
         encrypted = True
         return b""
@@ -108,7 +115,9 @@ def client_context(
 
 
 class TlsSession:
-    """One connection's TLS state. `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats.
+    """One connection's TLS state.
+
+    `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats.
 
     Holds at most one record that is not complete, and _UNASKED_BYTES of answers.
     """
@@ -128,7 +137,10 @@ class TlsSession:
         """The peer has said close_notify: it is at its end, whatever more its socket brings."""
 
     async def handshake(self, sock: socket.socket, head: bytes = b"") -> None:
-        """Raises ssl.SSLError or OSError; the caller sets the deadline. Sends the alert that says why it failed."""
+        """Raises ssl.SSLError or OSError; the caller sets the deadline.
+
+        Sends the alert that says why it failed.
+        """
         self._incoming.write(head)
         try:
             while True:
@@ -141,7 +153,8 @@ class TlsSession:
                 await trio.lowlevel.wait_readable(sock)
                 self._feed(sock)
         finally:
-            # The last flight of a success, or the alert of a failure. It fits the socket's empty buffer.
+            # The last flight of a success, or the alert of a failure. It fits the socket's empty
+            # buffer.
             rest = self._outgoing.read()
             if rest:
                 try:
@@ -175,9 +188,12 @@ class TlsSession:
         return self._outgoing.read()
 
     def open(self, data: bytes) -> bytes:
-        """The plain bytes of the records that are complete; b"" when none is, or when they hold the end (`ended`).
+        """The plain bytes of the records that are complete.
 
-        What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no further, so it would be kept.
+        B"" when none is, or when they hold the end (`ended`).
+
+        What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no
+        further, so it would be kept.
         """
         if self.ended:
             return b""

@@ -1,4 +1,5 @@
-"""Messages that have begun and are not finished: one budget for all connections, and a deadline for each message.
+"""Messages that have begun and are not finished: one budget for all connections, and a deadline for
+each message.
 
     unfinished = UnfinishedInput(UnfinishedLimits())
     nursery.start_soon(unfinished.watch)
@@ -6,23 +7,27 @@
     account.note(receiver, 70_000, anew=True)       # after a read: what the receiver holds of its message now
     account.note(receiver, 0)                       # nothing any more
 
-A peer that sends all of a message but its last bytes makes the gateway keep it. Every transport bounds one message; this
-bounds all of them together. Messages that are whole when a read ends never come here.
+A peer that sends all of a message but its last bytes makes the gateway keep it. Every transport
+bounds one message; this bounds all of them together. Messages that are whole when a read ends never
+come here.
 
-The deadline: a message must bring PROGRESS_BYTES, or its end, in every `wait_s` in which its receiver waits for it. Time
-passes in looks, LOOKS in each `wait_s`, so a gateway that stood still for a minute has waited for one look.
+The deadline: a message must bring PROGRESS_BYTES, or its end, in every `wait_s` in which its
+receiver waits for it. Time passes in looks, LOOKS in each `wait_s`, so a gateway that stood still
+for a minute has waited for one look.
 
-The budget: beyond the free allowance of each connection, `total_bytes`. When it is full, one message is given up:
+The budget: beyond the free allowance of each connection, `total_bytes`. When it is full, one
+message is given up:
 
 * of a client that is not accepted yet, if there is any such message;
-* of the host that holds the most (IPv6: of its /64 network), so that a host which fills the budget fills its own part;
-* there, of those that hold at least half of an even share, the one that has been too slow for the most looks, and of equals
-  the one that has been silent for the longest. A message that comes at the speed of its line outlives those that only wait,
-  and a small one is never chosen. Half: those that stay just below an even share would never be chosen, and the one that
-  grows beyond it always.
+* of the host that holds the most (IPv6: of its /64 network), so that a host which fills the budget
+  fills its own part;
+* there, of those that hold at least half of an even share, the one that has been too slow for the
+  most looks, and of equals the one that has been silent for the longest. A message that comes at
+  the speed of its line outlives those that only wait, and a small one is never chosen. Half: those
+  that stay just below an even share would never be chosen, and the one that grows beyond it always.
 
-Invariants: `note` costs no more than the message's receiver, except when the budget is full; after `give_up` the receiver
-holds nothing; the budget is exceeded by no more than one read.
+Invariants: `note` costs no more than the message's receiver, except when the budget is full; after
+`give_up` the receiver holds nothing; the budget is exceeded by no more than one read.
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 PROGRESS_BYTES: Final = 64 * KIB
-"""In each `wait_s`. In 30 s that is 17 kbit/s: a third of what a phone has at the edge of its network."""
+"""In each `wait_s`. In 30 s that is 17 kbit/s: a third of what a phone has at the edge of its
+network.
+"""
 LOOKS: Final = 6
 """In each `wait_s`: a message is given up at most a sixth too late."""
 _A_TURN: Final = 256
@@ -51,7 +58,9 @@ class UnfinishedLimits:
     """Of one gateway."""
 
     total_bytes: int = 64 * MIB
-    """Six of the largest messages at once; it is reached by them alone, for others are finished when they are seen."""
+    """Six of the largest messages at once; it is reached by them alone, for others are finished
+    when they are seen.
+    """
     free_bytes: int = 64 * KIB
     """Of each connection, not counted: one read."""
     wait_s: float = 30.0
@@ -59,7 +68,9 @@ class UnfinishedLimits:
 
 
 class Receiver(Protocol):
-    """What assembles one message at a time: a stream of gRPC, a connection of the other transports. Hashed by identity."""
+    """What assembles one message at a time: a stream of gRPC, a connection of the other transports.
+    Hashed by identity.
+    """
 
     accepted: bool
     """The client has shown who it is."""
@@ -70,13 +81,19 @@ class Receiver(Protocol):
         ...
 
     def give_up(self, error: StatusError) -> None:
-        """Drop what is held, and let the reader have `error`. Any task may call it; never blocks."""
+        """Drop what is held, and let the reader have `error`.
+
+        Any task may call it; never blocks.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedStatistics:
-    """`messages` and `bytes` of now, those within the allowances included; `counted_bytes` fill the budget. The rest are totals."""
+    """`messages` and `bytes` of now, those within the allowances included.
+
+    `counted_bytes` fill the budget. The rest are totals.
+    """
 
     messages: int
     bytes: int
@@ -109,7 +126,10 @@ class Account:
         self.counted = 0
 
     def note(self, receiver: Receiver, held: int, *, anew: bool = False) -> None:
-        """`receiver` holds so many bytes of a message; 0: of none. `anew`: not of the one that it held before."""
+        """`receiver` holds so many bytes of a message; 0: of none.
+
+        `anew`: not of the one that it held before.
+        """
         message = self.begun.get(receiver)
         if not held:
             if message is not None:
@@ -229,7 +249,9 @@ class UnfinishedInput:
 
 
 def _host_of(address: Any) -> str:
-    """Whose address it is: IPv4 addresses one by one, IPv6 by their /64 network, of which one host may use all."""
+    """Whose address it is: IPv4 addresses one by one, IPv6 by their /64 network, of which one host
+    may use all.
+    """
     host = str(address[0]) if isinstance(address, tuple) and address else ""
     if ":" not in host:
         return host

@@ -4,14 +4,15 @@
     writer.kick()                       # the source has something new
     await writer.wait_flushed()
 
-`kick` asks the source for its next bytes, joins them into one buffer and hands that to the kernel, from the task that has
-the news. Only when the kernel takes less than everything does a task start: it waits for room, sends the rest, kicks again,
-and ends. So an idle connection has no writer task. The framed, WebSocket and HTTP/2 transports send through this class.
+`kick` asks the source for its next bytes, joins them into one buffer and hands that to the kernel,
+from the task that has the news. Only when the kernel takes less than everything does a task start:
+it waits for room, sends the rest, kicks again, and ends. So an idle connection has no writer task.
+The framed, WebSocket and HTTP/2 transports send through this class.
 
 Invariants:
 * bytes leave in the order in which they entered `queue`;
-* the source is asked for nothing while a backlog exists, so a backlog is one burst and one message at most, and what is put
-  into `queue` meanwhile is bounded by `max_queued_bytes`;
+* the source is asked for nothing while a backlog exists, so a backlog is one burst and one message
+  at most, and what is put into `queue` meanwhile is bounded by `max_queued_bytes`;
 * what is not `async` never blocks, raises nothing, and may be called from any task of the run;
 * a `kick` inside a `kick` leaves the work to the outer one;
 * after `abort` or `release` nothing is sent, and the task ends.
@@ -37,32 +38,50 @@ class WriteSource(Protocol):
     """What a SocketWriter asks of the connection for which it writes."""
 
     def fill(self) -> None:
-        """Put the next bytes into the writer's queue: BURST_BYTES and one message at most; nothing when nothing waits."""
+        """Put the next bytes into the writer's queue: BURST_BYTES and one message at most; nothing
+        when nothing waits.
+        """
         ...
 
     def flushed(self) -> bool:
-        """The kernel has all that was queued. Returns whether `fill` may find more. May be called without new bytes."""
+        """The kernel has all that was queued.
+
+        Returns whether `fill` may find more. May be called without new bytes.
+        """
         ...
 
     def on_stall(self, *, moved: bool) -> None:
-        """The writer task begins to wait for room; with `moved`, it has sent some of the backlog and waits again."""
+        """The writer task begins to wait for room.
+
+        With `moved`, it has sent some of the backlog and waits again.
+        """
         ...
 
     def on_overflow(self) -> None:
-        """More than `max_queued_bytes` wait for a peer that does not read. `on_broken` follows."""
+        """More than `max_queued_bytes` wait for a peer that does not read.
+
+        `on_broken` follows.
+        """
         ...
 
     def on_broken(self) -> None:
-        """The connection has broken, or was aborted; nothing will be sent any more. Called once."""
+        """The connection has broken, or was aborted; nothing will be sent any more.
+
+        Called once.
+        """
         ...
 
     def on_defect(self, error: Exception) -> None:
-        """A method of this source raised: a defect of the gateway, to be reported (model/containment.py)."""
+        """A method of this source raised: a defect of the gateway, to be reported
+        (model/containment.py).
+        """
         ...
 
 
 class Sealer(Protocol):
-    """TLS without a socket (transport/socket/tls.py): plain bytes on one side, records on the other."""
+    """TLS without a socket (transport/socket/tls.py): plain bytes on one side, records on the
+    other.
+    """
 
     @property
     def ended(self) -> bool:
@@ -85,7 +104,10 @@ class SentBytes(Protocol):
 
 
 class SocketWriter:
-    """Writes what `source` has to `sock`. `nursery` holds the task that waits for room."""
+    """Writes what `source` has to `sock`.
+
+    `nursery` holds the task that waits for room.
+    """
 
     __slots__ = (
         "_again",
@@ -122,7 +144,8 @@ class SocketWriter:
         """Whether the socket takes nothing at the moment, and the task waits for room."""
         self.is_broken = False
         self.stalled_since: float | None = None
-        """trio time since when the kernel has taken nothing of what waits; None when nothing waits."""
+        """trio time since when the kernel has taken nothing of what waits; None when nothing waits.
+        """
         self._source: WriteSource | None = source
         self._tls = tls
         self._nursery = nursery
@@ -185,7 +208,10 @@ class SocketWriter:
         self._start_task(source)
 
     def _send(self) -> bool:
-        """Hand the queue to the kernel. Returns False when some of it must wait, or the connection has broken."""
+        """Hand the queue to the kernel.
+
+        Returns False when some of it must wait, or the connection has broken.
+        """
         if self.is_broken:
             return False
         queue = self.queue
@@ -209,10 +235,11 @@ class SocketWriter:
             self._start_task(self._source)
         return False
 
-    # -- the task ---------------------------------------------------------------------------------------------------
+    # -- the task ----------------------------------------------------------------------------------
 
     def _start_task(self, source: WriteSource) -> None:
-        # Also without a backlog: the next burst may find a socket without room, and no other task would send then.
+        # Also without a backlog: the next burst may find a socket without room, and no other task
+        # would send then.
         self.is_writing = True
         self.stalled_since = trio.current_time()
         source.on_stall(moved=False)
@@ -261,10 +288,12 @@ class SocketWriter:
             if self._source is not None:
                 self._source.on_stall(moved=True)
 
-    # -- ending -----------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     async def wait_flushed(self) -> None:
-        """Wait until the kernel has everything that was queued, or the connection has broken. A checkpoint."""
+        """Wait until the kernel has everything that was queued, or the connection has broken. A
+        checkpoint.
+        """
         await trio.lowlevel.checkpoint()
         while not self.is_idle:
             if self._flushed is None:
@@ -272,7 +301,10 @@ class SocketWriter:
             await self._flushed.wait()
 
     def abort(self) -> None:
-        """Drop what waits and end the socket in both directions: its reader sees the end. Idempotent."""
+        """Drop what waits and end the socket in both directions: its reader sees the end.
+
+        Idempotent.
+        """
         if self.is_broken:
             return
         self.is_broken = True
@@ -285,7 +317,10 @@ class SocketWriter:
             self._source.on_broken()
 
     def release(self) -> None:
-        """Send nothing more, and refer to the source no more. To be called before the socket is closed. Idempotent."""
+        """Send nothing more, and refer to the source no more.
+
+        To be called before the socket is closed. Idempotent.
+        """
         self.is_broken = True
         self._drop()
         self._source = None

@@ -5,7 +5,8 @@
     4100 + status           connect again: the gateway or this connection had to stop, the client did nothing wrong
     4200 + status           do not connect again by yourself: the next attempt would end in the same way
 
-`status` is the number of the gRPC status. The reason is its text, cut to what a close frame can hold.
+`status` is the number of the gRPC status. The reason is its text, cut to what a close frame can
+hold.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Deliveries that the client acknowledges: which are on their way, and for how many more it has room.
+"""Deliveries that the client acknowledges: which are on their way, and for how many more it has
+room.
 
-The client says `{"deliveries": {"done": 42, "messages": 1000, "bytes": 4194304}}`: it is done with the first 42 deliveries
-of this connection, and holds at most so many messages, of so many bytes, that it is not done with. Nothing is delivered
-before it has said so once. The latest statement counts, so a client may change its mind.
+The client says `{"deliveries": {"done": 42, "messages": 1000, "bytes": 4194304}}`: it is done with
+the first 42 deliveries of this connection, and holds at most so many messages, of so many bytes,
+that it is not done with. Nothing is delivered before it has said so once. The latest statement
+counts, so a client may change its mind.
 
-Invariants: a position moves by `acknowledged` alone, in the order of the deliveries; what is on its way exceeds `bytes` by one
-message at most, and `messages` never, unless the client lowers them; nor does it exceed MOST_NOT_DONE messages.
+Invariants: a position moves by `acknowledged` alone, in the order of the deliveries; what is on its
+way exceeds `bytes` by one message at most, and `messages` never, unless the client lowers them; nor
+does it exceed MOST_NOT_DONE messages.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ SUBPROTOCOL: Final = "aether.v1.json.acks"
 """JSON, with deliveries that are acknowledged."""
 
 MOST_NOT_DONE: Final = 16_384
-"""Deliveries that a client is not done with, however many it has room for: each is remembered, in some hundred bytes."""
+"""Deliveries that a client is not done with, however many it has room for: each is remembered, in
+some hundred bytes.
+"""
 _MARK: Final = b'"deliveries"'
 _MARK_WITHIN: Final = 64
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
@@ -44,7 +49,10 @@ _decode: Final = msgspec.json.Decoder(_Message).decode
 
 
 def is_statement(data: bytes) -> bool:
-    """Whether this is a statement, right or wrong, and no UpstreamMessage. Its key stands in front."""
+    """Whether this is a statement, right or wrong, and no UpstreamMessage.
+
+    Its key stands in front.
+    """
     head = data[:_MARK_WITHIN]
     return _MARK in head and head.split(_MARK, 1)[0].strip() == b"{"
 
@@ -68,7 +76,10 @@ class Deliveries:
         return (messages, size) if messages > 0 and size > 0 else (0, 0)
 
     def deliver(self, encoded: bytes, origin: Origin, offset: int, size: int) -> bytes:
-        """The JSON of a message with its place, which is on its way from now on. `size`: of the serialized message."""
+        """The JSON of a message with its place, which is on its way from now on.
+
+        `size`: of the serialized message.
+        """
         self._open.append((origin, offset, size))
         self._bytes += size
         self._sent += 1

@@ -1,4 +1,5 @@
-"""The frames of a WebSocket client, taken apart: bytes in; messages, pings and the end out (RFC 6455 section 5).
+"""The frames of a WebSocket client, taken apart: bytes in; messages, pings and the end out (RFC
+6455 section 5).
 
     reader = FrameReader(max_message_bytes=2 * MIB)
     reader.feed(data)
@@ -6,10 +7,11 @@
 
 Pure. Extensions are never agreed upon, so reserved bits are errors.
 
-Invariants: whatever the bytes, `next` returns events or raises FrameError, and after it every call does; the same stream gives
-the same events, however it is split; a frame that would make its message too long is refused by its header, before one
-byte of it is kept; held are at most one message, and the bytes that were fed and not taken yet; one call of `next` takes
-one frame, so the caller can stop after any.
+Invariants: whatever the bytes, `next` returns events or raises FrameError, and after it every call
+does; the same stream gives the same events, however it is split; a frame that would make its
+message too long is refused by its header, before one byte of it is kept; held are at most one
+message, and the bytes that were fed and not taken yet; one call of `next` takes one frame, so the
+caller can stop after any.
 """
 
 from __future__ import annotations
@@ -126,7 +128,10 @@ class FrameReader:
         self._at = 0
 
     def next(self) -> Event | None:
-        """The next frame's event; None when there is no whole frame any more. Raises FrameError."""
+        """The next frame's event; None when there is no whole frame any more.
+
+        Raises FrameError.
+        """
         if self._failed is not None:
             raise self._failed
         if self._closed:
@@ -144,7 +149,7 @@ class FrameReader:
         self._buffer = b""
         self._at = self._due = 0
 
-    # -- one frame ------------------------------------------------------------------------------------------------
+    # -- one frame ---------------------------------------------------------------------------------
 
     def _frame(self) -> Event | None:
         buffer, at = self._buffer, self._at

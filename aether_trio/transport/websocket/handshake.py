@@ -1,8 +1,9 @@
 """The WebSocket upgrade, judged without I/O (RFC 6455 section 4.2).
 
-Beyond what the RFC asks: the client must offer one of our subprotocols, the page's origin must be allowed, and the URL has
-no query: addresses end up in logs and histories, so credentials must not be in them. Extensions are never agreed upon,
-permessage-deflate least of all: its window would cost 64 KiB for each connection.
+Beyond what the RFC asks: the client must offer one of our subprotocols, the page's origin must be
+allowed, and the URL has no query: addresses end up in logs and histories, so credentials must not
+be in them. Extensions are never agreed upon, permessage-deflate least of all: its window would cost
+64 KiB for each connection.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _SUBPROTOCOLS: Final[dict[str, Codec]] = {**CODECS, ACKNOWLEDGED: JSON}
 
 
 class UpgradeRefused(Exception):
-    """Not agreed, with this answer. `reason`, for the statistics: no_websocket, version, key, origin, query, subprotocol."""
+    """Not agreed, with this answer.
+
+    `reason`, for the statistics: no_websocket, version, key, origin, query, subprotocol.
+    """
 
     def __init__(self, reason: str, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
         super().__init__(text)

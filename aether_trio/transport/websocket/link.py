@@ -1,21 +1,22 @@
 """A participant's Link over one WebSocket.
 
-frames.py checks and takes apart the frames; reading happens in `receive` and nowhere else, so a session that does not call it
-stops its peer, and an idle connection is one task. Pings are answered there too, at most once for each look, with the
-last one (RFC 6455 section 5.5.3).
+frames.py checks and takes apart the frames; reading happens in `receive` and nowhere else, so a
+session that does not call it stops its peer, and an idle connection is one task. Pings are answered
+there too, at most once for each look, with the last one (RFC 6455 section 5.5.3).
 
-Limits: a message is refused as soon as a header makes it longer than `max_message_bytes` (1009), or than OPENING_BYTES before
-the client is accepted; what is held of messages that have begun counts in the gateway's budget (transport/socket/unfinished_input.py).
-At most FRAMES_AT_ONCE frames are looked at before the rate is, and the others have their turn. Frames, pings
-and pongs above `max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten seconds' worth
-ahead, and TCP tells it. The first message is checked for a kind of participant that may come this way, before anybody
-looks at its credentials.
+Limits: a message is refused as soon as a header makes it longer than `max_message_bytes` (1009), or
+than OPENING_BYTES before the client is accepted; what is held of messages that have begun counts in
+the gateway's budget (transport/socket/unfinished_input.py). At most FRAMES_AT_ONCE frames are
+looked at before the rate is, and the others have their turn. Frames, pings and pongs above
+`max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten
+seconds' worth ahead, and TCP tells it. The first message is checked for a kind of participant that
+may come this way, before anybody looks at its credentials.
 
-How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without one is a cut. What the peer
-did wrong is raised by `receive` after the messages before it.
+How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without
+one is a cut. What the peer did wrong is raised by `receive` after the messages before it.
 
-`rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal, unfinished_message; paced is a pause
-of the reading.
+`rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal,
+unfinished_message; paced is a pause of the reading.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ ANY_KIND: Final = "*"
 FRAMES_AT_ONCE: Final = 256
 """A few tenths of a millisecond; 64 KiB may hold ten thousand."""
 OPENING_BYTES: Final = OPENING_FRAME_BYTES
-"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the framed transport."""
+"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the
+framed transport.
+"""
 
 
 _NOBODY_WAITS: Final = trio.Event()
@@ -62,7 +65,10 @@ _NOBODY_WAITS.set()
 
 
 class WebSocketLink:
-    """See transport.link.Link. Made when the upgrade has been answered; `early` came right behind the request."""
+    """See transport.link.Link.
+
+    Made when the upgrade has been answered; `early` came right behind the request.
+    """
 
     __slots__ = (
         "_account",
@@ -129,7 +135,7 @@ class WebSocketLink:
         self._ended: frames.CloseFrame | None = None
         self._ponged = _NOBODY_WAITS
 
-    # -- reading --------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[UpstreamMessage]:
         """See Link."""
@@ -274,7 +280,7 @@ class WebSocketLink:
             self._kinds = None  # the first message only; a second init is the session's to refuse
         return message
 
-    # -- writing --------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
         """See Link."""
@@ -308,16 +314,22 @@ class WebSocketLink:
         return self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
 
     async def round_trip(self) -> None:
-        """See Link: a ping, and its pong. A pong that answers an earlier ping was sent later than that, too."""
+        """See Link: a ping, and its pong.
+
+        A pong that answers an earlier ping was sent later than that, too.
+        """
         self._ponged = trio.Event()
         self._output.pong(PING)
         with trio.move_on_after(ROUND_TRIP_S):
             await self._ponged.wait()
 
-    # -- ending ---------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     async def close(self, status: Status, message: str = "") -> None:
-        """See Link. Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's."""
+        """See Link.
+
+        Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's.
+        """
         output = self._output
         if output.writer.is_broken or self._closing:
             await trio.lowlevel.checkpoint()
@@ -337,7 +349,8 @@ class WebSocketLink:
     async def _await_answer(self) -> None:
         """Read and drop until the peer's close frame, or its end.
 
-        A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop our close frame.
+        A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop
+        our close frame.
         """
         self._account.note(self, 0)
         with trio.move_on_after(ANSWER_S):
@@ -350,7 +363,10 @@ class WebSocketLink:
                 pass
 
     async def _read_to_close(self) -> bool:
-        """Drop frames. True when the peer has closed; False when the rest is too much to be taken apart for this."""
+        """Drop frames.
+
+        True when the peer has closed; False when the rest is too much to be taken apart for this.
+        """
         reader = self._frames
         reader.max_message_bytes = RECEIVE_BYTES
         event: frames.Event | None = None
@@ -373,6 +389,9 @@ class WebSocketLink:
             reader.feed(data)
 
     def release(self) -> None:
-        """The socket is about to be closed. Called by the transport, when the link has been served."""
+        """The socket is about to be closed.
+
+        Called by the transport, when the link has been served.
+        """
         self._account.note(self, 0)
         self._output.release()

@@ -1,11 +1,13 @@
 """Which pages may open a WebSocket: the guard against cross-site hijacking (RFC 6455 section 10.2).
 
-A browser lets a page of any site connect to any WebSocket server, and says in Origin whose page it is. Requests without
-Origin do not come from a browser's page. Allowed are the gateway's own pages and the origins that are configured.
+A browser lets a page of any site connect to any WebSocket server, and says in Origin whose page it
+is. Requests without Origin do not come from a browser's page. Allowed are the gateway's own pages
+and the origins that are configured.
 
-Own means that Origin and Host name the same host. That alone would let a page in whose name an attacker has pointed at
-this machine (DNS rebinding), so over plain HTTP on a loopback address, where a developer's gateway listens, the host must be
-"localhost" or an address; another name there (a reverse proxy's) is to be listed.
+Own means that Origin and Host name the same host. That alone would let a page in whose name an
+attacker has pointed at this machine (DNS rebinding), so over plain HTTP on a loopback address,
+where a developer's gateway listens, the host must be "localhost" or an address; another name there
+(a reverse proxy's) is to be listed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ _ORIGIN: Final = re.compile(
 
 
 class OriginPolicy:
-    """Judges origins. `allowed` has exact origins, origins with `:*` for a port, and "*" for every page there is."""
+    """Judges origins.
+
+    `allowed` has exact origins, origins with `:*` for a port, and "*" for every page there is.
+    """
 
     def __init__(self, allowed: Iterable[str]) -> None:
         entries = {entry.strip().rstrip("/").lower() for entry in allowed}

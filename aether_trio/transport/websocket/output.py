@@ -1,7 +1,10 @@
-"""What a WebSocket connection sends: a pong, what the session has, the last frame. SocketWriter (transport/socket/writer.py) sends it.
+"""What a WebSocket connection sends: a pong, what the session has, the last frame.
 
-Invariants: frames leave in the order pulled, a pong ahead of what is pulled with it; nothing is pulled while bytes wait for
-the peer; a defect ends this connection and no other (model/containment.py).
+SocketWriter (transport/socket/writer.py) sends it.
+
+Invariants: frames leave in the order pulled, a pong ahead of what is pulled with it; nothing is
+pulled while bytes wait for the peer; a defect ends this connection and no other
+(model/containment.py).
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ _MIDDLE: Final = 1 << 16
 
 
 def data_header(kind: int, size: int) -> bytes:
-    """In front of `size` bytes that a server sends as one unfragmented, unmasked frame (RFC 6455 section 5.2)."""
+    """In front of `size` bytes that a server sends as one unfragmented, unmasked frame (RFC 6455
+    section 5.2).
+    """
     if size < _SHORT:
         return bytes((kind, size))
     if size < _MIDDLE:
@@ -75,7 +80,10 @@ class WebSocketOutput:
             source.cut()
 
     def pong(self, frame: bytes) -> None:
-        """Answer a ping. Of the answers that wait for room only the latest is kept (RFC 6455 section 5.5.3)."""
+        """Answer a ping.
+
+        Of the answers that wait for room only the latest is kept (RFC 6455 section 5.5.3).
+        """
         self._pong = frame
         self.writer.kick()
 
@@ -86,13 +94,16 @@ class WebSocketOutput:
         self._sent = False
 
     def stated(self, data: bytes) -> None:
-        """Take the client's statement about its deliveries. The caller kicks, as there may be room. Raises StatusError."""
+        """Take the client's statement about its deliveries.
+
+        The caller kicks, as there may be room. Raises StatusError.
+        """
         assert self._deliveries is not None
         for origin, offset in self._deliveries.stated(data):
             if self._source is not None:
                 self._source.acknowledged(origin, offset)
 
-    # -- what the writer asks (WriteSource) -------------------------------------------------------------------------
+    # -- what the writer asks (WriteSource) --------------------------------------------------------
 
     def fill(self) -> None:
         """See WriteSource."""
@@ -114,7 +125,10 @@ class WebSocketOutput:
             self._sent = True
 
     def _pull(self, source: FrameSource) -> list[bytes]:
-        """What the session has, in the bytes of the codec; of acknowledged deliveries what the client has room for."""
+        """What the session has, in the bytes of the codec.
+
+        Of acknowledged deliveries what the client has room for.
+        """
         encode, deliveries = self._codec.encode, self._deliveries
         if deliveries is None:
             return [encode(frame) for frame in source.pull(BURST_BYTES)]
@@ -143,7 +157,10 @@ class WebSocketOutput:
         """See WriteSource. The link reports the writer's `stalled_since`."""
 
     def on_overflow(self) -> None:
-        """See WriteSource. Nothing is queued while the socket takes nothing, so this cannot happen."""
+        """See WriteSource.
+
+        Nothing is queued while the socket takes nothing, so this cannot happen.
+        """
 
     def on_broken(self) -> None:
         """See WriteSource."""
@@ -152,7 +169,11 @@ class WebSocketOutput:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """See WriteSource. The session ends and its client is told; without one, or at the second time, the stream is cut."""
+        """See WriteSource.
+
+        The session ends and its client is told; without one, or at the second time, the stream is
+        cut.
+        """
         if self._source is not None and not self._failed:
             self._failed = self._stopped = True
             self._unflushed = False
@@ -161,10 +182,12 @@ class WebSocketOutput:
             report(error, f"websocket from {peer_of(self.writer.sock)}")
             self.writer.abort()
 
-    # -- ending ---------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: bytes, seconds: float) -> None:
-        """Pull no more; send what was pulled and then `last`, if the peer makes room for it within `seconds`."""
+        """Pull no more; send what was pulled and then `last`, if the peer makes room for it within
+        `seconds`.
+        """
         self._stopped = True
         self._last = last
         self.writer.kick()

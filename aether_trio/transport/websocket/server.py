@@ -5,12 +5,14 @@
     await server.serve(accepted)          # for each connection that the port has found to speak HTTP/1.1
     await server.drain(deadline_s)
 
-`serve` is what a Link is given to; `nursery` outlives the connections and holds the tasks that write what a socket did not take
-at once. GET /v1/connect is the upgrade; every other path is a file (files.py), or 404.
+`serve` is what a Link is given to; `nursery` outlives the connections and holds the tasks that
+write what a socket did not take at once. GET /v1/connect is the upgrade; every other path is a file
+(files.py), or 404.
 
-Limits: a connection's first request within `handshake_timeout_s`, each further one within `idle_timeout_s`, responses
-likewise; http.py bounds a request's head, link.py what comes after the upgrade. A drain answers upgrades with 503, ends
-connections that only fetch files, and waits for the WebSockets, whose sessions the core ends.
+Limits: a connection's first request within `handshake_timeout_s`, each further one within
+`idle_timeout_s`, responses likewise; http.py bounds a request's head, link.py what comes after the
+upgrade. A drain answers upgrades with 503, ends connections that only fetch files, and waits for
+the WebSockets, whose sessions the core ends.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ _METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions"
 
 @dataclass(frozen=True, slots=True)
 class HttpStatistics:
-    """Connections of now; `_total` and `rejects` (by reason, see link.py and handshake.py) count since start."""
+    """Connections of now; `_total` and `rejects` (by reason, see link.py and handshake.py) count
+    since start.
+    """
 
     fetching: int
     websockets: int
@@ -124,7 +128,8 @@ class HttpServer:
     async def keep_alive(self) -> None:
         """Ping whoever was sent nothing for `ping_interval_s`. Runs until cancelled.
 
-        Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut quiet connections.
+        Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut
+        quiet connections.
         """
         interval_s = self._settings.ping_interval_s
         while interval_s:
@@ -134,10 +139,13 @@ class HttpServer:
                 if count % 64 == 63:
                     await trio.lowlevel.checkpoint()
 
-    # -- files, and the request to upgrade ------------------------------------------------------------------------
+    # -- files, and the request to upgrade ---------------------------------------------------------
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
-        """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError and TooSlowError."""
+        """Answer requests until the connection ends, or is to become a WebSocket.
+
+        Raises OSError and TooSlowError.
+        """
         link: WebSocketLink | None = None
 
         async def answer(http: Http1Connection, request: Request) -> bool:
@@ -176,7 +184,10 @@ class HttpServer:
     async def _upgrade(
         self, http: Http1Connection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
-        """Judge the upgrade, and make a link when it is agreed. Raises OSError and TooSlowError."""
+        """Judge the upgrade, and make a link when it is agreed.
+
+        Raises OSError and TooSlowError.
+        """
         loopback = is_loopback(stream.sock.getsockname()[0])
         try:
             if self._draining:
@@ -197,7 +208,7 @@ class HttpServer:
         stream.unread(http.leftover())
         return self._link(upgrade, request, accepted, stream)
 
-    # -- WebSockets -----------------------------------------------------------------------------------------------
+    # -- WebSockets --------------------------------------------------------------------------------
 
     def _link(self, upgrade: Upgrade, request: Request, accepted: Accepted, stream: ByteStream) -> WebSocketLink:
         settings = self._settings

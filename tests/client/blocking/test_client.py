@@ -1,4 +1,6 @@
-"""The client for scripts that block: everything of the async one is reachable, and behaves the same from a thread."""
+"""The client for scripts that block: everything of the async one is reachable, and behaves the same
+from a thread.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The blocking form in a program that ends without leaving its block, forks, or exits inside of it: nothing hangs."""
+"""The blocking form in a program that ends without leaving its block, forks, or exits inside of it:
+nothing hangs.
+"""
 
 from __future__ import annotations
 

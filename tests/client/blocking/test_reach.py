@@ -1,4 +1,6 @@
-"""Nothing of the async client is missing in the blocking one, and its signatures and words are the same."""
+"""Nothing of the async client is missing in the blocking one, and its signatures and words are the
+same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a client keeps over its connections, alone: where what comes goes, and what is said first on the next connection."""
+"""What a client keeps over its connections, alone: where what comes goes, and what is said first on
+the next connection.
+"""
 
 from __future__ import annotations
 

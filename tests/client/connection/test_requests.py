@@ -1,4 +1,6 @@
-"""Requests and answers, against a scripted gateway: which answers which, and what a cut does to them."""
+"""Requests and answers, against a scripted gateway: which answers which, and what a cut does to
+them.
+"""
 
 from __future__ import annotations
 

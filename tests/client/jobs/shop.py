@@ -1,4 +1,6 @@
-"""A creator and a worker, for the tests of work: on a real gateway, or on a scripted one that says what the test tells it to."""
+"""A creator and a worker, for the tests of work: on a real gateway, or on a scripted one that says
+what the test tells it to.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ async def open_shop(address: str) -> AsyncIterator[tuple[AgentClient, AgentClien
 
 
 async def known(boss: AgentClient, one: AgentClient) -> None:
-    """Return when the worker has done a task: from then on it is given those that are ordered in their order.
+    """Return when the worker has done a task: from then on it is given those that are ordered in
+    their order.
 
-    It joins its pool a moment after its acknowledgement; what is ordered in that moment may be told behind what is ordered next.
+    It joins its pool a moment after its acknowledgement; what is ordered in that moment may be told
+    behind what is ordered next.
     """
     await order(boss, "known")
     async with await one_of(one):
@@ -91,7 +95,10 @@ def info(status: int, task_id: str = "t1", assigned_to: str = "ag::w::bench::1",
 
 
 async def moved(line: Line, kind: int, status: int) -> pb.TaskOperation:
-    """The next task operation, which must be of this kind; it is answered with a task of this status."""
+    """The next task operation, which must be of this kind.
+
+    It is answered with a task of this status.
+    """
     op = (await line.asked()).task_op
     assert op.op == kind, op
     response = pb.TaskOperationResponse(success=True, task=info(status, op.task_id), request_id=op.request_id)

@@ -1,4 +1,6 @@
-"""A task is a block: how it is left is what becomes of the task, and what becomes of the task ends the block. On trio and asyncio."""
+"""A task is a block: how it is left is what becomes of the task, and what becomes of the task ends
+the block. On trio and asyncio.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,8 @@ async def past_its_deadline(address: str) -> None:
         assert job.end is JobEnd.FAILED
         assert "start_to_close" in job.reason
         again = job
-        while again.end is not JobEnd.COMPLETED:  # where it is slow, the next attempts may take too long as well
+        # Where it is slow, the next attempts may take too long as well.
+        while again.end is not JobEnd.COMPLETED:
             before, again = again, await one_of(one)
             assert again.id == job.id
             assert again.attempt > before.attempt
@@ -326,7 +329,10 @@ async def put_to_sleep_by_another_task(address: str) -> None:
 
 
 async def left_because_it_is_over(address: str) -> None:
-    """That is swallowed, alone or in a group; of another task it is an error as others are."""
+    """That is swallowed, alone or in a group.
+
+    Of another task it is an error as others are.
+    """
     async with open_shop(address) as (boss, one):
         for grouped in (False, True):
             await order(boss)

@@ -1,4 +1,6 @@
-"""Cuts, restarts and repetitions in the middle of work: what is in doubt is looked up, and what is somebody else's is let go."""
+"""Cuts, restarts and repetitions in the middle of work: what is in doubt is looked up, and what is
+somebody else's is let go.
+"""
 
 from __future__ import annotations
 
@@ -418,7 +420,8 @@ async def test_a_pause_that_was_cut_is_looked_up() -> None:
         await looked_up(line, info(RUNNING))
         assert (await line.asked()).task_op.op == Op.PAUSE
         line = await cut(peer, line)
-        asked = [await line.asked(), await line.asked()]  # the pause is looked up, and the task subscribed to again
+        # The pause is looked up, and the task subscribed to again.
+        asked = [await line.asked(), await line.asked()]
         kinds = {one.WhichOneof("payload"): one for one in asked}
         query, op = kinds["task_query"].task_query, kinds["task_subscription_op"].task_subscription_op
         await line.tell(task_query=pb.TaskQueryResponse(success=True, task=info(6), request_id=query.request_id))
@@ -462,7 +465,8 @@ async def test_a_pause_that_is_said_again_is_the_same_one() -> None:
             )
         )
         again, looked = None, 0
-        while again is None:  # the task is looked up for the subscription, too, before or after that
+        # The task is looked up for the subscription, too, before or after that.
+        while again is None:
             one = await line.asked()
             if one.WhichOneof("payload") == "task_op":
                 again = one.task_op

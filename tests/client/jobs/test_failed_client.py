@@ -1,4 +1,6 @@
-"""A client that has failed for good ends its tasks' blocks at once, and never asks what no connection will answer."""
+"""A client that has failed for good ends its tasks' blocks at once, and never asks what no
+connection will answer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Workers, gateways and everything that happens between them: every task is done, and nobody works on one that is somebody else's."""
+"""Workers, gateways and everything that happens between them: every task is done, and nobody works
+on one that is somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Ledger:
             finally:
                 self.running[job.id] -= 1
             if int(job.text) % 10 == 0 and job.attempt == 1:
-                await job.fail("the first attempt")  # the next one may begin before this one has heard
+                # The next one may begin before this one has heard.
+                await job.fail("the first attempt")
         if job.end is JobEnd.COMPLETED:
             self.done[job.id] += 1
         else:
@@ -55,7 +58,11 @@ class Ledger:
 
 
 async def wait_until_done(boss: AgentClient, task_id: str) -> None:
-    """Return when the task is completed. On a slow machine cuts come faster than workers begin: then it is a dead letter, and tried again."""
+    """Return when the task is completed.
+
+    On a slow machine cuts come faster than workers begin: then it is a dead letter, and tried
+    again.
+    """
     tasks = boss.tasks.within(LIMIT_S)
     while (task := await tasks.get(task_id)).status is not TaskStatus.COMPLETED:
         if task.status is TaskStatus.FAILED and task.error == f"given {MAX_DELIVERIES} times and never begun":
@@ -65,7 +72,9 @@ async def wait_until_done(boss: AgentClient, task_id: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
-    """The grace window is longer than any fault, so no block is taken away that is at work: each task is completed by one."""
+    """The grace window is longer than any fault, so no block is taken away that is at work: each
+    task is completed by one.
+    """
     over = False
     ledger = Ledger()
     with trio.fail_after(LIMIT_S):
@@ -89,7 +98,8 @@ async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
                     over = True
                     nursery.cancel_scope.cancel()
                 assert sum(one.connections for one in workers) > 3
-    # A COMPLETE whose answer is still looked up when the test ends counts nowhere; none counts twice.
+    # A COMPLETE whose answer is still looked up when the test ends counts nowhere; none counts
+    # twice.
     assert set(ledger.done) <= set(ids)
     assert max(ledger.done.values()) == 1
     assert len(ledger.done) >= TASKS - 12

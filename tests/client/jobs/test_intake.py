@@ -1,4 +1,6 @@
-"""What was assigned and is not begun: each task once, the latest assignment, none that is in hand, nothing after a cut."""
+"""What was assigned and is not begun: each task once, the latest assignment, none that is in hand,
+nothing after a cut.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Ctrl-C at any moment between a task's being given to a script and the end of its block: the task ends."""
+"""Ctrl-C at any moment between a task's being given to a script and the end of its block: the task
+ends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The loop over tasks: how many at once, who gets what, and what is left of it. On trio and asyncio."""
+"""The loop over tasks: how many at once, who gets what, and what is left of it.
+
+On trio and asyncio.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A worker speaks for one assignment of a task: what it says late does not count for the next one, and a block notices that it is over."""
+"""A worker speaks for one assignment of a task: what it says late does not count for the next one,
+and a block notices that it is over.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ async def test_a_block_that_ends_late_does_not_complete_what_it_was_given_anew()
 
 @pytest.mark.parametrize("number", ["1", "2"])
 async def test_after_a_cut_a_block_goes_on_only_with_the_assignment_that_it_had(number: str) -> None:
-    """Another process with this worker's name may have been given the task meanwhile, and have been cut off as well."""
+    """Another process with this worker's name may have been given the task meanwhile, and have been
+    cut off as well.
+    """
     ends: list[JobEnd | None] = []
     with trio.fail_after(LIMIT_S):
         async with open_peer() as peer, trio.open_nursery() as nursery:

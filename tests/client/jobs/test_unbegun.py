@@ -1,4 +1,6 @@
-"""A task that was handed out and whose block never begins ends: it is not RUNNING for as long as the client lives."""
+"""A task that was handed out and whose block never begins ends: it is not RUNNING for as long as
+the client lives.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +206,10 @@ async def begun_late_and_ended_later(address: str) -> None:
 
 
 async def kept_and_ended_by_somebody(address: str) -> None:
-    """What is told of it is known before its time is over; it is not in hand then, when it is assigned anew."""
+    """What is told of it is known before its time is over.
+
+    It is not in hand then, when it is assigned anew.
+    """
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
         kept = await one_of(one)

@@ -1,8 +1,10 @@
-"""Hours that pass at once, on trio and on asyncio, and how many steps the tasks of a program make in them.
+"""Hours that pass at once, on trio and on asyncio, and how many steps the tasks of a program make
+in them.
 
     steps = run_hours(backend, main)          # Spinning is raised when they are more than MOST
 
-Time jumps to the next deadline when nothing can go on and no socket has news. What a loopback socket is given it has at once.
+Time jumps to the next deadline when nothing can go on and no socket has news. What a loopback
+socket is given it has at once.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def _sending(inner: Generator[Any, Any, object], value: object) -> Any:
 
 
 async def stopped_at(number: int | None, coroutine: Coroutine[Any, Any, object], *, crash: bool) -> None:
-    """Run it to its end, or to where it waits for the n-th time: there it is cancelled, and with `crash` Crash is raised."""
+    """Run it to its end, or to where it waits for the n-th time: there it is cancelled, and with
+    `crash` Crash is raised.
+    """
     if number is None:
         await coroutine
         return

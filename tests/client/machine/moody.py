@@ -1,4 +1,5 @@
-"""A gateway of chance for virtual time: it lets in, refuses, says nothing, cuts, stands still, answers or does not. It is anyio.
+"""A gateway of chance for virtual time: it lets in, refuses, says nothing, cuts, stands still,
+answers or does not. It is anyio.
 
 async with open_moody(chance) as gateway:
     async with AgentClient(gateway.address, ...): ...

@@ -1,15 +1,20 @@
-"""An application of chance, and what must be true of it: the model of a client's receiving, sending and working.
+"""An application of chance, and what must be true of it: the model of a client's receiving, sending
+and working.
 
-A play is some lives of one participant, "a". A life is a client's block in which moves are drawn from a seed: messages come,
-tasks take them and end well, raise, or are cancelled at the n-th place where they wait; others send, ask, and work on
-tasks; the connection is cut, stands still, or is refused for a while. The last move ends the life: in peace, well, by an exception,
-by a cancellation, or because there is no coming back.
+A play is some lives of one participant, "a". A life is a client's block in which moves are drawn
+from a seed: messages come, tasks take them and end well, raise, or are cancelled at the n-th place
+where they wait; others send, ask, and work on tasks; the connection is cut, stands still, or is
+refused for a while. The last move ends the life: in peace, well, by an exception, by a
+cancellation, or because there is no coming back.
 
 The model:
-* Acknowledged is handled. A life begins with the first message that the lives before have not handled, if the last one has ended
-  in peace; after any other end it may begin earlier, and never later. Inside of a life each message comes once, in order.
-* Committed is delivered, once. Refused and not sent is never delivered, in doubt at most once. What one task sends keeps its order.
-* What a block has said of its task is what the gateway says, and no task stays with a client that lives on.
+* Acknowledged is handled. A life begins with the first message that the lives before have not
+  handled, if the last one has ended in peace; after any other end it may begin earlier, and never
+  later. Inside of a life each message comes once, in order.
+* Committed is delivered, once. Refused and not sent is never delivered, in doubt at most once. What
+  one task sends keeps its order.
+* What a block has said of its task is what the gateway says, and no task stays with a client that
+  lives on.
 * Nothing grows: in peace every table is empty, or as long as what is in hand.
 
 It is anyio, for trio and asyncio. The gateway and the fault proxy are in the test's trio run.
@@ -63,7 +68,10 @@ App = Callable[[AgentClient, random.Random], Coroutine[Any, Any, None]]
 
 
 class Weather:
-    """What happens between the client and the gateway; may be called from threads of the test's trio run."""
+    """What happens between the client and the gateway.
+
+    May be called from threads of the test's trio run.
+    """
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -122,7 +130,9 @@ class Ledger:
 
     def __init__(self, *, exact: bool) -> None:
         self.exact = exact
-        """The transport knows positions; WebSocket does not, and there each number comes once at most."""
+        """The transport knows positions; WebSocket does not, and there each number comes once at
+        most.
+        """
         self.fed = 0
         self._handled: set[int] = set()
         self._maybe: set[int] = set()
@@ -161,7 +171,10 @@ class Ledger:
         self._in_hand.discard(number)
 
     def end_life(self, *, in_peace: bool) -> int:
-        """What is in hand by now may be acknowledged or not. How many have been taken in this life and not handled."""
+        """What is in hand by now may be acknowledged or not.
+
+        How many have been taken in this life and not handled.
+        """
         unhandled = sum(number not in self._handled for number in self._taken)
         self._maybe |= self._in_hand
         self._in_hand.clear()
@@ -240,7 +253,9 @@ class Play:
         self._running: dict[anyio.CancelScope, None] = {}
         self._quiet = anyio.Event()
         self._exhausted = False
-        """All credit is in the hands of tasks that have failed, so nothing comes again that could be acknowledged."""
+        """All credit is in the hands of tasks that have failed, so nothing comes again that could
+        be acknowledged.
+        """
         self._moves: list[str] = []
         """For a failure."""
 
@@ -254,7 +269,8 @@ class Play:
                 await boss.send(SINK, "the end")
                 await self._check_sent()
         except BaseException:
-            print(f"seed {self._seed}:", " ".join(self._moves[-200:]))  # pytest shows it with the failure
+            # Pytest shows it with the failure.
+            print(f"seed {self._seed}:", " ".join(self._moves[-200:]))
             raise
 
     async def _live(self, moves: int) -> None:
@@ -309,7 +325,8 @@ class Play:
             with contextlib.suppress(InvalidArgument, ConnectionLost):
                 await client.flush()
             await self._ask(client)
-            while owes(client):  # what it had handled before a cut comes again, and is acknowledged then
+            # What it had handled before a cut comes again, and is acknowledged then.
+            while owes(client):
                 await anyio.sleep(0.001)
             while (left := kept(client, over=False)) and left.keys() <= {"watches", "sends"}:
                 await anyio.sleep(0.001)  # what is told to nobody takes its time
@@ -334,7 +351,9 @@ class Play:
             await anyio.sleep_forever()
 
     async def _work_off(self, client: AgentClient) -> None:
-        """Every task that was ever ordered comes to its end, if this client does what is left of them."""
+        """Every task that was ever ordered comes to its end, if this client does what is left of
+        them.
+        """
 
         async def work() -> None:
             async for job in client.work(concurrency=4):
@@ -346,7 +365,8 @@ class Play:
             group.start_soon(work)
             for task_id in self._jobs:
                 while (task := await self._boss.tasks.get(task_id)).status not in OVER:
-                    if task.status is TaskStatus.WAITING_INPUT:  # its worker was cut off, and it waits on
+                    # Its worker was cut off, and it waits on.
+                    if task.status is TaskStatus.WAITING_INPUT:
                         with contextlib.suppress(AetherError):
                             await self._boss.tasks.resume(task_id)
                     await anyio.sleep(0.005)
@@ -406,7 +426,9 @@ class Play:
         self._jobs.append(await order(self._boss))
 
     async def _app(self, scope: anyio.CancelScope, what: App, client: AgentClient, chance: random.Random) -> None:
-        """A task of its own, which ends well, raises, is cancelled from outside, or at some place where it waits."""
+        """A task of its own, which ends well, raises, is cancelled from outside, or at some place
+        where it waits.
+        """
         at = chance.choice([None, None, chance.randint(1, 12)])
         crash = chance.random() < 0.5
         with scope:
@@ -437,7 +459,10 @@ class Play:
         self._done(client, hand)
 
     def _done(self, client: AgentClient, hand: list[int]) -> None:
-        """The application is done with what it has. When the client is over nobody hears of it."""
+        """The application is done with what it has.
+
+        When the client is over nobody hears of it.
+        """
         while hand and client.state is not State.CLOSED:
             self._ledger.handle(hand.pop())
         hand.clear()

@@ -24,7 +24,10 @@ STEPS_EACH = 30
 
 
 class Program:
-    """Handles, sends, asks and works, and takes every error for one that passes. `done` counts what it has done."""
+    """Handles, sends, asks and works, and takes every error for one that passes.
+
+    `done` counts what it has done.
+    """
 
     def __init__(self, gateway: Moody, chance: random.Random) -> None:
         self._gateway = gateway
@@ -146,7 +149,9 @@ def test_an_hour(backend: str, seed: int) -> None:
 @pytest.mark.timeout(120, method="signal")
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_an_hour_in_which_no_gateway_is_there(backend: str) -> None:
-    """From the connection on: the pauses grow, and everybody who waits goes on waiting, or hears of the end."""
+    """From the connection on: the pauses grow, and everybody who waits goes on waiting, or hears of
+    the end.
+    """
     chance = random.Random(3)
     counts: list[int] = []
 

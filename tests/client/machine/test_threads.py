@@ -1,4 +1,6 @@
-"""The blocking form in the hands of threads of chance, behind a connection of chance: the model of play.py."""
+"""The blocking form in the hands of threads of chance, behind a connection of chance: the model of
+play.py.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ NOTHING_S = 0.05
 
 
 class Threads:
-    """Each thread handles some messages and ends or raises, or sends; the main thread moves."""
+    """Each thread handles some messages and ends or raises, or sends.
+
+    The main thread moves.
+    """
 
     def __init__(self, seed: int, proxied: str, weather: Weather, feed: Any) -> None:
         self._chance = random.Random(seed)
@@ -128,7 +133,9 @@ class Threads:
             pass
 
     def _handle(self, client: Client, chance: random.Random) -> None:
-        """How a thread ends is not known, so only asking for the next one says that a message is handled."""
+        """How a thread ends is not known, so only asking for the next one says that a message is
+        handled.
+        """
         messages = iter(client.messages(timeout=NOTHING_S))
         hand: int | None = None
         try:

@@ -1,8 +1,8 @@
-"""One call of every public method of every namespace: what the tests of coverage, of the gateway's refusals and of the
-synchronous facade go through.
+"""One call of every public method of every namespace: what the tests of coverage, of the gateway's
+refusals and of the synchronous facade go through.
 
-A call takes a namespace and awaits one operation. Methods that are context managers are entered and left; generators are read
-to their end.
+A call takes a namespace and awaits one operation. Methods that are context managers are entered and
+left; generators are read to their end.
 """
 
 from __future__ import annotations
@@ -240,7 +240,9 @@ PASSIVE = {
 
 
 def public_methods() -> set[str]:
-    """ "kv.get" and so on: every public method of every namespace, less `within`, which asks nothing."""
+    """ "kv.get" and so on: every public method of every namespace, less `within`, which asks
+    nothing.
+    """
     return {
         f"{name}.{method}"
         for name, kind in NAMESPACES.items()

@@ -1,4 +1,6 @@
-"""A Requester without a gateway: it remembers what it was asked, and answers what a test says, or success."""
+"""A Requester without a gateway: it remembers what it was asked, and answers what a test says, or
+success.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class FakeRequester:
-    """See the module's text. `answers` may give the payload for a case, or a function from the request to it."""
+    """See the module's text.
+
+    `answers` may give the payload for a case, or a function from the request to it.
+    """
 
     workspace = "prod"
     topic = "ag::prod::planner::1"

@@ -1,4 +1,6 @@
-"""Nothing of the protocol is missing: every case, and every operation of a case, has a method that makes it."""
+"""Nothing of the protocol is missing: every case, and every operation of a case, has a method that
+makes it.
+"""
 
 from __future__ import annotations
 

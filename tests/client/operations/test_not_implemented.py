@@ -1,4 +1,6 @@
-"""What a gateway does not serve yet raises the typed error, at once: every such operation, against a real gateway."""
+"""What a gateway does not serve yet raises the typed error, at once: every such operation, against
+a real gateway.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tests.client.operations.calls import CALLS, PASSIVE
 from tests.client.operations.test_coverage import sent_by
 
 UNTOLD = {"proxy.tell_piece": "proxy_http_body_chunk", "tunnels.refuse": "tunnel_close"}
-"""Nobody waits for an answer to these: a refusal of the first is in the client's `errors`, the second is a goodbye."""
+"""Nobody waits for an answer to these: a refusal of the first is in the client's `errors`, the
+second is a goodbye.
+"""
 
 
 async def unserved() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""What the gateway starts: events of followed tasks, assignments, revocations, requests for the workflow engine."""
+"""What the gateway starts: events of followed tasks, assignments, revocations, requests for the
+workflow engine.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Records and messages: every field of every record has a field of its message, and what is written reads back the same."""
+"""Records and messages: every field of every record has a field of its message, and what is written
+reads back the same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The operations that a gateway serves, through their methods, on both transports against a real gateway."""
+"""The operations that a gateway serves, through their methods, on both transports against a real
+gateway.
+"""
 
 from __future__ import annotations
 

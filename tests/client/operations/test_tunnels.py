@@ -1,4 +1,6 @@
-"""Tunnels: bytes in order both ways, half-close, credit that holds the sender, and every way to end."""
+"""Tunnels: bytes in order both ways, half-close, credit that holds the sender, and every way to
+end.
+"""
 
 from __future__ import annotations
 

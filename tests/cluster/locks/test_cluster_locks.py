@@ -64,7 +64,9 @@ async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: N
 
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:
-    """Wait until the holder has said that its session is ending, and the node that asks has read it."""
+    """Wait until the holder has said that its session is ending, and the node that asks has read
+    it.
+    """
     await comes_true(lambda: place.rows("SELECT answer FROM lock_requests") == [("ending",)])
     await looked(asker)
 
@@ -186,7 +188,8 @@ async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> 
     assert {error.status for error in refused} == {Status.RESOURCE_EXHAUSTED}
     await started[0].claim("ag::other::x::1", workspace="other")
     await started[0].claim("wf::1", workspace="")
-    # A session that is there already may be resumed in a full workspace, and an end makes room for one.
+    # A session that is there already may be resumed in a full workspace, and an end makes room for
+    # one.
     one = granted[0]
     holder = next(node for node in started if node.cluster.locks.mine(one.lock.identity))
     again = await holder.claim(one.lock.identity, resume=one.lock.session_id)

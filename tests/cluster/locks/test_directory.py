@@ -1,4 +1,6 @@
-"""Who is connected, as any node sees it: lists, places, status; nodes that die while somebody looks."""
+"""Who is connected, as any node sees it: lists, places, status; nodes that die while somebody
+looks.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,9 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
 
 
 async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> DisconnectResult:
-    """Ask for the end of a session whose node does not look at orders, and do something when there is no answer."""
+    """Ask for the end of a session whose node does not look at orders, and do something when there
+    is no answer.
+    """
     result: list[DisconnectResult] = []
 
     async def disconnect() -> None:

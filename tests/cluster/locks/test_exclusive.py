@@ -1,7 +1,9 @@
-"""At most one effective holder: many claimants on several nodes, with and without bad luck, checked by what was written.
+"""At most one effective holder: many claimants on several nodes, with and without bad luck, checked
+by what was written.
 
-Every session writes with the epoch of its hold, through the fence. Whatever happened, the writes of an identity in the order of their
-commits have epochs that never go back, and no epoch was given twice.
+Every session writes with the epoch of its hold, through the fence. Whatever happened, the writes of
+an identity in the order of their commits have epochs that never go back, and no epoch was given
+twice.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ HISTORY = "SELECT identity, n, epoch FROM history"
 
 @dataclass(eq=False)
 class Session:
-    """What holds an identity on a node: it writes one thing after another, and when it has ended it writes nothing more."""
+    """What holds an identity on a node: it writes one thing after another, and when it has ended it
+    writes nothing more.
+    """
 
     node: Node
     lock: IdentityLock

@@ -1,4 +1,6 @@
-"""Services over all nodes: every instance in its turn, and what is remembered of them is soon right again."""
+"""Services over all nodes: every instance in its turn, and what is remembered of them is soon right
+again.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,8 @@ async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
         b.directory._services.trigger()
         await comes_true(lambda: known(a) == known(b) == ["sv::search::1"])
         await child.kill()
-        # The claim finds the node dead; both nodes are told of it, and that the service is elsewhere.
+        # The claim finds the node dead; both nodes are told of it, and that the service is
+        # elsewhere.
         await a.connect("sv::search::1")
         await comes_true(lambda: a.directory._instances.of("search") == ())
         assert known(a) == ["sv::search::1"]

@@ -63,7 +63,8 @@ async def test_hints_that_wait_for_each_other_go_out_together_and_once(nodes: No
     await other.hears(a.cluster.node_id, "topic-999")
     assert sorted(ear.heard) == sorted((a.cluster.node_id, f"topic-{number}") for number in range(1000))
     statistics = a.cluster.bus.statistics()
-    # One for these 6,000 hints; the node may have had something to say of its own meanwhile, to those who have just come.
+    # One for these 6,000 hints; the node may have had something to say of its own meanwhile, to
+    # those who have just come.
     assert 1 <= statistics.statements - before.statements <= 3
     assert statistics.notifies <= before.notifies + 10, "two nodes, about 14 KB for each"
     assert statistics.dropped == 0

@@ -1,4 +1,6 @@
-"""A node's lease: what happens when its database session ends, with and without somebody who wants what it holds."""
+"""A node's lease: what happens when its database session ends, with and without somebody who wants
+what it holds.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresE
 async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     x, y = await a.claim(X), await a.claim(Y)
-    # The lease ends, and before its node knows somebody finds the lock free. (This thread is everybody's, so b cannot do it in time.)
+    # The lease ends, and before its node knows somebody finds the lock free. (This thread is
+    # everybody's, so b cannot do it in time.)
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
     assert place.rows(
@@ -89,7 +92,9 @@ async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nod
 
 
 async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, place: PostgresEngine) -> None:
-    """However the race between the two ends, one of them holds the identity, and the other one knows that it does not."""
+    """However the race between the two ends, one of them holds the identity, and the other one
+    knows that it does not.
+    """
     a, b = await nodes.start(), await nodes.start()
     won = 0
     refused: list[Status] = []
@@ -150,7 +155,8 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
             nursery.start_soon(write)
         await trio.sleep(0.2)
         place.outside("COMMIT")
-        # Whoever waits for the lock first has it first; the declaration waits for the transactions of that node.
+        # Whoever waits for the lock first has it first; the declaration waits for the transactions
+        # of that node.
         declare = (
             "SELECT pg_terminate_backend($1), pg_advisory_xact_lock_shared($2, $3), aether_declare_dead($2, $3, 1)"
         )
@@ -168,7 +174,8 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
     a, b = await nodes.start(limits=SHORT_GRACE), await nodes.start()
     await a.claim(X)
     await b.claim(Y)
-    # Somebody keeps the row that says which epoch comes next: every attempt to come back waits there.
+    # Somebody keeps the row that says which epoch comes next: every attempt to come back waits
+    # there.
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
     place.rows("SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id)

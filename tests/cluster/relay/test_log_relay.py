@@ -1,4 +1,6 @@
-"""Who is told that a topic has something new: exactly those who listen, whatever the topics are called and however many there are."""
+"""Who is told that a topic has something new: exactly those who listen, whatever the topics are
+called and however many there are.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::Ã©æ¼
 
 
 class Ears:
-    """What ClusterLogRelay needs of a TopicLog. It listens to what it was told to expect."""
+    """What ClusterLogRelay needs of a TopicLog.
+
+    It listens to what it was told to expect.
+    """
 
     def __init__(self) -> None:
         self.relay: LogRelay | None = None

@@ -1,4 +1,6 @@
-"""Progress from one node to the listeners on others: in order, once, or not at all; and nothing where nobody listens."""
+"""Progress from one node to the listeners on others: in order, once, or not at all; and nothing
+where nobody listens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Several nodes append: offsets without gaps and in commit order, in one round trip, and once even if the answer is lost."""
+"""Several nodes append: offsets without gaps and in commit order, in one round trip, and once even
+if the answer is lost.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ TOPICS = [f"ag::w::a::{number}" for number in range(6)]
 
 
 async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
-    """Messages to random topics, a few at a time, so that groups of all sizes and orders of topics come about."""
+    """Messages to random topics, a few at a time, so that groups of all sizes and orders of topics
+    come about.
+    """
     chance = random.Random(seed)
     author = Collector()
     sent = dict.fromkeys(TOPICS, 0)
@@ -36,7 +40,9 @@ async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
 
 
 async def follow(database: Database, topic: str, ended: trio.Event) -> list[bytes]:
-    """Read the end of a topic again and again, as a follower on another node: whatever comes next must be the next offset."""
+    """Read the end of a topic again and again, as a follower on another node: whatever comes next
+    must be the next offset.
+    """
     frames: list[bytes] = []
     while True:
         last_round = ended.is_set()

@@ -156,7 +156,8 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
 
     async def stop_behind(statement: Statement) -> Any:
         answer = await write(statement)
-        one.log.wait_lease_confirmed = goes_on.wait  # the process is stopped here, and the answer is in the kernel
+        # The process is stopped here, and the answer is in the kernel.
+        one.log.wait_lease_confirmed = goes_on.wait
         return answer
 
     one.queues._database.write = stop_behind  # type: ignore[method-assign]

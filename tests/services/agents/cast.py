@@ -1,4 +1,6 @@
-"""A cast for tests of starts: scripted orchestrators and agents, and what there is to see of the starts."""
+"""A cast for tests of starts: scripted orchestrators and agents, and what there is to see of the
+starts.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
 
 @asynccontextmanager
 async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """(an orchestrator of the profile "process", somebody who writes to agents); "echo" is registered."""
+    """(an orchestrator of the profile "process", somebody who writes to agents).
+
+    "echo" is registered.
+    """
     async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo", **params)
         yield orchestrator, asker

@@ -1,4 +1,6 @@
-"""Starts where the one who writes, the orchestrators and the agent are on different nodes of one database."""
+"""Starts where the one who writes, the orchestrators and the agent are on different nodes of one
+database.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Agents that were started and are cut off, killed or say goodbye: what ends, what waits, and what starts them again; on both engines."""
+"""Agents that were started and are cut off, killed or say goodbye: what ends, what waits, and what
+starts them again; on both engines.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goe
 
 
 async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_elsewhere(world: World) -> None:
-    """As if a node were gone: it cannot say that its agents have ended, and its table still has them when the message comes."""
+    """As if a node were gone: it cannot say that its agents have ended, and its table still has
+    them when the message comes.
+    """
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (orchestrator, _, _, asked):
             await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
@@ -221,7 +225,9 @@ async def test_its_orchestrator_may_know_it_before_the_gateway_does(core: Core) 
 
 @pytest.mark.parametrize("whose", ["first", "second"])
 async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_died(core: Core, whose: str) -> None:
-    """Two orchestrators were asked, and each has started a process: that of the first one has connected."""
+    """Two orchestrators were asked, and each has started a process: that of the first one has
+    connected.
+    """
     async with cast(core) as (orchestrator, _):
         await launch(orchestrator, "1")
         first = await assignment(orchestrator)
@@ -243,7 +249,9 @@ async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_
 async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_once(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The going of the one that is known to have ended, and the coming of the other, are written together."""
+    """The going of the one that is known to have ended, and the coming of the other, are written
+    together.
+    """
     async with cast(core) as (orchestrator, _):
         await launch(orchestrator, "1")
         first = await assignment(orchestrator)

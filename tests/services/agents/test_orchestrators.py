@@ -1,4 +1,6 @@
-"""Who is asked to start an agent, and what becomes of the start when they go, say no, or nobody comes; on both engines."""
+"""Who is asked to start an agent, and what becomes of the start when they go, say no, or nobody
+comes; on both engines.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ async def test_one_that_says_no_is_replaced_after_a_pause_and_the_third_no_is_th
         since = trio.current_time()
         assert (await assignment(second)).task_id == asked.task_id
         assert 0.9 < trio.current_time() - since < 1.5  # virtual time
-        assert not (await fail(first, asked.task_id, "still no room")).success  # it is not its business any more
+        # It is not its business any more.
+        assert not (await fail(first, asked.task_id, "still no room")).success
         await fail(second, asked.task_id, "no room either")
         assert (await assignment(first)).task_id == asked.task_id
         await fail(first, asked.task_id, "and that was the third")
@@ -112,7 +115,8 @@ async def test_an_agent_that_never_connects_is_given_up_with_a_reason_and_the_ne
             asked = await assignment(orchestrator)
         (error,) = await until(core, "dlq")
         assert error == f"{ECHO} did not connect within 60000 ms after orc::o::1 was asked for it"
-        assert 180 < trio.current_time() - since < 190  # virtual time: three times a minute, and the pauses
+        # Virtual time: three times a minute, and the pauses.
+        assert 180 < trio.current_time() - since < 190
         asker.send(message_to(ECHO, b"two"))
         assert (await assignment(orchestrator)).task_id != asked.task_id
 
@@ -361,7 +365,8 @@ async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
             assert (await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)).success
         await create(asker, target_agent_id="ag::w::echo::raised", priority=50)
         await until(core, "pending", "pending")
-        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # the first page, and no other
+        # The first page, and no other.
+        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
         async with connect(core, starter("1", "process")) as orchestrator:
             assert (await assignment(orchestrator)).specifier == "raised"
             await nothing_more(orchestrator)

@@ -135,7 +135,8 @@ async def test_a_resource_prefix_has_one_owner(core: Core) -> None:
             assert not answer.success
             assert answer.error.startswith("ERR_PREFIX_CONFLICT: ")
         assert await listed(peer) == ["a"]
-        # Below another's prefix is somewhere else; what its owner gives up is free, and what is its own it may name again.
+        # Below another's prefix is somewhere else; what its owner gives up is free, and what is its
+        # own it may name again.
         assert (await operate(peer, Op.REGISTER, agent=info("b", "docs/private", "x"))).success
         assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("a", "mail"))).success
         assert (await operate(peer, Op.REGISTER, agent=info("c", "docs"))).success

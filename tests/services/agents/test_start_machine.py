@@ -1,11 +1,13 @@
-"""Starts of one agent and their tokens, over days: wishes, orchestrators that come, go, refuse and lie, agents that come back, restarts, outages.
+"""Starts of one agent and their tokens, over days: wishes, orchestrators that come, go, refuse and
+lie, agents that come back, restarts, outages.
 
 What must hold after every step:
 
 * An identity has one start that has not ended, at most, and one process is let in, at most.
-* The latest token of a start that has not ended lets its agent in, however old it is. No token of one that has ended does.
-* A start waits with an end in time, or its agent is connected, or it is paused. It is tried three times, and again three times for each
-  participant that has it tried again.
+* The latest token of a start that has not ended lets its agent in, however old it is. No token of
+  one that has ended does.
+* A start waits with an end in time, or its agent is connected, or it is paused. It is tried three
+  times, and again three times for each participant that has it tried again.
 
 TESTS_FULL=1 for many more examples.
 """
@@ -86,7 +88,7 @@ class Starts:
         self.story: list[str] = []
         self.hosts = count(1)
 
-    # -- the gateway --------------------------------------------------------------------------------------------------
+    # -- the gateway -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         opened, self._over, self._closed = trio.Event(), trio.Event(), trio.Event()
@@ -103,7 +105,8 @@ class Starts:
     async def connect(self, hello: pb.UpstreamMessage) -> MemoryLink:
         """Raises StreamEnded."""
         link = MemoryLink()
-        link.peer = Peer(f"host-{next(self.hosts)}:1", "memory")  # of one host some failures would be the last
+        # Of one host some failures would be the last.
+        link.peer = Peer(f"host-{next(self.hosts)}:1", "memory")
         self.nursery.start_soon(self.core.sessions.serve, link)
         link.send(hello)
         await link.next("connection_ack")
@@ -147,7 +150,7 @@ class Starts:
         assert len(found) <= 1, f"two live starts: {found}"
         return found[0] if found else None
 
-    # -- steps --------------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     async def step(self, step: tuple[Any, ...]) -> None:
         self.story.append(f"{self.clock.now_ms() % 10_000_000_000}: {step}")
@@ -174,7 +177,9 @@ class Starts:
             await create(asker, task_type=kind, assignment_mode=pb.TARGETED, target_agent_id=ECHO)
 
     async def _step_arrive(self, _: str) -> None:
-        """Every process that was ever started tries to connect, the oldest first: the one that is meant is let in, and stays."""
+        """Every process that was ever started tries to connect, the oldest first: the one that is
+        meant is let in, and stays.
+        """
         await self.settle()
         if self.agent is not None:
             return
@@ -220,7 +225,9 @@ class Starts:
             assert (await operate(self.agent, Op.PAUSE, live[0], wait_spec=wait)).success
 
     async def _step_say(self, what: str) -> None:
-        """The orchestrator that was told last says something of that, whether it is still its business or not."""
+        """The orchestrator that was told last says something of that, whether it is still its
+        business or not.
+        """
         if self.asked and self.asked[-1][0] in self.people:
             specifier, task_id = self.asked[-1]
             op = Op.CLAIM if what == "claim" else Op.FAIL
@@ -256,7 +263,9 @@ class Starts:
         await trio.sleep(seconds)
 
     async def _step_outage(self, seconds: float) -> None:
-        """An agent that is about to come is not late because of it: the time that it has begins anew."""
+        """An agent that is about to come is not late because of it: the time that it has begins
+        anew.
+        """
         await self.settle()
         before = self.live()
         tasks = self.world.databases["tasks"]
@@ -297,7 +306,7 @@ class Starts:
             assert (after[0], after[1]) == (before[0], before[1])
             assert self.agent is not None
 
-    # -- laws ---------------------------------------------------------------------------------------------------------
+    # -- laws --------------------------------------------------------------------------------------
 
     def check(self) -> None:
         live = self.live()
@@ -319,7 +328,8 @@ class Starts:
         for task_id, *_, retry_count, _retry_ms, _epoch in self.rows():
             assert retry_count <= ATTEMPTS * (1 + self.retries[task_id]), f"{task_id}: {retry_count} attempts"
         for task_id, times in Counter(task_id for _, task_id in self.asked).items():
-            # Also told again: when an orchestrator comes anew, and when it goes and the next one is asked.
+            # Also told again: when an orchestrator comes anew, and when it goes and the next one is
+            # asked.
             steps = sum("orchestrator" in one or "restart" in one for one in self.story)
             assert times <= ATTEMPTS * (1 + self.retries[task_id]) + 2 * steps, f"{task_id} was told of {times} times"
 

@@ -112,7 +112,8 @@ async def test_tasks_for_an_agent_that_cannot_be_started_fail_with_the_reason(co
                     await assignment(orchestrator)
             why = "ag::w::echo::1 could not be started: no such command"
         else:
-            await trio.sleep(2)  # until nobody looks for the agent because of the tasks that have just been created
+            # Until nobody looks for the agent because of the tasks that have just been created.
+            await trio.sleep(2)
             await operation(asker, pb.TaskOperation.CANCEL, asked.task_id)
             why = "ag::w::echo::1 could not be started: task cancelled"
         found = await core.tasks.engine.database.fetch("SELECT task_id, status, error FROM tasks WHERE task_type = 't'")
@@ -240,7 +241,9 @@ async def test_the_same_key_is_the_same_start(core: Core) -> None:
 async def test_a_task_that_waits_for_its_agent_is_not_forgotten_with_the_gateway_that_was_to_start_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the task had come into its queue again, and before it was seen to that its agent comes."""
+    """Killed after the task had come into its queue again, and before it was seen to that its agent
+    comes.
+    """
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=60_000)
     async with deadlock_is_an_error():
         async with world.open() as core, cast(core) as (orchestrator, asker):

@@ -1,7 +1,9 @@
-"""Whatever orchestrators and agents do for ten minutes: there is one start for each identity, and afterwards every message arrives.
+"""Whatever orchestrators and agents do for ten minutes: there is one start for each identity, and
+afterwards every message arrives.
 
-In virtual time, on both engines, with seeds. Orchestrators come and go, say no, start nothing, start late, or start twice; agents never
-connect, are cut off, say goodbye at once, read nothing, or live.
+In virtual time, on both engines, with seeds. Orchestrators come and go, say no, start nothing,
+start late, or start twice; agents never connect, are cut off, say goodbye at once, read nothing, or
+live.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def until_the_stream_ends() -> Iterator[None]:
 
 
 class Weather:
-    """One storm. `calm` is set when everybody behaves; `read` are the messages that agents have got, by identity."""
+    """One storm.
+
+    `calm` is set when everybody behaves; `read` are the messages that agents have got, by identity.
+    """
 
     def __init__(self, core: Core, seed: int) -> None:
         self.core = core

@@ -1,4 +1,6 @@
-"""What a message to an agent that is not running begins: one start, which the message waits for; on both engines."""
+"""What a message to an agent that is not running begins: one start, which the message waits for; on
+both engines.
+"""
 
 from __future__ import annotations
 

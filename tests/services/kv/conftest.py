@@ -21,7 +21,10 @@ BOB = Identity.agent("w1", "bob", "1")
 
 
 class Caller:
-    """`await caller.PUT(key="a", value=b"x")` does one operation as `identity`; `.kv` of the answer when it succeeds."""
+    """`await caller.PUT(key="a", value=b"x")` does one operation as `identity`.
+
+    `.kv` of the answer when it succeeds.
+    """
 
     def __init__(self, service: KvService, identity: Identity, **defaults: Any) -> None:
         self.service = service

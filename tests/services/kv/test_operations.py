@@ -1,4 +1,7 @@
-"""What each operation does, one behaviour at a time. The state machine covers their combinations."""
+"""What each operation does, one behaviour at a time.
+
+The state machine covers their combinations.
+"""
 
 from __future__ import annotations
 

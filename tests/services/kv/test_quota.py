@@ -1,4 +1,6 @@
-"""What a scope's namespace holds is bounded, by number and by bytes, whichever operation adds to it."""
+"""What a scope's namespace holds is bounded, by number and by bytes, whichever operation adds to
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The shape and order of every refusal, because clients act on the first reply that carries their id."""
+"""The shape and order of every refusal, because clients act on the first reply that carries their
+id.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The store against a dictionary, under random operations, expiry, sweeps and a clock that is also set back."""
+"""The store against a dictionary, under random operations, expiry, sweeps and a clock that is also
+set back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ MEMBERS = st.sampled_from([b"", bytes(2000), b"m", b"n"])
 
 
 class DirectDatabase:
-    """The real SQL on a real connection, without threads, so that Hypothesis can drive it step by step."""
+    """The real SQL on a real connection, without threads, so that Hypothesis can drive it step by
+    step.
+    """
 
     def __init__(self, direct: Direct) -> None:
         self._direct = direct
@@ -41,7 +45,10 @@ class DirectDatabase:
 
 
 class Model:
-    """What the store should be: key -> (value or set of members, expiry or None). Nothing is removed by time."""
+    """What the store should be: key -> (value or set of members, expiry or None).
+
+    Nothing is removed by time.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[bytes | frozenset[bytes], int | None]] = {}

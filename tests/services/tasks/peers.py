@@ -27,7 +27,10 @@ async def answer(peer: MemoryLink, case: str, request_id: str) -> Any:
 
 
 async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
-    """What becomes of a new task; a POOL task for the implementation `i` unless said otherwise."""
+    """What becomes of a new task.
+
+    A POOL task for the implementation `i` unless said otherwise.
+    """
     fields = {"task_type": "t", "assignment_mode": pb.POOL, "target_implementation": "i", **fields}
     request_id = f"create-{next(_numbers)}"
     peer.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(request_id=request_id, **fields)))

@@ -1,4 +1,6 @@
-"""Children tell their parent's log what becomes of them, in order, each thing once, without a row that all of them write."""
+"""Children tell their parent's log what becomes of them, in order, each thing once, without a row
+that all of them write.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,8 @@ async def test_a_subscriber_is_told_soon_and_once(core: Core, world: World) -> N
             assert told.index((task_id, "spawned")) < told.index((task_id, "completed"))
         assert (first, "completed") in told
         assert left(world) == 0
-        assert numbers(world, parent) == list(range(1, len(told) + 3))  # and its first child, and its own beginning
+        # And its first child, and its own beginning.
+        assert numbers(world, parent) == list(range(1, len(told) + 3))
 
 
 async def test_what_a_killed_gateway_left_is_taken_up_by_the_next(

@@ -1,4 +1,6 @@
-"""Creating a task: the order of the checks, both answers of a refusal, and what a failed creation leaves behind."""
+"""Creating a task: the order of the checks, both answers of a refusal, and what a failed creation
+leaves behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A deadline counts what its name says: not the time before a person had the task tried again, not a wait, not the gateway's absence."""
+"""A deadline counts what its name says: not the time before a person had the task tried again, not
+a wait, not the gateway's absence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A database that is away for longer than a timeout ends nothing: what participants could not say meanwhile is no silence of theirs."""
+"""A database that is away for longer than a timeout ends nothing: what participants could not say
+meanwhile is no silence of theirs.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def report(worker: MemoryLink, task_id: str) -> None:
 
 
 def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Awaitable[object]]) -> None:
-    """Have what sessions do and report written only after a `wait`, a group at a time; the database answers all others."""
+    """Have what sessions do and report written only after a `wait`, a group at a time.
+
+    The database answers all others.
+    """
     writes = core.tasks.engine.writes
     perform = writes._perform
 
@@ -66,7 +71,10 @@ def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[],
 
 @asynccontextmanager
 async def connect_again(core: Core, hello: pb.UpstreamMessage, tasks: InlineDatabase) -> AsyncIterator[MemoryLink]:
-    """A client that connects until it is let in, every ten seconds; the database is away for four minutes."""
+    """A client that connects until it is let in, every ten seconds.
+
+    The database is away for four minutes.
+    """
     since = trio.current_time()
     while tasks.failing:
         async with connect(core, hello, wait_ack=False) as refused:
@@ -152,7 +160,9 @@ async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClas
 
 
 async def test_a_worker_that_comes_anew_after_its_gateway_is_expected_to_report(world: World) -> None:
-    """It knows nothing of the task, so the window of its class (ten minutes) is not what it is excused for."""
+    """It knows nothing of the task, so the window of its class (ten minutes) is not what it is
+    excused for.
+    """
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error():
         await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
@@ -197,14 +207,17 @@ async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_t
         tasks.failing = True
         async with connect_again(core, echo(credentials={"token": token}), tasks):
             await trio.sleep(1)
-            assert tasks.query(STATUS) == [("running", 2)]  # the orchestrator's assignment, and the agent's
+            # The orchestrator's assignment, and the agent's.
+            assert tasks.query(STATUS) == [("running", 2)]
             assert orchestrator.waiting("task_assignment") == []
 
 
 async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One write stalls while the database answers: other deadlines fall due, and the worker whose report waits keeps its task."""
+    """One write stalls while the database answers: other deadlines fall due, and the worker whose
+    report waits keeps its task.
+    """
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
         deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
@@ -294,7 +307,9 @@ async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkey
 
 
 async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The coming of another one of its name waits to be written, while the grace of the first, which is none, is over."""
+    """The coming of another one of its name waits to be written, while the grace of the first,
+    which is none, is over.
+    """
     async with deadlock_is_an_error(), world.open() as core, running(core) as (orchestrator, _, started, asked):
         await fail(orchestrator, asked.task_id, "its process has ended")
         calls, stalled, fired = 0, trio.Event(), 0

@@ -1,4 +1,5 @@
-"""Inputs, waits, repeated waits, outages of the tasks and restarts in any order: each input is used once, by the oldest wait that it matches.
+"""Inputs, waits, repeated waits, outages of the tasks and restarts in any order: each input is used
+once, by the oldest wait that it matches.
 
 TESTS_FULL=1 for many more examples.
 """
@@ -54,7 +55,10 @@ RUNNING, WAITING, FAILED = pb.TASK_STATUS_RUNNING, pb.TASK_STATUS_WAITING_INPUT,
 
 
 class Model:
-    """One task. `coming` are inputs in the log that the tasks database, which is away, has not seen."""
+    """One task.
+
+    `coming` are inputs in the log that the tasks database, which is away, has not seen.
+    """
 
     def __init__(self) -> None:
         self.status = RUNNING

@@ -1,4 +1,6 @@
-"""Inputs of tasks: each that was accepted is used once, whenever it comes, whatever restarts and whatever is away."""
+"""Inputs of tasks: each that was accepted is used once, whenever it comes, whatever restarts and
+whatever is away.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,8 @@ async def test_one_that_is_accepted_while_the_tasks_are_away_survives_a_restart(
             await until(peer, task_id, RUNNING)
             assert await pause(peer, task_id) == WAITING
             await trio.sleep(1300)
-            assert await status(peer, task_id) == WAITING  # nothing looks at the log in a way that uses it again
+            # Nothing looks at the log in a way that uses it again.
+            assert await status(peer, task_id) == WAITING
         async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
             await trio.sleep(60)
             assert await status(peer, task_id) == WAITING

@@ -1,4 +1,6 @@
-"""A page of tasks costs the gateway what it sends, however large the tasks are that a client has made."""
+"""A page of tasks costs the gateway what it sends, however large the tasks are that a client has
+made.
+"""
 
 from __future__ import annotations
 

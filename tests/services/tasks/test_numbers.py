@@ -1,4 +1,6 @@
-"""Which assignment a worker speaks for: what is late does not count for a newer one, though it is the same worker's."""
+"""Which assignment a worker speaks for: what is late does not count for a newer one, though it is
+the same worker's.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ WAIT = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
 
 @asynccontextmanager
 async def assigned_anew(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink, str]]:
-    """(creator, worker, a task): the worker has lost it once, and has been given it again on the same connection."""
+    """(creator, worker, a task): the worker has lost it once, and has been given it again on the
+    same connection.
+    """
     async with (
         connect(core, agent("w", "c", "1")) as creator,
         connect(core, agent("w", "i", "1", extensions=[ASKS])) as worker,

@@ -1,4 +1,6 @@
-"""Reports of progress that cannot be written as fast as they come: one session's are dropped for what it has sent itself."""
+"""Reports of progress that cannot be written as fast as they come: one session's are dropped for
+what it has sent itself.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is asked for twice happens once: after a commit without an answer, and with an idempotency key. And no circle of waits."""
+"""What is asked for twice happens once: after a commit without an answer, and with an idempotency
+key. And no circle of waits.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made
 
 @pytest.mark.parametrize("why", ["", "the disk is full"])
 async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world: World, why: str) -> None:
-    """The next attempt has begun, at the same worker, when it is asked whether the first one has failed."""
+    """The next attempt has begun, at the same worker, when it is asked whether the first one has
+    failed.
+    """
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED)
 
     async def look_for_what_is_due() -> None:
@@ -91,7 +95,10 @@ async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world:
 
 
 async def test_a_report_whose_commit_was_not_answered_is_one_event(core: Core, world: World) -> None:
-    """Also where two say the same at the same time; and a commit that never answers in time is asked for by the writer."""
+    """Also where two say the same at the same time.
+
+    And a commit that never answers in time is asked for by the writer.
+    """
     async with connect(core, agent("w", "c", "1")) as peer:
         task_id = await own(peer)
         for lost in (0, 1, 3, 8):
@@ -167,7 +174,10 @@ async def test_a_task_cannot_wait_for_itself(core: Core) -> None:
 
 
 async def test_a_task_that_is_tried_again_may_close_a_circle(core: Core) -> None:
-    """It had ended for the one that waits for it and for another one; when that ends, it is waited for anew."""
+    """It had ended for the one that waits for it and for another one.
+
+    When that ends, it is waited for anew.
+    """
     async with connect(core, agent("w", "c", "1")) as peer:
         first, other, waiting = await own(peer), await own(peer), await own(peer)
         assert (await wait_for(peer, waiting, first, other)).success
@@ -191,7 +201,9 @@ async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: py
 
 
 async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row names up to 1,000 tasks, and nothing else goes on while the rows of one answer are read."""
+    """Each row names up to 1,000 tasks, and nothing else goes on while the rows of one answer are
+    read.
+    """
     statements: list[Statement] = []
     check = operations._check_circle
     monkeypatch.setattr(operations, "_check_circle", lambda *args: caught(check(*args), statements))

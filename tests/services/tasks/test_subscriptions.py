@@ -1,4 +1,6 @@
-"""A subscription with all that is below its task: in the order of the numbers, each event once, no child left out, limits that are said."""
+"""A subscription with all that is below its task: in the order of the numbers, each event once, no
+child left out, limits that are said.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,10 @@ def as_written(world: World, events: Sequence[pb.TaskEvent], task_id: str) -> bo
 
 @pytest.mark.parametrize("step", [-7, -1, 0])
 async def test_a_replay_is_in_the_order_of_numbers_where_clocks_differ(core: Core, world: World, step: int) -> None:
-    """Each node writes its own time; those of two differ by milliseconds, so an event may be older than the one before it."""
+    """Each node writes its own time.
+
+    Those of two differ by milliseconds, so an event may be older than the one before it.
+    """
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, children = await parent_and_children(peer, 3)
         for task_id in (parent, *children):
@@ -396,7 +401,8 @@ async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch:
         refused = await subscribe(other, parent, recursive=True)
         assert (refused.success, "at most 10 tasks" in refused.error) == (False, True)
         assert (await subscribe(other, children[0])).success
-        assert (await subscribe(peer, parent, recursive=True)).success  # another session has its own
+        # Another session has its own.
+        assert (await subscribe(peer, parent, recursive=True)).success
         op = pb.TaskSubscriptionOperation(
             op=pb.TaskSubscriptionOperation.UNSUBSCRIBE, subscription_id=first.subscription_id
         )

@@ -1,4 +1,6 @@
-"""Workers that never CLAIM, as the protocol allows: what they have in hand stays theirs, and what kills them is given a few times only."""
+"""Workers that never CLAIM, as the protocol allows: what they have in hand stays theirs, and what
+kills them is given a few times only.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,9 @@ async def test_what_waits_behind_another_task_counts_no_delivery_when_the_gatewa
 
 @pytest.mark.parametrize("claims", [True, False])
 async def test_a_task_that_nobody_ever_begins_is_given_a_bounded_number_of_times(world: World, claims: bool) -> None:
-    """Also to workers that claim: one that kills them before they do would be given to them for ever."""
+    """Also to workers that claim: one that kills them before they do would be given to them for
+    ever.
+    """
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         task_id = (await create(creator)).task_id
         deliveries = 0
@@ -262,7 +266,9 @@ async def test_a_worker_that_is_cut_often_keeps_what_it_has_not_begun(world: Wor
 async def test_what_kills_the_worker_of_several_at_once_is_given_a_bounded_number_of_times(
     world: World, back: bool
 ) -> None:
-    """Which of them it is, the gateway cannot know: an attempt is counted of the first one only, and a delivery of each."""
+    """Which of them it is, the gateway cannot know: an attempt is counted of the first one only,
+    and a delivery of each.
+    """
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         tasks = [(await create(creator)).task_id for _ in range(3)]
         deliveries = dict.fromkeys(tasks, 0)

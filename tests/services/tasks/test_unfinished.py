@@ -30,7 +30,8 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
                 assert (await operate(creator, Op.CLAIM, task_id)).success
                 spec = pb.WaitSpec(depends_on=depends_on)
                 assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
-            monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # from here on it does nothing more
+            # From here on it does nothing more.
+            monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
             assert (await operate(creator, Op.CLAIM, first)).success
             assert (await operate(creator, Op.COMPLETE, first)).success
             assert database.query(WAITING) == [(5,)]
@@ -77,7 +78,8 @@ async def test_whoever_still_waits_for_a_task_that_is_forgotten_goes_on(
             task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
             assert (await operate(creator, Op.CLAIM, task_id)).success
             assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
-        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # what was to wake the others is lost
+        # What was to wake the others is lost.
+        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
         assert (await operate(creator, Op.COMPLETE, first)).success
         await trio.sleep(60)
         assert database.query(WAITING) == [(2,)]

@@ -1,4 +1,6 @@
-"""What only the PostgreSQL engine promises: groups and lanes, its pool, its limits on time, conflicts between nodes."""
+"""What only the PostgreSQL engine promises: groups and lanes, its pool, its limits on time,
+conflicts between nodes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def locked(engine: PostgresEngine) -> Iterator[None]:
 
 @asynccontextmanager
 async def held(engine: PostgresEngine, database: PostgresDatabase) -> AsyncIterator[trio.Nursery]:
-    """As `held_writer` for SQLite: what is submitted in the block waits behind one program, on one lane."""
+    """As `held_writer` for SQLite: what is submitted in the block waits behind one program, on one
+    lane.
+    """
     async with trio.open_nursery() as nursery:
         with locked(engine):
             nursery.start_soon(database.run, insert(-1))
@@ -44,7 +48,8 @@ async def held(engine: PostgresEngine, database: PostgresDatabase) -> AsyncItera
 
 async def waiting_for_a_lock(engine: PostgresEngine, count: int) -> None:
     with trio.fail_after(LONG_S):
-        # Not pg_stat_activity: in a transaction that does not tell of connections that were opened since its first look.
+        # Not pg_stat_activity: in a transaction that does not tell of connections that were opened
+        # since its first look.
         while engine.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
             await trio.sleep(0.005)
 
@@ -217,7 +222,9 @@ async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: Postgr
 
 
 async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
-    """Whoever comes second is told by the server and runs again: as if one had come after the other."""
+    """Whoever comes second is told by the server and runs again: as if one had come after the
+    other.
+    """
 
     async def node(database: Database) -> None:
         async with trio.open_nursery() as nursery:
@@ -266,7 +273,10 @@ async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres
 async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
     postgres_engine: PostgresEngine,
 ) -> None:
-    """Write skew: each inserts only while the table is empty. Rows do not clash, and one must be refused all the same."""
+    """Write skew: each inserts only while the table is empty.
+
+    Rows do not clash, and one must be refused all the same.
+    """
 
     def if_empty(number: int) -> Callable[[], Program[bool]]:
         def program() -> Program[bool]:
@@ -358,7 +368,9 @@ async def test_a_defect_of_the_engine_answers_its_callers(
 
 
 async def test_nothing_runs_in_another_thread(postgres_engine: PostgresEngine) -> None:
-    """Both sides of the engine live in trio's thread: programs see it, and no lock is needed anywhere."""
+    """Both sides of the engine live in trio's thread: programs see it, and no lock is needed
+    anywhere.
+    """
     seen: list[threading.Thread] = []
 
     def program() -> Program[None]:

@@ -1,4 +1,6 @@
-"""The PostgreSQL that comes with the extra: it starts with nothing installed, keeps what it was given, and never outlives its parent."""
+"""The PostgreSQL that comes with the extra: it starts with nothing installed, keeps what it was
+given, and never outlives its parent.
+"""
 
 from __future__ import annotations
 

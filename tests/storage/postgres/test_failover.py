@@ -1,4 +1,6 @@
-"""A DSN with several hosts: the engine follows the primary, and with a synchronous standby nothing that was accepted is lost."""
+"""A DSN with several hosts: the engine follows the primary, and with a synchronous standby nothing
+that was accepted is lost.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Bad weather for the PostgreSQL engine: lost backends, a server that restarts or crashes, a link that is stalled or cut.
+"""Bad weather for the PostgreSQL engine: lost backends, a server that restarts or crashes, a link
+that is stalled or cut.
 
-What was answered is written, what was refused is not, and only CommitUnknown leaves it open. Afterwards the engine goes on by
-itself, and no connection has been left half-used.
+What was answered is written, what was refused is not, and only CommitUnknown leaves it open.
+Afterwards the engine goes on by itself, and no connection has been left half-used.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ async def test_a_commit_without_an_answer_is_told_apart_from_a_refusal(postgres_
             ):
                 with pytest.raises(StorageUnavailable) as raised:
                     await write()
-                assert not isinstance(raised.value, CommitUnknown)  # its server process is gone, and has not written
+                # Its server process is gone, and has not written.
+                assert not isinstance(raised.value, CommitUnknown)
         await database.run(insert(14))
         assert await ids(database) == [14]
 
@@ -209,7 +211,8 @@ async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) 
 
     async def weather() -> None:
         cuts = 0
-        while cuts < 12 or not database.statistics().losses:  # a cut may come between two transactions
+        # A cut may come between two transactions.
+        while cuts < 12 or not database.statistics().losses:
             connections = list(proxy.open.values())
             if connections:
                 chance.choice(connections).cut()

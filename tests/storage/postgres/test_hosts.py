@@ -1,4 +1,6 @@
-"""URLs with several hosts: each is tried by itself, the first primary is taken, and nothing of a password is said."""
+"""URLs with several hosts: each is tried by itself, the first primary is taken, and nothing of a
+password is said.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,9 @@ async def test_a_wrong_part_of_the_url_is_named(postgres_engine: PostgresEngine)
 
 @pytest.fixture
 def deaf() -> Iterator[str]:
-    """HOST:PORT of somebody who takes connections and never says a word, like a host that has just vanished."""
+    """HOST:PORT of somebody who takes connections and never says a word, like a host that has just
+    vanished.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         host, port = listener.getsockname()
         yield f"{host}:{port}"

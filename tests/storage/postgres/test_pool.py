@@ -27,7 +27,10 @@ class Connection:
 
 
 class Loop:
-    """What a pool needs of a loop; its time is what the test says, and timers fire when the test says so."""
+    """What a pool needs of a loop.
+
+    Its time is what the test says, and timers fire when the test says so.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,6 @@
-"""asyncio inside of trio: in its order, with trio's clock, cancelled from outside, and without a trace in asyncio elsewhere."""
+"""asyncio inside of trio: in its order, with trio's clock, cancelled from outside, and without a
+trace in asyncio elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ def test_importing_it_warns_of_nothing() -> None:
 
 
 async def test_what_is_ready_runs_in_its_order_and_trio_has_its_turns() -> None:
-    """Far more callbacks than one go takes, which make more of them, beside a trio task that counts its turns."""
+    """Far more callbacks than one go takes, which make more of them, beside a trio task that counts
+    its turns.
+    """
     ran: list[int] = []
     turns = 0
 

@@ -1,4 +1,6 @@
-"""What only the SQLite engine promises: groups of one writer thread, its queue, its files. The seam is in test_database.py."""
+"""What only the SQLite engine promises: groups of one writer thread, its queue, its files. The seam
+is in test_database.py.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ async def test_a_failing_program_leaves_no_trace_and_does_not_spoil_its_group(sq
 async def test_a_file_and_no_file_take_more_groups_than_the_log_is_left_alone_for(
     sqlite_database: SqliteDatabase,
 ) -> None:
-    """After WAL_CHECK_GROUPS commits the size of the write-ahead log is looked at; a database in memory has none."""
+    """After WAL_CHECK_GROUPS commits the size of the write-ahead log is looked at.
+
+    A database in memory has none.
+    """
     before = sqlite_database.statistics().groups
     count = 2 * WAL_CHECK_GROUPS + 1
     for number in range(count):

@@ -1,4 +1,7 @@
-"""Bad weather: a full disk, a locked file, a file that is not ours. The engine says so and comes back by itself."""
+"""Bad weather: a full disk, a locked file, a file that is not ours.
+
+The engine says so and comes back by itself.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,9 @@ def test_a_reader_that_cannot_be_prepared_is_closed(path: Path) -> None:
     path.write_bytes(b"this is no database" * 1000)
     with pytest.raises(StorageSetupError):
         connect_reader(path)
-    gc.collect()  # from Python 3.13 on an open connection that nothing refers to is a warning, and so an error here
+    # From Python 3.13 on an open connection that nothing refers to is a warning, and so an error
+    # here.
+    gc.collect()
 
 
 async def test_the_database_of_another_application_is_not_touched(path: Path) -> None:
@@ -254,7 +259,9 @@ def fails_to_commit(code: int) -> Callable[[GroupTransactions], None]:
 async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, overwritten: bool, unknown: bool
 ) -> None:
-    """The disk does not say that it has what was written to it: a process that opens the file after a crash may find it."""
+    """The disk does not say that it has what was written to it: a process that opens the file after
+    a crash may find it.
+    """
     async with open_sqlite(path) as database:
         await database.run_small(partial(create_and_insert, 1))
         wal = Path(f"{path}-wal")

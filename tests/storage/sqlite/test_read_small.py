@@ -1,4 +1,7 @@
-"""Small reads of SQLite on the caller's own thread. Their promises are those of `read`: see test_database.py."""
+"""Small reads of SQLite on the caller's own thread.
+
+Their promises are those of `read`: see test_database.py.
+"""
 
 from __future__ import annotations
 

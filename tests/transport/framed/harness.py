@@ -35,7 +35,10 @@ class Ended(Exception):
 
 
 class FramedPeer:
-    """One connection of a client. `next` takes events of one kind and keeps the others for later."""
+    """One connection of a client.
+
+    `next` takes events of one kind and keeps the others for later.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -161,7 +164,10 @@ def kv_get(key: str) -> pb.UpstreamMessage:
 async def open_transport(
     settings: Settings | None = None, limits: FramedLimits = LIMITS
 ) -> AsyncIterator[TransportServer]:
-    """A transport on a free port. Without settings its data goes to a temporary directory."""
+    """A transport on a free port.
+
+    Without settings its data goes to a temporary directory.
+    """
     async with open_core(settings or settings_for_tests()) as core, trio.open_nursery() as nursery:
         server = FramedServer(core.sessions.serve, limits, nursery)
 

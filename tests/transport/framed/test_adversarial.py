@@ -1,7 +1,8 @@
-"""Every mistake that docs/wire.md names, made on purpose over real sockets: the gateway says what is wrong, ends the stream,
-and goes on serving the others in bounded memory.
+"""Every mistake that docs/wire.md names, made on purpose over real sockets: the gateway says what
+is wrong, ends the stream, and goes on serving the others in bounded memory.
 
-The bytes are written by hand. What the gateway answers is read with the codec, which is tested elsewhere.
+The bytes are written by hand. What the gateway answers is read with the codec, which is tested
+elsewhere.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ async def test_a_stream_that_ends_inside_a_frame(gateway: GatewayProcess, name: 
             await peer.say(tail)
         await peer.end_our_side()
         error = await peer.next(Error)
-        assert (error.code, error.retryable) == (ErrorCode.TRUNCATED, True)  # something in between may have cut it off
+        # Something in between may have cut it off.
+        assert (error.code, error.retryable) == (ErrorCode.TRUNCATED, True)
         await peer.end()
     await is_well(gateway.address)
 

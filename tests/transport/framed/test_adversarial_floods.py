@@ -1,4 +1,6 @@
-"""Clients that are slow on purpose, or talk noise, in numbers: each is ended in time, and what they cost is bounded."""
+"""Clients that are slow on purpose, or talk noise, in numbers: each is ended in time, and what they
+cost is bounded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ NOISES = 150
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[GatewayProcess]:
-    # The first is longer, as it begins before we have said anything: a stall of this process is not to end what it goes on with.
+    # The first is longer, as it begins before we have said anything: a stall of this process is not
+    # to end what it goes on with.
     sets = ("gateway.first_bytes_timeout_s=8", "limits.init_wait_s=1")
     with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as running:
         yield running

@@ -308,7 +308,9 @@ async def test_many_workspaces_give_their_channels_back() -> None:
 
 
 async def test_a_number_is_never_that_of_a_second_topic() -> None:
-    """A DELIVERED that comes late, for a topic that was left, must not acknowledge what nobody has seen."""
+    """A DELIVERED that comes late, for a topic that was left, must not acknowledge what nobody has
+    seen.
+    """
     async with open_transport() as transport:
         a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
         topics: dict[int, str] = {}

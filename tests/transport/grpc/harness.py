@@ -1,4 +1,6 @@
-"""A tiny service, a server around it, and a client that speaks raw HTTP/2 frames and can misbehave in any way."""
+"""A tiny service, a server around it, and a client that speaks raw HTTP/2 frames and can misbehave
+in any way.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,16 @@ from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tc
 from aether_trio.transport.socket.listener import Handler as SocketHandler
 
 PATIENCE_S = 100_000
-"""In trio's time, which some tests make jump by hours; hanging tests are caught by pytest's own timeout."""
+"""In trio's time, which some tests make jump by hours; hanging tests are caught by pytest's own
+timeout.
+"""
 
 
 class Probe:
-    """The service under test. Messages are HealthCheckRequest, whose one string carries whatever a test wants."""
+    """The service under test.
+
+    Messages are HealthCheckRequest, whose one string carries whatever a test wants.
+    """
 
     def __init__(self) -> None:
         self.started = trio.Event()
@@ -112,7 +119,9 @@ class Port(int):
 async def serving(
     server: GrpcServer, handler: SocketHandler | None = None, *, host: str = "127.0.0.1", tcp: TcpSettings | None = None
 ) -> AsyncIterator[Port]:
-    """The server's port on `host`; the server is cancelled, and its clients closed, at the end.
+    """The server's port on `host`.
+
+    The server is cancelled, and its clients closed, at the end.
 
     Without a handler the server gets every connection, unseen.
     """
@@ -164,7 +173,10 @@ def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
 
 
 class RawClient:
-    """One connection. Answers nothing by itself, except SETTINGS and, if asked, windows."""
+    """One connection.
+
+    Answers nothing by itself, except SETTINGS and, if asked, windows.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream

@@ -1,4 +1,6 @@
-"""Peers that cost more than they should: each budget ends the connection loudly, and others do not notice."""
+"""Peers that cost more than they should: each budget ends the connection loudly, and others do not
+notice.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,10 @@ async def test_no_server() -> None:
 
 
 async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest() -> None:
-    """A message over the server's cap is refused by its length; what it did not read would fill the windows for ever."""
+    """A message over the server's cap is refused by its length.
+
+    What it did not read would fill the windows for ever.
+    """
     limits = GrpcLimits(max_receive_message_bytes=1000)
     server, _ = probe_server(limits=limits)
     async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:

@@ -1,4 +1,6 @@
-"""The orderly end: two GOAWAYs, in-flight RPCs finish, and after the deadline the rest gets UNAVAILABLE."""
+"""The orderly end: two GOAWAYs, in-flight RPCs finish, and after the deadline the rest gets
+UNAVAILABLE.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""grpcio (sync and asyncio) and grpclib, unmodified, against our server. They run in threads; the server is on trio."""
+"""grpcio (sync and asyncio) and grpclib, unmodified, against our server.
+
+They run in threads; the server is on trio.
+"""
 
 from __future__ import annotations
 

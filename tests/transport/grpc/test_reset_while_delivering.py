@@ -1,4 +1,6 @@
-"""A client resets its connection in the moment in which messages are handed to it: what the kernel did not take comes again."""
+"""A client resets its connection in the moment in which messages are handed to it: what the kernel
+did not take comes again.
+"""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ async def test_a_handlers_mistake_is_logged_and_not_told(how: str, caplog: pytes
 
 
 async def test_the_deadline_of_the_caller_ends_the_rpc(autojump_clock: trio.testing.MockClock) -> None:
-    # The virtual clock may only jump while nothing is on its way, hence the real wait for the start.
+    # The virtual clock may only jump while nothing is on its way, hence the real wait for the
+    # start.
     autojump_clock.autojump_threshold = 0.2
     server, probe = probe_server()
     async with serving(server) as port:

@@ -1,4 +1,6 @@
-"""An ASGI application on the HTTP/1.1 server, over real sockets: requests, responses, disconnects, lifespan, and its mistakes."""
+"""An ASGI application on the HTTP/1.1 server, over real sockets: requests, responses, disconnects,
+lifespan, and its mistakes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The HTTP/1.1 server on real sockets: bodies, keep-alive, and clients that send too much, too slowly, or nonsense."""
+"""The HTTP/1.1 server on real sockets: bodies, keep-alive, and clients that send too much, too
+slowly, or nonsense.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,8 @@ async def test_what_cannot_be_served_is_said_and_ends_the_connection(
 ) -> None:
     async with served.connect() as client:
         await client.send(sent)
-        if status is None:  # more than the limit comes in pieces: it is refused when the limit is passed
+        # More than the limit comes in pieces: it is refused when the limit is passed.
+        if status is None:
             for _ in range(30):
                 try:
                     await client.send(b"fff\r\n" + b"x" * 4095 + b"\r\n")

@@ -1,4 +1,6 @@
-"""The data plane without sockets: any split of a valid stream means the same, and no bytes do more than end a connection."""
+"""The data plane without sockets: any split of a valid stream means the same, and no bytes do more
+than end a connection.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ from tests.transport.grpc.harness import data, frame, message, settings
 
 MIB = 1024 * 1024
 MOST_TURNS = 10_000
-"""In which everything that is fed here at once has been looked at; the longest takes some hundred."""
+"""In which everything that is fed here at once has been looked at; the longest takes some hundred.
+"""
 
 
 class Side:
-    """A data plane and the little that its owner must do: streams open with HEADERS and end with RST_STREAM."""
+    """A data plane and the little that its owner must do: streams open with HEADERS and end with
+    RST_STREAM.
+    """
 
     def __init__(self, *, is_client: bool = False, **limits: int) -> None:
         self.limits = GrpcLimits(**limits)  # type: ignore[arg-type]
@@ -178,7 +183,10 @@ def test_every_split_of_a_valid_stream_gives_the_same_messages(
     "kind", [frames.DATA, frames.HEADERS, frames.PING, frames.WINDOW_UPDATE, frames.GOAWAY, frames.RST_STREAM]
 )
 def test_the_first_frame_is_settings_or_what_a_server_says_instead(kind: int, is_client: bool) -> None:
-    """A port that speaks something else tells a client by GOAWAY; nothing tells a server anything in front of SETTINGS."""
+    """A port that speaks something else tells a client by GOAWAY.
+
+    Nothing tells a server anything in front of SETTINGS.
+    """
     side = Side(is_client=is_client)
     first = (b"" if is_client else frames.PREFACE) + frame(kind, 0, 0, bytes(8))
     if is_client and kind == frames.GOAWAY:

@@ -1,4 +1,6 @@
-"""What h2_internals.py relies on in h2 and hpack is still so: a new release that changes it fails here first."""
+"""What h2_internals.py relies on in h2 and hpack is still so: a new release that changes it fails
+here first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A peer whose machine vanishes, as the kernel's keepalive finds it. Needs network namespaces."""
+"""A peer whose machine vanishes, as the kernel's keepalive finds it.
+
+Needs network namespaces.
+"""
 
 from __future__ import annotations
 

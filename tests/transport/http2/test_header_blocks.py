@@ -40,7 +40,8 @@ async def test_a_peer_with_a_table_of_any_size_hears_first_that_none_is_used(off
     server, _ = probe_server()
     async with serving(server) as port:
         client = await RawClient.connect(port, settings(table=offered))
-        client._decoder.max_allowed_table_size = offered  # complains unless told that the table shrinks
+        # Complains unless told that the table shrinks.
+        client._decoder.max_allowed_table_size = offered
         await client.send(client.request(1), frame(frames.DATA, frames.END_STREAM, 1, message(b"x")))
         assert (await client.trailers(1))["grpc-status"] == "0"
         # Said once; a later offer below it is not possible.

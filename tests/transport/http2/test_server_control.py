@@ -1,4 +1,6 @@
-"""Whether h2 judges what a client sends or an earlier client's like is remembered: the client cannot tell."""
+"""Whether h2 judges what a client sends or an earlier client's like is remembered: the client
+cannot tell.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def echo_twice() -> list[bytes]:
 
 
 def a_table_in_use() -> list[bytes]:
-    """As grpc-core does: entries go into the table at once, and leave it when our SETTINGS forbid it."""
+    """As grpc-core does: entries go into the table at once, and leave it when our SETTINGS forbid
+    it.
+    """
     say = hpack.Encoder()
     first = request(say, 1, ("x-kept", "1")) + data(1, message(b"a"), end=True)
     second = request(say, 3, ("x-kept", "1")) + data(3, message(b"b"), end=True)
@@ -116,7 +120,10 @@ CONVERSATIONS = [
 
 
 async def answers(server: GrpcServer, port: int, steps: list[bytes]) -> list[Frame]:
-    """What the server says to the steps; the next goes out when a ping shows that the one before has been served."""
+    """What the server says to the steps.
+
+    The next goes out when a ping shows that the one before has been served.
+    """
     client = await RawClient.connect(port)  # type: ignore[arg-type]
     client.acks_settings = False
     for number, step in enumerate(steps):
@@ -187,7 +194,9 @@ class Plane:
 
 
 class Peer:
-    """One connection: carries out a step on a ServerControl as ServerConnection does, and writes down what came of it."""
+    """One connection: carries out a step on a ServerControl as ServerConnection does, and writes
+    down what came of it.
+    """
 
     def __init__(self, shared: SharedControl) -> None:
         self.plane = Plane()

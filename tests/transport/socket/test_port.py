@@ -1,4 +1,6 @@
-"""One port, several transports: real sockets, real TLS, and transports that only say what they were given."""
+"""One port, several transports: real sockets, real TLS, and transports that only say what they were
+given.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ class Place:
             yield stream
 
     async def answer_to(self, *parts: bytes, eof: bool = False) -> bytes:
-        """Everything that comes back; each part leaves when the server has looked at the one before."""
+        """Everything that comes back.
+
+        Each part leaves when the server has looked at the one before.
+        """
         async with self.connected() as stream:
             for part in parts:
                 await stream.send_all(part)

@@ -1,4 +1,6 @@
-"""A real core behind the WebSocket transport on a real port, and a client of wsproto on a real socket."""
+"""A real core behind the WebSocket transport on a real port, and a client of wsproto on a real
+socket.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ WAIT_S = 300.0
 
 
 class TransportServer:
-    """The transport under test: `address` is (host, port); `core` is None when links are served by a function of the test."""
+    """The transport under test: `address` is (host, port); `core` is None when links are served by
+    a function of the test.
+    """
 
     def __init__(self, core: Core | None, server: HttpServer, ports: Ports) -> None:
         self.core = core
@@ -55,7 +59,9 @@ async def open_transport(
     auth: Mapping[str, Any] | None = None,
     **websocket: Any,
 ) -> AsyncIterator[TransportServer]:
-    """The transport, with these settings of `websocket`, in front of a core of its own or of `serve`."""
+    """The transport, with these settings of `websocket`, in front of a core of its own or of
+    `serve`.
+    """
     settings = settings_for_tests(websocket=websocket, auth=auth or {})
     if serve is not None:
         async with _open(None, serve, settings, tls) as transport:
@@ -212,7 +218,10 @@ class Client:
 async def open_socket(
     transport: TransportServer, codec: Codec | str = PROTO, *, tls: ssl.SSLContext | None = None, **upgrade: Any
 ) -> AsyncIterator[Client]:
-    """An upgraded WebSocket, over TLS if there is a context; at the end its socket is closed."""
+    """An upgraded WebSocket, over TLS if there is a context.
+
+    At the end its socket is closed.
+    """
     chosen = CODECS[codec] if isinstance(codec, str) else codec
     async with await trio.open_tcp_stream(*transport.address) as tcp:
         client = Client(tcp if tls is None else trio.SSLStream(tcp, tls, server_hostname="localhost"), chosen)

@@ -1,4 +1,6 @@
-"""Deliveries that the client acknowledges, in front of a real core: what is not done comes again, within the room there is."""
+"""Deliveries that the client acknowledges, in front of a real core: what is not done comes again,
+within the room there is.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ async def test_what_is_not_done_comes_again_and_what_is_done_does_not() -> None:
     async with open_transport() as transport:
         async with open_page(transport) as page:
             await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(5)))
-            assert "checkpoint" in await barrier(page)  # nothing is delivered before there is said to be room
+            # Nothing is delivered before there is said to be room.
+            assert "checkpoint" in await barrier(page)
             await state(page, done=0, messages=10, bytes=10_000)
             first = await take(page, 5)
             await state(page, done=2, messages=10, bytes=10_000)
@@ -72,7 +75,8 @@ async def test_no_more_is_delivered_than_there_is_room_for() -> None:
         await state(page, done=1, messages=2, bytes=10_000)
         offsets += [offset for _, offset in await take(page, 1)]
         assert "checkpoint" in await barrier(page)
-        await state(page, done=1, messages=9, bytes=1)  # two are not done, and have more bytes than that
+        # Two are not done, and have more bytes than that.
+        await state(page, done=1, messages=9, bytes=1)
         assert "checkpoint" in await barrier(page)
         await state(page, done=3, messages=9, bytes=1)
         offsets += [offset for _, offset in await take(page, 1)]

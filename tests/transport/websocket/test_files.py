@@ -184,7 +184,7 @@ async def test_a_reader_that_never_reads_its_file_is_given_up(monkeypatch: pytes
         assert transport.server.statistics().requests_total == 1
 
 
-# -- what is in the package -------------------------------------------------------------------------------------------
+# -- what is in the package ------------------------------------------------------------------------
 
 
 def test_the_browsers_client_is_there_without_the_page() -> None:
@@ -221,7 +221,7 @@ async def test_nothing_else_can_be_reached(browser: Browser, path: str) -> None:
     assert (await browser.get(path))[0] == 404
 
 
-# -- draining ---------------------------------------------------------------------------------------------------------
+# -- draining --------------------------------------------------------------------------------------
 
 
 async def test_a_drain_ends_connections_that_fetch_files_and_refuses_upgrades(

@@ -1,4 +1,6 @@
-"""The reader of WebSocket frames without sockets: it agrees with wsproto, splits mean nothing, and little is held."""
+"""The reader of WebSocket frames without sockets: it agrees with wsproto, splits mean nothing, and
+little is held.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,10 @@ class Source:
 
 
 class Served:
-    """What the function that serves a link has seen. `refusal` is what `receive` raised last."""
+    """What the function that serves a link has seen.
+
+    `refusal` is what `receive` raised last.
+    """
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -97,7 +100,7 @@ def delivery(payload: bytes) -> pb.DownstreamMessage:
     return pb.DownstreamMessage(msg=pb.IncomingMessage(source_topic="ag::a::b::c", payload=payload))
 
 
-# -- coming in --------------------------------------------------------------------------------------------------------
+# -- coming in -------------------------------------------------------------------------------------
 
 
 async def test_many_messages_of_one_read_are_one_batch() -> None:
@@ -230,7 +233,7 @@ async def test_the_kind_of_the_first_message_is_looked_at_before_anything_else()
         assert seen.messages == [hello()]
 
 
-# -- pings, rate ------------------------------------------------------------------------------------------------------
+# -- pings, rate -----------------------------------------------------------------------------------
 
 
 async def test_a_ping_is_answered_with_what_it_carries() -> None:
@@ -274,7 +277,7 @@ async def test_a_client_above_its_rate_is_read_more_slowly_and_loses_nothing() -
         assert transport.server.statistics().rejects["paced"] >= 1
 
 
-# -- going out --------------------------------------------------------------------------------------------------------
+# -- going out -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
@@ -319,7 +322,8 @@ async def test_a_slow_reader_bounds_what_is_pulled_and_is_seen_to_stall() -> Non
                 before = source.pulled
                 await trio.sleep(0.05)
         assert source.pulled < 2000
-        # What a burst brought is flushed when the kernel has all of it, whether or not there is more behind it.
+        # What a burst brought is flushed when the kernel has all of it, whether or not there is
+        # more behind it.
         assert source.pulled - source.flushed_upto <= 7, "more than one burst"
         for message in messages:
             assert await client.receive() == message
@@ -351,7 +355,7 @@ async def test_a_link_that_is_not_read_stops_its_peer() -> None:
                 await trio.sleep(0.001)
 
 
-# -- the end ----------------------------------------------------------------------------------------------------------
+# -- the end ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])

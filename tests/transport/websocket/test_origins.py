@@ -47,7 +47,8 @@ def test_listed_origins(origin: str | None, allowed: bool) -> None:
         ("https://gw.example.com:8443", "gw.example.com:8443", True, False, True),
         ("https://GW.example.com", "gw.EXAMPLE.com", True, False, True),
         ("https://gw.example.com:8443", "gw.example.com", True, False, False),
-        ("http://gw.example.com", "gw.example.com", True, False, False),  # a page that came without TLS
+        # A page that came without TLS.
+        ("http://gw.example.com", "gw.example.com", True, False, False),
         ("https://evil.test", "gw.example.com", True, False, False),
         ("http://gw.lan:50051", "gw.lan:50051", False, False, True),
         ("http://127.0.0.1:50051", "127.0.0.1:50051", False, True, True),
@@ -55,7 +56,8 @@ def test_listed_origins(origin: str | None, allowed: bool) -> None:
         ("http://localhost:50051", "localhost:50051", False, True, True),
         ("http://demo.localhost:50051", "demo.localhost:50051", False, True, True),
         ("http://rebound.evil.test:50051", "rebound.evil.test:50051", False, True, False),
-        ("https://rebound.evil.test:50051", "rebound.evil.test:50051", True, True, True),  # has our certificate
+        # Has our certificate.
+        ("https://rebound.evil.test:50051", "rebound.evil.test:50051", True, True, True),
         ("http://127.0.0.1:50051", "", False, True, False),
     ],
 )

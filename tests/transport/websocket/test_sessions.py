@@ -1,4 +1,6 @@
-"""People's windows in front of a real core: several of a user, resume, takeover, workspaces, credentials, drain, TLS."""
+"""People's windows in front of a real core: several of a user, resume, takeover, workspaces,
+credentials, drain, TLS.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,7 @@ async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
                 assert (await slow.next("msg")).msg.payload[:4] == number.to_bytes(4)
 
 
-# -- TLS --------------------------------------------------------------------------------------------------------------
+# -- TLS -------------------------------------------------------------------------------------------
 
 
 class Certificates:
