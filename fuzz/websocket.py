@@ -8,8 +8,8 @@ from typing import Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
-from wsproto.events import PingFrame as WsprotoPing
-from wsproto.events import PongFrame as WsprotoPong
+from wsproto.events import Ping as WsprotoPing
+from wsproto.events import Pong as WsprotoPong
 
 from aether_trio.transport.websocket.frames import (
     MAX_CONTROL_BYTES,
