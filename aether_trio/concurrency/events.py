@@ -17,7 +17,8 @@ class RepeatedEvent:
 
     def __init__(self) -> None:
         self._event: trio.Event | None = None
-        """Made by the first task that waits, as most objects that have a RepeatedEvent never wait."""
+        """Made by the first task that waits, as most objects that have a RepeatedEvent never wait.
+        """
 
     def set(self) -> None:
         """Wake the tasks that wait now. Never blocks; costs nothing when no task waits."""

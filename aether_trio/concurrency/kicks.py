@@ -1,14 +1,14 @@
 """Kicks: telling an outbox that it has something new to write to its socket.
 
-Many outboxes are kicked in slices, with a checkpoint after each slice, because each kick may write to
-a socket. `Kicks` collects outboxes and kicks each of them a little later, so that all that the outbox
-gets in the meantime shares one write. If something else kicks the outbox first, it sends what it has
-then, and the later kick finds nothing and costs next to nothing.
+Many outboxes are kicked in slices, with a checkpoint after each slice, because each kick may write
+to a socket. `Kicks` collects outboxes and kicks each of them a little later, so that all that the
+outbox gets in the meantime shares one write. If something else kicks the outbox first, it sends
+what it has then, and the later kick finds nothing and costs next to nothing.
 
 A kick that raises is reported, and the other outboxes are kicked all the same.
 
-Invariants of `Kicks`: an outbox that is added is kicked once, `pause_s` and its turn later, as long as
-`run` runs; when `run` ends, all outboxes that wait are kicked.
+Invariants of `Kicks`: an outbox that is added is kicked once, `pause_s` and its turn later, as long
+as `run` runs; when `run` ends, all outboxes that wait are kicked.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Final
 
-from aether_trio.model.tasks.status import TERMINAL, Status
+from aether_trio.model.tasks.status import TERMINAL, StoredStatus
 from chaos.checks import Verdict
 from chaos.tasks.history import Attempt, Moment, TaskHistory
 
 ENDS: Final = {status.wire for status in TERMINAL}
-FAILED: Final = Status.FAILED.wire
-QUEUED: Final = Status.PENDING.wire
+FAILED: Final = StoredStatus.FAILED.wire
+QUEUED: Final = StoredStatus.PENDING.wire
 CLOCK_MS: Final = 50.0
 """The workers' clock is read a little before or behind the gateway's."""
 
@@ -54,7 +54,7 @@ def _by_task(history: TaskHistory) -> dict[str, list[Attempt]]:
 
 def _unended(history: TaskHistory) -> Iterator[str]:
     for task in history.tasks:
-        if Status(task.status) not in TERMINAL or task.next_retry_ms:
+        if StoredStatus(task.status) not in TERMINAL or task.next_retry_ms:
             yield f"{task.task_id} is {task.status} (epoch {task.epoch}, {task.failures} failures)"
 
 
@@ -71,7 +71,7 @@ def _made_twice(history: TaskHistory) -> Iterator[str]:
 
 
 def _told(history: TaskHistory) -> Iterator[str]:
-    ended = {task.task_id: Status(task.status).wire for task in history.tasks}
+    ended = {task.task_id: StoredStatus(task.status).wire for task in history.tasks}
     seen = set()
     for task_id, group in groupby(history.events, key=lambda event: event.task_id):
         events = list(group)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from aether_trio.model.tasks.status import TERMINAL, Status
+from aether_trio.model.tasks.status import TERMINAL, StoredStatus
 from aether_trio.wire.pb import aether_pb2 as pb
 from chaos.tasks.place import Alone, Place
 
@@ -106,7 +106,7 @@ async def read(place: Place, history: TaskHistory) -> None:
         f"SELECT task_id, epoch, assigned_to, assigned_ms, started_ms, {latest}(completed_ms, failed_ms), status FROM tasks "
         "WHERE assigned_to <> ''"
     ):
-        ended = Status(row[6]) in TERMINAL
+        ended = StoredStatus(row[6]) in TERMINAL
         attempts[row[0], int(row[1])] = Attempt(
             row[0], int(row[1]), row[2], int(row[3]), int(row[4]), int(row[5]) * ended, row[6] * ended
         )

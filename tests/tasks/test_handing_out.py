@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks import Mode, Move, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
@@ -39,7 +39,7 @@ class Node:
         self.database = database
         self.floor = floor
 
-    async def make(self, task: Task) -> None:
+    async def make(self, task: TaskRow) -> None:
         def program() -> Program[TaskTransaction]:
             tx = TaskTransaction(self.context)
             yield from tx.create(task.changed({}), b"")
@@ -107,7 +107,7 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
 
     async def make(node: Node, numbers: range) -> None:
         for number in numbers:
-            task = Task(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+            task = TaskRow(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
             task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
             task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
             await node.make(task)
@@ -145,7 +145,7 @@ async def test_what_several_nodes_have_queued_comes_by_priority_and_then_in_the_
 
     async def make(node: Node, numbers: range) -> None:
         for number in numbers:
-            task = Task(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+            task = TaskRow(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
             task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
             task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
             wanted.append((-task.priority, task.order_us, task.task_id))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks import Mode, Move, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.handlers import query
 from aether_trio.services.tasks.handlers.operate import OperationRequest, operate
@@ -38,7 +38,7 @@ def full(store: Store) -> Iterator[Direct]:
     """A pool in which so many tasks wait, of three priorities, and one worker that is full."""
     place = store.new_place()
     direct = place.direct("tasks")
-    first = Task(
+    first = TaskRow(
         "t-000000",
         "work",
         "w",
@@ -88,7 +88,7 @@ def a_working_life(context: Context) -> Program[None]:
         for move in (Move.CLAIM, Move.COMPLETE):
             outcome = yield from operate(context, caller, OperationRequest(task.task_id, move))
             assert outcome.refusal == ""
-    new = Task("new", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+    new = TaskRow("new", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
     new.created_ms = new.updated_ms = new.pending_ms = NOW_MS
     yield from tx.create(new, b"payload")
     yield from sessions.leave(tx, sessions.WorkerLeft(A.identity, A.session_id, clean=False))

@@ -1,29 +1,29 @@
 """What a task is and how it may change. No I/O, no clock.
 
-Statuses, retry policies, waits, deadlines and the table of moves. A store keeps `Task` rows;
+Statuses, retry policies, waits, deadlines and the table of moves. A store keeps `TaskRow` rows;
 `table.decide` returns what a move makes of a row, `due.next_due` when time alone moves it.
 """
 
-from aether_trio.model.tasks.retry import Backoff, RetryPolicy
-from aether_trio.model.tasks.status import Status, TaskClass
-from aether_trio.model.tasks.table import Facts, Move, Refusal, Refused, Repeat, Step, decide
-from aether_trio.model.tasks.task import Mode, Task
+from aether_trio.model.tasks.retry import Backoff, RetrySchedule
+from aether_trio.model.tasks.status import GraceClass, StoredStatus
+from aether_trio.model.tasks.table import Facts, Move, MoveRefusal, MoveStep, RefusedMove, Repeat, decide
+from aether_trio.model.tasks.task import Mode, TaskRow
 from aether_trio.model.tasks.wait import Reason, Wait
 
 __all__ = [
     "Backoff",
     "Facts",
+    "GraceClass",
     "Mode",
     "Move",
+    "MoveRefusal",
+    "MoveStep",
     "Reason",
-    "Refusal",
-    "Refused",
+    "RefusedMove",
     "Repeat",
-    "RetryPolicy",
-    "Status",
-    "Step",
-    "Task",
-    "TaskClass",
+    "RetrySchedule",
+    "StoredStatus",
+    "TaskRow",
     "Wait",
     "decide",
 ]

@@ -11,11 +11,11 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aether_trio.model.tasks.status import Status, TaskClass
+from aether_trio.model.tasks.status import GraceClass, StoredStatus
 from aether_trio.model.tasks.table import Facts, Move
-from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, TaskRow
 
-S = Status
+S = StoredStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Due(enum.Enum):
     """The row is deleted."""
 
 
-def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
+def moments(task: TaskRow, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
     """Yield every moment that this row has ahead, in no order."""
     status = task.status
     if status in _KEPT or (status is S.FAILED and not task.next_retry_ms):
@@ -104,7 +104,7 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
 _KEPT = frozenset({S.COMPLETED, S.REJECTED, S.CANCELLED})
 
 
-def _of_wait(task: Task) -> Iterator[tuple[int, Due]]:
+def _of_wait(task: TaskRow) -> Iterator[tuple[int, Due]]:
     wait = task.waits_for
     assert wait is not None
     if wait.timeout_ms > 0 and not (task.status is S.HIBERNATED and wait.escalation == "alert"):
@@ -113,13 +113,13 @@ def _of_wait(task: Task) -> Iterator[tuple[int, Due]]:
         yield wait.wake_ms, Due.WAKE
 
 
-def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
+def _stale_at_ms(task: TaskRow, limits: TimeLimits) -> int:
     if task.wait:
         return 0
     if task.task_type == AGENT_STARTUP:
         waits = limits.startup_ms and task.status is S.PENDING
         return task.pending_ms + limits.startup_ms if waits else 0
-    if task.task_class == TaskClass.INTERACTIVE:
+    if task.task_class == GraceClass.INTERACTIVE:
         return (task.fresh_ms or task.created_ms) + limits.interactive_ms if limits.interactive_ms else 0
     own = task.mode is Mode.SELF_ASSIGN
     if limits.pool_ms and own and task.status is S.ASSIGNED and task.disconnected_ms:
@@ -129,12 +129,12 @@ def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
     return task.updated_ms + limits.pool_ms if waits else 0
 
 
-def start_delay_ms(task: Task) -> int:
+def start_delay_ms(task: TaskRow) -> int:
     """Return the pause before a failed start is retried: 1 s, 2 s, 4 s."""
     return 1000 << min(task.retry_count, 16)
 
 
-def next_due(task: Task, limits: TimeLimits) -> int:
+def next_due(task: TaskRow, limits: TimeLimits) -> int:
     """Return the first moment of a row, 0 for none."""
     first_ms = 0
     for at_ms, _ in moments(task, limits):
@@ -143,7 +143,7 @@ def next_due(task: Task, limits: TimeLimits) -> int:
     return first_ms
 
 
-def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
+def happening(task: TaskRow, limits: TimeLimits, now_ms: int) -> Due | None:
     """Return what happens to a task now: of all that is due, what was due first.
 
     Of equal moments the end of a grace window is last: it fails the task, and a timeout retries it.
@@ -154,7 +154,7 @@ def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
     return min(due)[-1] if due else None
 
 
-def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
+def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
     """Return the move of a moment, and its facts. Not for FORGET."""
     failures = task.retry_count + 1
 

@@ -28,7 +28,7 @@ class Backoff(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetrySchedule:
     """A retry policy as the client gave it.
 
     `max_attempts` counts the first attempt too; 0 means three.
@@ -74,7 +74,7 @@ class RetryPolicy:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> RetryPolicy:
+    def from_json(cls, text: str) -> RetrySchedule:
         """Decode what `to_json` returned."""
         fields = json.loads(text)
         for name in ("schedule_ms", "retryable_status_codes"):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 
-class Status(enum.StrEnum):
+class StoredStatus(enum.StrEnum):
     """The status of a task, as stored."""
 
     PENDING = "pending"
@@ -29,7 +29,7 @@ class Status(enum.StrEnum):
     HIBERNATED = "hibernated"
     REJECTED = "rejected"
 
-    __hash__ = str.__hash__  # that of Enum is a Python function, and statuses are looked up all the time
+    __hash__ = str.__hash__  # that of Enum is a Python function: too slow here
 
     @property
     def wire(self) -> int:
@@ -37,40 +37,44 @@ class Status(enum.StrEnum):
         return _WIRE[self]
 
 
-LIVE: Final = frozenset({Status.PENDING, Status.ASSIGNED, Status.STARTING, Status.RUNNING})
-HELD: Final = frozenset({Status.ASSIGNED, Status.STARTING, Status.RUNNING})
+LIVE: Final = frozenset({StoredStatus.PENDING, StoredStatus.ASSIGNED, StoredStatus.STARTING, StoredStatus.RUNNING})
+HELD: Final = frozenset({StoredStatus.ASSIGNED, StoredStatus.STARTING, StoredStatus.RUNNING})
 """Live and assigned: these count as the live tasks of a worker."""
-WAITING: Final = frozenset({Status.WAITING_INPUT, Status.WAITING_AUTHORITY, Status.WAITING_DEPENDENCY})
+WAITING: Final = frozenset(
+    {StoredStatus.WAITING_INPUT, StoredStatus.WAITING_AUTHORITY, StoredStatus.WAITING_DEPENDENCY}
+)
 """Paused, with the worker still assigned."""
-PAUSED: Final = WAITING | {Status.HIBERNATED}
-TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.DLQ, Status.REJECTED})
+PAUSED: Final = WAITING | {StoredStatus.HIBERNATED}
+TERMINAL: Final = frozenset(
+    {StoredStatus.COMPLETED, StoredStatus.FAILED, StoredStatus.CANCELLED, StoredStatus.DLQ, StoredStatus.REJECTED}
+)
 
 
-def is_final(status: Status, next_retry_ms: int) -> bool:
+def is_final(status: StoredStatus, next_retry_ms: int) -> bool:
     """Return whether a task has ended: its status is terminal, and no retry follows."""
     return status in TERMINAL and not next_retry_ms
 
 
-_WIRE: Final[Mapping[Status, int]] = MappingProxyType(
+_WIRE: Final[Mapping[StoredStatus, int]] = MappingProxyType(
     {
-        Status.PENDING: 1,
-        Status.ASSIGNED: 1,
-        Status.STARTING: 1,
-        Status.RUNNING: 2,
-        Status.COMPLETED: 3,
-        Status.FAILED: 4,
-        Status.CANCELLED: 5,
-        Status.WAITING_INPUT: 6,
-        Status.WAITING_AUTHORITY: 7,
-        Status.WAITING_DEPENDENCY: 8,
-        Status.HIBERNATED: 9,
-        Status.REJECTED: 10,
-        Status.DLQ: 4,
+        StoredStatus.PENDING: 1,
+        StoredStatus.ASSIGNED: 1,
+        StoredStatus.STARTING: 1,
+        StoredStatus.RUNNING: 2,
+        StoredStatus.COMPLETED: 3,
+        StoredStatus.FAILED: 4,
+        StoredStatus.CANCELLED: 5,
+        StoredStatus.WAITING_INPUT: 6,
+        StoredStatus.WAITING_AUTHORITY: 7,
+        StoredStatus.WAITING_DEPENDENCY: 8,
+        StoredStatus.HIBERNATED: 9,
+        StoredStatus.REJECTED: 10,
+        StoredStatus.DLQ: 4,
     }
 )
 
 
-def stored_as(wire: int) -> frozenset[Status]:
+def stored_as(wire: int) -> frozenset[StoredStatus]:
     """Return the statuses of a number on the wire; none for an unknown number.
 
     The reference's filter finds only `pending` for QUEUED and only `failed` for FAILED. Here a
@@ -79,7 +83,7 @@ def stored_as(wire: int) -> frozenset[Status]:
     return frozenset(status for status, number in _WIRE.items() if number == wire)
 
 
-class TaskClass(enum.IntEnum):
+class GraceClass(enum.IntEnum):
     """How patient a task is with its worker.
 
     UNSPECIFIED is treated as INTERACTIVE, but not cancelled when it is stale.
@@ -93,10 +97,10 @@ class TaskClass(enum.IntEnum):
 
 GRACE_MS: Final[Mapping[int, int]] = MappingProxyType(
     {
-        TaskClass.UNSPECIFIED: 30_000,
-        TaskClass.INTERACTIVE: 30_000,
-        TaskClass.BATCH: 300_000,
-        TaskClass.BACKGROUND: 600_000,
+        GraceClass.UNSPECIFIED: 30_000,
+        GraceClass.INTERACTIVE: 30_000,
+        GraceClass.BATCH: 300_000,
+        GraceClass.BACKGROUND: 600_000,
     }
 )
 """Grace window in milliseconds, by class; fixed when the task is created.
@@ -109,7 +113,7 @@ NORMAL_PRIORITY: Final = 30
 
 def grace_ms(task_class: int) -> int:
     """Return the grace window of a class; of an unknown class, that of UNSPECIFIED."""
-    return GRACE_MS.get(task_class, GRACE_MS[TaskClass.UNSPECIFIED])
+    return GRACE_MS.get(task_class, GRACE_MS[GraceClass.UNSPECIFIED])
 
 
 def priority_of(wire: int) -> int:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, Status
-from aether_trio.model.tasks.task import Mode, Task
+from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, StoredStatus
+from aether_trio.model.tasks.task import Mode, TaskRow
 from aether_trio.model.tasks.wait import ESCALATIONS, Wait
 
-S = Status
+S = StoredStatus
 
 
 class Move(enum.Enum):
@@ -66,7 +66,7 @@ class Move(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Refusal(enum.Enum):
+class MoveRefusal(enum.Enum):
     """Why a move is refused."""
 
     ENDED = "ended"
@@ -100,10 +100,10 @@ class Facts(NamedTuple):
     uniform: Callable[[], float] = lambda: 0.5
 
 
-class Step(NamedTuple):
+class MoveStep(NamedTuple):
     """The row after the move, and the reason in its event."""
 
-    after: Task
+    after: TaskRow
     reason: str = ""
 
 
@@ -113,26 +113,26 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedMove:
     """The move is refused; `text` is a sentence for the client."""
 
-    why: Refusal
+    why: MoveRefusal
     text: str
 
 
 Changes = dict[str, Any]
-Decision = Step | Repeat | Refused
+Decision = MoveStep | Repeat | RefusedMove
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class MoveRule:
     """From which statuses a move may be made, and its changes.
 
     `by_worker`: of the task's present and former workers, only the present one may make it.
     """
 
-    allowed: frozenset[Status]
-    effect: Callable[[Task, Facts], Changes | Refused]
+    allowed: frozenset[StoredStatus]
+    effect: Callable[[TaskRow, Facts], Changes | RefusedMove]
     by_worker: bool = False
 
 
@@ -145,31 +145,33 @@ A start: as often as it has attempts.
 CANCELLED_TEXT: Final = "task cancelled"
 
 
-def decide(task: Task, move: Move, facts: Facts) -> Decision:
+def decide(task: TaskRow, move: Move, facts: Facts) -> Decision:
     """Return what `move` makes of `task`. Pure, except for `facts.uniform`."""
     rule = RULES[move]
     if _is_repeat(task, move, facts):
         return Repeat()
     if rule.by_worker and facts.caller_epoch is not None and not _has_it(task, facts):
-        return Refused(Refusal.STALE, _lost_text(task, facts))
+        return RefusedMove(MoveRefusal.STALE, _lost_text(task, facts))
     retrying = move is Move.CANCEL and task.status is S.FAILED and task.next_retry_ms
     if task.status not in rule.allowed and not retrying:
         if task.status in TERMINAL:
-            return Refused(Refusal.ENDED, f"the task has ended: it is {task.status.value}")
-        return Refused(Refusal.STATUS, f"invalid transition: {move.value} of a task that is {task.status.value}")
+            return RefusedMove(MoveRefusal.ENDED, f"the task has ended: it is {task.status.value}")
+        return RefusedMove(
+            MoveRefusal.STATUS, f"invalid transition: {move.value} of a task that is {task.status.value}"
+        )
     changes = rule.effect(task, facts)
-    if isinstance(changes, Refused):
+    if isinstance(changes, RefusedMove):
         return changes
     changes["updated_ms"] = facts.now_ms
     after = task.changed(changes)
-    return Step(after, _event_reason(after, facts))
+    return MoveStep(after, _event_reason(after, facts))
 
 
-def _has_it(task: Task, facts: Facts) -> bool:
+def _has_it(task: TaskRow, facts: Facts) -> bool:
     return task.assigned_to == facts.caller and task.epoch == facts.caller_epoch
 
 
-def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
+def _is_repeat(task: TaskRow, move: Move, facts: Facts) -> bool:
     """Return whether the caller made this move already, or its result holds already."""
     if move in _ENDS and task.status is _ENDS[move] and facts.caller:
         late = RULES[move].by_worker and facts.caller_epoch not in (None, task.epoch)
@@ -186,12 +188,12 @@ def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
     return False
 
 
-_ENDS: Final[Mapping[Move, Status]] = MappingProxyType(
+_ENDS: Final[Mapping[Move, StoredStatus]] = MappingProxyType(
     {Move.COMPLETE: S.COMPLETED, Move.FAIL: S.FAILED, Move.CANCEL: S.CANCELLED, Move.REJECT: S.REJECTED}
 )
 
 
-def _lost_text(task: Task, facts: Facts) -> str:
+def _lost_text(task: TaskRow, facts: Facts) -> str:
     if task.status in HELD and task.assigned_to:
         who = "assigned to another worker" if task.assigned_to != facts.caller else "assigned anew"
         return f"this assignment is over: the task was {who} (assignment {task.epoch}, yours was {facts.caller_epoch})"
@@ -200,7 +202,7 @@ def _lost_text(task: Task, facts: Facts) -> str:
     )
 
 
-def _event_reason(after: Task, facts: Facts) -> str:
+def _event_reason(after: TaskRow, facts: Facts) -> str:
     """Return the reason in the event of a move.
 
     Failures and rejections carry their text, pauses the reason of the wait, completions the text of
@@ -223,7 +225,7 @@ _NO_WORKER: Final[Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def _assigned(task: Task, facts: Facts) -> Changes:
+def _assigned(task: TaskRow, facts: Facts) -> Changes:
     return {
         "status": S.ASSIGNED,
         "assigned_to": facts.caller,
@@ -236,7 +238,7 @@ def _assigned(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _running(task: Task, facts: Facts) -> Changes:
+def _running(task: TaskRow, facts: Facts) -> Changes:
     return {
         "status": S.RUNNING,
         "started_ms": task.started_ms or facts.now_ms,
@@ -249,22 +251,22 @@ def _running(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _claim(task: Task, facts: Facts) -> Changes | Refused:
+def _claim(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
     if task.status is S.PENDING:
         wanted = {Mode.TARGETED: task.target, Mode.SELF_ASSIGN: task.creator, Mode.POOL: facts.caller}[task.mode]
         if facts.caller != wanted:
-            return Refused(Refusal.NOT_YOURS, f"the task is for {wanted}")
+            return RefusedMove(MoveRefusal.NOT_YOURS, f"the task is for {wanted}")
         return _assigned(task, facts) | _running(task, facts)
     if task.assigned_to != facts.caller:
-        return Refused(Refusal.NOT_YOURS, "the task is assigned to another worker")
+        return RefusedMove(MoveRefusal.NOT_YOURS, "the task is assigned to another worker")
     return _running(task, facts)
 
 
-def _complete(task: Task, facts: Facts) -> Changes:
+def _complete(task: TaskRow, facts: Facts) -> Changes:
     return {"status": S.COMPLETED, "completed_ms": facts.now_ms, "disconnected_ms": 0, "ended_by": facts.caller}
 
 
-def _fail(task: Task, facts: Facts) -> Changes:
+def _fail(task: TaskRow, facts: Facts) -> Changes:
     policy = task.policy
     failures = task.retry_count + 1
     delay_ms = None
@@ -286,7 +288,7 @@ def _failed(facts: Facts, failures: int, delay_ms: int | None) -> Changes:
     }
 
 
-def _time_out(task: Task, facts: Facts) -> Changes:
+def _time_out(task: TaskRow, facts: Facts) -> Changes:
     policy = task.policy
     failures = task.retry_count + 1
     if failures >= task.max_attempts:
@@ -294,7 +296,7 @@ def _time_out(task: Task, facts: Facts) -> Changes:
     return _failed(facts, failures, policy.delay_ms(failures, facts.uniform) if policy is not None else facts.delay_ms)
 
 
-def _bury(task: Task, facts: Facts) -> Changes:
+def _bury(task: TaskRow, facts: Facts) -> Changes:
     return {
         "status": S.DLQ,
         "failed_ms": facts.now_ms,
@@ -306,7 +308,7 @@ def _bury(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _cancel(task: Task, facts: Facts) -> Changes:
+def _cancel(task: TaskRow, facts: Facts) -> Changes:
     return {
         "status": S.CANCELLED,
         "completed_ms": facts.now_ms,
@@ -318,7 +320,7 @@ def _cancel(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _retry(task: Task, facts: Facts) -> Changes:
+def _retry(task: TaskRow, facts: Facts) -> Changes:
     return {
         **_NO_WAIT,
         **_NO_WORKER,
@@ -341,15 +343,15 @@ def _retry(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _pause(task: Task, facts: Facts) -> Changes | Refused:
+def _pause(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
     wait = facts.wait
     if wait is None:
-        return Refused(Refusal.WAIT_SPEC, "wait_spec is required")
+        return RefusedMove(MoveRefusal.WAIT_SPEC, "wait_spec is required")
     to = wait.status
     allowed = task.status is to or task.status is S.RUNNING or (task.status is S.PENDING and to is S.WAITING_DEPENDENCY)
     if not allowed:
-        return Refused(
-            Refusal.STATUS, f"invalid transition: a task that is {task.status.value} cannot become {to.value}"
+        return RefusedMove(
+            MoveRefusal.STATUS, f"invalid transition: a task that is {task.status.value} cannot become {to.value}"
         )
     changes: Changes = {
         "status": to,
@@ -366,10 +368,12 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
         changes["worked_ms"] = task.worked_ms + max(facts.now_ms - (task.running_ms or task.started_ms), 0)
     if to is S.HIBERNATED:
         if not wait.checkpoint_key:
-            return Refused(Refusal.WAIT_SPEC, "hibernation.checkpoint_key is required")
+            return RefusedMove(MoveRefusal.WAIT_SPEC, "hibernation.checkpoint_key is required")
         if wait.escalation not in ESCALATIONS:
             known = ", ".join(sorted(ESCALATIONS - {""}))
-            return Refused(Refusal.WAIT_SPEC, f"unknown escalation_policy {wait.escalation!r}: known are {known}")
+            return RefusedMove(
+                MoveRefusal.WAIT_SPEC, f"unknown escalation_policy {wait.escalation!r}: known are {known}"
+            )
         changes |= {
             "checkpoint_key": wait.checkpoint_key,
             "resume_session_id": wait.resume_session_id,
@@ -378,7 +382,7 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
     return changes
 
 
-def _wake(task: Task, facts: Facts) -> Changes:
+def _wake(task: TaskRow, facts: Facts) -> Changes:
     """Let a waiting task go on.
 
     Without a worker, or hibernated, it waits for an assignment.
@@ -394,11 +398,11 @@ def _wake(task: Task, facts: Facts) -> Changes:
     return changes
 
 
-def _resume(task: Task, facts: Facts) -> Changes:
+def _resume(task: TaskRow, facts: Facts) -> Changes:
     return _running(task, facts) if task.status in HELD else _wake(task, facts)
 
 
-def _reject(task: Task, facts: Facts) -> Changes:
+def _reject(task: TaskRow, facts: Facts) -> Changes:
     return {
         **_NO_WAIT,
         "status": S.REJECTED,
@@ -409,7 +413,7 @@ def _reject(task: Task, facts: Facts) -> Changes:
     }
 
 
-def _unassign(task: Task, facts: Facts) -> Changes:
+def _unassign(task: TaskRow, facts: Facts) -> Changes:
     deliveries = task.deliveries + facts.lost
     bound = task.max_attempts if task.status is S.STARTING else MAX_DELIVERIES
     if facts.lost and deliveries >= bound:
@@ -418,7 +422,7 @@ def _unassign(task: Task, facts: Facts) -> Changes:
     return {**_NO_WORKER, "status": S.PENDING, "deliveries": deliveries}
 
 
-def _lose(task: Task, facts: Facts) -> Changes:
+def _lose(task: TaskRow, facts: Facts) -> Changes:
     """Fail an attempt whose worker was lost.
 
     Without a policy the next attempt follows at once: the worker may have died of another task.
@@ -429,11 +433,11 @@ def _lose(task: Task, facts: Facts) -> Changes:
     return {**_NO_WORKER, "status": S.PENDING, "pending_ms": facts.now_ms, "retry_count": failures, "deliveries": 0}
 
 
-def _start(task: Task, facts: Facts) -> Changes:
+def _start(task: TaskRow, facts: Facts) -> Changes:
     return _assigned(task, facts) | {"status": S.STARTING}
 
 
-def _attach(task: Task, facts: Facts) -> Changes:
+def _attach(task: TaskRow, facts: Facts) -> Changes:
     """Make the holder of the token the worker of the task."""
     changes: Changes = {"attached": 1, "disconnected_ms": 0, "updated_ms": facts.now_ms}
     if task.assigned_to != facts.caller:
@@ -443,26 +447,26 @@ def _attach(task: Task, facts: Facts) -> Changes:
     return changes
 
 
-RULES: Final[Mapping[Move, Rule]] = MappingProxyType(
+RULES: Final[Mapping[Move, MoveRule]] = MappingProxyType(
     {
-        Move.CLAIM: Rule(LIVE, _claim, by_worker=True),
-        Move.COMPLETE: Rule(NOT_FINAL, _complete, by_worker=True),
-        Move.FAIL: Rule(NOT_FINAL, _fail, by_worker=True),
-        Move.CANCEL: Rule(NOT_FINAL, _cancel),
-        Move.RETRY: Rule(frozenset({S.FAILED, S.CANCELLED, S.DLQ}), _retry),
-        Move.PAUSE: Rule(frozenset({S.PENDING, S.RUNNING}) | PAUSED, _pause, by_worker=True),
-        Move.RESUME: Rule(HELD | PAUSED, _resume),
-        Move.REJECT: Rule(
+        Move.CLAIM: MoveRule(LIVE, _claim, by_worker=True),
+        Move.COMPLETE: MoveRule(NOT_FINAL, _complete, by_worker=True),
+        Move.FAIL: MoveRule(NOT_FINAL, _fail, by_worker=True),
+        Move.CANCEL: MoveRule(NOT_FINAL, _cancel),
+        Move.RETRY: MoveRule(frozenset({S.FAILED, S.CANCELLED, S.DLQ}), _retry),
+        Move.PAUSE: MoveRule(frozenset({S.PENDING, S.RUNNING}) | PAUSED, _pause, by_worker=True),
+        Move.RESUME: MoveRule(HELD | PAUSED, _resume),
+        Move.REJECT: MoveRule(
             frozenset({S.PENDING, S.ASSIGNED, S.WAITING_INPUT, S.WAITING_AUTHORITY}), _reject, by_worker=True
         ),
-        Move.ASSIGN: Rule(frozenset({S.PENDING}), _assigned),
-        Move.UNASSIGN: Rule(frozenset({S.ASSIGNED, S.STARTING}), _unassign),
-        Move.LOSE: Rule(frozenset({S.ASSIGNED}), _lose),
-        Move.START: Rule(frozenset({S.PENDING}), _start),
-        Move.ATTACH: Rule(LIVE | WAITING, _attach),
-        Move.WAKE: Rule(PAUSED, _wake),
-        Move.TIME_OUT: Rule(NOT_FINAL, _time_out),
-        Move.BURY: Rule(NOT_FINAL | {S.FAILED}, _bury),
+        Move.ASSIGN: MoveRule(frozenset({S.PENDING}), _assigned),
+        Move.UNASSIGN: MoveRule(frozenset({S.ASSIGNED, S.STARTING}), _unassign),
+        Move.LOSE: MoveRule(frozenset({S.ASSIGNED}), _lose),
+        Move.START: MoveRule(frozenset({S.PENDING}), _start),
+        Move.ATTACH: MoveRule(LIVE | WAITING, _attach),
+        Move.WAKE: MoveRule(PAUSED, _wake),
+        Move.TIME_OUT: MoveRule(NOT_FINAL, _time_out),
+        Move.BURY: MoveRule(NOT_FINAL | {S.FAILED}, _bury),
     }
 )
 """The whole table. CANCEL also ends a FAILED task that would be retried."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from aether_trio.model.tasks.retry import RetryPolicy
-from aether_trio.model.tasks.status import HELD, WAITING, Status, is_final
+from aether_trio.model.tasks.retry import RetrySchedule
+from aether_trio.model.tasks.status import HELD, WAITING, StoredStatus, is_final
 from aether_trio.model.tasks.wait import Wait
 
 PROCESS_ENDED: Final = -1
@@ -33,7 +33,7 @@ class Mode(enum.StrEnum):
 
 
 @dataclass
-class Task:
+class TaskRow:
     """The row of a task. Treat it as a value: `changed` makes the next one.
 
     `status` and `mode` are stored words. The fields are exactly its `__dict__`, in the order of
@@ -79,7 +79,7 @@ class Task:
     """Creation time in microseconds, for first in, first out."""
     created_ms: int = 0
 
-    status: Status = Status.PENDING
+    status: StoredStatus = StoredStatus.PENDING
     epoch: int = 0
     assigned_to: str = ""
     updated_ms: int = 0
@@ -162,9 +162,9 @@ class Task:
         return self.grace_ms < 0
 
     @property
-    def policy(self) -> RetryPolicy | None:
+    def policy(self) -> RetrySchedule | None:
         """The retry policy; None without one."""
-        return RetryPolicy.from_json(self.retry_policy) if self.retry_policy else None
+        return RetrySchedule.from_json(self.retry_policy) if self.retry_policy else None
 
     @property
     def waits_for(self) -> Wait | None:
@@ -178,15 +178,15 @@ class Task:
         """
         return tuple({**self.__dict__, "status": self.status.value, "mode": self.mode.value}.values())
 
-    def changed(self, changes: Mapping[str, Any]) -> Task:
+    def changed(self, changes: Mapping[str, Any]) -> TaskRow:
         """Return the row after `changes`."""
-        task = _new(Task)
+        task = _new(TaskRow)
         task.__dict__.update(self.__dict__)
         task.__dict__.update(changes)
         assert len(task.__dict__) == len(COLUMNS), changes
         return task
 
-    def differences(self, after: Task) -> dict[str, Any]:
+    def differences(self, after: TaskRow) -> dict[str, Any]:
         """Return the columns that differ in `after`, with values for a store."""
         old = self.__dict__
         found = {name: value for name, value in after.__dict__.items() if value is not old[name] and value != old[name]}
@@ -195,7 +195,7 @@ class Task:
         return found
 
     @classmethod
-    def from_row(cls, row: tuple[Any, ...]) -> Task:
+    def from_row(cls, row: tuple[Any, ...]) -> TaskRow:
         """Make a task of a stored row of COLUMNS."""
         task = _new(cls)
         state = task.__dict__
@@ -205,8 +205,8 @@ class Task:
         return task
 
 
-COLUMNS: Final = tuple(item.name for item in fields(Task))
-_STATUSES: Final = {status.value: status for status in Status}
+COLUMNS: Final = tuple(item.name for item in fields(TaskRow))
+_STATUSES: Final = {status.value: status for status in StoredStatus}
 _MODES: Final = {mode.value: mode for mode in Mode}
 _new: Final = object.__new__
 
@@ -216,12 +216,12 @@ def pool_queue(workspace: str, implementation: str) -> str:
     return f"pool::{workspace}::{implementation}"
 
 
-def queue_of(task: Task) -> str:
+def queue_of(task: TaskRow) -> str:
     """Return where a task waits for an assignment: a pool's queue or an identity.
 
     "" if it does not wait.
     """
-    if task.status is not Status.PENDING:
+    if task.status is not StoredStatus.PENDING:
         return ""
     if task.task_type == AGENT_STARTUP:
         return ""  # orchestrator_profiles decides who gets it
@@ -230,13 +230,13 @@ def queue_of(task: Task) -> str:
     return task.target if task.mode is Mode.TARGETED else task.creator
 
 
-def keeper_of(task: Task) -> str:
+def keeper_of(task: TaskRow) -> str:
     """Return the creator that works on its task itself, without a token; "" if none."""
     own = task.mode is Mode.SELF_ASSIGN and not task.attached
     return task.assigned_to if own and task.status in HELD | WAITING else ""
 
 
-def holder_of(task: Task) -> str:
+def holder_of(task: TaskRow) -> str:
     """Return the worker whose live task it is; "" for none.
 
     A task that its creator has assigned to itself, without a token, counts for no worker.

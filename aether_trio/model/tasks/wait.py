@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from aether_trio.model.tasks.status import Status
+from aether_trio.model.tasks.status import StoredStatus
 
 
 class Reason(enum.IntEnum):
@@ -25,7 +25,7 @@ class Reason(enum.IntEnum):
         return _WORDS[self]
 
     @property
-    def status(self) -> Status:
+    def status(self) -> StoredStatus:
         """The status of a task that pauses for this reason."""
         return _STATUSES[self]
 
@@ -38,11 +38,11 @@ _WORDS = {
     Reason.HIBERNATION: "hibernation",
 }
 _STATUSES = {
-    Reason.UNSPECIFIED: Status.WAITING_INPUT,
-    Reason.INPUT: Status.WAITING_INPUT,
-    Reason.AUTHORITY: Status.WAITING_AUTHORITY,
-    Reason.DEPENDENCY: Status.WAITING_DEPENDENCY,
-    Reason.HIBERNATION: Status.HIBERNATED,
+    Reason.UNSPECIFIED: StoredStatus.WAITING_INPUT,
+    Reason.INPUT: StoredStatus.WAITING_INPUT,
+    Reason.AUTHORITY: StoredStatus.WAITING_AUTHORITY,
+    Reason.DEPENDENCY: StoredStatus.WAITING_DEPENDENCY,
+    Reason.HIBERNATION: StoredStatus.HIBERNATED,
 }
 
 ESCALATIONS = frozenset({"", "fail", "retry", "alert"})
@@ -70,9 +70,11 @@ class Wait:
     escalation: str = ""
 
     @property
-    def status(self) -> Status:
+    def status(self) -> StoredStatus:
         """The status of a task with this wait; an unknown reason is treated as INPUT."""
-        return _STATUSES.get(Reason(self.reason) if self.reason in set(Reason) else Reason.INPUT, Status.WAITING_INPUT)
+        return _STATUSES.get(
+            Reason(self.reason) if self.reason in set(Reason) else Reason.INPUT, StoredStatus.WAITING_INPUT
+        )
 
     @property
     def word(self) -> str:

@@ -14,14 +14,14 @@ from typing import Final
 
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.registry import AgentRegistry, find
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import sessions, startup
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
-from aether_trio.services.tasks.transaction.startup import StartRequest, StartResult
+from aether_trio.services.tasks.transaction.startup import AgentStartRequest, StartResult
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.session.session import Session
@@ -59,7 +59,7 @@ class AgentStarter:
         """Whether this implementation is registered. Raises StorageUnavailable."""
         return await self._agents.find(implementation) is not None
 
-    def start(self, tx: Transaction, target: Identity, cause: Task) -> Program[str]:
+    def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
         """Have `target` started, in the transaction that creates `cause`.
 
         Returns "", or why it cannot be started.
@@ -127,7 +127,7 @@ class AgentStarter:
         registration = yield from find(target.implementation)
         if registration is None:
             return StartResult(problem=f"no agent implementation {target.implementation!r} is registered")
-        wish = StartRequest(
+        wish = AgentStartRequest(
             task_id,
             target,
             {
@@ -148,7 +148,7 @@ class AgentStarter:
         """
         return await self._engine.database.read(lambda: startup.connected_among(identities))
 
-    async def current_start(self, identity: Identity) -> Task | None:
+    async def current_start(self, identity: Identity) -> TaskRow | None:
         """Return the startup task of this identity that has not ended, or None.
 
         Raises StorageUnavailable.

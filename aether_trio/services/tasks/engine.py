@@ -30,7 +30,7 @@ from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status as StreamStatus
-from aether_trio.model.tasks import Status, Task
+from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks import nodes
 from aether_trio.services.tasks.delivery import status_updates
@@ -278,7 +278,7 @@ class Engine:
                 StreamStatus.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
             )
 
-    def _tell_hibernated(self, task: Task, node: str, here: str) -> None:
+    def _tell_hibernated(self, task: TaskRow, node: str, here: str) -> None:
         if node != here:
             self.nodes.notify(node, nodes.HIBERNATED, task.task_id)
             return
@@ -385,7 +385,7 @@ class Engine:
     async def _sweep(self) -> None:
         while True:
             await trio.sleep(retention.INTERVAL_S)
-            self.input_consumer.look()  # no notification comes for an append whose commit is in doubt
+            self.input_consumer.look()  # an append whose commit is in doubt notifies no node
             self._child_events_written.set()  # nor for such a transaction
             try:
                 for page in (retention.forget_memories, retention.forget_resolved):
@@ -489,7 +489,7 @@ class Engine:
                     task = await self.database.read_small(lambda task_id=task_id: task_rows.load(task_id))  # type: ignore[misc]
                     if (
                         task is not None
-                        and task.status is Status.HIBERNATED
+                        and task.status is StoredStatus.HIBERNATED
                         and self._registry.holder(task.assigned_to)
                     ):
                         self._tell_hibernated(task, here, here)
@@ -520,7 +520,7 @@ def _find_sessions_to_end(tx: TaskTransaction) -> Program[None]:
 
 def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
     task = yield from task_rows.load(task_id)
-    if task is None or task.epoch != epoch or task.status not in (Status.ASSIGNED, Status.STARTING):
+    if task is None or task.epoch != epoch or task.status not in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
         return
     worker = yield from tx.find_worker(task.assigned_to)
     if worker is not None:

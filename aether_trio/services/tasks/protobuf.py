@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.model.tasks import RetryPolicy, Status, Task, Wait
+from aether_trio.model.tasks import RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
@@ -65,23 +65,23 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
     return kept.SerializeToString()
 
 
-def may_start_target(task: Task) -> bool:
+def may_start_target(task: TaskRow) -> bool:
     """Return whether the creator lets the target be started when it is not connected."""
     policy = _kept(task).target_offline_policy
     return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
 
 
-def ends_with_parent(task: Task) -> bool:
+def ends_with_parent(task: TaskRow) -> bool:
     """Return whether the creator wants the task cancelled when its parent is."""
     return _kept(task).metadata.get(ON_PARENT_CANCELLED) == CANCEL
 
 
-def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:
+def policy_of(request: pb.CreateTaskRequest) -> RetrySchedule | None:
     """Return the retry policy of a request, if it has one."""
     if not request.HasField("retry_policy"):
         return None
     policy = request.retry_policy
-    return RetryPolicy(
+    return RetrySchedule(
         policy.max_attempts,
         int(policy.backoff),
         policy.initial_delay_ms,
@@ -101,12 +101,12 @@ def named(text: str) -> tuple[str, int]:
     return task_id, int(number)
 
 
-def info(task: Task, *, numbered: bool = False) -> pb.TaskInfo:
+def info(task: TaskRow, *, numbered: bool = False) -> pb.TaskInfo:
     """Return a task as a participant is shown it."""
     return show(pb.TaskInfo(), task, numbered=numbered)
 
 
-def show(shown: pb.TaskInfo, task: Task, *, numbered: bool = False) -> pb.TaskInfo:
+def show(shown: pb.TaskInfo, task: TaskRow, *, numbered: bool = False) -> pb.TaskInfo:
     """Write `info` into an empty message.
 
     Most tasks lack most optional fields, and an unset field costs nothing.
@@ -171,12 +171,12 @@ _SHOWN_S: Final = (
 _NOTHING_KEPT: Final = pb.CreateTaskRequest()
 
 
-def _kept(task: Task) -> pb.CreateTaskRequest:
+def _kept(task: TaskRow) -> pb.CreateTaskRequest:
     """Decode the kept parts of the request; the result may only be read."""
     return pb.CreateTaskRequest.FromString(task.spec) if task.spec else _NOTHING_KEPT
 
 
-def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
+def assignment(task: TaskRow, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
     """Return a task as its worker is sent it."""
     kept = _kept(task)
     given = pb.TaskAssignment(
@@ -198,33 +198,33 @@ def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.Task
     return given
 
 
-def descriptor(task: Task) -> pb.HibernationDescriptor:
+def descriptor(task: TaskRow) -> pb.HibernationDescriptor:
     """Return the descriptor that the worker of a hibernated task gave."""
     wait = task.waits_for
     return pb.HibernationDescriptor() if wait is None else _wait_spec(wait).hibernation
 
 
-def hibernation_of(task: Task) -> dict[str, str]:
+def hibernation_of(task: TaskRow) -> dict[str, str]:
     """Return metadata of a task that has hibernated: where it left its state."""
     if not task.checkpoint_key:
         return {}
     return {CHECKPOINT_KEY: task.checkpoint_key, RESUME_SESSION_ID: task.resume_session_id}
 
 
-def _metadata(task: Task, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
-    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or task.status is Status.DLQ):
+def _metadata(task: TaskRow, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
+    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or task.status is StoredStatus.DLQ):
         return {}
     metadata = {**kept.metadata, **hibernation_of(task)}
     if numbered and task.epoch:
         metadata[ASSIGNMENT] = str(task.epoch)
     note = metadata.pop(_RESOLVED, "")
-    if task.status is Status.DLQ:
+    if task.status is StoredStatus.DLQ:
         stamp, _, by = note.partition(" ")
         metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"
     return metadata
 
 
-def resolved_by(task: Task, by: str) -> Task:
+def resolved_by(task: TaskRow, by: str) -> TaskRow:
     """Return a dead task with a note of who resolved it.
 
     The note does not count if the task is retried and dies again.

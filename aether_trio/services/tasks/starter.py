@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.storage.base import Program
 
@@ -32,7 +32,7 @@ class Starter(Protocol):
         """Return whether this implementation is registered. Raises StorageUnavailable."""
         ...
 
-    def start(self, tx: Transaction, target: Identity, cause: Task) -> Program[str]:
+    def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
         """Start the target of `cause`, in the transaction that creates `cause`.
 
         A start that is in progress already is a success. Returns "", or why the target cannot be

@@ -106,7 +106,7 @@ class TaskTimer:
         return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf
 
     async def _sleep(self) -> None:
-        """Wait until something is due, an earlier moment was noted, or CHECK_S have passed."""
+        """Wait until a task is due, an earlier moment is noted, or CHECK_S are over."""
         while not self._earlier.is_set() and (wait_s := self._wait_s()) > 0:
             with trio.move_on_after(min(wait_s, CHECK_S)):
                 await self._earlier.wait()

@@ -10,13 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.model.tasks import Backoff, Facts, Mode, Reason, RetryPolicy, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks import (
+    Backoff,
+    Facts,
+    Mode,
+    MoveStep,
+    Reason,
+    RetrySchedule,
+    StoredStatus,
+    TaskRow,
+    Wait,
+    decide,
+)
 from aether_trio.model.tasks.due import Due, TimeLimits, happening, moments, move_of, next_due, start_delay_ms
 from aether_trio.model.tasks.retry import MAX_DELAY_MS
 from aether_trio.model.tasks.status import grace_ms, priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS, queue_of
 
-S = Status
+S = StoredStatus
 NEVER = TimeLimits(0, 0, 0, 0, 0, 0)
 NOW = 1_700_000_000_000
 
@@ -49,25 +60,25 @@ def test_grace_windows_and_priorities() -> None:
 @pytest.mark.parametrize(
     ("policy", "delays"),
     [
-        (RetryPolicy(backoff=Backoff.FIXED, initial_delay_ms=250), [250, 250, 250, 250]),
-        (RetryPolicy(backoff=Backoff.FIXED), [0, 0, 0, 0]),
-        (RetryPolicy(), [1000, 2000, 4000, 8000]),
-        (RetryPolicy(backoff=Backoff.EXPONENTIAL, initial_delay_ms=10, max_delay_ms=35), [10, 20, 35, 35]),
-        (RetryPolicy(backoff=Backoff.EXPLICIT_SCHEDULE, schedule_ms=(5, 70)), [5, 70, 70, 70]),
-        (RetryPolicy(backoff=Backoff.EXPLICIT_SCHEDULE, initial_delay_ms=9), [9, 9, 9, 9]),
-        (RetryPolicy(backoff=Backoff.FIXED, initial_delay_ms=-5), [0, 0, 0, 0]),
+        (RetrySchedule(backoff=Backoff.FIXED, initial_delay_ms=250), [250, 250, 250, 250]),
+        (RetrySchedule(backoff=Backoff.FIXED), [0, 0, 0, 0]),
+        (RetrySchedule(), [1000, 2000, 4000, 8000]),
+        (RetrySchedule(backoff=Backoff.EXPONENTIAL, initial_delay_ms=10, max_delay_ms=35), [10, 20, 35, 35]),
+        (RetrySchedule(backoff=Backoff.EXPLICIT_SCHEDULE, schedule_ms=(5, 70)), [5, 70, 70, 70]),
+        (RetrySchedule(backoff=Backoff.EXPLICIT_SCHEDULE, initial_delay_ms=9), [9, 9, 9, 9]),
+        (RetrySchedule(backoff=Backoff.FIXED, initial_delay_ms=-5), [0, 0, 0, 0]),
     ],
 )
-def test_delays(policy: RetryPolicy, delays: list[int]) -> None:
+def test_delays(policy: RetrySchedule, delays: list[int]) -> None:
     assert [policy.delay_ms(failures, half) for failures in range(1, 5)] == delays
 
 
 def test_attempts_default_to_three() -> None:
-    assert [RetryPolicy(max_attempts=count).attempts for count in (0, -1, 1, 8)] == [3, 3, 1, 8]
+    assert [RetrySchedule(max_attempts=count).attempts for count in (0, -1, 1, 8)] == [3, 3, 1, 8]
 
 
 def test_jitter_stays_within_its_share() -> None:
-    policy = RetryPolicy(backoff=Backoff.FIXED, initial_delay_ms=1000, jitter_factor=0.25)
+    policy = RetrySchedule(backoff=Backoff.FIXED, initial_delay_ms=1000, jitter_factor=0.25)
     delays = [policy.delay_ms(1, Random(seed).random) for seed in range(200)]
     assert min(delays) >= 750
     assert max(delays) <= 1250
@@ -76,7 +87,7 @@ def test_jitter_stays_within_its_share() -> None:
 
 @given(
     st.builds(
-        RetryPolicy,
+        RetrySchedule,
         max_attempts=st.integers(-(2**31), 2**31 - 1),
         backoff=st.integers(0, 9),
         initial_delay_ms=st.integers(-(2**63), 2**63 - 1),
@@ -87,13 +98,13 @@ def test_jitter_stays_within_its_share() -> None:
     st.integers(-5, 10_000),
     st.floats(0, 1, exclude_max=True),
 )
-def test_any_policy_gives_a_delay_that_fits(policy: RetryPolicy, failures: int, uniform: float) -> None:
+def test_any_policy_gives_a_delay_that_fits(policy: RetrySchedule, failures: int, uniform: float) -> None:
     assert 0 <= policy.delay_ms(failures, lambda: uniform) <= MAX_DELAY_MS
 
 
 def test_what_is_stored_comes_back() -> None:
-    policy = RetryPolicy(4, 3, 1, 2, 0.5, (1, 2), (500,), honor_retry_after=True)
-    assert RetryPolicy.from_json(policy.to_json()) == policy
+    policy = RetrySchedule(4, 3, 1, 2, 0.5, (1, 2), (500,), honor_retry_after=True)
+    assert RetrySchedule.from_json(policy.to_json()) == policy
     wait = Wait(4, "ag::w::i::s", {"a": "b"}, "r", ("x", "y"), True, 5, 6, "k", "s", ("e",), "retry")
     assert Wait.from_json(wait.to_json()) == wait
 
@@ -125,27 +136,27 @@ def test_an_unknown_reason_is_input() -> None:
 
 
 def test_a_row_is_made_from_its_columns() -> None:
-    task = Task("t", "work", "w", mode=Mode.POOL, status=S.RUNNING, events=7)
-    assert tuple(item.name for item in fields(Task)) == COLUMNS
-    assert Task.from_row(tuple(task.values())) == task
+    task = TaskRow("t", "work", "w", mode=Mode.POOL, status=S.RUNNING, events=7)
+    assert tuple(item.name for item in fields(TaskRow)) == COLUMNS
+    assert TaskRow.from_row(tuple(task.values())) == task
     assert task.changed({"events": 8}).events == 8
 
 
 def test_where_a_task_waits() -> None:
-    pool = Task("t", "work", "w", mode=Mode.POOL, target_implementation="i")
+    pool = TaskRow("t", "work", "w", mode=Mode.POOL, target_implementation="i")
     assert queue_of(pool) == "pool::w::i"
     assert queue_of(pool.changed({"status": S.ASSIGNED})) == ""
-    assert queue_of(Task("t", "x", "w", mode=Mode.TARGETED, target="ag::w::i::s")) == "ag::w::i::s"
-    assert queue_of(Task("t", "x", "w", creator="us::u::win")) == "us::u::win"
-    assert queue_of(Task("t", "agent_startup", "w", mode=Mode.POOL)) == ""
+    assert queue_of(TaskRow("t", "x", "w", mode=Mode.TARGETED, target="ag::w::i::s")) == "ag::w::i::s"
+    assert queue_of(TaskRow("t", "x", "w", creator="us::u::win")) == "us::u::win"
+    assert queue_of(TaskRow("t", "agent_startup", "w", mode=Mode.POOL)) == ""
 
 
 # -- time ------------------------------------------------------------------------------------------
 
 
-def row(status: S = S.RUNNING, **changes: Any) -> Task:
+def row(status: S = S.RUNNING, **changes: Any) -> TaskRow:
     usual: dict[str, Any] = {"created_ms": NOW, "pending_ms": NOW, "started_ms": NOW + 1000, "heartbeat_ms": NOW + 2000}
-    return Task(**({"task_id": "t", "task_type": "work", "workspace": "w", "status": status} | usual | changes))
+    return TaskRow(**({"task_id": "t", "task_type": "work", "workspace": "w", "status": status} | usual | changes))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +179,7 @@ def row(status: S = S.RUNNING, **changes: Any) -> Task:
         (row(S.HIBERNATED, paused_ms=NOW, wait=Wait(4, timeout_ms=4, escalation="alert").to_json()), []),
     ],
 )  # fmt: skip
-def test_moments(task: Task, wanted: list[tuple[int, Due]]) -> None:
+def test_moments(task: TaskRow, wanted: list[tuple[int, Due]]) -> None:
     assert list(moments(task, NEVER)) == wanted
     assert next_due(task, NEVER) == min((at_ms for at_ms, _ in wanted), default=0)
 
@@ -216,9 +227,9 @@ def test_the_first_of_what_is_due_happens() -> None:
         (Due.STALE, row(S.PENDING, mode=Mode.POOL), S.CANCELLED, "pending"),
     ],
 )
-def test_what_a_moment_makes_of_a_task(due: Due, task: Task, status: S, says: str) -> None:
+def test_what_a_moment_makes_of_a_task(due: Due, task: TaskRow, status: S, says: str) -> None:
     step = decide(task, *move_of(task, due, Facts(NOW)))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert step.after.status is status
     assert says in step.after.error
 
@@ -235,7 +246,7 @@ def test_backoff_of_deadlines_without_a_policy() -> None:
         for count in range(6):
             task = row(max_attempts=99, retry_count=count, **fields)
             step = decide(task, *move_of(task, due, Facts(NOW)))
-            assert isinstance(step, Step)
+            assert isinstance(step, MoveStep)
             found.append(step.after.next_retry_ms - NOW)
         return found
 

@@ -11,20 +11,20 @@ from aether_trio.model.tasks import (
     Facts,
     Mode,
     Move,
+    MoveRefusal,
+    MoveStep,
     Reason,
-    Refusal,
-    Refused,
+    RefusedMove,
     Repeat,
-    RetryPolicy,
-    Status,
-    Step,
-    Task,
+    RetrySchedule,
+    StoredStatus,
+    TaskRow,
     Wait,
 )
 from aether_trio.model.tasks.status import HELD, PAUSED, TERMINAL
 from aether_trio.model.tasks.table import RULES, decide
 
-S = Status
+S = StoredStatus
 WORKER, CREATOR, OTHER = "ag::w::i::worker", "ag::w::c::creator", "ag::w::i::other"
 NOW = 1_700_000_100_000
 
@@ -48,7 +48,7 @@ VALIDATOR = {
 CLAIMABLE = {S.PENDING, S.ASSIGNED, S.STARTING, S.RUNNING}
 
 
-def make(status: S, **fields: Any) -> Task:
+def make(status: S, **fields: Any) -> TaskRow:
     """A task as it is when it has come to `status` in the usual way."""
     usual: dict[str, Any] = {"mode": Mode.POOL, "creator": CREATOR, "created_ms": NOW - 5000, "pending_ms": NOW - 5000}
     if status is not S.PENDING:
@@ -60,22 +60,22 @@ def make(status: S, **fields: Any) -> Task:
         usual |= {"wait": Wait(reason, checkpoint_key="k").to_json(), "paused_ms": NOW - 2000}
     if status in TERMINAL:
         usual |= {"ended_by": WORKER, "updated_ms": NOW - 1000}
-    return Task("t", "work", "w", status=status, **(usual | fields))
+    return TaskRow("t", "work", "w", status=status, **(usual | fields))
 
 
 def facts(caller: str = WORKER, **fields: Any) -> Facts:
     return Facts(NOW, caller, 1 if caller == WORKER else None, **fields)
 
 
-def facts_of(task: Task, **fields: Any) -> Facts:
+def facts_of(task: TaskRow, **fields: Any) -> Facts:
     """What its worker says, or anybody while it has none."""
     return Facts(NOW, WORKER, task.epoch or None, **fields)
 
 
-def leads_to(task: Task, move: Move, told: Facts) -> Status | None:
+def leads_to(task: TaskRow, move: Move, told: Facts) -> StoredStatus | None:
     """The status afterwards, None for a refusal."""
     match decide(task, move, told):
-        case Step(after):
+        case MoveStep(after):
             return after.status
         case Repeat():
             return task.status
@@ -109,13 +109,13 @@ def test_a_resume_by_another_participant_begins_nothing(status: S) -> None:
     assert leads_to(make(status), Move.RESUME, facts(OTHER)) is status
 
 
-@pytest.mark.parametrize("policy", [RetryPolicy(max_attempts=3), None])
+@pytest.mark.parametrize("policy", [RetrySchedule(max_attempts=3), None])
 @pytest.mark.parametrize(("failures", "attempts"), [(0, 3), (1, 3), (2, 3), (0, 1)])
-def test_a_lost_delivery_is_an_attempt(policy: RetryPolicy | None, failures: int, attempts: int) -> None:
+def test_a_lost_delivery_is_an_attempt(policy: RetrySchedule | None, failures: int, attempts: int) -> None:
     text = "" if policy is None else policy.to_json()
     task = make(S.ASSIGNED, retry_count=failures, max_attempts=attempts, retry_policy=text, deliveries=7)
     step = decide(task, Move.LOSE, Facts(NOW, reason="gone"))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     last = failures + 1 >= attempts
     assert step.after.status is (S.DLQ if last else S.FAILED if policy else S.PENDING)
     assert step.after.retry_count == failures + 1
@@ -127,12 +127,12 @@ def test_a_lost_delivery_is_an_attempt(policy: RetryPolicy | None, failures: int
 def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move) -> None:
     """Neither who had it, nor since when, nor that a participant was there, nor until when it was excused."""
     of_a_worker = {"assigned_ms": NOW - 9, "disconnected_ms": NOW - 8, "attached": 1, "excused_ms": NOW + 7, "begun": 1}
-    seen: set[Status] = set()
+    seen: set[StoredStatus] = set()
     for status in (*HELD, *PAUSED, *TERMINAL):
-        task = make(status, retry_policy=RetryPolicy(max_attempts=9).to_json(), **of_a_worker)
+        task = make(status, retry_policy=RetrySchedule(max_attempts=9).to_json(), **of_a_worker)
         for told in (facts_of(task), Facts(NOW, reason="gone"), Facts(NOW, present=False, lost=True)):
             step = decide(task, move, told)
-            if isinstance(step, Step) and step.after.status is S.PENDING:
+            if isinstance(step, MoveStep) and step.after.status is S.PENDING:
                 seen.add(status)
                 after = step.after
                 assert (after.assigned_to, after.assigned_ms, after.disconnected_ms) == ("", 0, 0)
@@ -145,7 +145,7 @@ def test_deliveries_are_bounded(status: S, bound: int) -> None:
     task = make(status, deliveries=bound - 2)
     for wanted in (S.PENDING, S.DLQ):
         step = decide(task, Move.UNASSIGN, Facts(NOW, lost=True))
-        assert isinstance(step, Step)
+        assert isinstance(step, MoveStep)
         assert step.after.status is wanted
         task = task.changed({"deliveries": step.after.deliveries})
     assert leads_to(make(status, deliveries=99), Move.UNASSIGN, Facts(NOW)) is S.PENDING
@@ -177,7 +177,7 @@ def test_cancel_takes_whatever_has_not_ended(status: S) -> None:
 
 def test_cancel_ends_a_failed_task_that_would_be_tried_again() -> None:
     step = decide(make(S.FAILED, next_retry_ms=NOW + 1), Move.CANCEL, facts(CREATOR))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.status, step.after.next_retry_ms, step.after.is_final) == (S.CANCELLED, 0, True)
 
 
@@ -202,8 +202,8 @@ def test_a_repeat_by_the_same_caller_changes_nothing_and_by_another_is_refused(m
     ended = {Move.COMPLETE: S.COMPLETED, Move.FAIL: S.FAILED, Move.CANCEL: S.CANCELLED, Move.REJECT: S.REJECTED}[move]
     assert isinstance(decide(make(ended), move, facts()), Repeat)
     refused = decide(make(ended), move, facts(CREATOR))
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.ENDED
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.ENDED
     assert ended.value in refused.text
 
 
@@ -217,10 +217,10 @@ def test_a_repeat_by_the_same_caller_changes_nothing_and_by_another_is_refused(m
         make(S.PENDING, epoch=1),
     ],
 )
-def test_a_worker_that_lost_the_task_is_told_so(move: Move, task: Task) -> None:
+def test_a_worker_that_lost_the_task_is_told_so(move: Move, task: TaskRow) -> None:
     refused = decide(task, move, facts(wait=Wait(Reason.INPUT)))
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.STALE
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.STALE
     assert "over" in refused.text
 
 
@@ -233,10 +233,10 @@ def test_the_same_pause_changes_nothing_and_another_one_waits(status: S) -> None
         if status in (S.RUNNING, S.WAITING_INPUT):
             assert leads_to(before, Move.PAUSE, facts(**again)) is S.WAITING_INPUT
         else:
-            assert isinstance(decide(before, Move.PAUSE, facts(**again)), Refused)
+            assert isinstance(decide(before, Move.PAUSE, facts(**again)), RefusedMove)
     lost = decide(make(status, pause_key="k", epoch=2), Move.PAUSE, facts(**again))
-    assert isinstance(lost, Refused)
-    assert lost.why is Refusal.STALE
+    assert isinstance(lost, RefusedMove)
+    assert lost.why is MoveRefusal.STALE
 
 
 @pytest.mark.parametrize("status", sorted({*S} - {S.RUNNING} - PAUSED))
@@ -251,24 +251,24 @@ def test_a_worker_that_lost_the_task_may_still_cancel_it() -> None:
 
 def test_claiming_what_waits_is_an_assignment_for_whom_it_is_for() -> None:
     step = decide(make(S.PENDING, epoch=4), Move.CLAIM, facts(OTHER))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.assigned_to, step.after.epoch, step.after.status) == (OTHER, 5, S.RUNNING)
     targeted = make(S.PENDING, mode=Mode.TARGETED, target=WORKER)
     refused = decide(targeted, Move.CLAIM, facts(OTHER))
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.NOT_YOURS
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.NOT_YOURS
 
 
 def test_nobody_claims_what_somebody_else_was_assigned() -> None:
     refused = decide(make(S.ASSIGNED), Move.CLAIM, facts(OTHER))
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.NOT_YOURS
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.NOT_YOURS
 
 
 def test_a_second_claim_changes_nothing_unless_its_worker_was_missed() -> None:
     assert isinstance(decide(make(S.RUNNING), Move.CLAIM, facts()), Repeat)
     step = decide(make(S.RUNNING, disconnected_ms=NOW - 1), Move.CLAIM, facts())
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.disconnected_ms, step.after.started_ms) == (0, NOW - 3000)
 
 
@@ -277,7 +277,7 @@ def test_only_an_assignment_raises_the_epoch_and_it_names_the_worker(status: S, 
     before = make(status)
     told = Facts(NOW, OTHER, None, wait=Wait(Reason.INPUT))
     match decide(before, move, told):
-        case Step(after):
+        case MoveStep(after):
             if after.epoch != before.epoch:
                 assert after.epoch == before.epoch + 1
                 assert after.assigned_to == OTHER
@@ -288,19 +288,19 @@ def test_only_an_assignment_raises_the_epoch_and_it_names_the_worker(status: S, 
 @pytest.mark.parametrize("failures", range(3))
 def test_failure_without_a_policy_is_final(failures: int) -> None:
     step = decide(make(S.RUNNING, retry_count=failures), Move.FAIL, facts(reason="boom"))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     after = step.after
     assert (after.retry_count, after.next_retry_ms, after.error, step.reason) == (failures + 1, 0, "boom", "boom")
     assert after.is_final
 
 
 def test_failure_with_a_policy_is_final_at_its_last_attempt() -> None:
-    policy = RetryPolicy(max_attempts=3, backoff=1, initial_delay_ms=700).to_json()
+    policy = RetrySchedule(max_attempts=3, backoff=1, initial_delay_ms=700).to_json()
     nexts = []
     for failures in range(3):
         task = make(S.RUNNING, retry_policy=policy, max_attempts=3, retry_count=failures)
         step = decide(task, Move.FAIL, facts())
-        assert isinstance(step, Step)
+        assert isinstance(step, MoveStep)
         nexts.append((step.after.next_retry_ms, step.after.is_final))
     assert nexts == [(NOW + 700, False), (NOW + 700, False), (0, True)]
 
@@ -308,7 +308,7 @@ def test_failure_with_a_policy_is_final_at_its_last_attempt() -> None:
 def test_retry_clears_what_the_reference_clears_and_keeps_the_rest() -> None:
     failed = make(S.FAILED, retry_count=2, completed_ms=5, failed_ms=6, error="boom", error_type="X", next_retry_ms=NOW)
     step = decide(failed, Move.RETRY, facts(CREATOR))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     after = step.after
     assert (after.started_ms, after.failed_ms, after.assigned_ms, after.next_retry_ms) == (0, 0, 0, 0)
     assert (after.assigned_to, after.error, after.error_type, after.ended_by) == ("", "", "", "")
@@ -318,14 +318,14 @@ def test_retry_clears_what_the_reference_clears_and_keeps_the_rest() -> None:
 
 def test_hibernation_needs_its_checkpoint_and_lets_the_worker_go() -> None:
     refused = decide(make(S.RUNNING), Move.PAUSE, facts(wait=Wait(Reason.HIBERNATION)))
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.WAIT_SPEC
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.WAIT_SPEC
     wait = Wait(Reason.HIBERNATION, checkpoint_key="half", resume_session_id="s")
     slept = decide(make(S.RUNNING, attached=1), Move.PAUSE, facts(wait=wait))
-    assert isinstance(slept, Step)
+    assert isinstance(slept, MoveStep)
     assert (slept.after.attached, slept.after.paused_ms, slept.reason) == (0, NOW, "hibernation")
     woken = decide(slept.after, Move.WAKE, Facts(NOW + 5))
-    assert isinstance(woken, Step)
+    assert isinstance(woken, MoveStep)
     after = woken.after
     assert (after.status, after.assigned_to, after.checkpoint_key, after.resume_session_id) == (
         S.PENDING,
@@ -339,28 +339,28 @@ def test_hibernation_needs_its_checkpoint_and_lets_the_worker_go() -> None:
 @pytest.mark.parametrize("status", [S.WAITING_INPUT, S.WAITING_AUTHORITY, S.WAITING_DEPENDENCY])
 def test_what_wakes_goes_on_where_it_is_and_without_a_worker_there_starts_its_grace(status: S) -> None:
     step = decide(make(status), Move.WAKE, Facts(NOW))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.status, step.after.assigned_to, step.after.disconnected_ms) == (S.RUNNING, WORKER, 0)
     gone = decide(make(status), Move.WAKE, Facts(NOW, present=False))
-    assert isinstance(gone, Step)
+    assert isinstance(gone, MoveStep)
     assert (gone.after.status, gone.after.disconnected_ms) == (S.RUNNING, NOW)
     nobody = decide(make(status, assigned_to=""), Move.WAKE, Facts(NOW))
-    assert isinstance(nobody, Step)
+    assert isinstance(nobody, MoveStep)
     assert nobody.after.status is S.PENDING
 
 
 def test_pause_without_a_wait_spec_is_refused() -> None:
     refused = decide(make(S.RUNNING), Move.PAUSE, facts())
-    assert isinstance(refused, Refused)
-    assert refused.why is Refusal.WAIT_SPEC
+    assert isinstance(refused, RefusedMove)
+    assert refused.why is MoveRefusal.WAIT_SPEC
 
 
 def test_a_token_binds_its_worker_whoever_had_the_task() -> None:
     step = decide(make(S.RUNNING), Move.ATTACH, Facts(NOW, OTHER))
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.assigned_to, step.after.epoch, step.after.attached) == (OTHER, 2, 1)
     waiting = decide(make(S.WAITING_INPUT), Move.ATTACH, Facts(NOW, WORKER))
-    assert isinstance(waiting, Step)
+    assert isinstance(waiting, MoveStep)
     assert (waiting.after.status, waiting.after.epoch, waiting.after.attached) == (S.WAITING_INPUT, 1, 1)
 
 
@@ -368,7 +368,7 @@ def test_a_token_binds_its_worker_whoever_had_the_task() -> None:
 def test_a_deadline_leads_to_another_attempt_or_to_the_dead_letters(failures: int, wanted: S) -> None:
     told = Facts(NOW, reason="too late", error_type="TIMEOUT", delay_ms=1500)
     step = decide(make(S.RUNNING, retry_count=failures), Move.TIME_OUT, told)
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     assert (step.after.status, step.after.retry_count, step.reason) == (wanted, failures + 1, "too late")
     assert step.after.next_retry_ms == (0 if wanted is S.DLQ else NOW + 1500)
 
@@ -391,9 +391,9 @@ EARLIER = {
 }
 
 
-def after_of(task: Task, move: Move, told: Facts) -> Task:
+def after_of(task: TaskRow, move: Move, told: Facts) -> TaskRow:
     step = decide(task, move, told)
-    assert isinstance(step, Step)
+    assert isinstance(step, MoveStep)
     return step.after
 
 
@@ -490,7 +490,7 @@ def test_an_end_has_its_time_and_its_author_and_nothing_is_due_any_more(move: Mo
 @pytest.mark.parametrize("move", [Move.CANCEL, Move.BURY])
 def test_what_would_have_been_tried_again_is_not(move: Move) -> None:
     waiting = after_of(
-        make(S.RUNNING, retry_policy=RetryPolicy(max_attempts=3).to_json(), max_attempts=3), Move.FAIL, facts()
+        make(S.RUNNING, retry_policy=RetrySchedule(max_attempts=3).to_json(), max_attempts=3), Move.FAIL, facts()
     )
     assert waiting.next_retry_ms > NOW
     assert after_of(waiting, move, Facts(NOW)).next_retry_ms == 0

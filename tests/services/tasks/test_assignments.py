@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.session import Session
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -60,7 +60,7 @@ async def test_one_that_has_gone_is_told_nothing(core: Core) -> None:
         worker.cut()
         while not session.detached:
             await trio.lowlevel.checkpoint()
-        core.tasks.engine.assignments.push(session, Task("t", "t", "w"), b"")
+        core.tasks.engine.assignments.push(session, TaskRow("t", "t", "w"), b"")
         assert core.tasks.engine.statistics().assignments == 0
 
 
@@ -71,7 +71,7 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
     send_starts = deliveries.send_starts
     may_go_on = trio.Event()
 
-    async def slowly(session: Session, starts: Sequence[Task]) -> None:
+    async def slowly(session: Session, starts: Sequence[TaskRow]) -> None:
         await may_go_on.wait()
         await send_starts(session, starts)
 

@@ -10,7 +10,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.operate import OperationRequest
@@ -162,7 +162,7 @@ async def test_children_of_many_cancelled_tasks_share_no_transaction(
     after_commit = Engine.after_commit
 
     def noted(engine: Engine, tx: task_transaction.TaskTransaction) -> None:
-        sizes.append(len([one for one in tx.effects.status_changes if one.status is Status.CANCELLED]))
+        sizes.append(len([one for one in tx.effects.status_changes if one.status is StoredStatus.CANCELLED]))
         after_commit(engine, tx)
 
     monkeypatch.setattr(Engine, "after_commit", noted)
@@ -189,7 +189,7 @@ async def test_children_of_many_cancelled_tasks_share_no_transaction(
 
 def test_the_end_of_a_task_without_children_looks_for_none(store: Store) -> None:
     """There may be millions of other tasks, and a plan that reads them."""
-    task = Task("one", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", root_task_id="one")
+    task = TaskRow("one", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", root_task_id="one")
     caller = Caller(Identity.parse(task.creator), "w")
     asked: list[Statement] = []
 
@@ -201,6 +201,6 @@ def test_the_end_of_a_task_without_children_looks_for_none(store: Store) -> None
             lambda: caught(operate_on(context, caller, OperationRequest("one", Move.CANCEL)), asked)
         )
         assert cancelled.task is not None
-        assert cancelled.task.status is Status.CANCELLED
+        assert cancelled.task.status is StoredStatus.CANCELLED
         assert not [one.sql for one in asked if "parent_task_id = " in one.sql and "SELECT" in one.sql]
         assert not [one.sql for one in asked if "task_cancelled_parents" in one.sql]

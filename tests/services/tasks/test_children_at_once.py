@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks import Mode, Move, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import create
@@ -83,7 +83,7 @@ async def core(postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch)
 
 
 def made(task_id: str, parent: str) -> Program[CreateResult]:
-    task = Task(task_id, "t", "w", mode=Mode.POOL, creator=CREATOR, root_task_id=task_id, parent_task_id=parent)
+    task = TaskRow(task_id, "t", "w", mode=Mode.POOL, creator=CREATOR, root_task_id=task_id, parent_task_id=parent)
     return create.create_in_transaction(
         CONTEXT, task, b"", key=b"", request=b"", offline=OfflinePolicy.QUEUE, start=None, target=None, minted=None
     )

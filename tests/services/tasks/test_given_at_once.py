@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import Context
@@ -16,10 +16,10 @@ from tests.helpers.direct import Store
 WORKER = "ag::w::i::1"
 
 
-@pytest.mark.parametrize(("live", "status"), [(0, Status.ASSIGNED), (1, Status.PENDING)])
-def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status) -> None:
+@pytest.mark.parametrize(("live", "status"), [(0, StoredStatus.ASSIGNED), (1, StoredStatus.PENDING)])
+def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: StoredStatus) -> None:
     spec = pb.CreateTaskRequest(task_type="t").SerializeToString()
-    task = Task("t1", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", target_implementation="i", spec=spec)
+    task = TaskRow("t1", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", target_implementation="i", spec=spec)
     tx = TaskTransaction(Context(1000, "n1", TimeLimits()))
     program = tx.create(task, b"payload")
     said: list[tuple[str, tuple[object, ...]]] = []
@@ -38,7 +38,7 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
     assert status in row
     assert not any(sql.startswith("UPDATE tasks ") for sql, _ in said)
     assert [(push.task.status, push.payload) for push in tx.effects.assignments] == [(status, b"payload")] * (1 - live)
-    assert (task.status, task.queue != "") == (Status.PENDING, True)
+    assert (task.status, task.queue != "") == (StoredStatus.PENDING, True)
 
 
 @pytest.mark.parametrize("size", [0, 1, task_rows.KEPT_PAYLOAD_BYTES, task_rows.KEPT_PAYLOAD_BYTES + 1])
@@ -46,7 +46,7 @@ def test_a_payload_is_found_wherever_it_lies(store: Store, size: int) -> None:
     place = store.place()
     direct = place.direct("tasks")
     payload = bytes(range(256)) * 3
-    task = Task("t1", "t", "w", creator="ag::w::c::1")
+    task = TaskRow("t1", "t", "w", creator="ag::w::c::1")
     direct.drive(lambda: TaskTransaction(Context(1000, "n1", TimeLimits())).create(task, payload[:size]))
     found = direct.drive(lambda: task_rows.payload_of("t1"))
     apart = direct.drive(lambda: single(Fetch("SELECT task_id FROM task_payloads")))

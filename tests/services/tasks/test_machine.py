@@ -21,7 +21,18 @@ from hypothesis.stateful import (
 )
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Reason, Refused, Repeat, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks import (
+    Mode,
+    Move,
+    MoveStep,
+    Reason,
+    RefusedMove,
+    Repeat,
+    StoredStatus,
+    TaskRow,
+    Wait,
+    decide,
+)
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING
 from aether_trio.services.tasks.handlers import create as creating
@@ -69,7 +80,7 @@ class TaskMachine(RuleBasedStateMachine):
         self.ids: list[str] = []
         self.sessions: dict[Identity, str] = {}
         self.count = 0
-        self.ended: dict[str, Status] = {}
+        self.ended: dict[str, StoredStatus] = {}
         self.keys: dict[bytes, tuple[int, bytes]] = {}
         """When each key was first used, and for what."""
 
@@ -98,7 +109,7 @@ class TaskMachine(RuleBasedStateMachine):
         found: list[tuple[Any, ...]] = self.database.drive(lambda: single(Fetch(sql, args)))
         return found
 
-    def load(self, task_id: str) -> Task | None:
+    def load(self, task_id: str) -> TaskRow | None:
         return self.database.drive(lambda: task_rows.load(task_id))
 
     def pick(self, number: int) -> str:
@@ -106,7 +117,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     def closes_circle(self, task_id: str, wait: Wait) -> bool:
         """Whether a task would wait for its own end, itself or through others."""
-        if wait.status is not Status.WAITING_DEPENDENCY:
+        if wait.status is not StoredStatus.WAITING_DEPENDENCY:
             return False
         reached: set[str] = set()
         ahead = list(wait.depends_on)
@@ -116,7 +127,7 @@ class TaskMachine(RuleBasedStateMachine):
                 return True
             other = None if one in reached else self.load(one)
             reached.add(one)
-            if other is not None and other.status is Status.WAITING_DEPENDENCY and other.waits_for is not None:
+            if other is not None and other.status is StoredStatus.WAITING_DEPENDENCY and other.waits_for is not None:
                 ahead.extend(other.waits_for.depends_on)
         return False
 
@@ -249,25 +260,25 @@ class TaskMachine(RuleBasedStateMachine):
         )
         expected = decide(before, move, facts)
         foreign = move is Move.PAUSE and reason is Reason.HIBERNATION and before.assigned_to != caller.text
-        waits = before.mode is Mode.POOL and before.status is Status.PENDING
+        waits = before.mode is Mode.POOL and before.status is StoredStatus.PENDING
         if foreign or (move is Move.CLAIM and waits and not may_be_given(before, caller)):
             assert outcome.refusal
             return
         match expected:
-            case Refused(_, text):
+            case RefusedMove(_, text):
                 assert outcome.refusal == text
                 assert self.load(task_id) == before
             case Repeat():
                 assert outcome.refusal == ""
                 assert self.load(task_id) == before
-            case Step() if circle:
+            case MoveStep() if circle:
                 assert CIRCLE in outcome.refusal
                 assert self.load(task_id) == before
-            case Step(after):
+            case MoveStep(after):
                 assert outcome.refusal == ""
                 assert outcome.task is not None
                 assert outcome.task.retry_count == after.retry_count
-                if after.status not in (Status.PENDING, Status.WAITING_DEPENDENCY):
+                if after.status not in (StoredStatus.PENDING, StoredStatus.WAITING_DEPENDENCY):
                     assert outcome.task.status is after.status
                     assert outcome.task.ended_by == after.ended_by
 
@@ -340,36 +351,36 @@ class TaskMachine(RuleBasedStateMachine):
             self.check_attempts(task)
         self.check_queues(tasks, present)
         for depends_on, task_id in self.fetch("SELECT depends_on, task_id FROM task_dependents"):
-            assert by_id[task_id].status is Status.WAITING_DEPENDENCY
+            assert by_id[task_id].status is StoredStatus.WAITING_DEPENDENCY
             assert not by_id[depends_on].is_final
         for task in tasks:
-            if task.status is Status.WAITING_DEPENDENCY:
+            if task.status is StoredStatus.WAITING_DEPENDENCY:
                 (left,) = self.fetch("SELECT COUNT(*) FROM task_dependents WHERE task_id = $1", task.task_id)[0]
                 wait = task.waits_for
                 assert wait is not None
                 assert left == len(set(wait.depends_on)) if wait.wake_on_any else left > 0
         buried = {task_id for (task_id,) in self.fetch("SELECT task_id FROM task_dead_letters WHERE resolved_ms = 0")}
-        assert {task.task_id for task in tasks if task.status is Status.DLQ} <= buried
+        assert {task.task_id for task in tasks if task.status is StoredStatus.DLQ} <= buried
 
-    def check_row(self, task: Task) -> None:
+    def check_row(self, task: TaskRow) -> None:
         assert task.due_ms == next_due(task, LIMITS)
         if task.status in HELD or task.status in WAITING:
-            assert task.assigned_to or task.status is Status.WAITING_DEPENDENCY
-        assert bool(task.wait) == (task.status in WAITING or task.status is Status.HIBERNATED or (task.status in TERMINAL
+            assert task.assigned_to or task.status is StoredStatus.WAITING_DEPENDENCY
+        assert bool(task.wait) == (task.status in WAITING or task.status is StoredStatus.HIBERNATED or (task.status in TERMINAL
                                    and bool(task.wait)))  # fmt: skip
         if task.next_retry_ms:
-            assert task.status is Status.FAILED
+            assert task.status is StoredStatus.FAILED
             assert task.retry_count < task.max_attempts
         before = self.ended.get(task.task_id)
         if before is not None and task.status in TERMINAL:
             # Out of an end there is only a retry, a cancellation of one that was to come, and the dead letters.
-            assert task.status is before or task.status in (Status.CANCELLED, Status.DLQ) or task.events > 2
+            assert task.status is before or task.status in (StoredStatus.CANCELLED, StoredStatus.DLQ) or task.events > 2
         if task.is_final:
             self.ended[task.task_id] = task.status
         else:
             self.ended.pop(task.task_id, None)
 
-    def check_events(self, task: Task) -> None:
+    def check_events(self, task: TaskRow) -> None:
         stored = self.fetch("SELECT number, event FROM task_events WHERE task_id = $1 ORDER BY number", task.task_id)
         assert [number for number, _ in stored] == list(range(1, task.events + 1))
         shown = pb.TASK_STATUS_QUEUED
@@ -382,7 +393,7 @@ class TaskMachine(RuleBasedStateMachine):
                 shown = event.status_changed.to_status
         assert shown == task.status.wire
 
-    def check_attempts(self, task: Task) -> None:
+    def check_attempts(self, task: TaskRow) -> None:
         """The one that it has is in its row; the earlier ones, and one that was let go, are over."""
         attempts = self.fetch(
             "SELECT epoch, worker, ended_ms, outcome FROM task_attempts WHERE task_id = $1 ORDER BY epoch", task.task_id
@@ -391,7 +402,7 @@ class TaskMachine(RuleBasedStateMachine):
         assert [epoch for epoch, *_ in attempts] == list(range(1, past + 1))
         assert all(worker and ended_ms and outcome for _, worker, ended_ms, outcome in attempts)
 
-    def check_workers(self, tasks: list[Task]) -> dict[str, tuple[int, int]]:
+    def check_workers(self, tasks: list[TaskRow]) -> dict[str, tuple[int, int]]:
         present = {}
         for identity, session_id, live, capacity, free in self.fetch(
             "SELECT identity, session_id, live, capacity, free FROM task_workers"
@@ -403,7 +414,7 @@ class TaskMachine(RuleBasedStateMachine):
         assert len(present) == len(self.sessions)
         return present
 
-    def check_queues(self, tasks: list[Task], present: dict[str, tuple[int, int]]) -> None:
+    def check_queues(self, tasks: list[TaskRow], present: dict[str, tuple[int, int]]) -> None:
         """No task waits while a worker that may have it has room."""
         room = {identity for identity, (live, capacity) in present.items() if live < capacity}
         for task in tasks:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aether_trio.model.tasks import Mode, Task
+from aether_trio.model.tasks import Mode, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.session_batch import Join, Leave, merge
@@ -58,9 +58,9 @@ def errand_of(step: Came | Went) -> Join | Leave:
     return Join(WorkerJoined(worker, step.back))
 
 
-def task(number: int, queue: str) -> Task:
+def task(number: int, queue: str) -> TaskRow:
     name = f"t-{number}"
-    made = Task(name, "work", "w", creator="ag::w::c::1", root_task_id=name)
+    made = TaskRow(name, "work", "w", creator="ag::w::c::1", root_task_id=name)
     if queue.startswith("pool"):
         made.mode, made.target_implementation = Mode.POOL, queue[-1]
     else:

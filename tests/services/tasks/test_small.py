@@ -8,7 +8,7 @@ import pytest
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Move, Status, Task, Wait
+from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
@@ -28,12 +28,12 @@ FEW = SMALL_ROWS // (MOVED_ROWS + 1)
 
 
 def _begin(direct: Direct, name: str, **fields: Any) -> None:
-    task = Task(
+    task = TaskRow(
         name,
         "t",
         "w",
         creator=CREATOR,
-        status=Status.RUNNING,
+        status=StoredStatus.RUNNING,
         assigned_to=CREATOR,
         epoch=1,
         root_task_id=name,
@@ -60,14 +60,14 @@ def test_waking_many_is_large_and_leaves_no_trace(store: Store, count: int) -> N
     for name in names:
         _begin(direct, name)
         assert _ask(direct, name, Move.PAUSE, small=True, wait=wait).refusal == ""
-    statuses: list[Status] = []
+    statuses: list[StoredStatus] = []
     if count > FEW:
         with pytest.raises(LargeError):
             _ask(direct, "first", Move.COMPLETE, small=True)
         statuses += [_load(direct, name).status for name in ("first", *names)]
-        assert statuses == [Status.RUNNING, *[Status.WAITING_DEPENDENCY] * count]
+        assert statuses == [StoredStatus.RUNNING, *[StoredStatus.WAITING_DEPENDENCY] * count]
     assert _ask(direct, "first", Move.COMPLETE, small=count == FEW).refusal == ""
-    assert {_load(direct, name).status for name in names} == {Status.RUNNING}
+    assert {_load(direct, name).status for name in names} == {StoredStatus.RUNNING}
     place.close()
 
 
@@ -80,9 +80,9 @@ def test_waiting_for_many_is_large(store: Store) -> None:
     wait = Wait(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=tuple(names))
     with pytest.raises(LargeError):
         _ask(direct, "one", Move.PAUSE, small=True, wait=wait)
-    assert _load(direct, "one").status is Status.RUNNING
+    assert _load(direct, "one").status is StoredStatus.RUNNING
     _ask(direct, "one", Move.PAUSE, small=False, wait=wait)
-    assert _load(direct, "one").status is Status.WAITING_DEPENDENCY
+    assert _load(direct, "one").status is StoredStatus.WAITING_DEPENDENCY
     place.close()
 
 
@@ -96,13 +96,13 @@ def test_telling_a_task_of_many_children_is_large(store: Store, count: int) -> N
     if count > SMALL_ROWS:
         with pytest.raises(LargeError):
             _ask(direct, "parent", Move.COMPLETE, small=True)
-        assert _load(direct, "parent").status is Status.RUNNING
+        assert _load(direct, "parent").status is StoredStatus.RUNNING
     assert _ask(direct, "parent", Move.COMPLETE, small=count == SMALL_ROWS).refusal == ""
     assert _load(direct, "parent").events == count + 1
     place.close()
 
 
-def _load(direct: Direct, name: str) -> Task:
+def _load(direct: Direct, name: str) -> TaskRow:
     task = direct.drive(lambda: task_rows.load(name))
     assert task is not None
     return task

@@ -7,7 +7,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Move, Reason, Task, Wait
+from aether_trio.model.tasks import Move, Reason, TaskRow, Wait
 from aether_trio.services.tasks.handlers.operate import OperationRequest
 from aether_trio.services.tasks.handlers.operate import operate as move
 from aether_trio.services.tasks.handlers.permissions import Caller
@@ -113,7 +113,7 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         assert (await worker.next("checkpoint")).checkpoint.success
         find = core.starter.current_start
 
-        async def late(identity: Identity) -> Task | None:
+        async def late(identity: Identity) -> TaskRow | None:
             await gate.wait()
             return await find(identity)
 

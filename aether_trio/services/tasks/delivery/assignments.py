@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from aether_trio.concurrency.kicks import Kickable
-from aether_trio.model.tasks import Status, Task
+from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.services.tasks.protobuf import assignment
 from aether_trio.services.tasks.transaction import startup, task_rows
 from aether_trio.services.tasks.transaction.interface import Context
@@ -36,7 +36,7 @@ logger = structlog.get_logger("aether.tasks")
 STARTS_AT_ONCE: Final = 32
 """Starts that an orchestrator is sent in one step, which is a transaction."""
 
-RunMint = Callable[[Callable[[Context], Program[list[Task | None]]]], Awaitable[list[Task | None]]]
+RunMint = Callable[[Callable[[Context], Program[list[TaskRow | None]]]], Awaitable[list[TaskRow | None]]]
 
 
 class AssignmentSender:
@@ -57,10 +57,10 @@ class AssignmentSender:
         self._run_program = run_program
         self._random_bytes = random_bytes
         self._waiting: dict[str, deque[tuple[str, int]]] = {}
-        self._starts: dict[str, list[Task]] = {}
+        self._starts: dict[str, list[TaskRow]] = {}
         self.pushed = 0
 
-    def push(self, session: Session, task: Task, payload: bytes | None) -> None:
+    def push(self, session: Session, task: TaskRow, payload: bytes | None) -> None:
         """Send a worker a task. Never blocks.
 
         A payload that is None is read when there is room. A session that has ended is skipped, as
@@ -68,7 +68,7 @@ class AssignmentSender:
         """
         if session.detached or session.nursery is None:
             return
-        if task.status is Status.STARTING:
+        if task.status is StoredStatus.STARTING:
             starts = self._starts.get(session.session_id)
             if starts is None:
                 starts = self._starts[session.session_id] = []
@@ -84,13 +84,13 @@ class AssignmentSender:
             session.nursery.start_soon(self._drain, session, waiting, name="assignments")
         waiting.append((task.task_id, task.epoch))
 
-    def _put(self, session: Session, task: Task, payload: bytes) -> None:
+    def _put(self, session: Session, task: TaskRow, payload: bytes) -> None:
         self.pushed += 1
         given = pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered))
         session.outbox.queue_control(given.SerializeToString())
         self._kick(session.outbox)
 
-    async def _start(self, session: Session, starts: list[Task]) -> None:
+    async def _start(self, session: Session, starts: list[TaskRow]) -> None:
         try:
             while starts:
                 starts.sort(key=lambda task: (-task.priority, task.order_us))
@@ -100,14 +100,14 @@ class AssignmentSender:
         finally:
             del self._starts[session.session_id]
 
-    async def send_starts(self, session: Session, starts: Sequence[Task]) -> None:
+    async def send_starts(self, session: Session, starts: Sequence[TaskRow]) -> None:
         """Send an orchestrator of this node starts with fresh tokens.
 
         Ends with the session.
         """
         minted = [(task, new_token(self._random_bytes)) for task in starts]
 
-        def mint(context: Context) -> Program[list[Task | None]]:
+        def mint(context: Context) -> Program[list[TaskRow | None]]:
             found = []
             for task, token in minted:
                 found.append(
@@ -136,16 +136,16 @@ class AssignmentSender:
                 task_id, epoch = waiting[0]
                 task, payload = await retry_while_unavailable(partial(self._read, task_id), "assignments", logger)
                 waiting.popleft()
-                if task is not None and task.epoch == epoch and task.status is Status.ASSIGNED:
+                if task is not None and task.epoch == epoch and task.status is StoredStatus.ASSIGNED:
                     self._put(session, task, payload)
         finally:
             del self._waiting[session.session_id]
 
-    async def _read(self, task_id: str) -> tuple[Task | None, bytes]:
+    async def _read(self, task_id: str) -> tuple[TaskRow | None, bytes]:
         return await self._database.read(lambda: _with_payload(task_id))
 
 
-def _with_payload(task_id: str) -> Program[tuple[Task | None, bytes]]:
+def _with_payload(task_id: str) -> Program[tuple[TaskRow | None, bytes]]:
     task = yield from task_rows.load(task_id)
     payload = yield from task_rows.payload_of(task_id)
     return task, payload

@@ -29,7 +29,7 @@ PART: Final = 500
 """Tasks for which one statement asks."""
 
 
-class Place(NamedTuple):
+class EventPosition(NamedTuple):
     """The position of an event: its number in its task, its size and its time.
 
     The time is not before that of events with lower numbers.
@@ -40,27 +40,27 @@ class Place(NamedTuple):
     at_ms: int
 
 
-class Next(NamedTuple):
+class UpcomingEvents(NamedTuple):
     """The next events of a task.
 
     `more`: further ones follow. `at_ms` is the latest time among those that were read.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[EventPosition, ...]
     more: bool
     at_ms: int
 
 
-Ahead = dict[str, Next]
+Ahead = dict[str, UpcomingEvents]
 """The next events by task id."""
 
 
-def used_up(ahead: Mapping[str, Next]) -> list[str]:
+def used_up(ahead: Mapping[str, UpcomingEvents]) -> list[str]:
     """Return the tasks whose known sizes are used up."""
     return [task_id for task_id, coming in ahead.items() if not coming.places]
 
 
-def read_on(ahead: Mapping[str, Next], wanted: Mapping[str, int]) -> Program[tuple[list[Row], Ahead]]:
+def read_on(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int]) -> Program[tuple[list[Row], Ahead]]:
     """Read the next page of (task id, number, event); return it and what is ahead.
 
     `wanted` are the tasks whose sizes are to be read, with the number of the last known event of
@@ -82,7 +82,7 @@ def read_on(ahead: Mapping[str, Next], wanted: Mapping[str, int]) -> Program[tup
     return page, rest
 
 
-def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
+def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
     """Add the sizes of the next events of these tasks."""
     news = (yield from _with_news(wanted)) if len(wanted) > 1 else list(wanted)
     if not news:
@@ -100,9 +100,9 @@ def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> 
         places = []
         for number, at_ms, size in rows:
             latest_ms = max(latest_ms, at_ms)
-            places.append(Place(number, size, latest_ms))
+            places.append(EventPosition(number, size, latest_ms))
         if places:
-            rest[task_id] = Next(tuple(places), len(places) == count, latest_ms)
+            rest[task_id] = UpcomingEvents(tuple(places), len(places) == count, latest_ms)
 
 
 def _take(rest: Ahead) -> list[tuple[str, int]]:

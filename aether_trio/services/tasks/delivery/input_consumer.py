@@ -34,7 +34,7 @@ import trio
 
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.limits import KIB, MIB
-from aether_trio.model.tasks import Status, Task, Wait
+from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
 from aether_trio.services.tasks.transaction import input_rows, task_rows
 from aether_trio.services.tasks.transaction.input_rows import Metadata
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
@@ -292,9 +292,9 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
     return dropped
 
 
-def _wait_of(task: Task) -> Wait | None:
+def _wait_of(task: TaskRow) -> Wait | None:
     """Return the wait of this task that an input may end."""
-    return task.waits_for if task.status is Status.WAITING_INPUT else None
+    return task.waits_for if task.status is StoredStatus.WAITING_INPUT else None
 
 
 def _payload(frame: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Final
 
 from aether_trio.delivery.ephemeral_topics import EphemeralSink, EphemeralTopics
 from aether_trio.model.identity import Identity, IdentityError, Kind
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.model.topics import progress_of, progress_of_user
 from aether_trio.wire.delivery import encode_progress
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -22,7 +22,9 @@ PARTICIPANT: Final = "subject_participant"
 """Metadata key of tasks whose user is sent updates too, if it is "1" or "true"."""
 
 
-def publish(ephemeral_topics: EphemeralTopics, task: Task, now_ms: int, kick: Callable[[EphemeralSink], None]) -> None:
+def publish(
+    ephemeral_topics: EphemeralTopics, task: TaskRow, now_ms: int, kick: Callable[[EphemeralSink], None]
+) -> None:
     """Send a task's new status to its creator, and to the user that takes part.
 
     `kick` as in `EphemeralTopics.publish`.

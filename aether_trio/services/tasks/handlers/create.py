@@ -33,7 +33,7 @@ from aether_trio.model.identity import Identity, IdentityError, Kind, check_toke
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.model.permissions import may_send
-from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.topics import TopicKind, resolve_target
@@ -98,7 +98,7 @@ _ABSENT: Final = {
     OfflinePolicy.UNKNOWN: "{0} is not connected, and its implementation is not registered, so it cannot be started",
 }
 
-Start = Callable[[Transaction, Identity, Task], Program[str]]
+Start = Callable[[Transaction, Identity, TaskRow], Program[str]]
 """Starter.start (starter.py)."""
 
 
@@ -110,7 +110,7 @@ class CreateResult(NamedTuple):
     """
 
     task_id: str
-    task: Task | None = None
+    task: TaskRow | None = None
     tx: TaskTransaction | None = None
     problem: str = ""
     started: bool = False
@@ -319,7 +319,7 @@ class TaskCreator:
         if task is not None:
             response.status = _word(task, started=created.started)
             response.task_token = token if task.tokens else ""
-            if task.mode is not Mode.POOL and task.status is not Status.PENDING:
+            if task.mode is not Mode.POOL and task.status is not StoredStatus.PENDING:
                 response.assigned_to = task.assigned_to
         return response
 
@@ -415,7 +415,7 @@ def new_task(
     target: Identity | None,
     now_ms: int,
     order_us: int,
-) -> Task:
+) -> TaskRow:
     """Make the row of a request. Raises AetherError TASK_CREATE_FAILED."""
     mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
     if mode is Mode.POOL and not request.target_implementation:
@@ -426,7 +426,7 @@ def new_task(
     policy = policy_of(request)
     # A start of an agent has no grace window: its orchestrator and its connection decide.
     grace = 0 if request.task_type == AGENT_STARTUP else grace_ms(request.task_class)
-    task = Task(
+    task = TaskRow(
         task_id,
         request.task_type,
         workspace,
@@ -456,7 +456,7 @@ def new_task(
         task.subject_type = task.root_subject_type = "user"
         task.subject_id = task.root_subject_id = creator.user_id
     if mode is Mode.SELF_ASSIGN:
-        task.status, task.assigned_to, task.assigned_ms, task.epoch = Status.ASSIGNED, creator.text, now_ms, 1
+        task.status, task.assigned_to, task.assigned_ms, task.epoch = StoredStatus.ASSIGNED, creator.text, now_ms, 1
     return task
 
 
@@ -480,7 +480,7 @@ REUSED_KEY: Final = "idempotency_key was used for another request before: the sa
 
 def create_in_transaction(
     context: Context,
-    task: Task,
+    task: TaskRow,
     payload: bytes,
     *,
     key: bytes,
@@ -540,7 +540,7 @@ def create_in_transaction(
     return CreateResult(task.task_id, given[-1] if given else task, tx, started=started)
 
 
-def _word(task: Task, *, started: bool) -> str:
+def _word(task: TaskRow, *, started: bool) -> str:
     """Return the protocol's word for what became of a task.
 
     "queued" is our word for a task that waits for a target which is not started.
@@ -549,7 +549,7 @@ def _word(task: Task, *, started: bool) -> str:
         return "orchestration_triggered"
     if task.mode is Mode.POOL:
         return "pending_pool"
-    if task.status is not Status.PENDING:
+    if task.status is not StoredStatus.PENDING:
         return "assigned"
     return "orchestration_triggered" if started else "queued"
 

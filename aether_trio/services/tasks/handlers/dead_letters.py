@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.model.tasks import Move, Status, Task
+from aether_trio.model.tasks import Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.protobuf import resolved_by
@@ -59,10 +59,10 @@ class DeadLetters:
         )
         return [DeadLetter(*row) for row in found]
 
-    async def show(self, task_id: str) -> tuple[DeadLetter | None, Task | None]:
+    async def show(self, task_id: str) -> tuple[DeadLetter | None, TaskRow | None]:
         """Return a dead letter and its task, as far as they exist."""
 
-        def program() -> Program[tuple[DeadLetter | None, Task | None]]:
+        def program() -> Program[tuple[DeadLetter | None, TaskRow | None]]:
             found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_dead_letters WHERE task_id = $1", (task_id,))  # noqa: S608
             task = yield from task_rows.load(task_id)
             return (DeadLetter(*found[0]) if found else None), task
@@ -80,7 +80,7 @@ class DeadLetters:
         def mutation(tx: TaskTransaction) -> Program[None]:
             done.clear()
             task = yield from task_rows.load(task_id)
-            if task is None or task.status is not Status.DLQ:
+            if task is None or task.status is not StoredStatus.DLQ:
                 return
             if task.task_type == AGENT_STARTUP and (yield from startup.reopen(task)):
                 return  # its agent has a later start

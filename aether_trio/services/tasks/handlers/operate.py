@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks import Mode, Move, MoveStep, Reason, RefusedMove, StoredStatus, TaskRow, Wait, decide
 from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import Authorizer
@@ -112,7 +112,7 @@ class OperationResult(NamedTuple):
     `needs`: nothing was done, and an access rule of this workspace has to allow it first.
     """
 
-    task: Task | None = None
+    task: TaskRow | None = None
     tx: TaskTransaction | None = None
     refusal: str = ""
     needs: str = ""
@@ -213,7 +213,7 @@ class TaskOperator:
             self._engine.after_commit(result.tx)
         return result
 
-    async def _checkpoint_problem(self, task: Task, caller: Caller, wait: Wait) -> str:
+    async def _checkpoint_problem(self, task: TaskRow, caller: Caller, wait: Wait) -> str:
         """Return why the worker cannot hibernate with this checkpoint; "" if it can.
 
         Only the worker learns which checkpoints it has saved; others are refused for other reasons.
@@ -236,7 +236,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if caller.name != task.assigned_to:
         epoch = yield from task_rows.latest_epoch(task.task_id, caller.name)
     if request.number and epoch is not None:
-        epoch = request.number  # a participant of the same name may have the task by now, or this request may be late
+        # A participant of the same name may have the task by now, or this request may be late.
+        epoch = request.number
     # A worker that has lost the task is told so; that gives it no right to cancel the task.
     had_it = epoch is not None and RULES[request.move].by_worker
     its_turn = RULES[request.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
@@ -259,7 +260,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         pause_key=_pause_key(task, caller, request, epoch),
         present=present,
     )
-    if request.wait is not None and isinstance(decide(task, request.move, facts), Step):
+    if request.wait is not None and isinstance(decide(task, request.move, facts), MoveStep):
         circle = yield from _check_circle(tx, task, request.wait)
         if circle:
             return OperationResult(task, refusal=circle)
@@ -274,22 +275,22 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
             decision = startup.confirm_launch(task, caller.name, epoch)
     if decision is None:
         decision = yield from tx.apply(task, request.move, facts)
-    if isinstance(decision, Refused):
+    if isinstance(decision, RefusedMove):
         return OperationResult(task, refusal=decision.text)
     if request.first_claim:
         yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))
-    after = decision.after if isinstance(decision, Step) else task
-    if after.status is Status.PENDING:  # or what has become of it by now
+    after = decision.after if isinstance(decision, MoveStep) else task
+    if after.status is StoredStatus.PENDING:  # or what has become of it by now
         after = (yield from task_rows.load(task.task_id)) or task
-    if after.status is Status.WAITING_DEPENDENCY and request.wait is not None:
+    if after.status is StoredStatus.WAITING_DEPENDENCY and request.wait is not None:
         yield from _wait_for(tx, after, request.wait)
         after = (yield from task_rows.load(task.task_id)) or after
-    if request.move is Move.PAUSE and after.status is Status.WAITING_INPUT and (yield from _use_input(tx, after)):
+    if request.move is Move.PAUSE and after.status is StoredStatus.WAITING_INPUT and (yield from _use_input(tx, after)):
         after = (yield from task_rows.load(task.task_id)) or after
     return OperationResult(after, tx)
 
 
-def _pause_key(task: Task, caller: Caller, request: OperationRequest, epoch: int | None) -> str:
+def _pause_key(task: TaskRow, caller: Caller, request: OperationRequest, epoch: int | None) -> str:
     """Return a key that is equal for the same PAUSE of the same assignment.
 
     "" for a PAUSE that cannot be recognized, and for other moves.
@@ -301,7 +302,7 @@ def _pause_key(task: Task, caller: Caller, request: OperationRequest, epoch: int
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _use_input(tx: TaskTransaction, task: Task) -> Program[bool]:
+def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
     """Wake a task if the input that it waits for is kept; return whether it was."""
     if not task.input_offset or task.waits_for is None:
         return False
@@ -315,7 +316,7 @@ def _use_input(tx: TaskTransaction, task: Task) -> Program[bool]:
     return False
 
 
-def _was_made(tx: TaskTransaction, task: Task, request: OperationRequest, since_ms: int) -> Program[bool]:
+def _was_made(tx: TaskTransaction, task: TaskRow, request: OperationRequest, since_ms: int) -> Program[bool]:
     """Return whether an earlier run of this operation was committed.
 
     Only for moves whose row does not tell who has made them.
@@ -340,9 +341,9 @@ _LEADS_TO: Final[Mapping[Move, frozenset[int]]] = MappingProxyType(
 """The statuses in the events of moves after which a task may change again at once."""
 
 
-def _check_claim(task: Task, caller: Caller, request: OperationRequest) -> str:
+def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> str:
     """Return why this caller may not claim a pool's task; "" if it may."""
-    if request.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
+    if request.move is not Move.CLAIM or task.status is not StoredStatus.PENDING or task.mode is not Mode.POOL:
         return ""
     if may_be_given(task, caller.identity):
         return ""
@@ -351,7 +352,7 @@ def _check_claim(task: Task, caller: Caller, request: OperationRequest) -> str:
     return f"the task is for workers of {task.target_implementation}"
 
 
-def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: OperationRequest) -> Program[str]:
+def _check_wait(tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest) -> Program[str]:
     """Return why this wait cannot begin; "" if it can."""
     wait = request.wait
     if request.move is not Move.PAUSE or wait is None:
@@ -373,13 +374,13 @@ def _check_wait(tx: TaskTransaction, task: Task, caller: Caller, request: Operat
     return ""
 
 
-def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
+def _check_circle(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[str]:
     """Return why this task would wait for its own end; "" if it would not.
 
     The rows of waiting tasks say what they wait for. A task for which no other has ever waited is
     in no circle, and costs no statement here.
     """
-    if not task.awaited or wait.status is not Status.WAITING_DEPENDENCY:
+    if not task.awaited or wait.status is not StoredStatus.WAITING_DEPENDENCY:
         return ""
     via = {task_id: task_id for task_id in wait.depends_on}
     ahead = list(via)
@@ -389,7 +390,7 @@ def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
         marks = placeholders(len(part), first=3)
         found: list[Row] = yield Fetch(
             f"SELECT task_id, wait FROM tasks WHERE workspace = $1 AND status = $2 AND task_id IN ({marks})",  # noqa: S608
-            (task.workspace, Status.WAITING_DEPENDENCY.value, *part),
+            (task.workspace, StoredStatus.WAITING_DEPENDENCY.value, *part),
         )
         for waiting_id, text in found:
             for task_id in Wait.from_json(text).depends_on:
@@ -403,7 +404,7 @@ def _check_circle(tx: TaskTransaction, task: Task, wait: Wait) -> Program[str]:
     return ""
 
 
-def _wait_for(tx: TaskTransaction, task: Task, wait: Wait) -> Program[None]:
+def _wait_for(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[None]:
     """Begin to wait for other tasks; wake the task if all of them have ended."""
     yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (task.task_id,))
     if (yield from tx.add_dependencies(task, wait)):

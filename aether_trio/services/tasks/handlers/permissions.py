@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.handlers.sanitize import storable
@@ -58,7 +58,7 @@ class Caller:
         return workspace == self.workspace if self.reaches is None else self.reaches(workspace)
 
 
-def is_party(task: Task, caller: Caller) -> bool:
+def is_party(task: TaskRow, caller: Caller) -> bool:
     """Return whether the caller needs no access rule for this task."""
     if caller.name == task.assigned_to and caller.name != task.creator:
         return True
@@ -72,7 +72,7 @@ def is_party(task: Task, caller: Caller) -> bool:
     return bool(user_id) and task.subject_type.lower() == "user" and task.subject_id == user_id
 
 
-def may_be_given(task: Task, identity: Identity) -> bool:
+def may_be_given(task: TaskRow, identity: Identity) -> bool:
     """Return whether a task is for this participant: target, creator or pool worker."""
     if task.task_type == AGENT_STARTUP:
         return False  # a start is assigned to an orchestrator
@@ -84,14 +84,14 @@ def may_be_given(task: Task, identity: Identity) -> bool:
     return identity.text == (task.target if task.mode is Mode.TARGETED else task.creator)
 
 
-def waits_for(task: Task, caller: Caller) -> bool:
+def waits_for(task: TaskRow, caller: Caller) -> bool:
     """Return whether the task waits and may be assigned to this caller."""
-    return task.status is Status.PENDING and may_be_given(task, caller.identity)
+    return task.status is StoredStatus.PENDING and may_be_given(task, caller.identity)
 
 
 async def load_visible(
     database: Database, authorizer: Authorizer, session: Session, task_id: str, *, operation: str
-) -> Task | None:
+) -> TaskRow | None:
     """Load a task that the session may see; None otherwise. Raises StorageUnavailable."""
     task = await database.read_small(lambda: task_rows.load(storable(task_id)))
     caller = Caller.of(session)

@@ -16,7 +16,7 @@ from typing import Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
 from aether_trio.services.access import Authorizer
@@ -78,7 +78,7 @@ class TokenError(ValueError):
 class QueryPage:
     """Rows, and the token of the next page, "" at the end."""
 
-    tasks: list[Task]
+    tasks: list[TaskRow]
     token: str = ""
 
 
@@ -164,7 +164,7 @@ class TaskReader:
         response.next_page_token = page.token
 
 
-def encode_token(task: Task) -> str:
+def encode_token(task: TaskRow) -> str:
     """Make the token of a row: unpadded base64url of `<unix micros>|<task_id>`.
 
     The reference has the same format.
@@ -281,7 +281,7 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPag
         tasks = yield from task_rows.select(where, args)
     else:
         found: list[Row] = yield Fetch(_PAGE.format(where), args)
-        tasks = [Task.from_row(row) for row in found]
+        tasks = [TaskRow.from_row(row) for row in found]
     more = min(limit, len(tasks)) < len(sizes)
     tasks = tasks[:limit]
     return QueryPage(tasks, encode_token(tasks[-1]) if tasks and more else "")

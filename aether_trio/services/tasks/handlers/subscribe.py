@@ -12,7 +12,7 @@ from typing import Final
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import TaskRow
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.delivery import event_subscriptions
 from aether_trio.services.tasks.delivery.event_subscriptions import MAX_SUBSCRIPTIONS, Beginning, EventSubscription
@@ -98,7 +98,7 @@ class TaskSubscriber:
         session.put(answer)
         subscriptions.start(subscription, positions, replay=since_ms > 0)
 
-    async def _begin(self, subscription: EventSubscription, task: Task, since_ms: int) -> dict[str, int]:
+    async def _begin(self, subscription: EventSubscription, task: TaskRow, since_ms: int) -> dict[str, int]:
         """Find the tasks of a subscription, with the last event before it of each.
 
         A child that is created meanwhile is among them, or its "spawned" event comes after.
@@ -119,7 +119,7 @@ class TaskSubscriber:
             self._engine.event_subscriptions.follow(subscription, found.positions)
             if not found.unwatched or subscription.session.detached:
                 return found.positions
-            # Children of these tasks that are created from now on are watched from their first event.
+            # Their children that are created from now on are watched from their first event.
             await self._watch(subscription.session, found.unwatched)
 
     async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.model.tasks import Mode, Move, Status, Step, Task
+from aether_trio.model.tasks import Mode, Move, MoveStep, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
 from aether_trio.services.tasks.protobuf import may_start_target
@@ -37,7 +37,7 @@ _TAKE_OF_POOL: Final = f"""{_MORE} identity = (SELECT identity FROM task_workers
     RETURNING {WORKER_FIELDS}"""  # noqa: S608
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
-        ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""  # by the index: PostgreSQL reads the whole of an EXISTS, and hashes it
+        ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""  # an EXISTS is not read by the index
 _RELEASE: Final = f"""{_LESS} RETURNING {WORKER_FIELDS}, CASE
     WHEN {_WAITS.format("task_workers.identity")} THEN 1
     WHEN pooled = 0 THEN 0
@@ -60,7 +60,7 @@ _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushe
 # -- a task waits ----------------------------------------------------------------------------------
 
 
-def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
+def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     """Find a worker with room for a waiting task, and count the task as its.
 
     The statement that finds the worker counts the task.
@@ -73,7 +73,8 @@ def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
         if worker is None:
             worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, "", implementation))))
         return worker
-    if task.mode is Mode.SELF_ASSIGN:  # such a task takes no room, but is not assigned while its creator has none
+    if task.mode is Mode.SELF_ASSIGN:
+        # The task takes no room, but is not assigned while its creator has none.
         worker = yield from tx.find_worker(task.queue)
         return worker if worker is not None and worker.has_room else None
     worker = read_worker((yield Fetch(_TAKE, (turn, task.queue))))
@@ -82,18 +83,18 @@ def reserve_worker(tx: Transaction, task: Task) -> Program[Worker | None]:
     return worker
 
 
-def release_reservation(task: Task, worker: Worker) -> Program[None]:
+def release_reservation(task: TaskRow, worker: Worker) -> Program[None]:
     """Undo `reserve_worker`, as the task was not assigned."""
     if task.mode is not Mode.SELF_ASSIGN:
         yield Execute(_LESS, (worker.identity,))
 
 
-def assign_waiting(tx: Transaction, task: Task) -> Program[None]:
+def assign_waiting(tx: Transaction, task: TaskRow) -> Program[None]:
     """Assign a waiting task to a worker that has room, if there is one."""
     worker = yield from reserve_worker(tx, task)
     if worker is not None:
         given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity), reserved=worker)
-        assert isinstance(given, Step)
+        assert isinstance(given, MoveStep)
 
 
 # -- a worker has room -----------------------------------------------------------------------------
@@ -107,11 +108,11 @@ def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
         if task is None:
             return
         given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity))
-        assert isinstance(given, Step)
+        assert isinstance(given, MoveStep)
         room -= bool(given.after.holder)  # a task that it has assigned to itself takes no room
 
 
-def _first_for(worker: Worker) -> Program[Task | None]:
+def _first_for(worker: Worker) -> Program[TaskRow | None]:
     if not worker.pooled:
         found = yield from task_rows.select(_QUEUED, (worker.identity,))
     elif worker.workspace:
@@ -125,7 +126,9 @@ def _first_for(worker: Worker) -> Program[Task | None]:
 # -- an assignment begins, or is over --------------------------------------------------------------
 
 
-def update_workers(tx: Transaction, before: Task, after: Task, *, push: bool, reserved: Worker | None) -> Program[None]:
+def update_workers(
+    tx: Transaction, before: TaskRow, after: TaskRow, *, push: bool, reserved: Worker | None
+) -> Program[None]:
     """Update the workers that had and have a task, and its attempts.
 
     `reserved` is the worker that counts the task already.
@@ -156,7 +159,7 @@ def _release(tx: Transaction, identity: str) -> Program[None]:
             yield from fill_worker(tx, worker)
 
 
-def _push(tx: Transaction, task: Task, worker: Worker) -> Program[None]:
+def _push(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
     """Add an assignment to the effects, or to the rows that the worker's node reads."""
     payload: bytes | None = b""
     if worker.node != tx.context.node:
@@ -170,9 +173,9 @@ def _push(tx: Transaction, task: Task, worker: Worker) -> Program[None]:
     tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _over(tx: Transaction, before: Task, after: Task) -> Program[None]:
+def _over(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     """Write the end of an assignment. A task that ended or hibernated did so earlier."""
-    if before.status in TERMINAL or before.status is Status.HIBERNATED:
+    if before.status in TERMINAL or before.status is StoredStatus.HIBERNATED:
         ended_ms, outcome = before.updated_ms, before.status.value
     else:
         ended_ms = tx.context.now_ms

@@ -27,7 +27,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from aether_trio.model.tasks.status import Status, is_final
+from aether_trio.model.tasks.status import StoredStatus, is_final
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -59,7 +59,7 @@ class Parent(NamedTuple):
     workspace: str
     creator: str
     assigned_to: str
-    status: Status
+    status: StoredStatus
     next_retry_ms: int
     has_children: int
     watchers: int
@@ -88,7 +88,7 @@ def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
         tx.known_parents.add(task_id)
     if not parent.watchers:
         tx.unwatched.add(task_id)
-    return parent._replace(status=Status(parent.status))
+    return parent._replace(status=StoredStatus(parent.status))
 
 
 def mark_parent(task_id: str) -> Program[None]:

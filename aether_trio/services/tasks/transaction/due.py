@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from aether_trio.model.tasks import Status, Step, Task
+from aether_trio.model.tasks import MoveStep, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import Due, happening, move_of, next_due
 from aether_trio.services.tasks.transaction import startup, task_rows
 from aether_trio.services.tasks.transaction.sessions import restarted_grace
@@ -53,7 +53,7 @@ class SilenceExcuse(NamedTuple):
     in_outage: Outage = NO_OUTAGE
     signs: frozenset[Heartbeat] = frozenset()
 
-    def excuses(self, task: Task) -> bool:
+    def excuses(self, task: TaskRow) -> bool:
         """Return whether this task's worker may be silent only for that reason.
 
         A started agent connects under the name of the task's target.
@@ -76,7 +76,8 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
     now_ms = tx.context.now_ms
     found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:
-        task = yield from task_rows.load(seen.task_id)  # as a move of another task of the page has left it
+        # Load it again: the move of another task of the page may have changed it.
+        task = yield from task_rows.load(seen.task_id)
         due = happening(task, tx.context.limits, now_ms) if task is not None else None
         if task is None:
             continue
@@ -91,7 +92,7 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
         else:
             present = yield from tx.worker_is_present(task)
             move, facts = move_of(task, due, tx.facts(present=present))
-            if not isinstance((yield from tx.apply(task, move, facts)), Step):
+            if not isinstance((yield from tx.apply(task, move, facts)), MoveStep):
                 # A moment without an allowed move must not be due for ever.
                 yield from task_rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
     yield Execute(
@@ -106,7 +107,7 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
     return len(found)
 
 
-def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
+def _excuse(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
     """Return the changes that put off the end of a silence; none for other moments.
 
     By as long as the silence may last, at least a second.
@@ -116,7 +117,7 @@ def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
             return restarted_grace(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
         case Due.HEARTBEAT:
             return {"excused_ms": now_ms + max(task.heartbeat_timeout_ms, LEAST_EXCUSE_MS)}
-        case Due.SCHEDULE_TO_START if task.status is Status.STARTING:
+        case Due.SCHEDULE_TO_START if task.status is StoredStatus.STARTING:
             return {"excused_ms": now_ms + task.schedule_to_start_ms}
     return _NO_SILENCE
 

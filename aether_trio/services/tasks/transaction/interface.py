@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from aether_trio.model.tasks import Facts, Move, Task
+from aether_trio.model.tasks import Facts, Move, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.model.tasks.table import Decision
 from aether_trio.services.tasks.transaction.workers import Worker
@@ -60,7 +60,7 @@ class NewAssignment(NamedTuple):
     `payload` is b"" for a worker of another node; None: it is read when the task is sent.
     """
 
-    task: Task
+    task: TaskRow
     worker: Worker
     payload: bytes | None
 
@@ -73,10 +73,10 @@ class Effects:
     """Events for subscribers of this node."""
     watching_nodes: set[tuple[str, str]] = field(default_factory=set)
     """(node, task id): other nodes whose subscribers are to be sent new events."""
-    status_changes: list[Task] = field(default_factory=list)
+    status_changes: list[TaskRow] = field(default_factory=list)
     """Tasks whose creators are sent a progress update with the new status."""
     assignments: list[NewAssignment] = field(default_factory=list)
-    hibernated: list[tuple[Task, str]] = field(default_factory=list)
+    hibernated: list[tuple[TaskRow, str]] = field(default_factory=list)
     """Tasks that were hibernated, with the nodes of their workers."""
     unfinished: list[str] = field(default_factory=list)
     """Ended tasks on which more tasks depend than this transaction has woken."""
@@ -123,21 +123,21 @@ class Transaction(Protocol):
         """Read the payload for a worker of this node; None after PAYLOAD_BYTES."""
         ...
 
-    def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
+    def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         """Decide on a move and, if it is allowed, write its result with all that follows."""
         ...
 
     def write(
-        self, before: Task, after: Task, reason: str, *, push: bool = False, reserved: Worker | None = None
+        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
         """Write a changed row with all that follows from the change."""
         ...
 
-    def create(self, task: Task, payload: bytes) -> Program[bool]:
+    def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
         """Write a new task and assign it if a worker has room; False if it exists."""
         ...
 
-    def wake(self, task: Task) -> Program[None]:
+    def wake(self, task: TaskRow) -> Program[None]:
         """Let a paused task go on, as what it waited for has happened."""
         ...
 

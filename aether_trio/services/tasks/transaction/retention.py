@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.model.tasks import Status
+from aether_trio.model.tasks import StoredStatus
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.startup import forget_start
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -59,7 +59,7 @@ def forget_resolved(tx: TaskTransaction) -> Program[int]:
     for (task_id,) in found:
         yield Execute("DELETE FROM task_dead_letters WHERE task_id = $1", (task_id,))
         task = yield from task_rows.load(task_id)
-        if task is not None and task.status is Status.DLQ:
+        if task is not None and task.status is StoredStatus.DLQ:
             yield from task_rows.delete(task_id)
             yield from forget_start(task)
             yield from tx.wake_dependents(task_id)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import HELD
 from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
@@ -125,24 +125,24 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
     first = _presumed_begun(held) if silent else None
     yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
-        if task.status is Status.RUNNING:
+        if task.status is StoredStatus.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
             yield from mark_disconnected(tx, task, missing=missed)
         elif joined.again:
             yield from _send_if_unsent(tx, worker, task)
-        elif task.status is Status.ASSIGNED:
+        elif task.status is StoredStatus.ASSIGNED:
             silently = silent or bool(task.disconnected_ms)
             begun = bool(task.begun) or task is first
             yield from _send_again(tx, worker, task, back=joined.back, silent=silently, begun=begun)
     for task in kept:
-        missed = task.status is Status.RUNNING and task.heartbeat_ms < since_ms
+        missed = task.status is StoredStatus.RUNNING and task.heartbeat_ms < since_ms
         yield from mark_disconnected(tx, task, missing=missed)
     current = yield from tx.find_worker(worker.identity)
     if current is not None:
         yield from assignment.fill_worker(tx, current)
 
 
-def _tasks_of(identity: str) -> Program[tuple[list[Task], list[Task]]]:
+def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
     """Return the tasks that a participant was assigned, and its own ones.
 
     In the order of their assignment, without ended ones.
@@ -154,21 +154,22 @@ def _tasks_of(identity: str) -> Program[tuple[list[Task], list[Task]]]:
     return [task for task in found if task.holder], [task for task in found if task.keeper]
 
 
-def _presumed_begun(held: Sequence[Task]) -> Task | None:
+def _presumed_begun(held: Sequence[TaskRow]) -> TaskRow | None:
     """Return the task that a client which never claims is presumed to have begun.
 
     None if it has reported on one. Such a client works in the order of its assignments, as the
     published clients do; `held` has that order.
     """
     if any(
-        task.status is Status.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms for task in held
+        task.status is StoredStatus.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms
+        for task in held
     ):
         return None
-    return next((task for task in held if task.status is Status.ASSIGNED), None)
+    return next((task for task in held if task.status is StoredStatus.ASSIGNED), None)
 
 
 def _send_again(
-    tx: TaskTransaction, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool
+    tx: TaskTransaction, worker: Worker, task: TaskRow, *, back: bool, silent: bool, begun: bool
 ) -> Program[None]:
     """Send a worker a task again that it has not begun.
 
@@ -193,14 +194,14 @@ def _send_again(
     yield Execute(_MARK_SENT, (task.task_id, task.epoch, worker.node))
 
 
-def _push(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
+def _push(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Program[None]:
     payload = yield from tx.payload_of(task.task_id)
     tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
-def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: Task) -> Program[None]:
+def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Program[None]:
     """Send a worker what another node assigned to it while its node had no lease."""
-    if task.status in (Status.ASSIGNED, Status.STARTING):
+    if task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
         untold: int = yield Execute(f"{_MARK_SENT} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
             yield from _push(tx, worker, task)
@@ -245,7 +246,7 @@ def _attach(tx: TaskTransaction, identity: str, joined: WorkerJoined) -> Program
 
 
 def mark_disconnected(
-    tx: TaskTransaction, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False
+    tx: TaskTransaction, task: TaskRow, *, missing: bool, by_gateway: bool = False, begun: bool = False
 ) -> Program[None]:
     """Write that a task's worker is missing, or that it is back.
 
@@ -271,12 +272,12 @@ def mark_disconnected(
         yield from tx.write(task, task.changed(changes), "")
 
 
-def return_ms(task: Task) -> int:
+def return_ms(task: TaskRow) -> int:
     """Return how long the worker has for its return to a gateway that was away."""
     return min(task.grace_ms, RETURN_MS)
 
 
-def restarted_grace(task: Task, now_ms: int) -> dict[str, int]:
+def restarted_grace(task: TaskRow, now_ms: int) -> dict[str, int]:
     """Return changes that start the grace of a task again, as its gateway was away."""
     return {"disconnected_ms": now_ms, "excused_ms": now_ms + return_ms(task)}
 
@@ -292,7 +293,8 @@ def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
             f"{column} <> '' AND disconnected_ms > 0 AND disconnected_ms < $1 ORDER BY {column}, task_id LIMIT $2",
             (before_ms, EXCUSE_PAGE),
         )
-        now_ms = max(tx.context.now_ms, before_ms)  # a clock that was set back meanwhile must not find them again
+        # After a clock was set back, the next page must not find these again.
+        now_ms = max(tx.context.now_ms, before_ms)
         for task in found:
             yield from tx.write(task, task.changed(restarted_grace(task, now_ms)), "")
         page = max(page, len(found))
@@ -314,27 +316,27 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
         if left.clean and task.attached:
             facts = tx.facts(left.identity, caller_epoch=task.epoch)
             yield from tx.apply(task, Move.COMPLETE, facts)
-        elif task.status is Status.RUNNING and task.task_type == AGENT_STARTUP:
+        elif task.status is StoredStatus.RUNNING and task.task_type == AGENT_STARTUP:
             yield from startup.agent_lost(tx, task, by_gateway=left.by_gateway)
-        elif task.status is Status.RUNNING or (silent and task.status is Status.ASSIGNED):
+        elif task.status is StoredStatus.RUNNING or (silent and task.status is StoredStatus.ASSIGNED):
             yield from mark_disconnected(tx, task, missing=True, by_gateway=left.by_gateway, begun=task is first)
         elif task.mode is not Mode.SELF_ASSIGN:
-            counts = task.status is Status.ASSIGNED or not left.clean
+            counts = task.status is StoredStatus.ASSIGNED or not left.clean
             yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=counts and not left.by_gateway))
     for task in kept:
         if task.status in HELD:
             yield from mark_disconnected(tx, task, missing=True, by_gateway=left.by_gateway)
 
 
-def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[Task | None]:
+def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[TaskRow | None]:
     """Write that a worker is at work on a task; return the task if the worker has it."""
     task = yield from task_rows.load(task_id)
     if task is None or task.assigned_to != identity:
         return None
-    if task.status is Status.ASSIGNED:
+    if task.status is StoredStatus.ASSIGNED:
         yield from tx.apply(task, Move.CLAIM, tx.facts(identity, caller_epoch=task.epoch))
         return (yield from task_rows.load(task_id))
-    if task.status is not Status.RUNNING:
+    if task.status is not StoredStatus.RUNNING:
         return None
     if task.heartbeat_timeout_ms or task.disconnected_ms:
         after = task.changed({"heartbeat_ms": tx.context.now_ms, "disconnected_ms": 0, "excused_ms": 0})

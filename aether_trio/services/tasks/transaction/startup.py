@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
-from aether_trio.model.tasks.table import Decision, Refusal, Refused, Repeat
+from aether_trio.model.tasks.table import Decision, MoveRefusal, RefusedMove, Repeat
 from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
 from aether_trio.services.tasks.protobuf import ASSIGNMENT, hibernation_of, may_start_target
 from aether_trio.services.tasks.transaction import task_rows, tokens
@@ -37,7 +37,7 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
 
 ATTEMPTS: Final = 3
-NORMAL: Final = Task.priority
+NORMAL: Final = TaskRow.priority
 PROFILE: Final = "profile"
 TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
@@ -52,7 +52,7 @@ GATEWAY_GRACE_MS: Final = 60_000
 """More grace for an agent whose gateway has ended: clients reconnect after growing pauses."""
 PRIORITY: Final = "priority"
 """Metadata of a start: its priority, for an orchestrator without room for all starts."""
-_BEGUN: Final = WAITING | {Status.RUNNING}
+_BEGUN: Final = WAITING | {StoredStatus.RUNNING}
 """The agent of a start has connected, and the start was not taken from it."""
 
 _NEXT: Final = """SELECT p.orchestrator FROM orchestrator_profiles p
@@ -77,7 +77,7 @@ _ORCHESTRATORS: Final = "orc::"
 
 
 @dataclass(frozen=True, slots=True)
-class StartRequest:
+class AgentStartRequest:
     """A request to start an agent.
 
     `params` are the complete launch parameters; `task_id` is the id of the start, if one is made.
@@ -100,7 +100,7 @@ class StartResult:
     `created`: this request made it. `woken`: it had hibernated. `problem`: why there can be none.
     """
 
-    task: Task | None = None
+    task: TaskRow | None = None
     created: bool = False
     woken: bool = False
     problem: str = ""
@@ -114,7 +114,7 @@ class StartResult:
         return self.task is not None and bool(self.task.disconnected_ms)
 
 
-def current_start(identity: str) -> Program[Task | None]:
+def current_start(identity: str) -> Program[TaskRow | None]:
     """Return the start of this identity that has not ended; None if there is none."""
     found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
     task = (yield from task_rows.load(found[0][0])) if found else None
@@ -153,11 +153,11 @@ def absent_targets(after: str) -> Program[tuple[list[str], str]]:
     return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
 
 
-def new_start(wish: StartRequest, context: Context) -> Task:
+def new_start(wish: AgentStartRequest, context: Context) -> TaskRow:
     """Make the row of a start."""
     target, now_ms = wish.target, context.now_ms
     spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
-    return Task(
+    return TaskRow(
         wish.task_id,
         AGENT_STARTUP,
         target.workspace,
@@ -180,7 +180,7 @@ def new_start(wish: StartRequest, context: Context) -> Task:
     )
 
 
-def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
+def request_start(tx: Transaction, wish: AgentStartRequest) -> Program[StartResult]:
     """Start an agent that is not connected, by its current start or by a new one."""
     profile = wish.params.get(PROFILE, "")
     if not profile:
@@ -190,7 +190,9 @@ def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
         yield from _raise_priority(tx, under_way, wish.priority)
         under_way = (yield from task_rows.load(under_way.task_id)) or under_way
         yield from tx.wake(under_way)
-        return StartResult((yield from task_rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
+        return StartResult(
+            (yield from task_rows.load(under_way.task_id)), woken=under_way.status is StoredStatus.HIBERNATED
+        )
     if under_way is not None:
         yield from _raise_priority(tx, under_way, wish.priority)
         return StartResult((yield from task_rows.load(under_way.task_id)))
@@ -200,7 +202,7 @@ def request_start(tx: Transaction, wish: StartRequest) -> Program[StartResult]:
     return StartResult((yield from task_rows.load(task.task_id)), created=True)
 
 
-def _raise_priority(tx: Transaction, task: Task, priority: int) -> Program[None]:
+def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[None]:
     """Raise the priority of a start to that of another task that needs the agent."""
     if priority > task.priority and task.status not in _BEGUN:
         yield from tx.write(task, task.changed({"priority": priority}), "")
@@ -210,7 +212,7 @@ def _raise_priority(tx: Transaction, task: Task, priority: int) -> Program[None]
         )
 
 
-def _become_the_start(task: Task) -> Program[None]:
+def _become_the_start(task: TaskRow) -> Program[None]:
     """Make this the current start of its identity; the former one has ended."""
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
@@ -220,7 +222,7 @@ def _become_the_start(task: Task) -> Program[None]:
     )
 
 
-def reopen(task: Task) -> Program[str]:
+def reopen(task: TaskRow) -> Program[str]:
     """Make a start that has ended current again, as it is retried.
 
     Returns why it cannot be, "" if it can.
@@ -232,30 +234,30 @@ def reopen(task: Task) -> Program[str]:
     return ""
 
 
-def refusal_of(task: Task, move: Move) -> str:
+def refusal_of(task: TaskRow, move: Move) -> str:
     """Return why a participant may not make this move of a start; "" if it may.
 
     A start is RUNNING only when its agent has connected, and COMPLETED only when the agent has done
     its work. An orchestrator that means "I have launched it" by either move would leave its agent
     with a token that is revoked.
     """
-    if task.status is Status.STARTING and move is Move.RESUME:
+    if task.status is StoredStatus.STARTING and move is Move.RESUME:
         return f"{task.target} is being started: the start goes on when it connects"
-    if task.status in (Status.PENDING, Status.STARTING) and move is Move.COMPLETE:
+    if task.status in (StoredStatus.PENDING, StoredStatus.STARTING) and move is Move.COMPLETE:
         return f"{task.target} has not connected: the start is completed when it has, and says goodbye"
     return ""
 
 
-def confirm_launch(task: Task, caller: str, epoch: int) -> Decision | None:
+def confirm_launch(task: TaskRow, caller: str, epoch: int) -> Decision | None:
     """Answer an orchestrator's CLAIM of a start; None for other claims.
 
     It says that it was told of the start, or asks whether its process is the one of the start. Only
     the agent's connection makes the start RUNNING. The process of an agent that connected without a
     token may be that of any orchestrator.
     """
-    if task.status is Status.STARTING:
+    if task.status is StoredStatus.STARTING:
         return Repeat() if task.assigned_to == caller and task.epoch == epoch else None
-    if task.status not in _BEGUN | PAUSED | {Status.COMPLETED} or not caller.startswith(_ORCHESTRATORS):
+    if task.status not in _BEGUN | PAUSED | {StoredStatus.COMPLETED} or not caller.startswith(_ORCHESTRATORS):
         return None
     return Repeat() if task.launched in (0, epoch) else None
 
@@ -268,7 +270,7 @@ def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
     return (launch_params(waiting[0]), waiting[0].priority) if waiting else ({}, NORMAL)
 
 
-def attach(tx: Transaction, task: Task, identity: str, token: bytes = b"") -> Program[None]:
+def attach(tx: Transaction, task: TaskRow, identity: str, token: bytes = b"") -> Program[None]:
     """Attach the agent that has connected, with the token of this hash if it had one."""
     if task.next_retry_ms:
         # Between two attempts, the connection is the next attempt.
@@ -284,7 +286,7 @@ def attach(tx: Transaction, task: Task, identity: str, token: bytes = b"") -> Pr
     yield from tx.apply(task, Move.ATTACH, tx.facts(identity))
 
 
-def agent_lost(tx: Transaction, task: Task, *, by_gateway: bool) -> Program[None]:
+def agent_lost(tx: Transaction, task: TaskRow, *, by_gateway: bool) -> Program[None]:
     """Write that the agent of a start has lost its connection.
 
     An agent that has lost its gateway as well needs longer for its return.
@@ -297,7 +299,7 @@ def agent_lost(tx: Transaction, task: Task, *, by_gateway: bool) -> Program[None
     yield from tx.write(task, task.changed(changes), "")
 
 
-def dispatch(tx: Transaction, task: Task) -> Program[None]:
+def dispatch(tx: Transaction, task: TaskRow) -> Program[None]:
     """Assign a waiting start to the orchestrator whose turn it is.
 
     Without one, write that the start waits. A grace that ended with the former process is set
@@ -321,11 +323,11 @@ def dispatch(tx: Transaction, task: Task) -> Program[None]:
         yield from tx.apply(task, Move.START, tx.facts(orchestrator))
 
 
-def moved(tx: Transaction, before: Task, after: Task) -> Program[None]:
+def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     """Dispatch a waiting start; fail the tasks of one that ended without its agent."""
-    if after.status is Status.PENDING:
+    if after.status is StoredStatus.PENDING:
         yield from dispatch(tx, after)
-    elif after.is_final and after.status is not Status.COMPLETED and before.status not in _BEGUN | PAUSED:
+    elif after.is_final and after.status is not StoredStatus.COMPLETED and before.status not in _BEGUN | PAUSED:
         reason = f"{after.target} could not be started: {after.error}"
         yield from _fail_waiting_tasks(tx, after.target, reason)
 
@@ -364,7 +366,7 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
     )
     for identity, task_id in waiting:
         task = yield from task_rows.load(task_id)
-        if task is not None and task.status is Status.PENDING:
+        if task is not None and task.status is StoredStatus.PENDING:
             yield from dispatch(tx, task)
         else:
             yield Execute("UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id))
@@ -372,7 +374,7 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
         tx.effects.follow_ups.append(lambda untold_starts: dispatch_waiting(untold_starts, profile))
 
 
-def forget_start(task: Task) -> Program[None]:
+def forget_start(task: TaskRow) -> Program[None]:
     """Forget the start of a deleted task, unless its identity has a later one."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
@@ -385,7 +387,7 @@ def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
     )
 
 
-def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[Task]]:
+def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[TaskRow]]:
     """Return the starts that an orchestrator was assigned and may not know of."""
     return (
         yield from task_rows.select(
@@ -394,10 +396,10 @@ def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[Task]]:
     )
 
 
-def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[Task | None]:
+def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[TaskRow | None]:
     """Write a token for the agent of a start; None if the orchestrator lost the start."""
     task = yield from task_rows.load(task_id)
-    if task is None or task.epoch != epoch or task.status is not Status.STARTING:
+    if task is None or task.epoch != epoch or task.status is not StoredStatus.STARTING:
         return None
     yield from tokens.supersede(task_id, tx.context.now_ms)
     yield from tokens.insert(
@@ -408,41 +410,42 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
     return task
 
 
-def report_failure(tx: Transaction, task: Task, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
+def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
     """Handle an orchestrator's report of a failed start or an ended process.
 
     Returns None for an ordinary FAIL of a worker. Before the agent has connected, the report is a
     failed attempt. Later the agent's connection decides, but the orchestrator knows of an end
     earlier: then the start does not wait for the agent's return.
     """
-    if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
+    if task.status is StoredStatus.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
         facts = tx.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from tx.apply(task, Move.TIME_OUT, facts))
     if task.status not in _BEGUN or task.assigned_to == caller:
         return None
     launched = task.launched
-    if not launched:  # the agent has shown no token, so it is taken for the process of the latest attempt
+    if not launched:
+        # The agent has shown no token, so it is taken for the process of the latest attempt.
         [(launched,)] = yield Fetch(
             "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
         )
     if launched != epoch:
         return None
-    paused = task.status is not Status.RUNNING
+    paused = task.status is not StoredStatus.RUNNING
     if task.disconnected_ms or (paused and (yield from tx.find_worker(task.target)) is None):
         facts = tx.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
         return (yield from tx.apply(task, Move.FAIL, facts))
     if not task.process_ended:
         yield from tx.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
-    return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
+    return RefusedMove(MoveRefusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
 
 
-def launch_params(task: Task) -> dict[str, str]:
+def launch_params(task: TaskRow) -> dict[str, str]:
     """Return the launch parameters of a start."""
     return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
 
 
-def start_assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
+def start_assignment(task: TaskRow, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
     """Return a start as its orchestrator is sent it.
 
     The reference sends no metadata, so its orchestrators do not know the exact identity, the
@@ -472,7 +475,7 @@ def start_assignment(task: Task, token: str, *, numbered: bool = False) -> pb.Ta
     )
 
 
-def task_context(task: Task) -> dict[str, str]:
+def task_context(task: TaskRow) -> dict[str, str]:
     """Return what an agent is told of its start (ConfigSnapshot.task_context)."""
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)

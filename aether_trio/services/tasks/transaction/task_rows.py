@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from aether_trio.model.tasks.task import COLUMNS, Task
+from aether_trio.model.tasks.task import COLUMNS, TaskRow
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
@@ -47,19 +47,19 @@ class OvertakenError(Exception):
     """A row changed since this transaction read it, which an engine must not allow."""
 
 
-def load(task_id: str) -> Program[Task | None]:
+def load(task_id: str) -> Program[TaskRow | None]:
     """Load the task with this id; None if there is none."""
     rows: list[Row] = yield Fetch(_LOAD, (task_id,))
-    return Task.from_row(rows[0]) if rows else None
+    return TaskRow.from_row(rows[0]) if rows else None
 
 
-def select(where: str, args: Sequence[Value]) -> Program[list[Task]]:
+def select(where: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
     """Load the tasks of a condition, which may include ORDER BY and LIMIT."""
     rows: list[Row] = yield Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args)  # noqa: S608
-    return [Task.from_row(row) for row in rows]
+    return [TaskRow.from_row(row) for row in rows]
 
 
-def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[Task]]:
+def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
     """Load tasks of two conditions in one statement.
 
     Each condition has its ORDER BY and LIMIT.
@@ -69,10 +69,10 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
         for name, where in (("one", one), ("other", other))
     )
     rows: list[Row] = yield Fetch(sql, args)
-    return [Task.from_row(row) for row in rows]
+    return [TaskRow.from_row(row) for row in rows]
 
 
-def insert(task: Task, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
+def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
     """Insert a row; return False if the id exists.
 
     It exists if the same program ran before and its commit was not answered. `left` is an event for
@@ -95,7 +95,7 @@ def _update(names: tuple[str, ...]) -> str:
     return f"UPDATE tasks SET {sets} WHERE task_id = $1 AND status = $2 AND epoch = $3"  # noqa: S608
 
 
-def save(before: Task, after: Task) -> Program[None]:
+def save(before: TaskRow, after: TaskRow) -> Program[None]:
     """Write what differs, if the row still has the status and epoch of `before`."""
     changes = before.differences(after)
     if not changes:

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow, Wait, decide
 from aether_trio.model.tasks.due import next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
-from aether_trio.model.tasks.table import Decision, Refusal, Refused
+from aether_trio.model.tasks.table import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
 from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.protobuf import ends_with_parent
@@ -93,21 +93,21 @@ class TaskTransaction:
 
     # -- moves -------------------------------------------------------------------------------------
 
-    def apply(self, task: Task, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
+    def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         """Decide on a move and, if it is allowed, write its result with all that follows.
 
         `reserved` as in `write`.
         """
         decision = decide(task, move, facts)
-        if isinstance(decision, Step):
+        if isinstance(decision, MoveStep):
             if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
                 problem = yield from startup.reopen(task)
                 if problem:
-                    return Refused(Refusal.STATUS, problem)
+                    return RefusedMove(MoveRefusal.STATUS, problem)
             yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
         return decision
 
-    def create(self, task: Task, payload: bytes) -> Program[bool]:
+    def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
         """Write a new task; return False if it exists.
 
         The task is assigned at once if a worker has room.
@@ -117,7 +117,7 @@ class TaskTransaction:
         row, worker, reason = task, None, ""
         if task.queue and (worker := (yield from assignment.reserve_worker(self, task))) is not None:
             given = decide(task, Move.ASSIGN, self.facts(worker.identity))
-            assert isinstance(given, Step)
+            assert isinstance(given, MoveStep)
             row, reason = given.after, given.reason
             self._derive(task, row)
         left: tuple[str, int, bytes] | None = None
@@ -150,7 +150,7 @@ class TaskTransaction:
         return True
 
     def write(
-        self, before: Task, after: Task, reason: str, *, push: bool = False, reserved: Worker | None = None
+        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
         """Write a changed row with all that follows from the change.
 
@@ -165,14 +165,16 @@ class TaskTransaction:
         self._falls_due(after)
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
-    def _derive(self, before: Task, after: Task) -> None:
+    def _derive(self, before: TaskRow, after: TaskRow) -> None:
         """Set the fields of a row that follow from its other fields."""
         after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
         after.due_ms = next_due(after, self.context.limits)
         if _has_event(before, after):
             after.events = before.events + 1
 
-    def _follow(self, before: Task, after: Task, reason: str, *, push: bool, reserved: Worker | None) -> Program[None]:
+    def _follow(
+        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool, reserved: Worker | None
+    ) -> Program[None]:
         """Do what follows from a change whose row is written."""
         if _has_event(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
@@ -201,7 +203,7 @@ class TaskTransaction:
         self.payload_bytes += len(payload)
         return payload
 
-    def _falls_due(self, task: Task) -> None:
+    def _falls_due(self, task: TaskRow) -> None:
         self.moments[task.task_id] = task.due_ms
 
     @property
@@ -209,13 +211,13 @@ class TaskTransaction:
         """The earliest moment at which a written task falls due, 0 for never."""
         return min(filter(None, self.moments.values()), default=0)
 
-    def _on_status_change(self, before: Task, after: Task) -> Program[None]:
+    def _on_status_change(self, before: TaskRow, after: TaskRow) -> Program[None]:
         """Do what a change of status means to other rows."""
-        if before.status is Status.DLQ:
+        if before.status is StoredStatus.DLQ:
             yield from task_rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
-        if before.status is Status.WAITING_DEPENDENCY:
+        if before.status is StoredStatus.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
-        if after.status is Status.HIBERNATED:
+        if after.status is StoredStatus.HIBERNATED:
             worker = yield from self.find_worker(after.assigned_to)
             if worker is not None:
                 self.effects.hibernated.append((after, worker.node))
@@ -225,7 +227,7 @@ class TaskTransaction:
 
     # -- who is there ------------------------------------------------------------------------------
 
-    def worker_is_present(self, task: Task) -> Program[bool]:
+    def worker_is_present(self, task: TaskRow) -> Program[bool]:
         """Return whether a task's worker is connected and knows of it; True without one."""
         if not task.assigned_to:
             return True
@@ -238,11 +240,11 @@ class TaskTransaction:
 
     # -- what an end means -------------------------------------------------------------------------
 
-    def _on_end(self, task: Task) -> Program[None]:
+    def _on_end(self, task: TaskRow) -> Program[None]:
         now_ms = self.context.now_ms
         if task.tokens:
             self.effects.sessions_to_end.extend((yield from tokens.revoke(task, now_ms)))
-        if task.status is Status.DLQ:
+        if task.status is StoredStatus.DLQ:
             yield Execute(
                 "INSERT INTO task_dead_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
                 "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET reason = excluded.reason, "
@@ -255,10 +257,10 @@ class TaskTransaction:
         yield from self._write_completion(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)
-        if task.status is Status.CANCELLED and task.has_children:
+        if task.status is StoredStatus.CANCELLED and task.has_children:
             yield from self._cancel_children_later(task)
 
-    def _cancel_children_later(self, task: Task) -> Program[None]:
+    def _cancel_children_later(self, task: TaskRow) -> Program[None]:
         """Write that the children which end with a cancelled task are to be cancelled.
 
         They are cancelled in separate transactions. The row lets another process do it if this one
@@ -281,7 +283,7 @@ class TaskTransaction:
             yield Execute("DELETE FROM task_dependents WHERE depends_on = $1 AND task_id = $2", (task_id, waiting_id))
             waiting = yield from task_rows.load(waiting_id)
             wait = waiting.waits_for if waiting is not None else None
-            if waiting is None or wait is None or waiting.status is not Status.WAITING_DEPENDENCY:
+            if waiting is None or wait is None or waiting.status is not StoredStatus.WAITING_DEPENDENCY:
                 continue
             left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
             if wait.wake_on_any or (not left and (yield from self.add_dependencies(waiting, wait))):
@@ -297,7 +299,7 @@ class TaskTransaction:
         parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
         self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
-    def add_dependencies(self, task: Task, wait: Wait) -> Program[bool]:
+    def add_dependencies(self, task: TaskRow, wait: Wait) -> Program[bool]:
         """Write for which tasks a task waits; return whether the wait is over already.
 
         A task that will be retried has not ended.
@@ -320,14 +322,14 @@ class TaskTransaction:
                 )
         return wait.is_over(ended)
 
-    def wake(self, task: Task) -> Program[None]:
+    def wake(self, task: TaskRow) -> Program[None]:
         """Let a paused task go on, as what it waited for has happened."""
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
     # -- telling -----------------------------------------------------------------------------------
 
-    def _record(self, task: Task, number: int, event: pb.TaskEvent) -> Program[None]:
+    def _record(self, task: TaskRow, number: int, event: pb.TaskEvent) -> Program[None]:
         now_ms = self.context.now_ms
         event.task_id, event.workspace, event.parent_task_id = task.task_id, task.workspace, task.parent_task_id
         event.emitted_at_unix_ms = now_ms
@@ -372,7 +374,7 @@ class TaskTransaction:
             if mark >= first:
                 yield from self._forget_events(task_id, mark)
 
-    def collect_child_events(self, task: Task) -> Program[None]:
+    def collect_child_events(self, task: TaskRow) -> Program[None]:
         """Move the events of a task's children to its log, before another event."""
         while count := (yield from child_events.collect_for(self, task.task_id)):
             task.events += count
@@ -385,7 +387,7 @@ class TaskTransaction:
         )
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
-    def record_event_once(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
+    def record_event_once(self, task: TaskRow, event: pb.TaskEvent, since_ms: int) -> Program[None]:
         """Write an event as `record_event` does, unless an earlier run has written it.
 
         The earlier run began at `since_ms`. Equal events of several callers are counted, and each
@@ -398,7 +400,7 @@ class TaskTransaction:
         if same < self.repeats[place]:
             yield from self.record_event(task, event)
 
-    def record_event(self, task: Task, event: pb.TaskEvent) -> Program[None]:
+    def record_event(self, task: TaskRow, event: pb.TaskEvent) -> Program[None]:
         """Write an event of a task whose row changes in nothing else."""
         if task.has_children:
             yield from self.collect_child_events(task)
@@ -408,7 +410,7 @@ class TaskTransaction:
         if numbers:
             yield from self._record(task, numbers[0][0], event)
 
-    def _child_event(self, task: Task, lifecycle: str) -> pb.TaskEvent:
+    def _child_event(self, task: TaskRow, lifecycle: str) -> pb.TaskEvent:
         """Make the event that tells a parent of its child."""
         child = pb.TaskChildLifecycleEvent(
             child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
@@ -420,7 +422,7 @@ class TaskTransaction:
             child_lifecycle=child,
         )
 
-    def _write_completion(self, task: Task) -> Program[None]:
+    def _write_completion(self, task: TaskRow) -> Program[None]:
         """Write the completion message that the creator asked for to `task_outbox`."""
         if not task.spec:
             return
@@ -461,8 +463,8 @@ Mutation = Callable[[TaskTransaction], Program[None]]
 def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program[None]:
     """Cancel a page of the children, after the id `after`, that end with their parent."""
     parent = yield from task_rows.load(parent_id)
-    found: list[Task] = []
-    if parent is not None and parent.status is Status.CANCELLED:  # it may have been retried by now
+    found: list[TaskRow] = []
+    if parent is not None and parent.status is StoredStatus.CANCELLED:  # not retried meanwhile
         found = yield from task_rows.select(
             "parent_task_id = $1 AND parent_task_id <> '' AND task_id > $2 ORDER BY task_id LIMIT $3",
             (parent_id, after, WAKE_PAGE),
@@ -470,7 +472,8 @@ def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program
     for child in found:
         if not child.is_final and ends_with_parent(child):
             facts = tx.facts(reason=f"parent task {parent_id} was cancelled")
-            current = yield from task_rows.load(child.task_id)  # the end of another child may have moved it
+            # Load it again: the end of another child may have moved it.
+            current = yield from task_rows.load(child.task_id)
             if current is not None and not current.is_final:
                 yield from tx.apply(current, Move.CANCEL, facts)
     if len(found) == WAKE_PAGE:
@@ -479,21 +482,21 @@ def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program
         yield Execute("DELETE FROM task_cancelled_parents WHERE task_id = $1", (parent_id,))
 
 
-def _has_event(before: Task, after: Task) -> bool:
+def _has_event(before: TaskRow, after: TaskRow) -> bool:
     """Return whether a change has an event.
 
     It has one if the status on the wire changes, or if a retry is given up.
     """
     if after.status is before.status:
         return False
-    buried = after.status is Status.DLQ and before.status is Status.FAILED
+    buried = after.status is StoredStatus.DLQ and before.status is StoredStatus.FAILED
     return buried or before.status.wire != after.status.wire
 
 
-def _wire(status: Status) -> pb.TaskStatus.ValueType:
+def _wire(status: StoredStatus) -> pb.TaskStatus.ValueType:
     return pb.TaskStatus.ValueType(status.wire)
 
 
-def _status_changed(before: Task, after: Task, reason: str) -> pb.TaskEvent:
+def _status_changed(before: TaskRow, after: TaskRow, reason: str) -> pb.TaskEvent:
     changed = pb.TaskStatusChangedEvent(from_status=_wire(before.status), to_status=_wire(after.status), reason=reason)
     return pb.TaskEvent(status_changed=changed)

@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Status as TaskStatus
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import StoredStatus as TaskStatus
+from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable, single
@@ -132,7 +132,7 @@ def is_revoked(digest: bytes) -> Program[bool]:
     return bool(found) and found[0][0] > 0
 
 
-def revoke(task: Task, now_ms: int) -> Program[list[tuple[str, str]]]:
+def revoke(task: TaskRow, now_ms: int) -> Program[list[tuple[str, str]]]:
     """Revoke the tokens of a task that has ended.
 
     Returns (node, session id) of the sessions that end with it. A completed task does not end the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from aether_trio.model.identity import Kind
-from aether_trio.model.tasks.task import AGENT_STARTUP, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP, TaskRow
 from aether_trio.storage.base import Row
 
 WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
@@ -33,7 +33,7 @@ class Worker(NamedTuple):
     claims: bool = False
     """Whether it says when it begins, so that it has not begun what it has not claimed."""
 
-    def knows_of(self, task: Task) -> bool:
+    def knows_of(self, task: TaskRow) -> bool:
         """Return whether its client was there when it last reported on this task.
 
         Another client of the same name does not remember the task. The agent of a start is its
