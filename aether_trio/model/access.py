@@ -1,6 +1,6 @@
-"""Access levels.
+"""Access levels, as rules and grants have them.
 
-Rules and grants carry the integers; only authority requests carry the wire enum (core.md section
+Rules and grants carry the integers; only authority requests carry the wire's enum (core.md section
 0.4).
 """
 
@@ -10,9 +10,9 @@ import enum
 
 
 class AccessLevel(enum.IntEnum):
-    """What a rule allows, ordered: a level includes all below it.
+    """What a rule allows, in order: a level includes all levels below it.
 
-    The gaps are the protocol's.
+    The gaps between the numbers are those of the protocol.
     """
 
     NONE = 0

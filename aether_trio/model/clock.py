@@ -1,6 +1,4 @@
-"""The clock seam.
-
-Logic never asks the operating system for the time; it is given a Clock.
+"""Where logic gets the time from: a Clock, never the operating system.
 
 Two times, because they answer different questions. `now_ms` is a calendar time to be stored and
 shown: message timestamps, expiry of keys and tokens. `monotonic` measures how long something took
@@ -34,7 +32,7 @@ class SystemClock:
 
     When the machine's clock steps back by up to MAX_HOLD_MS (a time daemon's correction), `now_ms`
     stands still until the machine has caught up, so timestamps do not run backwards. A larger step
-    back is somebody setting the clock, and is followed at once: standing still for that long would
+    back means that the clock was set, and is followed at once: standing still for that long would
     keep expired keys alive. Steps forward are followed at once. Nothing may depend on `now_ms` for
     order; order is the log's offsets.
 
@@ -61,12 +59,11 @@ class SystemClock:
 
 
 class VirtualClock:
-    """Calendar time that follows a monotonic source, for tests and simulations on trio's virtual
-    clock.
+    """Calendar time that follows a monotonic source such as trio's virtual clock.
 
-    With `monotonic=trio.current_time` under an autojump clock, a key with a TTL of an hour expires
-    when the test has slept for an hour of virtual time. `epoch_ms` is the calendar time at the
-    moment of construction.
+    For tests and simulations. With `monotonic=trio.current_time` under an autojump clock, a key
+    with a TTL of an hour expires when the test has slept for an hour of virtual time. `epoch_ms` is
+    the calendar time at the moment of construction.
     """
 
     def __init__(self, monotonic: Callable[[], float], epoch_ms: int = 1_700_000_000_000) -> None:
@@ -95,10 +92,7 @@ class ManualClock:
         return self._elapsed_ms / 1_000
 
     def advance(self, ms: int) -> None:
-        """Let both times pass.
-
-        Time does not run backwards: see `set_wall` for a clock that is set back.
-        """
+        """Let both times pass. Raises ValueError for a negative time; see `set_wall`."""
         if ms < 0:
             raise ValueError(f"cannot advance by {ms} ms; use set_wall to set the calendar back")
         self._now_ms += ms

@@ -1,16 +1,15 @@
-"""An unexpected exception ends the one connection that it belongs to, and nothing that others
-share.
+"""An unexpected exception ends one connection, and nothing that others share.
 
-A connection is written to by the tasks of others (the log's committer, another session, a drain),
-and some of what it needs runs in nurseries that outlive it. An exception there would end all
-connections. So three rules hold on every transport (and a fourth for what serves all of them:
-concurrency/supervision.py):
+A connection is written to by other tasks (the log's committer, another session, a drain), and some
+of what it needs runs in nurseries that outlive it. An exception there would end all connections. So
+three rules hold on every transport (and concurrency/supervision.py has a fourth for the tasks that
+serve all connections):
 
-* What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's
-  `FrameSource.failed`. The session ends with UNKNOWN; a connection without a session, or one that
-  fails again, is cut.
+* The method of a transport that other tasks call to write catches `Exception` and gives it to the
+  connection's `FrameSource.failed`. The session ends with UNKNOWN; a connection without a session,
+  or one that fails again, is cut.
 * A task of one connection in a shared nursery is started with `alone`.
-* Letting go runs every step, whatever the steps before it raised: `run_all`.
+* The end of a session runs every step, whatever the steps before it raised: `run_all`.
 
 Each defect is logged once, with the identity, the session and the address that it belongs to.
 Cancellation is never caught.
@@ -27,7 +26,7 @@ Ts = TypeVarTuple("Ts")
 log = logging.getLogger("aether.containment")
 
 DEFECT: Final = "the gateway has a defect, which is in its log; connect again"
-"""What the client is told; the reason is for the operator."""
+"""What the client is told. The reason is for the operator, in the log."""
 
 
 def report(error: BaseException, who: str) -> None:
@@ -36,7 +35,7 @@ def report(error: BaseException, who: str) -> None:
 
 
 async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-    """Run `serve(*args)`; what it raises, other than cancellation, is reported and goes no further."""
+    """Run `serve(*args)`; report what it raises, other than cancellation."""
     try:
         await serve(*args)
     except Exception as error:
@@ -44,9 +43,7 @@ async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -
 
 
 def run_all(who: str, *steps: Callable[[], object]) -> None:
-    """Run every step in order; what one raises is reported and keeps none of the others from
-    running.
-    """
+    """Run all steps in order; report what a step raises, and go on."""
     for step in steps:
         try:
             step()

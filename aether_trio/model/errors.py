@@ -67,9 +67,10 @@ class Code(enum.StrEnum):
     AUDIT_RATE_LIMITED = "ERR_AUDIT_RATE_LIMITED"
     AUDIT_DISABLED = "ERR_AUDIT_DISABLED"
     SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"
-    """Ours, for the framed transport's numbered sends."""
+    """This project's, for the numbered sends of the framed transport."""
     OUTCOME_UNKNOWN = "ERR_OUTCOME_UNKNOWN"
-    """Ours: it may have been done, or not, and the gateway could not find out. Never retryable."""
+    """This project's: the work may have been done or not, and the gateway could not find out. Never
+    retryable."""
 
 
 RETRYABLE: Final[frozenset[Code]] = frozenset(
@@ -87,7 +88,7 @@ RETRYABLE: Final[frozenset[Code]] = frozenset(
 class AetherError(Exception):
     """A refusal inside a live stream.
 
-    `retryable` follows RETRYABLE unless said otherwise (a KV quota is final).
+    `retryable` follows RETRYABLE unless it is given (a KV quota is final).
     """
 
     def __init__(self, code: Code, message: str, *, retryable: bool | None = None, retry_after_ms: int = 0) -> None:
@@ -99,9 +100,9 @@ class AetherError(Exception):
 
 
 class StatusError(Exception):
-    """The stream must end with this gRPC status.
+    """The end of a stream with this gRPC status.
 
-    Never raised with OK: clients take OK for a zombie stream.
+    Never raised with OK, which clients take for a connection that still lives.
     """
 
     def __init__(self, status: Status, message: str) -> None:

@@ -1,14 +1,14 @@
-"""Who a participant is: the nine principal forms, their identity strings, topics and rules
-(reference: core.md section 2).
+"""Identities: nine forms of principals, their strings, topics and rules.
 
-An identity string is its lock key, its log key and, for most kinds, its own topic, so two
-identities must never share one. That makes two rules stricter than the reference's:
+Reference: core.md section 2. An identity string is the participant's lock key, its log key and, for
+most kinds, its topic, so two identities must never share one. That makes two rules stricter than
+the reference's:
 
-* No empty part. The reference tolerates `ag::ws::::x`, whose meaning then depends on who splits it.
+* No empty part. The reference tolerates `ag::ws::::x`, whose meaning then depends on its reader.
 * A part that is followed by another may not end with ":". Strings are split at the leftmost "::",
   so "a:" joined to "b" gives "a:::b", which reads back as "a" and ":b". A part may *begin* with
   ":", and the last part may end with one: neither can be read in two ways. The property test in
-  tests/model/test_identity.py holds the claim.
+  tests/model/test_identity.py checks this.
 
 Invariants: an `Identity` that exists is valid; `Identity.parse(str(identity)) == identity`; equal
 text means equal identity. Everything derived is computed once, when the object is made.
@@ -35,9 +35,9 @@ _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f*>]")
 
 
 class IdentityError(ValueError):
-    """A part or a string that cannot be an identity.
+    """A part or a text that cannot be an identity.
 
-    The message names the part and the rule it breaks.
+    The message names the part and the rule that it breaks.
     """
 
 
@@ -71,8 +71,9 @@ _TYPE_NAMES: Final[Mapping[str, PrincipalType]] = MappingProxyType(
 
 
 def parse_principal_type(name: str) -> PrincipalType:
-    """Read a principal type name, in any case, with the aliases that the reference accepts. Raises
-    IdentityError.
+    """Read a principal type name, in any case, with the reference's aliases.
+
+    Raises IdentityError.
     """
     try:
         return _TYPE_NAMES[name.lower()]
@@ -84,7 +85,7 @@ def parse_principal_type(name: str) -> PrincipalType:
 class Kind(enum.StrEnum):
     """What a participant is.
 
-    Finer than PrincipalType: the two kinds of task differ in everything but the wire number.
+    Finer than PrincipalType: the two kinds of task differ in everything but the number on the wire.
     """
 
     AGENT = "agent"
@@ -111,7 +112,10 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a kind is written: its prefix, then (attribute, name for people) of each part in order."""
+    """How a kind is written: its prefix, then its parts in order.
+
+    A part is (attribute, name for people).
+    """
 
     prefix: str
     parts: tuple[tuple[str, str], ...]
@@ -154,17 +158,17 @@ def prefix_of(kind: Kind) -> str:
 
 
 def has_all_parts(text: str) -> bool:
-    """Whether a text has as many parts as an identity of its kind, so that no identity begins with
-    it and goes on with "::".
+    """Return whether a text has as many parts as an identity of its kind.
 
-    What the parts are is not looked at.
+    No identity continues such a text with "::". The parts themselves are not checked.
     """
     return text.count(SEPARATOR) == _SEPARATORS.get(text.partition(SEPARATOR)[0])
 
 
 def shape_of(prefix: str) -> str | None:
-    """How the identities with this prefix are written, as
-    `ag::{workspace}::{implementation}::{specifier}`; None: there are none.
+    """Return how the identities with this prefix are written; None without any.
+
+    The shape is a text such as `ag::{workspace}::{implementation}::{specifier}`.
     """
     kind = _KIND_OF_PREFIX.get(prefix)
     if kind is None:
@@ -174,13 +178,13 @@ def shape_of(prefix: str) -> str | None:
 
 
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
-    """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming
-    `what`.
+    """Return `text` if it may be a part of an identity or topic.
 
-    1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says that
-    nothing follows the part, which then may end with ":" (see the module's text). `strict=False` is
-    the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only (but
-    for the zero byte), because without the others two identities could share one string.
+    A part has 1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says
+    that no other part follows, so the part may end with ":" (see the module's text).
+    `strict=False` is the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false. It lifts the rule on
+    characters only (but for the zero byte), because without the other rules two identities could
+    share one string. Raises IdentityError, which names `what`.
     """
     if not text:
         raise IdentityError(f"{what} is empty")
@@ -205,16 +209,14 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One participant.
-
-    Made by a constructor named after its kind, or by `parse`; always valid.
+    """One participant, always valid: made by a constructor of its kind, or by `parse`.
 
     Users keep their user id in `implementation` and their window id in `specifier`. `workspace` is
-    "" for every kind that does not carry one in its string (a user's current workspace is a fact of
-    the session, not of the identity).
+    "" for each kind that has none in its string (a user's current workspace is a fact of the
+    session, not of the identity).
 
     The text of an agent or a task can be longer than the 256 bytes of a topic when its parts are
-    long. Such a participant may connect, as in the reference, but nobody can send to it.
+    long. Such a participant may connect, as in the reference, but no participant can send to it.
     """
 
     kind: Kind
@@ -228,9 +230,8 @@ class Identity:
     topic: str = field(init=False, compare=False, repr=False)
     """The topic this participant owns; "" for orchestrators, which own none."""
     canonical_id: str = field(init=False, compare=False, repr=False)
-    """The id in access rules and grants: a user's bare user id (all its windows are one), else the
-    identity string.
-    """
+    """The id in access rules and grants: for a user, the bare user id, which stands for all
+    windows; else the identity string."""
 
     def __post_init__(self, strict: bool) -> None:
         form = _FORMS[self.kind]
@@ -264,7 +265,10 @@ class Identity:
 
     @property
     def type_name(self) -> str:
-        """The principal type in grants, access rules and tasks: "task" for both kinds of task."""
+        """The principal type in grants, access rules and tasks.
+
+        "task" for both kinds of task.
+        """
         return self.kind.principal_type.type_name
 
     @property
@@ -287,10 +291,7 @@ class Identity:
 
     @classmethod
     def task(cls, workspace: str, implementation: str, uuid: str, *, strict: bool = True) -> Identity:
-        """A non-unique task.
-
-        The gateway makes the `uuid`, one per connection (`IdFactory.unique`).
-        """
+        """Make a non-unique task, with a `uuid` per connection (`IdFactory.unique`)."""
         return cls(Kind.TASK, workspace, implementation, uuid, strict)
 
     @classmethod
@@ -299,9 +300,9 @@ class Identity:
 
     @classmethod
     def orchestrator(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
-        """An orchestrator.
+        """Make an orchestrator.
 
-        One that connects without a specifier is given a made-up one first (`IdFactory.short`).
+        The gateway makes the specifier of one that connects without (`IdFactory.short`).
         """
         return cls(Kind.ORCHESTRATOR, "", implementation, specifier, strict)
 

@@ -1,4 +1,4 @@
-"""Made-up ids from one source of randomness, so that a seeded run makes the same ids again."""
+"""Ids from one source of randomness: a seeded run makes the same ids again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import uuid
 class IdFactory:
     """Makes ids from the given `Random`.
 
-    A session id is a secret (who knows it may take the session over), so a gateway that serves
-    strangers gives `random.SystemRandom()`. Tests and simulations give `random.Random(seed)`.
+    A session id is a secret: a client that knows it may take the session over. So a gateway gives
+    `random.SystemRandom()`. Tests and simulations give `random.Random(seed)`.
     """
 
     def __init__(self, random: random.Random) -> None:
         self._random = random
 
     def session_id(self) -> str:
-        """A new session's id: the text of a version 4 UUID, unguessable when the source is."""
+        """Make a session id: a version 4 UUID, unguessable when the source is."""
         return self._uuid()
 
     def unique(self) -> str:
-        """An id that meets no other, as the text of a version 4 UUID: non-unique tasks, messages,
-        subscriptions.
+        """Make an id that no other id equals, as the text of a version 4 UUID.
+
+        For non-unique tasks, messages and subscriptions.
         """
         return self._uuid()
 
     def dated(self, now_ms: int) -> str:
-        """An id that meets no other, as the text of a version 7 UUID (RFC 9562): it begins with
-        this moment (Unix ms).
+        """Make an id that no other id equals, as the text of a version 7 UUID (RFC 9562).
 
-        For rows by the million: what is made and changed at one time lies on a few pages of an
-        index, and not each on its own.
+        It begins with this moment (Unix ms). For rows by the million: rows that are written and
+        changed at one time lie on a few pages of an index then.
         """
         bits = self._random.getrandbits(74)
         moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
@@ -39,7 +39,7 @@ class IdFactory:
         return f"{moment[:8]}-{moment[8:]}-{rest[:4]}-{rest[4:8]}-{rest[8:]}"
 
     def short(self) -> str:
-        """Eight hexadecimal digits, for names that people read.
+        """Make a name that people read, of eight hexadecimal digits.
 
         Two of 10,000 collide with a chance of about 1 in 86.
         """

@@ -1,5 +1,6 @@
-"""Every bound a client can run into, with the reference's value as its default (core.md section
-5.4) and its unit in its name.
+"""Every bound a client can run into, with its unit in its name.
+
+The defaults are the reference's (core.md section 5.4).
 
 Bounds of a transport (message caps, flow-control windows, flood budgets) live with the transport.
 """
@@ -19,42 +20,37 @@ MIB: Final = 1024 * KIB
 CLIENT_MESSAGE_BYTES: Final = 4 * MIB - 1 * KIB
 """One message to a client. Libraries of gRPC refuse more than 4 MiB unless told otherwise, and
 every client of the binary framing accepts frames of 4 MiB; the KiB is for the frame around the
-message.
-"""
+message."""
 MAX_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 64 * KIB
 """What `Limits.payload_bytes` may be: a message that is stored can be delivered, with its topic and
-workspace.
-"""
+workspace."""
 MAX_TASK_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 1 * MIB
 """What `Limits.task_payload_bytes` may be: an assignment has the payload, and metadata and launch
-parameters with it.
-"""
+parameters with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Frozen: a running gateway's limits do not change.
+    """The bounds of a running gateway, which do not change.
 
     A rate or a count of 0 means unlimited.
     """
 
     topic_bytes: ClassVar[int] = MAX_TOPIC_BYTES
-    """The protocol's own, not a setting: identities are stored under it."""
+    """The protocol's, not a setting: identities are stored under it."""
     token_bytes: ClassVar[int] = MAX_TOKEN_BYTES
-    """The protocol's own, not a setting."""
+    """The protocol's, not a setting."""
 
     name_bytes: ClassVar[int] = 1 * KIB
-    """One name in a request: an id, a topic, a word. Not a setting; the reference has no bound. See
-    session/bounds.py.
-    """
+    """One name in a request: an id, a topic, a word (session/bounds.py). Not a setting; the
+    reference has no bound."""
     text_bytes: ClassVar[int] = 16 * KIB
     """One text for people in a request, such as a description."""
     request_bytes: ClassVar[int] = 256 * KIB
-    """A request beside its content: metadata, parameters, scopes. It is shown in every list."""
+    """A request without its content: metadata, parameters, scopes. It is shown in every list."""
     status_text_bytes: ClassVar[int] = 1 * KIB
     """The text of a stream's end. Clients of gRPC read it as a header, and refuse headers of more
-    than 8 KiB.
-    """
+    than 8 KiB."""
 
     payload_bytes: int = 1 * MIB
     """Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE."""
@@ -66,41 +62,35 @@ class Limits:
     send_burst: int = 200
     workspace_rate_per_s: float = 0.0
     """Messages of one workspace, burst of one second; beyond it ERR_WORKSPACE_RATE_LIMITED. Off
-    unless configured.
-    """
+    unless configured."""
     identity_rate_per_s: float = 0.0
     """Messages of one identity, burst of one second; beyond it ERR_QUOTA_001. The reference uses
-    100 with quotas on.
-    """
+    100 with quotas on."""
 
     request_rate_per_s: float = 1000.0
     """Requests of one connection (KV, checkpoints, tasks, sessions, ...); beyond it
     ERR_RATE_LIMITED. The reference has no bound.
 
     What one client does in turn, waiting for each answer, stays below it on most machines; tens of
-    workers behind one connection may not.
-    """
+    workers behind one connection may not."""
     request_burst: int = 4000
 
     connections_per_workspace: int = 1000
     """Beyond it the handshake ends with RESOURCE_EXHAUSTED."""
     init_wait_s: float = 30.0
-    """How long a stream may take to say who it is; beyond it DEADLINE_EXCEEDED."""
+    """How long a stream may take to its InitConnection; beyond it DEADLINE_EXCEEDED."""
     init_bytes: int = 512 * KIB
-    """The InitConnection as a whole, on every transport: what a client may say before it is known.
+    """The InitConnection as a whole, on every transport: what an unauthenticated client may send.
     """
     message_wait_s: float = 30.0
     """In which a message that has begun must bring 64 KiB, or its end; beyond it the stream ends
-    with DEADLINE_EXCEEDED.
-    """
+    with DEADLINE_EXCEEDED."""
     unfinished_input_bytes: int = 64 * MIB
     """Of messages that have begun and are not finished, over all connections; beyond it one of them
-    is given up.
-    """
+    is given up."""
     credentials_per_connection: int = 16
     """Entries of InitConnection.credentials. The reference has no bound; the SDK sends at most
-    four.
-    """
+    four."""
     credential_bytes: int = 16 * KIB
     """The value of one credential. A large signed token has about 8 KiB."""
     extensions_per_connection: int = 64
@@ -112,8 +102,7 @@ class Limits:
 
     agent_registrations: int = 10_000
     """Registered agent implementations; beyond it a registration is refused with ERR_QUOTA_001. The
-    reference has no bound.
-    """
+    reference has no bound."""
 
     metric_entries: int = MAX_ENTRIES
     metric_metadata_keys: int = MAX_METADATA_KEYS
@@ -123,21 +112,17 @@ class Limits:
     """Value of one key; beyond it ERR_QUOTA_001."""
     kv_keys_per_scope: int = 100_000
     """Keys and members of sets in one namespace of a scope (a workspace's, a user's, ...); beyond
-    it ERR_QUOTA_001. The reference has 10,000, which it does not enforce.
-    """
+    it ERR_QUOTA_001. The reference has 10,000, which it does not enforce."""
     kv_bytes_per_scope: int = 1024 * MIB
     """Keys and values in one such namespace, each rounded up to a KiB: as much as a topic has. The
-    reference has no bound.
-    """
+    reference has no bound."""
     kv_list_page: int = 100
     """Page size when the client names none."""
     kv_list_page_max: int = 1000
     """Page size that is given when the client asks for more."""
 
     checkpoint_bytes: int = 4 * MIB
-    """One checkpoint. The reference has no bound of its own and is stopped by its transport at 4
-    MiB.
-    """
+    """One checkpoint. The reference has no bound, and its transport stops at 4 MiB."""
     checkpoint_key_bytes: int = 256
     checkpoint_bytes_per_identity: int = 1024 * MIB
     """Checkpoints of one identity together. The reference has no bound."""

@@ -1,5 +1,4 @@
-"""What a metric message must look like, over plain values, so that the rules need no wire format
-(core.md section 4.1).
+"""The rules for a metric message, over plain values (core.md section 4.1).
 
 The caller decodes the payload (ERR_METRIC_INVALID when it cannot) and decides what a negative
 quantity requires.
@@ -24,14 +23,13 @@ def check_metric(
     max_entries: int = MAX_ENTRIES,
     max_metadata_keys: int = MAX_METADATA_KEYS,
 ) -> bool:
-    """Check the (name, quantity) entries of one metric.
+    """Check the entries of one metric; return whether a quantity is negative.
 
-    True when a quantity is below zero, which needs a permission.
-
-    Raises AetherError, first failure first, in the reference's order: ERR_METRIC_INVALID for too
-    many metadata keys, ERR_METRIC_EMPTY for no entries and, as the reference does, for too many,
-    ERR_METRIC_INVALID_ENTRY for an entry without a name or with a quantity that is not finite.
-    Minus zero is not below zero. The kind of an entry is the receiver's business.
+    An entry is (name, quantity). A negative quantity needs a permission; minus zero is not
+    negative. The receiver checks the kinds of entries. Raises AetherError for the first failure in
+    the reference's order: ERR_METRIC_INVALID for too many metadata keys, ERR_METRIC_EMPTY for no
+    entries and, as the reference does, for too many, ERR_METRIC_INVALID_ENTRY for an entry without
+    a name or with a quantity that is not finite.
     """
     if metadata_keys > max_metadata_keys:
         raise AetherError(

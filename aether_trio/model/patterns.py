@@ -1,11 +1,10 @@
-"""Patterns with `*` and `?`, as operators write them for workspaces and identities.
+"""Patterns with `*` and `?`, which operators write for workspaces and identities.
 
-`*` stands for any characters but "/", `?` for one; a lone `*` stands for everything. A pattern for
-an identity is compared part by part, as an identity is written: no star reaches over the "::"
-between two parts, and what the parts themselves hold (":" may be in them) makes no other parts of
-them.
+`*` matches any characters but "/", `?` matches one; a lone `*` matches everything. A pattern for an
+identity is compared part by part, as an identity is written: a star never matches the "::" between
+two parts, and a ":" within a part does not end it.
 
-Invariant: a comparison takes time in proportion to pattern times text at most, whatever they are.
+Invariant: a comparison takes time in proportion to pattern times text at most, for any input.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _MOST_PARTS: Final = 4
 
 @lru_cache(maxsize=1024)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """Each star takes the shortest text up to the next fixed piece, and never tries another.
+    """Compile a pattern: each star takes the shortest text up to the next fixed piece.
 
-    That is enough: a later place of that piece can only make it harder for what follows (as in
-    CPython's fnmatch). Between stars the expression has nothing to try again, so there is no
-    exponential search as with one `[^/]*` after another.
+    The match never tries another text for a star. That is enough: a later place of the piece can
+    only make it harder for the rest (as in CPython's fnmatch). So there is no exponential search as
+    with one `[^/]*` after another.
     """
     first, *rest = ["".join("[^/]" if one == "?" else re.escape(one) for one in piece) for piece in pattern.split("*")]
     if not rest:
@@ -39,13 +38,14 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether the pattern stands for the whole text."""
+    """Return whether the pattern matches the whole text."""
     return pattern == ANY or _glob(pattern).fullmatch(text) is not None
 
 
 def fits_identity(pattern: str, identity: Identity) -> bool:
-    """Whether a pattern for identities means this one: `ag::*::echo::*`, a user's id, or a lone `*`
-    for all.
+    """Return whether a pattern for identities matches this one.
+
+    Such patterns are `ag::*::echo::*`, a user's id, or a lone `*` for all.
     """
     if pattern == ANY:
         return True
@@ -57,9 +57,9 @@ def fits_identity(pattern: str, identity: Identity) -> bool:
 
 
 def identity_pattern_problem(pattern: str) -> str | None:
-    """Why a pattern can mean no identity, for the operator who wrote it.
+    """Return why a pattern can match no identity; None when it may match one.
 
-    None when it may.
+    The text is for the operator who wrote the pattern.
     """
     prefix, *parts = pattern.split(SEPARATOR)
     if not parts:

@@ -1,11 +1,9 @@
-"""Who may send to which kind of topic (reference: core.md section 4.2).
+"""Which kinds of participants may send to which kinds of topics.
 
-One table, read by one function.
-
-Every 1 is still subject to access rules; every 0 is final. One column differs from the reference's
-code on purpose: nobody may send to a progress topic. Its subscribers expect raw progress reports
-and would misread an envelope, the reference's documentation forbids it too, and progress has its
-own operation.
+Reference: core.md section 4.2. One table, read by one function. Every 1 is still subject to access
+rules; every 0 is final. One column differs from the reference's code on purpose: no participant may
+send to a progress topic. Its subscribers expect raw progress reports and would misread an envelope,
+the reference's documentation forbids it too, and progress has its own operation.
 """
 
 from __future__ import annotations
@@ -43,10 +41,10 @@ _ALLOWED: Final[Mapping[Kind, frozenset[TopicKind]]] = MappingProxyType(
 
 
 def may_send(kind: Kind, topic: TopicKind) -> bool:
-    """Whether a participant of this kind may send to a topic of that kind at all."""
+    """Return whether a participant of this kind may send to topics of that kind."""
     return topic in _ALLOWED[kind]
 
 
 def sendable(kind: Kind) -> frozenset[TopicKind]:
-    """Every kind of topic that a participant of this kind may send to."""
+    """Return the kinds of topics that a participant of this kind may send to."""
     return _ALLOWED[kind]

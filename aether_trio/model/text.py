@@ -1,7 +1,7 @@
-"""Texts of clients: what may be kept, and how one is shown in an error or a log line.
+"""Texts of clients: which may be kept, and how errors and log lines show them.
 
 A text that a client chose ends up in columns, labels of errors and lines of a log. So each has a
-bound in bytes of UTF-8, holds no control characters (PostgreSQL's text has no zero byte, and a
+bound in bytes of UTF-8, contains no control characters (PostgreSQL's text has no zero byte, and a
 terminal obeys the others), and is shown escaped and cut off.
 """
 
@@ -17,11 +17,11 @@ _CONTROL_BUT_SPACE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class TextError(ValueError):
-    """A text that may not be kept. The message names what it is the text of."""
+    """A text that may not be kept. The message names the field."""
 
 
 def shown(value: object, most: int = SHOWN) -> str:
-    """A value as an error quotes it: ASCII, on one line, at most `most` characters and an ellipsis."""
+    """Return a value as an error quotes it: ASCII, on one line, cut off at `most`."""
     if isinstance(value, (str, bytes)):
         value = value[: most + 1]  # what is escaped is never shorter
     text = ascii(value)
@@ -29,15 +29,16 @@ def shown(value: object, most: int = SHOWN) -> str:
 
 
 def line(text: str, most: int) -> str:
-    """A text as one line: at most `most` characters, and its control characters made visible."""
+    """Return a text as one line of at most `most` characters.
+
+    Control characters are replaced by a visible one.
+    """
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text)
 
 
 def escaped(text: str, most: int) -> str:
-    """A text for a line of a log: at most `most` characters of it, and what cannot be printed as an
-    escape.
-    """
+    """Return a text for a line of a log: at most `most` characters, others escaped."""
     text = text if len(text) <= most else f"{text[:most]}..."
     if text.isprintable():
         return text
@@ -45,12 +46,10 @@ def escaped(text: str, most: int) -> str:
 
 
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
-    """Return `text` if it may be kept, else raise TextError naming `what`.
+    """Return `text` if it may be kept; an empty text may.
 
-    An empty one may.
-
-    `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and the ends
-    of lines.
+    `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and ends of
+    lines. Raises TextError, which names `what`.
     """
     if text.isascii():
         if len(text) <= most_bytes and text.isprintable():

@@ -1,13 +1,12 @@
-"""A token bucket as one number, without a timer (the generic cell rate algorithm, as in ITU-T
-I.371).
+"""A token bucket as one number, without a timer.
 
-Instead of counting tokens, the bucket remembers the moment at which it will be full again, and a
-take moves that moment forward. Nothing needs to run while nobody takes, and there is no refill step
-to round.
+The algorithm is the generic cell rate algorithm (ITU-T I.371). Instead of counting tokens, the
+bucket remembers the moment at which it will be full again, and a take moves that moment forward.
+Nothing runs between two takes, and there is no refill step to round.
 
 Invariants: between any two moments s <= t at most `burst + rate_per_s * (t - s)` tokens are given,
 plus what fits into TOLERANCE_S; a refused take changes nothing; a take at `now + wait` after a
-refusal that said `wait` succeeds if nobody else took meanwhile.
+refusal that returned `wait` succeeds if no other take succeeded meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ TOLERANCE_S: Final = 1e-6
 
 
 class TokenBucket:
-    """A rate with a burst.
+    """A rate with a burst; a rate of 0 is unlimited.
 
-    `now` is monotonic seconds and must not go backwards; a rate of 0 is unlimited.
+    `now` is monotonic seconds and must not go backwards.
     """
 
     __slots__ = ("_full_at", "burst", "rate_per_s")
@@ -37,9 +36,7 @@ class TokenBucket:
         self._full_at = -math.inf
 
     def take(self, now: float, n: int = 1) -> float:
-        """Take `n` tokens at once.
-
-        Returns 0.0 when they were there, else the seconds until they will be.
+        """Take `n` tokens; return 0.0, or the seconds until they will be there.
 
         Raises ValueError for an `n` beyond the burst: waiting would never help.
         """
@@ -55,8 +52,8 @@ class TokenBucket:
         return 0.0
 
     def is_full(self, now: float) -> bool:
-        """Whether nothing is owed.
+        """Return whether all tokens are there.
 
-        A full bucket may be forgotten and made anew: that is how a map of buckets is bounded.
+        A full bucket may be forgotten and made anew, which bounds a map of buckets.
         """
         return not self.rate_per_s or self._full_at <= now

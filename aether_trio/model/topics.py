@@ -1,24 +1,24 @@
-"""Topics: where a message goes, read once and then passed around as a value (reference: core.md
-section 3).
+"""Topics: where a message goes, read once and passed around as a value.
 
-A topic is a prefix and one to three parts joined with "::". The reference looks only at the prefix
-when a message is sent, so a topic with a wrong number of parts is accepted and lost. Here a topic
-that no receiver can ever own is refused with ERR_INVALID_TOPIC and the expected shape. Parts obey
-the rules of identity parts, because every part of a topic is a part of some identity.
+Reference: core.md section 3. A topic is a prefix and one to three parts joined with "::". The
+reference looks only at the prefix when a message is sent, so a topic with a wrong number of parts
+is accepted and lost. Here a topic that no receiver can ever own is refused with ERR_INVALID_TOPIC
+and the expected shape. Parts obey the rules of identity parts, because every part of a topic is a
+part of some identity.
 
-Three spellings are aliases, rewritten before anything else looks at the topic (`rewrite_alias`):
+Three spellings are aliases, which are replaced before the topic is read (`rewrite_alias`):
 
 * `event::*`, `event::` and `event::{ws}` mean `event::receiver0`, on behalf of the sender's or the
   named workspace; `metric` likewise.
-* `event::receiver0` is left alone, on behalf of the sender's workspace. (The reference declares
-  nothing then, which lets a client that spells it out pass the check on foreign workspaces.) A
+* `event::receiver0` stays as it is, on behalf of the sender's workspace. (The reference declares no
+  workspace then, which lets a client that spells it out pass the check on foreign workspaces.) A
   workspace called "receiver" and digits therefore cannot be named here.
-* `ta::{ws}::{impl}::`, with nothing last, is what the SDK sends to a class of tasks; it means
+* `ta::{ws}::{impl}::`, without a last part, is what the SDK sends to a class of tasks; it means
   `tb::{ws}::{impl}`.
 
-Reading is on the path of every message. Results are remembered for CACHE_SIZE topics: a topic seen
-before costs about 0.1 µs, a new one about 3 µs; memory is at most about 4 MiB whatever clients
-send, since only valid topics stay.
+Every message has its topic read. Results are remembered for CACHE_SIZE topics: a topic seen before
+costs about 0.1 µs, a new one about 3 µs. Memory is at most about 4 MiB, since only valid topics are
+remembered.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TopicKind(enum.StrEnum):
 class Topic(NamedTuple):
     """A valid topic.
 
-    `parts` are what follows the prefix; `workspace` is the one that access rules look at, or "".
+    `parts` are those after the prefix; `workspace` is the one that access rules check, or "".
     """
 
     kind: TopicKind
@@ -74,8 +74,9 @@ class Topic(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a message that a client sent goes: the topic, and the workspace it declared by an event
-    or metric alias.
+    """Where a client's message goes.
+
+    `declared_workspace` is the one that an event or metric alias names.
     """
 
     topic: Topic
@@ -109,13 +110,11 @@ _SHAPES: Final[Mapping[TopicKind, tuple[tuple[str, ...], ...]]] = MappingProxyTy
     }
 )
 """The shapes of each kind, after the prefix. "=word" stands for itself, everything else names a
-part.
-"""
+part."""
 
 _LAST_OF_IDENTITY: Final = ("specifier", "window id")
 """The parts that are last in the identity they belong to, wherever the topic has them: only these
-may end with ":".
-"""
+may end with ":"."""
 
 _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 
@@ -123,19 +122,18 @@ _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 def parse_topic(text: str, strict: bool = True) -> Topic:
     """Read a topic that is no alias.
 
-    Raises AetherError(ERR_INVALID_TOPIC) saying what was expected.
-
-    `strict=False` lifts the rule on characters, as `check_token` says.
+    `strict=False` lifts the rule on characters, as in `check_token`. Raises
+    AetherError(ERR_INVALID_TOPIC), which says what was expected.
     """
-    # At least as many bytes as characters; do not hash or remember a huge one.
-    if len(text) > MAX_TOPIC_BYTES:
+    if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes; do not hash or remember a huge text
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
     return _parse(text, strict)
 
 
 def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Target:
-    """`rewrite_alias` and `parse_topic` in one remembered call: what the send path uses. Raises
-    like `parse_topic`.
+    """Read a topic or an alias of a message; the result is remembered.
+
+    It is that of `rewrite_alias` and `parse_topic`, and raises as they do.
     """
     if len(text) > MAX_TOPIC_BYTES:
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
@@ -143,14 +141,12 @@ def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Tar
 
 
 def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tuple[str, str]:
-    """Replace an alias by what it stands for.
+    """Replace an alias by what it stands for; return any other text as it is.
 
-    Every other text is returned as it is, valid or not.
-
-    Returns the topic's text and the declared workspace: the one an event or a metric is sent on
-    behalf of, whose rules apply when it differs from the sender's. It is "" for other topics, and
-    when a sender without a workspace names none. Raises AetherError(ERR_INVALID_TOPIC) for an alias
-    that names an impossible workspace.
+    Returns the topic's text and the declared workspace: the one that an event or a metric is sent
+    on behalf of, whose rules apply when it differs from the sender's. It is "" for other topics,
+    and when a sender without a workspace names none. Raises AetherError(ERR_INVALID_TOPIC) for an
+    alias that names an impossible workspace.
     """
     prefix, separator, rest = text.partition(SEPARATOR)
     if not separator:
