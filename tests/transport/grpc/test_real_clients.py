@@ -171,7 +171,7 @@ async def test_grpclib_streams_and_sees_errors() -> None:
     server, _ = probe_server()
 
     async def talk(port: int) -> tuple[list[str], Any]:
-        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
+        async with grpclib.client.Channel("127.0.0.1", port) as channel:
             async with channel.request(
                 ECHO, Cardinality.STREAM_STREAM, HealthCheckRequest, HealthCheckRequest
             ) as stream:
@@ -202,7 +202,7 @@ async def test_health_check_and_watch() -> None:
     changed: list[int] = []
 
     async def talk(port: int) -> list[Any]:
-        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
+        async with grpclib.client.Channel("127.0.0.1", port) as channel:
             stub = HealthStub(channel)
             seen: list[Any] = [(await stub.Check(HealthCheckRequest(service=name))).status for name in ("", GATEWAY)]
             with pytest.raises(GRPCError) as caught:
@@ -231,7 +231,7 @@ async def test_health_check_and_watch() -> None:
 
 async def test_reflection_v1_and_v1alpha() -> None:
     async def ask(port: int, stub_type: Any, request_type: Any) -> list[Any]:
-        async with grpclib.client.GrpcChannel("127.0.0.1", port) as channel:
+        async with grpclib.client.Channel("127.0.0.1", port) as channel:
             return await stub_type(channel).ServerReflectionInfo(
                 [
                     request_type(list_services=""),
