@@ -36,7 +36,7 @@ class AetherGatewayBase(abc.ABC):
 
 class AetherGatewayStub:
 
-    def __init__(self, channel: grpclib.client.GrpcChannel) -> None:
+    def __init__(self, channel: grpclib.client.Channel) -> None:
         import grpclib.client
 
         self.Connect = grpclib.client.StreamStreamMethod(

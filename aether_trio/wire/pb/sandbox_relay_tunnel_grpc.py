@@ -47,7 +47,7 @@ class SandboxRelayTunnelBase(abc.ABC):
 
 class SandboxRelayTunnelStub:
 
-    def __init__(self, channel: grpclib.client.GrpcChannel) -> None:
+    def __init__(self, channel: grpclib.client.Channel) -> None:
         import grpclib.client
 
         self.Tunnel = grpclib.client.StreamStreamMethod(
