@@ -49,7 +49,7 @@ from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import Dispatcher, Handler
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lifecycle import SessionServer
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
@@ -70,7 +70,7 @@ class Core:
     metrics: Metrics
     log: TopicLog
     ephemeral_topics: EphemeralTopics
-    registry: Registry
+    registry: SessionRegistry
     locks: IdentityLocks
     directory: SessionDirectory
     authorizer: DevAuthorizer

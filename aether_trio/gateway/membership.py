@@ -31,7 +31,7 @@ from aether_trio.session.directory import LocalDirectory, SessionDirectory
 from aether_trio.session.identity_locks import IdentityLocks, LocalIdentityLocks, NodeIdentityLocks
 from aether_trio.session.lease_gate import LeaseGate
 from aether_trio.session.node_sessions import NodeSessions
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ClusterMembership:
     `statistics` are those of the cluster's parts, by name.
     """
 
-    registry: Registry
+    registry: SessionRegistry
     gate: LeaseGate
     locks: IdentityLocks
     directory: SessionDirectory
@@ -70,7 +70,7 @@ async def open_membership(
     Raises StorageSetupError.
     """
     if databases.server is None:
-        registry = Registry(settings.limits.connections_per_workspace)
+        registry = SessionRegistry(settings.limits.connections_per_workspace)
         yield ClusterMembership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))
         return
 
@@ -92,7 +92,7 @@ async def _join_cluster(
     from aether_trio.cluster.relay.log_relay import open_log_relay
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
-    registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
+    registry = SessionRegistry()  # the cluster counts the connections of a workspace, all nodes together
     sessions = NodeSessions(registry, log)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)

@@ -20,7 +20,7 @@ from aether_trio.queues.work_queues import WorkQueues
 from aether_trio.services.agents import Autostarter
 from aether_trio.services.tasks import Engine
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport.socket.ports import Ports
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
@@ -70,7 +70,7 @@ def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: Ephemeral
     )
 
 
-def watch_sessions(metrics: Metrics, registry: Registry, dispatcher: Dispatcher) -> None:
+def watch_sessions(metrics: Metrics, registry: SessionRegistry, dispatcher: Dispatcher) -> None:
     """Show live sessions, and the requests that were answered."""
     metrics.watch("registry", registry.statistics, counters={"claims", "takeovers", "refused"})
     for prefix in REFERENCE_PREFIXES:
@@ -135,7 +135,7 @@ def watch_transport(metrics: Metrics, name: str, statistics: Callable[[], Any]) 
     )
 
 
-def _live(registry: Registry) -> dict[tuple[str, ...], float]:
+def _live(registry: SessionRegistry) -> dict[tuple[str, ...], float]:
     counts: dict[tuple[str, ...], float] = {}
     for session in registry:
         labels = (session.workspace, session.identity.type_name)

@@ -24,7 +24,7 @@ from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.identity_locks import IdentityLocks
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.transport.link import Peer
@@ -37,7 +37,7 @@ class ServiceHooks:
 
     clock: Clock
     metrics: Metrics
-    registry: Registry
+    registry: SessionRegistry
     locks: IdentityLocks
     directory: SessionDirectory
     credentials: CredentialChecker

@@ -21,7 +21,7 @@ from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lease_gate import LeaseGate
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.transport.link import Peer
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -93,7 +93,7 @@ class SessionDependencies:
     work_queues: WorkQueues
     rates: Rates
     router: Router
-    registry: Registry
+    registry: SessionRegistry
     gate: LeaseGate
     locks: IdentityLocks
     dispatcher: Dispatcher

@@ -16,7 +16,7 @@ from aether_trio.model.ownership import (
     SessionList,
     SessionRecord,
 )
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 
 __all__ = ["LocalDirectory", "SessionDirectory"]
 
@@ -65,7 +65,7 @@ class SessionDirectory(Protocol):
 class LocalDirectory:
     """The directory of a gateway without a cluster."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: SessionRegistry) -> None:
         self._registry = registry
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:

@@ -28,7 +28,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.session.admission import Claim
 from aether_trio.session.node_sessions import Leaving, NodeSessions
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 
@@ -61,7 +61,7 @@ class IdentityLocks(Protocol):
 class LocalIdentityLocks:
     """The locks of a gateway without a cluster: the registry decides."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: SessionRegistry) -> None:
         self._registry = registry
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:

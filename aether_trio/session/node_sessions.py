@@ -19,7 +19,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Status
 from aether_trio.model.ownership import IdentityLock
 from aether_trio.session.lease_gate import LeaseGate
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 
 logger = structlog.get_logger("aether.session")
 
@@ -42,7 +42,7 @@ class Leaving:
 class NodeSessions:
     """A node's registry, its gate, and its ended sessions that still have locks."""
 
-    def __init__(self, registry: Registry, log: TopicLog) -> None:
+    def __init__(self, registry: SessionRegistry, log: TopicLog) -> None:
         self.registry = registry
         self.log = log
         self.gate = LeaseGate()

@@ -34,7 +34,7 @@ class RegistryStatistics:
     refused: int
 
 
-class Registry:
+class SessionRegistry:
     """The live sessions of a node, and the histories of ended ones."""
 
     def __init__(self, connections_per_workspace: int = 0) -> None:

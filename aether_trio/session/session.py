@@ -50,7 +50,7 @@ ANSWER_S = 5.0
 """How long the answer to the last request of a client that has to go may take."""
 
 
-class SessionRegistry(Protocol):
+class IdentityRegistry(Protocol):
     """Where a session gives its identity back (session/registry.py)."""
 
     def release(self, session: Session) -> bool:
@@ -123,7 +123,7 @@ class Session:
         session_id: str,
         link: Link,
         outbox_limits: OutboxLimits,
-        registry: SessionRegistry,
+        registry: IdentityRegistry,
         rates: Rates,
         now_ms: int,
         on_detached: Callable[[Session], None],

@@ -17,7 +17,7 @@ import trio
 from aether_trio.cluster.locks.directory import ClusterDirectory, DirectoryLimits, open_directory
 from aether_trio.model.identity import Identity
 from aether_trio.model.ownership import IdentityLock, LockRequest, SessionHistory
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from tests.cluster.nodes import LONG_S, STEADY, Node
 
@@ -63,7 +63,7 @@ class Seat:
     """`directory` is what services are given."""
 
     node: Node
-    registry: Registry
+    registry: SessionRegistry
     directory: ClusterDirectory
 
     async def connect(self, text: str, *, takes_any: bool = True, resume: str = "") -> Guest:
@@ -103,7 +103,7 @@ class Seat:
 @asynccontextmanager
 async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat]:
     """A directory on a node."""
-    registry = Registry()
+    registry = SessionRegistry()
     async with open_directory(
         node.server, node.cluster, registry, cluster_limits=STEADY, limits=limits, random=Random(1)
     ) as directory:

@@ -14,7 +14,7 @@ from aether_trio.services.agents.autostart import Autostarter
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.kv import KvService
 from aether_trio.services.presence import PresenceStore
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from tests.helpers.core import agent, barrier, connect, deadlock_is_an_error, open_world, run_in_virtual_time
 from tests.helpers.direct import SqliteStore
 
@@ -50,7 +50,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Calla
         (PublisherStore, "sweep"),
         (KvService, "sweep_forever"),
         (CheckpointService, "sweep_forever"),
-        (Registry, "__iter__"),
+        (SessionRegistry, "__iter__"),
     ],
 )
 def test_it_runs_again(

@@ -22,7 +22,7 @@ from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, 
 from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.identity_locks import CURSORS_S, NodeIdentityLocks
 from aether_trio.session.node_sessions import NodeSessions
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
@@ -113,7 +113,7 @@ class Node:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        self.registry = Registry()
+        self.registry = SessionRegistry()
         self.rows = Rows(self.told)
         self.log = Log(self.told)
         self.sessions = NodeSessions(self.registry, self.log)  # type: ignore[arg-type]

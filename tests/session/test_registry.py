@@ -12,7 +12,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.session import registry as module
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 
 A1 = Identity.agent("w", "a", "1")
 
@@ -34,12 +34,12 @@ def make(identity: Identity = A1, session_id: str = "s1") -> Stub:
     return Stub(identity, session_id)
 
 
-def claim(registry: Registry, session: Stub, resume: str = "") -> tuple[Stub | None, SessionHistory | None]:
+def claim(registry: SessionRegistry, session: Stub, resume: str = "") -> tuple[Stub | None, SessionHistory | None]:
     return registry.claim(session, resume)  # type: ignore[arg-type, return-value]
 
 
 def test_a_held_identity_is_refused_unless_its_session_is_named() -> None:
-    registry, first, second = Registry(), make(), make(session_id="s2")
+    registry, first, second = SessionRegistry(), make(), make(session_id="s2")
     assert claim(registry, first) == (None, None)
     for resume in ("", "s0", "s2"):
         with pytest.raises(StatusError) as caught:
@@ -54,7 +54,7 @@ def test_a_held_identity_is_refused_unless_its_session_is_named() -> None:
 
 
 def test_the_end_of_a_displaced_session_does_not_free_its_successor() -> None:
-    registry, first, second = Registry(), make(), make(session_id="s2")
+    registry, first, second = SessionRegistry(), make(), make(session_id="s2")
     claim(registry, first)
     claim(registry, second, "s1")
     assert not registry.release(first)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_the_end_of_a_displaced_session_does_not_free_its_successor() -> None:
 
 
 def test_only_the_last_session_of_an_identity_can_be_resumed_and_only_once() -> None:
-    registry = Registry()
+    registry = SessionRegistry()
     for number in (1, 2):
         session = make(session_id=f"s{number}")
         claim(registry, session)
@@ -79,7 +79,7 @@ def test_only_the_last_session_of_an_identity_can_be_resumed_and_only_once() -> 
 
 def test_what_is_remembered_of_the_ended_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED_ENDS", 3)
-    registry = Registry()
+    registry = SessionRegistry()
     for number in range(10):
         session = make(Identity.agent("w", "a", f"{number}"), f"s{number}")
         claim(registry, session)
@@ -88,7 +88,7 @@ def test_what_is_remembered_of_the_ended_is_bounded(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_quota_counts_connections_and_not_takeovers() -> None:
-    registry = Registry(connections_per_workspace=2)
+    registry = SessionRegistry(connections_per_workspace=2)
     sessions = [make(Identity.agent("w", "a", f"{number}"), f"s{number}") for number in range(3)]
     claim(registry, sessions[0])
     claim(registry, sessions[1])
@@ -105,7 +105,7 @@ def test_a_quota_counts_connections_and_not_takeovers() -> None:
 
 
 def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
-    registry = Registry()
+    registry = SessionRegistry()
     instances = [make(Identity.service("s", f"{number}"), f"s{number}") for number in range(3)]
     assert registry.pick_service("s") is None
     for instance in instances:
@@ -124,7 +124,7 @@ def test_services_that_have_left_leave_nothing_behind() -> None:
     """Names are the clients' choice, so an entry for each that there ever was would grow without
     bound.
     """
-    registry = Registry()
+    registry = SessionRegistry()
     for number in range(50):
         instances = [make(Identity.service(f"s{number}", one), f"{number}-{one}") for one in ("1", "2")]
         for instance in instances:
@@ -144,7 +144,7 @@ steps = st.lists(st.tuples(identities, st.sampled_from(("connect", "resume", "en
 
 @given(steps)
 def test_counts_and_indexes_agree_with_a_model(script: list[tuple[Identity, str]]) -> None:
-    registry = Registry(connections_per_workspace=5)
+    registry = SessionRegistry(connections_per_workspace=5)
     held: dict[str, Stub] = {}
     displaced: list[Stub] = []
     for number, (identity, action) in enumerate(script):

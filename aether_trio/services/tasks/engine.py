@@ -48,7 +48,7 @@ from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, read_worker
 from aether_trio.services.tasks.write_batcher import WriteBatcher
-from aether_trio.session.registry import Registry
+from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.base import (
     CommitUnknown,
     Database,
@@ -110,7 +110,7 @@ class Engine:
         clock: Clock,
         limits: TimeLimits,
         uniform: Callable[[], float],
-        registry: Registry,
+        registry: SessionRegistry,
         ephemeral_topics: EphemeralTopics,
         log: TopicLog,
         task_nodes: TaskNodes,
