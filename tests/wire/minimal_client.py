@@ -17,10 +17,7 @@ MAX_FRAME = 4_194_304
 
 
 class Ended(Exception):
-    """(code of the gateway's ERROR, whether it is retryable, text).
-
-    Code 0: end of stream.
-    """
+    """(code of the gateway's ERROR or 0 for end of stream, retryable, text)."""
 
 
 def varint(value):

@@ -54,14 +54,14 @@ N = TypeVar("N", bound=Namespace)
 
 
 class SyncGrantCache(Blocking[GrantCache]):
-    """Remembering what grants amount to, for those who ask about the same ones again and again. Made by `Grants.cached`; `hits` and `misses` count."""
+    """Remembering what grants amount to, for those who ask about the same ones again and again."""
 
     forget = called_in_loop(GrantCache.forget)
     resolve = blocking(GrantCache.resolve)
 
 
 class SyncProxiedRequest(Blocking[ProxiedRequest]):
-    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and `finish`."""
+    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and"""
 
     fail = blocking(ProxiedRequest.fail)
     finish = blocking(ProxiedRequest.finish)
@@ -76,7 +76,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
 
 class SyncPublication(Blocking[Publication]):
-    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
+    """A message on its way."""
 
     committed = blocking(Outcome.committed)
 
@@ -109,7 +109,7 @@ class SyncResponse(Blocking[StreamedResponse]):
 
 
 class SyncTunnel(Blocking[Tunnel]):
-    """One tunnel. `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut."""
+    """One tunnel."""
 
     aclose = blocking(Tunnel.aclose)
     receive = blocking(Tunnel.receive)
@@ -134,7 +134,7 @@ class SyncAccess(SyncNamespace[Access]):
 
 
 class SyncAudit(SyncNamespace[Audit]):
-    """Search the audit log, and add an entry of one's own; help(aether_trio.client.operations.audit) says more."""
+    """Search the audit log, and add an entry of one's own."""
 
     query = blocking(Audit.query)
     submit = blocking(Audit.submit)
@@ -153,7 +153,7 @@ class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
 
 
 class SyncCheckpoints(SyncNamespace[Checkpoints]):
-    """What a participant saves for its next life; help(aether_trio.client.operations.checkpoints) says more."""
+    """What a participant saves for its next life."""
 
     delete = blocking(Checkpoints.delete)
     list = blocking(Checkpoints.list)
@@ -162,7 +162,7 @@ class SyncCheckpoints(SyncNamespace[Checkpoints]):
 
 
 class SyncGateway(SyncNamespace[Gateway]):
-    """Look at the gateway process itself; help(aether_trio.client.operations.gateway) says more."""
+    """Look at the gateway process itself."""
 
     connection = blocking(Gateway.connection)
     connections = blocking(Gateway.connections)
@@ -172,7 +172,7 @@ class SyncGateway(SyncNamespace[Gateway]):
 
 
 class SyncGrants(SyncNamespace[Grants]):
-    """Authority to act for others; help(aether_trio.client.operations.grants) says more."""
+    """Authority to act for others."""
 
     batch_exchange = blocking(Grants.batch_exchange)
     cached = blocking_block(Grants.cached, SyncGrantCache)
@@ -209,13 +209,13 @@ class SyncKv(SyncNamespace[Kv]):
 
 
 class SyncProgress(SyncNamespace[Progress]):
-    """Tell others how far something has come; help(aether_trio.client.operations.progress) says more."""
+    """Tell others how far something has come."""
 
     report = blocking(Progress.report)
 
 
 class SyncProxy(SyncNamespace[Proxy]):
-    """HTTP to services behind the gateway. `within` limits how long the gateway may take to refuse; a response has `timeout_s`."""
+    """HTTP to services behind the gateway."""
 
     request = blocking(Proxy.request)
     serve = blocking_block(Proxy.serve, streamed_as(SyncProxiedRequest))
@@ -269,7 +269,7 @@ class SyncRules(SyncNamespace[Rules]):
 
 
 class SyncSessions(SyncNamespace[Sessions]):
-    """Who is connected, since when, and from where; help(aether_trio.client.operations.sessions) says more."""
+    """Who is connected, since when, and from where."""
 
     connection_status = blocking(Sessions.connection_status)
     disconnect = blocking(Sessions.disconnect)
@@ -301,7 +301,7 @@ class SyncTasks(SyncNamespace[Tasks]):
 
 
 class SyncTokens(SyncNamespace[Tokens]):
-    """API tokens with which others may connect; help(aether_trio.client.operations.tokens) says more."""
+    """API tokens with which others may connect."""
 
     create = blocking(Tokens.create)
     delete = blocking(Tokens.delete)
@@ -320,7 +320,7 @@ class SyncTunnels(SyncNamespace[Tunnels]):
 
 
 class SyncWorkflow(SyncNamespace[Workflow]):
-    """Ask the workflow engine, through the gateway; help(aether_trio.client.operations.workflow) says more."""
+    """Ask the workflow engine, through the gateway."""
 
     cancel_execution = blocking(Workflow.cancel_execution)
     cancel_join = blocking(Workflow.cancel_join)
@@ -488,7 +488,9 @@ class ClientCalls(Blocking[C], Generic[C]):
 
     @property
     def errors(self) -> BlockingStream[AetherError]:
-        """Refusals and notices that belong to nothing that somebody waits for; the last 256 that nobody has read."""
+        """Refusals and notices that belong to nothing that somebody waits for.
+
+        The last 256 that nobody has read."""
         return BlockingStream(self._bridge, self._target.errors)
 
     @property
