@@ -12,16 +12,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
-from aether_trio.storage.base import Database
+from aether_trio.storage.base import Database, ProgramFactory, Shorthands
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from tests.helpers.postgres import PostgresServer
 from tests.helpers.postgres_session import PostgresSession
+
+T = TypeVar("T")
 
 _numbers = count(1)
 
@@ -65,6 +67,34 @@ class SqliteEngine:
         assert self._last is not None, "nobody else can reach what is in memory"
         with closing(sqlite3.connect(self._last, isolation_level=None)) as other:
             other.execute(sql)
+
+
+class SmallPrograms(Shorthands):
+    """A SQLite database that runs each program by `run_small` and `read_small`."""
+
+    shared = False
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self.database = database
+        self.statistics = database.statistics
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """Run the program in the trio thread, unless the writer thread has work."""
+        return await self.database.run_small(program)
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Read in the trio thread, if the data is in a file."""
+        return await self.database.read_small(program)
+
+
+class SmallSqliteEngine(SqliteEngine):
+    """SQLite, with all programs run as small ones."""
+
+    @asynccontextmanager
+    async def open(self, database: str = "scratch") -> AsyncIterator[SmallPrograms]:  # type: ignore[override]
+        """See Engine."""
+        async with super().open(database) as opened:
+            yield SmallPrograms(opened)
 
 
 class PostgresEngine:

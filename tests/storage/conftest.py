@@ -9,7 +9,7 @@ import pytest
 
 from aether_trio.storage.base import Database
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
-from tests.helpers.engines import Engine, SqliteEngine
+from tests.helpers.engines import Engine, SmallSqliteEngine, SqliteEngine
 from tests.storage.programs import CREATE
 
 
@@ -41,7 +41,13 @@ async def database(engine: Engine) -> AsyncIterator[Database]:
 
 @pytest.fixture(params=["file", "memory", "postgres"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    yield from make_engine(request, tmp_path)
+
+
+def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Make the engine that the parameter names."""
     if request.param == "postgres":
         yield request.getfixturevalue("postgres_engine")
     else:
-        yield SqliteEngine(tmp_path if request.param == "file" else None)
+        kind = SmallSqliteEngine if "small" in request.param else SqliteEngine
+        yield kind(tmp_path if "file" in request.param else None)

@@ -1,26 +1,25 @@
-"""Small programs over one table, and a gate to make programs wait for each other in the writer's
-queue.
-"""
+"""Small programs over one table, and ways to make programs wait in the queue of a database."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import trio
 
 from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory
+from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.sqlite.database import SqliteDatabase
+from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine
 
-# Which SQLite takes for any type.
-CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"
+CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
 LONG_S = 300.0  # a safety net against a hang, never a measurement
 
 
 class Counting(Protocol):
-    """A database that says what it has done."""
+    """A database that counts what it does."""
 
     def statistics(self) -> Any: ...
 
@@ -55,9 +54,8 @@ async def ids(database: Database) -> list[int]:
 
 @asynccontextmanager
 async def held_writer(database: SqliteDatabase) -> AsyncIterator[trio.Nursery]:
-    """Keep the writer thread busy until the block ends, so that what is submitted meanwhile becomes
-    one group.
-    """
+    """Keep the writer thread busy until the block ends; programs that wait then become one
+    group."""
     entered, leave = threading.Event(), threading.Event()
 
     def gate() -> Program[None]:
@@ -79,3 +77,44 @@ async def queued(database: Counting, count: int) -> None:
     with trio.fail_after(LONG_S):
         while database.statistics().queued < count:
             await trio.lowlevel.checkpoint()
+
+
+ONE_WRITER = PostgresLimits(writers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)
+
+
+def open_serial(engine: Engine) -> AbstractAsyncContextManager[Any]:
+    """Open a database that writes one group at a time."""
+    return engine.open(limits=ONE_WRITER) if isinstance(engine, PostgresEngine) else engine.open()
+
+
+@contextmanager
+def locked(engine: PostgresEngine) -> Iterator[None]:
+    """Make every write to `items` wait for another process."""
+    engine.outside("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE")
+    try:
+        yield
+    finally:
+        engine.outside("COMMIT")
+
+
+async def waiting_for_a_lock(engine: PostgresEngine, count: int) -> None:
+    with trio.fail_after(LONG_S):
+        # Not pg_stat_activity: in a transaction it omits connections that were opened since its
+        # first look.
+        while engine.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
+            await trio.sleep(0.005)
+
+
+@asynccontextmanager
+async def held(engine: Engine, database: Any) -> AsyncIterator[trio.Nursery]:
+    """Keep the writer busy with one program until the block ends; it may write the row -1."""
+    if isinstance(engine, SqliteEngine):
+        async with held_writer(getattr(database, "database", database)) as nursery:
+            yield nursery
+        return
+    assert isinstance(engine, PostgresEngine)
+    async with trio.open_nursery() as nursery:
+        with locked(engine):
+            nursery.start_soon(database.run, insert(-1))
+            await waiting_for_a_lock(engine, 1)
+            yield nursery

@@ -1,12 +1,12 @@
-"""What only the PostgreSQL engine promises: groups and lanes, its pool, its limits on time,
-conflicts between nodes.
+"""What only the PostgreSQL engine promises: its pool, its limits on time, conflicts between nodes.
+
+test_conformance.py has the promises of a Database.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -15,43 +15,17 @@ from aether_trio.devtools.ports import held_port
 from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.migrations import MIGRATIONS, ONLY_POSTGRES
-from aether_trio.storage.postgres import database as postgres_database
 from aether_trio.storage.postgres.connections import PostgresLimits
-from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from aether_trio.storage.postgres.database import open_postgres
 from tests.helpers.engines import PostgresEngine
-from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise, queued
-
-ONE_LANE = PostgresLimits(writers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)
-
-
-@contextmanager
-def locked(engine: PostgresEngine) -> Iterator[None]:
-    """Somebody else keeps every write to `items` waiting."""
-    engine.outside("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE")
-    try:
-        yield
-    finally:
-        engine.outside("COMMIT")
-
-
-@asynccontextmanager
-async def held(engine: PostgresEngine, database: PostgresDatabase) -> AsyncIterator[trio.Nursery]:
-    """As `held_writer` for SQLite: what is submitted in the block waits behind one program, on one
-    lane.
-    """
-    async with trio.open_nursery() as nursery:
-        with locked(engine):
-            nursery.start_soon(database.run, insert(-1))
-            await waiting_for_a_lock(engine, 1)
-            yield nursery
-
-
-async def waiting_for_a_lock(engine: PostgresEngine, count: int) -> None:
-    with trio.fail_after(LONG_S):
-        # Not pg_stat_activity: in a transaction that does not tell of connections that were opened
-        # since its first look.
-        while engine.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
-            await trio.sleep(0.005)
+from tests.storage.programs import (
+    CREATE,
+    LONG_S,
+    ids,
+    insert,
+    locked,
+    waiting_for_a_lock,
+)
 
 
 def add(number: int, amount: int = 1) -> Callable[[], Program[None]]:
@@ -62,49 +36,6 @@ def add(number: int, amount: int = 1) -> Callable[[], Program[None]]:
         yield Execute("UPDATE items SET data = $2 WHERE id = $1", (number, b"%d" % (int(data) + amount)))
 
     return program
-
-
-async def test_waiting_programs_become_one_group(postgres_engine: PostgresEngine) -> None:
-    async with postgres_engine.open(limits=ONE_LANE) as database:
-        await database.execute(CREATE)
-        before = database.statistics()
-        async with held(postgres_engine, database) as nursery:
-            for number in range(40):
-                nursery.start_soon(database.run, insert(number))
-            await queued(database, 41)
-        after = database.statistics()
-    assert after.groups - before.groups == 2  # the one that held it alone, then all the others
-    assert (after.programs - before.programs, after.rows - before.rows) == (41, 41)
-    assert (after.largest_group, after.queued) == (40, 0)
-
-
-async def test_a_failing_program_does_not_spoil_its_group(postgres_engine: PostgresEngine) -> None:
-    failures: list[str] = []
-
-    async def failing(number: int) -> None:
-        with pytest.raises(LookupError) as caught:
-            await database.run(insert_then_raise(number, LookupError(str(number))))
-        failures.append(str(caught.value))
-
-    async def clashing() -> None:
-        with pytest.raises(postgres_engine.duplicate):
-            await database.run(insert(1))
-
-    async with postgres_engine.open(limits=ONE_LANE) as database:
-        await database.execute(CREATE)
-        async with held(postgres_engine, database) as nursery:
-            for number in (1, 2, 3):
-                nursery.start_soon(database.run, insert(number))
-            await queued(database, 4)
-            nursery.start_soon(failing, 4)
-            nursery.start_soon(failing, 2_000)
-            nursery.start_soon(clashing)
-            await queued(database, 7)
-            nursery.start_soon(database.run, insert(5))
-            await queued(database, 8)
-        assert await ids(database) == [-1, 1, 2, 3, 5]
-        assert sorted(failures) == ["2000", "4"]
-        assert database.statistics().largest_group == 7
 
 
 async def test_who_waits_behind_a_lock_does_not_hold_up_the_others(postgres_engine: PostgresEngine) -> None:
@@ -167,26 +98,6 @@ async def test_no_connection_within_its_time_is_said_so(postgres_engine: Postgre
         assert await database.fetch("SELECT 1") == [(1,)]
 
 
-async def test_a_full_queue_makes_callers_wait_and_cancelling_one_undoes_nothing(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_database, "QUEUE_PROGRAMS", 3)
-    async with postgres_engine.open(limits=ONE_LANE) as database:
-        await database.execute(CREATE)
-        async with held(postgres_engine, database) as nursery:
-            for number in (1, 2):
-                nursery.start_soon(database.run, insert(number))
-            await queued(database, 3)
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as waiting:
-                    waiting.start_soon(database.run, insert(3))
-                    for _ in range(5):
-                        await trio.lowlevel.checkpoint()
-                    assert database.statistics().queued == 3
-                    scope.cancel()
-        assert await ids(database) == [-1, 1, 2]
-
-
 async def test_a_lock_that_does_not_come_fails_who_waits_and_nobody_else(postgres_engine: PostgresEngine) -> None:
     async with postgres_engine.open(limits=PostgresLimits(writers=2, lock_s=0.2)) as database:
         await database.execute(CREATE)
@@ -223,8 +134,7 @@ async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: Postgr
 
 async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
     """Whoever comes second is told by the server and runs again: as if one had come after the
-    other.
-    """
+    other."""
 
     async def node(database: Database) -> None:
         async with trio.open_nursery() as nursery:
@@ -273,10 +183,8 @@ async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres
 async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
     postgres_engine: PostgresEngine,
 ) -> None:
-    """Write skew: each inserts only while the table is empty.
-
-    Rows do not clash, and one must be refused all the same.
-    """
+    """Write skew: each inserts only while the table is empty. Rows do not clash, and one must be
+    refused all the same."""
 
     def if_empty(number: int) -> Callable[[], Program[bool]]:
         def program() -> Program[bool]:
@@ -369,8 +277,7 @@ async def test_a_defect_of_the_engine_answers_its_callers(
 
 async def test_nothing_runs_in_another_thread(postgres_engine: PostgresEngine) -> None:
     """Both sides of the engine live in trio's thread: programs see it, and no lock is needed
-    anywhere.
-    """
+    anywhere."""
     seen: list[threading.Thread] = []
 
     def program() -> Program[None]:

@@ -1,5 +1,7 @@
-"""Small programs, which SQLite runs in the trio thread: they promise what `run` does, and mix with
-what the writer's thread runs.
+"""Small programs, which SQLite runs in the trio thread, together with programs in the writer's
+thread.
+
+test_conformance.py has the promises that they share with `run` and `read`.
 """
 
 from __future__ import annotations
@@ -15,14 +17,8 @@ import trio.testing
 
 from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory, StorageUnavailable
 from aether_trio.storage.sqlite import commit_groups, inline
-from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
-from tests.storage.programs import CREATE, LONG_S, held_writer, ids, insert, pragma, queued
-
-
-async def test_the_result_comes_after_the_commit(database: Database) -> None:
-    for number in range(20):
-        assert await database.run_small(insert(number)) == number
-        assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
+from aether_trio.storage.sqlite.database import SqliteDatabase
+from tests.storage.programs import LONG_S, held_writer, ids, insert, pragma, queued
 
 
 async def test_the_counters_survive_callers_of_both_kinds(database: Database) -> None:
@@ -120,8 +116,7 @@ async def test_a_lock_of_another_process_does_not_keep_the_loop(
     file_database: SqliteDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The program waits for the lock in the thread, while the loop goes on: it is this test that
-    lets go of the lock.
-    """
+    lets go of the lock."""
     monkeypatch.setattr(commit_groups, "BUSY_TIMEOUT_S", LONG_S)
     other = sqlite3.connect(path, isolation_level=None)
     try:
@@ -171,16 +166,3 @@ async def test_a_commit_that_fails_fails_its_programs(
     monkeypatch.undo()
     await file_database.run_small(insert(2))
     assert await ids(file_database) == [2]
-
-
-async def test_closing_commits_what_was_accepted_and_refuses_the_rest(path: Path) -> None:
-    with trio.fail_after(LONG_S):
-        async with trio.open_nursery() as nursery, open_sqlite(path) as database:
-            await database.execute(CREATE)
-            for number in range(10):
-                nursery.start_soon(database.run_small, insert(number))
-            await queued(database, 10)
-        with pytest.raises(trio.ClosedResourceError, match="scratch"):
-            await database.run_small(insert(99))
-        async with open_sqlite(path) as again:
-            assert await ids(again) == list(range(10))

@@ -102,7 +102,7 @@ class Connection:
 
 
 async def test_those_of_many_programs_are_one_round_trip() -> None:
-    connection, asides = Connection(), DeferredWrites()
+    connection, deferred = Connection(), DeferredWrites()
 
     def program(number: int) -> Program[None]:
         yield Deferred("notes", "INSERT notes", (number,))
@@ -112,11 +112,11 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
 
     jobs = [PostgresJob(lambda number=number: program(number)) for number in range(3)]  # type: ignore[misc]
     for job in jobs:
-        await drive(connection, job, asides)
+        await drive(connection, job, deferred)
     assert connection.sent == [("SELECT tasks", ())] * 3
     assert [job.rows for job in jobs] == [3, 3, 3]
-    await asides.write(connection)
-    await asides.write(connection)
+    await deferred.write(connection)
+    await deferred.write(connection)
     assert connection.sent[3:] == [
         ("INSERT notes", [(0,), (1,), (2,)]),
         ("INSERT others", [(0,), (1,), (2,)]),
@@ -125,10 +125,10 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
 
 
 async def test_those_of_one_row_keep_their_order() -> None:
-    connection, asides = Connection(), DeferredWrites()
+    connection, deferred = Connection(), DeferredWrites()
     for sql, *args in [("INSERT", 1), ("UPDATE", 1), ("INSERT", 2), ("DELETE", 1), ("INSERT", 1), ("UPDATE", 2)]:
-        asides.add(Deferred("notes", sql, args))
-    await asides.write(connection)
+        deferred.add(Deferred("notes", sql, args))
+    await deferred.write(connection)
     assert connection.sent == [
         ("INSERT", [[1], [2]]),
         ("UPDATE", [[1], [2]]),

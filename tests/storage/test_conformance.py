@@ -1,21 +1,33 @@
-"""The promises of base.Database, on each engine: a SQLite file, SQLite in memory, PostgreSQL."""
+"""The promises of a Database, on each engine: a SQLite file, SQLite in memory, PostgreSQL.
+
+"small" engines run each program by `run_small` and `read_small`, which SQLite does in the trio
+thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, ProgramFactory
+from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program
+from aether_trio.storage.postgres import database as postgres_database
+from aether_trio.storage.sqlite import database as sqlite_database
 from tests.helpers.engines import Engine
-from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise
+from tests.storage.conftest import make_engine
+from tests.storage.programs import CREATE, LONG_S, held, ids, insert, insert_then_raise, open_serial, queued
 
-only_shared = pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
-writes = pytest.mark.parametrize("way", ["run", "run_small"])
-reads = pytest.mark.parametrize("way", ["read", "read_small"])
+lasting = pytest.mark.parametrize("engine", ["file", "small-file", "postgres"], indirect=True)
+"""Engines whose data outlives the database, and that other processes reach."""
+
+
+@pytest.fixture(params=["file", "small-file", "memory", "small-memory", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    yield from make_engine(request, tmp_path)
 
 
 async def test_a_program_is_sent_rows_then_counts_and_its_return_value_comes_back(database: Database) -> None:
@@ -46,12 +58,10 @@ async def test_what_one_caller_writes_it_reads(database: Database) -> None:
         assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
 
 
-@writes
-async def test_a_failing_program_alone_leaves_no_trace(database: Database, way: str) -> None:
-    run = getattr(database, way)
+async def test_a_failing_program_alone_leaves_no_trace(database: Database) -> None:
     with pytest.raises(LookupError, match="no"):
-        await run(insert_then_raise(1, LookupError("no")))
-    await run(insert(2))
+        await database.run(insert_then_raise(1, LookupError("no")))
+    await database.run(insert(2))
     assert await ids(database) == [2]
 
 
@@ -73,8 +83,6 @@ async def test_a_failing_statement_closes_its_program(engine: Engine, database: 
 async def test_a_read_cannot_write(engine: Engine, database: Database) -> None:
     with pytest.raises(engine.read_only):
         await database.read(insert(1))
-    with pytest.raises(engine.read_only):
-        await database.read_small(insert(1))
     await database.run(insert(2))
     assert await ids(database) == [2]
 
@@ -116,26 +124,67 @@ async def test_the_counters_survive_many_callers(database: Database) -> None:
     assert await database.fetch("SELECT data FROM items") == [(b"500",)]
 
 
-@writes
-async def test_a_program_that_fails_leaves_no_trace_among_others(engine: Engine, database: Database, way: str) -> None:
-    run = getattr(database, way)
+async def test_programs_that_wait_become_one_group(engine: Engine) -> None:
+    async with open_serial(engine) as database:
+        await database.execute(CREATE)
+        before = database.statistics()
+        async with held(engine, database) as nursery:
+            for number in range(40):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 41)
+        after = database.statistics()
+        assert after.groups - before.groups == 2  # the program that held it alone, then all the others
+        assert after.programs - before.programs == 41
+        assert after.rows - before.rows == len(await ids(database))
+        assert (after.largest_group, after.queued) == (40, 0)
+
+
+async def test_a_program_that_fails_leaves_no_trace_and_does_not_spoil_its_group(engine: Engine) -> None:
     failures: list[str] = []
 
-    async def failing(number: int, error: type[Exception]) -> None:
-        try:
-            await run(insert_then_raise(number, LookupError(str(number))))
-        except error as exc:
-            failures.append(str(exc))
+    async def failing(number: int) -> None:
+        with pytest.raises(LookupError) as caught:
+            await database.run(insert_then_raise(number, LookupError(str(number))))
+        failures.append(str(caught.value))
 
     async def clashing() -> None:
         with pytest.raises(engine.duplicate):
-            await run(insert(0))
+            await database.run(insert(1))
 
-    await run(insert(0))
+    async with open_serial(engine) as database:
+        await database.execute(CREATE)
+        async with held(engine, database) as nursery:
+            for number in (1, 2, 3):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 4)
+            nursery.start_soon(failing, 4)
+            nursery.start_soon(failing, 2_000)
+            nursery.start_soon(clashing)
+            await queued(database, 7)
+            nursery.start_soon(database.run, insert(5))
+            await queued(database, 8)
+        assert [one for one in await ids(database) if one > 0] == [1, 2, 3, 5]
+        assert sorted(failures) == ["2000", "4"]
+        assert database.statistics().largest_group == 7
+
+
+async def test_programs_that_fail_among_many_leave_no_trace(engine: Engine, database: Database) -> None:
+    failures: list[str] = []
+
+    async def failing(number: int) -> None:
+        with pytest.raises(LookupError) as caught:
+            await database.run(insert_then_raise(number, LookupError(str(number))))
+        failures.append(str(caught.value))
+
+    async def clashing() -> None:
+        with pytest.raises(engine.duplicate):
+            await database.run(insert(0))
+
+    await database.run(insert(0))
     async with trio.open_nursery() as nursery:
         for number in range(1, 90, 3):
-            nursery.start_soon(run, insert(number))
-            nursery.start_soon(failing, number + 1, LookupError)
+            nursery.start_soon(database.run, insert(number))
+            nursery.start_soon(failing, number + 1)
             nursery.start_soon(clashing)
     assert await ids(database) == [0, *range(1, 90, 3)]
     assert sorted(failures, key=int) == [str(number) for number in range(2, 90, 3)]
@@ -164,10 +213,9 @@ async def test_programs_of_one_caller_take_effect_in_their_order(database: Datab
         assert [digit for digit in data if first <= digit < first + 50] == list(range(first, first + 20))
 
 
-@only_shared
-@reads
-async def test_a_read_is_one_snapshot(engine: Engine, database: Database, way: str) -> None:
-    """The read begins, somebody else commits, the read goes on: it must not see that."""
+@lasting
+async def test_a_read_is_one_snapshot(engine: Engine, database: Database) -> None:
+    """The read begins, another process commits, the read goes on: it does not see the commit."""
 
     def count() -> Program[list[int]]:
         first = yield Fetch("SELECT count(*) FROM items")
@@ -176,25 +224,21 @@ async def test_a_read_is_one_snapshot(engine: Engine, database: Database, way: s
         second = yield Fetch("SELECT count(*) FROM items")
         return [first[0][0], second[0][0]]
 
-    seen = await getattr(database, way)(count)
+    seen = await database.read(count)
     assert seen[0] == seen[1]
     assert await ids(database) == [1]
 
 
-@reads
-async def test_a_read_sees_what_was_committed_before(database: Database, way: str) -> None:
-    read: Callable[[ProgramFactory[list[Any]]], Any] = getattr(database, way)
-
+async def test_a_read_sees_what_was_committed_before(database: Database) -> None:
     def rows() -> Program[list[Any]]:
         return (yield Fetch("SELECT id FROM items ORDER BY id"))
 
     for number in range(20):
         await database.execute("INSERT INTO items (id) VALUES ($1)", number)
-        assert await read(rows) == [(one,) for one in range(number + 1)]
+        assert await database.read(rows) == [(one,) for one in range(number + 1)]
 
 
-@reads
-async def test_what_a_reading_program_raises_is_raised(database: Database, way: str) -> None:
+async def test_what_a_reading_program_raises_is_raised(database: Database) -> None:
     def broken(statements: int) -> Callable[[], Program[None]]:
         def program() -> Program[None]:
             for _ in range(statements):
@@ -205,14 +249,12 @@ async def test_what_a_reading_program_raises_is_raised(database: Database, way: 
 
     for statements in (1, 2, 1):
         with pytest.raises(LookupError):
-            await getattr(database, way)(broken(statements))
+            await database.read(broken(statements))
     assert await ids(database) == []
 
 
 async def test_a_caller_cancelled_while_its_program_runs_loses_only_the_result(database: Database) -> None:
-    """Each program ran wholly or not at all, and whoever comes next finds the engine as if nothing
-    had been.
-    """
+    """Each program ran wholly or not at all, and the next caller finds the engine in order."""
     finished: list[int] = []
 
     def both(number: int) -> Callable[[], Program[None]]:
@@ -243,7 +285,43 @@ async def test_a_caller_cancelled_while_its_program_runs_loses_only_the_result(d
     assert set(finished) <= set(singles)
 
 
-@only_shared
+async def test_a_caller_cancelled_in_the_queue_loses_only_the_result(engine: Engine) -> None:
+    async with open_serial(engine) as database:
+        await database.execute(CREATE)
+        async with held(engine, database):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(database.run, insert(1))
+                    await queued(database, 2)
+                    scope.cancel()
+            assert scope.cancelled_caught
+        await database.run(insert(2))  # behind it in the queue
+        assert [one for one in await ids(database) if one > 0] == [1, 2]
+        assert database.statistics().queued == 0
+
+
+async def test_a_full_queue_makes_callers_wait_and_cancelling_one_undoes_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sqlite_database, postgres_database):
+        monkeypatch.setattr(module, "QUEUE_PROGRAMS", 3)
+    async with open_serial(engine) as database:
+        await database.execute(CREATE)
+        async with held(engine, database) as nursery:
+            for number in (1, 2):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 3)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(database.run, insert(3))
+                    for _ in range(5):
+                        await trio.lowlevel.checkpoint()
+                    assert database.statistics().queued == 3
+                    scope.cancel()
+        assert [one for one in await ids(database) if one > 0] == [1, 2]
+
+
+@lasting
 async def test_closing_commits_what_was_accepted_and_refuses_the_rest(engine: Engine) -> None:
     async with trio.open_nursery() as nursery:
         async with engine.open() as database:
@@ -259,7 +337,7 @@ async def test_closing_commits_what_was_accepted_and_refuses_the_rest(engine: En
         assert await ids(again) == list(range(50))
 
 
-@only_shared
+@lasting
 async def test_closing_while_cancelled_still_commits(engine: Engine) -> None:
     with trio.CancelScope() as scope:
         async with engine.open() as database, trio.open_nursery() as nursery:
