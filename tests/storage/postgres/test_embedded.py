@@ -136,7 +136,8 @@ def closed(home: Path) -> Path:
 
 @pytest.fixture
 def installed_in_closed(closed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel is installed there, as in a virtual environment of a clone that root made at home."""
+    """The wheel is installed there, as in a virtual environment of a clone that root made at
+    home."""
     package = next(iter(embedded.binaries().values())).parents[1]
     for one in (package, package.with_name(f"{package.name}.libs")):
         (closed / one.name).symlink_to(one)

@@ -1,6 +1,7 @@
-"""A log that others write, too: lost answers, and what others have appended.
+"""Groups on a database that other nodes write as well: lost answers and lost leases, in virtual
+time.
 
-In virtual time; the rest is in tests/shared_log.
+tests/log/postgres has the tests on a real server.
 """
 
 from __future__ import annotations
