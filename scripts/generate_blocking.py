@@ -73,7 +73,7 @@ ATTRIBUTES: Final[dict[type, dict[str, tuple[str, str]]]] = {
 MODULES: Final = {
     "AetherError": "aether_trio.client.errors",
     "Assignment": "aether_trio.client.operations.task_values",
-    "JobEnd": "aether_trio.client.jobs.running_job",
+    "JobEnd": "aether_trio.client.jobs.job",
     "Mapping": "collections.abc",
     "Task": "aether_trio.client.operations.task_values",
 }

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 from aether_trio.wire.pb import aether_pb2 as pb
-
-if TYPE_CHECKING:
-    from aether_trio.client.connection.inbox import Arrival
 
 __all__ = ["IncomingMessage", "MessageType"]
 
@@ -27,29 +24,29 @@ class MessageType(enum.IntEnum):
 
 
 class IncomingMessage:
-    """One message.
+    """One message. `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
 
-    `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
-
-    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0
-    on the WebSocket transport, which does not say them.
+    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0 on the WebSocket transport,
+    which does not say them.
     """
 
-    __slots__ = ("_abandoned", "_arrival", "_done", "offset", "raw", "topic")
+    __slots__ = ("_abandon", "_acknowledge", "acknowledged", "offset", "raw", "topic")
 
     def __init__(
         self,
         raw: pb.IncomingMessage,
-        arrival: Arrival,
-        done: Callable[[Arrival], None],
-        abandoned: Callable[[Arrival], None],
+        topic: str,
+        offset: int,
+        acknowledge: Callable[[], None],
+        abandon: Callable[[], None],
     ) -> None:
         self.raw = raw
-        self.topic = arrival.topic_name
-        self.offset = arrival.offset
-        self._arrival: Arrival | None = arrival
-        self._done = done
-        self._abandoned = abandoned
+        self.topic = topic
+        self.offset = offset
+        self.acknowledged = False
+        """Whether `ack` was called, by the program or by the loop."""
+        self._acknowledge = acknowledge
+        self._abandon = abandon
 
     @property
     def source(self) -> str:
@@ -68,10 +65,7 @@ class IncomingMessage:
 
     @property
     def type(self) -> MessageType:
-        """What the sender says it is.
-
-        UNSPECIFIED for a number that is not known here (see `raw`).
-        """
+        """What the sender says it is; UNSPECIFIED for a number that is not known here (see `raw`)."""
         number = int(self.raw.message_type)
         return MessageType(number) if number in _KNOWN else MessageType.UNSPECIFIED
 
@@ -81,35 +75,24 @@ class IncomingMessage:
         return self.raw.workspace
 
     def ack(self) -> None:
-        """We are done with it: it will not come again.
+        """We are done with it: it will not come again. Never waits; a second call does nothing.
 
-        Never waits; a second call does nothing.
-
-        On the framed transport the gateway moves this participant's position when everything before
-        it in its topic is done too. On WebSocket the gateway counted it as done when it was sent,
-        and this does nothing to it.
+        On the framed transport the gateway moves this participant's position when everything before it in its topic is done
+        too. On WebSocket the gateway counted it as done when it was sent, and this does nothing to it.
         """
-        arrival, self._arrival = self._arrival, None
-        if arrival is not None:
-            self._done(arrival)
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._acknowledge()
 
     def abandon(self) -> None:
-        """The task or thread that had it has ended without handling it: it comes again at the next
-        connection.
-        """
-        if self._arrival is not None:
-            self._abandoned(self._arrival)
+        """The task or thread that had it has ended without handling it: it comes again at the next connection."""
+        if not self.acknowledged:
+            self._abandon()
 
     def acknowledge_through(self, call: Callable[[Callable[[], None]], None]) -> None:
         """Let `ack` do its work by way of `call`: for readers in other threads than the client's."""
-        done, abandoned = self._done, self._abandoned
-        self._done = lambda arrival: call(lambda: done(arrival))
-        self._abandoned = lambda arrival: call(lambda: abandoned(arrival))
-
-    @property
-    def acknowledged(self) -> bool:
-        """Whether `ack` was called, by hand or by the loop."""
-        return self._arrival is None
+        self._acknowledge = partial(call, self._acknowledge)
+        self._abandon = partial(call, self._abandon)
 
     def __repr__(self) -> str:
         what = f"{len(self.payload)} bytes of {self.type.name}"

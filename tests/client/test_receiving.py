@@ -72,7 +72,7 @@ async def test_many_acknowledgements_are_one_frame() -> None:
                 while len(a._core.inbox) < 100:
                     await trio.testing.wait_all_tasks_blocked()
                 for _ in range(100):
-                    a._core.inbox.acknowledge((await a.receive())._arrival)  # type: ignore[arg-type]
+                    (await a.receive()).ack()
 
         nursery.start_soon(body)
         line = await peer.accept()

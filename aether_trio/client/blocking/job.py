@@ -21,8 +21,7 @@ import anyio.to_thread
 
 from aether_trio.client.blocking.bridge import BlockingStream, Bridge, Entered
 from aether_trio.client.blocking.operations import JobCalls
-from aether_trio.client.jobs.job import Job
-from aether_trio.client.jobs.running_job import TaskOver
+from aether_trio.client.jobs.job import Job, TaskOver
 
 __all__ = ["SyncJob"]
 

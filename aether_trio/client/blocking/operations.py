@@ -22,8 +22,7 @@ from aether_trio.client.client import Client
 from aether_trio.client.connection.outgoing import Outcome, Publication
 from aether_trio.client.connection.session import State
 from aether_trio.client.errors import AetherError
-from aether_trio.client.jobs.job import Job
-from aether_trio.client.jobs.running_job import JobEnd
+from aether_trio.client.jobs.job import Job, JobEnd
 from aether_trio.client.operations.access import Access
 from aether_trio.client.operations.agents import Registry
 from aether_trio.client.operations.audit import Audit
@@ -54,14 +53,14 @@ N = TypeVar("N", bound=Namespace)
 
 
 class SyncGrantCache(Blocking[GrantCache]):
-    """Remembering what grants amount to, for those who ask about the same ones again and again."""
+    """Remembers what grants allow, for an enforcer that asks about the same ones often."""
 
     forget = called_in_loop(GrantCache.forget)
     resolve = blocking(GrantCache.resolve)
 
 
 class SyncProxiedRequest(Blocking[ProxiedRequest]):
-    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and"""
+    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and `finish`."""
 
     fail = blocking(ProxiedRequest.fail)
     finish = blocking(ProxiedRequest.finish)
@@ -76,7 +75,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
 
 class SyncPublication(Blocking[Publication]):
-    """A message on its way."""
+    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
 
     committed = blocking(Outcome.committed)
 
@@ -109,7 +108,7 @@ class SyncResponse(Blocking[StreamedResponse]):
 
 
 class SyncTunnel(Blocking[Tunnel]):
-    """One tunnel."""
+    """One tunnel. `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut."""
 
     aclose = blocking(Tunnel.aclose)
     receive = blocking(Tunnel.receive)
@@ -134,7 +133,7 @@ class SyncAccess(SyncNamespace[Access]):
 
 
 class SyncAudit(SyncNamespace[Audit]):
-    """Search the audit log, and add an entry of one's own."""
+    """Search the audit log, and add an entry of one's own; help(aether_trio.client.operations.audit) says more."""
 
     query = blocking(Audit.query)
     submit = blocking(Audit.submit)
@@ -153,7 +152,7 @@ class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
 
 
 class SyncCheckpoints(SyncNamespace[Checkpoints]):
-    """What a participant saves for its next life."""
+    """What a participant saves for its next life; help(aether_trio.client.operations.checkpoints) says more."""
 
     delete = blocking(Checkpoints.delete)
     list = blocking(Checkpoints.list)
@@ -162,7 +161,7 @@ class SyncCheckpoints(SyncNamespace[Checkpoints]):
 
 
 class SyncGateway(SyncNamespace[Gateway]):
-    """Look at the gateway process itself."""
+    """Look at the gateway process itself; help(aether_trio.client.operations.gateway) says more."""
 
     connection = blocking(Gateway.connection)
     connections = blocking(Gateway.connections)
@@ -172,7 +171,7 @@ class SyncGateway(SyncNamespace[Gateway]):
 
 
 class SyncGrants(SyncNamespace[Grants]):
-    """Authority to act for others."""
+    """Authority to act for others; help(aether_trio.client.operations.grants) says more."""
 
     batch_exchange = blocking(Grants.batch_exchange)
     cached = blocking_block(Grants.cached, SyncGrantCache)
@@ -209,13 +208,13 @@ class SyncKv(SyncNamespace[Kv]):
 
 
 class SyncProgress(SyncNamespace[Progress]):
-    """Tell others how far something has come."""
+    """Tell others how far something has come; help(aether_trio.client.operations.progress) says more."""
 
     report = blocking(Progress.report)
 
 
 class SyncProxy(SyncNamespace[Proxy]):
-    """HTTP to services behind the gateway."""
+    """HTTP to services behind the gateway. `within` limits how long the gateway may take to refuse; a response has `timeout_s`."""
 
     request = blocking(Proxy.request)
     serve = blocking_block(Proxy.serve, streamed_as(SyncProxiedRequest))
@@ -269,7 +268,7 @@ class SyncRules(SyncNamespace[Rules]):
 
 
 class SyncSessions(SyncNamespace[Sessions]):
-    """Who is connected, since when, and from where."""
+    """Who is connected, since when, and from where; help(aether_trio.client.operations.sessions) says more."""
 
     connection_status = blocking(Sessions.connection_status)
     disconnect = blocking(Sessions.disconnect)
@@ -301,7 +300,7 @@ class SyncTasks(SyncNamespace[Tasks]):
 
 
 class SyncTokens(SyncNamespace[Tokens]):
-    """API tokens with which others may connect."""
+    """API tokens with which others may connect; help(aether_trio.client.operations.tokens) says more."""
 
     create = blocking(Tokens.create)
     delete = blocking(Tokens.delete)
@@ -320,7 +319,7 @@ class SyncTunnels(SyncNamespace[Tunnels]):
 
 
 class SyncWorkflow(SyncNamespace[Workflow]):
-    """Ask the workflow engine, through the gateway."""
+    """Ask the workflow engine, through the gateway; help(aether_trio.client.operations.workflow) says more."""
 
     cancel_execution = blocking(Workflow.cancel_execution)
     cancel_join = blocking(Workflow.cancel_join)
@@ -488,9 +487,7 @@ class ClientCalls(Blocking[C], Generic[C]):
 
     @property
     def errors(self) -> BlockingStream[AetherError]:
-        """Refusals and notices that belong to nothing that somebody waits for.
-
-        The last 256 that nobody has read."""
+        """Refusals and notices that belong to nothing that somebody waits for; the last 256 that nobody has read."""
         return BlockingStream(self._bridge, self._target.errors)
 
     @property

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -246,7 +247,8 @@ class Inbox:
         if isinstance(data, bytes):
             data = pb.DownstreamMessage.FromString(data).msg
         assert data is not None
-        return IncomingMessage(data, arrival, self.acknowledge, self.abandon)
+        acknowledge, abandon = partial(self.acknowledge, arrival), partial(self.abandon, arrival)
+        return IncomingMessage(data, arrival.topic_name, arrival.offset, acknowledge, abandon)
 
     def acknowledge(self, arrival: Arrival) -> None:
         """The application is done with it."""

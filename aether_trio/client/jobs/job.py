@@ -1,43 +1,400 @@
-"""What a program sees of a task that it works on, and may do inside of its block.
+"""A task in a worker's hands, which is a block.
 
-The block itself is in held.py.
+    claimed ──▶ open ──▶ settling ──▶ closed
+                  │ the gateway takes it away: the block is cancelled, and left without a word
+                  └ the body ends: COMPLETE or FAIL, until the gateway has answered or the task is somebody else's
+
+Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards, and what a cut leaves in doubt
+is looked up. Nothing here reads the connection: `heard` and `looked` are called by manager.py.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final, NoReturn
+from functools import partial
+from types import TracebackType
+from typing import Final, NoReturn, Protocol, Self
 
 import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, RequestTimeout
-from aether_trio.client.jobs.running_job import LAST_WORDS_S, REFUSALS, WAITS, RunningJob
-from aether_trio.client.operations.checkpoints import Checkpoint
+from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
-from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Step
-from aether_trio.client.operations.task_values import NUMBER, Hibernation, Task, WaitSpec
+from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, Step
+from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
+from aether_trio.client.operations.task_values import NUMBER, Assignment, Hibernation, Task, WaitSpec
+from aether_trio.client.operations.tasks import Tasks
 
-__all__ = ["Job"]
+__all__ = ["OURS", "STOPPED", "Job", "JobEnd", "TaskOver"]
+
+Move = Callable[[], Awaitable[Task]]
+"""Tells the gateway what becomes of a task."""
+LastMove = Callable[[int | None], Awaitable[None]]
+"""Ends a task. Raises its refusal when it is refused so many times; None: it goes on."""
 
 logger = logging.getLogger("aether_trio.client")
+
+REASON_CHARS: Final = 4_000
+"""Of an exception's text; the rest is cut off."""
+STOPPED: Final = "the worker was stopped"
+LAST_WORDS_S: Final = 2.0
+"""For telling the gateway of a block that was cancelled."""
+REFUSALS: Final = 5
+"""Of COMPLETE, then FAIL is said; of FAIL, then it is said behind the block."""
+PAUSE_S: Final = 0.5
+"""Between two tries to settle a task that the gateway says is still ours."""
+LATE_PAUSE_S: Final = 5.0
+"""The same behind the block."""
 
 NO_INPUT: Final = {"aether.wait_until": "no input"}
 """What a wait for a time matches: it ends none of the waits for inputs, and uses none up."""
 
+WAITS: Final = frozenset({TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY})
+OURS: Final = WAITS | {TaskStatus.RUNNING}
 
-class Job(RunningJob):
+
+class JobEnd(enum.Enum):
+    """What became of a task, as far as this worker is concerned."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """By its worker, or by a deadline. Its retry policy says whether it is tried again."""
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    HIBERNATED = "hibernated"
+    """It sleeps, and will be assigned again."""
+    LOST = "lost"
+    """Somebody else has it, or will have it: it was taken back while this worker was away, or retried."""
+
+
+_ENDS: Final = {
+    TaskStatus.COMPLETED: JobEnd.COMPLETED,
+    TaskStatus.FAILED: JobEnd.FAILED,
+    TaskStatus.CANCELLED: JobEnd.CANCELLED,
+    TaskStatus.REJECTED: JobEnd.REJECTED,
+    TaskStatus.HIBERNATED: JobEnd.HIBERNATED,
+}
+
+
+class TaskOver(AetherError):
+    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else has it. Its block swallows this."""
+
+    def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
+        super().__init__("TASK_OVER", f"task {task_id} is {end.value}" + (f": {reason}" if reason else ""))
+        self.task_id = task_id
+        self.end = end
+
+
+class _Phase(enum.Enum):
+    CLAIMED = enum.auto()
+    OPEN = enum.auto()
+    SETTLING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class JobKeeper(Protocol):
+    """What a job needs of the client that holds it. manager.py has the implementation."""
+
+    tasks: Tasks
+    progress: Progress
+    checkpoints: Checkpoints
+
+    def put_down(self, job: Job) -> None:
+        """Forget a job whose block has ended."""
+        ...
+
+    def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
+        """Run `settle` in the client's task group. False: the client has ended."""
+        ...
+
+    def check_client(self) -> None:
+        """Raise why the client has ended, if it has."""
+        ...
+
+    async def look_up(self, task_id: str) -> Task | None:
+        """Return the task as the gateway has it now; None when this worker may not see it."""
+        ...
+
+    async def watch(self, job: Job) -> None:
+        """Return when every later event of the task reaches the job."""
+        ...
+
+
+class Job:
     """A task that this worker has claimed. `async with job:` is the work on it, once.
 
-    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
-    exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
-    If the gateway ends the task meanwhile (somebody has cancelled it, a deadline has passed, it was
-    given to another worker), the block is cancelled, and the program goes on behind it; `end` says
-    what has happened.
+    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the exception goes on; left by a
+    cancellation from outside it is FAIL too, "the worker was stopped". If the gateway ends the task meanwhile (somebody has
+    cancelled it, a deadline has passed, it was given to another worker), the block is cancelled, and the program goes on behind
+    it; `end` says what has happened.
     """
+
+    def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
+        self.assignment = assignment
+        """As the gateway gave it."""
+        self.task = task
+        """As it was when it was claimed: its creator, attempt, priority and the rest."""
+        self.end: JobEnd | None = None
+        """What became of it; None while it is this worker's."""
+        self.reason = ""
+        """With what text it failed, if it did."""
+        self.remark = ""
+        """What is said with COMPLETE. Whoever follows the task hears it as the reason of its last event."""
+        self.watched = anyio.Event()
+        """What the gateway does to the task is heard of."""
+        self._keeper = keeper
+        self._closed = closed
+        self._phase = _Phase.CLAIMED
+        self._scope = anyio.CancelScope()
+        self._status = TaskStatus.RUNNING
+        self._news = anyio.Event()
+        self._waiting = False
+        self._refused: Exception | None = None
+        """Why COMPLETE was refused, so that the task fails."""
+        self._in_doubt = False
+        """A last move was made, and it is not known whether it has arrived."""
+        self._settles_late = False
+        """The client goes on saying what has become of it, behind the end of the block."""
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.assignment.task_id
+
+    @property
+    def _reference(self) -> str:
+        """The task's id as moves are told: what this block says does not count for a later assignment of the task."""
+        return self.assignment.reference
+
+    @property
+    def entered(self) -> bool:
+        """Whether its block has begun."""
+        return self._phase is not _Phase.CLAIMED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still be taken away: the block has not ended, and the gateway has not ended it."""
+        return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
+
+    # -- the block
+
+    async def __aenter__(self) -> Self:
+        if self.entered:
+            raise RuntimeError(f"task {self.id} has had its block; a task is one block")
+        self._scope.__enter__()  # raises in another loop than the client's, and then no block has begun
+        self._phase = _Phase.OPEN
+        if self.end is not None:
+            self._scope.cancel()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        swallowed = False
+        rest: BaseException | None = None
+        try:
+            swallowed = bool(self._scope.__exit__(kind, error, trace))
+        except BaseException as raised:  # what is left of a group in which our own cancellation was
+            error = rest = raised
+        self._phase = _Phase.SETTLING
+        try:
+            if self.end is None:
+                await self._leave(error)
+        finally:
+            self._phase = _Phase.CLOSED
+            if not self._settles_late:
+                self._keeper.put_down(self)
+            self._close()
+        if rest is not None and not self._is_over(rest):
+            raise rest
+        return swallowed or (error is not None and self._is_over(error))
+
+    def _is_over(self, error: BaseException) -> bool:
+        """Whether this is a TaskOver of ours, or a group of nothing else."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self._is_over(one) for one in error.exceptions)
+        return isinstance(error, TaskOver) and error.task_id == self.id
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile.
+
+        Raises why COMPLETE was refused, if it was; then the task has failed.
+        """
+        last: LastMove = self._complete
+        if error is not None:
+            last = partial(self._fail, STOPPED if _stopped(error) else describe(error))
+        if error is not None and not isinstance(error, Exception):
+            await self._last_words(last)
+            return
+        try:
+            await last(REFUSALS)
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
+            await self._last_words(last)
+            raise
+        except AetherError as refused:
+            if not self._go_on_behind(last) and error is None:
+                raise
+            self._log_untold(refused)
+        if self._refused is not None and self.end in (None, JobEnd.FAILED):
+            raise self._refused
+
+    async def _complete(self, refusals: int | None) -> None:
+        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must end. See `_settle`."""
+        if self._refused is None:
+            try:
+                await self._settle(lambda: self._keeper.tasks.complete(self._reference, reason=sendable(self.remark)))
+                return
+            except Exception as refused:
+                self._keeper.check_client()
+                self._refused = refused
+        await self._fail(f"COMPLETE was refused: {describe(self._refused)}", refusals)
+
+    async def _fail(self, reason: str, refusals: int | None) -> None:
+        """FAIL. See `_settle`."""
+        reason = sendable(reason)
+        await self._settle(lambda: self._keeper.tasks.fail(self._reference, reason=reason), refusals)
+
+    async def _last_words(self, last: LastMove) -> None:
+        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives.
+
+        Nothing is waited for any more when another one comes through the shield, as asyncio's own do, and Ctrl-C.
+        """
+        try:
+            with anyio.move_on_after(LAST_WORDS_S, shield=True):
+                await last(REFUSALS)
+        except AetherError as refused:
+            self._log_untold(refused)
+        finally:
+            if self.end is None:
+                self._go_on_behind(last)
+
+    def _go_on_behind(self, last: LastMove) -> bool:
+        """Settle behind the block, however often it is refused, while the client lives. False if it does not."""
+        self._settles_late = self._keeper.settle_later(self, lambda: last(None))
+        return self._settles_late
+
+    def _log_untold(self, refused: AetherError) -> None:
+        logger.warning("task %s is over, and the gateway could not be told: %s", self.id, refused)
+
+    def _close(self) -> None:
+        """There is room for another one."""
+        closed, self._closed = self._closed, _nothing
+        closed()
+
+    def begins_too_late(self) -> None:
+        """Its block has not begun, and others may have the task: a block that begins yet is cancelled."""
+        if self.end is None:
+            self._take_away(JobEnd.LOST, "its block has not begun in time")
+        self._close()
+
+    async def give_up(self, reason: str) -> None:
+        """Fail it without a block: no loop has taken it."""
+        self._phase = _Phase.SETTLING
+        try:
+            await self._fail(reason, None)
+        finally:
+            self._phase = _Phase.CLOSED
+            self._keeper.put_down(self)
+
+    async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
+        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more.
+
+        Raises the last of so many refusals (None: never), and why the client has ended.
+        """
+        pause_s = 0.0
+        while True:
+            try:
+                if self._in_doubt:
+                    task = await self._keeper.look_up(self.id)
+                    if not self._is_ours(task):
+                        self._ended(task)
+                        return
+                    await anyio.sleep(pause_s)
+                self._in_doubt = True
+                self._ended(await move())
+                return
+            except AetherError as error:
+                self._keeper.check_client()
+                logger.debug("task %s: %s", self.id, error)
+                if isinstance(error, ConnectionLost | RequestTimeout):
+                    pause_s = 0.0
+                    continue
+                pause_s = PAUSE_S
+                if refusals is None:
+                    pause_s = LATE_PAUSE_S
+                elif not error.retryable:
+                    refusals -= 1
+                    if not refusals:
+                        raise
+
+    # -- what the gateway says
+
+    def heard(self, event: TaskEvent) -> None:
+        """An event of this task. Never waits."""
+        change = event.event
+        if not self.is_open or not isinstance(change, StatusChanged):
+            return
+        self._status = change.to_status
+        if self._status not in OURS:
+            self._take_away(_ENDS.get(self._status, JobEnd.LOST), change.reason)
+        self._tell()
+
+    def looked(self, task: Task | None) -> None:
+        """How the task is just now; None when there is none that this worker may see. Never waits."""
+        if not self.is_open:
+            return
+        if task is not None and self._is_ours(task):
+            self._status = task.status
+        else:
+            self._ended(task)
+            self._scope.cancel()
+        self._tell()
+
+    def _is_ours(self, task: Task | None) -> bool:
+        return task is not None and task.status in OURS and self._is_this(task)
+
+    def _is_this(self, task: Task) -> bool:
+        """Whether the task was assigned to nobody since, nor to us anew."""
+        number = self.assignment.number
+        return task.assigned_to == self.task.assigned_to and task.metadata.get(NUMBER, number) == number
+
+    def _ended(self, task: Task | None) -> None:
+        """Remember how it is; what has become of it in other hands is not this worker's."""
+        if task is None or not self._is_this(task):
+            self.end = JobEnd.LOST
+        else:
+            self.end = _ENDS.get(task.status, JobEnd.LOST)
+            self.reason = task.error
+        self._log()
+
+    def _take_away(self, end: JobEnd, reason: str) -> None:
+        self.end, self.reason = end, reason
+        self._scope.cancel()
+        self._log()
+
+    def _log(self) -> None:
+        if self._phase in (_Phase.CLAIMED, _Phase.OPEN):
+            logger.info("task %s of type %r: %s", self.id, self.assignment.task_type, self._over())
+
+    def _over(self) -> TaskOver:
+        return TaskOver(self.id, self.end or JobEnd.LOST, self.reason)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    def _check(self) -> None:
+        if self.end is not None:
+            raise self._over()
+        if self._phase is not _Phase.OPEN:
+            raise RuntimeError(f"task {self.id} is worked on inside of its block: async with task: ...")
+
+    # -- for the program, inside of the block
 
     def __repr__(self) -> str:
         state = self._phase.name.lower() if self.end is None else self.end.value
@@ -82,33 +439,26 @@ class Job(RunningJob):
         step: Step | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows.
+        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows. It is also a sign of life.
 
-        It is also a sign of life.
-
-        Whoever follows the task is told, and the agents of the workspace. It is sent, and not
-        confirmed.
+        Whoever follows the task is told, and the agents of the workspace. It is sent, and not confirmed.
         """
         await self._checked()
-        await self._bench.progress.report(
+        await self._keeper.progress.report(
             self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
         )
 
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
-        """Stand still until somebody resumes the task, or gives the input whose metadata has all of
-        `match`.
+        """Stand still until somebody resumes the task, or gives the input whose metadata has all of `match`.
 
-        An input that has come before is used, the oldest one first; each is used once. After
-        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
-        input.
+        An input that has come before is used, the oldest one first; each is used once.
+        After `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would
-        end the wait.
-        """
+        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would end the wait."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
@@ -123,7 +473,7 @@ class Job(RunningJob):
 
         After `timeout` seconds the task fails ("wait timeout").
         """
-        tasks = self._bench.tasks
+        tasks = self._keeper.tasks
         await self._wait(
             lambda request_id: tasks.wait_for(
                 self._reference,
@@ -140,7 +490,7 @@ class Job(RunningJob):
         await self._wait_as(wait)
 
     async def _wait_as(self, wait: WaitSpec) -> None:
-        await self._wait(lambda request_id: self._bench.tasks.pause(self._reference, wait, request_id=request_id))
+        await self._wait(lambda request_id: self._keeper.tasks.pause(self._reference, wait, request_id=request_id))
 
     async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
         """`pause` is given the id of its request."""
@@ -149,7 +499,7 @@ class Job(RunningJob):
             raise RuntimeError(f"task {self.id} waits already")
         self._waiting = True
         try:
-            await self._bench.watch(self)
+            await self._keeper.watch(self)
             await self._pause(pause)
             await self._until_running()
         except anyio.get_cancelled_exc_class():
@@ -161,16 +511,14 @@ class Job(RunningJob):
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Said again after a cut, if the task does not stand still then: the same pause, whose wait
-        may have ended meanwhile.
-        """
+        """Said again after a cut, if the task does not stand still then: the same pause, whose wait may have ended meanwhile."""
         request_id = str(uuid.uuid4())
         while True:
             try:
                 self._status = (await pause(request_id)).status
                 return
             except (ConnectionLost, RequestTimeout):
-                self.looked(await self._bench.look_up(self.id))
+                self.looked(await self._keeper.look_up(self.id))
                 self._check()
                 if self._status in WAITS:
                     return
@@ -180,7 +528,7 @@ class Job(RunningJob):
         while True:
             news = self._news
             if self._runs():
-                self.looked(await self._bench.look_up(self.id))
+                self.looked(await self._keeper.look_up(self.id))
             self._check()
             if self._runs():
                 return
@@ -191,7 +539,7 @@ class Job(RunningJob):
 
     async def _go_on(self) -> None:
         try:
-            await self._bench.tasks.resume(self.id)
+            await self._keeper.tasks.resume(self.id)
         except AetherError as error:
             logger.warning("task %s: its wait was given up, and the gateway could not be told: %s", self.id, error)
 
@@ -204,18 +552,16 @@ class Job(RunningJob):
         on_timeout: str = "",
         key: str = "",
     ) -> NoReturn:
-        """Save `state`, end the block, and have the task assigned anew at `until` or when it is
-        resumed: this never returns.
+        """Save `state`, end the block, and have the task assigned anew at `until` or when it is resumed: this never returns.
 
-        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it
-        back to the next block. After `timeout` seconds: the task fails, or what `on_timeout` says
-        ("retry" wakes it, "alert" lets it sleep on).
+        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it back to the next block.
+        After `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
         """
         await self._checked()
         key = key or self.id
-        await self._bench.checkpoints.save(state, key=key)
+        await self._keeper.checkpoints.save(state, key=key)
         hibernation = Hibernation(checkpoint_key=key, escalation_policy=on_timeout)
-        tasks = self._bench.tasks
+        tasks = self._keeper.tasks
         request_id = str(uuid.uuid4())
         while self.end is None:
             self._in_doubt = True
@@ -226,19 +572,16 @@ class Job(RunningJob):
                     )
                 )
             except (ConnectionLost, RequestTimeout):
-                self.looked(await self._bench.look_up(self.id))
+                self.looked(await self._keeper.look_up(self.id))
         await anyio.lowlevel.checkpoint()
         raise self._over()  # somebody called it from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """What the task has left behind when it hibernated.
-
-        None if it never did, or if another participant has saved it.
-        """
+        """What the task has left behind when it hibernated; None if it never did, or if another participant has saved it."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
-        return await self._bench.checkpoints.load(key) if key else None
+        return await self._keeper.checkpoints.load(key) if key else None
 
     async def fail(self, reason: str) -> NoReturn:
         """End the block as FAIL with this text, without an exception: this never returns."""
@@ -249,12 +592,41 @@ class Job(RunningJob):
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can
-        be cancelled.
-        """
+        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can be cancelled."""
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
         self._check()
+
+
+def _nothing() -> None:
+    """It was said that there is room."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception as the reason of a failure: its kind and its text; of a group, those of its members."""
+    if isinstance(error, BaseExceptionGroup):
+        text = "; ".join(describe(one) for one in error.exceptions)
+    else:
+        try:
+            said = str(error)
+        except Exception:  # an exception of the program's, which has no text
+            said = ""
+        text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return text if len(text) <= REASON_CHARS else text[: REASON_CHARS - 3] + "..."
+
+
+def sendable(text: str) -> str:
+    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is replaced."""
+    if str.isascii(text):  # raises TypeError for what is no text
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _stopped(error: BaseException) -> bool:
+    """Whether it is a cancellation or Ctrl-C, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_stopped(one) for one in error.exceptions)
+    return isinstance(error, (anyio.get_cancelled_exc_class(), KeyboardInterrupt))
 
 
 def _ms(seconds: float | None) -> int:

@@ -37,10 +37,10 @@ class Jobs:
     client is closed.
     """
 
-    def __init__(self, bench: JobManager, concurrency: int) -> None:
+    def __init__(self, manager: JobManager, concurrency: int) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; a worker does one task at a time at least")
-        self._bench = bench
+        self._manager = manager
         self._room = anyio.Semaphore(concurrency)
         self._given: weakref.WeakSet[Job] = weakref.WeakSet()
 
@@ -50,7 +50,7 @@ class Jobs:
     async def __anext__(self) -> Job:
         await self._wait_for_room()
         try:
-            job = await self._bench.take(self._room.release)
+            job = await self._manager.take(self._room.release)
         except BaseException:
             self._room.release()
             raise
@@ -75,7 +75,7 @@ class Works(_Client):
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **numbered(options))
-        self.__bench = JobManager(self, self._core.feeds, self.__start, lambda: self._ending)
+        self.__manager = JobManager(self, self._core.feeds, self.__start, lambda: self._ending)
 
     def __start(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         assert self._group is not None
@@ -93,7 +93,7 @@ class Works(_Client):
         What is left of it goes to other workers when the client's block ends.
         """
         self._check_begun()
-        return Jobs(self.__bench, self.__concurrency(concurrency))
+        return Jobs(self.__manager, self.__concurrency(concurrency))
 
     def __concurrency(self, said: int | None) -> int:
         return said if said is not None else self._settings.worker_tasks or 1

@@ -3,18 +3,18 @@
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
 
-An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a
-revocation was heard of. A gateway tells those who may use a grant of its revocation, and nobody
-else, so `max_age_s` is how late an enforcer may learn of it. Tasks that ask for the same one at
-once ask the gateway once. A refusal is not remembered.
+An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a revocation was heard of. A gateway
+tells those who may use a grant of its revocation, and nobody else, so `max_age_s` is how late an enforcer may learn of it. Tasks
+that ask for the same one at once ask the gateway once. A refusal is not remembered.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 
@@ -22,9 +22,6 @@ from aether_trio.client.errors import ConnectionLost
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.grant_values import Resolved
 from aether_trio.client.operations.principals import Principal
-
-if TYPE_CHECKING:
-    from aether_trio.client.operations.grants import Grants
 
 MAX_AGE_S: Final = 60.0
 MAX_ENTRIES: Final = 10_000
@@ -49,14 +46,15 @@ class _Entry:
 
 
 class GrantCache:
-    """Remembering what grants amount to, for those who ask about the same ones again and again.
-    Made by `Grants.cached`; `hits` and `misses` count.
+    """Remembers what grants allow, for an enforcer that asks about the same ones often.
+
+    `Grants.cached` makes it. `hits` and `misses` count.
 
     help(aether_trio.client.operations.grant_cache) says more.
     """
 
-    def __init__(self, grants: Grants, news: Feed[Any], max_age_s: float) -> None:
-        self._grants = grants
+    def __init__(self, resolve: Callable[..., Awaitable[Resolved]], news: Feed[Any], max_age_s: float) -> None:
+        self._resolve = resolve
         self._news = news
         self._max_age_s = max_age_s
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
@@ -89,7 +87,7 @@ class GrantCache:
                     self.hits += 1
                     return entry.resolved
                 self.misses += 1
-                resolved = await self._grants.resolve(
+                resolved = await self._resolve(
                     grant_id,
                     actor=key.actor,
                     subject=key.subject,
@@ -112,10 +110,7 @@ class GrantCache:
         return min(self._max_age_s, (grant.expires_at - datetime.now(UTC)).total_seconds())
 
     def _hear(self) -> None:
-        """Take in the revocations that have come.
-
-        After a cut some may have been missed, so nothing is believed any more.
-        """
+        """Take in the revocations that have come. After a cut some may have been missed, so nothing is believed any more."""
         if self._news.dropped != self._dropped:
             self._dropped = self._news.dropped
             self._entries.clear()

@@ -158,11 +158,11 @@ class Grants(Namespace):
 
     @asynccontextmanager
     async def cached(self, *, max_age_s: float = MAX_AGE_S) -> AsyncIterator[GrantCache]:
-        """`resolve` with a memory, for as long as the block lasts. See grant_cache.py."""
+        """`resolve` with a memory, for as long as the block lasts (grant_cache.py)."""
         with self._exchange_feed(
             "authority_grant_revocation", match=lambda gone: True, capacity=256, lossy=True
         ) as news:
-            yield GrantCache(self, news, max_age_s)
+            yield GrantCache(self.resolve, news, max_age_s)
 
     async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
         answer = await self._do(op)

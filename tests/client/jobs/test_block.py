@@ -23,8 +23,8 @@ from aether_trio.client import (
     Refused,
     TaskOver,
 )
-from aether_trio.client.jobs import running_job
-from aether_trio.client.jobs.running_job import REASON_CHARS, STOPPED, describe
+from aether_trio.client.jobs import job as job_module
+from aether_trio.client.jobs.job import REASON_CHARS, STOPPED, describe
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
 from tests.client.gateways import open_test_gateway, run_on
@@ -383,7 +383,7 @@ async def left_because_it_is_over(address: str) -> None:
     ids=lambda body: body.__name__,
 )
 async def test_block(monkeypatch: pytest.MonkeyPatch, backend: str, body: object) -> None:
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.01)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.01)
     async with open_test_gateway() as gateway:
         await run_on(backend, body, f"aether://{gateway.address}")  # type: ignore[arg-type]
 

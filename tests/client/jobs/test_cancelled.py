@@ -1,6 +1,4 @@
-"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client
-that goes on.
-"""
+"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client that goes on."""
 
 from __future__ import annotations
 
@@ -15,8 +13,9 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient, Job, JobEnd
-from aether_trio.client.jobs import manager, running_job
-from aether_trio.client.jobs.running_job import STOPPED
+from aether_trio.client.jobs import job as job_module
+from aether_trio.client.jobs import manager
+from aether_trio.client.jobs.job import STOPPED
 from aether_trio.client.operations import TaskStatus
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -226,8 +225,7 @@ async def test_a_second_cancellation_while_the_last_word_is_under_way(
             await asked(line, Op.FAIL)
             heard.set()
             if work is failing:
-                # That of the first cancellation.
-                assert (await line.asked()).WhichOneof("payload") == "task_query"
+                assert (await line.asked()).WhichOneof("payload") == "task_query"  # that of the first cancellation
                 heard.set()
             await looked_up(line, info(RUNNING))
             assert (await moved(line, Op.FAIL, FAILED)).reason == reason
@@ -235,10 +233,8 @@ async def test_a_second_cancellation_while_the_last_word_is_under_way(
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client lives on, so no gateway takes the task back: it must be told, and the task is not
-    taken anew before.
-    """
-    monkeypatch.setattr(running_job, "LAST_WORDS_S", 0.01)
+    """The client lives on, so no gateway takes the task back: it must be told, and the task is not taken anew before."""
+    monkeypatch.setattr(job_module, "LAST_WORDS_S", 0.01)
 
     async def work(one: AgentClient) -> None:
         async with await one_of(one):
@@ -346,8 +342,7 @@ async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkey
         another = pb.UpstreamMessage(task_op=Op(op=Op.CLAIM, task_id="another"))
         shift.nursery.start_soon(shift.client.request, another)
         await trio.sleep(0.1)
-        # That of "another": nothing was asked about the old one.
-        await moved(shift.line, Op.CLAIM, RUNNING)
+        await moved(shift.line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
         await shift.does(block)
         await shift.end()
     assert found == [b"anew"]

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient, Job, JobEnd, Refused
-from aether_trio.client.jobs import manager, running_job
+from aether_trio.client.jobs import job as job_module
+from aether_trio.client.jobs import manager
 from aether_trio.client.operations import TaskStatus
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.wire import framing
@@ -190,18 +191,18 @@ async def refused_often(line: Line, kind: int, count: int) -> None:
 @pytest.mark.usefixtures("unwatched")
 async def test_a_complete_that_is_refused_again_and_again_becomes_a_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client lives on, so no gateway takes the task back."""
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.001)
-    monkeypatch.setattr(running_job, "LATE_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "LATE_PAUSE_S", 0.001)
     body = Raising(Refused)
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
-        await refused_often(line, Op.COMPLETE, running_job.REFUSALS)
+        await refused_often(line, Op.COMPLETE, job_module.REFUSALS)
         assert "COMPLETE was refused: Refused: " in (await moved(line, Op.FAIL, FAILED)).reason
         await body.over.wait()
         body.leave.set()
         await line.end()
     (raised,) = body.raised
-    assert f"not now ({running_job.REFUSALS - 1})" in raised
+    assert f"not now ({job_module.REFUSALS - 1})" in raised
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x")], ids=["well", "raising"])
@@ -209,8 +210,8 @@ async def test_a_complete_that_is_refused_again_and_again_becomes_a_fail(monkeyp
 async def test_a_fail_that_is_refused_is_said_behind_the_block_until_it_is_taken(
     monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.001)
-    monkeypatch.setattr(running_job, "LATE_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "LATE_PAUSE_S", 0.001)
 
     async def work(job: Job) -> None:
         if error is not None:
@@ -220,10 +221,10 @@ async def test_a_fail_that_is_refused_is_said_behind_the_block_until_it_is_taken
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
         if error is None:
-            await refused_often(line, Op.COMPLETE, running_job.REFUSALS)
-        await refused_often(line, Op.FAIL, running_job.REFUSALS)
+            await refused_often(line, Op.COMPLETE, job_module.REFUSALS)
+        await refused_often(line, Op.FAIL, job_module.REFUSALS)
         await body.over.wait()
-        await refused_often(line, Op.FAIL, 2 * running_job.REFUSALS)
+        await refused_often(line, Op.FAIL, 2 * job_module.REFUSALS)
         await moved(line, Op.FAIL, FAILED)
         body.leave.set()
         await line.end()
@@ -231,12 +232,12 @@ async def test_a_fail_that_is_refused_is_said_behind_the_block_until_it_is_taken
 
 @pytest.mark.usefixtures("unwatched")
 async def test_what_is_over_when_its_complete_was_refused_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.001)
-    monkeypatch.setattr(running_job, "LATE_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "LATE_PAUSE_S", 0.001)
     body = Ended()
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
-        await refused_often(line, Op.COMPLETE, running_job.REFUSALS - 1)
+        await refused_often(line, Op.COMPLETE, job_module.REFUSALS - 1)
         await refused(line, Op.COMPLETE, "for the last time")
         await looked_up(line, info(QUEUED))
         await line.end()
@@ -247,8 +248,8 @@ async def test_what_is_over_when_its_complete_was_refused_is_left_alone(monkeypa
 async def test_a_task_that_is_let_go_of_is_failed_though_that_is_refused_at_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.001)
-    monkeypatch.setattr(running_job, "LATE_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "LATE_PAUSE_S", 0.001)
     leave = trio.Event()
 
     async def body(one: AgentClient) -> None:
@@ -258,7 +259,7 @@ async def test_a_task_that_is_let_go_of_is_failed_though_that_is_refused_at_firs
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
         await looked_up(line, info(RUNNING))
-        await refused_often(line, Op.FAIL, 2 * running_job.REFUSALS)
+        await refused_often(line, Op.FAIL, 2 * job_module.REFUSALS)
         assert (await moved(line, Op.FAIL, FAILED)).reason == manager.LET_GO
         leave.set()
         await line.end()
@@ -266,12 +267,12 @@ async def test_a_task_that_is_let_go_of_is_failed_though_that_is_refused_at_firs
 
 @pytest.mark.usefixtures("unwatched")
 async def test_a_gateway_whose_storage_is_away_is_asked_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_job, "PAUSE_S", 0.001)
-    monkeypatch.setattr(running_job, "LATE_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(job_module, "LATE_PAUSE_S", 0.001)
     body = Ended()
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
-        for _ in range(2 * running_job.REFUSALS):
+        for _ in range(2 * job_module.REFUSALS):
             await refused(line, Op.COMPLETE, "ERR_CIRCUIT_OPEN: the gateway's storage does not answer: away")
             await looked_up(line, info(RUNNING))
         await moved(line, Op.COMPLETE, COMPLETED)

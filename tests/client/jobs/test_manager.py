@@ -16,8 +16,8 @@ from aether_trio.client import JobEnd, Refused
 from aether_trio.client.errors import AetherError, ClientClosed
 from aether_trio.client.feeds import Feed, Feeds
 from aether_trio.client.jobs import Jobs, manager
+from aether_trio.client.jobs.job import STOPPED
 from aether_trio.client.jobs.manager import LET_GO, UNBEGUN_S, UNTAKEN_S, JobManager
-from aether_trio.client.jobs.running_job import STOPPED
 from aether_trio.client.jobs.worker import FORGOTTEN_S
 from aether_trio.client.requester import Requester
 from aether_trio.wire.pb import aether_pb2 as pb

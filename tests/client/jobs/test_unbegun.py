@@ -18,7 +18,7 @@ import trio
 
 from aether_trio.client import Job, JobEnd, SyncJob, connect_sync
 from aether_trio.client.jobs import manager
-from aether_trio.client.jobs.running_job import STOPPED
+from aether_trio.client.jobs.job import STOPPED
 from aether_trio.client.operations import TaskStatus
 from tests.client.gateways import QUICK, open_test_gateway, run_on
 from tests.client.jobs.shop import LIMIT_S, one_of, open_shop, order, wait_for, wait_until_over
