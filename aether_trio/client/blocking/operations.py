@@ -60,7 +60,7 @@ class SyncGrantCache(Blocking[GrantCache]):
 
 
 class SyncProxiedRequest(Blocking[ProxiedRequest]):
-    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and `finish`."""
+    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and"""
 
     fail = blocking(ProxiedRequest.fail)
     finish = blocking(ProxiedRequest.finish)
@@ -75,7 +75,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
 
 class SyncPublication(Blocking[Publication]):
-    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
+    """A message on its way."""
 
     committed = blocking(Outcome.committed)
 
@@ -108,7 +108,7 @@ class SyncResponse(Blocking[StreamedResponse]):
 
 
 class SyncTunnel(Blocking[Tunnel]):
-    """One tunnel. `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut."""
+    """One tunnel."""
 
     aclose = blocking(Tunnel.aclose)
     receive = blocking(Tunnel.receive)
@@ -133,7 +133,7 @@ class SyncAccess(SyncNamespace[Access]):
 
 
 class SyncAudit(SyncNamespace[Audit]):
-    """Search the audit log, and add an entry of one's own; help(aether_trio.client.operations.audit) says more."""
+    """Search the audit log, and add an entry of one's own."""
 
     query = blocking(Audit.query)
     submit = blocking(Audit.submit)
@@ -152,7 +152,7 @@ class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
 
 
 class SyncCheckpoints(SyncNamespace[Checkpoints]):
-    """What a participant saves for its next life; help(aether_trio.client.operations.checkpoints) says more."""
+    """What a participant saves for its next life."""
 
     delete = blocking(Checkpoints.delete)
     list = blocking(Checkpoints.list)
@@ -161,7 +161,7 @@ class SyncCheckpoints(SyncNamespace[Checkpoints]):
 
 
 class SyncGateway(SyncNamespace[Gateway]):
-    """Look at the gateway process itself; help(aether_trio.client.operations.gateway) says more."""
+    """Look at the gateway process itself."""
 
     connection = blocking(Gateway.connection)
     connections = blocking(Gateway.connections)
@@ -171,7 +171,7 @@ class SyncGateway(SyncNamespace[Gateway]):
 
 
 class SyncGrants(SyncNamespace[Grants]):
-    """Authority to act for others; help(aether_trio.client.operations.grants) says more."""
+    """Authority to act for others."""
 
     batch_exchange = blocking(Grants.batch_exchange)
     cached = blocking_block(Grants.cached, SyncGrantCache)
@@ -208,13 +208,13 @@ class SyncKv(SyncNamespace[Kv]):
 
 
 class SyncProgress(SyncNamespace[Progress]):
-    """Tell others how far something has come; help(aether_trio.client.operations.progress) says more."""
+    """Tell others how far something has come."""
 
     report = blocking(Progress.report)
 
 
 class SyncProxy(SyncNamespace[Proxy]):
-    """HTTP to services behind the gateway. `within` limits how long the gateway may take to refuse; a response has `timeout_s`."""
+    """HTTP to services behind the gateway."""
 
     request = blocking(Proxy.request)
     serve = blocking_block(Proxy.serve, streamed_as(SyncProxiedRequest))
@@ -268,7 +268,7 @@ class SyncRules(SyncNamespace[Rules]):
 
 
 class SyncSessions(SyncNamespace[Sessions]):
-    """Who is connected, since when, and from where; help(aether_trio.client.operations.sessions) says more."""
+    """Who is connected, since when, and from where."""
 
     connection_status = blocking(Sessions.connection_status)
     disconnect = blocking(Sessions.disconnect)
@@ -300,7 +300,7 @@ class SyncTasks(SyncNamespace[Tasks]):
 
 
 class SyncTokens(SyncNamespace[Tokens]):
-    """API tokens with which others may connect; help(aether_trio.client.operations.tokens) says more."""
+    """API tokens with which others may connect."""
 
     create = blocking(Tokens.create)
     delete = blocking(Tokens.delete)
@@ -319,7 +319,7 @@ class SyncTunnels(SyncNamespace[Tunnels]):
 
 
 class SyncWorkflow(SyncNamespace[Workflow]):
-    """Ask the workflow engine, through the gateway; help(aether_trio.client.operations.workflow) says more."""
+    """Ask the workflow engine, through the gateway."""
 
     cancel_execution = blocking(Workflow.cancel_execution)
     cancel_join = blocking(Workflow.cancel_join)
@@ -487,7 +487,9 @@ class ClientCalls(Blocking[C], Generic[C]):
 
     @property
     def errors(self) -> BlockingStream[AetherError]:
-        """Refusals and notices that belong to nothing that somebody waits for; the last 256 that nobody has read."""
+        """Refusals and notices that belong to nothing that somebody waits for.
+
+        The last 256 that nobody has read."""
         return BlockingStream(self._bridge, self._target.errors)
 
     @property
