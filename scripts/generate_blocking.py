@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -219,7 +220,9 @@ def attribute(module: Module, name: str, kind: str, doc: str) -> str:
 
 
 def _property(name: str, kind: str, doc: str, value: str) -> str:
-    return f'    @property\n    def {name}(self) -> {kind}:\n        """{doc}"""\n        return {value}\n'
+    summary, _, rest = doc.partition("\n")
+    text = f"{summary}\n{textwrap.indent(rest, ' ' * 8)}\n        " if rest else summary
+    return f'    @property\n    def {name}(self) -> {kind}:\n        """{text}"""\n        return {value}\n'
 
 
 def _use_types(module: Module, getter: Any, annotation: str) -> None:

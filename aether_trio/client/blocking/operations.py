@@ -489,7 +489,8 @@ class ClientCalls(Blocking[C], Generic[C]):
     def errors(self) -> BlockingStream[AetherError]:
         """Refusals and notices that belong to nothing that somebody waits for.
 
-        The last 256 that nobody has read."""
+        The last 256 that nobody has read.
+        """
         return BlockingStream(self._bridge, self._target.errors)
 
     @property
