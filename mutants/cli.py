@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 EPILOG = """\
 examples (nox -s mutants -- ...):
   aether_trio/delivery/outbox.py --count 30 --seed 7
-  aether_trio.services.tasks.transaction.task_transaction --tests tests/services/tasks/test_progress.py
+  aether_trio.services.tasks.transaction.task_transaction --tests tests/services/tasks/handlers/test_sessions.py
   aether_trio/cli/output.py --whole                   its tests start processes, whose lines are not seen
 
 The tests are those of the folder that mirrors the module's. Of these, each change is tried with the tests that run the

@@ -182,9 +182,9 @@ def test_the_tests_of_a_change() -> None:
 
 
 def test_the_tests_of_a_module() -> None:
-    assert sample.tests_for(ROOT, Path("aether_trio/delivery/outbox.py")) == ("tests/routing",)
+    assert sample.tests_for(ROOT, Path("aether_trio/delivery/outbox.py")) == ("tests/delivery",)
     assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction/task_transaction.py")) == (
-        "tests/services/tasks",
+        "tests/services/tasks/transaction",
     )
     assert sample.tests_for(ROOT, Path("aether_trio/storage/schema/tasks.py")) == ("tests/storage",)
     assert "tests/gateway/test_core.py" in sample.tests_for(ROOT, Path("aether_trio/gateway/core.py"))
@@ -195,7 +195,7 @@ def test_options() -> None:
     wishes = wishes_of(given)
     assert (wishes.root, wishes.module, wishes.count) == (ROOT, Path("aether_trio/delivery/outbox.py"), 3)
     assert wishes.lines == range(4, 7)
-    assert wishes.tests == ("tests/routing",)
+    assert wishes.tests == ("tests/delivery",)
     for wrong in (["x.py", "--count", "0"], ["x.py", "--lines", "a"], []):
         with pytest.raises(SystemExit):
             parser().parse_args(wrong)

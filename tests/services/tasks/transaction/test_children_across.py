@@ -12,8 +12,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, pump
 from tests.helpers.engines import PostgresEngine
 from tests.services.agents.test_across import two_nodes
+from tests.services.tasks.delivery.test_event_subscriptions import child_of, of, parent_and_children, seen, subscribe
 from tests.services.tasks.peers import Op, create, operate
-from tests.services.tasks.test_subscriptions import child_of, of, parent_and_children, seen, subscribe
 
 BEFORE, AFTER = 3, 3
 

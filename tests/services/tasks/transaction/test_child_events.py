@@ -15,8 +15,15 @@ from aether_trio.services.tasks.transaction import child_events
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect
+from tests.services.tasks.delivery.test_event_subscriptions import (
+    child_of,
+    of,
+    parent_and_children,
+    seen,
+    subscribe,
+    written,
+)
 from tests.services.tasks.peers import Op, operate
-from tests.services.tasks.test_subscriptions import child_of, of, parent_and_children, seen, subscribe, written
 
 Lived = tuple[str, str]
 

@@ -30,8 +30,8 @@ from tests.helpers.direct import caught
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres_session import PostgresSession
 from tests.services.tasks import peers
+from tests.services.tasks.delivery.test_event_subscriptions import child_of, parent_and_children
 from tests.services.tasks.peers import Op
-from tests.services.tasks.test_subscriptions import child_of, parent_and_children
 
 T = TypeVar("T")
 
