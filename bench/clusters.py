@@ -1,4 +1,6 @@
-"""A cluster to measure: gateways on one embedded PostgreSQL, and what each part of it has done.
+"""Start a cluster to measure, and read what each part of it has used.
+
+The gateways share one embedded PostgreSQL.
 
 PostgreSQL comes from a wheel and is set as it comes, so that a commit waits for the disk, which is
 the one of `--data-root`. Nodes are `aether dev` on that database, workers `aether serve --workers`;
@@ -31,7 +33,7 @@ _WORKER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """So many nodes, each with an address of its own, or so many workers behind one."""
+    """A number of nodes with separate addresses, or of workers behind one address."""
 
     nodes: int = 0
     workers: int = 0

@@ -17,7 +17,7 @@ DRAIN_SECONDS = 30.0
 
 
 class EchoProcess:
-    """`with EchoProcess() as echo:` an echo server in its own process, with its clients."""
+    """An echo server in another process, with its clients; use it in a `with`."""
 
     def __init__(self, connections: int = CONNECTIONS, message_bytes: int = MESSAGE_BYTES) -> None:
         self._connections = connections

@@ -1,4 +1,6 @@
-"""The raw trio TCP echo: the floor under every trio server, and the unit of every figure here.
+"""Echo bytes over TCP with plain trio: the unit of every figure here.
+
+No trio server can be faster.
 
 Run as `python -m bench.echo_server`; it prints its port and echoes until its standard input ends,
 so that it cannot outlive the bench.

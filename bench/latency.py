@@ -1,5 +1,6 @@
-"""Latencies: collected as plain numbers while a window runs, counted into an HDR histogram when it
-is over.
+"""Collect latencies while a window runs, and count them when it is over.
+
+The counts are HDR histograms.
 
 Appending to an array costs a tenth of recording into a histogram, and the load's CPU is the scarcer
 thing.
@@ -19,7 +20,7 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
 class Latencies:
-    """Nanoseconds of one scenario, all its windows together, with the best window's kept beside."""
+    """The latencies of a scenario in ns: of all windows, and of the best window."""
 
     def __init__(self) -> None:
         self.pending = array("q")

@@ -160,7 +160,7 @@ class Loop:
 
 
 def dial(host: str, port: int) -> socket.socket:
-    """A non-blocking TCP connection, under way: what is written before it stands waits in the loop."""
+    """Begin a non-blocking TCP connection; what is written before it is open waits."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     raw = socket.socket(family, socket.SOCK_STREAM)
     raw.setblocking(False)

@@ -34,8 +34,9 @@ def describe(data_root: Path | None) -> dict[str, Any]:
 
 
 def fsync_us(place: Path | None) -> float:
-    """Median microseconds to append 4 KiB and fdatasync them where the gateway's data will be;
-    tmpfs shows as almost none.
+    """Measure the median time, in µs, to append 4 KiB and fdatasync them.
+
+    The file is where the gateway's data will be; tmpfs shows as almost none.
     """
     with tempfile.TemporaryFile(dir=place) as file:
         took = []

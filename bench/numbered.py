@@ -1,4 +1,4 @@
-"""Numbered payloads, and the ledger that finds what was lost, repeated or out of order.
+"""Number payloads, and find those lost, repeated or out of order.
 
 A payload begins with a mark, its stream, its number in that stream and the nanosecond it was sent
 (or was meant to be sent); the rest is filler. The mark makes it possible to look for the payload
@@ -25,9 +25,7 @@ def filler(payload_bytes: int) -> bytes:
 
 
 class PayloadReader:
-    """Reads (stream, number, nanosecond) out of deliveries, given the transport's way to find a
-    payload.
-    """
+    """Reads (stream, number, nanosecond) out of deliveries of one transport."""
 
     def __init__(self, payload_at: Callable[[bytes], int]) -> None:
         self._payload_at = payload_at

@@ -1,5 +1,4 @@
-"""Run a module under cProfile and keep the figures when it leaves: `python -m bench.profiled OUT
-MODULE [ARGS]`.
+"""Profile a module with cProfile: `python -m bench.profiled OUT MODULE [ARGS]`.
 
 The gateway's loop thread is the one profiled (the database's threads are not). cProfile makes calls
 dearer than lines, so read proportions; for true ones give `--profile` a name that ends in .svg or

@@ -1,4 +1,4 @@
-"""Results as JSON objects: made here, written, read back, and checked for their shape's version."""
+"""Make, write, read and check results as JSON objects of one version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UnreadableResults(Exception):
 
 
 def name_of(transport: str, scenario: str) -> str:
-    """What a result is called: "routed-16" on the main transport, "framed/routed-16" on another."""
+    """Name a result: "routed-16" on the main transport, "framed/routed-16" on others."""
     return scenario if transport == MAIN_TRANSPORT else f"{transport}{TRANSPORT_MARK}{scenario}"
 
 

@@ -30,8 +30,9 @@ it.
 
 
 class Progress:
-    """One line on standard error that is rewritten on a terminal, and only its last state
-    elsewhere.
+    """Show progress in one line on standard error.
+
+    A terminal shows each state; other outputs get the last one only.
     """
 
     def __init__(self) -> None:
@@ -134,9 +135,7 @@ def _run_one(
 
 
 class _Shares:
-    """How much of a server's CPU its main thread (the event loop) used, and how much its other
-    threads (the storage).
-    """
+    """The shares of CPU of a server's event loop and of its storage threads."""
 
     def __init__(self, probe: ProcessProbe | None) -> None:
         self._probe = probe
@@ -196,8 +195,9 @@ def _quiet_collector() -> Iterator[None]:
 
 
 def raise_file_limit() -> None:
-    """Two thousand connections need as many files, here and in the servers, which inherit the
-    limit.
+    """Raise the limit of open files for two thousand connections.
+
+    Servers that are started here inherit it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

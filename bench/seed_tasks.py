@@ -1,5 +1,4 @@
-"""Tasks that wait, by the hundred thousand: copies of one that was created, put into the gateway's
-database beside it.
+"""Copy one waiting task a hundred thousand times in the gateway's database.
 
 Through the protocol a million tasks would take longer than everything else the bench does. What is
 written is what the gateway writes, as the row that is copied is its own; ids begin with a moment,

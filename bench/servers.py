@@ -1,4 +1,4 @@
-"""What is measured: a gateway started here in a process of its own, or one that runs already.
+"""The server to measure: a gateway started here, or one that runs already.
 
 A started gateway is the real one: `aether dev` with its SQLite log on a disk, synchronous FULL, on
 a free port, on data that is thrown away afterwards. It gets SIGTERM at the end, and SIGKILL if it
@@ -90,8 +90,9 @@ def scratch(data_root: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM is KeyboardInterrupt, so that the gateway and its data do not stay behind. In the
-    main thread only.
+    """Turn SIGTERM into KeyboardInterrupt, so that gateway and data are removed.
+
+    In the main thread only.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

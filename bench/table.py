@@ -1,4 +1,4 @@
-"""Results as tables: columns on a console, or Markdown between two markers of a page.
+"""Show results as tables: on a console, or between two markers of a page.
 
 With several transports a small table comes first that has them side by side, one figure each;
 clusters have one more behind.
@@ -53,8 +53,9 @@ def _pair(pair: Mapping[str, float], form: str) -> tuple[str, str]:
 
 
 def side_by_side(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Headings, then for each scenario its figure on each transport: echoes, or KiB where those are
-    what counts.
+    """Give headings, then each scenario's figure on each transport, as rows.
+
+    Figures are echoes, or KiB for memory.
 
     Empty when no scenario ran on several.
     """
@@ -76,8 +77,9 @@ def _figure(result: Mapping[str, Any]) -> str:
 
 
 def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Headings, then for each scenario on a cluster its cost by part, and what was done a second.
-    Empty when there is none.
+    """Give headings, then each cluster scenario's cost by part and its rate, as rows.
+
+    Empty when no scenario ran on a cluster.
     """
     body = []
     for name, result in results["scenarios"].items():

@@ -92,9 +92,7 @@ def read_created(message: bytes) -> tuple[str, bytes, str]:
 
 
 def worker_tasks(count: int) -> bytes:
-    """The extension of an InitConnection by which a worker says how many live tasks it wants at
-    most.
-    """
+    """Encode the extension with which a worker bounds its live tasks."""
     return bytes_field(12, bytes_field(1, "urn:aether-trio:worker-tasks") + bytes_field(2, str(count)))
 
 

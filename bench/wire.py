@@ -70,12 +70,12 @@ def agent_init(
 
 
 def service_init(implementation: str, specifier: str, credentials: Mapping[str, str]) -> bytes:
-    """InitConnection of `sv::{implementation}::{specifier}`, which belongs to no workspace."""
+    """Encode InitConnection of `sv::{implementation}::{specifier}`, in no workspace."""
     return _init(8, bytes_field(1, implementation) + bytes_field(2, specifier), credentials)
 
 
 def send_prefix(topic: str, payload_bytes: int) -> bytes:
-    """All of a SendMessage but its payload of exactly `payload_bytes` bytes, which must follow."""
+    """Encode a SendMessage up to its payload of `payload_bytes` bytes, which follows."""
     inner = bytes_field(1, topic) + number_field(3, OPAQUE) + varint(2 << 3 | BYTES) + varint(payload_bytes)
     return varint(2 << 3 | BYTES) + varint(len(inner) + payload_bytes) + inner
 
@@ -93,8 +93,9 @@ def kv_get(key: str, request_id: str) -> bytes:
 
 
 def error_response(code: bytes, text: bytes) -> bytes:
-    """A DownstreamMessage with an ErrorResponse, for a transport that has another frame for
-    refusals.
+    """Encode an ErrorResponse as a DownstreamMessage.
+
+    For a transport that has another frame for refusals.
     """
     return bytes_field(4, bytes_field(1, code) + bytes_field(2, text))
 
@@ -112,7 +113,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, first offset, last offset + 1) of each field's value between two offsets.
+    """Give (field number, first offset, last offset + 1) of each field's value.
 
     A varint's value is given as (number, value, -1). ValueError for wire types that the protocol
     does not use.

@@ -1,4 +1,4 @@
-"""What a scenario is given: the loop, the transport, the target, and participants to open on it.
+"""The world of a scenario: loop, transport, target, and participants on it.
 
 A participant is one connection that has sent Init. What it receives goes to its handler in whole
 batches; what no scenario wants (configuration, the ack, errors) is sorted out here, so a refusal by
@@ -143,8 +143,9 @@ class World:
         return participant
 
     def open(self, inits: Iterable[bytes], label: str, places: Sequence[str] = ()) -> list[Participant]:
-        """Connect one participant for each Init, a few at a time, and wait until all have their
-        ack.
+        """Connect a participant for each InitConnection, a few at a time.
+
+        Returns when all have their ack.
 
         `places` are the addresses to connect to, in turn; none is the target's.
         """
@@ -223,9 +224,7 @@ class World:
         self.loop.run(perf_counter() + seconds)
 
     def greeted(self, participant: Participant, messages: list[bytes]) -> None:
-        """The first messages of a connection: the ack, with more behind it or (some gateways do)
-        before it.
-        """
+        """Take the first messages of a connection: the ack, and any before or behind it."""
         participant.early += messages
         for position, message in enumerate(participant.early):
             if message[0] == wire.ACK:
@@ -240,7 +239,7 @@ class World:
                 return
 
     def gone(self, participant: Participant, how: str) -> None:
-        """A connection has ended: as asked, or the scenario fails with the server's own words."""
+        """Take the end of a connection, which fails the scenario unless it was asked for."""
         status = participant.codec.status() if participant.codec.ended and not participant.closing else how
         self.loop.discard(participant)
         if not participant.closing:
@@ -253,7 +252,7 @@ class World:
             self.other(participant, message)
 
     def other(self, participant: Participant, message: bytes) -> None:
-        """A message that the scenario did not ask for: an error is counted, the rest is let go."""
+        """Take a message that the scenario did not ask for: count errors, drop the rest."""
         if message[0] == wire.ERROR:
             code, text = wire.read_error(message)
             self.errors[code] += 1

@@ -1,5 +1,4 @@
-"""Chaos: a cluster of real processes under load, faults by chance from a seed, and a check of
-everything that was seen.
+"""Run faults by chance on a cluster under load, and check what the clients saw.
 
     python -m chaos --minutes 5 --seed 7            (nox -s chaos -- --minutes 5 --seed 7)
 

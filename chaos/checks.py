@@ -1,5 +1,6 @@
-"""The invariants, as functions of a history. docs/guarantees.md states them for users; each says
-here what it takes for a violation.
+"""The invariants, as functions of a history.
+
+docs/guarantees.md states them for users; each docstring here says what a violation is.
 
 A check also says how much it has looked at, because one that has seen nothing holds nothing.
 """
@@ -36,12 +37,14 @@ def check_all(history: History, *, bound_s: float) -> list[Verdict]:
     `bound_s` is how long after the last fault a client may take to be back.
     """
     verdicts = [check(history) for check in _CHECKS]
-    return [*verdicts, tasks_reach_their_workers(history, bound_s), everybody_came_back(history, bound_s)]
+    return [*verdicts, tasks_reach_their_workers(history, bound_s), every_client_came_back(history, bound_s)]
 
 
 def one_holder(history: History) -> Verdict:
-    """By the database: epochs of an identity only grow, each belongs to one session on one node,
-    and none was taken from a live holder.
+    """Check by the database that an identity has one holder at a time.
+
+    Epochs of an identity only grow, each belongs to one session on one node, and no lock was taken
+    from a live holder.
     """
     return Verdict(
         "one holder of an identity at a time (by epoch)",
@@ -68,8 +71,9 @@ def _holders(history: History) -> Iterator[str]:
 
 
 def no_old_holder_speaks(history: History) -> Verdict:
-    """By the log: in the order of a topic, who has followed another session under the same identity
-    is followed by that one no more.
+    """Check by the log that a former holder of an identity sends nothing more.
+
+    In the order of a topic, messages of a session end where those of its successor begin.
     """
     blocks: dict[tuple[str, str], list[str]] = {}
     violations = []
@@ -112,8 +116,9 @@ def nothing_invented(history: History) -> Verdict:
 
 
 def one_place_in_the_log(history: History) -> Verdict:
-    """An offset of a topic has one message, whoever reads it, and a message that was sent again
-    after a cut has one offset.
+    """Check that an offset of a topic has one message for every reader.
+
+    A message that was sent again after a cut has one offset.
     """
     violations = []
     contents: dict[tuple[str, int], Message] = {}
@@ -129,8 +134,9 @@ def one_place_in_the_log(history: History) -> Verdict:
 
 
 def the_log_has_no_gaps(history: History) -> Verdict:
-    """By the database: each topic has as many messages as its last offset says, from 1 on, and that
-    is what was counted.
+    """Check by the database that each topic has all offsets from 1 to its last.
+
+    The count of messages agrees.
     """
     violations = tuple(
         f"{one.topic} has {one.messages} messages from {one.first} to {one.last}, and counted {one.counted}"
@@ -141,8 +147,9 @@ def the_log_has_no_gaps(history: History) -> Verdict:
 
 
 def in_order(history: History) -> Verdict:
-    """A reader gets the offsets of its topic one by one, without a gap and without a repeat: our
-    client drops what it has had.
+    """Check that a reader gets the offsets of its topic without gap or repeat.
+
+    The client drops what it has had before.
     """
     violations = []
     last: dict[tuple[str, str], int] = {}
@@ -160,7 +167,7 @@ def in_order(history: History) -> Verdict:
 
 
 def senders_order_kept(history: History) -> Verdict:
-    """What a sender sent to a topic one after another, and was accepted, has growing offsets."""
+    """Check that accepted messages of a sender to a topic have growing offsets."""
     places = {(topic, message): offset for topic, log in _logs(history).items() for offset, message in log.items()}
     violations = []
     last: dict[tuple[str, str], tuple[int, int]] = {}
@@ -187,8 +194,7 @@ def positions_go_forward(history: History) -> Verdict:
 
 
 def work_is_done_once(history: History) -> Verdict:
-    """A message of a `tb` topic goes to a second worker only when the first one's connection has
-    ended.
+    """Check that `tb` messages reach a second worker only after the first one's end.
 
     Another delivery is a violation when the first worker was given something else on that same
     connection after it.
@@ -244,13 +250,16 @@ def counters_are_exact(history: History) -> Verdict:
                 highest = max(highest, settled[next_settled].value)
                 next_settled += 1
             if one.value < highest:
-                violations.append(f"{key}: {one.client} was answered {one.value} after somebody was answered {highest}")
+                violations.append(
+                    f"{key}: {one.client} was answered {one.value} after another client was answered {highest}"
+                )
     return Verdict("counters count once, and linearizably", len(history.counted), "increments", tuple(violations))
 
 
 def answered_writes_stay(history: History) -> Verdict:
-    """What is read of a place is never older than what was answered, or read, before the reading
-    began: also when a former session of the writer still had something on its way.
+    """Check that a KV read is never older than an answered write or an earlier read.
+
+    Also when a former session of the writer still had writes under way.
     """
     violations = []
     by_place = defaultdict(list)
@@ -270,22 +279,23 @@ def answered_writes_stay(history: History) -> Verdict:
             if one.number < latest:
                 violations.append(f"{place} is {one.number} at {one.settled_s:.2f} s, and {why}")
             elif one.number > tried:
-                violations.append(f"{place} is {one.number} at {one.settled_s:.2f} s, which nobody has written")
+                violations.append(f"{place} is {one.number} at {one.settled_s:.2f} s, which no client has written")
             else:
                 latest, why = one.number, f"{one.number} was read at {one.settled_s:.2f} s"
     return Verdict("an answered write is never undone", reads, "readings", tuple(violations))
 
 
 def gateways_live(history: History) -> Verdict:
-    """No gateway ends that nobody has ended, and none prints a traceback, whatever a client does to
-    it.
+    """Check that no gateway ends without an order or prints a traceback.
+
+    Whatever a client does to it.
     """
-    ended = [f"{one.node} ended by itself at {one.at_s:.1f} s with {one.code}" for one in history.ended]
+    ended = [f"{one.node} ended without an order at {one.at_s:.1f} s with {one.code}" for one in history.ended]
     return Verdict("a gateway never ends", len(history.attacks), "attacks", (*ended, *history.tracebacks))
 
 
 def the_next_holder_goes_on(history: History) -> Verdict:
-    """Who comes to hold an identity is given what lies behind what the holders before it have read.
+    """Check that a new holder of an identity begins behind what former holders read.
 
     What a former holder reads when another one knows that it has the identity does not count: the
     log may not take that for delivered.
@@ -320,9 +330,10 @@ def the_next_holder_goes_on(history: History) -> Verdict:
 
 
 def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
-    """Each task that was created has been begun, by the worker that it is for, within `bound_s` of
-    its creation and of the last fault that overlaps: a worker that is connected gets its work,
-    wherever its node has been meanwhile.
+    """Check that each created task is begun by its worker within `bound_s`.
+
+    The time counts from its creation and from the last fault that overlaps: a connected worker gets
+    its work, wherever its node has been meanwhile.
     """
     violations = []
     begun: dict[str, list[Begun]] = defaultdict(list)
@@ -345,8 +356,9 @@ def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
 
 
 def _excused(history: History, since_s: float, until_s: float, bound_s: float) -> float:
-    """The end of the last fault that may be what something waits for that began at `since_s` and
-    lasted until `until_s`.
+    """Give the end of the last fault that may delay a step, in seconds.
+
+    The step began at `since_s` and lasted until `until_s`.
     """
     for fault in sorted(history.disturbances, key=lambda one: one.since_s):
         if fault.since_s <= since_s + bound_s and fault.since_s <= until_s:
@@ -354,10 +366,8 @@ def _excused(history: History, since_s: float, until_s: float, bound_s: float) -
     return since_s
 
 
-def everybody_came_back(history: History, bound_s: float) -> Verdict:
-    """No client gave up, and each was back within `bound_s` of what had gone wrong: its own cut, or
-    the last fault that overlaps.
-    """
+def every_client_came_back(history: History, bound_s: float) -> Verdict:
+    """Check that each client reconnected within `bound_s` of its cut or a fault."""
     violations = [f"{why}" for why in history.gave_up]
     for outage in history.outages:
         excused_s = _excused(history, outage.since_s, outage.until_s, bound_s)
@@ -370,7 +380,7 @@ def everybody_came_back(history: History, bound_s: float) -> Verdict:
 
 
 def _logs(history: History) -> dict[str, dict[int, Message]]:
-    """By topic, what lies at which offset, as far as anybody has seen it."""
+    """Give, by topic and offset, the messages that any reader has seen."""
     logs: dict[str, dict[int, Message]] = defaultdict(dict)
     for one in history.delivered:
         logs[one.topic].setdefault(one.offset, one.message)

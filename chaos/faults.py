@@ -74,7 +74,7 @@ class Weather:
         }
 
     def is_at(self, node: ClusterNode) -> bool:
-        """Whether a fault has to do with this node's process just now, which it may have ended."""
+        """Say whether a fault affects this node's process now, which it may have ended."""
         return node.name in self._taken
 
     async def run(self, steps: Sequence[Step]) -> None:
@@ -119,8 +119,9 @@ class Weather:
 
     @contextmanager
     def _node_for_itself(self, step: Step) -> Iterator[ClusterNode]:
-        """A fault may last longer than planned: a drain has its time, and a start waits for the
-        database.
+        """Reserve a node for one fault, which may last longer than planned.
+
+        A drain has its time, and a start waits for the database.
         """
         if step.target in self._taken:
             raise _NothingThere(f"{step.target} is not back yet")
@@ -190,9 +191,10 @@ class Weather:
         await trio.sleep(step.duration_s)
 
     async def _stall_write(self, step: Step) -> None:
-        """The very connection on which a write is under way: before its transaction has begun (it
-        holds no lock, and others may write meanwhile), before the write itself has gone, or before
-        its COMMIT has.
+        """Stall a connection with a write under way, at one of three moments.
+
+        Before its transaction has begun (it holds no lock, and others may write meanwhile), before
+        the write itself has gone, or before its COMMIT has.
         """
         link = self._way(step)
         kind = step.pick * 10 % 1
@@ -224,8 +226,9 @@ class Weather:
         await trio.sleep(max(0.0, ends_s - self._now()))
 
     async def _withhold_lease(self, step: Step) -> None:
-        """Others may take what the node holds, while it goes on with what it has: its clients, its
-        way to the log.
+        """Keep a node from its lease, so that other nodes take what it holds.
+
+        It goes on with what it has: its clients and its connection to the log.
         """
         link = self._way(step)
         ends_s = self._now() + step.duration_s

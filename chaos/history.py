@@ -25,8 +25,9 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a payload says of itself: (sender, number) is unique in a run; `session` is the sender's
-    at that moment.
+    """A message: (sender, number) is unique in a run.
+
+    `session` is the sender's at that moment.
     """
 
     sender: str
@@ -117,8 +118,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A session of an identity that several want: who reads in it, and when its client knew that it
-    has the identity.
+    """A session of an identity that several clients want.
+
+    Which client reads in it, and when that client knew that it has the identity.
     """
 
     topic: str
@@ -138,7 +140,7 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A gateway that nobody has ended."""
+    """A gateway that ended without an order."""
 
     node: str
     at_s: float
@@ -156,8 +158,10 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A row of `identity_locks` as it was written, in the order in which those of an identity were.
-    `stolen`: its holder before was on another node, had not ended, and its lease had not either.
+    """A row of `identity_locks` as it was written, in the order of writes.
+
+    `stolen`: its holder before was on another node, had not ended, and the lease of that node had
+    not ended either.
     """
 
     identity: str
@@ -181,9 +185,7 @@ class Backwards:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A topic in the database at the end: how many messages there are, the first and the last
-    offset, and what was counted.
-    """
+    """A topic in the database at the end: its count of messages and its offsets."""
 
     topic: str
     messages: int

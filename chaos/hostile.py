@@ -1,7 +1,7 @@
 """A client without manners beside the load: one attack after another, on every transport, and none
 of them may cost anybody else anything.
 
-It has a workspace and names of its own. What becomes of its connections is of no interest; the
+It has another workspace and other names. What becomes of its connections is of no interest; the
 check is that the gateways live on.
 """
 
@@ -89,7 +89,7 @@ class Hostile:
             await self.attack(attack, chance)
 
     async def attack(self, attack: Way, chance: random.Random) -> None:
-        """One of them, on a connection of its own; how that ends is of no interest."""
+        """Make one attack on a new connection; its end is not checked."""
         host, _, port = self._load.address.rpartition(":")
         with trio.move_on_after(LONGEST_S):
             try:
@@ -131,9 +131,7 @@ class Hostile:
         await _hear(stream)
 
     async def _small_frames(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """What it is then owed (its own messages, refusals that repeat what it said) does not fit
-        what it has said it takes.
-        """
+        """Ask for answers that are larger than the frames that this client takes."""
         topic = await self._enter(stream, chance, max_frame=chance.choice((0, 1, 64, 256, 1024, 4096)))
         for number in range(1, 10):
             await stream.send_all(_send(number, topic.encode(), b"z" * chance.choice((10, 2_000, 60_000))))
@@ -163,9 +161,7 @@ class Hostile:
         await _hear(stream)
 
     async def _long_ids(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """Behind answers that it does not read, so that the gateway writes later, when there is
-        room.
-        """
+        """Send long request ids behind unread answers, so that the gateway writes later."""
         await self._enter(stream, chance, max_frame=4 * MIB)
 
         def ask(op: pb.KVOperation.OpType.ValueType, request_id: str, value: bytes = b"") -> bytes:
@@ -284,7 +280,7 @@ _UPGRADE: Final = (
 
 
 async def _hear(stream: trio.SocketStream, seconds: float = 1.0) -> None:
-    """Read what comes, for a while."""
+    """Read and drop what the gateway sends, for a while."""
     with trio.move_on_after(seconds):
         while await stream.receive_some(65536):
             pass

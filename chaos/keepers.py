@@ -1,5 +1,4 @@
-"""Participants who write numbers under their own names, to a key and to a checkpoint, and read them
-back: a ledger of what was answered.
+"""Write numbers to a key and a checkpoint, read them back, and note the answers.
 
 Each writes one number after another, wherever it is connected just then; of one that was not
 answered it goes on to the next, so what its former connection may still have on its way is an older

@@ -1,5 +1,4 @@
-"""The database's own account: triggers that write down each change of a hold, and each stored
-position that went back.
+"""Record in triggers each change of a lock and each position that went back.
 
 A trigger runs in the transaction that it is about, behind the row's lock: so what it writes is in
 the order of the changes, and there exactly when they are.

@@ -1,8 +1,9 @@
-"""The clients: peers that write to each other and count, workers that share work, readers that are
-slow, and what they see.
+"""The clients of a run: peers that write and count, workers, and slow readers.
 
-Each runs for the whole run, through whatever comes, as an application would: with our client, which
-comes back by itself.
+They record what they see.
+
+Each runs for the whole run, through whatever comes, as an application would: with the client of
+this package, which reconnects.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Load:
 
     @property
     def quiet(self) -> bool:
-        """Whether nobody is to begin anything."""
+        """Whether clients are to begin nothing more."""
         return self._quiet.is_set()
 
     async def run(self) -> None:
@@ -108,7 +109,10 @@ class Load:
             nursery.start_soon(self.stay, "witness", self._agent("witness", "1"), (self.read,))
 
     async def finish(self, patience_s: float) -> None:
-        """Begin nothing more; wait until everything is settled, read and connected, or for so long."""
+        """Begin nothing more, and wait until all is settled, read and connected.
+
+        Waits for `patience_s` at most.
+        """
         self._quiet.set()
         with trio.move_on_after(patience_s):
             while self._busy or self._awaited or any(self._connected.values()):
@@ -231,7 +235,7 @@ class Load:
         return outcome
 
     async def read(self, name: str, client: Client) -> None:
-        """Write down what comes."""
+        """Record each message that arrives."""
         async for incoming in client:
             self.took(name, client, incoming)
 

@@ -1,5 +1,4 @@
-"""Tasks beside the messages: somebody makes them, for a pool and for certain workers, and the
-workers write down what they are given.
+"""Make tasks for a pool and for certain workers, which record their assignments.
 
 A worker gives a silent gateway up late, so that it stays with a node that stands still, and is
 taken for dead, and goes on: there it must be given work as before.

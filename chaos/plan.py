@@ -3,7 +3,7 @@
 Pure; faults.py does them.
 
 A target has one fault at a time, and of the nodes one at least is left alone by whatever takes a
-whole node away, because with none nobody could be anywhere. Faults of different targets overlap.
+whole node away, because clients need one node. Faults of different targets overlap.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
         Kind.KILL_NODE: _Chance(4, 0.5, 5.0, takes_node=True),
         # The grace of a lease is 5 s: some end before it, some after.
         Kind.STOP_NODE: _Chance(4, 1.0, 12.0, takes_node=True),
-        # Without anybody who wants what it holds it is found after 10 s and two looks, and its
+        # When no client wants what it holds, it is found after 10 s and two looks, and its
         # workers are let go 5 s later.
         Kind.STOP_NODE_LONG: _Chance(2, 14.0, 24.0, takes_node=True),
         Kind.DRAIN_NODE: _Chance(1, 0.0, 1.0, takes_node=True),

@@ -1,5 +1,6 @@
-"""How soon an identity works again: on another node after its node was killed or stopped, and at
-all after a database restart.
+"""Measure how soon an identity works again after a node or the database ends.
+
+The node is killed or stopped, and the identity moves to another; the database is restarted.
 
 Each trial is a participant that holds an identity on one node, something that happens to that node,
 and another participant that from that moment tries to take the identity on another node, without
@@ -107,7 +108,7 @@ def _client(node: ClusterNode, name: str) -> AgentClient:
 
 @asynccontextmanager
 async def _holder(node: ClusterNode, name: str) -> AsyncIterator[None]:
-    """Somebody who holds an identity until the block ends, or its node does."""
+    """Hold an identity until the block ends, or its node does."""
     ready, over = trio.Event(), trio.Event()
 
     async def hold() -> None:
@@ -146,5 +147,5 @@ async def _take(node: ClusterNode, name: str) -> None:
 
 
 async def _works(node: ClusterNode) -> None:
-    """Wait until a node serves somebody new."""
+    """Wait until a node serves a new client."""
     await _take(node, "works")

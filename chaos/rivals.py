@@ -1,9 +1,10 @@
-"""Two who fight over one identity, twice: each takes it when it can, speaks and reads while it has
-it, and lets it go, or has it taken away.
+"""Let two clients compete for one identity: each takes it, sends, reads, and ends.
 
-What they say to a witness has their session in it, so the log tells whether anybody has spoken
-after his successor did. What they are sent they read slowly, each turn under a name of its own, so
-that it shows whether a turn goes on where the one before it was.
+Some turns end because the other client takes the identity.
+
+What they say to a witness has their session in it, so the log tells whether a client sent after its
+successor did. What they are sent they read slowly, each turn under another name, so that it shows
+whether a turn goes on where the one before it was.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Rivals:
                     await self._speak(f"{NAME}-{specifier}/{number}", client, chance.uniform(0.2, LONGEST_TURN_S))
                     nursery.cancel_scope.cancel()
             except* AetherError:
-                pass  # somebody else has it, or has taken it, or the connection was lost
+                pass  # the other client has it, or has taken it, or the connection was lost
             await trio.sleep(chance.uniform(0, PAUSE_S))
 
     async def _read_slowly(self, reader: str, client: Client, reads_s: float) -> None:

@@ -134,7 +134,7 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
 async def _watch(
     cluster: ProcessCluster, weather: Weather, history: History, now: Callable[[], float], scope: trio.CancelScope
 ) -> None:
-    """Write down each gateway that ends though nobody has ended it, and start it again."""
+    """Record each gateway that ends without an order, and start it again."""
     with scope:
         while True:
             await trio.sleep(WATCH_S)
@@ -157,7 +157,7 @@ def last_lines_of_tracebacks(printed: str) -> list[str]:
         bare = line[frame.end() :] if frame else line
         if bare.lstrip().endswith("Traceback (most recent call last):"):
             inside = True
-        elif inside and re.match(r"[A-Za-z_][\w.]*(: |$)", bare):  # what is indented is still inside
+        elif inside and re.match(r"[A-Za-z_][\w.]*(: |$)", bare):  # an indented line is inside
             found.append(bare)
             inside = False
     return found

@@ -1,4 +1,4 @@
-"""Load tests: many users of one transport against a gateway, for minutes, with a report at the end.
+"""Run many users of one transport against a gateway, and report what they saw.
 
     python -m loadtests --transport framed --users 10000 --minutes 2 --shape chat
 

@@ -6,7 +6,7 @@ Towards one gateway only the source varies, and Linux gives out about 28,000 sou
 127.0.0.0/8: every address of it can be bound without being configured.
 
 The port must then be chosen at connect and not at bind: bind reserves a port for all destinations
-of that address, and looks for one that nobody has. IP_BIND_ADDRESS_NO_PORT (ip(7)) puts that off.
+of that address, and looks for a free one. IP_BIND_ADDRESS_NO_PORT (ip(7)) puts that off.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def is_loopback_v4(host: str) -> bool:
 
 
 def per_address() -> int:
-    """How many connections one source address gets: PER_ADDRESS, or fewer where the port range is
-    narrow.
+    """Give the connections that one source address gets: PER_ADDRESS, or fewer.
+
+    Fewer where the port range is narrow.
     """
     try:
         low, high = map(int, _RANGE.read_text().split())

@@ -34,7 +34,7 @@ shapes:
 {shapes}
 
 examples (nox -s load -- ...):
-  --transport framed --users 10000 --minutes 2               a gateway of its own, 1 % of the users talking
+  --transport framed --users 10000 --minutes 2               a new gateway, 1 % of the users sending
   --transport framed --users 15000 --shape storm             all cut at once in the middle; how long until all are back
   --transport websocket --users 2000 --shape churn           windows that come and go
   --transport grpc-raw --users 1000 --shape fan-out --rate 5     one to a thousand, five times a second
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         help="transport grpc: users on one connection (so many that there are 8)",
     )
     load.add_argument(
-        "--source", type=_words, default=(), metavar="A[,B]", help="source addresses; on loopback chosen by itself"
+        "--source", type=_words, default=(), metavar="A[,B]", help="source addresses; on loopback chosen automatically"
     )
     server = made.add_argument_group("gateway")
     server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         made.error(f"--out {place}: {error.strerror}")
     if given.target and (why := addresses.unreachable(whole.host, whole.port)):
-        print(f"load: nobody answers on {given.target}: {why}", file=sys.stderr)
+        print(f"load: no gateway answers on {given.target}: {why}", file=sys.stderr)
         return 1
     screen = Screen(quiet=given.quiet)
     server = ServerOptions(given.target, given.pid, given.server_arg, None, given.data_root)

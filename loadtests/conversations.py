@@ -51,7 +51,7 @@ class Conversations:
 
     @property
     def next_ns(self) -> int | None:
-        """When `due` has something to do next; None when nobody ever talks."""
+        """When `due` has something to do next; None when no user ever sends."""
         return self._heap[0][0] if self._heap else None
 
     def due(self, now_ns: int) -> Iterator[tuple[int, int]]:

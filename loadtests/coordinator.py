@@ -1,9 +1,9 @@
-"""One run from start to end: what the workers are told when, and what is watched meanwhile.
+"""Conduct one run: what the workers are told when, and what is watched.
 
 connect   users come at an even rate, until all are there
 hold      they stay and talk; here a storm cuts them
-drain     nobody says anything new, what is under way arrives
-leave     everybody ends cleanly
+drain     no user sends anything new, messages under way arrive
+leave     all users end cleanly
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Coordinator:
     def _drain(self) -> None:
         timeline = self.timeline
         self._fleet.tell("quiet")
-        timeline.mark(self._elapsed, "nobody talks")
+        timeline.mark(self._elapsed, "no user sends")
         self._watch("drain", 2 * self._interval_s)  # every worker has reported what it said last
         until = time.monotonic() + DRAIN_MOST_S
         still_since, last = time.monotonic(), -1
@@ -199,7 +199,7 @@ class Coordinator:
                 if line["kind"] == "end":
                     self._verdicts.append(line["verdict"])
         silent = len(self._fleet) - len(self._verdicts)
-        if silent:  # without them nobody knows what was lost
+        if silent:  # without them losses are unknown
             raise WorkerFailed(
                 f"{silent} of {len(self._fleet)} workers did not say what has come within {LEAVE_S:.0f} s"
             )

@@ -39,7 +39,7 @@ class Crew:
         self.hurry = Event()
         """Set at the end: slow readers read what is left at full speed."""
         self.talking = Event()
-        """Set when fan-out may begin, because everybody hears."""
+        """Set when fan-out may begin, because all users are subscribed."""
         self._next_turn_ns = 0
         self._quiet = False
         self._slow_every = round(100 / plan.slow) if plan.slow else 0
@@ -76,7 +76,7 @@ class Crew:
         return self.members[at] if at < len(self.members) and not self.plan.what.broadcast else None
 
     def talk(self) -> None:
-        """Runs in a greenlet of its own until `quiet`."""
+        """Run in a separate greenlet until `quiet`."""
         if self.plan.what.broadcast:
             if self.plan.first == 0:
                 self._broadcast()
@@ -103,12 +103,12 @@ class Crew:
         self.talking.wait()
         due = time.perf_counter_ns()
         while not self._quiet:
-            self.members[0].say(self.plan.everybody, due)
+            self.members[0].say(self.plan.broadcast_topic, due)
             due += int(NS / self.plan.rate)
             gevent.sleep(max(0.0, (due - time.perf_counter_ns()) / NS))
 
     def quiet(self) -> None:
-        """Nobody says anything new; what is under way arrives."""
+        """Send nothing new; messages under way arrive."""
         self._quiet = True
         self.hurry.set()
 
@@ -121,7 +121,7 @@ class Crew:
                 link.cut()
 
     def leave(self) -> None:
-        """Everybody ends cleanly."""
+        """End all users cleanly."""
         self.leaving = True
         for member in self.members:
             member.leave()

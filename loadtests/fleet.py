@@ -27,8 +27,9 @@ class WorkerFailed(Exception):
 
 
 class Fleet:
-    """`with Fleet(plans) as fleet:` starts one worker for each plan and kills what is left at the
-    end.
+    """Start a worker for each plan, and kill those left at the end.
+
+    Use it as `with Fleet(plans) as fleet:`.
     """
 
     def __init__(self, plans: Sequence[Plan]) -> None:

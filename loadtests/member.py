@@ -5,7 +5,7 @@ it go. What it says while it is not connected waits and keeps its intended time,
 in the latencies.
 
 Members 2p and 2p + 1 are a pair: what one says goes to the other, numbered without gaps, and the
-other keeps the ledger. With broadcasts, member 0 speaks and everybody keeps a ledger of member 0.
+other keeps the ledger. With broadcasts, member 0 sends and every member keeps a ledger of member 0.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Member:
             self._arrived(link.receive())
 
     def _depart(self, link: Link) -> None:
-        """A clean end: what comes meanwhile still counts."""
+        """End cleanly; messages that arrive meanwhile still count."""
         self.live_link = None
         try:
             with gevent.Timeout(LEAVE_SECONDS, Ended("TIMEOUT", "the gateway did not end its side")):
@@ -228,9 +228,7 @@ class Member:
         link.publish(topic, payload, intended_ns)
 
     def doubt(self) -> None:
-        """The connection was broken: what was just said, by either of the pair, may be gone where
-        nothing is acknowledged.
-        """
+        """Count recent messages of the pair as in doubt, where nothing is acknowledged."""
         if self.link is not None and self.link.settles:
             return
         after = time.perf_counter_ns() - DOUBT_NS
@@ -241,7 +239,7 @@ class Member:
     def condemn(self, now_ns: int) -> Link | None:
         """From now on the connection counts as cut; returns it, to be cut.
 
-        The member comes back by itself.
+        The member reconnects.
 
         Apart from the cut itself because that one may let other greenlets run, which must know
         already.

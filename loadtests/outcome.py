@@ -1,6 +1,4 @@
-"""What a run has shown, as JSON values: counts, latencies, costs, and the sentences that say what
-went wrong.
-"""
+"""Collect what a run has shown as JSON values, and say what went wrong."""
 
 from __future__ import annotations
 

@@ -60,16 +60,17 @@ class Plan:
         return int(self.address.rpartition(":")[2])
 
     def identity(self, index: int) -> Identity:
-        """User number `index`: an agent, or on the WebSocket transport, which admits only those by
-        default, a window.
+        """Give the identity of user `index`: an agent, or a window on WebSocket.
+
+        The WebSocket transport admits only windows by default.
         """
         if self.transport == "websocket":
             return Identity.user(f"{self.run}-{index}", "w")
         return Identity.agent(self.run, "load", str(index))
 
     @property
-    def everybody(self) -> str:
-        """The topic that all users hear."""
+    def broadcast_topic(self) -> str:
+        """The topic that all users are subscribed to."""
         return f"gu::{self.run}" if self.transport == "websocket" else f"ga::{self.run}"
 
     def to_json(self) -> str:

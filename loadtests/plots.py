@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float | None]]
 
 
 def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Round values that cover low to high: multiples of 1, 2 or 5 times a power of ten."""
+    """Give round values that cover low to high: 1, 2 or 5 times a power of ten."""
     span = high - low
     if span <= 0:
         return [low]

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, and a JSON file with the same."""
+"""Write the report: one HTML file that needs nothing else, and a JSON file."""
 
 from __future__ import annotations
 

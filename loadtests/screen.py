@@ -1,4 +1,4 @@
-"""Live progress: one line that is written over on a terminal, a line every ten seconds elsewhere."""
+"""Show progress: one line rewritten on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 

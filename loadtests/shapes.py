@@ -66,7 +66,7 @@ def target(shape: Shape, users: int, elapsed_s: float, total_s: float) -> int:
 def spread(users: int, processes: int) -> list[tuple[int, int]]:
     """(first, count) for each process.
 
-    All firsts are even, so that pairs stay together; nobody gets nothing.
+    All firsts are even, so that pairs stay together; every process gets some.
     """
     pairs = -(-users // 2)
     processes = max(1, min(processes, pairs))

@@ -93,7 +93,7 @@ class Timeline:
 
     @property
     def came_in_s(self) -> float:
-        """From the moment at which the first user was due until the last new one was connected."""
+        """Give the time from when the first user was due until the last was connected."""
         first = [line["first_due_ns"] for line in self._latest if line.get("first_due_ns")]
         last = [line["last_new_ns"] for line in self._latest if line.get("last_new_ns")]
         return max(0, max(last) - min(first)) / NS_PER_US / 1e6 if first and last else 0.0
@@ -162,7 +162,7 @@ class Timeline:
         return found
 
     def spectrum(self, series: str) -> list[tuple[float, float]]:
-        """(1 / (1 - quantile), milliseconds): the whole distribution with its tail drawn out."""
+        """Give the distribution as (1 / (1 - quantile), milliseconds): its tail drawn out."""
         kept = self.latencies.get(series)
         total = kept.total.get_total_count() if kept else 0
         if kept is None or not total:

@@ -1,4 +1,4 @@
-"""The users as locust knows them: a class for each transport, and when there are how many."""
+"""The users for locust: a class for each transport, and when there are how many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker process: locust with a part of the users, told what to do over a socket.
+"""Run locust with a part of the users, controlled over a socket.
 
 `python -m loadtests.worker FD`: the first line on the socket is the plan, the following ones are
 commands: start, talk, cut, quiet, leave, report, end. `ready`, `report` and `end` have an answer.
@@ -29,7 +29,7 @@ from loadtests.plan import Plan  # noqa: E402
 from loadtests.users import USERS, Pace  # noqa: E402
 
 GC_THRESHOLDS = (100_000, 50, 1_000)
-"""A full collection with 15,000 users takes as long as a second, in which nobody reads."""
+"""A full collection with 15,000 users takes as long as a second, in which no user reads."""
 
 
 class Worker:
@@ -75,7 +75,7 @@ class Worker:
         try:
             self._channel.sendall(json.dumps(line).encode() + b"\n")
         except OSError:
-            os._exit(3)  # nobody is left to report to
+            os._exit(3)  # the coordinator is gone
 
 
 def main() -> None:

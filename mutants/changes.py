@@ -1,7 +1,7 @@
-"""What may be changed in a module, one change at a time, as a mistake of its author could have it.
+"""Find the changes of a module that could be a mistake of its author, one each.
 
 Left alone are annotations, docstrings and other texts, decorators, assertions, logging, `__all__`,
-`__slots__` and what only a type checker reads: nobody's test is to fail for these.
+`__slots__` and what only a type checker reads: no test needs to fail for these.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def changes(source: str) -> list[Change]:
 class _Finder:
     """Goes through the statements.
 
-    Each knows the lines of its own, and whether they run when the module is imported.
+    Each knows its lines, and whether they run when the module is imported.
     """
 
     def __init__(self, source: str) -> None:

@@ -1,5 +1,6 @@
-"""What a run of pytest tells `sample`, and what it is told: `python -m pytest -p mutants.plugin`,
-with two variables.
+"""Report to `sample` from a run of pytest, with `-p mutants.plugin`.
+
+Two environment variables tell it what to run and where to write.
 
 MUTANTS_RECORD names a file for a Record: all that is chosen, and which of it runs which lines of
 the module MUTANTS_MODULE. MUTANTS_CHOICE names a file with the tests to run, in their order, and
@@ -73,8 +74,9 @@ class Recorder:
 
 
 class Chooser:
-    """Runs the chosen tests, and writes what becomes of them as it happens: a run may have to be
-    killed.
+    """Runs the chosen tests, and records each result at once.
+
+    A run may have to be killed.
     """
 
     def __init__(self, choice: Path) -> None:

@@ -1,4 +1,4 @@
-"""Try a sample of a module's changes, each in the copy of the tree and with a bound in time."""
+"""Try a sample of a module's changes, each in a copy of the tree, bounded in time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Result(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one change: `by` is the test that has failed or hangs; of a survivor, how many tests ran."""
+    """The outcome of one change: `by` is the test that failed or hangs, if any.
+
+    Of a survivor it says how many tests ran.
+    """
 
     change: Change
     result: Result
@@ -81,8 +84,9 @@ class Record:
     lines: dict[int, frozenset[str]]
 
     def tests_of(self, lines: Sequence[int], *, whole: bool) -> list[str]:
-        """The tests that run one of these lines, any line of the module if there are none, or all;
-        quick ones first.
+        """Give the tests that run one of these lines, or all; quick ones first.
+
+        Without lines, the tests that run any line of the module.
         """
         if whole:
             found = set(self.seconds)
@@ -222,7 +226,7 @@ def _workplace(root: Path) -> Iterator[Workplace]:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # PostgreSQL runs as a user of its own where the tests run as root
+        folder.chmod(0o755)  # PostgreSQL runs as another user where the tests run as root
         shutil.copytree(root, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
         yield Workplace(folder)
 

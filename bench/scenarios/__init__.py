@@ -1,4 +1,4 @@
-"""All scenarios, in the order in which they run, by the name the command line takes.
+"""All scenarios by their names on the command line, in the order of a run.
 
 SCENARIOS are those that run when none is named; FAMILIES are others, which run by the family's name
 or by their own.

@@ -1,4 +1,4 @@
-"""What a scenario is: something to prepare, a window of work that ends at rest, and a verdict.
+"""The base of scenarios: preparation, windows of work that end at rest, a verdict.
 
 Life: `prepare` once, `window` for the warm-up and then many times, `finish` once. Between windows
 nothing is in flight, so that the CPU counted is the CPU of what was counted, and the echo has the
@@ -57,7 +57,7 @@ class Scenario:
         self.running = False
 
     def prepare(self) -> None:
-        """Connect everybody."""
+        """Connect the participants."""
 
     def window(self, seconds: float) -> int:
         """Work for that long, come to rest, and say how many units were done."""

@@ -1,4 +1,4 @@
-"""Gateways on one PostgreSQL: what it costs that sender and receiver may be anywhere.
+"""Measure gateways on one PostgreSQL, with sender and receiver on any node.
 
 A pair's receiver is on the sender's node ("same") or on the next one ("across"), and pairs are
 dealt to the nodes in turn, so every node has as many senders as receivers. Between workers the
@@ -127,7 +127,7 @@ class PacedSame(_PacedOnNodes):
 
 
 class PacedAcross(_PacedOnNodes):
-    """What the way to another node adds."""
+    """Measure what the hop to another node adds."""
 
     name = "cluster-paced-across"
     doc = "the same with receivers on the other node"

@@ -16,7 +16,7 @@ WARM_CONNECTIONS = 100
 
 
 class ConnectStorm(Scenario):
-    """New agents, each with an identity never seen before, as fast as the server acknowledges them."""
+    """Connect agents with new identities as fast as the server acknowledges them."""
 
     name = "connect"
     doc = "connect storm: TCP, the transport's opening, Init, ack, clean end; 32 handshakes in flight"
@@ -68,8 +68,9 @@ class ConnectStorm(Scenario):
 
 
 class Idle(Scenario):
-    """Memory by the slope over several steps, so that what the process needs anyway does not count;
-    then CPU at rest.
+    """Measure the memory of a connection by the slope over steps, then CPU at rest.
+
+    The slope leaves out what the process needs without connections.
     """
 
     name = "idle"
@@ -86,7 +87,7 @@ class Idle(Scenario):
         self.open = 0
         step = max(1, self.options.connections // IDLE_STEPS)
         for number in range(IDLE_STEPS):
-            # each step in a workspace of its own, because the reference allows a thousand
+            # each step in another workspace, because the reference allows a thousand
             # connections in one
             self.world.agents("idle", step, f"{self.world.workspace}-{number}")
             self.open += step

@@ -1,5 +1,6 @@
-"""One message to many: a service sends to `ga::{workspace}`, where every agent of the workspace
-listens.
+"""Send one message to many: a service to `ga::{workspace}`.
+
+Every agent of the workspace listens there.
 
 The sender is a service because services do not hear `ga` themselves and do not count among a
 workspace's connections, of which the reference allows a thousand. A few broadcasts are in flight;
@@ -103,7 +104,7 @@ class FanOut100(FanOut):
 
 
 class FanOut1000(FanOut):
-    """A crowd."""
+    """A thousand receivers."""
 
     name = "fanout-1000"
     doc = "fan-out 1:1000 over ga::workspace, 4 broadcasts in flight"

@@ -1,4 +1,4 @@
-"""KV: each slot puts a value under its own key, reads it back, checks it, and puts the next one."""
+"""KV: each slot puts a value under its key, reads it back and checks it."""
 
 from __future__ import annotations
 

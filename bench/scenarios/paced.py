@@ -1,5 +1,4 @@
-"""Latency as a user meets it: an open loop at a fixed rate, timed from the moment each message was
-meant to be sent.
+"""Measure latency at a fixed rate, from when each message was meant to be sent.
 
 A closed loop waits for a slow server before it sends again and so hides the wait (coordinated
 omission); here the schedule does not wait. Gaps are exponential with a fixed seed, so that bursts
@@ -39,7 +38,7 @@ class Paced(Routed):
         self.extra["paced_rate"] = round(self.rate, 1)
 
     def pace(self) -> float:
-        """Messages per second, when nobody has said how many."""
+        """Messages per second, when the command line gives no rate."""
         return SHARE_OF_MAXIMUM * self._maximum()
 
     def _maximum(self) -> float:

@@ -1,4 +1,4 @@
-"""The ceiling: a raw trio TCP echo against itself, one connection count above the unit's.
+"""Measure the raw trio TCP echo with more connections than the unit has.
 
 Measured in echoes it shows what the alternation leaves of noise: a hundred connections in flight
 make a round a little cheaper than the unit's ten do, and the figure should be the same from run to

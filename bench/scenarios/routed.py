@@ -1,6 +1,6 @@
-"""The main job: durable messages from one agent to another, windowed by delivery receipt.
+"""Send durable messages from one agent to another, windowed by receipts.
 
-Each of `pairs` senders keeps `in_flight` numbered messages on the way to its receiver; a receipt at
+Each of `pairs` senders keeps `in_flight` numbered messages under way to its receiver; a receipt at
 the receiver releases the next. Both ends live here, so the receipt costs no message.
 """
 
@@ -80,9 +80,7 @@ class Routed(Scenario):
                 self.send(pair, now)
 
     def refusal(self, participant: Participant, code: str) -> None:
-        """The gateway has refused a message of this sender: it will not arrive, and the next one
-        may be tried.
-        """
+        """Count a message that the gateway refused, and let the next one be sent."""
         self.refused += 1
         self.outstanding -= 1
         if self.running:

@@ -1,5 +1,4 @@
-"""Tasks: created, assigned, claimed, completed, by workers that ask for each step as a worker has
-to.
+"""Create, assign, claim and complete tasks, with workers that ask for each step.
 
 A cycle is four messages of participants, and one of the gateway's own: CreateTask and its answer,
 the assignment, CLAIM and its answer, COMPLETE and its answer. In the closed loop each slot creates

@@ -46,7 +46,7 @@ class Children(Scenario):
         world.wait(lambda: not self.asked, "the parent")
         if self.refused:
             raise ScenarioFailed(f"the parent was refused: {self.refused[0]}")
-        pooled = task_wire.create_prefix("bench", "nobody")
+        pooled = task_wire.create_prefix("bench", "no-worker")
         self.prefixes = pooled, pooled + task_wire.parent_field(self.created[0])
 
     def window(self, seconds: float) -> int:

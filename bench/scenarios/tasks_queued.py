@@ -1,4 +1,4 @@
-"""The same with many tasks in the queue: what a cycle costs must not grow with them.
+"""Run task cycles behind a long queue: their cost must not grow with it.
 
 The queue is there before the workers, each of which takes SLOTS tasks at most. From then on every
 completed task is followed by the first one of the queue, and by a new one at its end, so the queue

@@ -1,7 +1,7 @@
-"""What a transport gives the bench: a sans-I/O codec per connection, and the shape of its messages.
+"""The interface of a transport: a sans-I/O codec, and the shape of its messages.
 
-A transport that carries protobuf envelopes takes everything from `bench.wire`. One with frames of
-its own for messages (the framed transport) answers `publication_prefix` in its own bytes, and hands
+A transport that carries protobuf envelopes takes everything from `bench.wire`. One with other
+frames for messages (the framed transport) answers `publication_prefix` in its own bytes, and hands
 on what it receives as the envelopes that its frames stand for. Scenarios need not know.
 """
 
@@ -31,7 +31,7 @@ class ClientCodec(Protocol):
         ...
 
     def send(self, message: bytes) -> None:
-        """Queue one message; it leaves with `take` as soon as the peer's flow control lets it."""
+        """Queue one message; `take` gives it when the peer's flow control allows."""
         ...
 
     def end(self) -> None:

@@ -4,7 +4,7 @@ The opening is the same bytes for every connection of a target (RFC 9113 section
 header block of literals that are never indexed), so it is made once. Receive windows are opened to
 their maximum at once and topped up every gibibyte, so that the bench never throttles a server. Send
 windows are honoured: what does not fit waits in `_held`. Response headers are kept undecoded until
-somebody asks why a stream ended, because HPACK costs more than a message.
+the bench asks why a stream ended, because HPACK costs more than a message.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def header_block(authority: str) -> bytes:
-    """The request's headers for HPACK (RFC 7541): static-table indexes, and literals never added to
-    a table.
+    """Encode the request's headers for HPACK (RFC 7541).
+
+    Static-table indexes, and literals that are never added to a table.
     """
 
     def literal(index: int, name: str, value: str) -> bytes:
@@ -188,7 +189,7 @@ class GrpcCodec:
         while last - at >= 5:
             compressed, size = _MESSAGE.unpack_from(data, at)
             if compressed:
-                raise ValueError("the server compresses, though nobody offered to decompress")
+                raise ValueError("the server compresses, though this client did not offer to decompress")
             end = at + 5 + size
             if end > last:
                 break

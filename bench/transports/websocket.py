@@ -1,5 +1,6 @@
-"""The WebSocket transport: RFC 6455 by hand, with the subprotocol `aether.v1.proto`, so one binary
-message is one envelope.
+"""The WebSocket transport: RFC 6455 by hand, subprotocol `aether.v1.proto`.
+
+One binary message is one envelope.
 
 Frames of a client are masked, as they must be, with a key of zeros, which leaves the bytes as they
 are: the server has the work of any key, the load has none. Nothing is compressed. Messages wait for
@@ -178,7 +179,7 @@ class WebSocketCodec:
         """Fragments and control frames."""
         opcode, last = first_byte & 0x0F, first_byte & FIN
         if first_byte & 0x70:
-            raise ValueError("an extension that nobody asked for")
+            raise ValueError("an extension that this client did not ask for")
         if opcode == PING:
             self._out.append(masked(PONG, payload))
         elif opcode == CLOSE:

@@ -41,7 +41,7 @@ def check_all(history: TaskHistory) -> list[Verdict]:
         ),
         Verdict("workers did what the epochs say", len(history.moments), "moments", tuple(_workers(history, attempts))),
         Verdict("dead letters are the dead tasks", len(history.tasks), "tasks", tuple(_letters(history))),
-        Verdict("nobody is thought to be busy", len(history.busy), "workers", tuple(_busy(history))),
+        Verdict("no idle worker counts as busy", len(history.busy), "workers", tuple(_busy(history))),
     ]
 
 
@@ -67,7 +67,7 @@ def _made_twice(history: TaskHistory) -> Iterator[str]:
         if times > 1:
             yield f"{task_id} was given to {times} keys"
     for task_id in there - set(told):
-        yield f"{task_id} is there, and nobody was told"
+        yield f"{task_id} exists, and no client was answered"
 
 
 def _told(history: TaskHistory) -> Iterator[str]:
@@ -111,8 +111,9 @@ def _too_often(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iter
 
 
 def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterator[str]:
-    """By what the workers wrote: each beginning belongs to an attempt of its own, inside of its
-    time; each end that was confirmed, too.
+    """Check by the workers' records that each beginning belongs to one attempt.
+
+    It lies inside of the attempt's time, and so does each end that was confirmed.
     """
     begun: Counter[tuple[str, str]] = Counter()
     completed: Counter[str] = Counter()
@@ -126,7 +127,7 @@ def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterat
         elif moment.what == "completed":
             completed[moment.task_id] += 1
             if not any(one.outcome == "completed" for one in mine):
-                yield f"{moment.worker} was told that it had completed {moment.task_id}, which somebody else has"
+                yield f"{moment.worker} was told that it had completed {moment.task_id}, which another worker has"
     yield from _beside(history)
     for task_id, times in completed.items():
         if times > 1:
@@ -134,8 +135,9 @@ def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterat
 
 
 def _beside(history: TaskHistory) -> Iterator[str]:
-    """Whoever has completed a task was alone with it from its beginning on, by the one clock that
-    all workers read.
+    """Check that a worker that completed a task had it alone from its beginning on.
+
+    All workers read one clock.
     """
     at_it: dict[tuple[str, str], float] = {}
     beginnings: dict[str, list[Moment]] = defaultdict(list)

@@ -1,6 +1,4 @@
-"""What was seen: by the tables at the end, by the workers as they worked, and by whoever made the
-tasks and killed.
-"""
+"""Record a run: the tables at the end, the workers' notes, the creators and kills."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where a run takes place: nodes that can be killed, an address for clients, and a way to read the
-tables behind them.
-"""
+"""Start the nodes of a run, which can be killed, and read the tables behind them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""One run: tasks are made while workers and gateways are killed, until every task has ended or it
-has taken too long.
+"""Make tasks while workers and gateways are killed, until every task has ended.
+
+A run that takes too long fails.
 """
 
 from __future__ import annotations
@@ -235,8 +236,8 @@ class Mill:
     async def _kill_worker(self, name: str) -> None:
         process = self._workers[name]
         if process.poll() is not None:
-            self._say(f"{self.now():7.1f} s  worker {name} has ended by itself with {process.returncode}")
-            self._kills["worker that had ended by itself"] += 1
+            self._say(f"{self.now():7.1f} s  worker {name} ended without an order with {process.returncode}")
+            self._kills["worker that had ended without an order"] += 1
         process.send_signal(signal.SIGKILL)
         await trio.to_thread.run_sync(process.wait)
         self._kills["worker"] += 1

@@ -1,6 +1,4 @@
-"""The framed transport: our own codec on a gevent socket, with acknowledged sends and acknowledged
-deliveries.
-"""
+"""The framed transport on a gevent socket, with acknowledged sends and deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ _NAMES = {code.value: code.name for code in (*Status, *fr.ErrorCode)}
 
 
 class FramedLink(Link):
-    """What was not acknowledged on the connection before is sent again with its old number."""
+    """Sends messages again with their old numbers when a connection lost their acks."""
 
     settles = True
 

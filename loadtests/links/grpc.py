@@ -1,5 +1,4 @@
-"""The gRPC transport: grpcio with its gevent support, one call per user, messages as bytes laid by
-hand.
+"""The gRPC transport: grpcio with gevent, one call per user, messages as bytes.
 
 `streams` users share a channel, which is one TCP connection. Under gevent grpcio waits for each
 channel in a thread of gevent's pool of ten, up to 0.2 s at a time, so with more channels than
@@ -19,7 +18,7 @@ from loadtests.links.base import CUT, OK, Ended, Link, Opening, init_bytes
 
 PATH = "/aether.v1.AetherGateway/Connect"
 _OPTIONS = (
-    # A connection of its own, which channels of one target do not have.
+    # A separate connection: channels of one target share one otherwise.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),

@@ -1,5 +1,4 @@
-"""The gRPC transport without a gRPC library: the bench's codec, which lays HTTP/2 by hand, on a
-gevent socket.
+"""The gRPC transport by the bench's HTTP/2 codec, on a gevent socket.
 
 What the gateway sees is the same as from grpcio, one connection and one call for each user; what
 the load pays is a tenth.

@@ -77,9 +77,7 @@ class Tcp:
             pass
 
     def end(self) -> None:
-        """End our side, unless something still waits to be written: then the other side is left to
-        end.
-        """
+        """End this side, unless bytes wait to be written: then the other side must end."""
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:

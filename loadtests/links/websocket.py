@@ -1,6 +1,4 @@
-"""The WebSocket transport: wsproto on a gevent socket, subprotocol aether.v1.proto (one binary
-message, one protobuf message).
-"""
+"""The WebSocket transport: wsproto on a gevent socket, in aether.v1.proto."""
 
 from __future__ import annotations
 

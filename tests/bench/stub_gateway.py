@@ -1,4 +1,4 @@
-"""A gateway of a few lines to try the bench against: other stacks than ours, and faults on order.
+"""A stub gateway to try the bench against, which makes faults on order.
 
 `python -m tests.bench.stub_gateway --ready-file F [--transport L] [--lose N] [--repeat N] [--refuse
 N] [--forget N]` loses, repeats or refuses the N-th message it is sent and every N-th after it, and
@@ -36,8 +36,9 @@ class Stub:
     async def connect(
         self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_transports.Context
     ) -> AsyncIterator[pb.DownstreamMessage]:
-        """The one RPC; on a transport with acknowledgements, with an empty message behind what each
-        send has caused.
+        """Serve the one RPC.
+
+        On a transport with acknowledgements, an empty message follows what each send has caused.
         """
         init = (await anext(requests)).init
         kind = init.WhichOneof("client_type")
@@ -46,7 +47,7 @@ class Stub:
         else:
             topic = f"sv::{init.service.implementation}::{init.service.specifier}"
         if self.options.refuse_all:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the stub lets nobody in")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the stub refuses all clients")
         queue: asyncio.Queue[pb.DownstreamMessage | None] = asyncio.Queue()
         self.queues[topic] = queue
         yield pb.DownstreamMessage(connection_ack=pb.ConnectionAck(session_id="stub"))

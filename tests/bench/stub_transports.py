@@ -1,5 +1,4 @@
-"""The stub gateway's other transports on asyncio: the framing by `wire.framing.FramedConnection`,
-WebSocket by wsproto.
+"""The stub gateway's framed and WebSocket transports, on asyncio.
 
 Both refuse what their specification forbids, so the bench's own codecs are held to it in whole
 runs.
@@ -40,7 +39,7 @@ class Context:
 
 
 class Framed:
-    """The framing; deliveries come over one channel, and settled sends are acknowledged one by one."""
+    """The framed transport: deliveries on one channel, settled sends acked one by one."""
 
     acknowledged = True
 

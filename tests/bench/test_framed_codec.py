@@ -1,6 +1,4 @@
-"""The hand-written framed client against the framing's own connection, which refuses what the
-specification forbids.
-"""
+"""The bench's framed client against FramedConnection, which refuses violations."""
 
 from __future__ import annotations
 

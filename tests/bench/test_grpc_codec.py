@@ -1,6 +1,4 @@
-"""The hand-written HTTP/2 client against h2 as the server, and against hyperframe for what h2 does
-not send.
-"""
+"""The bench's HTTP/2 client against h2, and hyperframe for what h2 does not send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs, small and short: what is counted, and that no fault of a gateway passes unnoticed."""
+"""Whole small runs: what is counted, and that no fault of a gateway is missed."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_refused_connection_tells_the_servers_reason(
     status, found = bench("routed-1", *stub(transport, "--refuse-all"))
     (result,) = found.values()
     assert status == 1
-    assert f"{words} the stub lets nobody in" in result["failed"]
+    assert f"{words} the stub refuses all clients" in result["failed"]
 
 
 def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callable[..., Any]) -> None:
@@ -153,7 +153,7 @@ def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callabl
     assert status == 1
 
 
-def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
+def test_no_listener_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
     status, found = bench("kv", "--transport", "grpc", "--target", "127.0.0.1:1")
     assert status == 1
     assert "refused" in found["kv"]["failed"]
@@ -179,7 +179,7 @@ def test_our_own_gateway_is_started_measured_and_ended_on_every_transport(
 
 def test_a_cluster_is_started_measured_by_its_parts_and_ended(bench: Callable[..., Any]) -> None:
     chosen = ("cluster-2-across", "cluster-workers-2", "cluster-paced-across")
-    # PostgreSQL may have to be somebody else's.
+    # PostgreSQL may run as another user.
     with tempfile.TemporaryDirectory(prefix="aether-test-bench-") as place:
         Path(place).chmod(0o755)
         # Longer windows: something is to be committed and told in them on a machine that is busy,

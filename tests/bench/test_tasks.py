@@ -1,4 +1,4 @@
-"""The bench of tasks: its bytes are the protocol's, and small runs against a real gateway add up."""
+"""The bench of tasks encodes the protocol's bytes, and its small runs add up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The checker finds what it is there for: each invariant holds for a good history, and a made-up
-bad one is told what is bad.
-"""
+"""Each invariant holds for a good history and names what is bad in another."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ SHARED = "ag::chaos::rival::1"
 
 
 def good() -> History:
-    """Two senders, a reader, two workers, a counter, a session that was taken over, a ledger,
-    tasks, an attack, and a fault.
-    """
+    """Make a good history that has some of everything the invariants look at."""
     history = History(ended_s=100.0)
     for number in range(1, 5):
         for sender, offset in (("a", 2 * number - 1), ("b", 2 * number)):
@@ -50,7 +46,7 @@ def good() -> History:
         message = Message("c", number)
         history.sent.append(Sent(WORK, message, number, number + 0.5, Outcome.ACCEPTED))
         history.delivered.append(Delivered(f"worker-{number % 2}", WORK, number, message, number + 0.6, 1))
-    # Somebody's message whose answer never came is there, and one is not.
+    # Of two messages without an answer one is there, and one is not.
     history.sent.append(Sent(TOPIC, Message("a", 5, "a-new"), 6.0, 7.0, Outcome.IN_DOUBT))
     history.delivered.append(Delivered("peer", TOPIC, 9, Message("a", 5, "a-new"), 7.1, 2))
     history.sent.append(Sent(TOPIC, Message("b", 5, "b-new"), 6.0, 7.0, Outcome.IN_DOUBT))
@@ -229,7 +225,7 @@ def undo_what_was_read(history: History) -> None:
     history.kept.insert(6, Kept("key", "read", 1, Outcome.ACCEPTED, 5.5, 5.6))
 
 
-def read_what_nobody_wrote(history: History) -> None:
+def read_what_no_client_wrote(history: History) -> None:
     history.kept.append(Kept("key", "read", 9, Outcome.ACCEPTED, 8.0, 8.1))
 
 
@@ -247,8 +243,9 @@ def skip_for_the_next_holder(history: History) -> None:
 
 
 def test_a_turn_that_its_client_hears_of_late_comes_where_its_epoch_is() -> None:
-    """The second holder was acknowledged by a node that had stood still, when the third one read
-    already.
+    """A turn whose ack is late is ordered by its epoch.
+
+    The third holder reads by then.
     """
     history = good()
     late = Turn(SHARED, "rival-late", 2.65, "s-late")
@@ -326,7 +323,7 @@ def give_up(history: History) -> None:
         (answers_out_of_time, "counters"),
         (undo_a_write, "an answered write"),
         (undo_what_was_read, "an answered write"),
-        (read_what_nobody_wrote, "an answered write"),
+        (read_what_no_client_wrote, "an answered write"),
         (forget_a_write, "an answered write"),
         (take_what_a_former_holder_read_for_read, "the next holder"),
         (skip_for_the_next_holder, "the next holder"),

@@ -1,6 +1,4 @@
-"""The attacks of the chaos runs, each of them, on one gateway: it goes on, and serves others
-meanwhile.
-"""
+"""Each attack of the chaos runs, on one gateway, which serves others meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seed is a plan, and a plan leaves somebody standing."""
+"""A seed gives a plan, and a plan leaves a node standing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A short run for real: a database and three gateways as processes, half a minute of faults, and
-every invariant.
-"""
+"""Half a minute of faults on a real cluster, and every invariant."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ VIOLATIONS: dict[str, tuple[str, Callable[[TaskHistory], object]]] = {
     "it is to be tried again": ("every task has ended, for good", lambda seen: _task(seen, next_retry_ms=9)),
     "it is not there": ("each was made once", lambda seen: seen.keys.update(other="u")),
     "two keys, one task": ("each was made once", lambda seen: seen.keys.update(other="t")),
-    "nobody was told": ("each was made once", lambda seen: seen.keys.clear()),
+    "no creator was answered": ("each was made once", lambda seen: seen.keys.clear()),
     "an event is lost": ("events tell of each change once, and of one end", lambda seen: seen.events.pop(1)),
     "an event is told twice": (
         "events tell of each change once, and of one end",
@@ -87,7 +87,7 @@ VIOLATIONS: dict[str, tuple[str, Callable[[TaskHistory], object]]] = {
         lambda seen: seen.moments.append(Moment("a", "completed", "t", 1, 5_000)),
     ),
     "a letter of a living task": ("dead letters are the dead tasks", lambda seen: seen.letters.add("t")),
-    "a worker that has nothing is busy": ("nobody is thought to be busy", lambda seen: seen.busy.update(x=1)),
+    "a worker that has nothing is busy": ("no idle worker counts as busy", lambda seen: seen.busy.update(x=1)),
 }
 
 

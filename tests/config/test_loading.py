@@ -1,4 +1,4 @@
-"""Every setting can be said in every layer, later layers win, and no mistake is silent."""
+"""Every layer can set every key, later layers win, and no mistake is silent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy's faults, over real sockets: what each side sees, and that nothing else is changed."""
+"""Each fault of the proxy on real sockets: what both sides see, and nothing else."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_cutting_one_side_leaves_the_other_one_alone_and_unheard() -> None
     async with open_ends() as ends:
         ends.connection.cut(client=False)
         assert await is_reset(ends.target)
-        await ends.client.send_all(b"anybody?")
+        await ends.client.send_all(b"hello?")
         await ends.client.send_eof()
         assert await rest(ends.client) == b""
         await ends.connection.ended()

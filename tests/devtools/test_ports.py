@@ -1,6 +1,4 @@
-"""A port that is held: nobody gets it by chance, connections to it are refused, and its owner
-listens on it all the same.
-"""
+"""A held port is given to no other process, and its owner can listen on it."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from aether_trio.transport.socket.listener import open_tcp_listeners
 
 
 def is_free(port: int) -> bool:
-    """Whether somebody who does not ask for shared use gets it."""
+    """Whether a process that does not ask for shared use gets it."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

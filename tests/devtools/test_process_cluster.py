@@ -1,4 +1,4 @@
-"""The cluster of real processes: each fault does what it says, and everything is gone at the end."""
+"""Each fault of the process cluster does what it says, and all is gone at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def agent(address: str, specifier: str = "1") -> AgentClient:
 
 
 async def echo(address: str, text: bytes, specifier: str = "1") -> None:
-    """Somebody sends something to themselves."""
+    """Connect an agent that sends a message to itself."""
     with trio.fail_after(LIMIT_S):
         async with agent(address, specifier) as client:
             await client.send(client.topic, text)

@@ -51,7 +51,7 @@ async def test_each_connection_goes_to_the_next_one_that_accepts(listeners: list
             assert {one.target_address for one in proxy.open.values()} == {addresses[0]}
 
 
-async def test_a_connection_that_nobody_takes_is_reset() -> None:
+async def test_a_connection_that_no_node_takes_is_reset() -> None:
     with socket.socket() as bound, trio.fail_after(LIMIT_S):
         bound.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{bound.getsockname()[1]}"

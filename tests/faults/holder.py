@@ -1,5 +1,6 @@
-"""A client that holds an identity until it is killed: `python -m tests.faults.holder ADDRESS
-WORKSPACE [API_KEY]`.
+"""Hold an identity until killed: `python -m tests.faults.holder ADDRESS WS`.
+
+A third argument is an API key.
 
 Prints one line once it is connected. An agent of the published SDK, so that what ends is a real
 client.

@@ -1,6 +1,4 @@
-"""Numbered, timed payloads of 1 KiB: what the readers of a flood can check without decoding
-protobuf.
-"""
+"""Numbered, timed payloads of 1 KiB that are found without decoding protobuf."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ def payload(number: int) -> bytes:
 
 
 def find(downstream: bytes) -> tuple[int, int] | None:
-    """The number and the sending time (CLOCK_MONOTONIC, ns) inside a serialised DownstreamMessage,
-    if it carries one.
+    """Find the number and sending time in a serialised DownstreamMessage.
+
+    The time is CLOCK_MONOTONIC in nanoseconds; None when the message carries none.
     """
     at = downstream.find(MARK)
     return _HEAD.unpack_from(downstream, at + len(MARK)) if at >= 0 else None

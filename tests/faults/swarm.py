@@ -1,5 +1,4 @@
-"""Fifty readers of one broadcast in a process of their own: `python -m tests.faults.swarm ADDRESS
-WORKSPACE COUNT`.
+"""Fifty readers of one broadcast: `python -m tests.faults.swarm ADDRESS WS COUNT`.
 
 Takes commands as lines, answers each with a line of JSON: `state` (least and most messages over the
 readers, and what went wrong), `latency` (percentiles since the last `latency`, in milliseconds).

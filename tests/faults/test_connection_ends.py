@@ -1,4 +1,4 @@
-"""However a holder ends, its identity is free again soon, and the next holder is a whole one.
+"""After any end of its holder an identity is free soon, and works for the next.
 
 The time until it is free is printed and not asserted; the requirement is 100 ms where the gateway
 can know, and what TCP takes to find out where it cannot. Each wait has the usual limit, the
@@ -72,8 +72,9 @@ async def holder(address: str, ws: str) -> AsyncIterator[RawPeer]:
 
 
 async def time_until_free(address: str, ws: str, *, key: str = "", limit_s: float = LIMIT_S) -> float:
-    """Try to take the identity until it works, then see that the new holder gets its messages;
-    seconds until the ack.
+    """Take the identity as soon as it is free; give the seconds until the ack.
+
+    The new holder must get its messages.
     """
     started = trio.current_time()
     with trio.fail_after(limit_s):
@@ -197,7 +198,7 @@ async def test_the_gateway_is_killed(ws: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(0)
 async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
-    """Half-open: no FIN, no RST, nobody who answers.
+    """Half-open: no FIN, no RST, no answer.
 
     Only the gateway's kernel, or its pings, can find out.
     """
@@ -217,5 +218,5 @@ async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
         assert await trio.to_thread.run_sync(process.stdout.readline) == "connected\n"
         machine.vanish()
         took_s = await time_until_free(gateway.address, ws, key=key, limit_s=VANISHED_LIMIT_S)
-        assert process.poll() is None, "the client ended by itself, so nothing was half-open"
+        assert process.poll() is None, "the client ended early, so nothing was half-open"
         report("half-open", took_s)

@@ -54,7 +54,7 @@ class Sender:
     def crashed(self) -> None:
         """What was sent and not accepted may or may not have been committed.
 
-        Nobody can know.
+        No client can know.
         """
         self.unknown |= set(range(self.accepted, self.sent))
         self.accepted = self.sent
@@ -163,7 +163,7 @@ class Run:
             pass
 
     async def accept_everything(self, gateway: GatewayProcess) -> None:
-        """Ten lives and a last one in which everybody finishes."""
+        """Run ten gateways, and a last one in which all clients finish."""
         for kill_at in [*self.kill_at, None]:
             async with trio.open_nursery() as nursery:
                 for sender in self.senders:

@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing is repeated to the application, whatever happens to the connections.
+"""The application loses and repeats nothing, whatever happens to connections.
 
 Senders and receivers of our own client talk over the binary framing, through a proxy that cuts,
 ends, half-closes, truncates, stalls, delays and starves their connections at random. Sends are

@@ -1,5 +1,6 @@
-"""A full disk and a locked database, seen by clients: senders are told, nobody is thrown off, and
-it passes by itself.
+"""A full disk or locked database refuses writes, and keeps clients connected.
+
+Writes work again when the fault is over.
 
 What is due: ERR_PUBLISH_FAILED (retryable) for the messages that could not be written, the stream
 stays up, the process stays up, and once the cause is gone the same gateway accepts again without
@@ -26,8 +27,9 @@ KIB = 1024
 
 
 async def publish_until(sender: Peer, world: World, name: str, *, refused: bool) -> tuple[list[bytes], list[bytes]]:
-    """Send numbered messages to the offline agent `late` until one is refused (or accepted):
-    (accepted, refused).
+    """Send numbered messages to an offline agent until one is refused or accepted.
+
+    Gives (accepted, refused).
 
     One message at a time, each followed by a barrier, so that an error belongs to exactly one
     message. The barrier is an KV GET, which writes nothing and must be answered whatever the disk
@@ -70,7 +72,7 @@ def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContex
             with cause():
                 accepted, rejected = await publish_until(sender, world, "during", refused=True)
                 kept += accepted
-                # Writes fail loudly too, reads go on, and so does everybody's connection.
+                # Writes fail loudly too, reads go on, and all connections stay.
                 refused = await sender.client.kv_put("k", b"x" * 512 * KIB, timeout=60)
                 assert refused is not None, "a write that failed was not answered"
                 assert not refused.success
@@ -78,7 +80,7 @@ def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContex
                 assert answered(await other.client.kv_get("k", timeout=LIMIT_S), "get").value == b"before"
                 assert await asyncio.to_thread(healthy, gateway)
                 newcomer = await world.agent("newcomer").connect()
-                assert await newcomer.came_up(), "nobody can connect while the database cannot be written"
+                assert await newcomer.came_up(), "no client can connect while the database cannot be written"
             accepted, more = await publish_until(sender, world, "after", refused=False)
             kept += accepted
             rejected += more

@@ -1,5 +1,6 @@
-"""A subscriber that stops reading costs the gateway bounded memory, the others nothing, and itself
-no message.
+"""A subscriber that stops reading costs bounded memory, and loses no message.
+
+Other subscribers do not notice it.
 
 Two of them, stuck in the two ways there are: one does not read its socket, one reads but never
 opens its HTTP/2 window. Fifty others read on. 20,000 messages of 1 KiB flow; with TESTS_FULL=1 the
@@ -59,8 +60,9 @@ class Publisher:
         await event.wait()
 
     async def flood(self, count: int, swarm: Swarm) -> None:
-        """As fast as the fifty follow: were they allowed to fall behind, their own full outboxes
-        would be measured.
+        """Send as fast as the fifty readers follow.
+
+        If they fell behind, their full outboxes would be measured.
         """
         for start in range(0, count, BARRIER_EVERY):
             batch = range(self.sent, self.sent + min(BARRIER_EVERY, count - start))
@@ -131,8 +133,8 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(publisher.read)
 
-        # Everybody reads: the allocators reach their working size, and the latency without a stuck
-        # reader is taken.
+        # All subscribers read: the allocators reach their working size, and the latency without a
+        # stuck reader is taken.
         async with trio.open_nursery() as warm:
             for reader in (deaf, shut):
                 warm.start_soon(reader.read_until, WARM_UP + PACED)

@@ -1,6 +1,4 @@
-"""Upstream messages as bytes, and downstream messages as objects, for the raw client. Built with
-the SDK's classes.
-"""
+"""Encode upstream messages and decode downstream ones with the SDK's classes."""
 
 from __future__ import annotations
 
@@ -21,6 +19,6 @@ def message(topic: str, payload: bytes) -> bytes:
 
 
 def barrier(request_id: str) -> bytes:
-    """A KV GET: its answer says that all before it on the connection has been committed."""
+    """Encode a KV GET, whose answer says that all before it has been committed."""
     operation = pb.KVOperation(op=pb.KVOperation.GET, scope=pb.KVOperation.GLOBAL, key="barrier", request_id=request_id)
     return pb.UpstreamMessage(kv_op=operation).SerializeToString()

@@ -1,4 +1,4 @@
-"""A defect that one connection meets ends that connection, on every transport, and nothing else."""
+"""A defect that one connection meets ends that connection only, on each transport."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ A, B = "ag::w::a::1", "ag::w::b::1"
 
 
 class DefectError(Exception):
-    """What nobody expects."""
+    """An error that no code expects."""
 
 
 def kv_get(request_id: str = "1") -> pb.UpstreamMessage:

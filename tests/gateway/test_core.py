@@ -1,6 +1,4 @@
-"""The core on real files and real threads: what its parts promise on a virtual clock holds on a
-disk as well.
-"""
+"""The core keeps its promises on real files and threads, not only in virtual time."""
 
 from __future__ import annotations
 
@@ -140,7 +138,7 @@ async def test_a_state_database_that_cannot_be_written_shows_until_it_can(store:
             world.state.failing = True
             assert set(core.health.readiness().problems) == {"state"}
             looks = world.state.writes
-            while world.state.writes == looks:  # somebody looks without being asked to
+            while world.state.writes == looks:  # the probe looks without a request
                 await trio.sleep(0.01)
             world.state.failing = False
             assert core.health.readiness().ready

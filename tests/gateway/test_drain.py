@@ -1,6 +1,4 @@
-"""A drain: what is on its way is served, on every transport, and the gateway is gone when its
-clients are.
-"""
+"""A drain serves what is on its way, on every transport, and then ends."""
 
 from __future__ import annotations
 
@@ -175,17 +173,17 @@ async def dial_grpc(gateway: Gateway) -> RawClient:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_strangers_do_not_hold_up_a_drain(transport: str) -> None:
+async def test_clients_without_a_first_message_do_not_delay_a_drain(transport: str) -> None:
     async with (
         draining(NEVER_S, init_wait_s=NEVER_S) as gateway,
         trio.open_nursery() as nursery,
         talkers(gateway) as clients,
     ):
-        stranger = await clients.dial(transport)
+        newcomer = await clients.dial(transport)
         if transport == "framed":
-            await stranger.peer.next(framing.ServerHello)
+            await newcomer.peer.next(framing.ServerHello)
         elif transport == "grpc":
-            await stranger.go_on(b"\0")
+            await newcomer.go_on(b"\0")
             while not gateway._ports._transports["grpc"].statistics().streams_open:
                 await trio.sleep(0.01)
         nursery.start_soon(gateway.drain)

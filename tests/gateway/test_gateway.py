@@ -1,4 +1,4 @@
-"""The running gateway: its transports on one port and on their own, and how they all end."""
+"""A running gateway: transports on one port or on several, and how they all end."""
 
 from __future__ import annotations
 

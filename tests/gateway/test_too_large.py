@@ -1,6 +1,4 @@
-"""What does not fit into one message to a client: on every transport a refusal, and never the end
-of anything.
-"""
+"""An answer too large for any client becomes a refusal, and ends nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Source addresses: enough of them, each used for no more connections than it has ports, and really
-bound.
-"""
+"""There are enough source addresses, each used within its ports, and bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it makes of its arguments, and what it says to wrong ones."""
+"""The command line: its arguments, and what it says to wrong ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_users_of_a_transport_are_whom_it_lets_in() -> None:
     agent, window = parts("--transport", "framed")[0], parts("--transport", "websocket")[0]
     assert str(agent.identity(7)) == f"ag::{agent.run}::load::7"
     assert str(window.identity(7)) == f"us::{window.run}-7::w"
-    assert (agent.everybody, window.everybody) == (f"ga::{agent.run}", f"gu::{window.run}")
+    assert (agent.broadcast_topic, window.broadcast_topic) == (f"ga::{agent.run}", f"gu::{window.run}")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_help_names_every_transport_and_shape(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_target_that_is_not_there_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as nobody:  # bound and not listening: nobody else gets the port
-        nobody.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as silent:  # bound and not listening: no other process gets the port
+        silent.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
         assert cli.main(["--target", target, "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"load: nobody answers on {target}: Connection refused\n"
+    assert capsys.readouterr().err == f"load: no gateway answers on {target}: Connection refused\n"
 
 
 def test_a_run_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:

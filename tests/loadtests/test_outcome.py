@@ -79,7 +79,7 @@ def test_refused_messages_are_not_lost_as_well() -> None:
     assert found["failures"] == ["3 messages refused"]
 
 
-def test_a_broadcast_is_owed_to_everybody() -> None:
+def test_a_broadcast_is_owed_to_every_user() -> None:
     timeline = Timeline(2)
     timeline.feed(0, line(2, sent=10, received=20, connects=2))
     timeline.feed(1, line(2, received=19, connects=2))

@@ -1,4 +1,4 @@
-"""Plots, page and table: what is drawn is what was measured, and nothing is fetched from elsewhere."""
+"""Plots, page and table show what was measured, and fetch nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small real runs: a gateway process, a worker process, every transport and every shape."""
+"""Small real runs with a gateway and a worker, on every transport and shape."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_after_a_storm_all_are_back_with_their_sessions(transport: str, tmp_path
 
 
 @pytest.mark.parametrize("transport", ["framed", "websocket"])
-def test_a_broadcast_reaches_everybody(transport: str, tmp_path: Path) -> None:
+def test_a_broadcast_reaches_every_user(transport: str, tmp_path: Path) -> None:
     report = well(*load(tmp_path, "--transport", transport, "--shape", "fan-out", "--processes", "2"))
     assert report["messages"]["received"] == 20 * report["messages"]["sent"]
 
@@ -140,11 +140,11 @@ def test_refused_messages_are_counted_by_code_and_not_as_lost(
     assert report["failures"] == [f"{messages['refused']:,} messages refused"]
 
 
-def test_nobody_there_is_an_error_by_its_name(tmp_path: Path) -> None:
+def test_a_missing_gateway_is_an_error_by_its_name(tmp_path: Path) -> None:
     with start_gateway(ephemeral=True) as gateway:
         address, pid = gateway.address, gateway.pid
     done, _ = load(tmp_path, "--target", address)
-    assert (done.returncode, done.stderr) == (1, f"load: nobody answers on {address}: Connection refused\n")
+    assert (done.returncode, done.stderr) == (1, f"load: no gateway answers on {address}: Connection refused\n")
     with start_gateway(ephemeral=True) as gateway:
         done, _ = load(tmp_path, "--target", gateway.address, "--pid", str(pid))
     assert (done.returncode, done.stderr) == (1, f"load: process {pid} has ended\n")

@@ -1,4 +1,4 @@
-"""How many users there are when, which process has which, and who says something when."""
+"""How many users there are when, in which process, and when each one sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtests.conversations import NS, Conversations
 from loadtests.shapes import RAMP_STEPS, SHAPES, spread, target
 
 
-def test_all_shapes_but_the_ramp_want_everybody_at_once() -> None:
+def test_all_shapes_but_the_ramp_want_all_users_at_once() -> None:
     for name, shape in SHAPES.items():
         assert target(shape, 1000, 0.0, 60.0) == (100 if name == "ramp" else 1000)
 
@@ -27,8 +27,8 @@ def test_the_ramp_rises_in_even_steps_and_stays() -> None:
 @pytest.mark.parametrize(("users", "processes"), [(2, 1), (20, 2), (21, 2), (15_000, 4), (7, 3), (3, 9)])
 def test_every_user_is_in_one_process_and_pairs_stay_together(users: int, processes: int) -> None:
     parts = spread(users, processes)
-    everybody = [index for first, count in parts for index in range(first, first + count)]
-    assert everybody == list(range(users))
+    indexes = [index for first, count in parts for index in range(first, first + count)]
+    assert indexes == list(range(users))
     assert all(first % 2 == 0 and count > 0 for first, count in parts)
     assert len(parts) <= processes
 
@@ -82,7 +82,7 @@ def test_fewer_places_are_open_while_fewer_are_connected() -> None:
     assert half == pytest.approx(whole / 2, rel=0.3)
 
 
-def test_nobody_to_talk_or_nothing_to_say_is_silence() -> None:
+def test_no_user_or_no_rate_is_silence() -> None:
     assert conversations(0, 4, 1.0).next_ns is None
     assert conversations(10, 0, 1.0).next_ns is None
     assert conversations(10, 4, 0.0).next_ns is None

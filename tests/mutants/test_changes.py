@@ -96,7 +96,7 @@ def test_blocks_are_gone_through() -> None:
     }
 
 
-def test_what_nobody_runs_is_left_alone() -> None:
+def test_lines_that_no_test_runs_are_left_alone() -> None:
     assert not made(
         """\
         \"\"\"A module.\"\"\"

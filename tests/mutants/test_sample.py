@@ -1,4 +1,4 @@
-"""A sample of a small project: who notices what, and that nothing else of it remains."""
+"""A sample of a small project: which test fails, and that nothing remains of it."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_sample_of_all_there_is(project: Project) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere orphans are not found")
 def test_a_loop_that_cannot_end_is_ended(project: Project) -> None:
-    """Its bound is over at once, so whatever else the machine does the result is the same."""
+    """A bound that is over at once has the same result on any machine."""
     status, _, outcomes = project.run("--lines", "13", "--bound", "1", "--count", "1", "--seed", "2")
     assert [(one["result"], one["was"], one["is"]) for one in outcomes] == [("hang", "count -= 1", "pass")]
     assert status == 0

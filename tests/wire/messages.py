@@ -1,6 +1,4 @@
-"""Arbitrary messages of any type, as plain data, so that one draw can be built with two sets of
-classes.
-"""
+"""Arbitrary messages as plain data, to be built with two sets of classes."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ def _values(field: Any, depth: int) -> st.SearchStrategy[Any]:
 
 @st.composite
 def plans(draw: st.DrawFn, message: Descriptor, depth: int = 3) -> Plan:
-    """A plan for `message` that sets up to six fields, nested at most `depth` levels deep."""
+    """Draw a plan of up to six fields of `message`, nested `depth` deep at most."""
     usable = [field for field in message.fields if depth > 0 or not field.message_type]
     if not usable:
         return {}
@@ -73,9 +71,7 @@ def plans(draw: st.DrawFn, message: Descriptor, depth: int = 3) -> Plan:
 
 @st.composite
 def enveloped_plans(draw: st.DrawFn, message: Descriptor) -> Plan:
-    """A plan for UpstreamMessage or DownstreamMessage in which one member of the oneof is always
-    set.
-    """
+    """Draw a plan for an envelope in which one member of the oneof is always set."""
     member: Any = draw(st.sampled_from(list(message.oneofs_by_name["payload"].fields)))
     return {
         member.name: draw(plans(member.message_type)),

@@ -1,4 +1,4 @@
-"""A client of the binary framing, written from docs/wire.md: python minimal_client.py HOST:PORT
+"""A client of the framing from docs/wire.md: python minimal_client.py HOST:PORT
 
 It uses sockets, struct and msgpack, and nothing of aether_trio.
 """
@@ -39,7 +39,7 @@ def read_varint(data):
 
 
 def fields(data):
-    """{number: value} of a serialized message: ints and bytes; of a repeated field the last."""
+    """{number: value} of a serialized message: ints and bytes; repeated: the last."""
     found, rest = {}, iter(data)
     while (tag := read_varint(rest)) is not None:
         size = {0: 0, 1: 8, 5: 4}.get(tag & 7) if tag & 7 != 2 else read_varint(rest)

@@ -31,9 +31,7 @@ def parse(module: ModuleType) -> FileDescriptorProto:
 
 
 def facts(file: FileDescriptorProto) -> set[str]:
-    """Everything about a file that can be seen on the wire or in generated code, one line each, in
-    no order.
-    """
+    """List everything about a file that shows on the wire or in generated code."""
     lines = {f"package {file.package}", f"syntax {file.syntax}"}
     for message in file.message_type:
         lines.update(message_facts(message, file.package))

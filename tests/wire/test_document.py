@@ -1,6 +1,4 @@
-"""docs/wire.md says in tables what the code has in tables: whoever writes a client from the page
-must not find another truth.
-"""
+"""The tables of docs/wire.md agree with those of the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our classes write, the SDK's read as the same message, and the other way round."""
+"""The SDK reads what our classes write as the same message, and vice versa."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""docs/wire.md alone suffices: a client written from it, with socket, struct and msgpack only, does
-what the framing is for.
+"""A client written from docs/wire.md alone does what the framing is for.
+
+It uses socket, struct and msgpack only.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ print(json.dumps([numbers, refused, received, sender.limits, bool(sender.session
 def test_what_is_refused_is_named_by_its_number(gateway: GatewayProcess, libraries: Path) -> None:
     script = """
 client = Client(address, me)
-first, bad, last = client.send(my_topic, b"1"), client.send("nobody", b"2"), client.send(my_topic, b"3")
+first, bad, last = client.send(my_topic, b"1"), client.send("no topic", b"2"), client.send(my_topic, b"3")
 settled = client.settle(last)
 print(json.dumps([client.refused.pop(bad), client.refused, settled, [client.receive()[4].decode() for _ in range(2)]]))
 """
@@ -172,7 +173,7 @@ client.settle(numbers[-1])
 steps = []
 for _ in numbers:
     channel, offset, *_ = client.receive()
-    client.settle(client.send("ag::default::nobody::1", b"a turn"))
+    client.settle(client.send("ag::default::absent::1", b"a turn"))
     steps.append(len(client.messages) + 1)
     client.done(channel, offset)
 client.close()

@@ -1,4 +1,4 @@
-"""Messages with more fields than any needs are refused before protobuf makes objects of them."""
+"""Messages with too many fields are refused before protobuf makes objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents with more values than a message can need, told from those with a long payload."""
+"""Documents with too many values are told from those with a long payload."""
 
 from __future__ import annotations
 

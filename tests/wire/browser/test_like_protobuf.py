@@ -1,6 +1,4 @@
-"""The plain forms against protobuf's own JSON mapping and against another MessagePack, for
-arbitrary messages.
-"""
+"""The plain forms agree with protobuf's JSON and with another MessagePack."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def live(hello: ClientHello | None = None, welcome: ServerHello | None = None) -
 
 
 def refused(connection: FramedConnection, event: framing.Event, code: ErrorCode) -> None:
-    """It is refused, and nothing has changed: the same is refused for the same reason again."""
+    """Check that an event is refused, twice with the same reason: nothing has changed."""
     before = connection.state, connection.peer_state
     for _ in range(2):
         with pytest.raises(LocalProtocolError) as raised:
@@ -326,9 +326,7 @@ def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
 def test_what_one_end_allows_the_other_accepts_however_late_it_comes(
     script: list[tuple[str, int]], window: int, messages: int, size: int
 ) -> None:
-    """Both directions have bytes on their way while the ends go on: no end is ever told off for
-    what it could not know.
-    """
+    """No end is blamed for what it could not know: bytes are under way both ways."""
     pair = live(ClientHello(credit_messages=messages, credit_bytes=size), ServerHello(publish_window=window))
     pair.down(Channel(1, "t"))
     up, down = bytearray(), bytearray()

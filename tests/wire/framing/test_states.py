@@ -73,7 +73,7 @@ def test_no_frame_leads_to_idle_and_every_next_state_is_one_of_that_side() -> No
 
 
 @given(st.data())
-def test_any_walk_stays_in_the_tables_and_nobody_is_ever_stuck(data: st.DataObject) -> None:
+def test_any_walk_stays_in_the_tables_and_no_side_is_ever_stuck(data: st.DataObject) -> None:
     states = States()
     for _ in range(data.draw(st.integers(0, 12))):
         role = data.draw(st.sampled_from(Side))
@@ -85,7 +85,7 @@ def test_any_walk_stays_in_the_tables_and_nobody_is_ever_stuck(data: st.DataObje
     client, server = states[Side.CLIENT], states[Side.SERVER]
     assert client in BY_FRAME[Side.CLIENT]
     assert server in BY_FRAME[Side.SERVER]
-    # Somebody who waits for the other side waits for one that can still move.
+    # A side that waits for the other side waits for one that can still move.
     if server is ConnectionState.IDLE:
         assert client in {ConnectionState.GREETING, ConnectionState.DONE}
     if client is ConnectionState.WAITING:

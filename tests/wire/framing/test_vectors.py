@@ -73,7 +73,7 @@ def test_a_mistake_is_found_however_it_comes(name: str, step: int) -> None:
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_a_conversation_is_legal_up_to_its_mistake(name: str) -> None:
     steps, mistake = CONVERSATIONS[name]["steps"], CONVERSATIONS[name].get("error")
-    # Each end hears one side from the vector, and says the other by itself.
+    # Each end hears one side from the vector, and says the other one.
     ends = {"gateway": FramedConnection(Side.CLIENT), "client": FramedConnection(Side.SERVER)}
     other = {"gateway": "client", "client": "gateway"}
     for number, step in enumerate(steps):
