@@ -40,7 +40,7 @@ class DemoFacts:
 class DemoCheck:
     """Says whether one claim is true, and what was observed."""
 
-    holds: bool
+    is_true: bool
     claim: str
     seen: str
 

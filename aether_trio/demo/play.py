@@ -250,7 +250,7 @@ def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
     screen.blank()
     screen.verdict(checks)
     screen.blank()
-    if not all(check.holds for check in checks):
+    if not all(check.is_true for check in checks):
         screen.failure("Not all of these claims are true.")
         return False
     screen.note(f"All of these claims are true, after {screen.elapsed_s:.1f} s.")

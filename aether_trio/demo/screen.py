@@ -131,9 +131,9 @@ class Screen:
         table.add_column(no_wrap=True)
         table.add_column(ratio=1, style="dim")
         for check in checks:
-            mark = self._mark("✓", "+") if check.holds else self._mark("✗", "X")
-            style = "green" if check.holds else "red bold"
-            table.add_row(Text(mark, style=style), Text(check.claim, style="" if check.holds else style), check.seen)
+            mark = self._mark("✓", "+") if check.is_true else self._mark("✗", "X")
+            style = "green" if check.is_true else "red bold"
+            table.add_row(Text(mark, style=style), Text(check.claim, style="" if check.is_true else style), check.seen)
         self.console.print(table)
 
     def note(self, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from aether_trio.orchestrator.agents_file import AgentSpec
-from aether_trio.orchestrator.launch_plan import StartRequest
+from aether_trio.orchestrator.launch_plan import AgentStart
 
 WAIT_S: Final = 30.0
 """Seconds that a start waits for a free place before it is refused, so that another orchestrator
@@ -28,7 +28,7 @@ class _QueuedStart:
     `replaced`: the gateway has asked for the same agent again.
     """
 
-    start: StartRequest
+    start: AgentStart
     room: trio.Event = field(default_factory=trio.Event)
     replaced: bool = False
 
@@ -43,8 +43,8 @@ class Capacity:
     def __init__(
         self,
         most: int,
-        running: Callable[[], Mapping[str, StartRequest]],
-        spec_of: Callable[[StartRequest], AgentSpec | None],
+        running: Callable[[], Mapping[str, AgentStart]],
+        spec_of: Callable[[AgentStart], AgentSpec | None],
     ) -> None:
         self._most = most
         self._running = running
@@ -55,7 +55,7 @@ class Capacity:
         """Count the starts that wait."""
         return len(self._queued)
 
-    def problem(self, start: StartRequest) -> str:
+    def problem(self, start: AgentStart) -> str:
         """Return why `start` cannot run now; "" if it can, or if its agent is unknown."""
         running = self._running()
         if len(running) >= self._most:
@@ -68,7 +68,7 @@ class Capacity:
             return f"{replicas} agents {spec.implementation!r} run here, which is their limit"
         return ""
 
-    async def wait(self, start: StartRequest, on_wait: Callable[[str], None]) -> str | None:
+    async def wait(self, start: AgentStart, on_wait: Callable[[str], None]) -> str | None:
         """Wait for a free place: return "" for one, or after WAIT_S why there is none.
 
         None: the gateway has asked for the same agent again meanwhile. `on_wait` gets the reason

@@ -91,7 +91,7 @@ class DockerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class StartRequest:
+class AgentStart:
     """Asks for the start of one agent."""
 
     task_id: str
@@ -107,7 +107,7 @@ class StartRequest:
     """The priority of the most urgent task that waits for the agent."""
 
     @classmethod
-    def of(cls, assignment: Assignment) -> StartRequest:
+    def of(cls, assignment: Assignment) -> AgentStart:
         """Read an assignment. Raises IdentityError."""
         params = dict(assignment.launch_params)
         token = params.pop(TOKEN, "")
@@ -146,7 +146,7 @@ class GatewayAddresses:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """Says what to run.
+    """Says which command to run, where, and in which environment.
 
     `kill` is the command that kills it where signals do not reach it, () for none.
     """
@@ -157,7 +157,7 @@ class LaunchPlan:
     kill: tuple[str, ...] = ()
 
 
-def plan_launch(spec: AgentSpec, start: StartRequest, addresses: GatewayAddresses) -> LaunchPlan:
+def plan_launch(spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses) -> LaunchPlan:
     """Return the command and environment of an agent."""
     own = own_variables(spec, start, addresses, os.environ)
     inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
@@ -185,7 +185,7 @@ def _finds_docker(name: str) -> bool:
 
 
 def own_variables(
-    spec: AgentSpec, start: StartRequest, addresses: GatewayAddresses, environ: Mapping[str, str]
+    spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Return an agent's own variables: the table in the module's docstring.
 

@@ -16,7 +16,7 @@ from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.client.jobs.manager import LOST
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged
-from aether_trio.orchestrator.launch_plan import StartRequest
+from aether_trio.orchestrator.launch_plan import AgentStart
 
 RETRY_DELAY_S: Final = 0.5
 """Seconds before a call is repeated that failed with the connection."""
@@ -32,7 +32,7 @@ A startup task without a report fails later, by its own time limit.
 _FINAL: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
 
-async def watch_startup_task(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+async def watch_startup_task(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
     """Call `stop(why)` when the process of `start` has to stop.
 
     Returns when the startup task cannot be followed any more: the process then goes on.
@@ -53,7 +53,7 @@ async def watch_startup_task(client: OrchestratorClient, start: StartRequest, st
             await trio.sleep(RETRY_DELAY_S)
 
 
-async def _follow(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+async def _follow(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
     """Read the status of the startup task, then follow its changes.
 
     Raises AetherError.
@@ -78,7 +78,7 @@ async def _follow(client: OrchestratorClient, start: StartRequest, stop: Callabl
                     return
 
 
-async def _check_assignment(client: OrchestratorClient, start: StartRequest, stop: Callable[[str], None]) -> None:
+async def _check_assignment(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
     """Call `stop` if another orchestrator was assigned the startup task meanwhile.
 
     Raises AetherError.

@@ -25,7 +25,7 @@ from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.capacity import Capacity
-from aether_trio.orchestrator.launch_plan import GatewayAddresses, StartRequest, cannot_run, plan_launch
+from aether_trio.orchestrator.launch_plan import AgentStart, GatewayAddresses, cannot_run, plan_launch
 from aether_trio.orchestrator.process_group import kill_group, run_process
 from aether_trio.orchestrator.reporter import Reporter
 from aether_trio.orchestrator.startup_task import report_failure, watch_startup_task
@@ -59,9 +59,9 @@ class OrchestratorStatistics:
 
 @dataclass(slots=True, eq=False)
 class _AgentProcess:
-    """A process that runs, or is about to."""
+    """Is an agent's process that runs or is about to start."""
 
-    start: StartRequest
+    start: AgentStart
     pid: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -154,7 +154,7 @@ class AgentSupervisor:
 
     async def _serve(self, client: OrchestratorClient, assignment: Assignment, nursery: trio.Nursery) -> None:
         try:
-            start = StartRequest.of(assignment)
+            start = AgentStart.of(assignment)
         except IdentityError as error:
             self._reporter.event("", f"task {assignment.task_id} names no agent: {error}")
             await self._report(client, assignment.reference, "", f"no agent is called that: {error}")
@@ -195,16 +195,16 @@ class AgentSupervisor:
         if not process.replaced:
             await self._report(client, start.reference, name, reason)
 
-    def _spec_of(self, start: StartRequest) -> AgentSpec | None:
+    def _spec_of(self, start: AgentStart) -> AgentSpec | None:
         """Return how the agent is started; an agent "name:version" also as "name"."""
         implementation = start.identity.implementation
         return self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
 
-    def _unknown(self, start: StartRequest) -> str:
+    def _unknown(self, start: AgentStart) -> str:
         known = ", ".join(sorted(self._agents))
         return f"this orchestrator has no agent {start.identity.implementation!r}; it has {known}"
 
-    async def _refuse(self, client: OrchestratorClient, start: StartRequest, why: str) -> None:
+    async def _refuse(self, client: OrchestratorClient, start: AgentStart, why: str) -> None:
         self._refused += 1
         self._reporter.event(start.identity.text, f"is not started: {why}")
         await self._report(client, start.reference, start.identity.text, why)

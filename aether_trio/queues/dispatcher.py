@@ -36,7 +36,7 @@ def ignore_loss() -> None:
 
 
 class QueueBackend(Subscriber, Protocol):
-    """Has the messages of one queue. No method blocks or raises."""
+    """Stores the messages of one work queue. No method blocks or raises."""
 
     def on_room(self) -> None:
         """React to a worker that may have credit again."""
@@ -47,7 +47,7 @@ class QueueBackend(Subscriber, Protocol):
         ...
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Take back what a worker that has left was not done with.
+        """Take back the unacknowledged messages of a worker that has left.
 
         It may have been the last worker.
         """
@@ -55,7 +55,10 @@ class QueueBackend(Subscriber, Protocol):
 
 
 class InFlight:
-    """Lists the offsets in flight to one worker; the Origin of those deliveries."""
+    """Lists the messages that were given to one worker and are not acknowledged.
+
+    It is the Origin of their deliveries.
+    """
 
     __slots__ = ("_dispatcher", "_worker", "offsets")
 
@@ -75,7 +78,7 @@ class InFlight:
 
     @property
     def is_open(self) -> bool:
-        """Whether the worker can still be given messages under this object."""
+        """Whether these messages still belong to their worker."""
         return self._worker.in_flight is self and self._worker in self._dispatcher.workers
 
     def delivered(self, offset: int) -> None:
@@ -93,7 +96,7 @@ class InFlight:
             self._dispatcher.backend.on_done(self._worker, [offset])
 
     def take_all(self) -> list[int]:
-        """Return all offsets, and forget them."""
+        """Return the unacknowledged offsets, and forget them."""
         offsets, self.offsets = self.offsets, []
         return offsets
 
@@ -123,7 +126,7 @@ class QueueWorker:
         self._dispatcher.remove(self)
 
     def revoke(self) -> None:
-        """Withdraw what waits in the outbox, and forget what is in flight."""
+        """Withdraw the worker's messages from its outbox, and forget those in flight."""
         revoked, self.in_flight = self.in_flight, InFlight(self._dispatcher, self)
         self.outbox.withdraw((revoked,))
         revoked.take_all()
@@ -155,7 +158,7 @@ class QueueDispatcher:
         return worker
 
     def remove(self, worker: QueueWorker) -> None:
-        """Remove a worker, and give the backend what the worker was not done with.
+        """Remove a worker, and give its unacknowledged messages back to the backend.
 
         Idempotent.
         """

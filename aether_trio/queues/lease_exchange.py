@@ -88,7 +88,7 @@ def exchange(lease: LeaseEpoch, now_ms: int, requests: Sequence[WorkRequest]) ->
 
 
 def responses(rows: Iterable[Row]) -> dict[int, WorkResponse]:
-    """Return the responses in the rows of an `exchange`, by topic id."""
+    """Read the rows of an `exchange`: one response for each queue, by topic id."""
     found: dict[int, WorkResponse] = {}
     for topic_id, first, many, frame, held in rows:
         response = found.get(topic_id)

@@ -82,7 +82,7 @@ NO_LEASE: Final = (-1, -1)
 
 
 class LeasedQueues:
-    """Runs the exchanges of all leased queues of one node, in one task; a WorkQueues."""
+    """Leases and returns the messages of all work queues of one node; a WorkQueues."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
@@ -105,7 +105,7 @@ class LeasedQueues:
         self._exchanges = self._taken = self._returned = self._failed = 0
 
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
-        """Read what `join` needs. Raises StorageUnavailable."""
+        """Read a queue's topic state and cursor, for `join`. Raises StorageUnavailable."""
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
@@ -124,7 +124,7 @@ class LeasedQueues:
         return queue.join(outbox, on_lost)
 
     def statistics(self) -> WorkStatistics:
-        """Return what there is now, and what has happened since start."""
+        """Return the counts of queues and workers, and of exchanges since start."""
         workers = [len(queue.dispatcher.workers) for queue in self._queues.values()]
         return WorkStatistics(
             len(workers),
@@ -139,13 +139,13 @@ class LeasedQueues:
     # -- QueueScheduler ----------------------------------------------------------------------------
 
     def schedule(self, queue: LeasedQueue) -> None:
-        """Exchange for `queue` with the next statement."""
+        """Send the request of `queue` to the database with the next statement."""
         if not self._scheduled:
             self._wake.set()
         self._scheduled[queue] = None
 
     def schedule_later(self, queue: LeasedQueue) -> None:
-        """Exchange for `queue` within LAZY_S."""
+        """Send the request of `queue` to the database within LAZY_S."""
         if not self._scheduled_later:
             self._later_at = trio.current_time() + LAZY_S
             self._wake.set()

@@ -60,11 +60,11 @@ class QueueScheduler(Protocol):
     """Runs the exchanges of queues with the database. Neither call blocks."""
 
     def schedule(self, queue: LeasedQueue) -> None:
-        """Exchange soon: the queue has messages to return, to lease or to dispatch."""
+        """Serve the queue soon: it has messages to return, to lease or to dispatch."""
         ...
 
     def schedule_later(self, queue: LeasedQueue) -> None:
-        """Exchange in a moment: the queue has messages that are done."""
+        """Serve the queue in a moment: it has finished messages to report."""
         ...
 
 
@@ -127,13 +127,13 @@ class LeasedQueue:
             self._scheduler.schedule(self)
 
     def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
-        """Report `offsets` to the database in a moment."""
+        """Report finished messages to the database in a moment."""
         self._done.update(dict.fromkeys(offsets, worker))
         self._scheduler.schedule_later(self)
         self.on_room()
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Return `offsets`, and all that is ready if no worker is left."""
+        """Return a worker's messages to the database; without workers, the ready ones too."""
         self._returned += offsets
         if self.dispatcher.workers:
             self._behind = True
@@ -198,7 +198,10 @@ class LeasedQueue:
         self._report_now = True
 
     def next_request(self, number: int) -> WorkRequest | None:
-        """Return the request to send now, numbered `number`; or again the unanswered one."""
+        """Return the next request to the database, or the unanswered one again.
+
+        `number` is the number of a new request.
+        """
         if self._unanswered is not None:
             return self._unanswered
         topic_id = self.state.topic_id
@@ -231,7 +234,7 @@ class LeasedQueue:
         return WorkRequest(self.state.topic_id, number, done=sorted(done), all_but=True)
 
     def on_response(self, response: WorkResponse) -> None:
-        """Take in the response to what `next_request` returned last."""
+        """Take in the messages that the last request has leased."""
         request, self._unanswered = self._unanswered, None
         assert request is not None
         self._verify = False

@@ -79,17 +79,17 @@ class LocalQueue:
     # -- QueueBackend ------------------------------------------------------------------------------
 
     def on_room(self) -> None:
-        """Let the reader try again, if it waits for room."""
+        """Let the task that reads the log try again, if it waits for a worker with room."""
         self._room.set()
 
     def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
-        """Advance the cursor, and go on reading."""
+        """Advance the cursor past finished messages, and go on reading the log."""
         self._save_cursor()
         self._room.set()
         self._read_if_behind()
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Dispatch `offsets` to the other workers, or keep them for the next worker."""
+        """Dispatch a worker's messages to the other workers, or keep them for the next."""
         for offset in offsets:
             heapq.heappush(self._returned, offset)
         self._room.set()
@@ -112,7 +112,7 @@ class LocalQueue:
         self._read_if_behind()
 
     def look(self) -> None:
-        """Read what is new from the log."""
+        """Read new messages from the log."""
         self._read_if_behind()
 
     def renew(self) -> None:
@@ -151,7 +151,7 @@ class LocalQueue:
             self._reading = False
 
     async def _dispatch_page(self) -> bool:
-        """Read some messages and dispatch them, returned ones first.
+        """Read some messages from the log and dispatch them, returned ones first.
 
         False if no worker had room for one.
         """
@@ -200,7 +200,7 @@ class LocalQueues:
         self._idle: dict[str, LocalQueue] = {}
 
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
-        """Read what `join` needs. Raises StorageUnavailable."""
+        """Read a queue's topic state and cursor, for `join`. Raises StorageUnavailable."""
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
@@ -225,7 +225,7 @@ class LocalQueues:
         return queue.join(outbox, on_lost)
 
     def statistics(self) -> WorkStatistics:
-        """Return what there is now."""
+        """Return the counts of queues and workers."""
         workers = sum(len(queue.dispatcher.workers) for queue in self._queues.values())
         return WorkStatistics(len(self._queues), len(self._idle), workers)
 

@@ -40,10 +40,10 @@ class WorkStatistics:
 
 
 class WorkQueues(Protocol):
-    """The work queues of one node."""
+    """Finds the work queues of one node, and adds workers to them."""
 
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
-        """Read what `join` needs: the topic's state and the queue's cursor.
+        """Read a queue's topic state and cursor, for `join`.
 
         The state is pinned, as by TopicLog.warm.
 
@@ -60,5 +60,5 @@ class WorkQueues(Protocol):
         ...
 
     def statistics(self) -> WorkStatistics:
-        """Return what there is now, and what has happened since start."""
+        """Return the counts of queues and workers, and of exchanges since start."""
         ...

@@ -53,7 +53,7 @@ class CheckpointService:
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
-        """Perform one operation; return its reply.
+        """Perform one checkpoint operation; return its reply.
 
         Raises nothing for a client's mistake, nor if storage is unavailable.
         """
@@ -130,7 +130,7 @@ class CheckpointHandler:
         self._former_owner = former_owner
 
     async def handle(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
-        """Perform one operation."""
+        """Perform one checkpoint operation of a session."""
         answer = await self._service.handle(session.identity, op)
         if op.op == Op.LOAD and answer.success and not answer.saved_at:
             owner = await self._former_owner(session.identity, op.key)

@@ -50,7 +50,10 @@ class SessionService:
     # -- session_op --------------------------------------------------------------------------------
 
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
-        """Perform LIST, GET or DISCONNECT. A refusal is in the typed reply."""
+        """Perform a session operation: LIST, GET or DISCONNECT.
+
+        A refusal is in the typed reply.
+        """
         response = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         try:

@@ -81,7 +81,7 @@ _LAST_WORDS = frozenset({"tunnel_close"})
 
 
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
-    """Return the answers to an operation of this table."""
+    """Return the typed failure and the error for an unimplemented operation."""
     error = AetherError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
     typed = FAILURES[case]
     request_id = request_id_of(payload)

@@ -26,7 +26,7 @@ class WorkspaceSwitch:
         self._strict = strict
 
     async def handle(self, session: Session, request: pb.SwitchWorkspace) -> Sequence[pb.DownstreamMessage]:
-        """Switch, or leave the workspace with an empty name. Raises AetherError."""
+        """Switch a user window's workspace; an empty name leaves it. Raises AetherError."""
         workspace = request.new_workspace_id
         if session.identity.kind is not Kind.USER:
             raise AetherError(

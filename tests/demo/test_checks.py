@@ -26,12 +26,12 @@ GOOD = DemoFacts(
 
 
 def test_a_good_performance_passes() -> None:
-    assert all(check.holds for check in verdict(GOOD))
+    assert all(check.is_true for check in verdict(GOOD))
 
 
 def test_repeats_are_said_and_allowed() -> None:
     checks = verdict(replace(GOOD, answers=(story.WEATHER, *story.QUESTIONS), repeated=3))
-    assert all(check.holds for check in checks)
+    assert all(check.is_true for check in checks)
     assert [check.seen for check in checks if "twice" in check.seen] == [
         "5 of 5, 1 of them twice (at least once)",
         "13 lines, 3 of them twice (at least once)",
@@ -58,5 +58,5 @@ def test_repeats_are_said_and_allowed() -> None:
     ],
 )
 def test_whatever_is_missing_is_noticed(spoiled: DemoFacts, claim: str) -> None:
-    failed = [check.claim for check in verdict(spoiled) if not check.holds]
+    failed = [check.claim for check in verdict(spoiled) if not check.is_true]
     assert any(claim in text for text in failed), failed

@@ -1,4 +1,4 @@
-"""The demo as a reader runs it: real processes, real kills, and nothing left behind."""
+"""The demo as a user runs it: real processes, real kills, nothing left behind."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Scratch directories go to `tmp_path`.
-
-    Somebody's own settings are there to be ignored.
-    """
+    """Return an environment with `tmp_path` for scratch, and settings to be ignored."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(tmp_path),
@@ -44,7 +41,7 @@ def processes_in(directory: Path) -> list[str]:
             if f"TMPDIR={directory}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
-            continue  # it has ended, or is somebody else's
+            continue  # it has ended, or belongs to another user
     return found
 
 

@@ -14,7 +14,7 @@ def test_a_question_that_comes_again_is_not_taken_twice() -> None:
     assert notes.todo == []
 
 
-def test_the_same_question_of_somebody_else_is_another_one() -> None:
+def test_the_same_question_of_another_sender_is_another_one() -> None:
     notes = Notebook()
     assert notes.take("Why?", "ag::trip::planner::1")
     assert notes.take("Why?", "ag::trip::cli::2")

@@ -35,7 +35,7 @@ def test_a_line_says_who_and_to_whom() -> None:
     assert text_of(out).split()[1:] == ["planner", "→", "researcher", "How", "is", "the", "weather?"]
 
 
-def test_a_line_for_nobody_in_particular() -> None:
+def test_a_line_without_a_receiver() -> None:
     assert Line.read("ag::trip::cli::7", "hello all") == Line("ag::trip::cli::7", "", "hello all")
 
 

@@ -1,6 +1,4 @@
-"""Starts as a gateway asks for them, agents that are a line of Python, and a client that only
-writes down what it is told.
-"""
+"""Start requests, agents of one line of Python, and a client that records calls."""
 
 from __future__ import annotations
 
@@ -69,9 +67,9 @@ def assignment(
 
 
 class Client:
-    """As much of an OrchestratorClient as an Orchestrator needs.
+    """Plays the OrchestratorClient of an AgentSupervisor.
 
-    `failed` are (task, reason), `registered` what it was told of.
+    `failed` are the reported (task, reason), `registered` the registrations.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The file that says which agents can be started: what it means, and what is wrong with it."""
+"""The file of agents: what it means, and which mistakes are named."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator import DockerError, GatewayAddresses, check_docker, missing_commands
 from aether_trio.orchestrator.agents_file import parse_agents
-from aether_trio.orchestrator.launch_plan import LaunchPlan, StartRequest, cannot_run, plan_launch
+from aether_trio.orchestrator.launch_plan import AgentStart, LaunchPlan, cannot_run, plan_launch
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.orchestrator.starts import assignment, python
 
 AROUND = GatewayAddresses("gw:1", "aether://gw:1", {"AETHER_TLS_ENABLED": "true"})
 
 
-def start(message: pb.TaskAssignment) -> StartRequest:
-    return StartRequest.of(read(Assignment, message))
+def start(message: pb.TaskAssignment) -> AgentStart:
+    return AgentStart.of(read(Assignment, message))
 
 
 def container(text: str, message: pb.TaskAssignment) -> LaunchPlan:
@@ -32,7 +32,7 @@ def container(text: str, message: pb.TaskAssignment) -> LaunchPlan:
 def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AETHER_API_KEY", "the orchestrator's own")
     monkeypatch.setenv("LC_HOME_GROWN", "kept")
-    spec = python("", environment={"MOOD": "good", "AETHER_SPECIFIER": "somebody else"})
+    spec = python("", environment={"MOOD": "good", "AETHER_SPECIFIER": "another one"})
     params = {"voice": "loud", "env.MOOD": "better", "env.AETHER_AUTH_TOKEN": "stolen", "env.not a name": "x"}
     woken = assignment(params=params, trigger="123")
     woken.checkpoint_key = "half"
@@ -82,7 +82,7 @@ def test_who_is_to_be_started(message: pb.TaskAssignment, identity: str) -> None
     assert start(message).identity.text == identity
 
 
-def test_what_is_nobody() -> None:
+def test_an_assignment_that_names_no_agent() -> None:
     with pytest.raises(IdentityError):
         start(assignment(implementation="a::b"))
 

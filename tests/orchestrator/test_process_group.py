@@ -1,7 +1,4 @@
-"""A process that was started: its lines, its end, and how it is made to end.
-
-With real processes.
-"""
+"""A process group: its lines, its end, how it is stopped. With real processes."""
 
 from __future__ import annotations
 
@@ -92,7 +89,7 @@ async def test_a_signal_is_named() -> None:
 
 
 async def cancelled_after_first_line(code: str, grace_s: float, kill: tuple[str, ...] = ()) -> tuple[list[str], int]:
-    """(all lines, process id) of a child that is cancelled when it has printed something."""
+    """Cancel a process when it has printed a line; return (all lines, process id)."""
     lines: list[str] = []
     pids: list[int] = []
     scope = trio.CancelScope()
@@ -144,7 +141,7 @@ async def test_what_signals_do_not_reach_is_ended_by_its_own_command(tmp_path: P
     assert not is_there(pid)
 
 
-async def test_a_pipe_that_others_hold_open_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pipe_that_other_processes_keep_open_delays_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "LAST_WORDS_S", 0.1)
     code = """
 import subprocess, sys
@@ -179,10 +176,10 @@ class Printer:
 
 
 @pytest.mark.parametrize(("chunks", "seconds"), [(512, 0), (512 + 1, 2048 / process_group.RATE_BYTES_S), (2048, 6)])
-async def test_whoever_prints_without_end_is_slowed_down(
+async def test_a_process_that_prints_without_end_is_slowed_down(
     autojump_clock: trio.testing.MockClock, chunks: int, seconds: float
 ) -> None:
-    """Otherwise nothing else goes on in its orchestrator, nor in a gateway of the same process."""
+    """Otherwise no other task runs in its orchestrator, or in a gateway beside it."""
     lines: list[str] = []
     ended, heard_all = trio.Event(), trio.Event()
     since = trio.current_time()
@@ -210,11 +207,11 @@ child = subprocess.Popen([sys.executable, "-u", "-c", {code!r}], **{how})
 print(child.pid, flush=True)
 """
 OBEYS = "import time; time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 
 
 @pytest.mark.parametrize("pipe", ["inherited", "its own"])
-@pytest.mark.parametrize(("code", "grace_s"), [(OBEYS, LONG_S), (STUBBORN, 0.2)])
+@pytest.mark.parametrize(("code", "grace_s"), [(OBEYS, LONG_S), (IGNORES_SIGTERM, 0.2)])
 async def test_what_a_wrapper_has_started_ends_with_it(code: str, grace_s: float, pipe: str) -> None:
     how = "{}" if pipe == "inherited" else "dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
     lines: list[str] = []
@@ -224,7 +221,7 @@ async def test_what_a_wrapper_has_started_ends_with_it(code: str, grace_s: float
 
 
 async def test_what_has_outlived_a_process_that_was_stopped_ends_too() -> None:
-    code = WRAPPER.format(code=STUBBORN, how="{}") + "import time; time.sleep(600)"
+    code = WRAPPER.format(code=IGNORES_SIGTERM, how="{}") + "import time; time.sleep(600)"
     lines: list[str] = []
     scope = trio.CancelScope()
 

@@ -1,6 +1,4 @@
-"""The orchestrator with real processes: one for each identity, never too many, and every end is
-told.
-"""
+"""AgentSupervisor with real processes: limits, replacement, reports of each end."""
 
 from __future__ import annotations
 
@@ -100,7 +98,7 @@ async def test_all_are_gone_when_it_ends() -> None:
         pids = [int(words[0]) for words in await s.lines(3)]
         assert all(is_there(pid) for pid in pids)
     assert not any(is_there(pid) for pid in pids)
-    # The gateway sees by itself that its orchestrator has gone.
+    # The gateway notices that its orchestrator has gone.
     assert s.client.failed == []
     assert [text for _, text in s.notes.events].count("was stopped") == 3
 
@@ -136,7 +134,7 @@ async def test_a_new_start_of_the_same_agent_waits_until_the_old_process_is_gone
         ([TaskStatus.RUNNING, TaskStatus.COMPLETED], False),
     ],
 )
-async def test_a_process_that_nobody_waits_for_is_stopped(story: list[TaskStatus], stopped: bool) -> None:
+async def test_a_process_whose_start_is_over_is_stopped(story: list[TaskStatus], stopped: bool) -> None:
     async with stage(python(STAYS)) as s:
         s.ask(task_id="t1")
         [[pid, _]] = await s.lines(1)
@@ -151,7 +149,7 @@ async def test_a_process_that_nobody_waits_for_is_stopped(story: list[TaskStatus
             assert is_there(int(pid))
 
 
-async def test_a_start_that_had_ended_before_anybody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_had_ended_before_it_was_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage(python(STAYS)) as s:
         s.client.status = TaskStatus.CANCELLED
         s.ask(task_id="t1")
@@ -289,7 +287,7 @@ async def test_one_that_is_asked_for_anew_while_it_waits_is_started_once(monkeyp
 @pytest.mark.parametrize(
     ("ask", "why"),
     [
-        ({"implementation": "stranger"}, "has no agent 'stranger'; it has broken, echo"),
+        ({"implementation": "unknown"}, "has no agent 'unknown'; it has broken, echo"),
         ({"implementation": "broken"}, "cannot run /nowhere/tool: there is no such file, seen from "),
         ({"implementation": "a::b"}, "no agent is called that"),
         ({"trigger": "\x00"}, "embedded null byte"),
@@ -359,7 +357,7 @@ async def test_the_second_signal_kills() -> None:
 
 
 DOCKER = """#!/bin/sh
-# Runs what comes behind the image here, under the container's name; `docker kill` ends it.
+# Runs the words behind the image here, under the container's name; `docker kill` ends it.
 case "$1" in
 run)
     shift

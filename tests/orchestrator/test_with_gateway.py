@@ -117,10 +117,7 @@ async def test_a_task_starts_the_unique_task_that_it_is_for() -> None:
 
 
 async def test_an_agent_that_is_started_elsewhere_does_not_live_on_where_it_was() -> None:
-    """It hangs, with its connection cut, for longer than its grace.
-
-    Another orchestrator is asked for it then.
-    """
+    """The agent hangs longer than its grace window, so another orchestrator is asked."""
     with trio.fail_after(LIMIT_S):
         async with (
             open_test_gateway(tasks={"start_grace_s": 1}) as gateway,
@@ -176,10 +173,7 @@ async def test_a_start_that_was_given_to_another_orchestrator_has_no_second_proc
 
 @pytest.mark.parametrize("comes", ["first", "second"])
 async def test_of_two_processes_of_one_start_the_one_that_comes_lives_on(tmp_path: Path, comes: str) -> None:
-    """Both have a token that is good.
-
-    The orchestrator of the other one is away when it is decided.
-    """
+    """Both have a valid token; one orchestrator is away when the gateway decides."""
     late = LATE.format(str(tmp_path / "now"))
     async with open_test_gateway(tasks={"start_timeout_s": 0}) as gateway:
         address = f"aether://{gateway.address}"

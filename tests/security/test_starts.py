@@ -19,7 +19,7 @@ from aether_trio.client.operations.task_values import Assignment
 from aether_trio.gateway import Gateway
 from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses
 from aether_trio.orchestrator.agents_file import parse_agents
-from aether_trio.orchestrator.launch_plan import LaunchPlan, StartRequest, plan_launch
+from aether_trio.orchestrator.launch_plan import AgentStart, LaunchPlan, plan_launch
 from tests.orchestrator.starts import Notes, assignment, python
 from tests.security.tenants import LIMIT_S, SCHEMES, agent_of, open_tenants, orchestrator_of
 
@@ -115,7 +115,7 @@ CONTAINER = "agents: {big: {image: 'example/big:1', environment: {MOOD: good}, i
 
 
 def launch(spec: AgentSpec, params: dict[str, str]) -> LaunchPlan:
-    start = StartRequest.of(read(Assignment, assignment(spec.implementation, params=params)))
+    start = AgentStart.of(read(Assignment, assignment(spec.implementation, params=params)))
     return plan_launch(spec, start, GatewayAddresses("gw:1", "aether://gw:1"))
 
 

@@ -1,6 +1,4 @@
-"""What development mode allows: everything, except what would let one participant act on all
-others.
-"""
+"""Development mode allows all but what lets one participant act on all others."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ async def test_the_state_of_others_is_for_the_two_system_kinds(identity: Identit
         (Capability.MINT_USER_TOKENS, AccessLevel.MANAGE),
     ],
 )
-async def test_nobody_holds_the_strong_capabilities_unless_granted(
+async def test_the_strong_capabilities_have_to_be_granted(
     identity: Identity, capability: Capability, level: AccessLevel
 ) -> None:
     for rules, expected in ((DevAuthorizer(), False), (DevAuthorizer(frozenset({capability})), True)):

@@ -1,6 +1,4 @@
-"""Checkpoints: private to an identity, bounded so that they can always be loaded, gone at their
-moment.
-"""
+"""Checkpoints: private to an identity, small enough to be loaded, gone on expiry."""
 
 from __future__ import annotations
 
@@ -89,7 +87,7 @@ async def test_delete_is_idempotent_and_list_is_in_order(ask: Ask) -> None:
     assert list((await ask("LIST")).keys) == ["\x00", "b", "é"]
 
 
-async def test_nobody_else_sees_them(service: CheckpointService, ask: Ask) -> None:
+async def test_other_identities_do_not_see_them(service: CheckpointService, ask: Ask) -> None:
     await ask("SAVE", "k", data=b"mine")
     for other in (BOB, Identity.agent("w2", "alice", "1"), Identity.user("alice", "1"), Identity.workflow_engine()):
         theirs = asking(service, other)

@@ -1,6 +1,4 @@
-"""Who gets in: API keys, certificates, development mode, and what happens to those who keep
-guessing.
-"""
+"""Which clients are admitted: API keys, certificates, development mode, guessing."""
 
 from __future__ import annotations
 
@@ -126,7 +124,7 @@ def test_a_token_beside_a_right_key_does_no_harm() -> None:
         ({"workspaces": ("prod",)}, Identity.workflow_engine(), "a workflow engine works in all of them"),
     ],
 )
-def test_a_key_for_somebody_else_is_refused(fields: dict[str, Any], identity: Identity, text: str) -> None:
+def test_a_key_for_another_identity_is_refused(fields: dict[str, Any], identity: Identity, text: str) -> None:
     error = refusal(checker(record(**fields)), identity, {"api_key": KEY})
     assert error.status is Status.PERMISSION_DENIED
     assert text in error.message
@@ -201,7 +199,7 @@ def test_partial_certificates_of_tasks_and_users() -> None:
     assert not user.allows_workspace("dev")
 
 
-def test_a_certificate_that_names_nobody_is_for_encryption_only() -> None:
+def test_a_certificate_that_names_no_identity_is_for_encryption_only() -> None:
     check = checker(record(), client_cert_mode="relaxed")
     assert accept(check, AGENT, {"api_key": KEY}, "laptop.example").key is not None
     assert "needs a credential here" in refusal(check, AGENT, {}, "laptop.example").message
@@ -225,7 +223,7 @@ def test_a_certificate_that_names_nobody_is_for_encryption_only() -> None:
         ({"identity": "ag::*::other::*"}, AGENT, False),
     ],
 )
-def test_a_token_is_for_nobody_beyond_the_key(own: dict[str, Any], identity: Identity, covered: bool) -> None:
+def test_a_token_reaches_no_more_than_the_key(own: dict[str, Any], identity: Identity, covered: bool) -> None:
     assert AcceptedCredential(key=record(**own)).covers(identity) is covered
 
 
@@ -240,7 +238,7 @@ def test_a_token_is_for_nobody_beyond_the_key(own: dict[str, Any], identity: Ide
         ("relaxed", "us::alice::w1", False),
     ],
 )
-def test_a_token_is_for_nobody_beyond_the_certificate(mode: CertificateMode, name: str, covered: bool) -> None:
+def test_a_token_reaches_no_more_than_the_certificate(mode: CertificateMode, name: str, covered: bool) -> None:
     assert AcceptedCredential(certificate=parse_common_name(name, mode)).covers(AGENT) is covered
 
 

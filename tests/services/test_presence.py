@@ -1,6 +1,4 @@
-"""When somebody was last seen: known from the moment at which its session lets go, and after a
-restart.
-"""
+"""When an identity was last seen: known from the session's end, over restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def now_s(core: Core) -> int:
     return core.clock.now_ms() // 1000
 
 
-async def test_nobody_is_neither_connected_nor_gone(store: Store) -> None:
+async def test_an_unknown_identity_was_never_seen(store: Store) -> None:
     with open_world(store) as world:
         async with world.open() as core, connect(core, agent("w", "a", "1")) as peer:
             await peer.next("config")

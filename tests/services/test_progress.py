@@ -40,7 +40,7 @@ LISTENERS = {
 
 
 @pytest.fixture
-async def everybody(core: Core) -> AsyncIterator[dict[str, MemoryLink]]:
+async def participants(core: Core) -> AsyncIterator[dict[str, MemoryLink]]:
     peers: dict[str, MemoryLink] = {}
     async with AsyncExitStack() as stack:
         for name, hello in LISTENERS.items():
@@ -63,23 +63,23 @@ def report(**fields: object) -> pb.UpstreamMessage:
         ("ag.w.1", "ag::v::a::1", set()),
         ("ag.w.1", "us::u", {"us.u.1@w", "us.u.2"}),
         ("ag.w.1", "us::u::2", {"us.u.2"}),
-        ("ag.w.1", "us::nobody", set()),
+        ("ag.w.1", "us::unknown", set()),
         ("tu.w.1", "", {"ag.w.1", "ag.w.2", "us.u.1@w", "us.x.1@w"}),
         ("sv", "us::u::1", {"us.u.1@w"}),
     ],
 )
 async def test_whom_a_report_reaches(
-    everybody: dict[str, MemoryLink], sender: str, recipient: str, receivers: set[str]
+    participants: dict[str, MemoryLink], sender: str, recipient: str, receivers: set[str]
 ) -> None:
-    everybody[sender].send(report(summary="half", recipient=recipient))
-    await barrier(everybody[sender])
-    assert errors(everybody[sender]) == []
-    assert {name for name, peer in everybody.items() if peer.waiting("progress_update")} == receivers
+    participants[sender].send(report(summary="half", recipient=recipient))
+    await barrier(participants[sender])
+    assert errors(participants[sender]) == []
+    assert {name for name, peer in participants.items() if peer.waiting("progress_update")} == receivers
 
 
-async def test_what_an_update_carries(core: Core, everybody: dict[str, MemoryLink]) -> None:
+async def test_what_an_update_carries(core: Core, participants: dict[str, MemoryLink]) -> None:
     step = pb.ProgressStep(name="load", sequence=2, total_steps=5)
-    everybody["ag.w.1"].send(
+    participants["ag.w.1"].send(
         report(
             task_id="t1",
             state="working",
@@ -92,7 +92,7 @@ async def test_what_an_update_carries(core: Core, everybody: dict[str, MemoryLin
             kind=pb.PROGRESS_KIND_APP,
         )
     )
-    update = (await everybody["ag.w.2"].next("progress_update")).progress_update
+    update = (await participants["ag.w.2"].next("progress_update")).progress_update
     assert update == pb.ProgressUpdate(
         source="ag::w::a::1",
         task_id="t1",
@@ -122,7 +122,7 @@ async def test_others_may_not_report(core: Core, hello: pb.UpstreamMessage) -> N
     ("message", "code"),
     [
         (report(recipient="us::"), Code.INVALID_ARGUMENT),
-        (report(recipient="nobody"), Code.INVALID_ARGUMENT),
+        (report(recipient="unknown"), Code.INVALID_ARGUMENT),
         (report(recipient="us::a b"), Code.INVALID_ARGUMENT),
         (report(summary="x" * 70_000), Code.PAYLOAD_TOO_LARGE),
     ],
@@ -148,11 +148,13 @@ async def test_reports_and_messages_share_a_rate(world: World) -> None:
         assert [error.code for error in errors(peer)] == [Code.RATE_LIMITED] * 2
 
 
-async def test_who_has_left_a_workspace_hears_nothing_of_it(core: Core, everybody: dict[str, MemoryLink]) -> None:
-    everybody["us.u.1@w"].send(switch_to("v"))
-    await barrier(everybody["us.u.1@w"])
-    everybody["ag.w.1"].send(report(summary="w"))
-    everybody["ag.v.1"].send(report(summary="v"))
-    await barrier(everybody["ag.w.1"], everybody["ag.v.1"])
-    found = [one.progress_update.summary for one in everybody["us.u.1@w"].waiting("progress_update")]
+async def test_a_window_that_has_left_a_workspace_gets_no_progress_of_it(
+    core: Core, participants: dict[str, MemoryLink]
+) -> None:
+    participants["us.u.1@w"].send(switch_to("v"))
+    await barrier(participants["us.u.1@w"])
+    participants["ag.w.1"].send(report(summary="w"))
+    participants["ag.v.1"].send(report(summary="v"))
+    await barrier(participants["ag.w.1"], participants["ag.v.1"])
+    found = [one.progress_update.summary for one in participants["us.u.1@w"].waiting("progress_update")]
     assert found == ["v"]

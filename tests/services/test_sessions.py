@@ -54,7 +54,7 @@ async def test_others_than_the_system_may_not(core: Core, hello: pb.UpstreamMess
             assert "admin/sessions" in response.error
 
 
-async def test_whoever_is_in_a_workspace_may_see_who_else_is_there(core: Core) -> None:
+async def test_a_participant_of_a_workspace_can_list_its_sessions(core: Core) -> None:
     async with (
         connect(core, user("u", "1")) as window,
         connect(core, agent("w", "a", "1")) as peer,
@@ -70,7 +70,7 @@ async def test_whoever_is_in_a_workspace_may_see_who_else_is_there(core: Core) -
             assert (response.success, response.error) == (True, "")
             assert [found.identity for found in response.connections] == ["ag::w::a::1", "us::u::1"]
             assert response.connections[0].implementation == "a"
-            # Whoever knows a session's id may take it over.
+            # Knowing a session's id is enough to resume it.
             assert not any(found.session_id or found.remote_addr for found in response.connections)
         for wanted in (pb.ConnectionFilter(workspace="v"), pb.ConnectionFilter()):
             assert "admin/sessions" in (await operate(window, Op.LIST, filter=wanted)).error
@@ -232,7 +232,7 @@ async def test_what_storage_does_not_tell_is_said_to_be_unknown(core: Core, monk
 
 
 @pytest.mark.parametrize("outcome", DisconnectOutcome)
-async def test_a_disconnect_that_nobody_has_confirmed_has_not_succeeded(
+async def test_a_disconnect_without_a_confirmation_has_not_succeeded(
     core: Core, outcome: DisconnectOutcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def elsewhere(session_id: str, reason: str) -> DisconnectResult:
@@ -252,7 +252,7 @@ async def test_a_disconnect_that_nobody_has_confirmed_has_not_succeeded(
         assert ("has not confirmed" in response.error) == (outcome is DisconnectOutcome.UNCONFIRMED)
 
 
-async def test_nobody_is_of_a_kind_that_does_not_exist(core: Core) -> None:
+async def test_a_kind_that_does_not_exist_has_no_sessions(core: Core) -> None:
     async with connect(core, workflow_engine()) as peer:
         for number in (9, 77, -1):
             wanted = pb.ConnectionFilter(type=number)  # type: ignore[arg-type]

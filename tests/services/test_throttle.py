@@ -1,4 +1,4 @@
-"""Five refused credentials close the door to an identity, at the address that they came from."""
+"""Five refused credentials throttle an identity at the address they came from."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_the_sixth_try_is_refused_unheard() -> None:
     assert door.try_(RIGHT) is None
 
 
-@pytest.mark.parametrize("stranger", [THERE, "[2001:db8::1]:1000", "unknown"])
-def test_a_stranger_elsewhere_locks_nobody_out(stranger: str) -> None:
+@pytest.mark.parametrize("address", [THERE, "[2001:db8::1]:1000", "unknown"])
+def test_a_client_of_another_address_does_not_throttle_the_owner(address: str) -> None:
     door = Door()
-    door.fail(5, address=stranger)
+    door.fail(5, address=address)
     assert door.try_(RIGHT) is None
 
 
-def test_a_neighbour_locks_nobody_out_that_was_let_in_before() -> None:
+def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before() -> None:
     door = Door()
     assert door.try_(RIGHT) is None
     door.fail(5)

@@ -1,6 +1,4 @@
-"""What is not built yet answers at once: its typed failure for the caller that waits, and a code
-that says why.
-"""
+"""Operations that are not implemented fail at once, typed and with a code."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ async def test_a_caller_is_released_by_its_own_id(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", sorted((WITHOUT_A_CALLER - {"tunnel_close"}) | {"admin_query"}))
-async def test_what_nobody_waits_for_is_refused_all_the_same(case: str) -> None:
+async def test_an_operation_without_a_reply_is_refused_all_the_same(case: str) -> None:
     message = request(case, "mine")
     assert [one.error.code for one in await answers_to(message)] == [Code.NOT_IMPLEMENTED]
 

@@ -1,6 +1,4 @@
-"""SwitchWorkspace: who may, what is silent, what a failure changes (routing/test_receivers.py has
-what is heard after it).
-"""
+"""SwitchWorkspace: which clients may, what gets no reply, what a failure changes."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class AgentService:
         self._strict = strict
 
     async def handle(self, session: Session, op: pb.AgentOperation) -> Sequence[pb.DownstreamMessage]:
-        """Perform one operation; return what the client is sent, in order."""
+        """Perform one agent operation; return the client's messages in order."""
         response = pb.AgentResponse(request_id=op.request_id)
         try:
             decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")

@@ -88,7 +88,7 @@ class Throttle:
 
     @property
     def remembered(self) -> int:
-        """The number of records in memory, of all kinds."""
+        """The number of records of failed and successful authentications in memory."""
         return len(self._pairs) + len(self._addresses) + len(self._let_in)
 
 

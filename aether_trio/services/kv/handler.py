@@ -18,7 +18,7 @@ class KvHandler:
         self._clock = clock
 
     async def handle(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        """Perform one operation within the reach of the session's credential."""
+        """Perform one KV operation within the reach of the session's credential."""
         started = self._clock.monotonic()
         answers = await self._service.handle(session.identity, op, session)
         operation, scope = _labels(op)

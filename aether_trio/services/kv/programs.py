@@ -232,7 +232,7 @@ def set_size(slot: Slot) -> Program[KvOutcome | KvRefusal]:
 
 
 def _stored(slot: Slot) -> Program[_StoredEntry | None]:
-    """Return the entry, expired or not."""
+    """Return the key's entry, expired or not."""
     rows = yield Fetch(_SELECT, (slot.space, slot.key))
     return _StoredEntry(*rows[0]) if rows else None
 
@@ -243,7 +243,10 @@ def _live(slot: Slot) -> Program[_StoredEntry | None]:
 
 
 def _write(slot: Slot, old: _StoredEntry | None, value: bytes, expires_ms: int | None) -> Program[KvRefusal | None]:
-    """Replace the entry, if there is room. A set is deleted first, with its members."""
+    """Replace the key's entry, if the quota allows it.
+
+    A set is deleted first, with its members.
+    """
     units = units_of(slot.key, value)
     items, more = (1, units) if old is None else (1 - old.items, units - old.units)
     if not (yield from change(slot.space, items, more, slot.quota)):

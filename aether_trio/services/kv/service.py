@@ -105,7 +105,7 @@ class KvService:
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
     ) -> list[pb.DownstreamMessage]:
-        """Perform one operation; return the client's messages in order.
+        """Perform one KV operation; return the client's messages in order.
 
         `reach` is that of the client's credential.
         """

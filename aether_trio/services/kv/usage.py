@@ -46,14 +46,14 @@ def units_of(key: bytes, value: bytes) -> int:
 
 
 def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Whether the quota allows so many more items and units."""
+    """Whether a space's quota has room for so many more items and units."""
     rows: list[Row] = yield Fetch("SELECT items, units FROM kv_spaces WHERE space = $1", (space,))
     has_items, has_units = rows[0] if rows else (0, 0)
     return (items <= 0 or has_items + items <= quota.items) and (units <= 0 or has_units + units <= quota.units)
 
 
 def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Count more or fewer items and units; return False over the quota, with no write.
+    """Count items and units that a space gains or loses; False if it has no room.
 
     A change that makes a space smaller is never refused, even if the space is over a lowered quota.
     """

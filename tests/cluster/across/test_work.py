@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from aether_trio.queues import leased_queues
+from aether_trio.queues import lease_scheduler
 from aether_trio.testing.memory import MemoryLink
 from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, task
@@ -66,7 +66,7 @@ async def test_the_work_of_a_dead_gateway_is_taken_when_somebody_finds_it_dead(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not by the one who finds it only, and without waiting for the next look."""
-    monkeypatch.setattr(leased_queues, "LOOK_S", 10 * LONG_S)
+    monkeypatch.setattr(lease_scheduler, "POLL_S", 10 * LONG_S)
     schema = postgres_engine.schema
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)

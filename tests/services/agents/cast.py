@@ -1,6 +1,4 @@
-"""A cast for tests of starts: scripted orchestrators and agents, and what there is to see of the
-starts.
-"""
+"""Scripted orchestrators and agents, and the state of startup tasks."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ async def assignment(peer: MemoryLink) -> pb.TaskAssignment:
 
 
 async def nothing_more(*peers: MemoryLink) -> None:
-    """Nobody is asked to start anything, however long one waits."""
+    """Check that none of these is assigned a start, for a long time."""
     await trio.sleep(20)
     for peer in peers:
         assert peer.waiting("task_assignment") == []
@@ -74,10 +72,7 @@ async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
 
 @asynccontextmanager
 async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """(an orchestrator of the profile "process", somebody who writes to agents).
-
-    "echo" is registered.
-    """
+    """Give (an orchestrator of the profile "process", a sender); "echo" is registered."""
     async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo", **params)
         yield orchestrator, asker

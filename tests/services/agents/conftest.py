@@ -18,10 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         Path(__file__).parent,
         (
             "test_registry",
-            "test_woken_by_messages",
+            "test_started_by_messages",
             "test_orchestrators",
-            "test_agents_that_go",
+            "test_agents_that_end",
             "test_started_by_tasks",
-            "test_weather",
+            "test_random",
         ),
     )

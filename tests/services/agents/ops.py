@@ -12,7 +12,7 @@ Op = pb.AgentOperation
 
 
 def starter(specifier: str, *profiles: str, **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of an orchestrator "orc::o::{specifier}" that can start these profiles."""
+    """Return the InitConnection of "orc::o::{specifier}" with these profiles."""
     hello = orchestrator("o", specifier, **init)
     hello.init.orchestrator.supported_profiles.extend(profiles)
     return hello

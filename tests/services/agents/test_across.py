@@ -1,6 +1,4 @@
-"""Starts where the one who writes, the orchestrators and the agent are on different nodes of one
-database.
-"""
+"""Starts where sender, orchestrators and agent are connected to different nodes."""
 
 from __future__ import annotations
 
@@ -103,7 +101,7 @@ async def ask(peer: MemoryLink, count: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def test_there_is_one_start_for_each_whoever_asks_at_the_same_moment(postgres_engine: PostgresEngine) -> None:
+async def test_there_is_one_start_for_each_identity_when_several_ask_at_once(postgres_engine: PostgresEngine) -> None:
     count = 40
     async with (
         two_nodes(postgres_engine) as (one, two),

@@ -1,6 +1,4 @@
-"""Who is asked to start an agent, and what becomes of the start when they go, say no, or nobody
-comes; on both engines.
-"""
+"""Which orchestrator is assigned a start, and what follows if it goes or refuses."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ async def test_they_take_turns(core: Core) -> None:
         await nothing_more(first, second, third)
 
 
-async def test_a_start_waits_for_somebody_who_can_do_it(core: Core) -> None:
+async def test_a_start_waits_for_an_orchestrator_of_its_profile(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         await register(orchestrator, "big", "docker")
         asker.send(message_to("ag::w::big::1", b"one"))
@@ -121,7 +119,7 @@ async def test_an_agent_that_never_connects_is_given_up_with_a_reason_and_the_ne
         assert (await assignment(orchestrator)).task_id != asked.task_id
 
 
-async def test_nobody_who_could_start_it_for_half_an_hour(core: Core) -> None:
+async def test_half_an_hour_without_an_orchestrator_of_the_profile(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         await register(orchestrator, "big", "docker")
         asker.send(message_to("ag::w::big::1", b"one"))
@@ -186,7 +184,7 @@ async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monke
 
 
 async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) -> None:
-    """It has ended meanwhile, and another one of its name may have come on another node."""
+    """It has ended meanwhile; another node may have one of its name."""
     engine = core.tasks.engine
     async with connect(core, starter("1", "process")) as orchestrator:
         session = core.registry.holder("orc::o::1")
@@ -205,7 +203,7 @@ async def test_what_one_says_late_of_an_earlier_attempt_is_no_second_failure(cor
         await register(orchestrator, "echo")
         task_id = await launch(orchestrator, "1")
         assert (await assignment(orchestrator)).metadata["_assignment"] == "1"
-        again = await assignment(orchestrator)  # nobody has connected
+        again = await assignment(orchestrator)  # no agent has connected
         assert (again.task_id, again.metadata["_assignment"]) == (task_id, "2")
         assert "assigned anew" in (await fail(orchestrator, f"{task_id}@1", "ended")).error
         assert await starts(core) == [("starting", "")]
@@ -272,7 +270,7 @@ async def test_a_claim_by_its_orchestrator_starts_no_agent(core: Core) -> None:
 
 @pytest.mark.parametrize("comes", ["first", "second", "without a token", ""])
 async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core: Core, comes: str) -> None:
-    """That of the token that the agent has shown; without one it may be anybody's."""
+    """It is the process with the agent's token; without a token it may be any process."""
     asks = [pb.ExtensionDeclaration(uri=ASSIGNMENTS)]
     async with connect(core, agent("w", "asker", "1")) as asker:
         async with connect(core, starter("1", "process", extensions=asks)) as first:
@@ -310,7 +308,7 @@ async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core
                     assert await whose() == wanted
 
 
-async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
+async def test_resuming_a_start_does_not_make_it_run(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         task_id = await launch(orchestrator, "1")
         await assignment(orchestrator)
@@ -319,7 +317,7 @@ async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
         assert await starts(core) == [("starting", "")]
 
 
-async def test_nobody_completes_a_start_whose_agent_has_not_come(core: Core) -> None:
+async def test_a_start_whose_agent_has_not_connected_cannot_be_completed(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         task = await create(asker)
         asked = await assignment(orchestrator)
@@ -344,7 +342,7 @@ async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: 
         for specifier, priority in wanted.items():
             made = await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)
             assert made.success, made.error_message
-        # It has a start already, and somebody wants it more.
+        # It has a start already, and a more urgent task waits for it.
         await create(asker, target_agent_id="ag::w::echo::raised", priority=50)
         await until(core, *["pending"] * 4)
         async with connect(core, starter("1", "process")) as orchestrator:

@@ -1,4 +1,4 @@
-"""The registry of agent implementations: every operation, its refusals, on both engines."""
+"""The registry of agent implementations: every operation, and its refusals."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_lists_are_in_order_filtered_and_in_pages(core: Core) -> None:
             await register(peer, name, "process" if name < "c" else "docker")
         assert await listed(peer) == ["a", "b", "c", "d"]
         assert await listed(peer, orchestrator_profile="docker") == ["c", "d"]
-        assert await listed(peer, orchestrator_profile="nobody's") == []
+        assert await listed(peer, orchestrator_profile="unknown") == []
         page = await operate(peer, Op.LIST, filter=pb.AgentFilter(limit=2, offset=1))
         assert ([one.implementation for one in page.agents], page.total_count) == (["b", "c"], 4)
         assert (await operate(peer, Op.LIST, filter=pb.AgentFilter(orchestrator_profile="docker"))).total_count == 2
@@ -109,9 +109,9 @@ async def test_a_list_fits_into_a_message(core: Core, monkeypatch: pytest.Monkey
 async def test_what_is_not_there(core: Core) -> None:
     async with connect(core, ADMIN) as peer:
         for op in (Op.GET, Op.DELETE):
-            answer = await operate(peer, op, implementation="nobody")
+            answer = await operate(peer, op, implementation="unknown")
             assert not answer.success
-            assert "'nobody' is registered" in answer.error
+            assert "'unknown' is registered" in answer.error
         await register(peer, "echo")
         assert (await operate(peer, Op.DELETE, implementation="echo")).success
         assert await listed(peer) == []

@@ -1,5 +1,6 @@
-"""Starts of one agent and their tokens, over days: wishes, orchestrators that come, go, refuse and
-lie, agents that come back, restarts, outages.
+"""Random steps of starts of one agent and their tokens, over days.
+
+Orchestrators come, go, refuse and lie; agents come back; gateways restart; storage has outages.
 
 What must hold after every step:
 
@@ -69,7 +70,7 @@ STEPS = st.one_of(
 
 
 class Starts:
-    """A gateway, two orchestrators, an agent that may be anywhere, and a participant that wants it."""
+    """Drives a gateway, two orchestrators, an agent's processes, and a sender."""
 
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
         self.world = world
@@ -177,9 +178,7 @@ class Starts:
             await create(asker, task_type=kind, assignment_mode=pb.TARGETED, target_agent_id=ECHO)
 
     async def _step_arrive(self, _: str) -> None:
-        """Every process that was ever started tries to connect, the oldest first: the one that is
-        meant is let in, and stays.
-        """
+        """Have every process connect, the oldest first: only the current one is admitted."""
         await self.settle()
         if self.agent is not None:
             return
@@ -225,9 +224,7 @@ class Starts:
             assert (await operate(self.agent, Op.PAUSE, live[0], wait_spec=wait)).success
 
     async def _step_say(self, what: str) -> None:
-        """The orchestrator that was told last says something of that, whether it is still its
-        business or not.
-        """
+        """Have the orchestrator that was assigned last report on its start, valid or not."""
         if self.asked and self.asked[-1][0] in self.people:
             specifier, task_id = self.asked[-1]
             op = Op.CLAIM if what == "claim" else Op.FAIL
@@ -263,9 +260,7 @@ class Starts:
         await trio.sleep(seconds)
 
     async def _step_outage(self, seconds: float) -> None:
-        """An agent that is about to come is not late because of it: the time that it has begins
-        anew.
-        """
+        """The time limit for the agent to connect begins again."""
         await self.settle()
         before = self.live()
         tasks = self.world.databases["tasks"]

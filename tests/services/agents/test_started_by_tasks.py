@@ -112,7 +112,7 @@ async def test_tasks_for_an_agent_that_cannot_be_started_fail_with_the_reason(co
                     await assignment(orchestrator)
             why = "ag::w::echo::1 could not be started: no such command"
         else:
-            # Until nobody looks for the agent because of the tasks that have just been created.
+            # Until the agent was checked because of the tasks that have just been created.
             await trio.sleep(2)
             await operation(asker, pb.TaskOperation.CANCEL, asked.task_id)
             why = "ag::w::echo::1 could not be started: task cancelled"
@@ -140,7 +140,7 @@ async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
         assert found == [("failed",)]
 
 
-async def test_a_task_that_is_only_to_be_kept_starts_nobody_later_either(core: Core) -> None:
+async def test_a_task_that_is_only_to_be_kept_starts_no_agent_later_either(core: Core) -> None:
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
     async with cast(core) as (orchestrator, asker):
         kept = pb.TARGET_OFFLINE_POLICY_QUEUE
@@ -172,7 +172,7 @@ async def test_who_does_not_want_a_start_gets_none(core: Core) -> None:
         assert (queued.success, queued.status) == (True, "queued")
         rejected = await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_REJECT)
         assert (rejected.success, rejected.error_code) == (False, "ERR_TASK_CREATE_FAILED")
-        unknown = await create(asker, target_agent_id="ag::w::nobody::1")
+        unknown = await create(asker, target_agent_id="ag::w::unknown::1")
         assert (unknown.success, unknown.error_code) == (False, "ERR_TASK_CREATE_FAILED")
         await operate(orchestrator, Op.REGISTER, agent=info("bare"))
         bare = await create(asker, target_agent_id="ag::w::bare::1")
@@ -216,7 +216,7 @@ async def test_launch(core: Core) -> None:
         assert (await launched()).success
         asked = await assignment(orchestrator)
         assert (asked.workspace, asked.specifier) == ("default", "default")
-        assert "is registered" in (await launched("nobody")).error
+        assert "is registered" in (await launched("unknown")).error
         assert "specifier" in (await launched(specifier="*")).error
         await operate(orchestrator, Op.REGISTER, agent=info("bare"))
         assert "no launch profile" in (await launched("bare")).error
@@ -241,9 +241,7 @@ async def test_the_same_key_is_the_same_start(core: Core) -> None:
 async def test_a_task_that_waits_for_its_agent_is_not_forgotten_with_the_gateway_that_was_to_start_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the task had come into its queue again, and before it was seen to that its agent
-    comes.
-    """
+    """Killed after the task was queued again, and before the start of its agent."""
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=60_000)
     async with deadlock_is_an_error():
         async with world.open() as core, cast(core) as (orchestrator, asker):

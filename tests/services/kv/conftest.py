@@ -21,9 +21,9 @@ BOB = Identity.agent("w1", "bob", "1")
 
 
 class Caller:
-    """`await caller.PUT(key="a", value=b"x")` does one operation as `identity`.
+    """Performs operations as `identity`: `await caller.PUT(key="a", value=b"x")`.
 
-    `.kv` of the answer when it succeeds.
+    Returns `.kv` of the answer if it succeeds.
     """
 
     def __init__(self, service: KvService, identity: Identity, **defaults: Any) -> None:

@@ -131,7 +131,7 @@ def test_cursors_round_trip_and_others_are_refused() -> None:
         decode_cursor("Mg==")  # another version
 
 
-async def test_the_snapshot_holds_a_callers_exclusive_values_and_nobody_elses(alice: Caller, bob: Caller) -> None:
+async def test_the_snapshot_has_the_exclusive_values_of_its_client_alone(alice: Caller, bob: Caller) -> None:
     await alice.PUT(key="g", value=b"1", scope=EXCLUSIVE)
     await alice.PUT(key="w", value=b"2", scope=WS_EXCLUSIVE)
     await alice.PUT(key="elsewhere", value=b"3", scope=WS_EXCLUSIVE, workspace="w2")

@@ -1,7 +1,4 @@
-"""What each operation does, one behaviour at a time.
-
-The state machine covers their combinations.
-"""
+"""What each operation does. The state machine covers their combinations."""
 
 from __future__ import annotations
 

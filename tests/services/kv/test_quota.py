@@ -1,6 +1,4 @@
-"""What a scope's namespace holds is bounded, by number and by bytes, whichever operation adds to
-it.
-"""
+"""A scope's space is bounded by number and by bytes, for every operation."""
 
 from __future__ import annotations
 

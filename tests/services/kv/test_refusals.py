@@ -1,6 +1,4 @@
-"""The shape and order of every refusal, because clients act on the first reply that carries their
-id.
-"""
+"""Shape and order of every refusal: clients act on the first reply with their id."""
 
 from __future__ import annotations
 

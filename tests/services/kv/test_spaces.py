@@ -1,4 +1,4 @@
-"""Scopes: who shares with whom, what an operation must say, and that no two namespaces can meet."""
+"""Scopes: which clients share, what an operation must name, no two spaces meet."""
 
 from __future__ import annotations
 

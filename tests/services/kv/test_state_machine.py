@@ -1,6 +1,4 @@
-"""The store against a dictionary, under random operations, expiry, sweeps and a clock that is also
-set back.
-"""
+"""The store against a dictionary, under random operations, expiry and clocks."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ MEMBERS = st.sampled_from([b"", bytes(2000), b"m", b"n"])
 
 
 class DirectDatabase:
-    """The real SQL on a real connection, without threads, so that Hypothesis can drive it step by
-    step.
-    """
+    """Runs the real SQL without threads, so that Hypothesis drives it step by step."""
 
     def __init__(self, direct: Direct) -> None:
         self._direct = direct
@@ -45,9 +41,9 @@ class DirectDatabase:
 
 
 class Model:
-    """What the store should be: key -> (value or set of members, expiry or None).
+    """Models the store: key -> (value or set of members, expiry or None).
 
-    Nothing is removed by time.
+    Time removes nothing.
     """
 
     def __init__(self) -> None:

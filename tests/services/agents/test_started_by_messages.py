@@ -1,6 +1,4 @@
-"""What a message to an agent that is not running begins: one start, which the message waits for; on
-both engines.
-"""
+"""A message to an agent that does not run causes one start, and waits for it."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ async def test_a_message_starts_an_agent_once_and_waits_for_it(core: Core) -> No
         assert (await assignment(orchestrator)).task_id != asked.task_id
 
 
-async def test_whoever_looks_on_does_not_receive(core: Core) -> None:
+async def test_a_reader_of_the_tail_is_no_receiver(core: Core) -> None:
     async with cast(core) as (orchestrator, asker), trio.open_nursery() as nursery:
         seen: list[int] = []
 
@@ -102,7 +100,7 @@ async def test_a_unique_task_is_started_too(core: Core) -> None:
             assert payloads(started) == [b"one"]
 
 
-async def test_nobody_is_started_who_is_not_registered_until_it_is(core: Core) -> None:
+async def test_an_agent_that_is_not_registered_is_started_once_it_is(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to("ag::w::later::1", b"one"))
         await barrier(asker)
@@ -120,7 +118,7 @@ async def test_an_orchestrator_that_takes_its_time_to_register_finds_what_has_co
         assert (await assignment(orchestrator)).target_implementation == "later"
 
 
-async def test_what_came_long_before_a_registration_starts_nobody(core: Core) -> None:
+async def test_a_message_long_before_a_registration_starts_no_agent(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to("ag::w::later::1", b"one"))
         await barrier(asker)
@@ -130,7 +128,7 @@ async def test_what_came_long_before_a_registration_starts_nobody(core: Core) ->
         assert await starts(core) == []
 
 
-async def test_what_has_been_there_by_itself_is_not_started_for_what_it_had(core: Core) -> None:
+async def test_an_agent_that_connected_without_a_start_is_not_started_for_older_messages(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to("ag::w::later::1", b"one"))
         await barrier(asker)
@@ -165,10 +163,10 @@ async def test_a_registration_during_a_look_at_what_is_registered_counts(
         assert trio.current_time() - asked_at < REFRESH_S  # of virtual time
 
 
-async def test_nobody_is_started_who_cannot_be(core: Core) -> None:
+async def test_an_agent_without_a_registration_or_a_profile_is_not_started(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         await operate(orchestrator, Op.REGISTER, agent=info("without-a-profile"))
-        asker.send(message_to("ag::w::nobody::1", b"one"), message_to("ag::w::without-a-profile::1", b"one"))
+        asker.send(message_to("ag::w::unknown::1", b"one"), message_to("ag::w::without-a-profile::1", b"one"))
         await nothing_more(orchestrator)
         assert await starts(core) == []
 
@@ -199,7 +197,7 @@ async def test_a_workspace_that_writes_to_very_many_keeps_no_other_from_its_agen
 ) -> None:
     monkeypatch.setattr(autostart, "MAX_WAITING", 100)
     database = world.databases["tasks"]
-    implementation = "echo" if registered else "nobody"
+    implementation = "echo" if registered else "unknown"
     async with cast(core) as (orchestrator, asker), connect(core, agent("loud", "a", "1")) as loud:
         database.before_write.close()
         loud.send(*(message_to(f"ag::loud::{implementation}::{number}", b"") for number in range(400)))

@@ -1,6 +1,4 @@
-"""Agents that were started and are cut off, killed or say goodbye: what ends, what waits, and what
-starts them again; on both engines.
-"""
+"""Started agents that end: which startup tasks end, what starts them again."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goe
 
 
 async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_elsewhere(world: World) -> None:
-    """As if a node were gone: it cannot say that its agents have ended, and its table still has
-    them when the message comes.
-    """
+    """Play a node that died: its agents are still in the table when the message comes."""
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (orchestrator, _, _, asked):
             await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
@@ -190,7 +186,7 @@ async def test_one_that_ends_at_the_same_message_again_and_again_is_given_up_unt
         await assignment(orchestrator)
 
 
-async def test_nobody_starts_one_that_has_died_before_it_is_wanted(core: Core) -> None:
+async def test_an_agent_that_has_died_is_not_started_before_it_is_wanted(core: Core) -> None:
     async with running(core) as (orchestrator, _, started, _asked):
         started.cut()
         await nothing_more(orchestrator)
@@ -225,9 +221,7 @@ async def test_its_orchestrator_may_know_it_before_the_gateway_does(core: Core) 
 
 @pytest.mark.parametrize("whose", ["first", "second"])
 async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_died(core: Core, whose: str) -> None:
-    """Two orchestrators were asked, and each has started a process: that of the first one has
-    connected.
-    """
+    """Two orchestrators have each started a process; that of the first has connected."""
     async with cast(core) as (orchestrator, _):
         await launch(orchestrator, "1")
         first = await assignment(orchestrator)
@@ -249,9 +243,7 @@ async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_
 async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_once(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The going of the one that is known to have ended, and the coming of the other, are written
-    together.
-    """
+    """One transaction writes the end of one process and the connection of the other."""
     async with cast(core) as (orchestrator, _):
         await launch(orchestrator, "1")
         first = await assignment(orchestrator)
@@ -329,7 +321,7 @@ async def sleep_on(peer: MemoryLink, task_id: str, **wait: Any) -> None:
 
 
 @pytest.mark.parametrize("by", ["time", "message", "launch"])
-async def test_one_that_sleeps_is_started_as_before_by_time_or_when_somebody_wants_it(core: Core, by: str) -> None:
+async def test_a_hibernated_agent_is_started_by_time_or_by_a_message_or_task(core: Core, by: str) -> None:
     async with cast(core, voice="low") as (orchestrator, asker):
         wanted = pb.AgentLaunchParams(workspace="w", specifier="1", param_overrides={"voice": "loud"})
         assert (await operate(orchestrator, Op.LAUNCH, implementation="echo", launch_params=wanted)).success

@@ -1,5 +1,4 @@
-"""Whatever orchestrators and agents do for ten minutes: there is one start for each identity, and
-afterwards every message arrives.
+"""Random events: one start for each identity, and every message arrives.
 
 In virtual time, on both engines, with seeds. Orchestrators come and go, say no, start nothing,
 start late, or start twice; agents never connect, are cut off, say goodbye at once, read nothing, or
@@ -37,9 +36,10 @@ def until_the_stream_ends() -> Iterator[None]:
 
 
 class Weather:
-    """One storm.
+    """Runs random events.
 
-    `calm` is set when everybody behaves; `read` are the messages that agents have got, by identity.
+    `calm` is set when all participants behave; `read` are the messages that agents got, by
+    identity.
     """
 
     def __init__(self, core: Core, seed: int) -> None:
