@@ -1,11 +1,16 @@
-"""A node in a process of its own: `python -m tests.cluster.child DSN SCHEMA`, for what can only be
-done to a process.
+"""A node in a separate process, which tests kill and stop.
 
-Its standard input has a command a line, its standard output an answer or an event a line, all in JSON:
-    {"id": 1, "do": "claim", "identity": ..., "session": ..., "resume": ...}    -> {"id": 1, "epoch": 3} or {"id": 1, "error": "..."}
-    {"id": 2, "do": "write", "identity": ..., "epoch": 3}                        -> {"id": 2} or {"id": 2, "error": "FencedError: ..."}
-    {"id": 3, "do": "leave"}                                                    -> nothing more, and the end
-    {"told": "lost" | "back" | "gone", "lost": [identity, ...]} is what its host is told.
+    python -m tests.cluster.child DSN SCHEMA
+
+Its standard input has a command a line, its standard output an answer or an event a line, in JSON:
+
+    {"id": 1, "do": "claim", "identity": ..., "session": ..., "resume": ...}
+        -> {"id": 1, "epoch": 3} or {"id": 1, "error": "..."}
+    {"id": 2, "do": "write", "identity": ..., "epoch": 3}
+        -> {"id": 2} or {"id": 2, "error": "FencedError: ..."}
+    {"id": 3, "do": "leave"}
+        -> nothing more, and the end
+    {"told": "lost" | "back" | "gone", "lost": [identity, ...]} is a call of its host.
 """
 
 from __future__ import annotations

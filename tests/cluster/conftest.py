@@ -1,4 +1,4 @@
-"""A cluster on a schema of its own."""
+"""A cluster on a separate schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.postgres_session import PostgresSession
 
 @pytest.fixture
 def place(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
-    """An empty schema, and what somebody else sees of it."""
+    """An empty schema, and a connection that sees what is in it."""
     with open_postgres_engine(postgres_server, postgres_session) as opened:
         opened.outside("; ".join(HISTORY))
         yield opened

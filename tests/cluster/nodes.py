@@ -1,5 +1,6 @@
-"""Nodes of a cluster in this process, each with an engine and a loop of its own, and a host that
-does what the test says.
+"""Nodes of a cluster in this process, with hosts that do what the test says.
+
+Each node has a separate engine and loop.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import trio
 from aether_trio.cluster.cluster import Cluster, open_cluster
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import NodeInfo
+from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
@@ -25,9 +27,8 @@ LONG_S = 60.0  # a safety net against a hang, never a measurement
 STEADY = ClusterLimits(
     lease_grace_s=LONG_S, probe_s=0.2, probe_timeout_s=LONG_S, statement_s=LONG_S, ask_again_s=0.2, ending_s=LONG_S
 )
-"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no
-connection.
-"""
+"""Nothing ends by waiting: a machine that stalls for seconds declares no node dead, and gives up no
+connection."""
 SHORT_GRACE = replace(STEADY, lease_grace_s=1.0)
 """Only for nodes that are to see the grace end."""
 FEW = PostgresLimits(writers=2, readers=1, patience_s=LONG_S)
@@ -46,7 +47,7 @@ class Host:
     lost: list[IdentityLock] = field(default_factory=list)
     asked_for: list[tuple[str, str]] = field(default_factory=list)
     gate: trio.Event | None = None
-    news: trio.Event = field(default_factory=trio.Event)
+    news: RepeatedEvent = field(default_factory=RepeatedEvent)
     silent: bool = False
     left: list[str] = field(default_factory=list)
     cluster: Cluster | None = None
@@ -77,7 +78,6 @@ class Host:
     def _tell(self, what: str) -> None:
         self.told.append(what)
         self.news.set()
-        self.news = trio.Event()
 
     async def wait_told(self, what: str, times: int = 1) -> None:
         with trio.fail_after(LONG_S):
@@ -150,8 +150,9 @@ HISTORY = (
 
 
 def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
-    """The check of exclusivity: in the order of the commits the epochs of an identity's writes
-    never go back. `rows` are (identity, n, epoch); returns the epochs by identity.
+    """Check that the epochs of an identity's writes never go back; return the epochs.
+
+    `rows` are (identity, n, epoch) in the order of the commits.
     """
     epochs: dict[str, list[int]] = {}
     for identity, _, epoch in sorted(rows):
@@ -162,8 +163,9 @@ def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
 
 
 class Nodes:
-    """Starts and stops nodes of one cluster, each in a task of its own (the loop of an engine is a
-    task's).
+    """Starts and stops the nodes of one cluster.
+
+    Each node has a task, because the loop of an engine belongs to a task.
     """
 
     def __init__(self, nursery: trio.Nursery, dsn: str, schema: str, limits: ClusterLimits) -> None:

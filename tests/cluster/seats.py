@@ -1,6 +1,4 @@
-"""A node with a directory and a registry of sessions that are only records: what services see of a
-cluster.
-"""
+"""A node with a directory, and a registry whose sessions are only records."""
 
 from __future__ import annotations
 
@@ -22,9 +20,9 @@ from aether_trio.session.session import Session
 from tests.cluster.nodes import LONG_S, STEADY, Node
 
 SOON = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=LONG_S)
-"""Short waits; for tests that lose hints."""
+"""Short waits; for tests that lose notifications."""
 LATE = DirectoryLimits(poll_s=10 * LONG_S, ask_again_s=10 * LONG_S, wait_s=LONG_S)
-"""Nothing is found by looking now and then: what these tests see, a hint has told."""
+"""Nothing is found by regular looks: what these tests see, a notification has caused."""
 
 _numbers = count(1)
 
@@ -131,5 +129,5 @@ async def comes_true(what: Callable[[], Awaitable[bool]] | Callable[[], bool]) -
 
 
 def lose_notifications(node: Node) -> None:
-    """Every hint to this node is lost from now on."""
+    """Lose every notification to this node from now on."""
     node.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
-"""Nodes in processes of their own, killed and stopped: what they held is free in time, and they
-write nothing afterwards.
+"""Nodes in separate processes, killed and stopped.
+
+Their identities are free in time, and they write nothing afterwards.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, p
         assert claimed.history is not None
 
 
-async def test_a_process_that_stands_still_loses_its_lease_although_nobody_asks_for_what_it_holds(
+async def test_a_process_that_stands_still_loses_its_lease_although_no_node_requests_its_identities(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
     node = await nodes.start(limits=replace(STEADY, sweep_s=0.2, look_again_s=1.0, silent_s=2.0))

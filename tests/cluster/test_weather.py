@@ -118,7 +118,7 @@ async def behind_a_proxy(
 
 
 def stall(proxy: FaultProxy) -> None:
-    """Nothing comes through any more, in either direction, and nobody is told."""
+    """Nothing comes through any more, in either direction, and neither side is told."""
     for connection in proxy.open.values():
         connection.upstream.stall()
         connection.downstream.stall()
@@ -179,7 +179,7 @@ async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
 async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterwards(
     nodes: Nodes, fragile: PostgresServer
 ) -> None:
-    """It would take the row from a later session of its own node, which then lives on without it."""
+    """It would take the row from a later session of the same node."""
     async with behind_a_proxy(nodes, fragile, replace(STEADY, statement_s=1.0)) as (proxy, a):
         await a.claim(Y)  # so that there is a connection
         pool = a.cluster.nodes.pool

@@ -1,4 +1,6 @@
-"""Identity parts and identities as hypothesis draws them: many colons, because colons are where the
+"""Identity parts and identities for hypothesis.
+
+They have many colons, because colons are where the
 trouble is.
 """
 

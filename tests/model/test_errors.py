@@ -1,6 +1,4 @@
-"""The error taxonomy: spelling and retryable flags as the protocol has them, written out here a
-second time.
-"""
+"""The errors: their spelling and their retryable flags."""
 
 from __future__ import annotations
 

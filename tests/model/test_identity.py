@@ -1,4 +1,4 @@
-"""Identities: each form, each rule and its message, and that no two identities share a string."""
+"""Identities: each form, each rule and its message, and that all texts differ."""
 
 from __future__ import annotations
 

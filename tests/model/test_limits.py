@@ -1,4 +1,4 @@
-"""Limits: the reference's values, and refusals of values that would switch off what cannot be off."""
+"""Limits: the reference's values, and refusals of values that would be no limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a metric must look like: each refusal with its code, the bounds, and the order of the
-checks.
-"""
+"""Metrics: each refusal with its code, the bounds, and the order of the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns of workspaces and identities: what they mean, and that no text makes one slow."""
+"""Patterns of workspaces and identities: what they match, and in which time."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_no_identity_fits_the_pattern_of_another_implementation(
         ("orc::*::*", None),
     ],
 )
-def test_a_pattern_that_can_mean_nobody_is_told(pattern: str, why: str | None) -> None:
+def test_a_pattern_that_can_match_no_identity_is_explained(pattern: str, why: str | None) -> None:
     problem = identity_pattern_problem(pattern)
     if why is None:
         assert problem is None

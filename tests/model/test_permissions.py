@@ -1,6 +1,4 @@
-"""The sender matrix, cell by cell, against a table written out from the reference and not from the
-code.
-"""
+"""The sender matrix, cell by cell, against a table written out from the reference."""
 
 from __future__ import annotations
 
@@ -40,5 +38,5 @@ def test_the_expected_table_has_every_cell_once() -> None:
     assert len(cells()) == 9 * 15
 
 
-def test_nobody_may_send_to_progress() -> None:
+def test_no_participant_may_send_to_progress() -> None:
     assert not any(may_send(kind, TopicKind.PROGRESS) for kind in Kind)

@@ -1,6 +1,4 @@
-"""The model is pure: it imports the standard library and itself, and reads no environment, file,
-clock or dice in logic.
-"""
+"""The model imports the standard library and itself, and does no I/O."""
 
 from __future__ import annotations
 

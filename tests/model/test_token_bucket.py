@@ -1,6 +1,4 @@
-"""The token bucket against its promise: never more than burst + rate x time, and never less than it
-said.
-"""
+"""The token bucket never gives more than burst + rate x time, and never less."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Topics: each form, each refusal, the aliases, and that what nobody can own is refused."""
+"""Topics: each form, each refusal, the aliases, and topics that no receiver owns."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ async def test_a_service_that_stands_aside_is_not_chosen(core: Core) -> None:
         assert payloads(other) == [b"by name"]
 
 
-async def test_nobody_else_is_nobody(core: Core) -> None:
+async def test_a_service_without_other_instances_has_none(core: Core) -> None:
     async with connect(core, aside("s", "out")), connect(core, agent("w", "a", "1")) as sender:
         sender.send(message_to("sv::s", b"x"))
         await barrier(sender)

@@ -1,6 +1,4 @@
-"""No field of a request is echoed, stored or searched for without a bound, and what is refused is
-answered.
-"""
+"""Every field of a request has a bound, and a request beyond it is answered."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ LONG = 2 * MIB
 
 
 def texts(descriptor: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
-    """The way to every text in a message."""
+    """Return the path to each text in a message."""
     for field in descriptor.fields:
         here = (*path, field)
         if field.type == FieldDescriptor.TYPE_STRING:
@@ -88,7 +86,7 @@ async def test_a_refusal_is_typed_and_has_the_id_of_its_request(core: Core, case
     ids = [name for name in ("client_request_id", "request_id", "tunnel_id") if name in descriptor.fields_by_name]
     request = pb.UpstreamMessage()
     payload = getattr(request, case)
-    # A field that nobody knows counts, too.
+    # An unknown field counts, too.
     payload.MergeFromString(b"\xfa\x7f" + varint(300 * KIB) + bytes(300 * KIB))
     setattr(payload, ids[0], "mine")
     async with connect(core, agent("w", "a", "1")) as peer:

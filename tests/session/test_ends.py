@@ -1,6 +1,4 @@
-"""However a session ends, its identity is free, nothing of it goes on, and its client knows what it
-must.
-"""
+"""However a session ends, its identity is free, and its client knows the reason."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ async def test_a_cut_gives_the_identity_back(core: Core) -> None:
         peer.cut()
         await pump()
         assert core.registry.holder(ONE) is None
-        assert peer.ended is None  # nobody is there to be told
+        assert peer.ended is None  # the client has gone
     async with connect(core, agent("w", "a", "1")):
         pass
 
@@ -296,7 +294,7 @@ class EndingLink(MemoryLink):
         return batch
 
 
-async def test_an_offer_in_the_moment_of_an_end_harms_nobody(core: Core) -> None:
+async def test_an_offer_in_the_moment_of_an_end_does_no_harm(core: Core) -> None:
     """A subscriber that begins to lag starts a task in its session's nursery.
 
     There must be no moment without one.
@@ -367,7 +365,7 @@ async def test_a_drain_ends_with_unavailable(core: Core, sdk: str, signalled: bo
         assert (ended.status, ended.message) == (Status.UNAVAILABLE, "going down")
 
 
-async def test_while_draining_nobody_comes_in(core: Core) -> None:
+async def test_while_draining_no_client_is_admitted(core: Core) -> None:
     core.sessions.handshake.stop_admitting()
     async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
         assert await rest_of(peer) == []

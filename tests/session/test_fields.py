@@ -1,6 +1,4 @@
-"""Every number and text of every request may be anything: the answer is typed, and nothing of it
-fails later.
-"""
+"""Any number and text in any request gets a typed answer, and fails nothing later."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ def is_map(field: FieldDescriptor) -> bool:
 
 
 def leaves(descriptor: Descriptor, path: Path = ()) -> Iterator[Path]:
-    """The way to every value in a message. A message within itself is looked at once."""
+    """Return the path to each value in a message, each message within itself once."""
     for field in descriptor.fields:
         here = (*path, field)
         if field.type != FieldDescriptor.TYPE_MESSAGE or is_map(field):
@@ -149,7 +147,7 @@ def check_logs(logs: Sequence[Any], what: str) -> None:
 
 
 async def ask(peer: MemoryLink, case: str, requests: list[pb.UpstreamMessage], what: str) -> None:
-    """Send these, and look at what comes."""
+    """Send these, and check the answers."""
     with capture_logs() as logs:
         peer.send(*requests)
         await barrier(peer)
@@ -263,7 +261,7 @@ async def be_well(peer: MemoryLink) -> None:
 
 
 async def test_every_field_of_a_creation_whose_task_fails(core: Core) -> None:
-    """Deadlines and retry policies are counted with when a task is begun, and when it has failed."""
+    """Deadlines and retry policies are used when a task begins and when it fails."""
     async with connect(core, agent("w", "a", "1")) as peer:
         for backoff in pb.BackoffStrategy.values():
             for path in leaves(pb.CreateTaskRequest.DESCRIPTOR):

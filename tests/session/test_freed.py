@@ -1,6 +1,4 @@
-"""Sessions are freed by counting references: a gateway makes the cycle collector rare, and must not
-fill up with the dead.
-"""
+"""Sessions are freed by counting references, without the cycle collector."""
 
 from __future__ import annotations
 
@@ -86,9 +84,7 @@ async def test_so_is_one_that_was_taken_over(core: Core) -> None:
 @pytest.mark.parametrize("publisher", [None, b"p" * 16], ids=["this connection's", "a publisher's"])
 @pytest.mark.usefixtures("no_collector")
 async def test_so_is_one_that_has_numbered_its_sends(core: Core, publisher: bytes | None, end: End) -> None:
-    """With its receipts, which refer to its outbox as this does to them, and with refusals that it
-    was not told of.
-    """
+    """A session with receipts, which refer to its outbox, and with unsent refusals."""
     gc.collect()
     peer = MemoryLink()
     peer.peer = replace(peer.peer, publisher=publisher)

@@ -1,4 +1,4 @@
-"""Coming in: what is refused before any message, what is said first, and what a resume continues."""
+"""The handshake: refusals before any message, the first messages, and resumes."""
 
 from __future__ import annotations
 
@@ -167,7 +167,11 @@ async def test_an_orchestrator_without_a_specifier_is_given_one(core: Core) -> N
 REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
     "not init": (kv_get("x"), Status.INVALID_ARGUMENT, "first message"),
     "an empty message": (pb.UpstreamMessage(), Status.INVALID_ARGUMENT, "first message"),
-    "nobody": (pb.UpstreamMessage(init=pb.InitConnection()), Status.INVALID_ARGUMENT, "does not say which participant"),
+    "no client_type": (
+        pb.UpstreamMessage(init=pb.InitConnection()),
+        Status.INVALID_ARGUMENT,
+        "does not say which participant",
+    ),
     "an empty part": (agent("w", "", "1"), Status.INVALID_ARGUMENT, "implementation is empty"),
     "a separator": (agent("w", "a::b", "1"), Status.INVALID_ARGUMENT, "::"),
     "a wildcard": (agent("w", "a", "*"), Status.INVALID_ARGUMENT, r"\*"),

@@ -1,5 +1,4 @@
-"""How a session holds its identity on a node of a cluster: the row first, the registry after it,
-and back in the other order.
+"""The lock of a session on a cluster node: the row first, then the registry.
 
 Real sessions and a real registry; the rows and the log do what the test says.
 """
@@ -191,7 +190,7 @@ async def test_the_row_is_asked_with_all_that_listings_say(node: Node) -> None:
     assert node.registry.holder(A1.text) is session
 
 
-async def test_nobody_is_registered_before_the_row_is_granted(node: Node) -> None:
+async def test_no_session_is_registered_before_the_row_is_granted(node: Node) -> None:
     node.rows.gate = trio.Event()
     session = node.session("s1")
     async with trio.open_nursery() as nursery:

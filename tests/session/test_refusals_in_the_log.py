@@ -1,6 +1,4 @@
-"""Who is refused is in the gateway's log, with the reason, and without what it showed as a
-credential.
-"""
+"""Refused clients are in the gateway's log, with the reason and no credential."""
 
 from __future__ import annotations
 

@@ -121,9 +121,7 @@ def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
 
 
 def test_services_that_have_left_leave_nothing_behind() -> None:
-    """Names are the clients' choice, so an entry for each that there ever was would grow without
-    bound.
-    """
+    """Clients choose the names, so an entry for each would grow without bound."""
     registry = SessionRegistry()
     for number in range(50):
         instances = [make(Identity.service(f"s{number}", one), f"{number}-{one}") for one in ("1", "2")]

@@ -1,6 +1,4 @@
-"""Requests have a rate of their own: what is beyond it is refused with the request's id, and costs
-the connection nothing else.
-"""
+"""Requests beyond their rate are refused with their id, and end no connection."""
 
 from __future__ import annotations
 

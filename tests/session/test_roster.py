@@ -67,12 +67,12 @@ def test_a_page_is_that_of_a_sorted_list(
         if (not kinds or identity.kind in kinds) and (not workspace or place == workspace)
     )
     assert roster.page(kinds, workspace, offset, limit) == (matching[offset : offset + limit], len(matching))
-    for user in ("ada", "ada1", "ad", "nobody"):
+    for user in ("ada", "ada1", "ad", "unknown"):
         assert roster.windows(user) == sorted(one.text for one in model if one.user_id == user)
 
 
 def test_a_page_costs_what_is_on_it() -> None:
-    """Of ten thousand sessions those on the page are looked at, and no list of all is made."""
+    """Of ten thousand sessions only those on the page are visited."""
 
     class Counted(list[str]):
         looked = 0

@@ -1,5 +1,4 @@
-"""What a client is told of a write of which it is not known whether it took effect: that, and not
-to try again.
+"""A client is told that the outcome of its write is unknown, and not to try again.
 
 One that obeyed "try again" would count an INCREMENT twice.
 """

@@ -64,15 +64,13 @@ async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: N
 
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:
-    """Wait until the holder has said that its session is ending, and the node that asks has read
-    it.
-    """
+    """Wait until the asking node has read that the owner's session is ending."""
     await comes_true(lambda: place.rows("SELECT answer FROM lock_requests") == [("ending",)])
     await looked(asker)
 
 
 async def looked(asker: Node) -> None:
-    """Wait until a node that waits for somebody's end has looked again, from the beginning."""
+    """Wait until a node that waits for a lock has tried its claim once more."""
     statements = asker.cluster.locks.batcher.statistics().claim_statements
     await comes_true(lambda: asker.cluster.locks.batcher.statistics().claim_statements >= statements + 2)
 
@@ -158,7 +156,7 @@ async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
     await b.claim(X)
 
 
-async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody_asks(
+async def test_a_lock_that_its_node_does_not_know_is_released_when_another_node_asks(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
     a, b = await nodes.start(), await nodes.start()

@@ -1,6 +1,4 @@
-"""Who is connected, as any node sees it: lists, places, status; nodes that die while somebody
-looks.
-"""
+"""Lists of sessions on each node: filters, pages, and nodes that die meanwhile."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ from tests.cluster.nodes import LONG_S, STEADY, Nodes
 from tests.cluster.seats import LATE, SOON, Seat, comes_true, seat, seats
 from tests.helpers.engines import PostgresEngine
 
-EVERYBODY = SessionFilter()
+ALL_SESSIONS = SessionFilter()
 
 
 def names(page: SessionList) -> list[str]:
     return [one.identity.text for one in page.sessions]
 
 
-async def listed(seat: Seat, wanted: SessionFilter = EVERYBODY) -> list[str]:
+async def listed(seat: Seat, wanted: SessionFilter = ALL_SESSIONS) -> list[str]:
     page = await seat.directory.page(wanted, 0, 1000)
     assert page.total == len(page.sessions)
     return names(page)
@@ -68,8 +66,8 @@ async def test_lists_are_filtered_and_paged_with_a_total(nodes: Nodes) -> None:
         assert await a.directory.page(agents, 1000, 7) == SessionList([], 25)
 
 
-async def test_pages_hold_still_for_whoever_stays_while_others_come_and_go(nodes: Nodes) -> None:
-    """A page starts at a position, so what comes and goes behind it does not move it."""
+async def test_pages_stay_in_place_while_sessions_behind_them_come_and_go(nodes: Nodes) -> None:
+    """A page starts at a position: sessions that come and go behind it do not move it."""
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         for number in range(40):
             await (a, b)[number % 2].connect(f"ag::lab::x::{number:02}")
@@ -86,7 +84,7 @@ async def test_pages_hold_still_for_whoever_stays_while_others_come_and_go(nodes
             while rounds < 20:
                 found = []
                 for offset in range(0, 40, 8):
-                    page = await a.directory.page(EVERYBODY, offset, 8)
+                    page = await a.directory.page(ALL_SESSIONS, offset, 8)
                     found += names(page)
                     assert page.total >= 40
                 assert found == [f"ag::lab::x::{number:02}" for number in range(40)]
@@ -111,7 +109,7 @@ async def test_an_identity_that_is_passed_around_is_listed_once(nodes: Nodes) ->
             nonlocal looked
             while not done.is_set():
                 for one in three:
-                    page = await one.directory.page(EVERYBODY, 0, 100)
+                    page = await one.directory.page(ALL_SESSIONS, 0, 100)
                     assert len(set(names(page))) == page.total <= 4
                     assert len({found.session_id for found in page.sessions}) == page.total
                     looked += 1
@@ -150,7 +148,7 @@ async def test_a_window_is_where_it_has_switched_to(nodes: Nodes) -> None:
         again = await b.connect("us::ada::1", resume=window.session_id)
         assert await listed(b, SessionFilter(workspace="yard")) == []
         a.move(window, "late")  # of a session that has lost its identity
-        await a.directory.page(EVERYBODY, 0, 1)
+        await a.directory.page(ALL_SESSIONS, 0, 1)
         found = await a.directory.find(again.session_id)
         assert found is not None
         assert found.workspace == ""
@@ -182,7 +180,7 @@ async def test_switches_wait_for_a_database_that_is_away(nodes: Nodes, monkeypat
         monkeypatch.setattr(a.directory._queries, "fetch", fail)
         a.move(window, "lab")
         with pytest.raises(StorageUnavailable):
-            await a.directory.page(EVERYBODY, 0, 10)
+            await a.directory.page(ALL_SESSIONS, 0, 10)
         a.move(window, "yard")
         away = False
         await comes_true(lambda: a.directory.statistics().moves > 0)
@@ -217,7 +215,9 @@ async def test_get_finds_a_session_wherever_it_is(nodes: Nodes) -> None:
         assert await b.directory.find(guest.session_id) is None
 
 
-async def test_status_says_whether_anybody_is_connected_and_since_when_not(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_status_says_whether_a_participant_is_connected_and_since_when_not(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         assert await b.directory.last_seen("us::ada::1") == await b.directory.user_last_seen("ada")
         assert (await b.directory.user_last_seen("ada")).last_ms == 0
@@ -258,9 +258,7 @@ async def test_who_was_on_a_node_that_has_left_is_gone_at_once(nodes: Nodes) -> 
 
 
 @pytest.mark.crash
-async def test_the_sessions_of_a_killed_node_vanish_when_somebody_looks_twice(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_the_sessions_of_a_killed_node_vanish_after_two_lists(nodes: Nodes, place: PostgresEngine) -> None:
     # A sweep that never comes: only looking finds the dead node.
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         node = await nodes.start()

@@ -47,7 +47,7 @@ async def test_a_reason_has_an_end(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("deaf", ["holder", "asker", "both"])
-async def test_lost_hints_cost_time_and_nothing_else(nodes: Nodes, deaf: str) -> None:
+async def test_lost_notifications_cost_time_and_nothing_else(nodes: Nodes, deaf: str) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         if deaf != "asker":
             lose_notifications(a.node)
@@ -65,7 +65,7 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
     async with seats(await nodes.start(), limits=limits) as (b,):
         async with seat(holder, SOON) as a:
             guest = await a.connect(X)
-        # Its lease is in force, and nobody there looks at orders.
+        # Its lease is in force, and no task there reads requests.
         assert await b.directory.disconnect(guest.session_id, "enough") == DisconnectResult(
             DisconnectOutcome.UNCONFIRMED, X
         )
@@ -78,9 +78,7 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
 
 
 async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> DisconnectResult:
-    """Ask for the end of a session whose node does not look at orders, and do something when there
-    is no answer.
-    """
+    """Have a session ended whose node does not answer, and act meanwhile."""
     result: list[DisconnectResult] = []
 
     async def disconnect() -> None:

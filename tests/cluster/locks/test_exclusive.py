@@ -1,7 +1,6 @@
-"""At most one effective holder: many claimants on several nodes, with and without bad luck, checked
-by what was written.
+"""One effective owner of an identity at most, with claimants on several nodes.
 
-Every session writes with the epoch of its hold, through the fence. Whatever happened, the writes of
+Every session writes with the epoch of its lock, through the fence. Whatever happened, the writes of
 an identity in the order of their commits have epochs that never go back, and no epoch was given
 twice.
 """
@@ -30,9 +29,7 @@ HISTORY = "SELECT identity, n, epoch FROM history"
 
 @dataclass(eq=False)
 class Session:
-    """What holds an identity on a node: it writes one thing after another, and when it has ended it
-    writes nothing more.
-    """
+    """A session that writes one thing after another, and nothing after its end."""
 
     node: Node
     lock: IdentityLock

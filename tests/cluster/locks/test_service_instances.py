@@ -1,6 +1,4 @@
-"""Services over all nodes: every instance in its turn, and what is remembered of them is soon right
-again.
-"""
+"""Instances of services on all nodes take turns, and changes are soon known."""
 
 from __future__ import annotations
 
@@ -30,10 +28,10 @@ def test_every_instance_is_as_often_its_turn(own: int, others: list[int], seed: 
     here = [f"sv::s::own{number}" for number in range(own)]
     there = [f"sv::s::{node}-{number}" for node, count in enumerate(others) for number in range(count)]
     instances.replace(("s", identity) for identity in there)
-    everybody = [*here, *there]
-    picked = [instances.pick("s", here) for _ in range(3 * len(everybody) or 1)]
-    assert picked == ([None] if not everybody else picked)
-    assert Counter(picked) == (Counter(everybody * 3) if everybody else Counter([None]))
+    instances_of_all = [*here, *there]
+    picked = [instances.pick("s", here) for _ in range(3 * len(instances_of_all) or 1)]
+    assert picked == ([None] if not instances_of_all else picked)
+    assert Counter(picked) == (Counter(instances_of_all * 3) if instances_of_all else Counter([None]))
     assert instances.pick("t", []) is None
 
 
@@ -55,16 +53,16 @@ async def test_messages_are_spread_over_the_instances_of_all_nodes(nodes: Nodes)
         await c.connect("sv::search::picky", takes_any=False)
         await c.connect("sv::other::1")
         await a.connect("ag::lab::search::1")
-        everybody = ["sv::search::0", "sv::search::1", "sv::search::2"]
+        instances_of_all = ["sv::search::0", "sv::search::1", "sv::search::2"]
         for one in three:
-            await comes_true(lambda one=one: known(one) == everybody)
+            await comes_true(lambda one=one: known(one) == instances_of_all)
             picked = Counter(one.directory.pick_service("search") for _ in range(300))
-            assert picked == dict.fromkeys(everybody, 100)
+            assert picked == dict.fromkeys(instances_of_all, 100)
         await comes_true(lambda: a.directory.pick_service("other") == "sv::other::1")
         assert a.directory.pick_service("nothing") is None
 
 
-async def test_hints_tell_of_instances_that_come_and_go(nodes: Nodes) -> None:
+async def test_notifications_tell_of_instances_that_come_and_go(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start(), limits=LATE) as (a, b):
         for number in range(5):
             guest = await b.connect(f"sv::search::{number}")
@@ -96,7 +94,7 @@ async def test_a_hundred_that_come_at_once_are_a_few_looks(nodes: Nodes) -> None
         assert a.directory.statistics().service_looks - looks <= 2
 
 
-async def test_lost_hints_are_made_up_for_by_looking(nodes: Nodes) -> None:
+async def test_lost_notifications_are_made_up_for_by_looking(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         lose_notifications(a.node)
         guest = await b.connect("sv::search::1")

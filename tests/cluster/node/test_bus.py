@@ -1,4 +1,4 @@
-"""Hints: sent together, heard by whom they are for, and made up for when they get lost."""
+"""Notifications are sent together, received, and made up for when lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_hint_reaches_its_node_and_a_broadcast_every_other(nodes: Nodes)
     assert len(ears[2].heard) == 1
 
 
-async def test_hints_that_wait_for_each_other_go_out_together_and_once(nodes: Nodes) -> None:
+async def test_notifications_that_wait_for_each_other_go_out_together_and_once(nodes: Nodes) -> None:
     a, b, c = [await nodes.start() for _ in range(3)]
     ear, other = Ear(b, "t"), Ear(c, "t")
     before = a.cluster.bus.statistics()
@@ -63,8 +63,7 @@ async def test_hints_that_wait_for_each_other_go_out_together_and_once(nodes: No
     await other.hears(a.cluster.node_id, "topic-999")
     assert sorted(ear.heard) == sorted((a.cluster.node_id, f"topic-{number}") for number in range(1000))
     statistics = a.cluster.bus.statistics()
-    # One for these 6,000 hints; the node may have had something to say of its own meanwhile, to
-    # those who have just come.
+    # One for these 6,000 notifications; the node may have notified nodes that have just joined.
     assert 1 <= statistics.statements - before.statements <= 3
     assert statistics.notifies <= before.notifies + 10, "two nodes, about 14 KB for each"
     assert statistics.dropped == 0
@@ -83,7 +82,7 @@ async def test_what_is_too_long_or_too_much_becomes_all(nodes: Nodes, monkeypatc
 
 
 @given(st.lists(st.tuples(st.sampled_from(["t", "topic"]), st.text(max_size=MAX_BODY_BYTES // 6))))
-def test_payloads_fit_and_say_what_was_to_be_said(hints: list[tuple[str, str]]) -> None:
+def test_payloads_fit_and_say_what_was_to_be_said(notifications: list[tuple[str, str]]) -> None:
     class Lease:
         node_id = 2
 
@@ -92,13 +91,13 @@ def test_payloads_fit_and_say_what_was_to_be_said(hints: list[tuple[str, str]]) 
     bus._lease = Lease()  # type: ignore[assignment]
     bus._received = 0
     bus._handlers = {topic: [lambda _, body, topic=topic: heard.append((topic, body))] for topic in ("t", "topic")}
-    for payload in _payloads(1, hints):
+    for payload in _payloads(1, notifications):
         assert len(payload.encode()) <= MAX_PAYLOAD_BYTES + 100
         bus.receive(payload)
-    assert heard == hints
+    assert heard == notifications
 
 
-async def test_a_listener_that_is_killed_listens_again_and_everybody_looks(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_a_killed_listener_listens_again_and_all_handlers_look(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     ear = Ear(b, "t")
     place.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aether-listen'")
@@ -112,7 +111,7 @@ async def test_a_listener_that_is_killed_listens_again_and_everybody_looks(nodes
     assert b.cluster.bus.statistics().reconnects == 1
 
 
-async def test_a_stranger_on_the_channel_does_no_harm(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_a_foreign_program_on_the_channel_does_no_harm(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     ear = Ear(b, "t")
     for payload in ("", "hello", "[]", "[1]", '["a"]', '[1,"t"]', '{"a":1}', "[1,2,3]", '["x",[]]', '[1,[["t"]]]'):
@@ -124,7 +123,7 @@ async def test_a_stranger_on_the_channel_does_no_harm(nodes: Nodes, place: Postg
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 async def test_lost_wakes_cost_time_and_nothing_else(nodes: Nodes, share: float) -> None:
-    """Handovers go on although half of the hints, or all of them, never arrive."""
+    """Handovers go on although half of the notifications, or all of them, never arrive."""
     lots = random.Random(1)
     started = [await nodes.start(), await nodes.start()]
     lost = 0
@@ -149,4 +148,4 @@ async def test_lost_wakes_cost_time_and_nothing_else(nodes: Nodes, share: float)
         assert claimed.lock.epoch == number + 1
         assert claimed.history is not None
     assert lost > 0
-    assert [node.host.told for node in started] == [[], []], "nobody was taken for dead"
+    assert [node.host.told for node in started] == [[], []], "no node was declared dead"

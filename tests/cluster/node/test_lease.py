@@ -1,6 +1,4 @@
-"""A node's lease: what happens when its database session ends, with and without somebody who wants
-what it holds.
-"""
+"""A node's lease: what happens when its database session ends."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ async def test_a_lease_is_one_lock_of_one_session(nodes: Nodes, place: PostgresE
             await trio.sleep(0.02)
 
 
-async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_a_lease_that_no_node_declared_dead_goes_on(nodes: Nodes, place: PostgresEngine) -> None:
     a = await nodes.start()
     x = await a.claim(X)
     for times in range(1, 4):
@@ -65,11 +63,13 @@ async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresE
     await a.write(X, x.lock.epoch)
 
 
-async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_a_node_declared_dead_comes_back_with_the_locks_that_no_node_took(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
     a, b = await nodes.start(), await nodes.start()
     x, y = await a.claim(X), await a.claim(Y)
-    # The lease ends, and before its node knows somebody finds the lock free. (This thread is
-    # everybody's, so b cannot do it in time.)
+    # The lease ends, and another node finds the lock free before the node knows. (This thread
+    # is that of all nodes, so b cannot do it in time.)
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
     assert place.rows(
@@ -92,9 +92,7 @@ async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nod
 
 
 async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, place: PostgresEngine) -> None:
-    """However the race between the two ends, one of them holds the identity, and the other one
-    knows that it does not.
-    """
+    """In each outcome of the race one node owns the identity, and the other knows it."""
     a, b = await nodes.start(), await nodes.start()
     won = 0
     refused: list[Status] = []
@@ -155,8 +153,8 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
             nursery.start_soon(write)
         await trio.sleep(0.2)
         place.outside("COMMIT")
-        # Whoever waits for the lock first has it first; the declaration waits for the transactions
-        # of that node.
+        # The node that waits for the lock first has it first; the declaration waits for the
+        # transactions of that node.
         declare = (
             "SELECT pg_terminate_backend($1), pg_advisory_xact_lock_shared($2, $3), aether_declare_dead($2, $3, 1)"
         )
@@ -174,7 +172,7 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
     a, b = await nodes.start(limits=SHORT_GRACE), await nodes.start()
     await a.claim(X)
     await b.claim(Y)
-    # Somebody keeps the row that says which epoch comes next: every attempt to come back waits
+    # A transaction keeps the row that says which epoch comes next: every attempt to come back waits
     # there.
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
@@ -240,7 +238,7 @@ async def test_holds_that_a_failover_has_lost_are_lost(nodes: Nodes, place: Post
     assert a.cluster.lease.epoch == 1
 
 
-async def test_a_node_that_nobody_asks_about_is_found_dead_by_the_sweep(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_a_dead_node_without_requests_is_found_by_the_sweep(nodes: Nodes, place: PostgresEngine) -> None:
     quiet = ClusterLimits(sweep_s=1000.0)
     a, b = await nodes.start(limits=quiet), await nodes.start(limits=quiet)
     place.outside("INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('t', 'gone', '', '', 1)")

@@ -28,7 +28,7 @@ def deaths(node: Node) -> list[int]:
     return told
 
 
-async def test_a_node_is_alone_until_another_joins_and_again_when_that_has_gone(nodes: Nodes) -> None:
+async def test_a_node_has_no_peers_until_another_joins_and_after_that_has_gone(nodes: Nodes) -> None:
     one = await nodes.start(limits=POLLS)
     assert one.cluster.peers.empty
     two = await nodes.start(limits=POLLS)
@@ -60,9 +60,7 @@ async def test_who_finds_a_node_dead_tells_all(nodes: Nodes, place: PostgresEngi
 
 
 @pytest.mark.crash
-async def test_a_sweep_that_finds_somebody_without_a_lease_looks_again_soon(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_a_sweep_that_finds_a_node_without_a_lease_looks_again_soon(nodes: Nodes, place: PostgresEngine) -> None:
     limits = replace(STEADY, sweep_s=0.2, look_again_s=0.1)
     one = await nodes.start(limits=limits)
     told = deaths(one)

@@ -1,4 +1,4 @@
-"""A node's first connections: as long as it is not there yet, a server that is away is waited for."""
+"""A node's first connections wait for a server that is away."""
 
 from __future__ import annotations
 

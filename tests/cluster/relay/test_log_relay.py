@@ -1,6 +1,4 @@
-"""Who is told that a topic has something new: exactly those who listen, whatever the topics are
-called and however many there are.
-"""
+"""The nodes that are notified of new messages in a topic: exactly its listeners."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterLogRelay]]:
         yield log, tails
 
 
-async def test_those_who_listen_are_told_and_nobody_else(nodes: Nodes) -> None:
+async def test_only_nodes_that_listen_are_notified(nodes: Nodes) -> None:
     first, second, third = [await nodes.start() for _ in range(3)]
     async with ears(first) as (a, one), ears(second) as (b, _), ears(third) as (c, _):
         await comes_true(lambda: not one._cluster.peers.empty)
@@ -88,7 +86,7 @@ async def test_those_who_listen_are_told_and_nobody_else(nodes: Nodes) -> None:
         await c.listen("ag::lab::both::1")
         a.commit("ag::lab::mine::1", "ag::lab::nobodys::1")
         await comes_true(lambda: one.statistics().committed == 2)
-        assert (one.statistics().lookups, one.statistics().statements) == (1, 0), "nobody else listens"
+        assert (one.statistics().lookups, one.statistics().statements) == (1, 0), "no other node listens"
         a.commit("ag::lab::both::1", *ODD)
         await comes_true(lambda: len(b.told) == 1 + len(ODD))
         assert sorted(b.told) == sorted(["ag::lab::both::1", *ODD])

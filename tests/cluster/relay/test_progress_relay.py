@@ -1,5 +1,6 @@
-"""Progress from one node to the listeners on others: in order, once, or not at all; and nothing
-where nobody listens.
+"""Progress updates between nodes: in order, once or not at all.
+
+A node without listeners gets none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.helpers.engines import PostgresEngine
 SOON = ProgressRelayLimits(poll_s=0.3)
 POLLS = replace(STEADY, poll_s=0.3)
 LATE = ProgressRelayLimits(poll_s=10 * LONG_S)
-"""What these tests see, a hint has told."""
+"""what these tests see, a notification has caused."""
 
 _starts = count(1_000_000, 1_000_000)
 
@@ -40,7 +41,7 @@ class Ear:
         self.heard.append(frame)
 
     def kick(self) -> None:
-        """There is nobody to wake."""
+        """There is no task to wake."""
 
 
 @dataclass
@@ -122,10 +123,10 @@ async def test_the_recipient_decides_on_every_node(nodes: Nodes) -> None:
         a.say("pg::lab", b"for ada", recipient="us::ada")
         a.say("pg::lab", b"for all")
         await hears(one, b"for ada", b"for all")
-        assert two.heard == [], "and nobody hears itself"
+        assert two.heard == [], "and no node hears itself"
 
 
-async def test_what_nobody_else_wants_is_not_stored(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_an_update_without_listeners_elsewhere_is_not_stored(nodes: Nodes, place: PostgresEngine) -> None:
     async with stages(await nodes.start(), await nodes.start()) as (a, b):
         here = await a.listen("pg::lab")
         there = await b.listen("pg::us::ada")
@@ -189,7 +190,7 @@ async def test_updates_of_the_moment_are_one_statement_and_one_hint(nodes: Nodes
         assert a.node.cluster.bus.statistics().notifies == notifies + 1
 
 
-async def test_lost_hints_delay_updates_and_nothing_else(nodes: Nodes) -> None:
+async def test_lost_notifications_delay_updates_and_nothing_else(nodes: Nodes) -> None:
     async with stages(await nodes.start(), await nodes.start(), limits=SOON) as (a, b):
         ear = await b.listen("pg::lab")
         lose_notifications(b.node)
@@ -229,7 +230,7 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
             assert a.relay.statistics().offered == 1
 
 
-async def test_whoever_hears_of_nobody_joining_looks(nodes: Nodes) -> None:
+async def test_a_node_that_is_notified_of_no_join_looks(nodes: Nodes) -> None:
     first = await nodes.start(limits=POLLS)
     lose_notifications(first)
     async with stage(first, SOON) as a, stage(await nodes.start(), SOON) as b:
@@ -291,7 +292,7 @@ async def test_a_reader_that_was_away_goes_on_with_what_is_fresh(nodes: Nodes, p
         await hears(ear, b"heard", b"new")
 
 
-async def test_what_is_old_is_deleted_whoever_wrote_it(nodes: Nodes, place: PostgresEngine) -> None:
+async def test_old_updates_of_all_nodes_are_deleted(nodes: Nodes, place: PostgresEngine) -> None:
     gone = await nodes.start()
     async with stages(await nodes.start(), await nodes.start(), limits=SOON) as (a, b):
         ear = await b.listen("pg::lab")

@@ -68,7 +68,7 @@ def facts(caller: str = WORKER, **fields: Any) -> Facts:
 
 
 def facts_of(task: TaskRow, **fields: Any) -> Facts:
-    """What its worker says, or anybody while it has none."""
+    """A report of the task's worker, or of any session while it has none."""
     return Facts(NOW, WORKER, task.epoch or None, **fields)
 
 
@@ -125,7 +125,7 @@ def test_a_lost_delivery_is_an_attempt(policy: RetrySchedule | None, failures: i
 
 @pytest.mark.parametrize("move", Move)
 def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move) -> None:
-    """Neither who had it, nor since when, nor that a participant was there, nor until when it was excused."""
+    """No field about the worker, its times or its excuses stays."""
     of_a_worker = {"assigned_ms": NOW - 9, "disconnected_ms": NOW - 8, "attached": 1, "excused_ms": NOW + 7, "begun": 1}
     seen: set[StoredStatus] = set()
     for status in (*HELD, *PAUSED, *TERMINAL):
@@ -259,7 +259,7 @@ def test_claiming_what_waits_is_an_assignment_for_whom_it_is_for() -> None:
     assert refused.why is MoveRefusal.NOT_YOURS
 
 
-def test_nobody_claims_what_somebody_else_was_assigned() -> None:
+def test_no_worker_claims_what_another_was_assigned() -> None:
     refused = decide(make(S.ASSIGNED), Move.CLAIM, facts(OTHER))
     assert isinstance(refused, RefusedMove)
     assert refused.why is MoveRefusal.NOT_YOURS
@@ -344,9 +344,9 @@ def test_what_wakes_goes_on_where_it_is_and_without_a_worker_there_starts_its_gr
     gone = decide(make(status), Move.WAKE, Facts(NOW, present=False))
     assert isinstance(gone, MoveStep)
     assert (gone.after.status, gone.after.disconnected_ms) == (S.RUNNING, NOW)
-    nobody = decide(make(status, assigned_to=""), Move.WAKE, Facts(NOW))
-    assert isinstance(nobody, MoveStep)
-    assert nobody.after.status is S.PENDING
+    unassigned = decide(make(status, assigned_to=""), Move.WAKE, Facts(NOW))
+    assert isinstance(unassigned, MoveStep)
+    assert unassigned.after.status is S.PENDING
 
 
 def test_pause_without_a_wait_spec_is_refused() -> None:
@@ -355,7 +355,7 @@ def test_pause_without_a_wait_spec_is_refused() -> None:
     assert refused.why is MoveRefusal.WAIT_SPEC
 
 
-def test_a_token_binds_its_worker_whoever_had_the_task() -> None:
+def test_a_token_binds_its_worker_after_any_other() -> None:
     step = decide(make(S.RUNNING), Move.ATTACH, Facts(NOW, OTHER))
     assert isinstance(step, MoveStep)
     assert (step.after.assigned_to, step.after.epoch, step.after.attached) == (OTHER, 2, 1)
