@@ -1,5 +1,4 @@
-"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and the resolving of dead letters,
-over HTTP/1.1.
+"""Serves the ops port: health, metrics, tails, and the resolving of dead letters.
 
 It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere:
 connections, header bytes, the time for a request to arrive and for each write to be taken. An
@@ -82,7 +81,7 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class _Resolve:
-    """A dead letter that somebody has seen to."""
+    """A request that marks a dead letter as resolved."""
 
     task_id: str
     by: str

@@ -58,7 +58,7 @@ class Peer:
 
 
 class LinkBroken(Exception):
-    """The peer vanished (reset, cancel, protocol error) instead of ending its side of the stream."""
+    """The peer vanished (reset, cancel, protocol error) without ending its stream."""
 
 
 class FrameSource(Protocol):
@@ -126,7 +126,7 @@ class FrameSource(Protocol):
         ...
 
     def failed(self, error: Exception) -> None:
-        """Writing has raised what it never should: a defect of the gateway (model/containment.py).
+        """Report that writing this source's messages raised an error.
 
         The source reports it, drops what waits, and has its session end with UNKNOWN. Never raises.
         """
@@ -157,9 +157,7 @@ class Link(Protocol):
         ...
 
     def accept(self) -> None:
-        """The client has shown who it is, and is acknowledged: from here on its messages may have
-        their full length.
-        """
+        """Let the client's messages have their full length: it has been acknowledged."""
         ...
 
     def kick(self) -> None:
@@ -178,8 +176,7 @@ class Link(Protocol):
         ...
 
     def peer_has_ended(self) -> bool:
-        """Whether the stream has broken or its peer has ended it, though nobody may have read so
-        far yet.
+        """Return whether the stream has broken or its peer has ended it, read or unread.
 
         Asked about a session that is held up by something else, when its identity is wanted by
         another one.
@@ -188,14 +185,13 @@ class Link(Protocol):
 
     @property
     def has_input(self) -> bool:
-        """Whether something of the peer has come, whole or in part, that `receive` has not handed
-        on.
-        """
+        """Return whether the peer has sent something that `receive` has not returned yet."""
         ...
 
     async def round_trip(self) -> None:
-        """Wait until all has come that the peer sent before it could know that it is to go; bounded
-        in time by the transport.
+        """Wait until everything has come that the peer sent before it was asked to leave.
+
+        The transport bounds the wait in time.
 
         For ever on a transport whose peer is told to go, finishes what it has begun, and ends its
         side.

@@ -1,3 +1,1 @@
-"""The transport of our own binary framing (docs/wire.md): a codec (wire/framing), a socket, and one
-task.
-"""
+"""The transport of our binary framing (docs/wire.md)."""

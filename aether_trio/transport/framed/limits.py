@@ -9,7 +9,10 @@ from aether_trio.wire.framing.constants import DEFAULT_MAX_FRAME_BYTES, DEFAULT_
 
 @dataclass(frozen=True, slots=True)
 class FramedLimits:
-    """`payload_bytes`, `publish_window` and `dedup_s` are what the gateway's HELLO says."""
+    """Bounds a framed connection; the server's HELLO tells some of them to the client.
+
+    These are `payload_bytes`, `publish_window` and `dedup_s`.
+    """
 
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     payload_bytes: int = 1024 * 1024

@@ -1,4 +1,4 @@
-"""A participant's Link over the binary framing: the reading half, and how the stream ends.
+"""A participant's Link over the binary framing: reading, and the stream's end.
 
 One task reads, and it is the session's own: `receive` waits for the socket and decodes what came.
 Writing needs none (output.py). So an idle connection is one task that waits for its socket.
@@ -157,9 +157,7 @@ class FramedLink:
         return self.read_now()
 
     def read_now(self) -> Sequence[framing.Event]:
-        """The events of one read; none when it finds nothing, not a whole frame, or the end. Raises
-        LinkBroken.
-        """
+        """Return the events of one read; none without a whole frame. Raises LinkBroken."""
         try:
             data = self.sock.recv(READ_BYTES)
             if data:
@@ -305,7 +303,7 @@ class FramedLink:
         self.output.attach(source)
 
     def accept(self) -> None:
-        """See Link. The codec knows by itself, from the answer."""
+        """Let the account of unfinished input know that the client has shown who it is."""
         self.accepted = True
 
     def kick(self) -> None:
@@ -338,9 +336,7 @@ class FramedLink:
         return not self._ended and self._failure is None
 
     async def close(self, status: Status, message: str = "") -> None:
-        """See Link: what was pulled, then an ERROR unless the status is OK, then the end of our
-        side.
-        """
+        """Send what was pulled, then an ERROR unless the status is OK, and end our side."""
         if self._closed:
             await trio.lowlevel.checkpoint()
             return

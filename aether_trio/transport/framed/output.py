@@ -139,7 +139,7 @@ class FramedOutput:
         """See WriteSource. The link reports the writer's `stalled_since`."""
 
     def on_overflow(self) -> None:
-        """See WriteSource. A connection queues two frames of its own at most."""
+        """See WriteSource. The connection queues two frames beside the session's at most."""
 
     def on_broken(self) -> None:
         """See WriteSource."""

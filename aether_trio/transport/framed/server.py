@@ -131,9 +131,7 @@ class FramedServer:
         return True
 
     async def _wait_for_hello(self, reader: FramedLink) -> Sequence[framing.Event]:
-        """The first events; none when the client has not got so far in its time, or the gateway
-        drains.
-        """
+        """Return the first events; none when the client is too slow or the gateway drains."""
         events: Sequence[framing.Event] = ()
         with trio.move_on_after(self._limits.handshake_timeout_s) as waiting:
             self._greeting.add(waiting)

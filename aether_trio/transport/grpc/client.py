@@ -1,5 +1,4 @@
-"""A small native gRPC client on the same data plane: for our command line, our tests, and services
-on other nodes.
+"""A small gRPC client on trio, for the command line, tests, and other nodes.
 
     async with open_channel("127.0.0.1", 50051) as channel:
         reply = await channel.unary("/pkg.Service/Method", request, Reply)
@@ -437,8 +436,9 @@ async def open_channel(
 
 @asynccontextmanager
 async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose block raises as if there were no nursery, so that users can catch GRPCError
-    around a channel.
+    """A nursery whose block raises its errors as they are, without an exception group.
+
+    Users can so catch GRPCError around a channel.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:

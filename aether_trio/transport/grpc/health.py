@@ -38,8 +38,9 @@ class GrpcHealth(HealthBase):
         self._closing = False
 
     def close(self) -> None:
-        """The server shuts down: nothing is served any more, and watchers are sent elsewhere, as no
-        drain waits for them.
+        """Report NOT_SERVING from here on, and end the calls of watchers.
+
+        The server shuts down, and its drain does not wait for watchers.
         """
         self._closing = True
         self.set_status(NOT_SERVING)
@@ -52,7 +53,7 @@ class GrpcHealth(HealthBase):
         changed.set()
 
     def status(self, service: str = OVERALL) -> ServingStatus | None:
-        """None for a service that nobody has named."""
+        """Return the status of a service; None for an unknown service."""
         return self._statuses.get(service)
 
     async def Check(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
@@ -64,7 +65,10 @@ class GrpcHealth(HealthBase):
             await stream.send_message(HealthCheckResponse(status=status))
 
     async def Watch(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
-        """Each change once; a service that is not known yet is SERVICE_UNKNOWN until it is."""
+        """Send the status of a service now and at each change.
+
+        An unknown service has the status SERVICE_UNKNOWN until it becomes known.
+        """
         request = await _request(stream)
         last: ServingStatus | None = None
         while True:

@@ -1,5 +1,4 @@
-"""Inflating compressed messages without holding up the loop: when they are read, a slice in each
-turn, within a budget.
+"""Inflates compressed messages in slices, so that other tasks keep their turns.
 
 61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it
 waits, compressed and under the stream's window, until its reader asks for it, and the reader's task

@@ -1,4 +1,4 @@
-"""What a gRPC peer may cost us: the bounds of its HTTP/2 connections, and of the messages on them."""
+"""Bounds what a gRPC peer may cost: its HTTP/2 connections and its messages."""
 
 from __future__ import annotations
 

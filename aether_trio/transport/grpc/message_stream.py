@@ -1,5 +1,4 @@
-"""gRPC's messages on one HTTP/2 stream, in both directions: assembled from DATA, read in batches,
-and sent.
+"""Assembles, reads and sends gRPC's messages on one HTTP/2 stream.
 
 A message's length is judged when its five-byte prefix is complete, before one byte of it is kept.
 What all streams of a connection together have announced is bounded as well (AssemblyBudget): a
@@ -131,7 +130,7 @@ class MessageStream:
         return max(0, self._need - PREFIX_BYTES)
 
     def accept(self) -> None:
-        """The client has shown who it is: from here on its messages may have their full length."""
+        """Let the client's messages have their full length: it has shown who it is."""
         self.accepted = True
         self._largest = self._budget.limits.max_receive_message_bytes
 
@@ -368,7 +367,10 @@ class MessageStream:
         self.check_sendable()
 
     def check_sendable(self) -> None:
-        """Raises LinkBroken when the stream was cut, ProtocolError when we have ended it ourselves."""
+        """Raise if nothing more can be sent on the stream.
+
+        LinkBroken: the stream was cut. ProtocolError: this side has ended the stream itself.
+        """
         if self.stream.broken_reason is not None:
             raise LinkBroken(self.stream.broken_reason)
         if self.stream.finished:

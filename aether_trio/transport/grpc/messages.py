@@ -1,5 +1,4 @@
-"""gRPC's length-prefixed messages (gRPC over HTTP/2, "Length-Prefixed-Message"): prefix,
-compression, assembly.
+"""Encodes and checks gRPC's length-prefixed messages: prefix, compression, length.
 
 Pure. A message's length is judged when its five-byte prefix is complete, before one byte of it is
 kept.
@@ -62,8 +61,9 @@ def packed(flag: int, message: bytes, encoding: str) -> Packed:
 
 
 class Inflation:
-    """Undoes the compression of one message, a slice at a time: at most SLICE_BYTES in and out,
-    below a millisecond.
+    """Inflates one compressed message, a slice at a time.
+
+    A slice is at most SLICE_BYTES in and out, and takes less than a millisecond.
     """
 
     __slots__ = ("_at", "_encoding", "_inflater", "_largest", "_parts", "_rest", "_source", "size")
@@ -116,8 +116,10 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
-    """Not to be tried again as it is, unlike a message that is `too_large`, whose client can go on
-    with others.
+    """The error for a message too long for a client that is not accepted yet.
+
+    A client should not send such a message again, unlike one that is `too_large`, after which it
+    can go on with others.
     """
     text = f"a message of {size_bytes} bytes; at most {max_bytes} are allowed from a client that is not accepted"
     return StatusError(Status.INVALID_ARGUMENT, text)

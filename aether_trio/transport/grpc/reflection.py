@@ -21,9 +21,7 @@ T = TypeVar("T")
 
 
 class _Pools:
-    """The part of DescriptorPool that reflection asks for: the first pool that knows a thing
-    answers.
-    """
+    """Several descriptor pools, asked in turn for what the reflection service needs."""
 
     def __init__(self, *pools: Any) -> None:
         self._pools = pools

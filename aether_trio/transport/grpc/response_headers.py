@@ -1,5 +1,4 @@
-"""The response headers and trailers of a gRPC server, as HPACK blocks made once
-(http2/header_blocks.py).
+"""The headers and trailers of a gRPC server, as HPACK blocks that are made once.
 
 Pure. grpclib's `encode_metadata` and this module see to it that values are what a header can hold.
 """

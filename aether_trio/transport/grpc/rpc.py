@@ -1,5 +1,4 @@
-"""One RPC from its headers to its trailers: routing to a handler, deadline, and what an exception
-becomes.
+"""Runs one RPC: finds its handler, keeps its deadline, turns errors into a status.
 
 Invariants: every accepted stream ends with exactly one status or one reset; a handler's
 cancellation never leaks into the connection; what a handler raises by mistake is logged here and
@@ -38,8 +37,9 @@ _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
 def told_when_broken(handler: Method) -> Method:
-    """Mark a handler whose reads end with LinkBroken when its stream breaks, so that nobody need
-    cancel it.
+    """Mark a handler that need not be cancelled when its stream breaks.
+
+    Its reads raise LinkBroken then.
     """
     handler.told_when_broken = True  # type: ignore[attr-defined]
     return handler
@@ -159,9 +159,7 @@ async def _run_unscoped(stream: ServerStream) -> None:
 
 
 async def _end_well(stream: ServerStream) -> None:
-    """The handler returned: OK, unless it ended the stream itself or forgot the one message of a
-    unary response.
-    """
+    """End the RPC of a handler that has returned: with OK, unless it sent no response."""
     if not stream.finished:
         await stream.wait_drained()
         if stream.incomplete:

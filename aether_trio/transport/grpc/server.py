@@ -113,8 +113,9 @@ class GrpcServer:
             await linger(accepted.sock, self.limits.linger_s)
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Say GOAWAY twice, let RPCs end by themselves, and after `deadline_s` end them with
-        UNAVAILABLE.
+        """Send GOAWAY twice, wait for the RPCs, and end the rest after `deadline_s`.
+
+        The rest ends with UNAVAILABLE.
 
         Connections that come later are told to go at once.
         """
@@ -135,8 +136,9 @@ class GrpcServer:
             await self._cut_rest()
 
     async def _end_public(self) -> None:
-        """End health and reflection calls: they need no credential, and the client decides how long
-        they last.
+        """End the calls of the health and reflection services.
+
+        They need no credential, and their client decides how long they last.
         """
         if any(connection.has_public for connection in self._connections):
             await trio.sleep(_PUBLIC_S)
@@ -144,9 +146,7 @@ class GrpcServer:
                 connection.evict_public(Status.UNAVAILABLE, _GOING)
 
     async def _cut_rest(self) -> None:
-        """Say so as far as that goes without waiting: a client that reads gets its status, and one
-        that does not is not waited for.
-        """
+        """End all RPCs with UNAVAILABLE, without waiting for clients that do not read."""
         for connection in tuple(self._connections):
             connection.evict(Status.UNAVAILABLE, _GOING)
             connection.cut()
@@ -154,8 +154,9 @@ class GrpcServer:
             await connection.wait_ended()
 
     async def retire_the_old(self) -> None:
-        """Drain connections beyond their age, each with its own tenth of jitter so that clients do
-        not come back at once.
+        """Drain connections that are older than `max_connection_age_s`.
+
+        Each has an age between 0.9 and 1.1 times that, so that clients do not come back at once.
 
         Runs until cancelled beside the connections; returns when `max_connection_age_s` sets no
         age.

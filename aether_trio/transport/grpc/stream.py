@@ -1,5 +1,4 @@
-"""The server's end of one RPC: what a grpclib-style handler is given, and what our links are built
-on.
+"""The server's end of one RPC, with the interface of `grpclib.server.Stream`.
 
 The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service
 bases and grpclib's own reflection service run on it unchanged; `receive_batch`, `attach` and `kick`
@@ -107,18 +106,16 @@ class ServerStream:
         return self._stream
 
     def scope_until_broken(self) -> trio.CancelScope:
-        """A scope for the RPC's task that ends at the deadline, and when the stream breaks."""
+        """Make the scope of the RPC's task: it ends at the deadline, or with the stream."""
         self._scope = trio.CancelScope() if self.deadline is None else trio.CancelScope(deadline=self.deadline)
         return self._scope
 
     def drop_scope(self) -> None:
-        """From here on the handler learns by LinkBroken that the stream has broken, and is not
-        cancelled for it.
-        """
+        """Tell the handler by LinkBroken that the stream has broken, instead of cancelling it."""
         self._scope = None
 
     def drop_headers(self) -> None:
-        """Keep no header of the request but its path: an idle stream should hold nothing idle."""
+        """Drop the request's headers except its path, as an idle stream should be small."""
         self.headers = [(":path", self.path)]
 
     # What the call is
@@ -399,7 +396,7 @@ class ServerStream:
         self.connection.closed_locally(self._stream)
 
     def evict(self, status: int, message: str) -> None:
-        """End the RPC from outside: its caller gets the status, its task finds the stream broken."""
+        """End the RPC with a status that its caller gets; its task finds the stream broken."""
         self.finish(status, message)
         self._stream.broken(f"ended by the server: {message}")
 

@@ -1,5 +1,4 @@
-"""An ASGI 3 application on trio, served by the HTTP/1.1 server of this package: the `http` and
-`lifespan` scopes.
+"""Serves an ASGI 3 application on trio: the `http` and `lifespan` scopes.
 
     host = AsgiHost(app)
     async with host.running():                      # the application's lifespan
@@ -139,7 +138,7 @@ class _Exchange:
         return False
 
     async def receive(self) -> Message:
-        """See the specification: `http.request` for each part of the body, then `http.disconnect`."""
+        """Return the parts of the body as `http.request`, and then `http.disconnect`."""
         if self._gone or self._complete.is_set():
             await trio.lowlevel.checkpoint()
             return dict(_DISCONNECT)

@@ -1,5 +1,4 @@
-"""The server's side of one HTTP/1.1 connection: requests one after another, with their bodies; h11
-does the protocol.
+"""The server's side of one HTTP/1.1 connection; h11 does the protocol.
 
     http = Http1Connection(stream, Http1Limits(max_body_bytes=1024 * 1024))
     request = await http.next_request()             # None: the client has gone
@@ -82,9 +81,7 @@ class HttpStream(Protocol):
         ...
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the client has ended its own, for at most
-        `seconds`.
-        """
+        """End our side, then read and drop until the client ends, `seconds` at most."""
         ...
 
 
@@ -172,8 +169,9 @@ class Http1Connection:
     # -- requests ----------------------------------------------------------------------------------
 
     async def next_request(self) -> Request | None:
-        """The next request's head; None when the client has gone, is too slow, or may send no
-        other. Raises BadRequest, OSError.
+        """Return the next request's head; None when there is no other in time.
+
+        Raises BadRequest and OSError.
         """
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
@@ -239,8 +237,9 @@ class Http1Connection:
         self._h11.receive_data(piece)
 
     def _lines_of_head(self, piece: bytes) -> int:
-        """How many lines a piece has up to the empty one that ends the head, behind which a body
-        may be.
+        """Count the lines of a piece up to the empty one that ends the head.
+
+        A body may be behind it.
         """
         known = len(self._before)
         seen = self._before + piece
@@ -404,9 +403,7 @@ class Http1Connection:
             await self._stream.send_all(data)
 
     async def linger(self, seconds: float) -> None:
-        """Let the client read the response before the socket is closed, although it may have sent
-        more.
-        """
+        """Let the client read the response before the socket is closed."""
         await self._stream.linger(seconds)
 
 

@@ -1,4 +1,4 @@
-"""The files that the gateway serves over HTTP: the browser's client, and the page for people.
+"""Loads the files that the gateway serves: the browser's client and the web page.
 
     /client/*      aether_trio/client/browser/    always
     / and /demo/*  aether_trio/web/               when the page is on; / is its index.html

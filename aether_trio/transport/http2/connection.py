@@ -1,5 +1,4 @@
-"""One HTTP/2 connection on a socket: it reads, drives the data plane, and lets the streams send.
-The same on both sides.
+"""Reads and sends on one HTTP/2 connection, on the server's and the client's side.
 
 What frames mean, and how the connection ends, is for its owner: ServerConnection on our server's
 side (server_connection.py), the Channel of our gRPC client. Writing is SocketWriter's
@@ -220,9 +219,7 @@ class Http2Connection:
         return batch
 
     async def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Send these bytes as DATA; returns when the windows and the kernel have taken all, or the
-        stream has broken.
-        """
+        """Send bytes as DATA; return when the kernel has them, or the stream has broken."""
         self.dirty[stream] = None
         if self.writer.is_writing:
             # Framed now it would be memory that a peer which does not read makes us hold, for as
@@ -235,8 +232,9 @@ class Http2Connection:
         await self.wait_drained(stream)
 
     async def wait_drained(self, stream: Http2Stream) -> None:
-        """Wait until all that a stream gave so far is with the kernel, or the stream has broken. A
-        checkpoint.
+        """Wait until the kernel has all that a stream gave, or the stream has broken.
+
+        A checkpoint.
         """
         if stream in self.dirty:
             await stream.park_sender()

@@ -1,5 +1,4 @@
-"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream
-states).
+"""Drives h2 for SETTINGS, header blocks with HPACK, and stream states.
 
 A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation.
 Frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come
@@ -50,9 +49,7 @@ _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settin
 
 
 class SharedControl:
-    """What all connections of one server or channel share: our settings, as h2 and as the peer see
-    them, and the cache.
-    """
+    """What the connections of one server or channel share: SETTINGS and known blocks."""
 
     __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
 
@@ -100,8 +97,9 @@ class ControlPlane:
         return shared.settings_frame
 
     def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
-        """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees
-        the known ones only.
+        """Feed a SETTINGS frame without its unknown settings. Raises Http2Violation.
+
+        h2 would remember every identifier that it has seen.
         """
         body = frame[frames.HEADER_BYTES :]
         if len(body) % _SETTING_BYTES == 0:
@@ -149,9 +147,7 @@ class ControlPlane:
         self.receive(frames.empty_end_of_stream(stream_id))
 
     def adopt(self, stream_id: int, *, ended: bool) -> None:
-        """Let h2 know of a stream that was opened without it: the least request there is stands in
-        for the real one.
-        """
+        """Tell h2 of a stream that was opened without it, by a minimal request."""
         flags = frames.END_HEADERS | (frames.END_STREAM if ended else 0)
         self.receive(
             frames.FRAME_HEADER.pack(len(_LEAST_REQUEST) << 8 | frames.HEADERS, flags, stream_id) + _LEAST_REQUEST
@@ -182,8 +178,9 @@ class ControlPlane:
         return self._h2.get_next_available_stream_id()
 
     def settings_changed(self) -> None:
-        """The peer sent SETTINGS: keep the encoder without a table whatever it offers, and say so
-        in the next block.
+        """Keep the encoder without a table, whatever size the peer's SETTINGS offer.
+
+        The next block announces that.
 
         hpack forgets to announce a size that is set to the same value again before the next block
         (a peer that offers 0 does that), and then the peer's decoder rightly complains; hence the

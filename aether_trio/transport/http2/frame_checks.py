@@ -1,5 +1,6 @@
-"""What must be true of the control frames that we answer without h2 (RFC 9113 sections 6.3, 6.4,
-6.7, 6.8). Pure.
+"""Checks the control frames that are answered without h2.
+
+See RFC 9113 sections 6.3, 6.4, 6.7 and 6.8. Pure.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""HTTP/2 frames as bytes: the constants and builders that our data plane needs, and nothing else
-(RFC 9113 sections 4, 6).
+"""Builds HTTP/2 frames as bytes, and names their constants (RFC 9113 sections 4, 6).
 
 Pure and total: builders take what they are given and never look at a connection. hyperframe does
 the same with an object per frame; on the hot path (DATA, WINDOW_UPDATE) that object costs more than
@@ -58,7 +57,7 @@ class Http2ErrorCode(enum.IntEnum):
 
 
 class Http2Violation(Exception):
-    """The peer broke HTTP/2 or one of our limits: the whole connection ends with GOAWAY(`code`).
+    """The peer broke HTTP/2 or a limit: its connection ends with GOAWAY(`code`).
 
     `reason` is the counter's name in statistics; `debug` travels in the GOAWAY frame.
     """

@@ -34,8 +34,9 @@ _FRAMES: Final = (
 
 
 class _Values(list[int | None]):
-    """A setting's current and proposed values, with what h2 asks of the deques (760 bytes each)
-    that it would use.
+    """A list of a setting's current and proposed values, in place of h2's deque.
+
+    An empty deque has 760 bytes.
     """
 
     __slots__ = ()
@@ -102,8 +103,9 @@ class LeanH2Connection(h2.connection.H2Connection):
         self.streams[stream_id]._expected_content_length = None
 
     def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
-        """A stream is over; `reset_by_us` says how, as answers and resets of a server do not pass
-        through h2.
+        """Drop a stream that is over; `reset_by_us` says whether the server reset it.
+
+        Answers and resets of a server do not pass through h2, so it does not know.
         """
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
@@ -114,13 +116,13 @@ class LeanH2Connection(h2.connection.H2Connection):
 
 
 class LenientDecoder(hpack.hpack.Decoder):
-    """hpack's decoder, whose table can be saved and restored, and which shrinks it for peers that
-    forget to say so.
+    """An hpack decoder that accepts peers which do not announce a smaller table.
+
+    Its table can be saved and restored.
     """
 
     def _assert_valid_table_size(self) -> None:
-        """What hpack asks at the end of a block: has the peer shrunk its table to the size that our
-        SETTINGS allow?
+        """Shrink the table to the size that our SETTINGS allow, at the end of a block.
 
         hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to,
         and many that keep no table do not think of it. Here the table is shrunk for them: a peer

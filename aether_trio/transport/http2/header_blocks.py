@@ -1,4 +1,4 @@
-"""Header blocks made without an HPACK encoder (RFC 7541), and the frames that carry them.
+"""Makes HPACK header blocks without an encoder (RFC 7541), and their frames.
 
 A server says almost the same few headers always, so their blocks are bytes made once: entries and
 names of the static table, and literals that enter no table. Nothing here keeps state, hence no
@@ -21,9 +21,7 @@ NO_TABLE: Final = b"\x20"
 
 
 def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
-    """`value` in the low bits of an octet whose high bits are `first`, continued in further octets
-    (section 5.1).
-    """
+    """Encode an integer behind the high bits `first` of an octet (section 5.1)."""
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((first | value,))
@@ -52,8 +50,9 @@ def named(index: int, value: bytes) -> bytes:
 
 
 def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
-    """HEADERS, and CONTINUATION where one frame of the peer's size does not hold it (RFC 9113
-    section 4.3).
+    """Put a block into HEADERS, and CONTINUATION where it is longer than one frame.
+
+    See RFC 9113 section 4.3.
     """
     flags = frames.END_STREAM if end_stream else 0
     if len(block) <= frame_bytes:

@@ -1,5 +1,4 @@
-"""Header blocks that have been seen before, remembered for all connections together, and an HPACK
-decoder that asks.
+"""Remembers decoded header blocks for all connections together.
 
 The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in
 Python. But while a connection's dynamic table is empty, what a block means, and what it leaves in

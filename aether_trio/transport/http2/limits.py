@@ -1,6 +1,4 @@
-"""What a peer may cost us on an HTTP/2 connection: every bound in one frozen record, with its unit
-in its name.
-"""
+"""Bounds what a peer may cost on an HTTP/2 connection; each name ends with its unit."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ UNLIMITED: Final = Allowance(2**62, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Allowances:
-    """Budgets for frames that cost us more than the peer and that HTTP/2 itself does not bound.
+    """How often a peer may send frames that cost the server more than the peer.
 
     The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life,
     one BDP ping per 100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer

@@ -1,4 +1,4 @@
-"""How often a client may ping: grpc-core's rule, without a clock of its own.
+"""Counts the pings of a client that come too early, as grpc-core does.
 
 A ping earlier than the interval after the last is a strike; one strike too many ends the
 connection. Whatever we send of headers or DATA wipes the slate, for clients measure the path (BDP

@@ -1,5 +1,4 @@
-"""The server's side of an HTTP/2 connection: its life, its streams, what control frames mean,
-keepalive rules, and drain.
+"""The server's side of an HTTP/2 connection: streams, control frames, and drain.
 
 Lifecycle: `serve` reads in the caller's task, while `nursery` holds the tasks of the RPCs and of
 the writer. When reading ends, every open stream is told that it broke: tasks whose stream has a
@@ -159,9 +158,7 @@ class ServerConnection:
         return None
 
     def _cut_off(self) -> None:
-        """A deadline passed, or the server stops without a drain: say so as far as that goes
-        without waiting.
-        """
+        """End the connection after a deadline, or with the server, without waiting."""
         self.lingering = True
         if self.plane.streams:
             self.evict(Status.UNAVAILABLE, "the server stops")
@@ -338,8 +335,9 @@ class ServerConnection:
             self.nursery.cancel_scope.deadline = trio.current_time() + (self.limits.idle_timeout_s or inf)
 
     def end_if_done(self) -> None:
-        """Nothing more can come on a drained connection: end our side, and the peer will end its
-        own.
+        """End our side of a drained connection whose last stream is over.
+
+        The peer then ends its own side.
         """
         if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.wire.closing:
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
@@ -468,8 +466,9 @@ class ServerConnection:
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
 
     def _priority(self, stream_id: int, frame: bytes) -> None:
-        """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the
-        scheme).
+        """Check a PRIORITY frame and ignore it, as streams take turns here.
+
+        RFC 9113 section 5.3 deprecates the scheme.
         """
         self.plane.budgets.spend(flood_budgets.PRIORITY_FLOOD)
         check_priority(stream_id, frame)
@@ -521,8 +520,9 @@ class ServerConnection:
         self.end_if_done()
 
     async def wait_round_trip(self) -> None:
-        """Wait until the client has answered what asked it to leave, or has had the time for it; at
-        once if it was not asked.
+        """Wait until the client has answered the request to leave, or its time is over.
+
+        Return at once if it was not asked.
         """
         if self._round_trip is not None:
             await self._round_trip.wait()

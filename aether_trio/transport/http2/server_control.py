@@ -1,4 +1,4 @@
-"""A server connection's SETTINGS and header blocks: judged by h2 once, and remembered.
+"""Judges the SETTINGS and header blocks of a server's connections, each bytes once.
 
 Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header
 block that differs by no more than its authority. What these mean, and whether they are valid,
@@ -186,8 +186,9 @@ class ServerControl:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
 
     def _engine(self) -> ControlPlane:
-        """h2, told what it has missed: SETTINGS both ways, streams open and over, and what HPACK
-        has in its table.
+        """Return the connection's h2; make it if need be, and tell it what it has missed.
+
+        That is SETTINGS of both sides, open and closed streams, and the HPACK table.
         """
         engine = self._h2
         if engine is None:

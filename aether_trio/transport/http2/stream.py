@@ -1,5 +1,4 @@
-"""One open stream of an HTTP/2 connection: its windows, what has arrived on it, and the tasks that
-wait for it.
+"""The state of one open HTTP/2 stream, and the tasks that wait for it.
 
 Three parts share it. The data plane (dataplane.py) does the arithmetic on its plain fields. Its
 PayloadReader makes messages of the DATA that arrives. Its StreamHandler, an RPC, is asked for bytes
@@ -39,7 +38,7 @@ class PayloadReader(Protocol):
         ...
 
     def after_read(self) -> None:
-        """A read of the socket that brought something for this stream has been taken apart."""
+        """Called when one read of the socket, which brought DATA, has been taken apart."""
         ...
 
     def drop(self) -> None:
@@ -218,14 +217,12 @@ class Http2Stream:
             trio.lowlevel.reschedule(sender)
 
     def drained(self) -> None:
-        """The kernel has everything that this stream gave: resume the sender and tell the handler."""
+        """Resume the sender: the kernel has everything that this stream gave."""
         self._resume_sender()
         self.handler.on_drained()
 
     def broken(self, reason: str) -> None:
-        """The peer reset the stream, or the connection has ended: tell the reader, the sender and
-        the handler. Idempotent.
-        """
+        """Tell reader, sender and handler that the stream has ended abnormally. Idempotent."""
         if self.broken_reason is None:
             self.broken_reason = reason
             self.finished = True

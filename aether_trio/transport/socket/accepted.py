@@ -1,5 +1,4 @@
-"""What the port hands to a transport: a connection whose first bytes have been seen, and what a
-transport is.
+"""A connection as the port hands it to a transport, and what a transport is.
 
 The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does
 the rest. The socket is plain, non-blocking and closed by whoever accepted it, after the transport's
@@ -65,8 +64,9 @@ ends.
 
 
 def notice_s(deadline_s: float) -> float:
-    """How long clients have, in a drain that is over after `deadline_s`: what GOAWAY says, and what
-    is kept.
+    """Return the seconds that clients have in a drain that is over after `deadline_s`.
+
+    GOAWAY announces them.
     """
     return deadline_s * _NOTICE_SHARE
 

@@ -1,4 +1,4 @@
-"""A connection's bytes, with TLS or without: what HTTP and WebSocket read from and write to.
+"""Reads and sends a connection's bytes, with TLS or without, for HTTP/1.1.
 
 The socket is a plain non-blocking one, closed by whoever accepted it. `send` never blocks and never
 waits: what the kernel does not take is handed back.
@@ -18,7 +18,10 @@ RECEIVE_BYTES = 64 * 1024
 
 
 class ByteStream:
-    """Reading by one task; sending by anybody, in turn. `head` is read first."""
+    """One connection's bytes: one task reads, and one task at a time sends.
+
+    `head` is read first.
+    """
 
     __slots__ = ("head", "sock", "tls")
 
@@ -80,7 +83,7 @@ class ByteStream:
         return None if sent == len(data) else data[sent:]
 
     async def send_all(self, data: bytes) -> None:
-        """Until the kernel has everything. Raises OSError. Not while anybody else sends."""
+        """Send everything, while no other task sends. Raises OSError."""
         rest = self.send(data)
         if rest is None:
             await trio.lowlevel.checkpoint()
@@ -89,13 +92,11 @@ class ByteStream:
             rest = self.send_rest(rest)
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the peer has ended its own, for at most `seconds`
-        (linger.py).
-        """
+        """End our side, then read and drop until the peer ends, `seconds` at most."""
         await linger(self.sock, seconds)
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
-        """End one direction or both; whoever reads is told."""
+        """End one direction of the socket or both; a task that reads sees the end."""
         try:
             self.sock.shutdown(how)
         except OSError:

@@ -1,5 +1,6 @@
-"""What a client's certificate must be beside valid: a leaf, and meant for clients (RFC 5280
-sections 4.2.1.9 and 4.2.1.12).
+"""Checks that a verified certificate is a client's: a leaf, meant for clients.
+
+See RFC 5280 sections 4.2.1.9 and 4.2.1.12.
 
 OpenSSL verifies the chain and takes an authority's certificate for a client's all the same, so that
 the holder of an authority's key is whoever its name says. Python's ssl gives out no extensions, so

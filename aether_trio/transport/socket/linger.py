@@ -10,7 +10,7 @@ _READ_BYTES = 64 * 1024
 
 
 async def linger(sock: socket.socket, seconds: float) -> None:
-    """End our side, then read and drop for at most `seconds` until the peer ends its own.
+    """End our side, then read and drop until the peer ends, `seconds` at most.
 
     A socket closed with unread bytes in it sends a reset, and a reset makes the peer's kernel throw
     away what it has received and not read: the GOAWAY that says why.

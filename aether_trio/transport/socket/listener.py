@@ -73,8 +73,9 @@ _INHERITS: Final = sys.platform == "linux"
 
 
 def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), bound to one port;
-    0 picks one.
+    """Bind sockets to one port on every address of `host`; port 0 picks a free one.
+
+    `host` None stands for all interfaces, IPv4 and IPv6.
 
     With `reuse_port` other sockets of this user that have it too may be bound there (SO_REUSEPORT,
     socket(7)): connections are spread over those that listen.
@@ -176,7 +177,10 @@ class Acceptor:
                 self._start(sock, address, handler)
 
     def _complain(self, error: OSError) -> None:
-        """Now and then: it would be ten lines a second, onto a disk that may be full as well."""
+        """Log that no connection can be accepted, at most once a minute.
+
+        It would be ten lines a second, onto a disk that may be full as well.
+        """
         now = trio.current_time()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_S

@@ -19,8 +19,9 @@ def has_input(sock: socket.socket) -> bool:
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Whether the peer has reset the connection or ended its side, however much is still unread in
-    front of that.
+    """Return whether the peer has reset the connection or ended its side.
+
+    It does not matter how much is unread in front of that.
 
     True as well for a socket that is closed. Costs two system calls. Where the kernel does not tell
     half-closed sockets apart (outside Linux), only resets count.

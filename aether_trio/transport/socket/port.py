@@ -1,5 +1,4 @@
-"""One port with several transports: ends TLS, looks at the first bytes, and hands the connection to
-the transport they ask for.
+"""One port with several transports: ends TLS and hands connections to a transport.
 
 Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its
 first plain bytes. What is no transport of this port gets a short error in its own language and is
@@ -52,8 +51,9 @@ class PortStatistics:
 
 
 class _ConnectionRefused(Exception):
-    """`text` is for the peer; without it TLS has said what there is to say, or nobody would read
-    it.
+    """The connection cannot be served; `text` says why to the peer.
+
+    Without a text TLS has said what there is to say, or the peer would not read it.
     """
 
     def __init__(self, reason: str, text: str = "") -> None:

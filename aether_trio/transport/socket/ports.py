@@ -1,5 +1,4 @@
-"""All ports of a gateway: the one that transports share, those that transports have for themselves,
-and one limit over them.
+"""Opens and serves all ports of a gateway, with one limit of connections.
 
     ports = Ports({"grpc": server, "framed": other}, port=50051, own={"framed": 50052})
     await nursery.start(ports.serve)
@@ -26,7 +25,10 @@ from aether_trio.transport.socket.tls import TlsFiles, server_context
 
 
 class Ports:
-    """Opened when made, so that OSError comes early: a port that is taken, a certificate of no use.
+    """The ports of a gateway: the shared one, and those of single transports.
+
+    The constructor opens them, so that OSError comes early: a port that is taken, a certificate of
+    no use.
 
     `own` gives transports a port for themselves; 0 picks a free one. All others share `port`. With
     `reuse_port` other processes of this user may listen on the same ones.
@@ -90,7 +92,7 @@ class Ports:
             task_status.started()
 
     def close(self) -> None:
-        """Close the listeners; for whoever opened and did not serve."""
+        """Close the listeners of ports that were opened and not served."""
         for _, listeners in self._doors:
             for listener in listeners:
                 listener.close()

@@ -1,4 +1,4 @@
-"""TLS for the transports: contexts from certificate files, and records as a pure transformation.
+"""Makes TLS contexts from certificate files, and turns bytes into records and back.
 
 `TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back.
 trio's SSLStream does the same around a stream, but then sending is a coroutine; here a connection
@@ -53,8 +53,9 @@ class TlsFiles:
 
 
 def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
-    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams
-    rarely resume.
+    """Make a server's context: TLS 1.3, without session tickets.
+
+    A ticket would cost a kilobyte for each connection, and long streams rarely resume.
 
     Raises OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
     """
@@ -105,7 +106,7 @@ def _unusable(file: Path, reason: str) -> OSError:
 def client_context(
     *, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """For our own client: the system's CAs, or `ca_file` alone; a certificate of its own if given."""
+    """Make a client's context, with the system's CAs or `ca_file`, and its certificate."""
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN_H2])

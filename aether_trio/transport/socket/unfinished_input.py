@@ -1,5 +1,4 @@
-"""Messages that have begun and are not finished: one budget for all connections, and a deadline for
-each message.
+"""Bounds the messages that have begun and are not finished, in bytes and in time.
 
     unfinished = UnfinishedInput(UnfinishedLimits())
     nursery.start_soon(unfinished.watch)
@@ -68,7 +67,8 @@ class UnfinishedLimits:
 
 
 class Receiver(Protocol):
-    """What assembles one message at a time: a stream of gRPC, a connection of the other transports.
+    """Assembles one message at a time: a gRPC stream, or another transport's connection.
+
     Hashed by identity.
     """
 
@@ -77,7 +77,7 @@ class Receiver(Protocol):
 
     @property
     def awaits_rest(self) -> bool:
-        """Whether the peer could send now: somebody reads, and there is room."""
+        """Whether the peer could send now: a task reads, and there is room."""
         ...
 
     def give_up(self, error: StatusError) -> None:
@@ -249,8 +249,9 @@ class UnfinishedInput:
 
 
 def _host_of(address: Any) -> str:
-    """Whose address it is: IPv4 addresses one by one, IPv6 by their /64 network, of which one host
-    may use all.
+    """Return the host of an address: an IPv4 address, or the /64 network of an IPv6 one.
+
+    One host may use all addresses of its network.
     """
     host = str(address[0]) if isinstance(address, tuple) and address else ""
     if ":" not in host:

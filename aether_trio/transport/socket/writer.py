@@ -1,4 +1,4 @@
-"""One connection's writes: sent at once while the kernel takes them, by a task while it does not.
+"""Sends one connection's bytes, without a task while the kernel takes them.
 
     writer = SocketWriter(source, sock, tls, nursery)
     writer.kick()                       # the source has something new
@@ -38,8 +38,9 @@ class WriteSource(Protocol):
     """What a SocketWriter asks of the connection for which it writes."""
 
     def fill(self) -> None:
-        """Put the next bytes into the writer's queue: BURST_BYTES and one message at most; nothing
-        when nothing waits.
+        """Put the next bytes into the writer's queue; nothing when nothing waits.
+
+        At most BURST_BYTES and one message.
         """
         ...
 
@@ -72,16 +73,15 @@ class WriteSource(Protocol):
         ...
 
     def on_defect(self, error: Exception) -> None:
-        """A method of this source raised: a defect of the gateway, to be reported
-        (model/containment.py).
+        """A method of this source raised: report a defect of the gateway.
+
+        See model/containment.py.
         """
         ...
 
 
 class Sealer(Protocol):
-    """TLS without a socket (transport/socket/tls.py): plain bytes on one side, records on the
-    other.
-    """
+    """TLS without a socket: plain bytes on one side, records on the other."""
 
     @property
     def ended(self) -> bool:
@@ -291,8 +291,9 @@ class SocketWriter:
     # -- ending ------------------------------------------------------------------------------------
 
     async def wait_flushed(self) -> None:
-        """Wait until the kernel has everything that was queued, or the connection has broken. A
-        checkpoint.
+        """Wait until the kernel has the whole queue, or the connection has broken.
+
+        A checkpoint.
         """
         await trio.lowlevel.checkpoint()
         while not self.is_idle:

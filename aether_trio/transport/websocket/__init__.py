@@ -1,4 +1,4 @@
-"""HTTP/1.1 and WebSocket: the transport of browsers, and of whoever else finds WebSocket handy.
+"""HTTP/1.1 and WebSocket: the transport of browsers.
 
 `server.HttpServer` is the TransportServer. It reads requests (http.py), serves the few files of the
 gateway (files.py), and for GET /v1/connect judges the upgrade (handshake.py, origins.py) and makes

@@ -1,4 +1,4 @@
-"""How a stream's end is told over WebSocket: close codes for statuses (RFC 6455 section 7.4).
+"""Maps the status of a stream's end to a WebSocket close code (RFC 6455 section 7.4).
 
     1000                    a clean end
     1002, 1003, 1007, 1009  as in the RFC: protocol error, wrong kind of message, bad UTF-8, message too big

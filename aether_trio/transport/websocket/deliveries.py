@@ -1,5 +1,4 @@
-"""Deliveries that the client acknowledges: which are on their way, and for how many more it has
-room.
+"""Tracks deliveries until the client acknowledges them, and the room it has left.
 
 The client says `{"deliveries": {"done": 42, "messages": 1000, "bytes": 4194304}}`: it is done with
 the first 42 deliveries of this connection, and holds at most so many messages, of so many bytes,

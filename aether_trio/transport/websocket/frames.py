@@ -1,5 +1,4 @@
-"""The frames of a WebSocket client, taken apart: bytes in; messages, pings and the end out (RFC
-6455 section 5).
+"""Takes apart the frames of a WebSocket client (RFC 6455 section 5).
 
     reader = FrameReader(max_message_bytes=2 * MIB)
     reader.feed(data)
@@ -119,7 +118,7 @@ class FrameReader:
 
     @property
     def unread_bytes(self) -> int:
-        """Fed, and not taken yet: whole frames, or the beginning of a header or control frame."""
+        """Bytes that were fed and not taken yet: whole frames, or the beginning of one."""
         return len(self._buffer) - self._at
 
     def feed(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Which pages may open a WebSocket: the guard against cross-site hijacking (RFC 6455 section 10.2).
+"""Decides which web pages may open a WebSocket (RFC 6455 section 10.2).
 
 A browser lets a page of any site connect to any WebSocket server, and says in Origin whose page it
 is. Requests without Origin do not come from a browser's page. Allowed are the gateway's own pages

@@ -32,8 +32,9 @@ _MIDDLE: Final = 1 << 16
 
 
 def data_header(kind: int, size: int) -> bytes:
-    """In front of `size` bytes that a server sends as one unfragmented, unmasked frame (RFC 6455
-    section 5.2).
+    """Make the header of an unfragmented, unmasked frame of `size` bytes.
+
+    See RFC 6455 section 5.2.
     """
     if size < _SHORT:
         return bytes((kind, size))
@@ -185,9 +186,7 @@ class WebSocketOutput:
     # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: bytes, seconds: float) -> None:
-        """Pull no more; send what was pulled and then `last`, if the peer makes room for it within
-        `seconds`.
-        """
+        """Pull no more, and send `last` behind what was pulled, within `seconds`."""
         self._stopped = True
         self._last = last
         self.writer.kick()

@@ -50,8 +50,9 @@ _METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions"
 
 @dataclass(frozen=True, slots=True)
 class HttpStatistics:
-    """Connections of now; `_total` and `rejects` (by reason, see link.py and handshake.py) count
-    since start.
+    """Counts what the WebSocket port serves now, and has served since its start.
+
+    `_total` and `rejects` (by reason, see link.py and handshake.py) count since start.
     """
 
     fetching: int
@@ -126,7 +127,7 @@ class HttpServer:
             stream.shutdown()
 
     async def keep_alive(self) -> None:
-        """Ping whoever was sent nothing for `ping_interval_s`. Runs until cancelled.
+        """Ping clients that were sent nothing for `ping_interval_s`. Runs until cancelled.
 
         Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut
         quiet connections.
