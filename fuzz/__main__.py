@@ -1,7 +1,8 @@
-"""Run fuzz targets, one after the other: `python -m fuzz [--target NAME] [--seconds N]`, or `nox -s
-fuzz -- ...`.
+"""Run fuzz targets, one after the other.
 
-Needs atheris. Each target runs in a process of its own, because libFuzzer ends it. An input that is
+    python -m fuzz [--target NAME] [--seconds N]        or: nox -s fuzz -- ...
+
+Needs atheris. Each target runs in another process, because libFuzzer ends it. An input that is
 a finding is written to the corpus directory as `crash-...`, and the exit status is 1; `python -m
 fuzz --target NAME --input FILE` runs it again, without atheris. Other arguments go to libFuzzer.
 """

@@ -1,5 +1,6 @@
-"""The three codecs of WebSocket messages: whatever a client sends is a message or one refusal, and
-means the same when it is repeated.
+"""Fuzz the three codecs of WebSocket messages.
+
+Whatever a client sends is a message or one refusal, and means the same when it is repeated.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """Messages of several kinds in every codec, and what is nested or repeated too often."""
+    """Yield messages of several kinds in every codec, nested or repeated too often."""
     messages = [
         pb.UpstreamMessage(send=pb.SendMessage(target_topic="ag::w::i::1", payload=b"\0\xff")),
         pb.UpstreamMessage(init=pb.InitConnection(user=pb.UserIdentity(user_id="u"), credentials={"a": "b"})),

@@ -1,6 +1,4 @@
-"""What the targets share: how an input becomes reads, and how a coroutine without a scheduler is
-driven.
-"""
+"""Shared by the targets: turns an input into reads, and drives coroutines."""
 
 from __future__ import annotations
 
@@ -34,7 +32,10 @@ def split(stream: bytes, step: int) -> Iterator[bytes]:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that waits for nothing: everything that it reads is there."""
+    """Return the result of a coroutine that waits for nothing.
+
+    Everything that it reads is there.
+    """
     try:
         coroutine.send(None)
     except StopIteration as done:

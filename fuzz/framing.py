@@ -1,4 +1,4 @@
-"""The binary framing: its decoder, HELLO included, and a FramedConnection of either role.
+"""Fuzz the binary framing: its decoder with HELLO, and a connection of each role.
 
 An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the
 stream. Whatever it is: decoding gives events or one RemoteProtocolError; splitting it changes
@@ -68,7 +68,7 @@ def check(data: bytes) -> None:
 
 
 def talk(stream: bytes, reader: int, step: int) -> tuple[list[Event], ErrorCode | None]:
-    """What a connection hears that has already said everything that it owes, or nothing."""
+    """Return the events of a connection that has greeted, or has not, and its error."""
     connection = FramedConnection(Side.SERVER if reader & 1 else Side.CLIENT)
     if reader & 2:
         greet(connection, accept=bool(reader & 4))

@@ -1,6 +1,4 @@
-"""gRPC's length-prefixed messages in DATA payloads: assembly, its accounts, and inflating in
-slices.
-"""
+"""Fuzz gRPC's messages in DATA payloads: assembly, accounts, and inflating."""
 
 from __future__ import annotations
 

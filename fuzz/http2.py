@@ -1,5 +1,6 @@
-"""HTTP/2 from the preface on: a server's connection with its data plane, h2, HPACK and flood
-budgets, without a socket.
+"""Fuzz a server's HTTP/2 connection from the preface on, without a socket.
+
+With its data plane, h2, HPACK and flood budgets.
 
 The requests are routed as in the gateway, but no handler runs; a stream is read at once, or never.
 What a connection holds is asserted after every read. When nothing is read, splitting changes
@@ -180,8 +181,9 @@ def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[by
 
 
 def check(data: bytes) -> None:
-    """Three bytes of choices, and the stream: behind preface and SETTINGS, or from its first byte.
-    Called in a trio run.
+    """Check one input: three bytes of choices, and the stream.
+
+    The stream comes behind preface and SETTINGS, or from its first byte. Called in a trio run.
     """
     assert trio.lowlevel.in_trio_run()
     (start, reader, step), stream = choices(data, 3)

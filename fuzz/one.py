@@ -1,5 +1,6 @@
-"""libFuzzer on one target, in this process: what `python -m fuzz` starts, as `python -m fuzz.one
-NAME [its arguments]`.
+"""Run libFuzzer on one target, in this process.
+
+`python -m fuzz` starts it as `python -m fuzz.one NAME [its arguments]`.
 """
 
 from __future__ import annotations

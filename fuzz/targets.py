@@ -39,9 +39,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
 
 
 def mutations(seeds: list[bytes], count: int, seed: int) -> Iterator[bytes]:
-    """`count` inputs made of the seeds by chance, always the same ones: for a run without
-    libFuzzer.
-    """
+    """Make `count` inputs of the seeds, always the same, for runs without libFuzzer."""
     chance = random.Random(seed)
     for _ in range(count):
         data = bytearray(chance.choice(seeds))

@@ -1,4 +1,4 @@
-"""TLS records behind a handshake: what a session keeps of them, before and after the peer's end.
+"""Fuzz TLS records behind a handshake, before and after the peer's end.
 
 An input is a list of things that the client does: plain bytes, the end, records cut and joined
 anyhow, nonsense.

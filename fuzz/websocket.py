@@ -1,4 +1,7 @@
-"""The frames of a WebSocket client: splits mean nothing, little is held, and wsproto says the same."""
+"""Fuzz the frames of a WebSocket client against wsproto.
+
+How the bytes are split means nothing, little is held, and wsproto finds the same events.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ def _frame(first: int, payload: bytes, mask: bytes = b"\1\2\3\4") -> bytes:
 
 
 def seeds() -> Iterator[bytes]:
-    """Messages whole and in fragments, control frames between them, ends, and mistakes."""
+    """Yield messages whole and in fragments, control frames, ends, and mistakes."""
     streams = [
         _frame(0x82, b"binary") + _frame(0x81, b"text"),
         _frame(0x02, b"a") + _frame(0x89, b"ping") + _frame(0x00, b"") + _frame(0x80, b"b"),

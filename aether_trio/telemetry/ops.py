@@ -44,7 +44,7 @@ TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], 
 """`tail(topic, from_offset)` yields (offset, timestamp in Unix ms, encoded DownstreamMessage),
 live, until closed.
 
-`from_offset` is the first offset wanted; None means only what comes from now on.
+`from_offset` is the first offset wanted; None means messages from now on.
 """
 
 ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
@@ -171,7 +171,7 @@ class OpsServer:
         url = urlsplit(target)
         match url.path.split("/"):
             case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
-                self._may("dlq", "a dead letter is not everybody's", headers)
+                self._may("dlq", "resolving a dead letter needs permission", headers)
                 if not headers.get(ASKED_BY):
                     raise _RequestRefused(403, f"a request that changes something needs the header {ASKED_BY}")
                 query = parse_qs(url.query)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Upstream: TypeAlias = UpstreamMessage | Send
-"""A transport with a frame of its own for sends hands them on as they came."""
+"""A transport whose protocol has a frame for sends hands them on as they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class FrameSource(Protocol):
     def cut(self) -> None:
         """The stream has broken and nothing will be pulled any more.
 
-        Whoever waits for room is to look again.
+        A session that waits for room is to look again.
 
         A session that waits for its peer to read does not call `receive`, so it would not learn it
         there.

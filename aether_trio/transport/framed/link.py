@@ -8,8 +8,8 @@ subscriptions, credit and pings to the output. Frames in front of a mistake coun
 the stream when they have been served. At most FRAMES_AT_ONCE frames of a read are looked at before
 the others have their turn.
 
-While the session does something else than `receive`, nobody reads, and TCP tells the client. A peer
-that breaks meanwhile is noticed by the next read or write.
+While the session does something else than `receive`, no task reads, and TCP tells the client. A
+peer that breaks meanwhile is noticed by the next read or write.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RETRYABLE: Final = frozenset(
         Status.UNKNOWN,
     }
 )
-"""Ends after which a client comes back by itself."""
+"""Ends after which a client connects again automatically."""
 RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
 """Those that need no defect of the client: it may have been too fast, too slow, or cut off by
 something in between.
@@ -273,7 +273,7 @@ class FramedLink:
         self._count_control()
 
     def _count_control(self) -> None:
-        """A frame that costs us and means nothing to anybody else.
+        """Count a frame that costs the gateway something and means nothing to a session.
 
         Raises nothing: too many of them are a failure.
         """

@@ -149,8 +149,7 @@ class Call:
             message = decode_grpc_message(self._trailers.get("grpc-message", f"HTTP status {http_status}"))
             raise GRPCError(status, message)
 
-    # What the channel says
-    # -------------------------------------------------------------------------------------------
+    # What the channel says ------------------------------------------------------------------------
 
     def response(self, headers: dict[str, str], *, is_last: bool) -> None:
         """The response's headers have come; with `is_last` they are its trailers as well."""
@@ -167,8 +166,7 @@ class Call:
         self._stream.ended = True
         self._trailers = self._trailers or _NO_STATUS
 
-    # StreamHandler
-    # ---------------------------------------------------------------------------------------------------
+    # StreamHandler --------------------------------------------------------------------------------
 
     @property
     def answered(self) -> bool:
@@ -262,9 +260,8 @@ class GrpcChannel:
                 await call.send(request)
                 await call.end()
             except LinkBroken:
-                if (
-                    not call.ended
-                ):  # or the server has answered before it saw that nothing follows, and has reset the rest
+                # A server may answer before it has seen that nothing follows, and reset the rest.
+                if not call.ended:
                     raise
             replies: list[M] = [reply async for reply in call]
         if len(replies) != 1:
@@ -330,8 +327,7 @@ class GrpcChannel:
             self._control_plane.forget(stream.stream_id)
             self.wire.writer.kick()
 
-    # What the connection asks (ConnectionOwner)
-    # ----------------------------------------------------------------------
+    # What the connection asks (ConnectionOwner) ---------------------------------------------------
 
     def on_defect(self, error: Exception) -> None:
         """See ConnectionOwner. The calls hear that the connection has broken."""

@@ -7,7 +7,7 @@ inflates that one message.
 Invariants: in each turn of the scheduler at most one slice is inflated, whichever connection it
 belongs to, and they take turns; at most one message longer than a slice is under way at a time, so
 what is half inflated is bounded by the largest message; a connection that is more than AHEAD_S
-ahead of its rate waits, its peer's window shut, and nobody waits for it.
+ahead of its rate waits, its peer's window shut, and no other connection waits for it.
 """
 
 from __future__ import annotations

@@ -134,8 +134,7 @@ class MessageStream:
         self.accepted = True
         self._largest = self._budget.limits.max_receive_message_bytes
 
-    # Assembling: PayloadReader
-    # ---------------------------------------------------------------------------------------
+    # Assembling: PayloadReader --------------------------------------------------------------------
 
     def read(self, data: bytes, position: int, stop: int) -> None:
         """See PayloadReader.
@@ -240,8 +239,7 @@ class MessageStream:
             other, self._other = self._other, False
             account.note(self, held, anew=other)
 
-    # Messages that do not go on: unfinished_input.Receiver
-    # -------------------------------------------------------------
+    # Messages that do not go on: unfinished_input.Receiver ----------------------------------------
 
     @property
     def awaits_rest(self) -> bool:
@@ -257,8 +255,7 @@ class MessageStream:
         self._connection.plane.fail(self.stream, error)
         self.stream.wake()
 
-    # Receiving
-    # -----------------------------------------------------------------------------------------------------
+    # Receiving ------------------------------------------------------------------------------------
 
     async def receive_batch(self) -> list[bytes]:
         """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most.
@@ -342,8 +339,7 @@ class MessageStream:
             self._connection.take(stream)
         return message
 
-    # Sending
-    # -------------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------
 
     @property
     def is_draining(self) -> bool:

@@ -1,7 +1,7 @@
 """The gRPC transport: grpclib services on trio.
 
     server = GrpcServer([gateway, health])
-    port = Port({"grpc": server})       # accepts, ends TLS, hands over connections: see transport/socket/port.py
+    port = Port({"grpc": server})       # see transport/socket/port.py
     ...
     await server.drain(deadline_s=10)
 

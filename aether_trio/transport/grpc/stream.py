@@ -111,15 +111,14 @@ class ServerStream:
         return self._scope
 
     def drop_scope(self) -> None:
-        """Tell the handler by LinkBroken that the stream has broken, instead of cancelling it."""
+        """Let the handler learn by LinkBroken that the stream broke; do not cancel it."""
         self._scope = None
 
     def drop_headers(self) -> None:
         """Drop the request's headers except its path, as an idle stream should be small."""
         self.headers = [(":path", self.path)]
 
-    # What the call is
-    # ----------------------------------------------------------------------------------------------
+    # What the call is -----------------------------------------------------------------------------
 
     @property
     def metadata(self) -> MultiDict[Any]:
@@ -187,8 +186,7 @@ class ServerStream:
     def peer(self) -> StreamPeer:
         return StreamPeer(self.connection.address, self.connection.certificate)
 
-    # Receiving
-    # -----------------------------------------------------------------------------------------------------
+    # Receiving ------------------------------------------------------------------------------------
 
     def accept(self) -> None:
         """The client has shown who it is: its messages may have their full length."""
@@ -227,8 +225,7 @@ class ServerStream:
             raise StopAsyncIteration
         return message
 
-    # Sending
-    # -------------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------
 
     def start_response(self, metadata: MetadataLike = ()) -> None:
         """Put the response headers into the output.
@@ -350,8 +347,7 @@ class ServerStream:
         if not self._stream.finished:
             self.connection.wire.kick(self._stream)
 
-    # Ending
-    # --------------------------------------------------------------------------------------------------------
+    # Ending ---------------------------------------------------------------------------------------
 
     async def send_trailing_metadata(
         self,
@@ -396,7 +392,7 @@ class ServerStream:
         self.connection.closed_locally(self._stream)
 
     def evict(self, status: int, message: str) -> None:
-        """End the RPC with a status that its caller gets; its task finds the stream broken."""
+        """End the RPC with a status for its caller; its task finds the stream broken."""
         self.finish(status, message)
         self._stream.broken(f"ended by the server: {message}")
 

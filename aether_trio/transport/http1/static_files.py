@@ -41,7 +41,7 @@ CONTENT_SECURITY_POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Scripts and styles from files of the gateway only, none inline; connections to the gateway only;
-in nobody's frame.
+and no page may frame it.
 """
 
 _ALL: Final[Headers] = [

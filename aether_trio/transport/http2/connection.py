@@ -101,8 +101,7 @@ class Http2Connection:
         """Whether the bytes being served have opened a stream."""
         self._half_close_due = False
 
-    # Reading
-    # -----------------------------------------------------------------------------------------------------
+    # Reading --------------------------------------------------------------------------------------
 
     async def read_until_end(self) -> str:
         """Read and serve until the peer ends the connection, or it breaks, or `closing`.
@@ -185,8 +184,7 @@ class Http2Connection:
             self.plane.out.append(frames.goaway(self.plane.highest_stream_id, violation.code, violation.debug))
             self.writer.kick()
 
-    # Streams
-    # -------------------------------------------------------------------------------------------------------
+    # Streams --------------------------------------------------------------------------------------
 
     def note_opened(self) -> None:
         """The bytes being served have opened a stream, which may answer soon."""
@@ -249,8 +247,7 @@ class Http2Connection:
         plane.ready[stream] = None
         self.writer.kick()
 
-    # What the writer asks (WriteSource)
-    # ------------------------------------------------------------------------------
+    # What the writer asks (WriteSource) -----------------------------------------------------------
 
     def fill(self) -> None:
         """See WriteSource. The streams that have something take turns."""
@@ -310,8 +307,7 @@ class Http2Connection:
         """See WriteSource."""
         self._owner.on_defect(error)
 
-    # Ending
-    # ------------------------------------------------------------------------------------------------------
+    # Ending ---------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Read and start nothing more; what is to be sent still goes."""

@@ -1,4 +1,4 @@
-"""Counts the frames that are cheap to send and dear to handle, for each connection.
+"""Counts frames that are cheap to send and dear to handle, for each connection.
 
 One counter per kind. While a counter is below its burst a frame costs one increment and no clock;
 only beyond it is the time asked for, and what has leaked away since is forgiven. A kind that is

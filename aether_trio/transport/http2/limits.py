@@ -1,4 +1,4 @@
-"""Bounds what a peer may cost on an HTTP/2 connection; each name ends with its unit."""
+"""Bounds what a peer may cost on an HTTP/2 connection; names end with their unit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Allowances:
     back by the DATA frames we send.
 
     The last four are constants and no settings of the gateway: nothing that works sends so many of
-    such frames, so whoever met one of these bounds would have a client to mend and not a number to
+    such frames, so a client that met one of these bounds would have to be mended, and no number to
     tune.
     """
 

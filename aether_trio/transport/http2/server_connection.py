@@ -123,8 +123,7 @@ class ServerConnection:
         self._ping_acked: trio.Event | None = None
         self._round_trip: trio.Event | None = None
 
-    # The task
-    # ------------------------------------------------------------------------------------------------------
+    # The task -------------------------------------------------------------------------------------
 
     async def serve(self, head: bytes) -> str:
         """Serve until the connection ends; returns why. The caller closes the socket."""
@@ -236,8 +235,7 @@ class ServerConnection:
         if self._ended_event is not None:
             self._ended_event.set()
 
-    # Streams
-    # -------------------------------------------------------------------------------------------------------
+    # Streams --------------------------------------------------------------------------------------
 
     async def wait_answers_room(self) -> None:
         """Wait until the peer has read of its answers what is over the bound.
@@ -343,8 +341,7 @@ class ServerConnection:
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
             self.wire.end_when_flushed()
 
-    # Control frames
-    # ------------------------------------------------------------------------------------------------
+    # Control frames -------------------------------------------------------------------------------
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
         """See FrameOwner."""
@@ -483,8 +480,7 @@ class ServerConnection:
         self.goaway_limit = 0
         self.end_if_done()
 
-    # Draining
-    # ------------------------------------------------------------------------------------------------------
+    # Draining -------------------------------------------------------------------------------------
 
     # Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where
     # we stopped.

@@ -1,10 +1,10 @@
-"""Judges the SETTINGS and header blocks of a server's connections, each bytes once.
+"""Judges SETTINGS and header blocks of a server's connections, and remembers them.
 
 Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header
 block that differs by no more than its authority. What these mean, and whether they are valid,
 follows from the bytes alone (for a block: while no dynamic table is in use), so h2 judges each of
-them the first time that anybody sends it, and from then on the answer is looked up. A connection
-has an h2 of its own only from the first moment that something unheard of comes, be it at once; then
+them the first time that a client sends it, and from then on the answer is looked up. A connection
+has its own h2 only from the first moment that something unheard of comes, be it at once; then
 h2 is told what it has missed. Most connections never need it, and h2 is the dear part of one, in
 time and in memory.
 
@@ -69,8 +69,7 @@ class ServerControl:
         self._table = EMPTY_TABLE
         self._resets: dict[int, None] | None = None
 
-    # SETTINGS
-    # ------------------------------------------------------------------------------------------------------
+    # SETTINGS -------------------------------------------------------------------------------------
 
     def acked(self, frame: bytes) -> None:
         """The peer has acknowledged our SETTINGS.
@@ -103,8 +102,7 @@ class ServerControl:
         self._settings = {**self._settings, **values} if self._settings else values
         return values
 
-    # Header blocks
-    # -------------------------------------------------------------------------------------------------
+    # Header blocks --------------------------------------------------------------------------------
 
     def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
         """The headers of a request that opens a stream with HEADERS as others have before.
@@ -152,8 +150,7 @@ class ServerControl:
             return None
         return frame[frames.HEADER_BYTES :], table.maxsize, engine.decoder.max_allowed_table_size
 
-    # Streams
-    # -------------------------------------------------------------------------------------------------------
+    # Streams --------------------------------------------------------------------------------------
 
     def end_of_stream(self, stream_id: int) -> None:
         """The peer ended a stream with DATA."""
@@ -179,8 +176,7 @@ class ServerControl:
         """Among the last streams that we reset."""
         return self._resets is not None and stream_id in self._resets
 
-    # h2, when it is needed
-    # -----------------------------------------------------------------------------------------
+    # h2, when it is needed ------------------------------------------------------------------------
 
     def _largest_table(self) -> int:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]

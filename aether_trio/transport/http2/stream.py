@@ -222,7 +222,7 @@ class Http2Stream:
         self.handler.on_drained()
 
     def broken(self, reason: str) -> None:
-        """Tell reader, sender and handler that the stream has ended abnormally. Idempotent."""
+        """Tell reader, sender and handler that the stream ended abnormally. Idempotent."""
         if self.broken_reason is None:
             self.broken_reason = reason
             self.finished = True

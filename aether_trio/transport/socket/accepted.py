@@ -1,7 +1,7 @@
 """A connection as the port hands it to a transport, and what a transport is.
 
 The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does
-the rest. The socket is plain, non-blocking and closed by whoever accepted it, after the transport's
+the rest. The socket is plain, non-blocking and closed by the Acceptor, after the transport's
 `serve` has returned.
 """
 

@@ -1,6 +1,6 @@
 """Reads and sends a connection's bytes, with TLS or without, for HTTP/1.1.
 
-The socket is a plain non-blocking one, closed by whoever accepted it. `send` never blocks and never
+The socket is a plain non-blocking one, closed by the Acceptor. `send` never blocks and never
 waits: what the kernel does not take is handed back.
 """
 

@@ -3,7 +3,7 @@
 See RFC 5280 sections 4.2.1.9 and 4.2.1.12.
 
 OpenSSL verifies the chain and takes an authority's certificate for a client's all the same, so that
-the holder of an authority's key is whoever its name says. Python's ssl gives out no extensions, so
+the holder of an authority's key could take its name. Python's ssl gives out no extensions, so
 they are read here from DER; only what is needed is looked at.
 """
 

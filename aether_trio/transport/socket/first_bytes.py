@@ -76,7 +76,7 @@ def speaks(transports: Sequence[str], *, tls: bool) -> str:
 
 
 def refusal(head: bytes, text: str) -> bytes:
-    """`text` as the sender of `head` is likely to show it to somebody."""
+    """Encode `text` in the protocol of `head`, as its client is likely to show it."""
     transport = transport_of(head)
     if transport == GRPC:
         # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a

@@ -1,7 +1,7 @@
 """TCP listeners and the accept loop.
 
-Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each
-accepted socket, configured, to a handler in a task of its own: a Port (port.py), which chooses the
+Plain non-blocking sockets throughout (see http2/connection.py for why). `Acceptor` hands each
+accepted socket, configured, to a handler in a new task: a Port (port.py), which chooses the
 transport.
 
 Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation
@@ -215,7 +215,7 @@ class Acceptor:
             report(error, f"accepted from {address_text(address)}")
         finally:
             self._open -= 1
-            # Without notify_closing: whoever could wait for this socket was a task of the handler,
+            # Without notify_closing: only tasks of the handler could wait for this socket,
             # and has ended.
             sock.close()
 

@@ -50,22 +50,22 @@ class Ports:
         self._tcp = tcp or TcpSettings()
         self._acceptor: Acceptor | None = None
         self._accepting = trio.CancelScope()
-        self._doors: list[tuple[Port, list[socket.socket]]] = []
+        self._ports: list[tuple[Port, list[socket.socket]]] = []
         addresses: dict[str, str] = {}
         try:
             for number, names in _shares(transports, port, own or {}):
                 members = {name: transports[name] for name in names}
                 context = None if tls is None else server_context(tls, alpn=alpn_of(members))
-                door = Port(members, tls=context, first_bytes_timeout_s=first_bytes_timeout_s)
+                made = Port(members, tls=context, first_bytes_timeout_s=first_bytes_timeout_s)
                 listeners = open_tcp_listeners(host, number, backlog=self._tcp.backlog, reuse_port=reuse_port)
-                self._doors.append((door, listeners))
+                self._ports.append((made, listeners))
                 addresses |= dict.fromkeys(names, _address(listeners))
         except BaseException:
             self.close()
             raise
         self.addresses: Mapping[str, str] = {name: addresses[name] for name in transports}
         """HOST:PORT of each transport."""
-        self.address = _address(self._doors[0][1])
+        self.address = _address(self._ports[0][1])
         """Of the shared port; of the first transport when none shares."""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -74,8 +74,8 @@ class Ports:
             self._acceptor = Acceptor(connections, self._tcp)
             with self._accepting:
                 async with trio.open_nursery() as accepting:
-                    for door, listeners in self._doors:
-                        accepting.start_soon(self._acceptor.serve, listeners, door.serve)
+                    for one, listeners in self._ports:
+                        accepting.start_soon(self._acceptor.serve, listeners, one.serve)
                     task_status.started()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -93,7 +93,7 @@ class Ports:
 
     def close(self) -> None:
         """Close the listeners of ports that were opened and not served."""
-        for _, listeners in self._doors:
+        for _, listeners in self._ports:
             for listener in listeners:
                 listener.close()
 
@@ -102,8 +102,8 @@ class Ports:
         undecided = 0
         chosen: Counter[str] = Counter()
         rejects: Counter[str] = Counter()
-        for door, _ in self._doors:
-            one = door.statistics()
+        for port, _ in self._ports:
+            one = port.statistics()
             undecided += one.undecided
             chosen.update(one.chosen)
             rejects.update(one.rejects)

@@ -1,4 +1,4 @@
-"""Makes TLS contexts from certificate files, and turns bytes into records and back.
+"""Makes TLS contexts from certificate files, and turns bytes into records.
 
 `TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back.
 trio's SSLStream does the same around a stream, but then sending is a coroutine; here a connection
@@ -87,7 +87,7 @@ def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> Non
             raise _unusable(key_file, "the private key is encrypted; give one without a passphrase") from error
         if error.reason == "KEY_VALUES_MISMATCH":
             raise _unusable(key_file, f"is not the key of the certificate in {cert_file}") from error
-        # One message for both files: whoever can read the certificate knows that it was the key.
+        # One message for both files: if the certificate can be read, it was the key.
         _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file)
         raise _unusable(key_file, "holds no private key in PEM form") from error
 
@@ -106,7 +106,7 @@ def _unusable(file: Path, reason: str) -> OSError:
 def client_context(
     *, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """Make a client's context, with the system's CAs or `ca_file`, and its certificate."""
+    """Make a client's context, with the system's CAs or `ca_file`."""
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN_H2])

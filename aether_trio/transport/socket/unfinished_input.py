@@ -3,7 +3,7 @@
     unfinished = UnfinishedInput(UnfinishedLimits())
     nursery.start_soon(unfinished.watch)
     account = unfinished.account("192.0.2.7")       # one for each connection
-    account.note(receiver, 70_000, anew=True)       # after a read: what the receiver holds of its message now
+    account.note(receiver, 70_000, anew=True)       # after a read: bytes of its message
     account.note(receiver, 0)                       # nothing any more
 
 A peer that sends all of a message but its last bytes makes the gateway keep it. Every transport
@@ -67,7 +67,9 @@ class UnfinishedLimits:
 
 
 class Receiver(Protocol):
-    """Assembles one message at a time: a gRPC stream, or another transport's connection.
+    """Assembles one message at a time: a gRPC stream, or a connection.
+
+    Hashed by identity.
 
     Hashed by identity.
     """
@@ -209,8 +211,8 @@ class UnfinishedInput:
             if account.counted
             for receiver, message in account.begun.items()
         ]
-        strangers = [one for one in candidates if not one[1].accepted]
-        candidates = strangers or candidates
+        unaccepted = [one for one in candidates if not one[1].accepted]
+        candidates = unaccepted or candidates
         hosts: dict[str, int] = {}
         for account, _, message in candidates:
             hosts[account.host] = hosts.get(account.host, 0) + message.held
@@ -249,7 +251,9 @@ class UnfinishedInput:
 
 
 def _host_of(address: Any) -> str:
-    """Return the host of an address: an IPv4 address, or the /64 network of an IPv6 one.
+    """Return the host of an address: IPv4 as it is, IPv6 as its /64 network.
+
+    One host may use all addresses of its network.
 
     One host may use all addresses of its network.
     """

@@ -1,9 +1,11 @@
-"""Maps the status of a stream's end to a WebSocket close code (RFC 6455 section 7.4).
+"""Maps the status of a stream's end to a WebSocket close code.
 
     1000                    a clean end
-    1002, 1003, 1007, 1009  as in the RFC: protocol error, wrong kind of message, bad UTF-8, message too big
-    4100 + status           connect again: the gateway or this connection had to stop, the client did nothing wrong
-    4200 + status           do not connect again by yourself: the next attempt would end in the same way
+    1002, 1003, 1007, 1009  as in the RFC: protocol error, wrong kind of message, bad UTF-8,
+                            message too big
+    4100 + status           connect again: the gateway or this connection had to stop, and the
+                            client did nothing wrong
+    4200 + status           do not connect again automatically: the next attempt would end alike
 
 `status` is the number of the gRPC status. The reason is its text, cut to what a close frame can
 hold.

@@ -10,7 +10,7 @@ the gateway's budget (transport/socket/unfinished_input.py). At most FRAMES_AT_O
 looked at before the rate is, and the others have their turn. Frames, pings and pongs above
 `max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten
 seconds' worth ahead, and TCP tells it. The first message is checked for a kind of participant that
-may come this way, before anybody looks at its credentials.
+may come this way, before its credentials are looked at.
 
 How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without
 one is a cut. What the peer did wrong is raised by `receive` after the messages before it.
@@ -60,8 +60,8 @@ framed transport.
 """
 
 
-_NOBODY_WAITS: Final = trio.Event()
-_NOBODY_WAITS.set()
+_NOT_PINGED: Final = trio.Event()
+_NOT_PINGED.set()
 
 
 class WebSocketLink:
@@ -133,7 +133,7 @@ class WebSocketLink:
         self._deaf = False
         """The peer's bytes are no frames any more."""
         self._ended: frames.CloseFrame | None = None
-        self._ponged = _NOBODY_WAITS
+        self._ponged = _NOT_PINGED
 
     # -- reading -----------------------------------------------------------------------------------
 
