@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.client import Client
 from aether_trio.model.identity import Identity, IdentityError, Kind
@@ -53,7 +53,7 @@ def _options(function: F) -> F:
     )
     @client_options
     @functools.wraps(function)
-    def wrapper(target: Target, viewer: str | None, **kwargs: Any) -> Any:
+    def wrapper(target: GatewayTarget, viewer: str | None, **kwargs: Any) -> Any:
         who = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
         return function(target=target, who=who, **kwargs)
 
@@ -64,7 +64,7 @@ def _options(function: F) -> F:
 @click.option("--profile", default="", help="Only those of this launch profile.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @_options
-def list_agents(target: Target, who: Identity, profile: str, as_json: bool) -> None:
+def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: bool) -> None:
     """Show the registered implementations."""
     rows = run_client(_list, target, who, profile)
     if as_json:
@@ -88,7 +88,7 @@ def _params_text(row: pb.AgentRegistrationInfo) -> str:
 @click.option("--description", default="", help="What it is for.")
 @_options
 def register(
-    target: Target, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
+    target: GatewayTarget, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
 ) -> None:
     """Register an implementation, or replace its registration."""
     info = pb.AgentRegistrationInfo(
@@ -101,7 +101,7 @@ def register(
 @command.command()
 @click.argument("implementation")
 @_options
-def delete(target: Target, who: Identity, implementation: str) -> None:
+def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
     """Forget an implementation. What runs goes on."""
     run_client(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
     say(f"{implementation} is not registered any more")
@@ -113,7 +113,7 @@ def delete(target: Target, who: Identity, implementation: str) -> None:
     "--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter for this start; may be repeated."
 )
 @_options
-def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]) -> None:
+def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[str, ...]) -> None:
     """Start an agent without a message. Prints the id of its startup task."""
     try:
         agent = Identity.parse(identity)
@@ -126,7 +126,7 @@ def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]
     say(run_client(_launch, target, who, op))
 
 
-async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
+async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -> str:
     """The start's id. Says so if nobody is there who could do it."""
     async with open_client(target, who) as client:
         answer = await _answer(client, op)
@@ -142,7 +142,7 @@ async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @_options
-def orchestrators(target: Target, who: Identity, as_json: bool) -> None:
+def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
     """Show who is connected and can start agents."""
     rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
     if as_json:
@@ -172,7 +172,7 @@ def _print_json(rows: Any) -> None:
     print_json(found, indent=2)
 
 
-async def _list(target: Target, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:
+async def _list(target: GatewayTarget, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:
     rows: list[pb.AgentRegistrationInfo] = []
     async with open_client(target, who) as client:
         while True:
@@ -183,7 +183,7 @@ async def _list(target: Target, who: Identity, profile: str) -> list[pb.AgentReg
                 return rows
 
 
-async def _ask(target: Target, who: Identity, op: pb.AgentOperation) -> pb.AgentResponse:
+async def _ask(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -> pb.AgentResponse:
     async with open_client(target, who) as client:
         return await _answer(client, op)
 

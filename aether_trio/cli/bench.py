@@ -13,7 +13,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, is_not_spoken, options_of
-from aether_trio.cli.options import DEFAULT_GATEWAY, Target, client_options
+from aether_trio.cli.options import DEFAULT_GATEWAY, GatewayTarget, client_options
 from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
 from aether_trio.client import (
     AddressError,
@@ -59,7 +59,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
 @client_options
 def command(
-    target: Target,
+    target: GatewayTarget,
     address: str | None,
     pairs: int,
     seconds: float,
@@ -123,7 +123,7 @@ def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> 
         raise _explain(last, error) from None
 
 
-def addresses_for(target: Target, given: str | None) -> list[str]:
+def addresses_for(target: GatewayTarget, given: str | None) -> list[str]:
     """The URL that was given; without a scheme, one for each transport, in the order in which they
     are tried.
     """

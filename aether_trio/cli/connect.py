@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.options import Target
+from aether_trio.cli.options import GatewayTarget
 from aether_trio.client import (
     AddressError,
     AetherError,
@@ -73,12 +73,12 @@ _ENDINGS: Final = (ClientClosed, ConnectionLost, ProtocolViolation, RequestTimeo
 _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 
-def addresses_of(target: Target) -> list[str]:
+def addresses_of(target: GatewayTarget) -> list[str]:
     """The addresses to try for a target, one for each transport."""
     return [f"{secure if target.tls else plain}://{target}" for plain, secure in TRANSPORTS]
 
 
-def options_of(target: Target) -> ClientOptions:
+def options_of(target: GatewayTarget) -> ClientOptions:
     """The client's options for a target: its credential, TLS and time limit.
 
     Raises CliError for a file it cannot use.
@@ -130,7 +130,7 @@ def client_for(identity: Identity, address: str, options: ClientOptions) -> Clie
 
 
 @asynccontextmanager
-async def open_client(target: Target, identity: Identity, *, endless: bool = False) -> AsyncIterator[Client]:
+async def open_client(target: GatewayTarget, identity: Identity, *, endless: bool = False) -> AsyncIterator[Client]:
     """Connect to the gateway as `identity`. Every failure is a CliError.
 
     The whole block has `target.timeout_s`; with `endless` only connecting has. A connection that is
@@ -152,7 +152,7 @@ async def open_client(target: Target, identity: Identity, *, endless: bool = Fal
         raise explained(target, error) from error
 
 
-async def _connect(stack: AsyncExitStack, target: Target, identity: Identity) -> Client:
+async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Identity) -> Client:
     """The client, connected on the first transport that the gateway speaks.
 
     Raises AetherError of the last attempt.
@@ -180,7 +180,7 @@ def is_not_spoken(error: AetherError) -> bool:
     return isinstance(error, NotImplementedByGateway | Refused) and NOT_SPOKEN in error.message
 
 
-def explained(target: Target, error: Exception) -> Exception:
+def explained(target: GatewayTarget, error: Exception) -> Exception:
     """The CliError that says to a person what failed and what to do.
 
     Errors of other kinds are returned as they are.
@@ -236,7 +236,7 @@ def refusal_text(error: AetherError) -> str:
     return f"{text} (it may work later)" if error.retryable else text
 
 
-def _explained_refusal(target: Target, error: AetherError) -> exits.CliError:
+def _explained_refusal(target: GatewayTarget, error: AetherError) -> exits.CliError:
     """The gateway has not let the command in, or has ended the connection with a status."""
     hint = f"; {HINTS[error.code]}" if error.code in HINTS else ""
     if not target.tls and "TLS is required" in error.message:
@@ -245,7 +245,7 @@ def _explained_refusal(target: Target, error: AetherError) -> exits.CliError:
     return exits.CliError(f"{target} said {error.code}: {error.message}{hint}", code)
 
 
-def _explained_tls(target: Target, error: TlsRefused) -> exits.CliError:
+def _explained_tls(target: GatewayTarget, error: TlsRefused) -> exits.CliError:
     cause = error.__cause__
     hint = _TLS_HINTS.get(cause.reason or "", "") if isinstance(cause, ssl.SSLError) else ""
     return exits.CliError(f"TLS with {target} failed: {cause or error.message}{hint}", exits.UNREACHABLE)

@@ -11,7 +11,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
-from aether_trio.cli.options import OpsTarget, Target, ops_options
+from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options
 from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks
 from aether_trio.cli.task_texts import as_json, print_list, print_one
@@ -53,7 +53,9 @@ def command() -> None:
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
 @task_options
-def list_letters(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool, as_array: bool) -> None:
+def list_letters(
+    target: GatewayTarget, who: Identity, workspace: str, limit: int, resolved_too: bool, as_array: bool
+) -> None:
     """Show the dead letters of a workspace, the latest first."""
     letters = run_client(_list, target, who, workspace, limit, resolved_too)
     if as_array:
@@ -62,7 +64,7 @@ def list_letters(target: Target, who: Identity, workspace: str, limit: int, reso
         print_list(letters, f"no dead letter in the workspace {workspace}")
 
 
-async def _list(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool) -> list[Task]:
+async def _list(target: GatewayTarget, who: Identity, workspace: str, limit: int, resolved_too: bool) -> list[Task]:
     found: list[Task] = []
     async with (
         open_tasks(target, who) as tasks,
@@ -81,12 +83,12 @@ async def _list(target: Target, who: Identity, workspace: str, limit: int, resol
 @click.argument("task_id")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @task_options
-def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
+def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a dead letter."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
-async def _get(target: Target, who: Identity, task_id: str) -> Task:
+async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     async with open_tasks(target, who) as tasks:
         task = await tasks.get(task_id)
     if MARK not in task.metadata:
@@ -97,7 +99,7 @@ async def _get(target: Target, who: Identity, task_id: str) -> Task:
 @command.command()
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @task_options
-def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
+def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
     """Try dead letters again, with all their attempts before them."""
     for task_id in task_ids:
         run_client(_get, target, who, task_id)

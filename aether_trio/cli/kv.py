@@ -13,7 +13,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_bytes, print_json, print_table, run_client, say
 from aether_trio.client.operations import Place, Scope
 from aether_trio.client.operations.kv import Kv
@@ -40,7 +40,7 @@ _FAR: Final = 2**63 - 1  # a bound that no counter reaches
 class KeySpace:
     """The scope in which a command's keys are, and the identity that asks for them."""
 
-    target: Target
+    target: GatewayTarget
     identity: Identity
     scope: str
     workspace: str
@@ -90,7 +90,7 @@ def place_options(function: F) -> F:
     @click.option("--as", "who", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
     @client_options
     @functools.wraps(function)
-    def wrapper(target: Target, scope: str, workspace: str, user: str, who: str | None, **kwargs: Any) -> Any:
+    def wrapper(target: GatewayTarget, scope: str, workspace: str, user: str, who: str | None, **kwargs: Any) -> Any:
         if "user" in scope and not user:
             raise click.UsageError(f"the scope {scope} needs --user USER_ID")
         if scope.startswith("own") and not who:

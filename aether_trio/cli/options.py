@@ -20,7 +20,7 @@ DEFAULT_OPS: Final = "127.0.0.1:9090"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GatewayTarget:
     """How a client command reaches the gateway, and with what credential."""
 
     host: str
@@ -124,7 +124,7 @@ def client_options(command: F) -> F:
         if bool(tls_cert) != bool(tls_key):
             raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
         use_tls = tls if tls is not None else bool(tls_ca or tls_cert)
-        target = Target(host, port, api_key or None, use_tls, tls_ca, tls_cert, tls_key, timeout_s)
+        target = GatewayTarget(host, port, api_key or None, use_tls, tls_ca, tls_cert, tls_key, timeout_s)
         return command(target=target, **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway

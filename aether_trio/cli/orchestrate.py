@@ -12,7 +12,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import addresses_of, innermost, is_not_spoken, options_of
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import announce, print_table, wait_output_closed
 from aether_trio.client import AetherError, ClientOptions, OrchestratorClient
 from aether_trio.model.identity import Identity, IdentityError
@@ -96,7 +96,7 @@ its inherit names.
 @click.option("--check", is_flag=True, help="Only read the file, and say what is in it.")
 @client_options
 def command(
-    target: Target,
+    target: GatewayTarget,
     agents_file: str,
     name: str,
     specifier: str,
@@ -135,7 +135,7 @@ def command(
 
 
 def _orchestrate(
-    target: Target,
+    target: GatewayTarget,
     address: str,
     agents: Mapping[str, AgentSpec],
     limits: OrchestratorLimits,
@@ -206,7 +206,7 @@ def _cells(spec: AgentSpec) -> tuple[str, ...]:
     return (spec.implementation, spec.profile, how, str(spec.most or ""), spec.description)
 
 
-def tls_variables(target: Target) -> dict[str, str]:
+def tls_variables(target: GatewayTarget) -> dict[str, str]:
     """How what is started trusts the gateway.
 
     Not our own certificate: it has a token of its own.
@@ -264,7 +264,7 @@ async def _run(
         text = await _read_again(orchestrator, client, agents_file, register)
         announce(f"SIGHUP: {agents_file}: {text}", err=True)
 
-    stop = _Stop(read_again)
+    stop = _StopSignals(read_again)
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals, orchestrator)
@@ -303,7 +303,7 @@ async def _read_again(
     return f"used; it starts {orchestrator.described}"
 
 
-class _Stop:
+class _StopSignals:
     """The first signal ends the block, the second one kills.
 
     SIGHUP has the file read again.

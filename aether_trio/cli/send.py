@@ -10,7 +10,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client, refusal_text
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.client import AetherError, MessageType
 from aether_trio.model import errors
@@ -41,7 +41,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
 @client_options
-def command(target: Target, topic: str, text: str, sender: str | None, message_type: str, as_json: bool) -> None:
+def command(target: GatewayTarget, topic: str, text: str, sender: str | None, message_type: str, as_json: bool) -> None:
     """Send one message to TOPIC. A TEXT of - reads standard input.
 
     Done means durable: the command ends when the gateway has committed the message. It does not
@@ -75,7 +75,7 @@ def _look_at(topic: str) -> tuple[TopicKind, str]:
     return parsed.kind, parsed.workspace
 
 
-async def _send(target: Target, identity: Identity, topic: str, payload: bytes, message_type: str) -> None:
+async def _send(target: GatewayTarget, identity: Identity, topic: str, payload: bytes, message_type: str) -> None:
     async with open_client(target, identity) as client:
         try:
             await client.send(topic, payload, type=MessageType[message_type.upper()])

@@ -9,7 +9,7 @@ import click
 
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.model.identity import Identity, Kind, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -48,7 +48,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @client_options
 def command(
-    target: Target,
+    target: GatewayTarget,
     kind: str | None,
     workspace: str,
     session_id: str | None,
@@ -81,7 +81,7 @@ def _cells(row: pb.ConnectionInfo) -> tuple[str, ...]:
     return (row.identity, row.workspace, _type(row), row.session_id, since, row.duration, row.remote_addr)
 
 
-async def _list(target: Target, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:
+async def _list(target: GatewayTarget, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:
     rows: list[pb.ConnectionInfo] = []
     async with open_client(target, identity) as client:
         while True:
@@ -93,7 +93,7 @@ async def _list(target: Target, identity: Identity, wanted: pb.ConnectionFilter)
                 return rows
 
 
-async def _disconnect(target: Target, identity: Identity, session_id: str, reason: str) -> None:
+async def _disconnect(target: GatewayTarget, identity: Identity, session_id: str, reason: str) -> None:
     async with open_client(target, identity) as client:
         await client.sessions.within(None).disconnect(session_id, reason=reason)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client, refusal_text
-from aether_trio.cli.options import Target
+from aether_trio.cli.options import GatewayTarget
 from aether_trio.client import AetherError
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
@@ -25,7 +25,7 @@ _NEXT: Final = (
 
 
 @asynccontextmanager
-async def open_tasks(target: Target, who: Identity) -> AsyncIterator[Tasks]:
+async def open_tasks(target: GatewayTarget, who: Identity) -> AsyncIterator[Tasks]:
     """Connect, and yield the operations of tasks. Every failure is a CliError."""
     async with open_client(target, who) as client:
         with explained_refusals():

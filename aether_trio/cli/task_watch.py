@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client
-from aether_trio.cli.options import Target
+from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, say
 from aether_trio.cli.task_client import explained_refusals
 from aether_trio.cli.task_texts import event_as_json, event_line, state_line
@@ -60,7 +60,7 @@ class TaskWatch:
         self._as_lines = as_lines
         self._ends: dict[str, TaskStatus] = {}
 
-    async def run(self, target: Target, who: Identity) -> dict[str, TaskStatus]:
+    async def run(self, target: GatewayTarget, who: Identity) -> dict[str, TaskStatus]:
         """Their last statuses. Raises CliError."""
         while True:
             try:

@@ -13,7 +13,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, refusal_text
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, refused
 from aether_trio.cli.task_texts import as_json, print_list, print_one
@@ -69,7 +69,7 @@ def task_options(function: F) -> F:
     @click.option("--as", "viewer", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
     @client_options
     @functools.wraps(function)
-    def wrapper(target: Target, viewer: str | None, **kwargs: Any) -> Any:
+    def wrapper(target: GatewayTarget, viewer: str | None, **kwargs: Any) -> Any:
         who = parse_identity(viewer) if viewer else made_up(Kind.SERVICE)
         return function(target=target, who=who, **kwargs)
 
@@ -98,7 +98,7 @@ workspace_option = click.option(
 @workspace_option
 @task_options
 def list_tasks(
-    target: Target,
+    target: GatewayTarget,
     who: Identity,
     workspace: str,
     statuses: tuple[str, ...],
@@ -132,7 +132,7 @@ def _statuses(names: Iterable[str]) -> list[TaskStatus]:
     return sorted({STATUSES[one] for name in names for one in GROUPS.get(name, (name,))})
 
 
-async def _list(target: Target, who: Identity, wanted: dict[str, Any], limit: int) -> tuple[list[Task], bool]:
+async def _list(target: GatewayTarget, who: Identity, wanted: dict[str, Any], limit: int) -> tuple[list[Task], bool]:
     """At most `limit` tasks, and whether there are more."""
     found: list[Task] = []
     async with open_tasks(target, who) as tasks, aclosing(pages_of(tasks, min(_PAGE, limit + 1), **wanted)) as pages:
@@ -158,12 +158,12 @@ async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGener
 @click.argument("task_id")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @task_options
-def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
+def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a task. Its payload is its worker's."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
-async def _get(target: Target, who: Identity, task_id: str) -> Task:
+async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     async with open_tasks(target, who) as tasks:
         return await tasks.get(task_id)
 
@@ -190,7 +190,7 @@ async def _get(target: Target, who: Identity, task_id: str) -> Task:
 @workspace_option
 @task_options
 def create(
-    target: Target,
+    target: GatewayTarget,
     who: Identity,
     workspace: str,
     task_type: str,
@@ -247,7 +247,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-async def _create(target: Target, who: Identity, task_type: str, wanted: dict[str, Any]) -> CreatedTask:
+async def _create(target: GatewayTarget, who: Identity, task_type: str, wanted: dict[str, Any]) -> CreatedTask:
     async with open_tasks(target, who) as tasks:
         return await tasks.create(task_type, **wanted)
 
@@ -257,13 +257,13 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
 
     @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
     @task_options
-    def run(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
+    def run(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
         run_client(move_tasks, target, who, move, task_ids, done)
 
     command.command(name, help=text)(run)
 
 
-async def move_tasks(target: Target, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
+async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
     """Move tasks one by one, and print what was done.
 
     Raises CliError at the first refusal.
@@ -299,7 +299,7 @@ _add_move("resume", Tasks.resume, "resumed", "Let tasks go on that wait, for a p
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object per line and event.")
 @task_options
 def watch(
-    target: Target,
+    target: GatewayTarget,
     who: Identity,
     task_ids: tuple[str, ...],
     recursive: bool,

@@ -15,8 +15,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from aether_trio.client.connection.core import Core
-from aether_trio.client.connection.session import Session, State
+from aether_trio.client.connection.dispatch import MessageDispatch
+from aether_trio.client.connection.reconnect import Reconnector, State
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
 __all__ = ["Block"]
@@ -28,9 +28,9 @@ _HASTY_S: Final = 0.5
 class Block:
     """Mixed into Client."""
 
-    def __init__(self, core: Core, session: Session) -> None:
-        self._core = core
-        self._session = session
+    def __init__(self, dispatch: MessageDispatch, reconnector: Reconnector) -> None:
+        self._dispatch = dispatch
+        self._reconnector = reconnector
         self._group: anyio.abc.TaskGroup | None = None
         self._over = anyio.Event()
 
@@ -39,9 +39,9 @@ class Block:
         """Why nothing can be asked for any more: the client has failed, has ended, or has not
         begun. Else None.
         """
-        if self._session.failure is not None:
-            return self._session.failure
-        if self._group is None or self._session.state is State.CLOSED:
+        if self._reconnector.failure is not None:
+            return self._reconnector.failure
+        if self._group is None or self._reconnector.state is State.CLOSED:
             return ClientClosed()
         return None
 
@@ -58,11 +58,11 @@ class Block:
 
         Readers raise a failure when they are read.
         """
-        if self._session.failure is None and (ending := self._ending) is not None:
+        if self._reconnector.failure is None and (ending := self._ending) is not None:
             raise ending
 
     async def __aenter__(self) -> Self:
-        if self._session.state is not State.NEW or self._group is not None:
+        if self._reconnector.state is not State.NEW or self._group is not None:
             raise ClientClosed("a client has one block; make a new one to connect again")
         group = self._group = anyio.create_task_group()
         await group.__aenter__()
@@ -76,7 +76,7 @@ class Block:
     async def _live(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         assert self._group is not None
         try:
-            await self._session.run(self._group.cancel_scope, task_status=task_status)
+            await self._reconnector.run(self._group.cancel_scope, task_status=task_status)
         finally:
             self._over.set()
 
@@ -85,24 +85,24 @@ class Block:
     ) -> bool:
         group = self._group
         assert group is not None
-        session = self._session
+        reconnector = self._reconnector
         last_words: BaseException | None = None
         try:
             if error is None:
-                self._core.cursors.all_done()
+                self._dispatch.cursors.all_done()
                 await self._say_goodbye()
-            elif session.failure is None and session.error is None:
+            elif reconnector.failure is None and reconnector.error is None:
                 with anyio.move_on_after(_HASTY_S, shield=True):
-                    session.leave()
+                    reconnector.leave()
                     await self._over.wait()
         except BaseException as raised:
             if error is None or not _cancelled(raised):
                 last_words = raised
         swallowed = await self._end_group(group, last_words or error)
-        if session.error is not None and (error is None or swallowed):
-            raise session.error
-        if session.failure is not None and (error is None or swallowed):
-            raise session.failure
+        if reconnector.error is not None and (error is None or swallowed):
+            raise reconnector.error
+        if reconnector.failure is not None and (error is None or swallowed):
+            raise reconnector.failure
         if last_words is not None and not swallowed:
             raise last_words
         return swallowed and last_words is None
@@ -112,17 +112,17 @@ class Block:
 
         Raises what publishing has left.
         """
-        settings = self._session.settings
-        outbox = self._core.outbox
+        settings = self._reconnector.settings
+        send_queue = self._dispatch.send_queue
         with anyio.move_on_after(settings.close_timeout_s):
             try:
-                await outbox.flush()
+                await send_queue.flush()
             finally:
-                self._session.leave()
+                self._reconnector.leave()
             await self._over.wait()
-        if outbox.unsettled:
-            text = f"{outbox.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
-            raise ConnectionLost(text, in_doubt=outbox.doubtful)
+        if send_queue.unsettled:
+            text = f"{send_queue.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
+            raise ConnectionLost(text, in_doubt=send_queue.doubtful)
 
     async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
         """End the background tasks. Returns whether the client swallows `error`.
@@ -158,7 +158,7 @@ class Block:
         if not isinstance(error, BaseExceptionGroup):
             return False
         _, others = error.split(anyio.get_cancelled_exc_class())
-        return others is not None and others.split(lambda one: one is self._session.failure)[1] is None
+        return others is not None and others.split(lambda one: one is self._reconnector.failure)[1] is None
 
 
 def _cancelled(error: BaseException) -> bool:

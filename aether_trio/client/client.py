@@ -23,11 +23,18 @@ from typing import Any, Final, Unpack
 import anyio
 
 from aether_trio.client.block import Block
-from aether_trio.client.connection.core import Core
+from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.handshake import init_for
-from aether_trio.client.connection.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
+from aether_trio.client.connection.publications import (
+    Outcome,
+    Publication,
+    Upstream,
+    bytes_of,
+    checked_topic,
+    checked_type,
+)
+from aether_trio.client.connection.reconnect import Reconnector, State
 from aether_trio.client.connection.requests import Pending, prepare
-from aether_trio.client.connection.session import Session, State
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.message import IncomingMessage, MessageType
@@ -77,8 +84,8 @@ class Client(Operations, Block, abc.ABC):
         self._settings = settings_for(address, options)
         self._workspace = ""
         program = self._settings.program or f"aether-trio/{__version__}"
-        core = Core(self._settings, program, self._principal)
-        super().__init__(core, Session(self._settings, core, self._init))
+        dispatch = MessageDispatch(self._settings, program, self._principal)
+        super().__init__(dispatch, Reconnector(self._settings, dispatch, self._init))
 
     # -- who and where
 
@@ -94,7 +101,7 @@ class Client(Operations, Block, abc.ABC):
         """
 
     def _init(self) -> pb.InitConnection:
-        init = init_for(self._settings, self._session.session_id)
+        init = init_for(self._settings, self._reconnector.session_id)
         self._identify(init)
         return init
 
@@ -113,7 +120,7 @@ class Client(Operations, Block, abc.ABC):
 
         "" for those who have named themselves.
         """
-        return self._ack.assigned_id or self._session.assigned
+        return self._ack.assigned_id or self._reconnector.assigned
 
     @property
     def workspace(self) -> str:
@@ -123,34 +130,34 @@ class Client(Operations, Block, abc.ABC):
     @property
     def session_id(self) -> str:
         """Of the present connection, or of the last one."""
-        return self._session.session_id
+        return self._reconnector.session_id
 
     @property
     def resumed(self) -> bool:
         """Whether the present connection has taken over the session before it."""
-        return self._session.resumed
+        return self._reconnector.resumed
 
     @property
     def state(self) -> State:
         """Where in its life the client is."""
-        return self._session.state
+        return self._reconnector.state
 
     @property
     def states(self) -> Feed[State]:
         """Every change of `state` from the beginning; the last 64 that nobody has read."""
-        return self._session.states
+        return self._reconnector.states
 
     @property
     def connections(self) -> int:
         """How many connections there were; all but the first are reconnects."""
-        return self._session.connections
+        return self._reconnector.connections
 
     def statistics(self) -> ClientStatistics:
         """What this client has done over all its connections, and what it holds now.
 
         Works after the block, too.
         """
-        return statistics_of(self._session, self._core)
+        return statistics_of(self._reconnector, self._dispatch)
 
     @property
     def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
@@ -167,13 +174,13 @@ class Client(Operations, Block, abc.ABC):
         """What the gateway has told us about our configuration: agents and tasks only, right behind
         the connection.
         """
-        return self._core.config
+        return self._dispatch.config
 
     @property
     def _ack(self) -> pb.ConnectionAck:
-        if self._session.ack is None:
+        if self._reconnector.ack is None:
             raise ClientClosed("the gateway has not let us in yet; use the client inside of its `async with` block")
-        return self._session.ack
+        return self._reconnector.ack
 
     # -- messages
 
@@ -200,7 +207,7 @@ class Client(Operations, Block, abc.ABC):
         try:
             await publication.committed()
         except anyio.get_cancelled_exc_class():
-            self._core.outbox.withdraw(publication)
+            self._dispatch.send_queue.withdraw(publication)
             raise
 
     async def publish(
@@ -231,14 +238,14 @@ class Client(Operations, Block, abc.ABC):
                 rare.ClearField(plain)
             extra = rare.SerializeToString()
         await self._check_open()
-        return await self._core.outbox.publish(topic, data, kind, extra, confirm=confirm)
+        return await self._dispatch.send_queue.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
         """Return when everything that was published so far is committed.
 
         Raises the first refusal that nobody has seen.
         """
-        await self._core.outbox.flush()
+        await self._dispatch.send_queue.flush()
 
     async def reply(
         self,
@@ -260,7 +267,7 @@ class Client(Operations, Block, abc.ABC):
         """
         await self._check_open()
         try:
-            return await self._core.inbox.receive()
+            return await self._dispatch.inbox.receive()
         except StopAsyncIteration:
             raise ClientClosed from None
 
@@ -273,19 +280,19 @@ class Client(Operations, Block, abc.ABC):
         one of them.
         """
         self._check_begun()
-        return self._core.messages(manual=self._settings.manual_acks)
+        return self._dispatch.messages(manual=self._settings.manual_acks)
 
     # -- what is not a message
 
     @property
     def progress_updates(self) -> Feed[ProgressUpdate]:
         """Progress that others report; ephemeral, the last 256 that nobody has read."""
-        return self._core.progress
+        return self._dispatch.progress
 
     @property
     def signals(self) -> Feed[pb.Signal]:
         """What the gateway says about its own leaving, and about ours."""
-        return self._core.signals
+        return self._dispatch.signals
 
     @property
     def errors(self) -> Feed[AetherError]:
@@ -293,7 +300,7 @@ class Client(Operations, Block, abc.ABC):
 
         The last 256 that nobody has read.
         """
-        return self._core.errors
+        return self._dispatch.errors
 
     async def request(
         self,
@@ -305,11 +312,11 @@ class Client(Operations, Block, abc.ABC):
     ) -> Any:
         """See Requester.request."""
         await self._check_open()
-        requests = self._core.requests
+        requests = self._dispatch.requests
         asked, request_id = prepare(message, requests.new_id())
         pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
         requests.add(pending)
-        self._core.ask(pending)
+        self._dispatch.ask(pending)
         try:
             with anyio.fail_after(timeout):
                 return await pending.outcome(check=check)
@@ -318,7 +325,7 @@ class Client(Operations, Block, abc.ABC):
                 raise
             raise RequestTimeout(f"{asked} was not answered within {timeout:g} s") from None
         finally:
-            self._core.forget(pending)
+            self._dispatch.forget(pending)
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """See Requester.tell."""
@@ -338,7 +345,7 @@ class Client(Operations, Block, abc.ABC):
             raise RequestTimeout(f"{what} was not confirmed within {timeout:g} s") from None
         if message.HasField("switch_workspace"):
             self._workspace = message.switch_workspace.new_workspace_id
-            self._core.restore["workspace"] = message
+            self._dispatch.restore["workspace"] = message
 
     async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
         await self._check_open()
@@ -351,11 +358,11 @@ class Client(Operations, Block, abc.ABC):
             unanswered=operation is not None and operation.refused_without_id,
             settle=settle,
         )
-        self._core.outbox.put(upstream)
+        self._dispatch.send_queue.put(upstream)
         try:
             await written.committed()
         except BaseException:
-            self._core.outbox.discard(upstream)
+            self._dispatch.send_queue.discard(upstream)
             raise
 
     def open_feed(
@@ -374,6 +381,6 @@ class Client(Operations, Block, abc.ABC):
             raise ValueError(f"{min(unknown)!r} is no downstream message")
         self._check_begun()
         feed: Feed[Any] = Feed(capacity, lossy=lossy, match=match)
-        if self._session.failure is not None:
-            feed.close(self._session.failure)
-        return self._core.feeds.opened(feed, *cases)
+        if self._reconnector.failure is not None:
+            feed.close(self._reconnector.failure)
+        return self._dispatch.feeds.opened(feed, *cases)

@@ -1,7 +1,7 @@
 """The arguments that every client takes, and what they become.
 
 `ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`);
-`Settings` is the checked result. Times in seconds.
+`ClientSettings` is the checked result. Times in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aether_trio.client.connection.tls import TlsOptions, context_for
 from aether_trio.client.errors import AetherError
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["ClientOptions", "Settings", "settings_for"]
+__all__ = ["ClientOptions", "ClientSettings", "settings_for"]
 
 CREDIT_MESSAGES: Final = 1024
 CREDIT_BYTES: Final = 8 * 1024 * 1024
@@ -117,7 +117,7 @@ at its end.
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """See ClientOptions. `context` and `server_name` are TLS's."""
 
     address: Address
@@ -143,7 +143,7 @@ class Settings:
     on_disconnected: Callable[[AetherError], None] | None
 
 
-def settings_for(address: str, options: ClientOptions) -> Settings:
+def settings_for(address: str, options: ClientOptions) -> ClientSettings:
     """Check the arguments.
 
     Raises AddressError, ValueError, TypeError for an option that does not exist or is of another
@@ -167,7 +167,7 @@ def settings_for(address: str, options: ClientOptions) -> Settings:
         if wanted < 0:
             raise ValueError(f"worker_tasks is {wanted}; 0 is the least")
         extensions.append(pb.ExtensionDeclaration(uri=WORKER_TASKS, version=str(wanted)))
-    return Settings(
+    return ClientSettings(
         address=parsed,
         context=context_for(parsed, tls),
         server_name=tls.server_name if isinstance(tls, TlsOptions) else None,

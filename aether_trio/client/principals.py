@@ -196,7 +196,7 @@ class OrchestratorClient(ToWork, Client):
         # From the first moment on: what waits for an orchestrator comes right behind the answer
         # that lets it in.
         self.__starts: Feed[Assignment] = Feed(STARTS, lossy=False, convert=lambda message: read(Assignment, message))
-        self._core.feeds.add(self.__starts, "task_assignment")
+        self._dispatch.feeds.add(self.__starts, "task_assignment")
 
     @property
     def starts(self) -> Feed[Assignment]:
@@ -209,7 +209,7 @@ class OrchestratorClient(ToWork, Client):
         init.orchestrator.CopyFrom(
             pb.OrchestratorIdentity(
                 implementation=self.__given.implementation,
-                specifier=self.__given.specifier if self.__named else self._session.assigned,
+                specifier=self.__given.specifier if self.__named else self._reconnector.assigned,
                 supported_profiles=self.__profiles,
             )
         )
@@ -217,7 +217,9 @@ class OrchestratorClient(ToWork, Client):
     def _identity(self, assigned_id: str) -> Identity:
         if self.__named:
             return self.__given
-        return Identity.orchestrator(self.__given.implementation, assigned_id or self._session.assigned or "unknown")
+        return Identity.orchestrator(
+            self.__given.implementation, assigned_id or self._reconnector.assigned or "unknown"
+        )
 
 
 class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_trio.client.connection.core import Core
-from aether_trio.client.connection.session import Session, State
+from aether_trio.client.connection.dispatch import MessageDispatch
+from aether_trio.client.connection.reconnect import Reconnector, State
 
 __all__ = ["ClientStatistics", "statistics_of"]
 
@@ -66,21 +66,21 @@ class ClientStatistics:
     """
 
 
-def statistics_of(session: Session, core: Core) -> ClientStatistics:
+def statistics_of(reconnector: Reconnector, dispatch: MessageDispatch) -> ClientStatistics:
     """The numbers now."""
-    outbox, inbox, requests = core.outbox, core.inbox, core.requests
+    send_queue, inbox, requests = dispatch.send_queue, dispatch.inbox, dispatch.requests
     return ClientStatistics(
-        state=session.state,
-        connections=session.connections,
-        failed_attempts=session.failed_attempts,
-        published=outbox.published,
-        committed=outbox.committed,
-        refused=outbox.refused,
-        in_doubt=outbox.in_doubt,
-        not_sent=outbox.not_sent,
-        unsettled=outbox.unsettled,
-        unsettled_bytes=outbox.unsettled_bytes,
-        resent=outbox.resent,
+        state=reconnector.state,
+        connections=reconnector.connections,
+        failed_attempts=reconnector.failed_attempts,
+        published=send_queue.published,
+        committed=send_queue.committed,
+        refused=send_queue.refused,
+        in_doubt=send_queue.in_doubt,
+        not_sent=send_queue.not_sent,
+        unsettled=send_queue.unsettled,
+        unsettled_bytes=send_queue.unsettled_bytes,
+        resent=send_queue.resent,
         received=inbox.received,
         buffered=len(inbox),
         unacknowledged=inbox.held_messages - len(inbox),
@@ -88,5 +88,7 @@ def statistics_of(session: Session, core: Core) -> ClientStatistics:
         duplicates=inbox.duplicates,
         requests=requests.made,
         requests_open=len(requests),
-        feed_drops=sum(feed.dropped for feed in (core.progress, core.signals, core.errors, session.states)),
+        feed_drops=sum(
+            feed.dropped for feed in (dispatch.progress, dispatch.signals, dispatch.errors, reconnector.states)
+        ),
     )

@@ -14,7 +14,7 @@ import pytest
 
 from aether_trio.cli.bench import addresses_for
 from aether_trio.cli.bench_run import percentiles_ms
-from aether_trio.cli.options import Target
+from aether_trio.cli.options import GatewayTarget
 from aether_trio.config import ApiKey, describe, load_settings
 from aether_trio.devtools.ports import held_port
 from aether_trio.services.credentials import hash_api_key
@@ -89,8 +89,8 @@ class TestRefusals:
 
 
 def test_an_address_without_a_scheme_gets_the_framed_transports(tmp_path: Path) -> None:
-    plain = Target("host", 1, None, False, None, None, None, 1.0)
-    secret = Target("::1", 1, None, True, None, None, None, 1.0)
+    plain = GatewayTarget("host", 1, None, False, None, None, None, 1.0)
+    secret = GatewayTarget("::1", 1, None, True, None, None, None, 1.0)
     assert addresses_for(plain, None) == ["aether://host:1", "grpc://host:1", "ws://host:1"]
     assert addresses_for(secret, None) == ["aethers://[::1]:1", "grpcs://[::1]:1", "wss://[::1]:1"]
     assert addresses_for(plain, "other:2") == ["aether://other:2", "grpc://other:2", "ws://other:2"]

@@ -199,7 +199,7 @@ async def test_a_slow_consumer_holds_no_more_than_its_credit() -> None:
             expected = 0
             async for message in b:
                 assert message.text == str(expected)
-                assert b._core.inbox.held_messages <= 16
+                assert b._dispatch.inbox.held_messages <= 16
                 expected += 1
                 if expected == 500:
                     break

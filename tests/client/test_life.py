@@ -143,7 +143,7 @@ async def test_a_silent_connection_is_asked_and_then_cut() -> None:
         async def body() -> None:
             client = agent(peer.address, "a")
             settings = dataclasses.replace(client._settings, ping_interval_s=0.05)
-            client._session.settings = settings
+            client._reconnector.settings = settings
             async with client as a:
                 await a.receive()
                 assert a.connections == 2

@@ -75,7 +75,7 @@ async def test_a_defect_of_the_client_is_raised_as_itself(monkeypatch: pytest.Mo
         async def body() -> None:
             with pytest.raises(Mistake):
                 async with agent(peer.address, "a") as a:
-                    monkeypatch.setattr(a._core, "downstream", raising)
+                    monkeypatch.setattr(a._dispatch, "downstream", raising)
                     broken.set()
                     with pytest.raises(ClientClosed):
                         await a.receive()

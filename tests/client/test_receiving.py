@@ -69,7 +69,7 @@ async def test_many_acknowledgements_are_one_frame() -> None:
 
         async def body() -> None:
             async with agent(peer.address, "a") as a:
-                while len(a._core.inbox) < 100:
+                while len(a._dispatch.inbox) < 100:
                     await trio.testing.wait_all_tasks_blocked()
                 for _ in range(100):
                     (await a.receive()).ack()
@@ -130,7 +130,7 @@ async def test_repetitions_after_a_cut_are_dropped_and_acknowledged_again() -> N
             async with agent(peer.address, "a") as a:
                 assert await take(a, 5) == [1, 2, 3, 4, 5]
                 assert a.connections == 2
-                assert a._core.inbox.duplicates == 3
+                assert a._dispatch.inbox.duplicates == 3
 
         nursery.start_soon(body)
         line = await peer.accept()
@@ -206,7 +206,7 @@ async def test_credit_bounds_what_is_held_and_comes_back_with_acknowledgements()
 
         async def body() -> None:
             async with agent(peer.address, "a", credit_messages=4, credit_bytes=100_000) as a:
-                while len(a._core.inbox) < 4:
+                while len(a._dispatch.inbox) < 4:
                     await trio.testing.wait_all_tasks_blocked()
                 await go_on.wait()
                 assert await take(a, 6) == [1, 2, 3, 4, 5, 6]

@@ -228,7 +228,7 @@ async def test_a_cancelled_send_that_was_not_written_is_withdrawn() -> None:
                 first = await a.publish(B, b"first")
                 with trio.move_on_after(0.01):
                     await a.send(B, b"withdrawn")
-                assert a._core.outbox.unsettled == 1
+                assert a._dispatch.send_queue.unsettled == 1
                 await first.committed()
                 await a.send(B, b"third")
 

@@ -168,7 +168,7 @@ async def what_was_buffered_is_read_behind_the_block(address: str) -> None:
         while a.statistics().buffered < 3:
             await anyio.sleep(0.001)
     assert [(await anext(messages)).text for _ in range(3)] == ["0", "1", "2"]
-    cursors = a._core.cursors
+    cursors = a._dispatch.cursors
     assert (len(cursors._by_task), cursors._ends) == (0, None)
 
 

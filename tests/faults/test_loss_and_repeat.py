@@ -85,7 +85,7 @@ class Run:
         chance = random.Random(f"{self.seed} {kind} {number}")
 
         def lost(_: AetherError) -> None:
-            self.tally.sent_again += client._core.outbox.written_unsettled
+            self.tally.sent_again += client._dispatch.send_queue.written_unsettled
 
         client = AgentClient(
             f"aether://{proxy.address}",
@@ -106,7 +106,7 @@ class Run:
     def count(self) -> None:
         """Bring the tally up to date with what the clients know."""
         self.tally.connections = sum(client.connections for client in self.clients)
-        self.tally.dropped_by_clients = sum(client._core.inbox.duplicates for client in self.clients)
+        self.tally.dropped_by_clients = sum(client._dispatch.inbox.duplicates for client in self.clients)
 
     def was_bad(self, proxy: FaultProxy) -> bool:
         """Whether everything has happened that the run is for."""

@@ -45,7 +45,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Messages:
+class BlockingMessages:
     """The messages of a client, one by one.
 
     Each is acknowledged when the same loop asks for the next one.
@@ -115,16 +115,16 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return
         raise RequestTimeout(f"no message came within {timeout:g} s")
 
-    def messages(self, timeout: float | None = None) -> Messages:
+    def messages(self, timeout: float | None = None) -> BlockingMessages:
         """Messages, one by one, each acknowledged when the next one is asked for (not with
         manual_acks).
 
         With `timeout` the loop ends when nothing has come for so many seconds; without, when the
         client is closed.
         """
-        return Messages(self, timeout)
+        return BlockingMessages(self, timeout)
 
-    def __iter__(self) -> Messages:
+    def __iter__(self) -> BlockingMessages:
         return self.messages()
 
     def _hold(self, message: IncomingMessage) -> IncomingMessage:

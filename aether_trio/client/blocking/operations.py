@@ -19,15 +19,15 @@ from aether_trio.client.blocking.bridge import (
     streamed_as,
 )
 from aether_trio.client.client import Client
-from aether_trio.client.connection.outgoing import Outcome, Publication
-from aether_trio.client.connection.session import State
+from aether_trio.client.connection.publications import Outcome, Publication
+from aether_trio.client.connection.reconnect import State
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job, JobEnd
 from aether_trio.client.operations.access import Access
 from aether_trio.client.operations.agents import Registry
 from aether_trio.client.operations.audit import Audit
 from aether_trio.client.operations.checkpoints import Checkpoints
-from aether_trio.client.operations.gateway import Gateway
+from aether_trio.client.operations.gateway import GatewayQueries
 from aether_trio.client.operations.grant_cache import GrantCache
 from aether_trio.client.operations.grants import Grants
 from aether_trio.client.operations.kv import Kv
@@ -160,14 +160,14 @@ class SyncCheckpoints(SyncNamespace[Checkpoints]):
     save = blocking(Checkpoints.save)
 
 
-class SyncGateway(SyncNamespace[Gateway]):
+class SyncGatewayQueries(SyncNamespace[GatewayQueries]):
     """Look at the gateway process itself."""
 
-    connection = blocking(Gateway.connection)
-    connections = blocking(Gateway.connections)
-    health = blocking(Gateway.health)
-    info = blocking(Gateway.info)
-    stats = blocking(Gateway.stats)
+    connection = blocking(GatewayQueries.connection)
+    connections = blocking(GatewayQueries.connections)
+    health = blocking(GatewayQueries.health)
+    info = blocking(GatewayQueries.info)
+    stats = blocking(GatewayQueries.stats)
 
 
 class SyncGrants(SyncNamespace[Grants]):
@@ -448,7 +448,7 @@ class ClientCalls(Blocking[C], Generic[C]):
     audit = BlockingAttribute(SyncAudit)
     authority_requests = BlockingAttribute(SyncAuthorityRequests)
     checkpoints = BlockingAttribute(SyncCheckpoints)
-    gateway = BlockingAttribute(SyncGateway)
+    gateway = BlockingAttribute(SyncGatewayQueries)
     grants = BlockingAttribute(SyncGrants)
     kv = BlockingAttribute(SyncKv)
     progress = BlockingAttribute(SyncProgress)

@@ -1,7 +1,7 @@
 """The framed transport of a client: docs/wire.md from our side, over
 `wire.framing.FramedConnection`.
 
-Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox
+Confirmation, positions and credit are frames here, so this module mostly hands events to the send_queue
 and the inbox, and their frames to the socket. Answers to requests come as envelopes.
 """
 
@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSStream
 
-from aether_trio.client.connection.outgoing import Publication, Upstream
+from aether_trio.client.connection.publications import Publication, Upstream
 from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Hub, Transport
 from aether_trio.client.errors import (
     AetherError,
@@ -101,14 +101,14 @@ class FramedTransport(Transport):
             case framing.Deliver():
                 hub.inbox.deliver(event.channel, event.offset, event.message)
             case framing.Ack():
-                hub.outbox.ack(event.seq)
+                hub.send_queue.ack(event.seq)
             case framing.Envelope():
                 self._envelope(event.message)
             case framing.Nack():
                 error = from_code(
                     event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
                 )
-                hub.outbox.nack(event.seq, error)
+                hub.send_queue.nack(event.seq, error)
             case framing.Channel():
                 hub.inbox.open_channel(event)
             case framing.ChannelClosed():
@@ -157,7 +157,7 @@ class FramedTransport(Transport):
         if connection.state is ConnectionState.LIVE:
             frames += self._hub.inbox.frames(connection)
             starting = connection.peer_state is ConnectionState.LIVE and not (self._leaving or self.draining)
-            frames += self._hub.outbox.pull(self, WRITE_BYTES, starting=starting)
+            frames += self._hub.send_queue.pull(self, WRITE_BYTES, starting=starting)
         return b"".join(frames)
 
     def encode_publication(self, publication: Publication) -> bytes | None:

@@ -18,7 +18,7 @@ import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
 
-from aether_trio.client.connection.messages import MAX_RECEIVED_BYTES, Violation
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, Violation
 from aether_trio.client.connection.transport import Ended
 from aether_trio.client.errors import (
     RETRYABLE_STATUSES,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 
-from aether_trio.client.options import Settings
+from aether_trio.client.options import ClientSettings
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["init_for"]
 
 
-def init_for(settings: Settings, resume_session_id: str) -> pb.InitConnection:
+def init_for(settings: ClientSettings, resume_session_id: str) -> pb.InitConnection:
     """Credentials, extensions, the session to resume, and what we are written in.
 
     The identity is still to be said.

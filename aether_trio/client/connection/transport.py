@@ -2,7 +2,7 @@
 how it ends.
 
 A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
-`run` until the end. It never decides to reconnect; it says how it ended (`Ended`), and session.py
+`run` until the end. It never decides to reconnect; it says how it ended (`Ended`), and reconnect.py
 decides.
 
 The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that
@@ -27,8 +27,8 @@ import anyio.abc
 
 from aether_trio.client.connection.confirmations import Confirmations
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.outbox import Outbox
-from aether_trio.client.connection.outgoing import Upstream
+from aether_trio.client.connection.publications import Upstream
+from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -73,7 +73,7 @@ class Hub(Protocol):
     """What a transport needs of its client."""
 
     inbox: Inbox
-    outbox: Outbox
+    send_queue: SendQueue
     publisher: bytes
     """16 bytes: whose numbers the publications have."""
     program: str
@@ -180,7 +180,7 @@ class Transport(abc.ABC):
                         self.end_of_stream()
                         break
                     self.feed(data)
-                    if self._owes_bytes or self.draining or self._hub.outbox.waiting:
+                    if self._owes_bytes or self.draining or self._hub.send_queue.waiting:
                         self.wake()
             except BROKEN as error:
                 self._cut(str(error) or type(error).__name__)
@@ -308,7 +308,7 @@ class Transport(abc.ABC):
     def _may_go(self) -> bool:
         if self._leaving:
             return True
-        return self.draining and not self._hub.outbox.written_unsettled and not self.expecting
+        return self.draining and not self._hub.send_queue.written_unsettled and not self.expecting
 
     def _patience_s(self) -> float | None:
         if self._said_goodbye:

@@ -14,7 +14,7 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from aether_trio.client.connection.address import WEBSOCKET_PATH
-from aether_trio.client.connection.messages import MAX_RECEIVED_BYTES, Violation
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, Violation
 from aether_trio.client.connection.transport import Ended
 from aether_trio.client.errors import (
     AetherError,

@@ -75,7 +75,7 @@ class Works(_Client):
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **numbered(options))
-        self.__manager = JobManager(self, self._core.feeds, self.__start, lambda: self._ending)
+        self.__manager = JobManager(self, self._dispatch.feeds, self.__start, lambda: self._ending)
 
     def __start(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         assert self._group is not None

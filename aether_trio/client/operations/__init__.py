@@ -27,7 +27,7 @@ from aether_trio.client.operations.enums import (
     ContinuationMode,
     HealthCheckStatus,
     HealthStatus,
-    PrincipalType,
+    PrincipalKind,
     ProgressKind,
     ProxyFailure,
     ScheduleLifetime,
@@ -41,7 +41,7 @@ from aether_trio.client.operations.enums import (
     TunnelProtocol,
     WaitReason,
 )
-from aether_trio.client.operations.gateway import Gateway
+from aether_trio.client.operations.gateway import GatewayQueries
 from aether_trio.client.operations.grant_cache import GrantCache
 from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, Exchange
 from aether_trio.client.operations.grants import Grants
@@ -88,7 +88,7 @@ __all__ = [
     "Operations",
     "Place",
     "Principal",
-    "PrincipalType",
+    "PrincipalKind",
     "ProgressKind",
     "ProgressUpdate",
     "ProxiedRequest",
@@ -155,7 +155,7 @@ class Operations:
     audit = NamespaceAttribute(Audit)
     authority_requests = NamespaceAttribute(AuthorityRequests)
     checkpoints = NamespaceAttribute(Checkpoints)
-    gateway = NamespaceAttribute(Gateway)
+    gateway = NamespaceAttribute(GatewayQueries)
     grants = NamespaceAttribute(Grants)
     kv = NamespaceAttribute(Kv)
     progress = NamespaceAttribute(Progress)

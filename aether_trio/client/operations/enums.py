@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 
 
-class PrincipalType(enum.IntEnum):
+class PrincipalKind(enum.IntEnum):
     """The kinds of participant."""
 
     UNSPECIFIED = 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from aether_trio.client.operations.enums import HealthCheckStatus, HealthStatus, PrincipalType
+from aether_trio.client.operations.enums import HealthCheckStatus, HealthStatus, PrincipalKind
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import Seconds, Wire, member, read, read_optional, to_time
 from aether_trio.client.operations.sessions import SessionInfo, SessionPage, connection_filter
@@ -74,7 +74,7 @@ class Health:
     stats: Stats | None
 
 
-class Gateway(Namespace):
+class GatewayQueries(Namespace):
     """Look at the gateway process itself.
 
     Help(aether_trio.client.operations.gateway) says more.
@@ -101,7 +101,7 @@ class Gateway(Namespace):
     async def connections(
         self,
         *,
-        principal_type: PrincipalType = PrincipalType.UNSPECIFIED,
+        principal_type: PrincipalKind = PrincipalKind.UNSPECIFIED,
         workspace: str = "",
         limit: int = 0,
         offset: int = 0,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
-from aether_trio.client.operations.enums import PrincipalType
+from aether_trio.client.operations.enums import PrincipalKind
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import Authorization, Principal, authorization_context, principal_ref
 from aether_trio.client.operations.records import Seconds, Wire, read, to_time
@@ -25,7 +25,7 @@ class SessionInfo:
     """A session of some participant."""
 
     session_id: str
-    principal_type: Annotated[PrincipalType, Wire("type")]
+    principal_type: Annotated[PrincipalKind, Wire("type")]
     identity: str
     workspace: str
     implementation: str
@@ -56,7 +56,7 @@ class Presence:
     last_seen: datetime | None
 
 
-def connection_filter(principal_type: PrincipalType, workspace: str, limit: int, offset: int) -> pb.ConnectionFilter:
+def connection_filter(principal_type: PrincipalKind, workspace: str, limit: int, offset: int) -> pb.ConnectionFilter:
     """For a message field; arguments that are 0 or empty do not restrict."""
     kind = pb.PrincipalType.ValueType(principal_type)
     return pb.ConnectionFilter(type=kind, workspace=workspace, limit=limit, offset=offset)
@@ -71,7 +71,7 @@ class Sessions(Namespace):
     async def list(
         self,
         *,
-        principal_type: PrincipalType = PrincipalType.UNSPECIFIED,
+        principal_type: PrincipalKind = PrincipalKind.UNSPECIFIED,
         workspace: str = "",
         limit: int = 0,
         offset: int = 0,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from aether_trio.client.operations.enums import PrincipalType
+from aether_trio.client.operations.enums import PrincipalKind
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import Seconds, Wire, read, write
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -49,7 +49,7 @@ class FlowNode:
 
     id: str
     label: str
-    principal_type: Annotated[PrincipalType, Wire("type")]
+    principal_type: Annotated[PrincipalKind, Wire("type")]
     status: str
     implementation: str
     specifier: str

@@ -38,7 +38,7 @@ async def talk(address: str, options: TlsOptions) -> None:
             assert message.payload == b"secret"
             break
     async with agent(address, "b", tls=options) as b:
-        assert b._core.inbox.duplicates == 0
+        assert b._dispatch.inbox.duplicates == 0
         await b.send(b.topic, b"next")
         if not address.startswith("wss"):
             # The acknowledgement of the first one was read before the connection ended.

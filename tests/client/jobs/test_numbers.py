@@ -31,7 +31,7 @@ async def test_a_block_that_ends_late_does_not_complete_what_it_was_given_anew()
         async with await one_of(one) as first:
             with trio.CancelScope(shield=True):
                 await boss.tasks.fail(task_id, reason="too slow")
-                while len(first._bench.intake) == 0 and first.end is None:
+                while len(first._keeper.intake) == 0 and first.end is None:
                     await trio.sleep(0.005)
                 await one.tasks.claim(task_id)
                 with pytest.raises(Refused, match="assigned anew"):

@@ -54,7 +54,7 @@ async def let_go_of_when_it_is_listened_to(address: str) -> None:
             del job
             task = await wait_for(boss, task_id, TaskStatus.FAILED)
         assert task.error == manager.LET_GO
-        assert one._Works__bench._watches == {}  # type: ignore[attr-defined]
+        assert one._Works__manager._watches == {}  # type: ignore[attr-defined]
 
 
 async def let_go_of_by_a_loop_that_goes_on(address: str) -> None:

@@ -331,7 +331,7 @@ class Play:
             while (left := kept(client, over=False)) and left.keys() <= {"watches", "sends"}:
                 await anyio.sleep(0.001)  # what is told to nobody takes its time
             assert not left, left
-            self._exhausted = client._core.inbox._full
+            self._exhausted = client._dispatch.inbox._full
 
     async def _well(self, client: AgentClient, scope: anyio.CancelScope) -> None:
         self._weather.heal()

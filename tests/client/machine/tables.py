@@ -20,14 +20,14 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
 
     `over`: its block is, and the application has taken so many messages that it is not done with.
     """
-    core: Any = client._core
-    bench: Any = client._Works__bench  # type: ignore[attr-defined]
-    outbox, requests, feeds = core.outbox, core.requests, core.feeds
+    core: Any = client._dispatch
+    bench: Any = client._Works__manager  # type: ignore[attr-defined]
+    send_queue, requests, feeds = core.send_queue, core.requests, core.feeds
     lengths = {
-        "queue": len(outbox._queue),
-        "written": len(outbox._written),
-        "refused": len(outbox._refused),
-        "unsettled": outbox.unsettled + outbox.unsettled_bytes,
+        "queue": len(send_queue._queue),
+        "written": len(send_queue._written),
+        "refused": len(send_queue._refused),
+        "unsettled": send_queue.unsettled + send_queue.unsettled_bytes,
         "requests": len(requests),
         "answered": max(len(requests._answered) - ANSWERED, 0),
         "cursors": len(core.cursors._by_task),
@@ -40,7 +40,7 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
     if over:
         lengths["instrument"] = core.cursors._ends is not None
         lengths["unacknowledged"] = max(client.statistics().unacknowledged - taken, 0)
-    elif (transport := client._session._transport) is not None:
+    elif (transport := client._reconnector._transport) is not None:
         told: Any = transport.confirmations
         lengths |= {
             "sections": len(told._sections),
@@ -52,7 +52,7 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
 
 def owes(client: AgentClient) -> bool:
     """Whether there is something to acknowledge, and credit for it to come again if it has to."""
-    inbox = client._core.inbox
+    inbox = client._dispatch.inbox
     return not inbox._full and any(topic.owes for topic in inbox._topics.values())
 
 

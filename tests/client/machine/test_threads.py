@@ -83,7 +83,7 @@ class Threads:
             thread.join(LIMIT_S)
             assert not thread.is_alive()
         assert client is not None
-        peaceful = end == "in peace" and not client.client._core.inbox._full
+        peaceful = end == "in peace" and not client.client._dispatch.inbox._full
         left = kept(client.client, over=True, taken=self.ledger.end_life(in_peace=peaceful))
         assert not left, left
 

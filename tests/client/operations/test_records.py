@@ -266,7 +266,7 @@ def test_what_is_no_identity_names_nobody() -> None:
 
 
 ENUMS = {
-    enums.PrincipalType: (pb.PrincipalType, "PRINCIPAL_", "PRINCIPAL_TYPE_"),
+    enums.PrincipalKind: (pb.PrincipalType, "PRINCIPAL_", "PRINCIPAL_TYPE_"),
     enums.Scope: (pb.KVOperation.Scope, "", "SCOPE_"),
     enums.ProgressKind: (pb.ProgressKind, "PROGRESS_KIND_", ""),
     enums.TaskStatus: (pb.TaskStatus, "TASK_STATUS_", ""),

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from aether_trio.client import AgentClient, OrchestratorClient, PermissionDenied, Refused, ServiceClient, UserClient
-from aether_trio.client.operations.enums import PrincipalType, ProgressKind, Scope
+from aether_trio.client.operations.enums import PrincipalKind, ProgressKind, Scope
 from aether_trio.client.operations.kv import SetAdded, Swap
 from aether_trio.client.operations.principals import Principal, on_behalf_of
 from aether_trio.client.operations.progress import Step
@@ -154,10 +154,10 @@ async def test_sessions(scheme: str) -> None:
             ServiceClient(address, implementation="s", specifier="1") as service,
             agent(address, "a") as a,
         ):
-            page = await admin.sessions.list(principal_type=PrincipalType.AGENT)
+            page = await admin.sessions.list(principal_type=PrincipalKind.AGENT)
             assert (page.total, [one.identity for one in page.sessions]) == (1, [a.topic])
             (info,) = page.sessions
-            assert (info.session_id, info.workspace, info.principal_type) == (a.session_id, "w", PrincipalType.AGENT)
+            assert (info.session_id, info.workspace, info.principal_type) == (a.session_id, "w", PrincipalKind.AGENT)
             assert info.connected_at is not None
             assert await admin.sessions.get(a.session_id) == info
             presence = await admin.sessions.connection_status(a.topic)

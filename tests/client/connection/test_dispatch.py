@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.client.connection.core import Core
-from aether_trio.client.connection.outgoing import Publication, Upstream
+from aether_trio.client.connection.dispatch import MessageDispatch
+from aether_trio.client.connection.publications import Publication, Upstream
 from aether_trio.client.connection.requests import Pending, prepare
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 from aether_trio.client.options import settings_for
@@ -32,11 +32,13 @@ class Wire:
         return upstream.data
 
 
-def make() -> Core:
-    return Core(settings_for("aether://127.0.0.1:1", {}), "", lambda ack: pb.PrincipalRef(principal_id=ack.session_id))
+def make() -> MessageDispatch:
+    return MessageDispatch(
+        settings_for("aether://127.0.0.1:1", {}), "", lambda ack: pb.PrincipalRef(principal_id=ack.session_id)
+    )
 
 
-def asking(core: Core, message: pb.UpstreamMessage, *, idempotent: bool = False) -> Pending:
+def asking(core: MessageDispatch, message: pb.UpstreamMessage, *, idempotent: bool = False) -> Pending:
     asked, request_id = prepare(message, core.requests.new_id())
     pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
     core.requests.add(pending)
@@ -76,7 +78,7 @@ def test_the_writer_is_told_of_what_is_to_be_said() -> None:
 async def test_an_error_goes_to_who_has_asked_and_else_to_the_feed() -> None:
     core = make()
     asked = asking(core, get("k"))
-    core.outbox.pull(Wire(), 1000, starting=True)
+    core.send_queue.pull(Wire(), 1000, starting=True)
     assert core.awaiting()
     core.downstream(pb.DownstreamMessage(error=pb.ErrorResponse(code="X", message="no", request_id=asked.request_id)))
     with pytest.raises(AetherError, match="no"):
@@ -104,13 +106,13 @@ def test_what_is_known_of_the_session() -> None:
 async def test_what_a_session_does_not_keep_is_said_first_and_asked_again_behind_it() -> None:
     core, wire = make(), Wire()
     again, lost = asking(core, get("again"), idempotent=True), asking(core, get("lost"))
-    core.outbox.pull(wire, 1000, starting=True)
+    core.send_queue.pull(wire, 1000, starting=True)
     switch = pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id="other"))
     core.restore["workspace"] = switch
     core.cut()
     core.reopen(repeat=False)
     wire.envelopes.clear()
-    frames = core.outbox.pull(wire, 1000, starting=True)
+    frames = core.send_queue.pull(wire, 1000, starting=True)
     assert frames == [switch.SerializeToString(), again.data]
     assert [envelope.unanswered for envelope in wire.envelopes] == [True, False]
     with pytest.raises(ConnectionLost):
@@ -120,11 +122,11 @@ async def test_what_a_session_does_not_keep_is_said_first_and_asked_again_behind
 async def test_a_request_that_nobody_waits_for_is_not_written_any_more() -> None:
     core = make()
     written = asking(core, get("written"))
-    core.outbox.pull(Wire(), 1000, starting=True)
+    core.send_queue.pull(Wire(), 1000, starting=True)
     waiting = asking(core, get("waiting"))
     core.forget(written)
     core.forget(waiting)
-    assert (len(core.requests), core.outbox.waiting) == (0, False)
+    assert (len(core.requests), core.send_queue.waiting) == (0, False)
     core.downstream(pb.DownstreamMessage(kv=pb.KVResponse(request_id=written.request_id)))
     core.close(ClientClosed())
     assert (written.answer, waiting.error) == (None, None)

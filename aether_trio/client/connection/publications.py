@@ -1,4 +1,4 @@
-"""The things on their way to the gateway, and how a transport writes them. outbox.py keeps them in
+"""The things on their way to the gateway, and how a transport writes them. send_queue.py keeps them in
 order.
 """
 
@@ -170,7 +170,7 @@ class Upstream:
     `on_written` is called when a connection has taken it, or with why none will. `answer`: it may
     go out while the gateway leaves. `unanswered`: the gateway says nothing to it, or an
     ErrorResponse without an id; with `settle` somebody waits to know which. `queued` is the
-    outbox's: no connection has taken it yet.
+    send_queue's: no connection has taken it yet.
     """
 
     __slots__ = ("answer", "data", "on_written", "queued", "settle", "unanswered")

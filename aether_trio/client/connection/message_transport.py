@@ -19,13 +19,13 @@ from typing import Final, Protocol
 import anyio
 import anyio.abc
 
-from aether_trio.client.connection.outgoing import Publication, Upstream
+from aether_trio.client.connection.publications import Publication, Upstream
 from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Hub, Transport
 from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["MAX_RECEIVED_BYTES", "Codec", "MessageTransport", "Violation"]
+__all__ = ["MAX_RECEIVED_BYTES", "MessageCodec", "MessageTransport", "Violation"]
 
 MAX_RECEIVED_BYTES: Final = 8 * 1024 * 1024
 """Of one message. The gateway sends less than 4 MiB."""
@@ -44,7 +44,7 @@ class Violation:
     why: str
 
 
-class Codec(Protocol):
+class MessageCodec(Protocol):
     """The bytes of one connection.
 
     It has no I/O: `pending` is what must be written next.
@@ -100,7 +100,9 @@ class Codec(Protocol):
 class MessageTransport(Transport):
     """A transport over a codec."""
 
-    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None, codec: Codec) -> None:
+    def __init__(
+        self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None, codec: MessageCodec
+    ) -> None:
         super().__init__(stream, hub, ping_interval_s)
         self._codec = codec
         self._sent = 0
@@ -183,7 +185,7 @@ class MessageTransport(Transport):
             grant = self._hub.inbox.grant_due(self._credit_messages, self._credit_bytes)
             if grant is not None:
                 parts.append(self._grant(*grant))
-            parts += self._hub.outbox.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
+            parts += self._hub.send_queue.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
             if self.confirmations.shared:
                 parts.append(self.confirmations.guard(codec.frame))
         return b"".join(parts)
@@ -203,8 +205,8 @@ class MessageTransport(Transport):
         self._sent += 1
 
         def settle(error: AetherError | None) -> None:
-            if not isinstance(error, ConnectionLost):  # what is in doubt is the outbox's to decide
-                self._hub.outbox.settle(publication, error)
+            if not isinstance(error, ConnectionLost):  # what is in doubt is the send_queue's to decide
+                self._hub.send_queue.settle(publication, error)
 
         if publication.confirm:
             return self.confirmations.alone(frame, settle, self._codec.frame, self._sent)

@@ -20,15 +20,15 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.connection.outgoing import Encoder, Moment, Publication, Upstream
+from aether_trio.client.connection.publications import Encoder, Moment, Publication, Upstream
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
-__all__ = ["Outbox"]
+__all__ = ["SendQueue"]
 
 _YIELD_EVERY: Final = 64
 
 
-class Outbox:
+class SendQueue:
     """See the module docstring.
 
     At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way.

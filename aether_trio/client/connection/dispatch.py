@@ -1,6 +1,6 @@
 """What a client keeps over all its connections, and where everything goes that a connection brings.
 
-The transports see it as their Hub: deliveries go to the inbox, settlements to the outbox, answers
+The transports see it as their Hub: deliveries go to the inbox, settlements to the send_queue, answers
 to the requests, and what nobody asked for to the feeds.
 """
 
@@ -12,33 +12,33 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.outbox import Outbox
-from aether_trio.client.connection.outgoing import Upstream
+from aether_trio.client.connection.publications import Upstream
 from aether_trio.client.connection.requests import Pending, Requests
+from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.messages import Cursors, Messages
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES
 from aether_trio.client.operations.progress import ProgressUpdate, progress_update
-from aether_trio.client.options import Settings
+from aether_trio.client.options import ClientSettings
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Core"]
+__all__ = ["MessageDispatch"]
 
 _EPHEMERAL: Final = 256
 """Progress and notices that wait for a reader; beyond it the oldest are dropped."""
 
 
-class Core:
+class MessageDispatch:
     """See the module docstring."""
 
     def __init__(
-        self, settings: Settings, program: str, principal: Callable[[pb.ConnectionAck], pb.PrincipalRef]
+        self, settings: ClientSettings, program: str, principal: Callable[[pb.ConnectionAck], pb.PrincipalRef]
     ) -> None:
         self.program = program
         self.publisher = secrets.token_bytes(16)
         self.inbox = Inbox(settings.credit_messages, settings.credit_bytes)
-        self.outbox = Outbox(settings.max_unsettled, settings.max_unsettled_bytes)
+        self.send_queue = SendQueue(settings.max_unsettled, settings.max_unsettled_bytes)
         self.requests = Requests()
         self.feeds = Feeds()
         self.progress: Feed[ProgressUpdate] = Feed(_EPHEMERAL, lossy=True, convert=progress_update)
@@ -58,7 +58,7 @@ class Core:
 
     def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
         """Whom to tell that there is something to write: at once, or that may wait for more."""
-        self.outbox.wake = self.inbox.wake = wake
+        self.send_queue.wake = self.inbox.wake = wake
         self.inbox.wake_soon = wake_soon
 
     def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
@@ -98,10 +98,10 @@ class Core:
         return Messages(self.inbox, None if manual else self.cursors)
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """A new connection, after another one. See Outbox.reopen."""
-        self.outbox.reopen(repeat=repeat, within_s=within_s)
+        """A new connection, after another one. See SendQueue.reopen."""
+        self.send_queue.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
-            self.outbox.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
+            self.send_queue.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
 
     def ask(self, pending: Pending) -> None:
         """Queue a request."""
@@ -113,19 +113,19 @@ class Core:
                 pending.fail(error)
 
         pending.upstream = Upstream(pending.data, written, unanswered=OPERATIONS[pending.asked].refused_without_id)
-        self.outbox.put(pending.upstream)
+        self.send_queue.put(pending.upstream)
 
     def forget(self, pending: Pending) -> None:
         """Nobody waits for a request any more: if it has not been written, it will not be."""
         self.requests.discard(pending)
         if pending.upstream is not None:
-            self.outbox.discard(pending.upstream)
+            self.send_queue.discard(pending.upstream)
 
     def cut(self) -> None:
         """The connection is over."""
         self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
         self.inbox.cut()
-        self.outbox.cut()
+        self.send_queue.cut()
         for pending in self.requests.cut():
             self.ask(pending)
 
@@ -134,6 +134,6 @@ class Core:
         final = None if error.code == "CLIENT_CLOSED" else error
         self.inbox.close(final)
         self.cursors.close()
-        self.outbox.close(error)
+        self.send_queue.close(error)
         self.requests.close(error)
         self.feeds.close(final)

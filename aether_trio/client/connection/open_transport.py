@@ -13,20 +13,20 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from aether_trio.client.connection.address import Address, TransportKind
 from aether_trio.client.connection.framed import FramedTransport
 from aether_trio.client.connection.grpc import GrpcCodec
-from aether_trio.client.connection.messages import Codec, MessageTransport
+from aether_trio.client.connection.message_transport import MessageCodec, MessageTransport
 from aether_trio.client.connection.tls import ALPN
 from aether_trio.client.connection.transport import Hub, Transport, tune
 from aether_trio.client.connection.websocket import WebSocketCodec
 from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 
-__all__ = ["dial"]
+__all__ = ["open_transport"]
 
 _NO_ISSUER: Final = frozenset((18, 19, 20, 21))
 """X509_V_ERR_... of OpenSSL: signed by itself, or by somebody whose certificate is not at hand."""
 _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
 
 
-async def dial(
+async def open_transport(
     address: Address, context: ssl.SSLContext | None, server_name: str | None, hub: Hub, ping_interval_s: float | None
 ) -> Transport:
     """A transport over a fresh connection, not opened yet.
@@ -43,7 +43,7 @@ async def dial(
         stream = await _secure(socket_stream, address, context, server_name)
     if address.transport is TransportKind.FRAMED:
         return FramedTransport(stream, hub, ping_interval_s)
-    codec: Codec = WebSocketCodec(address.authority)
+    codec: MessageCodec = WebSocketCodec(address.authority)
     if address.transport is TransportKind.GRPC:
         codec = GrpcCodec(address.authority, tls=address.tls)
     return MessageTransport(stream, hub, ping_interval_s, codec)

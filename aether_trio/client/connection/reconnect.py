@@ -1,8 +1,8 @@
 """The life of a client: connect, run, and connect again, until it is closed or there is no coming
 back.
 
-One task runs this (`Session.run`). It is the only one that opens and ends connections, and it owns
-what outlives them: the session id to resume, the outbox, the inbox, the requests.
+One task runs this (`Reconnector.run`). It is the only one that opens and ends connections, and it owns
+what outlives them: the session id to resume, the send_queue, the inbox, the requests.
 
 * A refusal or an end that is not retryable is final: everybody who waits is told, and the client's
   block is cancelled.
@@ -25,8 +25,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from aether_trio.client.connection.core import Core
-from aether_trio.client.connection.dial import dial
+from aether_trio.client.connection.dispatch import MessageDispatch
+from aether_trio.client.connection.open_transport import open_transport
 from aether_trio.client.connection.transport import BROKEN, Ended, Transport
 from aether_trio.client.errors import (
     AetherError,
@@ -37,10 +37,10 @@ from aether_trio.client.errors import (
     Unavailable,
 )
 from aether_trio.client.feeds import Feed
-from aether_trio.client.options import Settings
+from aether_trio.client.options import ClientSettings
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Session", "State"]
+__all__ = ["Reconnector", "State"]
 
 T = TypeVar("T")
 
@@ -62,12 +62,14 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Session:
+class Reconnector:
     """See the module docstring."""
 
-    def __init__(self, settings: Settings, core: Core, init: Callable[[], pb.InitConnection]) -> None:
+    def __init__(
+        self, settings: ClientSettings, dispatch: MessageDispatch, init: Callable[[], pb.InitConnection]
+    ) -> None:
         self.settings = settings
-        self._core = core
+        self._dispatch = dispatch
         self._init = init
         self.state = State.NEW
         self.states: Feed[State] = Feed(64, lossy=True)
@@ -127,13 +129,13 @@ class Session:
             await self._give_up(scope, self.failure)
         finally:
             self._set(State.CLOSED)
-            self._core.close(ClientClosed() if self.failure is None else self.failure)
+            self._dispatch.close(ClientClosed() if self.failure is None else self.failure)
             self.states.close()
 
     async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:
         """Whoever waits for the client is told why, and then the rest of the block is cancelled."""
         self._set(State.CLOSED)
-        self._core.close(error)
+        self._dispatch.close(error)
         for _ in range(2):  # those who were woken run before the second one returns
             await anyio.lowlevel.checkpoint()
         scope.cancel()
@@ -176,8 +178,8 @@ class Session:
         """The next connection after one that has ended. Raises what makes it hopeless."""
         settings = self.settings
         why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
-        if self._core.told_to_stay_away is not None:
-            raise SessionEnded("FORCE_DISCONNECT", self._core.told_to_stay_away)
+        if self._dispatch.told_to_stay_away is not None:
+            raise SessionEnded("FORCE_DISCONNECT", self._dispatch.told_to_stay_away)
         if not ended.retryable:
             raise why
         self._set(State.WAITING)
@@ -210,13 +212,13 @@ class Session:
         """One connection, opened. Raises AetherError."""
         settings = self.settings
         self._set(State.CONNECTING)
-        self._core.inbox.cut()
+        self._dispatch.inbox.cut()
         transport: Transport | None = None
         self._reached = False
         try:
             with anyio.fail_after(settings.handshake_timeout_s):
-                transport = await dial(
-                    settings.address, settings.context, settings.server_name, self._core, settings.ping_interval_s
+                transport = await open_transport(
+                    settings.address, settings.context, settings.server_name, self._dispatch, settings.ping_interval_s
                 )
                 self._reached = True
                 ack = await transport.open(self._init())
@@ -243,9 +245,9 @@ class Session:
     def _accepted(self, transport: Transport, ack: pb.ConnectionAck) -> None:
         changed = bool(self.connections) and ack.assigned_id not in ("", self.assigned) and not ack.resumed
         if self.settings.repeat_in_doubt:
-            self._core.reopen(repeat=True)
+            self._dispatch.reopen(repeat=True)
         else:
-            self._core.reopen(repeat=not changed, within_s=min(self._remembers_s, transport.remembers_s))
+            self._dispatch.reopen(repeat=not changed, within_s=min(self._remembers_s, transport.remembers_s))
         self.ack = ack
         self.session_id = ack.session_id
         self.resumed = ack.resumed
@@ -258,7 +260,7 @@ class Session:
         """Run one connection to its end."""
         since = anyio.current_time()
         self._transport = transport
-        self._core.attach(transport.wake, transport.wake_soon)
+        self._dispatch.attach(transport.wake, transport.wake_soon)
         self._set(State.CONNECTED)
         self._call("on_connected", self.settings.on_connected, self.resumed)
         if self._closing:
@@ -271,11 +273,11 @@ class Session:
         finally:
             self._lost_at = anyio.current_time()
             self._transport = None
-            self._core.attach(_nobody, _nobody)
+            self._dispatch.attach(_nobody, _nobody)
             with anyio.CancelScope(shield=True):
                 await transport.aclose()
             transport.confirmations.cut()
-            self._core.cut()
+            self._dispatch.cut()
         steady = self._lost_at - since >= self.settings.retry.steady_s
         self._failures = 0 if steady or ended.expected else self._failures + 1
         return ended
