@@ -1,5 +1,6 @@
-"""A client without manners beside the load: one attack after another, on every transport, and none
-of them may cost anybody else anything.
+"""Attack the gateways on every transport, beside the load.
+
+No attack may cost another client anything.
 
 It has another workspace and other names. What becomes of its connections is of no interest; the
 check is that the gateways live on.

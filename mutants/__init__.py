@@ -2,7 +2,7 @@
 
 A sample of small changes, from a seed.
 
-    python -m mutants aether_trio/delivery/outbox.py --count 20 --seed 7       (nox -s mutants -- ...)
+    python -m mutants aether_trio/delivery/outbox.py --count 20 --seed 7
 
 How the parts fit: `changes` finds what may be changed in a source, and is pure; `cli` reads
 options; `sample` copies the tree, has the tests of the module run once as it is, and then once for

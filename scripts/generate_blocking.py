@@ -1,5 +1,4 @@
-"""Write aether_trio/client/blocking/operations.py, the blocking form of the async client, from the
-async classes.
+"""Write client/blocking/operations.py, the blocking form of the async client.
 
     python scripts/generate_blocking.py             write it
     python scripts/generate_blocking.py --check     exit with 1 when it is not up to date
@@ -23,9 +22,7 @@ from typing import Any, Final
 
 
 class _StandIn:
-    """A class of the module that is to be written: what imports it is imported here, whatever the
-    file holds now.
-    """
+    """A stand-in for a class of the module to write, whatever that file holds now."""
 
     def __class_getitem__(cls, _: object) -> type:
         return cls
@@ -141,7 +138,7 @@ def public(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _waits(found: Any) -> bool:
-    """Whether this is a coroutine method, an async context manager, or returns an async iterator."""
+    """Whether this is a coroutine method, async context manager or async iterator."""
     if not inspect.isfunction(found):
         return False
     returns = str(inspect.signature(found, eval_str=False).return_annotation)

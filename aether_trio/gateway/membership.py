@@ -92,7 +92,8 @@ async def _join_cluster(
     from aether_trio.cluster.relay.log_relay import open_log_relay
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
-    registry = SessionRegistry()  # the cluster counts the connections of a workspace, all nodes together
+    # The cluster counts the connections of a workspace, all nodes together.
+    registry = SessionRegistry()
     sessions = NodeSessions(registry, log)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)

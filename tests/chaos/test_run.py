@@ -67,9 +67,9 @@ async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:
 
 
 def test_the_last_line_of_each_traceback_is_found() -> None:
-    printed = """2026-11-27 07:49:23 [error    ] an errand failed               errands=1
+    printed = """2026-11-27 07:49:23 [error    ] a write failed                 writes=1
 Traceback (most recent call last):
-  File "/x/desk.py", line 1, in run
+  File "/x/writes.py", line 1, in run
     await perform(one)
           ^^^^^^^^^^^^
 KeyError: 7

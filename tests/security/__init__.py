@@ -1,3 +1,1 @@
-"""Who may do what, on every transport: what an adversarial review found, each as the answer that is
-due.
-"""
+"""What clients may do on every transport, from the findings of a security review."""

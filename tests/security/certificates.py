@@ -1,6 +1,4 @@
-"""A private authority for a test: the gateway's certificate, and whatever certificate a client may
-come with.
-"""
+"""A private certificate authority for the gateway and clients of a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of the three transports that begin messages and do not finish them, against one gateway."""
+"""Clients of the three transports that begin messages and do not finish them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPRESSED_HEADERS = (("grpc-encoding", "gzip"),)
 
 @asynccontextmanager
 async def gateway_with(**sections: Mapping[str, Any]) -> AsyncIterator[Gateway]:
-    """A gateway in this process, on a free port, for any kind of principal on every transport."""
+    """Open a gateway on a free port for any kind of principal on every transport."""
     settings = settings_for_tests(
         **{
             "gateway": {"ephemeral": True, "port": 0},
@@ -50,9 +50,7 @@ def init_of(name: str, **fields: Any) -> pb.UpstreamMessage:
 
 
 def checkpoint_of(size: int) -> bytes:
-    """A message of so many bytes and some more that the gateway takes, and answers with
-    `checkpoint`.
-    """
+    """Encode a message of at least `size` bytes, answered with `checkpoint`."""
     operation = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=bytes(size), request_id="r")
     return pb.UpstreamMessage(checkpoint_op=operation).SerializeToString()
 
@@ -68,7 +66,7 @@ class Talker(Protocol):
     """One connection."""
 
     async def greet(self) -> None:
-        """Say what comes before the first message of a participant."""
+        """Send what precedes the first message of a participant."""
         ...
 
     async def say(self, message: pb.UpstreamMessage) -> None:

@@ -1,11 +1,10 @@
-"""One stream on each transport, without a client library: what is sent is exactly what the test
-says.
+"""A stream on each transport without a client library: it sends exact bytes.
 
 async with open_stream(gateway.address, "framed") as stream:
     await stream.send(agent("w", "a", "1"))
     await stream.acknowledged()
     await stream.send(...)
-    answer = await stream.receive()              # raises Ended when the gateway has ended the stream
+    answer = await stream.receive()              # raises Ended when the gateway ended it
 """
 
 from __future__ import annotations
@@ -257,9 +256,7 @@ async def open_stream(
 
 
 def gateway_settings(**sections: Mapping[str, Any]) -> Any:
-    """Of a gateway in this process: free ports, nothing kept, every kind of participant on every
-    transport.
-    """
+    """Give settings with free ports, no files, and all principals on all transports."""
     defaults: dict[str, dict[str, Any]] = {
         "gateway": {"ephemeral": True, "port": 0},
         "ops": {"enabled": False},

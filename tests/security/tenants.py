@@ -1,5 +1,4 @@
-"""Two tenants of one gateway: keys that are limited to the workspace "red" or "blue", and one that
-reaches all.
+"""Two tenants of one gateway: keys for the workspace "red" or "blue", one for all.
 
 The gateway listens on a real port; `SCHEMES` are the transports of our client, and "memory" tests
 go through `MemoryLink`.

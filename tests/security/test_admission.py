@@ -1,4 +1,4 @@
-"""Who is let in: certificates, keys and tokens, together and alone, on every transport."""
+"""Admission by certificates, keys and tokens, together and alone, per transport."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def outcome(
     authority: Authority | None = None,
     certificate: Path | None = None,
 ) -> tuple[Status, str]:
-    """How a handshake ends: OK for an acknowledgement, or the status and the text of the refusal."""
+    """Give OK for an acknowledged handshake, else the status and text of the refusal."""
     tls = None if authority is None else authority.context(certificate, alpn=ALPN[transport])
     async with open_stream(gateway.address, transport, tls=tls) as stream:
         await stream.send(hello)
@@ -62,7 +62,7 @@ async def outcome(
     return Status.OK, ""
 
 
-# -- H2: a certificate that names somebody counts, whatever is shown beside it ---------------------
+# -- H2: a certificate with a name counts, whatever is shown beside it ----------------
 
 
 async def make_token(stream: Stream, owner: str) -> str:
@@ -75,7 +75,7 @@ async def make_token(stream: Stream, owner: str) -> str:
 
 
 @EVERY_TRANSPORT
-async def test_a_task_token_does_not_outweigh_a_certificate_that_names_somebody_else(
+async def test_a_task_token_does_not_outweigh_a_certificate_with_another_name(
     authority: Authority, transport: str
 ) -> None:
     own, other = authority.issue("tu::red::worker::1"), authority.issue("tu::red::worker::2")
@@ -93,9 +93,7 @@ async def test_a_task_token_does_not_outweigh_a_certificate_that_names_somebody_
 
 
 @EVERY_TRANSPORT
-async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(
-    authority: Authority, transport: str
-) -> None:
+async def test_a_key_does_not_outweigh_a_certificate_with_another_name(authority: Authority, transport: str) -> None:
     async with serving(authority) as gateway:
         hello = agent("red", "worker", "1", credentials={"api_key": KEY})
         other = authority.issue("ag::red::worker::2")
@@ -113,7 +111,7 @@ async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(
     [agent("red", "worker", "1"), user("u", "w"), orchestrator("o", "1")],
     ids=["agent", "user", "orchestrator"],
 )
-async def test_a_certificate_that_names_nobody_lets_nobody_in(
+async def test_a_certificate_without_an_identity_admits_no_client(
     authority: Authority, transport: str, name: str, hello: pb.UpstreamMessage
 ) -> None:
     certificate = authority.issue(*filter(None, [name]))
@@ -223,7 +221,7 @@ async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(transport: s
         assert found[0] is Status.PERMISSION_DENIED
 
 
-# -- H17: wrong keys lock their own sender out, and nobody else ------------------------------------
+# -- H17: wrong keys lock out their own sender only ------------------------------------
 
 
 @EVERY_TRANSPORT

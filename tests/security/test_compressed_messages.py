@@ -1,5 +1,6 @@
-"""Compressed messages of gRPC clients: none is inflated before it is read, little before the
-acknowledgement, and never much at once.
+"""Compressed messages are inflated only when read, and never much at once.
+
+Before the acknowledgement only a little is inflated.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tests.helpers.gateway import start_gateway
 
 @pytest.fixture
 def open_umask() -> Iterator[None]:
-    """As many machines have it: files are for everybody unless their maker says otherwise."""
+    """Use the umask of many machines: new files can be read by all users."""
     before = os.umask(0o022)
     yield
     os.umask(before)

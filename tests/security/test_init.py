@@ -1,6 +1,4 @@
-"""Every text, map and list of InitConnection is bounded and checked before anything is done with
-it, on every transport.
-"""
+"""Every field of InitConnection is bounded and checked first, on each transport."""
 
 from __future__ import annotations
 
@@ -85,7 +83,7 @@ def names(path: tuple[str, ...], text: str) -> bool:
 
 
 def test_every_text_of_init_is_covered() -> None:
-    """A field of a later protocol has to be looked at too: `init_with` puts a text into each."""
+    """A field of a later protocol has to be covered too: `init_with` fills each text."""
     for path in TEXTS:
         assert init_with(path, "needle").init != agent("w", "a", "1").init, path
     assert ("client_build_info", "os") in TEXTS
@@ -163,8 +161,8 @@ async def test_too_many_are_refused_by_name(
             pass  # the gateway has read enough
         ended = await stream.ended()
     if field == "init has":
-        # Each transport has a bound of its own for what comes before the acknowledgement, and does
-        # not read so far.
+        # Each transport has another bound for messages before the acknowledgement, and does
+        # not read that far.
         assert (ended.status or ended.number) == {"framed": 0x102, "websocket": 1009, "grpc": 3}[transport], ended
         assert str(512 * KIB) in ended.text
         return

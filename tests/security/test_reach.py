@@ -1,8 +1,7 @@
-"""A key that is limited to one workspace touches nothing of another, by any operation, on any
-transport.
+"""A key limited to one workspace touches no other, by any operation or transport.
 
 `TABLE` has an entry for each operation of the protocol. An operation without one fails
-`test_every_operation_is_here`, and so does a new value of an operation's enum: whoever builds it
+`test_every_operation_is_here`, and so does a new value of an operation's enum: its author
 has to say here what it does with a foreign workspace.
 """
 
@@ -47,7 +46,7 @@ class Place:
 async def serving() -> AsyncIterator[Gateway]:
     """A gateway with a key for red and one for all.
 
-    Rights are given to everyone, so that only the keys limit anybody.
+    Rights are given to everyone, so that only the keys limit clients.
     """
     keys = [
         ApiKey(id=name, sha256=hash_api_key(f"aek_{name}"), principal="*", workspaces=workspaces)
@@ -88,9 +87,7 @@ def switch(workspace: str) -> pb.UpstreamMessage:
 
 
 async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage]:
-    """What the gateway has said to what was sent before: everything up to the answer to a question
-    about oneself.
-    """
+    """Read everything up to the answer of a last question about oneself."""
     kind = {"ag": "agent", "us": "user", "sv": "service"}[identity[:2]]
     who = pb.PrincipalRef(principal_type=kind, principal_id=identity)
     ask = pb.ConnectionStatusRequest(principal=who, request_id="barrier")
@@ -131,7 +128,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Unbuilt:
+class NotServed:
     """An operation that is not served yet."""
 
 
@@ -189,7 +186,7 @@ TOPICS: Final = (
 )
 WAIT: Final = {"wait_spec": pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, depends_on=["another"])}
 
-TABLE: Final[Mapping[str, Foreign | Own | Unbuilt]] = {
+TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
     "send": Foreign(
         {
             **{topic: _to(topic) for topic in TOPICS},
@@ -298,8 +295,8 @@ TABLE: Final[Mapping[str, Foreign | Own | Unbuilt]] = {
     "switch_workspace": Own("agents cannot, and test_a_user_enters_no_workspace_beyond_its_key has users"),
     "checkpoint_op": Own("checkpoints belong to the caller's whole identity"),
     "progress": Own("goes to the caller's workspace or to a user; tests/security/test_reach_of_tasks.py has the tasks"),
-    "init": Own("test_nobody_connects_beyond_its_key has it"),
-    **{case: Unbuilt() for case in unimplemented.FAILURES},
+    "init": Own("test_no_client_connects_beyond_its_key has it"),
+    **{case: NotServed() for case in unimplemented.FAILURES},
 }
 
 
@@ -319,7 +316,7 @@ async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
         await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
         await stream.acknowledged()
         for case, entry in TABLE.items():
-            if isinstance(entry, Unbuilt) and case not in unimplemented._LAST_WORDS:
+            if isinstance(entry, NotServed) and case not in unimplemented._LAST_WORDS:
                 message = pb.UpstreamMessage()
                 getattr(message, case).SetInParent()
                 await stream.send(message)
@@ -331,7 +328,10 @@ async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
 
 
 def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
-    """The texts of what was refused for want of reach, or is not there for one that has none."""
+    """Give the texts of refusals for want of reach.
+
+    What a client cannot reach is refused, or answered as missing.
+    """
     texts = []
     for message in said:
         payload = getattr(message, message.WhichOneof("payload") or "error")
@@ -371,7 +371,7 @@ async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(tran
 
 
 async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
-    """Else the test above might ask for what nobody would get."""
+    """Else the test above might ask for what no client would get."""
     async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, "framed") as stream:
         await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_all"}))
         await stream.acknowledged()
@@ -388,7 +388,7 @@ async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
 
 
 @EVERY_TRANSPORT
-async def test_nobody_connects_beyond_its_key(transport: str) -> None:
+async def test_no_client_connects_beyond_its_key(transport: str) -> None:
     hellos = {
         "agent": agent("blue", "eve", "1"),
         "task": pb.UpstreamMessage(
@@ -444,7 +444,7 @@ async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
 
 @EVERY_TRANSPORT
 async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(transport: str) -> None:
-    """H6: agents of one implementation and specifier, each with a key for its workspace."""
+    """H6: agents with one name in two workspaces, each with a key for its workspace."""
     async with serving() as gateway:
         for workspace in ("blue", "red"):
             async with open_stream(gateway.address, transport) as stream:

@@ -1,5 +1,6 @@
-"""A key that is limited to one workspace touches no task, agent or token of another one (issue 10:
-H1, H3, H5, H12, H18).
+"""A key limited to one workspace touches no task, agent or token of another.
+
+Issue 10: H1, H3, H5, H12, H18.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ async def refusal(ask: Callable[[], Awaitable[Any]]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("owner", [*IN_BLUE, "sv::worker::1", "us::alice::1", "orc::o::1", "br::b::1", "wfe::shard0"])
-async def test_no_token_for_somebody_beyond_the_creators_reach(scheme: str, owner: str) -> None:
+async def test_no_token_for_an_identity_beyond_the_creators_reach(scheme: str, owner: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with open_tenants() as gateway, agent_of(gateway, "red", "creator", scheme=scheme) as creator:
             made = await creator.tasks.create("t", target_identity=owner)
@@ -138,7 +139,7 @@ async def test_a_user_in_no_workspace_has_no_part_in_tasks_beyond_its_reach(sche
     with trio.fail_after(LIMIT_S):
         async with open_tenants() as gateway, agent_of(gateway, "blue") as blue, AsyncExitStack() as stack:
             if state == "pending":
-                made = await blue.tasks.create("secret", pool="nobody")
+                made = await blue.tasks.create("secret", pool="empty")
             else:
                 made = await blue.tasks.create("secret")
                 await blue.tasks.claim(made.task_id)
@@ -159,7 +160,7 @@ async def test_a_user_in_no_workspace_has_no_part_in_tasks_beyond_its_reach(sche
 async def test_a_user_in_no_workspace_moves_tasks_that_its_key_reaches(scheme: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with open_tenants() as gateway, agent_of(gateway, "blue") as blue:
-            made = await blue.tasks.create("t", pool="nobody")
+            made = await blue.tasks.create("t", pool="empty")
             async with user_of(gateway, "both", scheme=scheme) as operator:
                 assert (await operator.tasks.get(made.task_id)).status is TaskStatus.QUEUED
                 assert (await operator.tasks.cancel(made.task_id)).status is TaskStatus.CANCELLED
@@ -218,7 +219,7 @@ async def test_a_task_goes_where_a_message_may(scheme: str, target: str, task_ty
 
                 code, text = await refusal(ask)
                 assert code == "ERR_PERMISSION_DENIED"
-                # The same whether it is there, can be started, or is nobody (H18).
+                # The same whether it is there, can be started, or does not exist (H18).
                 if target.startswith("ag"):
                     async with agent_of(gateway, "blue") as there:
                         assert await refusal(ask) == (code, text)
@@ -228,8 +229,8 @@ async def test_a_task_goes_where_a_message_may(scheme: str, target: str, task_ty
                 )
                 assert await refusal(ask) == (code, text)
                 await orchestrator.registry.delete("worker")
-                nobody = target.replace("worker", "nobody")
-                assert await refusal(partial(ask, nobody)) == (code, text.replace(target, nobody))
+                absent = target.replace("worker", "absent")
+                assert await refusal(partial(ask, absent)) == (code, text.replace(target, absent))
             async with user_of(gateway, "all") as operator:
                 assert (await operator.tasks.query(workspace="blue")).tasks == ()
                 assert (await operator.tasks.query(workspace="red")).tasks == ()
@@ -237,7 +238,7 @@ async def test_a_task_goes_where_a_message_may(scheme: str, target: str, task_ty
                 await creator.send(target, b"hello")
 
 
-async def test_who_may_not_send_gives_nobody_work(scheme: str) -> None:
+async def test_a_client_that_may_not_send_may_not_assign_work(scheme: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with open_tenants() as gateway:
             address = f"{scheme}://{gateway.address}"

@@ -1,6 +1,4 @@
-"""What is run on an orchestrator's machine is its operator's choice: a start brings parameters, and
-nothing else (issue 10, H11).
-"""
+"""A start brings parameters only; its orchestrator chooses the program (H11)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a TLS peer that has shown no credential can make a gateway keep: records after its end, and
-records without data.
+"""A TLS peer without a credential cannot make a gateway keep much.
+
+It sends records after its end, or records without data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""A session, and what it has made, ends with the task or start whose token let it in (issue 10,
-H13).
-"""
+"""A session and its tasks end with the task whose token admitted it (H13)."""
 
 from __future__ import annotations
 
@@ -76,8 +74,9 @@ async def test_the_end_that_a_worker_brings_about_is_answered_first(core: Core, 
 
 @pytest.mark.parametrize("what", ["create", "complete"])
 async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(core: Core, world: World, what: str) -> None:
-    """Its session is written behind its acknowledgement, here late: the task that let it in is its
-    own from the first request on.
+    """The task that admitted a session is its own from the first request on.
+
+    Its session is written behind its acknowledgement, here late.
     """
     async with connect(core, agent("w", "c", "1")) as creator:
         task_id, token = await token_for(creator, "ag::w::i::1")
@@ -187,13 +186,13 @@ async def test_a_line_of_tokens_is_short(core: Core) -> None:
             token = following
 
 
-async def test_a_token_that_is_not_known_lets_nobody_in(core: Core) -> None:
+async def test_an_unknown_token_admits_no_client(core: Core) -> None:
     async with connect(core, worker("att_nonsense"), wait_ack=False) as peer:
         end = await peer.wait_end()
     assert (end.status, "this task token is not known here" in end.message) == (Status.UNAUTHENTICATED, True)
 
 
-async def test_a_token_that_lets_nobody_in_is_good_for_a_day(core: Core) -> None:
+async def test_a_token_that_admits_no_client_is_good_for_a_day(core: Core) -> None:
     identity, day_ms = Identity.parse("ag::w::i::1"), 24 * 3600 * 1000
     database = core.tasks.engine.database
     async with connect(core, agent("w", "c", "1")) as creator:

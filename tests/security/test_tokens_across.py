@@ -1,4 +1,4 @@
-"""What ends with a task ends on whichever node it is, and over every transport (issue 10, H13)."""
+"""What ends with a task ends on every node and every transport (issue 10, H13)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One read of a connection holds ten thousand small things, and the others have their turn between
-them.
+"""A connection that sends ten thousand small things leaves turns to the others.
 
 What is counted is how much one step of a task does, which no machine's speed changes.
 """
@@ -124,10 +123,8 @@ async def test_many_small_frames_are_looked_at_in_many_turns(steps: Steps) -> No
     assert steps.most["_count_control"] <= FRAMES_AT_ONCE
 
 
-async def test_many_requests_of_a_stranger_are_answered_in_many_turns(steps: Steps) -> None:
-    """Of one that no credential was asked of: each opens a call, and is told that there is no such
-    method.
-    """
+async def test_many_requests_of_an_unauthenticated_client_are_answered_in_many_turns(steps: Steps) -> None:
+    """Each request of an unauthenticated client is told that there is no such method."""
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
     block = encoder.encode(
@@ -187,7 +184,7 @@ async def test_a_head_of_many_lines_is_refused_before_it_is_taken_apart(steps: S
 
 
 async def test_a_message_of_many_fields_that_cannot_be_decoded_is_searched_in_some_of_them(steps: Steps) -> None:
-    fields = b"\x78\x00" * 30_000  # that nobody knows
+    fields = b"\x78\x00" * 30_000  # unknown fields
     async with gateway_with() as gateway, talkers(gateway) as clients:
         talker = await clients.dial("framed")
         with trio.fail_after(WAIT_S):
@@ -197,7 +194,7 @@ async def test_a_message_of_many_fields_that_cannot_be_decoded_is_searched_in_so
 
 
 async def test_a_connection_of_many_calls_asks_something_new(steps: Steps) -> None:
-    """Until then nobody has looked at its headers, which were those of others."""
+    """Until then its headers were not looked at, which were those of others."""
     async with gateway_with() as gateway:
         host, port = split_address(gateway.address)
         for number_of_connection in range(2):  # the first one's headers are looked at

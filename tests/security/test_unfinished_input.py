@@ -1,6 +1,4 @@
-"""Messages that begin and do not end, on every transport of a running gateway: one budget, one
-deadline, and nobody else's trouble.
-"""
+"""Unfinished messages share one budget and one deadline, and disturb no client."""
 
 from __future__ import annotations
 
@@ -105,8 +103,8 @@ async def test_those_that_are_not_accepted_are_given_up_first(transport: str) ->
         content = checkpoint_of(2 * MIB - 4 * KIB)
         await accepted.begin(len(content), content[:HELD])
         await until_held(gateway, HELD)
-        strangers = [await open_.dial(transport) for _ in range(32)]
-        for talker in strangers:
+        newcomers = [await open_.dial(transport) for _ in range(32)]
+        for talker in newcomers:
             await talker.begin(500 * KIB, bytes(490 * KIB))
         while not shown(gateway, "given_up_total"):
             await trio.sleep(0.01)

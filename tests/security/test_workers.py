@@ -1,5 +1,6 @@
-"""A task is worked on by those that may be given it, and what a worker has saved is its own (issue
-10: H4, H15).
+"""Only its workers work on a task, and a worker's checkpoints are its own.
+
+Issue 10: H4, H15.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tests.services.tasks.peers import Op, create, get, given, operate
 
 NOT_FOUND = "task not found"
 WORK = (Op.CLAIM, Op.COMPLETE, Op.FAIL, Op.PAUSE, Op.REJECT)
-STRANGERS = {
+OUTSIDERS = {
     "another implementation": agent("w", "other", "1"),
     "another workspace": agent("v", "i", "1"),
     "a task of another implementation": task("w", "other", "1"),
@@ -33,15 +34,15 @@ async def work(peer: MemoryLink, op: Op.OpType.ValueType, task_id: str) -> pb.Ta
 # -- H15: who works on a task of a pool ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("who", STRANGERS)
+@pytest.mark.parametrize("who", OUTSIDERS)
 @pytest.mark.parametrize("state", ["pending", "assigned", "running", "waiting"])
-async def test_a_stranger_to_a_pool_does_no_work_of_it(core: Core, who: str, state: str) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, STRANGERS[who]) as stranger:
+async def test_an_outsider_of_a_pool_does_no_work_of_it(core: Core, who: str, state: str) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, OUTSIDERS[who]) as outsider:
         if who == "a user":
-            stranger.send(switch_to("w"))
-        pool = "nobody" if state == "pending" else "i"
+            outsider.send(switch_to("w"))
+        pool = "empty" if state == "pending" else "i"
         async with connect(core, agent("w", "i", "9")) as worker:
-            await barrier(worker, stranger)
+            await barrier(worker, outsider)
             task_id = (await create(creator, target_implementation=pool)).task_id
             if state in ("running", "waiting"):
                 assert (await operate(worker, Op.CLAIM, task_id)).success
@@ -49,7 +50,7 @@ async def test_a_stranger_to_a_pool_does_no_work_of_it(core: Core, who: str, sta
                 assert (await operate(worker, Op.PAUSE, task_id, wait_spec=INPUT)).success
             before = await get(creator, task_id)
             for op in WORK:
-                answer = await work(stranger, op, task_id)
+                answer = await work(outsider, op, task_id)
                 assert not answer.success
                 assert not answer.HasField("task")
                 assert answer.error == NOT_FOUND
@@ -119,7 +120,7 @@ async def test_an_operator_cancels_retries_and_resumes(core: Core, hello: pb.Ups
         assert not (await operate(operator, Op.CLAIM, task_id)).success
 
 
-async def test_nobody_takes_a_start(core: Core) -> None:
+async def test_no_worker_takes_a_start(core: Core) -> None:
     async with cast(core) as (starter, asker):
         starter.finish()
         await starter.wait_end()
@@ -149,7 +150,7 @@ def asleep(key: str) -> pb.WaitSpec:
 
 
 @pytest.mark.parametrize("who", ["creator", "orchestrator"])
-async def test_nobody_but_its_worker_lets_a_task_hibernate(core: Core, who: str) -> None:
+async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str) -> None:
     async with (
         connect(core, agent("w", "c", "1")) as creator,
         connect(core, orchestrator("o", "9")) as admin,

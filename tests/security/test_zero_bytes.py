@@ -1,7 +1,8 @@
-"""A zero byte, which text in PostgreSQL cannot hold, in every text of every request: refused or
-stored, on each engine the same.
+"""A zero byte in any text of a request is refused or stored, alike on each engine.
 
-Never a defect of the gateway, which would cost whoever shares a statement with it theirs.
+Text in PostgreSQL cannot hold it.
+
+Never a defect of the gateway, which would fail the requests that share its statement.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def requests() -> Iterator[pb.UpstreamMessage]:
 
 
 def spoiled(message: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """(the field, a copy of the message) for each text in it that has a zero byte then."""
+    """Give (field, copy of the message) for each text, with a zero byte in that text."""
     for field in message.DESCRIPTOR.fields:
         name = field.name
         if name in IDS:

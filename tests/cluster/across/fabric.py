@@ -1,12 +1,13 @@
-"""Whole gateways without sockets on one database, in one process: what a participant on one node
-sees of those on others.
+"""Run whole gateways without sockets on one database, in one process.
+
+Tests see what a participant on one node sees of those on others.
 
     async with open_fabric(engine) as fabric:
         one, two = await fabric.start(), await fabric.start()
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
             a.send(message_to("ag::w::b::1", b"hello"))
 
-Each core has a task, an engine and a loop of its own, so one can be stopped, cut off or deafened
+Each core has a task, a separate engine and loop, so one can be stopped, cut off or deafened
 without the others.
 """
 
@@ -47,8 +48,8 @@ STEADY = ClusterLimits(
     ending_s=LONG_S,
     sweep_s=1.0,
 )
-"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no
-connection.
+"""Nothing ends by waiting: a machine that stalls for seconds takes no node for dead, and gives up
+no connection.
 """
 
 
@@ -196,9 +197,7 @@ class Participant(MemoryLink):
 
 
 class Numbered(Participant):
-    """A client of the framed topic as far as its numbered sends go: `acked` and `refused` are what
-    it was told of them.
-    """
+    """A framed client with numbered sends; `acked` and `refused` are the answers to them."""
 
     def __init__(self, token: bytes) -> None:
         super().__init__()

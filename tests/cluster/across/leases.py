@@ -1,6 +1,4 @@
-"""Taking a node's lease away while everything else that it has goes on: what it does then, it does
-without being entitled to.
-"""
+"""Take a node's lease away while the rest of the node goes on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a session has asked for and was not answered when it ended is over before its successor
-begins, wherever that is.
+"""A request that an ended session left unanswered is over before its successor.
+
+The successor may be on any node.
 
 The way of a node to PostgreSQL stalls while it writes for a session: the session ends, its client
 comes back on another node or on the same one, and what it writes there is what stays.
@@ -186,7 +187,7 @@ async def test_an_increment_whose_commit_is_not_answered_counts_once(
 
 
 async def test_progress_of_an_ended_session_is_written_before_its_successor_begins(tcp_engine: PostgresEngine) -> None:
-    """Nobody waits for it: it is written by the gateway, later."""
+    """No client waits for it: the gateway writes it later."""
     async with two_nodes(tcp_engine) as (proxy, one, two), join(one, agent("w", "a", "1")) as first:
         create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
         first.send(pb.UpstreamMessage(create_task=create))

@@ -1,6 +1,4 @@
-"""An input that a node has accepted reaches its task on whichever node, once, though the first one
-is killed before it has told of it.
-"""
+"""An accepted input reaches its task once, though its node is killed early."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Nodes that begin: a node that is alone tells nobody anything, and must not believe so any longer
-than it is true.
-"""
+"""Nodes that join: a single node notifies none, and learns soon of another."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A session that leaves while its write is under way keeps its place in its own workspace, and in
-no other.
-"""
+"""A session that ends during its write keeps its place in its workspace only."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ TWO_EACH = {"connections_per_workspace": 2}
 
 @contextmanager
 def writing(gateway: Gateway, identity: str) -> Iterator[Session]:
-    """Something that this session has asked for is being written, until the block ends."""
+    """Keep a request of this session in the database until the block ends."""
     session = gateway.core.registry.holder(identity)
     assert isinstance(session, Session)
     session.pending = session.pending or SessionWrites()
@@ -39,7 +37,7 @@ async def leave(gateway: Gateway, peer: MemoryLink, identity: str) -> None:
     await until(lambda: gateway.core.registry.holder(identity) is None)
 
 
-async def test_a_full_workspace_refuses_while_somebody_leaves_another_one(postgres_engine: PostgresEngine) -> None:
+async def test_a_full_workspace_refuses_while_a_client_leaves_another_one(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start(limits=ONE_EACH)
         async with join(one, agent("v", "z", "1")) as leaver, join(one, agent("w", "a", "1")):

@@ -1,8 +1,7 @@
-"""A node that loses its lease, or stands still for so long that others take it for dead, and then
-goes on.
+"""A node loses its lease, or stands still until it counts as dead, and goes on.
 
-What it did meanwhile has no effect on those who hold its identities now; and whoever is still
-connected to it, and was not told to leave, is all that it was before.
+What it did meanwhile has no effect on those who hold its identities now; and clients that are still
+connected, and were not told to leave, keep all that they had.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ FIVE = [b"%d" % number for number in range(5)]
 
 
 async def follow(gateway: Gateway, topic: str, upto: int) -> None:
-    """Wait until this node has handed everything up to that offset to who listens there."""
+    """Wait until this node has given its listeners everything up to that offset."""
     await until(lambda: gateway.core.log.topic(topic).tail >= upto)
 
 
@@ -68,8 +67,9 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
 
 @asynccontextmanager
 async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, *, aware: bool) -> AsyncIterator[None]:
-    """Others do all that they do for a dead node, and more: its interest is forgotten, which
-    happens when it was away for a minute.
+    """Let other nodes do all that they do for a dead node, and forget its interest.
+
+    They forget the interest of a node that was away for a minute.
     """
     node_id = gateway.cluster.node_id
     async with without_lease(gateway, engine, aware=aware):
@@ -124,9 +124,7 @@ async def test_what_others_gave_to_its_workers_before_they_knew_is_told(postgres
 async def test_what_was_being_given_when_a_lease_ended_is_told(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The assignment is committed under the lease that ends, and what follows from it is done under
-    the next one.
-    """
+    """The assignment is committed under the old lease, its effects under the next one."""
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)
         worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))

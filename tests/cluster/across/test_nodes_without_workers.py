@@ -1,5 +1,6 @@
-"""A node to which no worker was connected is killed: what follows from what its clients had done is
-done by others, and no row of it stays.
+"""A node without workers is killed, and other nodes finish what it had begun.
+
+No row of it stays.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def ask(one: Participant, case: str, **request: Any) -> Any:
 
 
 async def begin(one: Participant) -> str:
-    """A task of its own, begun."""
+    """Create a task of this participant, and begin it."""
     wanted = pb.CreateTaskRequest(task_type="t", workspace="w", assignment_mode=pb.SELF_ASSIGN, request_id="c")
     task_id: str = (await ask(one, "create_task", create_task=wanted)).task_id
     assert (await ask(one, "task_op", task_op=Op(op=Op.CLAIM, task_id=task_id, request_id="o"))).success

@@ -1,5 +1,4 @@
-"""Numbered sends of a client that connects to one node after another: each is one message, and none
-is refused.
+"""Numbered sends over several nodes are one message each, and none is refused.
 
 What it has no receipt for it sends again on the next connection, and now and then what it has one
 for, as if that had been lost.

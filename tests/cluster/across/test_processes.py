@@ -1,6 +1,4 @@
-"""Nodes that end while their clients talk, with processes and our own client: the clients go on
-elsewhere, and nothing is lost.
-"""
+"""Nodes end while clients talk: the clients go on elsewhere, and lose nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ MORE = 30
 
 @dataclass(eq=False)
 class Talker:
-    """An agent that sends numbers to its neighbour, one after another, and writes down what it
-    gets.
-    """
+    """An agent that sends numbers to its neighbour, and records what it gets."""
 
     address: str
     number: int
@@ -87,7 +83,7 @@ async def test_clients_of_a_node_that_is_drained_or_killed_go_on_elsewhere() -> 
             connections = sum(talker.connections for talker in talkers)
             assert await cluster.nodes[0].terminate() == 0
             await go_on()
-            # The balancer gave each node its share, so somebody had to move; nobody else did.
+            # The balancer gave each node its share, so its clients had to move; no other did.
             moved = sum(talker.connections for talker in talkers) - connections
             assert 1 <= moved <= TALKERS - 2
             await cluster.nodes[1].kill()

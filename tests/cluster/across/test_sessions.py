@@ -1,6 +1,4 @@
-"""One identity, many nodes: who may have it, how it moves, and that nothing is lost or comes again
-when it does.
-"""
+"""One identity on many nodes: who has it, how it moves, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ async def test_an_identity_that_is_held_is_refused_on_every_node(postgres_engine
         one, two = await fabric.start_many(2)
         async with join(one, me()) as holder:
             for gateway in (one, two):
-                for resume in ("", "somebody-else"):
+                for resume in ("", "another"):
                     ended = await refusal(gateway, me(resume))
                     assert (ended.status, ended.message[:22]) == (Status.ALREADY_EXISTS, "DuplicateIdentityError")
             holder.send(message_to(ME, b"still here"))
@@ -160,11 +158,11 @@ async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_en
                 ended = await refusal(gateway, agent("w", "a", "3"))
                 assert ended.status is Status.RESOURCE_EXHAUSTED
                 assert "connections_per_workspace" in ended.message
-            # Whoever is counted already may come again.
+            # A client that is counted already may connect again.
             async with join(one, agent("w", "a", "2", resume_session_id=third.ack.session_id)) as again:
                 assert again.ack.resumed
         await until(lambda: not one.cluster.leaving())
-        for number in range(3, 9):  # on one node whoever has left makes room at once
+        for number in range(3, 9):  # on one node a client that has left makes room at once
             async with join(two, agent("w", "a", str(number))):
                 pass
 
@@ -172,7 +170,7 @@ async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_en
 async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the others it is dead. It finds out by itself, and serves again."""
+    """Other nodes take it for dead. It finds out, and serves again."""
     async with open_fabric(postgres_engine, lease_grace_s=1.0) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, me()) as first, join(one, agent("w", "other", "1")) as other:
@@ -217,7 +215,7 @@ async def test_input_waits_until_a_lost_lease_is_back(
 
 
 async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease session ends, and the node cannot have a new one until the patch is undone."""
+    """End the lease session, and refuse the node a new one until the patch is undone."""
     lease = gateway.cluster.lease
 
     async def refused(server: PostgresServer, *args: str) -> object:
@@ -234,7 +232,7 @@ WAYS = ("finish", "cut", "takeover")
 
 
 async def hop(fabric: Fabric, name: str, count: int, chance: random.Random) -> tuple[list[bytes], Counter[str]]:
-    """An agent that goes from node to node until it has everything: what it got, and how it moved."""
+    """Move an agent from node to node until it has everything; give what it got."""
     got: list[bytes] = []
     moves: Counter[str] = Counter()
     resume = ""

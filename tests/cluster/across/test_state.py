@@ -1,4 +1,4 @@
-"""What services tell and keep, on several nodes: the directory, workspaces, keys and checkpoints."""
+"""Services on several nodes: the directory, workspaces, keys and checkpoints."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def test_sessions_of_all_nodes_are_listed_found_and_ended(postgres_engine:
             join(two, agent("w", "there", "1")) as there,
             join(two, agent("v", "there", "2")),
         ):
-            everybody = await operate(boss, Op.LIST)
-            assert sorted(one.identity for one in everybody.connections) == [
+            found = await operate(boss, Op.LIST)
+            assert sorted(one.identity for one in found.connections) == [
                 "ag::v::there::2",
                 "ag::w::here::1",
                 "ag::w::there::1",
@@ -75,7 +75,7 @@ async def test_sessions_of_all_nodes_are_listed_found_and_ended(postgres_engine:
             left = await operate(boss, Op.LIST, filter=pb.ConnectionFilter(workspace="w"))
             assert [one.session_id for one in left.connections] == [here.ack.session_id]
             assert not (await operate(boss, Op.GET, session_id=there.ack.session_id)).success
-            # Nobody has to be asked whether the identity is free.
+            # No client has to be asked whether the identity is free.
             async with join(one, agent("w", "there", "1")):
                 pass
 
@@ -96,7 +96,7 @@ async def test_a_switch_on_one_node_is_heard_and_seen_on_the_other(postgres_engi
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with (
-            join(one, user("ann", "desk")) as desk,
+            join(one, user("ann", "laptop")) as laptop,
             join(two, user("ann", "couch")) as couch,
             join(two, agent("w", "a", "1")) as in_w,
             join(one, agent("v", "a", "1")) as in_v,
@@ -111,11 +111,11 @@ async def test_a_switch_on_one_node_is_heard_and_seen_on_the_other(postgres_engi
                     sender.send(pb.UpstreamMessage(progress=report))
                 await barrier(in_w, in_v)
 
-            desk.send(switch_to("w"))
+            laptop.send(switch_to("w"))
             couch.send(switch_to("v"))
-            await barrier(desk, couch)
+            await barrier(laptop, couch)
             await tell(b"1")
-            for window, place in ((desk, "w"), (couch, "v")):
+            for window, place in ((laptop, "w"), (couch, "v")):
                 await until(lambda: len(payloads(window)) == 2 and len(window.waiting("progress_update")) == 1)  # noqa: B023
                 await barrier(window)
                 expected = [f"gu::{place} 1".encode(), f"uw::ann::{place} 1".encode()]
@@ -123,29 +123,27 @@ async def test_a_switch_on_one_node_is_heard_and_seen_on_the_other(postgres_engi
                 assert [m.progress_update.task_id for m in window.waiting("progress_update")] == [f"{place} 1"]
             listed = await operate(boss, Op.LIST, filter=pb.ConnectionFilter(workspace="v", type=pb.PRINCIPAL_USER))
             assert [c.identity for c in listed.connections] == ["us::ann::couch"]
-            desk.send(switch_to("v"))
+            laptop.send(switch_to("v"))
             couch.send(switch_to(""))
-            await barrier(desk, couch)
-            desk._downstream.clear()
+            await barrier(laptop, couch)
+            laptop._downstream.clear()
             couch._downstream.clear()
             await tell(b"2")
-            await until(lambda: len(payloads(desk)) >= 2 and len(desk.waiting("progress_update")) >= 1)
-            await barrier(desk, couch)
+            await until(lambda: len(payloads(laptop)) >= 2 and len(laptop.waiting("progress_update")) >= 1)
+            await barrier(laptop, couch)
             # The first message to uw::ann::v is older than this window's first switch to it.
-            assert sorted(payloads(desk)) == [b"gu::v 2", b"uw::ann::v 2"]
+            assert sorted(payloads(laptop)) == [b"gu::v 2", b"uw::ann::v 2"]
             assert payloads(couch) == []
             # What the window missed of "its user in w" it gets on whichever node it comes back to.
-            desk.finish()
-            async with join(two, user("ann", "desk")) as again:
+            laptop.finish()
+            async with join(two, user("ann", "laptop")) as again:
                 again.send(switch_to("w"))
                 assert await again.take(1) == [b"uw::ann::w 2"]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_counters_and_compares_of_two_nodes_are_linearizable(postgres_engine: PostgresEngine, seed: int) -> None:
-    """Each answer is what it would be if the operations of all nodes had been done one after
-    another, each between its request and its answer.
-    """
+    """Each answer fits one order of all nodes' operations, each within its own time."""
     rounds, clients = 25, 3
     counted: list[tuple[float, float, int]] = []
     swapped: list[tuple[float, float, int]] = []

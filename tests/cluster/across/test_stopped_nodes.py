@@ -1,6 +1,4 @@
-"""A node process that stands still (SIGSTOP) until others have taken it for dead, and goes on: its
-clients never notice, and are served.
-"""
+"""A node stopped with SIGSTOP counts as dead and goes on: clients do not notice."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A mistake that a task of a node meets, in a cluster: the node stays, and what waited at that
-moment is done.
-"""
+"""A node outlives an error in one of its tasks, and finishes what waited then."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from tests.helpers.engines import PostgresEngine
 
 
 class DefectError(Exception):
-    """What nobody expects."""
+    """An error that no code expects."""
 
 
 @pytest.fixture

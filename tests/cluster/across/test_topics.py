@@ -1,6 +1,4 @@
-"""Every form of topic, from a sender on another node, and the order of one topic whose senders are
-on two nodes.
-"""
+"""Every form of topic across nodes, and the order of one with senders on two."""
 
 from __future__ import annotations
 
@@ -47,15 +45,15 @@ async def test_every_form_of_topic_from_a_sender_on_another_node(postgres_engine
             await there(task("w", "sum", "u")),
             await there(task("w", "sum")),
         )
-        desk, couch = await there(user("ann", "desk")), await there(user("ann", "couch"))
+        laptop, couch = await there(user("ann", "laptop")), await there(user("ann", "couch"))
         mail, wires, engine, meter = (
             await there(service("mail", "1")),
             await there(bridge("wires", "1")),
             await there(workflow_engine()),
             await there(metrics_bridge()),
         )
-        desk.send(switch_to("w"))
-        await barrier(desk, couch)
+        laptop.send(switch_to("w"))
+        await barrier(laptop, couch)
         sender, sending_service = await here(agent("w", "sender", "1")), await here(service("sender", "1"))
         name = worker_topic(postgres_engine)
         sent: dict[bytes, list[MemoryLink]] = {
@@ -63,10 +61,10 @@ async def test_every_form_of_topic_from_a_sender_on_another_node(postgres_engine
             b"tu::w::sum::u": [unique],
             name.encode(): [worker],
             b"tb::w::sum": [worker],
-            b"us::ann::desk": [desk],
-            b"uw::ann::w": [desk],
+            b"us::ann::laptop": [laptop],
+            b"uw::ann::w": [laptop],
             b"ga::w": [mapper, sender],
-            b"gu::w": [desk],
+            b"gu::w": [laptop],
             b"sv::mail::1": [mail],
             b"sv::mail": [mail],
             b"br::wires::1": [wires],
@@ -77,15 +75,15 @@ async def test_every_form_of_topic_from_a_sender_on_another_node(postgres_engine
             sender.send(message_to(topic.decode(), topic))
         sender.send(message_to("metric::", METRIC, pb.METRIC))
         sending_service.send(message_to("uu::ann", b"uu::ann"))
-        sent[b"uu::ann"] = [desk, couch]
+        sent[b"uu::ann"] = [laptop, couch]
         sent[METRIC] = [meter]
-        everybody = [mapper, unique, worker, desk, couch, mail, wires, engine, meter, sender, sending_service]
+        participants = [mapper, unique, worker, laptop, couch, mail, wires, engine, meter, sender, sending_service]
         await barrier(sender, sending_service)
-        wanted = {one: Counter(topic for topic, whom in sent.items() if one in whom) for one in everybody}
-        await until(lambda: all(len(payloads(one)) >= wanted[one].total() for one in everybody))
-        await barrier(*everybody)
-        assert {one: Counter(payloads(one)) for one in everybody} == wanted
-        assert [errors(one) for one in everybody] == [[]] * len(everybody)
+        wanted = {one: Counter(topic for topic, whom in sent.items() if one in whom) for one in participants}
+        await until(lambda: all(len(payloads(one)) >= wanted[one].total() for one in participants))
+        await barrier(*participants)
+        assert {one: Counter(payloads(one)) for one in participants} == wanted
+        assert [errors(one) for one in participants] == [[]] * len(participants)
 
 
 def worker_topic(engine: PostgresEngine) -> str:
@@ -113,11 +111,11 @@ async def test_a_ephemeral_topic_of_a_task_is_in_the_log_of_all(postgres_engine:
 async def test_an_orchestrator_is_told_that_it_may_not_wherever_the_target_is(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
-        async with join(one, orchestrator("o", "1")) as o, join(two, user("ann", "desk")) as desk:
-            o.send(message_to("us::ann::desk", b"x"))
-            await barrier(o, desk)
+        async with join(one, orchestrator("o", "1")) as o, join(two, user("ann", "laptop")) as laptop:
+            o.send(message_to("us::ann::laptop", b"x"))
+            await barrier(o, laptop)
             assert [error.code for error in errors(o)] == ["ERR_PERMISSION_DENIED"]
-            assert payloads(desk) == []
+            assert payloads(laptop) == []
 
 
 async def test_any_instance_of_a_service_is_one_of_all_nodes(postgres_engine: PostgresEngine) -> None:
@@ -147,7 +145,7 @@ async def test_any_instance_of_a_service_is_one_of_all_nodes(postgres_engine: Po
             one.finish()
         await until(lambda: not any(known(one) for one in gateways))
         async with join(gateways[1], agent("w", "a", "9")) as a:
-            a.send(message_to("sv::mail", b"nobody"))
+            a.send(message_to("sv::mail", b"dropped"))
             await barrier(a)
             assert [error.code for error in errors(a)] == ["ERR_SV_UNAVAILABLE"]
 
@@ -158,7 +156,7 @@ def known(gateway) -> set[str]:  # type: ignore[no-untyped-def]
     return {name for name in (pick("mail") for _ in range(12)) if name is not None}
 
 
-async def test_messages_of_one_topic_are_in_one_order_for_everybody(postgres_engine: PostgresEngine) -> None:
+async def test_messages_of_one_topic_are_in_one_order_for_all_readers(postgres_engine: PostgresEngine) -> None:
     count = 300
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         gateways = await fabric.start_many(3)
@@ -185,8 +183,8 @@ async def test_messages_of_one_topic_are_in_one_order_for_everybody(postgres_eng
 
 
 async def test_an_answer_is_a_barrier_for_readers_on_other_nodes(postgres_engine: PostgresEngine) -> None:
-    """What was sent before an answer is in the log, so whoever connects after it, anywhere, finds
-    it.
+    """What was sent before an answer is in the log, so every client that connects after it, to any
+    node, finds it.
     """
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)

@@ -1,5 +1,6 @@
-"""What a client says before it is known is no label of a metric, and no more than a bounded,
-escaped line of the log (issue 10, H16).
+"""An unauthenticated client makes no metric label, and bounded escaped log lines.
+
+Issue 10, H16.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def attempts(gateway: Gateway) -> list[str]:
 
 
 @EVERY_TRANSPORT
-async def test_a_stranger_writes_no_label(transport: str) -> None:
+async def test_an_unauthenticated_client_writes_no_label(transport: str) -> None:
     async with serving() as gateway:
         for number in range(20):
             async with open_stream(gateway.address, transport) as stream:
@@ -82,7 +83,7 @@ async def test_a_stranger_writes_no_label(transport: str) -> None:
 
 
 @EVERY_TRANSPORT
-async def test_a_stranger_writes_one_bounded_line(transport: str, log: io.StringIO) -> None:
+async def test_an_unauthenticated_client_writes_one_bounded_line(transport: str, log: io.StringIO) -> None:
     async with serving(strict=False) as gateway:
         log.seek(0)
         log.truncate()
@@ -111,7 +112,7 @@ async def test_types_of_messages_that_do_not_exist_are_counted_together() -> Non
         for number in range(1000, 3000, 100):
             await stream.send(
                 *(
-                    message_to("ag::red::nobody::1", b"x", pb.MessageType.ValueType(kind))
+                    message_to("ag::red::absent::1", b"x", pb.MessageType.ValueType(kind))
                     for kind in range(number, number + 100)
                 )
             )
@@ -122,9 +123,10 @@ async def test_types_of_messages_that_do_not_exist_are_counted_together() -> Non
         assert gateway.core.router.statistics().accepted == {("red", "_other"): (2000, 2000)}
 
 
-async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
-    """A call that nobody has to be known for lasts as long as its caller likes, and so do its
-    headers.
+async def test_the_headers_of_unauthenticated_calls_are_bounded_together() -> None:
+    """A call without credentials may last as long as its caller likes.
+
+    So do its headers.
     """
     async with serving() as gateway:
         client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
@@ -145,7 +147,7 @@ async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
                 await client.payload(201, 7)
 
 
-async def test_the_headers_of_somebody_known_are_bounded_by_their_number() -> None:
+async def test_the_headers_of_an_authenticated_client_are_bounded_by_their_number() -> None:
     async with serving() as gateway:
         client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
         with trio.fail_after(300):
