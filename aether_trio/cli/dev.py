@@ -68,16 +68,16 @@ def command(
         "logging.format": log_format,
     }
     settings = load(config_file, flags, sets).settings
-    companion = None
+    sidecar = None
     if agents_file is not None:
-        from aether_trio.cli.dev_agents import companion_for
+        from aether_trio.cli.dev_agents import sidecar_for
 
-        companion = companion_for(agents_file, settings)
+        sidecar = sidecar_for(agents_file, settings)
     if nodes is None:
-        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends, companion=companion)
+        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends, sidecar=sidecar)
         return
     from aether_trio.cli.dev_nodes import run_dev_nodes
 
     run_dev_nodes(
-        nodes, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file, companion=companion
+        nodes, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file, sidecar=sidecar
     )

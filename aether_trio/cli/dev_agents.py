@@ -10,7 +10,7 @@ from typing import Final
 from aether_trio.cli import exits
 from aether_trio.cli.orchestrate import read_agents, require_docker
 from aether_trio.cli.output import announce
-from aether_trio.cli.sidecar_process import Companion, Served
+from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.config import Settings
 from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, TextReporter
@@ -18,7 +18,7 @@ from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresse
 NAME: Final = "aether-dev"
 
 
-def companion_for(agents_file: str, settings: Settings) -> Companion:
+def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
     """What starts the agents of this file beside a development gateway.
 
     Raises CliError.
@@ -38,7 +38,7 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
         for orchestrator in running:
             orchestrator.kill_all()
 
-    return Companion(lambda gateway: _orchestrate(agents, gateway, running), kill)
+    return Sidecar(lambda gateway: _orchestrate(agents, gateway, running), kill)
 
 
 def addresses_of(gateway: Served) -> GatewayAddresses:

@@ -22,7 +22,7 @@ from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, 
 from aether_trio.cli.output import announce
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
-from aether_trio.cli.sidecar_process import Companion
+from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
 from aether_trio.config.settings import TRANSPORTS
@@ -48,7 +48,7 @@ def run_dev_nodes(
     flags: Mapping[str, Any],
     sets: Sequence[str],
     ready_file: str | None,
-    companion: Companion | None = None,
+    sidecar: Sidecar | None = None,
 ) -> None:
     """Run until drained or stopped.
 
@@ -79,7 +79,7 @@ def run_dev_nodes(
         if ready is not None:
             stack.callback(ready.remove)
         try:
-            run(_run, nodes, settings, data, server, ready, companion)
+            run(_run, nodes, settings, data, server, ready, sidecar)
         except OSError as error:
             raise start_error(error, settings) from error
 
@@ -133,7 +133,7 @@ async def _run(
     data: str,
     server: EmbeddedPostgres | None,
     ready: ReadyFile | None,
-    companion: Companion | None = None,
+    sidecar: Sidecar | None = None,
 ) -> int | None:
     turns = RoundRobin(())
     host = settings.gateway.host
@@ -143,12 +143,12 @@ async def _run(
 
         def announce(all_ready: Sequence[Ready]) -> str:
             turns.addresses = [one.gateway for one in all_ready]
-            if companion is not None:
-                nursery.start_soon(companion.run, _Front(front.address, all_ready[0]))
+            if sidecar is not None:
+                nursery.start_soon(sidecar.run, _Front(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
         stopped_by = await run_fleet(
-            nodes, announce, address=front.address, ready=ready, companion=companion, ends_with_output=True
+            nodes, announce, address=front.address, ready=ready, sidecar=sidecar, ends_with_output=True
         )
         nursery.cancel_scope.cancel()
     return stopped_by

@@ -21,7 +21,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.output import announce as tell
 from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
-from aether_trio.cli.sidecar_process import Companion
+from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.devtools.node_process import NodeFailed, NodeProcess, Ready
 
 E = TypeVar("E", bound=Exception)
@@ -111,9 +111,7 @@ class Fleet:
                 continue  # it has said why
             tell(f"{node.name} serves again", err=True)
 
-    async def obey(
-        self, signals: AsyncIterator[int], scope: trio.CancelScope, companion: Companion | None = None
-    ) -> None:
+    async def obey(self, signals: AsyncIterator[int], scope: trio.CancelScope, sidecar: Sidecar | None = None) -> None:
         """Do what the signals say.
 
         `scope` is cancelled when one comes while not all are ready.
@@ -129,13 +127,13 @@ class Fleet:
                 if len(self.signals) == 1:
                     text = "draining; clients are asked to reconnect elsewhere. Again to stop at once."
                     tell(f"{name}: {text}", err=True)
-                    nursery.start_soon(self._drain, companion)
+                    nursery.start_soon(self._drain, sidecar)
                     continue
-                if companion is not None:
-                    companion.kill()
+                if sidecar is not None:
+                    sidecar.kill()
                 self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
 
-    async def watch_output(self, scope: trio.CancelScope, companion: Companion | None = None) -> None:
+    async def watch_output(self, scope: trio.CancelScope, sidecar: Sidecar | None = None) -> None:
         """Drain once nothing reads what this process prints.
 
         Before all are ready, cancel `scope`.
@@ -144,14 +142,14 @@ class Fleet:
         if len(self.ready) < len(self.nodes):
             scope.cancel()
         else:
-            await self._drain(companion)
+            await self._drain(sidecar)
 
-    async def _drain(self, companion: Companion | None) -> None:
+    async def _drain(self, sidecar: Sidecar | None) -> None:
         if self._draining:
             return
         self._draining = True
-        if companion is not None:
-            await companion.end()
+        if sidecar is not None:
+            await sidecar.end()
         self.stop(signal.SIGTERM)
 
     def stop(self, number: int) -> None:
@@ -197,21 +195,21 @@ async def run_fleet(
     *,
     address: str | None = None,
     ready: ReadyFile | None = None,
-    companion: Companion | None = None,
+    sidecar: Sidecar | None = None,
     ends_with_output: bool = False,
 ) -> int | None:
     """Run them until they have drained; the signal that stopped them before that.
 
     `announce` says what is told to a person.
 
-    `address` is where clients come in, None for that of the first. The `companion`, which
+    `address` is where clients come in, None for that of the first. The `sidecar`, which
     `announce` starts, ends before they drain. Raises CliError.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:
-            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope, companion)
+            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope, sidecar)
             if ends_with_output:
-                nursery.start_soon(fleet.watch_output, nursery.cancel_scope, companion)
+                nursery.start_soon(fleet.watch_output, nursery.cancel_scope, sidecar)
             await fleet.start()
             tell(announce(fleet.ready), lines=True)
             if ready is not None:

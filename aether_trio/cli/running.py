@@ -24,7 +24,7 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
-from aether_trio.cli.sidecar_process import Companion
+from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
 from aether_trio.storage.errors import StorageSetupError
@@ -104,7 +104,7 @@ def refuse_missing_files(settings: Settings) -> None:
 
 
 def run_gateway(
-    settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, companion: Companion | None = None
+    settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, sidecar: Sidecar | None = None
 ) -> None:
     """Run until drained or stopped.
 
@@ -120,7 +120,7 @@ def run_gateway(
     if ready is not None:
         ready.prepare()
     try:
-        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, companion)
+        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar)
     except* OSError as group:
         raise start_error(_first(group), settings) from group
     except* StorageSetupError as group:
@@ -137,7 +137,7 @@ async def _run(
     ready: ReadyFile | None,
     opener: _Opener,
     until_stdin_ends: bool = False,
-    companion: Companion | None = None,
+    sidecar: Sidecar | None = None,
 ) -> int | None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -154,9 +154,9 @@ async def _run(
                     announce(ready_text(settings, gateway), lines=True)
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
-                if companion is not None:
-                    stop.companion = companion
-                    nursery.start_soon(companion.run, gateway)
+                if sidecar is not None:
+                    stop.sidecar = sidecar
+                    nursery.start_soon(sidecar.run, gateway)
                 await gateway.wait_closed()
             stop.done = True
             nursery.cancel_scope.cancel()
@@ -196,7 +196,7 @@ class _Stop:
         self._scope = scope
         self._quiet = quiet
         self.gateway: RunningGateway | None = None
-        self.companion: Companion | None = None
+        self.sidecar: Sidecar | None = None
         self.signal: int | None = None
         self.done = False
         self._draining = False
@@ -224,8 +224,8 @@ class _Stop:
                 if self.gateway is None or self.signal is not None:
                     self._say(f"{name}: stopping at once")
                     self.signal = number
-                    if self.companion is not None:
-                        self.companion.kill()
+                    if self.sidecar is not None:
+                        self.sidecar.kill()
                     self._scope.cancel()
                     return
                 self.signal = number
@@ -236,8 +236,8 @@ class _Stop:
         if self._draining:
             return
         self._draining = True
-        if self.companion is not None:
-            await self.companion.end()
+        if self.sidecar is not None:
+            await self.sidecar.end()
         await gateway.drain()
 
     def _say(self, text: str) -> None:

@@ -17,7 +17,7 @@ class Served(Protocol):
     def addresses(self) -> Mapping[str, str]: ...
 
 
-class Companion:
+class Sidecar:
     """`run` runs it, once; `end` ends it and returns when it has ended; `kill` lets it take no more
     time for that.
     """

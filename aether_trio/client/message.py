@@ -24,10 +24,12 @@ class MessageType(enum.IntEnum):
 
 
 class IncomingMessage:
-    """One message. `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
+    """One message.
 
-    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0 on the WebSocket transport,
-    which does not say them.
+    `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
+
+    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0
+    on the WebSocket transport, which does not say them.
     """
 
     __slots__ = ("_abandon", "_acknowledge", "acknowledged", "offset", "raw", "topic")
@@ -75,17 +77,22 @@ class IncomingMessage:
         return self.raw.workspace
 
     def ack(self) -> None:
-        """We are done with it: it will not come again. Never waits; a second call does nothing.
+        """We are done with it: it will not come again.
 
-        On the framed transport the gateway moves this participant's position when everything before it in its topic is done
-        too. On WebSocket the gateway counted it as done when it was sent, and this does nothing to it.
+        Never waits; a second call does nothing.
+
+        On the framed transport the gateway moves this participant's position when everything before
+        it in its topic is done too. On WebSocket the gateway counted it as done when it was sent,
+        and this does nothing to it.
         """
         if not self.acknowledged:
             self.acknowledged = True
             self._acknowledge()
 
     def abandon(self) -> None:
-        """The task or thread that had it has ended without handling it: it comes again at the next connection."""
+        """The task or thread that had it has ended without handling it: it comes again at the next
+        connection.
+        """
         if not self.acknowledged:
             self._abandon()
 

@@ -1,6 +1,6 @@
 """What a client keeps over all its connections, and where everything goes that a connection brings.
 
-The transports see it as their Hub: deliveries go to the inbox, settlements to the send_queue, answers
+the transports see it as their TransportClient: deliveries go to the inbox, settlements to the send_queue, answers
 to the requests, and what nobody asked for to the feeds.
 """
 

@@ -14,7 +14,7 @@ import anyio.abc
 from anyio.streams.tls import TLSStream
 
 from aether_trio.client.connection.publications import Publication, Upstream
-from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Hub, Transport
+from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Transport, TransportClient
 from aether_trio.client.errors import (
     AetherError,
     InvalidArgument,
@@ -38,8 +38,8 @@ _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 class FramedTransport(Transport):
     """See the module docstring."""
 
-    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
-        super().__init__(stream, hub, ping_interval_s)
+    def __init__(self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None) -> None:
+        super().__init__(stream, client, ping_interval_s)
         self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
@@ -50,12 +50,12 @@ class FramedTransport(Transport):
     # -- the first words
 
     def greet(self, init: pb.InitConnection) -> bytes:
-        messages, size = self._hub.inbox.hello_credit()
+        messages, size = self._client.inbox.hello_credit()
         hello = framing.ClientHello(
-            agent=self._hub.program[:256],
+            agent=self._client.program[:256],
             credit_messages=messages,
             credit_bytes=size,
-            publisher=self._hub.publisher,
+            publisher=self._client.publisher,
         )
         connection = self._connection
         greeting = connection.send(hello)
@@ -96,23 +96,23 @@ class FramedTransport(Transport):
         super().end_of_stream()
 
     def _event(self, event: framing.Event) -> None:
-        hub = self._hub
+        client = self._client
         match event:
             case framing.Deliver():
-                hub.inbox.deliver(event.channel, event.offset, event.message)
+                client.inbox.deliver(event.channel, event.offset, event.message)
             case framing.Ack():
-                hub.send_queue.ack(event.seq)
+                client.send_queue.ack(event.seq)
             case framing.Envelope():
                 self._envelope(event.message)
             case framing.Nack():
                 error = from_code(
                     event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
                 )
-                hub.send_queue.nack(event.seq, error)
+                client.send_queue.nack(event.seq, error)
             case framing.Channel():
-                hub.inbox.open_channel(event)
+                client.inbox.open_channel(event)
             case framing.ChannelClosed():
-                hub.inbox.close_channel(event.channel)
+                client.inbox.close_channel(event.channel)
             case framing.Ping():
                 self._control.append(self._connection.send(framing.Pong(event.number)))
             case framing.Pong():
@@ -120,7 +120,7 @@ class FramedTransport(Transport):
                     self._ended = Ended(None, retryable=True, expected=True, why="both sides were done")
             case framing.ServerHello():
                 self.remembers_s = float(event.dedup_s)
-                hub.inbox.reads(event.log)
+                client.inbox.reads(event.log)
             case framing.GoAway():
                 self.draining = True
                 self._drain_by = anyio.current_time() + (event.within_ms / 1000 or GOODBYE_S)
@@ -155,9 +155,9 @@ class FramedTransport(Transport):
             return b""
         frames, self._control = self._control, []
         if connection.state is ConnectionState.LIVE:
-            frames += self._hub.inbox.frames(connection)
+            frames += self._client.inbox.frames(connection)
             starting = connection.peer_state is ConnectionState.LIVE and not (self._leaving or self.draining)
-            frames += self._hub.send_queue.pull(self, WRITE_BYTES, starting=starting)
+            frames += self._client.send_queue.pull(self, WRITE_BYTES, starting=starting)
         return b"".join(frames)
 
     def encode_publication(self, publication: Publication) -> bytes | None:

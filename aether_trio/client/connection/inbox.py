@@ -78,8 +78,8 @@ class Inbox:
         """Messages that the application has taken."""
         self.duplicates = 0
         """Deliveries that had come before, and were dropped."""
-        self.wake: Callable[[], None] = _nobody
-        self.wake_soon: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = _no_writer
+        self.wake_soon: Callable[[], None] = _no_writer
         self._freed_messages = 0
         self._freed_bytes = 0
         """Since the last CREDIT."""
@@ -295,5 +295,5 @@ class Inbox:
             self._news.set()
 
 
-def _nobody() -> None:
+def _no_writer() -> None:
     """No connection to wake."""

@@ -20,7 +20,7 @@ import anyio
 import anyio.abc
 
 from aether_trio.client.connection.publications import Publication, Upstream
-from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Hub, Transport
+from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Transport, TransportClient
 from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -101,9 +101,9 @@ class MessageTransport(Transport):
     """A transport over a codec."""
 
     def __init__(
-        self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None, codec: MessageCodec
+        self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None, codec: MessageCodec
     ) -> None:
-        super().__init__(stream, hub, ping_interval_s)
+        super().__init__(stream, client, ping_interval_s)
         self._codec = codec
         self._sent = 0
         """SendMessages of this connection. The gateway counts them too."""
@@ -113,7 +113,7 @@ class MessageTransport(Transport):
     # -- the first messages
 
     def greet(self, init: pb.InitConnection) -> bytes:
-        messages, size = self._credit_messages, self._credit_bytes = self._hub.inbox.hello_credit()
+        messages, size = self._credit_messages, self._credit_bytes = self._client.inbox.hello_credit()
         for uri, version in ((NUMBERED_SENDS, ""), (DELIVERY_CREDIT, f"{messages}/{size}")):
             init.extensions.append(pb.ExtensionDeclaration(uri=uri, version=version, required=True))
         return self._codec.greeting()
@@ -160,7 +160,7 @@ class MessageTransport(Transport):
                 return
             self._credit_messages -= 1
             self._credit_bytes -= len(data)
-            self._hub.inbox.deliver_plain(message.msg, len(data))
+            self._client.inbox.deliver_plain(message.msg, len(data))
         elif self.ack is None and message.HasField("connection_ack"):
             self.accepted(message.connection_ack)
         else:
@@ -182,10 +182,10 @@ class MessageTransport(Transport):
         codec = self._codec
         parts = [codec.pending()]
         if codec.can_send:
-            grant = self._hub.inbox.grant_due(self._credit_messages, self._credit_bytes)
+            grant = self._client.inbox.grant_due(self._credit_messages, self._credit_bytes)
             if grant is not None:
                 parts.append(self._grant(*grant))
-            parts += self._hub.send_queue.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
+            parts += self._client.send_queue.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
             if self.confirmations.shared:
                 parts.append(self.confirmations.guard(codec.frame))
         return b"".join(parts)
@@ -206,7 +206,7 @@ class MessageTransport(Transport):
 
         def settle(error: AetherError | None) -> None:
             if not isinstance(error, ConnectionLost):  # what is in doubt is the send_queue's to decide
-                self._hub.send_queue.settle(publication, error)
+                self._client.send_queue.settle(publication, error)
 
         if publication.confirm:
             return self.confirmations.alone(frame, settle, self._codec.frame, self._sent)

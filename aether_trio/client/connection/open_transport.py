@@ -15,7 +15,7 @@ from aether_trio.client.connection.framed import FramedTransport
 from aether_trio.client.connection.grpc import GrpcCodec
 from aether_trio.client.connection.message_transport import MessageCodec, MessageTransport
 from aether_trio.client.connection.tls import ALPN
-from aether_trio.client.connection.transport import Hub, Transport, tune
+from aether_trio.client.connection.transport import Transport, TransportClient, tune
 from aether_trio.client.connection.websocket import WebSocketCodec
 from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 
@@ -27,7 +27,11 @@ _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING",
 
 
 async def open_transport(
-    address: Address, context: ssl.SSLContext | None, server_name: str | None, hub: Hub, ping_interval_s: float | None
+    address: Address,
+    context: ssl.SSLContext | None,
+    server_name: str | None,
+    client: TransportClient,
+    ping_interval_s: float | None,
 ) -> Transport:
     """A transport over a fresh connection, not opened yet.
 
@@ -42,11 +46,11 @@ async def open_transport(
     if context is not None:
         stream = await _secure(socket_stream, address, context, server_name)
     if address.transport is TransportKind.FRAMED:
-        return FramedTransport(stream, hub, ping_interval_s)
+        return FramedTransport(stream, client, ping_interval_s)
     codec: MessageCodec = WebSocketCodec(address.authority)
     if address.transport is TransportKind.GRPC:
         codec = GrpcCodec(address.authority, tls=address.tls)
-    return MessageTransport(stream, hub, ping_interval_s, codec)
+    return MessageTransport(stream, client, ping_interval_s, codec)
 
 
 def _reason(error: Exception) -> str:

@@ -273,7 +273,7 @@ class Reconnector:
         finally:
             self._lost_at = anyio.current_time()
             self._transport = None
-            self._dispatch.attach(_nobody, _nobody)
+            self._dispatch.attach(_no_writer, _no_writer)
             with anyio.CancelScope(shield=True):
                 await transport.aclose()
             transport.confirmations.cut()
@@ -306,5 +306,5 @@ def _alone(error: Exception) -> Exception:
     return error
 
 
-def _nobody() -> None:
+def _no_writer() -> None:
     """No transport to wake."""

@@ -33,7 +33,7 @@ from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["BROKEN", "Ended", "Hub", "Transport", "tune"]
+__all__ = ["BROKEN", "Ended", "Transport", "TransportClient", "tune"]
 
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
@@ -69,7 +69,7 @@ class Ended:
     why: str = ""
 
 
-class Hub(Protocol):
+class TransportClient(Protocol):
     """What a transport needs of its client."""
 
     inbox: Inbox
@@ -95,9 +95,9 @@ class Hub(Protocol):
 class Transport(abc.ABC):
     """One connection. See the module docstring."""
 
-    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
+    def __init__(self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None) -> None:
         self._stream = stream
-        self._hub = hub
+        self._client = client
         self._ping_interval_s = ping_interval_s
         self._work = anyio.Event()
         self._urgent = True
@@ -180,7 +180,7 @@ class Transport(abc.ABC):
                         self.end_of_stream()
                         break
                     self.feed(data)
-                    if self._owes_bytes or self.draining or self._hub.send_queue.waiting:
+                    if self._owes_bytes or self.draining or self._client.send_queue.waiting:
                         self.wake()
             except BROKEN as error:
                 self._cut(str(error) or type(error).__name__)
@@ -191,7 +191,7 @@ class Transport(abc.ABC):
     def accepted(self, ack: pb.ConnectionAck) -> None:
         """The gateway has let us in."""
         self.ack = ack
-        self.confirmations = Confirmations(self._hub.principal(ack))
+        self.confirmations = Confirmations(self._client.principal(ack))
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
         """Something has come that is no delivery: what is about confirmations is taken out."""
@@ -202,7 +202,7 @@ class Transport(abc.ABC):
             message.connection_status_response.request_id
         ):
             return
-        self._hub.downstream(message)
+        self._client.downstream(message)
 
     def _about_confirmations(self, error: pb.ErrorResponse) -> bool:
         if error.request_id:
@@ -223,7 +223,7 @@ class Transport(abc.ABC):
     @property
     def expecting(self) -> bool:
         """Whether an answer is on its way to us."""
-        return self.confirmations.open or self._hub.awaiting()
+        return self.confirmations.open or self._client.awaiting()
 
     def wake(self) -> None:
         """There may be something to write."""
@@ -308,7 +308,7 @@ class Transport(abc.ABC):
     def _may_go(self) -> bool:
         if self._leaving:
             return True
-        return self.draining and not self._hub.send_queue.written_unsettled and not self.expecting
+        return self.draining and not self._client.send_queue.written_unsettled and not self.expecting
 
     def _patience_s(self) -> float | None:
         if self._said_goodbye:

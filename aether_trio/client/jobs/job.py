@@ -4,8 +4,9 @@
                   │ the gateway takes it away: the block is cancelled, and left without a word
                   └ the body ends: COMPLETE or FAIL, until the gateway has answered or the task is somebody else's
 
-Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards, and what a cut leaves in doubt
-is looked up. Nothing here reads the connection: `heard` and `looked` are called by manager.py.
+Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards,
+and what a cut leaves in doubt is looked up. Nothing here reads the connection: `heard` and `looked`
+are called by manager.py.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ __all__ = ["OURS", "STOPPED", "Job", "JobEnd", "TaskOver"]
 Move = Callable[[], Awaitable[Task]]
 """Tells the gateway what becomes of a task."""
 LastMove = Callable[[int | None], Awaitable[None]]
-"""Ends a task. Raises its refusal when it is refused so many times; None: it goes on."""
+"""Ends a task.
+
+Raises its refusal when it is refused so many times; None: it goes on.
+"""
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -63,13 +67,18 @@ class JobEnd(enum.Enum):
 
     COMPLETED = "completed"
     FAILED = "failed"
-    """By its worker, or by a deadline. Its retry policy says whether it is tried again."""
+    """By its worker, or by a deadline.
+
+    Its retry policy says whether it is tried again.
+    """
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     HIBERNATED = "hibernated"
     """It sleeps, and will be assigned again."""
     LOST = "lost"
-    """Somebody else has it, or will have it: it was taken back while this worker was away, or retried."""
+    """Somebody else has it, or will have it: it was taken back while this worker was away, or
+    retried.
+    """
 
 
 _ENDS: Final = {
@@ -82,7 +91,9 @@ _ENDS: Final = {
 
 
 class TaskOver(AetherError):
-    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else has it. Its block swallows this."""
+    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else
+    has it. Its block swallows this.
+    """
 
     def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
         super().__init__("TASK_OVER", f"task {task_id} is {end.value}" + (f": {reason}" if reason else ""))
@@ -128,10 +139,11 @@ class JobKeeper(Protocol):
 class Job:
     """A task that this worker has claimed. `async with job:` is the work on it, once.
 
-    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the exception goes on; left by a
-    cancellation from outside it is FAIL too, "the worker was stopped". If the gateway ends the task meanwhile (somebody has
-    cancelled it, a deadline has passed, it was given to another worker), the block is cancelled, and the program goes on behind
-    it; `end` says what has happened.
+    The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
+    exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
+    If the gateway ends the task meanwhile (somebody has cancelled it, a deadline has passed, it was
+    given to another worker), the block is cancelled, and the program goes on behind it; `end` says
+    what has happened.
     """
 
     def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
@@ -144,7 +156,10 @@ class Job:
         self.reason = ""
         """With what text it failed, if it did."""
         self.remark = ""
-        """What is said with COMPLETE. Whoever follows the task hears it as the reason of its last event."""
+        """What is said with COMPLETE.
+
+        Whoever follows the task hears it as the reason of its last event.
+        """
         self.watched = anyio.Event()
         """What the gateway does to the task is heard of."""
         self._keeper = keeper
@@ -168,7 +183,9 @@ class Job:
 
     @property
     def _reference(self) -> str:
-        """The task's id as moves are told: what this block says does not count for a later assignment of the task."""
+        """The task's id as moves are told: what this block says does not count for a later
+        assignment of the task.
+        """
         return self.assignment.reference
 
     @property
@@ -178,7 +195,9 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still be taken away: the block has not ended, and the gateway has not ended it."""
+        """Whether it may still be taken away: the block has not ended, and the gateway has not
+        ended it.
+        """
         return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
 
     # -- the block
@@ -221,7 +240,9 @@ class Job:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile.
+        """Say how it was left.
+
+        A cancellation does not keep it from being said, also one that comes meanwhile.
 
         Raises why COMPLETE was refused, if it was; then the task has failed.
         """
@@ -244,7 +265,9 @@ class Job:
             raise self._refused
 
     async def _complete(self, refusals: int | None) -> None:
-        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must end. See `_settle`."""
+        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must
+        end. See `_settle`.
+        """
         if self._refused is None:
             try:
                 await self._settle(lambda: self._keeper.tasks.complete(self._reference, reason=sendable(self.remark)))
@@ -260,9 +283,11 @@ class Job:
         await self._settle(lambda: self._keeper.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives.
+        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while
+        the client lives.
 
-        Nothing is waited for any more when another one comes through the shield, as asyncio's own do, and Ctrl-C.
+        Nothing is waited for any more when another one comes through the shield, as asyncio's own
+        do, and Ctrl-C.
         """
         try:
             with anyio.move_on_after(LAST_WORDS_S, shield=True):
@@ -274,7 +299,10 @@ class Job:
                 self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
-        """Settle behind the block, however often it is refused, while the client lives. False if it does not."""
+        """Settle behind the block, however often it is refused, while the client lives.
+
+        False if it does not.
+        """
         self._settles_late = self._keeper.settle_later(self, lambda: last(None))
         return self._settles_late
 
@@ -287,7 +315,9 @@ class Job:
         closed()
 
     def begins_too_late(self) -> None:
-        """Its block has not begun, and others may have the task: a block that begins yet is cancelled."""
+        """Its block has not begun, and others may have the task: a block that begins yet is
+        cancelled.
+        """
         if self.end is None:
             self._take_away(JobEnd.LOST, "its block has not begun in time")
         self._close()
@@ -302,7 +332,8 @@ class Job:
             self._keeper.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more.
+        """Make the last move, however often the connection is cut; until it is made, or the task is
+        not ours any more.
 
         Raises the last of so many refusals (None: never), and why the client has ended.
         """
@@ -345,7 +376,10 @@ class Job:
         self._tell()
 
     def looked(self, task: Task | None) -> None:
-        """How the task is just now; None when there is none that this worker may see. Never waits."""
+        """How the task is just now; None when there is none that this worker may see.
+
+        Never waits.
+        """
         if not self.is_open:
             return
         if task is not None and self._is_ours(task):
@@ -439,9 +473,12 @@ class Job:
         step: Step | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows. It is also a sign of life.
+        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows.
 
-        Whoever follows the task is told, and the agents of the workspace. It is sent, and not confirmed.
+        It is also a sign of life.
+
+        Whoever follows the task is told, and the agents of the workspace. It is sent, and not
+        confirmed.
         """
         await self._checked()
         await self._keeper.progress.report(
@@ -449,16 +486,20 @@ class Job:
         )
 
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
-        """Stand still until somebody resumes the task, or gives the input whose metadata has all of `match`.
+        """Stand still until somebody resumes the task, or gives the input whose metadata has all of
+        `match`.
 
-        An input that has come before is used, the oldest one first; each is used once.
-        After `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
+        An input that has come before is used, the oldest one first; each is used once. After
+        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
+        input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would end the wait."""
+        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would
+        end the wait.
+        """
         await self._checked()
         await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
@@ -511,7 +552,9 @@ class Job:
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Said again after a cut, if the task does not stand still then: the same pause, whose wait may have ended meanwhile."""
+        """Said again after a cut, if the task does not stand still then: the same pause, whose wait
+        may have ended meanwhile.
+        """
         request_id = str(uuid.uuid4())
         while True:
             try:
@@ -552,10 +595,12 @@ class Job:
         on_timeout: str = "",
         key: str = "",
     ) -> NoReturn:
-        """Save `state`, end the block, and have the task assigned anew at `until` or when it is resumed: this never returns.
+        """Save `state`, end the block, and have the task assigned anew at `until` or when it is
+        resumed: this never returns.
 
-        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it back to the next block.
-        After `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
+        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it
+        back to the next block. After `timeout` seconds: the task fails, or what `on_timeout` says
+        ("retry" wakes it, "alert" lets it sleep on).
         """
         await self._checked()
         key = key or self.id
@@ -577,7 +622,9 @@ class Job:
         raise self._over()  # somebody called it from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """What the task has left behind when it hibernated; None if it never did, or if another participant has saved it."""
+        """What the task has left behind when it hibernated; None if it never did, or if another
+        participant has saved it.
+        """
         await self._checked()
         await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
@@ -592,7 +639,9 @@ class Job:
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can be cancelled."""
+        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can
+        be cancelled.
+        """
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
         self._check()
@@ -603,7 +652,9 @@ def _nothing() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as the reason of a failure: its kind and its text; of a group, those of its members."""
+    """An exception as the reason of a failure: its kind and its text; of a group, those of its
+    members.
+    """
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     else:
@@ -616,7 +667,9 @@ def describe(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is replaced."""
+    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is
+    replaced.
+    """
     if str.isascii(text):  # raises TypeError for what is no text
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,14 +1,17 @@
-"""What one client holds for all of its tasks: the intake, the tasks in hand, and who listens to what becomes of them.
+"""What one client holds for all of its tasks: the intake, the tasks in hand, and who listens to
+what becomes of them.
 
-A task is listened to (its events are subscribed to) when it has been in hand for WATCH_AFTER_S, or waits for something; so a short
-one costs two requests, CLAIM and COMPLETE. What it missed before is looked up. After a cut the same is done again: a task that was
-given to somebody else meanwhile is found by that.
+A task is listened to (its events are subscribed to) when it has been in hand for WATCH_AFTER_S, or
+waits for something; so a short one costs two requests, CLAIM and COMPLETE. What it missed before is
+looked up. After a cut the same is done again: a task that was given to somebody else meanwhile is
+found by that.
 
-A job belongs to the program. What the program lets go of before its block begins fails; what it keeps and does not begin within
-UNBEGUN_S is any loop's again.
+A job belongs to the program. What the program lets go of before its block begins fails; what it
+keeps and does not begin within UNBEGUN_S is any loop's again.
 
-Invariants: everything runs in the client's task group; an error here ends no client; what a task is told it is told by `heard` or
-`looked`, which decide whether it is over; nothing here holds a job whose block has not begun, for longer than a request.
+Invariants: everything runs in the client's task group; an error here ends no client; what a task is
+told it is told by `heard` or `looked`, which decide whether it is over; nothing here holds a job
+whose block has not begun, for longer than a request.
 """
 
 from __future__ import annotations
@@ -49,9 +52,12 @@ LOOK_S: Final = 5.0
 AWAY_S: Final = 0.5
 """Before a question is asked again that the gateway could not answer now."""
 UNTAKEN_S: Final = 30.0
-"""A task whose loop was cancelled while it claimed it waits so long for another loop of this client."""
+"""A task whose loop was cancelled while it claimed it waits so long for another loop of this
+client.
+"""
 UNBEGUN_S: Final = 300.0
-"""A task that was handed out begins within this time, or another loop of this client may have it."""
+"""A task that was handed out begins within this time, or another loop of this client may have it.
+"""
 LET_GO: Final = "the worker let go of it before its block began"
 NOT_FOUND: Final = "task not found"
 """What a gateway says of a task that is not there, or that we may not see."""
@@ -110,7 +116,8 @@ class JobManager:
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
-        """The loop was cancelled while it claimed this task: the next one may have it, or else it is ended.
+        """The loop was cancelled while it claimed this task: the next one may have it, or else it
+        is ended.
 
         The claim may have arrived or not. A second one changes nothing.
         """
@@ -119,13 +126,18 @@ class JobManager:
         self._start(self._end_untaken, assignment)
 
     async def _end_untaken(self, assignment: Assignment) -> None:
-        """Fail a task that was claimed for a cancelled loop, if no other loop has taken it within UNTAKEN_S."""
+        """Fail a task that was claimed for a cancelled loop, if no other loop has taken it within
+        UNTAKEN_S.
+        """
         await anyio.sleep(UNTAKEN_S)
         if self.intake.take_back(assignment):
             await self._give_up(assignment, STOPPED)
 
     async def _give_up(self, assignment: Assignment, reason: str) -> None:
-        """Fail a task that was claimed and has no job. One whose claim has not arrived is any loop's again."""
+        """Fail a task that was claimed and has no job.
+
+        One whose claim has not arrived is any loop's again.
+        """
         try:
             task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
@@ -153,7 +165,8 @@ class JobManager:
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
     async def _is_meant(self, assignment: Assignment) -> bool:
-        """Whether a task is still this worker's, though a claim was refused: then the refusal was the gateway's trouble, and passes.
+        """Whether a task is still this worker's, though a claim was refused: then the refusal was
+        the gateway's trouble, and passes.
 
         Nobody else is given a task that a worker has been given and let fall.
         """
@@ -182,7 +195,10 @@ class JobManager:
         return job
 
     def put_down(self, job: Job) -> None:
-        """It is not in hand any more. Nothing happens if it was put down before: others may have the task in hand now."""
+        """It is not in hand any more.
+
+        Nothing happens if it was put down before: others may have the task in hand now.
+        """
         if self._job(job.id) is job:
             self._forget(job.id)
             self.intake.put_down(job.id)
@@ -200,7 +216,10 @@ class JobManager:
     # -- what never begins
 
     def _let_go(self, soon: CallSoon, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
-        """A job in hand is no more. Called by the garbage collector: in any thread, and in the middle of anything."""
+        """A job in hand is no more.
+
+        Called by the garbage collector: in any thread, and in the middle of anything.
+        """
         soon(partial(self._was_let_go, assignment, closed, ref))
 
     def _was_let_go(self, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
@@ -217,7 +236,10 @@ class JobManager:
             self._start(self._take_back_the_unbegun)
 
     async def _take_back_the_unbegun(self) -> None:
-        """End every job that is kept and not begun. It ends when there is none any more, and is started again."""
+        """End every job that is kept and not begun.
+
+        It ends when there is none any more, and is started again.
+        """
         while self._unbegun:
             at, ref = self._unbegun.popleft()
             if _waits_for_block(ref):
@@ -239,7 +261,9 @@ class JobManager:
             self._give_back(job.assignment)
 
     def _repeated(self, task_id: str) -> None:
-        """A task that is in hand is assigned: again, because we came back; or anew, because this block's time is over."""
+        """A task that is in hand is assigned: again, because we came back; or anew, because this
+        block's time is over.
+        """
         if (ref := self._in_hand.get(task_id)) is not None and _is_open(ref):
             self._start(self._doubt, ref, task_id)
 
@@ -254,7 +278,8 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Say what becomes of a task in the client's task group, as its block must not wait. False: the client has ended.
+        """Say what becomes of a task in the client's task group, as its block must not wait. False:
+        the client has ended.
 
         The task is in hand until then, so no block begins of what may be said to have ended.
         """
@@ -269,14 +294,19 @@ class JobManager:
             self.put_down(job)
 
     def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
-        """Run it in the client's task group; False when the client has ended, which a block in a thread may outlive."""
+        """Run it in the client's task group; False when the client has ended, which a block in a
+        thread may outlive.
+        """
         if self._ending() is not None:
             return False
         self._start_soon(function, *args)
         return True
 
     def check_client(self) -> None:
-        """Raise why the client has ended. A request that failed by it is no cut: no connection will answer it again."""
+        """Raise why the client has ended.
+
+        A request that failed by it is no cut: no connection will answer it again.
+        """
         if (ending := self._ending()) is not None:
             raise ending
 
@@ -289,7 +319,8 @@ class JobManager:
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
-        """How the task is just now, as soon as the gateway can say it; None when there is none that we may see.
+        """How the task is just now, as soon as the gateway can say it; None when there is none that
+        we may see.
 
         Raises the client's own end, and refusals that do not pass.
         """
@@ -319,7 +350,10 @@ class JobManager:
                 await anyio.sleep(LOOK_S)
 
     async def _watch_the_old(self) -> None:
-        """Listen to every task that is long enough in hand. It ends when there is none any more, and is started again."""
+        """Listen to every task that is long enough in hand.
+
+        It ends when there is none any more, and is started again.
+        """
         while self._young:
             at, ref = self._young.popleft()
             if _is_open(ref):
@@ -330,7 +364,10 @@ class JobManager:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Return when what happens to this task from now on is heard of. Raises why the client has ended."""
+        """Return when what happens to this task from now on is heard of.
+
+        Raises why the client has ended.
+        """
         await anyio.lowlevel.checkpoint()
         self.check_client()
         self._start_watch(self._in_hand[job.id])

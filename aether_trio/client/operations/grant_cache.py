@@ -3,9 +3,10 @@
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
 
-An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a revocation was heard of. A gateway
-tells those who may use a grant of its revocation, and nobody else, so `max_age_s` is how late an enforcer may learn of it. Tasks
-that ask for the same one at once ask the gateway once. A refusal is not remembered.
+An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a
+revocation was heard of. A gateway tells those who may use a grant of its revocation, and nobody
+else, so `max_age_s` is how late an enforcer may learn of it. Tasks that ask for the same one at
+once ask the gateway once. A refusal is not remembered.
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ class GrantCache:
         return min(self._max_age_s, (grant.expires_at - datetime.now(UTC)).total_seconds())
 
     def _hear(self) -> None:
-        """Take in the revocations that have come. After a cut some may have been missed, so nothing is believed any more."""
+        """Take in the revocations that have come.
+
+        After a cut some may have been missed, so nothing is believed any more.
+        """
         if self._news.dropped != self._dropped:
             self._dropped = self._news.dropped
             self._entries.clear()

@@ -12,7 +12,7 @@ import trio.testing
 
 from aether_trio.cli.fleet import Fleet
 from aether_trio.cli.running import _Stop
-from aether_trio.cli.sidecar_process import Companion, Served
+from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.devtools.node_process import NodeProcess, Ready
 
 LIMIT_S = 300.0
@@ -34,7 +34,7 @@ class Node:
 
 
 @asynccontextmanager
-async def slow_companion(story: list[str]) -> AsyncIterator[Companion]:
+async def slow_sidecar(story: list[str]) -> AsyncIterator[Sidecar]:
     """One whose end takes until it is killed."""
     killed = trio.Event()
 
@@ -51,12 +51,12 @@ async def slow_companion(story: list[str]) -> AsyncIterator[Companion]:
         story.append("is killed")
         killed.set()
 
-    companion = Companion(main, kill)
+    sidecar = Sidecar(main, kill)
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(companion.run, cast("Served", object()))
+            nursery.start_soon(sidecar.run, cast("Served", object()))
             await trio.testing.wait_all_tasks_blocked()
-            yield companion
+            yield sidecar
 
 
 async def two_signals(obey: Callable[[Any], Awaitable[None]], story: list[str]) -> list[str]:
@@ -75,20 +75,20 @@ async def two_signals(obey: Callable[[Any], Awaitable[None]], story: list[str]) 
 
 async def test_beside_one_gateway() -> None:
     story: list[str] = []
-    async with slow_companion(story) as companion:
+    async with slow_sidecar(story) as sidecar:
         with trio.CancelScope() as scope:
             stop = _Stop(scope, quiet=True)
             stop.gateway = cast("Any", Node(story))
-            stop.companion = companion
+            stop.sidecar = sidecar
             assert await two_signals(stop.watch, story) == ["is to end"]
     assert story == ["is to end", "is killed", "has ended"]
 
 
 async def test_beside_several() -> None:
     story: list[str] = []
-    async with slow_companion(story) as companion:
+    async with slow_sidecar(story) as sidecar:
         fleet = Fleet([cast("NodeProcess", Node(story))])
         with trio.CancelScope() as scope:
-            after_one = await two_signals(lambda heard: fleet.obey(heard, scope, companion), story)
+            after_one = await two_signals(lambda heard: fleet.obey(heard, scope, sidecar), story)
         assert after_one == ["is to end"]
     assert story == ["is to end", "is killed", "SIGTERM", "has ended", "SIGTERM"]
