@@ -115,6 +115,8 @@ def check_words(path: str, source: str) -> Iterator[Finding]:
         return
     for match in _PRIVATE.finditer(source):
         word = " ".join(re.split(r"[\s#]+", match[1]))
+        if source[match.start() - 1 : match.end() + 1] == f'"{word}"':
+            continue  # it is a name itself: the user "nobody"
         yield Finding(path, _line_of(source, match), f'"{word}" does not name the thing: say what is meant')
     for match in _RETIRED.finditer(source):
         name = match[1]

@@ -1,5 +1,6 @@
-"""A subscription that fell behind becomes level again: everything, in order, in bounded memory,
-without spinning.
+"""A lagging subscription catches up: all messages, in order, bounded memory.
+
+It does not spin.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_the_recipient_filter(identity: str, topic: str, source: str, recipient:
 def test_a_watcher_sees_everything() -> None:
     ephemeral_topics, reader = EphemeralTopics(), Reader()
     ephemeral_topics.listen("pg::w", EphemeralListener("", "", reader.outbox, everything=True))
-    assert ephemeral_topics.publish("pg::w", "ag::w::a::1", "us::somebody", b"x") == 1
+    assert ephemeral_topics.publish("pg::w", "ag::w::a::1", "us::other", b"x") == 1
 
 
 def test_who_has_left_gets_nothing() -> None:
@@ -74,7 +74,7 @@ NAMES = (
 @pytest.mark.parametrize(
     "recipient", [*NAMES, "", "ag", "ag::w", "ag::w::a", "us::u", "us::uu", "sv::s", "wfe", "x::1"]
 )
-def test_whoever_accepts_an_update_is_found(recipient: str) -> None:
+def test_each_listener_that_accepts_an_update_is_found(recipient: str) -> None:
     ephemeral_topics = EphemeralTopics()
     readers = [Reader() for _ in range(2 * len(NAMES) + 1)]
     listeners = [
@@ -210,9 +210,7 @@ async def test_progress_does_not_disturb_durable_messages(core: Core) -> None:
 
 
 async def test_an_update_for_very_many_is_sent_to_the_first_at_once_and_then_to_the_others() -> None:
-    """One report of one client does not hold up the gateway for as long as it takes to write to
-    thousands.
-    """
+    """One report does not hold up the gateway while it is written to thousands."""
 
     class Counting:
         def __init__(self) -> None:

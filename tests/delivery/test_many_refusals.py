@@ -1,4 +1,4 @@
-"""A group that is refused costs each of its messages the same, whichever of them have numbers."""
+"""A refused group costs each of its messages the same, numbered or not."""
 
 from __future__ import annotations
 

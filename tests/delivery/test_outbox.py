@@ -1,4 +1,7 @@
-"""What waits for one participant: bounded, in order, and reported only when the kernel has it."""
+"""What waits for one participant: bounded, in order, reported by the kernel.
+
+A delivery counts as sent only when the kernel has it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def test_pull_stops_at_its_budget_and_only_the_last_frame_goes_beyond_it() -> No
 
 
 def test_the_budget_of_a_pull_is_for_all_queues_together() -> None:
-    """Each begins with what the one before it has left, and the last frame alone goes beyond."""
+    """Each queue begins with the rest of the budget; only the last frame exceeds it."""
     reader = Reader(paused=True)
     outbox = reader.outbox
     for number in range(3):
@@ -158,7 +161,7 @@ def test_listeners_hear_of_each_flush_until_they_leave() -> None:
 
 
 @pytest.mark.parametrize("how", ["read", "cut"])
-async def test_whoever_waits_for_room_goes_on_when_the_peer_reads_or_is_gone(how: str) -> None:
+async def test_a_task_that_waits_for_room_goes_on_when_the_peer_reads_or_is_gone(how: str) -> None:
     reader = Reader(OutboxLimits(control_bytes=10), paused=True)
     reader.outbox.put_control(b"x" * 10)
     assert not reader.outbox.control_has_room

@@ -1,4 +1,4 @@
-"""What a connection that numbers its sends is told of them: in order, once, and never too early."""
+"""What a connection is told of its numbered sends: in order, once, not too early."""
 
 from __future__ import annotations
 

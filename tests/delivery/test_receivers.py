@@ -1,4 +1,4 @@
-"""Who gets a message: the table of topics, sent to with everybody listening."""
+"""The receivers of a message: a table of topics, with all kinds connected."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ TABLE = [
     ("sv::s::1", {"sv.s.1"}),
     ("sv::s", {"sv.s.1"}),
     ("tk::w::task1::msg", set()),
-    ("ag::w::nobody::1", set()),
+    ("ag::w::absent::1", set()),
 ]
 
 
-class Everybody(dict[str, MemoryLink]):
+class Participants(dict[str, MemoryLink]):
     """All participants by name; `assigned` is the id of the non-unique task."""
 
     assigned = ""
 
 
 @pytest.fixture
-async def everybody(core: Core) -> AsyncIterator[Everybody]:
-    peers = Everybody()
+async def participants(core: Core) -> AsyncIterator[Participants]:
+    peers = Participants()
     async with AsyncExitStack() as stack:
         for name, hello in HELLOS.items():
             peer = peers[name] = await stack.enter_async_context(connect(core, hello, wait_ack=False))
@@ -102,17 +102,17 @@ async def everybody(core: Core) -> AsyncIterator[Everybody]:
 
 
 @pytest.mark.parametrize(("topic", "receivers"), TABLE)
-async def test_a_topic_reaches_its_receivers(everybody: Everybody, topic: str, receivers: set[str]) -> None:
-    sender = everybody["sv.o.1"]  # a service may send to every topic
-    sender.send(message_to(topic.format(assigned=everybody.assigned), b"hello"))
+async def test_a_topic_reaches_its_receivers(participants: Participants, topic: str, receivers: set[str]) -> None:
+    sender = participants["sv.o.1"]  # a service may send to every topic
+    sender.send(message_to(topic.format(assigned=participants.assigned), b"hello"))
     await barrier(sender)
     assert errors(sender) == []
-    assert {name for name, peer in everybody.items() if payloads(peer)} == receivers
-    assert all(len(payloads(peer)) <= 1 for peer in everybody.values())
+    assert {name for name, peer in participants.items() if payloads(peer)} == receivers
+    assert all(len(payloads(peer)) <= 1 for peer in participants.values())
 
 
-async def test_what_a_message_looks_like(everybody: Everybody) -> None:
-    sender, receiver = everybody["ag.w.a.1"], everybody["ag.w.a.2"]
+async def test_what_a_message_looks_like(participants: Participants) -> None:
+    sender, receiver = participants["ag.w.a.1"], participants["ag.w.a.2"]
     sender.send(message_to("ag::w::a::2", b"\0\xff", pb.TOOL_CALL))
     await barrier(sender)
     [message] = [one.msg for one in receiver.waiting("msg")]
@@ -136,23 +136,23 @@ async def test_what_a_message_looks_like(everybody: Everybody) -> None:
     ],
 )
 async def test_the_workspace_that_a_message_names(
-    everybody: Everybody, sender: str, topic: str, app_workspace: str, workspace: str
+    participants: Participants, sender: str, topic: str, app_workspace: str, workspace: str
 ) -> None:
-    peer = everybody[sender]
+    peer = participants[sender]
     peer.send(
         pb.UpstreamMessage(send=pb.SendMessage(target_topic=topic, payload=b"hello", app_workspace=app_workspace))
     )
     await barrier(peer)
-    found = [one.msg.workspace for other in everybody.values() for one in other.waiting("msg")]
+    found = [one.msg.workspace for other in participants.values() for one in other.waiting("msg")]
     assert found == [workspace]
 
 
-async def test_senders_of_a_topic_are_served_in_their_order(everybody: Everybody) -> None:
-    first, second = everybody["ag.w.a.1"], everybody["ag.w.a.2"]
+async def test_senders_of_a_topic_are_served_in_their_order(participants: Participants) -> None:
+    first, second = participants["ag.w.a.1"], participants["ag.w.a.2"]
     first.send(*(message_to("ag::v::a::1", b"1-%d" % number) for number in range(50)))
     second.send(*(message_to("ag::v::a::1", b"2-%d" % number) for number in range(50)))
     await barrier(first, second)
-    got = payloads(everybody["ag.v.a.1"])
+    got = payloads(participants["ag.v.a.1"])
     for prefix in (b"1-", b"2-"):
         assert [one for one in got if one.startswith(prefix)] == [prefix + b"%d" % number for number in range(50)]
 
@@ -178,7 +178,7 @@ async def test_a_service_is_chosen_evenly_for_many_senders_with_one_message_each
 
 async def test_the_choice_of_a_service_follows_who_is_there(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as sender:
-        sender.send(message_to("sv::s", b"nobody"))
+        sender.send(message_to("sv::s", b"no instance"))
         error = (await sender.next("error")).error
         assert (error.code, error.retryable) == (Code.SV_UNAVAILABLE, True)
         assert error.retry_after_ms > 0
@@ -190,7 +190,7 @@ async def test_the_choice_of_a_service_follows_who_is_there(core: Core) -> None:
             sender.send(message_to("sv::s", b"second"))
             await barrier(sender)
             assert payloads(second) == [b"second"]
-        sender.send(message_to("sv::s", b"nobody"))
+        sender.send(message_to("sv::s", b"no instance"))
         assert (await sender.next("error")).error.code == Code.SV_UNAVAILABLE
 
 
@@ -206,8 +206,8 @@ async def test_a_broadcast_reaches_each_of_many_once(core: Core) -> None:
 # -- switching -------------------------------------------------------------------------------------
 
 
-async def test_after_a_switch_the_old_workspace_is_silent_and_the_new_one_heard(everybody: Everybody) -> None:
-    sender, window = everybody["sv.o.1"], everybody["us.u.1@w"]
+async def test_after_a_switch_the_old_workspace_is_silent_and_the_new_one_heard(participants: Participants) -> None:
+    sender, window = participants["sv.o.1"], participants["us.u.1@w"]
     window.send(switch_to("v"))
     await barrier(window)
     for topic in ("gu::w", "uw::u::w", "gu::v", "uw::u::v", "us::u::1", "uu::u"):
@@ -216,8 +216,8 @@ async def test_after_a_switch_the_old_workspace_is_silent_and_the_new_one_heard(
     assert payloads(window) == [b"gu::v", b"uw::u::v", b"us::u::1", b"uu::u"]
 
 
-async def test_what_came_for_a_user_in_a_workspace_waits_for_the_switch_back(everybody: Everybody) -> None:
-    sender, window = everybody["sv.o.1"], everybody["us.u.1@w"]
+async def test_what_came_for_a_user_in_a_workspace_waits_for_the_switch_back(participants: Participants) -> None:
+    sender, window = participants["sv.o.1"], participants["us.u.1@w"]
     sender.send(message_to("uw::u::w", b"before"))
     await barrier(sender)
     window.send(switch_to(""))
@@ -230,8 +230,8 @@ async def test_what_came_for_a_user_in_a_workspace_waits_for_the_switch_back(eve
     assert payloads(window) == [b"before", b"while away"]
 
 
-async def test_a_switch_takes_back_what_it_had_queued_and_repeats_nothing(everybody: Everybody) -> None:
-    sender, window = everybody["sv.o.1"], everybody["us.u.1@w"]
+async def test_a_switch_takes_back_what_it_had_queued_and_repeats_nothing(participants: Participants) -> None:
+    sender, window = participants["sv.o.1"], participants["us.u.1@w"]
     window.pause()
     sender.send(*(message_to("uw::u::w", b"%d" % number) for number in range(5)), message_to("gu::w", b"old news"))
     await barrier(sender)
@@ -247,8 +247,8 @@ async def test_a_switch_takes_back_what_it_had_queued_and_repeats_nothing(everyb
     assert payloads(window) == [b"new", *(b"%d" % number for number in range(5))]
 
 
-async def test_messages_behind_a_switch_are_sent_from_the_new_workspace(everybody: Everybody) -> None:
-    window = everybody["us.u.1@w"]
+async def test_messages_behind_a_switch_are_sent_from_the_new_workspace(participants: Participants) -> None:
+    window = participants["us.u.1@w"]
     window.send(message_to("ag::w::a::1", b"1"), switch_to("v"), message_to("ag::w::a::1", b"2"))
     await barrier(window)
-    assert [one.msg.workspace for one in everybody["ag.w.a.1"].waiting("msg")] == ["w", "v"]
+    assert [one.msg.workspace for one in participants["ag.w.a.1"].waiting("msg")] == ["w", "v"]

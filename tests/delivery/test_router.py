@@ -356,7 +356,7 @@ async def test_a_restart_of_the_gateway_loses_nothing(world: World) -> None:
 
 async def test_who_was_never_here_gets_what_was_sent_to_it_and_a_broadcast_only_from_now_on(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as sender:
-        sender.send(send("ag::w::a::2", b"mine"), send("ga::w", b"everybody's"))
+        sender.send(send("ag::w::a::2", b"mine"), send("ga::w", b"all agents'"))
         await barrier(sender)
         async with connect(core, agent("w", "a", "2")) as receiver:
             await barrier(receiver)

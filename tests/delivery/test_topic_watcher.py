@@ -74,7 +74,7 @@ async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) 
     await trio.testing.wait_all_tasks_blocked()
     ephemeral_topics.publish("pg::w", "a", "", b"1")
     await trio.testing.wait_all_tasks_blocked()
-    ephemeral_topics.publish("pg::w", "a", "us::somebody", b"2")
+    ephemeral_topics.publish("pg::w", "a", "us::other", b"2")
     await trio.testing.wait_all_tasks_blocked()
     assert watcher.entries == [(1, b"1"), (2, b"2")]
 

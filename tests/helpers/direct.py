@@ -1,10 +1,9 @@
-"""Logical databases without threads or tasks: a program runs to its end before the call returns. On
-either engine.
+"""Logical databases without threads or tasks, on either engine.
 
-A `Store` gives out *places*, each empty and for one user; a place has the logical databases, which
-outlive whoever opens them. On PostgreSQL places are schemas that are emptied and used again, which
-takes a millisecond where making one takes fifty. On SQLite they are copies of databases that are
-upgraded once, page by page.
+A program runs to its end before the call returns. A `Store` gives out *places*, each empty and for
+one user; a place has the logical databases, which outlive their users. On PostgreSQL places
+are schemas that are emptied and used again, which takes a millisecond where making one takes fifty.
+On SQLite they are copies of databases that are upgraded once, page by page.
 """
 
 from __future__ import annotations
@@ -77,15 +76,14 @@ class Store(Protocol):
         ...
 
     def new_place(self) -> Place:
-        """An empty place that was never used, so that the engine has no statistics of what its
-        tables held before.
+        """Make an empty place that was never used.
+
+        So the engine has no statistics of what its tables contained before.
         """
         ...
 
     def examples(self, count: int) -> int:
-        """How many examples of a property this engine is good for, of those that the fastest one
-        runs.
-        """
+        """How many examples of a property this engine runs, of those of the fastest one."""
         ...
 
 

@@ -1,8 +1,7 @@
-"""The storage engines, for tests that hold on each of them: the same tests on SQLite and on
-PostgreSQL.
+"""The storage engines, for tests that run on SQLite and on PostgreSQL.
 
 A test that asks for the fixture `engine` (tests/conftest.py) runs once for each. On PostgreSQL
-every test has a schema of its own, on one server for the whole run.
+every test has a separate schema, on one server for the whole run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _numbers = count(1)
 
 
 class Engine(Protocol):
-    """One engine, and a place of its own for its data, which outlives what is opened on it."""
+    """One engine with a separate place for its data, which outlives its databases."""
 
     name: str
     bad_sql: type[Exception]
@@ -41,7 +40,7 @@ class Engine(Protocol):
         ...
 
     def outside(self, sql: str) -> None:
-        """Have somebody else write something, now."""
+        """Run a write in another process, now."""
         ...
 
 
@@ -64,7 +63,7 @@ class SqliteEngine:
 
     def outside(self, sql: str) -> None:
         """See Engine. In the database that was opened last."""
-        assert self._last is not None, "nobody else can reach what is in memory"
+        assert self._last is not None, "no other process reaches a database in memory"
         with closing(sqlite3.connect(self._last, isolation_level=None)) as other:
             other.execute(sql)
 
@@ -123,7 +122,7 @@ class PostgresEngine:
         self.session.execute(sql)
 
     def rows(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
-        """What somebody else sees."""
+        """Return what another process sees."""
         return self.session.fetch(sql, *args)
 
 

@@ -1,9 +1,8 @@
-"""A Database that does its work in the test's own thread, on either engine, and can be held or made
-to fail.
+"""A Database that works in the test's own thread, on either engine.
 
-The real programs run on a real connection (direct.py), so nothing happens behind the scheduler's
-back: a commit can be held at a gate, and the same data can be opened by one core after another, as
-a restart does.
+It can be held or made to fail. The real programs run on a real connection (direct.py), so nothing
+happens behind the scheduler's back: a commit can be held at a gate, and the same data can be opened
+by one core after another, as a restart does.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class Gate:
         self.waiting = 0
 
     def close(self) -> None:
-        """Stop whoever comes from now on."""
+        """Stop all callers from now on."""
         self._open = trio.Event()
         self._arrived = trio.Event()
 
     def open(self) -> None:
-        """Let everybody through."""
+        """Let all callers through."""
         self._open.set()
 
     async def passed(self) -> None:
@@ -57,7 +56,7 @@ class Gate:
             self.waiting -= 1
 
     async def arrival(self) -> None:
-        """Wait until somebody stands at the gate, since it was closed."""
+        """Wait until a caller stands at the gate, since it was closed."""
         await self._arrived.wait()
 
 
@@ -69,7 +68,7 @@ class InlineDatabase(Shorthands):
     fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
     reported as failed all the same, as when a disk reports an error for a commit that it has
     written; `unanswered_writes` of them are reported as CommitUnknown. `side` is what
-    `separate_queue` returns: it has gates and failures of its own, and those of `failing` of both.
+    `separate_queue` returns: it has separate gates and failures, but `failing` counts for both.
     """
 
     def __init__(self, direct: Direct, main: InlineDatabase | None = None) -> None:
@@ -146,7 +145,7 @@ class InlineDatabase(Shorthands):
 
 @contextmanager
 def open_inline(store: Store, name: str) -> Iterator[InlineDatabase]:
-    """One logical database, at a place of its own."""
+    """Open one logical database in a separate place."""
     place = store.place()
     try:
         yield InlineDatabase(place.direct(name))

@@ -1,4 +1,4 @@
-"""A topic log without sessions: a database, the log, and readers that can stop reading."""
+"""A topic log without sessions: a database, the log, readers that can stop."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(database: InlineDatabase, limits: LogLimits | None = None) -> AsyncIterator[Bench]:
-    """A log on this database; another one may be opened on it afterwards, as after a restart."""
+    """Open a log on this database; another one may follow, as after a restart."""
     clock = VirtualClock(trio.current_time)
     limits = limits or LogLimits(partition_ms=125_000)
     async with open_log(database, clock, limits) as log, trio.open_nursery() as nursery:

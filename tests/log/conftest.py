@@ -1,4 +1,4 @@
-"""A core in virtual time for the tests of this folder, and a log on a database without threads."""
+"""A core in virtual time for this folder, and a log without threads."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_a_later_session_of_the_same_name_moves_its_own() -> None:
     assert state.forgettable
 
 
-async def test_nobody_waits_for_what_was_dropped() -> None:
+async def test_no_task_waits_for_a_dropped_cursor() -> None:
     store, state, _ = make()
     store.advance(state, "lost", 5)
     async with trio.open_nursery() as nursery:

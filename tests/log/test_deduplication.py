@@ -1,4 +1,4 @@
-"""Numbered sends against a model client that repeats whatever it has no receipt for.
+"""Numbered sends against a model client that repeats sends without a receipt.
 
 What the client was told decides: an acknowledged message is in the log once, a refused one is not
 there, and that holds over reconnects in the middle of everything, commits that fail, restarts,

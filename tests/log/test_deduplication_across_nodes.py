@@ -1,5 +1,4 @@
-"""Numbered sends of a client that goes from node to node and back: a repetition is no second
-message wherever it comes.
+"""Numbered sends of a client that moves between nodes: repeated, written once.
 
 Two nodes on one database, in virtual time. A node that the client has left may remember it, with a
 connection that is not closed yet.
@@ -35,8 +34,9 @@ steps = st.one_of(
 
 
 async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # type: ignore[type-arg]
-    """`move`: to the other node, having read what it was told or not, with its old connection
-    closed or not.
+    """Run a script; `move` goes to the other node, with more or less left behind.
+
+    The client has read its receipts or not, and its old connection is closed or not.
     """
     client = Client()
     database.renew()

@@ -1,7 +1,6 @@
-"""Groups on a database that other nodes write as well: lost answers and lost leases, in virtual
-time.
+"""Groups on a database that other nodes write: lost answers and lost leases.
 
-tests/log/postgres has the tests on a real server.
+They run in virtual time. tests/log/postgres has the tests on a real server.
 """
 
 from __future__ import annotations

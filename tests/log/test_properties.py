@@ -1,10 +1,10 @@
-"""The log against a simple model, over random sequences of everything that can happen to it.
+"""The log against a simple model, over random sequences of events.
 
 * A named consumer sees each committed message of its topic, in order, and none twice as long as
   nothing was killed; after a kill it may see some of the last ones again, from one place on, and
   misses none.
 * An anonymous subscriber sees exactly what was committed while it was subscribed, in order.
-* What was refused is seen by nobody, and leaves no hole behind.
+* No subscriber sees a refused message, and it leaves no hole behind.
 * No outbox ever holds more than its limit and one message.
 """
 
@@ -177,7 +177,7 @@ class World:
             self.disconnect(key)
 
     async def finish(self, bench: Bench) -> None:
-        """Let everybody read to the end, and compare."""
+        """Let all subscribers read to the end, and compare."""
         for topic in list(self.watching):
             await self.unwatch(bench, topic)
         self.database.fail_writes = 0

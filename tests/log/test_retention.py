@@ -1,4 +1,4 @@
-"""What leaves the log, what never starts again, and which positions may be forgotten."""
+"""What leaves the log, which offsets never start again, and unused positions."""
 
 from __future__ import annotations
 
@@ -194,8 +194,9 @@ async def test_a_position_between_kept_messages_is_never_forgotten(bench: Bench,
 
 
 async def test_a_window_that_was_connected_for_long_misses_nothing_when_it_is_away_for_a_moment(world: World) -> None:
-    """Its position has not moved for longer than positions are kept, and without one it would start
-    at the tail.
+    """A position that has not moved for longer than positions are kept.
+
+    Without it the consumer would start at the tail.
     """
     log = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
     async with world.open(log=log) as core, connect(core, service("s", "1")) as sender:
@@ -304,7 +305,7 @@ async def test_opening_and_closing_writes_the_position_of_those_that_would_start
 
 
 async def test_a_position_in_use_is_written_again(bench: Bench, database: InlineDatabase) -> None:
-    """So that it outlives a crash, after which a window without one would start at the tail."""
+    """A crash keeps the position, without which a window would start at the tail."""
     await bench.publish(TOPIC, b"1")
     await bench.subscribe(TOPIC, Reader(), "window", renews=True)
     sweeper = Retention(bench.log, RetentionLimits(age_s=100, cursor_age_s=1000, sweep_s=50))

@@ -1,4 +1,4 @@
-"""The topic log: committed before seen, in order, refused as a whole, and recovering by itself."""
+"""The topic log: committed before offered, in order, refused whole, recovering."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stored(database: InlineDatabase) -> list[bytes]:
     return [row[0] for row in database.query("SELECT data FROM messages ORDER BY message_key")]
 
 
-async def test_nobody_sees_a_message_before_it_is_durable(bench: Bench, database: InlineDatabase) -> None:
+async def test_no_subscriber_sees_a_message_before_it_is_durable(bench: Bench, database: InlineDatabase) -> None:
     reader = Reader()
     await bench.subscribe(TOPIC, reader)
     database.after_write.close()
@@ -207,9 +207,7 @@ async def test_cursors_of_a_failed_write_are_written_later(bench: Bench, databas
 
 
 async def test_a_recovered_disk_is_noticed_without_any_message(bench: Bench, database: InlineDatabase) -> None:
-    """Health says "failing" until then, and whoever it turns away cannot bring the message that
-    would find out.
-    """
+    """Health says "failing" until then, and turns away the client with a message."""
     database.failing = True
     await bench.publish(TOPIC, b"lost")
     assert bench.log.statistics().storage_failing
@@ -236,7 +234,7 @@ async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypat
     for number in range(1000):
         await bench.log.wait_settled(bench.append(f"ag::w::b::{number}", b"x"))
     assert bench.log.statistics().topics <= 102
-    assert bench.log.current(bench.log.topic(TOPIC))  # somebody listens
+    assert bench.log.current(bench.log.topic(TOPIC))  # it has a subscriber
     await bench.publish("ag::w::b::7", b"again")
     late = Reader()
     await bench.subscribe("ag::w::b::7", late)
@@ -245,9 +243,7 @@ async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypat
 
 
 async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, database: InlineDatabase) -> None:
-    """Made anew meanwhile, it would learn an old tail from the snapshot and hand out offsets a
-    second time.
-    """
+    """A topic made anew would learn an old tail, and give out offsets again."""
     await bench.publish(TOPIC, *numbers(0, 3))
     bench.log._topics.clear()
     bench.log._topics_limit = 1

@@ -31,6 +31,10 @@ def test_a_private_word_is_found_in_prose_and_across_lines(word: str, spell: typ
     assert found.startswith("bench/a.py:1: ")
 
 
+def test_a_word_that_is_a_name_in_quotes_is_none() -> None:
+    assert texts({"bench/a.py": 'USER = "nobody"\n'}) == []
+
+
 @pytest.mark.parametrize("name", check_house.RETIRED_NAMES)
 def test_a_retired_name_is_found_as_a_part_of_an_identifier(name: str) -> None:
     [found] = texts({"bench/a.py": f"x = 1\nmy_{name}_3 = 2\n"})

@@ -1,1 +1,1 @@
-"""Storage: what is promised of a program, on a file and in memory, in good weather and bad."""
+"""Storage: the promises of a program, with and without failures."""

@@ -1,6 +1,4 @@
-"""Callers that write and read through bad weather, and a look at what was said to them against what
-is there.
-"""
+"""Callers that write and read during failures, compared with what is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small programs over one table, and ways to make programs wait in the queue of a database."""
+"""Small programs over one table, and ways to make programs wait in the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.sqlite.database import SqliteDatabase
 from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine
 
-CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
+# which SQLite takes for any type
+CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"
 LONG_S = 300.0  # a safety net against a hang, never a measurement
 
 
@@ -54,8 +55,7 @@ async def ids(database: Database) -> list[int]:
 
 @asynccontextmanager
 async def held_writer(database: SqliteDatabase) -> AsyncIterator[trio.Nursery]:
-    """Keep the writer thread busy until the block ends; programs that wait then become one
-    group."""
+    """Keep the writer thread busy until the block ends; programs wait as a group."""
     entered, leave = threading.Event(), threading.Event()
 
     def gate() -> Program[None]:
@@ -107,7 +107,7 @@ async def waiting_for_a_lock(engine: PostgresEngine, count: int) -> None:
 
 @asynccontextmanager
 async def held(engine: Engine, database: Any) -> AsyncIterator[trio.Nursery]:
-    """Keep the writer busy with one program until the block ends; it may write the row -1."""
+    """Keep the writer busy until the block ends; its program may write the row -1."""
     if isinstance(engine, SqliteEngine):
         async with held_writer(getattr(database, "database", database)) as nursery:
             yield nursery

@@ -1,4 +1,4 @@
-"""A mistake of one costs none of those who share its statement, and few statements."""
+"""One caller's mistake costs no other caller of the statement, and few statements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of a Database, on each engine: a SQLite file, SQLite in memory, PostgreSQL.
+"""The promises of a Database, on each engine: SQLite file, memory, PostgreSQL.
 
 "small" engines run each program by `run_small` and `read_small`, which SQLite does in the trio
 thread.
@@ -133,7 +133,8 @@ async def test_programs_that_wait_become_one_group(engine: Engine) -> None:
                 nursery.start_soon(database.run, insert(number))
             await queued(database, 41)
         after = database.statistics()
-        assert after.groups - before.groups == 2  # the program that held it alone, then all the others
+        # the program that held it alone, then all the others
+        assert after.groups - before.groups == 2
         assert after.programs - before.programs == 41
         assert after.rows - before.rows == len(await ids(database))
         assert (after.largest_group, after.queued) == (40, 0)
@@ -215,7 +216,7 @@ async def test_programs_of_one_caller_take_effect_in_their_order(database: Datab
 
 @lasting
 async def test_a_read_is_one_snapshot(engine: Engine, database: Database) -> None:
-    """The read begins, another process commits, the read goes on: it does not see the commit."""
+    """The read begins, another process commits, the read does not see the commit."""
 
     def count() -> Program[list[int]]:
         first = yield Fetch("SELECT count(*) FROM items")
@@ -254,7 +255,7 @@ async def test_what_a_reading_program_raises_is_raised(database: Database) -> No
 
 
 async def test_a_caller_cancelled_while_its_program_runs_loses_only_the_result(database: Database) -> None:
-    """Each program ran wholly or not at all, and the next caller finds the engine in order."""
+    """Each program ran wholly or not at all, and the engine is in order after it."""
     finished: list[int] = []
 
     def both(number: int) -> Callable[[], Program[None]]:

@@ -1,4 +1,4 @@
-"""Writes that nobody waits for (base.Deferred): on each engine as if they were done at once."""
+"""Deferred writes (base.Deferred): on each engine as if they were done at once."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ It listens on a Unix socket, in a directory that only its user may enter, and on
 in a separate session, which ends it when this process has ended for any reason. Ctrl-C in a
 terminal reaches neither.
 
-PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user needs no access to
-the data directory and the wheel, which may lie below a home that only root may enter: the server
-gets the directory `home` as an open file descriptor. The binaries are copied into a temporary
-directory, which goes when the server ends; the sockets are there, too.
+PostgreSQL refuses to run as root, so under root it runs as UNPRIVILEGED_USER. That user needs no
+access to the data directory and the wheel, which may lie below a home that only root may enter: the
+server gets the directory `home` as an open file descriptor. The binaries are copied into a
+temporary directory, which goes when the server ends; the sockets are there, too.
 
 The methods block (seconds, at the start): call them in a thread when there is an event loop. One
 thread at a time may use an object. The caller sees to it that two processes do not use one
@@ -47,6 +47,8 @@ __all__ = ["FAST", "SUPERUSER", "EmbeddedPostgres", "binaries"]
 START_S: Final = 60.0
 STOP_S: Final = 60.0
 SUPERUSER: Final = "postgres"
+UNPRIVILEGED_USER: Final = "nobody"
+"""The system user as which the server runs when this process is root."""
 PORT: Final = 5432  # also the name of the socket, in a directory of this server alone
 LONGEST_SOCKET_DIRECTORY: Final = 107 - len("/.s.PGSQL.65535")  # sun_path (unix(7))
 LOG_TAIL: Final = 2000
@@ -133,7 +135,7 @@ class EmbeddedPostgres:
         """The postmaster's process id, 0 while there is none."""
         self._tcp = port is not None
         self._settings = {**_COMMON, **(settings or {})}
-        self._as: dict[str, Any] = _as_nobody() if os.geteuid() == 0 else {}
+        self._as: dict[str, Any] = _as_unprivileged_user() if os.geteuid() == 0 else {}
         self._process: subprocess.Popen[bytes] | None = None
         self._found: Path | None = None
         self._scratch: Path | None = None
@@ -353,7 +355,7 @@ class EmbeddedPostgres:
             if Path(place).is_dir() and (not self._as or _may_enter(Path(place), **self._as)):
                 return place
         raise StorageSetupError(
-            f"PostgreSQL does not run as root, and the user nobody may enter none of {', '.join(places)}: "
+            f"PostgreSQL does not run as root, and the user {UNPRIVILEGED_USER} may enter none of {', '.join(places)}: "
             "name a directory for temporary files that all users may enter in the variable TMPDIR."
         )
 
@@ -457,6 +459,6 @@ def _may_enter(directory: Path, user: int, group: int, extra_groups: tuple[int, 
     return True
 
 
-def _as_nobody() -> dict[str, Any]:
-    entry = pwd.getpwnam("nobody")
+def _as_unprivileged_user() -> dict[str, Any]:
+    entry = pwd.getpwnam(UNPRIVILEGED_USER)
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": ()}

@@ -1,5 +1,6 @@
-"""Several nodes append: offsets without gaps and in commit order, in one round trip, and once even
-if the answer is lost.
+"""Several nodes append: offsets without gaps, in commit order, one round trip.
+
+A message is written once even if the answer is lost.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ TOPICS = [f"ag::w::a::{number}" for number in range(6)]
 
 
 async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
-    """Messages to random topics, a few at a time, so that groups of all sizes and orders of topics
-    come about.
+    """Append to random topics, a few messages at a time.
+
+    So groups of all sizes and orders of topics occur.
     """
     chance = random.Random(seed)
     author = Collector()
@@ -40,8 +42,9 @@ async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
 
 
 async def follow(database: Database, topic: str, ended: trio.Event) -> list[bytes]:
-    """Read the end of a topic again and again, as a follower on another node: whatever comes next
-    must be the next offset.
+    """Read the end of a topic again and again, as another node does.
+
+    The next message always has the next offset.
     """
     frames: list[bytes] = []
     while True:

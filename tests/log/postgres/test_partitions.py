@@ -1,4 +1,4 @@
-"""Messages lie in tables by their time, which nodes make together and retention drops."""
+"""Messages lie in tables by time, which nodes make and retention drops."""
 
 from __future__ import annotations
 

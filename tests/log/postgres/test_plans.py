@@ -1,5 +1,6 @@
-"""How PostgreSQL carries out what is written for every group: by key, even if it was planned when
-there were no topics yet.
+"""How PostgreSQL runs the statements of a group: by key.
+
+That holds even if it planned them when there were no topics yet.
 """
 
 from __future__ import annotations

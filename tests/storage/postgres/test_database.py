@@ -1,4 +1,4 @@
-"""What only the PostgreSQL engine promises: its pool, its limits on time, conflicts between nodes.
+"""What only PostgreSQL promises: its pool, limits on time, conflicts of nodes.
 
 test_conformance.py has the promises of a Database.
 """
@@ -98,7 +98,7 @@ async def test_no_connection_within_its_time_is_said_so(postgres_engine: Postgre
         assert await database.fetch("SELECT 1") == [(1,)]
 
 
-async def test_a_lock_that_does_not_come_fails_who_waits_and_nobody_else(postgres_engine: PostgresEngine) -> None:
+async def test_a_lock_that_does_not_come_fails_who_waits_and_no_other(postgres_engine: PostgresEngine) -> None:
     async with postgres_engine.open(limits=PostgresLimits(writers=2, lock_s=0.2)) as database:
         await database.execute(CREATE)
         with locked(postgres_engine):
@@ -133,8 +133,7 @@ async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: Postgr
 
 
 async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
-    """Whoever comes second is told by the server and runs again: as if one had come after the
-    other."""
+    """The second program fails and runs again: as if one came after the other."""
 
     async def node(database: Database) -> None:
         async with trio.open_nursery() as nursery:
@@ -183,8 +182,10 @@ async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres
 async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
     postgres_engine: PostgresEngine,
 ) -> None:
-    """Write skew: each inserts only while the table is empty. Rows do not clash, and one must be
-    refused all the same."""
+    """Write skew: each inserts only while the table is empty; one is refused.
+
+    Their rows do not clash.
+    """
 
     def if_empty(number: int) -> Callable[[], Program[bool]]:
         def program() -> Program[bool]:
@@ -251,7 +252,7 @@ async def test_what_cannot_work_is_said_with_the_way_out(postgres_engine: Postgr
         for dsn, text in (
             (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
             (f"postgresql://someone:secret@127.0.0.1:{nobodys}/x", "cannot be reached. Check that it runs"),
-            (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "refuses this user"),
+            (postgres_engine.server.dsn().replace("postgres@", "unknown@"), "refuses this user"),
         ):
             with pytest.raises(StorageSetupError, match=text) as caught:
                 async with open_postgres(dsn, limits=limits) as server:
@@ -276,8 +277,7 @@ async def test_a_defect_of_the_engine_answers_its_callers(
 
 
 async def test_nothing_runs_in_another_thread(postgres_engine: PostgresEngine) -> None:
-    """Both sides of the engine live in trio's thread: programs see it, and no lock is needed
-    anywhere."""
+    """Both sides of the engine are in trio's thread, so no lock is needed."""
     seen: list[threading.Thread] = []
 
     def program() -> Program[None]:

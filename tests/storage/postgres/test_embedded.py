@@ -1,5 +1,6 @@
-"""The PostgreSQL that comes with the extra: it starts with nothing installed, keeps what it was
-given, and never outlives its parent.
+"""The PostgreSQL of the extra: starts, keeps data, never outlives its parent.
+
+No PostgreSQL is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def home() -> Iterator[Path]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended. One that nobody has waited for is a zombie."""
+    """Whether a process has ended; until its parent waits for it, it is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -136,8 +137,7 @@ def closed(home: Path) -> Path:
 
 @pytest.fixture
 def installed_in_closed(closed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel is installed there, as in a virtual environment of a clone that root made at
-    home."""
+    """The wheel lies in a virtual environment that root made at home."""
     package = next(iter(embedded.binaries().values())).parents[1]
     for one in (package, package.with_name(f"{package.name}.libs")):
         (closed / one.name).symlink_to(one)

@@ -1,5 +1,6 @@
-"""A DSN with several hosts: the engine follows the primary, and with a synchronous standby nothing
-that was accepted is lost.
+"""A URL with several hosts: the engine follows the primary.
+
+With a synchronous standby no accepted write is lost.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Bad weather for the PostgreSQL engine: lost backends, a server that restarts or crashes, a link
-that is stalled or cut.
+"""Failures of PostgreSQL: lost processes, restarts, crashes, stalled networks.
 
 What was answered is written, what was refused is not, and only CommitUnknown leaves it open.
-Afterwards the engine goes on by itself, and no connection has been left half-used.
+Afterwards the engine goes on, and no connection has been left half-used.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ async def test_a_server_that_stays_away_is_said_so_at_once_and_comes_back(fragil
         await trio.to_thread.run_sync(fragile.stop)
         with pytest.raises(StorageUnavailable, match="the server is away"):
             await database.run(insert(2))
-        # The patience is over: nobody waits any more.
+        # The patience is over: no caller waits any more.
         for _ in range(200):
             with pytest.raises(StorageUnavailable, match="the server is away"):
                 await database.run(insert(3))
@@ -264,7 +263,7 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
             async with trio.open_nursery() as nursery:
                 for number in range(start, start + 60):
                     nursery.start_soon(caller, number, longest_s)
-            if longest_s == math.inf:  # now we know how long they take, when nobody disturbs them
+            if longest_s == math.inf:  # the time that they take undisturbed
                 longest_s = trio.current_time() - started
         with trio.fail_after(LONG_S):
             while not database.idle:

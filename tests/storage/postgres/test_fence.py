@@ -83,7 +83,7 @@ async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_comm
         with open_postgres_session(postgres_engine.server.dsn()) as other:
             other.execute(f"SET search_path = {postgres_engine.schema}")
             other.execute("BEGIN")
-            other.execute("UPDATE lease SET epoch = 2")  # somebody declares this process dead
+            other.execute("UPDATE lease SET epoch = 2")  # another node declares this process dead
             with trio.fail_after(LONG_S), pytest.RaisesGroup(FencedError):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(database.write, Fetch(FENCED_INSERT, (1,)))

@@ -1,6 +1,4 @@
-"""URLs with several hosts: each is tried by itself, the first primary is taken, and nothing of a
-password is said.
-"""
+"""URLs with several hosts: the first primary is taken, no password is told."""
 
 from __future__ import annotations
 
@@ -111,9 +109,7 @@ async def test_a_wrong_part_of_the_url_is_named(postgres_engine: PostgresEngine)
 
 @pytest.fixture
 def deaf() -> Iterator[str]:
-    """HOST:PORT of somebody who takes connections and never says a word, like a host that has just
-    vanished.
-    """
+    """HOST:PORT of a server that accepts and never answers, like a vanished host."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         host, port = listener.getsockname()
         yield f"{host}:{port}"
@@ -128,7 +124,7 @@ def tcp_server() -> Iterator[PostgresServer]:
 async def test_hosts_that_are_silent_or_away_do_not_keep_from_the_primary(
     deaf: str, tcp_server: PostgresServer
 ) -> None:
-    # Nobody would be asked but the first if these limits were for all together.
+    # Only the first would be asked if these limits were for all together.
     limits = PostgresLimits(connect_s=LONG_S, patience_s=2 * LONG_S)
     with held_port() as nobodys, trio.fail_after(LONG_S / 2):
         hosts = f"{deaf},127.0.0.1:{nobodys},127.0.0.1:{tcp_server.port}"

@@ -1,4 +1,4 @@
-"""The pool of connections by itself, with connections and a clock that are made up."""
+"""The pool of connections alone, with connections and a clock that are made up."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A pooler that does not keep the settings of a session is refused at the start, as nothing would
-fail of it later.
+"""A pooler that drops the settings of a session is refused at the start.
+
+No statement would fail of it later.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Ways to the server that stall: found out by asking the server, not by waiting for a limit on
-time, which is far away in these tests.
+"""Stalled connections are found by asking the server.
+
+The limits on time are far away in these tests.
 """
 
 from __future__ import annotations
@@ -110,9 +111,7 @@ async def test_what_has_become_of_a_commit_is_found_out(tcp_server: PostgresServ
 async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anything_else_is_written(
     tcp_server: PostgresServer,
 ) -> None:
-    """The commit is on its way when its program is answered, and would arrive after what is written
-    next.
-    """
+    """The commit is on its way when its program is answered, and may arrive later."""
     pending = SessionWrites()
     async with proxied(tcp_server, replace(NO_LIMITS, transaction_s=1.0, patience_s=0.5)) as (database, proxy):
         await database.run(insert(1))
@@ -124,7 +123,7 @@ async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anythin
             runs += 1
             yield Execute("UPDATE items SET data = 'unknown' WHERE id = 1")
             stall(proxy)
-            proxy.target = lambda: ()  # nobody is there
+            proxy.target = lambda: ()  # no server is there
 
         stalled = list(proxy.open.values())
         token = CURRENT_SESSION_WRITES.set(pending)
@@ -208,8 +207,9 @@ async def test_a_watch_that_reaches_no_server_decides_nothing(tcp_server: Postgr
 
 
 async def test_the_turn_of_a_node_that_is_not_heard_of_ends(tcp_server: PostgresServer) -> None:
-    """It has been given the turn and does not know: it stands still, or its way to the server has
-    stalled. Nobody watches here.
+    """It has the turn and does not know: it stands still, or its network stalls.
+
+    No other node watches here.
     """
     limits = replace(NO_LIMITS, slow_s=NEVER_S, idle_in_transaction_s=0.5)
     async with proxied(tcp_server, limits) as (database, proxy):
@@ -240,8 +240,9 @@ async def cut_all_soon(proxy: FaultProxy) -> None:
 
 
 async def test_who_keeps_the_turn_without_a_limit_is_ended(postgres_engine: PostgresEngine) -> None:
-    """A server that holds no limit for a client that stands still in the middle of a statement
-    (before PostgreSQL 17).
+    """A server without a limit for a client that stops within a statement.
+
+    That is PostgreSQL before version 17.
     """
     limits = replace(NO_LIMITS, lock_s=0.2, idle_in_transaction_s=0.1)
     async with postgres_engine.open(limits=limits) as database:

@@ -1,5 +1,6 @@
-"""asyncio inside of trio: in its order, with trio's clock, cancelled from outside, and without a
-trace in asyncio elsewhere.
+"""asyncio inside of trio: in order, with trio's clock, and cancellable.
+
+It leaves no trace in asyncio elsewhere.
 """
 
 from __future__ import annotations
@@ -144,9 +145,7 @@ def test_importing_it_warns_of_nothing() -> None:
 
 
 async def test_what_is_ready_runs_in_its_order_and_trio_has_its_turns() -> None:
-    """Far more callbacks than one go takes, which make more of them, beside a trio task that counts
-    its turns.
-    """
+    """More callbacks than one turn takes, next to a trio task that counts turns."""
     ran: list[int] = []
     turns = 0
 
@@ -189,7 +188,7 @@ async def test_timers_have_their_place_among_callbacks(autojump_clock: trio.test
 
 
 async def test_a_transport_reads_and_is_closed_in_the_middle() -> None:
-    """Many small writes, each answered, then a close while the other side still writes."""
+    """Many small answered writes, then a close while the other side still writes."""
     async with trio_loop.open_loop() as loop:
 
         async def program() -> bytes:
@@ -216,7 +215,7 @@ async def test_a_transport_reads_and_is_closed_in_the_middle() -> None:
         assert await loop.run(program()) == bytes(range(100))
 
 
-async def test_a_future_that_nobody_asks_for_ends_nothing() -> None:
+async def test_a_failed_future_that_is_not_awaited_ends_nothing() -> None:
     async def forget(loop: asyncio.AbstractEventLoop) -> None:
         loop.create_future().set_exception(ConnectionError("unexpected connection_lost() call"))
         gc.collect()

@@ -1,5 +1,7 @@
-"""What only the SQLite engine promises: its files and its threads. test_conformance.py has the
-promises of a Database."""
+"""What only SQLite promises: its files and its threads.
+
+test_conformance.py has the promises of a Database.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,7 @@ from tests.storage.programs import CREATE, ids, insert
 async def test_a_file_and_no_file_take_more_groups_than_the_log_is_left_alone_for(
     sqlite_database: SqliteDatabase,
 ) -> None:
-    """After WAL_CHECK_GROUPS commits the size of the write-ahead log is looked at; a database in
-    memory has none."""
+    """After WAL_CHECK_GROUPS commits the log's size is read; memory has no log."""
     before = sqlite_database.statistics().groups
     count = 2 * WAL_CHECK_GROUPS + 1
     for number in range(count):

@@ -1,6 +1,6 @@
 """Bad weather: a full disk, a locked file, a file that is not ours.
 
-The engine says so and comes back by itself.
+The engine says so and recovers.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ trio.run(main)
 
 
 async def test_a_write_refused_by_the_kernel_loses_nothing_that_was_acknowledged(path: Path) -> None:
-    """RLIMIT_FSIZE makes write(2) fail as a full disk does, in a process of its own."""
+    """RLIMIT_FSIZE makes write(2) fail as a full disk does, in a separate process."""
     done = await trio.run_process(
         [sys.executable, "-c", WRITE_UNTIL_REFUSED, str(path)], capture_stdout=True, cwd=Path(__file__).parents[3]
     )
@@ -259,9 +259,7 @@ def fails_to_commit(code: int) -> Callable[[GroupTransactions], None]:
 async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, overwritten: bool, unknown: bool
 ) -> None:
-    """The disk does not say that it has what was written to it: a process that opens the file after
-    a crash may find it.
-    """
+    """The disk does not confirm a write, which may be in the file after a crash."""
     async with open_sqlite(path) as database:
         await database.run_small(partial(create_and_insert, 1))
         wal = Path(f"{path}-wal")

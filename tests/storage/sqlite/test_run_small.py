@@ -1,5 +1,4 @@
-"""Small programs, which SQLite runs in the trio thread, together with programs in the writer's
-thread.
+"""Small programs, which run in the trio thread, with those of the writer's.
 
 test_conformance.py has the promises that they share with `run` and `read`.
 """
@@ -115,8 +114,7 @@ async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite
 async def test_a_lock_of_another_process_does_not_keep_the_loop(
     file_database: SqliteDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program waits for the lock in the thread, while the loop goes on: it is this test that
-    lets go of the lock."""
+    """The program waits for the lock in the thread; this test frees the lock."""
     monkeypatch.setattr(commit_groups, "BUSY_TIMEOUT_S", LONG_S)
     other = sqlite3.connect(path, isolation_level=None)
     try:
