@@ -100,7 +100,9 @@ class _OneMapping(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is in this mapping twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 

@@ -110,9 +110,7 @@ class AgentSupervisor:
         before, self._agents = self._agents, agents
         if {spec.profile for spec in agents.values()} != {spec.profile for spec in before.values()}:
             self._agents = before
-            raise ValueError(
-                "its profiles are others; the gateway gets the profiles once, when the orchestrator starts"
-            )
+            raise ValueError("its profiles have changed; restart the orchestrator, which sends them when it connects")
         self._capacity.changed()  # a limit may be higher
 
     def kill_all(self) -> None:

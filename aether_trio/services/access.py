@@ -243,7 +243,9 @@ class DevAuthorizer:
         if not authority.is_direct:
             return AccessDecision(False, _NO_RULES)
         if operation == _WORK and identity.kind not in _SYSTEM_KINDS:
-            return AccessDecision(False, f"{operation} needs a rule")
+            return AccessDecision(
+                False, f"{operation} needs an access rule that allows it, and this gateway has no rules"
+            )
         if self._holds(identity, resource_id):
             return ALLOWED
         return AccessDecision(

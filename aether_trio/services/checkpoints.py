@@ -80,7 +80,7 @@ class CheckpointService:
     async def _respond(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
         key = (op.key or DEFAULT_KEY).encode()
         if len(key) > self._key_bytes:
-            return _failed(op, f"a checkpoint key has at most {self._key_bytes} bytes, this one has {len(key)}")
+            return _failed(op, f"the checkpoint key has {len(key)} bytes; at most {self._key_bytes} are allowed")
         now_ms = self._clock.now_ms()
         done = pb.CheckpointResponse(success=True, request_id=op.request_id)
         if op.op == Op.SAVE:
@@ -95,14 +95,14 @@ class CheckpointService:
             rows = await self._db.fetch(_LIST, identity.text, now_ms, MAX_KEYS)
             done.keys.extend(found.decode() for (found,) in rows)
         else:
-            return _failed(op, f"unknown operation {op.op}")
+            return _failed(op, f"unknown checkpoint operation {op.op}")
         return done
 
     async def _save(
         self, identity: Identity, op: pb.CheckpointOperation, key: bytes, now_ms: int, done: pb.CheckpointResponse
     ) -> pb.CheckpointResponse:
         if len(op.data) > self._data_bytes:
-            return _failed(op, f"a checkpoint has at most {self._data_bytes} bytes, this one has {len(op.data)}")
+            return _failed(op, f"the checkpoint has {len(op.data)} bytes; at most {self._data_bytes} are allowed")
         ttl_s = self._default_ttl_s if op.ttl < 0 else op.ttl
         expires_ms = min(now_ms + ttl_s * 1000, MAX_EXPIRES_MS) if ttl_s > 0 else None
         save = partial(_save, identity.text, key, op.data, now_ms, expires_ms, self._identity_bytes)

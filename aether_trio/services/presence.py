@@ -139,7 +139,9 @@ class PresenceStore:
         try:
             await self.flush()
         except StorageUnavailable as error:
-            logger.warning("presence not written at stop", reason=str(error))
+            logger.warning(
+                "the last-seen times that waited at stop are lost: storage is unavailable", reason=str(error)
+            )
 
     async def flush(self) -> None:
         """Write the ended sessions that wait.
@@ -176,7 +178,7 @@ class PresenceStore:
             ],
             self._write_rows,
             lambda row, error: logger.error(
-                "a database error: the last-seen time of this identity is not written",
+                "storage refused the last-seen time of an identity; it is not written",
                 identity=row[0],
                 reason=str(error),
             ),

@@ -107,7 +107,7 @@ def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:
         process.stdout.readline()
         for text, said in (
             ("agents: {echo: {}}", b"not used, what was read before stays: "),
-            ("agents: {echo: {command: python, profile: gpu}}", b"its profiles are others"),
+            ("agents: {echo: {command: python, profile: gpu}}", b"its profiles have changed"),
         ):
             written(tmp_path, text)
             process.send_signal(signal.SIGHUP)

@@ -107,7 +107,7 @@ def test_a_profile_of_ones_own_is_started_by_what_it_has() -> None:
         ("agents: {a: {profile: process, image: x}}", "needs profile docker"),
         ("agents: {a: {command: x, network: none}}", "has no image"),
         ("agents: {a: {image: x, directory: tmp}}", "volume"),
-        ("agents: {a: {command: x}, a: {command: y}}", "'a' is there twice"),
+        ("agents: {a: {command: x}, a: {command: y}}", "'a' is in this mapping twice"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, said: str) -> None:

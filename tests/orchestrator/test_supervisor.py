@@ -192,7 +192,7 @@ async def test_other_agents_are_started_from_now_on() -> None:
         s.ask(task_id="t1")
         await s.failures(1)
         s.orchestrator.replace({"echo": python("print('new', flush=True)")})
-        with pytest.raises(ValueError, match="profiles are others"):
+        with pytest.raises(ValueError, match="profiles have changed"):
             s.orchestrator.replace({"echo": python("", profile="gpu")})
         s.ask(task_id="t2")
         assert await s.lines(2) == [["old"], ["new"]]

@@ -140,16 +140,16 @@ async def test_the_largest_one_can_be_loaded_and_a_larger_one_is_refused_with_th
 ) -> None:
     ask = asking(CheckpointService(database, clock, Limits(checkpoint_bytes=100 * MIB)))
     refused = await ask("SAVE", "k", data=bytes(MAX_DATA_BYTES + 1))
-    assert f"at most {MAX_DATA_BYTES} bytes" in refused.error
+    assert f"; at most {MAX_DATA_BYTES} are allowed" in refused.error
     await ask("SAVE", "k", data=bytes(MAX_DATA_BYTES))
     assert (await ask("LOAD", "k")).ByteSize() < 4 * MIB - 4096
     small = asking(CheckpointService(database, clock, Limits(checkpoint_bytes=10)))
-    assert "at most 10 bytes" in (await small("SAVE", "k", data=bytes(11))).error
+    assert "has 11 bytes; at most 10 are allowed" in (await small("SAVE", "k", data=bytes(11))).error
 
 
 async def test_keys_are_bounded(ask: Ask) -> None:
     assert (await ask("SAVE", "x" * 256, data=b"x")).success
-    assert "at most 256 bytes, this one has 258" in (await ask("SAVE", "é" * 129, data=b"x")).error
+    assert "has 258 bytes; at most 256 are allowed" in (await ask("SAVE", "é" * 129, data=b"x")).error
 
 
 async def test_their_number_is_bounded_so_that_a_list_is_always_whole(
@@ -201,4 +201,4 @@ async def test_storage_that_does_not_answer_is_said(clock: ManualClock, op: str)
 
 async def test_an_unknown_operation_is_named(service: CheckpointService) -> None:
     response = await service.handle(ALICE, pb.CheckpointOperation(op=9, request_id="r1"))  # type: ignore[arg-type]
-    assert (response.success, response.error, response.request_id) == (False, "unknown operation 9", "r1")
+    assert (response.success, response.error, response.request_id) == (False, "unknown checkpoint operation 9", "r1")

@@ -158,7 +158,7 @@ class KvService:
         if identity.kind not in _MAY_USE:
             raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
         if op.op not in _KNOWN:
-            raise _refused(op, f"unknown operation {op.op}")
+            raise _refused(op, f"unknown KV operation {op.op}")
         if op.workspace and not reach.allows_workspace(op.workspace):
             raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
         authority = await self._authority(identity, op)
@@ -256,9 +256,9 @@ class KvService:
     def _check_sizes(self, op: pb.KVOperation) -> None:
         size = len(op.key.encode())
         if size > self._limits.kv_key_bytes or (size == 0 and op.op != Op.LIST):
-            raise _refused(op, f"a key has 1 to {self._limits.kv_key_bytes} bytes, this one has {size}")
+            raise _refused(op, f"the key has {size} bytes; it must have 1 to {self._limits.kv_key_bytes}")
         if len(op.value) > self._value_bytes:
-            text = f"a value has at most {self._value_bytes} bytes, this one has {len(op.value)}"
+            text = f"the value has {len(op.value)} bytes; at most {self._value_bytes} are allowed"
             raise _KvRefused(_error(op, Code.QUOTA, text))
         if op.delta_value < 0 and op.op in {Op.INCREMENT_IF, Op.DECREMENT_IF}:
             raise _refused(op, "delta_value is negative; use the opposite operation")

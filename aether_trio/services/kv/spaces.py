@@ -126,7 +126,7 @@ def _part(text: str, what: str, scope: KvScope) -> bytes:
     if not text:
         raise ScopeError(f"scope {scope.label} needs a {what}")
     if len(text.encode()) > MAX_PART_BYTES:
-        raise ScopeError(f"{what} is longer than {MAX_PART_BYTES} bytes")
+        raise ScopeError(f"{what} has {len(text.encode())} bytes; at most {MAX_PART_BYTES} are allowed")
     return _escape(text)
 
 

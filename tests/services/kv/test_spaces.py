@@ -76,7 +76,7 @@ def test_exclusive_scopes_need_a_lasting_name(scope: KvScope, identity: Identity
 
 def test_names_are_bounded() -> None:
     space_of(KvScope.USER_SHARED, AGENT, "u" * 256, "")
-    with pytest.raises(ScopeError, match="user_id is longer than 256 bytes"):
+    with pytest.raises(ScopeError, match="user_id has 258 bytes; at most 256 are allowed"):
         space_of(KvScope.USER_SHARED, AGENT, "é" * 129, "")
 
 
