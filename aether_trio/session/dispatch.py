@@ -96,7 +96,7 @@ class Dispatcher:
         except Exception:
             # A defect of the gateway costs the caller an answer, not its connection and its
             # identity.
-            logger.exception("handler failed", operation=case)
+            logger.exception("the handler of a request raised; its client got ERR_INTERNAL", operation=case)
             await self._log.wait_settled(session.sender.last_append)
             session.put_error(AetherError(Code.INTERNAL, f"{case} failed inside the gateway"), request_id_of(payload))
             return

@@ -118,7 +118,7 @@ class NodeIdentityLocks:
             granted = await self._claim(_request(session, claim))
         except RefusedError as error:
             raise StatusError(
-                Status.INVALID_ARGUMENT, f"what this connection says of itself cannot be stored: {error}"
+                Status.INVALID_ARGUMENT, f"a value of this InitConnection cannot be stored: {error}"
             ) from None
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None

@@ -80,7 +80,7 @@ class NodeSessions:
     def lease_lost(self) -> None:
         """See SessionHost."""
         if not self.gate.paused:
-            logger.warning("the lease is lost: input waits", sessions=len(self.registry))
+            logger.warning("this node lost its lease; its sessions wait with their input", sessions=len(self.registry))
             self.gate.pause()
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
@@ -106,7 +106,7 @@ class NodeSessions:
 
     def _resume(self) -> None:
         if self.gate.paused:
-            logger.info("the lease is settled: input goes on", sessions=len(self.registry))
+            logger.info("this node's lease is settled; its sessions handle input again", sessions=len(self.registry))
         self.gate.resume()
         for session in self.registry:
             if session.outbox.delivery_bytes:

@@ -318,7 +318,12 @@ class Session:
     def _fitting(self, message: pb.DownstreamMessage, frame: bytes) -> list[bytes]:
         if len(frame) <= CLIENT_MESSAGE_BYTES:
             return [frame]
-        logger.error("an answer is too large", session=self.who, case=message.WhichOneof("payload"), bytes=len(frame))
+        logger.error(
+            "an answer is too large for the client, which gets an error instead",
+            session=self.who,
+            case=message.WhichOneof("payload"),
+            bytes=len(frame),
+        )
         return [one.SerializeToString() for one in too_large(message, len(frame))]
 
     def put_error(self, error: AetherError, request_id: str = "") -> None:
@@ -366,7 +371,13 @@ class Session:
 
     def passed_over(self, topic: str, offset: int, size: int) -> None:
         """Tell the client that a message was skipped: it is larger than clients take."""
-        logger.error("a message is too large to be delivered", session=self.who, topic=topic, offset=offset, bytes=size)
+        logger.error(
+            "a message is too large for its client and is skipped",
+            session=self.who,
+            topic=topic,
+            offset=offset,
+            bytes=size,
+        )
         text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
         self.put_error(AetherError(Code.BACKPRESSURE, text))
 

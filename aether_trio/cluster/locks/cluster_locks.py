@@ -283,7 +283,10 @@ class ClusterLocks:
                         QUESTIONS_AT_ONCE,
                     )
                 except StorageUnavailable as exc:
-                    logger.info("requests for identities could not be read", reason=str(exc))
+                    logger.info(
+                        "requests of other nodes for identities could not be read; the next probe reads them",
+                        reason=str(exc),
+                    )
                     continue
                 for question in (_Question(*row) for row in rows):
                     self._consider(question, nursery)

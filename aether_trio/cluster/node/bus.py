@@ -171,7 +171,9 @@ class Bus:
             except Exception as exc:
                 if not started:
                     raise
-                logger.info("the bus cannot listen", reason=describe(exc))
+                logger.info(
+                    "this node cannot listen to notifications of other nodes; it tries again", reason=describe(exc)
+                )
                 await trio.sleep(pause_s * self._random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue
@@ -218,11 +220,16 @@ class Bus:
                 try:
                     await run_in_asyncio(self._server, connection.execute("SELECT 1"))
                 except Exception as exc:
-                    logger.info("the bus lost its listener", reason=describe(exc))
+                    logger.info(
+                        "the connection that listens to notifications was lost; this node opens another",
+                        reason=describe(exc),
+                    )
                     return
                 answered = True
             if not answered:
-                logger.info("the bus lost its listener", reason="no answer")
+                logger.info(
+                    "the connection that listens to notifications was lost; this node opens another", reason="no answer"
+                )
                 return
 
     def _notify_all(self) -> None:
@@ -286,7 +293,10 @@ class Bus:
                 try:
                     await within(connection, NOTIFY_S, partial(connection.execute, _NOTIFY, channels, payloads))
                 except Exception as exc:
-                    logger.info("notifications were lost", reason=describe(exc))
+                    logger.info(
+                        "notifications to other nodes could not be sent; those nodes look every few seconds",
+                        reason=describe(exc),
+                    )
                     self._dropped += len(payloads)
                     self._pool.release(connection, healthy=False)
                 else:

@@ -275,7 +275,12 @@ class Lease:
             self._losses += 1
             self._enter(LeaseState.LOST)
             self._watcher.lease_lost()
-            logger.warning("lease lost", node_id=self.node_id, epoch=self.epoch, reason=self._last_error)
+            logger.warning(
+                "this node lost its lease, and tries to get it back",
+                node_id=self.node_id,
+                epoch=self.epoch,
+                reason=self._last_error,
+            )
             self._take(await self._regain())
 
     async def _begin(self) -> None:
@@ -335,7 +340,11 @@ class Lease:
             return await self._try_until(empty=False)
         self._times_away += 1
         self._enter(LeaseState.AWAY)
-        logger.error("no lease within its grace: every session ends", node_id=self.node_id, reason=self._last_error)
+        logger.error(
+            "this node did not get its lease back in time; all its sessions end",
+            node_id=self.node_id,
+            reason=self._last_error,
+        )
         self._watcher.lease_gone()
         return await self._try_until(empty=True)
 
@@ -372,7 +381,7 @@ class Lease:
         self._enter(LeaseState.HELD)
         if renewed:
             self._watcher.lease_renewed()
-        logger.info("lease regained", node_id=self.node_id, epoch=self.epoch)
+        logger.info("this node has its lease again", node_id=self.node_id, epoch=self.epoch)
 
     def _listen(self, connection: Any) -> None:
         connection.add_termination_listener(self._terminated)

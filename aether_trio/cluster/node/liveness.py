@@ -202,7 +202,9 @@ class Nodes:
                     self._dead.clear()
                 self._dead.add(key)
                 self._declared += 1
-                logger.info("a node's lease has ended", node_id=node_id, epoch=epoch)
+                logger.info(
+                    "the lease of another node has ended; its identities are free", node_id=node_id, epoch=epoch
+                )
                 for notify in self.on_dead:
                     notify(node_id)
             finally:
@@ -212,7 +214,7 @@ class Nodes:
 
     async def cut_off(self, node_id: int) -> None:
         """End the lease session of a node that does not answer. Raises StorageUnavailable."""
-        logger.warning("a node does not answer and loses its lease", node_id=node_id)
+        logger.warning("another node does not answer; this node ends its lease", node_id=node_id)
         self._cut_off += 1
         await self.fetch(END_LEASE_SESSIONS, self._lease.lock_class, node_id)
 

@@ -263,7 +263,11 @@ class ProgressRelay:
                 try:
                     await self._write()
                 except StorageUnavailable as exc:
-                    logger.info("progress for other nodes waits", waiting=len(self._waiting), reason=str(exc))
+                    logger.info(
+                        "progress updates for other nodes wait until storage answers",
+                        waiting=len(self._waiting),
+                        reason=str(exc),
+                    )
                     await trio.sleep(RETRY_DELAY_S)
                 await trio.sleep(GATHER_S)
 

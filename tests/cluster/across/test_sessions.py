@@ -190,7 +190,7 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
                 async with join(one, agent("w", "other", "1", resume_session_id=other.ack.session_id)) as again:
                     again.send(message_to(ME, b"3"))
                     assert await second.take(1) == [b"3"]
-        assert one.core.gate.paused is False
+        assert one.core.sessions._parts.gate.paused is False
 
 
 async def test_input_waits_until_a_lost_lease_is_back(
