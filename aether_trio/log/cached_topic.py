@@ -110,7 +110,8 @@ class CachedTopic:
 
         Adds the topic to `grown` when retention is to look at it. No checkpoint.
         """
-        self.tail = max(offset, self.tail)
+        if offset > self.tail:  # noqa: PLR1730  # max() is a call for each message
+            self.tail = offset
         self.tail_bytes += len(frame)
         if self.tail_bytes >= self.sweep_bytes:
             self.sweep_bytes = SWEEP_REQUESTED
