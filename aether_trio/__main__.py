@@ -1,4 +1,4 @@
-"""`python -m aether_trio` is the `aether` command, for environments whose scripts are not on PATH."""
+"""Run the `aether` command as `python -m aether_trio`, when it is not on PATH."""
 
 from aether_trio.cli import main
 

@@ -1,6 +1,4 @@
-"""The version of this program, in one place: the build, `aether version` and ConnectionAck read it
-here.
-"""
+"""The version, read by the build, `aether version` and ConnectionAck."""
 
 # Not annotated: the build finds it with a pattern that knows plain assignments only.
 __version__ = "0.1.0"

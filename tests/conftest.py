@@ -54,15 +54,16 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSession]:
-    """Somebody else's connection to that server."""
+    """Another connection to that server."""
     with open_postgres_session(postgres_server.dsn()) as session:
         yield session
 
 
 @pytest.fixture(scope="session")
 def postgres_store(postgres_server: PostgresServer) -> Iterator[PostgresStore]:
-    """Apart from `store`, which is made anew whenever its parameter changes, so that its places are
-    used again by every file.
+    """A store on PostgreSQL whose places are used again by every file.
+
+    `store` is made anew whenever its parameter changes.
     """
     with open_postgres_session(postgres_server.dsn()) as session:
         yield PostgresStore(session)

@@ -1,4 +1,4 @@
-"""The first message of a connection, for scripted participants that speak a transport themselves."""
+"""Build the first message of a connection, for participants without a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A participant without sockets: scripts a client's side of a stream against the real session code.
+"""Script a client's side of a stream against the session code, without sockets.
 
     async with open_participant(server, hello) as peer:
         peer.send(pb.UpstreamMessage(...))

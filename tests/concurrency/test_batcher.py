@@ -1,4 +1,4 @@
-"""Items are written in groups: one that storage refuses costs no other item its own write."""
+"""Items are written in groups; one that storage refuses costs no other its write."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ async def test_a_repeated_event_wakes_all_that_wait_each_time() -> None:
         nursery.start_soon(wait, "b", 1)
         event.set()
         await wait_all_tasks_blocked()
-        assert woken == [], "nobody waited yet when it was set"
+        assert woken == [], "no task waited when it was set"
         event.set()
         await wait_all_tasks_blocked()
         assert sorted(woken) == ["a", "b"]

@@ -23,7 +23,7 @@ class Sink:
         self.times.append(trio.current_time())
 
 
-async def test_everybody_is_kicked_once_after_the_pause(autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_one_is_kicked_once_after_the_pause(autojump_clock: trio.testing.MockClock) -> None:
     kicks, one, other = Kicks(0.25), Sink(), Sink()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kicks.run)
@@ -56,7 +56,7 @@ async def test_without_a_pause_they_come_after_what_is_ready_now() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_nobody_is_left_waiting_at_the_end(autojump_clock: trio.testing.MockClock) -> None:
+async def test_none_is_left_waiting_at_the_end(autojump_clock: trio.testing.MockClock) -> None:
     kicks, sink = Kicks(60), Sink()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kicks.run)
@@ -87,7 +87,7 @@ async def test_between_many_of_them_others_have_their_turn() -> None:
     assert all(len(sink.times) == 1 for sink in sinks)
 
 
-async def test_a_kick_that_fails_costs_nobody_else_its_own(
+async def test_a_kick_that_fails_costs_no_other_its_own(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Bad:

@@ -1,4 +1,4 @@
-"""Work that is done when asked for, and now and then by itself."""
+"""Work that is done at each request, and periodically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aether_trio.storage.retry import RETRY_DELAY_S
 class Work:
     """Takes as long as `gate` is shut, and fails as often as `failures` says.
 
-    `done` are the times, with whether nobody had asked.
+    `done` are the times, with whether there was no request.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A mistake that a task of the whole gateway meets ends neither the gateway nor that task."""
+"""A gateway-wide task that fails starts again, and the gateway goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.direct import SqliteStore
 
 
 class DefectError(Exception):
-    """What nobody expects."""
+    """An error that no code expects."""
 
 
 def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Callable[[], int]:

@@ -1,6 +1,4 @@
-"""One development gateway for the whole session, and gateways of their own for the scenarios that
-need one.
-"""
+"""One development gateway for the session, and separate ones where needed."""
 
 from __future__ import annotations
 
@@ -76,7 +74,7 @@ def idle_watch(shared_gateway: GatewayProcess) -> Iterator[IdleWatch]:
 
 @pytest.fixture(scope="session", autouse=True)
 def start_idling_early(request: pytest.FixtureRequest) -> None:
-    """Start the idle client with the first scenario of the session, if scenario 25 is going to run."""
+    """Start the idle client with the first scenario if scenario 25 is going to run."""
     if any(item.name.startswith("test_25_") for item in request.session.items):
         request.getfixturevalue("idle_watch")
 

@@ -1,5 +1,4 @@
-"""The idle client of scenario 25: an SDK agent in a process of its own that does nothing but keep
-its connection.
+"""Scenario 25: an SDK agent in a separate process that only stays connected.
 
 It goes through a forwarder that counts HTTP/2 frames, because the SDK hides pings and GOAWAYs.
 """
@@ -54,9 +53,7 @@ class IdleWatch:
 
 
 async def idle(target: str, idle_s: float) -> dict[str, object]:
-    """Connect, do nothing for so long, and report whether the connection was still the first one
-    and still of use.
-    """
+    """Connect, stay idle, and report whether the first connection still works."""
     from tests.helpers.sdk import World
 
     async with World(target) as world:

@@ -1,6 +1,4 @@
-"""API keys for the gateways of `aether serve`: made by `aether keys new`, kept as hashes in a
-settings file.
-"""
+"""Make API keys with `aether keys new`, and settings with their hashes."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ SERVE = (sys.executable, "-m", "aether_trio", "serve")
 
 
 def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
-    """The plaintext of a new key for all kinds of participants, and the record of it for the
-    settings.
-    """
+    """Make a key for all kinds of participants: its plaintext and its record."""
     made = subprocess.run(
         [sys.executable, "-m", "aether_trio", "keys", "new", "--json", "--principal", "*", *arguments],
         check=True, capture_output=True, text=True, timeout=60,
@@ -26,7 +22,7 @@ def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
 
 
 def serve_arguments(directory: Path, records: Sequence[dict[str, object]]) -> list[str]:
-    """Arguments for `aether serve` on loopback: a settings file that holds these key records."""
+    """Give arguments for `aether serve` on loopback with these key records."""
     settings = directory / "aether.yaml"
     document = {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": list(records)}}
     settings.write_text(json.dumps(document))  # JSON is YAML

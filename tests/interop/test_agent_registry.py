@@ -1,4 +1,4 @@
-"""Scenarios 94 and 95: the agent registry, and whoever may not touch it."""
+"""Scenarios 94 and 95: the agent registry, and who may not change it."""
 
 from __future__ import annotations
 

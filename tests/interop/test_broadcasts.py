@@ -1,4 +1,4 @@
-"""Scenarios 38 to 41: one message to many, and to nobody else."""
+"""Scenarios 38 to 41: one message to many, and to no other client."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_39_a_gu_reaches_users_while_they_are_switched_in(target: str) -> None:
             await other.client.switch_workspace(world.ws)
             await outside.client.switch_workspace(f"{world.ws}-other")
             for user in (inside, other, outside):
-                await user.barrier()  # a switch has no answer of its own
+                await user.barrier()  # a switch has no answer
             await a.client.send_broadcast_to_users(world.ws, b"all users")
             for user in (inside, other):
                 assert (await user.message(b"all users")).source_topic == a.topic

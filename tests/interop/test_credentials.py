@@ -16,27 +16,28 @@ from tests.interop.keys import SERVE, new_key, serve_arguments
 
 
 class Certificates:
-    """A private authority, a server certificate for 127.0.0.1 (clients dial an address, not a
-    name), a client's.
+    """A private authority, a server certificate for 127.0.0.1, and a client's.
+
+    Clients dial an address, not a name.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.ca, self.strangers = trustme.CA(), trustme.CA()
+        self.ca, self.foreign_ca = trustme.CA(), trustme.CA()
         server = self.ca.issue_cert("127.0.0.1")
         client = self.ca.issue_cert("client@example.test", common_name="client")
-        stranger = self.strangers.issue_cert("client@example.test", common_name="client")
+        foreign = self.foreign_ca.issue_cert("client@example.test", common_name="client")
         self.ca_pem, self.server_cert, self.server_key = directory / "ca", directory / "cert", directory / "key"
         self.ca.cert_pem.write_to_path(self.ca_pem)
         server.private_key_pem.write_to_path(self.server_key)
         for n, blob in enumerate(server.cert_chain_pems):
             blob.write_to_path(self.server_cert, append=n > 0)
         self.trust = {"tls_enabled": True, "tls_root_cert": self.ca.cert_pem.bytes()}
-        self.client, self.stranger = (
+        self.client, self.foreign = (
             {
                 "tls_client_cert": b"".join(pem.bytes() for pem in leaf.cert_chain_pems),
                 "tls_client_key": leaf.private_key_pem.bytes(),
             }
-            for leaf in (client, stranger)
+            for leaf in (client, foreign)
         )
 
     @property
@@ -68,7 +69,7 @@ def test_26_a_tls_with_a_private_ca(own_gateway: Callable[..., GatewayProcess], 
         async with World(gateway.address, **certificates.trust) as world:
             await round_trip(world)
         # Who trusts another authority, or speaks plaintext, must not get through.
-        wrong = {"tls_enabled": True, "tls_root_cert": certificates.strangers.cert_pem.bytes()}
+        wrong = {"tls_enabled": True, "tls_root_cert": certificates.foreign_ca.cert_pem.bytes()}
         for settings in (wrong, {"tls_enabled": False}):
             async with World(gateway.address, **settings, auto_reconnect=True, max_retries=1) as world:
                 agent = await world.agent("a").connect()
@@ -81,9 +82,7 @@ def test_26_a_tls_with_a_private_ca(own_gateway: Callable[..., GatewayProcess], 
 def test_plaintext_on_a_tls_port_is_an_error_and_not_a_storm_of_connections(
     own_gateway: Callable[..., GatewayProcess], certificates: Certificates
 ) -> None:
-    """What grpcio takes for a connection that ended well, it makes again at once, thousands of
-    times a second.
-    """
+    """A stream that grpcio takes for well ended is opened again at once, endlessly."""
     gateway = own_gateway(ephemeral=True, extra_args=certificates.server_settings)
     with grpc.insecure_channel(gateway.address) as channel, pytest.raises(grpc.RpcError) as failure:
         channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=LIMIT_S)
@@ -96,7 +95,7 @@ def test_26_a_mutual_tls(own_gateway: Callable[..., GatewayProcess], certificate
     async def scenario() -> None:
         async with World(gateway.address, **certificates.trust, **certificates.client) as world:
             await round_trip(world)
-        for settings in ({}, certificates.stranger):
+        for settings in ({}, certificates.foreign):
             async with World(gateway.address, **certificates.trust, **settings) as world:
                 agent = await world.agent("a", auto_reconnect=True, max_retries=1).connect()
                 await agent.client.wait_until_disconnected()

@@ -166,7 +166,7 @@ def test_37_a_wildcard_without_instance(target: str) -> None:
     async def scenario() -> None:
         async with World(target) as world:
             (a,) = await world.open(world.agent("a"))
-            await a.client.send_message_to_service("none-such", SERVICE_WILDCARD, b"anybody?")
+            await a.client.send_message_to_service("none-such", SERVICE_WILDCARD, b"hello?")
             assert (await a.error("ERR_SV_UNAVAILABLE")).retryable
             await a.barrier()
             assert a.client.is_connected

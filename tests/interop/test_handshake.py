@@ -1,4 +1,4 @@
-"""Scenarios 18 to 20, 23, 24 and 27: what a first message must be, and what may follow it."""
+"""Scenarios 18 to 20, 23, 24, 27: the first message, and what may follow it."""
 
 from __future__ import annotations
 
@@ -133,8 +133,10 @@ def test_24_r_required_unknown_extension_is_refused(target: str) -> None:
 
 
 def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
-    """FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter:
-    ack-then-status would loop without a pause. Here it must run out of its two retries.
+    """A refused SDK client runs out of its two retries instead of looping.
+
+    FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter: an ack
+    before the status would make it loop without a pause.
     """
 
     async def scenario() -> None:

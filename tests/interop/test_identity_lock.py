@@ -122,9 +122,7 @@ def test_14_r_takeover_is_told_to_both_sides(target: str) -> None:
 
 
 def test_14_r_resume_after_the_stream_died(target: str) -> None:
-    """A reconnecting client names a session that has just ended, or is about to: both must let it
-    in.
-    """
+    """A client may resume a session that has just ended, or is about to."""
 
     async def scenario() -> None:
         async with World(target) as world:

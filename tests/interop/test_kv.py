@@ -173,7 +173,7 @@ def test_58_a_ttl(target: str) -> None:
 
 @pytest.mark.parametrize("call", ["kv_get", "kv_put", "kv_list", "kv_delete", "kv_increment", "kv_decrement"])
 def test_65_a_users_have_no_kv(target: str, call: str) -> None:
-    """A typed failure within the timeout, or a correlated error that the SDK raises from the call."""
+    """A typed failure within the timeout, or an error that the SDK raises."""
 
     async def scenario() -> None:
         async with World(target) as world:

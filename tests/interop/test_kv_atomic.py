@@ -71,9 +71,10 @@ def agent(target: str) -> Iterator[SyncPeer]:
 
 
 def test_59_q_a_long_row_of_requests_is_no_flood(target: str) -> None:
-    """grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for
-    the connection, so thousands of quick round trips must not look like an attack with them. On a
-    connection of its own, so that nothing else counts.
+    """Thousands of quick round trips of grpcio are no flood.
+
+    grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for the
+    connection. The connection is a separate one, so that nothing else counts.
     """
     with forwarder(target) as path, SyncWorld(path.address) as world:
         agent = world.agent("busy").open()
@@ -138,7 +139,7 @@ def test_63_q_pages(agent: SyncPeer) -> None:
 
 
 def test_63_q_pages_under_writes(agent: SyncPeer) -> None:
-    """Keys that stay are listed exactly once, whatever is added and removed between the pages."""
+    """Keys that stay are listed once, whatever is added and removed between pages."""
     lasting = [f"k/{n:03}" for n in range(0, 100, 2)]
     for key in lasting:
         answered(agent.kv(K.PUT, scope=K.WORKSPACE, key=key, value=b"v"), "put")

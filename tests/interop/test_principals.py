@@ -199,8 +199,9 @@ def test_09_r_bridge_sends_as_br(target: str) -> None:
 
 
 def test_09_r_task_ack_names_the_invented_id(target: str) -> None:
-    """An improvement on the reference, which leaves assigned_id empty: it is how such a task learns
-    its own topic.
+    """The ack names the id of a task, which so learns its own topic.
+
+    The reference leaves assigned_id empty.
     """
 
     async def scenario() -> None:

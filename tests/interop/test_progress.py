@@ -10,9 +10,7 @@ from tests.helpers.sdk import Peer, World, run_async
 
 
 async def updates_until_marker(receiver: Peer, probe: Peer, recipient: str) -> list[str]:
-    """The summaries that reached `receiver` before a marker report of `probe`, which is addressed
-    to it.
-    """
+    """Give the summaries that arrive before a marker report of `probe`."""
     await probe.barrier()
     await probe.client.report_progress("marker", summary="marker", recipient=recipient)
     got: list[str] = []

@@ -1,4 +1,4 @@
-"""Scenarios 21, 22 and 25: clients that outlive the gateway process, and one that idles."""
+"""Scenarios 21, 22, 25: clients that outlive the gateway, and one that idles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The smoke script that every gateway of the protocol is measured with, when it lies beside the
-checkout.
-"""
+"""Run the smoke script of the protocol, when it lies beside the checkout."""
 
 from __future__ import annotations
 

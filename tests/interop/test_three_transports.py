@@ -1,6 +1,4 @@
-"""One port, three transports at once: an SDK agent over gRPC, an agent of ours over the framing,
-and a person's window over WebSocket.
-"""
+"""One port serves an SDK agent, a framed agent and a WebSocket window at once."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ NAMES = ("sdk", "framed", "window")
 PAIRS = [(sender, receiver) for sender in NAMES for receiver in NAMES if sender != receiver]
 
 
-async def test_everybody_talks_to_everybody(target: str) -> None:
+async def test_all_clients_send_to_each_other(target: str) -> None:
     """In order, byte for byte, with the right sender, in all six directions at once."""
     async with connected(target) as three:
         rounds = 50

@@ -1,4 +1,4 @@
-"""Log lines: one format for ours and for the libraries' lines, at the level that was asked for."""
+"""All log lines have one format and the level that was asked for."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_debug_lines_of_libraries_stay_out() -> None:
     assert out.getvalue() == ""
 
 
-def test_console_lines_are_plain_where_nobody_looks() -> None:
+def test_console_lines_are_plain_without_a_terminal() -> None:
     out = io.StringIO()
     configure_logging(LoggingSettings(), out)
     structlog.get_logger().info("listening", port=1)

@@ -1,6 +1,4 @@
-"""The ops port answers what operators ask, streams tails to those who may see them, and cannot be
-worn out.
-"""
+"""The ops port answers operators, streams tails to the authorized, and is bounded."""
 
 from __future__ import annotations
 
@@ -111,7 +109,7 @@ def make_server(
 
 
 async def ask(server: OpsServer, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send raw bytes, half-close, read everything: (status, headers, body) of the first answer."""
+    """Send raw bytes and half-close; give status, headers and body of the answer."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, server, theirs)
@@ -365,7 +363,7 @@ class TestWhoMayTail:
 
 
 class TestDeadLetters:
-    """Saying that somebody has seen to one."""
+    """Marking one as resolved."""
 
     ASKED = "X-Aether-Asked-By: a test"
 
@@ -397,9 +395,9 @@ class TestDeadLetters:
         assert (status, text) == (404, "t2 is no open dead letter\n")
         assert told == [("t/1", "ann", "by hand"), ("t2", "ann", "")]
 
-    async def test_a_web_page_cannot_and_nobody_without_a_name(self) -> None:
+    async def test_a_web_page_and_a_request_without_a_name_are_refused(self) -> None:
         server, told = self.server()
-        # No header of its own.
+        # Without the header.
         assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann"))[0] == 403
         assert (await self.post(server, "/v1/dlq/t1/resolve", self.ASKED))[0] == 400
         assert (await self.post(server, "/metrics", self.ASKED))[0] == 405

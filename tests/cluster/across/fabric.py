@@ -197,7 +197,7 @@ class Participant(MemoryLink):
 
 
 class Numbered(Participant):
-    """A framed client with numbered sends; `acked` and `refused` are the answers to them."""
+    """A framed client with numbered sends; `acked` and `refused` are their answers."""
 
     def __init__(self, token: bytes) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""Following topics that other nodes write: nothing is skipped, whatever gets lost, lags, fails,
-begins or ends meanwhile.
+"""Topics that other nodes write are followed without a gap, whatever fails.
 
-The history check: a listener that is there all the time, on one node, is the order. Everybody else
-heard a piece of it without a gap.
+The history check: a listener that is there all the time, on one node, is the order. Every other
+listener heard a piece of it without a gap.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ VISITS = 15
 
 
 async def nothing_is_pinned(fabric: Fabric) -> None:
-    """When everybody has left, no topic is held in memory."""
+    """When all listeners have left, no topic is held in memory."""
     for gateway in fabric.gateways:
         topics = gateway.core.log._topics
         await until(lambda: all(state.forgettable for state in topics.values()))  # noqa: B023
@@ -96,8 +95,8 @@ async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngi
             a.send(message_to("ag::w::b::1", b"heard"))
             assert await b.take(1) == [b"heard"]
             two.lose_notifications()
-            a.send(message_to("ag::w::b::1", b"looked for"), message_to("ga::w", b"everybody"))
-            assert sorted(await b.take(2)) == [b"everybody", b"looked for"]
+            a.send(message_to("ag::w::b::1", b"looked for"), message_to("ga::w", b"broadcast"))
+            assert sorted(await b.take(2)) == [b"broadcast", b"looked for"]
         await nothing_is_pinned(fabric)
 
 
@@ -116,8 +115,9 @@ async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(postg
 
 
 async def test_hints_are_what_makes_it_quick(postgres_engine: PostgresEngine) -> None:
-    """In the other tests nothing is found by looking now and then: a hint that is never sent would
-    hang them.
+    """A notification that is never sent would hang every other test of this file.
+
+    None of them finds anything by polling.
     """
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
@@ -147,8 +147,9 @@ async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[No
 async def visit(
     fabric: Fabric, name: str, chance: random.Random, sent: list[int], counts: list[int]
 ) -> tuple[list[bytes], list[int]]:
-    """Listen on some node for a while, slow now and then: what was heard, and what had been sent
-    when it began to count.
+    """Listen on a node for a while, slow now and then.
+
+    Gives what was heard, and what had been sent when it began to count.
     """
     async with join(chance.choice(fabric.gateways), agent("w", "visitor", name)) as link:
         since = list(sent)
@@ -172,11 +173,12 @@ def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
+async def test_a_listener_hears_everything_from_its_beginning_to_its_end(
     postgres_engine: PostgresEngine, seed: int
 ) -> None:
-    """Listeners come and go, lag, and lose hints, while all nodes commit to the same topic; reads
-    fail now and then.
+    """Listeners come, go, lag and lose notifications while nodes write one topic.
+
+    Reads fail now and then.
     """
     counts = [150, 150, 150]
     heard: list[tuple[list[bytes], list[int]]] = []
@@ -331,7 +333,7 @@ async def test_a_node_that_only_publishes_reads_nothing(postgres_engine: Postgre
             assert [numbers(heard, b"%d" % name) for name in range(2)] == [list(range(100))] * 2
             follower = one.core.log._remote
             assert (follower.reads, follower.messages) == (0, 0)
-            # Where nobody listened, a newcomer begins at the end that the topic has by then.
+            # Where no client listened, a newcomer begins at the end that the topic has by then.
             other.send(message_to("ga::w", b"before"))
             await barrier(other)
             async with join(one, agent("w", "late", "1")) as late:

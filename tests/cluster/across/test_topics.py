@@ -183,8 +183,9 @@ async def test_messages_of_one_topic_are_in_one_order_for_all_readers(postgres_e
 
 
 async def test_an_answer_is_a_barrier_for_readers_on_other_nodes(postgres_engine: PostgresEngine) -> None:
-    """What was sent before an answer is in the log, so every client that connects after it, to any
-    node, finds it.
+    """What was sent before an answer is read by clients that connect after it.
+
+    They may connect to any node.
     """
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)

@@ -62,7 +62,7 @@ async def test_a_gateway_that_stops_leaves_nothing_undone_and_nothing_twice(post
             assert Counter(had + payloads(second)) == Counter(works(0, 200))
 
 
-async def test_the_work_of_a_dead_gateway_is_taken_when_somebody_finds_it_dead(
+async def test_the_work_of_a_dead_gateway_is_taken_when_a_node_finds_it_dead(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not by the one who finds it only, and without waiting for the next look."""
@@ -74,7 +74,7 @@ async def test_the_work_of_a_dead_gateway_is_taken_when_somebody_finds_it_dead(
         worker = await stack.enter_async_context(join(two, task("w", "resize")))
         boss.send(*(message_to(TOPIC, work) for work in works(0, 3)))
         await until(lambda: len(payloads(worker)) == 3)
-        # A gateway that nobody has missed yet, and what it has not done.
+        # A gateway that no node has missed yet, and what it has not done.
         [(dead,)] = postgres_engine.rows(
             f"INSERT INTO {schema}.nodes (token, name, address, version, started_ms) "
             "VALUES ('x', 'x', '', '', 0) RETURNING node_id"

@@ -1,6 +1,4 @@
-"""A node whose clock is wrong: nothing of what the nodes share is old before its time, and nothing
-is dated wrongly.
-"""
+"""A node with a wrong clock ages and dates nothing shared wrongly."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ async def test_a_foreign_program_on_the_channel_does_no_harm(nodes: Nodes, place
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 async def test_lost_wakes_cost_time_and_nothing_else(nodes: Nodes, share: float) -> None:
-    """Handovers go on although half of the notifications, or all of them, never arrive."""
+    """Handovers go on though half or all of the notifications never arrive."""
     lots = random.Random(1)
     started = [await nodes.start(), await nodes.start()]
     lost = 0

@@ -32,5 +32,5 @@ def tasks_gateways(
 
 @pytest.fixture
 def gateway(tasks_gateways: list[GatewayProcess]) -> str:
-    """HOST:PORT of each, with commas between them: the peers of a World take them in turn."""
+    """Give HOST:PORT of each gateway, joined by commas: peers take them in turn."""
     return ",".join(one.address for one in tasks_gateways)

@@ -1,4 +1,4 @@
-"""Scenarios 68 to 70, 76, 86, 89, 92: tasks are created and given to whom they are for."""
+"""Scenarios 68 to 70, 76, 86, 89, 92: tasks are created and assigned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_68_a_task_for_oneself(gateway: str) -> None:
             assert (shown.root_task_id, shown.priority) == (response.task_id, pb.TASK_PRIORITY_NORMAL)
             assert (await steps.op(me, "claim", response.task_id)).status == pb.TASK_STATUS_RUNNING
             assert (await steps.op(me, "complete", response.task_id)).status == pb.TASK_STATUS_COMPLETED
-            # Nobody is told to do what they have given to themselves.
+            # A worker is not assigned what it has given to itself.
             assert me.assignments.empty()
 
     run_async(scenario)
@@ -163,14 +163,14 @@ def test_86_a_target_that_is_online_and_one_that_is_not(gateway: str) -> None:
     run_async(scenario)
 
 
-def test_89_a_target_that_nobody_knows(gateway: str) -> None:
+def test_89_an_unknown_target(gateway: str) -> None:
     async def scenario() -> None:
         async with World(gateway) as world:
             (creator,) = await world.open(world.agent("c"))
             response = await creator.client.create_task_sync(
                 "aimed",
                 world.ws,
-                target_agent_id=f"ag::{world.ws}::nobody-{world.run}::x",
+                target_agent_id=f"ag::{world.ws}::absent-{world.run}::x",
                 assignment_mode=TARGETED,
                 timeout=LIMIT_S,
             )

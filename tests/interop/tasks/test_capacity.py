@@ -1,5 +1,6 @@
-"""What no scenario of the SDK asks for: how many tasks a worker is given, whose checkpoint it may
-load, and dead letters on the wire.
+"""Capacity of workers, checkpoints they may load, and dead letters on the wire.
+
+No scenario of the SDK covers these.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Scenarios 87, 88 and 91: agents that are started when a task or a message needs them, and the
-SDK's own orchestrator.
+"""Scenarios 87, 88 and 91: agents started by tasks and messages.
+
+With the SDK's own orchestrator, too.
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ def test_88_a_message_to_an_agent_that_is_not_running(gateway: str) -> None:
 
 
 class EchoOrchestrator:
-    """`scitrera_aether_client.echo_test`: the SDK's MultiprocessOrchestrator in a process of its
-    own.
-    """
+    """`scitrera_aether_client.echo_test`: the SDK's orchestrator in a process."""
 
     def __init__(self, gateway: str, log: Path) -> None:
         self._log = log

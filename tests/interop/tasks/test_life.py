@@ -1,4 +1,4 @@
-"""Scenarios 74, 75, 77 to 81, 85, 90: what happens to a task between its assignment and its end."""
+"""Scenarios 74, 75, 77 to 81, 85, 90: a task between assignment and end."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_85_a_worker_that_is_cut_off_and_comes_back(gateway: str) -> None:
                 )
                 assert (shown.status, shown.grace_window_ms) == (pb.TASK_STATUS_RUNNING, 30_000)
                 way.accept()
-                # The SDK comes back by itself, and names the session that it continues.
+                # The SDK reconnects, and names the session that it continues.
                 await eventually(lambda: steps.task(creator, task_id), lambda one: one.disconnected_at == 0, "back")
                 await worker.online()
                 assert (await steps.op(worker, "complete", task_id)).status == pb.TASK_STATUS_COMPLETED
@@ -239,9 +239,9 @@ def test_90_a_task_token(gateway: str) -> None:
             )
             assert response.task_token
             credentials = Credentials({"token": response.task_token})
-            stranger = world.agent("stranger", credentials=credentials)
-            await stranger.connect()
-            await stranger.refused()
+            other = world.agent("other", credentials=credentials)
+            await other.connect()
+            await other.refused()
             worker = world.agent("w", credentials=credentials)
             await worker.open()
             shown = await eventually(

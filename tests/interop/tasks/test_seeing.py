@@ -189,7 +189,7 @@ def test_84_following_what_is_below(gateway: str) -> None:
 def test_a_user_who_takes_part_reads_the_conversation_of_a_task(gateway: str) -> None:
     async def scenario() -> None:
         async with World(gateway) as world:
-            window, worker = await world.open(world.user("desk"), world.agent("w"))
+            window, worker = await world.open(world.user("laptop"), world.agent("w"))
             await window.client.switch_workspace(world.ws)
             task_id = await steps.running(window, worker, world, metadata={"subject_participant": "true"})
             transport = f"tk::{world.ws}::{task_id}::msg"

@@ -1,6 +1,4 @@
-"""Workers of the SDK's blocking client, which has no CLAIM: they are given a task, report, and
-complete it.
-"""
+"""Workers of the SDK's blocking client do tasks without CLAIM."""
 
 from __future__ import annotations
 

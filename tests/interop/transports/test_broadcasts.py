@@ -1,4 +1,4 @@
-"""Scenarios 38 to 41: one message to many, and to nobody else."""
+"""Scenarios 38 to 41: one message to many, and to no other client."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ async def test_67_a_checkpoint_outlives_the_gateway_and_a_ttl_ends(
         await a.checkpoints.save(b"brief", "k2", ttl_s=1)
         await trio.to_thread.run_sync(gateway.kill)
         await trio.to_thread.run_sync(gateway.restart)
-        # The same client object: it comes back by itself, and a request waits for that.
+        # The same client object: it reconnects, and a request waits for that.
         assert await load(a, "k1") == b"lasting"
         assert await load(a) == b"default ttl"
         await until(lambda: load(a, "k2"), None)

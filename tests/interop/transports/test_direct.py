@@ -134,6 +134,6 @@ async def test_37_wildcard_without_instance(target: str, transport: str) -> None
     async with World(target, transport) as world:
         a = await world.talker("a")
         with pytest.raises(Unavailable, match="ERR_SV_UNAVAILABLE") as raised:
-            await a.send_to_service("none-such", b"anybody?")
+            await a.send_to_service("none-such", b"hello?")
         assert raised.value.retryable
         await alive(a)

@@ -1,5 +1,6 @@
-"""Scenarios 42 to 52: commands, the event and metric intakes, and sends that are refused while the
-connection stays up.
+"""Scenarios 42 to 52: commands, event and metric intakes, and refused sends.
+
+The connection stays up.
 """
 
 from __future__ import annotations

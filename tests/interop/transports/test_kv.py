@@ -1,6 +1,4 @@
-"""Scenarios 53 to 55 and 57 to 65: keys, scopes, counters, comparisons, sets, pages, expiry, and
-who may have them.
-"""
+"""Scenarios 53 to 55 and 57 to 65: key-value operations and who may use them."""
 
 from __future__ import annotations
 
@@ -254,7 +252,7 @@ async def test_63_pages(target: str, transport: str) -> None:
 
 @framed
 async def test_63_pages_under_writes(target: str, transport: str) -> None:
-    """Keys that stay are listed exactly once, whatever is added and removed between the pages."""
+    """Keys that stay are listed once, whatever is added and removed between pages."""
     async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         lasting = [f"k/{n:03}" for n in range(0, 100, 2)]
@@ -269,7 +267,7 @@ async def test_63_pages_under_writes(target: str, transport: str) -> None:
 
 
 async def _disturb(kv: Kv, turn: int, key: str) -> None:
-    """Keys appear behind and in front of where the reader stands, and go away under it."""
+    """Add and remove keys behind and in front of the reader."""
     if turn % 7 == 0 and turn < 200:
         await kv.put(f"k/{turn:03}.5", b"v")
         await kv.put(f"{key}+", b"v")
@@ -289,9 +287,7 @@ CALLS: dict[str, Callable[[Kv], Awaitable[Any]]] = {
 
 @framed
 async def test_64_purging_an_identity_needs_a_capability(target: str, transport: str) -> None:
-    """Nobody has it until access rules are served, so nothing is purged: not even what is one's
-    own.
-    """
+    """No client has the capability yet, so nothing is purged."""
     own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
     async with World(target, transport) as world:
         owner, other = await world.agent("owner"), await world.agent("other")

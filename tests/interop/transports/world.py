@@ -1,8 +1,8 @@
 """The participants of one scenario, as clients of ours.
 
-`transport` says how users connect: "framed" is everybody over aether://, "ws" is users over ws://
-and the others, who may not use that transport, over aether://. `talker` is who plays a part that a
-user may play too.
+`transport` says how users connect: "framed" is every client over aether://, "ws" is users over
+ws:// and the others, who may not use that transport, over aether://. `talker` is who plays a part
+that a user may play too.
 
 Silence is never proved by waiting, but by a marker: a message that comes after everything that was
 sent before it.
@@ -40,9 +40,7 @@ framed = pytest.mark.parametrize("transport", TRANSPORTS[:1])
 
 
 class World:
-    """Opens participants in a workspace that no other scenario knows, and closes all of them at its
-    end.
-    """
+    """Opens participants in a fresh workspace, and closes all of them at its end."""
 
     def __init__(self, target: str, transport: str) -> None:
         self.target = target
@@ -105,7 +103,7 @@ class World:
         return client
 
     async def talker(self, name: str = "talker") -> Any:
-        """Somebody whose transport is tried: a user on "ws", an agent otherwise."""
+        """Open the client whose transport is tried: a user on "ws", an agent otherwise."""
         return await (self.user(name, ws=self.ws) if self.transport == "ws" else self.agent(name))
 
 

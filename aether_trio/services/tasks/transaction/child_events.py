@@ -10,7 +10,8 @@ row. So the log has it once, whichever process ends in between.
 A child's transaction reads the parent's row. The transaction that collects writes that row and
 reads what the child has inserted: of two serializable transactions that do so one fails. Where
 several nodes share the database, events are therefore collected in locking transactions
-(`Database.separate_queue`): they lock the rows of the parents first, and then delete the events of these
+(`Database.separate_queue`): they lock the rows of the parents first, and then delete the events of
+these
 parents. An event of the parent itself collects in its transaction (`collect_for`), which writes the
 same row, so one of the two waits for the other, or runs again.
 
