@@ -242,8 +242,8 @@ class SocketWriter:
         # would send then.
         self.is_writing = True
         self.stalled_since = trio.current_time()
-        source.on_stall(moved=False)
         self._nursery.start_soon(self._write, name="socket-writer")
+        source.on_stall(moved=False)
 
     async def _write(self) -> None:
         """Wait until the kernel has the backlog; then send what has come meanwhile."""
@@ -266,6 +266,8 @@ class SocketWriter:
                 failure = error
             if failure is not None:
                 source.on_defect(failure)
+                if self._backlog is not None:
+                    self.abort()  # the middle of a message is missing
         self.kick()
 
     async def _write_backlog(self) -> None:
