@@ -1,5 +1,4 @@
-"""A gateway's core in memory, for tests: databases without threads (inline.py), scripted
-participants, a virtual clock.
+"""A gateway's core in memory for tests, with scripted participants.
 
 On a clock that jumps (`use_virtual_time`) a whole core runs in virtual time, on either engine.
 """
@@ -255,7 +254,7 @@ def kv_put(key: str, value: bytes) -> pb.UpstreamMessage:
 
 
 async def barrier(*peers: MemoryLink) -> None:
-    """Until everything that these participants have sent is committed and handed on, in turn.
+    """Wait until all that these participants have sent is committed and handed on.
 
     Asks for a checkpoint, which every kind of participant may. What came before the answer is left
     for the test to read.

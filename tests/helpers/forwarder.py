@@ -19,7 +19,7 @@ ACK = 0x1
 
 
 class FrameCounter:
-    """Counts the frames of one direction of one connection, from whatever pieces they arrive in."""
+    """Counts the frames of one direction of one connection, however they are split."""
 
     def __init__(self, *, preface: bool) -> None:
         self._buffer = bytearray()
@@ -125,9 +125,7 @@ class Forwarder:
 
     @property
     def client_streams(self) -> int:
-        """RPCs that clients started; grpcio shares connections between clients of a process, so
-        those say little.
-        """
+        """RPCs that clients started, as grpcio shares connections between clients."""
         return sum(n for counters in self._counters for (kind, _), n in counters[0].frames.items() if kind == HEADERS)
 
     @property

@@ -1,4 +1,4 @@
-"""A real gateway process for tests: started with `aether dev`, killed, restarted on the same data.
+"""A real gateway process for tests: started, killed, restarted on the same data.
 
 From threads (and scenarios that use the SDK's blocking client):
 
@@ -60,7 +60,7 @@ class GatewayFailed(AssertionError):
 
 
 class GatewayProcess:
-    """One `aether dev` (or another command that takes --ready-file) and the directory it works in."""
+    """One `aether dev`, or another command that takes --ready-file."""
 
     def __init__(
         self,
@@ -166,9 +166,7 @@ class GatewayProcess:
         return self.returncode
 
     def close(self) -> None:
-        """Stop whatever still runs and delete the scratch directory (not a data_dir that was
-        given).
-        """
+        """Stop the processes, and delete the scratch directory."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.terminate()
             if self._process is not None:

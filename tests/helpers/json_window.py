@@ -1,5 +1,4 @@
-"""A user's window as a browser makes one: wsproto on a socket, the JSON subprotocol, plain dicts,
-and nothing of ours.
+"""A user's window as a browser makes one: wsproto on a socket, JSON messages.
 
 async with open_json_window(address, "ann", "w1") as window:
     await window.say(switch_workspace={"new_workspace_id": "prod"})
@@ -33,7 +32,7 @@ def unb64(text: str) -> bytes:
 
 
 class JsonWindow:
-    """One WebSocket. Messages of a kind that nobody has asked for yet wait."""
+    """One WebSocket. Messages of a kind that no test has asked for yet wait."""
 
     def __init__(self, stream: trio.SocketStream, topic: str) -> None:
         self.topic = topic

@@ -1,4 +1,5 @@
-"""A network namespace joined to this one by a veth pair: another machine, as far as TCP can tell.
+"""A network namespace behind a veth pair: another machine, as far as TCP can tell.
+
 Needs root.
 
 `vanish` takes its link down: its kernel is gone, without a FIN, a RST, or anyone to answer a probe.

@@ -1,5 +1,4 @@
-"""One scripted participant on any transport of a running gateway: messages out, messages in, and
-the status of the end.
+"""One scripted participant on any transport of a running gateway.
 
 async with participant("framed", gateway.addresses["framed"], agent("w", "i", "1")) as one:
     await one.send(message)

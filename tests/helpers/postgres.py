@@ -1,5 +1,4 @@
-"""A real PostgreSQL for tests: aether_trio.storage.postgres.embedded in a temporary directory, with
-durability off unless asked for.
+"""A real PostgreSQL server for tests, in a temporary directory.
 
 It listens on a Unix socket only unless a port is asked for. Tests crash the server process, not the
 machine: hence `fsync=off`.
@@ -36,7 +35,7 @@ class PostgresServer(EmbeddedPostgres):
         return name
 
     def drop_database(self, name: str) -> None:
-        """Forget a database, whoever is connected to it."""
+        """Drop a database, also while sessions are connected to it."""
         self.psql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

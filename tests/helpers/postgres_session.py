@@ -1,6 +1,6 @@
-"""A connection to PostgreSQL that blocks: for what a test does behind the back of what it tests.
+"""A blocking PostgreSQL connection, for changes behind the back of the gateway.
 
-asyncpg wants an asyncio loop, so that loop has a thread of its own; a call waits for it without
+asyncpg wants an asyncio loop, so that loop has its own thread; a call waits for it without
 letting anything else run.
 """
 
@@ -47,7 +47,7 @@ class PostgresSession:
 
 @contextmanager
 def open_postgres_session(dsn: str) -> Iterator[PostgresSession]:
-    """A session of a role that may do everything, on a loop of its own."""
+    """A session of a role that may do everything, on its own loop."""
     loop = asyncio.SelectorEventLoop()
     thread = threading.Thread(target=loop.run_forever, name="postgres-session", daemon=True)
     thread.start()

@@ -1,5 +1,4 @@
-"""A gRPC client for load and faults: one Connect stream over hand-made HTTP/2 frames, without I/O
-of its own.
+"""A gRPC client for load and faults: hand-made HTTP/2 frames, without I/O.
 
 Bytes in, whole gRPC messages out. It costs a few microseconds a message, where grpcio costs a
 hundred, and it does what no proper client would: it can leave its window shut, stop reading, or
@@ -58,9 +57,9 @@ def grpc_message(payload: bytes) -> bytes:
 
 
 class RawH2:
-    """Sans-I/O client of one Connect stream, already opened: the first `outgoing` holds preface,
-    settings and headers.
-    """
+    """Sans-I/O client of one open Connect stream.
+
+    The first `outgoing` holds preface, settings and headers."""
 
     def __init__(
         self,
@@ -277,9 +276,7 @@ class RawPeer:
 
 @contextlib.asynccontextmanager
 async def open_raw_peer(address: str, init: bytes, **settings: Any) -> AsyncIterator[RawPeer]:
-    """Connect and send the first message (a serialised UpstreamMessage with an InitConnection);
-    close rudely at the end.
-    """
+    """Connect and send a first message with InitConnection; end without a close."""
     host, _, port = address.rpartition(":")
     peer = RawPeer(await trio.open_tcp_stream(host, int(port)), RawH2(**settings))
     try:

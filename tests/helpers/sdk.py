@@ -1,7 +1,7 @@
 """Peers of the published SDK for the conformance tests.
 
 The SDK is asyncio and threads, the suite is trio: a scenario is a coroutine function that
-`run_async` runs to its end in a loop of its own. Three kinds of peer: `Peer` (an async client),
+`run_async` runs to its end in its own loop. Three kinds of peer: `Peer` (an async client),
 `SyncPeer` (a threaded client) and `RawStream` (the package's bare stub, for what its clients cannot
 send or see).
 
@@ -153,7 +153,7 @@ class Peer:
 
     def _on_disconnect(self, reason: str) -> None:
         self.reasons.append(reason)
-        # A GRACEFUL_DISCONNECT comes this way too, with a reason of its own, and is followed by a
+        # A GRACEFUL_DISCONNECT comes this way too, with another reason, and is followed by a
         # reconnection.
         if reason == "connection lost" or not self.client.is_running:
             self.gone.set()
@@ -175,9 +175,7 @@ class Peer:
         return self
 
     async def came_up(self) -> bool:
-        """Wait for what comes first: the next on_connect (True), or the end of the connection
-        (False).
-        """
+        """Wait for the next on_connect (True) or the end of the connection (False)."""
         connected = asyncio.ensure_future(self.connects.get())
         gone = asyncio.ensure_future(self.gone.wait())
         try:
@@ -205,9 +203,7 @@ class Peer:
         assert not self.client.is_running, f"{self.topic}: still running after a final status"
 
     async def barrier(self) -> None:
-        """A round trip that any principal may make: all that this connection sent before has taken
-        effect.
-        """
+        """Make a round trip, so that all that was sent before has taken effect."""
         answered(await self.client.checkpoint_load("interop-barrier", timeout=LIMIT_S), f"{self.topic}: barrier")
 
     async def send(self, topic: str, payload: bytes, message_type: int = pb.OPAQUE) -> None:
@@ -232,7 +228,7 @@ class Peer:
                     skipped.append(item)
         except TimeoutError:
             errors = [f"{error.code}: {error.message}" for error in self.errors._queue]  # type: ignore[attr-defined]
-            raise AssertionError(f"{self.topic}: waited in vain; skipped {skipped[:5]}, errors {errors}") from None
+            raise AssertionError(f"{self.topic}: it did not come; skipped {skipped[:5]}, errors {errors}") from None
 
     async def message(self, payload: bytes) -> Any:
         """The next message, which must have this payload."""
@@ -302,9 +298,9 @@ class World:
         return self._peer(AsyncTaskClient, f"tu::{self.ws}::{self.impl}::{spec}", self.ws, self.impl, spec, **settings)
 
     def task(self, **settings: Any) -> Peer:
-        """A task without a specifier: the gateway invents its topic, so it is only known from what
-        the task sends.
-        """
+        """A task without a specifier, whose topic the gateway invents.
+
+        The topic is known from what the task sends."""
         return self._peer(AsyncTaskClient, f"ta::{self.ws}::{self.impl}::?", self.ws, self.impl, **settings)
 
     def user(self, window: str, *, uid: str = "", **settings: Any) -> Peer:
@@ -394,7 +390,7 @@ class SyncPeer:
             try:
                 item = box.get(timeout=max(0.01, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"{self.topic}: waited in vain; errors {list(self.errors.queue)}") from None
+                raise AssertionError(f"{self.topic}: it did not come; errors {list(self.errors.queue)}") from None
             if wanted(item):
                 return item
 
@@ -455,7 +451,7 @@ class SyncWorld:
 class StreamEnded(AssertionError):
     """A raw stream has ended.
 
-    An assertion error, so that an end nobody asked for fails the test with its status.
+    An assertion error, so that an end that the test did not ask for fails the test with its status.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:

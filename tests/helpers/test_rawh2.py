@@ -1,4 +1,4 @@
-"""The raw client against grpcio's own server, which is the reference for what these frames mean."""
+"""The raw client speaks to grpcio's server, which judges its frames."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A TLS 1.3 client that sends what Python's cannot be made to send: key updates, as many as a test
-wants.
+"""A TLS 1.3 client that can send as many key updates as a test wants.
 
     client = RecordClient.over(sock, context_of_a_client, folder)     # does the handshake
     sock.sendall(client.key_updates(1000, answer=True))

@@ -1,6 +1,4 @@
-"""Two extensions for transports without frames of their own for it: whose refusal it is, and credit
-for deliveries.
-"""
+"""Numbered sends and delivery credit, on transports without frames for them."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ async def test_a_refusal_says_which_send_it_means(transport: str) -> None:
         open_test_gateway() as gateway,
         participant(transport, gateway.address, declared("a", NUMBERED_SENDS)) as a,
     ):
-        for topic in (A, "nowhere", A, "sv::nobody"):
+        for topic in (A, "nowhere", A, "sv::unknown"):
             await a.send(message_to(topic, b"x"))
         await a.send(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id="x")))
         found = [(await a.next("error")).error for _ in range(3)]

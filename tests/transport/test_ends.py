@@ -1,4 +1,4 @@
-"""A client that has ended its side does not keep its identity, whatever its last request waits for."""
+"""A client that has ended its side does not keep its identity."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a client has sent in front of a mistake counts, on every transport, also when one read
-brings both.
-"""
+"""What a client has sent in front of a mistake counts, on every transport."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A client that reads slowly is told from one that reads nothing, however its transport bounds what
-it is sent.
-"""
+"""A client that reads slowly is told from one that reads nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client without manners: hand-made bytes over a real socket, and what the gateway says to them."""
+"""A client that sends hand-made bytes over a real socket, and reads the answers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def connected(address: str, context: ssl.SSLContext | None = None) -> Asyn
 
 
 async def is_well(address: str, context: ssl.SSLContext | None = None) -> None:
-    """The gateway lets somebody in, commits a message and delivers it."""
+    """The gateway lets a client in, commits a message and delivers it."""
     async with connected(address, context) as peer:
         await peer.say(live("well"))
         await peer.next(ServerHello)

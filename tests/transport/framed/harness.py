@@ -1,4 +1,4 @@
-"""A core behind the framed transport on real sockets, and a client made of nothing but the codec."""
+"""A core behind the framed transport on real sockets, and a client of the codec."""
 
 from __future__ import annotations
 

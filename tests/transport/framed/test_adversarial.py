@@ -1,5 +1,4 @@
-"""Every mistake that docs/wire.md names, made on purpose over real sockets: the gateway says what
-is wrong, ends the stream, and goes on serving the others in bounded memory.
+"""Each mistake that docs/wire.md names gets the answer that it promises.
 
 The bytes are written by hand. What the gateway answers is read with the codec, which is tested
 elsewhere.
@@ -211,7 +210,7 @@ async def test_a_mistake_in_one_flight_with_hello_and_init(gateway: GatewayProce
 
 
 async def test_what_a_client_could_not_know_better_is_no_mistake(gateway: GatewayProcess) -> None:
-    """DELIVERED for a channel that is not open, or for more than was delivered, is ignored."""
+    """DELIVERED for an unknown channel, or for more than was delivered, is ignored."""
     async with connected(gateway.address) as peer:
         await peer.say(live())
         await peer.next(ServerHello)

@@ -1,6 +1,4 @@
-"""Clients that are slow on purpose, or talk noise, in numbers: each is ended in time, and what they
-cost is bounded.
-"""
+"""Many clients that are slow or talk noise are ended in time, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -107,7 +105,7 @@ async def test_a_flood_of_slow_handshakes_costs_little_and_goes_away(impatient: 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_noise(impatient: GatewayProcess, seed: int) -> None:
-    """Conversations with a few wrong bytes: each is served, or ended with an ERROR; none hangs."""
+    """A conversation with a few wrong bytes is served or ended with an ERROR."""
     chance = random.Random(seed)
 
     async def babble(number: int, random_bytes: int) -> None:

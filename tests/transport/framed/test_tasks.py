@@ -1,4 +1,4 @@
-"""What a framed connection is made of: one task, and a writer only while its socket has no room."""
+"""A framed connection is one task, and a writer while its socket has no room."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ async def test_a_number_beyond_the_window_is_forgotten() -> None:
         assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
 
 
-async def test_whoever_ends_at_once_still_gets_its_acks() -> None:
+async def test_a_client_that_ends_at_once_still_gets_its_acks() -> None:
     async with open_transport() as transport:
         a = await transport.connect(agent("a"))
         await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 51)), framing.Send(51, "nonsense", b""))
@@ -308,9 +308,7 @@ async def test_many_workspaces_give_their_channels_back() -> None:
 
 
 async def test_a_number_is_never_that_of_a_second_topic() -> None:
-    """A DELIVERED that comes late, for a topic that was left, must not acknowledge what nobody has
-    seen.
-    """
+    """A late DELIVERED for a topic that was left acknowledges nothing that is unseen."""
     async with open_transport() as transport:
         a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
         topics: dict[int, str] = {}

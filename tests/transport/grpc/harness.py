@@ -1,6 +1,4 @@
-"""A tiny service, a server around it, and a client that speaks raw HTTP/2 frames and can misbehave
-in any way.
-"""
+"""A tiny service, a server around it, and a client that speaks raw HTTP/2 frames."""
 
 from __future__ import annotations
 
@@ -175,7 +173,7 @@ def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
 class RawClient:
     """One connection.
 
-    Answers nothing by itself, except SETTINGS and, if asked, windows.
+    Answers nothing automatically, except SETTINGS and, if asked, windows.
     """
 
     def __init__(self, stream: trio.SocketStream) -> None:

@@ -1,6 +1,4 @@
-"""Peers that cost more than they should: each budget ends the connection loudly, and others do not
-notice.
-"""
+"""Peers that cost too much are ended by budgets, and other clients notice nothing."""
 
 from __future__ import annotations
 
@@ -260,7 +258,7 @@ async def test_a_peer_that_never_reads_our_replies_is_dropped() -> None:
 
 
 async def test_who_reads_no_answers_is_asked_for_no_more_requests() -> None:
-    """A thousand calls with an answer each were held, 40 MB and more for a stranger's connection."""
+    """A client without a credential could hold 40 MB of answers otherwise."""
     server, _ = probe_server(limits=GrpcLimits(max_unread_answers_bytes=32_768))
     async with serving(server) as port:
         client = await RawClient.connect(port, settings(window=0))

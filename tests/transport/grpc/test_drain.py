@@ -1,6 +1,4 @@
-"""The orderly end: two GOAWAYs, in-flight RPCs finish, and after the deadline the rest gets
-UNAVAILABLE.
-"""
+"""A drain sends two GOAWAYs, waits for RPCs, and ends the rest with UNAVAILABLE."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ async def test_a_cancelled_server_still_says_unavailable() -> None:
                     assert (await client.trailers(1))["grpc-status"] == "14"
 
 
-async def test_grpcio_finishes_its_call_during_a_drain_and_finds_nobody_afterwards() -> None:
+async def test_grpcio_finishes_its_call_during_a_drain_and_finds_no_server_afterwards() -> None:
     server, _ = probe_server()
 
     def client(port: int) -> tuple[list[bytes], object]:

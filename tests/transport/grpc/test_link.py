@@ -52,7 +52,7 @@ class Source:
 
 
 class Gateway(AetherGatewayBase):
-    """Hands each connected link to the test and keeps the RPC open until the test is done with it."""
+    """Hands each connected link to the test, and keeps the RPC open for it."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[GrpcLink](10)
@@ -149,7 +149,7 @@ async def test_a_cut_stream_raises_link_broken_and_does_not_cancel_the_task(how:
         source.queue.append(b"never")
         link.kick()
         assert source.pulled == 0
-        assert source.cuts == 1  # whoever waits for the peer to read is told as well
+        assert source.cuts == 1  # a task that waits for the peer to read is told as well
         assert not gateway.ended.is_set()
         await link.close(Status.UNAVAILABLE)
         gateway.leave.set()
@@ -246,7 +246,7 @@ async def test_close_before_any_message_is_a_trailers_only_response() -> None:
         assert found.flags & frames.END_STREAM
         headers = client.decode(found)
         assert (headers[":status"], headers["grpc-status"], headers["grpc-message"]) == ("200", "6", "held by another")
-        # The client had not ended its side: it is told that nobody reads on.
+        # The client had not ended its side: it is told that the server reads no more.
         assert (await client.until_kind(frames.RST_STREAM)).body == Http2ErrorCode.NO_ERROR.to_bytes(4, "big")
         await link.close(Status.INTERNAL)
         gateway.leave.set()

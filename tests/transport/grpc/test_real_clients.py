@@ -206,7 +206,7 @@ async def test_health_check_and_watch() -> None:
             stub = HealthStub(channel)
             seen: list[Any] = [(await stub.Check(HealthCheckRequest(service=name))).status for name in ("", GATEWAY)]
             with pytest.raises(GRPCError) as caught:
-                await stub.Check(HealthCheckRequest(service="nobody"))
+                await stub.Check(HealthCheckRequest(service="unknown"))
             seen.append(caught.value.status.name)
             async with stub.Watch.open() as stream:
                 await stream.send_message(HealthCheckRequest(service=GATEWAY), end=True)
@@ -225,7 +225,7 @@ async def test_health_check_and_watch() -> None:
     async with serving(GrpcServer([Gateway(), health])) as port:
         seen = await trio.to_thread.run_sync(lambda: asyncio.run(talk(int(port))))
     assert seen == [SERVING, NOT_SERVING, "NOT_FOUND", NOT_SERVING, SERVING]
-    assert health.status("nobody") is None
+    assert health.status("unknown") is None
     assert HealthCheckResponse.SERVING == SERVING
 
 

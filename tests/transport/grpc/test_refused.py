@@ -1,4 +1,4 @@
-"""Requests that are no gRPC: a plain answer when they have ended, HTTP's rules until then."""
+"""Requests that are no gRPC get a plain answer, by the rules of HTTP."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A client resets its connection in the moment in which messages are handed to it: what the kernel
-did not take comes again.
-"""
+"""A client resets its connection while messages are delivered to it."""
 
 from __future__ import annotations
 

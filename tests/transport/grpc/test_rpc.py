@@ -46,7 +46,7 @@ async def test_what_is_no_rpc_is_refused_before_any_message(
 
 
 async def test_a_request_that_cannot_be_decoded_is_its_caller_s_mistake(caplog: pytest.LogCaptureFixture) -> None:
-    """A traceback in the log for each is what a stranger fills the disk with."""
+    """A client without a credential could fill the disk with tracebacks."""
     server, _ = probe_server()
     async with serving(server) as port:
         client = await RawClient.connect(port)

@@ -1,4 +1,4 @@
-"""The server as a whole: the sniffing seam, statistics, fairness, and a session of random frames."""
+"""The gRPC server as a whole: statistics, fairness, and random frames."""
 
 from __future__ import annotations
 
@@ -181,9 +181,7 @@ async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arri
 
 
 async def _send_within_windows(client: RawClient, streams: range, body: bytes) -> None:
-    """Upload `body` on every stream, reading nothing but windows, which the server gives back as it
-    reads.
-    """
+    """Upload `body` on every stream, within the windows that the server gives."""
     for stream_id in streams:
         for at in range(0, len(body), 16_000):
             await client.send(data(stream_id, body[at : at + 16_000]))

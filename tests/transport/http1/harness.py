@@ -78,7 +78,7 @@ class Client:
         return await self.answer()
 
     async def rest(self) -> bytes:
-        """What comes until the server has ended the connection."""
+        """The bytes up to the end of the connection."""
         received = b""
         with trio.fail_after(PATIENCE_S):
             try:

@@ -1,6 +1,4 @@
-"""An ASGI application on the HTTP/1.1 server, over real sockets: requests, responses, disconnects,
-lifespan, and its mistakes.
-"""
+"""An ASGI application on the HTTP/1.1 server, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The HTTP/1.1 server on real sockets: bodies, keep-alive, and clients that send too much, too
-slowly, or nonsense.
-"""
+"""The HTTP/1.1 server on real sockets: bodies, keep-alive, and hostile clients."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The data plane without sockets: any split of a valid stream means the same, and no bytes do more
-than end a connection.
-"""
+"""The data plane without sockets: splits mean nothing, and no bytes do harm."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ MOST_TURNS = 10_000
 
 
 class Side:
-    """A data plane and the little that its owner must do: streams open with HEADERS and end with
-    RST_STREAM.
-    """
+    """A data plane and its owner: HEADERS open streams, RST_STREAM ends them."""
 
     def __init__(self, *, is_client: bool = False, **limits: int) -> None:
         self.limits = GrpcLimits(**limits)  # type: ignore[arg-type]
@@ -304,7 +300,7 @@ def test_a_reader_gives_room_back_at_half_a_window() -> None:
     assert side.updates() == {1: 3 * 16_005}
 
 
-def test_who_does_not_read_keeps_its_own_window_shut_and_nobody_elses() -> None:
+def test_a_stream_that_is_not_read_keeps_its_window_shut_and_no_other() -> None:
     side = Side.opened(1, 3, connection_window_bytes=100_000)
     side.output()
     for _ in range(4):
@@ -340,7 +336,7 @@ def test_small_messages_that_are_not_read_count_for_what_they_cost() -> None:
     assert side.updates()[0] == 3 * len(small)
 
 
-def test_a_stranger_leaves_less_unread_than_an_accepted_client() -> None:
+def test_a_client_without_a_credential_leaves_less_unread_than_an_accepted_one() -> None:
     side = Side.opened(1, 3, connection_window_bytes=65_535, max_unauthenticated_unread_bytes=30_000)
     side.output()
     side.feed(*(data(1, message(b"u" * 16_000)) for _ in range(3)), read=False)

@@ -1,6 +1,4 @@
-"""What h2_internals.py relies on in h2 and hpack is still so: a new release that changes it fails
-here first.
-"""
+"""A release of h2 or hpack that changes what h2_internals.py needs fails here."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A foreign judge of HTTP/2: h2spec against a gateway process. docs/wire.md says why it is not
-content with everything.
+"""h2spec judges the HTTP/2 of a gateway process.
+
+docs/wire.md says why it is not content with everything.
 """
 
 from __future__ import annotations

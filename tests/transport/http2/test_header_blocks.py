@@ -1,4 +1,4 @@
-"""Header blocks made by hand: what they mean to any HPACK decoder, and the frames that carry them."""
+"""Header blocks made by hand: any HPACK decoder reads them as they were meant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Whether h2 judges what a client sends or an earlier client's like is remembered: the client
-cannot tell.
-"""
+"""A client cannot tell whether h2 judges its frames, or a remembered judgement."""
 
 from __future__ import annotations
 
@@ -55,9 +53,7 @@ def echo_twice() -> list[bytes]:
 
 
 def a_table_in_use() -> list[bytes]:
-    """As grpc-core does: entries go into the table at once, and leave it when our SETTINGS forbid
-    it.
-    """
+    """As grpc-core does: entries go into the table at once, until SETTINGS forbid it."""
     say = hpack.Encoder()
     first = request(say, 1, ("x-kept", "1")) + data(1, message(b"a"), end=True)
     second = request(say, 3, ("x-kept", "1")) + data(3, message(b"b"), end=True)
@@ -194,9 +190,7 @@ class Plane:
 
 
 class Peer:
-    """One connection: carries out a step on a ServerControl as ServerConnection does, and writes
-    down what came of it.
-    """
+    """One connection: carries out steps on a ServerControl, and notes the results."""
 
     def __init__(self, shared: SharedControl) -> None:
         self.plane = Plane()

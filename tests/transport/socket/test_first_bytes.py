@@ -43,7 +43,7 @@ def test_whatever_comes_is_decided_within_the_longest_word(head: bytes) -> None:
 
 
 @given(st.binary(max_size=64), st.text(max_size=400))
-def test_everybody_can_be_told(head: bytes, text: str) -> None:
+def test_every_kind_of_client_can_be_told(head: bytes, text: str) -> None:
     assert refusal(head, text)
 
 

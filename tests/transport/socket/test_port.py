@@ -1,6 +1,4 @@
-"""One port, several transports: real sockets, real TLS, and transports that only say what they were
-given.
-"""
+"""One port, several transports: real sockets and real TLS."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ class TalkingTransport:
     async def serve(self, accepted: Accepted) -> None:
         self.heads.append(accepted.head)
         self.tasks.append(trio.lowlevel.current_task())
-        who = accepted.certificate.common_name if accepted.certificate else "nobody"
+        who = accepted.certificate.common_name if accepted.certificate else "unnamed"
         answer = f"{self.name} serves {who}".encode()
         accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
         await trio.lowlevel.checkpoint()
@@ -152,7 +150,7 @@ async def over_tls(where: Place, context: ssl.SSLContext) -> AsyncIterator[trio.
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_the_first_bytes_choose_the_transport_which_gets_them_all(transport: str) -> None:
     async with place() as where:
-        assert await where.answer_to(FLIGHTS[transport]) == f"{transport} serves nobody".encode()
+        assert await where.answer_to(FLIGHTS[transport]) == f"{transport} serves unnamed".encode()
         assert where.transports[transport].heads == [FLIGHTS[transport]]
         assert where.statistics.chosen == dict.fromkeys(TRANSPORTS, 0) | {transport: 1}
         assert where.statistics.rejects == {}
@@ -163,7 +161,7 @@ async def test_a_first_flight_may_be_cut_anywhere(transport: str) -> None:
     flight = FLIGHTS[transport][:20]
     async with place() as where:
         for cut in range(1, len(flight)):
-            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{transport} serves nobody".encode()
+            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{transport} serves unnamed".encode()
         assert all(flight.startswith(head) for head in where.transports[transport].heads)
 
 
@@ -171,7 +169,7 @@ async def test_a_first_flight_may_be_cut_anywhere(transport: str) -> None:
 async def test_the_transport_is_known_with_the_last_byte_of_its_first_word(transport: str) -> None:
     word = FLIGHTS[transport][: WORD_BYTES[transport]]
     async with place() as where:
-        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{transport} serves nobody".encode()
+        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{transport} serves unnamed".encode()
         assert where.transports[transport].heads == [word]
 
 
@@ -181,7 +179,7 @@ async def test_a_transport_serves_in_the_task_that_looked() -> None:
         while not where.statistics.undecided:
             await trio.sleep(0.01)
         await stream.send_all(b"ET ")
-        assert await everything(stream) == b"websocket serves nobody"
+        assert await everything(stream) == b"websocket serves unnamed"
         (task,) = where.transports["websocket"].tasks
         assert task.parent_nursery is where.nursery
         assert not task.child_nurseries
@@ -281,12 +279,12 @@ async def test_the_alpn_answer_chooses_the_transport_before_a_word_is_said(
 ) -> None:
     async with place(tls=pki.settings) as where, over_tls(where, pki.context("unheard-of", protocol)) as stream:
         assert stream.selected_alpn_protocol() == protocol
-        assert await everything(stream) == f"{transport} serves nobody".encode()
+        assert await everything(stream) == f"{transport} serves unnamed".encode()
 
 
 async def test_a_browser_that_would_take_http2_too_gets_http1(pki: Pki) -> None:
     async with place(tls=pki.settings) as where, over_tls(where, pki.context("h2", "http/1.1")) as stream:
-        assert await everything(stream) == b"websocket serves nobody"
+        assert await everything(stream) == b"websocket serves unnamed"
 
 
 @pytest.mark.parametrize("offer", [(), ("unheard-of",)])
@@ -298,7 +296,7 @@ async def test_without_an_alpn_answer_the_first_plain_bytes_choose(
         for byte in FLIGHTS[transport][: WORD_BYTES[transport]]:
             await stream.send_all(bytes((byte,)))  # a record each
             await trio.testing.wait_all_tasks_blocked()
-        assert await everything(stream) == f"{transport} serves nobody".encode()
+        assert await everything(stream) == f"{transport} serves unnamed".encode()
 
 
 async def test_the_transport_learns_who_the_client_certificate_names(pki: Pki) -> None:
@@ -396,7 +394,7 @@ async def test_a_transport_with_a_port_of_its_own_is_spoken_there_alone(pki: Pki
                         await stream.send_all(flight)
                         answer = await everything(stream)
                     if ports.addresses[spoken] == address:
-                        assert answer == f"{spoken} serves nobody".encode()
+                        assert answer == f"{spoken} serves unnamed".encode()
                     else:
                         assert b"not spoken here" in answer, (transport, spoken)
             assert ports.statistics().chosen == {"grpc": 2, "framed": 1, "websocket": 2}

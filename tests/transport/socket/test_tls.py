@@ -132,8 +132,8 @@ async def test_an_optional_certificate_may_be_missing(pki: Pki) -> None:
 
 async def test_a_certificate_of_another_ca_is_refused(pki: Pki, tmp_path: Path) -> None:
     server, door, probe = port_for(pki, ClientCertificates.OPTIONAL)
-    stranger = Pki(tmp_path)
-    context = client_context(ca_file=pki.ca, cert_file=stranger.client_cert, key_file=stranger.client_key)
+    foreign = Pki(tmp_path)
+    context = client_context(ca_file=pki.ca, cert_file=foreign.client_cert, key_file=foreign.client_key)
     async with serving(server, door.serve) as port:
         with pytest.raises(Exception, match=r".*"):
             await call(int(port), context)

@@ -164,14 +164,14 @@ async def test_addresses_of_one_network_are_one_host(
 
 async def test_clients_that_are_not_accepted_give_way_to_those_that_are(autojump_clock: trio.testing.MockClock) -> None:
     budget = UnfinishedInput(LIMITS)
-    strangers = [receiver(budget, f"192.0.2.{number}", accepted=False) for number in range(5)]
+    unaccepted = [receiver(budget, f"192.0.2.{number}", accepted=False) for number in range(5)]
     accepted = receiver(budget)
     accepted.take(800 * KIB)
     await trio.sleep(1)
-    for one in strangers:
+    for one in unaccepted:
         one.take(80 * KIB)
     assert accepted.error is None
-    assert len(given_up(strangers)) == 2
+    assert len(given_up(unaccepted)) == 2
     assert budget.statistics().counted_bytes <= LIMITS.total_bytes
 
 
@@ -207,7 +207,7 @@ async def test_messages_that_end_and_begin_in_every_read_are_not_one_slow_messag
     assert one.error is None
 
 
-async def test_time_in_which_nobody_reads_does_not_count(
+async def test_time_in_which_no_task_reads_does_not_count(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     budget = UnfinishedInput(LIMITS)

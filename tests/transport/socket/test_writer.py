@@ -1,4 +1,4 @@
-"""SocketWriter on a pair of sockets: order, backlog, bounds, stalls, defects, and how it ends."""
+"""SocketWriter on a pair of sockets: order, backlog, bounds, defects, and its end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A real core behind the WebSocket transport on a real port, and a client of wsproto on a real
-socket.
-"""
+"""A real core behind the WebSocket transport, and a client of wsproto."""
 
 from __future__ import annotations
 
@@ -39,9 +37,9 @@ WAIT_S = 300.0
 
 
 class TransportServer:
-    """The transport under test: `address` is (host, port); `core` is None when links are served by
-    a function of the test.
-    """
+    """The transport under test. `address` is (host, port).
+
+    `core` is None when links are served by a function of the test."""
 
     def __init__(self, core: Core | None, server: HttpServer, ports: Ports) -> None:
         self.core = core
@@ -59,9 +57,7 @@ async def open_transport(
     auth: Mapping[str, Any] | None = None,
     **websocket: Any,
 ) -> AsyncIterator[TransportServer]:
-    """The transport, with these settings of `websocket`, in front of a core of its own or of
-    `serve`.
-    """
+    """The transport with these settings, in front of a separate core or of `serve`."""
     settings = settings_for_tests(websocket=websocket, auth=auth or {})
     if serve is not None:
         async with _open(None, serve, settings, tls) as transport:

@@ -1,6 +1,4 @@
-"""Deliveries that the client acknowledges, in front of a real core: what is not done comes again,
-within the room there is.
-"""
+"""Deliveries that the client acknowledges come again until it has."""
 
 from __future__ import annotations
 

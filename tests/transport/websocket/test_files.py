@@ -19,14 +19,14 @@ PAGE = File(b"<!doctype html>", '"page"', [("Content-Type", "text/html; charset=
 BIG = File(b"x" * 3_000_000, '"big"', [("Content-Type", "text/plain; charset=utf-8")])
 
 
-async def nobody(link: Link) -> None:
+async def no_link(link: Link) -> None:
     """Serves no link."""
 
 
 @pytest.fixture
 async def transport(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TransportServer]:
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": PAGE, "/demo/big": BIG})
-    async with open_transport(nobody) as opened:
+    async with open_transport(no_link) as opened:
         yield opened
 
 
@@ -164,7 +164,7 @@ async def test_nonsense_behind_a_head_is_answered_with_a_body(browser: Browser) 
 async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": PAGE})
     async with (
-        open_transport(nobody, idle_timeout_s=0.05) as transport,
+        open_transport(no_link, idle_timeout_s=0.05) as transport,
         await trio.open_tcp_stream(*transport.address) as stream,
     ):
         browser = Browser(stream)
@@ -175,7 +175,7 @@ async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.M
 async def test_a_reader_that_never_reads_its_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     huge = File(b"x" * 50_000_000, '"huge"', [])
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": huge})
-    async with open_transport(nobody, handshake_timeout_s=0.1, idle_timeout_s=0.1) as transport:
+    async with open_transport(no_link, handshake_timeout_s=0.1, idle_timeout_s=0.1) as transport:
         async with await trio.open_tcp_stream(*transport.address) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             with trio.fail_after(300):

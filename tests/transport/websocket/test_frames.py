@@ -1,6 +1,4 @@
-"""The reader of WebSocket frames without sockets: it agrees with wsproto, splits mean nothing, and
-little is held.
-"""
+"""The reader of WebSocket frames agrees with wsproto, however bytes are split."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ async def transport() -> AsyncIterator[TransportServer]:
 
 
 async def ask(transport: TransportServer, head: str = HEAD, **changes: str | None) -> tuple[int, str]:
-    """(status, the whole answer) to an upgrade with some of its headers changed, or left out."""
+    """(status, answer) to an upgrade with some headers changed, or left out."""
     headers = HEADERS | {name.replace("_", "-"): value for name, value in changes.items()}
     lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value is not None]
     async with await trio.open_tcp_stream(*transport.address) as stream:
@@ -179,7 +179,7 @@ async def test_what_comes_right_behind_the_request_is_not_lost(transport: Transp
 
 async def test_a_request_that_never_ends_is_given_up() -> None:
     async def serve(link: Link) -> None:
-        raise AssertionError("nobody was to be served")
+        raise AssertionError("no link was to be served")
 
     async with (
         open_transport(serve, handshake_timeout_s=0.05) as transport,

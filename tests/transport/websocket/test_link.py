@@ -505,7 +505,7 @@ async def test_draining_waits_for_the_sessions_and_then_ends_them() -> None:
             await client.receive()
 
 
-async def test_a_link_that_nobody_reads_knows_that_its_peer_has_gone() -> None:
+async def test_a_link_that_is_not_read_knows_that_its_peer_has_gone() -> None:
     begun, gone = trio.Event(), trio.Event()
 
     async def act(seen: Served) -> None:

@@ -24,7 +24,7 @@ async def open_other(transport: TransportServer, subprotocol: str) -> AsyncItera
             await ws.aclose()
 
 
-async def test_it_connects_pings_chats_and_leaves() -> None:
+async def test_it_connects_pings_sends_and_leaves() -> None:
     async with (
         open_transport() as transport,
         open_window(transport, "bob", "w1") as bob,

@@ -1,6 +1,4 @@
-"""People's windows in front of a real core: several of a user, resume, takeover, workspaces,
-credentials, drain, TLS.
-"""
+"""Users' windows in front of a real core: resume, takeover, workspaces."""
 
 from __future__ import annotations
 
