@@ -1,4 +1,6 @@
-"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client that goes on."""
+"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client
+that goes on.
+"""
 
 from __future__ import annotations
 
@@ -225,7 +227,8 @@ async def test_a_second_cancellation_while_the_last_word_is_under_way(
             await asked(line, Op.FAIL)
             heard.set()
             if work is failing:
-                assert (await line.asked()).WhichOneof("payload") == "task_query"  # that of the first cancellation
+                # That of the first cancellation.
+                assert (await line.asked()).WhichOneof("payload") == "task_query"
                 heard.set()
             await looked_up(line, info(RUNNING))
             assert (await moved(line, Op.FAIL, FAILED)).reason == reason
@@ -233,7 +236,9 @@ async def test_a_second_cancellation_while_the_last_word_is_under_way(
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client lives on, so no gateway takes the task back: it must be told, and the task is not taken anew before."""
+    """The client lives on, so no gateway takes the task back: it must be told, and the task is not
+    taken anew before.
+    """
     monkeypatch.setattr(job_module, "LAST_WORDS_S", 0.01)
 
     async def work(one: AgentClient) -> None:
@@ -342,7 +347,8 @@ async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkey
         another = pb.UpstreamMessage(task_op=Op(op=Op.CLAIM, task_id="another"))
         shift.nursery.start_soon(shift.client.request, another)
         await trio.sleep(0.1)
-        await moved(shift.line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
+        # That of "another": nothing was asked about the old one.
+        await moved(shift.line, Op.CLAIM, RUNNING)
         await shift.does(block)
         await shift.end()
     assert found == [b"anew"]
