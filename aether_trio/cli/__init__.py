@@ -1,5 +1,6 @@
-"""The `aether` command: one file per command, loaded only when it is used, so that `aether version`
-opens no gateway.
+"""The `aether` command. Each command has a file, which is imported on use.
+
+So `aether version` opens no gateway.
 """
 
 from __future__ import annotations

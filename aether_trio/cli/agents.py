@@ -1,4 +1,4 @@
-"""`aether agents`: the implementations that can be started, who can start them, and starting one."""
+"""`aether agents`: list, register and start agents."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ Examples:
 """,
 )
 def command() -> None:
-    """See and change what can be started when somebody needs it.
+    """List and register agents that are started when they are needed.
 
-    `aether orchestrate` registers its agents by itself.
+    `aether orchestrate` registers its agents itself.
     """
 
 
@@ -127,14 +127,14 @@ def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[st
 
 
 async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -> str:
-    """The start's id. Says so if nobody is there who could do it."""
+    """Launch an agent and return the task id. Warn when no orchestrator can start it."""
     async with open_client(target, who) as client:
         answer = await _answer(client, op)
         registered = await _answer(client, Op(op=Op.GET, implementation=op.implementation))
         there = (await _answer(client, Op(op=Op.LIST_ORCHESTRATORS))).orchestrators
     profile = registered.agent.orchestrator_profile
     if not any(profile in one.profiles for one in there):
-        text = f"nobody is connected who starts the profile {profile}; it waits for one: `aether orchestrate`, say"
+        text = f"no connected orchestrator starts the profile {profile}; the start waits for one, such as `aether orchestrate`"
         say(text, err=True)
     return answer.launch_result.task_id
 

@@ -23,10 +23,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "tail": ("tail", "Show a topic's messages as they come."),
     "kv": ("kv", "Read and write the key-value store."),
     "tasks": ("tasks", "Create, find, watch, cancel and retry tasks."),
-    "dlq": ("dlq", "See to tasks that have failed for good."),
+    "dlq": ("dlq", "List, requeue and resolve dead letters."),
     "agents": ("agents", "Show, register and start agents that can be started."),
-    "orchestrate": ("orchestrate", "Start agents when somebody needs them."),
-    "sessions": ("sessions", "Show who is connected; disconnect somebody."),
+    "orchestrate": ("orchestrate", "Start agents when they are needed."),
+    "sessions": ("sessions", "Show connected participants; disconnect one."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
     "keys": ("keys", "Make API keys."),
@@ -48,9 +48,7 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C and a closed output end a command without a traceback, however deep in trio's
-        groups they arrive.
-        """
+        """Run a command; Ctrl-C and a closed output end it without a traceback."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
@@ -105,6 +103,4 @@ Start here:
 )
 @click.version_option(__version__, prog_name="aether", message="%(prog)s %(version)s")
 def app() -> None:
-    """An Aether gateway: agents, users and services hold one stream each and exchange durable
-    messages.
-    """
+    """Run, use and look at Aether gateways, which deliver durable messages."""

@@ -69,7 +69,7 @@ def command(
     workspace: str,
     as_json: bool,
 ) -> None:
-    """Measure how a gateway does: connections, messages per second, round-trip latency.
+    """Measure connections, messages per second and round-trip latency of a gateway.
 
     ADDRESS is aether://HOST:PORT or aethers:// (agents on the binary framing), ws:// or wss://
     (users on WebSocket), or HOST:PORT. Pairs play ping-pong with durable messages. Latencies count
@@ -124,8 +124,9 @@ def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> 
 
 
 def addresses_for(target: GatewayTarget, given: str | None) -> list[str]:
-    """The URL that was given; without a scheme, one for each transport, in the order in which they
-    are tried.
+    """Return the addresses to try, one for each transport.
+
+    An address with a scheme is the only one.
     """
     if given is None:
         return addresses_of(target)
@@ -184,7 +185,7 @@ def _explain(url: str, error: BaseException) -> exits.CliError:
 
 
 def _progress(live: bool) -> Callable[[str], None]:
-    """One line that is written over; nothing when nobody looks."""
+    """Return a function that overwrites one line of a terminal, or prints nothing."""
 
     def show(text: str) -> None:
         if live:

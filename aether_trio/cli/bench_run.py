@@ -1,4 +1,4 @@
-"""What `aether bench` measures: pairs of participants that play ping-pong through the gateway.
+"""Measures for `aether bench`: pairs of clients play ping-pong.
 
 One of a pair says something, the other says it back; a round is two messages. First as many rounds
 as go, with a window of them on their way; then rounds at a given rate, in an open loop: each is
@@ -54,16 +54,14 @@ class Measured:
     texts: dict[str, str] = field(default_factory=dict)
     sent: int = 0
     late: int = 0
-    """Rounds that were due and not even begun when the time was over: the rate is more than there
-    is.
-    """
+    """Rounds that were due and not begun in time: the rate is too high."""
     answered: int = 0
     refused: int = 0
     """Messages of either side."""
 
     @property
     def unanswered(self) -> int:
-        """Rounds of which nobody knows what became of them."""
+        """Rounds without an answer or a refusal."""
         return max(0, self.sent - self.answered - self.refused)
 
     def refusal(self, error: AetherError) -> None:
@@ -74,9 +72,7 @@ class Measured:
 
 
 class _Side:
-    """One participant, and what it has published of which the gateway has not said yet what it
-    thinks.
-    """
+    """One client of a pair, and its publications that are not settled yet."""
 
     def __init__(self, client: Client, measured: Measured) -> None:
         self.client, self._measured = client, measured

@@ -1,4 +1,4 @@
-"""`aether config`: what can be set, what is set and by whom, and whether a file is right."""
+"""`aether config`: list, show and check settings."""
 
 from __future__ import annotations
 
@@ -66,4 +66,6 @@ def check(config_file: str | None, sets: tuple[str, ...]) -> None:
     changed = len(loaded.origins)
     say(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
     if loaded.settings.refuses_every_client:
-        say("note: nobody can connect: there is no API key and no client authority (see `aether keys new`)", err=True)
+        say(
+            "note: no client can connect: there is no API key and no client authority (see `aether keys new`)", err=True
+        )

@@ -1,4 +1,4 @@
-"""Connects a command to a gateway with aether_trio.client, and explains to a person what failed.
+"""Connects a command to a gateway, and explains to a person what failed.
 
 A command tries the transports in the order of TRANSPORTS. It goes on to the next one when the port
 says that it does not speak the one before, so commands work with any set of transports that a
@@ -46,14 +46,15 @@ from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 
 TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
-"""The schemes of the addresses that a command tries, without and with TLS. WebSocket is last: by
-default only users may connect on it (websocket.principals).
+"""The schemes of the addresses that a command tries, without and with TLS.
+
+WebSocket is last: by default only users may connect on it (websocket.principals).
 """
 NOT_SPOKEN: Final = "not spoken here"
 """How a port begins that has this transport switched off."""
 
 REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ALREADY_EXISTS", "INVALID_ARGUMENT"})
-"""Statuses with which a gateway refuses a connection, so that another attempt fails too."""
+"""Statuses of a refused connection for which another attempt would fail too."""
 HINTS: Final = {
     "UNAUTHENTICATED": "give a key with --api-key or AETHER_API_KEY, or a certificate with --tls-cert",
     "PERMISSION_DENIED": "the credential is for another identity; see --as",
@@ -66,9 +67,7 @@ _TLS_HINTS: Final = {
 _IS_IT_A_GATEWAY: Final = "is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca"
 _TLS_OPTIONS: Final = {"ca_file": "--tls-ca", "cert_file": "--tls-cert", "key_file": "--tls-key"}
 _STATUSES: Final = frozenset(status.name for status in Status)
-"""Codes of the errors with which a gateway ends a connection. No operation is refused with one of
-them.
-"""
+"""Codes with which a gateway ends a connection, and refuses no operation."""
 _ENDINGS: Final = (ClientClosed, ConnectionLost, ProtocolViolation, RequestTimeout, SessionEnded)
 _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
@@ -169,14 +168,12 @@ async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Ident
 
 
 def is_refusal(error: AetherError) -> bool:
-    """Whether an error of an operation says that the gateway has refused it, and the connection
-    lives on.
-    """
+    """Return whether the gateway has refused an operation, and is still connected."""
     return error.code not in _TOO_LARGE | _STATUSES and not isinstance(error, _ENDINGS)
 
 
 def is_not_spoken(error: AetherError) -> bool:
-    """Whether the port has refused the transport, so that another one may be spoken there."""
+    """Return whether the port does not speak the transport that was tried."""
     return isinstance(error, NotImplementedByGateway | Refused) and NOT_SPOKEN in error.message
 
 
@@ -237,7 +234,7 @@ def refusal_text(error: AetherError) -> str:
 
 
 def _explained_refusal(target: GatewayTarget, error: AetherError) -> exits.CliError:
-    """The gateway has not let the command in, or has ended the connection with a status."""
+    """Return the error for a connection that was refused or ended with a status."""
     hint = f"; {HINTS[error.code]}" if error.code in HINTS else ""
     if not target.tls and "TLS is required" in error.message:
         hint = "; give --tls or --tls-ca"
@@ -252,7 +249,7 @@ def _explained_tls(target: GatewayTarget, error: TlsRefused) -> exits.CliError:
 
 
 def _with_options(text: str) -> str:
-    """The text of an AddressError, with the command's options in place of the client's arguments."""
+    """Replace the client's arguments in a text by the command's options."""
     for argument, option in _TLS_OPTIONS.items():
         text = text.replace(argument, option)
     return text

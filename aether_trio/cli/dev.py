@@ -16,8 +16,8 @@ Examples:
   aether dev                                    data in ./aether-data
   aether dev --ephemeral                        data goes away with it
   aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
-  aether dev --nodes 3                          a cluster on a PostgreSQL of its own
-  aether dev --agents agents.yaml               agents start when somebody writes to them
+  aether dev --nodes 3                          a cluster with a PostgreSQL that it starts
+  aether dev --agents agents.yaml               agents start when they are sent a message
   aether dev --set log.retention_age_s=60
 """,
 )

@@ -1,5 +1,6 @@
-"""`aether dev --agents`: an orchestrator inside of the gateway's process, connected to it as any
-other one.
+"""`aether dev --agents`: runs an orchestrator in the gateway's process.
+
+It connects as any other client.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """`aether dev --nodes N`: a cluster on this machine, its database included.
 
-    clients ──▶ front, a node for each connection in turn ──▶ node-1 ... node-N ──▶ PostgreSQL, from a wheel, in the data directory
+    clients ──▶ front, a node for each connection in turn
+                ──▶ node-1 ... node-N ──▶ PostgreSQL, from a wheel, in the data directory
 
 The front is this process, so it is no measure of what a load balancer can do; each node has an
-address of its own, too.
+address that is separate, too.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def refuse_without_packages() -> None:
 
 
 def refuse_own_ports(settings: Settings) -> None:
-    """Raise when a transport has a port of its own, which the nodes cannot all have."""
+    """Raise when a transport has a separate port, which the nodes cannot all have."""
     for transport in TRANSPORTS:
         if getattr(settings, transport).port:
             raise exits.CliError(

@@ -1,4 +1,4 @@
-"""`aether dlq`: tasks for which there is to be no further attempt, until a person has seen to them."""
+"""`aether dlq`: list, requeue and resolve dead letters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from aether_trio.model.identity import Identity
 from aether_trio.telemetry.ops import ASKED_BY
 
 MARK: Final = "_dead_letter"
-"""In the metadata of a dead letter, which is a FAILED task otherwise: OPEN, or who has seen to it.
+"""The metadata key of a dead letter. Its value is OPEN, or who resolved it.
+
+A dead letter is a FAILED task otherwise.
 """
 OPEN: Final = "true"
 
@@ -41,7 +43,9 @@ Examples:
 """,
 )
 def command() -> None:
-    """See to dead letters: tasks that have used up their attempts, or are past their last deadline.
+    """List, requeue and resolve dead letters: tasks that get no further attempt.
+
+    They have used up their attempts, or are past their last deadline.
 
     A failure that a worker has reported is none: `aether tasks list --status failed` shows those.
     """
@@ -49,7 +53,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
-@click.option("--all", "resolved_too", is_flag=True, help="Also those that somebody has seen to.")
+@click.option("--all", "resolved_too", is_flag=True, help="Also those that are resolved.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
 @task_options

@@ -1,5 +1,6 @@
-"""Several gateway processes as one command: started together, started again when one dies, drained
-together.
+"""Runs several gateway processes as one command.
+
+They start together and drain together, and one that dies is started again.
 
 Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains all, the second one
 stops them at once; a third one kills what is still there. Before all serve, the first one stops
@@ -37,7 +38,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 def arguments_of(
     command: str, config_file: str | None, flags: Mapping[str, Any], sets: Sequence[str], overrides: Mapping[str, Any]
 ) -> list[str]:
-    """The command line of one of them: what this process was given, and then what is different."""
+    """Return the command line of one process: this one's arguments and overrides."""
     given = [f"{name}={_text(value)}" for name, value in flags.items() if value is not None]
     own = [f"{name}={_text(value)}" for name, value in overrides.items()]
     config = ["--config", config_file] if config_file else []
@@ -178,7 +179,10 @@ async def open_fleet(nodes: Sequence[NodeProcess]) -> AsyncIterator[Fleet]:
 
 
 def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
-    """A program's `trio.run`: exits by CliError, OSError or SystemExit; returns after a drain."""
+    """Call `trio.run`. Exits by CliError, OSError or SystemExit, or returns.
+
+    It returns after a drain.
+    """
     try:
         stopped_by = trio.run(main, *args)
     except* exits.CliError as group:

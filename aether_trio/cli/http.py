@@ -1,6 +1,4 @@
-"""The little HTTP that commands need of an ops port: ask for something, and read lines, over h11 on
-trio.
-"""
+"""Asks an ops port over HTTP/1.1, and reads the lines of the answer."""
 
 from __future__ import annotations
 

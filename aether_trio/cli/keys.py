@@ -1,4 +1,4 @@
-"""`aether keys`: make an API key, shown once, and the record that the settings keep of it."""
+"""`aether keys`: make an API key and the record of it for the settings."""
 
 from __future__ import annotations
 

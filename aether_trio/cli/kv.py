@@ -47,8 +47,9 @@ class KeySpace:
     user: str
 
     def run(self, ask: Callable[[Kv, Place], Awaitable[T]]) -> T:
-        """Connect, and call `ask` with the store and with the keywords that name this scope. Raises
-        CliError.
+        """Connect, and call `ask` with the store and the keywords of this scope.
+
+        Raises CliError.
         """
         place = Place(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
 
@@ -95,7 +96,7 @@ def place_options(function: F) -> F:
             raise click.UsageError(f"the scope {scope} needs --user USER_ID")
         if scope.startswith("own") and not who:
             raise click.UsageError(
-                f"the scope {scope} belongs to somebody: name them with --as, such as sv::billing::1"
+                f"the scope {scope} belongs to one identity: name it with --as, such as sv::billing::1"
             )
         if "workspace" not in scope:
             workspace = ""

@@ -1,4 +1,4 @@
-"""`aether orchestrate`: start agents when somebody needs them."""
+"""`aether orchestrate`: start agents when they are needed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ The file says what can be started:
       inherit: [OPENAI_API_KEY]     variables that they have of this command's
       params: {voice: loud}         launch parameters, unless who starts it says otherwise
       description: Says it again
-      most: 4                       at once; 0 for no limit of its own
+      most: 4                       at once; 0 for no separate limit
     summary:
       profile: docker               the default with an image
       image: example/summary:1
@@ -91,7 +91,7 @@ its inherit names.
 )  # fmt: skip
 @click.option(
     "--register/--no-register", default=True, show_default=True,
-    help="Tell the gateway of the file's agents; otherwise somebody else has.",
+    help="Tell the gateway of the file's agents; otherwise another program has.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Only read the file, and say what is in it.")
 @client_options
@@ -209,7 +209,7 @@ def _cells(spec: AgentSpec) -> tuple[str, ...]:
 def tls_variables(target: GatewayTarget) -> dict[str, str]:
     """How what is started trusts the gateway.
 
-    Not our own certificate: it has a token of its own.
+    It is not given this command's certificate: it has a token.
     """
     found: dict[str, str] = {}
     if target.tls:
@@ -220,8 +220,9 @@ def tls_variables(target: GatewayTarget) -> dict[str, str]:
 
 
 class _Connection:
-    """Says when the gateway goes and comes back, and has the agents registered anew with one that
-    may have forgotten them.
+    """Reports lost and new connections, and registers the agents again.
+
+    A gateway that is back may have forgotten them.
     """
 
     def __init__(self, reporter: Reporter) -> None:

@@ -1,4 +1,4 @@
-"""What the commands print: the one place through which a participant's words reach a terminal.
+"""Prints for all commands: only here a participant's words reach a terminal.
 
 Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control
 characters in them. So no module of the command line prints otherwise than with the functions of
@@ -56,8 +56,9 @@ def is_terminal() -> bool:
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """`text` on one line, its control characters and those that change the order of letters as
-    escapes.
+    """Return `text` on one line, with its control characters as escapes.
+
+    Characters that change the order of letters are escaped too.
 
     With `lines` its tabs and ends of lines are the command's own, and stay.
     """
@@ -71,8 +72,9 @@ def say(text: str, *, err: bool = False, lines: bool = False, end: str = "\n") -
 
 
 def announce(text: str, *, err: bool = False, lines: bool = False) -> None:
-    """As `say`, and do nothing when the output is closed: for commands that serve others and have
-    to go on.
+    """Print as `say` does, and do nothing when the output is closed.
+
+    For commands that serve others and have to go on.
     """
     with contextlib.suppress(OutputClosed):
         say(text, err=err, lines=lines)
@@ -97,7 +99,7 @@ _NOT_ASCII: Final = re.compile("[^\t\n\r\x20-\x7e]")
 
 
 def print_bytes(value: bytes) -> None:
-    """Print a value: as it is for a program, and with its control characters escaped on a terminal."""
+    """Print a value: unchanged for a program, escaped for a terminal."""
     if is_terminal():
         say(value.decode(errors="backslashreplace").removesuffix("\n"), lines=True)
         return
@@ -196,7 +198,7 @@ async def wait_output_closed() -> None:
 
 
 def leave_closed_output() -> None:
-    """Let the interpreter's end flush what is left to nowhere, instead of failing at it."""
+    """Let the interpreter flush its closed output without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):

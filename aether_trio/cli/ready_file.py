@@ -1,9 +1,9 @@
 """The ready file: how a script learns that a gateway serves, and where.
 
-Invariants: whoever sees the file sees all of it. While it is there its gateway serves, or has been
-killed; then the next start takes it away before it opens anything. A gateway that did not write the
-file leaves it alone, so a second one on the same data directory, which must fail, does not take the
-first one's.
+Invariants: a program that sees the file sees all of it. While it is there its gateway serves, or
+has been killed; then the next start takes it away before it opens anything. A gateway that did not
+write the file leaves it alone, so a second one on the same data directory, which must fail, does
+not take the first one's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class Node(Protocol):
 
 
 class ReadyFile:
-    """`prepare` before anything is opened, `write` once all is served, `remove` at the end."""
+    """Writes the ready file. Call `prepare`, then `write`, at the end `remove`.
+
+    `prepare` comes before anything is opened, `write` once all is served.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -90,5 +93,5 @@ class ReadyFile:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # somebody else's, but alive
+            pass  # of another user, but alive
         return True

@@ -1,4 +1,4 @@
-"""Running a gateway from the command line: signals, the ready line, the ready file.
+"""Runs a gateway as a command: signals, the ready line, the ready file.
 
 Order: settings are checked, logging is set up, the gateway opens everything, and only when all is
 served the ready line and the ready file appear. The first SIGTERM or SIGINT drains; the second one
@@ -53,8 +53,9 @@ class RunningGateway(Protocol):
 
 
 def refuse_open_gateway(settings: Settings) -> None:
-    """Raise when strangers could reach the gateway and nothing would ask who they are, or they
-    could listen to what others show.
+    """Raise when unknown clients could reach the gateway without credentials.
+
+    Or when others on the network could read the credentials of clients.
     """
     if settings.open_to_the_world:
         host, port = settings.gateway.host, settings.gateway.port
@@ -63,7 +64,7 @@ def refuse_open_gateway(settings: Settings) -> None:
             "  keys         aether keys new --principal KIND, and put the record it prints into the file that you give with --config\n"
             "  certificates --set tls.cert=… --set tls.key=… --set tls.client_ca=CA.pem --set tls.require_client_cert=true\n"
             "  this machine --set gateway.host=127.0.0.1\n"
-            "  a network that keeps strangers out --set auth.trust_network=true --set auth.allow_anonymous=true",
+            "  a network without other users   --set auth.trust_network=true --set auth.allow_anonymous=true",
             exits.SETTINGS,
             lines=True,
         )
@@ -150,7 +151,7 @@ async def _run(
             async with opener() as gateway:
                 stop.gateway = gateway
                 quieten_collector()
-                if not until_stdin_ends:  # else whoever has started it says so
+                if not until_stdin_ends:  # else the process that started it says so
                     announce(ready_text(settings, gateway), lines=True)
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
@@ -164,8 +165,9 @@ async def _run(
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as this user may have: each connection is one, and shells begin with
-    1,024.
+    """Allow as many open files as this user may have.
+
+    Each connection is one, and shells begin with 1,024.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -202,7 +204,7 @@ class _Stop:
         self._draining = False
 
     async def watch_input(self) -> None:
-        """Whoever started this process holds its standard input open."""
+        """Drain when the process that started this one closes our standard input."""
         while True:
             await trio.lowlevel.wait_readable(0)
             if not os.read(0, 4096):
@@ -210,7 +212,10 @@ class _Stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
     async def watch_output(self) -> None:
-        """A development gateway whose output is closed drains: the person who started it has gone."""
+        """Drain a development gateway whose output is closed.
+
+        The person who started it has gone.
+        """
         await wait_output_closed()
         if self.gateway is None:
             self._scope.cancel()
@@ -246,7 +251,7 @@ class _Stop:
 
 
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:
-    """What a person wants to know now: what runs, where, on which data, and what to type next."""
+    """Return what a person wants to know now: addresses, data, and what to type."""
     tls = " with TLS" if settings.tls.cert else ""
     lines = [
         f"aether {__version__} is serving on {gateway.address}{tls} ({manner_text(settings)})",
@@ -279,7 +284,7 @@ def manner_text(settings: Settings) -> str:
     if settings.gateway.dev:
         return "development: this machine only, no credentials, no rates"
     if settings.refuses_every_client:
-        return "nobody can connect: no API key and no client authority is set"
+        return "no client can connect: no API key and no client authority is set"
     return "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
 
 
@@ -306,8 +311,9 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
 
 
 def _transports_text(gateway: RunningGateway) -> str:
-    """ "gRPC, binary framing; WebSocket on 127.0.0.1:8080": an address where it is not the
-    gateway's.
+    """Return the transports as text, with addresses that are not the gateway's.
+
+    "gRPC, binary framing; WebSocket on 127.0.0.1:8080".
     """
     by_address: dict[str, list[str]] = {}
     for transport, address in gateway.addresses.items():

@@ -52,7 +52,7 @@ def command(
     either there without TLS.
 
     One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port
-    (grpc, framed, websocket) switch one off or give it a port of its own.
+    (grpc, framed, websocket) switch one off or give it a separate port.
     """
     flags = {
         "gateway.host": host,

@@ -34,7 +34,7 @@ Examples:
     "--disconnect",
     "session_id",
     metavar="SESSION_ID",
-    help="End this session; its client does not come back by itself.",
+    help="End this session; its client does not reconnect.",
 )
 @click.option(
     "--reason", default="disconnected by an operator", show_default=True, help="What --disconnect tells the client."
@@ -72,7 +72,7 @@ def command(
     print_table(
         ("identity", "workspace", "type", "session", "since", "for", "address"),
         [_cells(row) for row in rows],
-        "nobody is connected",
+        "no participant is connected",
     )
 
 

@@ -1,4 +1,4 @@
-"""Something that runs beside a gateway of this process, and has ended before the gateway drains."""
+"""Runs a part beside a gateway of this process, and ends it before the drain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ class Served(Protocol):
 
 
 class Sidecar:
-    """`run` runs it, once; `end` ends it and returns when it has ended; `kill` lets it take no more
-    time for that.
+    """A part that runs beside a gateway.
+
+    `run` runs it, once. `end` ends it and returns when it has ended. `kill` ends it without
+    waiting.
     """
 
     def __init__(self, main: Callable[[Served], Awaitable[None]], kill: Callable[[], None] = lambda: None) -> None:

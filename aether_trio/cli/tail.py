@@ -37,7 +37,7 @@ def command(topic: str, start: str, limit: int | None, as_json: bool, ops: OpsTa
     """Show the messages of TOPIC as they are committed, until Ctrl-C.
 
     Tailing reads the log: it takes nothing away from the topic's subscribers and needs no identity.
-    A gateway serves it on loopback in development mode, and elsewhere to whoever has its
+    A gateway serves it on loopback in development mode, and elsewhere to clients with its
     ops.tail_token.
     """
     query = urlencode({"topic": topic, "from": "0" if start == "start" else start})

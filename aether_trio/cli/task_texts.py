@@ -38,8 +38,9 @@ _PAUSED: Final = frozenset(
 
 
 def as_json(task: Task) -> dict[str, Any]:
-    """A task as a JSON object: enums in lower case, times in ISO 8601, null where something has not
-    happened.
+    """Return a task as a JSON object.
+
+    Enums are in lower case, times in ISO 8601, and null stands for what has not happened.
     """
     return {name: _plain(value) for name, value in asdict(task).items()}
 
@@ -100,7 +101,10 @@ def print_one(task: Task, *, as_object: bool) -> None:
 
 
 def _whose(task: Task) -> str:
-    """Who has it, and whom it is for if that is somebody else: an agent that is to be started, say."""
+    """Return the worker of a task, and its target if that is another one.
+
+    Such as an agent that is to be started.
+    """
     if not task.target_topic or task.target_topic == task.assigned_to:
         return task.assigned_to
     return f"{task.assigned_to} for {task.target_topic}".lstrip()

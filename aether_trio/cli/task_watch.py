@@ -1,4 +1,4 @@
-"""`aether tasks watch`: the events of tasks as they happen, over as many connections as it takes."""
+"""`aether tasks watch`: prints events of tasks, over several connections."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class TaskWatch:
     ) -> None:
         self._begun = False
         self._since = START
-        """What to replay from: behind the last event that was seen, by the gateway's clock."""
+        """The time from which a replay begins: right after the last event.
+
+        By the clock of the gateway.
+        """
         self._from_start = from_start
         self._task_ids = tuple(dict.fromkeys(task_ids))
         self._recursive = recursive
@@ -98,8 +101,9 @@ class TaskWatch:
             return self._ends
 
     async def _skip(self, events: Feed[pb.TaskEvent]) -> None:
-        """Pass over the events before now, and note from where to replay should the connection be
-        cut before a new one.
+        """Skip the past events, and note the time from which a replay begins.
+
+        A connection may be cut before the first new event.
         """
         with trio.move_on_after(SKIP_S):
             while True:

@@ -1,4 +1,4 @@
-"""`aether tasks`: create tasks, find them, see what becomes of them, and move them on."""
+"""`aether tasks`: create, list, watch, cancel, retry and resume tasks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def command() -> None:
 
 
 def task_options(function: F) -> F:
-    """What every subcommand takes: the gateway and who asks, handed over as `target` and `who`."""
+    """Add the options of every subcommand: `target` and `who`."""
 
     @click.option("--as", "viewer", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
     @client_options

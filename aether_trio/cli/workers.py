@@ -1,4 +1,6 @@
-"""`aether serve --workers N`: N gateway processes on one port of one machine, over one database.
+"""`aether serve --workers N`: runs N gateway processes on one port.
+
+They share a machine and a database.
 
 Each is a node of the cluster like any other. The kernel spreads connections over them
 (SO_REUSEPORT, socket(7)). This process accepts nothing: it holds the ports, bound and not
@@ -79,7 +81,7 @@ def run_workers(
 def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
     """The ports of the transports by setting, held until the block ends.
 
-    Raises OSError when somebody listens on one.
+    Raises OSError when another program listens on one.
     """
     wanted = {"gateway.port": settings.gateway.port}
     for transport in TRANSPORTS:
@@ -89,7 +91,7 @@ def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
     with ExitStack() as held:
         found: dict[str, int] = {}
         for name, port in wanted.items():
-            # Whoever listens there with SO_REUSEPORT would share it with us: such a one is only
+            # A program that listens there with SO_REUSEPORT would share it with us: it is only
             # found without it.
             for probe in bind_tcp(settings.gateway.host, port):
                 probe.close()

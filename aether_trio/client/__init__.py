@@ -1,11 +1,13 @@
-"""Clients of an Aether gateway, for trio and asyncio, and without either for scripts.
-docs/clients.md is how to use them.
+"""Clients of an Aether gateway for trio, asyncio and blocking scripts.
+
+docs/clients.md says how to use them.
 
     from aether_trio.client import AgentClient
 
-    async with AgentClient("aether://localhost:50051", workspace="default", implementation="planner", specifier="1") as agent:
-        await agent.send("ag::default::writer::1", b"hello")     # returns when it is committed
-        async for message in agent:                              # acknowledged when the loop asks for the next one
+    who = {"workspace": "default", "implementation": "planner", "specifier": "1"}
+    async with AgentClient("aether://localhost:50051", **who) as agent:
+        await agent.send("ag::default::writer::1", b"hello")   # returns when it is committed
+        async for message in agent:                    # acknowledged when the loop goes on
             await agent.reply(message, b"thanks")
 
 * To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient,
@@ -13,7 +15,7 @@ docs/clients.md is how to use them.
   `Client`; `connect_sync` makes a SyncClient of any of them.
 * How to connect: the keywords in ClientOptions, with TlsOptions and Retry.
 * Work: `agent.work()` gives tasks, each a Job with its JobEnd; docs/tasks.md is about them.
-* What comes: IncomingMessage with its MessageType, and a Feed of everything else.
+* Received: IncomingMessage with its MessageType, and a Feed of everything else.
 * What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages
   at once.
 * How it is going: State, ClientStatistics.

@@ -36,8 +36,9 @@ class Block:
 
     @property
     def _ending(self) -> AetherError | None:
-        """Why nothing can be asked for any more: the client has failed, has ended, or has not
-        begun. Else None.
+        """Return why the client takes no request: it failed, ended or has not begun.
+
+        None while it is connected.
         """
         if self._reconnector.failure is not None:
             return self._reconnector.failure
@@ -46,8 +47,9 @@ class Block:
         return None
 
     async def _check_open(self) -> None:
-        """Raise why nothing can be asked for, as a checkpoint: a program that tries again without a
-        pause can be cancelled.
+        """Raise why the client takes no request, after a checkpoint.
+
+        So a program that tries again without a pause can be cancelled.
         """
         if (ending := self._ending) is not None:
             await anyio.lowlevel.checkpoint()
@@ -154,7 +156,7 @@ class Block:
         raise rest
 
     def _is_group_of_failure(self, error: BaseException) -> bool:
-        """Whether this is a group with the client's failure, and nothing else but cancellations."""
+        """Return whether the group holds only the client's failure and cancellations."""
         if not isinstance(error, BaseExceptionGroup):
             return False
         _, others = error.split(anyio.get_cancelled_exc_class())

@@ -1,6 +1,4 @@
-"""Calls into a running event loop from anywhere: another thread, a signal handler, a finalizer of
-the garbage collector.
-"""
+"""Calls into a running event loop from threads, signal handlers and finalizers."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ import trio
 __all__ = ["CallSoon", "call_soon"]
 
 CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
-"""Has a function called in its loop, soon. Never waits, never raises; does nothing when the loop
-has ended.
+"""Has its loop call a function soon.
+
+It never waits and never raises, and does nothing when the loop has ended.
 """
 
 

@@ -1,12 +1,13 @@
 """The client: one participant's connection to a gateway, for trio and asyncio.
 
-    async with AgentClient("aether://localhost:50051", workspace="default", implementation="planner", specifier="1") as agent:
+    who = {"workspace": "default", "implementation": "planner", "specifier": "1"}
+    async with AgentClient("aether://localhost:50051", **who) as agent:
         await agent.send("ag::default::writer::1", b"hello")     # returns when it is committed
-        async for message in agent:                              # acknowledged when the loop goes on
+        async for message in agent:                       # acknowledged when the loop goes on
             await agent.reply(message, b"thanks")
 
 The block is the life of the connection: it begins when the gateway has let us in, and ends with a
-goodbye. In between the client comes back by itself after a cut, and everything waits for it that
+goodbye. In between the client reconnects after a cut, and everything waits for it that
 can. What cannot be mended (refused, thrown out) cancels the block and is raised from it, as itself
 and not in a group.
 
@@ -64,13 +65,13 @@ class Client(Operations, Block, abc.ABC):
         specifier="1") as agent: ...
 
     The block is the connection's life. It begins when the gateway has let us in, or raises why not;
-    after a cut the client comes back by itself; and it ends with a goodbye, after which everything
+    after a cut the client reconnects; and it ends with a goodbye, after which everything
     is settled. What cannot be mended (refused, thrown out) cancels the block and is raised from it.
     A client has one block, and works inside of it only.
 
     Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`,
     `tasks` and so on, see aether_trio.client.operations. They are built on `request`, `tell` and
-    `open_feed`, which are there for everybody.
+    `open_feed`, which every program may use.
     """
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
@@ -144,7 +145,7 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def states(self) -> Feed[State]:
-        """Every change of `state` from the beginning; the last 64 that nobody has read."""
+        """Every change of `state` from the beginning; the last 64 unread ones."""
         return self._reconnector.states
 
     @property
@@ -171,8 +172,9 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def config(self) -> pb.ConfigSnapshot | None:
-        """What the gateway has told us about our configuration: agents and tasks only, right behind
-        the connection.
+        """The configuration that the gateway has sent. Only agents and tasks get one.
+
+        It comes right behind the connection.
         """
         return self._dispatch.config
 
@@ -192,7 +194,9 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> None:
-        """Send a message, and return when the gateway has committed it: it will be delivered.
+        """Send a message and return when the gateway has committed it.
+
+        The gateway delivers what it has committed.
 
         `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a
         SendMessage (authorization, app_workspace, checked_access, authority_continuation).
@@ -218,11 +222,12 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> Publication:
-        """As `send`, but return as soon as there is room for one more message on its way: for many
-        messages quickly.
+        """Send a message and return when there is room for one more.
+
+        For many messages in quick succession.
 
         `await publication.committed()` waits for this one, `flush()` for all so far. A refusal that
-        nobody has waited for is raised by the next `flush`, or at the end of the block.
+        no caller has waited for is raised by the next `flush`, or at the end of the block.
         """
         return await self._publish(target, payload, type, details, confirm=False)
 
@@ -243,7 +248,7 @@ class Client(Operations, Block, abc.ABC):
     async def flush(self) -> None:
         """Return when everything that was published so far is committed.
 
-        Raises the first refusal that nobody has seen.
+        Raises the first refusal that no caller has seen.
         """
         await self._dispatch.send_queue.flush()
 
@@ -286,7 +291,7 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def progress_updates(self) -> Feed[ProgressUpdate]:
-        """Progress that others report; ephemeral, the last 256 that nobody has read."""
+        """Progress that others report; ephemeral, the last 256 unread ones."""
         return self._dispatch.progress
 
     @property
@@ -296,9 +301,9 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def errors(self) -> Feed[AetherError]:
-        """Refusals and notices that belong to nothing that somebody waits for.
+        """Refusals and notices for which no caller waits.
 
-        The last 256 that nobody has read.
+        The feed keeps the last 256 unread ones.
         """
         return self._dispatch.errors
 

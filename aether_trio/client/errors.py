@@ -1,6 +1,6 @@
 """What the client raises.
 
-Every failure that a program may want to tell apart is a class of its own.
+Every failure that a program may want to tell apart is a separate class.
 
 `AetherError` is the root. Three families below it:
 
@@ -13,7 +13,7 @@ Every failure that a program may want to tell apart is a class of its own.
 
 Each carries `code` (the protocol's spelling, a status name, or a word of the client's own),
 `message`, `retryable` (the same may work later without being changed) and `retry_after_s` (0 when
-nobody can say).
+unknown).
 """
 
 from __future__ import annotations
@@ -63,12 +63,11 @@ class AetherError(Exception):
 
     `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of
     the client's own; `message` the reason for people. `retryable`: the same may work later without
-    being changed. `retry_after_s`: how long to wait before, 0 when nobody can say.
+    being changed. `retry_after_s`: how long to wait before, 0 when that is unknown.
     """
 
     request_id: str = ""
-    """Of the message that was refused, where the gateway says it and nobody waits for the answer.
-    """
+    """The id of the refused message, for refusals in the feed `errors`."""
 
     def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{code}: {message}" if message else code)
@@ -79,7 +78,7 @@ class AetherError(Exception):
 
 
 class Refused(AetherError):
-    """The gateway has refused this, for a reason that has no class of its own: see `code`."""
+    """The gateway refused the request for a reason that only `code` tells."""
 
 
 class PermissionDenied(AetherError):
@@ -99,11 +98,11 @@ class AlreadyExists(AetherError):
 
 
 class DuplicateIdentity(AlreadyExists):
-    """Somebody else is connected as this identity."""
+    """Another client is connected as this identity."""
 
 
 class InvalidArgument(AetherError):
-    """The message, topic, identity or request cannot be right, whoever sends it."""
+    """The message, topic, identity or request is invalid for every sender."""
 
 
 class PayloadTooLarge(InvalidArgument):
@@ -119,13 +118,14 @@ class RateLimited(AetherError):
 
 
 class Unavailable(AetherError):
-    """Not now: the gateway drains or cannot be reached, no instance of the service is connected,
-    the log cannot be written.
+    """The service is not available now.
+
+    The gateway drains or cannot be reached, no instance is connected, or the log cannot be written.
     """
 
 
 class OutcomeUnknown(AetherError):
-    """It may have been done, or not, and the gateway cannot tell: look before it is tried again."""
+    """The operation may have been done or not: look before it is tried again."""
 
 
 class NotImplementedByGateway(AetherError):
@@ -137,18 +137,20 @@ class InternalGatewayError(AetherError):
 
 
 class ProtocolViolation(AetherError):
-    """One side broke the rules of the transport, or something else than a gateway answered."""
+    """One side broke the rules of the transport, or the peer is no gateway."""
 
 
 class SessionEnded(AetherError):
-    """The gateway has ended this session for good: an operator did, or another client has taken the
-    session over.
+    """The gateway has ended this session for good.
+
+    An operator did, or another client has taken the session over.
     """
 
 
 class TlsRefused(AetherError):
-    """TLS did not come about: a certificate that is not trusted, a name that is not its own, or no
-    TLS at all.
+    """The TLS handshake failed.
+
+    The certificate is not trusted, is for another name, or the peer speaks no TLS.
     """
 
     def __init__(self, message: str) -> None:
@@ -174,7 +176,7 @@ class RequestTimeout(AetherError, TimeoutError):
 
 
 class ClientClosed(AetherError):
-    """The client is not connected any more, or not yet: it works inside of its `async with` block."""
+    """The client is not connected: it works inside of its `async with` block."""
 
     def __init__(self, message: str = "the client is closed; use it inside of its `async with` block") -> None:
         super().__init__("CLIENT_CLOSED", message)
@@ -188,15 +190,14 @@ class UnexpectedAnswer(AetherError):
 
 
 class FeedOverflow(AetherError):
-    """A feed that must not lose anything was not read for too long, and has lost something."""
+    """A feed that must not lose anything was not read in time and lost something."""
 
     def __init__(self, message: str) -> None:
         super().__init__("FEED_OVERFLOW", message)
 
 
 class MessagesAbandoned(AetherError):
-    """All messages that may be delivered at once are in the hands of tasks or threads that have
-    ended without handling them.
+    """Tasks or threads that failed hold all messages that may be delivered at once.
 
     Nothing more comes to this client. They come again at the next connection of its identity: leave
     the block, and connect.
@@ -243,8 +244,9 @@ REFUSALS: Final[Mapping[str, type[AetherError]]] = MappingProxyType(
         Code.AUDIT_DISABLED: NotImplementedByGateway,
     }
 )
-"""By the code of an ErrorResponse, a NACK or a typed failure. Others are Refused, or what _BY_WORD
-finds in them.
+"""Classes by the code of an ErrorResponse, a NACK or a typed failure.
+
+Other codes are Refused, or what _BY_WORD finds in them.
 """
 
 _BY_WORD: Final[tuple[tuple[str, type[AetherError]], ...]] = (
@@ -289,7 +291,7 @@ RETRYABLE_STATUSES: Final = frozenset(
         Status.UNKNOWN,
     }
 )
-"""After these a client comes back by itself; after all others it does not."""
+"""Statuses after which a client reconnects."""
 
 _CODED_TEXT: Final = re.compile(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s*(.*)", re.DOTALL)
 
@@ -317,8 +319,9 @@ def from_text(text: str, default_code: str) -> AetherError:
 
 
 def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
-    """The error for the code of a framed ERROR: a gRPC status, or from 256 on a mistake in the
-    framing.
+    """Return the error for the code of a framed ERROR.
+
+    It is a gRPC status, or from 256 on a mistake in the framing.
     """
     after = retry_after_ms / 1000
     if number >= min(ErrorCode):

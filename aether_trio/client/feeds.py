@@ -1,4 +1,4 @@
-"""Bounded streams of things nobody asked for: progress, signals, states, assignments.
+"""Bounded streams of progress, signals, states, assignments and the like.
 
 `put` is synchronous and never waits, so the reader of the connection is never held up by who does
 not listen. A feed that is full drops its oldest (lossy), or breaks: the next read raises
@@ -23,14 +23,13 @@ from aether_trio.client.errors import FeedOverflow
 __all__ = ["CONNECTION_LOST", "Feed", "Feeds"]
 
 CONNECTION_LOST: Final = "connection_lost"
-"""What a feed may listen to beside the oneof cases: a ConnectionLost at the end of each connection.
-"""
+"""The case of a feed that gets a ConnectionLost at the end of each connection."""
 
 T = TypeVar("T")
 
 
 class Feed(Generic[T]):
-    """What comes without being asked for, one by one: `async for thing in feed`.
+    """Unrequested messages of one kind, one by one: `async for thing in feed`.
 
     It ends when the client does, or raises why that has failed. `len` is how many things wait,
     `capacity` how many may. A feed is one queue: when several tasks read it, each thing goes to one
@@ -50,7 +49,7 @@ class Feed(Generic[T]):
         self.capacity = capacity
         self.lossy = lossy
         self.dropped = 0
-        """How many things a lossy feed has dropped because nobody read them."""
+        """How many unread things a lossy feed has dropped."""
         self._match = match
         self._convert = convert
         self._waiting: deque[Any] = deque()
@@ -137,7 +136,7 @@ class Feeds:
             feed.put(thing)
 
     def has(self, case: str) -> bool:
-        """Whether anybody listens."""
+        """Return whether a feed listens to this case."""
         return bool(self._by_case.get(case))
 
     def add(self, feed: Feed[Any], *cases: str) -> None:

@@ -28,7 +28,7 @@ class IncomingMessage:
 
     `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
 
-    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0
+    `topic` and `offset` name it for good: a repeated message has the same. They are "" and 0
     on the WebSocket transport, which does not say them.
     """
 
@@ -67,7 +67,7 @@ class IncomingMessage:
 
     @property
     def type(self) -> MessageType:
-        """What the sender says it is; UNSPECIFIED for a number that is not known here (see `raw`)."""
+        """The type that the sender gave; UNSPECIFIED for an unknown number (see `raw`)."""
         number = int(self.raw.message_type)
         return MessageType(number) if number in _KNOWN else MessageType.UNSPECIFIED
 
@@ -90,14 +90,15 @@ class IncomingMessage:
             self._acknowledge()
 
     def abandon(self) -> None:
-        """The task or thread that had it has ended without handling it: it comes again at the next
-        connection.
+        """Note that the task or thread with this message ended without handling it.
+
+        The gateway delivers it again at the next connection.
         """
         if not self.acknowledged:
             self._abandon()
 
     def acknowledge_through(self, call: Callable[[Callable[[], None]], None]) -> None:
-        """Let `ack` do its work by way of `call`: for readers in other threads than the client's."""
+        """Let `ack` work by way of `call`: for readers in other threads."""
         self._acknowledge = partial(call, self._acknowledge)
         self._abandon = partial(call, self._abandon)
 

@@ -35,7 +35,7 @@ class Cursors:
     def take(self, message: IncomingMessage) -> None:
         """This task has got a message.
 
-        What is read behind the end is nobody's: nothing can be acknowledged any more.
+        A message that is read after the end cannot be acknowledged any more.
         """
         if self._closed:
             return

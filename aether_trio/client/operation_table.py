@@ -1,4 +1,4 @@
-"""The operations of the protocol: for each message that a client sends, how the gateway answers it.
+"""The table of operations: for each message of a client, how it is answered.
 
 One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an
 answer, what a refusal looks like, whether a request may be repeated after a reconnect, and what may
@@ -24,22 +24,25 @@ class Operation:
 
     case: str
     namespace: str
-    """The attribute of a client with the methods for it; "" for the client's own methods."""
+    """The attribute of a client with the methods for this message.
+
+    "" for the client's own methods.
+    """
     response: str = ""
-    """The case of DownstreamMessage that answers it; "" for a message that has no answer."""
+    """The case of DownstreamMessage that answers it; "" when nothing does."""
     id_field: str = "request_id"
     """The field whose text the answer repeats."""
     success_field: str = "success"
-    """The field of the response that is false for a refusal; "" for a response that knows none."""
+    """The field of the response that is false for a refusal; "" when there is none."""
     only_reads: bool | frozenset[str] = False
-    """Whether repeating it changes nothing: always, or for the values of `op` whose names begin so.
+    """Whether repeating it changes nothing: always, or for these values of `op`.
+
+    The texts are beginnings of the names of the values.
     """
     refused_without_id: bool = False
-    """A refusal is an ErrorResponse without an id, so that only the order of messages says what it
-    is about.
-    """
+    """A refusal is an ErrorResponse without an id: only the order tells its cause."""
     continues_exchange: bool = False
-    """It belongs to an exchange that has begun, so it is still sent to a gateway that drains."""
+    """It continues an exchange, so it is still sent to a gateway that drains."""
 
     def repeatable(self, payload: Any) -> bool:
         """Whether this request may be asked twice because it only reads."""
@@ -116,7 +119,8 @@ RESPONSES: Final[Mapping[str, Operation]] = MappingProxyType({row.response: row 
 
 
 def operation_of(message: pb.UpstreamMessage) -> Operation | None:
-    """The row of a message; None for one without a payload, or for the first message of a
-    connection.
+    """Return the row of a message.
+
+    None for one without a payload, or for the first message of a connection.
     """
     return OPERATIONS.get(message.WhichOneof("payload") or "")

@@ -28,7 +28,7 @@ MAX_UNSETTLED_BYTES: Final = 16 * 1024 * 1024
 
 
 WORKER_TASKS: Final = "urn:aether-trio:worker-tasks"
-"""An extension whose version is how many live tasks a worker wants to be given at most."""
+"""The extension whose version is how many live tasks a worker wants at most."""
 NUMBERED_SENDS: Final = "urn:aether-trio:numbered-sends"
 """The refusal of the N-th send of a connection has the id "send-N"."""
 DELIVERY_CREDIT: Final = "urn:aether-trio:delivery-credit"
@@ -44,14 +44,15 @@ class ClientOptions(TypedDict, total=False):
     token: str
     """A task's token, as an orchestrator hands it to what it starts."""
     credentials: Mapping[str, str]
-    """Other credentials by their name in the protocol: "authorization", "session_token", ..."""
+    """Other credentials by their name in the protocol, such as "session_token"."""
     tls: TlsOptions | ssl.SSLContext
     """For aethers:// and wss://. Without it the system's authorities are trusted."""
     extensions: Sequence[pb.ExtensionDeclaration | str]
     """Protocol extensions; a text is the URI of an optional one."""
     worker_tasks: int
-    """How many tasks this participant is given at once, and how many `work()` has open then; 0 is
-    none from pools.
+    """How many tasks this participant is given at once; 0 is none from pools.
+
+    `work()` has as many open.
 
     Without it the gateway's setting decides (100), and `work()` has one open.
     """
@@ -60,16 +61,18 @@ class ClientOptions(TypedDict, total=False):
     program: str
     """"name/version", for the gateway's log."""
     connect_timeout: float
-    """For the first connection, over all attempts (10). `math.inf` waits for a gateway that is not
-    there yet.
+    """Seconds for the first connection, over all attempts (10).
+
+    `math.inf` waits for a gateway that is not there yet.
     """
     handshake_timeout: float
     """For one attempt, from the socket to the gateway's answer (10)."""
     close_timeout: float
     """For the goodbye: what was published is settled, acknowledgements are sent (5)."""
     ping_interval: float | None
-    """A connection on which nothing was heard for twice this long is cut (20). None leaves it to
-    TCP.
+    """A connection that is silent for twice this long is cut (20).
+
+    None leaves it to TCP.
     """
     retry: Retry
     """How to come back after a cut."""
@@ -80,20 +83,24 @@ class ClientOptions(TypedDict, total=False):
     """How much may be delivered that is not acknowledged yet (1,024 messages; 8 MiB)."""
     max_unsettled: int
     max_unsettled_bytes: int
-    """How much may be published that is not confirmed yet (4,096 messages; 16 MiB); `publish` waits
-    for room.
+    """How much may be published and not confirmed (4,096 messages; 16 MiB).
+
+    `publish` waits for room.
     """
     repeat_in_doubt: bool
-    """After a cut, send again even what the gateway does not recognize: nothing is lost, but some
-    may come twice.
+    """After a cut, send again even what the gateway does not recognize.
+
+    Nothing is lost, but some messages may come twice.
     """
     on_connected: Callable[[bool], None]
-    """Called at each connection, with whether the session was resumed. It must not wait; what it
-    raises is logged.
+    """Called at each connection, with whether the session was resumed.
+
+    It must not wait. What it raises is logged.
     """
     on_disconnected: Callable[[AetherError], None]
-    """Called when a connection was lost and the client will come back, with why. What it raises is
-    logged.
+    """Called with the reason when a connection was lost and the client comes back.
+
+    What it raises is logged.
     """
 
 
@@ -111,8 +118,9 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
         "retry": Retry,
     }
 )
-"""What an option must be. Said here: a wrong one would be found in the middle of a connection, or
-at its end.
+"""The type that each option must have.
+
+A wrong one would be found in the middle of a connection, or at its end.
 """
 
 

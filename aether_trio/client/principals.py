@@ -49,8 +49,9 @@ class _Started:
 
     @classmethod
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
-        """The participant that this process was started to be, by `aether orchestrate` or any other
-        orchestrator.
+        """Return the participant that an orchestrator started this process to be.
+
+        `aether orchestrate` is one.
 
         Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION,
         AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises LookupError when it was not

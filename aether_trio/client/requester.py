@@ -1,5 +1,4 @@
-"""What an operation needs of a client: to ask and be answered, to tell, and to hear what nobody
-asked for.
+"""What an operation needs of a client: to request, to tell, and to open feeds.
 
 The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they
 know nothing of transports, reconnects or correlation, and a test gives them a fake in ten lines.
@@ -53,8 +52,9 @@ class Requester(Protocol):
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
-        """Send a request and return the payload of its answer (a `pb.KVResponse` for a `kv_op`, and
-        so on).
+        """Send a request and return the payload of its answer.
+
+        A `kv_op` is answered by a `pb.KVResponse`, and so on.
 
         The answer is a barrier: everything this client sent before is then committed or refused.
 
@@ -69,8 +69,9 @@ class Requester(Protocol):
         ...
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
-        """Send what has no answer (progress, a proxied body, a tunnel's data), and return when it
-        is handed to the socket.
+        """Send a message without an answer, and return when the socket has it.
+
+        Such as progress, a proxied body, a tunnel's data.
 
         It waits while there is no connection, and while the peer does not read. A refusal, if one
         comes, is in the feed `errors`. Whether it arrives when the connection is cut is not known.
@@ -78,8 +79,7 @@ class Requester(Protocol):
         ...
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """As `tell`, for what the gateway refuses with an ErrorResponse without an id: return when
-        it was accepted.
+        """Send a message whose refusal has no id, and return when it was accepted.
 
         Done with a barrier, a request sent right behind it. Raises the typed refusal,
         RequestTimeout, ConnectionLost.
@@ -95,12 +95,12 @@ class Requester(Protocol):
     ) -> AbstractContextManager[Feed[Any]]:
         """Hear downstream messages of these oneof cases from now on, until the block ends.
 
-            with client.open_feed("proxy_http_response", "proxy_http_body_chunk", match=mine) as feed:
+            with client.open_feed("proxy_http_response", match=mine) as feed:
                 await client.tell(request)
                 async for payload in feed: ...
 
-        `match` is asked with each payload. A feed does not take a message from others: everybody
-        who wants it gets it, except answers to `request`, which go to their callers alone.
+        `match` is asked with each payload. A feed does not take a message from others: every feed
+        that listens gets it, except answers to `request`, which go to their callers alone.
         `CONNECTION_LOST` (feeds.py) may be listened to as well. `capacity` bounds what waits to be
         read: a lossy feed drops the oldest (`feed.dropped` counts), another one raises FeedOverflow
         when it is read next. What `match` raises closes the feed, and is raised where the feed is

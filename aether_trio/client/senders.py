@@ -1,5 +1,6 @@
-"""`send` with the topic spelled out: mixins for who may send where (a gateway refuses the rest in
-any case).
+"""Sends messages to agents, tasks, users and services by their names.
+
+The classes are mixins: a gateway refuses what a kind of participant may not send.
 
 All return when the message is committed, and raise as `send` does. `workspace` is by default the
 sender's own.
@@ -88,8 +89,9 @@ class ToWork(_Sender):
     async def send_input(
         self, task_id: str, metadata: Mapping[str, str] | None = None, *, workspace: str | None = None
     ) -> None:
-        """What a task waits for (`Job.wait_for_input`): it goes on if `metadata` has all that it
-        wants to match.
+        """Send the input that a task waits for (`Job.wait_for_input`).
+
+        The task goes on if `metadata` has all that it wants to match.
 
         One that does not wait just now keeps it for its next wait that it matches; the input of a
         task that has ended is dropped.

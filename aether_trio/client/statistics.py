@@ -34,15 +34,19 @@ class ClientStatistics:
     refused: int
     """By the gateway, or because the transport cannot carry them."""
     in_doubt: int
-    """They were sent, and whether they were committed is not known: ConnectionLost was raised."""
+    """They were sent, and it is not known whether they were committed.
+
+    ConnectionLost was raised.
+    """
     not_sent: int
-    """Given up before any connection had written them: withdrawn, or the client has ended."""
+    """Given up before a connection had written them: withdrawn, or the client ended."""
     unsettled: int
     """On their way now. `max_unsettled` bounds them."""
     unsettled_bytes: int
     resent: int
-    """Messages sent again on another connection, which the gateway recognizes (framing) or not
-    (`repeat_in_doubt`).
+    """Messages sent again on another connection.
+
+    The gateway recognizes them (framed), or may not (`repeat_in_doubt`).
     """
 
     received: int
@@ -52,7 +56,7 @@ class ClientStatistics:
     unacknowledged: int
     """Messages that the program has taken and not acknowledged."""
     held_bytes: int
-    """Of the messages that are buffered or not acknowledged. `credit_bytes` bounds them."""
+    """Of messages that are buffered or unacknowledged. `credit_bytes` bounds them."""
     duplicates: int
     """Deliveries that had come before, and were dropped."""
 
@@ -61,9 +65,7 @@ class ClientStatistics:
     requests_open: int
     """Requests that are not answered now."""
     feed_drops: int
-    """Progress updates, signals, errors and states that nobody has read, and that were dropped for
-    newer ones.
-    """
+    """Unread progress updates, signals, errors and states dropped for newer ones."""
 
 
 def statistics_of(reconnector: Reconnector, dispatch: MessageDispatch) -> ClientStatistics:

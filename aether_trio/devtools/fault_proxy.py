@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Target = str | Callable[[], Sequence[str]]
-""""HOST:PORT", or a function that says for each connection which ones to try, in which order."""
+""""HOST:PORT", or a function that gives the targets of each connection in order."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close() sends RST (socket(7))."""
@@ -56,7 +56,7 @@ class FaultProxyStatistics:
     connections: int
     open: int
     unreachable: int
-    """Clients that were reset because the target did not accept us; not among `connections`."""
+    """Clients that were reset because the target did not accept the connection."""
     upstream_bytes: int
     downstream_bytes: int
     """What was forwarded, of all connections, in each direction."""

@@ -183,7 +183,7 @@ def test_agents_by_hand(shell: Shell) -> None:
     shell.fails(2, "is not NAME=VALUE", "agents", "register", "x", "--profile", "p", "--param", "a")
     done = shell.run("agents", "launch", "ag::w::by-hand::1")
     assert (done.returncode, len(done.stdout.split())) == (0, 1)
-    assert b"nobody is connected who starts the profile p; it waits for one" in done.stderr
+    assert b"no connected orchestrator starts the profile p; the start waits for one" in done.stderr
     shell.out("tasks", "cancel", done.stdout.decode().strip())
     shell.out("agents", "delete", "by-hand")
     shell.fails(1, "no agent implementation 'by-hand' is registered", "agents", "delete", "by-hand")

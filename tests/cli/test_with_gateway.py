@@ -212,7 +212,7 @@ class TestSessions:
             table = shell.out("sessions", "--type", "agent").splitlines()
             assert table[0].split()[:4] == ["identity", "workspace", "type", "session"]
             assert any(line.startswith("ag::sessions::idle::1 ") and row["session_id"] in line for line in table)
-            assert shell.out("sessions", "--type", "bridge") == "nobody is connected\n"
+            assert shell.out("sessions", "--type", "bridge") == "no participant is connected\n"
             shell.fails(5, "ALREADY_EXISTS", "kv", "get", "x", "--as", "ag::sessions::idle::1")
             assert "disconnected" in shell.out("sessions", "--disconnect", row["session_id"])
             assert watcher.stdout.readline() == b"disconnected\n"

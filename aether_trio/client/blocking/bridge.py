@@ -1,9 +1,9 @@
-"""From async to blocking: how a thread calls what runs in an event loop, with the signatures kept.
+"""Calls coroutines of an event loop from threads, with their signatures kept.
 
     class SyncKv(Blocking[Kv]):
         get = blocking(Kv.get)
 
-    SyncKv(bridge, kv).get("key")     # Kv.get, run in the loop's thread; type checkers see its arguments and its result
+    SyncKv(bridge, kv).get("key")     # Kv.get in the loop's thread; type checkers see its signature
 
 Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop,
 and has ended there when the interrupt goes on. A thread never waits for a loop that cannot answer:
@@ -57,7 +57,7 @@ class LoopThread:
         try:
             anyio.run(self._main, backend="trio")
         except BaseException as error:
-            # Whoever has brought it about has been told, in the future of that call.
+            # The caller that caused it has been told, in the future of that call.
             if not self._begun.done():
                 self._begun.set_exception(error)
 
@@ -73,8 +73,9 @@ class LoopThread:
 
     @property
     def answers(self) -> bool:
-        """Whether a call would be run: the thread is there, is another one than this, and can still
-        be scheduled.
+        """Return whether the loop's thread would run a call.
+
+        It lives, is another thread than this one, and the interpreter still schedules it.
         """
         return (
             not self.forked
@@ -315,7 +316,7 @@ class _Call(Generic[T]):
         return self._scope is not None
 
     def abandon(self) -> None:
-        """Have it cancelled if it runs still, without waiting for anything: from a finalizer."""
+        """Cancel the call if it still runs, without waiting. Called by a finalizer."""
         if self._soon is not None and not self.ended.is_set():
             self._soon(self.give_up)
 
@@ -385,7 +386,7 @@ B = TypeVar("B", bound=Blocking[Any])
 
 
 def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
-    """A method for a Blocking class that runs the method of the same name of its target."""
+    """Make a blocking method that runs the target's method of the same name."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -439,7 +440,10 @@ def blocking_value(
 
 
 def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a method that calls one of the target in the thread of the caller: one that only reads."""
+    """Make a method that calls the target's method in the calling thread.
+
+    For methods that only read.
+    """
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -489,7 +493,7 @@ def streamed(bridge: Bridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
 
 
 def streamed_as(wrap: Callable[[Bridge, T], U]) -> Callable[[Bridge, AsyncIterator[T]], Iterator[U]]:
-    """For `blocking_block`: the block yields an iterator of things that `wrap` makes blocking."""
+    """Make an iterator whose items `wrap` makes blocking, for `blocking_block`."""
 
     def wrapped(bridge: Bridge, iterator: AsyncIterator[T]) -> Iterator[U]:
         return map(functools.partial(wrap, bridge), BlockingStream(bridge, iterator))

@@ -1,15 +1,15 @@
-"""The client for scripts that block: the same classes, arguments and errors, without async and
-await.
+"""The client for blocking scripts: the same classes, arguments and errors.
 
-    with connect_sync("aether://localhost:50051", workspace="default", implementation="script", specifier="1") as agent:
+    who = {"workspace": "default", "implementation": "script", "specifier": "1"}
+    with connect_sync("aether://localhost:50051", **who) as agent:
         agent.send("ag::default::planner::1", b"hello")
         for message in agent.messages(timeout=5):
             print(message.source, message.text)
 
-    with connect_sync("aether://localhost:50051", UserClient, user_id="ann", window_id="w1") as window:
+    with connect_sync(ADDRESS, UserClient, user_id="ann", window_id="w1") as window:
         window.switch_workspace("default")
 
-An event loop runs in a thread of its own for as long as the block lasts. The objects may be used
+An event loop runs in a separate thread for as long as the block lasts. The objects may be used
 from any thread, and from several at once. A message is acknowledged when the loop over `messages`
 asks for the next one, or the block is left well.
 """
@@ -83,8 +83,9 @@ class SyncClient(ClientCalls[C], Generic[C]):
     def __init__(self, bridge: Bridge, target: C) -> None:
         super().__init__(bridge, target)
         self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
-        """By thread: by an object that each has of its own, as a later thread may have the same
-        ident again.
+        """The message in hand of each thread.
+
+        The key is an object of the thread, as a later thread may have the same ident again.
         """
         self._mine = threading.local()
         self._returned: deque[IncomingMessage] = deque()
@@ -107,8 +108,9 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return message
 
     async def _receive(self, timeout: float | None) -> None:
-        """Put the next message where the thread takes it, or a later one if that was interrupted
-        just then.
+        """Put the next message where this thread takes it.
+
+        A later call takes it if this thread was interrupted just then.
         """
         with anyio.move_on_after(timeout):
             self._returned.append(await self._target.receive())
@@ -199,8 +201,9 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def client(self) -> C:
-        """The async client, for what it knows without asking: `topic`, `session_id`, `state`,
-        `config` and so on.
+        """The async client.
+
+        It has what is known without asking: `topic`, `session_id`, `state`, `config` and so on.
         """
         return self._target
 
@@ -218,8 +221,7 @@ def connect_sync(
 
 
 def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any) -> Any:
-    """A connected client, for as long as the block lasts: an agent, or another `kind` of
-    participant.
+    """Return a context manager that connects an agent, or another `kind` of client.
 
     The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async
     with` block does.

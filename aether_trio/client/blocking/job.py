@@ -1,6 +1,6 @@
 """Working on tasks from a script that blocks.
 
-    with connect_sync(ADDRESS, workspace="default", implementation="resizer", specifier="1") as worker:
+    with connect_sync(ADDRESS, **who) as worker:
         for task in worker.work(timeout=60):
             with task:
                 task.progress(0.5, "half of it")
@@ -41,7 +41,7 @@ class SyncJob(JobCalls):
         try:
             block.__enter__()
             return self
-        except BaseException:  # an interrupt that comes when the block has begun, and before Python knows it
+        except BaseException:  # an interrupt between the begin of the block and Python's note of it
             block.give_up()
             raise
 
@@ -70,8 +70,9 @@ async def run_in_threads(
     handler: Callable[[SyncJob], object],
     concurrency: int,
 ) -> None:
-    """`run_tasks` with a handler that blocks: each task has a thread while it is worked on. In the
-    loop.
+    """Run tasks with a handler that blocks, in the loop.
+
+    Each task has a thread while its handler runs.
     """
     limiter = anyio.CapacityLimiter(concurrency)
 

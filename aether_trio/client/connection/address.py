@@ -1,4 +1,4 @@
-"""Where a gateway is, and how it is spoken to: "aether://localhost:50051", for example.
+"""Reads the address of a gateway, such as "aether://localhost:50051".
 
 | scheme | transport | TLS |
 |---|---|---|
@@ -103,5 +103,5 @@ def parse_address(text: str) -> Address:
     if path and not (transport is TransportKind.WEBSOCKET and path == WEBSOCKET_PATH):
         raise AddressError(f"an address has no path, but this one has {parts.path!r}")
     if port == 0:
-        raise AddressError("port 0 is nobody's")
+        raise AddressError("port 0 cannot be connected to")
     return Address(parts.scheme, transport, tls, host, default_port if port is None else port)

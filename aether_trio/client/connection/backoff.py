@@ -1,6 +1,7 @@
-"""How long to wait before the next attempt: full jitter, so that ten thousand clients that were cut
-at once do not come back at once. The pause is uniform between 0 and a bound that doubles with each
-failure.
+"""Computes the pause before the next attempt to connect.
+
+The pause is uniform between 0 and a bound that doubles with each failure (full jitter), so that ten
+thousand clients that were cut together do not come back together.
 
 The randomness is an argument, so a test can say what it is.
 """
@@ -22,12 +23,12 @@ class Retry:
     """The bound of the first pause."""
     cap_s: float = 30.0
     max_attempts: int | None = None
-    """How many attempts in a row may fail before the client gives up; None goes on for ever, 0
-    never reconnects.
+    """Attempts in a row that may fail before the client gives up.
+
+    None tries for ever, 0 never reconnects.
     """
     steady_s: float = 1.0
-    """A connection that lasted so long starts the count anew; one that ended sooner was no success.
-    """
+    """A connection that lasted this long resets the count of failures."""
     random: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
@@ -41,8 +42,9 @@ class Retry:
         return self.max_attempts is not None and failures > self.max_attempts
 
     def pause_s(self, failures: int, retry_after_s: float = 0.0) -> float:
-        """The pause after `failures` attempts in a row (0: the connection has just been lost).
-        Never under `retry_after_s`.
+        """Return the pause after `failures` failed attempts in a row.
+
+        0 failures: the connection was lost just now. The pause is at least `retry_after_s`.
         """
         bound = min(self.cap_s, self.base_s * 2.0 ** min(failures, 64))
         return retry_after_s + bound * self.random()

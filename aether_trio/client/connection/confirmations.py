@@ -1,16 +1,17 @@
-"""Finding out what became of what has no answer: a request right behind it, whose answer comes
-after any refusal of it.
+"""Confirms messages that have no answer, with a request right behind them.
+
+The answer of that request comes after any refusal of the message.
 
 The protocol answers a send (except on the framed transport), a progress report and a workspace
 switch with nothing when it is well, and with an ErrorResponse without an id when it is not. But an
 answer is a barrier: the gateway answers a request when everything in front of it is settled. So
-behind such messages goes a request that everybody may make (whether oneself is connected), and the
-order says the rest: what was written is a row of sections, each ended by its barrier, and an
-ErrorResponse without an id belongs to the first section whose barrier has not been answered.
+behind such messages goes a request that every participant may make (whether oneself is connected),
+and the order says the rest: what was written is a row of sections, each ended by its barrier, and
+an ErrorResponse without an id belongs to the first section whose barrier has not been answered.
 
-A section of one message is exact. Where many are written at once and nobody waits for one of them
-they share a section. These are sends with a number, whose refusal says it ("send-17", an extension
-of the gateway); it comes before the answer of their barrier.
+A section of one message is exact. Where many are written at once and no caller waits for one of
+them they share a section. These are sends with a number, whose refusal says it ("send-17", an
+extension of the gateway); it comes before the answer of their barrier.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Confirmations:
         return bool(self._sections)
 
     def plain(self) -> None:
-        """Something was written that may be refused, and nobody waits to know."""
+        """Note that a message was written whose refusal no caller waits for."""
         self._unguarded = True
 
     def together(self, settle: Settle, number: int) -> None:
@@ -75,7 +76,7 @@ class Confirmations:
         self._unguarded = True
 
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """What to write for a message that has a section of its own.
+        """What to write for a message with a separate section.
 
         `frame` makes transport bytes of an UpstreamMessage.
 
@@ -108,7 +109,7 @@ class Confirmations:
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 
     def refused(self, response: pb.ErrorResponse) -> bool:
-        """An ErrorResponse without an id; False when it is nobody's who waits."""
+        """An ErrorResponse without an id; False when no caller waits for it."""
         section = self._sections[0] if self._sections else None
         if section is None or all(number for number, _ in section.waiting):
             return False
@@ -127,8 +128,9 @@ class Confirmations:
         return True
 
     def answered(self, request_id: str) -> bool:
-        """A barrier was answered, or refused as a request: everything in front of it is settled.
-        False: it was none of ours.
+        """Settle the messages in front of an answered barrier.
+
+        A refused barrier counts as answered. Returns False for the id of another request.
         """
         if not any(section.request_id == request_id for section in self._sections):
             return False

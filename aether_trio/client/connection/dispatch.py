@@ -1,7 +1,7 @@
-"""What a client keeps over all its connections, and where everything goes that a connection brings.
+"""Keeps a client's state over connections, and dispatches incoming messages.
 
-the transports see it as their TransportClient: deliveries go to the inbox, settlements to the send_queue, answers
-to the requests, and what nobody asked for to the feeds.
+the transports see it as their TransportClient: deliveries go to the inbox, settlements to the
+send_queue, answers to the requests, and all else to the feeds.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ class MessageDispatch:
         """The reason of a FORCE_DISCONNECT."""
         self.cursors = Cursors()
         self.restore: dict[str, pb.UpstreamMessage] = {}
-        """What is to be said first on every later connection, because a session does not keep it.
-        """
+        """Messages that every later connection sends first: the gateway forgets them."""
         self._principal = principal
 
     def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
-        """Whom to tell that there is something to write: at once, or that may wait for more."""
+        """Set what wakes the writer of a connection: at once, or soon."""
         self.send_queue.wake = self.inbox.wake = wake
         self.inbox.wake_soon = wake_soon
 
@@ -116,7 +115,7 @@ class MessageDispatch:
         self.send_queue.put(pending.upstream)
 
     def forget(self, pending: Pending) -> None:
-        """Nobody waits for a request any more: if it has not been written, it will not be."""
+        """Forget a request whose caller gave up; it is not written any more."""
         self.requests.discard(pending)
         if pending.upstream is not None:
             self.send_queue.discard(pending.upstream)

@@ -1,8 +1,8 @@
 """The framed transport of a client: docs/wire.md from our side, over
 `wire.framing.FramedConnection`.
 
-Confirmation, positions and credit are frames here, so this module mostly hands events to the send_queue
-and the inbox, and their frames to the socket. Answers to requests come as envelopes.
+Confirmation, positions and credit are frames here, so this module mostly hands events to the
+send_queue and the inbox, and their frames to the socket. Answers to requests come as envelopes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
-"""What the gateway says when our bytes did not arrive: the way between us was cut, or stood still.
+"""Errors that the gateway reports when our bytes did not arrive.
+
+The network between us was cut or stood still.
 """
 _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 
@@ -43,8 +45,9 @@ class FramedTransport(Transport):
         self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
-        """The PING whose PONG means that the gateway has read everything, where our side cannot be
-        ended by itself.
+        """The number of the PING that stands in for the end of our side.
+
+        Its PONG says that the gateway has read everything. TLS cannot end one side alone here.
         """
 
     # -- the first words

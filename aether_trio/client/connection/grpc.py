@@ -1,5 +1,6 @@
-"""The gRPC codec of a client: the one call of AetherGateway/Connect, on an HTTP/2 connection of its
-own.
+"""Encodes and decodes the call of AetherGateway/Connect over HTTP/2.
+
+The connection carries no other call.
 
 The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further
 message is taken meanwhile. What the gateway sends is always read: its deliveries have credit

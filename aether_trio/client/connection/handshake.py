@@ -1,4 +1,4 @@
-"""The first message of a connection, as far as it is the same for everybody."""
+"""Builds the part of the first message that is the same for all participants."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What was delivered and is not done with: a bounded buffer in front of the application, and the
-acknowledgements behind it.
+"""Buffers delivered messages and collects their acknowledgements.
 
 The life of an arrival: buffered, handed to the application, done. It takes credit until it is done,
 so the credit is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and
@@ -35,17 +34,17 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["Arrival", "Inbox"]
 
 _GRANT_SHARE: Final = 4
-"""Credit is granted when this part of it is missing (a quarter), not for every message."""
+"""Credit is granted when a quarter of it is missing, not for every message."""
 
 
 MAX_TOPICS: Final = 1024
-"""Topics that are remembered, beside those that are open or have something in the program's hands.
-"""
+"""Topics that are remembered beside open topics and topics with open messages."""
 
 
 class Arrival:
-    """One delivery: of which topic, its offset (0 on WebSocket), and its bytes until it is handed
-    out.
+    """One delivered message: its topic, its offset, and its bytes.
+
+    The offset is 0 on WebSocket. The bytes are dropped when the application takes the message.
     """
 
     __slots__ = ("data", "offset", "size", "topic")
@@ -87,8 +86,9 @@ class Inbox:
         self._held_messages = 0
         self._held_bytes = 0
         self._abandoned: set[Arrival] = set()
-        """Taken by tasks that have ended without handling them: they hold credit, and come again at
-        the next client.
+        """Messages taken by tasks that ended without handling them.
+
+        They hold credit, and the gateway delivers them to the next client again.
         """
         self._topics: dict[str, TopicState] = {}
         self._channels: dict[int, TopicState] = {}
@@ -129,8 +129,9 @@ class Inbox:
             self.wake_soon()
 
     def _forget_oldest(self) -> None:
-        """Of the topics that are not open, and of which the program has nothing, the one that was
-        opened longest ago.
+        """Forget the topic that was opened longest ago.
+
+        Open topics and those with messages in the application's hands stay.
         """
         opened = set(self._channels.values())
         oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)

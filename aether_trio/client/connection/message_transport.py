@@ -1,5 +1,4 @@
-"""The transport of whole messages: one UpstreamMessage after the other, over WebSocket or over
-gRPC.
+"""Carries whole messages over WebSocket or gRPC.
 
 These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind
 it (confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of
@@ -205,7 +204,7 @@ class MessageTransport(Transport):
         self._sent += 1
 
         def settle(error: AetherError | None) -> None:
-            if not isinstance(error, ConnectionLost):  # what is in doubt is the send_queue's to decide
+            if not isinstance(error, ConnectionLost):  # the send queue decides what is in doubt
                 self._client.send_queue.settle(publication, error)
 
         if publication.confirm:

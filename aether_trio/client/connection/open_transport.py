@@ -1,4 +1,4 @@
-"""Opening a connection: the socket, TLS on it, and the transport that the address asks for."""
+"""Opens a connection: the socket, TLS on it, and the address's transport."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 __all__ = ["open_transport"]
 
 _NO_ISSUER: Final = frozenset((18, 19, 20, 21))
-"""X509_V_ERR_... of OpenSSL: signed by itself, or by somebody whose certificate is not at hand."""
+"""OpenSSL's X509_V_ERR_... for a certificate whose authority is not at hand."""
 _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
 
 

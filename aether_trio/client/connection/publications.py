@@ -1,5 +1,6 @@
-"""The things on their way to the gateway, and how a transport writes them. send_queue.py keeps them in
-order.
+"""Messages on their way to the gateway, and how a transport encodes them.
+
+send_queue.py keeps them in order.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def bytes_of(payload: bytes | str) -> bytes:
 
 
 def checked_topic(target: str) -> str:
-    """Raises TypeError for what is no text, and InvalidArgument for one that no UTF-8 can hold, or
-    no frame.
+    """Return the topic.
+
+    Raises TypeError when it is no text, and InvalidArgument when UTF-8 or a frame cannot hold it.
 
     The rest is the gateway's to say. This is said here, because the task that writes would fail,
     and the client with it.
@@ -52,8 +54,9 @@ def checked_topic(target: str) -> str:
 
 
 def checked_type(kind: int) -> int:
-    """Raises TypeError for what is no number, such as the name of a type, and ValueError for one
-    out of range.
+    """Return the message type as a number.
+
+    Raises TypeError for the name of a type, and ValueError for a number out of range.
     """
     if not isinstance(kind, int):
         raise TypeError(f"type is a MessageType, such as MessageType.CHAT, not {kind!r}")
@@ -63,8 +66,9 @@ def checked_type(kind: int) -> int:
 
 
 class Moment(NamedTuple):
-    """A point in time by two clocks: that of the event loop stands still while the machine sleeps,
-    and the calendar may be set.
+    """A point in time on two clocks.
+
+    The event loop's clock stands still while the machine sleeps, and the calendar may be set.
     """
 
     loop_s: float
@@ -89,7 +93,7 @@ class Outcome:
         self.settled = False
         self.error: AetherError | None = None
         self.seen = False
-        """Somebody has waited for it, so its refusal is known."""
+        """A caller has waited for it, so its refusal is known."""
         self._event: anyio.Event | None = None
 
     def settle(self, error: AetherError | None = None) -> None:
@@ -150,17 +154,21 @@ class Publication(Outcome):
         self.message_type = message_type
         self.extra = extra
         self.confirm = confirm
-        """Somebody waits for this one; a transport without acknowledgements must find out by other
-        means.
+        """The caller waits for this message.
+
+        A transport without acknowledgements sends a barrier behind it.
         """
         self.written = False
         """The present connection has written it."""
         self.withdrawn = False
-        """Nobody waits for it any more: it is not written, or not again."""
+        """Its caller gave up: it is not written, or not again."""
 
     @property
     def ever_written(self) -> bool:
-        """Whether this connection or an earlier one has written it: only that spends a number."""
+        """Whether this connection or an earlier one has written the message.
+
+        Only a written message has a number.
+        """
         return bool(self.seq)
 
 
@@ -169,7 +177,7 @@ class Upstream:
 
     `on_written` is called when a connection has taken it, or with why none will. `answer`: it may
     go out while the gateway leaves. `unanswered`: the gateway says nothing to it, or an
-    ErrorResponse without an id; with `settle` somebody waits to know which. `queued` is the
+    ErrorResponse without an id; with `settle` a caller waits to know which. `queued` is the
     send_queue's: no connection has taken it yet.
     """
 

@@ -1,13 +1,12 @@
-"""The life of a client: connect, run, and connect again, until it is closed or there is no coming
-back.
+"""Connects, runs the connection, and connects again until the client ends.
 
-One task runs this (`Reconnector.run`). It is the only one that opens and ends connections, and it owns
-what outlives them: the session id to resume, the send_queue, the inbox, the requests.
+One task runs this (`Reconnector.run`). It is the only one that opens and ends connections, and it
+owns what outlives them: the session id to resume, the send_queue, the inbox, the requests.
 
-* A refusal or an end that is not retryable is final: everybody who waits is told, and the client's
+* A refusal or an end that is not retryable is final: every waiting caller is told, and the client's
   block is cancelled.
-* "Somebody else has this identity" is not final when that may be ourselves: an attempt whose answer
-  never came may have taken it, so it is tried again for SELF_DUPLICATE_S.
+* "Another client has this identity" is not final when that may be ourselves: an attempt whose
+  answer never came may have taken it, so it is tried again for SELF_DUPLICATE_S.
 * What was published and not settled is sent again when the gateway remembers it (it says for how
   long, and the identity has not changed); else it fails as in doubt. That counts from when it was
   first written: the gateway may have committed it just then, and have known for long that the
@@ -47,7 +46,7 @@ T = TypeVar("T")
 logger = logging.getLogger("aether_trio.client")
 
 SELF_DUPLICATE_S: Final = 60.0
-"""How long the gateway may hold a connection of ours that it does not know to be dead."""
+"""How long the gateway may keep a dead connection of this client."""
 
 
 class State(enum.Enum):
@@ -133,7 +132,7 @@ class Reconnector:
             self.states.close()
 
     async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:
-        """Whoever waits for the client is told why, and then the rest of the block is cancelled."""
+        """Tell the waiting callers why the client ends, then cancel the block."""
         self._set(State.CLOSED)
         self._dispatch.close(error)
         for _ in range(2):  # those who were woken run before the second one returns
@@ -237,7 +236,10 @@ class Reconnector:
         return transport
 
     async def _abandon(self, transport: Transport | None) -> None:
-        """An attempt came to nothing, and the gateway may have let us in without our knowing."""
+        """Close an attempt that failed.
+
+        The gateway may have accepted it without the client knowing.
+        """
         if transport is not None:
             self._maybe_us_until = anyio.current_time() + SELF_DUPLICATE_S
             await transport.aclose()

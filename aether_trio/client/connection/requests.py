@@ -1,5 +1,4 @@
-"""Requests and their answers: which answers which, by id, or by the order of arrival where an
-answer has none.
+"""Matches answers to requests, by id or by order where an answer has no id.
 
 A typed answer that says `success: false` and an ErrorResponse with the id both end a request; where
 the protocol sends both, the first decides and the second is dropped, except for KV, whose typed
@@ -119,7 +118,7 @@ class Requests:
         """How many there were."""
 
     def new_id(self) -> str:
-        """An id that no other request of anybody has."""
+        """Return an id that no other request of any client has."""
         return f"{self._prefix}-{next(self._counter)}"
 
     def add(self, pending: Pending) -> None:
@@ -130,7 +129,7 @@ class Requests:
         self._open[pending.request_id] = pending
 
     def discard(self, pending: Pending) -> None:
-        """Nobody waits any more."""
+        """Remember a request as answered or given up."""
         if self._open.get(pending.request_id) is pending:
             del self._open[pending.request_id]
             self._remember(pending)
@@ -150,7 +149,7 @@ class Requests:
         return sum(pending.written for pending in self._open.values())
 
     def answer(self, case: str, payload: Any) -> bool:
-        """Give an answer to who waits for it; False when nobody does."""
+        """Hand an answer to its caller. Return False when no caller waits."""
         request_id = str(getattr(payload, "request_id", "") or getattr(payload, "client_request_id", ""))
         if request_id:
             pending = self._open.get(request_id)
@@ -165,7 +164,7 @@ class Requests:
         return True
 
     def fail(self, error: pb.ErrorResponse) -> bool:
-        """Give an ErrorResponse with an id to who waits for it; False when nobody does."""
+        """Hand an ErrorResponse to its caller. Return False when no caller waits."""
         failure = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
         pending = self._open.get(error.request_id)
         if pending is not None:

@@ -1,4 +1,4 @@
-"""What is to be sent, in one order: publications, and envelopes around everything else.
+"""Keeps what is to be sent in one order: publications and other messages.
 
 The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one
 write. What was written and is not settled is kept for the next connection; `cut` and `reopen` say
@@ -54,7 +54,7 @@ class SendQueue:
         self.resent = 0
         """Those that were queued again for another connection."""
         self._unseen: list[Publication] = []
-        """Refused, and nobody has waited for them: the first ones, at most `max_unsettled`."""
+        """Refused publications whose caller has not asked: the first `max_unsettled`."""
         self._unseen_more = 0
         """How many more there were."""
 
@@ -106,7 +106,7 @@ class SendQueue:
 
         A checkpoint for cancellation; it yields now and then.
 
-        If every call did, each message would be a write of its own.
+        If every call did, each message would be a separate write.
         """
         if confirm or not self._count % _YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
@@ -127,7 +127,7 @@ class SendQueue:
         return publication
 
     def put(self, upstream: Upstream) -> None:
-        """Queue an envelope. Whoever does so waits for something, which bounds the queue."""
+        """Queue a message. Its caller waits for an answer, which bounds the queue."""
         self._check_open()
         upstream.queued = True
         self._queue.append(upstream)
@@ -141,7 +141,7 @@ class SendQueue:
     async def flush(self) -> None:
         """Return when everything that was published so far is settled.
 
-        Raises the first refusal that nobody has seen.
+        Raises the first refusal that no caller has seen.
         """
         await anyio.lowlevel.checkpoint()
         target = self._count
@@ -170,8 +170,9 @@ class SendQueue:
         return self._count + 1
 
     def withdraw(self, publication: Publication) -> None:
-        """Nobody waits for it any more: only a connection that has it already may still bring it to
-        the gateway.
+        """Withdraw a publication whose caller gave up.
+
+        Only a connection that has written it already may still bring it to the gateway.
 
         What waits for a connection is forgotten here and now, so that neither it nor its memory is
         still there when the gateway comes back. What the present connection has written takes its
@@ -185,7 +186,7 @@ class SendQueue:
         self._settle(publication, _withdrawn(publication))
 
     def discard(self, upstream: Upstream) -> None:
-        """Nobody waits for this envelope any more: if it has not been written, it will not be."""
+        """Withdraw a message whose caller gave up, if it has not been written."""
         if upstream.queued:
             upstream.queued = False
             self._queue.remove(upstream)
@@ -301,8 +302,9 @@ class SendQueue:
         self._room.set()
 
     def _note_unseen(self, publication: Publication) -> None:
-        """The first ones are kept: `flush` raises the first, which is mostly the cause of the
-        others.
+        """Keep a refusal for `flush`, which raises the first one.
+
+        The first is mostly the cause of the others.
         """
         if len(self._unseen) >= self.max_unsettled:
             if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
@@ -325,7 +327,7 @@ class SendQueue:
     def cut(self) -> None:
         """The connection is over.
 
-        What it has left unsettled waits for `reopen`, unless nobody waits for it any more.
+        What it has left unsettled waits for `reopen`, unless its caller gave up.
         """
         for publication in self._written:
             publication.written = False
@@ -337,8 +339,7 @@ class SendQueue:
         self._refused.clear()
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """A new connection: what earlier ones have left unsettled is sent again first, or fails as
-        in doubt.
+        """Queue again what earlier connections left unsettled, or fail it as in doubt.
 
         That is what the last one has written, and what it was to repeat and has not come to. With
         `repeat` it is sent again if it was first written less than `within_s` ago: the gateway
@@ -360,8 +361,9 @@ class SendQueue:
                 self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
-        """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was
-        written.
+        """Fail all that is on its way with `error`.
+
+        What was written fails as in doubt.
         """
         if self._closed is not None:
             return

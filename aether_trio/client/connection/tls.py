@@ -30,8 +30,9 @@ class TlsOptions:
 
     ca_file: str | os.PathLike[str] | None = None
     cert_file: str | os.PathLike[str] | None = None
-    """The client's certificate, with its chain; `key_file` is its key unless it is in the same
-    file.
+    """The client's certificate, with its chain.
+
+    `key_file` is its key unless it is in the same file.
     """
     key_file: str | os.PathLike[str] | None = None
     server_name: str | None = None

@@ -1,8 +1,7 @@
-"""What a client knows of one topic that is delivered to it: which offsets came, which are done,
-which are acknowledged.
+"""Tracks one delivered topic: which offsets came, are done, are acknowledged.
 
 A topic of the participant's own is acknowledged by one number, below which all is done; a work
-group's (shared) one by one. Both outlive the connection, so that what comes again is recognized.
+group's (shared) one by one. Both outlive the connection, so that a repeated message is recognized.
 
 A gateway that has lost its data (a development gateway without a directory) counts from 1 again,
 and what it delivers would look like repetitions. Its HELLO names another log then, and the inbox
@@ -21,7 +20,7 @@ from aether_trio.wire.framing import Delivered, FramedConnection
 __all__ = ["RECENT", "TopicState"]
 
 RECENT: Final = 1024
-"""Of so many messages a topic remembers what they were; of a shared one, that they are done."""
+"""Messages of which a topic remembers a hash; of a shared topic, their offsets."""
 
 
 class TopicState:
@@ -71,7 +70,7 @@ class TopicState:
         self._to_send.clear()
 
     def abandon(self) -> None:
-        """Its log is gone: what the application still has of it is acknowledged to nobody."""
+        """Its log is gone: what the application still has of it is not acknowledged."""
         self.closed()
         self._begin_again()
         self._sent = 0
@@ -110,7 +109,10 @@ class TopicState:
         return True
 
     def forget(self, offset: int) -> None:
-        """Of a shared topic: it was dropped before the application saw it, and may come again."""
+        """Forget an offset of a shared topic: its message was dropped unread.
+
+        The gateway may deliver it again.
+        """
         self._hashes.pop(offset, None)
 
     def done(self, offset: int) -> None:
@@ -147,8 +149,9 @@ class TopicState:
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
     def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
-        """The DELIVERED that may be sent now: of nothing that this connection has not delivered
-        yet.
+        """Return the DELIVERED frames that are due.
+
+        They name only offsets that this connection has delivered.
         """
         channel = self._channel
         opened = connection.channels.get(channel) if channel is not None else None

@@ -1,5 +1,4 @@
-"""What the two transports have in common: a stream, one task that writes and one that reads, and
-how it ends.
+"""The part that all transports share: a stream, its reader, writer and end.
 
 A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
 `run` until the end. It never decides to reconnect; it says how it ended (`Ended`), and reconnect.py
@@ -39,17 +38,20 @@ READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About so much is collected for one write."""
 ACK_DELAY_S: Final = 0.02
-"""Acknowledgements of messages wait so long for others, unless something else is written or credit
-is missed.
+"""How long an acknowledgement waits for others.
+
+It leaves earlier with another write, or when credit is missing.
 """
 LAST_WORDS_S: Final = 0.5
 """For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
-"""For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time.
+"""How long the gateway has to end its side after ours, or after its GOAWAY.
+
+A GOAWAY may name another time.
 """
 
 NOTICES: Final = frozenset({Code.BACKPRESSURE})
-"""Codes of an ErrorResponse that refuses nothing: it says that something is not delivered."""
+"""Codes of an ErrorResponse that reports and refuses nothing."""
 
 BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
@@ -194,7 +196,7 @@ class Transport(abc.ABC):
         self.confirmations = Confirmations(self._client.principal(ack))
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
-        """Something has come that is no delivery: what is about confirmations is taken out."""
+        """Take in a message that is no delivery. Answers of barriers go no further."""
         if message.HasField("error"):
             if self._about_confirmations(message.error):
                 return
@@ -242,8 +244,9 @@ class Transport(abc.ABC):
         self.wake()
 
     async def last_words(self) -> None:
-        """After `run` was cancelled: what is acknowledged, and the goodbye; without waiting for an
-        answer.
+        """Send acknowledgements and the goodbye after `run` was cancelled.
+
+        It waits for no answer.
         """
         if self._mid_write or self._ended is not None or self._said_goodbye:
             return

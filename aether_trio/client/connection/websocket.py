@@ -1,5 +1,6 @@
-"""The WebSocket codec of a client: one protobuf message in each binary message (subprotocol
-aether.v1.proto).
+"""Encodes and decodes messages over WebSocket (subprotocol aether.v1.proto).
+
+Each binary message holds one protobuf message.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ __all__ = ["WEBSOCKET_SUBPROTOCOL", "WebSocketCodec"]
 
 WEBSOCKET_SUBPROTOCOL: Final = "aether.v1.proto"
 _RECONNECT: Final = 4100
-"""The close code is this plus a gRPC status: come back. From _STAY_AWAY on: do not."""
+"""Base of the close codes that say "come back": this plus a gRPC status.
+
+From _STAY_AWAY on they say "stay away".
+"""
 _STAY_AWAY: Final = 4200
 _MAX_SENT_BYTES: Final = 2 * 1024 * 1024
 """What a gateway takes by default. It ends the connection for more."""

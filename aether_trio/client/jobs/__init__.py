@@ -1,8 +1,8 @@
 """Working on tasks: the loop that takes them, and the block that one of them is.
 
-    async with AgentClient(ADDRESS, workspace="default", implementation="resizer", specifier="1") as worker:
+    async with AgentClient(ADDRESS, **who) as worker:
         async for task in worker.work():
-            async with task:                      # left well: COMPLETED; left by an exception: FAILED with its text
+            async with task:              # left well: COMPLETED; by an exception: FAILED
                 await task.progress(0.5, "half of it")
 
 docs/tasks.md says how to use it, and `Job` what may happen to a block. The parts: intake.py has the

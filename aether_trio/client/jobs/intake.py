@@ -26,8 +26,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 IDLE_COUNT: Final = 10_000
 IDLE_BYTES: Final = 8 * 1024 * 1024
-"""Of payloads: what a program is kept that does not take its work; beyond it the oldest are
-dropped.
+"""Bytes of payloads that are kept for a program that takes no tasks.
+
+Beyond it the oldest are dropped.
 """
 
 
@@ -85,8 +86,9 @@ class Intake(Feed[Assignment]):
             self._wake()
 
     def give_back(self, assignment: Assignment) -> None:
-        """It was taken, and is not begun after all: it is the next one, unless the task was
-        assigned anew meanwhile.
+        """Give back a task that was taken and not begun: it is the next one.
+
+        A newer assignment of the task goes first.
         """
         task_id = assignment.task_id
         if not self._closed and task_id not in self._assigned:
@@ -95,7 +97,7 @@ class Intake(Feed[Assignment]):
         self.put_down(task_id)
 
     def take_back(self, assignment: Assignment) -> bool:
-        """Take what was given back; False when it does not wait any more, or was assigned anew."""
+        """Take a task that was given back. Return False if it no longer waits."""
         return self._assigned.get(assignment.task_id) is assignment and self._take_task(assignment.task_id)
 
     def _take_task(self, task_id: str) -> bool:

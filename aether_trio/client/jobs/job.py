@@ -2,7 +2,8 @@
 
     claimed ──▶ open ──▶ settling ──▶ closed
                   │ the gateway takes it away: the block is cancelled, and left without a word
-                  └ the body ends: COMPLETE or FAIL, until the gateway has answered or the task is somebody else's
+                  └ the body ends: COMPLETE or FAIL, until the gateway has answered
+                    or the task is another worker's
 
 Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards,
 and what a cut leaves in doubt is looked up. Nothing here reads the connection: `heard` and `looked`
@@ -56,7 +57,7 @@ LATE_PAUSE_S: Final = 5.0
 """The same behind the block."""
 
 NO_INPUT: Final = {"aether.wait_until": "no input"}
-"""What a wait for a time matches: it ends none of the waits for inputs, and uses none up."""
+"""The match of a wait for a time: no input satisfies it, and none is used up."""
 
 WAITS: Final = frozenset({TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY})
 OURS: Final = WAITS | {TaskStatus.RUNNING}
@@ -76,8 +77,9 @@ class JobEnd(enum.Enum):
     HIBERNATED = "hibernated"
     """It sleeps, and will be assigned again."""
     LOST = "lost"
-    """Somebody else has it, or will have it: it was taken back while this worker was away, or
-    retried.
+    """Another worker has the task, or will have it.
+
+    The gateway took it back while this worker was away, or it was retried.
     """
 
 
@@ -91,8 +93,9 @@ _ENDS: Final = {
 
 
 class TaskOver(AetherError):
-    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else
-    has it. Its block swallows this.
+    """The task is not this worker's any more. The block of the task swallows this.
+
+    It was cancelled, has hibernated, or another worker has it.
     """
 
     def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
@@ -141,7 +144,7 @@ class Job:
 
     The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
     exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
-    If the gateway ends the task meanwhile (somebody has cancelled it, a deadline has passed, it was
+    If the gateway ends the task meanwhile (it was cancelled it, a deadline has passed, it was
     given to another worker), the block is cancelled, and the program goes on behind it; `end` says
     what has happened.
     """
@@ -158,7 +161,7 @@ class Job:
         self.remark = ""
         """What is said with COMPLETE.
 
-        Whoever follows the task hears it as the reason of its last event.
+        Its followers hear it as the reason of its last event.
         """
         self.watched = anyio.Event()
         """What the gateway does to the task is heard of."""
@@ -195,9 +198,7 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still be taken away: the block has not ended, and the gateway has not
-        ended it.
-        """
+        """Whether the gateway may still take the task away: the block is open."""
         return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
 
     # -- the block
@@ -205,7 +206,7 @@ class Job:
     async def __aenter__(self) -> Self:
         if self.entered:
             raise RuntimeError(f"task {self.id} has had its block; a task is one block")
-        self._scope.__enter__()  # raises in another loop than the client's, and then no block has begun
+        self._scope.__enter__()  # raises in another loop than the client's: no block has begun
         self._phase = _Phase.OPEN
         if self.end is not None:
             self._scope.cancel()
@@ -265,9 +266,7 @@ class Job:
             raise self._refused
 
     async def _complete(self, refusals: int | None) -> None:
-        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must
-        end. See `_settle`.
-        """
+        """Send COMPLETE, or FAIL if that is refused: a task in no block must end."""
         if self._refused is None:
             try:
                 await self._settle(lambda: self._keeper.tasks.complete(self._reference, reason=sendable(self.remark)))
@@ -283,8 +282,7 @@ class Job:
         await self._settle(lambda: self._keeper.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while
-        the client lives.
+        """Settle in spite of a cancellation: for LAST_WORDS_S, then after the block.
 
         Nothing is waited for any more when another one comes through the shield, as asyncio's own
         do, and Ctrl-C.
@@ -315,8 +313,9 @@ class Job:
         closed()
 
     def begins_too_late(self) -> None:
-        """Its block has not begun, and others may have the task: a block that begins yet is
-        cancelled.
+        """Mark a job whose block has not begun in time.
+
+        Another worker may have the task. A block that begins yet is cancelled.
         """
         if self.end is None:
             self._take_away(JobEnd.LOST, "its block has not begun in time")
@@ -332,8 +331,7 @@ class Job:
             self._keeper.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Make the last move, however often the connection is cut; until it is made, or the task is
-        not ours any more.
+        """Make the last move until it is made or the task is no longer ours.
 
         Raises the last of so many refusals (None: never), and why the client has ended.
         """
@@ -393,7 +391,7 @@ class Job:
         return task is not None and task.status in OURS and self._is_this(task)
 
     def _is_this(self, task: Task) -> bool:
-        """Whether the task was assigned to nobody since, nor to us anew."""
+        """Whether the task was not assigned again since."""
         number = self.assignment.number
         return task.assigned_to == self.task.assigned_to and task.metadata.get(NUMBER, number) == number
 
@@ -473,11 +471,11 @@ class Job:
         step: Step | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Say how far it is: `completion` is from 0 to 1, or -1 when nobody knows.
+        """Say how far it is: `completion` is from 0 to 1, or -1 when unknown.
 
         It is also a sign of life.
 
-        Whoever follows the task is told, and the agents of the workspace. It is sent, and not
+        Followers of the task and the agents of the workspace are told. It is sent, and not
         confirmed.
         """
         await self._checked()
@@ -486,8 +484,7 @@ class Job:
         )
 
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
-        """Stand still until somebody resumes the task, or gives the input whose metadata has all of
-        `match`.
+        """Wait until the task is resumed, or is given an input that has all of `match`.
 
         An input that has come before is used, the oldest one first; each is used once. After
         `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
@@ -497,8 +494,9 @@ class Job:
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would
-        end the wait.
+        """Raise NotImplementedByGateway.
+
+        Gateways serve no authority requests yet, so nothing would end the wait.
         """
         await self._checked()
         await anyio.lowlevel.checkpoint()
@@ -552,8 +550,9 @@ class Job:
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Said again after a cut, if the task does not stand still then: the same pause, whose wait
-        may have ended meanwhile.
+        """Pause the task, and ask again after a cut unless it waits already.
+
+        It is the same pause, whose wait may have ended meanwhile.
         """
         request_id = str(uuid.uuid4())
         while True:
@@ -595,8 +594,9 @@ class Job:
         on_timeout: str = "",
         key: str = "",
     ) -> NoReturn:
-        """Save `state`, end the block, and have the task assigned anew at `until` or when it is
-        resumed: this never returns.
+        """Save `state` and end the block; the task is assigned anew later. Never returns.
+
+        That is at `until`, or when the task is resumed.
 
         `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it
         back to the next block. After `timeout` seconds: the task fails, or what `on_timeout` says
@@ -619,11 +619,12 @@ class Job:
             except (ConnectionLost, RequestTimeout):
                 self.looked(await self._keeper.look_up(self.id))
         await anyio.lowlevel.checkpoint()
-        raise self._over()  # somebody called it from outside of the block
+        raise self._over()  # it was called from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """What the task has left behind when it hibernated; None if it never did, or if another
-        participant has saved it.
+        """Return what the task saved when it hibernated.
+
+        None if it never did, or if another participant has saved it.
         """
         await self._checked()
         await anyio.lowlevel.checkpoint()
@@ -639,8 +640,9 @@ class Job:
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can
-        be cancelled.
+        """Raise why the task cannot be used any more, after a checkpoint.
+
+        So a program that asks again and again can be cancelled.
         """
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
@@ -652,8 +654,9 @@ def _nothing() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as the reason of a failure: its kind and its text; of a group, those of its
-    members.
+    """Return an exception as the reason of a failure: its kind and its text.
+
+    Of a group, those of its members.
     """
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
@@ -667,9 +670,7 @@ def describe(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is
-    replaced.
-    """
+    """Return the text with what UTF-8 cannot hold replaced."""
     if str.isascii(text):  # raises TypeError for what is no text
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,9 +1,8 @@
-"""What one client holds for all of its tasks: the intake, the tasks in hand, and who listens to
-what becomes of them.
+"""Holds all tasks of one client: those that wait, those in hand, their events.
 
 A task is listened to (its events are subscribed to) when it has been in hand for WATCH_AFTER_S, or
 waits for something; so a short one costs two requests, CLAIM and COMPLETE. What it missed before is
-looked up. After a cut the same is done again: a task that was given to somebody else meanwhile is
+looked up. After a cut the same is done again: a task that was given to another worker meanwhile is
 found by that.
 
 A job belongs to the program. What the program lets go of before its block begins fails; what it
@@ -52,18 +51,21 @@ LOOK_S: Final = 5.0
 AWAY_S: Final = 0.5
 """Before a question is asked again that the gateway could not answer now."""
 UNTAKEN_S: Final = 30.0
-"""A task whose loop was cancelled while it claimed it waits so long for another loop of this
-client.
+"""How long a task waits for another loop after its own was cancelled.
+
+That loop was claiming it.
 """
 UNBEGUN_S: Final = 300.0
-"""A task that was handed out begins within this time, or another loop of this client may have it.
+"""How long a task may be handed out before its block begins.
+
+Then another loop of this client may have it.
 """
 LET_GO: Final = "the worker let go of it before its block began"
 NOT_FOUND: Final = "task not found"
 """What a gateway says of a task that is not there, or that we may not see."""
 
 LOST: Final = "this assignment is over"
-"""What a gateway says of a task that somebody else has."""
+"""The text of a refused move of a task that another worker has."""
 
 Start = Callable[..., None]
 """Runs (function, *arguments) in the client's task group."""
@@ -116,19 +118,16 @@ class JobManager:
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
-        """The loop was cancelled while it claimed this task: the next one may have it, or else it
-        is ended.
+        """Offer the task of a cancelled loop to the next loop, or end it.
 
         The claim may have arrived or not. A second one changes nothing.
         """
-        assignment = replace(assignment)  # is another one than that of a loop that was cancelled before
+        assignment = replace(assignment)  # not the object of a loop that was cancelled before
         self.intake.give_back(assignment)
         self._start(self._end_untaken, assignment)
 
     async def _end_untaken(self, assignment: Assignment) -> None:
-        """Fail a task that was claimed for a cancelled loop, if no other loop has taken it within
-        UNTAKEN_S.
-        """
+        """Fail the task of a cancelled loop that no loop took within UNTAKEN_S."""
         await anyio.sleep(UNTAKEN_S)
         if self.intake.take_back(assignment):
             await self._give_up(assignment, STOPPED)
@@ -165,10 +164,11 @@ class JobManager:
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
     async def _is_meant(self, assignment: Assignment) -> bool:
-        """Whether a task is still this worker's, though a claim was refused: then the refusal was
-        the gateway's trouble, and passes.
+        """Return whether a task is still this worker's, though a claim was refused.
 
-        Nobody else is given a task that a worker has been given and let fall.
+        Then the refusal was a passing trouble of the gateway.
+
+        No other worker is given a task that a worker has been given and let fall.
         """
         task = await self.look_up(assignment.task_id)
         ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
@@ -261,8 +261,9 @@ class JobManager:
             self._give_back(job.assignment)
 
     def _repeated(self, task_id: str) -> None:
-        """A task that is in hand is assigned: again, because we came back; or anew, because this
-        block's time is over.
+        """Look up a task in hand that is assigned again.
+
+        The client has reconnected, or the time of this block is over.
         """
         if (ref := self._in_hand.get(task_id)) is not None and _is_open(ref):
             self._start(self._doubt, ref, task_id)
@@ -278,8 +279,9 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Say what becomes of a task in the client's task group, as its block must not wait. False:
-        the client has ended.
+        """Settle a task in the client's task group, after its block.
+
+        Returns False when the client has ended.
 
         The task is in hand until then, so no block begins of what may be said to have ended.
         """
@@ -294,8 +296,9 @@ class JobManager:
             self.put_down(job)
 
     def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
-        """Run it in the client's task group; False when the client has ended, which a block in a
-        thread may outlive.
+        """Run a function in the client's task group. Return False if it has ended.
+
+        A block in a thread may outlive the client.
         """
         if self._ending() is not None:
             return False
@@ -319,8 +322,9 @@ class JobManager:
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
-        """How the task is just now, as soon as the gateway can say it; None when there is none that
-        we may see.
+        """Return the task as soon as the gateway can tell it.
+
+        None when there is none that this worker may see.
 
         Raises the client's own end, and refusals that do not pass.
         """

@@ -1,6 +1,4 @@
-"""What a client that can be given work offers: the loop over its tasks, and the loop with a
-handler.
-"""
+"""Offers the tasks of a worker: as a loop, and as a handler that is called."""
 
 from __future__ import annotations
 
@@ -31,7 +29,9 @@ Handler = Callable[[Job], Awaitable[object]]
 
 
 class Jobs:
-    """The tasks of a worker, one by one: `async for task in worker.work(): async with task: ...`.
+    """Iterates over the tasks of a worker, which the gateway assigns.
+
+    `async for task in worker.work(): async with task: ...`
 
     The next one comes when fewer than `concurrency` of those before have not ended. Ends when the
     client is closed.
@@ -88,7 +88,7 @@ class Works(_Client):
                 async with task:
                     await worker.send(task.creator, shrink(task.payload))
 
-        `concurrency` is how many may be open at once, for a program that starts a task of its own
+        `concurrency` is how many may be open at once, for a program that starts a new task
         for each; by default it is the client's `worker_tasks`, or 1. Several loops share the work.
         What is left of it goes to other workers when the client's block ends.
         """
@@ -99,8 +99,7 @@ class Works(_Client):
         return said if said is not None else self._settings.worker_tasks or 1
 
     async def run_tasks(self, handler: Handler, *, concurrency: int | None = None) -> None:
-        """Call `handler` with every task that is given to this worker, inside of its block,
-        `concurrency` at once.
+        """Call `handler` with every task, inside of its block, `concurrency` at once.
 
         What a handler raises is logged and fails its task; the others go on. Runs until the client
         is closed or has failed, or until it is cancelled.

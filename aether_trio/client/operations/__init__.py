@@ -1,4 +1,4 @@
-"""The operations of the protocol as methods of a client, in one namespace for each family.
+"""The operations of the protocol as methods of a client, in namespaces.
 
     await agent.kv.put("greeting", b"hello", scope=Scope.WORKSPACE)
     task = await agent.tasks.create("summarize", payload, pool="summarizer")

@@ -1,5 +1,6 @@
-"""`agent.registry`: the registered agent implementations, the orchestrators that start them, and
-starting one.
+"""`agent.registry`: register agent implementations, and start agents.
+
+It also lists the orchestrators that start them.
 
 Needs the right to administer agents. Refusals raise Refused or PermissionDenied.
 """
@@ -18,7 +19,7 @@ _Op = pb.AgentOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceSchema:
-    """A family of resources that an implementation guards, and the verbs it knows for them."""
+    """A family of resources that an implementation guards, with its verbs."""
 
     resource_type_prefix: str
     """No two implementations may have clashing ones."""
@@ -62,7 +63,7 @@ class Orchestrator:
 
 
 class Registry(Namespace):
-    """The registered agent implementations, the orchestrators that start them, and starting one.
+    """Registers agent implementations, starts agents, and lists orchestrators.
 
     help(aether_trio.client.operations.agents) says more.
     """

@@ -1,4 +1,4 @@
-"""Bodies of proxied HTTP in pieces: when a body is cut, and how the pieces are put together again."""
+"""Cuts bodies of proxied HTTP into pieces, and puts them together again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from aether_trio.client.errors import PayloadTooLarge, UnexpectedAnswer
 from aether_trio.wire.pb import aether_pb2 as pb
 
 PIECE_BYTES: Final = 256 * 1024
-"""The longest piece that is sent, and the longest body that travels inside its request or response.
-"""
+"""The longest piece, and the longest body inside of its request or response."""
 
 
 def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.ProxyHttpBodyChunk]:

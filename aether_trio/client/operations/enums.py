@@ -1,4 +1,4 @@
-"""The protocol's enums for people who write Python: the same numbers, names without the prefixes.
+"""The protocol's enums with Python names: the same numbers, no prefixes.
 
 Member 0 is what the wire calls unspecified, or its default. Numbers of a later protocol read as
 member 0.
@@ -71,7 +71,7 @@ class TaskStatus(enum.IntEnum):
 
 
 class TaskAssignmentMode(enum.IntEnum):
-    """Who does the work: the creator, a named identity, or any worker of an implementation."""
+    """Who does the work: the creator, a named identity, or any worker of a pool."""
 
     SELF_ASSIGN = 0
     TARGETED = 1
@@ -152,7 +152,7 @@ class AuthorityRequestEventType(enum.IntEnum):
 
 
 class ScheduleLifetime(enum.IntEnum):
-    """Whether a schedule's authority ends with the grant it came from or stands on its own."""
+    """Whether a schedule's authority ends with its grant or stands on its own."""
 
     SOURCE_BOUND = 0
     DURABLE = 1

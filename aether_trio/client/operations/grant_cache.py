@@ -1,10 +1,10 @@
-"""Remembering what grants amount to, for those who ask about the same ones again and again.
+"""Caches what grants allow, for enforcers that ask about the same ones often.
 
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
 
 An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a
-revocation was heard of. A gateway tells those who may use a grant of its revocation, and nobody
+revocation was heard of. A gateway tells those who may use a grant of its revocation, and no other
 else, so `max_age_s` is how late an enforcer may learn of it. Tasks that ask for the same one at
 once ask the gateway once. A refusal is not remembered.
 """
@@ -47,7 +47,7 @@ class _Entry:
 
 
 class GrantCache:
-    """Remembers what grants allow, for an enforcer that asks about the same ones often.
+    """Caches what grants allow, for an enforcer that asks about the same ones often.
 
     `Grants.cached` makes it. `hits` and `misses` count.
 

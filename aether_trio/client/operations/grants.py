@@ -56,7 +56,7 @@ class Grants(Namespace):
         return tuple(read(Grant, one) for one in answer.grants)
 
     async def derive(self, request: Derivation) -> Grant:
-        """A narrower child of a grant that the caller holds, for somebody else."""
+        """A narrower child of a grant that the caller holds, for another principal."""
         answer = await self._do(_Op(op=_Op.DERIVE, derive_request=write(request, pb.AuthorityGrantDeriveRequest())))
         return read(Grant, answer.grant)
 
@@ -76,8 +76,9 @@ class Grants(Namespace):
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
     ) -> Grant:
-        """A later expiry, within the renewal window: a time, or so much from now on (whole seconds;
-        it takes precedence).
+        """Renew a grant: to a time, or by so much from now on, in whole seconds.
+
+        It must be within the renewal window. The span takes precedence.
         """
         extend_s = 0 if extend_by is None else int(extend_by.total_seconds())
         request = pb.ACLRenewAuthorityGrantRequest(
@@ -152,7 +153,7 @@ class Grants(Namespace):
 
     @asynccontextmanager
     async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
-        """Grants of the caller that stop working, as it happens, for as long as the block lasts."""
+        """Yield grants of the caller that are revoked, while the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
             yield Stream(feed, lambda message: read(Revocation, message))
 

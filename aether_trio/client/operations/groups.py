@@ -1,6 +1,4 @@
-"""Groups and roles, to which rules may be given in place of a principal: the other half of
-`agent.rules`.
-"""
+"""Groups and roles, to which access rules may be given: part of `agent.rules`."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """Somebody in a group. `expires_at` None is never."""
+    """A member of a group. `expires_at` None is never."""
 
     group_name: str
     member_type: str
@@ -55,7 +53,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleAssignment:
-    """Somebody with a role. `expires_at` None is never."""
+    """A principal with a role. `expires_at` None is never."""
 
     role_name: str
     assignee_type: str
@@ -66,8 +64,7 @@ class RoleAssignment:
 
 
 class Groups(Namespace):
-    """Groups and roles, to which rules may be given in place of a principal: the other half of
-    Rules.
+    """Manages groups and roles, to which access rules may be given.
 
     help(aether_trio.client.operations.groups) says more.
     """
@@ -103,14 +100,14 @@ class Groups(Namespace):
         granted_by: str = "",
         expires_at: datetime | None = None,
     ) -> None:
-        """Let somebody into a group; a member may be a group itself."""
+        """Add a member to a group; a member may be a group itself."""
         request = pb.ACLGroupMemberRequest(
             member_type=member_type, member_id=member_id, granted_by=granted_by, expires_at=from_time(expires_at)
         )
         await self._do(_Op(op=_Op.ADD_GROUP_MEMBER, name=group, member_request=request))
 
     async def remove_member(self, group: str, member_type: str, member_id: str) -> None:
-        """Take somebody out of a group."""
+        """Remove a member from a group."""
         request = pb.ACLGroupMemberRequest(member_type=member_type, member_id=member_id)
         await self._do(_Op(op=_Op.REMOVE_GROUP_MEMBER, name=group, member_request=request))
 
@@ -155,7 +152,7 @@ class Groups(Namespace):
         granted_by: str = "",
         expires_at: datetime | None = None,
     ) -> None:
-        """Give somebody a role; an assignee may be a group."""
+        """Give a principal a role; an assignee may be a group."""
         request = pb.ACLRoleAssignmentRequest(
             assignee_type=assignee_type,
             assignee_id=assignee_id,
@@ -165,7 +162,7 @@ class Groups(Namespace):
         await self._do(_Op(op=_Op.ASSIGN_ROLE, name=role, assignment_request=request))
 
     async def unassign_role(self, role: str, assignee_type: str, assignee_id: str) -> None:
-        """Take a role from somebody."""
+        """Take a role from a principal."""
         request = pb.ACLRoleAssignmentRequest(assignee_type=assignee_type, assignee_id=assignee_id)
         await self._do(_Op(op=_Op.UNASSIGN_ROLE, name=role, assignment_request=request))
 

@@ -2,8 +2,8 @@
 
 Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords
 (`Place`): `scope` (WORKSPACE unless said otherwise), `user_id` for scopes about a user, `workspace`
-when it is not the caller's own, and `authorization` to act for somebody else. `ttl_s` is in whole
-seconds; 0 keeps the entry for good, and a write always replaces the ttl that was there.
+when it is not the caller's own, and `authorization` to act for another principal. `ttl_s` is in
+whole seconds; 0 keeps the entry for good, and a write always replaces the ttl that was there.
 
 Every method raises Refused for what the gateway refuses (scope, key, size, access), and
 PermissionDenied for what the caller may not do.
@@ -93,8 +93,9 @@ class Kv(Namespace):
     """The key-value store; help(aether_trio.client.operations.kv) says more."""
 
     async def get(self, key: str, **place: Unpack[Place]) -> bytes:
-        """The value, or b"" if there is none: the protocol does not tell a missing key from an
-        empty value.
+        """Return the value, or b"" if there is none.
+
+        The protocol does not tell a missing key from an empty value.
         """
         return (await self._do(_Op(op=_Op.GET, key=key), place)).value
 
@@ -107,8 +108,9 @@ class Kv(Namespace):
         await self._do(_Op(op=_Op.DELETE, key=key), place)
 
     async def list(self, prefix: str = "", *, limit: int = 0, cursor: str = "", **place: Unpack[Place]) -> Page:
-        """One page of the entries whose keys begin with `prefix`: at most `limit` (0: 100, which is
-        also the most).
+        """Return one page of the entries whose keys begin with `prefix`.
+
+        `limit` 0 is 100, which is also the most.
 
         `cursor` is the `next_cursor` of the page before.
         """
@@ -138,7 +140,10 @@ class Kv(Namespace):
     async def increment_if(
         self, key: str, *, ceiling: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[Place]
     ) -> Counter:
-        """Add `delta` (not negative; 0 is read as 1) unless the counter would go above `ceiling`."""
+        """Add `delta` unless the counter would go above `ceiling`.
+
+        `delta` is not negative; 0 is read as 1.
+        """
         op = _Op(op=_Op.INCREMENT_IF, key=key, guard_value=ceiling, delta_value=delta, ttl=ttl_s)
         answer = await self._do(op, place)
         return Counter(answer.counter_value, answer.applied)

@@ -1,7 +1,6 @@
-"""What every family of operations is built on: a Requester, a time limit, and a way from a payload
-to its answer.
+"""The base of every namespace: a Requester, a time limit, and payloads.
 
-A namespace holds no state of its own and may be kept, shared between tasks and made anew at will.
+A namespace holds no state and may be kept, shared between tasks and made anew at will.
 """
 
 from __future__ import annotations
@@ -50,9 +49,7 @@ class Namespace:
         await self._requester.tell(upstream(case, payload))
 
     async def _tell_confirmed(self, case: str, payload: Any) -> None:
-        """Return when it was accepted: for what is answered only when it is refused, with or
-        without an id.
-        """
+        """Send a message that is answered only when it is refused. Return if accepted."""
         message = upstream(case, payload)
         request_id = str(getattr(payload, "request_id", ""))
         if not request_id:
@@ -79,9 +76,7 @@ class Namespace:
     def _exchange_feed(
         self, *cases: str, match: Callable[[Any], bool], capacity: int, lossy: bool = False
     ) -> Iterator[Feed[Any]]:
-        """What belongs to an exchange that ends with its connection: then ConnectionLost comes as
-        the last thing.
-        """
+        """Open a feed for an exchange; it ends with ConnectionLost when the cut comes."""
 
         def mine(payload: Any) -> bool:
             return isinstance(payload, ConnectionLost) or match(payload)

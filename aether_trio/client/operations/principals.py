@@ -1,7 +1,7 @@
 """Who and with whose rights: what most operations take, as small values.
 
-A principal is a kind and an id. Where a method takes `Principal | str`, a string is an identity text such as
-"ag::prod::planner::1", or "us::ann" for a user as a whole.
+A principal is a kind and an id. Where a method takes `Principal | str`, a string is an identity
+text such as "ag::prod::planner::1", or "us::ann" for a user as a whole.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _USER = "us::"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant by kind ("agent", "user", ...) and id: the bare user id of a user, the identity
-    text of others.
+    """A participant by kind ("agent", "user", ...) and id.
+
+    The id is the bare user id of a user, and the identity text of others.
     """
 
     kind: Annotated[str, Wire("principal_type")]

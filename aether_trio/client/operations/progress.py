@@ -37,7 +37,7 @@ class ProgressUpdate:
     task_id: str
     state: str
     completion: float
-    """From 0 to 1; -1 when nobody knows."""
+    """From 0 to 1; -1 when unknown."""
     summary: str
     step: Step | None
     timestamp: Annotated[Millis, Wire("timestamp_ms", "ms")]
@@ -71,7 +71,7 @@ class Progress(Namespace):
     ) -> None:
         """Report on `task_id`, which is any name.
 
-        `completion` is from 0 to 1, or -1 when nobody knows.
+        `completion` is from 0 to 1, or -1 when unknown.
 
         `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the
         workspace but the sender. Agents, tasks and services may. The protocol does not answer a
@@ -80,7 +80,7 @@ class Progress(Namespace):
         """
         if not math.isfinite(completion):
             raise ValueError(
-                f"completion is {completion:g}; it is from 0 to 1, or {UNKNOWN_COMPLETION:g} when nobody knows"
+                f"completion is {completion:g}; it is from 0 to 1, or {UNKNOWN_COMPLETION:g} when it is unknown"
             )
         report = pb.ProgressReport(
             task_id=task_id,

@@ -163,8 +163,9 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[StreamedResponse]:
-        """A response as it comes, for as long as the block lasts: `timeout_s` to its head, `idle_s`
-        between its pieces.
+        """Yield a response whose body still comes, while the block lasts.
+
+        `timeout_s` limits the wait for its head, `idle_s` the wait for each piece.
 
         async with agent.proxy.stream("sv::feed", "GET", "/events") as response:
             async for piece in response: ...

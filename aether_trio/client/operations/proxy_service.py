@@ -1,5 +1,6 @@
-"""The answering side of `agent.proxy`: for a service that others reach over HTTP through the
-gateway.
+"""Answers HTTP requests that reach a service through the gateway.
+
+It is the answering side of `agent.proxy`.
 
     async with agent.proxy.serve() as requests:
         async for request in requests:
@@ -24,12 +25,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 MAX_INCOMPLETE: Final = 256
-"""Requests whose bodies are still coming; the oldest is dropped when there are more."""
+"""Requests whose bodies still come. The oldest is dropped when there are more."""
 
 
 class ProxiedRequest:
-    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and
-    `finish`.
+    """A request to be answered at once or in pieces.
+
+    At once with `respond` or `fail`, in pieces with `start`, `send` and `finish`.
     """
 
     def __init__(self, service: ProxyService, message: pb.ProxyHttpRequest, body: bytes) -> None:
@@ -85,7 +87,7 @@ class ProxiedRequest:
 
 
 class ProxyService(Namespace):
-    """The answering side of Proxy: for a service that others reach over HTTP through the gateway.
+    """The answering side of Proxy: HTTP requests to this service.
 
     help(aether_trio.client.operations.proxy_service) says more.
     """

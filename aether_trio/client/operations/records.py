@@ -1,4 +1,6 @@
-"""Protobuf messages to frozen dataclasses and back, by the names and types of their fields.
+"""Converts protobuf messages to frozen dataclasses and back.
+
+The names and types of their fields say how.
 
 A record is a frozen dataclass whose fields bear the names of the message's fields; `Wire` in an
 annotation gives another name, or the unit of a time. What a type means on the wire:
@@ -41,8 +43,9 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """How a field differs from its record: `name` in the message, and the `unit` of a time ("s" or
-    "ms") or a level.
+    """Says how a message field differs from the field of its record.
+
+    `name` is its name in the message, `unit` that of a time ("s" or "ms") or a level.
     """
 
     name: str = ""
@@ -54,7 +57,7 @@ Seconds: TypeAlias = Annotated[datetime | None, Wire(unit="s")]
 Millis: TypeAlias = Annotated[datetime | None, Wire(unit="ms")]
 """A time that the wire counts in milliseconds."""
 Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
-"""An access level that the wire has as an enum of its own."""
+"""An access level that the wire has as an enum."""
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
@@ -84,9 +87,7 @@ def from_time(when: datetime | None, unit: str = "s") -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a record: both its names, whether absence is None, and how a value is read and
-    written.
-    """
+    """One field of a record: its names, and how it is read and written."""
 
     name: str
     wire: str

@@ -1,6 +1,6 @@
-"""`agent.authority_requests`: ask somebody for authority, and decide what was asked.
+"""`agent.authority_requests`: ask a principal for authority, and decide.
 
-A request is routed to a principal or to anybody who holds a capability. Refusals raise Refused or
+A request is routed to a principal or to any holder of a capability. Refusals raise Refused or
 PermissionDenied.
 """
 
@@ -103,7 +103,7 @@ def request_event(message: pb.AuthorityRequestEvent) -> RequestEvent:
 
 
 class AuthorityRequests(Namespace):
-    """Ask somebody for authority, and decide what was asked.
+    """Asks a principal for authority, and decides what was asked.
 
     help(aether_trio.client.operations.requests) says more.
     """
@@ -182,7 +182,7 @@ class AuthorityRequests(Namespace):
 
     @asynccontextmanager
     async def events(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[RequestEvent]]:
-        """What becomes of requests that concern the caller, for as long as the block lasts."""
+        """Yield changes of requests that concern the caller, while the block lasts."""
         with self._feed("authority_request_event", capacity=capacity) as feed:
             yield Stream(feed, request_event)
 

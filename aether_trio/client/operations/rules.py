@@ -1,5 +1,6 @@
-"""`agent.rules`: access rules, what applies when no rule does, what was decided and why; groups and
-roles (see groups.py).
+"""`agent.rules`: access rules, the fallback, and past decisions.
+
+Groups and roles are in groups.py.
 
 Needs the right to administer access. Refusals raise Refused or PermissionDenied.
 """

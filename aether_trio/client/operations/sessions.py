@@ -1,4 +1,4 @@
-"""`agent.sessions`: who is connected, since when, and from where; ending a session.
+"""`agent.sessions`: list connected participants, and end a session.
 
 All but `connection_status` need the right to administer sessions, or for `list`, to be in the
 workspace that is asked about; session ids and addresses are then left out. Refusals raise Refused
@@ -93,11 +93,11 @@ class Sessions(Namespace):
     async def disconnect(
         self, session_id: str, *, reason: str = "", authorization: Authorization | None = None
     ) -> None:
-        """End a session; its client is told the reason and not to come back by itself."""
+        """End a session; its client is told the reason and not to reconnect."""
         await self._do(_Op(op=_Op.DISCONNECT, session_id=session_id, reason=reason), authorization)
 
     async def connection_status(self, principal: Principal | str) -> Presence:
-        """Whether somebody is connected. One may always ask about oneself."""
+        """Return whether a principal is connected. Each may ask about itself."""
         request = pb.ConnectionStatusRequest(principal=principal_ref(principal))
         answer: pb.ConnectionStatusResponse = await self._ask("connection_status_request", request)
         return Presence(answer.connected, to_time(answer.last_seen_at))

@@ -1,6 +1,6 @@
-"""Iterators over what comes.
+"""Iterators over incoming messages.
 
-Classes and not generators: a generator that nobody reads to its end is left to the garbage
+Classes and not generators: a generator that is not read to its end is left to the garbage
 collector, which cannot close it properly in an async program.
 """
 

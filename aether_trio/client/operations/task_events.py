@@ -1,4 +1,4 @@
-"""Following tasks, and being given work: the part of `agent.tasks` that the gateway starts.
+"""Follows tasks and receives assignments: the part that the gateway starts.
 
 A subscription ends with its session, so a follower is told of a reconnect by the end of its events
 (ConnectionLost) and subscribes again, from the last event it saw.
@@ -37,7 +37,7 @@ class StatusChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProgressed:
-    """A task reported progress; `progress` is from 0 to 1, or -1 when nobody knows."""
+    """A task reported progress; `progress` is from 0 to 1, or -1 when unknown."""
 
     state: str
     progress: float
@@ -97,7 +97,7 @@ def _happening(message: pb.TaskEvent) -> Happening | None:
 
 
 class TaskFeeds(Namespace):
-    """Following tasks, and being given work: the part of Tasks that the gateway starts.
+    """Follows tasks and receives assignments.
 
     help(aether_trio.client.operations.task_events) says more.
     """
@@ -153,7 +153,7 @@ class TaskFeeds(Namespace):
     async def assignments(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Assignment]]:
         """What is given to this worker or orchestrator, for as long as the block lasts.
 
-        Open it before work can come: what comes while nobody listens is lost to this client.
+        Open it before work can come: what arrives before is lost to this client.
         """
         with self._feed("task_assignment", capacity=capacity) as feed:
             yield Stream(feed, lambda message: read(Assignment, message))

@@ -77,7 +77,7 @@ class WaitSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task as it may be shown; its payload and its launch parameters are not part of it."""
+    """A task as it may be shown, without its payload and launch parameters."""
 
     task_id: str
     task_type: str
@@ -134,18 +134,20 @@ class CreatedTask:
 
     task_id: str
     status: str
-    """A word: assigned, orchestration_triggered or pending_pool; "" for a repeated request."""
+    """assigned, orchestration_triggered or pending_pool; "" for a repeated request."""
     assigned_to: str
     task_token: str = field(repr=False)
-    """With which the `target_identity` may connect; "" if none was asked for, or the creator may
-    not have one.
+    """The token with which the `target_identity` may connect.
+
+    "" if none was asked for, or the creator may not have one.
     """
     authority_grant_id: str
 
 
 NUMBER: Final = "_assignment"
-"""In the metadata of tasks and assignments: the number of the task's latest assignment, if the
-gateway tells it.
+"""The metadata key of the number of a task's latest assignment.
+
+Gateways tell it to clients that ask for it.
 """
 
 
@@ -180,8 +182,9 @@ class Assignment:
 
     @property
     def reference(self) -> str:
-        """The task's id, by which moves count for this assignment only and not for a later one of
-        the same worker.
+        """The task's id, for moves that count for this assignment only.
+
+        A later assignment of the same worker is not moved by them.
         """
         return f"{self.task_id}@{self.number}" if self.number else self.task_id
 

@@ -65,8 +65,7 @@ class Tasks(TaskFeeds):
         originating_schedule_id: str = "",
         authorization: Authorization | None = None,
     ) -> CreatedTask:
-        """A new task: for the identity `target`, for any worker of the implementation `pool`, or
-        for the creator itself.
+        """Create a task for the identity `target`, the workers of `pool`, or oneself.
 
         The payload has at most 512 KiB by default. A second request with the same `idempotency_key`
         within a day gets the first one's task. Deadlines are `metadata`, texts of milliseconds:
@@ -181,7 +180,7 @@ class Tasks(TaskFeeds):
         return await self._move(_Op(op=_Op.COMPLETE, task_id=task_id, reason=reason))
 
     async def fail(self, task_id: str, *, reason: str) -> Task:
-        """It has failed; its retry policy says what comes next."""
+        """It has failed; its retry policy says whether it is tried again."""
         return await self._move(_Op(op=_Op.FAIL, task_id=task_id, reason=reason))
 
     async def cancel(self, task_id: str, *, reason: str = "") -> Task:
@@ -201,7 +200,7 @@ class Tasks(TaskFeeds):
 
         The answer is a task that runs if an input is there already. A pause whose answer was lost
         is asked for again with the same `request_id`: what it waited for may have come meanwhile,
-        and then the task goes on. "" is an id of its own.
+        and then the task goes on. "" is a new id.
         """
         spec = write(wait, pb.WaitSpec())
         return await self._move(

@@ -1,5 +1,6 @@
-"""`agent.tunnels`: bytes or datagrams to a service behind the gateway, with credit in both
-directions.
+"""`agent.tunnels`: bytes or datagrams to a service behind the gateway.
+
+Both directions have credit.
 
 A tunnel is an anyio ByteStream, so whatever speaks over one of those speaks over it. It does not
 outlive its connection: after a reconnect its peer is gone, and a new one must be opened.
@@ -31,11 +32,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 INITIAL_CREDIT: Final = 1024 * 1024
 GRANT_BYTES: Final = 256 * 1024
-"""Credit is granted when so much was read since the last grant; a peer's window is never smaller.
+"""Bytes read since the last grant at which credit is granted again.
+
+The window of a peer is never smaller.
 """
 FRAME_BYTES: Final = 256 * 1024
 _FRAMES_WAITING: Final = 8192
-"""Credit bounds the bytes that wait to be read; this bounds a peer that sends very small frames."""
+"""Frames that may wait. Credit bounds bytes, this bounds very small frames."""
 _GOODBYE_S: Final = 5.0
 
 
@@ -184,7 +187,7 @@ class Tunnel(ByteStream):
 
 
 class Tunnels(Namespace):
-    """Bytes or datagrams to a service behind the gateway, with credit in both directions.
+    """Opens and accepts tunnels to services, with credit in both directions.
 
     help(aether_trio.client.operations.tunnels) says more.
     """
@@ -202,14 +205,16 @@ class Tunnels(Namespace):
         max_bytes: int = 0,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[Tunnel]:
-        """A tunnel to "sv::db::1", or "sv::db" for any instance, for as long as the block lasts.
+        """Open a tunnel to "sv::db::1", or to any instance of "sv::db".
+
+        It lasts as long as the block.
 
             async with agent.tunnels.open("sv::db", remote_hint="postgres:5432") as tunnel:
                 await tunnel.send(b"...")
                 answer = await tunnel.receive()
 
         `max_bytes` 0 is no limit. Refusals of the gateway are raised here; the service has no way
-        to say yes, so a refusal of its own comes with the first `receive` (TunnelClosed).
+        to say yes, so the refusal of a service comes with the first `receive` (TunnelClosed).
         """
         message = pb.TunnelOpen(
             tunnel_id=f"tunnel-{secrets.token_hex(8)}",
@@ -229,7 +234,7 @@ class Tunnels(Namespace):
 
     @asynccontextmanager
     async def incoming(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.TunnelOpen]]:
-        """For a service: the tunnels that others open to it, for as long as the block lasts.
+        """Yield the tunnels that others open to this service, while the block lasts.
 
         Take one with `accept`, before anything else is awaited, or refuse it with `refuse`.
         """
@@ -238,7 +243,7 @@ class Tunnels(Namespace):
 
     @asynccontextmanager
     async def accept(self, opening: pb.TunnelOpen) -> AsyncIterator[Tunnel]:
-        """For a service: the tunnel that somebody has opened, for as long as the block lasts."""
+        """Accept a tunnel that was opened to this service, while the block lasts."""
         async with self._listening(opening.tunnel_id) as tunnel:
             yield tunnel
 
@@ -267,8 +272,9 @@ class Tunnels(Namespace):
 
 
 def _is_opening(payload: Any) -> bool:
-    """A service gets a TunnelOpen as frame 0 of a tunnel, serialized, because the protocol has no
-    other place for it.
+    """Return whether this is frame 0 of a tunnel, which holds its TunnelOpen.
+
+    The protocol has no other message for it.
     """
     return _opening(payload) is not None
 

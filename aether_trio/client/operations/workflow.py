@@ -43,7 +43,7 @@ class ScheduleScope:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine answered: a JSON document, and how many there are in all where it is a list."""
+    """The answer of the engine: a JSON document, and the total of a list."""
 
     data: bytes
     message: str
