@@ -85,7 +85,7 @@ class ServiceHooks:
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Tell the services of a session that was acknowledged."""
-        self._join(session, back=bool(claim.resume_session_id))
+        self._join(session, resumed=bool(claim.resume_session_id))
 
     def node_renewed(self) -> None:
         """Tell the services of all sessions again: other nodes took this one for dead.
@@ -95,12 +95,12 @@ class ServiceHooks:
         self.tasks.engine.renewed()
         for session in self.registry:
             if session.acknowledged:
-                self._join(session, back=True, again=True)
+                self._join(session, resumed=True, rejoined=True)
 
-    def _join(self, session: Session, *, back: bool, again: bool = False) -> None:
-        self.tasks.sessions.joined(session, back=back, again=again)
+    def _join(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
+        self.tasks.sessions.joined(session, resumed=resumed, rejoined=rejoined)
         if session.identity.kind is Kind.ORCHESTRATOR:
-            self.starter.joined(session, back=back, again=again)
+            self.starter.joined(session, resumed=resumed, rejoined=rejoined)
 
     def moved(self, session: Session) -> None:
         """Tell the services that a session has switched its workspace."""

@@ -211,7 +211,7 @@ async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core) -> 
         assert (await operate(creator, Op.CANCEL, task_id)).success
         joined = WorkerJoined(
             Worker("ag::w::i::1", "session", core.tasks.engine.nodes.node, "w", "i", True, 0, 1),
-            back=False,
+            resumed=False,
             task_id=task_id,
             token=tokens.hash_token(token),
             lineage=(task_id,),

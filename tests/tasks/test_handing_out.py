@@ -51,7 +51,7 @@ class Node:
         def program() -> Program[TaskTransaction]:
             tx = TaskTransaction(self.context)
             worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
-            yield from sessions.join(tx, sessions.WorkerJoined(worker, back=False))
+            yield from sessions.join(tx, sessions.WorkerJoined(worker, resumed=False))
             return tx
 
         self.floor.hand_out(await self.database.run(program))

@@ -20,6 +20,6 @@ async def test_a_session_that_has_ended_joins_nobody(store: Store) -> None:
                 link.cut()
                 await pump(200)
             assert session.detached
-            core.tasks.sessions.joined(session, back=False)
+            core.tasks.sessions.joined(session, resumed=False)
             await core.tasks.engine.writes.flush()
             assert world.databases["tasks"].query(sessions) == []

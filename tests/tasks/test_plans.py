@@ -80,7 +80,7 @@ def a_working_life(context: Context) -> Program[None]:
     """A worker comes and is given what it has room for, works, is given the next, and goes; a task falls due; one is made."""
     tx = TaskTransaction(context)
     caller = Caller(Identity.parse(A.identity), "w")
-    yield from sessions.join(tx, sessions.WorkerJoined(A, back=False))
+    yield from sessions.join(tx, sessions.WorkerJoined(A, resumed=False))
     for _ in range(3):
         [task, *_] = yield from task_rows.select(
             "holder = $1 AND holder <> '' ORDER BY priority DESC, order_us", (A.identity,)

@@ -159,10 +159,10 @@ class AgentStarter:
 
     # -- orchestrators -----------------------------------------------------------------------------
 
-    def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
+    def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         """Assign startup tasks to an orchestrator whose session has begun.
 
-        `back`: the orchestrator has resumed a session, and knows its assignments. `again`: other
+        `resumed`: the orchestrator has resumed a session, and knows its assignments. `rejoined`: other
         nodes took its node for dead meanwhile.
         """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
@@ -175,8 +175,8 @@ class AgentStarter:
                 # This is written late: an orchestrator of that name may be connected to another
                 # node.
                 return
-            yield from sessions.join(tx, sessions.WorkerJoined(worker, back, again=again))
-            if not back:
+            yield from sessions.join(tx, sessions.WorkerJoined(worker, resumed, rejoined=rejoined))
+            if not resumed:
                 here = worker._replace(node=tx.context.node)
                 for task in (yield from startup.untold_starts(tx, name)):
                     tx.effects.assignments.append(NewAssignment(task, here, b""))

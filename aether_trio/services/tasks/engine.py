@@ -24,6 +24,7 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kicks
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
@@ -139,14 +140,14 @@ class Engine:
         self._uniform = uniform
         self._registry = registry
         self._ephemeral_topics = ephemeral_topics
-        self._assigned_elsewhere = trio.Event()
+        self._assigned_elsewhere = AutoResetEvent()
         task_nodes.on_notification(nodes.ASSIGNMENTS, lambda _: self._assigned_elsewhere.set())
         task_nodes.on_notification(nodes.EVENTS, self.event_subscriptions.look)
         task_nodes.on_notification(nodes.HIBERNATED, self._hibernated_elsewhere)
         task_nodes.on_notification(nodes.ENDED_SESSIONS, self._end_session)
-        self._absent_unseen = trio.Event()
+        self._absent_unseen = AutoResetEvent()
         """Set when a gateway has ended that may have been about to start an agent."""
-        self._child_events_written = trio.Event()
+        self._child_events_written = AutoResetEvent()
         """Set when child events may wait for the logs of their parents."""
         self._child_events_written.set()
         self._hibernated: set[str] = set()
@@ -220,7 +221,7 @@ class Engine:
 
     def _send_all_again(self) -> None:
         """Send and check everything again, after a transaction whose commit was in doubt."""
-        logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
+        logger.warning("a transaction on tasks ran again, as it was not known whether it was committed")
         self.timer.look()
         self.event_subscriptions.look("*")
         self.writes.put(_send_assignments_again)
@@ -332,7 +333,7 @@ class Engine:
             page = partial(sessions.end_sessions_of, node=node, page=RECOVER_PAGE)
             while await self._result(page) >= RECOVER_PAGE:
                 pass
-            logger.info("the workers of a node that is gone have been let go", node=node)
+            logger.info("ended the task sessions of a node that has ended", node=node)
         return bool(gone)
 
     @asynccontextmanager
@@ -392,7 +393,7 @@ class Engine:
                     while await self._result(page) >= retention.PAGE:
                         pass
             except StorageUnavailable as error:
-                logger.info("what is old is kept for now", reason=str(error))
+                logger.info("old rows of tasks stay until storage answers", reason=str(error))
 
     async def _check_nodes(self) -> None:
         while True:
@@ -404,7 +405,7 @@ class Engine:
                     self._end_session(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
-                logger.info("nodes that are gone wait for storage", reason=str(error))
+                logger.info("the sessions of ended nodes wait for storage", reason=str(error))
             self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:
@@ -441,7 +442,6 @@ class Engine:
     async def _collect_child_events_forever(self) -> None:
         while True:
             await self._child_events_written.wait()
-            self._child_events_written = trio.Event()
             try:
                 if await self._collect_unlocked_child_events():
                     self._child_events_written.set()
@@ -459,7 +459,6 @@ class Engine:
         while True:
             await self._absent_unseen.wait()
             await trio.sleep(CHECK_S)  # the clients of that gateway reconnect meanwhile
-            self._absent_unseen = trio.Event()
             after = ""
             try:
                 while True:
@@ -472,14 +471,13 @@ class Engine:
                 self._absent_unseen.set()
                 if not isinstance(error, StorageUnavailable):
                     raise
-                logger.info("who is absent is called when storage answers", reason=str(error))
+                logger.info("absent targets of tasks are reported when storage answers", reason=str(error))
 
     async def _collect_forever(self) -> None:
         """Send the assignments that other nodes have made for workers of this node."""
         while True:
             with trio.move_on_after(CHECK_S):
                 await self._assigned_elsewhere.wait()
-            self._assigned_elsewhere = trio.Event()
             asleep, self._hibernated = self._hibernated, set()
             try:
                 while await self._result(_collect) >= COLLECT_PAGE:

@@ -28,11 +28,11 @@ from aether_trio.services.tasks.transaction import due
 from aether_trio.services.tasks.transaction.due import NO_OUTAGE, Outage, SilenceExcuse
 from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog
 from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 logger = structlog.get_logger("aether.tasks")
 
 CHECK_S: Final = 5.0
-RETRY_S: Final = 1.0
 FLUSH_S: Final = 5.0
 """How long heartbeats may take to be written before their tasks are excused instead."""
 
@@ -96,7 +96,7 @@ class TaskTimer:
                 if not failing:
                     logger.warning("nothing falls due while storage is away", reason=str(error))
                 failing = True
-                await trio.sleep(RETRY_S)
+                await trio.sleep(RETRY_DELAY_S)
                 continue
             if not 0 < self._next_ms <= self._outage.until_ms:
                 self._outage = NO_OUTAGE

@@ -192,7 +192,7 @@ async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) 
         await engine.writes.flush()
         orchestrator.cut()
         await session.wait_detached()
-    core.starter.joined(session, back=False)
+    core.starter.joined(session, resumed=False)
     assert await core.starter.orchestrators() == []
     assert await engine.database.fetch("SELECT identity FROM task_workers") == []
 

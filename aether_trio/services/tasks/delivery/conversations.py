@@ -30,6 +30,7 @@ from aether_trio.services.tasks.delivery.status_updates import PARTICIPANT, SOUR
 from aether_trio.session.session import Session
 from aether_trio.session.subscriptions import Wanted
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -40,7 +41,6 @@ MAX_READ: Final = 4 * MAX_CONVERSATIONS
 """Tasks of a user that are read, as some of them have no conversation."""
 PAGE: Final = 64
 LINGER_S: Final = 30.0
-RETRY_S: Final = 1.0
 LOOK_S: Final = 60.0
 """Seconds between two checks of a window, where there are other nodes."""
 _TAKING_PART: Final = """SELECT task_id, spec FROM tasks WHERE subject_id = $1 AND subject_id <> '' AND workspace = $2
@@ -89,7 +89,7 @@ class _Window:
                 except StorageUnavailable as error:
                     logger.info("the conversations of a window wait for storage", reason=str(error))
                     self.again = True
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(RETRY_DELAY_S)
         finally:
             self.looking = False
 

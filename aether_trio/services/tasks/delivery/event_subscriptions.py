@@ -34,6 +34,7 @@ from aether_trio.services.tasks.delivery import event_replay
 from aether_trio.services.tasks.transaction.interface import RecordedEvent
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -48,7 +49,6 @@ followed beyond it, and the client is told so once.
 """
 MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
 """Tasks of all subscriptions of a session, counted for each subscription."""
-RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -242,9 +242,9 @@ class EventSubscriptions:
                 try:
                     found, ahead = await self._database.read(partial(event_replay.read_on, ahead, wanted))
                 except StorageUnavailable as error:
-                    logger.warning("task events not read, trying again", reason=str(error))
+                    logger.warning("task events wait for storage", reason=str(error))
                     behind.update(task_id for task_id in wanted if task_id not in ahead)
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(RETRY_DELAY_S)
                     continue
                 for task_id in self._send_all(subscription, found):
                     ahead.pop(task_id, None)

@@ -32,6 +32,7 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
@@ -40,6 +41,7 @@ from aether_trio.services.tasks.transaction.input_rows import Metadata
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
+from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -56,7 +58,6 @@ PAGE_BYTES: Final = MIB
 """Size of the messages that are read for one transaction."""
 STEP_BYTES: Final = 64 * KIB
 """Size of payloads that are decoded before other tasks of the event loop run."""
-RETRY_S: Final = 0.5
 
 
 class _Place(NamedTuple):
@@ -125,7 +126,7 @@ class InputConsumer:
         self._rest: tuple[int, int] | None = None
         """For a check of all topics in progress: the topic ids after and up to which to go on."""
         self._appended = 0
-        self._work = trio.Event()
+        self._work = AutoResetEvent()
         self.dropped = 0
         """How many inputs were dropped without room, since start."""
 
@@ -156,10 +157,9 @@ class InputConsumer:
                     await self._begin_to_look()
                 elif not self._waiting:
                     await self._work.wait()
-                    self._work = trio.Event()
             except StorageUnavailable as error:
                 logger.warning("inputs of tasks wait for storage", reason=str(error))
-                await trio.sleep(RETRY_S)
+                await trio.sleep(RETRY_DELAY_S)
 
     async def _begin_to_look(self) -> None:
         """Begin a check of all topics; topics that are created later are noted by `put`."""
@@ -202,7 +202,7 @@ class InputConsumer:
 
         def refused(page: _Page, error: Exception) -> None:
             lost.add(page.place)
-            logger.error("inputs are not taken over", task_id=page.place.task_id, exc_info=error)
+            logger.error("inputs of a task were dropped, as they cannot be stored", task_id=page.place.task_id, exc_info=error)
 
         if pages:
             await in_halves(pages, self._write, refused)
@@ -221,7 +221,7 @@ class InputConsumer:
         for place, count in Counter(dropped).items():
             self.dropped += count
             logger.warning(
-                "a task has no room for inputs", task_id=place.task_id, workspace=place.workspace, inputs=count
+                "inputs of a task were dropped, as it keeps too many", task_id=place.task_id, workspace=place.workspace, inputs=count
             )
         return ()
 

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.log.deduplication import Publisher
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable
+from aether_trio.storage.retry import retry_while_unavailable
 
 logger = structlog.get_logger("aether.tasks")
 
 PAGE: Final = 100
-RETRY_S: Final = 1.0
 
 
 class OutboxPublisher:
@@ -36,7 +36,7 @@ class OutboxPublisher:
         self._database = database
         self._log = log
         self._node = node
-        self._work = trio.Event()
+        self._work = AutoResetEvent()
         self._work.set()
         self._refused: set[int] = set()
 
@@ -55,14 +55,15 @@ class OutboxPublisher:
         """Publish messages until cancelled."""
         while True:
             await self._work.wait()
-            self._work = trio.Event()
             try:
-                while await self._publish():
-                    pass
-            except StorageUnavailable as error:
-                logger.warning("events of tasks wait for storage", reason=str(error))
-                self._work.set()
-                await trio.sleep(RETRY_S)
+                await retry_while_unavailable(self._publish_all, "messages of tasks for the topic log", logger)
+            except Exception:
+                self._work.set()  # they still wait
+                raise
+
+    async def _publish_all(self) -> None:
+        while await self._publish():
+            pass
 
     async def _publish(self) -> bool:
         """Publish a page; return whether there may be more."""

@@ -86,7 +86,7 @@ class DeadLetters:
                 return  # its agent has a later start
             fresh = task.changed({"retry_count": 0})
             yield from task_rows.save(task, fresh)
-            yield from task_rows.resolve_letter(task_id, tx.context.now_ms, by, "requeued")
+            yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, "requeued")
             yield from tx.apply(fresh, Move.RETRY, tx.facts(by))
             done.append(True)
 
@@ -100,7 +100,7 @@ class DeadLetters:
         def mutation(tx: TaskTransaction) -> Program[None]:
             done.clear()
             task = yield from task_rows.load(task_id)
-            if task is not None and (yield from task_rows.resolve_letter(task_id, tx.context.now_ms, by, notes)):
+            if task is not None and (yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, notes)):
                 yield from task_rows.save(task, resolved_by(task, by))
                 done.append(True)
 

@@ -67,33 +67,24 @@ class TaskSessions:
         """Check a task token among the credentials; None without one. Raises StatusError."""
         return await tokens.admit(self._engine.database, identity, credentials, self._engine.clock.now_ms())
 
-    def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
+    def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         """Write that a session was acknowledged. Never blocks.
 
-        `back`: its client resumes an earlier session. `again`: it has joined before, and its node
+        `resumed`: its client resumes an earlier session. `rejoined`: it has joined before, and its node
         has a new lease since.
         """
         identity, wanted = session.identity, session.worker_tasks
         if is_owner(session):
-            if back or again:
-                self._owner_resumed(session, again=again)
+            if resumed or rejoined:
+                self._owner_resumed(session, rejoined=rejoined)
             return
         if identity.kind not in WORKER_KINDS and not session.task_id:
             return
         takes_pool = identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any)
-        worker = Worker(
-            identity.text,
-            session.session_id,
-            self._engine.nodes.node,
-            identity.workspace,
-            identity.implementation,
-            takes_pool and wanted != 0,
-            0,
-            min(wanted or self._capacity, self._capacity),
-            claims=session.numbered,
-        )
+        capacity = min(wanted or self._capacity, self._capacity)
+        worker = self._worker(session, pooled=takes_pool and wanted != 0, capacity=capacity, claims=session.numbered)
         joined = WorkerJoined(
-            worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
+            worker, resumed, session.task_id, session.token, session.lineage, rejoined, lambda: session.detached
         )
         number = self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
         if session.task_id:
@@ -113,7 +104,7 @@ class TaskSessions:
                 session.session_id,
                 session.finished,
                 by_gateway=session.ended_by_gateway,
-                let_in=bool(session.lineage),
+                by_token=bool(session.lineage),
             )
             self._writes.put(Leave(left))
 
@@ -125,16 +116,16 @@ class TaskSessions:
             return
         number = self._registered_owners.get(session.session_id)
         if number is None:
-            back = session.session_id in self._resumed_owners
-            number = self._join_owner(session, back=back, again=False, guest=False)
+            resumed = session.session_id in self._resumed_owners
+            number = self._join_owner(session, resumed=resumed, rejoined=False, only_if_busy=False)
             self._registered_owners[session.session_id] = number
         await self._writes.wait_written(number)
 
-    def _owner_resumed(self, session: Session, *, again: bool) -> None:
-        if not again:
+    def _owner_resumed(self, session: Session, *, rejoined: bool) -> None:
+        if not rejoined:
             self._resumed_owners.add(session.session_id)
         registered = session.session_id in self._registered_owners
-        self._join_owner(session, back=True, again=again, guest=not registered)
+        self._join_owner(session, resumed=True, rejoined=rejoined, only_if_busy=not registered)
 
     def _forget_owner(self, session: Session) -> bool:
         """Forget an ended session; return whether it may have had an owner's row."""
@@ -143,20 +134,26 @@ class TaskSessions:
         self._resumed_owners.discard(session.session_id)
         return registered or resumed
 
-    def _join_owner(self, session: Session, *, back: bool, again: bool, guest: bool) -> int:
+    def _join_owner(self, session: Session, *, resumed: bool, rejoined: bool, only_if_busy: bool) -> int:
+        worker = self._worker(session, pooled=False, capacity=1)
+        joined = WorkerJoined(
+            worker, resumed, rejoined=rejoined, has_ended=lambda: session.detached, only_if_busy=only_if_busy
+        )
+        return self._writes.put(Join(joined), heartbeat=Heartbeat(session.identity.text))
+
+    def _worker(self, session: Session, *, pooled: bool, capacity: int, claims: bool = False) -> Worker:
         identity = session.identity
-        worker = Worker(
+        return Worker(
             identity.text,
             session.session_id,
             self._engine.nodes.node,
             identity.workspace,
             identity.implementation,
-            pooled=False,
+            pooled,
             live=0,
-            capacity=1,
+            capacity=capacity,
+            claims=claims,
         )
-        joined = WorkerJoined(worker, back, again=again, over=lambda: session.detached, guest=guest)
-        return self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
 
     # -- claims ------------------------------------------------------------------------------------
 

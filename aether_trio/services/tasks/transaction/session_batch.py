@@ -72,7 +72,7 @@ class Leave:
     @property
     def by_token(self) -> bool:
         """Whether a task token let the session in."""
-        return self.left.let_in
+        return self.left.by_token
 
     def __call__(self, tx: TaskTransaction) -> Program[None]:
         """Run `sessions.leave`."""
@@ -104,7 +104,7 @@ def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
 
 def _write_batch(tx: TaskTransaction, batch: Sequence[Join | Leave]) -> Program[None]:
     busy = yield from _busy(batch)
-    memories = yield from _memories([one.identity for one in batch if isinstance(one, Join) and one.joined.back])
+    memories = yield from _memories([one.identity for one in batch if isinstance(one, Join) and one.joined.resumed])
     now_ms = tx.context.now_ms
     fresh, joining, gone = [], [], []
     for one in batch:
@@ -113,12 +113,12 @@ def _write_batch(tx: TaskTransaction, batch: Sequence[Join | Leave]) -> Program[
         if isinstance(one, Leave):
             gone.append((one.identity, one.left.session_id))
             continue
-        if one.joined.over() or one.joined.guest:
+        if one.joined.has_ended() or one.joined.only_if_busy:
             continue
-        since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
+        since_ms = memories.get(one.identity, 0) if one.joined.resumed else now_ms
         worker = one.joined.worker._replace(node=tx.context.node)
         joining.append(sessions.worker_row(worker, 0, since_ms, now_ms))
-        if not one.joined.back:
+        if not one.joined.resumed:
             fresh.append((one.identity, now_ms))
     if fresh:
         yield ExecuteMany(sessions.REMEMBER, fresh)

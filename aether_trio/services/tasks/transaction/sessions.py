@@ -65,19 +65,19 @@ class WorkerJoined:
     """
 
     worker: Worker
-    back: bool
+    resumed: bool
     task_id: str = ""
     token: bytes = b""
     """The hash of that token."""
     lineage: tuple[str, ...] = ()
     """The tasks whose end ends the session."""
-    again: bool = False
-    over: Callable[[], bool] = lambda: False
+    rejoined: bool = False
+    has_ended: Callable[[], bool] = lambda: False
     """Returns whether the session has ended by now.
 
     A join that is written late must not replace the row of a later session on another node.
     """
-    guest: bool = False
+    only_if_busy: bool = False
     """Whether the session takes no tasks of others, and has a row only if it holds a task."""
 
 
@@ -92,7 +92,7 @@ class WorkerLeft:
     session_id: str
     clean: bool
     by_gateway: bool = False
-    let_in: bool = False
+    by_token: bool = False
     """Whether a task token let it in."""
 
 
@@ -101,11 +101,11 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
 
     Its end would change nothing either, if a later session of its identity has begun.
     """
-    if joined.over():
+    if joined.has_ended():
         return
     worker = joined.worker._replace(node=tx.context.node)
     if joined.lineage:
-        if not joined.again and (
+        if not joined.rejoined and (
             yield from tokens.is_revoked(joined.token)
         ):  # revoked while the session was being let in
             tx.effects.sessions_to_end.append((worker.node, worker.session_id))
@@ -113,11 +113,11 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
         yield from tokens.mark_used(joined.token)
         yield from tokens.add_session(joined.lineage, worker.session_id, worker.identity, worker.node)
     now_ms = tx.context.now_ms
-    since_ms = yield from _remembers_since(tx, worker.identity, back=joined.back)
+    since_ms = yield from _remembers_since(tx, worker.identity, resumed=joined.resumed)
     if joined.task_id:
         yield from _attach(tx, worker.identity, joined)
     held, kept = yield from _tasks_of(worker.identity)
-    if joined.guest and not held and not kept:
+    if joined.only_if_busy and not held and not kept:
         return
     live = sum(task.task_type != AGENT_STARTUP for task in held)
     before = (yield from tx.find_worker(worker.identity)) if held else None
@@ -128,12 +128,12 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
         if task.status is StoredStatus.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
             yield from mark_disconnected(tx, task, missing=missed)
-        elif joined.again:
+        elif joined.rejoined:
             yield from _send_if_unsent(tx, worker, task)
         elif task.status is StoredStatus.ASSIGNED:
             silently = silent or bool(task.disconnected_ms)
             begun = bool(task.begun) or task is first
-            yield from _send_again(tx, worker, task, back=joined.back, silent=silently, begun=begun)
+            yield from _send_again(tx, worker, task, resumed=joined.resumed, silent=silently, begun=begun)
     for task in kept:
         missed = task.status is StoredStatus.RUNNING and task.heartbeat_ms < since_ms
         yield from mark_disconnected(tx, task, missing=missed)
@@ -169,17 +169,17 @@ def _presumed_begun(held: Sequence[TaskRow]) -> TaskRow | None:
 
 
 def _send_again(
-    tx: TaskTransaction, worker: Worker, task: TaskRow, *, back: bool, silent: bool, begun: bool
+    tx: TaskTransaction, worker: Worker, task: TaskRow, *, resumed: bool, silent: bool, begun: bool
 ) -> Program[None]:
     """Send a worker a task again that it has not begun.
 
     `silent`: its former session was of a client that never claims; `begun`: that client is presumed
     to have begun this task. A new client does not know what the former client did.
     """
-    if silent and not back and not begun:
+    if silent and not resumed and not begun:
         yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=not task.excused_ms))
         return
-    if silent and not back:
+    if silent and not resumed:
         text = f"worker {worker.identity} was given the task and never heard of again"
         yield from tx.apply(task, Move.LOSE, tx.facts(reason=text, error_type="WORKER_LOST"))
         return
@@ -207,12 +207,12 @@ def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Progr
             yield from _push(tx, worker, task)
 
 
-def _remembers_since(tx: TaskTransaction, identity: str, *, back: bool) -> Program[int]:
+def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Program[int]:
     """Return since when the client of this session remembers its tasks.
 
     A client that resumes may have started anew after another client of its name was lost.
     """
-    if back:
+    if resumed:
         found: list[Row] = yield Fetch("SELECT since_ms FROM task_memories WHERE identity = $1", (identity,))
         return found[0][0] if found else 0
     yield Execute(REMEMBER, (identity, tx.context.now_ms))
@@ -303,7 +303,7 @@ def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
 
 def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
     """Write the end of a session; nothing if its identity has a later session."""
-    if left.let_in:
+    if left.by_token:
         yield from tokens.remove_session(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))
     if not found or found[0][0] != left.session_id:

@@ -122,7 +122,7 @@ def delete(task_id: str) -> Program[None]:
         yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
 
 
-def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
+def resolve_dead_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
     """Resolve the dead letter of a task; return how many were open: one or none."""
     count: int = yield Execute(
         "UPDATE task_dead_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",

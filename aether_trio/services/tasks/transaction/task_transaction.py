@@ -214,7 +214,7 @@ class TaskTransaction:
     def _on_status_change(self, before: TaskRow, after: TaskRow) -> Program[None]:
         """Do what a change of status means to other rows."""
         if before.status is StoredStatus.DLQ:
-            yield from task_rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
+            yield from task_rows.resolve_dead_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is StoredStatus.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
         if after.status is StoredStatus.HIBERNATED:
