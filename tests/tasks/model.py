@@ -1,5 +1,6 @@
-"""What tasks should do, written from the reference's tables (tasks.md 1 and 2) and from what
-docs/architecture.md says is different here.
+"""A model of tasks, from the reference (tasks.md 1 and 2) and our differences.
+
+docs/architecture.md says what is different here.
 
 A second implementation on purpose: it shares nothing with the gateway's table, its moments or its
 transactions, so that a mistake has to be made twice to stay unseen. Everything is a dictionary and
@@ -44,7 +45,7 @@ class Wrong(AssertionError):
 
 
 class No(Exception):
-    """The model refuses; the text is a word that the gateway's sentence must have in it."""
+    """The model refuses; the gateway's sentence must contain the text."""
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Job:
 
     @property
     def busy(self) -> str:
-        """Whom it keeps busy: what a creator has assigned to itself counts for nobody."""
+        """The worker that it keeps busy; "" for a task that its creator works on."""
         return self.worker if self.status in {"assigned", "running"} and self.mode != "self" else ""
 
 
@@ -218,9 +219,7 @@ class Model:
             self._assign(min(waiting, key=lambda job: (-job.priority, job.order)), hand)
 
     def _has_ended(self, name: str) -> None:
-        """Tasks that waited for it: the reference asks whether all, or any, have ended now; one
-        that is gone has.
-        """
+        """Wake tasks that waited for it, if all, or any, of theirs have ended or are gone."""
         for job in sorted(self.jobs.values(), key=lambda job: job.name):
             wait = job.wait
             if job.status == "waiting_dependency" and wait is not None and name in wait.depends_on:
@@ -259,7 +258,7 @@ class Model:
             self._offer(job)
 
     def ask(self, caller: str, verb: str, name: str, *, reason: str = "", wait: Waiting | None = None) -> None:
-        """An operation of somebody who may see the task. Raises No."""
+        """An operation of a caller that may see the task. Raises No."""
         job = self.jobs[name]
         work = verb in {"claim", "complete", "fail", "pause", "reject"}
         if work and not (caller in {job.creator, job.worker, job.by, *job.had} or self._is_for(job, caller)):
@@ -282,7 +281,7 @@ class Model:
 
     @staticmethod
     def _is_for(job: Job, caller: str) -> bool:
-        """Whether a task that waits may be given to somebody."""
+        """Whether a waiting task may be assigned to a worker."""
         mine = caller.startswith(f"ag::w::{job.pool}::") if job.mode == "pool" else caller == job.target
         return job.status == "pending" and mine
 
@@ -387,9 +386,7 @@ class Model:
         self._turn_to(job, "rejected", reason or "rejected", by=caller, wait=None, paused=0)
 
     def report(self, caller: str, name: str, word: str) -> bool:
-        """Progress; False if the reporter is to be told that it has lost the task, or that the task
-        has ended.
-        """
+        """Report progress; return False if the reporter has lost the task, or it has ended."""
         job = self.jobs[name]
         if caller not in {job.worker, job.creator}:
             return caller not in job.had
@@ -475,7 +472,7 @@ class Model:
         self._turn_to(job, "dlq", "never begun", by="", retry_at=0, missing=0)
 
     def excuse(self, before: int) -> None:
-        """A gateway is there again; who is missing since before that has its grace from now on."""
+        """A gateway is up again: missing workers have their grace from now on."""
         for job in self.jobs.values():
             if (job.busy or self._own(job, job.worker)) and 0 < job.missing < before:
                 job.missing, job.excused = self.now, self.now + min(GRACE[job.kind], RETURN)
@@ -496,9 +493,7 @@ class Model:
 
     @staticmethod
     def _blame(held: list[Job]) -> None:
-        """Of what a client had that never claims, the first was begun, unless it has reported on
-        another.
-        """
+        """Return which task of a client that never claims was presumably begun."""
         if not any(job.status == "running" and not job.missing for job in held):
             held.sort(key=lambda job: (job.assigned, -job.priority, job.order))
             for job in [job for job in held if job.status == "assigned"][:1]:
@@ -550,9 +545,7 @@ class Model:
         return min((at for at, _ in self.moments(job)), default=0)
 
     def pass_to(self, until: int) -> None:
-        """Let happen what falls due until then, each at its moment, or now if that has passed while
-        nobody was there.
-        """
+        """Do what falls due until then, each at its moment, or now if that has passed."""
         while True:
             ahead = [(self.next_due(job), job.name) for job in self.jobs.values() if self.next_due(job)]
             if not ahead or min(ahead)[0] > until:

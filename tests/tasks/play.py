@@ -1,5 +1,4 @@
-"""Drives a gateway's core and the model beside it, step by step, and compares all that can be seen
-after each.
+"""Drive a gateway's core and the model, and compare what can be seen of both.
 
 A step is a tuple of small numbers and words, so that Hypothesis can make them and shrink them. What
 is compared: every answer; every row; the events as stored, as pushed to a subscriber from the first
@@ -37,7 +36,7 @@ PEOPLE: Final = {
     "a": ("w", "i", "a"),
     "b": ("w", "i", "b"),
     "manager": ("w", "m", "1"),
-    "stranger": ("elsewhere", "i", "s"),
+    "outsider": ("elsewhere", "i", "s"),
 }
 NAMES: Final = {short: "::".join(("ag", *parts)) for short, parts in PEOPLE.items()}
 OPS: Final = {
@@ -74,8 +73,9 @@ Step = tuple[Any, ...]
 
 
 class WholeClock:
-    """A calendar of whole milliseconds on the virtual clock, over all lives of the gateway.
-    `offset_ms`: how somebody has set it.
+    """A calendar of whole milliseconds on the virtual clock, over all gateways.
+
+    `offset_ms`: by how much it was set.
     """
 
     offset_ms = 0
@@ -90,7 +90,7 @@ class WholeClock:
 class Play:
     """One gateway and its participants.
 
-    `story` is what was done, for whoever reads a failure.
+    `story` is what was done, for the reader of a failure.
     """
 
     def __init__(self, world: World, nursery: trio.Nursery) -> None:
@@ -174,7 +174,7 @@ class Play:
     # -- participants ------------------------------------------------------------------------------
 
     async def connect(self, who: str, *, back: bool = False, first: bool = False) -> None:
-        """Connect somebody who is not there."""
+        """Connect a participant that is not connected."""
         if who in self.links:
             return
         hello = agent(*PEOPLE[who], resume_session_id="before" if back else "")
@@ -351,7 +351,7 @@ class Play:
         op.task_id, op.reason = name, "because"
         job = self.model.jobs[name]
         answer = await self._ask(who, "task_op", op)
-        if who == "stranger":
+        if who == "outsider":
             assert (answer.success, answer.error) == (False, "task not found")
             return
         if wait is not None and wait.reason == "hibernation" and not job.worker:
@@ -369,7 +369,7 @@ class Play:
 
     async def _step_report(self, who: str, task: int) -> None:
         name = self.pick(task)
-        if name is None or who not in self.links or who == "stranger":
+        if name is None or who not in self.links or who == "outsider":
             return
         word = f"p{next(self._ids)}"
         link = self.links[who]
@@ -463,9 +463,7 @@ def _shown(event: pb.TaskEvent) -> tuple[object, ...]:
 
 @contextmanager
 def nothing_but_tasks() -> Iterator[None]:
-    """Nothing but tasks wakes the gateway more often than every few hours, or a month would take
-    minutes.
-    """
+    """Let only tasks wake the gateway, or a month of virtual time would take minutes."""
     looks = (
         (topic_log, "PROBE_S"),
         (kv, "SWEEP_INTERVAL_S"),
@@ -481,7 +479,7 @@ def nothing_but_tasks() -> Iterator[None]:
 
 @asynccontextmanager
 async def open_play(store: Store) -> AsyncIterator[Play]:
-    """A gateway with a creator, two workers, somebody who manages and a stranger."""
+    """A gateway with a creator, two workers, a manager and an outsider."""
     with open_world(store) as world:
         async with trio.open_nursery() as nursery:
             play = Play(world, nursery)

@@ -1,19 +1,18 @@
-"""Tasks while answers are lost and databases and gateways are away: what must hold whatever
-happens, and that every task comes to its end.
+"""Every task ends while answers are lost and databases and gateways fail.
 
-test_everybody.py says exactly what each step does, which it can as nothing fails there. Here
+test_random_steps.py says exactly what each step does, which it can as nothing fails there. Here
 everything fails, so this says less of each step: laws that hold after all of them, of what is
 stored and of what participants were told.
 
 * A task ends once. Out of an end leads a retry that its policy or a participant asked for, and no
-  event is told twice.
+event is told twice.
 * It is begun no more often than its policy and those who had it tried again allow; given to workers
-  that never CLAIM, no more often either.
+that never CLAIM, no more often either.
 * An input ends one wait, or is kept for one, or its task has ended. No wait goes on that a kept
-  input would end.
+input would end.
 * What the gateway has answered is so, also when a commit was not answered.
 * Whose worker is away has a moment at which it ends; no task waits while a worker of its pool has
-  room.
+room.
 * A worker that reports while storage or the gateway is away keeps its task.
 
 TESTS_FULL=1 for many more examples.
@@ -346,7 +345,7 @@ class Faults:
         await self.connect(who, back=back)
 
     def at_work(self) -> dict[tuple[str, int], str]:
-        """What clients have in hand that know of it, and that no deadline of its own ends."""
+        """Tasks of connected clients that know of them, and that no deadline ends."""
         running = self.query("SELECT task_id, epoch, assigned_to FROM tasks WHERE status = 'running'")
         return {
             (task_id, epoch): SHORT[name]
@@ -356,7 +355,7 @@ class Faults:
         }
 
     def beat(self, at_work: dict[tuple[str, int], str]) -> None:
-        """Whoever is connected reports what has to be reported."""
+        """Let connected clients report what they have to report."""
         for (task_id, _), who in at_work.items():
             if who in self.links and "heartbeat_timeout_ms" in self.ledgers[task_id].deadlines:
                 self.report(who, task_id)
@@ -486,7 +485,7 @@ class Faults:
     # -- the end -----------------------------------------------------------------------------------
 
     async def come_to_an_end(self) -> None:
-        """Everybody is there and does what there is to do: then every task ends."""
+        """Connect all clients and let them work until every task has ended."""
         for who in PEOPLE:
             await self.connect(who, back=False)
         for _ in range(12):

@@ -1,7 +1,8 @@
-"""Several nodes that make, assign and end tasks of one pool at the same moment, on a real server: each task is handed out once.
+"""Several nodes create, assign and end tasks of one pool: each is assigned once.
 
-Two gateways' databases are opened on one PostgreSQL; what each program would push is taken as what workers were given. Which worker is given
-which task, on one node and step by step, is in test_everybody.py.
+Two gateways' databases are opened on one PostgreSQL; what each program would push is taken as what
+workers were given. Which worker is given which task, on one node and step by step, is in
+test_random_steps.py.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ class Floor:
 
     def __init__(self) -> None:
         self.given: Counter[tuple[str, int]] = Counter()
-        self.doors: dict[str, trio.MemorySendChannel[str]] = {}
+        self.channels: dict[str, trio.MemorySendChannel[str]] = {}
 
     def hand_out(self, tx: TaskTransaction) -> None:
         for push in tx.effects.assignments:
             self.given[push.task.task_id, push.task.epoch] += 1
-            self.doors[push.worker.identity].send_nowait(push.task.task_id)
+            self.channels[push.worker.identity].send_nowait(push.task.task_id)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -120,7 +121,7 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
                     nursery.start_soon(make, nodes[maker % 2], range(maker, TASKS, 4))
                 for number in range(4):
                     name = f"ag::w::i::{number}"
-                    floor.doors[name], door = trio.open_memory_channel[str](TASKS)
+                    floor.channels[name], door = trio.open_memory_channel[str](TASKS)
                     nursery.start_soon(partial(tx, nodes[number % 2], name, door))
                     await nodes[number % 2].join(name)
                 await over.wait()
@@ -141,7 +142,7 @@ async def test_what_several_nodes_have_queued_comes_by_priority_and_then_in_the_
     floor = Floor()
     wanted: list[tuple[int, int, str]] = []
     name = "ag::w::i::only"
-    floor.doors[name], door = trio.open_memory_channel[str](TASKS)
+    floor.channels[name], door = trio.open_memory_channel[str](TASKS)
 
     async def make(node: Node, numbers: range) -> None:
         for number in numbers:

@@ -6,8 +6,8 @@ from tests.helpers.core import agent, connect, open_world, pump
 from tests.helpers.direct import Store
 
 
-async def test_a_session_that_has_ended_joins_nobody(store: Store) -> None:
-    """It may have come after it, on another node, whose row it would take the place of."""
+async def test_a_session_that_has_ended_does_not_join(store: Store) -> None:
+    """A later session on another node may have the row that it would replace."""
     with open_world(store) as world:
         async with world.open() as core:
             async with connect(core, agent("w", "i", "a")) as link:

@@ -1,7 +1,8 @@
-"""What an assignment costs with a hundred thousand tasks queued: on both engines no statement reads more rows than it uses.
+"""With 100,000 queued tasks, no statement reads more rows than it uses.
 
-The statements are those that the gateway makes, caught as it makes them; the plans are what the engine says it would do with each. A scan of
-a table that grows, or a sort, would be a cost that grows with what waits.
+The statements are those that the gateway makes, caught as it makes them; the plans are what the
+engine says it would do with each. A scan of a table that grows, or a sort, would be a cost that
+grows with what waits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ A = Worker("ag::w::i::a", "s", "n", "w", "i", True, 0, 2)
 
 @pytest.fixture(scope="module")
 def full(store: Store) -> Iterator[Direct]:
-    """A pool in which so many tasks wait, of three priorities, and one worker that is full."""
+    """Make a pool with so many waiting tasks of three priorities, and a full worker."""
     place = store.new_place()
     direct = place.direct("tasks")
     first = TaskRow(
@@ -77,7 +78,7 @@ def full(store: Store) -> Iterator[Direct]:
 
 
 def a_working_life(context: Context) -> Program[None]:
-    """A worker comes and is given what it has room for, works, is given the next, and goes; a task falls due; one is made."""
+    """A worker connects, is assigned tasks, works and disconnects; a task falls due."""
     tx = TaskTransaction(context)
     caller = Caller(Identity.parse(A.identity), "w")
     yield from sessions.join(tx, sessions.WorkerJoined(A, resumed=False))

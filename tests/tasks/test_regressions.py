@@ -1,4 +1,4 @@
-"""What the machine of test_everybody.py, or thinking about it, has found.
+"""Regressions that the machine of test_random_steps.py, or thinking, has found.
 
 Each as short as it can be. See play.py for the steps.
 """
@@ -103,7 +103,7 @@ CASES: dict[str, list[Step]] = {
         op("creator", "complete", 0),
         op("creator", "complete", 1),
     ],
-    "resumed while its worker is away, a task runs in nobody's hands and has its grace window": [
+    "resumed while its worker is away, a task runs without a worker and has its grace window": [
         ONE_WORKER,
         pool(2),
         op("a", "claim"),
@@ -142,7 +142,7 @@ CASES: dict[str, list[Step]] = {
         ("pass", 5_017),
         op("creator", "retry"),
     ],
-    "what a worker had for hours and gives back is not too old to be given to somebody": [
+    "what a worker had for hours and gives back is not too old to be assigned": [
         ONE_WORKER,
         ("disconnect", "manager", True),
         ("create", "pool", "a", 2, 30, 0, 0, 0, 0),
@@ -172,7 +172,7 @@ CASES: dict[str, list[Step]] = {
         ("connect", "a", True),
         ("pass", 31_019),
     ],
-    "whoever follows a task that waits for another attempt hears that there will be none": [
+    "a subscriber of a task that waits for another attempt hears that there will be none": [
         ONE_WORKER,
         pool(4, deadline=4),
         op("a", "fail"),

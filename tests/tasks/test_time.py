@@ -1,5 +1,4 @@
-"""Time: a month of it in a second, with everything that may fall due in it, at its moment and once;
-and clocks that are set.
+"""A month in a second: all that may fall due happens once, at its moment.
 
 What is due when is the model's word (model.py): after each step the rows bear the very millisecond
 at which the model says that they changed.
@@ -37,9 +36,7 @@ async def play(store: Store) -> AsyncIterator[Play]:
 
 
 def some_step(chance: random.Random, play: Play) -> Step:
-    """One of a month: mostly waits of every kind, done by whom they concern, and now and then a
-    restart.
-    """
+    """Do one step of a month: mostly waits, and now and then a restart."""
     kinds = {"create": 6, "claim": 6, "op": 4, "pause": 5, "report": 1, "pass": 8, "gone": 1, "back": 2, "restart": 0.5}
     kind = chance.choices(list(kinds), list(kinds.values()))[0]
     worker = chance.choice("ab")
@@ -128,9 +125,7 @@ async def test_what_fell_due_while_the_gateway_was_away_happens_once_when_it_is_
 
 @pytest.mark.usefixtures("quiet")
 async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(play: Play) -> None:
-    """Found by reading: it was taken for no news, as the moment before it had passed, and the table
-    had been read without it.
-    """
+    """The moment was ignored, as it was earlier than one that had passed already."""
     tasks = play.world.databases["tasks"]
     if tasks.shared:
         pytest.skip("looks every few seconds in any case")
@@ -156,9 +151,7 @@ async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(pl
 
 @pytest.mark.parametrize("back_ms", [0, 3_600_000])
 async def test_a_calendar_that_is_set_forward_or_back_is_followed(play: Play, back_ms: int) -> None:
-    """What waits for an hour of the calendar happens when the calendar says so, soon after it was
-    set, and once.
-    """
+    """A wait until a time of the calendar ends once, soon after the clock is set there."""
     await play.step(("disconnect", "b", True))
     await play.step(("create", "self", "a", 3, 30, 0, 0, 0, 0))
     await play.step(("op", "creator", "claim", 0))

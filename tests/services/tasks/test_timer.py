@@ -1,6 +1,4 @@
-"""A database that is away for longer than a timeout ends nothing: what participants could not say
-meanwhile is no silence of theirs.
-"""
+"""An outage of the database longer than a timeout ends no task."""
 
 from __future__ import annotations
 
@@ -152,7 +150,7 @@ async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(
 
 
 async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClass) -> None:
-    """A worker has begun a task and is not heard of again, as its gateway has ended without a word."""
+    """A worker has begun a task, and its gateway is killed."""
     async with open_pair(world) as (_, creator, worker):
         await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
         world.databases["tasks"].failing = True
@@ -160,9 +158,7 @@ async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClas
 
 
 async def test_a_worker_that_comes_anew_after_its_gateway_is_expected_to_report(world: World) -> None:
-    """It knows nothing of the task, so the window of its class (ten minutes) is not what it is
-    excused for.
-    """
+    """The new client does not know the task, so its grace window does not apply."""
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error():
         await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
@@ -215,9 +211,7 @@ async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_t
 async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One write stalls while the database answers: other deadlines fall due, and the worker whose
-    report waits keeps its task.
-    """
+    """One write stalls: other deadlines fall due, and the reporting worker keeps its task."""
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
         deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
@@ -307,9 +301,7 @@ async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkey
 
 
 async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The coming of another one of its name waits to be written, while the grace of the first,
-    which is none, is over.
-    """
+    """The join of the second agent waits to be written while the grace of the first ends."""
     async with deadlock_is_an_error(), world.open() as core, running(core) as (orchestrator, _, started, asked):
         await fail(orchestrator, asked.task_id, "its process has ended")
         calls, stalled, fired = 0, trio.Event(), 0

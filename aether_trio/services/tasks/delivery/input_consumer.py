@@ -202,7 +202,9 @@ class InputConsumer:
 
         def refused(page: _Page, error: Exception) -> None:
             lost.add(page.place)
-            logger.error("inputs of a task were dropped, as they cannot be stored", task_id=page.place.task_id, exc_info=error)
+            logger.error(
+                "inputs of a task were dropped, as they cannot be stored", task_id=page.place.task_id, exc_info=error
+            )
 
         if pages:
             await in_halves(pages, self._write, refused)
@@ -221,7 +223,10 @@ class InputConsumer:
         for place, count in Counter(dropped).items():
             self.dropped += count
             logger.warning(
-                "inputs of a task were dropped, as it keeps too many", task_id=place.task_id, workspace=place.workspace, inputs=count
+                "inputs of a task were dropped, as it keeps too many",
+                task_id=place.task_id,
+                workspace=place.workspace,
+                inputs=count,
             )
         return ()
 

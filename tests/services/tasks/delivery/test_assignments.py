@@ -1,4 +1,4 @@
-"""What is on its way to workers: it waits for one that does not read, costs nothing, and is told once and in order."""
+"""Assignments are sent once and in order, and cost nothing while they wait."""
 
 from __future__ import annotations
 
@@ -93,7 +93,10 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
 
 @pytest.mark.parametrize("how", ["again", "anew", "at once"])
 async def test_much_that_is_given_at_once_is_not_held_at_once(core: Core, world: World, how: str) -> None:
-    """Told again after a commit without an answer, to a worker that comes anew, or to one for which all that has waited."""
+    """An assignment is sent again after a commit without an answer, or to a new client.
+
+    Or many are sent to a worker for which all of them have waited.
+    """
     engine, held = core.tasks.engine, [0]
     after_commit = engine.after_commit
 

@@ -1,4 +1,4 @@
-"""The conversation of a task reaches the windows of the user who takes part in it, in virtual time."""
+"""A task's conversation reaches the windows of the user that takes part in it."""
 
 from __future__ import annotations
 
@@ -93,19 +93,19 @@ async def test_a_task_that_is_tried_again_is_heard_on(core: Core) -> None:
         await hears(window, b"again")
 
 
-async def test_every_window_of_that_user_in_that_workspace_and_nobody_else(core: Core) -> None:
+async def test_every_window_of_that_user_in_that_workspace_and_no_other(core: Core) -> None:
     async with (
         connect(core, user("u", "1")) as creator,
         connect(core, user("u", "2")) as other_window,
         connect(core, user("u", "3")) as elsewhere,
-        connect(core, user("v", "1")) as stranger,
+        connect(core, user("v", "1")) as outsider,
         connect(core, agent("w", "i", "1")) as worker,
     ):
-        for one, workspace in ((creator, "w"), (other_window, "w"), (elsewhere, "x"), (stranger, "w")):
+        for one, workspace in ((creator, "w"), (other_window, "w"), (elsewhere, "x"), (outsider, "w")):
             await window_in(one, workspace)
         task_id = await running(creator, worker)
         await say(worker, task_id, b"x")
-        for one, texts in ((creator, [b"x"]), (other_window, [b"x"]), (elsewhere, []), (stranger, [])):
+        for one, texts in ((creator, [b"x"]), (other_window, [b"x"]), (elsewhere, []), (outsider, [])):
             await hears(one, *texts)
         await window_in(elsewhere, "w")
         await hears(elsewhere, b"x")

@@ -1,6 +1,4 @@
-"""A subscription with all that is below its task: in the order of the numbers, each event once, no
-child left out, limits that are said.
-"""
+"""A recursive subscription gets each event once, in order, of every child."""
 
 from __future__ import annotations
 
@@ -468,7 +466,7 @@ async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not core.tasks.engine.database.shared:
-        pytest.skip("nobody else is told")
+        pytest.skip("there is no other node")
     monkeypatch.setattr(subscribe_handler, "UNWATCH_PAGE", 10)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:

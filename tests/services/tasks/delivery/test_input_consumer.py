@@ -1,6 +1,4 @@
-"""Inputs of tasks: each that was accepted is used once, whenever it comes, whatever restarts and
-whatever is away.
-"""
+"""Each accepted input of a task is used once, after any restart or outage."""
 
 from __future__ import annotations
 

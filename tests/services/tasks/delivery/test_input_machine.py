@@ -1,5 +1,6 @@
-"""Inputs, waits, repeated waits, outages of the tasks and restarts in any order: each input is used
-once, by the oldest wait that it matches.
+"""Each input is used once, by the oldest wait that it matches, in any order of steps.
+
+Steps are inputs, waits, repeated waits, outages of the tasks database and restarts.
 
 TESTS_FULL=1 for many more examples.
 """

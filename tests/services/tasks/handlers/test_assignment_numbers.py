@@ -1,6 +1,4 @@
-"""Which assignment a worker speaks for: what is late does not count for a newer one, though it is
-the same worker's.
-"""
+"""A late request of a former assignment does not count for the present one."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ WAIT = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
 
 @asynccontextmanager
 async def assigned_anew(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink, str]]:
-    """(creator, worker, a task): the worker has lost it once, and has been given it again on the
-    same connection.
-    """
+    """Yield creator, worker and a task that the worker has lost and was given again."""
     async with (
         connect(core, agent("w", "c", "1")) as creator,
         connect(core, agent("w", "i", "1", extensions=[ASKS])) as worker,
@@ -72,7 +68,7 @@ async def test_without_a_number_it_is_the_latest_that_is_meant(core: Core) -> No
         assert (await get(creator, task_id)).status == pb.TASK_STATUS_COMPLETED
 
 
-async def test_a_number_makes_nobody_a_worker(core: Core) -> None:
+async def test_a_number_makes_no_participant_a_worker(core: Core) -> None:
     async with assigned_anew(core) as (creator, _, task_id):
         refused = await operate(creator, Op.CLAIM, f"{task_id}@2")
         assert "another worker" in refused.error
@@ -94,14 +90,14 @@ def test_how_it_is_said(text: str, found: tuple[str, int]) -> None:
     assert named(text) == found
 
 
-async def test_a_stranger_is_not_told_that_there_is_such_a_task(core: Core) -> None:
-    async with connect(core, agent("w", "i", "1")) as worker, connect(core, agent("v", "i", "1")) as stranger:
+async def test_an_outsider_is_not_told_that_there_is_such_a_task(core: Core) -> None:
+    async with connect(core, agent("w", "i", "1")) as worker, connect(core, agent("v", "i", "1")) as outsider:
         task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN)).task_id
         for ended in (False, True):
             if ended:
                 for op in (Op.CLAIM, Op.COMPLETE):
                     assert (await operate(worker, op, task_id)).success
             for op in (Op.CLAIM, Op.COMPLETE, Op.FAIL, Op.REJECT, Op.CANCEL, Op.RETRY):
-                asked = [await operate(stranger, op, one) for one in (task_id, "no-such-task")]
+                asked = [await operate(outsider, op, one) for one in (task_id, "no-such-task")]
                 assert [one.success for one in asked] == [False, False]
                 assert asked[0].error == asked[1].error

@@ -1,6 +1,4 @@
-"""Creating a task: the order of the checks, both answers of a refusal, and what a failed creation
-leaves behind.
-"""
+"""Creating a task: order of the checks, both answers, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ BIG = b"x" * (512 * 1024 + 1)
         ({"authorization": pb.AuthorizationContext(authority_mode="no"), "target_implementation": ""},
          Code.PERMISSION_DENIED),
         ({"target_implementation": ""}, Code.TASK_CREATE_FAILED),
-        ({"assignment_mode": pb.TARGETED, "target_agent_id": "nobody"}, Code.TASK_CREATE_FAILED),
+        ({"assignment_mode": pb.TARGETED, "target_agent_id": "no identity"}, Code.TASK_CREATE_FAILED),
         ({"assignment_mode": pb.TARGETED, "target_agent_id": "us::u::w"}, Code.TASK_CREATE_FAILED),
         ({"assignment_mode": pb.TARGETED, "target_agent_id": "ag::w::i::1"}, Code.TASK_CREATE_FAILED),
         ({"parent_task_id": "no-such-task"}, Code.TASK_CREATE_FAILED),

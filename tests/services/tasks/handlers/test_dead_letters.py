@@ -20,7 +20,7 @@ from tests.services.tasks.peers import Op, create, get, given, operate
 async def buried(core: Core, creator: Any) -> str:
     """A task that has met its last deadline."""
     late = {"schedule_to_close_ms": "1000"}
-    task_id = (await create(creator, metadata=late, target_implementation="nobody")).task_id
+    task_id = (await create(creator, metadata=late, target_implementation="none")).task_id
     await trio.sleep(2)
     assert (await get(creator, task_id)).metadata["_dead_letter"] == "true"
     return task_id
@@ -68,7 +68,7 @@ async def test_its_creator_hears_of_it_though_it_had_failed_before(core: Core) -
     policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=60_000)
     late = {"schedule_to_close_ms": "1000"}
     async with connect(core, agent("w", "c", "1")) as creator:
-        task_id = (await create(creator, target_implementation="nobody", retry_policy=policy, metadata=late)).task_id
+        task_id = (await create(creator, target_implementation="none", retry_policy=policy, metadata=late)).task_id
         assert (await operate(creator, Op.FAIL, task_id, reason="torn")).success
         await trio.sleep(2)
         await barrier(creator)

@@ -1,4 +1,4 @@
-"""Each operation of the protocol is a row of OPERATIONS, and each move a row of RULES."""
+"""Each operation is a row of OPERATIONS, and each move a row of RULES."""
 
 from __future__ import annotations
 

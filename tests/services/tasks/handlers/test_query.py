@@ -1,6 +1,4 @@
-"""A page of tasks costs the gateway what it sends, however large the tasks are that a client has
-made.
-"""
+"""A page of tasks costs the gateway what it sends, however large the tasks are."""
 
 from __future__ import annotations
 

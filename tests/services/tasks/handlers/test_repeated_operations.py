@@ -1,5 +1,6 @@
-"""What is asked for twice happens once: after a commit without an answer, and with an idempotency
-key. And no circle of waits.
+"""A repeated request happens once, also after a commit without an answer.
+
+The same holds for idempotency keys. Tasks never wait for each other in a circle.
 """
 
 from __future__ import annotations
@@ -70,9 +71,7 @@ async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made
 
 @pytest.mark.parametrize("why", ["", "the disk is full"])
 async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world: World, why: str) -> None:
-    """The next attempt has begun, at the same worker, when it is asked whether the first one has
-    failed.
-    """
+    """The next attempt has begun at the same worker when the first failure is repeated."""
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED)
 
     async def look_for_what_is_due() -> None:
@@ -201,9 +200,7 @@ async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: py
 
 
 async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row names up to 1,000 tasks, and nothing else goes on while the rows of one answer are
-    read.
-    """
+    """Each row names up to 1,000 tasks, which are decoded in one step."""
     statements: list[Statement] = []
     check = operations._check_circle
     monkeypatch.setattr(operations, "_check_circle", lambda *args: caught(check(*args), statements))
@@ -223,7 +220,7 @@ async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: py
 
 @pytest.mark.parametrize("lost", [1, 3, 8])
 async def test_what_an_unanswered_commit_has_put_off_happens_at_its_moment(core: Core, world: World, lost: int) -> None:
-    """The moment was only in the table, where nothing looked until something else fell due."""
+    """The moment was in the table only, and the timer did not know of it."""
     policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=5_000)
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(creator, retry_policy=policy)).task_id

@@ -1,6 +1,4 @@
-"""Reports of progress that cannot be written as fast as they come: one session's are dropped for
-what it has sent itself.
-"""
+"""Progress that cannot be written in time is dropped for the session that sent it."""
 
 from __future__ import annotations
 
@@ -29,10 +27,10 @@ async def begin(peer: MemoryLink) -> str:
 
 
 @pytest.mark.parametrize(("count", "summary"), [(MAX_WAITING + 10, ""), (700, "x" * 60_000)], ids=["many", "large"])
-async def test_one_that_reports_without_a_pause_costs_nobody_else_a_report(
+async def test_one_that_reports_without_a_pause_costs_no_other_session_a_report(
     core: Core, world: World, count: int, summary: str
 ) -> None:
-    """A report is a sign of life: a worker whose reports are dropped is taken for dead."""
+    """A report is a heartbeat: a worker whose reports are dropped counts as dead."""
     database, writes = world.databases["tasks"], core.tasks.engine.writes
     async with connect(core, agent("w", "c", "1")) as noisy, connect(core, agent("w", "c", "2")) as worker:
         its, mine = await begin(noisy), await begin(worker)

@@ -193,9 +193,7 @@ async def test_a_creator_that_comes_anew_and_waits_has_its_task_in_hand(world: W
 
 @every_participant
 async def test_only_workers_report(world: World, hello: Hello) -> None:
-    """So a participant that is no worker, and comes anew, begins nothing by a report, of which no
-    row would tell.
-    """
+    """A participant that is no worker begins nothing by a report."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
             task_id = await own_task(creator)

@@ -1,4 +1,4 @@
-"""What the transaction of a new task writes when somebody is free."""
+"""Check what the transaction of a new task writes when a worker has room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cancelled task is over for its worker, which hears so when it reports, and for its children if they were made so."""
+"""A cancelled task ends for its worker, and for children that end with it."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ async def test_progress_of_a_task_that_has_ended_is_an_error_and_no_event(
 
 
 async def test_who_has_no_part_in_a_task_does_not_hear_of_its_end(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("v", "x", "1")) as stranger:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("v", "x", "1")) as outsider:
         task_id = (await create(creator)).task_id
         assert (await operate(creator, Op.CANCEL, task_id)).success
-        stranger.send(report(task_id), report("nothing"))
+        outsider.send(report(task_id), report("nothing"))
         await trio.sleep(1)
-        await barrier(stranger)
-        assert not errors(stranger)
+        await barrier(outsider)
+        assert not errors(outsider)
 
 
 async def child_of(peer: MemoryLink, parent: str, policy: str = "") -> str:
@@ -115,7 +115,7 @@ async def test_children_of_a_task_that_ends_otherwise_go_on(core: Core, op: pb.T
         assert (await get(peer, child)).status == pb.TASK_STATUS_QUEUED
 
 
-async def test_a_policy_that_nobody_knows_is_refused(core: Core) -> None:
+async def test_an_unknown_policy_is_refused(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         refused = await create(peer, metadata={"on_parent_cancelled": "bury"})
         assert not refused.success

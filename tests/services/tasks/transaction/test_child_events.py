@@ -1,6 +1,4 @@
-"""Children tell their parent's log what becomes of them, in order, each thing once, without a row
-that all of them write.
-"""
+"""A parent's log has the events of its children, each once and in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children that are made and ended on another node than the one that their parent is followed on."""
+"""Children are created and ended on another node than their parent's subscriber."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children that are made, and a parent that goes on, while another transaction takes up events of children."""
+"""Children are created while another transaction collects child events."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Transaction:
         result: T = self._session.call(drive(self._session.connection, PostgresJob(program)))
         return result
 
-    def somebody_waits(self) -> bool:
+    def a_task_waits(self) -> bool:
         """Whether it is what another transaction waits for."""
         blocked = "SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
         return bool(self._session.fetch(blocked))
@@ -90,7 +90,7 @@ def made(task_id: str, parent: str) -> Program[CreateResult]:
 
 
 def told(engine: PostgresEngine, task_id: str) -> list[str]:
-    """What its log has: children that it was told of, and "changed"; the numbers have no gaps."""
+    """Return the parent's log: its children and its own changes; numbers have no gaps."""
     rows = engine.rows("SELECT number, event FROM task_events WHERE task_id = $1 ORDER BY number", task_id)
     assert [number for number, _ in rows] == list(range(1, len(rows) + 1))
     assert engine.rows("SELECT events FROM tasks WHERE task_id = $1", task_id) == [(len(rows),)]
@@ -136,7 +136,7 @@ async def test_what_a_parent_has_taken_up_itself_is_not_taken_up_again(
             assert other.run(lambda: operate(CONTEXT, caller, OperationRequest(parent, Move.CLAIM))).refusal == ""
             if waits:
                 nursery.start_soon(take_up, core, parent)
-                while not other.somebody_waits():
+                while not other.a_task_waits():
                     await trio.sleep(0.01)
     assert told(postgres_engine, parent) == [first, "changed"]
     await take_up(core, parent)
@@ -149,7 +149,7 @@ async def test_a_parent_goes_on_behind_what_is_being_taken_up(core: Core, postgr
         with transaction(postgres_engine, "READ COMMITTED") as other:
             assert other.run(lambda: child_events.collect_for_locking(TaskTransaction(CONTEXT), parent)) == 1
             nursery.start_soon(claim, peer, parent)
-            while not other.somebody_waits():
+            while not other.a_task_waits():
                 await trio.sleep(0.01)
     assert told(postgres_engine, parent) == [first, "changed"]
 
@@ -199,7 +199,10 @@ async def test_events_for_a_parent_that_is_gone_are_dropped(core: Core, postgres
 
 
 async def test_a_child_costs_one_statement_more_than_another_task(core: Core, postgres_engine: PostgresEngine) -> None:
-    """To look at its parent. What it leaves for the parent's log is written with its row."""
+    """To look at its parent.
+
+    What it leaves for the parent's log is written with its row.
+    """
     database = core.tasks.engine.database
     async with connect(core, agent("w", "c", "1")) as peer:
         parent, _ = await parent_and_children(peer, 1)

@@ -1,6 +1,4 @@
-"""A deadline counts what its name says: not the time before a person had the task tried again, not
-a wait, not the gateway's absence.
-"""
+"""A deadline counts no time before a retry, in a wait, or without a gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers are excused when no gateway was there, and not because another node starts."""
+"""Workers are excused when no gateway was up, not because another node starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def missing(core: Core) -> tuple[int, int]:
     return since_ms, excused_ms
 
 
-async def test_a_node_that_joins_others_excuses_nobody(postgres_engine: PostgresEngine) -> None:
+async def test_a_node_that_joins_others_excuses_no_worker(postgres_engine: PostgresEngine) -> None:
     settings = settings_for_tests(storage={"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema})
     with trio.fail_after(LONG_S):
         async with open_core(settings) as one:

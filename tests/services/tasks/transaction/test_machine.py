@@ -1,7 +1,10 @@
-"""Everything that can happen to tasks, in any order, on both engines: what was decided against the table, what is stored against itself.
+"""Do all that can happen to tasks in any order, on both engines.
 
-The machine makes the very transactions that handlers and sessions make, with a clock of its own. Before an operation it reads the row and
-asks the table what is to become of it; after every transaction all the tables must agree with each other.
+What was decided is checked against the table of moves, what is stored against itself.
+
+The machine makes the very transactions that handlers and sessions make, with a clock of its own.
+Before an operation it reads the row and asks the table what is to become of it; after every
+transaction all the tables must agree with each other.
 """
 
 from __future__ import annotations
@@ -134,7 +137,7 @@ class TaskMachine(RuleBasedStateMachine):
     # -- rules ------------------------------------------------------------------------------------------------------
 
     @initialize()
-    def somebody_is_there(self) -> None:
+    def a_worker_is_connected(self) -> None:
         for identity in WORKERS[:2]:
             self.connect(identity, back=False)
 
@@ -285,7 +288,7 @@ class TaskMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.ids) > 1)
     @rule(number=picks, others=st.lists(picks, min_size=1, max_size=2), any_of=st.booleans())
     def wait_for_others(self, number: int, others: list[int], any_of: bool) -> None:
-        """The way to a wait for others that chance alone seldom finds."""
+        """Lead to a wait for other tasks, which chance seldom finds."""
         held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
         if held:
             task = held[number % len(held)]
@@ -373,7 +376,8 @@ class TaskMachine(RuleBasedStateMachine):
             assert task.retry_count < task.max_attempts
         before = self.ended.get(task.task_id)
         if before is not None and task.status in TERMINAL:
-            # Out of an end there is only a retry, a cancellation of one that was to come, and the dead letters.
+            # Out of an end there is only a retry, a cancellation of one that was to come, and the
+            # dead letters.
             assert task.status is before or task.status in (StoredStatus.CANCELLED, StoredStatus.DLQ) or task.events > 2
         if task.is_final:
             self.ended[task.task_id] = task.status
@@ -394,7 +398,7 @@ class TaskMachine(RuleBasedStateMachine):
         assert shown == task.status.wire
 
     def check_attempts(self, task: TaskRow) -> None:
-        """The one that it has is in its row; the earlier ones, and one that was let go, are over."""
+        """The current assignment is in the task's row; earlier ones have ended."""
         attempts = self.fetch(
             "SELECT epoch, worker, ended_ms, outcome FROM task_attempts WHERE task_id = $1 ORDER BY epoch", task.task_id
         )

@@ -16,7 +16,7 @@ from tests.services.tasks.peers import create, get
 
 async def buried(creator: Any) -> str:
     late = {"schedule_to_close_ms": "1000"}
-    task_id = (await create(creator, metadata=late, target_implementation="nobody")).task_id
+    task_id = (await create(creator, metadata=late, target_implementation="none")).task_id
     await trio.sleep(2)
     assert (await get(creator, task_id)).metadata["_dead_letter"] == "true"
     return task_id

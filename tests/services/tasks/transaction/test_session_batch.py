@@ -1,4 +1,4 @@
-"""Sessions that come and go merge: what is stored is what it would be if they came one after another, on both engines."""
+"""Joins and leaves in a group store what they would store one after another."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ steps = st.lists(
 queues = st.lists(st.sampled_from(["pool i", "pool j", *AGENTS, *SERVICES]), max_size=4)
 
 
-def errand_of(step: Came | Went) -> Join | Leave:
+def mutation_of(step: Came | Went) -> Join | Leave:
     if isinstance(step, Went):
         return Leave(WorkerLeft(step.identity, f"s{step.session}", step.clean))
     kind, *_, implementation, _ = step.identity.split("::")
@@ -73,7 +73,7 @@ def task(number: int, queue: str) -> TaskRow:
 def play(
     database: Direct, before: list[Came | Went], waiting: list[str], group: list[Came | Went], merged: bool
 ) -> None:
-    """First one by one, with a moment between; then what waits; then the group, in one transaction."""
+    """Write the first steps one by one, then what waits, then the group in one transaction."""
 
     def one_by_one(now_ms: int, mutations: list[Join | Leave]) -> None:
         def program() -> Program[None]:
@@ -84,14 +84,14 @@ def play(
         database.drive(program)
 
     for number, step in enumerate(before):
-        one_by_one(NOW_MS + number, [errand_of(step)])
+        one_by_one(NOW_MS + number, [mutation_of(step)])
     for number, queue in enumerate(waiting):
         database.drive(
             lambda number=number, queue=queue: TaskTransaction(Context(NOW_MS, "n", TimeLimits())).create(
                 task(number, queue), b""
             )
         )  # type: ignore[misc]
-    one_by_one(NOW_MS + 1000, [errand_of(step) for step in group])
+    one_by_one(NOW_MS + 1000, [mutation_of(step) for step in group])
 
 
 def rows_of(database: Direct, sql: str) -> list[tuple[object, ...]]:
@@ -102,14 +102,14 @@ def rows_of(database: Direct, sql: str) -> list[tuple[object, ...]]:
 @given(steps, queues, steps)
 @example([Came(AGENTS[0], 1, False)], [], [Came(AGENTS[0], 2, True), Came(AGENTS[1], 1, False)])
 @settings(max_examples=15)
-def test_a_crowd_leaves_behind_what_single_ones_do(
+def test_a_group_stores_what_single_mutations_do(
     store: Store, before: list[Came | Went], waiting: list[str], group: list[Came | Went]
 ) -> None:
     with closing(store.place()) as one, closing(store.place()) as other:
-        check_a_crowd((one.direct("tasks"), other.direct("tasks")), before, waiting, group)
+        check_a_group((one.direct("tasks"), other.direct("tasks")), before, waiting, group)
 
 
-def check_a_crowd(
+def check_a_group(
     databases: tuple[Direct, Direct], before: list[Came | Went], waiting: list[str], group: list[Came | Went]
 ) -> None:
     for database, merged in zip(databases, (False, True), strict=True):
@@ -129,8 +129,8 @@ def check_a_crowd(
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 64])
-def test_a_crowd_of_any_size_is_a_few_statements(store: Store, count: int) -> None:
-    joins = [errand_of(Came(f"ag::w::i::{number}", 1, back=False)) for number in range(count)]
+def test_a_group_of_any_size_is_a_few_statements(store: Store, count: int) -> None:
+    joins = [mutation_of(Came(f"ag::w::i::{number}", 1, back=False)) for number in range(count)]
 
     def program() -> Program[int]:
         statements = 0

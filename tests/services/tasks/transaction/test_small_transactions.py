@@ -1,4 +1,4 @@
-"""Transactions that an event loop waits for are bounded: whatever has more to look at is run where nobody waits, with the same result."""
+"""Small transactions are bounded; larger ones run elsewhere with the same result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Workers that never CLAIM, as the protocol allows: what they have in hand stays theirs, and what
-kills them is given a few times only.
-"""
+"""Workers that never claim keep their tasks; a task that kills them is given up."""
 
 from __future__ import annotations
 
@@ -162,10 +160,8 @@ async def test_what_waits_behind_another_task_counts_no_delivery_when_the_gatewa
 
 
 @pytest.mark.parametrize("claims", [True, False])
-async def test_a_task_that_nobody_ever_begins_is_given_a_bounded_number_of_times(world: World, claims: bool) -> None:
-    """Also to workers that claim: one that kills them before they do would be given to them for
-    ever.
-    """
+async def test_a_task_that_is_never_begun_is_given_a_bounded_number_of_times(world: World, claims: bool) -> None:
+    """Also with workers that claim: a task may kill them before they do."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         task_id = (await create(creator)).task_id
         deliveries = 0
@@ -188,7 +184,7 @@ async def test_a_task_that_nobody_ever_begins_is_given_a_bounded_number_of_times
 async def test_a_task_that_kills_its_workers_costs_those_behind_it_no_attempt(
     world: World, policy: pb.RetryPolicy | None, same: bool
 ) -> None:
-    """The worker takes them in order, says nothing before it has one done, and dies of the third."""
+    """The worker works in order, reports only ends, and dies of the third task."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         tasks = [(await create(creator, retry_policy=policy)).task_id for _ in range(6)]
         poison = tasks[2]
@@ -225,7 +221,7 @@ async def test_a_worker_that_reported_was_at_work_on_that(world: World, same: bo
 
 
 async def test_what_is_told_again_comes_in_the_order_in_which_it_was_given(world: World) -> None:
-    """The worker may not have heard it before, and the first one is what it is taken to have begun."""
+    """The worker may not have been sent it; the first one counts as begun."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         older = (await create(creator)).task_id
         urgent = (await create(creator, priority=pb.TASK_PRIORITY_HIGH)).task_id
@@ -266,8 +262,9 @@ async def test_a_worker_that_is_cut_often_keeps_what_it_has_not_begun(world: Wor
 async def test_what_kills_the_worker_of_several_at_once_is_given_a_bounded_number_of_times(
     world: World, back: bool
 ) -> None:
-    """Which of them it is, the gateway cannot know: an attempt is counted of the first one only,
-    and a delivery of each.
+    """The gateway cannot know which one it was.
+
+    An attempt of the first is counted, and a delivery of each.
     """
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         tasks = [(await create(creator)).task_id for _ in range(3)]

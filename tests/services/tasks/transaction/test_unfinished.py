@@ -1,4 +1,4 @@
-"""What one transaction leaves to the next is not lost with the gateway that was to do it."""
+"""What one transaction leaves to the next is not lost when the gateway ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
 async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made again, finds that it has been made, and knows nothing of what was to follow."""
+    """The repeated transaction finds that it was made, and has no effects."""
     monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as creator:
@@ -61,9 +61,7 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
             await trio.sleep(1)
 
 
-async def test_whoever_still_waits_for_a_task_that_is_forgotten_goes_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tasks_that_wait_for_a_deleted_task_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     clock = SetClock(trio.current_time)
@@ -89,7 +87,7 @@ async def test_whoever_still_waits_for_a_task_that_is_forgotten_goes_on(
 
 
 async def test_those_that_were_missing_are_excused_once_though_the_clock_is_set_back(core: Core) -> None:
-    """Or a gateway with a page of them would not get ready before its clock is where it was."""
+    """Otherwise a gateway with a page of them would not start before that moment."""
     async with connect(core, agent("w", "c", "1")) as creator:
         task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
         assert (await operate(creator, Op.CLAIM, task_id)).success

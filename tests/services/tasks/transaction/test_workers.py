@@ -98,7 +98,7 @@ async def test_a_worker_that_stays_away_has_failed_and_another_one_tries_again(w
 
 
 async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(core: Core) -> None:
-    """It would take that for its acknowledgement: the published SDK takes any first message for one."""
+    """The client would take it for its acknowledgement, as the published SDK does."""
     async with connect(core, agent("w", "boss", "1")) as boss, trio.open_nursery() as nursery:
         worker, back, gate = MemoryLink(), MemoryLink(), trio.Event()
         nursery.start_soon(core.sessions.serve, worker)
