@@ -46,7 +46,7 @@ class ClientOptions(TypedDict, total=False):
     credentials: Mapping[str, str]
     """Other credentials by their name in the protocol, such as "session_token"."""
     tls: TlsOptions | ssl.SSLContext
-    """For aethers:// and wss://. Without it the system's authorities are trusted."""
+    """For aethers://, wss:// and grpcs://. Without it the system's authorities are trusted."""
     extensions: Sequence[pb.ExtensionDeclaration | str]
     """Protocol extensions; a text is the URI of an optional one."""
     worker_tasks: int
