@@ -36,8 +36,8 @@ _TAKE_OF_POOL: Final = f"""{_MORE} identity = (SELECT identity FROM task_workers
     WHERE pooled = 1 AND free = 1 AND workspace = $2 AND implementation = $3 ORDER BY live, turn LIMIT 1)
     RETURNING {WORKER_FIELDS}"""  # noqa: S608
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
+# By the index: of an EXISTS, PostgreSQL reads all rows and hashes them.
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
-        # An EXISTS is not read by the index.
         ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""
 _RELEASE: Final = f"""{_LESS} RETURNING {WORKER_FIELDS}, CASE
     WHEN {_WAITS.format("task_workers.identity")} THEN 1
