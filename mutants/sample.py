@@ -96,15 +96,13 @@ class Record:
 
 
 def tests_for(root: Path, module: Path) -> tuple[str, ...]:
-    """The folder that mirrors the module's, or the nearest above it.
+    """Return the folder that mirrors the module's, or the nearest above it.
 
-    Of a module at the top the files of `tests` itself.
+    For a module at the top this is `tests`.
     """
     folder = Path("tests", *module.parts[1:-1])
     while not (root / folder).is_dir():
         folder = folder.parent
-    if folder == Path("tests"):
-        return tuple(sorted(str(file.relative_to(root)) for file in (root / folder).glob("test_*.py")))
     return (str(folder),)
 
 

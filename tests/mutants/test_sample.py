@@ -181,13 +181,18 @@ def test_the_tests_of_a_change() -> None:
     assert record.tests_of((3,), whole=True) == ["process", "b", "a", "slow"]
 
 
-def test_the_tests_of_a_module() -> None:
-    assert sample.tests_for(ROOT, Path("aether_trio/delivery/outbox.py")) == ("tests/delivery",)
-    assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction/task_transaction.py")) == (
-        "tests/services/tasks/transaction",
-    )
-    assert sample.tests_for(ROOT, Path("aether_trio/storage/schema/tasks.py")) == ("tests/storage",)
-    assert "tests/gateway/test_core.py" in sample.tests_for(ROOT, Path("aether_trio/gateway/core.py"))
+@pytest.mark.parametrize(
+    ("module", "folder"),
+    [
+        ("delivery/outbox.py", "tests/delivery"),
+        ("services/tasks/transaction/task_transaction.py", "tests/services/tasks/transaction"),
+        ("storage/schema/tasks.py", "tests/storage"),
+        ("gateway/core.py", "tests/gateway"),
+        ("version.py", "tests"),
+    ],
+)
+def test_the_tests_of_a_module(module: str, folder: str) -> None:
+    assert sample.tests_for(ROOT, Path("aether_trio", module)) == (folder,)
 
 
 def test_options() -> None:
