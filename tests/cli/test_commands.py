@@ -96,7 +96,7 @@ def test_version() -> None:
         (["sessions", "--tls-cert", __file__], "belong together"),
         (["sessions", "--as", "nobody"], "is not an identity"),
         (["kv", "get", "k", "--scope", "user"], "needs --user"),
-        (["kv", "get", "k", "--scope", "own"], "name them with --as"),
+        (["kv", "get", "k", "--scope", "own"], "name it with --as"),
         (["kv", "put", "k", "v", "--if-absent", "--if-equals", "x"], "exclude each other"),
         (["kv", "incr", "k", "--by", "0"], "not in the range"),
         (["keys", "new", "--principal", "king"], "'king' is not one of"),
