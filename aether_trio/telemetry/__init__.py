@@ -1,4 +1,4 @@
-"""Logs, metrics, health, and the port that serves them to operators."""
+"""Logs, metrics and health of a gateway, and the HTTP port that shows them."""
 
 from aether_trio.telemetry.health import GatewayHealth, Phase, Readiness
 from aether_trio.telemetry.logging import configure_logging

@@ -1,4 +1,4 @@
-"""Whether the gateway lives and whether it should be given work.
+"""Tells whether the gateway lives (/healthz) and is ready for work (/readyz).
 
 `/healthz` asks the first question: answering at all is the answer. `/readyz` asks the second: no
 while starting, while draining, and while a probe (storage, say) reports a problem. Probes are plain
@@ -24,7 +24,7 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The answer of `/readyz`. `problems` has one entry per probe that is unwell."""
+    """The answer of `/readyz`; `problems` has an entry for each failing probe."""
 
     phase: Phase
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Readiness:
 
 
 class GatewayHealth:
-    """The gateway's phase and its probes.
+    """Holds the gateway's phase and its readiness probes.
 
     The composition root owns one and moves it on.
     """
@@ -49,7 +49,7 @@ class GatewayHealth:
         return self._phase
 
     def add_probe(self, name: str, probe: Probe) -> None:
-        """Ask `probe` at every readiness check.
+        """Register a probe, which every readiness check asks.
 
         A second probe of the same name is a mistake.
         """
@@ -58,7 +58,7 @@ class GatewayHealth:
         self._probes[name] = probe
 
     def serving(self) -> None:
-        """All is open. Has no effect once draining: a drain is never taken back."""
+        """Mark the gateway as serving, unless it is draining already."""
         if self._phase is Phase.STARTING:
             self._phase = Phase.SERVING
 
@@ -66,7 +66,7 @@ class GatewayHealth:
         self._phase = Phase.DRAINING
 
     def readiness(self) -> Readiness:
-        """Never raises: a probe that fails is a problem like any other."""
+        """Ask all probes whether the gateway is ready. Never raises."""
         problems: dict[str, str] = {}
         for name, probe in self._probes.items():
             try:

@@ -1,4 +1,4 @@
-"""Configure logging: structlog and the standard library write to one output.
+"""Configures logging: structlog and the standard library write to one output.
 
 Lines go to standard error, so that a command's standard output stays for its result. Console lines
 are for people, JSON lines (one object each) for machines. Never log credentials, payloads or
@@ -80,7 +80,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
 
 def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Bound and escape the texts of an event: a structlog processor.
+    """Shorten and escape the texts of a log event (a structlog processor).
 
     Clients choose some texts, and a terminal or a log collector obeys control characters in a line.
     """
@@ -98,11 +98,7 @@ def _traceback(to: TextIO, failure: ExcInfo) -> None:
 
 
 class _Output:
-    """Where lines go.
-
-    One that has no reader any more loses them: the gateway serves on, and a log line never raises
-    for it.
-    """
+    """Writes log lines to a stream, and drops them when its reader has gone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -118,7 +114,7 @@ class _Output:
 
 
 class _Named:
-    """A processor that adds the node's name."""
+    """A structlog processor that adds the node's name to each event."""
 
     def __init__(self, node: str) -> None:
         self._node = node

@@ -1,4 +1,4 @@
-"""Prometheus metrics, collected at each scrape.
+"""Prometheus metrics of a gateway, collected at each scrape.
 
 The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have
 `.statistics()` records, and `watch` reads them at scrape time. Names and labels are the reference's
@@ -32,12 +32,12 @@ Labels = tuple[str, ...]
 
 
 def doubling(start: float, count: int) -> tuple[float, ...]:
-    """Give histogram bounds as the reference has them: `start`, then doubled."""
+    """Return `count` histogram bounds: `start`, then doubled each time."""
     return tuple(start * 2**n for n in range(count))
 
 
 class Tally:
-    """A counter family. `add` costs one dictionary update."""
+    """A Prometheus counter family; `add` costs one dictionary update."""
 
     def __init__(self, name: str, text: str, labels: Labels = ()) -> None:
         self.name, self.text, self.labels = name, text, labels
@@ -66,7 +66,7 @@ class Tally:
 
 
 class Distribution:
-    """A histogram family with fixed bounds."""
+    """A Prometheus histogram family with fixed bounds."""
 
     def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
         self.name, self.text, self.labels, self.bounds = name, text, labels, bounds
@@ -75,7 +75,7 @@ class Distribution:
         self._other: Labels = (OTHER,) * len(labels)
 
     def observe(self, value: float, labels: Labels = (), times: int = 1) -> None:
-        """Count `value`, or the same value several times at once."""
+        """Count `value` in the histogram, `times` times at once."""
         counts = self._counts.get(labels)
         if counts is None:
             if len(labels) != len(self.labels):
@@ -99,7 +99,7 @@ class Distribution:
 
 
 class Metrics(Collector):
-    """Every metric of one gateway. The parts that count something are given it."""
+    """Every Prometheus metric of one gateway."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -143,7 +143,7 @@ class Metrics(Collector):
         GCCollector(registry=self.registry)
 
     def gauge(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
-        """A gauge whose values are read at scrape time: `{label values: value}`."""
+        """Register a gauge whose `{label values: value}` are read at each scrape."""
 
         def collect() -> Iterable[Metric]:
             family = GaugeMetricFamily(name, text, labels=labels)
@@ -154,7 +154,7 @@ class Metrics(Collector):
         self._sources.append(collect)
 
     def counter(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
-        """A counter whose values are read at scrape time: `{label values: value}`."""
+        """Register a counter whose `{label values: value}` are read at each scrape."""
 
         def collect() -> Iterable[Metric]:
             family = CounterMetricFamily(name, text, labels=labels)
@@ -165,7 +165,7 @@ class Metrics(Collector):
         self._sources.append(collect)
 
     def watch(self, prefix: str, statistics: Callable[[], Any], *, counters: Collection[str] = ()) -> None:
-        """Expose the numbers of a `statistics()` record as `aether_{prefix}_{field}`.
+        """Register the numbers of a `statistics()` record as `aether_{prefix}_{field}`.
 
         A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and
         its metric ends in `_total`. Every other is a gauge. Fields that are not numbers are left
@@ -192,17 +192,17 @@ class Metrics(Collector):
             yield from source()
 
     def render(self) -> tuple[str, bytes]:
-        """(content type, body) of a scrape."""
+        """Return a scrape's (content type, body)."""
         return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
     def tally(self, name: str, text: str, labels: Labels = ()) -> Tally:
-        """Make a counter that its user adds to; its metric ends in `_total`."""
+        """Register a counter that its user adds to; its metric ends in `_total`."""
         tally = Tally(name, text, labels)
         self._sources.append(tally.collect)
         return tally
 
     def distribution(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Distribution:
-        """A histogram with fixed bounds, in the unit that its name says."""
+        """Register a histogram with fixed bounds, in the unit that its name says."""
         distribution = Distribution(name, text, labels, bounds)
         self._sources.append(distribution.collect)
         return distribution

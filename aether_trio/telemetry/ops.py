@@ -1,4 +1,4 @@
-"""Serves the ops port: health, metrics, tails, and the resolving of dead letters.
+"""Serves the operators' port: health, metrics, topic tails, dead letters.
 
 It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere:
 connections, header bytes, the time for a request to arrive and for each write to be taken. An
@@ -73,7 +73,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """A tail to be streamed: (topic, first offset or None)."""
+    """A request to stream a topic's messages, from an offset or (None) from now on."""
 
     topic: str
     from_offset: int | None
@@ -81,7 +81,7 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class _Resolve:
-    """A request that marks a dead letter as resolved."""
+    """A request to mark a dead letter as resolved."""
 
     task_id: str
     by: str
@@ -95,7 +95,7 @@ class _RequestRefused(Exception):
 
 
 class OpsServer:
-    """Answers requests about one gateway.
+    """Answers HTTP requests of operators about one gateway.
 
     `tail` and `resolve` are None where there is nothing of the kind.
     """
@@ -127,7 +127,7 @@ class OpsServer:
     # -- what is answered
 
     def answer(self, target: str, headers: dict[str, str]) -> _Answer | _Stream:
-        """The answer to a GET. Raises _RequestRefused."""
+        """Return the answer to a GET request. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path:
             case "/healthz":
@@ -167,7 +167,7 @@ class OpsServer:
         return _Stream(topic, int(start))
 
     def change(self, target: str, headers: dict[str, str]) -> _Resolve:
-        """What a POST wants. Raises _RequestRefused."""
+        """Read a POST request, which resolves a dead letter. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path.split("/"):
             case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
@@ -183,7 +183,7 @@ class OpsServer:
                 raise _RequestRefused(405, "only GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve")
 
     async def resolve(self, request: _Resolve) -> _Answer:
-        """Carry it out."""
+        """Mark the requested dead letter as resolved and return the HTTP answer."""
         assert self._resolve is not None
         try:
             found = await self._resolve(request.task_id, request.by, request.notes)
@@ -231,7 +231,7 @@ class OpsServer:
             self._connections -= 1
 
     async def serve(self, sock: socket.socket, address: Any) -> None:
-        """`handle` for an accepted socket. A Handler of an Acceptor."""
+        """Serve one accepted socket, as a handler of an Acceptor."""
         await self.handle(ByteStream(Accepted(sock, address)))
 
     async def _respond(self, http: Http1Connection, request: Request) -> bool:
@@ -252,7 +252,7 @@ class OpsServer:
         return True
 
     async def _send_tail(self, http: Http1Connection, request: Request, tail: _Stream) -> None:
-        """Stream messages until the reader leaves.
+        """Stream a topic's messages as JSON lines until the client leaves.
 
         A reader too slow to take one write in time is cut off.
         """

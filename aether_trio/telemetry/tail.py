@@ -1,4 +1,4 @@
-"""One message of a tailed topic as one JSON line, for people and scripts.
+"""Formats a message of a tailed topic as one JSON line, for people and scripts.
 
 Shape: {"offset", "timestamp_ms", "topic", "kind", ...}. For a message, `source`, `type` (chat,
 event, ...) and `text` when the payload is UTF-8, else `payload_base64`. For anything else `message`
@@ -18,7 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def tail_line(topic: str, offset: int, timestamp_ms: int, encoded: bytes) -> bytes:
-    """The line, with its newline.
+    """Return a topic's message as one JSON line, with its newline.
 
     Bytes that are no DownstreamMessage are shown as they are.
     """

@@ -1,4 +1,4 @@
-"""The Link seam: one participant's stream, whatever transport carries it.
+"""The interface between a session and its transport: one client's messages.
 
 The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them.
 A transport pulls when its flow-control window and its socket have room, so a slow peer's backlog
@@ -30,7 +30,7 @@ Upstream: TypeAlias = UpstreamMessage | Send
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What a verified client certificate says of its holder."""
+    """Names and serial number in a client's verified TLS certificate."""
 
     common_name: str
     dns_names: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class PeerCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end, as far as the transport knows.
+    """The client at the other end of a link: address, transport, headers.
 
     `address` is "host:port"; `transport` is "grpc", "framed", "websocket" or "memory"; `metadata`
     has lower-case keys.
@@ -58,14 +58,14 @@ class Peer:
 
 
 class LinkBroken(Exception):
-    """The peer vanished (reset, cancel, protocol error) without ending its stream."""
+    """Raised when the peer vanished without ending its stream (reset, protocol error)."""
 
 
 class FrameSource(Protocol):
-    """What a session gives its link to pull from."""
+    """Supplies the messages that a link sends: the session's side of the link."""
 
     def pull(self, max_bytes: int) -> list[bytes]:
-        """Take the next encoded DownstreamMessages, in order.
+        """Take the next encoded messages for the client (DownstreamMessage), in order.
 
         [] when there is nothing to send.
 
@@ -74,7 +74,7 @@ class FrameSource(Protocol):
         ...
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
-        """`pull`, of answers and signals alone.
+        """Take the next answers and signals for the client, and no topic messages.
 
         A transport that tells kinds apart uses these three instead of `pull`.
         """
@@ -83,18 +83,18 @@ class FrameSource(Protocol):
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """`pull`, of durable messages alone, with where each belongs.
+        """Take the next durable topic messages, each with its origin and log offset.
 
         `flush_is_done` false: positions do not move by `flushed`, but by `acknowledged`.
         """
         ...
 
     def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
-        """`pull`, of ephemeral updates alone."""
+        """Take the next ephemeral messages for the client, which no log keeps."""
         ...
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
-        """The application is done with what `pull_deliveries` gave; see Origin.
+        """Note that the client has processed a message that `pull_deliveries` gave.
 
         Nothing happens after a detach.
         """
@@ -109,14 +109,14 @@ class FrameSource(Protocol):
     """What is to be said of this client's numbered sends; None while it has sent none."""
 
     def flushed(self) -> None:
-        """Everything pulled so far has been handed to the kernel.
+        """Note that everything pulled so far has been handed to the kernel.
 
         Called once per drained burst.
         """
         ...
 
     def cut(self) -> None:
-        """The stream has broken and nothing will be pulled any more.
+        """Tell the session that its stream has broken and pulls nothing more.
 
         A session that waits for room is to look again.
 
@@ -134,12 +134,12 @@ class FrameSource(Protocol):
 
 
 class Link(Protocol):
-    """One bidirectional stream of messages."""
+    """One client's bidirectional message stream, over whatever transport."""
 
     peer: Peer
 
     async def receive(self) -> Sequence[Upstream]:
-        """The next messages, at least one.
+        """Return the client's next messages, at least one; wait until some arrive.
 
         An empty sequence means that the peer has ended its side cleanly.
 
@@ -150,18 +150,18 @@ class Link(Protocol):
         ...
 
     def attach(self, source: FrameSource) -> None:
-        """Say where downstream messages come from.
+        """Set the source from which the link pulls the messages that it sends.
 
         Once, before the first `kick`. A broken link cuts its source at once.
         """
         ...
 
     def accept(self) -> None:
-        """Let the client's messages have their full length: it has been acknowledged."""
+        """Allow messages of full length from now on: the client's session is accepted."""
         ...
 
     def kick(self) -> None:
-        """The source has something new: try to write now, or as soon as there is room.
+        """Send what the source has, now or as soon as there is room.
 
         Cheap to call twice.
         """
@@ -169,7 +169,7 @@ class Link(Protocol):
 
     @property
     def stalled_since(self) -> float | None:
-        """trio time since when pulled bytes wait for the peer to make room.
+        """The trio time since which pulled bytes wait for the client to make room.
 
         None when nothing waits.
         """
@@ -185,11 +185,11 @@ class Link(Protocol):
 
     @property
     def has_input(self) -> bool:
-        """Return whether the peer has sent something that `receive` has not returned yet."""
+        """Whether the client has sent something that `receive` has not returned yet."""
         ...
 
     async def round_trip(self) -> None:
-        """Wait until everything has come that the peer sent before it was asked to leave.
+        """Wait for all input that the client sent before it was asked to leave.
 
         The transport bounds the wait in time.
 
@@ -199,7 +199,7 @@ class Link(Protocol):
         ...
 
     async def close(self, status: Status, message: str = "") -> None:
-        """End the stream with a status, after what was pulled already.
+        """End the stream with a status, after sending what was pulled already.
 
         Idempotent; bounded in time by the transport.
         """

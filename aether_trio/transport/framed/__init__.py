@@ -1,1 +1,1 @@
-"""The transport of our binary framing (docs/wire.md)."""
+"""The framed transport: the gateway's side of its binary protocol (docs/wire.md)."""

@@ -1,4 +1,4 @@
-"""What the framed transport bounds, with its defaults."""
+"""Limits of the gateway's framed (binary protocol) transport, with defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aether_trio.wire.framing.constants import DEFAULT_MAX_FRAME_BYTES, DEFAULT_
 
 @dataclass(frozen=True, slots=True)
 class FramedLimits:
-    """Bounds a framed connection; the server's HELLO tells some of them to the client.
+    """Limits of one framed connection; the HELLO tells some of them to the client.
 
     These are `payload_bytes`, `publish_window` and `dedup_s`.
     """

@@ -1,4 +1,4 @@
-"""A participant's Link over the binary framing: reading, and the stream's end.
+"""The gateway's end of one framed (binary protocol) connection: reads and closes.
 
 One task reads, and it is the session's own: `receive` waits for the socket and decodes what came.
 Writing needs none (output.py). So an idle connection is one task that waits for its socket.
@@ -57,7 +57,7 @@ something in between.
 
 
 class FramedLink:
-    """See transport.link.Link. Made when the client's HELLO has come (server.py)."""
+    """The Link of one client that is connected by the framed (binary) protocol."""
 
     __slots__ = (
         "_account",
@@ -116,7 +116,7 @@ class FramedLink:
     # -- reading -----------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[Upstream]:
-        """See Link."""
+        """Return the client's next messages; an empty list once it has ended its side."""
         if self._pending:
             events, self._pending = self._pending, ()
             await trio.lowlevel.checkpoint()
@@ -133,11 +133,11 @@ class FramedLink:
                 return batch
 
     def put_back(self, events: Sequence[framing.Event]) -> None:
-        """What came behind the HELLO, for the first `receive`."""
+        """Keep frames that came right behind the HELLO for the first `receive`."""
         self._pending = events
 
     async def read(self) -> Sequence[framing.Event]:
-        """`read_now`, when there is something to read; or what an earlier read has left."""
+        """Return frames that an earlier read left, or wait for the client's next ones."""
         if self.output.connection.more:
             await trio.lowlevel.checkpoint()
             return self.decode(b"")
@@ -157,7 +157,7 @@ class FramedLink:
         return self.read_now()
 
     def read_now(self) -> Sequence[framing.Event]:
-        """Return the events of one read; none without a whole frame. Raises LinkBroken."""
+        """Read the socket once and return the decoded frames. Raises LinkBroken."""
         try:
             data = self.sock.recv(READ_BYTES)
             if data:
@@ -174,7 +174,7 @@ class FramedLink:
         return self.decode(data)
 
     def decode(self, data: bytes) -> Sequence[framing.Event]:
-        """The events of these bytes. A mistake in them is kept for later."""
+        """Decode bytes into frames; keep a protocol error for `receive` to raise."""
         connection = self.output.connection
         try:
             events = connection.receive(data)
@@ -188,11 +188,11 @@ class FramedLink:
 
     @property
     def awaits_rest(self) -> bool:
-        """See unfinished.Receiver."""
+        """Whether a task waits for the rest of an unfinished frame."""
         return self._waiting is not None
 
     def give_up(self, error: StatusError) -> None:
-        """See unfinished.Receiver."""
+        """Drop the unfinished frame and let `receive` raise `error`."""
         if self._failure is not None:
             return
         late = error.status is Status.DEADLINE_EXCEEDED
@@ -204,7 +204,7 @@ class FramedLink:
             self._waiting.cancel()
 
     def forget(self) -> None:
-        """The connection is over: nothing is held any more."""
+        """Tell the account of unfinished input that this connection holds none any more."""
         self._account.note(self, 0)
 
     def _end(self) -> Sequence[framing.Event]:
@@ -216,7 +216,7 @@ class FramedLink:
         return ()
 
     def fail(self, code: ErrorCode, message: str) -> None:
-        """The client has broken a rule; `close` says so."""
+        """Record that the client broke the protocol; `close` sends it this error."""
         if self._failure is None:
             self._failure = StatusError(Status.INVALID_ARGUMENT, message)
             self._code = int(code), code in RETRYABLE_MISTAKES
@@ -230,7 +230,7 @@ class FramedLink:
         return events
 
     def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
-        """What of these the session has to see.
+        """Return the frames that the session must see; handle the other ones here.
 
         A mistake that came behind them is told when they have been served.
         """
@@ -273,7 +273,7 @@ class FramedLink:
         self._count_control()
 
     def _count_control(self) -> None:
-        """Count a frame that costs the gateway something and means nothing to a session.
+        """Count a control frame against the client's limit of such frames per second.
 
         Raises nothing: too many of them are a failure.
         """
@@ -290,7 +290,7 @@ class FramedLink:
             self.fail(ErrorCode.CALM, f"more than {limits.control_frames_per_s:g} control frames a second")
 
     def _leaving(self, _event: framing.GoAway) -> None:
-        """The codec gives it nothing more; what was queued remains in the log."""
+        """Do nothing for a client's GOAWAY: the codec stops deliveries to the client."""
 
     def _error(self, event: framing.Error) -> None:
         self.output.writer.abort()
@@ -299,40 +299,36 @@ class FramedLink:
     # -- the rest of Link --------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
         self.output.attach(source)
 
     def accept(self) -> None:
-        """Let the account of unfinished input know that the client has shown who it is."""
+        """Tell the account of unfinished input that the client's session is accepted."""
         self.accepted = True
 
     def kick(self) -> None:
-        """See Link."""
         self.output.writer.kick()
 
     @property
     def stalled_since(self) -> float | None:
-        """See Link. A client that gives no credit does not stall: it has said so."""
+        """Since when bytes wait for a client that does not read; no credit is no stall."""
         return self.output.writer.stalled_since
 
     def peer_has_ended(self) -> bool:
-        """See Link."""
         return self.output.writer.is_broken or has_ended(self.sock)
 
     @property
     def has_input(self) -> bool:
-        """See Link."""
         return bool(self._pending) or self.output.connection.more or has_input(self.sock)
 
     async def round_trip(self) -> None:
-        """See Link. A client that was sent GOAWAY ends its side when it has finished."""
+        """Wait forever if the client was sent GOAWAY (it ends its side); else return."""
         if self.output.connection.state is framing.ConnectionState.LEAVING:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
 
     @property
     def waits_for_hello(self) -> bool:
-        """Whether nothing has come that could be greeted."""
+        """Whether the client can still send its HELLO: no end and no error so far."""
         return not self._ended and self._failure is None
 
     async def close(self, status: Status, message: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What a framed connection sends, in the order that the protocol wants.
+"""Orders and queues what the gateway sends on a framed (binary) connection.
 
 SocketWriter (transport/socket/writer.py) sends it.
 
@@ -34,7 +34,7 @@ their way count.
 
 
 class FramedOutput:
-    """The writing half of a framed connection.
+    """The sending half of a framed (binary protocol) connection of the gateway.
 
     `connection` is its codec, which the link reads with.
     """
@@ -77,7 +77,7 @@ class FramedOutput:
     # -- what the link says ------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
+        """Set the session's source, from which messages to send are pulled."""
         if self._source is not None:
             raise RuntimeError("a link has one source; attach it once")
         self._source = source
@@ -85,27 +85,27 @@ class FramedOutput:
             source.cut()
 
     def put(self, event: framing.Event) -> None:
-        """Queue a frame that is no part of the session. The next kick sends it."""
+        """Queue a frame of the protocol itself, such as HELLO; the next kick sends it."""
         self.writer.queue.append(self.connection.send(event))
 
     def send_goaway(self, event: framing.GoAway) -> None:
-        """Ask the client to leave, if it has been let in and was not asked before."""
+        """Send GOAWAY to a live client that was not sent one before."""
         if self.connection.state is framing.ConnectionState.LIVE and not self._finishing and not self.writer.is_broken:
             self.put(event)
             self.writer.kick()
 
     def acknowledged(self, number: int, offset: int) -> None:
-        """The client is done with a delivery; the codec has checked that it was delivered."""
+        """Pass the client's acknowledgement of a delivery on to the session."""
         origin = self._origins.get(number)
         if origin is not None and self._source is not None:
             self._source.acknowledged(origin, offset)
 
     def credit_granted(self) -> None:
-        """The client has room for deliveries that had to wait. `kick_if_due` sends them."""
+        """Note that the client granted delivery credit; `kick_if_due` sends then."""
         self._due = True
 
     def kick_if_due(self) -> None:
-        """Send what the frames of the last read have made possible or necessary."""
+        """Send now if the frames just read brought credit or a PING to answer."""
         if self._due or self.pong is not None:
             self._due = False
             self.writer.kick()
@@ -113,7 +113,7 @@ class FramedOutput:
     # -- what the writer asks (WriteSource) --------------------------------------------------------
 
     def fill(self) -> None:
-        """See WriteSource."""
+        """Put the session's next messages, or the last frame, into the writer's queue."""
         queue = self.writer.queue
         source = self._source
         if source is not None and not self._finished and not self._failed:
@@ -126,7 +126,7 @@ class FramedOutput:
             self._unflushed = True
 
     def flushed(self) -> bool:
-        """See WriteSource."""
+        """Tell the session that the kernel has all bytes; return whether more may follow."""
         source = self._source
         if source is None:
             return self._finishing
@@ -136,18 +136,18 @@ class FramedOutput:
         return bool(source.control_bytes or source.delivery_bytes or source.ephemeral_bytes or self._finishing)
 
     def on_stall(self, *, moved: bool) -> None:
-        """See WriteSource. The link reports the writer's `stalled_since`."""
+        """Do nothing: the link reports the writer's `stalled_since`."""
 
     def on_overflow(self) -> None:
-        """See WriteSource. The connection queues two frames beside the session's at most."""
+        """Do nothing: at most two frames are queued beside the session's messages."""
 
     def on_broken(self) -> None:
-        """See WriteSource."""
+        """Tell the session that its connection has broken."""
         if self._source is not None:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """See WriteSource.
+        """Handle an internal error that was raised while sending.
 
         The session ends and its client is told; without one, or at the second time, the stream is
         cut.
@@ -237,7 +237,7 @@ class FramedOutput:
     # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: framing.Error | None) -> None:
-        """Send what there is and then `last`, and wait until the kernel has all of it.
+        """Send what is queued, then the frame `last`; wait until the kernel has all of it.
 
         Nothing is pulled behind that.
         """
@@ -247,7 +247,7 @@ class FramedOutput:
         await self.writer.wait_flushed()
 
     def release(self) -> None:
-        """The connection is over: send nothing more, and refer to no session."""
+        """Send nothing more and drop the session: the connection is over."""
         self.writer.release()
         self._source = None
         self._channels = {}

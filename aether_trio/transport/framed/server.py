@@ -1,4 +1,4 @@
-"""The transport of the binary framing: greets, makes a link, and has it served.
+"""The gateway's server for framed (binary protocol) connections: HELLO and drain.
 
     server = FramedServer(core.sessions.serve, limits, nursery)
     await server.serve(accepted)                    # one connection, to its end
@@ -28,7 +28,7 @@ from aether_trio.wire.framing.constants import MAX_UINT32
 
 
 class FramedServer:
-    """See the module docstring, and transport.accepted.TransportServer."""
+    """Serves all framed (binary protocol) connections of a gateway."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class FramedServer:
         )
 
     def statistics(self) -> FramedStatistics:
-        """Counters since start."""
+        """Return the counters of framed connections since the start."""
         return self._counters.snapshot()
 
     async def serve(self, accepted: Accepted) -> None:
-        """See TransportServer."""
+        """Exchange HELLOs on one connection, then serve its session to the end."""
         counters = self._counters
         counters.connections_open += 1
         counters.connections_total += 1
@@ -89,7 +89,7 @@ class FramedServer:
                 self._gone.set()
 
     async def _greet(self, accepted: Accepted, output: FramedOutput, reader: FramedLink) -> bool:
-        """Read the HELLO and answer it.
+        """Read the client's HELLO frame and answer it.
 
         False when the client did not get so far. Raises LinkBroken.
         """
@@ -131,7 +131,7 @@ class FramedServer:
         return True
 
     async def _wait_for_hello(self, reader: FramedLink) -> Sequence[framing.Event]:
-        """Return the first events; none when the client is too slow or the gateway drains."""
+        """Return the client's first frames; none if it is too slow or the gateway drains."""
         events: Sequence[framing.Event] = ()
         with trio.move_on_after(self._limits.handshake_timeout_s) as waiting:
             self._greeting.add(waiting)
@@ -145,10 +145,10 @@ class FramedServer:
         return events
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See TransportServer: GOAWAY to all.
+        """Send GOAWAY to all framed clients and wait until they have gone.
 
-        Who knows what that is goes; the core ends the sessions of the others, and no HELLO is
-        waited for.
+        Clients that know GOAWAY leave. The core ends the sessions of the others, and connections
+        that have sent no HELLO end at once.
         """
         self._draining = True
         for waiting in self._greeting:

@@ -1,4 +1,4 @@
-"""What the framed transport counts."""
+"""Counters of the gateway's framed (binary protocol) connections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class FramedStatistics:
-    """Counters since start, and what is open now.
+    """A snapshot of the framed transport's counters and open connections.
 
     `rejects` are connections by why they were ended or never began.
     """
@@ -22,7 +22,7 @@ class FramedStatistics:
 
 @dataclass(slots=True)
 class FramedCounters:
-    """The same, growing."""
+    """The mutable counters behind FramedStatistics, to which connections add."""
 
     connections_open: int = 0
     connections_total: int = 0
@@ -31,11 +31,11 @@ class FramedCounters:
     rejects: Counter[str] = field(default_factory=Counter)
 
     def reject(self, reason: str) -> None:
-        """A connection breaks a rule."""
+        """Count a connection that was refused or ended because of `reason`."""
         self.rejects[reason] += 1
 
     def snapshot(self) -> FramedStatistics:
-        """A frozen record of now."""
+        """Return the present counters as an immutable FramedStatistics."""
         return FramedStatistics(
             self.connections_open,
             self.connections_total,

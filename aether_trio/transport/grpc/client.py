@@ -51,13 +51,13 @@ M = TypeVar("M")
 
 
 class Message(Protocol):
-    """A protobuf message class, seen from here."""
+    """Protocol: a protobuf message, which can serialize itself."""
 
     def SerializeToString(self) -> bytes: ...  # noqa: N802
 
 
 class Call:
-    """The client's end of one RPC.
+    """The client's end of one gRPC call: sends requests and reads replies.
 
     One reader and one sender at a time. Made by `GrpcChannel.stream`.
     """
@@ -83,11 +83,11 @@ class Call:
         return self._stream.ended
 
     async def send(self, *messages: Message) -> None:
-        """Send; returns when the peer's windows and the kernel have taken it all."""
+        """Send messages; return when flow control and the kernel have taken them."""
         await self.send_bytes([message.SerializeToString() for message in messages])
 
     async def send_bytes(self, batch: list[bytes]) -> None:
-        """As `send`, encoded.
+        """Send messages that are serialized already, in the manner of `send`.
 
         Raises GRPCError when the server has ended the call, LinkBroken when it broke.
         """
@@ -103,14 +103,14 @@ class Call:
             raise
 
     async def end(self) -> None:
-        """Say that nothing more will be sent."""
+        """Half-close the call: tell the server that no more requests follow."""
         await trio.lowlevel.checkpoint()
         if not self._stream.finished and not self._stream.ended:
             self._stream.finished = True
             self._channel.end_of_request(self)
 
     async def receive_bytes(self) -> Sequence[bytes]:
-        """The messages that have arrived, at least one; [] after status OK.
+        """Return serialized replies, at least one; [] once the call ended with status OK.
 
         Raises GRPCError for any other status.
         """
@@ -127,7 +127,7 @@ class Call:
         return batch
 
     async def receive(self) -> list[Any]:
-        """As `receive_bytes`, decoded."""
+        """Return decoded replies, at least one; [] once the call ended with status OK."""
         return [self._decode(message) for message in await self.receive_bytes()]
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -152,17 +152,17 @@ class Call:
     # What the channel says ------------------------------------------------------------------------
 
     def response(self, headers: dict[str, str], *, is_last: bool) -> None:
-        """The response's headers have come; with `is_last` they are its trailers as well."""
+        """Store the response headers; with `is_last` they are the trailers as well."""
         self._headers = headers
         if is_last:
             self._trailers = headers
 
     def trailers(self, headers: dict[str, str]) -> None:
-        """The trailers have come, with the status."""
+        """Store the trailers, which hold the call's status."""
         self._trailers = headers
 
     def over(self) -> None:
-        """The server has ended its side; without a status, if no trailers came."""
+        """Note that the server has ended the call; UNKNOWN status if no trailers came."""
         self._stream.ended = True
         self._trailers = self._trailers or _NO_STATUS
 
@@ -170,45 +170,43 @@ class Call:
 
     @property
     def answered(self) -> bool:
-        """See StreamHandler. A client's connection does not ask."""
+        """Whether the server's response headers have arrived."""
         return bool(self._headers)
 
     @property
     def has_source(self) -> bool:
-        """See StreamHandler."""
         return False
 
     @property
     def is_public(self) -> bool:
-        """See StreamHandler."""
         return False
 
     def fill(self) -> bool:
-        """See StreamHandler."""
+        """Send bytes that waited for room in the server's flow-control window."""
         self._channel.wire.plane.send_pending(self._stream)
         return False
 
     def on_drained(self) -> None:
-        """See StreamHandler. The sender has been resumed."""
+        """Do nothing: the stream has resumed the sending task."""
 
     def on_stall(self) -> None:
-        """See StreamHandler. A slow server is waited for."""
+        """Do nothing: a client waits for a slow server."""
 
     def on_moved(self) -> None:
-        """See StreamHandler."""
+        """Do nothing: a client measures no stalls."""
 
     def on_peer_ended(self) -> None:
-        """See StreamHandler. The next read finds it."""
+        """Do nothing: the next read finds that the server has ended the call."""
 
     def on_broken(self) -> None:
-        """See StreamHandler. Reader and sender have been resumed."""
+        """Do nothing: the stream has resumed its reader and its sender."""
 
     def evict(self, status: int, message: str) -> None:
-        """See StreamHandler. Only servers do that."""
+        """Do nothing: only a server ends calls with a status."""
 
 
 class GrpcChannel:
-    """One connection to a server. Made by `open_channel`."""
+    """A client's connection to one gRPC server; `open_channel` makes it."""
 
     __slots__ = ("_authority", "_calls", "_control_plane", "_counters", "_failure", "_scheme", "budget", "wire")
 
@@ -233,7 +231,7 @@ class GrpcChannel:
         return self._counters.snapshot()
 
     async def run(self) -> None:
-        """Read until the connection ends."""
+        """Read from the server until the connection ends, then break the open calls."""
         self.wire.writer.kick()
         reason = await self.wire.read_until_end()
         self._failure = self._failure or reason
@@ -242,7 +240,7 @@ class GrpcChannel:
             call.http2.broken(self._failure)
 
     def close(self) -> None:
-        """Start no more calls."""
+        """Start no more calls and read nothing more; queued bytes are still sent."""
         self.wire.stop()
 
     async def unary(
@@ -254,7 +252,7 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> M:
-        """One request, one reply."""
+        """Make a unary call: send one request and return the one reply."""
         async with self.stream(path, reply_type, metadata=metadata, timeout=timeout) as call:
             try:
                 await call.send(request)
@@ -277,7 +275,7 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Call]:
-        """A call of any shape; leaving the block cancels what is not over.
+        """Open a gRPC call of any kind for the block; its end cancels an unfinished call.
 
         `timeout` in seconds also goes to the server.
         """
@@ -314,7 +312,7 @@ class GrpcChannel:
             self._close_call(call)
 
     def end_of_request(self, call: Call) -> None:
-        """The call sends nothing more."""
+        """Half-close a call's HTTP/2 stream: send END_STREAM."""
         self.wire.plane.out.append(self._control_plane.end_stream(call.http2.stream_id))
         self.wire.writer.kick()
 
@@ -330,15 +328,15 @@ class GrpcChannel:
     # What the connection asks (ConnectionOwner) ---------------------------------------------------
 
     def on_defect(self, error: Exception) -> None:
-        """See ConnectionOwner. The calls hear that the connection has broken."""
+        """Report an internal error in sending and abort the connection."""
         report(error, f"grpc with {self._authority}")
         self.wire.writer.abort()
 
     def on_half_close(self) -> None:
-        """See ConnectionOwner. A client ends by closing its socket."""
+        """Do nothing: a client ends by closing its socket."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """See FrameOwner."""
+        """Handle one HTTP/2 control frame of the server (PING, GOAWAY, HEADERS, ...)."""
         if kind == frames.PING:
             if not flags & frames.ACK:
                 self.wire.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
@@ -383,15 +381,12 @@ class GrpcChannel:
             call.http2.broken("ended" if call.ended else f"stream reset by the server ({event.error_code!r})")
 
     def end_of_stream(self, stream: Http2Stream) -> None:
-        """See FrameOwner.
-
-        The server ended a call by DATA, without trailers: no gRPC server does.
-        """
+        """Note that the server ended a call by DATA, without the trailers that gRPC needs."""
         self._control_plane.end_of_stream(stream.stream_id)
         self._calls[stream.stream_id].over()
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
-        """See FrameOwner."""
+        """Reset one call because of an HTTP/2 error on its stream."""
         call = self._calls.get(stream_id)
         if call is not None:
             self.wire.plane.out.append(self._control_plane.reset(stream_id, code))
@@ -407,7 +402,7 @@ async def open_channel(
     server_hostname: str | None = None,
     limits: GrpcLimits | None = None,
 ) -> AsyncIterator[GrpcChannel]:
-    """Connect; the channel's task lives in the block.
+    """Connect to a gRPC server for the block, which owns the channel's task.
 
     Raises OSError when there is no connection.
     """
@@ -432,7 +427,7 @@ async def open_channel(
 
 @asynccontextmanager
 async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose block raises its errors as they are, without an exception group.
+    """Open a nursery that raises its block's error without an exception group.
 
     Users can so catch GRPCError around a channel.
     """

@@ -1,4 +1,4 @@
-"""grpc.health.v1 on trio.
+"""Serves the standard gRPC health service (grpc.health.v1) on trio.
 
 Statuses are set by the gateway; "" stands for the server as a whole.
 
@@ -27,7 +27,7 @@ NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
 
 
 class GrpcHealth(HealthBase):
-    """Check and Watch over a table of statuses.
+    """The gRPC health service: answers Check and Watch from a table of statuses.
 
     Every known service starts as NOT_SERVING.
     """
@@ -38,7 +38,7 @@ class GrpcHealth(HealthBase):
         self._closing = False
 
     def close(self) -> None:
-        """Report NOT_SERVING from here on, and end the calls of watchers.
+        """Report NOT_SERVING from now on and end all Watch calls.
 
         The server shuts down, and its drain does not wait for watchers.
         """
@@ -46,14 +46,14 @@ class GrpcHealth(HealthBase):
         self.set_status(NOT_SERVING)
 
     def set_status(self, status: ServingStatus, *services: str) -> None:
-        """Set the status of `services`, by default of all, and tell the watchers."""
+        """Set the health status of `services` (default: all) and notify Watch calls."""
         for service in services or tuple(self._statuses):
             self._statuses[service] = status
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
     def status(self, service: str = OVERALL) -> ServingStatus | None:
-        """Return the status of a service; None for an unknown service."""
+        """Return the health status of a service; None for an unknown service."""
         return self._statuses.get(service)
 
     async def Check(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
@@ -65,7 +65,7 @@ class GrpcHealth(HealthBase):
             await stream.send_message(HealthCheckResponse(status=status))
 
     async def Watch(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
-        """Send the status of a service now and at each change.
+        """Stream the health status of a service: once now and at each change.
 
         An unknown service has the status SERVICE_UNKNOWN until it becomes known.
         """

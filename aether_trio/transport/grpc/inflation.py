@@ -1,4 +1,4 @@
-"""Inflates compressed messages in slices, so that other tasks keep their turns.
+"""Decompresses gRPC messages in slices, so that other tasks run in between.
 
 61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it
 waits, compressed and under the stream's window, until its reader asks for it, and the reader's task
@@ -25,7 +25,7 @@ AHEAD_S: Final = 1.0
 
 
 class InflationTurns:
-    """What the connections of one server share."""
+    """Locks by which all connections of a gRPC server take turns at decompressing."""
 
     __slots__ = ("large", "slices")
 
@@ -35,7 +35,7 @@ class InflationTurns:
 
 
 class Inflater:
-    """Of one connection. Made when its first compressed message is read."""
+    """Decompresses the messages of one gRPC connection, at a limited rate."""
 
     __slots__ = ("_one", "_paid_at", "_per_second", "_turns")
 
@@ -47,7 +47,7 @@ class Inflater:
         """trio time at which everything so far would be inflated at the rate."""
 
     async def inflate(self, message: bytes, encoding: str, max_bytes: int) -> bytes:
-        """The plain message; a checkpoint. Raises StatusError, as Inflation does."""
+        """Decompress one message in slices; raises StatusError as Decompression does."""
         inflation = Inflation(message, encoding, max_bytes)
         async with self._one:
             wait_s = self._paid_at - trio.current_time() - AHEAD_S

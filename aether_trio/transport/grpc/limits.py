@@ -1,4 +1,4 @@
-"""Bounds what a gRPC peer may cost: its HTTP/2 connections and its messages."""
+"""Limits on what a gRPC peer may cost: its HTTP/2 connections and its messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aether_trio.transport.http2.limits import MIB, SECONDS, Http2Limits
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits(Http2Limits):
-    """Defaults suit an open port.
+    """Limits of a gRPC connection; the defaults suit a port open to everyone.
 
     Reference values where the reference has one (core.md section 0, sdk.md section 3).
     """
@@ -29,7 +29,7 @@ class GrpcLimits(Http2Limits):
 
     @property
     def opening_bytes(self) -> int:
-        """The longest message from a client that is not accepted."""
+        """The longest message allowed from a client whose session is not accepted yet."""
         opening = self.max_opening_message_bytes
         return self.max_receive_message_bytes if opening is None else min(opening, self.max_receive_message_bytes)
 

@@ -1,4 +1,4 @@
-"""A participant's Link over the stream of AetherGateway/Connect."""
+"""Carries one client's session over a gRPC stream (AetherGateway/Connect)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
-    """See transport.link.Link.
+    """The Link of one client that is connected by gRPC.
 
     Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task.
     """
@@ -52,15 +52,12 @@ class GrpcLink:
         return messages
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
         self._stream.attach(source)
 
     def kick(self) -> None:
-        """See Link."""
         self._stream.kick()
 
     def accept(self) -> None:
-        """See Link."""
         self._stream.accept()
 
     @property
@@ -68,20 +65,19 @@ class GrpcLink:
         return self._stream.stalled_since
 
     def peer_has_ended(self) -> bool:
-        """See Link. The connection's own task reads, so it is known."""
+        """Return whether the client has ended its stream or the stream has broken."""
         return self._stream.peer_has_ended
 
     @property
     def has_input(self) -> bool:
-        """See Link."""
         return self._stream.has_input
 
     async def round_trip(self) -> None:
-        """See Link: the PING that goes with GOAWAY, and its answer."""
+        """Wait until the client has answered the PING that was sent with GOAWAY."""
         await self._stream.connection.wait_round_trip()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Trailers after what was pulled.
+        """Send what was pulled, then the trailers with the status.
 
         If the peer makes no room within `close_timeout_s`, without the rest of it.
         """

@@ -1,4 +1,4 @@
-"""Assembles, reads and sends gRPC's messages on one HTTP/2 stream.
+"""Assembles, reads and sends gRPC messages on one HTTP/2 stream.
 
 A message's length is judged when its five-byte prefix is complete, before one byte of it is kept.
 What all streams of a connection together have announced is bounded as well (AssemblyBudget): a
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class AssemblyBudget:
-    """What the messages of one connection may cost while they arrive and are inflated.
+    """Bounds the memory for one connection's unfinished and compressed gRPC messages.
 
     Shared by its streams.
     """
@@ -49,28 +49,25 @@ class AssemblyBudget:
 
     @property
     def inflater(self) -> Inflater:
-        """The connection's, made when its first compressed message is read."""
+        """The connection's decompressor, made when its first compressed message is read."""
         if self._inflater is None:
             self._inflater = Inflater(self._turns or InflationTurns())
         return self._inflater
 
     def reserve(self, length: int) -> bool:
-        """Reserve room for a message that a prefix announces.
-
-        Returns False when there is none.
-        """
+        """Reserve memory for an announced message; return False when there is too little."""
         if self.assembling + length > self.limits.max_assembling_bytes:
             return False
         self.assembling += length
         return True
 
     def release(self, length: int) -> None:
-        """A message is complete, or was given up."""
+        """Free the memory that was reserved for a message, complete or given up."""
         self.assembling -= length
 
 
 class MessageStream:
-    """The messages of one RPC.
+    """Sends and receives the gRPC messages of one RPC on its HTTP/2 stream.
 
     `stream` is its HTTP/2 stream, whose handler is the RPC.
     """
@@ -121,27 +118,23 @@ class MessageStream:
 
     @property
     def partial_bytes(self) -> int:
-        """What is held of a message that is not whole."""
+        """The bytes held of a message that has not arrived completely."""
         return 0 if self._partial is None else len(self._partial)
 
     @property
     def announced_bytes(self) -> int:
-        """What the message that is arriving has reserved in the budget."""
+        """The bytes reserved in the budget for the message that is arriving."""
         return max(0, self._need - PREFIX_BYTES)
 
     def accept(self) -> None:
-        """Let the client's messages have their full length: it has shown who it is."""
+        """Allow messages of full length from now on: the client's session is accepted."""
         self.accepted = True
         self._largest = self._budget.limits.max_receive_message_bytes
 
     # Assembling: PayloadReader --------------------------------------------------------------------
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """See PayloadReader.
-
-        Put what `data[position:stop]` completes into the inbox, and keep the beginning of a
-        message.
-        """
+        """Take the DATA payload `data[position:stop]`: queue its messages, keep the rest."""
         stream = self.stream
         if self._partial is not None:
             position = self._continue_partial(self._partial, data, position, stop)
@@ -188,7 +181,7 @@ class MessageStream:
         return upto
 
     def _admit(self, length: int) -> bool:
-        """Reserve room for a message that a prefix announces, or fail the stream."""
+        """Reserve memory for a message of the announced length, or fail the stream."""
         largest = self._budget.limits.max_receive_message_bytes
         if length > largest:
             self._fail(messages.too_large(length, largest))
@@ -221,17 +214,17 @@ class MessageStream:
         self.stream.failure = failure
 
     def end(self) -> None:
-        """See PayloadReader. A message that has begun will not be finished."""
+        """Fail the stream if the peer has ended it in the middle of a message."""
         if self._partial is not None:
             self._connection.plane.fail(self.stream, StatusError(Status.INTERNAL, "stream ended inside a message"))
 
     def drop(self) -> None:
-        """See PayloadReader. Its reservation is free again."""
+        """Drop the unfinished message and free its reservation."""
         self._release()
         self.after_read()
 
     def after_read(self) -> None:
-        """See PayloadReader. Tell the account what is held of a message that is not whole."""
+        """Report the unfinished message's size to the account of unfinished input."""
         account = self._budget.account
         if account is not None and (self._partial is not None or self._begun):
             held = self.partial_bytes
@@ -243,14 +236,14 @@ class MessageStream:
 
     @property
     def awaits_rest(self) -> bool:
-        """See unfinished_input.Receiver.
+        """Whether the peer could send the rest now: a reader waits, the window is open.
 
         A peer whose window is shut because nothing is read is not slow.
         """
         return self.stream.reading and self._connection.plane.has_room
 
     def give_up(self, error: StatusError) -> None:
-        """See unfinished_input.Receiver."""
+        """Fail the stream with `error`: its unfinished message was given up."""
         self._connection.counters.reject("unfinished_message")
         self._connection.plane.fail(self.stream, error)
         self.stream.wake()
@@ -258,9 +251,7 @@ class MessageStream:
     # Receiving ------------------------------------------------------------------------------------
 
     async def receive_batch(self) -> list[bytes]:
-        """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most.
-
-        [] once the peer has ended its side.
+        """Return the next 1 to MESSAGES_AT_ONCE messages; [] once the peer has ended.
 
         Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken
         for a cut stream.
@@ -272,7 +263,7 @@ class MessageStream:
         return []
 
     async def receive_one(self) -> bytes | None:
-        """The next message, None at the end.
+        """Return the next message; None once the peer has ended the stream.
 
         The others stay unread and hold the window shut.
         """
@@ -303,7 +294,7 @@ class MessageStream:
             raise LinkBroken(self.stream.broken_reason)
 
     async def _unpack(self) -> list[bytes]:
-        """The messages in front of a compressed one, or that one alone.
+        """Return the messages before the first compressed one, or decompress that one.
 
         The others stay unread and hold the window shut.
         """
@@ -317,7 +308,7 @@ class MessageStream:
         return batch
 
     async def _inflate(self) -> bytes:
-        """The first message, which is compressed.
+        """Take the first message of the inbox and decompress it.
 
         Raises StatusError; then nothing more is read.
         """
@@ -343,11 +334,11 @@ class MessageStream:
 
     @property
     def is_draining(self) -> bool:
-        """Whether something that was given is not with the kernel yet."""
+        """Whether bytes that were sent have not reached the kernel yet."""
         return self.stream in self._connection.dirty
 
     async def send(self, batch: list[bytes]) -> None:
-        """Send encoded messages; returns when the windows and the kernel have taken them.
+        """Send serialized messages; return when flow control and kernel have taken them.
 
         Raises as `check_sendable`.
         """
@@ -355,7 +346,7 @@ class MessageStream:
         self.check_sendable()
 
     async def wait_drained(self) -> None:
-        """Wait until everything given so far is with the kernel.
+        """Wait until the kernel has taken all bytes sent so far.
 
         Raises as `check_sendable`.
         """
@@ -373,5 +364,5 @@ class MessageStream:
             raise ProtocolError("the stream has ended already")
 
     def release(self) -> None:
-        """The RPC's task has ended: hold no message any more."""
+        """Drop all received messages: the RPC's task has ended."""
         self.stream.inbox.clear()

@@ -35,7 +35,7 @@ def known_encoding(encoding: str) -> bool:
 
 
 def with_prefixes(batch: list[bytes]) -> list[bytes]:
-    """Uncompressed messages, each behind its prefix, ready to travel in DATA frames."""
+    """Put gRPC's 5-byte prefix before each uncompressed message."""
     pack = PREFIX.pack
     pieces: list[bytes] = []
     for message in batch:
@@ -45,13 +45,13 @@ def with_prefixes(batch: list[bytes]) -> list[bytes]:
 
 
 class Packed(bytes):
-    """A message as it came, compressed."""
+    """A received gRPC message that is still compressed."""
 
     __slots__ = ()
 
 
 def packed(flag: int, message: bytes, encoding: str) -> Packed:
-    """A message with a flag. Raises StatusError for a flag that means nothing."""
+    """Wrap a message whose flag says compressed. Raises StatusError for a wrong flag."""
     if flag != 1:
         raise StatusError(Status.INTERNAL, f"unknown message flags {flag:#x}")
     if encoding not in _WBITS:
@@ -61,7 +61,7 @@ def packed(flag: int, message: bytes, encoding: str) -> Packed:
 
 
 class Inflation:
-    """Inflates one compressed message, a slice at a time.
+    """Decompresses one gRPC message, a slice at a time.
 
     A slice is at most SLICE_BYTES in and out, and takes less than a millisecond.
     """
@@ -80,7 +80,7 @@ class Inflation:
         """Bytes so far."""
 
     def step(self) -> bool:
-        """Inflate one slice. True when the message is whole.
+        """Decompress one slice; return True when the message is complete.
 
         Raises StatusError when the data is no such thing, ends too early, or grows beyond
         `max_bytes`.
@@ -107,7 +107,7 @@ class Inflation:
         return False
 
     def message(self) -> bytes:
-        """The whole, plain message."""
+        """Return the complete decompressed message."""
         return b"".join(self._parts)
 
 
@@ -116,7 +116,7 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
-    """The error for a message too long for a client that is not accepted yet.
+    """Return the error for a too long message before the client's session is accepted.
 
     A client should not send such a message again, unlike one that is `too_large`, after which it
     can go on with others.
@@ -126,7 +126,7 @@ def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def status_message(text: str) -> bytes:
-    """The value of grpc-message.
+    """Encode a text as the value of the grpc-message trailer.
 
     Any text will do: what UTF-8 cannot say is replaced, and the rest cut off.
     """

@@ -1,4 +1,4 @@
-"""Server reflection, v1 and v1alpha, over our private descriptor pool.
+"""Serves gRPC reflection, v1 and v1alpha, from the gateway's own descriptor pool.
 
 grpclib's reflection services touch nothing of asyncio, so they run as they are on our streams; they
 only need a pool in which every served file can be found. Ours is private (the published SDK defines
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class _Pools:
-    """Several descriptor pools, asked in turn for what the reflection service needs."""
+    """Looks protobuf descriptors up in several pools, one after the other."""
 
     def __init__(self, *pools: Any) -> None:
         self._pools = pools
@@ -51,6 +51,6 @@ class _Pools:
 
 
 def with_reflection(services: Collection[Servable]) -> list[Servable]:
-    """`services` and the two reflection services that describe them."""
+    """Return `services` plus the two gRPC reflection services that describe them."""
     pools = _Pools(POOL, descriptor_pool.Default())
     return list(ServerReflection.extend(list(services), pool=pools))

@@ -1,4 +1,4 @@
-"""A request that is no gRPC, from its headers to the plain answer that says so.
+"""Answers a request that is not gRPC, on the gRPC port, with a plain refusal.
 
 It is answered when the client has ended its side, or soon: what it sends meanwhile is judged by
 HTTP's rules and dropped. A gRPC client, which may wait for an answer before it sends anything,
@@ -25,7 +25,7 @@ WAIT_S: Final = 1.0
 
 
 class RefusedRequest:
-    """See the module docstring.
+    """A request that is not gRPC: its body is dropped, then it is refused.
 
     `length` is the request's content-length, if it has one.
     """
@@ -46,28 +46,25 @@ class RefusedRequest:
 
     @property
     def is_public(self) -> bool:
-        """See StreamHandler."""
         return True
 
     @property
     def has_source(self) -> bool:
-        """See StreamHandler."""
         return False
 
     @property
     def answered(self) -> bool:
-        """See StreamHandler."""
         return self._answered
 
     async def answer_soon(self) -> None:
-        """Answer a request that goes on and on. Ends with the stream."""
+        """Send the refusal after WAIT_S at the latest, even to a request that goes on."""
         with trio.move_on_after(WAIT_S):
             await self._over.wait()
         if not self._over.is_set():
             self._answer()
 
     def on_peer_ended(self) -> None:
-        """See StreamHandler. The request is whole."""
+        """Send the refusal: the request is complete."""
         if self._over.is_set():
             return
         stream = self.stream
@@ -86,7 +83,7 @@ class RefusedRequest:
             self._connection.wire.kick(self.stream)
 
     def fill(self) -> bool:
-        """See StreamHandler."""
+        """Send the refusal's text, then end the stream."""
         plane = self._connection.plane
         if self._answered and not self._over.is_set() and plane.send_pending(self.stream):
             plane.out.append(frames.empty_end_of_stream(self.stream.stream_id))
@@ -94,20 +91,20 @@ class RefusedRequest:
         return False
 
     def on_drained(self) -> None:
-        """See StreamHandler. No task waits for it."""
+        """Do nothing: no task waits until the refusal is sent."""
 
     def on_stall(self) -> None:
-        """See StreamHandler. Its answer is short."""
+        """Do nothing: the refusal is short."""
 
     def on_moved(self) -> None:
-        """See StreamHandler."""
+        """Do nothing: stalls of a refused request are not measured."""
 
     def on_broken(self) -> None:
-        """See StreamHandler."""
+        """Note that the stream has broken, so that no refusal is sent."""
         self._over.set()
 
     def evict(self, status: int, message: str) -> None:
-        """See StreamHandler."""
+        """End the refused request now, without an answer."""
         if not self._over.is_set():
             self._end()
 

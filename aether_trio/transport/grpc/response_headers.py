@@ -1,4 +1,4 @@
-"""The headers and trailers of a gRPC server, as HPACK blocks that are made once.
+"""Encodes a gRPC server's response headers and trailers as HPACK bytes.
 
 Pure. grpclib's `encode_metadata` and this module see to it that values are what a header can hold.
 """
@@ -22,7 +22,7 @@ RESPONSE: Final = OK + literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING
 
 
 def metadata(fields: Iterable[tuple[str, str]]) -> bytes:
-    """What `encode_metadata` returns."""
+    """Encode metadata (as `encode_metadata` returns it) as an HPACK block."""
     return b"".join([literal(name.encode("ascii"), value.encode("ascii")) for name, value in fields])
 
 
@@ -30,18 +30,18 @@ _STATUSES: Final = tuple(literal(b"grpc-status", b"%d" % status) for status in r
 
 
 def trailers(status: int, message: str | None) -> bytes:
-    """How an RPC ends."""
+    """Encode the trailers that end an RPC: its status and message."""
     block = _STATUSES[status]
     return block + literal(b"grpc-message", messages.status_message(message)) if message else block
 
 
 def refusal(http_status: int, status: int, message: str) -> bytes:
-    """The whole response to a request that cannot become an RPC."""
+    """Encode the whole response to a gRPC request that is refused."""
     first = _STATUS_200 if http_status == 200 else named(_STATUS, b"%d" % http_status)
     accepts = literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode())
     return first + named(_CONTENT_TYPE, b"application/grpc") + accepts + trailers(status, message)
 
 
 def plain_refusal(http_status: int, status: int, message: str) -> bytes:
-    """The headers of the answer to a request that is no gRPC; a text follows."""
+    """Encode the response headers for a request that is not gRPC; a text follows."""
     return named(_STATUS, b"%d" % http_status) + named(_CONTENT_TYPE, b"text/plain") + trailers(status, message)

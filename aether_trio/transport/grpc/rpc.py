@@ -1,4 +1,4 @@
-"""Runs one RPC: finds its handler, keeps its deadline, turns errors into a status.
+"""Runs one RPC on the server: finds its handler, keeps the deadline, ends it.
 
 Invariants: every accepted stream ends with exactly one status or one reset; a handler's
 cancellation never leaks into the connection; what a handler raises by mistake is logged here and
@@ -37,7 +37,7 @@ _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
 def told_when_broken(handler: Method) -> Method:
-    """Mark a handler that need not be cancelled when its stream breaks.
+    """Mark an RPC handler that is not to be cancelled when its stream breaks.
 
     Its reads raise LinkBroken then.
     """
@@ -46,7 +46,7 @@ def told_when_broken(handler: Method) -> Method:
 
 
 class RpcRefused(Exception):
-    """The request cannot become an RPC."""
+    """Raised when an HTTP/2 request cannot become an RPC."""
 
     def __init__(self, http_status: int, status: Status, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class RpcRefused(Exception):
 
 
 class RpcAcceptor:
-    """Starts the RPCs of one connection. `budget` is what its messages may cost."""
+    """Starts an RPC for each request on one gRPC connection."""
 
     __slots__ = ("_budget", "_handlers")
 
@@ -65,7 +65,7 @@ class RpcAcceptor:
         self._budget = budget
 
     def __call__(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        """Start the task of an RPC, or answer why there is none.
+        """Start the task of a requested RPC, or answer why it is refused.
 
         Called while a read is scanned.
         """
@@ -102,7 +102,7 @@ class RpcAcceptor:
 
 
 def _timeout(value: str) -> float:
-    """Seconds.
+    """Return the seconds of a grpc-timeout header. Raises RpcRefused.
 
     The specification allows eight digits, and Python's numbers would go much further.
     """
@@ -131,7 +131,7 @@ def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: RpcRe
 
 
 async def run_rpc(stream: ServerStream) -> None:
-    """The RPC task."""
+    """Run one RPC's handler to its end and send the RPC's status."""
     if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
         await _run_unscoped(stream)
         return
@@ -183,7 +183,7 @@ def _end_badly(stream: ServerStream, error: Exception) -> None:
 
 
 def _first_status(error: BaseException) -> BaseException:
-    """The error that names a status, out of the groups in which nurseries wrap it.
+    """Return the first error in nested exception groups that names a gRPC status.
 
     Otherwise the error itself.
     """

@@ -1,4 +1,4 @@
-"""The gRPC transport: grpclib services on trio.
+"""The gateway's gRPC server: runs grpclib services on trio.
 
     server = GrpcServer([gateway, health])
     port = Port({"grpc": server})       # see transport/socket/port.py
@@ -42,13 +42,13 @@ _AGE_CHECK_S: Final = 10.0
 
 
 class Servable(Protocol):
-    """A grpclib service: what generated bases implement."""
+    """Protocol: a grpclib service, as generated base classes implement it."""
 
     def __mapping__(self) -> Mapping[str, Handler]: ...
 
 
 class GrpcServer:
-    """Serves `services` on the connections that it is given. A TransportServer.
+    """Serves gRPC services on the connections that a port hands over.
 
     `unfinished` is what its connections share with those of other transports; its deadline is kept
     by who made it.
@@ -77,14 +77,14 @@ class GrpcServer:
 
     @property
     def connections(self) -> Iterable[ServerConnection]:
-        """Those that are open now."""
+        """The gRPC connections that are open now."""
         return tuple(self._connections)
 
     def statistics(self) -> Http2Statistics:
         return self._counters.snapshot()
 
     async def serve(self, accepted: Accepted) -> None:
-        """Serve one connection to its end. Its first bytes need not have come yet."""
+        """Serve one gRPC connection to its end."""
         counters = self._counters
         counters.connections_open += 1
         counters.connections_total += 1
@@ -136,7 +136,7 @@ class GrpcServer:
             await self._cut_rest()
 
     async def _end_public(self) -> None:
-        """End the calls of the health and reflection services.
+        """End the calls of the gRPC health and reflection services.
 
         They need no credential, and their client decides how long they last.
         """
@@ -154,7 +154,7 @@ class GrpcServer:
             await connection.wait_ended()
 
     async def retire_the_old(self) -> None:
-        """Drain connections that are older than `max_connection_age_s`.
+        """Drain connections that are older than `max_connection_age_s`, in a loop.
 
         Each has an age between 0.9 and 1.1 times that, so that clients do not come back at once.
 

@@ -35,7 +35,7 @@ MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
 
 class StreamPeer:
-    """As `grpclib.protocol.Peer`, plus the verified certificate's content."""
+    """The client's address and certificate, with the interface of grpclib's Peer."""
 
     __slots__ = ("_address", "certificate")
 
@@ -51,7 +51,7 @@ class StreamPeer:
 
 
 class ServerStream:
-    """One RPC.
+    """The server's end of one RPC, as its handler uses it.
 
     `handler` says which message types travel; `headers` are the request's, pseudo headers included.
     """
@@ -106,7 +106,7 @@ class ServerStream:
         return self._stream
 
     def scope_until_broken(self) -> trio.CancelScope:
-        """Make the scope of the RPC's task: it ends at the deadline, or with the stream."""
+        """Make the RPC task's cancel scope, which ends at the deadline or with the stream."""
         self._scope = trio.CancelScope() if self.deadline is None else trio.CancelScope(deadline=self.deadline)
         return self._scope
 
@@ -140,42 +140,42 @@ class ServerStream:
 
     @property
     def incomplete(self) -> bool:
-        """A response of one message that has none yet."""
+        """Whether a unary response has not been sent yet."""
         return not (self._message_sent or self.handler.cardinality.server_streaming)
 
     @property
     def answered(self) -> bool:
-        """See StreamHandler."""
+        """Whether the response headers have been sent."""
         return self._initial_sent
 
     @property
     def has_source(self) -> bool:
-        """See StreamHandler."""
+        """Whether the messages to send are pulled from a session."""
         return self._source is not None
 
     @property
     def is_public(self) -> bool:
-        """See StreamHandler: gRPC's own services, health and reflection."""
+        """Whether the call needs no credential: gRPC health and reflection."""
         return self.path.startswith("/grpc.")
 
     @property
     def finished(self) -> bool:
-        """Whether its status was sent, or it broke."""
+        """Whether the RPC's status was sent, or its stream broke."""
         return self._stream.finished
 
     @property
     def broken_reason(self) -> str | None:
-        """Why it has ended abnormally; None when it has not."""
+        """Why the stream has ended abnormally; None when it has not."""
         return self._stream.broken_reason
 
     @property
     def peer_has_ended(self) -> bool:
-        """Whether it has broken, or the client has ended its side."""
+        """Whether the stream has broken, or the client has ended its side."""
         return self._stream.broken_reason is not None or self._stream.ended
 
     @property
     def has_input(self) -> bool:
-        """Whether something has come that was not read."""
+        """Whether the client has sent something that was not read."""
         return bool(self._stream.inbox) or bool(self._stream.unread)
 
     @property
@@ -189,16 +189,16 @@ class ServerStream:
     # Receiving ------------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """The client has shown who it is: its messages may have their full length."""
+        """Allow messages of full length from now on: the client's session is accepted."""
         self._messages.accept()
         self.connection.plane.accepts()
 
     def receive_batch(self) -> Awaitable[list[bytes]]:
-        """See MessageStream.receive_batch. Await the result at once."""
+        """Return the client's next messages, serialized. Await the result at once."""
         return self._messages.receive_batch()
 
     async def recv_message(self) -> Any:
-        """The next message, decoded; None once the peer has ended its side.
+        """Return the next message, decoded; None once the client has ended its side.
 
         As in grpclib, a cut is StreamTerminatedError.
 
@@ -228,10 +228,7 @@ class ServerStream:
     # Sending --------------------------------------------------------------------------------------
 
     def start_response(self, metadata: MetadataLike = ()) -> None:
-        """Put the response headers into the output.
-
-        They leave with what follows, or at the next pump.
-        """
+        """Queue the response headers; they leave with the next bytes sent."""
         if self._initial_sent:
             raise ProtocolError("Initial metadata was already sent")
         self._initial_sent = True
@@ -247,7 +244,7 @@ class ServerStream:
         await trio.lowlevel.checkpoint()
 
     async def send_message(self, message: Any) -> None:
-        """Send one message; returns when the windows and the kernel have taken it."""
+        """Send one message; return when flow control and the kernel have taken it."""
         if not isinstance(message, self.handler.reply_type):
             raise TypeError(f"Message must be of type {self.handler.reply_type!r}, not {type(message)!r}")
         if self._message_sent and not self.handler.cardinality.server_streaming:
@@ -255,7 +252,7 @@ class ServerStream:
         await self.send_batch([message.SerializeToString()])
 
     async def send_batch(self, batch: list[bytes]) -> None:
-        """Send encoded messages; returns when the windows and the kernel have taken them.
+        """Send serialized messages; return when flow control and kernel have taken them.
 
         Raises LinkBroken.
         """
@@ -266,16 +263,16 @@ class ServerStream:
         await self._messages.send(batch)
 
     async def wait_drained(self) -> None:
-        """Wait until everything given so far is with the kernel. Raises LinkBroken."""
+        """Wait until the kernel has taken all bytes sent so far. Raises LinkBroken."""
         await self._messages.wait_drained()
 
     @property
     def is_draining(self) -> bool:
-        """Whether something that was given is not with the kernel yet."""
+        """Whether bytes that were sent have not reached the kernel yet."""
         return self._messages.is_draining
 
     def attach(self, source: FrameSource) -> None:
-        """See Link.attach: pull what is to be sent from `source`."""
+        """Set the session's source, from which messages to send are pulled."""
         if self._source is not None:
             raise RuntimeError("a link has one source; attach it once")
         self._source = source
@@ -283,11 +280,11 @@ class ServerStream:
             source.cut()
 
     def stop_pulling(self) -> None:
-        """Take nothing more from the source; what was taken still goes."""
+        """Pull nothing more from the session; what was pulled is still sent."""
         self._closing = True
 
     def fill(self) -> bool:
-        """See StreamHandler: what waits first, then what the source has."""
+        """Send bytes that waited for window, then what the session has."""
         stream, wire, source = self._stream, self.connection.wire, self._source
         plane, waited = wire.plane, stream.pending
         if not plane.send_pending(stream):
@@ -322,17 +319,17 @@ class ServerStream:
         return sum(map(len, batch)) >= asked
 
     def on_stall(self) -> None:
-        """See StreamHandler."""
+        """Note since when bytes wait for the client to make room."""
         if self.stalled_since is None:
             self.stalled_since = trio.current_time()
 
     def on_moved(self) -> None:
-        """See StreamHandler. Its client reads, if slowly."""
+        """Restart the stall clock: the client reads, if slowly."""
         if self.stalled_since is not None:
             self.stalled_since = trio.current_time()
 
     def on_drained(self) -> None:
-        """See StreamHandler."""
+        """Tell the session, or a waiting handler, that all bytes have left."""
         if self._source is None:
             self.connection.answers_moved()
         elif not self._stream.finished:
@@ -343,7 +340,7 @@ class ServerStream:
                 self._source.failed(error)
 
     def kick(self) -> None:
-        """The source has something new."""
+        """Send what the session has, now or as soon as there is room."""
         if not self._stream.finished:
             self.connection.wire.kick(self._stream)
 
@@ -357,7 +354,7 @@ class ServerStream:
         status_details: Any = None,
         metadata: MetadataLike | None = None,
     ) -> None:
-        """End the RPC.
+        """End the RPC with a status and trailing metadata.
 
         `status_details` is not supported: it needs googleapis' messages, which Aether does not use.
         """
@@ -372,9 +369,9 @@ class ServerStream:
         self.finish(status.value, status_message, metadata or ())
 
     def finish(self, status: int, message: str | None, metadata: MetadataLike = ()) -> None:
-        """Trailers, now; a trailers-only response when nothing was sent before.
+        """Send the trailers with the RPC's status; do nothing on an ended stream.
 
-        Does nothing on an ended stream.
+        It is a trailers-only response when nothing was sent before.
         """
         if self._stream.finished:
             return
@@ -392,12 +389,12 @@ class ServerStream:
         self.connection.closed_locally(self._stream)
 
     def evict(self, status: int, message: str) -> None:
-        """End the RPC with a status for its caller; its task finds the stream broken."""
+        """End the RPC with a status for the client; its handler finds the stream broken."""
         self.finish(status, message)
         self._stream.broken(f"ended by the server: {message}")
 
     async def cancel(self) -> None:
-        """Reset the stream instead of ending it with a status."""
+        """Reset the RPC's stream instead of ending it with a status."""
         if not self._stream.finished:
             self._stream.finished = self._closing = True
             self.connection.reset(self._stream, Http2ErrorCode.CANCEL)
@@ -405,10 +402,10 @@ class ServerStream:
         await trio.lowlevel.checkpoint()
 
     def on_peer_ended(self) -> None:
-        """See StreamHandler. The next read finds it."""
+        """Do nothing: the next read finds that the client has ended its side."""
 
     def on_broken(self) -> None:
-        """See StreamHandler."""
+        """Cut the session's source and cancel the handler: the stream has broken."""
         self._closing = True
         if self._source is not None:
             self._source.cut()
@@ -416,5 +413,5 @@ class ServerStream:
             self._scope.cancel()
 
     def release(self) -> None:
-        """The RPC's task has ended: hold no message any more."""
+        """Drop all received messages: the RPC's task has ended."""
         self._messages.release()

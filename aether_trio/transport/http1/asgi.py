@@ -1,4 +1,4 @@
-"""Serves an ASGI 3 application on trio: the `http` and `lifespan` scopes.
+"""Serves an ASGI 3 application over HTTP/1.1: the `http` and `lifespan` scopes.
 
     host = AsgiHost(app)
     async with host.running():                      # the application's lifespan
@@ -40,14 +40,14 @@ _DISCONNECT: Final = {"type": "http.disconnect"}
 
 
 class LifespanFailed(Exception):
-    """The application has said that it cannot start, or not end well.
+    """Raised when the ASGI application says that its startup or shutdown failed.
 
     The text is its own.
     """
 
 
 class AsgiHost:
-    """Runs one application.
+    """Runs one ASGI application: its lifespan and its requests.
 
     `root_path` is where it is mounted; requests keep it in their path.
     """
@@ -59,7 +59,7 @@ class AsgiHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start the application for the block, and end it afterwards.
+        """Run the ASGI application's startup before the block and its shutdown after it.
 
         Raises LifespanFailed.
 
@@ -78,7 +78,7 @@ class AsgiHost:
     def answer_on(
         self, *, client: tuple[str, int] | None = None, server: tuple[str, int] | None = None, scheme: str = "http"
     ) -> Answer:
-        """The Answer (server.py) for a connection between these addresses."""
+        """Return the request handler (an Answer) for a connection between these addresses."""
 
         async def answer(http: Http1Connection, request: Request) -> bool:
             scope = self._scope(request, client, server, scheme)
@@ -107,7 +107,7 @@ class AsgiHost:
 
 
 class _Exchange:
-    """One request and the application's response to it."""
+    """One HTTP request and the ASGI application's response to it."""
 
     def __init__(self, http: Http1Connection, request: Request) -> None:
         self._http = http
@@ -118,7 +118,7 @@ class _Exchange:
         self._is_head = request.method == "HEAD"
 
     async def run(self, app: AsgiApplication, scope: Scope) -> bool:
-        """Whether the connection can go on."""
+        """Call the ASGI application; return whether the connection can go on afterwards."""
         try:
             await app(scope, self.receive, self.send)
         except Exception as error:
@@ -138,7 +138,7 @@ class _Exchange:
         return False
 
     async def receive(self) -> Message:
-        """Return the parts of the body as `http.request`, and then `http.disconnect`."""
+        """Return the request body's parts as `http.request`, then `http.disconnect`."""
         if self._gone or self._complete.is_set():
             await trio.lowlevel.checkpoint()
             return dict(_DISCONNECT)
@@ -165,7 +165,7 @@ class _Exchange:
         scope.cancel()
 
     async def send(self, message: Message) -> None:
-        """See the specification. Raises OSError when the client has gone or does not read."""
+        """Send the application's response event. Raises OSError when the client has gone."""
         if self._gone:
             await trio.lowlevel.checkpoint()
             raise ConnectionAbortedError("the client has gone")
@@ -200,7 +200,7 @@ class _Exchange:
 
 
 class _Lifespan:
-    """The application's `lifespan` scope, in a task."""
+    """Runs the ASGI application's `lifespan` scope in a task."""
 
     def __init__(self, app: AsgiApplication, state: dict[str, Any]) -> None:
         self._app = app
@@ -212,7 +212,7 @@ class _Lifespan:
         self._failure: str | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Started when the application has; ends with it."""
+        """Run the ASGI application's lifespan; report started after its startup."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._call)
             await self._started.wait()
@@ -234,7 +234,7 @@ class _Lifespan:
             self._stopped.set()
 
     async def stop(self) -> None:
-        """Ask the application to end, and wait until it has. Raises LifespanFailed."""
+        """Ask the ASGI application to shut down, and wait for it. Raises LifespanFailed."""
         self._stopping.set()
         await self._stopped.wait()
         if self._failure is not None:

@@ -53,7 +53,7 @@ TEXT: Final[Headers] = [
 
 @dataclass(frozen=True, slots=True)
 class Http1Limits:
-    """What a client may cost. Bytes and seconds."""
+    """Limits on what an HTTP/1.1 client may send, and how slowly; bytes and seconds."""
 
     max_head_bytes: int = MAX_HEAD_BYTES
     max_head_lines: int = MAX_HEAD_LINES
@@ -70,23 +70,23 @@ class Http1Limits:
 
 
 class HttpStream(Protocol):
-    """The connection's bytes (transport/socket/byte_stream.py)."""
+    """Protocol: the byte stream under an HTTP/1.1 connection (socket/byte_stream.py)."""
 
     async def receive(self) -> bytes:
-        """What has come, at least a byte; b"" at the end. Raises OSError."""
+        """Return received bytes, at least one; b"" at the end. Raises OSError."""
         ...
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything. Raises OSError."""
+        """Send all of `data`. Raises OSError."""
         ...
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the client ends, `seconds` at most."""
+        """Shut down sending, then read and drop until the client ends or `seconds` passed."""
         ...
 
 
 class BadRequest(Exception):
-    """A request that cannot be served; `status` and the text say why.
+    """Raised for an HTTP request that cannot be served; status and text say why.
 
     The connection is of no more use.
     """
@@ -98,7 +98,7 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's head.
+    """The head of one HTTP request: method, target and headers.
 
     In `headers` names are in lower case, and values of repeated ones are joined with commas (RFC
     9110).
@@ -113,18 +113,18 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The target up to its query."""
+        """The request target up to its query."""
         return self.target.partition("?")[0]
 
     @property
     def query(self) -> str | None:
-        """The target behind its first question mark; None when it has none."""
+        """The request target's query, behind the first `?`; None when it has none."""
         _, mark, query = self.target.partition("?")
         return query if mark else None
 
 
 class Http1Connection:
-    """One connection, used by one task.
+    """The server's side of one HTTP/1.1 connection, used by one task.
 
     While a request is answered, `wait_for_end` may run in another one.
     """
@@ -145,7 +145,7 @@ class Http1Connection:
     )
 
     def __init__(self, stream: HttpStream, limits: Http1Limits, *, server: str | None = None) -> None:
-        """`server` is the value of the Server header; None for none."""
+        """Wrap `stream`; `server` becomes the Server header of responses."""
         self._stream = stream
         self._limits = limits
         self._server = server
@@ -169,7 +169,7 @@ class Http1Connection:
     # -- requests ----------------------------------------------------------------------------------
 
     async def next_request(self) -> Request | None:
-        """Return the next request's head; None when there is no other in time.
+        """Wait for the next request's head; None when no other arrives in time.
 
         Raises BadRequest and OSError.
         """
@@ -206,16 +206,16 @@ class Http1Connection:
         return request
 
     def _check_length(self, event: h11.Request) -> None:
-        """h11 bounds what is not whole yet; one read may bring a longer head that is.
+        """Refuse a request head above `max_head_bytes`. Raises BadRequest.
 
-        Raises BadRequest.
+        h11 bounds only heads that are not whole; one read may bring a longer one that is.
         """
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
             raise _head_too_long(f"more than {self._limits.max_head_bytes} bytes")
 
     def _check_body(self, request: Request) -> None:
-        """Refuse a body by what the head says of it. Raises BadRequest."""
+        """Refuse a request whose head announces a too long body. Raises BadRequest."""
         length = request.headers.get("content-length", "0")
         if "transfer-encoding" not in request.headers and length.strip("0") == "":
             self._h11.next_event()  # its EndOfMessage
@@ -225,7 +225,7 @@ class Http1Connection:
             raise self._body_too_long()
 
     async def _feed_head(self) -> None:
-        """Give h11 the next bytes.
+        """Give h11 the next received bytes of a request head.
 
         Raises BadRequest for a head of too many lines, and OSError.
         """
@@ -237,7 +237,7 @@ class Http1Connection:
         self._h11.receive_data(piece)
 
     def _lines_of_head(self, piece: bytes) -> int:
-        """Count the lines of a piece up to the empty one that ends the head.
+        """Count the lines in a piece of a request head, up to its empty line.
 
         A body may be behind it.
         """
@@ -266,7 +266,7 @@ class Http1Connection:
         return self._h11.their_state is not h11.SEND_BODY
 
     async def receive_body(self) -> bytes:
-        """The next part of the request's body; b"" at its end.
+        """Return the next part of the request's body; b"" at its end.
 
         A checkpoint. Raises BadRequest and OSError.
         """
@@ -297,14 +297,14 @@ class Http1Connection:
         return bytes(event.data)
 
     async def read_body(self) -> bytes:
-        """The whole body of the request, `max_body_bytes` at most.
+        """Return the request's whole body, at most `max_body_bytes`.
 
         Raises BadRequest and OSError.
         """
         return b"".join([part async for part in self.body_parts()])
 
     async def body_parts(self) -> AsyncIterator[bytes]:
-        """The parts of the body as they come. Raises BadRequest and OSError."""
+        """Yield the request body's parts as they arrive. Raises BadRequest and OSError."""
         while part := await self.receive_body():
             yield part
 
@@ -313,7 +313,7 @@ class Http1Connection:
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
     async def wait_for_end(self) -> None:
-        """Wait until the client has ended its side or broken off.
+        """Wait until the client has ended its side or the connection has broken.
 
         For ever once it has sent the next request ahead.
         """
@@ -327,18 +327,18 @@ class Http1Connection:
         await trio.sleep_forever()
 
     def leftover(self) -> bytes:
-        """What the client sent behind its upgrade request."""
+        """Return the bytes that the client sent behind its upgrade request."""
         return self._h11.trailing_data[0] + self._rest
 
     # -- the response ------------------------------------------------------------------------------
 
     @property
     def can_respond(self) -> bool:
-        """Whether the response has not begun."""
+        """Whether the response to the current request has not begun."""
         return self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     async def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
-        """Send a whole response, without the body where HTTP has none.
+        """Send a whole HTTP response, without the body where HTTP allows none.
 
         Raises OSError and TooSlowError.
         """
@@ -355,14 +355,14 @@ class Http1Connection:
     async def respond_text(
         self, status: int, text: str, headers: Headers | None = None, *, close: bool = False
     ) -> None:
-        """Send a response for people: a line of plain text.
+        """Send an HTTP response with one line of plain text.
 
         Raises OSError and TooSlowError.
         """
         await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
-        """Send the head of a response; `send_body` and `end_response` follow.
+        """Send a response's status and headers; `send_body` and `end_response` follow.
 
         Raises OSError and TooSlowError.
 
@@ -371,7 +371,7 @@ class Http1Connection:
         await self._send(self._head(status, headers, close=close))
 
     async def send_body(self, data: bytes) -> None:
-        """Send a part of the body; nothing where HTTP has none.
+        """Send a part of the response's body; nothing where HTTP allows none.
 
         A checkpoint. Raises OSError and TooSlowError.
         """
@@ -381,7 +381,7 @@ class Http1Connection:
             await trio.lowlevel.checkpoint()
 
     async def end_response(self) -> None:
-        """The body is complete. Raises OSError and TooSlowError."""
+        """End the response: its body is complete. Raises OSError and TooSlowError."""
         await self._send(h11.EndOfMessage())
 
     def _head(self, status: int, headers: Headers, *, close: bool) -> h11.Response:
@@ -403,7 +403,7 @@ class Http1Connection:
             await self._stream.send_all(data)
 
     async def linger(self, seconds: float) -> None:
-        """Let the client read the response before the socket is closed."""
+        """Give the client time to read the response before the socket is closed."""
         await self._stream.linger(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Answering the requests of one HTTP/1.1 connection, in turn.
+"""Answers the requests of one HTTP/1.1 connection, one after the other.
 
     await serve_requests(Http1Connection(stream, limits), answer)
 
@@ -28,7 +28,7 @@ May raise BadRequest (from reading the body), OSError and trio.TooSlowError (fro
 async def serve_requests(
     http: Http1Connection, answer: Answer, *, on_refused: Callable[[BadRequest], None] = lambda _refused: None
 ) -> None:
-    """Answer requests until the connection ends or `answer` returns False.
+    """Pass each HTTP request to `answer` until that returns False or the client ends.
 
     `on_refused` is told of a mistake that ends it.
 

@@ -1,4 +1,4 @@
-"""Loads the files that the gateway serves: the browser's client and the web page.
+"""Loads the static files that the gateway serves: browser client and web page.
 
     /client/*      aether_trio/client/browser/    always
     / and /demo/*  aether_trio/web/               when the page is on; / is its index.html
@@ -64,19 +64,19 @@ _PAGE: Final[Headers] = [
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file, ready to be sent."""
+    """The content and headers of one static file, ready to be sent."""
 
     body: bytes
     etag: str
     headers: Headers
 
     def unchanged(self, if_none_match: str) -> bool:
-        """Whether the client's copy, by its If-None-Match, is this one."""
+        """Return whether the client's cached copy (If-None-Match) is still current."""
         return any(tag.strip().removeprefix("W/") in (self.etag, "*") for tag in if_none_match.split(","))
 
 
 def load_files(*, page: bool) -> dict[str, File]:
-    """By path, as in a request."""
+    """Load all static files into a table by request path."""
     root = files("aether_trio")
     table = {f"/client/{name}": _file(item, _CLIENT) for name, item in _walk(root / "client" / "browser")}
     if page:

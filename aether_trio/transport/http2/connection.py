@@ -40,19 +40,19 @@ other thread.
 
 
 class ConnectionOwner(FrameOwner, Protocol):
-    """What the connection asks of the side that it belongs to."""
+    """Protocol: the server or client side that owns an HTTP/2 connection."""
 
     def on_defect(self, error: Exception) -> None:
-        """Sending found a defect of the gateway. The connection is of no more use."""
+        """Handle an internal error in sending; the connection can not be used any more."""
         ...
 
     def on_half_close(self) -> None:
-        """Our side is about to end; the peer is to end its own."""
+        """Prepare for the end: our side of the connection is about to be shut down."""
         ...
 
 
 class Http2Connection:
-    """Reading, sending and the end of one connection; see the module docstring."""
+    """Reads, sends and ends one HTTP/2 connection; its owner interprets the frames."""
 
     __slots__ = (
         "_half_close_due",
@@ -104,7 +104,7 @@ class Http2Connection:
     # Reading --------------------------------------------------------------------------------------
 
     async def read_until_end(self) -> str:
-        """Read and serve until the peer ends the connection, or it breaks, or `closing`.
+        """Read and process frames until the connection ends; return the reason.
 
         Returns why.
         """
@@ -129,9 +129,9 @@ class Http2Connection:
                 return "closed"
 
     async def received(self, data: bytes) -> bool:
-        """Serve what one read brought.
+        """Process the bytes of one read; return False when the connection is ending.
 
-        False when that was the last. A checkpoint only when it opened streams, or holds much.
+        A checkpoint only when they opened streams, or are too many for one turn.
         """
         while self.scan(data):
             # Other tasks have their turn before more of the read is looked at; what is to be sent
@@ -150,9 +150,9 @@ class Http2Connection:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Look at the next bytes, and wake the readers of what they bring.
+        """Parse received bytes and wake the readers of streams that got something.
 
-        Returns whether more are kept: then pass b"".
+        Returns whether unparsed bytes remain: then pass b"".
         """
         plane = self.plane
         try:
@@ -167,9 +167,9 @@ class Http2Connection:
         return plane.more
 
     async def _let_answer(self) -> None:
-        """Streams were opened.
+        """Give new streams a few turns to answer before acknowledgements are sent.
 
-        If they answer soon, then acknowledgements leave with that, in one send instead of two.
+        Both then leave in one send instead of two.
         """
         for _ in range(ANSWER_TURNS):
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -177,7 +177,7 @@ class Http2Connection:
                 return
 
     def _violated(self, violation: Http2Violation) -> None:
-        """The peer broke a rule: say so once and stop."""
+        """Send GOAWAY once and stop reading: the peer broke an HTTP/2 rule."""
         self.counters.reject(violation.reason)
         if not self.closing:
             self.closing = True
@@ -187,11 +187,11 @@ class Http2Connection:
     # Streams --------------------------------------------------------------------------------------
 
     def note_opened(self) -> None:
-        """The bytes being served have opened a stream, which may answer soon."""
+        """Note that the bytes being parsed have opened a stream, which may answer soon."""
         self._opened = True
 
     def wait_for_news(self, stream: Http2Stream) -> Awaitable[object]:
-        """Wait until a stream has a message, or its end. A checkpoint.
+        """Wait until a stream has received a message or its end. A checkpoint.
 
         Await the result at once. This is no coroutine because an idle stream waits here, and a
         coroutine costs 0.5 KiB.
@@ -205,7 +205,7 @@ class Http2Connection:
         return stream.park_reader()
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """The messages in a stream's inbox, MESSAGES_AT_ONCE at most.
+        """Take the received messages of a stream, at most MESSAGES_AT_ONCE.
 
         The peer may be waiting for the room that this makes.
         """
@@ -230,7 +230,7 @@ class Http2Connection:
         await self.wait_drained(stream)
 
     async def wait_drained(self, stream: Http2Stream) -> None:
-        """Wait until the kernel has all that a stream gave, or the stream has broken.
+        """Wait until the kernel has all bytes of a stream, or the stream has broken.
 
         A checkpoint.
         """
@@ -240,7 +240,7 @@ class Http2Connection:
             await trio.lowlevel.checkpoint()
 
     def kick(self, stream: Http2Stream) -> None:
-        """A stream has something to send: ask for it now, or as soon as there is room."""
+        """Let a stream send what it has, now or as soon as there is room."""
         plane = self.plane
         if self.writer.is_writing or (stream in plane.blocked and plane.room(stream) <= 0):
             stream.handler.on_stall()
@@ -250,7 +250,7 @@ class Http2Connection:
     # What the writer asks (WriteSource) -----------------------------------------------------------
 
     def fill(self) -> None:
-        """See WriteSource. The streams that have something take turns."""
+        """Let the streams that have something to send fill the queue, in turns."""
         plane = self.plane
         ready = plane.ready
         if not ready or self.closing:
@@ -266,7 +266,7 @@ class Http2Connection:
         plane.forget_ready()
 
     def flushed(self) -> bool:
-        """See WriteSource."""
+        """Resume senders whose bytes the kernel took; return whether more may follow."""
         dirty = self.dirty
         if dirty:
             self.dirty = {}
@@ -283,7 +283,7 @@ class Http2Connection:
         return False
 
     def on_stall(self, *, moved: bool) -> None:
-        """See WriteSource."""
+        """Tell the streams concerned that their bytes wait for the peer to read."""
         if moved:
             for stream in self.dirty:
                 if stream.pending is None:  # all that it gave is in the backlog
@@ -293,28 +293,28 @@ class Http2Connection:
                 stream.handler.on_stall()
 
     def on_overflow(self) -> None:
-        """See WriteSource."""
+        """Count a peer that does not read the replies to its frames."""
         self.counters.reject("unread_replies")
 
     def on_broken(self) -> None:
-        """See WriteSource.
+        """Read and start nothing more: the connection has broken.
 
         The reader sees the end of the socket, and its owner tells the streams.
         """
         self.closing = True
 
     def on_defect(self, error: Exception) -> None:
-        """See WriteSource."""
+        """Pass an internal error in sending on to the connection's owner."""
         self._owner.on_defect(error)
 
     # Ending ---------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Read and start nothing more; what is to be sent still goes."""
+        """Read and start nothing more; queued bytes are still sent."""
         self.closing = True
 
     def end_when_flushed(self) -> None:
-        """Read and start nothing more, send what there is, then end our side.
+        """Read nothing more, send what is queued, then shut down our side.
 
         The peer ends its own, and so the reader.
         """

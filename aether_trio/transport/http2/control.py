@@ -1,4 +1,4 @@
-"""Drives h2 for SETTINGS, header blocks with HPACK, and stream states.
+"""Drives the h2 library for SETTINGS, header blocks (HPACK) and stream states.
 
 A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation.
 Frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come
@@ -49,7 +49,7 @@ _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settin
 
 
 class SharedControl:
-    """What the connections of one server or channel share: SETTINGS and known blocks."""
+    """SETTINGS and decoded header blocks that a server's connections share."""
 
     __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
 
@@ -75,7 +75,7 @@ class SharedControl:
 
 
 class ControlPlane:
-    """One connection's h2, reduced to what the transport uses."""
+    """One connection's h2 state machine, reduced to what the transport uses."""
 
     __slots__ = ("_h2", "decoder")
 
@@ -88,7 +88,7 @@ class ControlPlane:
         self._h2.encoder.header_table.dynamic_entries = []  # type: ignore[assignment]
 
     def settings(self, shared: SharedControl) -> bytes:
-        """Our SETTINGS frame; they count from the peer's ack on."""
+        """Return our SETTINGS frame, whose values count once the peer acknowledges it."""
         # What h2's update_settings does, without building the same frame for every connection.
         self._h2.local_settings.update(shared.settings)
         if not self._h2.config.client_side:
@@ -97,7 +97,7 @@ class ControlPlane:
         return shared.settings_frame
 
     def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
-        """Feed a SETTINGS frame without its unknown settings. Raises Http2Violation.
+        """Feed h2 a SETTINGS frame without unknown settings. Raises Http2Violation.
 
         h2 would remember every identifier that it has seen.
         """
@@ -110,7 +110,7 @@ class ControlPlane:
         return self.receive(frame)
 
     def receive(self, frame: bytes) -> list[h2.events.Event]:
-        """Feed one whole frame. Raises Http2Violation."""
+        """Feed h2 one whole frame and return its events. Raises Http2Violation."""
         try:
             return self._h2.receive_data(frame)
         except h2.exceptions.DenialOfServiceError as error:
@@ -132,7 +132,7 @@ class ControlPlane:
         return self._h2.data_to_send()
 
     def reset(self, stream_id: int, code: Http2ErrorCode) -> bytes:
-        """RST_STREAM, or nothing when h2 has closed the stream already."""
+        """Return an RST_STREAM frame; b"" when h2 has closed the stream already."""
         stream = self._h2.streams.get(stream_id)
         if stream is None or stream.closed:
             return b""
@@ -143,7 +143,7 @@ class ControlPlane:
         return self._h2.data_to_send()
 
     def end_of_stream(self, stream_id: int) -> None:
-        """The peer ended a stream with DATA."""
+        """Tell h2 that the peer ended a stream with a DATA frame."""
         self.receive(frames.empty_end_of_stream(stream_id))
 
     def adopt(self, stream_id: int, *, ended: bool) -> None:
@@ -154,7 +154,7 @@ class ControlPlane:
         )
 
     def adopt_closed(self, highest_stream_id: int, reset_by_us: Iterable[int]) -> None:
-        """...and of those that are over."""
+        """Tell h2 of the streams that were opened and closed without it."""
         self._h2.highest_inbound_stream_id = highest_stream_id
         for stream_id in reset_by_us:
             self._h2.adopt_reset(stream_id)
@@ -163,22 +163,19 @@ class ControlPlane:
         self._h2.forget(stream_id, reset_by_us=reset_by_us)
 
     def ignore_content_length(self, stream_id: int) -> None:
-        """h2 would compare content-length with DATA that it never sees.
-
-        GRPC's own prefixes say what belongs together.
-        """
+        """Stop h2 from comparing content-length with DATA, which it never sees."""
         self._h2.ignore_content_length(stream_id)
 
     @property
     def buffered_bytes(self) -> int:
-        """What has been fed, and belongs to a frame that is not whole."""
+        """The bytes that h2 holds of an incomplete frame."""
         return self._h2.buffered_bytes
 
     def next_stream_id(self) -> int:
         return self._h2.get_next_available_stream_id()
 
     def settings_changed(self) -> None:
-        """Keep the encoder without a table, whatever size the peer's SETTINGS offer.
+        """Keep the HPACK encoder without a table, whatever size the peer's SETTINGS offer.
 
         The next block announces that.
 

@@ -1,4 +1,4 @@
-"""Handles DATA and WINDOW_UPDATE of an HTTP/2 connection without h2.
+"""Handles DATA and WINDOW_UPDATE frames of an HTTP/2 connection without h2.
 
 h2 spends about 30 µs on a DATA event and a routed message may cost little more than that
 altogether. So the received bytes are scanned here: DATA goes to the stream's PayloadReader under
@@ -58,26 +58,26 @@ earns nothing, for it sends without reading.
 
 
 class FrameOwner(Protocol):
-    """What the data plane asks of the connection around it."""
+    """Protocol: handles the frames and stream errors that a DataPlane passes on."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """One whole frame that is neither DATA nor WINDOW_UPDATE.
+        """Handle one whole frame that is neither DATA nor WINDOW_UPDATE.
 
         May open and close streams; may raise Http2Violation.
         """
         ...
 
     def end_of_stream(self, stream: Http2Stream) -> None:
-        """The peer ended `stream` with a DATA frame."""
+        """Handle that the peer ended `stream` with a DATA frame."""
         ...
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
-        """Reset this stream, which may be closed already."""
+        """Reset a stream, which may be closed already, because of an HTTP/2 error."""
         ...
 
 
 class DataPlane:
-    """The windows of one connection in both directions, and the frames to be sent."""
+    """One HTTP/2 connection's flow-control windows and the frames it is to send."""
 
     __slots__ = (
         "_block_bytes",
@@ -159,7 +159,7 @@ class DataPlane:
     # Streams --------------------------------------------------------------------------------------
 
     def opening_window_update(self) -> bytes:
-        """What raises the connection window from HTTP/2's default to ours.
+        """Return the WINDOW_UPDATE that widens the connection window to our size.
 
         To be sent right behind our SETTINGS.
         """
@@ -173,7 +173,7 @@ class DataPlane:
         self.highest_stream_id = max(self.highest_stream_id, stream.stream_id)
 
     def close(self, stream: Http2Stream) -> None:
-        """Forget a stream. What its reader has not taken is given back to the connection."""
+        """Forget a stream and free its unread bytes in the connection's account."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self.ready.pop(stream, None)
@@ -187,7 +187,7 @@ class DataPlane:
     # Receiving ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes as they came from the socket.
+        """Parse bytes from the socket and handle or pass on their frames.
 
         Raises Http2Violation; then the connection is of no more use.
         """
@@ -241,7 +241,7 @@ class DataPlane:
                 self._credit_stream(stream)
 
     def charge(self, fields: int) -> None:
-        """The control frame at hand has brought so many header fields."""
+        """Charge a control frame's header fields to the work allowed in this turn."""
         self._control -= CONTROL_FIELD_BYTES * fields
 
     def _take_preface(self, data: bytes) -> int:
@@ -341,7 +341,7 @@ class DataPlane:
             self.touched.append(stream)
 
     def fail(self, stream: Http2Stream, failure: StatusError) -> None:
-        """Let the reader have what came before, then `failure`.
+        """Fail a stream: its reader gets the messages received before, then `failure`.
 
         Drop whatever else arrives.
         """
@@ -350,20 +350,20 @@ class DataPlane:
         self.touched.append(stream)
 
     def accepts(self) -> None:
-        """A client of this connection has shown who it is."""
+        """Raise the limit of unread bytes: a client's session has been accepted."""
         self.accepted = True
         self._unread_most = self.limits.max_unread_bytes
         self._give_connection_credit()
 
     @property
     def has_room(self) -> bool:
-        """Whether the peer may send at all."""
+        """Whether the connection's receive window lets the peer send at all."""
         return self._recv_window > 0
 
     # Giving room back -----------------------------------------------------------------------------
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """Complete messages of a stream, MESSAGES_AT_ONCE at most.
+        """Take the complete messages of a stream, at most MESSAGES_AT_ONCE.
 
         When its reader has read them all, their room goes back to the peer.
         """
@@ -390,7 +390,7 @@ class DataPlane:
         self._give_connection_credit()
 
     def _connection_credit(self, size: int) -> None:
-        """Give the connection's room back on receipt, whether the stream is read or not.
+        """Give received bytes back to the connection window, read or unread.
 
         So one stream whose reader waits does not stall the others.
         """
@@ -407,14 +407,14 @@ class DataPlane:
     # Sending --------------------------------------------------------------------------------------
 
     def room(self, stream: Http2Stream) -> int:
-        """Bytes of DATA that both windows allow now.
+        """Return how many DATA bytes the connection and stream windows allow now.
 
         May be negative (RFC 9113 section 6.9.2).
         """
         return min(self.send_window, stream.send_window)
 
     def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Frame these bytes into `out` as far as the windows reach.
+        """Put bytes as DATA frames into `out`, as far as the peer's windows allow.
 
         The rest waits in `stream.pending`.
         """
@@ -435,12 +435,12 @@ class DataPlane:
             self.send_pending(stream)
 
     def hold(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Put bytes behind what waits in `stream.pending` already, and frame nothing."""
+        """Append bytes to those that wait in `stream.pending`, without framing them."""
         waiting = b"" if stream.pending is None else stream.pending
         stream.pending = memoryview(b"".join((waiting, *pieces)))
 
     def send_pending(self, stream: Http2Stream) -> bool:
-        """Frame more of what waits. True when nothing waits any more."""
+        """Frame waiting bytes of a stream as DATA; return True when none wait any more."""
         pending = stream.pending
         if pending is None:
             return True
@@ -463,7 +463,7 @@ class DataPlane:
         return False
 
     def window_update(self, stream_id: int, increment: int) -> None:
-        """The peer has made room. DATA frames that we sent earn it the right to say so."""
+        """Apply the peer's WINDOW_UPDATE and let blocked streams send."""
         self.budgets.spend(flood_budgets.WINDOW_UPDATE_FLOOD, UPDATES_PER_FRAME * self.data_frames_sent)
         if not stream_id:
             was_shut = self.send_window <= 0
@@ -489,7 +489,7 @@ class DataPlane:
             self._unblock([stream])
 
     def peer_settings(self, initial_window: int | None, frame_bytes: int | None) -> None:
-        """Apply what the peer's SETTINGS say of DATA.
+        """Apply the window and frame sizes in the peer's SETTINGS.
 
         A smaller window may turn open ones negative.
         """
@@ -506,7 +506,7 @@ class DataPlane:
         self._unblock(list(self.blocked))
 
     def forget_ready(self) -> None:
-        """Replace the empty table of ready streams, which keeps 0.2 KiB otherwise."""
+        """Replace the empty table of ready streams, to free its 0.2 KiB."""
         self.ready = {}
 
     def _unblock(self, streams: list[Http2Stream]) -> None:
@@ -516,7 +516,7 @@ class DataPlane:
                 self.ready[stream] = None
 
     def is_idle(self, stream_id: int) -> bool:
-        """Never opened.
+        """Return whether a stream of this id was never opened.
 
         We accept only the client's odd ids, and a client's own streams are odd as well.
         """
@@ -524,7 +524,7 @@ class DataPlane:
 
 
 def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:
-    """Where the content of a padded DATA frame is. Raises Http2Violation."""
+    """Return the content's range in a padded DATA frame. Raises Http2Violation."""
     if position == stop or position + 1 + data[position] > stop:
         raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
     return position + 1, stop - data[position]

@@ -1,4 +1,4 @@
-"""Counts frames that are cheap to send and dear to handle, for each connection.
+"""Limits how often an HTTP/2 peer may send frames that are costly to handle.
 
 One counter per kind. While a counter is below its burst a frame costs one increment and no clock;
 only beyond it is the time asked for, and what has leaked away since is forgiven. A kind that is
@@ -35,7 +35,7 @@ REASONS: Final = (
 
 
 def table(allowances: Allowances) -> tuple[Allowance, ...]:
-    """The allowances by counter number, built once and shared by every connection."""
+    """Return the flood allowances in the order of the counters."""
     return (
         allowances.settings,
         allowances.pings,
@@ -49,7 +49,7 @@ def table(allowances: Allowances) -> tuple[Allowance, ...]:
 
 
 class Budgets:
-    """The counters of one connection.
+    """Counts one HTTP/2 connection's costly frames, by kind, against the allowances.
 
     Nothing is allocated until the first frame that is counted.
     """
@@ -63,7 +63,7 @@ class Budgets:
         self._counters: list[int] | None = None
 
     def spend(self, kind: int, earned: int = 0) -> None:
-        """Count one frame of `kind`; raises Http2Violation when it is one too many.
+        """Count one frame of `kind`; raise Http2Violation when it is one too many.
 
         `earned` is the connection's running total of events that excuse one frame each.
         """

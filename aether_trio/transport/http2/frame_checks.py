@@ -1,4 +1,4 @@
-"""Checks the control frames that are answered without h2.
+"""Checks HTTP/2's PING, PRIORITY, RST_STREAM and GOAWAY frames without h2.
 
 See RFC 9113 sections 6.3, 6.4, 6.7 and 6.8. Pure.
 """
@@ -25,7 +25,7 @@ def check_priority(stream_id: int, frame: bytes) -> None:
 
 
 def parse_reset(stream_id: int, frame: bytes) -> int:
-    """The error code."""
+    """Return the error code of an RST_STREAM frame. Raises Http2Violation."""
     if len(frame) != HEADER_BYTES + 4:
         raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "RST_STREAM is not 4 bytes")
     if not stream_id:
@@ -35,7 +35,7 @@ def parse_reset(stream_id: int, frame: bytes) -> int:
 
 
 def parse_goaway(stream_id: int, frame: bytes) -> tuple[int, int, str]:
-    """(last stream id, error code, debug text)."""
+    """Return (last stream id, error code, debug text) of a GOAWAY frame."""
     if stream_id or len(frame) < HEADER_BYTES + 8:
         raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
     last = UINT32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_MASK

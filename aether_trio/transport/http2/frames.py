@@ -38,7 +38,7 @@ PADDED: Final = 0x8
 
 
 class Http2ErrorCode(enum.IntEnum):
-    """Reasons in RST_STREAM and GOAWAY (RFC 9113 section 7)."""
+    """HTTP/2's error codes in RST_STREAM and GOAWAY (RFC 9113 section 7)."""
 
     NO_ERROR = 0x0
     PROTOCOL_ERROR = 0x1
@@ -57,7 +57,7 @@ class Http2ErrorCode(enum.IntEnum):
 
 
 class Http2Violation(Exception):
-    """The peer broke HTTP/2 or a limit: its connection ends with GOAWAY(`code`).
+    """Raised when the peer breaks HTTP/2 or a limit; ends the connection with GOAWAY.
 
     `reason` is the counter's name in statistics; `debug` travels in the GOAWAY frame.
     """
@@ -79,12 +79,12 @@ _ONE_UINT32 = struct.Struct(">IBII")
 
 
 def empty_end_of_stream(stream_id: int) -> bytes:
-    """An empty DATA frame with END_STREAM."""
+    """Build an empty DATA frame with END_STREAM."""
     return FRAME_HEADER.pack(0, END_STREAM, stream_id)
 
 
 def window_update(stream_id: int, increment_bytes: int) -> bytes:
-    """Room for `increment_bytes` more; stream 0 is the connection."""
+    """Build a WINDOW_UPDATE frame; stream 0 is the whole connection."""
     return _ONE_UINT32.pack(4 << 8 | WINDOW_UPDATE, 0, stream_id, increment_bytes)
 
 
@@ -107,6 +107,6 @@ def settings(values: Mapping[int, int]) -> bytes:
 
 
 def with_body(frame: bytes, body: bytes) -> bytes:
-    """The same frame around another body."""
+    """Return a frame with the header of `frame` and another body."""
     word, flags, stream_id = FRAME_HEADER.unpack_from(frame)
     return FRAME_HEADER.pack(len(body) << 8 | word & 0xFF, flags, stream_id) + body

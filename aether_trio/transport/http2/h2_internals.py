@@ -1,4 +1,4 @@
-"""h2 and hpack, trimmed: the one file that uses private names of these libraries.
+"""Trims h2 and hpack; the one file that uses private names of these libraries.
 
 An idle connection should cost little memory, and h2 keeps deques and tables that it never needs
 here. Its public interface has no switch for them, nor for streams that were opened without it.
@@ -46,7 +46,7 @@ class _Values(list[int | None]):
 
 
 class LeanSettings(h2.settings.Settings):
-    """Settings in a tenth of h2's memory.
+    """h2's Settings in a tenth of the memory.
 
     An idle connection has two of them with ten values and more.
     """
@@ -63,7 +63,7 @@ class LeanSettings(h2.settings.Settings):
 
 
 class LeanH2Connection(h2.connection.H2Connection):
-    """h2 with less memory, and without its scan of all streams at every HEADERS.
+    """An h2 connection with less memory and no scan of all streams at each HEADERS.
 
     The transport counts streams itself, refuses with REFUSED_STREAM instead of ending the
     connection, and says when a stream can be forgotten.
@@ -81,17 +81,17 @@ class LeanH2Connection(h2.connection.H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        """Asked by h2 at every HEADERS; it would count all streams."""
+        """Return 0: h2 asks at every HEADERS, and would count all streams."""
         return 0
 
     @property
     def open_outbound_streams(self) -> int:
-        """Asked by h2 at every HEADERS; it would count all streams."""
+        """Return 0: h2 asks at every HEADERS, and would count all streams."""
         return 0
 
     @property
     def buffered_bytes(self) -> int:
-        """What has been fed, and belongs to a frame that is not whole."""
+        """The bytes that were fed and belong to an incomplete frame."""
         return len(self.incoming_buffer._data)
 
     def adopt_reset(self, stream_id: int) -> None:
@@ -116,13 +116,13 @@ class LeanH2Connection(h2.connection.H2Connection):
 
 
 class LenientDecoder(hpack.hpack.Decoder):
-    """An hpack decoder that accepts peers which do not announce a smaller table.
+    """An HPACK decoder that accepts peers which do not announce a smaller table.
 
     Its table can be saved and restored.
     """
 
     def _assert_valid_table_size(self) -> None:
-        """Shrink the table to the size that our SETTINGS allow, at the end of a block.
+        """Shrink the HPACK table to the size that our SETTINGS allow.
 
         hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to,
         and many that keep no table do not think of it. Here the table is shrunk for them: a peer
@@ -131,12 +131,12 @@ class LenientDecoder(hpack.hpack.Decoder):
         self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
 
     def table_state(self) -> TableState:
-        """What the dynamic table holds now."""
+        """Return the size and the entries of the dynamic HPACK table."""
         table = self.header_table
         return table.maxsize, table._current_size, tuple(table.dynamic_entries)
 
     def restore(self, state: TableState) -> None:
-        """Go on with an empty table as if the block that left this had been decoded here."""
+        """Fill the empty dynamic HPACK table from a saved state."""
         table = self.header_table
         table._maxsize, table._current_size, entries = state
         table.dynamic_entries.extend(entries)

@@ -1,4 +1,4 @@
-"""Makes HPACK header blocks without an encoder (RFC 7541), and their frames.
+"""Builds HPACK header blocks without an encoder (RFC 7541), and their frames.
 
 A server says almost the same few headers always, so their blocks are bytes made once: entries and
 names of the static table, and literals that enter no table. Nothing here keeps state, hence no
@@ -21,7 +21,7 @@ NO_TABLE: Final = b"\x20"
 
 
 def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
-    """Encode an integer behind the high bits `first` of an octet (section 5.1)."""
+    """Encode an HPACK integer behind the high bits `first` of an octet (section 5.1)."""
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((first | value,))
@@ -35,22 +35,22 @@ def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
 
 
 def text(octets: bytes) -> bytes:
-    """A string literal (section 5.2)."""
+    """Encode an HPACK string literal (section 5.2)."""
     return integer(len(octets), 7) + octets
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A field that enters no table (section 6.2.2)."""
+    """Encode a header field that enters no HPACK table (section 6.2.2)."""
     return b"\x00" + text(name) + text(value)
 
 
 def named(index: int, value: bytes) -> bytes:
-    """A field with a name of the static table (appendix A) that enters no table."""
+    """Encode a header field whose name is entry `index` of HPACK's static table."""
     return integer(index, 4) + text(value)
 
 
 def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
-    """Put a block into HEADERS, and CONTINUATION where it is longer than one frame.
+    """Put a header block into HEADERS, and CONTINUATION if it is longer than a frame.
 
     See RFC 9113 section 4.3.
     """

@@ -1,4 +1,4 @@
-"""Remembers decoded header blocks for all connections together.
+"""Caches decoded HPACK header blocks for all connections together.
 
 The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in
 Python. But while a connection's dynamic table is empty, what a block means, and what it leaves in
@@ -27,7 +27,7 @@ Key = tuple[bytes, int, int]
 
 
 class KnownBlock:
-    """What a block means.
+    """A decoded header block, and the HPACK table that it leaves.
 
     `request`: the same as h2 has checked and normalized it, when it did.
     """
@@ -41,7 +41,7 @@ class KnownBlock:
 
 
 class BlockCache:
-    """Known blocks, shared by all connections."""
+    """A bounded cache of decoded header blocks, shared by all connections."""
 
     __slots__ = ("_blocks", "hits", "misses")
 
@@ -51,7 +51,7 @@ class BlockCache:
         self.misses = 0
 
     def peek(self, key: Key) -> KnownBlock | None:
-        """As `get`, uncounted."""
+        """Return a cached header block without counting a hit or a miss."""
         return self._blocks.get(key)
 
     def get(self, key: Key) -> KnownBlock | None:
@@ -69,7 +69,7 @@ class BlockCache:
 
 
 class CachingDecoder(LenientDecoder):
-    """One connection's decoder.
+    """One connection's HPACK decoder, which asks the shared cache first.
 
     Exactly hpack's, answered from the cache when the dynamic table is empty.
     """

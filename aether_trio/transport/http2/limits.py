@@ -1,4 +1,4 @@
-"""Bounds what a peer may cost on an HTTP/2 connection; names end with their unit."""
+"""Limits what a peer may cost on an HTTP/2 connection; names end with units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOURS: Final = 60 * MINUTES
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A token bucket: `burst` events at once, then `per_second`."""
+    """A token bucket's size: `burst` events at once, then `per_second`."""
 
     burst: int
     per_second: float
@@ -25,7 +25,7 @@ UNLIMITED: Final = Allowance(2**62, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Allowances:
-    """How often a peer may send frames that cost the server more than the peer.
+    """Limits how often an HTTP/2 peer may send frames that are costly to handle.
 
     The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life,
     one BDP ping per 100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer
@@ -53,7 +53,7 @@ NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """Defaults suit an open port.
+    """Limits of an HTTP/2 connection; the defaults suit a port open to everyone.
 
     Reference values where the reference has one (core.md section 0, sdk.md section 3).
     """

@@ -1,4 +1,4 @@
-"""Counts the pings of a client that come too early, as grpc-core does.
+"""Counts an HTTP/2 client's pings that come too early, as grpc-core does.
 
 A ping earlier than the interval after the last is a strike; one strike too many ends the
 connection. Whatever we send of headers or DATA wipes the slate, for clients measure the path (BDP
@@ -16,7 +16,7 @@ _NEVER: Final = float("-inf")
 
 
 class PingStrikes:
-    """Of one connection."""
+    """Counts the pings of one HTTP/2 connection that come too early."""
 
     __slots__ = ("_data_seen", "_last", "_strikes")
 
@@ -26,12 +26,12 @@ class PingStrikes:
         self._data_seen = 0
 
     def forgive(self) -> None:
-        """Headers went out."""
+        """Reset the count of early pings: headers were sent to the client."""
         self._strikes = 0
         self._last = _NEVER
 
     def ping(self, now: float, data_frames_sent: int, min_interval_s: float, max_strikes: int) -> None:
-        """A ping came at `now`, in seconds. Raises Http2Violation("too_many_pings")."""
+        """Judge a ping at `now`, in seconds; raise Http2Violation after too many early."""
         if data_frames_sent != self._data_seen:
             self._data_seen = data_frames_sent
             self.forgive()

@@ -49,7 +49,7 @@ a read is scanned.
 
 
 class ServerConnection:
-    """One client's connection.
+    """The server's side of one client's HTTP/2 connection.
 
     `wire` reads and sends; this class decides what streams and control frames mean.
     """
@@ -126,7 +126,7 @@ class ServerConnection:
     # The task -------------------------------------------------------------------------------------
 
     async def serve(self, head: bytes) -> str:
-        """Serve until the connection ends; returns why. The caller closes the socket."""
+        """Serve until the connection ends and return why; the caller closes the socket."""
         # These leave with the answer to the client's first bytes, which it sends without waiting
         # (RFC 9113 section 3.4).
         self.plane.out.append(self._settings_frame)
@@ -146,9 +146,9 @@ class ServerConnection:
         return reason
 
     async def _serve_first(self, head: bytes) -> str | None:
-        """Serve what has come at once; why that was the end, if it was.
+        """Process the first bytes; return why the connection ended, None if it goes on.
 
-        From here on the handshake is waited for.
+        From here on the handshake has a deadline.
         """
         if head and not await self.wire.received(head):
             return "closed"
@@ -157,7 +157,7 @@ class ServerConnection:
         return None
 
     def _cut_off(self) -> None:
-        """End the connection after a deadline, or with the server, without waiting."""
+        """End the connection at a deadline or the server's stop, without waiting."""
         self.lingering = True
         if self.plane.streams:
             self.evict(Status.UNAVAILABLE, "the server stops")
@@ -176,14 +176,14 @@ class ServerConnection:
             self.forget(stream)
 
     def evict_public(self, status: Status, message: str) -> None:
-        """End with trailers the streams that need no credential. Does not wait."""
+        """End the calls that need no credential (health, reflection), without waiting."""
         for stream in self._public():
             stream.handler.evict(status, message)
         self.end_if_done()
 
     @property
     def has_public(self) -> bool:
-        """A stream is open that needs no credential."""
+        """Whether a call is open that needs no credential (health, reflection)."""
         return bool(self._public())
 
     def _public(self) -> list[Http2Stream]:
@@ -191,25 +191,25 @@ class ServerConnection:
         return [stream for stream in streams if stream.handler.is_public]
 
     def evict(self, status: Status, message: str) -> None:
-        """End every stream with trailers, and then the connection. Does not wait."""
+        """End every stream with trailers, then the connection, without waiting."""
         self._say_last_goaway()
         for stream in list(self.plane.streams.values()):
             stream.handler.evict(status, message)
         self.end_if_done()
 
     def cut(self) -> None:
-        """End the connection at once; what waits is dropped."""
+        """Abort the connection at once; bytes that wait are dropped."""
         self.wire.writer.abort()
 
     @property
     def who(self) -> str:
-        """The connection, for logs."""
+        """The connection's name in logs."""
         return f"grpc with {address_text(self.address)}"
 
     def on_defect(self, error: Exception) -> None:
-        """See ConnectionOwner.
+        """Report an internal error in sending and end all calls with UNKNOWN.
 
-        The calls end with UNKNOWN; at the second time, the connection is cut.
+        At the second time, cut the connection.
         """
         report(error, self.who)
         if self._defective:
@@ -227,7 +227,7 @@ class ServerConnection:
         await self._ended_event.wait()
 
     def finish(self) -> None:
-        """All tasks of the connection have ended."""
+        """Wake the tasks that wait for this connection's end: its last task has ended."""
         if self._round_trip is not None:
             self._round_trip.set()
         self.wire.stop()
@@ -238,9 +238,9 @@ class ServerConnection:
     # Streams --------------------------------------------------------------------------------------
 
     async def wait_answers_room(self) -> None:
-        """Wait until the peer has read of its answers what is over the bound.
+        """Wait while the client has too many unread bytes of answers.
 
-        Those of links have their own. A checkpoint only then.
+        Messages of links do not count. A checkpoint only when it waits.
         """
         while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
             if self._waits_for_room is None:
@@ -256,7 +256,7 @@ class ServerConnection:
         )
 
     def answers_moved(self) -> None:
-        """An answer has left, or is not wanted any more."""
+        """Resume one handler that waits for the client to read answers."""
         if self._waits_for_room is not None:
             self._waits_for_room.unpark()
 
@@ -269,7 +269,7 @@ class ServerConnection:
             self.nursery.cancel_scope.deadline = inf
 
     def forget(self, stream: Http2Stream) -> None:
-        """The stream is over on both sides."""
+        """Remove a stream that is over on both sides."""
         if stream.stream_id in self.plane.streams:
             self.plane.close(stream)
             self._header_bytes -= stream.header_bytes
@@ -281,10 +281,7 @@ class ServerConnection:
             self.end_if_done()
 
     def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
-        """Put a response's headers or trailers (header_blocks.py) into the output.
-
-        They leave with the next pump.
-        """
+        """Queue a response's headers or trailers, which leave with the next send."""
         if not self._said_no_table:
             self._said_no_table = True
             block = header_blocks.NO_TABLE + block
@@ -299,21 +296,21 @@ class ServerConnection:
         self.control_plane.forget(stream_id, reset_by_us=True)
 
     def closed_locally(self, stream: Http2Stream) -> None:
-        """Our trailers or reset are in the output."""
+        """Remove a stream whose trailers or reset are queued, and send these."""
         self.forget(stream)
         self.wire.writer.kick()
 
     def reset(self, stream: Http2Stream, code: Http2ErrorCode) -> None:
-        """Put RST_STREAM into the output; the caller is about to forget the stream."""
+        """Queue an RST_STREAM; the caller is about to forget the stream."""
         self.plane.out.append(frames.rst_stream(stream.stream_id, code))
         self.control_plane.forget(stream.stream_id, reset_by_us=True)
 
     def end_of_stream(self, stream: Http2Stream) -> None:
-        """See FrameOwner."""
+        """Tell h2 that the client ended a stream with a DATA frame."""
         self.control_plane.end_of_stream(stream.stream_id)
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
-        """See FrameOwner. Every reset that the peer provokes is charged to it."""
+        """Reset a stream after the client's error and charge it to the client's allowance."""
         stream = self.plane.streams.get(stream_id)
         if stream is None:
             # What was on its way when we reset a stream needs no second word.
@@ -344,7 +341,7 @@ class ServerConnection:
     # Control frames -------------------------------------------------------------------------------
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """See FrameOwner."""
+        """Handle one HTTP/2 control frame of the client (PING, SETTINGS, HEADERS, ...)."""
         if kind == frames.PING:
             self._ping(flags, stream_id, frame)
         elif kind == frames.PRIORITY:
@@ -471,7 +468,7 @@ class ServerConnection:
         check_priority(stream_id, frame)
 
     def _goaway(self, stream_id: int, frame: bytes) -> None:
-        """The client opens no more streams.
+        """Handle the client's GOAWAY: it opens no more streams.
 
         Those that are open go on, and the connection ends with the last.
         """
@@ -486,7 +483,7 @@ class ServerConnection:
     # we stopped.
 
     def ask_to_leave(self) -> None:
-        """The first GOAWAY, and a PING whose answer says that it has come.
+        """Send the first GOAWAY, and a PING whose answer shows that it has arrived.
 
         `drain` goes on from there.
         """
@@ -502,7 +499,7 @@ class ServerConnection:
         self.wire.writer.kick()
 
     async def drain(self, round_trip_s: float) -> None:
-        """Both GOAWAYs, with a round trip or `round_trip_s` between them."""
+        """Send both GOAWAYs, with a round trip or `round_trip_s` between them."""
         self.ask_to_leave()
         if self._ping_acked is None:
             await trio.lowlevel.checkpoint()
@@ -516,7 +513,7 @@ class ServerConnection:
         self.end_if_done()
 
     async def wait_round_trip(self) -> None:
-        """Wait until the client has answered the request to leave, or its time is over.
+        """Wait until the client answers the PING behind GOAWAY, or its time is over.
 
         Return at once if it was not asked.
         """
@@ -531,11 +528,11 @@ class ServerConnection:
             self.wire.writer.kick()
 
     def on_half_close(self) -> None:
-        """See ConnectionOwner."""
+        """Set the deadline for the client to end its side."""
         self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.linger_s
 
     def statistics(self) -> Http2ConnectionStatistics:
-        """The connection at this moment."""
+        """Return figures of the connection at this moment."""
         return Http2ConnectionStatistics(
             streams_open=len(self.plane.streams),
             send_window_bytes=self.plane.send_window,

@@ -1,4 +1,4 @@
-"""Judges SETTINGS and header blocks of a server's connections, and remembers them.
+"""Checks SETTINGS and header blocks of server connections, and caches results.
 
 Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header
 block that differs by no more than its authority. What these mean, and whether they are valid,
@@ -43,17 +43,17 @@ _NO_SETTINGS: Final[dict[int, int]] = {}
 
 
 def as_text(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """Header values are octets; latin-1 keeps each of them."""
+    """Decode header names and values as latin-1, which keeps each octet."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def size_of(headers: Iterable[tuple[str, str]]) -> int:
-    """What names and values of a request have together, in bytes."""
+    """Return the bytes of all names and values in a request's headers."""
     return sum(map(len, chain.from_iterable(headers)))
 
 
 class ServerControl:
-    """One connection's control plane.
+    """Handles SETTINGS and header blocks of one server connection, with h2 if needed.
 
     `plane` says which streams are open and which ids have been used.
     """
@@ -72,16 +72,16 @@ class ServerControl:
     # SETTINGS -------------------------------------------------------------------------------------
 
     def acked(self, frame: bytes) -> None:
-        """The peer has acknowledged our SETTINGS.
+        """Note that the client has acknowledged our SETTINGS.
 
-        Raises ProtocolViolation for a malformed frame.
+        Raises Http2Violation for a malformed frame.
         """
         if self._h2 is not None or frame != SETTINGS_ACK:
             self._engine().receive(frame)
         self._acked = True
 
     def settings(self, frame: bytes) -> dict[int, int]:
-        """The values in the peer's SETTINGS, by identifier. Raises ProtocolViolation."""
+        """Return the values in the client's SETTINGS by identifier. Raises Http2Violation."""
         known, body = self._shared.peer_settings, frame[frames.HEADER_BYTES :]
         stream_id = frame[5:9]
         values = known.get(body) if stream_id == b"\0\0\0\0" else None
@@ -105,10 +105,7 @@ class ServerControl:
     # Header blocks --------------------------------------------------------------------------------
 
     def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
-        """The headers of a request that opens a stream with HEADERS as others have before.
-
-        None: h2 is to say.
-        """
+        """Return a new request's headers from the cache; None when h2 must decode them."""
         if self._h2 is not None or flags & ~_PLAIN or not flags & frames.END_HEADERS:
             return None
         if len(self._plane.streams) >= _MAX_ADOPTED:
@@ -122,9 +119,9 @@ class ServerControl:
         return block.request
 
     def receive(self, kind: int, flags: int, frame: bytes) -> list[h2.events.Event]:
-        """HEADERS or CONTINUATION through h2.
+        """Feed HEADERS or CONTINUATION to h2 and return its events.
 
-        Raises ProtocolViolation. What h2 answers goes into the plane's output.
+        Raises Http2Violation. What h2 answers goes into the plane's output.
         """
         engine = self._engine()
         key = self._key(engine, flags, frame) if kind == frames.HEADERS else None
@@ -141,7 +138,7 @@ class ServerControl:
         return events
 
     def _key(self, engine: ControlPlane, flags: int, frame: bytes) -> Key | None:
-        """What the cache has kept the block by, once h2 has decoded it.
+        """Return the cache's key of a header block that h2 has decoded.
 
         None when it keeps no such block.
         """
@@ -153,12 +150,12 @@ class ServerControl:
     # Streams --------------------------------------------------------------------------------------
 
     def end_of_stream(self, stream_id: int) -> None:
-        """The peer ended a stream with DATA."""
+        """Tell h2 that the client ended a stream with a DATA frame."""
         if self._h2 is not None:
             self._h2.end_of_stream(stream_id)
 
     def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
-        """A stream is over on both sides, however it ended.
+        """Remove a stream that is over on both sides, however it ended.
 
         `reset_by_us`: frames for it may still be on their way.
         """
@@ -173,7 +170,7 @@ class ServerControl:
             self._h2.forget(stream_id, reset_by_us=reset_by_us)
 
     def reset_by_us(self, stream_id: int) -> bool:
-        """Among the last streams that we reset."""
+        """Return whether a stream is among the last ones that we reset."""
         return self._resets is not None and stream_id in self._resets
 
     # h2, when it is needed ------------------------------------------------------------------------

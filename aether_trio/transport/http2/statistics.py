@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Http2Statistics:
-    """Totals since the server was made, except `*_open`.
+    """HTTP/2 totals since the server was made; `*_open` are the numbers of now.
 
     `rejects` counts by reason what was refused or cut off.
     """
@@ -25,7 +25,7 @@ class Http2Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Http2ConnectionStatistics:
-    """One connection at this moment."""
+    """Figures of one HTTP/2 connection at one moment."""
 
     streams_open: int
     send_window_bytes: int
@@ -35,7 +35,7 @@ class Http2ConnectionStatistics:
 
 
 class Http2Counters:
-    """What connections count into; one per server or channel."""
+    """Mutable counters that all HTTP/2 connections of a server or channel share."""
 
     __slots__ = (
         "bytes_received",

@@ -24,30 +24,30 @@ MESSAGE_BYTES: Final = 48
 
 
 class PayloadReader(Protocol):
-    """Makes messages of a stream's DATA and puts them into its inbox."""
+    """Protocol: makes messages of a stream's DATA and puts them into its inbox."""
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """Take `data[position:stop]`.
+        """Take the DATA payload `data[position:stop]`.
 
         What cannot be accepted becomes the stream's `failure`.
         """
         ...
 
     def end(self) -> None:
-        """The peer has ended its side, and the stream has not failed."""
+        """Handle the peer's end of a stream that has not failed."""
         ...
 
     def after_read(self) -> None:
-        """Called when one read of the socket, which brought DATA, has been taken apart."""
+        """Handle the end of a socket read that brought DATA for the stream."""
         ...
 
     def drop(self) -> None:
-        """Give up the message that is arriving."""
+        """Drop the message that is still arriving."""
         ...
 
 
 class StreamHandler(Protocol):
-    """The RPC on a stream, as its connection sees it."""
+    """Protocol: the RPC on an HTTP/2 stream, as the connection calls it."""
 
     @property
     def answered(self) -> bool:
@@ -56,7 +56,7 @@ class StreamHandler(Protocol):
 
     @property
     def has_source(self) -> bool:
-        """Whether what it sends is pulled as there is room, so that little of it waits."""
+        """Whether the stream pulls its messages when there is room, so that few wait."""
         ...
 
     @property
@@ -65,27 +65,27 @@ class StreamHandler(Protocol):
         ...
 
     def fill(self) -> bool:
-        """Put bytes into the data plane. Returns True when there is more, and room for it."""
+        """Put bytes to send into the data plane; return whether more can follow now."""
         ...
 
     def on_drained(self) -> None:
-        """The kernel has everything that this stream gave."""
+        """Handle that the kernel has taken all bytes of the stream."""
         ...
 
     def on_stall(self) -> None:
-        """What this stream gave, or would give, waits for room."""
+        """Handle that the stream's bytes must wait for the peer to make room."""
         ...
 
     def on_moved(self) -> None:
-        """Some of what waits has left."""
+        """Handle that some of the stream's waiting bytes have left."""
         ...
 
     def on_peer_ended(self) -> None:
-        """The peer has ended its side while no task waits to read."""
+        """Handle that the peer ended the stream while no task waits to read."""
         ...
 
     def on_broken(self) -> None:
-        """The stream has ended abnormally (`broken_reason`): nothing more comes or goes.
+        """Handle that the stream ended abnormally (`broken_reason`).
 
         Called once.
         """
@@ -97,7 +97,7 @@ class StreamHandler(Protocol):
 
 
 class Http2Stream:
-    """The state of one stream.
+    """The state of one HTTP/2 stream, with its waiting reader and sender.
 
     The data plane and the connection change its fields; see the module docstring.
     """
@@ -155,11 +155,11 @@ class Http2Stream:
 
     @property
     def has_news(self) -> bool:
-        """Whether a reader need not wait."""
+        """Whether a reader finds a message, the end or an error without waiting."""
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
     def begin_reading(self) -> None:
-        """A task is about to wait for news.
+        """Mark the stream as being read: a task is about to wait for a message.
 
         Raises BusyResourceError when another one does.
         """
@@ -168,7 +168,7 @@ class Http2Stream:
         self.reading = True
 
     def park_reader(self) -> Awaitable[object]:
-        """Wait for `wake`.
+        """Suspend the reader until `wake` finds something for it.
 
         After `begin_reading`, without a checkpoint in between; await the result at once.
         """
@@ -181,7 +181,7 @@ class Http2Stream:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        """Resume the reader if there is news.
+        """Resume the waiting reader if there is something for it to read.
 
         Without a reader, tell the handler if the peer has ended its side.
         """
@@ -198,7 +198,7 @@ class Http2Stream:
             trio.lowlevel.reschedule(reader)
 
     async def park_sender(self) -> None:
-        """Wait for `drained`, or for the stream to break.
+        """Suspend the sender until its bytes have left or the stream breaks.
 
         Raises BusyResourceError when another task does.
         """
@@ -217,7 +217,7 @@ class Http2Stream:
             trio.lowlevel.reschedule(sender)
 
     def drained(self) -> None:
-        """Resume the sender: the kernel has everything that this stream gave."""
+        """Resume the sender: the kernel has taken all bytes of this stream."""
         self._resume_sender()
         self.handler.on_drained()
 
@@ -232,19 +232,19 @@ class Http2Stream:
 
 
 class DiscardedPayload:
-    """The PayloadReader of a stream whose DATA means nothing to us."""
+    """A PayloadReader that drops all DATA, for requests that are refused."""
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """See PayloadReader."""
+        """Drop the DATA."""
 
     def end(self) -> None:
-        """See PayloadReader."""
+        """Do nothing at the end of the stream."""
 
     def after_read(self) -> None:
-        """See PayloadReader."""
+        """Do nothing after a socket read."""
 
     def drop(self) -> None:
-        """See PayloadReader."""
+        """Do nothing: no message is kept."""
 
 
 DISCARDED: Final = DiscardedPayload()

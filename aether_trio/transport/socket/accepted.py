@@ -1,4 +1,4 @@
-"""A connection as the port hands it to a transport, and what a transport is.
+"""An accepted connection, and the interface of the transports that serve it.
 
 The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does
 the rest. The socket is plain, non-blocking and closed by the Acceptor, after the transport's
@@ -18,7 +18,7 @@ from aether_trio.transport.socket.tls import TlsSession
 
 
 def address_text(address: Any) -> str:
-    """ "host:port", for people, of what `accept` and `getpeername` return."""
+    """Format a socket address from `accept` or `getpeername` as "host:port"."""
     if not isinstance(address, tuple):
         return "unknown"
     host, port = address[:2]
@@ -26,7 +26,7 @@ def address_text(address: Any) -> str:
 
 
 def peer_of(sock: socket.socket) -> str:
-    """The other end of a socket, for logs; "unknown" when it has gone."""
+    """Return a socket's remote address for logs; "unknown" when the peer has gone."""
     try:
         return address_text(sock.getpeername())
     except OSError:
@@ -35,7 +35,7 @@ def peer_of(sock: socket.socket) -> str:
 
 @dataclass(slots=True)
 class Accepted:
-    """One connection.
+    """One accepted connection, as the port hands it to a transport.
 
     `head` is what was read of it already, without TLS; mostly the client's whole first flight.
     """
@@ -48,12 +48,12 @@ class Accepted:
 
     @property
     def peer_address(self) -> str:
-        """ "host:port", for people."""
+        """The client's address as "host:port", for people."""
         return address_text(self.address)
 
     @property
     def certificate(self) -> PeerCertificate | None:
-        """The client's, when it showed one that was verified."""
+        """The client's verified TLS certificate; None when it showed none."""
         return None if self.tls is None else self.tls.peer_certificate()
 
 
@@ -64,22 +64,19 @@ ends.
 
 
 def notice_s(deadline_s: float) -> float:
-    """Return the seconds that clients have in a drain that is over after `deadline_s`.
-
-    GOAWAY announces them.
-    """
+    """Return the seconds that GOAWAY gives clients in a drain of `deadline_s` seconds."""
     return deadline_s * _NOTICE_SHARE
 
 
 class TransportServer(Protocol):
-    """One way of speaking to the gateway."""
+    """Protocol: the gateway's server for one transport (gRPC, framed, WebSocket)."""
 
     async def serve(self, accepted: Accepted) -> None:
         """Serve one connection to its end. Raises nothing but cancellation."""
         ...
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask clients to go elsewhere, and wait until they have gone.
+        """Ask all clients to leave, and wait until they have gone.
 
         After `deadline_s` cut what is left.
 

@@ -18,9 +18,9 @@ RECEIVE_BYTES = 64 * 1024
 
 
 class ByteStream:
-    """One connection's bytes: one task reads, and one task at a time sends.
+    """Reads and sends the bytes of one HTTP/1.1 connection, with TLS or without.
 
-    `head` is read first.
+    One task reads, and one task at a time sends. `head` is read first.
     """
 
     __slots__ = ("head", "sock", "tls")
@@ -31,7 +31,7 @@ class ByteStream:
         self.head = accepted.head
 
     async def receive(self) -> bytes:
-        """What has come, at least a byte; b"" at the end.
+        """Return received bytes, at least one; b"" at the end.
 
         Raises OSError. A checkpoint, except for the head.
         """
@@ -55,18 +55,18 @@ class ByteStream:
                 return data
 
     def unread(self, data: bytes) -> None:
-        """Put bytes back that were received, for the next `receive`."""
+        """Put received bytes back for the next `receive`."""
         self.head = data + self.head
 
     async def receive_or_end(self) -> bytes:
-        """`receive`, for which a broken connection is at its end as well."""
+        """Receive bytes; return b"" also when the connection has broken."""
         try:
             return await self.receive()
         except OSError:
             return b""
 
     def send(self, data: bytes) -> memoryview | None:
-        """Give the kernel `data`.
+        """Give `data` to the kernel and return what it did not take.
 
         What it did not take (records, under TLS) is for `send_rest`. Raises OSError.
         """
@@ -75,7 +75,7 @@ class ByteStream:
         return self.send_rest(memoryview(data))
 
     def send_rest(self, data: memoryview) -> memoryview | None:
-        """Go on with what `send` handed back."""
+        """Give the kernel what `send` returned, and return what still remains."""
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
@@ -83,7 +83,7 @@ class ByteStream:
         return None if sent == len(data) else data[sent:]
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything, while no other task sends. Raises OSError."""
+        """Send all of `data`, while no other task sends. Raises OSError."""
         rest = self.send(data)
         if rest is None:
             await trio.lowlevel.checkpoint()
@@ -92,11 +92,11 @@ class ByteStream:
             rest = self.send_rest(rest)
 
     async def linger(self, seconds: float) -> None:
-        """End our side, then read and drop until the peer ends, `seconds` at most."""
+        """Shut down sending, then read and drop until the peer ends or `seconds` passed."""
         await linger(self.sock, seconds)
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
-        """End one direction of the socket or both; a task that reads sees the end."""
+        """Shut the socket down in one direction or both; a reading task sees the end."""
         try:
             self.sock.shutdown(how)
         except OSError:

@@ -1,4 +1,4 @@
-"""Checks that a verified certificate is a client's: a leaf, meant for clients.
+"""Checks that a verified TLS certificate is a client's, not an authority's.
 
 See RFC 5280 sections 4.2.1.9 and 4.2.1.12.
 
@@ -24,13 +24,13 @@ _CLIENT_AUTH: Final = bytes.fromhex("2b06010505070302")
 
 
 class _DerError(ValueError):
-    """Not DER, or no certificate."""
+    """Raised for bytes that are not DER, or not a certificate."""
 
 
 def client_problem(certificate: bytes) -> str:
-    """Why this DER certificate cannot be a client's, as the end of a sentence.
+    """Return why a DER certificate cannot be a client's; "" when it can.
 
-    "" when it can.
+    The text is the end of a sentence.
     """
     try:
         for object_id, value in _extensions(certificate):
@@ -44,7 +44,7 @@ def client_problem(certificate: bytes) -> str:
 
 
 def _extensions(certificate: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(object id, value) of each extension."""
+    """Yield (object id, value) of each extension of a DER certificate."""
     body = _only(certificate, _SEQUENCE)
     to_be_signed = next((value for tag, value in _elements(body) if tag == _SEQUENCE), b"")
     for tag, value in _elements(to_be_signed):
@@ -66,7 +66,7 @@ def _object_ids(value: bytes) -> list[bytes]:
 
 
 def _only(data: bytes, wanted: int) -> bytes:
-    """The content of the one element in `data`."""
+    """Return the content of the only DER element in `data`."""
     found = list(_elements(data))
     if len(found) != 1 or found[0][0] != wanted:
         raise _DerError
@@ -74,7 +74,7 @@ def _only(data: bytes, wanted: int) -> bytes:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(tag, content) of the elements that follow each other."""
+    """Yield (tag, content) of the DER elements that follow each other."""
     position = 0
     while position < len(data):
         if position + 2 > len(data):

@@ -1,4 +1,4 @@
-"""What the first bytes of a connection say, and how its language says no.
+"""Tells a connection's protocol by its first bytes, and refuses in that protocol.
 
 Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior
 knowledge (RFC 9113 section 3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1
@@ -55,28 +55,28 @@ _NAMES: Final = {
 
 
 def transport_of(head: bytes) -> str | None:
-    """The transport that `head` asks for: GRPC, FRAMED or WEBSOCKET.
+    """Return the transport that a connection's first bytes ask for, or None.
 
-    None: not (yet) any.
+    None: an unknown protocol, or too few bytes yet.
     """
     found = _TRANSPORT(head)
     return None if found is None else found.lastgroup
 
 
 def may_become_one(head: bytes) -> bool:
-    """Whether more bytes can still make it a transport's first word."""
+    """Return whether more bytes can still make `head` a transport's first word."""
     return any(word.startswith(head) for word in _WORDS)
 
 
 def speaks(transports: Sequence[str], *, tls: bool) -> str:
-    """What a port with these transports says of itself."""
+    """Say in a sentence which protocols a port with these transports speaks."""
     names = [_NAMES[transport] for transport in transports]
     listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     return f"this port speaks {listed}{', all over TLS' if tls and len(names) > 1 else ', over TLS' if tls else ''}"
 
 
 def refusal(head: bytes, text: str) -> bytes:
-    """Encode `text` in the protocol of `head`, as its client is likely to show it."""
+    """Encode the refusal `text` in the protocol of a client's first bytes."""
     transport = transport_of(head)
     if transport == GRPC:
         # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a

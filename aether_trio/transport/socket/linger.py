@@ -1,4 +1,4 @@
-"""Closing a socket so that the peer still reads our last words."""
+"""Closes a socket so that the peer can still read our last bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _READ_BYTES = 64 * 1024
 
 
 async def linger(sock: socket.socket, seconds: float) -> None:
-    """End our side, then read and drop until the peer ends, `seconds` at most.
+    """Shut down sending, then read and drop until the peer ends or `seconds` passed.
 
     A socket closed with unread bytes in it sends a reset, and a reset makes the peer's kernel throw
     away what it has received and not read: the GOAWAY that says why.

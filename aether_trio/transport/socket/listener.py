@@ -1,4 +1,4 @@
-"""TCP listeners and the accept loop.
+"""Opens TCP listeners and accepts their connections.
 
 Plain non-blocking sockets throughout (see http2/connection.py for why). `Acceptor` hands each
 accepted socket, configured, to a handler in a new task: a Port (port.py), which chooses the
@@ -38,7 +38,7 @@ _ACCEPTS_PER_TURN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TcpSettings:
-    """What is set on accepted sockets.
+    """Options of TCP listeners and of the sockets that they accept.
 
     The keepalive values let the kernel find a dead peer in about 50 s.
     """
@@ -112,7 +112,7 @@ def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[s
 def open_tcp_listeners(
     host: str | None, port: int, *, backlog: int = 1024, reuse_port: bool = False
 ) -> list[socket.socket]:
-    """`bind_tcp`, listening."""
+    """Bind sockets to one TCP port as `bind_tcp` does, and listen."""
     listeners = bind_tcp(host, port, reuse_port=reuse_port)
     try:
         for listener in listeners:
@@ -129,7 +129,7 @@ def _close_all(sockets: list[socket.socket]) -> None:
 
 
 class Acceptor:
-    """Accepts until cancelled.
+    """Accepts TCP connections and runs a handler task for each.
 
     The connections live in `nursery`, which outlives the accepting.
 
@@ -147,7 +147,7 @@ class Acceptor:
         return ListenerStatistics(self._accepted, self._open, self._refused, self._pauses)
 
     async def serve(self, listeners: Sequence[socket.socket], handler: Handler) -> None:
-        """Accept until cancelled, then close the listeners."""
+        """Accept connections until cancelled, then close the listeners."""
         try:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
@@ -221,9 +221,9 @@ class Acceptor:
 
 
 def set_options(sock: socket.socket, settings: TcpSettings) -> None:
-    """No Nagle, and the kernel looking for peers that vanished.
+    """Switch Nagle's algorithm off and TCP keepalive on for a socket.
 
-    An idle time of 0 lets it not look.
+    A keepalive idle time of 0 leaves keepalive off.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, settings.keepalive_idle_s > 0)

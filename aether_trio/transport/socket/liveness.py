@@ -1,4 +1,4 @@
-"""Whether a peer has ended its connection, asked of the kernel without reading."""
+"""Asks the kernel whether a peer has ended its connection, without reading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ENDS: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 def has_input(sock: socket.socket) -> bool:
-    """Whether a read would return something, or the end."""
+    """Return whether a read of the socket would return bytes or the end."""
     if sock.fileno() < 0:
         return False
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""One port with several transports: ends TLS and hands connections to a transport.
+"""Serves several transports on one port: ends TLS and detects the protocol.
 
 Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its
 first plain bytes. What is no transport of this port gets a short error in its own language and is
@@ -36,13 +36,12 @@ _LINGER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PortStatistics:
-    """`undecided` are connections of now.
+    """A port's connections: those without a transport now, and totals of the others.
 
-    Totals: `chosen` by transport, `rejects` by reason.
-
-    The reasons: silent (ended without a word), timeout, truncated (ended within the first word),
-    unknown (no language of ours), transport_off (one that is not spoken here), tls_unexpected,
-    tls_missing, tls_handshake, tls_records (after the handshake: broken, or without data).
+    `chosen` counts by transport, `rejects` by reason: silent (ended without a word), timeout,
+    truncated (ended within the first word), unknown (no language of ours), transport_off (one that
+    is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
+    handshake: broken, or without data).
     """
 
     undecided: int
@@ -51,7 +50,7 @@ class PortStatistics:
 
 
 class _ConnectionRefused(Exception):
-    """The connection cannot be served; `text` says why to the peer.
+    """Raised when a connection cannot be served; `text` tells the client why.
 
     Without a text TLS has said what there is to say, or the peer would not read it.
     """
@@ -63,7 +62,7 @@ class _ConnectionRefused(Exception):
 
 
 class Port:
-    """What serves the sockets that are accepted on one port.
+    """Detects the protocol of each connection of one port and picks its transport.
 
     `transports` are those spoken there, by name.
 
@@ -118,7 +117,7 @@ class Port:
         return self._transports[name]
 
     async def _decide(self, accepted: Accepted) -> TransportServer | None:
-        """The transport; None when there is none, and the peer has been told."""
+        """Return the connection's transport; None when the connection was refused."""
         self._undecided += 1
         try:
             with trio.fail_after(self._timeout_s):
@@ -138,7 +137,7 @@ class Port:
         return None
 
     async def _end_tls(self, accepted: Accepted, context: ssl.SSLContext) -> TransportServer | None:
-        """Do the handshake; the transport when ALPN says which."""
+        """Do the TLS handshake; return the transport if the client's ALPN names it."""
         if not accepted.head:
             accepted.head = await _receive(accepted.sock)
         if not accepted.head:
@@ -157,7 +156,7 @@ class Port:
         return None if name is None else self._transport(name)
 
     async def _look(self, accepted: Accepted) -> TransportServer:
-        """Read until the first word is there, or cannot come any more."""
+        """Read until the client's first bytes show which transport it speaks."""
         while True:
             head = accepted.head
             name = first_bytes.transport_of(head)
@@ -194,7 +193,7 @@ class Port:
 
 
 def alpn_of(transports: Mapping[str, Any]) -> list[str]:
-    """What a TLS port with these transports offers, in the order of its preference."""
+    """Return the ALPN protocols that a TLS port with these transports offers."""
     return [protocol for transport, protocol in first_bytes.ALPN.items() if transport in transports]
 
 

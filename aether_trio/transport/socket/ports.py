@@ -25,7 +25,7 @@ from aether_trio.transport.socket.tls import TlsFiles, server_context
 
 
 class Ports:
-    """The ports of a gateway: the shared one, and those of single transports.
+    """All ports of a gateway: the shared one, and those of single transports.
 
     The constructor opens them, so that OSError comes early: a port that is taken, a certificate of
     no use.
@@ -69,7 +69,7 @@ class Ports:
         """Of the shared port; of the first transport when none shares."""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve, until cancelled or drained."""
+        """Accept and serve connections on all ports, until cancelled or drained."""
         async with trio.open_nursery() as connections:
             self._acceptor = Acceptor(connections, self._tcp)
             with self._accepting:
@@ -79,7 +79,7 @@ class Ports:
                     task_status.started()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept no more, and drain every transport.
+        """Accept no more connections, and drain every transport.
 
         At the latest after `deadline_s` their connections have ended.
 
@@ -92,13 +92,13 @@ class Ports:
             task_status.started()
 
     def close(self) -> None:
-        """Close the listeners of ports that were opened and not served."""
+        """Close the listeners of ports that were opened but never served."""
         for _, listeners in self._ports:
             for listener in listeners:
                 listener.close()
 
     def statistics(self) -> PortStatistics:
-        """Of all ports together."""
+        """Return the statistics of all ports together."""
         undecided = 0
         chosen: Counter[str] = Counter()
         rejects: Counter[str] = Counter()
@@ -110,14 +110,14 @@ class Ports:
         return PortStatistics(undecided, dict(chosen), dict(rejects))
 
     def listener_statistics(self) -> ListenerStatistics:
-        """Of all ports together."""
+        """Return the statistics of all ports' listeners together."""
         return ListenerStatistics(0, 0, 0, 0) if self._acceptor is None else self._acceptor.statistics()
 
 
 def _shares(
     transports: Mapping[str, TransportServer], port: int, own: Mapping[str, int]
 ) -> list[tuple[int, list[str]]]:
-    """(port, the names of its transports), the shared port first."""
+    """Return (port, the transports on it) for each port, the shared one first."""
     shared = [name for name in transports if name not in own]
     alone = [(own[name], [name]) for name in transports if name in own]
     return [(port, shared), *alone] if shared else alone

@@ -1,4 +1,4 @@
-"""Makes TLS contexts from certificate files, and turns bytes into records.
+"""Makes TLS contexts from certificate files; encrypts and decrypts TLS records.
 
 `TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back.
 trio's SSLStream does the same around a stream, but then sending is a coroutine; here a connection
@@ -36,7 +36,7 @@ in 2**24 records.
 
 
 class ClientCertificates(StrEnum):
-    """What is asked of clients when there is a client CA."""
+    """Whether clients must show a certificate when a client CA is set."""
 
     REQUIRED = "required"
     OPTIONAL = "optional"
@@ -44,7 +44,7 @@ class ClientCertificates(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. `client_ca_file` turns client certificates on."""
+    """Paths of a server's PEM files; `client_ca_file` turns client certificates on."""
 
     cert_file: Path
     key_file: Path
@@ -53,7 +53,7 @@ class TlsFiles:
 
 
 def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
-    """Make a server's context: TLS 1.3, without session tickets.
+    """Make a server's TLS context: TLS 1.3, without session tickets.
 
     A ticket would cost a kilobyte for each connection, and long streams rarely resume.
 
@@ -106,7 +106,7 @@ def _unusable(file: Path, reason: str) -> OSError:
 def client_context(
     *, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """Make a client's context, with the system's CAs or `ca_file`."""
+    """Make a client's TLS context, with the system's CAs or `ca_file`."""
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN_H2])
@@ -116,7 +116,7 @@ def client_context(
 
 
 class TlsSession:
-    """One connection's TLS state.
+    """One connection's TLS state: encrypts and decrypts bytes without a socket.
 
     `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats.
 
@@ -138,9 +138,9 @@ class TlsSession:
         """The peer has said close_notify: it is at its end, whatever more its socket brings."""
 
     async def handshake(self, sock: socket.socket, head: bytes = b"") -> None:
-        """Raises ssl.SSLError or OSError; the caller sets the deadline.
+        """Do the TLS handshake on `sock`; on failure, send the alert that says why.
 
-        Sends the alert that says why it failed.
+        Raises ssl.SSLError or OSError; the caller sets the deadline.
         """
         self._incoming.write(head)
         try:
@@ -181,7 +181,7 @@ class TlsSession:
         self._incoming.write(data)
 
     def seal(self, data: bytes) -> bytes:
-        """Records for `data`, together with whatever else TLS has to say."""
+        """Encrypt `data` into TLS records, behind whatever else TLS has to send."""
         rest = memoryview(data)
         while rest:
             # OpenSSL may take one record of 16 KiB at a time.
@@ -189,9 +189,9 @@ class TlsSession:
         return self._outgoing.read()
 
     def open(self, data: bytes) -> bytes:
-        """The plain bytes of the records that are complete.
+        """Decrypt received TLS records and return the bytes of the complete ones.
 
-        B"" when none is, or when they hold the end (`ended`).
+        b"" when none is complete, or when they hold the end (`ended`).
 
         What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no
         further, so it would be kept.
@@ -231,7 +231,7 @@ class TlsSession:
         return self._object.version()
 
     def peer_certificate(self) -> PeerCertificate | None:
-        """What the verified certificate says; None when the peer showed none."""
+        """Return what the peer's verified certificate says; None when it showed none."""
         certificate: dict[str, Any] | None = self._object.getpeercert()
         if not certificate:
             return None

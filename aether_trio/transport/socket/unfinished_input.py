@@ -1,4 +1,4 @@
-"""Bounds the messages that have begun and are not finished, in bytes and in time.
+"""Bounds the messages that clients have begun and not finished, in bytes and time.
 
     unfinished = UnfinishedInput(UnfinishedLimits())
     nursery.start_soon(unfinished.watch)
@@ -54,7 +54,7 @@ _A_TURN: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedLimits:
-    """Of one gateway."""
+    """A gateway's limits on messages that clients began and did not finish."""
 
     total_bytes: int = 64 * MIB
     """Six of the largest messages at once; it is reached by them alone, for others are finished
@@ -67,9 +67,7 @@ class UnfinishedLimits:
 
 
 class Receiver(Protocol):
-    """Assembles one message at a time: a gRPC stream, or a connection.
-
-    Hashed by identity.
+    """Protocol: assembles one message at a time, for a gRPC stream or a connection.
 
     Hashed by identity.
     """
@@ -79,11 +77,11 @@ class Receiver(Protocol):
 
     @property
     def awaits_rest(self) -> bool:
-        """Whether the peer could send now: a task reads, and there is room."""
+        """Whether the peer could send the rest now: a task reads, and there is room."""
         ...
 
     def give_up(self, error: StatusError) -> None:
-        """Drop what is held, and let the reader have `error`.
+        """Drop the unfinished message and let its reader get `error`.
 
         Any task may call it; never blocks.
         """
@@ -92,9 +90,9 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedStatistics:
-    """`messages` and `bytes` of now, those within the allowances included.
+    """Unfinished messages that a gateway holds now, and totals of those given up.
 
-    `counted_bytes` fill the budget. The rest are totals.
+    `messages` and `bytes` include those within the allowances; `counted_bytes` fill the budget.
     """
 
     messages: int
@@ -105,7 +103,7 @@ class UnfinishedStatistics:
 
 
 class _Begun:
-    """One message under way."""
+    """One unfinished message: how much is held of it, and how it grows."""
 
     __slots__ = ("grown_at", "held", "looks", "mark")
 
@@ -116,7 +114,7 @@ class _Begun:
 
 
 class Account:
-    """What one connection has begun to say. Made by UnfinishedInput.account."""
+    """Reports one connection's unfinished messages to the gateway's budget."""
 
     __slots__ = ("_budget", "begun", "counted", "held", "host")
 
@@ -128,7 +126,7 @@ class Account:
         self.counted = 0
 
     def note(self, receiver: Receiver, held: int, *, anew: bool = False) -> None:
-        """`receiver` holds so many bytes of a message; 0: of none.
+        """Record how many bytes `receiver` holds of an unfinished message; 0 for none.
 
         `anew`: not of the one that it held before.
         """
@@ -158,7 +156,7 @@ class Account:
 
 
 class UnfinishedInput:
-    """The budget of one gateway. See the module docstring."""
+    """A gateway's budget of memory for unfinished messages."""
 
     def __init__(self, limits: UnfinishedLimits | None = None) -> None:
         self.limits = limits or UnfinishedLimits()
@@ -167,11 +165,11 @@ class UnfinishedInput:
         self._given_up = self._too_slow = 0
 
     def account(self, address: Any) -> Account:
-        """For one connection. `address` is its peer's, as `accept` returns it."""
+        """Make the account of a new connection from `address`, as `accept` returns it."""
         return Account(self, _host_of(address))
 
     def statistics(self) -> UnfinishedStatistics:
-        """Of now, and totals."""
+        """Return how many unfinished messages are held, and totals of those given up."""
         return UnfinishedStatistics(
             messages=sum(len(account.begun) for account in self._accounts),
             bytes=sum(account.held for account in self._accounts),
@@ -182,11 +180,11 @@ class UnfinishedInput:
 
     @property
     def is_full(self) -> bool:
-        """Whether more is held than may be."""
+        """Whether the unfinished messages exceed the budget."""
         return self._counted > self.limits.total_bytes
 
     def count(self, account: Account, change: int) -> None:
-        """Called by the account after every change of its messages."""
+        """Add a change in an account's counted bytes; the account calls this."""
         self._counted += change
         if account.begun:
             self._accounts[account] = None
@@ -194,7 +192,7 @@ class UnfinishedInput:
             self._accounts.pop(account, None)
 
     def make_room(self) -> None:
-        """Give up messages until the budget is kept."""
+        """Give up unfinished messages until the rest fits the budget."""
         while self.is_full:
             account, receiver = self._victim()
             self._given_up += 1
@@ -225,7 +223,7 @@ class UnfinishedInput:
         return account, receiver
 
     async def watch(self) -> None:
-        """Give up what does not go on. Runs until cancelled, beside the connections."""
+        """Give up unfinished messages that make no progress. Runs until cancelled."""
         while True:
             await trio.sleep(self.limits.wait_s / LOOKS)
             for count, account in enumerate(tuple(self._accounts)):
@@ -252,8 +250,6 @@ class UnfinishedInput:
 
 def _host_of(address: Any) -> str:
     """Return the host of an address: IPv4 as it is, IPv6 as its /64 network.
-
-    One host may use all addresses of its network.
 
     One host may use all addresses of its network.
     """

@@ -1,4 +1,4 @@
-"""Sends one connection's bytes, without a task while the kernel takes them.
+"""Sends a connection's bytes, with a task only while the socket has no room.
 
     writer = SocketWriter(source, sock, tls, nursery)
     writer.kick()                       # the source has something new
@@ -35,45 +35,45 @@ UNBOUNDED: Final = 1 << 62
 
 
 class WriteSource(Protocol):
-    """What a SocketWriter asks of the connection for which it writes."""
+    """Protocol: the connection from which a SocketWriter gets the bytes to send."""
 
     def fill(self) -> None:
-        """Put the next bytes into the writer's queue; nothing when nothing waits.
+        """Put the next bytes to send into the writer's queue, if there are any.
 
         At most BURST_BYTES and one message.
         """
         ...
 
     def flushed(self) -> bool:
-        """The kernel has all that was queued.
+        """Note that the kernel took all queued bytes; return whether more may follow.
 
-        Returns whether `fill` may find more. May be called without new bytes.
+        May be called without new bytes.
         """
         ...
 
     def on_stall(self, *, moved: bool) -> None:
-        """The writer task begins to wait for room.
+        """Note that the writer begins to wait for the peer to make room.
 
         With `moved`, it has sent some of the backlog and waits again.
         """
         ...
 
     def on_overflow(self) -> None:
-        """More than `max_queued_bytes` wait for a peer that does not read.
+        """Note that more than `max_queued_bytes` wait for a peer that does not read.
 
         `on_broken` follows.
         """
         ...
 
     def on_broken(self) -> None:
-        """The connection has broken, or was aborted; nothing will be sent any more.
+        """Note that the connection broke or was aborted: nothing more will be sent.
 
         Called once.
         """
         ...
 
     def on_defect(self, error: Exception) -> None:
-        """A method of this source raised: report a defect of the gateway.
+        """Handle an internal error that a method of this source raised.
 
         See model/containment.py.
         """
@@ -81,30 +81,30 @@ class WriteSource(Protocol):
 
 
 class Sealer(Protocol):
-    """TLS without a socket: plain bytes on one side, records on the other."""
+    """Protocol: encrypts and decrypts a connection's TLS records without a socket."""
 
     @property
     def ended(self) -> bool:
-        """Whether the peer has ended its side."""
+        """Whether the peer has ended its side of the TLS connection."""
         ...
 
     def seal(self, data: bytes) -> bytes:
-        """Records that hold `data`."""
+        """Encrypt `data` into TLS records."""
         ...
 
     def open(self, data: bytes) -> bytes:
-        """The plain bytes of the records that are complete."""
+        """Decrypt received TLS records and return the bytes of the complete ones."""
         ...
 
 
 class SentBytes(Protocol):
-    """Where the bytes that the kernel took are counted."""
+    """Protocol: counts the bytes that the kernel took."""
 
     bytes_sent: int
 
 
 class SocketWriter:
-    """Writes what `source` has to `sock`.
+    """Writes the bytes of a connection (`source`) to its socket, without blocking.
 
     `nursery` holds the task that waits for room.
     """
@@ -157,16 +157,16 @@ class SocketWriter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the kernel has everything, or nothing will be sent any more."""
+        """Whether the kernel has all bytes, or nothing will be sent any more."""
         return self.is_broken or not (self.is_writing or self.queue)
 
     @property
     def backlog_bytes(self) -> int:
-        """Bytes that were to be sent and that the kernel has not taken."""
+        """The bytes that the kernel has not taken yet."""
         return 0 if self._backlog is None else len(self._backlog)
 
     def kick(self) -> None:
-        """Send what there is, now or as soon as there is room. Cheap to call twice."""
+        """Send what the source has, now or as soon as there is room. Cheap to call twice."""
         if self._kicking:
             self._again = True
             return
@@ -208,7 +208,7 @@ class SocketWriter:
         self._start_task(source)
 
     def _send(self) -> bool:
-        """Hand the queue to the kernel.
+        """Hand the queued bytes to the kernel.
 
         Returns False when some of it must wait, or the connection has broken.
         """
@@ -246,7 +246,7 @@ class SocketWriter:
         source.on_stall(moved=False)
 
     async def _write(self) -> None:
-        """Wait until the kernel has the backlog; then send what has come meanwhile."""
+        """Wait until the kernel has the backlog; then send what was queued meanwhile."""
         failure: Exception | None = None
         try:
             await self._write_backlog()
@@ -293,7 +293,7 @@ class SocketWriter:
     # -- ending ------------------------------------------------------------------------------------
 
     async def wait_flushed(self) -> None:
-        """Wait until the kernel has the whole queue, or the connection has broken.
+        """Wait until the kernel has all queued bytes, or the connection has broken.
 
         A checkpoint.
         """
@@ -304,7 +304,7 @@ class SocketWriter:
             await self._flushed.wait()
 
     def abort(self) -> None:
-        """Drop what waits and end the socket in both directions: its reader sees the end.
+        """Drop the bytes that wait and shut the socket down; its reader sees the end.
 
         Idempotent.
         """
@@ -320,7 +320,7 @@ class SocketWriter:
             self._source.on_broken()
 
     def release(self) -> None:
-        """Send nothing more, and refer to the source no more.
+        """Send nothing more, and drop the reference to the source.
 
         To be called before the socket is closed. Idempotent.
         """

@@ -39,13 +39,13 @@ REASON_BYTES: Final = 123
 
 
 def close_code(status: Status) -> int:
-    """The code that says how a stream has ended."""
+    """Return the WebSocket close code for the status that ended a stream."""
     if status is Status.OK:
         return NORMAL
     return (RECONNECT if status in RECONNECTABLE else STAY_AWAY) + status
 
 
 def close_reason(text: str) -> str:
-    """The text, cut to REASON_BYTES of UTF-8 at a character."""
+    """Cut the text of a close frame to REASON_BYTES of UTF-8, at a character."""
     data = text.encode("utf-8", "replace")
     return data[:REASON_BYTES].decode("utf-8", "ignore")

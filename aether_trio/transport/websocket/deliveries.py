@@ -1,4 +1,4 @@
-"""Tracks deliveries until the client acknowledges them, and the room it has left.
+"""Tracks the messages sent to a WebSocket client until it acknowledges them.
 
 The client says `{"deliveries": {"done": 42, "messages": 1000, "bytes": 4194304}}`: it is done with
 the first 42 deliveries of this connection, and holds at most so many messages, of so many bytes,
@@ -48,16 +48,16 @@ _decode: Final = msgspec.json.Decoder(_Message).decode
 
 
 def is_statement(data: bytes) -> bool:
-    """Whether this is a statement, right or wrong, and no UpstreamMessage.
-
-    Its key stands in front.
-    """
+    """Return whether a client's JSON, right or wrong, acknowledges deliveries."""
     head = data[:_MARK_WITHIN]
     return _MARK in head and head.split(_MARK, 1)[0].strip() == b"{"
 
 
 class Deliveries:
-    """See the module docstring. `log` names the log that the offsets are of."""
+    """The messages sent to one WebSocket client that it has not acknowledged yet.
+
+    `log` names the log that the offsets are of.
+    """
 
     __slots__ = ("_bytes", "_done", "_log", "_max_bytes", "_max_messages", "_open", "_sent")
 
@@ -70,12 +70,12 @@ class Deliveries:
 
     @property
     def room(self) -> tuple[int, int]:
-        """How many messages, and bytes, may be delivered now; (0, 0) for none."""
+        """How many messages, and bytes, may be sent now; (0, 0) for none."""
         messages, size = min(self._max_messages, MOST_NOT_DONE) - len(self._open), self._max_bytes - self._bytes
         return (messages, size) if messages > 0 and size > 0 else (0, 0)
 
     def deliver(self, encoded: bytes, origin: Origin, offset: int, size: int) -> bytes:
-        """The JSON of a message with its place, which is on its way from now on.
+        """Return a message's JSON with its topic and offset, and count it as sent.
 
         `size`: of the serialized message.
         """
@@ -86,7 +86,7 @@ class Deliveries:
         return b'%s,"delivery":{"topic":%s,"log":%s,"offset":%d}}' % (encoded[:-1], topic, self._log, offset)
 
     def stated(self, data: bytes) -> list[tuple[Origin, int]]:
-        """Take a statement; returns what is acknowledged by it. Raises StatusError."""
+        """Apply a client's acknowledgement and return what it covers. Raises StatusError."""
         try:
             said = _decode(data).deliveries
         except (msgspec.ValidationError, msgspec.DecodeError) as error:

@@ -1,4 +1,4 @@
-"""Takes apart the frames of a WebSocket client (RFC 6455 section 5).
+"""Parses the frames of a WebSocket client (RFC 6455 section 5).
 
     reader = FrameReader(max_message_bytes=2 * MIB)
     reader.feed(data)
@@ -26,7 +26,7 @@ _MASK_BYTES: Final = 4
 
 
 class CloseCode(IntEnum):
-    """Those that this reader finds reasons for (section 7.4.1)."""
+    """WebSocket close codes for a client's mistakes in its frames (section 7.4.1)."""
 
     PROTOCOL_ERROR = 1002
     INVALID_TEXT = 1007
@@ -34,7 +34,7 @@ class CloseCode(IntEnum):
 
 
 class FrameError(Exception):
-    """The peer broke a rule; `code` is for the close frame."""
+    """Raised when the client broke the WebSocket protocol; `code` is for closing."""
 
     def __init__(self, code: CloseCode, message: str) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class FrameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataFrame:
-    """A whole message."""
+    """A complete WebSocket message."""
 
     text: bool
     data: bytes
@@ -51,24 +51,24 @@ class DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A data frame whose message goes on. It says nothing, and costs something."""
+    """A data frame of a WebSocket message that is not complete yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PingFrame:
-    """To be answered with the same payload."""
+    """A WebSocket ping, which is to be answered with the same payload."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PongFrame:
-    """The answer to a ping."""
+    """A WebSocket pong, the answer to a ping."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseFrame:
-    """The peer's last frame. `code` is None when it gave none."""
+    """A client's WebSocket close frame; `code` is None when it gave none."""
 
     code: int | None
     reason: str
@@ -81,7 +81,7 @@ _PONG_EVENT: Final = PongFrame()
 
 
 class FrameReader:
-    """See the module docstring. `max_message_bytes` may be changed between two calls."""
+    """Parses the bytes of one WebSocket client into frames, without I/O."""
 
     __slots__ = (
         "_at",
@@ -113,21 +113,21 @@ class FrameReader:
 
     @property
     def held_bytes(self) -> int:
-        """Of a message that has begun; at least 1 if there is one."""
+        """The bytes held of an unfinished message; at least 1 if there is one."""
         return 0 if self._part is None else len(self._part) or 1
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes that were fed and not taken yet: whole frames, or the beginning of one."""
+        """The bytes that were fed and not parsed yet."""
         return len(self._buffer) - self._at
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they came. Called when `next` has returned None, or in between."""
+        """Add received bytes, which `next` parses."""
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
     def next(self) -> Event | None:
-        """The next frame's event; None when there is no whole frame any more.
+        """Parse and return the next frame; None when no whole frame is left.
 
         Raises FrameError.
         """
@@ -143,7 +143,7 @@ class FrameReader:
             raise
 
     def give_up(self) -> None:
-        """Forget the message that has begun, and everything else."""
+        """Drop the unfinished message and all bytes that were not parsed yet."""
         self._part = None
         self._buffer = b""
         self._at = self._due = 0
@@ -214,7 +214,7 @@ class FrameReader:
         return self._go_on()
 
     def _go_on(self) -> Event | None:
-        """With the payload of a data frame."""
+        """Add the next payload bytes of an incomplete data frame to its message."""
         part = self._part
         assert part is not None
         piece = self._buffer[self._at : self._at + self._due]
@@ -283,11 +283,11 @@ def _close(payload: bytes) -> CloseFrame:
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
-    """A server's close frame; the reason has at most 123 bytes of UTF-8."""
+    """Build a server's close frame; the reason has at most 123 bytes of UTF-8."""
     payload = b"" if code is None else code.to_bytes(2, "big") + reason.encode()
     return bytes((_FIN | _CLOSE, len(payload))) + payload
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """A server's answer to a ping."""
+    """Build a server's pong frame with a ping's payload."""
     return bytes((_FIN | _PONG, len(payload))) + payload

@@ -1,4 +1,4 @@
-"""The WebSocket upgrade, judged without I/O (RFC 6455 section 4.2).
+"""Checks a client's WebSocket upgrade request, without I/O (RFC 6455 section 4.2).
 
 Beyond what the RFC asks: the client must offer one of our subprotocols, the page's origin must be
 allowed, and the URL has no query: addresses end up in logs and histories, so credentials must not
@@ -27,7 +27,7 @@ _VERSION = "13"
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """Agreed: what to answer, and the codec of all that follows."""
+    """The gateway's response to a WebSocket upgrade that it accepts, and the codec."""
 
     codec: Codec
     response: bytes
@@ -39,7 +39,7 @@ _SUBPROTOCOLS: Final[dict[str, Codec]] = {**CODECS, ACKNOWLEDGED: JSON}
 
 
 class UpgradeRefused(Exception):
-    """Not agreed, with this answer.
+    """Raised when a WebSocket upgrade is refused; holds the HTTP answer.
 
     `reason`, for the statistics: no_websocket, version, key, origin, query, subprotocol.
     """
@@ -52,7 +52,7 @@ class UpgradeRefused(Exception):
 
 
 def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback: bool) -> Upgrade:
-    """Raises UpgradeRefused."""
+    """Accept a WebSocket upgrade request. Raises UpgradeRefused."""
     headers = request.headers
     if "websocket" not in _tokens(headers.get("upgrade", "")) or "upgrade" not in _tokens(
         headers.get("connection", "")

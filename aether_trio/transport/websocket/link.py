@@ -1,4 +1,4 @@
-"""A participant's Link over one WebSocket.
+"""Carries one client's session over a WebSocket: the gateway's end.
 
 frames.py checks and takes apart the frames; reading happens in `receive` and nowhere else, so a
 session that does not call it stops its peer, and an idle connection is one task. Pings are answered
@@ -65,9 +65,9 @@ _NOT_PINGED.set()
 
 
 class WebSocketLink:
-    """See transport.link.Link.
+    """The Link of one client that is connected by WebSocket.
 
-    Made when the upgrade has been answered; `early` came right behind the request.
+    Made when the upgrade has been answered.
     """
 
     __slots__ = (
@@ -138,7 +138,7 @@ class WebSocketLink:
     # -- reading -----------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[UpstreamMessage]:
-        """See Link."""
+        """Return the client's next messages; an empty sequence after its close frame."""
         if self._failure is not None or self._ended is not None:
             await trio.lowlevel.checkpoint()
         while self._failure is None and self._ended is None:
@@ -156,7 +156,7 @@ class WebSocketLink:
         return ()
 
     async def _read(self) -> bytes:
-        """What has come; b"" when the message that has begun was given up meanwhile."""
+        """Wait for bytes; return b"" if the unfinished message was given up meanwhile."""
         try:
             if self._frames.held_bytes:
                 data = b"-"
@@ -178,7 +178,7 @@ class WebSocketLink:
         return data
 
     async def _pace(self) -> None:
-        """Wait until the client is within its rate. A checkpoint only if it is not."""
+        """Wait until the client is within its message rate; no checkpoint if it is."""
         rate = self._rate
         most = int(rate.burst)
         while self._owed:
@@ -191,7 +191,7 @@ class WebSocketLink:
                 self._owed -= count
 
     def _take(self) -> list[UpstreamMessage]:
-        """The messages of the next FRAMES_AT_ONCE frames."""
+        """Parse up to FRAMES_AT_ONCE frames and return the messages in them."""
         reader, batch = self._frames, list[UpstreamMessage]()
         ping: frames.PingFrame | None = None
         count, anew, room = 0, False, False
@@ -240,11 +240,11 @@ class WebSocketLink:
 
     @property
     def awaits_rest(self) -> bool:
-        """See unfinished.Receiver."""
+        """Whether a task waits for the rest of an unfinished message."""
         return self._waiting is not None
 
     def give_up(self, error: StatusError) -> None:
-        """See unfinished.Receiver."""
+        """Drop the unfinished message and let `receive` raise `error`."""
         if self._failure is None and self._ended is None:
             self._failure = error
             self._rejects["unfinished_message"] += 1
@@ -254,7 +254,7 @@ class WebSocketLink:
                 self._waiting.cancel()
 
     def _decode(self, event: frames.DataFrame) -> UpstreamMessage:
-        """Raises StatusError."""
+        """Decode a WebSocket message to an UpstreamMessage. Raises StatusError."""
         if event.text is not self._codec.text:
             self._close_as = UNSUPPORTED_DATA
             self._rejects["wrong_type"] += 1
@@ -283,16 +283,14 @@ class WebSocketLink:
     # -- writing -----------------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
         self._output.attach(source)
 
     def accept(self) -> None:
-        """See Link."""
+        """Allow messages of full length from now on: the client's session is accepted."""
         self.accepted = True
         self._frames.max_message_bytes = self._max_bytes
 
     def kick(self) -> None:
-        """See Link."""
         self._output.writer.kick()
 
     def ping_if_quiet(self) -> None:
@@ -301,20 +299,17 @@ class WebSocketLink:
 
     @property
     def stalled_since(self) -> float | None:
-        """See Link."""
         return self._output.writer.stalled_since
 
     def peer_has_ended(self) -> bool:
-        """See Link."""
         return self._output.writer.is_broken or has_ended(self._stream.sock)
 
     @property
     def has_input(self) -> bool:
-        """See Link."""
         return self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
 
     async def round_trip(self) -> None:
-        """See Link: a ping, and its pong.
+        """Send a ping and wait for a pong, ROUND_TRIP_S at most.
 
         A pong that answers an earlier ping was sent later than that, too.
         """
@@ -326,7 +321,7 @@ class WebSocketLink:
     # -- ending ------------------------------------------------------------------------------------
 
     async def close(self, status: Status, message: str = "") -> None:
-        """See Link.
+        """End the WebSocket with a close frame that carries the status.
 
         Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's.
         """
@@ -347,7 +342,7 @@ class WebSocketLink:
         output.release()
 
     async def _await_answer(self) -> None:
-        """Read and drop until the peer's close frame, or its end.
+        """Read and drop input until the client's close frame or the connection's end.
 
         A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop
         our close frame.
@@ -363,7 +358,7 @@ class WebSocketLink:
                 pass
 
     async def _read_to_close(self) -> bool:
-        """Drop frames.
+        """Drop the client's frames until its close frame; return whether it came.
 
         True when the peer has closed; False when the rest is too much to be taken apart for this.
         """
@@ -389,7 +384,7 @@ class WebSocketLink:
             reader.feed(data)
 
     def release(self) -> None:
-        """The socket is about to be closed.
+        """Send nothing more and drop unfinished input: the socket is about to be closed.
 
         Called by the transport, when the link has been served.
         """

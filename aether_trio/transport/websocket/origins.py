@@ -26,7 +26,7 @@ _ORIGIN: Final = re.compile(
 
 
 class OriginPolicy:
-    """Judges origins.
+    """Decides by a page's Origin header whether it may open a WebSocket.
 
     `allowed` has exact origins, origins with `:*` for a port, and "*" for every page there is.
     """
@@ -38,7 +38,7 @@ class OriginPolicy:
         self._exact = frozenset(entries)
 
     def allows(self, origin: str | None, host: str, *, secure: bool, loopback: bool) -> bool:
-        """Whether a page of `origin` may connect to `host` (the Host header).
+        """Return whether a page of `origin` may connect to `host` (the Host header).
 
         `secure`: the connection is TLS; `loopback`: it came in on a loopback address.
         """

@@ -1,4 +1,4 @@
-"""What a WebSocket connection sends: a pong, what the session has, the last frame.
+"""Queues what the gateway sends on a WebSocket: pongs, messages, close frame.
 
 SocketWriter (transport/socket/writer.py) sends it.
 
@@ -32,7 +32,7 @@ _MIDDLE: Final = 1 << 16
 
 
 def data_header(kind: int, size: int) -> bytes:
-    """Make the header of an unfragmented, unmasked frame of `size` bytes.
+    """Build the header of an unmasked WebSocket data frame of `size` bytes.
 
     See RFC 6455 section 5.2.
     """
@@ -44,7 +44,7 @@ def data_header(kind: int, size: int) -> bytes:
 
 
 class WebSocketOutput:
-    """The writing half of a WebSocket connection."""
+    """The sending half of a WebSocket connection of the gateway."""
 
     __slots__ = (
         "_codec",
@@ -73,7 +73,7 @@ class WebSocketOutput:
         self._stopped = self._unflushed = self._sent = self._failed = False
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
+        """Set the session's source, from which messages to send are pulled."""
         if self._source is not None:
             raise RuntimeError("a link has one source; attach it once")
         self._source = source
@@ -81,7 +81,7 @@ class WebSocketOutput:
             source.cut()
 
     def pong(self, frame: bytes) -> None:
-        """Answer a ping.
+        """Send a pong frame, or a ping of our own.
 
         Of the answers that wait for room only the latest is kept (RFC 6455 section 5.5.3).
         """
@@ -95,7 +95,7 @@ class WebSocketOutput:
         self._sent = False
 
     def stated(self, data: bytes) -> None:
-        """Take the client's statement about its deliveries.
+        """Apply the client's acknowledgement of deliveries and tell the session.
 
         The caller kicks, as there may be room. Raises StatusError.
         """
@@ -107,7 +107,7 @@ class WebSocketOutput:
     # -- what the writer asks (WriteSource) --------------------------------------------------------
 
     def fill(self) -> None:
-        """See WriteSource."""
+        """Put pongs, the session's messages and the close frame into the writer's queue."""
         queue = self.writer.queue
         if self._pong is not None:
             queue.append(self._pong)
@@ -126,7 +126,7 @@ class WebSocketOutput:
             self._sent = True
 
     def _pull(self, source: FrameSource) -> list[bytes]:
-        """What the session has, in the bytes of the codec.
+        """Take the session's next messages, encoded for this WebSocket.
 
         Of acknowledged deliveries what the client has room for.
         """
@@ -147,7 +147,7 @@ class WebSocketOutput:
         return found
 
     def flushed(self) -> bool:
-        """See WriteSource."""
+        """Tell the session that the kernel has all bytes; return that more may follow."""
         if self._unflushed:
             self._unflushed = False
             if self._source is not None:
@@ -155,22 +155,19 @@ class WebSocketOutput:
         return True
 
     def on_stall(self, *, moved: bool) -> None:
-        """See WriteSource. The link reports the writer's `stalled_since`."""
+        """Do nothing: the link reports the writer's `stalled_since`."""
 
     def on_overflow(self) -> None:
-        """See WriteSource.
-
-        Nothing is queued while the socket takes nothing, so this cannot happen.
-        """
+        """Do nothing: nothing is queued while the socket takes nothing."""
 
     def on_broken(self) -> None:
-        """See WriteSource."""
+        """Tell the session that its connection has broken."""
         self._pong = self._last = None
         if self._source is not None:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """See WriteSource.
+        """Handle an internal error that was raised while sending.
 
         The session ends and its client is told; without one, or at the second time, the stream is
         cut.
@@ -186,7 +183,7 @@ class WebSocketOutput:
     # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: bytes, seconds: float) -> None:
-        """Pull no more, and send `last` behind what was pulled, within `seconds`."""
+        """Send the close frame `last` behind what was pulled, within `seconds`."""
         self._stopped = True
         self._last = last
         self.writer.kick()
@@ -194,6 +191,6 @@ class WebSocketOutput:
             await self.writer.wait_flushed()
 
     def release(self) -> None:
-        """The socket is about to be closed: send nothing more, and refer to no session."""
+        """Send nothing more and drop the session: the socket is about to be closed."""
         self.writer.release()
         self._source = None

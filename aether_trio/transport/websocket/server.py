@@ -1,4 +1,4 @@
-"""The HTTP and WebSocket transport of the port.
+"""The gateway's HTTP/1.1 server for browsers: static files and WebSockets.
 
     server = HttpServer(core.sessions.serve, settings.websocket, nursery)
     ...
@@ -63,7 +63,7 @@ class HttpStatistics:
 
 
 class HttpServer:
-    """See the module docstring. A TransportServer (transport/socket/accepted.py)."""
+    """Serves static files and WebSockets on the gateway's WebSocket port."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class HttpServer:
         self._unfinished = unfinished or UnfinishedInput()
 
     def statistics(self) -> HttpStatistics:
-        """What is open, and what was answered."""
+        """Return the numbers of open connections and answered requests."""
         return HttpStatistics(
             len(self._fetching), len(self._websockets), self._requests, self._upgrades, dict(self._rejects)
         )
 
     async def serve(self, accepted: Accepted) -> None:
-        """See TransportServer."""
+        """Serve one connection: HTTP requests first, then a WebSocket if it upgrades."""
         stream = ByteStream(accepted)
         accepted.head = b""
         try:
@@ -114,7 +114,7 @@ class HttpServer:
                 self._empty.set()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See TransportServer."""
+        """End connections that fetch files, wait for WebSockets, then cut the rest."""
         self._draining = True
         for stream in self._fetching:
             stream.shutdown(socket.SHUT_RD)  # what was read is answered; then it is the end
@@ -127,7 +127,7 @@ class HttpServer:
             stream.shutdown()
 
     async def keep_alive(self) -> None:
-        """Ping clients that were sent nothing for `ping_interval_s`. Runs until cancelled.
+        """Ping WebSockets that were sent nothing for `ping_interval_s`, until cancelled.
 
         Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut
         quiet connections.
@@ -143,7 +143,7 @@ class HttpServer:
     # -- files, and the request to upgrade ---------------------------------------------------------
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
-        """Answer requests until the connection ends, or is to become a WebSocket.
+        """Answer HTTP requests until the connection ends or becomes a WebSocket.
 
         Raises OSError and TooSlowError.
         """
@@ -185,7 +185,7 @@ class HttpServer:
     async def _upgrade(
         self, http: Http1Connection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
-        """Judge the upgrade, and make a link when it is agreed.
+        """Check a WebSocket upgrade; return its link, or None when it was refused.
 
         Raises OSError and TooSlowError.
         """
