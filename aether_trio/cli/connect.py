@@ -51,7 +51,7 @@ TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
 WebSocket is last: by default only users may connect on it (websocket.principals).
 """
 NOT_SPOKEN: Final = "not spoken here"
-"""How a port begins that has this transport switched off."""
+"""What a port says that has this transport switched off."""
 
 REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ALREADY_EXISTS", "INVALID_ARGUMENT"})
 """Statuses of a refused connection for which another attempt would fail too."""

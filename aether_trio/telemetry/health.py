@@ -54,7 +54,7 @@ class GatewayHealth:
         A second probe of the same name is a mistake.
         """
         if name in self._probes:
-            raise ValueError(f"there is already a probe {name!r}; give this one another name")
+            raise ValueError(f"there is already a probe {name!r} of readiness; give this one another name")
         self._probes[name] = probe
 
     def serving(self) -> None:

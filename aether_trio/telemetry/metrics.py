@@ -50,7 +50,7 @@ class Tally:
             values[labels] += amount
         except KeyError:
             if len(labels) != len(self.labels):
-                raise ValueError(f"{self.name} has labels {self.labels}, not {labels}") from None
+                raise ValueError(f"the metric {self.name} has labels {self.labels}, not {labels}") from None
             if len(values) >= MAX_SERIES:
                 labels = self._other
             values[labels] = values.get(labels, 0) + amount
@@ -79,7 +79,7 @@ class Distribution:
         counts = self._counts.get(labels)
         if counts is None:
             if len(labels) != len(self.labels):
-                raise ValueError(f"{self.name} has labels {self.labels}, not {labels}")
+                raise ValueError(f"the metric {self.name} has labels {self.labels}, not {labels}")
             if len(self._counts) >= MAX_SERIES:
                 labels = self._other
             counts = self._counts.setdefault(labels, [0] * (len(self.bounds) + 1))

@@ -141,7 +141,7 @@ class OpsServer:
                 return self._tail_request(parse_qs(url.query), headers)
             case _:
                 raise _RequestRefused(
-                    404, "nothing here; there are /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC"
+                    404, "unknown path; there are /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC"
                 )
 
     def _readyz(self) -> _Answer:
@@ -156,14 +156,14 @@ class OpsServer:
         try:
             topic = str(parse_topic(query["topic"][-1]).text)
         except KeyError:
-            raise _RequestRefused(400, "say which topic: /v1/tail?topic=ag::default::echo::1") from None
+            raise _RequestRefused(400, "the topic is missing; ask for /v1/tail?topic=ag::default::echo::1") from None
         except AetherError as exc:
             raise _RequestRefused(400, exc.message) from None
         start = query.get("from", ["now"])[-1]
         if start == "now":
             return _Stream(topic, None)
         if not (start.isascii() and start.isdigit()) or len(start) > 18:
-            raise _RequestRefused(400, "from must be an offset (0 is the oldest message) or now")
+            raise _RequestRefused(400, "from is neither an offset (0 is the oldest message) nor now")
         return _Stream(topic, int(start))
 
     def change(self, target: str, headers: dict[str, str]) -> _Resolve:
@@ -177,10 +177,12 @@ class OpsServer:
                 query = parse_qs(url.query)
                 by = query.get("by", [""])[-1]
                 if not by:
-                    raise _RequestRefused(400, "say who has seen to it: ?by=NAME")
+                    raise _RequestRefused(400, "the name of the one who resolves it is missing; add ?by=NAME")
                 return _Resolve(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
-                raise _RequestRefused(405, "only GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve")
+                raise _RequestRefused(
+                    405, "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
+                )
 
     async def resolve(self, request: _Resolve) -> _Answer:
         """Mark the requested dead letter as resolved and return the HTTP answer."""
@@ -208,7 +210,7 @@ class OpsServer:
         # 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
-            raise _RequestRefused(403, "ask by a loopback address")
+            raise _RequestRefused(403, "the request names another host; ask by a loopback address")
 
     # -- how it is served
 
@@ -226,7 +228,7 @@ class OpsServer:
         except (OSError, trio.TooSlowError):
             pass  # the client has gone, or does not read
         except Exception:
-            _log.exception("an ops request failed")
+            _log.exception("a request to the ops port failed unexpectedly")
         finally:
             self._connections -= 1
 
@@ -242,7 +244,9 @@ class OpsServer:
             elif request.method == "POST":
                 answer = await self.resolve(self.change(request.target, request.headers))
             else:
-                raise _RequestRefused(405, "only GET and HEAD")
+                raise _RequestRefused(
+                    405, "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
+                )
         except _RequestRefused as refused:
             answer = refused.answer
         if isinstance(answer, _Stream):

@@ -333,7 +333,7 @@ class TestWhoMayTail:
         status, _, body = await ask(
             server, f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode()
         )
-        assert (status, body) == (403, b"ask by a loopback address\n")
+        assert (status, body) == (403, b"the request names another host; ask by a loopback address\n")
         assert log.asked == []
 
     @pytest.mark.parametrize(("dev", "host"), [(False, "127.0.0.1"), (True, "192.0.2.1")])

@@ -79,7 +79,7 @@ class FramedOutput:
     def attach(self, source: FrameSource) -> None:
         """Set the session's source, from which messages to send are pulled."""
         if self._source is not None:
-            raise RuntimeError("a link has one source; attach it once")
+            raise RuntimeError("attach() was called twice: this link already has a source of messages")
         self._source = source
         if self.writer.is_broken:
             source.cut()

@@ -94,7 +94,7 @@ class Call:
         if self._stream.ended:
             await trio.lowlevel.checkpoint()
             self._raise_for_status()
-            raise LinkBroken("the server has ended the call")
+            raise LinkBroken("cannot send: the server has ended the call")
         self._messages.check_sendable()
         try:
             await self._messages.send(batch)
@@ -263,7 +263,9 @@ class GrpcChannel:
                     raise
             replies: list[M] = [reply async for reply in call]
         if len(replies) != 1:
-            raise GRPCError(GrpclibStatus.INTERNAL, f"{len(replies)} replies to a unary call")
+            raise GRPCError(
+                GrpclibStatus.INTERNAL, f"{path} is unary, but the server sent {len(replies)} replies instead of one"
+            )
         return replies[0]
 
     @asynccontextmanager

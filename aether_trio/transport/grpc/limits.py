@@ -36,4 +36,6 @@ class GrpcLimits(Http2Limits):
     def __post_init__(self) -> None:
         Http2Limits.__post_init__(self)
         if self.max_assembling_bytes < self.max_receive_message_bytes:
-            raise ValueError("max_assembling_bytes must hold one message of max_receive_message_bytes")
+            raise ValueError(
+                "max_assembling_bytes is less than max_receive_message_bytes; raise it to hold one message"
+            )

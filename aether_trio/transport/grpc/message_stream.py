@@ -216,7 +216,9 @@ class MessageStream:
     def end(self) -> None:
         """Fail the stream if the peer has ended it in the middle of a message."""
         if self._partial is not None:
-            self._connection.plane.fail(self.stream, StatusError(Status.INTERNAL, "stream ended inside a message"))
+            self._connection.plane.fail(
+                self.stream, StatusError(Status.INTERNAL, "the stream ended in the middle of a message")
+            )
 
     def drop(self) -> None:
         """Drop the unfinished message and free its reservation."""
@@ -361,7 +363,7 @@ class MessageStream:
         if self.stream.broken_reason is not None:
             raise LinkBroken(self.stream.broken_reason)
         if self.stream.finished:
-            raise ProtocolError("the stream has ended already")
+            raise ProtocolError("cannot send: this side has ended the stream already")
 
     def release(self) -> None:
         """Drop all received messages: the RPC's task has ended."""

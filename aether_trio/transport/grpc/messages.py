@@ -53,10 +53,10 @@ class Packed(bytes):
 def packed(flag: int, message: bytes, encoding: str) -> Packed:
     """Wrap a message whose flag says compressed. Raises StatusError for a wrong flag."""
     if flag != 1:
-        raise StatusError(Status.INTERNAL, f"unknown message flags {flag:#x}")
+        raise StatusError(Status.INTERNAL, f"a gRPC message has unknown flags: {flag:#x}")
     if encoding not in _WBITS:
         # A flag without grpc-encoding is the sender's bug, not a missing feature of ours.
-        raise StatusError(Status.INTERNAL, "compressed flag set without a grpc-encoding")
+        raise StatusError(Status.INTERNAL, "a message is flagged as compressed, but the request has no grpc-encoding")
     return Packed(message)
 
 
@@ -93,7 +93,9 @@ class Inflation:
         try:
             plain = inflater.decompress(piece, SLICE_BYTES)
         except zlib.error as error:
-            raise StatusError(Status.INTERNAL, f"message is not valid {self._encoding}: {error}") from error
+            raise StatusError(
+                Status.INTERNAL, f"cannot decompress a message: it is not valid {self._encoding}: {error}"
+            ) from error
         self._rest = inflater.unconsumed_tail
         self.size += len(plain)
         if self.size > self._largest:
@@ -103,7 +105,7 @@ class Inflation:
             return True
         # A full slice may have left some in zlib, which an empty piece gets out.
         if not self._rest and self._at == len(self._source) and len(plain) < SLICE_BYTES:
-            raise StatusError(Status.INTERNAL, f"message is truncated {self._encoding}")
+            raise StatusError(Status.INTERNAL, f"cannot decompress a message: its {self._encoding} data is truncated")
         return False
 
     def message(self) -> bytes:

@@ -83,10 +83,12 @@ class RpcAcceptor:
     def _open(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> ServerStream:
         by_name = dict(headers)
         if by_name.get(":method") != "POST":
-            raise RpcRefused(405, Status.INTERNAL, "gRPC requests are POST")
+            raise RpcRefused(405, Status.INTERNAL, "the request's method is not POST, as gRPC needs")
         content_type = by_name.get("content-type", "").partition(";")[0].strip()
         if content_type not in _CONTENT_TYPES:
-            raise RpcRefused(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
+            raise RpcRefused(
+                415, Status.INTERNAL, f"unacceptable content-type {content_type!r}; gRPC needs application/grpc"
+            )
         if by_name.get("te") != "trailers":
             raise RpcRefused(400, Status.INTERNAL, 'the header "te: trailers" is missing')
         handler = self._handlers.get(by_name.get(":path", ""))
@@ -111,7 +113,7 @@ def _timeout(value: str) -> float:
             return decode_timeout(value)
     except ValueError:
         pass
-    raise RpcRefused(200, Status.INTERNAL, "invalid grpc-timeout header")
+    raise RpcRefused(200, Status.INTERNAL, "the header grpc-timeout is invalid")
 
 
 def _refuse(connection: ServerConnection, stream_id: int, refusal: RpcRefused) -> None:
@@ -163,7 +165,7 @@ async def _end_well(stream: ServerStream) -> None:
     if not stream.finished:
         await stream.wait_drained()
         if stream.incomplete:
-            log.error("handler of %s returned without a response", stream.path)
+            log.error("the gRPC handler of %s returned without sending a response", stream.path)
             stream.finish(Status.UNKNOWN, "Internal Server Error")
         else:
             stream.finish(Status.OK, None)
@@ -178,7 +180,7 @@ def _end_badly(stream: ServerStream, error: Exception) -> None:
     elif stream.broken_reason is not None and isinstance(leaf, (LinkBroken, StreamTerminatedError)):
         pass  # the handler let it end, as it should
     else:
-        log.error("handler of %s failed", stream.path, exc_info=error)
+        log.error("the gRPC handler of %s raised an error that names no status", stream.path, exc_info=error)
         stream.finish(Status.UNKNOWN, "Internal Server Error")
 
 

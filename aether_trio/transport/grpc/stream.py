@@ -214,7 +214,7 @@ class ServerStream:
             return None if message is None else self.handler.request_type.FromString(message)
         except DecodeError:
             name = self.handler.request_type.DESCRIPTOR.full_name
-            raise GRPCError(GrpclibStatus.INVALID_ARGUMENT, f"the message is no {name}") from None
+            raise GRPCError(GrpclibStatus.INVALID_ARGUMENT, f"the request cannot be decoded as a {name}") from None
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -274,7 +274,7 @@ class ServerStream:
     def attach(self, source: FrameSource) -> None:
         """Set the session's source, from which messages to send are pulled."""
         if self._source is not None:
-            raise RuntimeError("a link has one source; attach it once")
+            raise RuntimeError("attach() was called twice: this link already has a source of messages")
         self._source = source
         if self._stream.broken_reason is not None:
             source.cut()

@@ -168,7 +168,7 @@ class _Exchange:
         """Send the application's response event. Raises OSError when the client has gone."""
         if self._gone:
             await trio.lowlevel.checkpoint()
-            raise ConnectionAbortedError("the client has gone")
+            raise ConnectionAbortedError("cannot send the response: the client has gone")
         kind = message["type"]
         if kind == "http.response.start" and self._head is None:
             headers = [(_text(name), _text(value)) for name, value in message.get("headers", ())]
@@ -179,9 +179,11 @@ class _Exchange:
                 await self._send_body(message.get("body", b""), more=message.get("more_body", False))
             except (OSError, trio.TooSlowError) as error:
                 self._gone = True
-                raise ConnectionAbortedError("the client has gone, or does not read") from error
+                raise ConnectionAbortedError(
+                    "cannot send the response: the client has gone, or does not read"
+                ) from error
         else:
-            raise RuntimeError(f"an ASGI application may not send {kind!r} here")
+            raise RuntimeError(f"the ASGI application sent {kind!r} at the wrong time")
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         assert self._head is not None

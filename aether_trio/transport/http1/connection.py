@@ -201,7 +201,9 @@ class Http1Connection:
         request = _read(event)
         self._no_body = request.method == "HEAD"
         if request.version not in {"1.0", "1.1"}:
-            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this port speaks HTTP/1.1")
+            raise BadRequest(
+                HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{request.version} is not supported; use HTTP/1.1"
+            )
         self._check_body(request)
         return request
 
@@ -212,7 +214,7 @@ class Http1Connection:
         """
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
-            raise _head_too_long(f"more than {self._limits.max_head_bytes} bytes")
+            raise _head_too_long(f"request line and headers have more than {self._limits.max_head_bytes} bytes")
 
     def _check_body(self, request: Request) -> None:
         """Refuse a request whose head announces a too long body. Raises BadRequest."""
@@ -220,7 +222,9 @@ class Http1Connection:
         if "transfer-encoding" not in request.headers and length.strip("0") == "":
             self._h11.next_event()  # its EndOfMessage
         elif not self._limits.max_body_bytes:
-            raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "requests with a body are not served")
+            raise BadRequest(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "requests with a body are not served; send this one without"
+            )
         elif int(length) > self._limits.max_body_bytes:
             raise self._body_too_long()
 
@@ -233,7 +237,7 @@ class Http1Connection:
         piece, self._rest = data[:_AT_ONCE], data[_AT_ONCE:]
         self._lines += self._lines_of_head(piece)
         if self._lines > self._limits.max_head_lines:
-            raise _head_too_long(f"more than {self._limits.max_head_lines} lines")
+            raise _head_too_long(f"request line and headers have more than {self._limits.max_head_lines} lines")
         self._h11.receive_data(piece)
 
     def _lines_of_head(self, piece: bytes) -> int:
@@ -398,7 +402,7 @@ class Http1Connection:
         try:
             data = b"".join(part for event in events if (part := self._h11.send(event)))
         except h11.LocalProtocolError as error:
-            raise ValueError(f"HTTP has no such response: {error}") from error
+            raise ValueError(f"cannot send this HTTP response: {error}") from error
         with trio.fail_after(self._limits.write_timeout_s):
             await self._stream.send_all(data)
 
@@ -407,8 +411,8 @@ class Http1Connection:
         await self._stream.linger(seconds)
 
 
-def _head_too_long(what: str) -> BadRequest:
-    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"request line and headers have {what}")
+def _head_too_long(text: str) -> BadRequest:
+    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
 
 
 def _read(event: h11.Request) -> Request:

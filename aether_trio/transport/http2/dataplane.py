@@ -210,7 +210,9 @@ class DataPlane:
             word, flags, stream_id = unpack(data, position)
             length = word >> 8
             if length > largest:
-                raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", f"frame of {length} bytes")
+                raise Http2Violation(
+                    Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", f"a frame has {length} bytes; {largest} are allowed"
+                )
             stop = position + HEADER_BYTES + length
             if stop > end:
                 break
@@ -222,7 +224,9 @@ class DataPlane:
                 self._data(data, position + HEADER_BYTES, stop, flags, stream_id)
             elif kind == frames.WINDOW_UPDATE:
                 if length != 4:
-                    raise Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "WINDOW_UPDATE is not 4 bytes")
+                    raise Http2Violation(
+                        Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "a WINDOW_UPDATE frame does not have 4 bytes"
+                    )
                 self.window_update(stream_id, UINT32.unpack_from(data, position + HEADER_BYTES)[0] & STREAM_MASK)
             else:
                 if kind in (frames.HEADERS, frames.CONTINUATION):
@@ -248,7 +252,9 @@ class DataPlane:
         want = frames.PREFACE
         have = data[: len(want)]
         if have != want[: len(have)]:
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks HTTP/2")
+            raise Http2Violation(
+                Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the connection does not begin with HTTP/2's preface"
+            )
         if len(have) < len(want):
             return 0
         self._preface = False
@@ -260,16 +266,22 @@ class DataPlane:
                 # A port that speaks something else says so (transport/socket/first_bytes.py).
                 return
             if kind != frames.SETTINGS:
-                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame must be SETTINGS")
+                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame is not SETTINGS")
             self.settings_seen = True
         if self._block_stream and (kind != frames.CONTINUATION or stream_id != self._block_stream):
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "frame inside a header block")
+            raise Http2Violation(
+                Http2ErrorCode.PROTOCOL_ERROR,
+                "header_block",
+                "a frame other than CONTINUATION is inside a header block",
+            )
 
     def _header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if kind == frames.HEADERS:
             self._block_bytes = self._block_frames = 0
         elif not self._block_stream:
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "CONTINUATION without HEADERS")
+            raise Http2Violation(
+                Http2ErrorCode.PROTOCOL_ERROR, "header_block", "a CONTINUATION frame without HEADERS before it"
+            )
         self._block_bytes += length
         self._block_frames += 1
         if self._block_bytes > self.limits.max_header_block_bytes:
@@ -278,7 +290,7 @@ class DataPlane:
             raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "continuation_flood")
         self._block_stream = 0 if flags & frames.END_HEADERS else stream_id
         if not stream_id:
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "HEADERS on stream 0")
+            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "a HEADERS frame is on stream 0")
 
     def _data(self, data: bytes, position: int, stop: int, flags: int, stream_id: int) -> None:
         size = stop - position
@@ -321,7 +333,11 @@ class DataPlane:
         size = stop - position
         if stream is None:
             if self.is_idle(stream_id):
-                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"DATA on idle stream {stream_id}")
+                raise Http2Violation(
+                    Http2ErrorCode.PROTOCOL_ERROR,
+                    "idle_stream",
+                    f"a DATA frame is on stream {stream_id}, which was never opened",
+                )
             self._connection_credit(size)
             self.owner.stream_error(stream_id, Http2ErrorCode.STREAM_CLOSED, "")
             return
@@ -469,7 +485,9 @@ class DataPlane:
             was_shut = self.send_window <= 0
             self.send_window += increment
             if not increment:
-                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "window_update", "WINDOW_UPDATE of 0")
+                raise Http2Violation(
+                    Http2ErrorCode.PROTOCOL_ERROR, "window_update", "a WINDOW_UPDATE frame adds 0 bytes"
+                )
             if self.send_window > LARGEST_WINDOW_BYTES:
                 raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
             if was_shut:  # otherwise each that is blocked lacks its own
@@ -478,11 +496,15 @@ class DataPlane:
         stream = self.streams.get(stream_id)
         if stream is None:
             if self.is_idle(stream_id):
-                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"WINDOW_UPDATE on idle {stream_id}")
+                raise Http2Violation(
+                    Http2ErrorCode.PROTOCOL_ERROR,
+                    "idle_stream",
+                    f"a WINDOW_UPDATE frame is on stream {stream_id}, which was never opened",
+                )
             return
         stream.send_window += increment
         if not increment:
-            self.owner.stream_error(stream_id, Http2ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.owner.stream_error(stream_id, Http2ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE frame adds 0 bytes")
         elif stream.send_window > LARGEST_WINDOW_BYTES:
             self.owner.stream_error(stream_id, Http2ErrorCode.FLOW_CONTROL_ERROR, "window beyond 2^31-1")
         elif stream in self.blocked:
@@ -526,5 +548,7 @@ class DataPlane:
 def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:
     """Return the content's range in a padded DATA frame. Raises Http2Violation."""
     if position == stop or position + 1 + data[position] > stop:
-        raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
+        raise Http2Violation(
+            Http2ErrorCode.PROTOCOL_ERROR, "padding", "the padding of a DATA frame is longer than the frame"
+        )
     return position + 1, stop - data[position]

@@ -108,4 +108,4 @@ class Http2Limits:
 
     def __post_init__(self) -> None:
         if self.stream_window_bytes < 65_535 or self.connection_window_bytes < 65_535:
-            raise ValueError("windows start at 65,535 bytes (RFC 9113 section 6.9.2) and can only be widened here")
+            raise ValueError("a stream or connection window is below 65,535 bytes, the least (RFC 9113 section 6.9.2)")

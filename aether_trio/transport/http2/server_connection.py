@@ -355,7 +355,9 @@ class ServerConnection:
         elif kind == frames.RST_STREAM:
             self._reset(stream_id, frame)
         elif kind == frames.PUSH_PROMISE:
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
+            raise Http2Violation(
+                Http2ErrorCode.PROTOCOL_ERROR, "push", "a client sent PUSH_PROMISE, which only servers may"
+            )
         else:
             self._header_block(kind, flags, stream_id, frame)
 
@@ -413,7 +415,11 @@ class ServerConnection:
     def _reset(self, stream_id: int, frame: bytes) -> None:
         code = parse_reset(stream_id, frame)
         if self.plane.is_idle(stream_id):
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
+            raise Http2Violation(
+                Http2ErrorCode.PROTOCOL_ERROR,
+                "idle_stream",
+                f"a RST_STREAM frame is on stream {stream_id}, which was never opened",
+            )
         stream = self.plane.streams.get(stream_id)
         if stream is None or not stream.handler.answered:
             # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets

@@ -105,7 +105,7 @@ def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[s
         _close_all(bound)
         raise
     if not bound:
-        raise OSError(f"no address to listen on for {host!r}")
+        raise OSError(f"cannot listen on {host!r}: this machine has no such kind of address")
     return bound
 
 
@@ -186,10 +186,8 @@ class Acceptor:
             self._quiet_until = now + _QUIET_S
             advice = ""
             if error.errno in {errno.EMFILE, errno.ENFILE}:
-                advice = " Let it have more open files (ulimit -n, LimitNOFILE=), or fewer clients."
-            text = (
-                "cannot accept connections beside the %s that are open: %s. Who comes now waits.%s (said once a minute)"
-            )
+                advice = " Allow the gateway more open files (ulimit -n, LimitNOFILE=), or fewer clients."
+            text = "cannot accept connections beside the %s that are open: %s. New clients wait.%s (said once a minute)"
             log.error(text, self._open, error.strerror, advice)
 
     def _start(self, sock: socket.socket, address: Any, handler: Handler) -> None:

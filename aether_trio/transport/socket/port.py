@@ -77,7 +77,7 @@ class Port:
         first_bytes_timeout_s: float = 10.0,
     ) -> None:
         if not transports:
-            raise ValueError("a port without a transport has nothing to do")
+            raise ValueError("a port was made without any transport; give it one at least")
         self._transports = dict(transports)
         self._tls = tls
         self._timeout_s = first_bytes_timeout_s
@@ -162,16 +162,20 @@ class Port:
             name = first_bytes.transport_of(head)
             if name is not None:
                 if name not in self._transports:
-                    raise _ConnectionRefused("transport_off", f"not spoken here: {self._speaks}")
+                    raise _ConnectionRefused(
+                        "transport_off", f"the client's protocol is not spoken here: {self._speaks}"
+                    )
                 return self._transport(name)
             if not first_bytes.may_become_one(head):
                 if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
-                    raise _ConnectionRefused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
-                raise _ConnectionRefused("unknown", f"not understood: {self._speaks}")
+                    raise _ConnectionRefused(
+                        "tls_unexpected", f"the client began TLS, but there is no TLS here: {self._speaks}, without TLS"
+                    )
+                raise _ConnectionRefused("unknown", f"the first bytes are not understood: {self._speaks}")
             data = b"" if accepted.tls is not None and accepted.tls.ended else await _receive(accepted.sock)
             if not data:
                 raise (
-                    _ConnectionRefused("truncated", f"ended too early: {self._speaks}")
+                    _ConnectionRefused("truncated", f"the connection ended too early: {self._speaks}")
                     if head
                     else _ConnectionRefused("silent")
                 )

@@ -86,17 +86,17 @@ def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> Non
         if encrypted:
             raise _unusable(key_file, "the private key is encrypted; give one without a passphrase") from error
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise _unusable(key_file, f"is not the key of the certificate in {cert_file}") from error
+            raise _unusable(key_file, f"the private key does not belong to the certificate in {cert_file}") from error
         # One message for both files: if the certificate can be read, it was the key.
         _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file)
-        raise _unusable(key_file, "holds no private key in PEM form") from error
+        raise _unusable(key_file, "the file holds no private key in PEM form") from error
 
 
 def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
     try:
         context.load_verify_locations(ca_file)
     except ssl.SSLError as error:
-        raise _unusable(ca_file, "holds no certificate in PEM form") from error
+        raise _unusable(ca_file, "the file holds no certificate in PEM form") from error
 
 
 def _unusable(file: Path, reason: str) -> OSError:
@@ -177,7 +177,7 @@ class TlsSession:
         except BlockingIOError:
             return
         if not data:
-            raise ConnectionResetError("connection ended during the TLS handshake")
+            raise ConnectionResetError("the peer ended the connection during the TLS handshake")
         self._incoming.write(data)
 
     def seal(self, data: bytes) -> bytes:
@@ -213,9 +213,9 @@ class TlsSession:
         else:
             self._fruitless += len(data)
             if self._fruitless > _FRUITLESS_BYTES:
-                raise ssl.SSLError("too many records without data")
+                raise ssl.SSLError("the peer sent too many TLS records without data")
         if self._outgoing.pending > _UNASKED_BYTES:
-            raise ssl.SSLError("too many key updates")
+            raise ssl.SSLError("the peer asked for too many TLS key updates")
         return b"".join(chunks)
 
     def _end(self) -> None:

@@ -244,7 +244,7 @@ class UnfinishedInput:
                     account,
                     receiver,
                     Status.DEADLINE_EXCEEDED,
-                    f"a message that had begun did not go on within {wait_s:g} seconds",
+                    f"an unfinished message made no progress within {wait_s:g} seconds",
                 )
 
 

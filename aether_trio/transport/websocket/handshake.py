@@ -60,38 +60,42 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
         raise UpgradeRefused(
             "no_websocket",
             HTTPStatus.UPGRADE_REQUIRED,
-            "this address is for WebSocket connections",
+            "the request is no WebSocket upgrade, but this address is for WebSocket connections",
             [("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
     if headers.get("sec-websocket-version") != _VERSION:
         raise UpgradeRefused(
             "version",
             HTTPStatus.UPGRADE_REQUIRED,
-            f"Sec-WebSocket-Version must be {_VERSION}",
+            f"unknown WebSocket version: Sec-WebSocket-Version must be {_VERSION}",
             [("Sec-WebSocket-Version", _VERSION)],
         )
     key = headers.get("sec-websocket-key", "")
     if not _is_key(key):
-        raise UpgradeRefused("key", HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
+        raise UpgradeRefused(
+            "key", HTTPStatus.BAD_REQUEST, "invalid upgrade: Sec-WebSocket-Key must be 16 bytes in base64"
+        )
     origin = headers.get("origin")
     if not origins.allows(origin, headers.get("host", ""), secure=secure, loopback=loopback):
         raise UpgradeRefused(
             "origin",
             HTTPStatus.FORBIDDEN,
-            f"pages of {origin!a} may not connect; see the setting websocket.allowed_origins",
+            f"web pages of {origin!a} may not connect; see the setting websocket.allowed_origins",
         )
     if request.query is not None:
         raise UpgradeRefused(
             "query",
             HTTPStatus.BAD_REQUEST,
-            "no query, please: credentials go into the first message, never into the address",
+            "the address has a query; remove it, and send credentials in the first message",
         )
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     chosen = next((name for name in offered if name in _SUBPROTOCOLS), None)
     if chosen is None:
         known = ", ".join(_SUBPROTOCOLS)
         raise UpgradeRefused(
-            "subprotocol", HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {known}"
+            "subprotocol",
+            HTTPStatus.BAD_REQUEST,
+            f"no subprotocol is known; offer one of these in Sec-WebSocket-Protocol: {known}",
         )
     return Upgrade(_SUBPROTOCOLS[chosen], _response(key, chosen), acknowledges=chosen == ACKNOWLEDGED)
 

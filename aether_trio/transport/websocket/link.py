@@ -174,7 +174,7 @@ class WebSocketLink:
             raise LinkBroken(error.strerror or type(error).__name__) from None
         if not data:
             self._output.writer.abort()
-            raise LinkBroken("the connection ended without a close frame")
+            raise LinkBroken("the client's connection ended without a WebSocket close frame")
         return data
 
     async def _pace(self) -> None:
@@ -259,13 +259,15 @@ class WebSocketLink:
             self._close_as = UNSUPPORTED_DATA
             self._rejects["wrong_type"] += 1
             wanted = "text" if self._codec.text else "binary"
-            raise StatusError(Status.INVALID_ARGUMENT, f"the messages of {self._codec.subprotocol} are {wanted}")
+            raise StatusError(
+                Status.INVALID_ARGUMENT, f"wrong kind of message: {self._codec.subprotocol} has {wanted} messages"
+            )
         try:
             message = self._codec.decode(event.data.decode() if event.text else event.data)
         except UnicodeDecodeError:
             self._close_as = INVALID_TEXT
             self._rejects["protocol_error"] += 1
-            raise StatusError(Status.INVALID_ARGUMENT, "a text message is not UTF-8") from None
+            raise StatusError(Status.INVALID_ARGUMENT, "a WebSocket text message is not UTF-8") from None
         except StatusError:
             self._rejects["undecodable"] += 1
             raise

@@ -190,7 +190,7 @@ def test_the_first_frame_is_settings_or_what_a_server_says_instead(kind: int, is
         assert side.controls == [frames.GOAWAY]
         assert not side.plane.settings_seen
         return
-    with pytest.raises(Http2Violation, match="the first frame must be SETTINGS"):
+    with pytest.raises(Http2Violation, match="the first frame is not SETTINGS"):
         side.feed(first)
     assert side.controls == []
 

@@ -192,14 +192,14 @@ async def test_a_transport_serves_in_the_task_that_looked() -> None:
 @pytest.mark.parametrize(
     ("parts", "says", "reason"),
     [
-        ([b"hello"], b"not understood: this port speaks gRPC", "unknown"),
-        ([b"G", b"ET", b"/"], b"not understood: this port speaks gRPC", "unknown"),
-        ([b"\xaeAETHEX"], b"not understood", "unknown"),
-        ([b"\x00"], b"not understood", "unknown"),
+        ([b"hello"], b"the first bytes are not understood: this port speaks gRPC", "unknown"),
+        ([b"G", b"ET", b"/"], b"the first bytes are not understood: this port speaks gRPC", "unknown"),
+        ([b"\xaeAETHEX"], b"the first bytes are not understood", "unknown"),
+        ([b"\x00"], b"the first bytes are not understood", "unknown"),
         ([b"PROPFIND / HTTP/1.1\r\n\r\n"], b"HTTP/1.1 400 Bad Request\r\n", "unknown"),
-        ([b"x" * 60_000], b"not understood", "unknown"),
-        ([CLIENT_HELLO], b"no TLS here: this port speaks gRPC", "tls_unexpected"),
-        ([b"\x16"], b"no TLS here", "tls_unexpected"),
+        ([b"x" * 60_000], b"the first bytes are not understood", "unknown"),
+        ([CLIENT_HELLO], b"the client began TLS, but there is no TLS here: this port speaks gRPC", "tls_unexpected"),
+        ([b"\x16"], b"the client began TLS, but there is no TLS here", "tls_unexpected"),
     ],
 )
 async def test_what_is_no_transport_is_told_what_is_spoken(parts: list[bytes], says: bytes, reason: str) -> None:
@@ -225,7 +225,9 @@ async def test_a_transport_that_is_off_refuses_in_its_own_language(transport: st
         assert where.statistics.rejects == {"transport_off": 1}
 
 
-@pytest.mark.parametrize(("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"ended too early")])
+@pytest.mark.parametrize(
+    ("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"the connection ended too early")]
+)
 async def test_a_client_that_ends_before_it_has_said_enough(said: bytes, reason: str, says: bytes) -> None:
     async with place() as where:
         assert (await where.answer_to(said, eof=True)).startswith(says)
@@ -329,7 +331,10 @@ async def test_plaintext_on_a_tls_port_is_told(pki: Pki, said: bytes, says: byte
 async def test_an_error_under_tls_is_told_under_tls(pki: Pki) -> None:
     async with place(["framed"], tls=pki.settings) as where, over_tls(where, pki.context()) as stream:
         await stream.send_all(b"hello")
-        assert await everything(stream) == b"not understood: this port speaks the aether binary framing, over TLS\n"
+        assert (
+            await everything(stream)
+            == b"the first bytes are not understood: this port speaks the aether binary framing, over TLS\n"
+        )
         assert where.statistics.rejects == {"unknown": 1}
 
 
