@@ -10,7 +10,7 @@ from typing import Any, Final
 from aether_trio.model.errors import StatusError
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
-from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, Inflation, Packed
+from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, CompressedMessage, Decompression
 from fuzz.feeding import choices, split
 
 LARGEST: Final = 600 * 1024
@@ -26,7 +26,7 @@ class _Account:
         self.held: dict[MessageStream, int] = {}
 
     def note(self, receiver: MessageStream, held: int, *, anew: bool = False) -> None:
-        """See unfinished_input.Account."""
+        """See unfinished_input.InputAccount."""
         assert held or not anew or not receiver.partial_bytes
         self.held[receiver] = held
 
@@ -47,27 +47,27 @@ def assemble(stream_bytes: bytes, step: int, encoding: str) -> tuple[list[bytes]
         assert held < PREFIX_BYTES + LARGEST
         assert account.held.get(messages, 0) == held
         assert budget.assembling == messages.announced_bytes
-    assert messages._packed == sum(isinstance(message, Packed) for message in stream.inbox)
+    assert messages._packed == sum(isinstance(message, CompressedMessage) for message in stream.inbox)
     messages.drop()
     assert not budget.assembling
     assert not account.held.get(messages, 0)
     return stream.inbox, stream.failure is not None
 
 
-def inflate(message: bytes, encoding: str) -> None:
+def decompress(message: bytes, encoding: str) -> None:
     """In slices, up to the limit; and the same as zlib at once."""
-    inflation = Inflation(message, encoding, LARGEST)
+    decompression = Decompression(message, encoding, LARGEST)
     try:
         done = False
         while not done:
-            before = inflation.size
-            done = inflation.step()
-            assert inflation.size - before <= SLICE_BYTES
-            assert inflation.size <= LARGEST
+            before = decompression.size
+            done = decompression.step()
+            assert decompression.size - before <= SLICE_BYTES
+            assert decompression.size <= LARGEST
     except StatusError:
         return
     whole = zlib.decompressobj(31 if encoding == "gzip" else 15).decompress(message)
-    assert inflation.message() == whole
+    assert decompression.message() == whole
 
 
 def check(data: bytes) -> None:
@@ -77,10 +77,10 @@ def check(data: bytes) -> None:
     whole = assemble(stream_bytes, 0, encoding)
     assert assemble(stream_bytes, step, encoding) == whole, f"split into {step}"
     for message in whole[0]:
-        if isinstance(message, Packed):
-            inflate(message, encoding)
+        if isinstance(message, CompressedMessage):
+            decompress(message, encoding)
     for plain in ENCODINGS[1:]:
-        inflate(stream_bytes, plain)
+        decompress(stream_bytes, plain)
 
 
 def _message(flag: int, content: bytes) -> bytes:

@@ -23,7 +23,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
-from aether_trio.transport.grpc.messages import PREFIX_BYTES, Packed
+from aether_trio.transport.grpc.messages import PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import flood_budgets, frames
@@ -172,7 +172,7 @@ def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[by
     for stream_id, stream in server.streams.items():
         server.messages[stream_id] += stream.inbox
         for message in server.messages[stream_id]:
-            if not isinstance(message, Packed):
+            if not isinstance(message, CompressedMessage):
                 assert len(message) <= LIMITS.max_receive_message_bytes
     server.connection.break_streams("end")
     assert not server.unfinished.statistics().messages

@@ -42,7 +42,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
     With `node` each line says whose it is, for several gateways that write to one place.
     """
-    output = _Output(stream or sys.stderr)
+    output = _LogOutput(stream or sys.stderr)
     level = _LEVELS[settings.level]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -52,7 +52,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
         one_line,
     ]
     if node is not None:
-        shared.append(_Named(node))
+        shared.append(_NodeNameAdder(node))
     final: list[Processor]
     if settings.format == "json":
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -97,7 +97,7 @@ def _traceback(to: TextIO, failure: ExcInfo) -> None:
     to.write("\n".join(escaped(line, MAX_VALUE) for line in told.getvalue().split("\n")))
 
 
-class _Output:
+class _LogOutput:
     """Writes log lines to a stream, and drops them when its reader has gone."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -113,7 +113,7 @@ class _Output:
             self._stream.flush()
 
 
-class _Named:
+class _NodeNameAdder:
     """A structlog processor that adds the node's name to each event."""
 
     def __init__(self, node: str) -> None:

@@ -72,7 +72,7 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class _TailRequest:
     """A request to stream a topic's messages, from an offset or (None) from now on."""
 
     topic: str
@@ -80,7 +80,7 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Resolve:
+class _ResolveRequest:
     """A request to mark a dead letter as resolved."""
 
     task_id: str
@@ -126,7 +126,7 @@ class OpsServer:
 
     # -- what is answered
 
-    def answer(self, target: str, headers: dict[str, str]) -> _Answer | _Stream:
+    def answer(self, target: str, headers: dict[str, str]) -> _Answer | _TailRequest:
         """Return the answer to a GET request. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path:
@@ -149,9 +149,9 @@ class OpsServer:
         body = json.dumps({"ready": readiness.ready, "phase": readiness.phase, "problems": dict(readiness.problems)})
         return _Answer(200 if readiness.ready else 503, _JSON, body.encode() + b"\n")
 
-    def _tail_request(self, query: dict[str, list[str]], headers: dict[str, str]) -> _Stream:
+    def _tail_request(self, query: dict[str, list[str]], headers: dict[str, str]) -> _TailRequest:
         if self._tail is None or not self._settings.tail:
-            raise _RequestRefused(404, "this gateway does not serve tails (ops.tail is off)")
+            raise _RequestRefused(404, "this gateway serves no topic tails (ops.tail is off)")
         self._may("tail", "tail shows payloads", headers)
         try:
             topic = str(parse_topic(query["topic"][-1]).text)
@@ -161,30 +161,32 @@ class OpsServer:
             raise _RequestRefused(400, exc.message) from None
         start = query.get("from", ["now"])[-1]
         if start == "now":
-            return _Stream(topic, None)
+            return _TailRequest(topic, None)
         if not (start.isascii() and start.isdigit()) or len(start) > 18:
             raise _RequestRefused(400, "from is neither an offset (0 is the oldest message) nor now")
-        return _Stream(topic, int(start))
+        return _TailRequest(topic, int(start))
 
-    def change(self, target: str, headers: dict[str, str]) -> _Resolve:
+    def change(self, target: str, headers: dict[str, str]) -> _ResolveRequest:
         """Read a POST request, which resolves a dead letter. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path.split("/"):
             case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
                 self._may("dlq", "resolving a dead letter needs permission", headers)
                 if not headers.get(ASKED_BY):
-                    raise _RequestRefused(403, f"a request that changes something needs the header {ASKED_BY}")
+                    raise _RequestRefused(
+                        403, f"the header {ASKED_BY} is missing; a request that changes something needs it"
+                    )
                 query = parse_qs(url.query)
                 by = query.get("by", [""])[-1]
                 if not by:
                     raise _RequestRefused(400, "the name of the one who resolves it is missing; add ?by=NAME")
-                return _Resolve(unquote(task_id), by, query.get("notes", [""])[-1])
+                return _ResolveRequest(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
                 raise _RequestRefused(
                     405, "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
                 )
 
-    async def resolve(self, request: _Resolve) -> _Answer:
+    async def resolve(self, request: _ResolveRequest) -> _Answer:
         """Mark the requested dead letter as resolved and return the HTTP answer."""
         assert self._resolve is not None
         try:
@@ -238,7 +240,7 @@ class OpsServer:
 
     async def _respond(self, http: Http1Connection, request: Request) -> bool:
         try:
-            answer: _Answer | _Stream
+            answer: _Answer | _TailRequest
             if request.method in ("GET", "HEAD"):
                 answer = self.answer(request.target, request.headers)
             elif request.method == "POST":
@@ -249,13 +251,13 @@ class OpsServer:
                 )
         except _RequestRefused as refused:
             answer = refused.answer
-        if isinstance(answer, _Stream):
+        if isinstance(answer, _TailRequest):
             await self._send_tail(http, request, answer)
             return False
         await http.respond(answer.status, _headers(answer.content_type), answer.body)
         return True
 
-    async def _send_tail(self, http: Http1Connection, request: Request, tail: _Stream) -> None:
+    async def _send_tail(self, http: Http1Connection, request: Request, tail: _TailRequest) -> None:
         """Stream a topic's messages as JSON lines until the client leaves.
 
         A reader too slow to take one write in time is cut off.

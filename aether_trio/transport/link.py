@@ -83,7 +83,7 @@ class FrameSource(Protocol):
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """Take the next durable topic messages, each with its origin and log offset.
+        """Take the next durable topic messages, with their subscription and log offset.
 
         `flush_is_done` false: positions do not move by `flushed`, but by `acknowledged`.
         """
@@ -176,7 +176,7 @@ class Link(Protocol):
         ...
 
     def peer_has_ended(self) -> bool:
-        """Return whether the stream has broken or its peer has ended it, read or unread.
+        """Return whether the stream broke or the client ended it, even with unread input.
 
         Asked about a session that is held up by something else, when its identity is wanted by
         another one.

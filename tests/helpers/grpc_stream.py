@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from grpclib.exceptions import GRPCError
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc.client import Call, open_channel
+from aether_trio.transport.grpc.client import GrpcCall, open_channel
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
@@ -18,7 +18,7 @@ class GrpcStream:
     Raises StatusError when the gateway ends the stream with a status.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: GrpcCall) -> None:
         self._call = call
         self._waiting: list[pb.DownstreamMessage] = []
 

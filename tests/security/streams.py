@@ -26,7 +26,7 @@ from grpclib.exceptions import GRPCError
 from aether_trio.cli.options import split_address
 from aether_trio.client.connection.address import WEBSOCKET_PATH
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc.client import Call, open_channel
+from aether_trio.transport.grpc.client import GrpcCall, open_channel
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests
@@ -102,7 +102,7 @@ class Stream(abc.ABC):
 
 
 class _Grpc(Stream):
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: GrpcCall) -> None:
         self._call = call
         self._waiting: deque[pb.DownstreamMessage] = deque()
 

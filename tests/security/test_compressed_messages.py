@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc import inflation, messages
+from aether_trio.transport.grpc import decompression, messages
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.clients import KIB, MIB, GrpcTalker, Talker, checkpoint_of, gateway_with, gzipped, init_of, talkers
 
@@ -69,12 +69,12 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
     inflated: list[int] = []
     accepted: list[int] = []
 
-    class Watched(messages.Inflation):
+    class Watched(messages.Decompression):
         def __init__(self, message: bytes, *rest: Any) -> None:
             inflated.append(len(message))
             super().__init__(message, *rest)
 
-    monkeypatch.setattr(inflation, "Inflation", Watched)
+    monkeypatch.setattr(decompression, "Decompression", Watched)
     async with gateway_with() as gateway, talkers(gateway) as open_:
         joins = gateway.core.sessions._parts.joins
 
@@ -94,16 +94,16 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
 async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
     at: list[int] = []
-    step = messages.Inflation.step
+    step = messages.Decompression.step
 
-    def watched(inflation: messages.Inflation) -> bool:
-        before = inflation.size
-        done = step(inflation)
+    def watched(decompression: messages.Decompression) -> bool:
+        before = decompression.size
+        done = step(decompression)
         at.append(turns)
-        assert inflation.size - before <= messages.SLICE_BYTES
+        assert decompression.size - before <= messages.SLICE_BYTES
         return done
 
-    monkeypatch.setattr(messages.Inflation, "step", watched)
+    monkeypatch.setattr(messages.Decompression, "step", watched)
 
     async def others() -> None:
         nonlocal turns
@@ -128,33 +128,33 @@ async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pyt
 
 
 async def test_a_connection_inflates_no_more_than_its_rate(autojump_clock: trio.testing.MockClock) -> None:
-    turns = inflation.InflationTurns()
-    one, other = inflation.Inflater(turns), inflation.Inflater(turns)
+    turns = decompression.DecompressionTurns()
+    one, other = decompression.Decompressor(turns), decompression.Decompressor(turns)
     packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
     begun = trio.current_time()
     for _ in range(10):
-        assert len(await one.inflate(packed, "gzip", 10 * MIB)) == 10 * MIB
-    rate = inflation.INFLATED_BYTES_PER_S
-    assert trio.current_time() - begun >= 90 * MIB / rate - inflation.AHEAD_S
+        assert len(await one.decompress(packed, "gzip", 10 * MIB)) == 10 * MIB
+    rate = decompression.DECOMPRESSED_BYTES_PER_S
+    assert trio.current_time() - begun >= 90 * MIB / rate - decompression.AHEAD_S
     waited = trio.current_time()
-    assert len(await other.inflate(packed, "gzip", 10 * MIB)) == 10 * MIB
+    assert len(await other.decompress(packed, "gzip", 10 * MIB)) == 10 * MIB
     assert trio.current_time() == waited, "one connection's debt is no other's"
 
 
 async def test_one_large_message_at_a_time_is_half_inflated(autojump_clock: trio.testing.MockClock) -> None:
-    turns = inflation.InflationTurns()
+    turns = decompression.DecompressionTurns()
     packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
     small = gzipped(bytes(1000))[messages.PREFIX_BYTES :]
     order: list[str] = []
 
-    async def inflate(name: str, message: bytes) -> None:
-        await inflation.Inflater(turns).inflate(message, "gzip", 10 * MIB)
+    async def decompress(name: str, message: bytes) -> None:
+        await decompression.Decompressor(turns).decompress(message, "gzip", 10 * MIB)
         order.append(name)
 
     async with trio.open_nursery() as nursery:
         for number in range(5):
-            nursery.start_soon(inflate, f"large{number}", packed)
-        nursery.start_soon(inflate, "small", small)
+            nursery.start_soon(decompress, f"large{number}", packed)
+        nursery.start_soon(decompress, "small", small)
     assert order[0] == "small"
     assert len(order) == 6
 

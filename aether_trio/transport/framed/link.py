@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aether_trio.transport.framed.statistics import FramedCounters
     from aether_trio.transport.link import Upstream
     from aether_trio.transport.socket.accepted import Accepted
-    from aether_trio.transport.socket.unfinished_input import Account
+    from aether_trio.transport.socket.unfinished_input import InputAccount
 
 READ_BYTES: Final = 64 * 1024
 FRAMES_AT_ONCE: Final = 256
@@ -87,7 +87,7 @@ class FramedLink:
         peer: Peer,
         limits: FramedLimits,
         counters: FramedCounters,
-        account: Account,
+        account: InputAccount,
     ) -> None:
         self.sock = accepted.sock
         self.tls = accepted.tls
@@ -107,7 +107,7 @@ class FramedLink:
         self._waiting: trio.CancelScope | None = None
         """Of a reader that waits for the rest of a frame."""
         self.accepted = False
-        """See unfinished.Receiver."""
+        """Whether the client's session is accepted."""
         self._frames_left = limits.control_frames_burst
         self._frames_since = 0.0
         self._credits = 0
@@ -204,7 +204,7 @@ class FramedLink:
             self._waiting.cancel()
 
     def forget(self) -> None:
-        """Tell the account of unfinished input that this connection holds none any more."""
+        """Remove this connection's unfinished frame from the gateway's memory account."""
         self._account.note(self, 0)
 
     def _end(self) -> Sequence[framing.Event]:
@@ -302,7 +302,7 @@ class FramedLink:
         self.output.attach(source)
 
     def accept(self) -> None:
-        """Tell the account of unfinished input that the client's session is accepted."""
+        """Mark the client's session as accepted, for the gateway's memory account."""
         self.accepted = True
 
     def kick(self) -> None:
@@ -310,7 +310,7 @@ class FramedLink:
 
     @property
     def stalled_since(self) -> float | None:
-        """Since when bytes wait for a client that does not read; no credit is no stall."""
+        """The trio time since which bytes wait for the client to read; None if none wait."""
         return self.output.writer.stalled_since
 
     def peer_has_ended(self) -> bool:

@@ -136,10 +136,10 @@ class FramedOutput:
         return bool(source.control_bytes or source.delivery_bytes or source.ephemeral_bytes or self._finishing)
 
     def on_stall(self, *, moved: bool) -> None:
-        """Do nothing: the link reports the writer's `stalled_since`."""
+        """Do nothing when the socket is full: the link reports the stall."""
 
     def on_overflow(self) -> None:
-        """Do nothing: at most two frames are queued beside the session's messages."""
+        """Do nothing: only two frames are ever queued beside the session's messages."""
 
     def on_broken(self) -> None:
         """Tell the session that its connection has broken."""

@@ -32,7 +32,7 @@ from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStr
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import ControlPlane, SharedControl
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frame_checks import parse_goaway
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.limits import NO_ALLOWANCES
@@ -41,7 +41,7 @@ from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
 from aether_trio.transport.socket.tls import TlsSession
 
-__all__ = ["Call", "GrpcChannel", "open_channel"]
+__all__ = ["GrpcCall", "GrpcChannel", "open_channel"]
 
 USER_AGENT: Final = "grpc-python-aether-trio"
 _TABLE: Final = flood_budgets.table(NO_ALLOWANCES)
@@ -50,13 +50,13 @@ _NO_STATUS: Final = {"grpc-status": "2", "grpc-message": "stream ended without a
 M = TypeVar("M")
 
 
-class Message(Protocol):
+class ProtobufMessage(Protocol):
     """Protocol: a protobuf message, which can serialize itself."""
 
     def SerializeToString(self) -> bytes: ...  # noqa: N802
 
 
-class Call:
+class GrpcCall:
     """The client's end of one gRPC call: sends requests and reads replies.
 
     One reader and one sender at a time. Made by `GrpcChannel.stream`.
@@ -82,7 +82,7 @@ class Call:
         """Whether the server has ended the call."""
         return self._stream.ended
 
-    async def send(self, *messages: Message) -> None:
+    async def send(self, *messages: ProtobufMessage) -> None:
         """Send messages; return when flow control and the kernel have taken them."""
         await self.send_bytes([message.SerializeToString() for message in messages])
 
@@ -162,7 +162,7 @@ class Call:
         self._trailers = headers
 
     def over(self) -> None:
-        """Note that the server has ended the call; UNKNOWN status if no trailers came."""
+        """Note that the server has ended the call: with UNKNOWN if no trailers came."""
         self._stream.ended = True
         self._trailers = self._trailers or _NO_STATUS
 
@@ -187,19 +187,19 @@ class Call:
         return False
 
     def on_drained(self) -> None:
-        """Do nothing: the stream has resumed the sending task."""
+        """Do nothing when all bytes have left: the stream resumes the sending task."""
 
     def on_stall(self) -> None:
-        """Do nothing: a client waits for a slow server."""
+        """Do nothing when bytes must wait: a client waits for a slow server."""
 
     def on_moved(self) -> None:
-        """Do nothing: a client measures no stalls."""
+        """Do nothing when some waiting bytes have left: a client measures no stalls."""
 
     def on_peer_ended(self) -> None:
         """Do nothing: the next read finds that the server has ended the call."""
 
     def on_broken(self) -> None:
-        """Do nothing: the stream has resumed its reader and its sender."""
+        """Do nothing when the stream broke: the stream resumes its reader and sender."""
 
     def evict(self, status: int, message: str) -> None:
         """Do nothing: only a server ends calls with a status."""
@@ -215,11 +215,11 @@ class GrpcChannel:
     ) -> None:
         shared = SharedControl(limits, client_side=True)
         self._counters = Http2Counters()
-        budgets = Budgets(_TABLE, trio.current_time)
+        budgets = FloodBudgets(_TABLE, trio.current_time)
         self.wire = Http2Connection(self, sock, session, limits, budgets, self._counters, nursery, client_side=True)
         self.budget = AssemblyBudget(limits)
         self._control_plane = ControlPlane(shared, client_side=True)
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, GrpcCall] = {}
         """Those that are open, by the id of their stream."""
         self._authority = authority
         self._scheme = "http" if session is None else "https"
@@ -246,7 +246,7 @@ class GrpcChannel:
     async def unary(
         self,
         path: str,
-        request: Message,
+        request: ProtobufMessage,
         reply_type: type[M],
         *,
         metadata: Mapping[str, str | bytes] | None = None,
@@ -276,7 +276,7 @@ class GrpcChannel:
         *,
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Call]:
+    ) -> AsyncIterator[GrpcCall]:
         """Open a gRPC call of any kind for the block; its end cancels an unfinished call.
 
         `timeout` in seconds also goes to the server.
@@ -297,7 +297,7 @@ class GrpcChannel:
             headers.append(("grpc-timeout", encode_timeout(timeout)))
         headers += encode_metadata(metadata or {})
         stream_id = self._control_plane.next_stream_id()
-        call = self._calls[stream_id] = Call(stream_id, self, reply_type)
+        call = self._calls[stream_id] = GrpcCall(stream_id, self, reply_type)
         encoded = [(name.encode(), value.encode()) for name, value in headers]
         self.wire.plane.open(call.http2)
         self.wire.plane.out.append(self._control_plane.send_headers(stream_id, encoded, end_stream=False))
@@ -313,12 +313,12 @@ class GrpcChannel:
         finally:
             self._close_call(call)
 
-    def end_of_request(self, call: Call) -> None:
+    def end_of_request(self, call: GrpcCall) -> None:
         """Half-close a call's HTTP/2 stream: send END_STREAM."""
         self.wire.plane.out.append(self._control_plane.end_stream(call.http2.stream_id))
         self.wire.writer.kick()
 
-    def _close_call(self, call: Call) -> None:
+    def _close_call(self, call: GrpcCall) -> None:
         stream = call.http2
         if self._calls.pop(stream.stream_id, None) is not None:
             self.wire.plane.out.append(self._control_plane.reset(stream.stream_id, Http2ErrorCode.CANCEL))
@@ -404,7 +404,7 @@ async def open_channel(
     server_hostname: str | None = None,
     limits: GrpcLimits | None = None,
 ) -> AsyncIterator[GrpcChannel]:
-    """Connect to a gRPC server for the block, which owns the channel's task.
+    """Connect to a gRPC server for the `async with` block and yield the channel.
 
     Raises OSError when there is no connection.
     """

@@ -78,7 +78,7 @@ class GrpcHealth(HealthBase):
                 last = status
                 await stream.send_message(HealthCheckResponse(status=status))
             elif self._closing:
-                raise GRPCError(GrpclibStatus.UNAVAILABLE, "the server is shutting down")
+                raise GRPCError(GrpclibStatus.UNAVAILABLE, "the Watch call ends: the server is shutting down")
             else:
                 await changed.wait()
 

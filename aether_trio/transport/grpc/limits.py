@@ -9,7 +9,7 @@ from aether_trio.transport.http2.limits import MIB, SECONDS, Http2Limits
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits(Http2Limits):
-    """Limits of a gRPC connection; the defaults suit a port open to everyone.
+    """Limits of a gRPC connection; the defaults suit a port open to the public.
 
     Reference values where the reference has one (core.md section 0, sdk.md section 3).
     """

@@ -5,7 +5,7 @@ What all streams of a connection together have announced is bounded as well (Ass
 thousand streams with ten megabytes each under way would be allowed one by one. What is held of
 unfinished messages goes to the connection's account of unfinished input, which bounds the gateway's
 (transport/socket/unfinished_input.py). Compressed messages wait as they came until they are read
-(inflation.py).
+(decompression.py).
 
 Invariants: a message that cannot be accepted becomes the stream's `failure`, behind what came
 before it; every coroutine here is a checkpoint.
@@ -20,15 +20,15 @@ from grpclib.exceptions import ProtocolError
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import messages
-from aether_trio.transport.grpc.inflation import Inflater, InflationTurns
-from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, Packed
+from aether_trio.transport.grpc.decompression import DecompressionTurns, Decompressor
+from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE, Http2Stream, StreamHandler
 from aether_trio.transport.link import LinkBroken
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.limits import GrpcLimits
     from aether_trio.transport.http2.connection import Http2Connection
-    from aether_trio.transport.socket.unfinished_input import Account
+    from aether_trio.transport.socket.unfinished_input import InputAccount
 
 
 class AssemblyBudget:
@@ -37,22 +37,24 @@ class AssemblyBudget:
     Shared by its streams.
     """
 
-    __slots__ = ("_inflater", "_turns", "account", "assembling", "limits")
+    __slots__ = ("_decompressor", "_turns", "account", "assembling", "limits")
 
-    def __init__(self, limits: GrpcLimits, account: Account | None = None, turns: InflationTurns | None = None) -> None:
+    def __init__(
+        self, limits: GrpcLimits, account: InputAccount | None = None, turns: DecompressionTurns | None = None
+    ) -> None:
         self.limits = limits
         self.account = account
         self.assembling = 0
         """Bytes announced and not complete, over all streams."""
         self._turns = turns
-        self._inflater: Inflater | None = None
+        self._decompressor: Decompressor | None = None
 
     @property
-    def inflater(self) -> Inflater:
+    def decompressor(self) -> Decompressor:
         """The connection's decompressor, made when its first compressed message is read."""
-        if self._inflater is None:
-            self._inflater = Inflater(self._turns or InflationTurns())
-        return self._inflater
+        if self._decompressor is None:
+            self._decompressor = Decompressor(self._turns or DecompressionTurns())
+        return self._decompressor
 
     def reserve(self, length: int) -> bool:
         """Reserve memory for an announced message; return False when there is too little."""
@@ -97,7 +99,7 @@ class MessageStream:
     ) -> None:
         self.stream = Http2Stream(stream_id, handler, self)
         self.accepted = False
-        """Whether the client has shown who it is. See unfinished_input.Receiver."""
+        """Whether the client's session is accepted."""
         self._connection = connection
         self._budget = budget
         self._encoding = encoding
@@ -197,7 +199,7 @@ class MessageStream:
     def _deliver(self, flag: int, message: bytes) -> None:
         if flag:
             try:
-                message = messages.packed(flag, message, self._encoding)
+                message = messages.compressed_message(flag, message, self._encoding)
             except StatusError as error:
                 self._fail(error)
                 return
@@ -226,7 +228,7 @@ class MessageStream:
         self.after_read()
 
     def after_read(self) -> None:
-        """Report the unfinished message's size to the account of unfinished input."""
+        """Report the unfinished message's size to the gateway's memory account."""
         account = self._budget.account
         if account is not None and (self._partial is not None or self._begun):
             held = self.partial_bytes
@@ -234,7 +236,7 @@ class MessageStream:
             other, self._other = self._other, False
             account.note(self, held, anew=other)
 
-    # Messages that do not go on: unfinished_input.Receiver ----------------------------------------
+    # Unfinished messages: MessageReceiver (unfinished_input.py) ------------------------------------
 
     @property
     def awaits_rest(self) -> bool:
@@ -274,8 +276,8 @@ class MessageStream:
         if not inbox:
             self._raise_what_happened()
             return None
-        if isinstance(inbox[0], Packed):
-            return await self._inflate()
+        if isinstance(inbox[0], CompressedMessage):
+            return await self._decompress()
         message = inbox.pop(0)
         if not inbox:
             self._connection.take(self.stream)
@@ -301,22 +303,22 @@ class MessageStream:
         The others stay unread and hold the window shut.
         """
         inbox = self.stream.inbox
-        count = next(index for index, message in enumerate(inbox) if isinstance(message, Packed))
+        count = next(index for index, message in enumerate(inbox) if isinstance(message, CompressedMessage))
         count = min(count, MESSAGES_AT_ONCE)
         if not count:
-            return [await self._inflate()]
+            return [await self._decompress()]
         batch = inbox[:count]
         del inbox[:count]
         return batch
 
-    async def _inflate(self) -> bytes:
-        """Take the first message of the inbox and decompress it.
+    async def _decompress(self) -> bytes:
+        """Decompress the first message of the inbox and take it out.
 
         Raises StatusError; then nothing more is read.
         """
         stream, largest = self.stream, self._largest
         try:
-            message = await self._budget.inflater.inflate(stream.inbox[0], self._encoding, largest)
+            message = await self._budget.decompressor.decompress(stream.inbox[0], self._encoding, largest)
         except StatusError as failure:
             error = failure
             most = self._budget.limits.max_receive_message_bytes

@@ -19,7 +19,7 @@ PREFIX: Final = struct.Struct(">BI")
 PREFIX_BYTES: Final = 5
 
 SLICE_BYTES: Final = 256 * 1024
-"""Inflated at once: a few tenths of a millisecond."""
+"""Decompressed at once: a few tenths of a millisecond."""
 
 MAX_STATUS_MESSAGE: Final = 2048
 """Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the
@@ -44,35 +44,35 @@ def with_prefixes(batch: list[bytes]) -> list[bytes]:
     return pieces
 
 
-class Packed(bytes):
+class CompressedMessage(bytes):
     """A received gRPC message that is still compressed."""
 
     __slots__ = ()
 
 
-def packed(flag: int, message: bytes, encoding: str) -> Packed:
+def compressed_message(flag: int, message: bytes, encoding: str) -> CompressedMessage:
     """Wrap a message whose flag says compressed. Raises StatusError for a wrong flag."""
     if flag != 1:
         raise StatusError(Status.INTERNAL, f"a gRPC message has unknown flags: {flag:#x}")
     if encoding not in _WBITS:
         # A flag without grpc-encoding is the sender's bug, not a missing feature of ours.
         raise StatusError(Status.INTERNAL, "a message is flagged as compressed, but the request has no grpc-encoding")
-    return Packed(message)
+    return CompressedMessage(message)
 
 
-class Inflation:
+class Decompression:
     """Decompresses one gRPC message, a slice at a time.
 
     A slice is at most SLICE_BYTES in and out, and takes less than a millisecond.
     """
 
-    __slots__ = ("_at", "_encoding", "_inflater", "_largest", "_parts", "_rest", "_source", "size")
+    __slots__ = ("_at", "_encoding", "_largest", "_parts", "_rest", "_source", "_zlib", "size")
 
     def __init__(self, message: bytes, encoding: str, max_bytes: int) -> None:
         self._source = memoryview(message)
         self._encoding = encoding
         self._largest = max_bytes
-        self._inflater = zlib.decompressobj(_WBITS[encoding])
+        self._zlib = zlib.decompressobj(_WBITS[encoding])
         self._parts: list[bytes] = []
         self._rest = b""
         self._at = 0
@@ -85,23 +85,23 @@ class Inflation:
         Raises StatusError when the data is no such thing, ends too early, or grows beyond
         `max_bytes`.
         """
-        inflater = self._inflater
+        decompressor = self._zlib
         piece: bytes | memoryview = self._rest
         if not piece:
             piece = self._source[self._at : self._at + SLICE_BYTES]
             self._at += len(piece)
         try:
-            plain = inflater.decompress(piece, SLICE_BYTES)
+            plain = decompressor.decompress(piece, SLICE_BYTES)
         except zlib.error as error:
             raise StatusError(
                 Status.INTERNAL, f"cannot decompress a message: it is not valid {self._encoding}: {error}"
             ) from error
-        self._rest = inflater.unconsumed_tail
+        self._rest = decompressor.unconsumed_tail
         self.size += len(plain)
         if self.size > self._largest:
             raise too_large(self.size, self._largest)
         self._parts.append(plain)
-        if inflater.eof:
+        if decompressor.eof:
             return True
         # A full slice may have left some in zlib, which an empty piece gets out.
         if not self._rest and self._at == len(self._source) and len(plain) < SLICE_BYTES:

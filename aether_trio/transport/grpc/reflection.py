@@ -20,7 +20,7 @@ from aether_trio.wire.pb import POOL
 T = TypeVar("T")
 
 
-class _Pools:
+class _DescriptorPools:
     """Looks protobuf descriptors up in several pools, one after the other."""
 
     def __init__(self, *pools: Any) -> None:
@@ -52,5 +52,5 @@ class _Pools:
 
 def with_reflection(services: Collection[Servable]) -> list[Servable]:
     """Return `services` plus the two gRPC reflection services that describe them."""
-    pools = _Pools(POOL, descriptor_pool.Default())
+    pools = _DescriptorPools(POOL, descriptor_pool.Default())
     return list(ServerReflection.extend(list(services), pool=pools))

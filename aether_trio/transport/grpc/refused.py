@@ -91,13 +91,13 @@ class RefusedRequest:
         return False
 
     def on_drained(self) -> None:
-        """Do nothing: no task waits until the refusal is sent."""
+        """Do nothing when the refusal has been sent: no task waits for that."""
 
     def on_stall(self) -> None:
-        """Do nothing: the refusal is short."""
+        """Do nothing when the refusal must wait for room: it is short."""
 
     def on_moved(self) -> None:
-        """Do nothing: stalls of a refused request are not measured."""
+        """Do nothing when part of the refusal has left: no stall is measured."""
 
     def on_broken(self) -> None:
         """Note that the stream has broken, so that no refusal is sent."""

@@ -19,7 +19,7 @@ from grpclib.const import Handler
 
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc.inflation import InflationTurns
+from aether_trio.transport.grpc.decompression import DecompressionTurns
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.rpc import RpcAcceptor
@@ -73,7 +73,7 @@ class GrpcServer:
         self._connections: set[ServerConnection] = set()
         self._draining = False
         self._unfinished = unfinished or UnfinishedInput()
-        self._turns = InflationTurns()
+        self._turns = DecompressionTurns()
 
     @property
     def connections(self) -> Iterable[ServerConnection]:

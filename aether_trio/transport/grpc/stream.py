@@ -111,7 +111,7 @@ class ServerStream:
         return self._scope
 
     def drop_scope(self) -> None:
-        """Let the handler learn by LinkBroken that the stream broke; do not cancel it."""
+        """Stop cancelling the handler when its stream breaks; it sees LinkBroken instead."""
         self._scope = None
 
     def drop_headers(self) -> None:
@@ -359,7 +359,7 @@ class ServerStream:
         `status_details` is not supported: it needs googleapis' messages, which Aether does not use.
         """
         if status_details is not None:
-            raise NotImplementedError("status_details needs the googleapis messages")
+            raise NotImplementedError("status_details is not supported: it needs the googleapis messages")
         if status is GrpclibStatus.OK and self.incomplete:
             raise ProtocolError("Unary response with OK status requires a single message to be sent")
         if self._messages.is_draining and not self._stream.finished:

@@ -63,7 +63,7 @@ _PAGE: Final[Headers] = [
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class StaticFile:
     """The content and headers of one static file, ready to be sent."""
 
     body: bytes
@@ -75,7 +75,7 @@ class File:
         return any(tag.strip().removeprefix("W/") in (self.etag, "*") for tag in if_none_match.split(","))
 
 
-def load_files(*, page: bool) -> dict[str, File]:
+def load_files(*, page: bool) -> dict[str, StaticFile]:
     """Load all static files into a table by request path."""
     root = files("aether_trio")
     table = {f"/client/{name}": _file(item, _CLIENT) for name, item in _walk(root / "client" / "browser")}
@@ -103,9 +103,9 @@ def _type_of(name: str) -> str | None:
     return next((kind for end, kind in _TYPES.items() if name.endswith(end)), None)
 
 
-def _file(item: Traversable, more: Headers) -> File:
+def _file(item: Traversable, more: Headers) -> StaticFile:
     body = item.read_bytes()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     kind = _type_of(item.name)
     assert kind is not None
-    return File(body, etag, [("Content-Type", kind), ("ETag", etag), *_ALL, *more])
+    return StaticFile(body, etag, [("Content-Type", kind), ("ETag", etag), *_ALL, *more])

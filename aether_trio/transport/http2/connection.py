@@ -29,7 +29,7 @@ from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.socket.writer import BURST_BYTES, Sealer, SocketWriter
 
 if TYPE_CHECKING:
-    from aether_trio.transport.http2.flood_budgets import Budgets
+    from aether_trio.transport.http2.flood_budgets import FloodBudgets
     from aether_trio.transport.http2.statistics import Http2Counters
 
 RECV_BYTES: Final = 64 * 1024
@@ -43,7 +43,7 @@ class ConnectionOwner(FrameOwner, Protocol):
     """Protocol: the server or client side that owns an HTTP/2 connection."""
 
     def on_defect(self, error: Exception) -> None:
-        """Handle an internal error in sending; the connection can not be used any more."""
+        """Handle an internal error in sending, which makes the connection useless."""
         ...
 
     def on_half_close(self) -> None:
@@ -73,7 +73,7 @@ class Http2Connection:
         sock: socket.socket,
         sealer: Sealer | None,
         limits: Http2Limits,
-        budgets: Budgets,
+        budgets: FloodBudgets,
         counters: Http2Counters,
         nursery: trio.Nursery,
         *,

@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 from aether_trio.model.errors import StatusError
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frames import (
     FRAME_HEADER,
     HEADER_BYTES,
@@ -109,7 +109,7 @@ class DataPlane:
         "touched",
     )
 
-    def __init__(self, owner: FrameOwner, limits: Http2Limits, budgets: Budgets, *, expect_preface: bool) -> None:
+    def __init__(self, owner: FrameOwner, limits: Http2Limits, budgets: FloodBudgets, *, expect_preface: bool) -> None:
         self.owner = owner
         self.budgets = budgets
         self.streams: dict[int, Http2Stream] = {}
@@ -146,7 +146,7 @@ class DataPlane:
         """What is not read, in bytes of memory."""
         self._unread_most = limits.max_unread_bytes
         self.accepted = False
-        """Some client of the connection has shown who it is."""
+        """Whether a client's session on this connection is accepted."""
         if expect_preface:
             self._unread_most = min(self._unread_most, limits.max_unauthenticated_unread_bytes)
         self._block_stream = 0
@@ -173,7 +173,7 @@ class DataPlane:
         self.highest_stream_id = max(self.highest_stream_id, stream.stream_id)
 
     def close(self, stream: Http2Stream) -> None:
-        """Forget a stream and free its unread bytes in the connection's account."""
+        """Forget a stream; its unread bytes no longer count against the connection."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self.ready.pop(stream, None)
@@ -245,7 +245,7 @@ class DataPlane:
                 self._credit_stream(stream)
 
     def charge(self, fields: int) -> None:
-        """Charge a control frame's header fields to the work allowed in this turn."""
+        """Count a control frame's header fields as work done in this turn."""
         self._control -= CONTROL_FIELD_BYTES * fields
 
     def _take_preface(self, data: bytes) -> int:

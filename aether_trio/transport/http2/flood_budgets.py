@@ -35,7 +35,7 @@ REASONS: Final = (
 
 
 def table(allowances: Allowances) -> tuple[Allowance, ...]:
-    """Return the flood allowances in the order of the counters."""
+    """Return the allowances for costly frames in the order of their counters."""
     return (
         allowances.settings,
         allowances.pings,
@@ -48,7 +48,7 @@ def table(allowances: Allowances) -> tuple[Allowance, ...]:
     )
 
 
-class Budgets:
+class FloodBudgets:
     """Counts one HTTP/2 connection's costly frames, by kind, against the allowances.
 
     Nothing is allocated until the first frame that is counted.

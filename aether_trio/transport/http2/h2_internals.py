@@ -33,7 +33,7 @@ _FRAMES: Final = (
 )
 
 
-class _Values(list[int | None]):
+class _SettingValues(list[int | None]):
     """A list of a setting's current and proposed values, in place of h2's deque.
 
     An empty deque has 760 bytes.
@@ -46,7 +46,7 @@ class _Values(list[int | None]):
 
 
 class LeanSettings(h2.settings.Settings):
-    """h2's Settings in a tenth of the memory.
+    """Stores the HTTP/2 settings of one side in a tenth of h2's memory.
 
     An idle connection has two of them with ten values and more.
     """
@@ -55,10 +55,10 @@ class LeanSettings(h2.settings.Settings):
         # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
         self._client = client
         defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
-        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}  # type: ignore[misc]
+        self._settings = {h2.settings.SettingCodes(code): _SettingValues((value,)) for code, value in defaults}  # type: ignore[misc]
 
     def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
-        self._settings.setdefault(key, _Values((None,)))  # type: ignore[arg-type]
+        self._settings.setdefault(key, _SettingValues((None,)))  # type: ignore[arg-type]
         super().__setitem__(key, value)
 
 

@@ -53,7 +53,7 @@ NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """Limits of an HTTP/2 connection; the defaults suit a port open to everyone.
+    """Limits of an HTTP/2 connection; the defaults suit a port open to the public.
 
     Reference values where the reference has one (core.md section 0, sdk.md section 3).
     """

@@ -31,7 +31,7 @@ class PingStrikes:
         self._last = _NEVER
 
     def ping(self, now: float, data_frames_sent: int, min_interval_s: float, max_strikes: int) -> None:
-        """Judge a ping at `now`, in seconds; raise Http2Violation after too many early."""
+        """Judge a client's ping at `now`; raise Http2Violation if too many were early."""
         if data_frames_sent != self._data_seen:
             self._data_seen = data_frames_sent
             self.forgive()

@@ -25,7 +25,7 @@ from aether_trio.model.errors import Status
 from aether_trio.transport.http2 import flood_budgets, frames, header_blocks
 from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import SharedControl
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frame_checks import check_ping, check_priority, parse_goaway, parse_reset
 from aether_trio.transport.http2.frames import STREAM_MASK, Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.ping_strikes import PingStrikes
@@ -93,7 +93,7 @@ class ServerConnection:
         self.limits = limits
         self.counters = counters
         self.nursery = nursery
-        budgets = Budgets(allowances, trio.current_time)
+        budgets = FloodBudgets(allowances, trio.current_time)
         self.wire = Http2Connection(
             self, accepted.sock, accepted.tls, limits, budgets, counters, nursery, client_side=False
         )
@@ -126,7 +126,7 @@ class ServerConnection:
     # The task -------------------------------------------------------------------------------------
 
     async def serve(self, head: bytes) -> str:
-        """Serve until the connection ends and return why; the caller closes the socket."""
+        """Serve the client's requests until the connection ends, and return why it ended."""
         # These leave with the answer to the client's first bytes, which it sends without waiting
         # (RFC 9113 section 3.4).
         self.plane.out.append(self._settings_frame)
@@ -198,7 +198,7 @@ class ServerConnection:
         self.end_if_done()
 
     def cut(self) -> None:
-        """Abort the connection at once; bytes that wait are dropped."""
+        """Abort the connection at once, without sending the bytes that wait."""
         self.wire.writer.abort()
 
     @property

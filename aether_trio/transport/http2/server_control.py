@@ -179,7 +179,7 @@ class ServerControl:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
 
     def _engine(self) -> ControlPlane:
-        """Return the connection's h2; make it if need be, and tell it what it has missed.
+        """Return the connection's h2, made and brought up to date when first needed.
 
         That is SETTINGS of both sides, open and closed streams, and the HPACK table.
         """

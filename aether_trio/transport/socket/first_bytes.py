@@ -1,4 +1,4 @@
-"""Tells a connection's protocol by its first bytes, and refuses in that protocol.
+"""Detects a connection's protocol by its first bytes, and refuses in that protocol.
 
 Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior
 knowledge (RFC 9113 section 3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1

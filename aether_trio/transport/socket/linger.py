@@ -1,4 +1,4 @@
-"""Closes a socket so that the peer can still read our last bytes."""
+"""Drains a socket before its close, so that the peer can read our last bytes."""
 
 from __future__ import annotations
 

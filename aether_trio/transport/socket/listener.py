@@ -105,7 +105,7 @@ def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[s
         _close_all(bound)
         raise
     if not bound:
-        raise OSError(f"cannot listen on {host!r}: this machine has no such kind of address")
+        raise OSError(f"cannot listen on {host!r}: this machine supports none of its kinds of addresses")
     return bound
 
 

@@ -91,7 +91,7 @@ class Port:
         return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
 
     async def serve(self, sock: socket.socket, address: Any) -> None:
-        """Serve one accepted, non-blocking socket to its end.
+        """Detect the transport of one accepted socket and serve the socket to its end.
 
         A Handler of an Acceptor, which closes it.
         """

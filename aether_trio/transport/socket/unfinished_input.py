@@ -66,14 +66,14 @@ class UnfinishedLimits:
     """As long as a connection may be silent before the kernel's keepalive gives it up."""
 
 
-class Receiver(Protocol):
+class MessageReceiver(Protocol):
     """Protocol: assembles one message at a time, for a gRPC stream or a connection.
 
     Hashed by identity.
     """
 
     accepted: bool
-    """The client has shown who it is."""
+    """Whether the client's session is accepted."""
 
     @property
     def awaits_rest(self) -> bool:
@@ -102,7 +102,7 @@ class UnfinishedStatistics:
     too_slow: int
 
 
-class _Begun:
+class _UnfinishedMessage:
     """One unfinished message: how much is held of it, and how it grows."""
 
     __slots__ = ("grown_at", "held", "looks", "mark")
@@ -113,19 +113,19 @@ class _Begun:
         """trio time of the last bytes."""
 
 
-class Account:
-    """Reports one connection's unfinished messages to the gateway's budget."""
+class InputAccount:
+    """Reports one connection's unfinished messages to the gateway's memory budget."""
 
     __slots__ = ("_budget", "begun", "counted", "held", "host")
 
     def __init__(self, budget: UnfinishedInput, host: str) -> None:
         self._budget = budget
         self.host = host
-        self.begun: dict[Receiver, _Begun] = {}
+        self.begun: dict[MessageReceiver, _UnfinishedMessage] = {}
         self.held = 0
         self.counted = 0
 
-    def note(self, receiver: Receiver, held: int, *, anew: bool = False) -> None:
+    def note(self, receiver: MessageReceiver, held: int, *, anew: bool = False) -> None:
         """Record how many bytes `receiver` holds of an unfinished message; 0 for none.
 
         `anew`: not of the one that it held before.
@@ -137,7 +137,7 @@ class Account:
                 self._recount(-message.held)
             return
         if message is None:
-            message = self.begun[receiver] = _Begun()
+            message = self.begun[receiver] = _UnfinishedMessage()
         elif anew:
             message.mark = message.looks = 0
         message.grown_at = trio.current_time()
@@ -160,13 +160,13 @@ class UnfinishedInput:
 
     def __init__(self, limits: UnfinishedLimits | None = None) -> None:
         self.limits = limits or UnfinishedLimits()
-        self._accounts: dict[Account, None] = {}
+        self._accounts: dict[InputAccount, None] = {}
         self._counted = 0
         self._given_up = self._too_slow = 0
 
-    def account(self, address: Any) -> Account:
+    def account(self, address: Any) -> InputAccount:
         """Make the account of a new connection from `address`, as `accept` returns it."""
-        return Account(self, _host_of(address))
+        return InputAccount(self, _host_of(address))
 
     def statistics(self) -> UnfinishedStatistics:
         """Return how many unfinished messages are held, and totals of those given up."""
@@ -183,7 +183,7 @@ class UnfinishedInput:
         """Whether the unfinished messages exceed the budget."""
         return self._counted > self.limits.total_bytes
 
-    def count(self, account: Account, change: int) -> None:
+    def count(self, account: InputAccount, change: int) -> None:
         """Add a change in an account's counted bytes; the account calls this."""
         self._counted += change
         if account.begun:
@@ -198,11 +198,11 @@ class UnfinishedInput:
             self._given_up += 1
             self._end(account, receiver, Status.RESOURCE_EXHAUSTED, "the gateway holds too many unfinished messages")
 
-    def _end(self, account: Account, receiver: Receiver, status: Status, text: str) -> None:
+    def _end(self, account: InputAccount, receiver: MessageReceiver, status: Status, text: str) -> None:
         account.note(receiver, 0)
         receiver.give_up(StatusError(status, text))
 
-    def _victim(self) -> tuple[Account, Receiver]:
+    def _victim(self) -> tuple[InputAccount, MessageReceiver]:
         candidates = [
             (account, receiver, message)
             for account in self._accounts
@@ -231,7 +231,7 @@ class UnfinishedInput:
                 if count % _A_TURN == _A_TURN - 1:
                     await trio.lowlevel.checkpoint()
 
-    def _look(self, account: Account) -> None:
+    def _look(self, account: InputAccount) -> None:
         for receiver, message in tuple(account.begun.items()):
             if message.held - message.mark >= PROGRESS_BYTES or not receiver.awaits_rest:
                 message.mark, message.looks = message.held, 0

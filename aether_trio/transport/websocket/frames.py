@@ -34,7 +34,7 @@ class CloseCode(IntEnum):
 
 
 class FrameError(Exception):
-    """Raised when the client broke the WebSocket protocol; `code` is for closing."""
+    """Raised when a client breaks the WebSocket protocol; `code` is the close code."""
 
     def __init__(self, code: CloseCode, message: str) -> None:
         super().__init__(message)

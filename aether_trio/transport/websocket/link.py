@@ -43,7 +43,7 @@ from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.transport.socket.unfinished_input import Account
+    from aether_trio.transport.socket.unfinished_input import InputAccount
 
 CLOSE_S: Final = 5.0
 """For the peer to read what was pulled already, and the close frame."""
@@ -105,12 +105,12 @@ class WebSocketLink:
         max_message_bytes: int,
         rate: TokenBucket,
         rejects: Counter[str],
-        account: Account,
+        account: InputAccount,
         deliveries: Deliveries | None = None,
     ) -> None:
         self.peer = peer
         self.accepted = False
-        """See unfinished.Receiver."""
+        """Whether the client's session is accepted."""
         self._stream = stream
         self._frames = FrameReader(min(max_message_bytes, OPENING_BYTES))
         self._account = account

@@ -147,7 +147,7 @@ class WebSocketOutput:
         return found
 
     def flushed(self) -> bool:
-        """Tell the session that the kernel has all bytes; return that more may follow."""
+        """Tell the session that the kernel has all bytes sent; always return True."""
         if self._unflushed:
             self._unflushed = False
             if self._source is not None:
@@ -155,10 +155,10 @@ class WebSocketOutput:
         return True
 
     def on_stall(self, *, moved: bool) -> None:
-        """Do nothing: the link reports the writer's `stalled_since`."""
+        """Do nothing when the socket is full: the link reports the stall."""
 
     def on_overflow(self) -> None:
-        """Do nothing: nothing is queued while the socket takes nothing."""
+        """Do nothing: a WebSocket queues nothing while its client does not read."""
 
     def on_broken(self) -> None:
         """Tell the session that its connection has broken."""

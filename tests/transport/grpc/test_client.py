@@ -8,7 +8,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc.client import Call, open_channel
+from aether_trio.transport.grpc.client import GrpcCall, open_channel
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.frames import Http2ErrorCode, goaway
@@ -49,7 +49,7 @@ async def test_an_answer_that_comes_before_our_end_is_one(monkeypatch: pytest.Mo
     wait_drained = Http2Connection.wait_drained
 
     async def late(connection: Http2Connection, stream: Http2Stream) -> None:
-        while isinstance(stream.handler, Call) and stream.broken_reason is None:
+        while isinstance(stream.handler, GrpcCall) and stream.broken_reason is None:
             await trio.sleep(0.01)
         await wait_drained(connection, stream)
 

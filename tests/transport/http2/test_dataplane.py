@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
-from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed, with_prefixes
+from aether_trio.transport.grpc.messages import SLICE_BYTES, CompressedMessage, Decompression, with_prefixes
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.dataplane import DataPlane
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.limits import Allowances
 from aether_trio.transport.http2.stream import Http2Stream
@@ -36,7 +36,10 @@ class Side:
     def __init__(self, *, is_client: bool = False, **limits: int) -> None:
         self.limits = GrpcLimits(**limits)  # type: ignore[arg-type]
         self.plane = DataPlane(
-            self, self.limits, Budgets(flood_budgets.table(Allowances()), lambda: 0.0), expect_preface=not is_client
+            self,
+            self.limits,
+            FloodBudgets(flood_budgets.table(Allowances()), lambda: 0.0),
+            expect_preface=not is_client,
         )
         self.ended: list[int] = []
         self.errors: list[tuple[int, Http2ErrorCode]] = []
@@ -396,7 +399,7 @@ def test_compressed_messages_stay_compressed_until_they_are_read(encoding: str, 
     packed = squeeze(b"a" * 1_000_000, wbits)
     side.feed(data(1, message(packed, compressed=1) + message(b"plain")), read=False)
     assert side.streams[1].inbox == [packed, b"plain"]
-    assert [type(one) for one in side.streams[1].inbox] == [Packed, bytes]
+    assert [type(one) for one in side.streams[1].inbox] == [CompressedMessage, bytes]
     assert side.messages[1]._packed == 1
 
 
@@ -406,10 +409,10 @@ def squeeze(content: bytes, wbits: int) -> bytes:
 
 
 def inflated(message: bytes, encoding: str, most: int) -> bytes:
-    inflation = Inflation(message, encoding, most)
-    while not inflation.step():
-        assert inflation.size <= most
-    return inflation.message()
+    decompression = Decompression(message, encoding, most)
+    while not decompression.step():
+        assert decompression.size <= most
+    return decompression.message()
 
 
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])

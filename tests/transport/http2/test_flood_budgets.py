@@ -1,4 +1,4 @@
-"""Budgets: bursts, leaks, and frames that are earned."""
+"""FloodBudgets: bursts, leaks, and frames that are earned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import flood_budgets
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
 from aether_trio.transport.http2.limits import NO_ALLOWANCES, Allowance, Allowances
 
@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-def make(clock: Clock, allowance: Allowance) -> Budgets:
-    return Budgets(flood_budgets.table(Allowances(pings=allowance, window_updates=allowance)), clock)
+def make(clock: Clock, allowance: Allowance) -> FloodBudgets:
+    return FloodBudgets(flood_budgets.table(Allowances(pings=allowance, window_updates=allowance)), clock)
 
 
 def test_a_burst_passes_and_the_next_frame_does_not() -> None:
@@ -91,6 +91,6 @@ def test_every_counter_has_a_reason_and_our_client_counts_nothing() -> None:
     assert (
         len(flood_budgets.REASONS) == len(flood_budgets.table(Allowances())) == len(flood_budgets.table(NO_ALLOWANCES))
     )
-    budget = Budgets(flood_budgets.table(NO_ALLOWANCES), Clock())
+    budget = FloodBudgets(flood_budgets.table(NO_ALLOWANCES), Clock())
     for _ in range(1000):
         budget.spend(flood_budgets.SETTINGS_FLOOD)

@@ -9,7 +9,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.socket.unfinished_input import (
     LOOKS,
     PROGRESS_BYTES,
-    Account,
+    InputAccount,
     UnfinishedInput,
     UnfinishedLimits,
 )
@@ -21,7 +21,7 @@ LIMITS = UnfinishedLimits(total_bytes=1000 * KIB, free_bytes=10 * KIB, wait_s=30
 class Receiver:
     """Holds nothing but what it was told."""
 
-    def __init__(self, account: Account, *, accepted: bool = True) -> None:
+    def __init__(self, account: InputAccount, *, accepted: bool = True) -> None:
         self.account = account
         self.accepted = accepted
         self.awaits_rest = True

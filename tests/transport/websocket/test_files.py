@@ -10,13 +10,13 @@ import pytest
 import trio
 
 from aether_trio.transport.http1 import static_files
-from aether_trio.transport.http1.static_files import File
+from aether_trio.transport.http1.static_files import StaticFile
 from aether_trio.transport.link import Link
 from aether_trio.transport.websocket import server
 from tests.transport.websocket.harness import Rejected, TransportServer, open_socket, open_transport
 
-PAGE = File(b"<!doctype html>", '"page"', [("Content-Type", "text/html; charset=utf-8")])
-BIG = File(b"x" * 3_000_000, '"big"', [("Content-Type", "text/plain; charset=utf-8")])
+PAGE = StaticFile(b"<!doctype html>", '"page"', [("Content-Type", "text/html; charset=utf-8")])
+BIG = StaticFile(b"x" * 3_000_000, '"big"', [("Content-Type", "text/plain; charset=utf-8")])
 
 
 async def no_link(link: Link) -> None:
@@ -173,7 +173,7 @@ async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.M
 
 
 async def test_a_reader_that_never_reads_its_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    huge = File(b"x" * 50_000_000, '"huge"', [])
+    huge = StaticFile(b"x" * 50_000_000, '"huge"', [])
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": huge})
     async with open_transport(no_link, handshake_timeout_s=0.1, idle_timeout_s=0.1) as transport:
         async with await trio.open_tcp_stream(*transport.address) as stream:

@@ -1,12 +1,12 @@
 """Decompresses gRPC messages in slices, so that other tasks run in between.
 
-61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it
+61 KB can become six messages of 10 MiB. So no message is decompressed while bytes are scanned: it
 waits, compressed and under the stream's window, until its reader asks for it, and the reader's task
-inflates that one message.
+decompresses that one message.
 
-Invariants: in each turn of the scheduler at most one slice is inflated, whichever connection it
+Invariants: in each turn of the scheduler at most one slice is decompressed, whichever connection it
 belongs to, and they take turns; at most one message longer than a slice is under way at a time, so
-what is half inflated is bounded by the largest message; a connection that is more than AHEAD_S
+what is half decompressed is bounded by the largest message; a connection that is more than AHEAD_S
 ahead of its rate waits, its peer's window shut, and no other connection waits for it.
 """
 
@@ -16,15 +16,15 @@ from typing import Final
 
 import trio
 
-from aether_trio.transport.grpc.messages import Inflation
+from aether_trio.transport.grpc.messages import Decompression
 
 MIB: Final = 1024 * 1024
-INFLATED_BYTES_PER_S: Final = 16 * MIB
-"""Of one connection: some 5 % of what a core inflates."""
+DECOMPRESSED_BYTES_PER_S: Final = 16 * MIB
+"""Of one connection: some 5 % of what a core decompresses."""
 AHEAD_S: Final = 1.0
 
 
-class InflationTurns:
+class DecompressionTurns:
     """Locks by which all connections of a gRPC server take turns at decompressing."""
 
     __slots__ = ("large", "slices")
@@ -34,34 +34,34 @@ class InflationTurns:
         self.large = trio.Lock()
 
 
-class Inflater:
+class Decompressor:
     """Decompresses the messages of one gRPC connection, at a limited rate."""
 
     __slots__ = ("_one", "_paid_at", "_per_second", "_turns")
 
-    def __init__(self, turns: InflationTurns, per_second: float = INFLATED_BYTES_PER_S) -> None:
+    def __init__(self, turns: DecompressionTurns, per_second: float = DECOMPRESSED_BYTES_PER_S) -> None:
         self._turns = turns
         self._per_second = per_second
         self._one = trio.Lock()
         self._paid_at = 0.0
-        """trio time at which everything so far would be inflated at the rate."""
+        """trio time at which everything so far would be decompressed at the rate."""
 
-    async def inflate(self, message: bytes, encoding: str, max_bytes: int) -> bytes:
+    async def decompress(self, message: bytes, encoding: str, max_bytes: int) -> bytes:
         """Decompress one message in slices; raises StatusError as Decompression does."""
-        inflation = Inflation(message, encoding, max_bytes)
+        decompression = Decompression(message, encoding, max_bytes)
         async with self._one:
             wait_s = self._paid_at - trio.current_time() - AHEAD_S
             if wait_s > 0:
                 await trio.sleep(wait_s)
             try:
-                if not await self._step(inflation):
+                if not await self._step(decompression):
                     async with self._turns.large:
-                        while not await self._step(inflation):
+                        while not await self._step(decompression):
                             pass
             finally:
-                self._paid_at = max(self._paid_at, trio.current_time()) + inflation.size / self._per_second
-        return inflation.message()
+                self._paid_at = max(self._paid_at, trio.current_time()) + decompression.size / self._per_second
+        return decompression.message()
 
-    async def _step(self, inflation: Inflation) -> bool:
+    async def _step(self, decompression: Decompression) -> bool:
         async with self._turns.slices:
-            return inflation.step()
+            return decompression.step()
