@@ -35,10 +35,7 @@ class Readiness:
 
 
 class GatewayHealth:
-    """Holds the gateway's phase and its readiness probes.
-
-    The composition root owns one and moves it on.
-    """
+    """Holds the gateway's phase and its readiness probes."""
 
     def __init__(self) -> None:
         self._phase = Phase.STARTING
@@ -49,10 +46,7 @@ class GatewayHealth:
         return self._phase
 
     def add_probe(self, name: str, probe: Probe) -> None:
-        """Register a probe, which every readiness check asks.
-
-        A second probe of the same name is a mistake.
-        """
+        """Register a probe, which every readiness check asks."""
         if name in self._probes:
             raise ValueError(f"there is already a probe {name!r} of readiness; give this one another name")
         self._probes[name] = probe

@@ -38,9 +38,8 @@ _LEVELS: Final = {
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
     """Send every log line of this process to `stream` in the configured format.
 
-    The default is standard error. Call this before any other logging.
-
-    With `node` each line says whose it is, for several gateways that write to one place.
+    The default is standard error. Call this before any other logging. With `node` each line says
+    whose it is, for several gateways that write to one place.
     """
     output = _LogOutput(stream or sys.stderr)
     level = _LEVELS[settings.level]

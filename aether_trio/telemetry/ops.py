@@ -217,10 +217,7 @@ class OpsServer:
     # -- how it is served
 
     async def handle(self, stream: HttpStream) -> None:
-        """Serve one connection until it ends, or close it at once when there are too many.
-
-        Does not raise.
-        """
+        """Serve one connection to its end; close it if there are too many. Never raises."""
         if self._connections >= self._settings.max_connections:
             await trio.lowlevel.checkpoint()
             return

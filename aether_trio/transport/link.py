@@ -67,9 +67,8 @@ class FrameSource(Protocol):
     def pull(self, max_bytes: int) -> list[bytes]:
         """Take the next encoded messages for the client (DownstreamMessage), in order.
 
-        [] when there is nothing to send.
-
-        Stops once `max_bytes` is reached, so only the last message may go beyond it. Never raises.
+        [] when there is nothing to send. Stops once `max_bytes` is reached, so only the last
+        message may go beyond it. Never raises.
         """
         ...
 
@@ -109,19 +108,14 @@ class FrameSource(Protocol):
     """What is to be said of this client's numbered sends; None while it has sent none."""
 
     def flushed(self) -> None:
-        """Note that everything pulled so far has been handed to the kernel.
-
-        Called once per drained burst.
-        """
+        """Note that everything pulled so far is with the kernel; called once per burst."""
         ...
 
     def cut(self) -> None:
         """Tell the session that its stream has broken and pulls nothing more.
 
-        A session that waits for room is to look again.
-
-        A session that waits for its peer to read does not call `receive`, so it would not learn it
-        there.
+        A session that waits for room is to look again. A session that waits for its peer to read
+        does not call `receive`, so it would not learn it there.
         """
         ...
 
@@ -141,11 +135,10 @@ class Link(Protocol):
     async def receive(self) -> Sequence[Upstream]:
         """Return the client's next messages, at least one; wait until some arrive.
 
-        An empty sequence means that the peer has ended its side cleanly.
-
-        Raises LinkBroken when the stream was cut, and StatusError (INVALID_ARGUMENT,
-        RESOURCE_EXHAUSTED) when the peer sent what cannot be decoded or is over the limit.
-        Backpressure: not calling `receive` stops the peer.
+        An empty sequence means that the peer has ended its side cleanly. Raises LinkBroken when the
+        stream was cut, and StatusError (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) when the peer sent
+        what cannot be decoded or is over the limit. Backpressure: not calling `receive` stops the
+        peer.
         """
         ...
 
@@ -161,18 +154,12 @@ class Link(Protocol):
         ...
 
     def kick(self) -> None:
-        """Send what the source has, now or as soon as there is room.
-
-        Cheap to call twice.
-        """
+        """Send what the source has, now or when there is room. Cheap to call twice."""
         ...
 
     @property
     def stalled_since(self) -> float | None:
-        """The trio time since which pulled bytes wait for the client to make room.
-
-        None when nothing waits.
-        """
+        """The trio time since which pulled bytes wait for the client; None if none do."""
         ...
 
     def peer_has_ended(self) -> bool:
@@ -191,10 +178,8 @@ class Link(Protocol):
     async def round_trip(self) -> None:
         """Wait for all input that the client sent before it was asked to leave.
 
-        The transport bounds the wait in time.
-
-        For ever on a transport whose peer is told to go, finishes what it has begun, and ends its
-        side.
+        The transport bounds the wait in time. For ever on a transport whose peer is told to go,
+        finishes what it has begun, and ends its side.
         """
         ...
 

@@ -237,10 +237,7 @@ class FramedOutput:
     # -- ending ------------------------------------------------------------------------------------
 
     async def finish(self, last: framing.Error | None) -> None:
-        """Send what is queued, then the frame `last`; wait until the kernel has all of it.
-
-        Nothing is pulled behind that.
-        """
+        """Pull nothing more, send what is queued and then `last`, and wait for the kernel."""
         self._last = last
         self._finishing = True
         self.writer.kick()

@@ -60,7 +60,6 @@ class FramedServer:
         )
 
     def statistics(self) -> FramedStatistics:
-        """Return the counters of framed connections since the start."""
         return self._counters.snapshot()
 
     async def serve(self, accepted: Accepted) -> None:

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class FramedStatistics:
-    """A snapshot of the framed transport's counters and open connections.
-
-    `rejects` are connections by why they were ended or never began.
-    """
+    """Counters and open connections of the framed transport; `rejects` are by reason."""
 
     connections_open: int
     connections_total: int
@@ -35,7 +32,6 @@ class FramedCounters:
         self.rejects[reason] += 1
 
     def snapshot(self) -> FramedStatistics:
-        """Return the present counters as an immutable FramedStatistics."""
         return FramedStatistics(
             self.connections_open,
             self.connections_total,

@@ -404,10 +404,7 @@ async def open_channel(
     server_hostname: str | None = None,
     limits: GrpcLimits | None = None,
 ) -> AsyncIterator[GrpcChannel]:
-    """Connect to a gRPC server for the `async with` block and yield the channel.
-
-    Raises OSError when there is no connection.
-    """
+    """Connect to a gRPC server for the `async with` block. Raises OSError."""
     sock = await _connect(host, port)
     try:
         session = None

@@ -38,10 +38,7 @@ class GrpcHealth(HealthBase):
         self._closing = False
 
     def close(self) -> None:
-        """Report NOT_SERVING from now on and end all Watch calls.
-
-        The server shuts down, and its drain does not wait for watchers.
-        """
+        """Report NOT_SERVING from now on and end all Watch calls, for a shutdown."""
         self._closing = True
         self.set_status(NOT_SERVING)
 

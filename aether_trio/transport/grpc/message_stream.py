@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 
 class AssemblyBudget:
-    """Bounds the memory for one connection's unfinished and compressed gRPC messages.
-
-    Shared by its streams.
-    """
+    """Bounds the memory for one connection's unfinished and compressed gRPC messages."""
 
     __slots__ = ("_decompressor", "_turns", "account", "assembling", "limits")
 
@@ -69,10 +66,7 @@ class AssemblyBudget:
 
 
 class MessageStream:
-    """Sends and receives the gRPC messages of one RPC on its HTTP/2 stream.
-
-    `stream` is its HTTP/2 stream, whose handler is the RPC.
-    """
+    """Sends and receives the gRPC messages of one RPC on its HTTP/2 stream."""
 
     __slots__ = (
         "_begun",
@@ -236,7 +230,7 @@ class MessageStream:
             other, self._other = self._other, False
             account.note(self, held, anew=other)
 
-    # Unfinished messages: MessageReceiver (unfinished_input.py) ------------------------------------
+    # Unfinished messages: MessageReceiver (unfinished_input.py) -----------------------------------
 
     @property
     def awaits_rest(self) -> bool:
@@ -312,10 +306,7 @@ class MessageStream:
         return batch
 
     async def _decompress(self) -> bytes:
-        """Decompress the first message of the inbox and take it out.
-
-        Raises StatusError; then nothing more is read.
-        """
+        """Take the inbox's first message, decompressed. Raises StatusError and then fails."""
         stream, largest = self.stream, self._largest
         try:
             message = await self._budget.decompressor.decompress(stream.inbox[0], self._encoding, largest)
@@ -342,18 +333,12 @@ class MessageStream:
         return self.stream in self._connection.dirty
 
     async def send(self, batch: list[bytes]) -> None:
-        """Send serialized messages; return when flow control and kernel have taken them.
-
-        Raises as `check_sendable`.
-        """
+        """Send serialized messages and wait for the kernel. Raises as `check_sendable`."""
         await self._connection.send(self.stream, messages.with_prefixes(batch))
         self.check_sendable()
 
     async def wait_drained(self) -> None:
-        """Wait until the kernel has taken all bytes sent so far.
-
-        Raises as `check_sendable`.
-        """
+        """Wait until the kernel has all bytes sent so far. Raises as `check_sendable`."""
         await self._connection.wait_drained(self.stream)
         self.check_sendable()
 

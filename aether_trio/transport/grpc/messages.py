@@ -1,8 +1,4 @@
-"""Encodes and checks gRPC's length-prefixed messages: prefix, compression, length.
-
-Pure. A message's length is judged when its five-byte prefix is complete, before one byte of it is
-kept.
-"""
+"""Encodes and checks gRPC's length-prefixed messages, without I/O."""
 
 from __future__ import annotations
 

@@ -37,10 +37,7 @@ _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
 def told_when_broken(handler: Method) -> Method:
-    """Mark an RPC handler that is not to be cancelled when its stream breaks.
-
-    Its reads raise LinkBroken then.
-    """
+    """Mark an RPC handler to get LinkBroken, not cancellation, when its stream breaks."""
     handler.told_when_broken = True  # type: ignore[attr-defined]
     return handler
 
@@ -65,10 +62,7 @@ class RpcAcceptor:
         self._budget = budget
 
     def __call__(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        """Start the task of a requested RPC, or answer why it is refused.
-
-        Called while a read is scanned.
-        """
+        """Start the task of a requested RPC, or answer why it is refused."""
         try:
             stream = self._open(connection, stream_id, headers)
         except RpcRefused as refusal:
@@ -185,10 +179,7 @@ def _end_badly(stream: ServerStream, error: Exception) -> None:
 
 
 def _first_status(error: BaseException) -> BaseException:
-    """Return the first error in nested exception groups that names a gRPC status.
-
-    Otherwise the error itself.
-    """
+    """Return the error of a gRPC status in nested exception groups, or `error` itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             leaf = _first_status(inner)

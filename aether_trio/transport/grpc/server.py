@@ -115,9 +115,7 @@ class GrpcServer:
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send GOAWAY twice, wait for the RPCs, and end the rest after `deadline_s`.
 
-        The rest ends with UNAVAILABLE.
-
-        Connections that come later are told to go at once.
+        The rest ends with UNAVAILABLE. Connections that come later are told to go at once.
         """
         self._draining = True
         for count, connection in enumerate(tuple(self._connections)):
@@ -157,7 +155,6 @@ class GrpcServer:
         """Drain connections that are older than `max_connection_age_s`, in a loop.
 
         Each has an age between 0.9 and 1.1 times that, so that clients do not come back at once.
-
         Runs until cancelled beside the connections; returns when `max_connection_age_s` sets no
         age.
         """

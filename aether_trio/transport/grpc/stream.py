@@ -124,9 +124,8 @@ class ServerStream:
     def metadata(self) -> MultiDict[Any]:
         """The caller's metadata, without HTTP/2's and gRPC's own headers.
 
-        `-bin` values are bytes.
-
-        Raises GRPCError for a binary value that is none: the caller's mistake, not the handler's.
+        `-bin` values are bytes. Raises GRPCError for a binary value that is none: the caller's
+        mistake, not the handler's.
         """
         try:
             return decode_metadata(self.headers)
@@ -200,9 +199,8 @@ class ServerStream:
     async def recv_message(self) -> Any:
         """Return the next message, decoded; None once the client has ended its side.
 
-        As in grpclib, a cut is StreamTerminatedError.
-
-        Raises GRPCError for what is no such message: the caller's mistake, not the handler's.
+        As in grpclib, a cut is StreamTerminatedError. Raises GRPCError for what is no such message:
+        the caller's mistake, not the handler's.
         """
         try:
             message = await self._messages.receive_one()
@@ -252,10 +250,7 @@ class ServerStream:
         await self.send_batch([message.SerializeToString()])
 
     async def send_batch(self, batch: list[bytes]) -> None:
-        """Send serialized messages; return when flow control and kernel have taken them.
-
-        Raises LinkBroken.
-        """
+        """Send serialized messages and wait for the kernel. Raises LinkBroken."""
         self._messages.check_sendable()
         if not self._initial_sent:
             self.start_response()
@@ -354,10 +349,7 @@ class ServerStream:
         status_details: Any = None,
         metadata: MetadataLike | None = None,
     ) -> None:
-        """End the RPC with a status and trailing metadata.
-
-        `status_details` is not supported: it needs googleapis' messages, which Aether does not use.
-        """
+        """End the RPC with a status and trailing metadata."""
         if status_details is not None:
             raise NotImplementedError("status_details is not supported: it needs the googleapis messages")
         if status is GrpclibStatus.OK and self.incomplete:

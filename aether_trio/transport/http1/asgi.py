@@ -40,10 +40,7 @@ _DISCONNECT: Final = {"type": "http.disconnect"}
 
 
 class LifespanFailed(Exception):
-    """Raised when the ASGI application says that its startup or shutdown failed.
-
-    The text is its own.
-    """
+    """Raised with the ASGI application's own text when its startup or shutdown failed."""
 
 
 class AsgiHost:
@@ -61,9 +58,8 @@ class AsgiHost:
     async def running(self) -> AsyncIterator[None]:
         """Run the ASGI application's startup before the block and its shutdown after it.
 
-        Raises LifespanFailed.
-
-        An application without a lifespan (it raises for that scope) is served as it is.
+        Raises LifespanFailed. An application without a lifespan (it raises for that scope) is
+        served as it is.
         """
         lifespan = _Lifespan(self._app, self._state)
         async with trio.open_nursery() as nursery:

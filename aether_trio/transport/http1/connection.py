@@ -169,10 +169,7 @@ class Http1Connection:
     # -- requests ----------------------------------------------------------------------------------
 
     async def next_request(self) -> Request | None:
-        """Wait for the next request's head; None when no other arrives in time.
-
-        Raises BadRequest and OSError.
-        """
+        """Return the next request's head; None if none comes. Raises BadRequest, OSError."""
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
         if self._h11.our_state is not h11.IDLE:
@@ -229,10 +226,7 @@ class Http1Connection:
             raise self._body_too_long()
 
     async def _feed_head(self) -> None:
-        """Give h11 the next received bytes of a request head.
-
-        Raises BadRequest for a head of too many lines, and OSError.
-        """
+        """Give h11 received bytes of a request head. Raises BadRequest and OSError."""
         data = self._rest or await self._receive()
         piece, self._rest = data[:_AT_ONCE], data[_AT_ONCE:]
         self._lines += self._lines_of_head(piece)
@@ -241,10 +235,7 @@ class Http1Connection:
         self._h11.receive_data(piece)
 
     def _lines_of_head(self, piece: bytes) -> int:
-        """Count the lines in a piece of a request head, up to its empty line.
-
-        A body may be behind it.
-        """
+        """Count the lines in a piece of a request head, up to its empty line."""
         known = len(self._before)
         seen = self._before + piece
         end = _END_OF_HEAD.search(seen)
@@ -263,10 +254,7 @@ class Http1Connection:
 
     @property
     def body_is_read(self) -> bool:
-        """Whether the request's body has been read to its end.
-
-        So for a request without one.
-        """
+        """Whether the request's body, if it has one, has been read to its end."""
         return self._h11.their_state is not h11.SEND_BODY
 
     async def receive_body(self) -> bytes:
@@ -301,10 +289,7 @@ class Http1Connection:
         return bytes(event.data)
 
     async def read_body(self) -> bytes:
-        """Return the request's whole body, at most `max_body_bytes`.
-
-        Raises BadRequest and OSError.
-        """
+        """Return the request's whole body. Raises BadRequest (too long) and OSError."""
         return b"".join([part async for part in self.body_parts()])
 
     async def body_parts(self) -> AsyncIterator[bytes]:
@@ -342,10 +327,7 @@ class Http1Connection:
         return self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     async def respond(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
-        """Send a whole HTTP response, without the body where HTTP allows none.
-
-        Raises OSError and TooSlowError.
-        """
+        """Send a whole response, a body only if HTTP allows. Raises OSError, TooSlowError."""
         if not self.can_respond:
             return
         fields = [*headers]
@@ -359,18 +341,14 @@ class Http1Connection:
     async def respond_text(
         self, status: int, text: str, headers: Headers | None = None, *, close: bool = False
     ) -> None:
-        """Send an HTTP response with one line of plain text.
-
-        Raises OSError and TooSlowError.
-        """
+        """Send a response with a line of plain text. Raises OSError and TooSlowError."""
         await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
         """Send a response's status and headers; `send_body` and `end_response` follow.
 
-        Raises OSError and TooSlowError.
-
-        Without a Content-Length the body is chunked (for HTTP/1.0: ends with the connection).
+        Raises OSError and TooSlowError. Without a Content-Length the body is chunked (for HTTP/1.0:
+        ends with the connection).
         """
         await self._send(self._head(status, headers, close=close))
 

@@ -30,9 +30,8 @@ async def serve_requests(
 ) -> None:
     """Pass each HTTP request to `answer` until that returns False or the client ends.
 
-    `on_refused` is told of a mistake that ends it.
-
-    Raises OSError when the client has gone, and trio.TooSlowError when it does not read.
+    `on_refused` is told of a mistake that ends it. Raises OSError when the client has gone, and
+    trio.TooSlowError when it does not read.
     """
     try:
         while (request := await http.next_request()) is not None:

@@ -104,10 +104,7 @@ class Http2Connection:
     # Reading --------------------------------------------------------------------------------------
 
     async def read_until_end(self) -> str:
-        """Read and process frames until the connection ends; return the reason.
-
-        Returns why.
-        """
+        """Read and process frames until the connection ends; return the reason."""
         sock = self.writer.sock
         while True:
             data = b""  # an idle connection must not keep what it read last alive in this frame
@@ -205,10 +202,7 @@ class Http2Connection:
         return stream.park_reader()
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """Take the received messages of a stream, at most MESSAGES_AT_ONCE.
-
-        The peer may be waiting for the room that this makes.
-        """
+        """Take the received messages of a stream and give their room back to the peer."""
         plane = self.plane
         waited = len(plane.out)
         batch = plane.take(stream)
@@ -230,10 +224,7 @@ class Http2Connection:
         await self.wait_drained(stream)
 
     async def wait_drained(self, stream: Http2Stream) -> None:
-        """Wait until the kernel has all bytes of a stream, or the stream has broken.
-
-        A checkpoint.
-        """
+        """Wait until the kernel has all bytes of a stream or it broke. A checkpoint."""
         if stream in self.dirty:
             await stream.park_sender()
         else:
@@ -297,10 +288,7 @@ class Http2Connection:
         self.counters.reject("unread_replies")
 
     def on_broken(self) -> None:
-        """Read and start nothing more: the connection has broken.
-
-        The reader sees the end of the socket, and its owner tells the streams.
-        """
+        """Read and start nothing more: the connection has broken."""
         self.closing = True
 
     def on_defect(self, error: Exception) -> None:
@@ -314,10 +302,7 @@ class Http2Connection:
         self.closing = True
 
     def end_when_flushed(self) -> None:
-        """Read nothing more, send what is queued, then shut down our side.
-
-        The peer ends its own, and so the reader.
-        """
+        """Read nothing more, send what is queued, then shut down our side."""
         self.closing = self._half_close_due = True
         self.writer.kick()
 

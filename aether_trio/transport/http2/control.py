@@ -177,11 +177,9 @@ class ControlPlane:
     def settings_changed(self) -> None:
         """Keep the HPACK encoder without a table, whatever size the peer's SETTINGS offer.
 
-        The next block announces that.
-
-        hpack forgets to announce a size that is set to the same value again before the next block
-        (a peer that offers 0 does that), and then the peer's decoder rightly complains; hence the
-        flag.
+        The next block announces that. hpack forgets to announce a size that is set to the same
+        value again before the next block (a peer that offers 0 does that), and then the peer's
+        decoder rightly complains; hence the flag.
         """
         encoder = self._h2.encoder
         encoder.header_table_size = 0

@@ -253,7 +253,9 @@ class DataPlane:
         have = data[: len(want)]
         if have != want[: len(have)]:
             raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the connection does not begin with HTTP/2's preface"
+                Http2ErrorCode.PROTOCOL_ERROR,
+                "bad_preface",
+                "the connection begins without HTTP/2's preface; this port speaks HTTP/2",
             )
         if len(have) < len(want):
             return 0
@@ -357,10 +359,7 @@ class DataPlane:
             self.touched.append(stream)
 
     def fail(self, stream: Http2Stream, failure: StatusError) -> None:
-        """Fail a stream: its reader gets the messages received before, then `failure`.
-
-        Drop whatever else arrives.
-        """
+        """Fail a stream: its reader gets earlier messages, then `failure`; drop the rest."""
         stream.payload.drop()
         stream.failure = failure
         self.touched.append(stream)
@@ -423,17 +422,11 @@ class DataPlane:
     # Sending --------------------------------------------------------------------------------------
 
     def room(self, stream: Http2Stream) -> int:
-        """Return how many DATA bytes the connection and stream windows allow now.
-
-        May be negative (RFC 9113 section 6.9.2).
-        """
+        """Return how many DATA bytes both windows allow now; negative when they shrank."""
         return min(self.send_window, stream.send_window)
 
     def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
-        """Put bytes as DATA frames into `out`, as far as the peer's windows allow.
-
-        The rest waits in `stream.pending`.
-        """
+        """Put bytes as DATA into `out`; what lacks window waits in `stream.pending`."""
         size = sum(map(len, pieces))
         if (
             stream.pending is None

@@ -34,10 +34,7 @@ _FRAMES: Final = (
 
 
 class _SettingValues(list[int | None]):
-    """A list of a setting's current and proposed values, in place of h2's deque.
-
-    An empty deque has 760 bytes.
-    """
+    """One setting's current and proposed values as a list: h2's deque has 760 bytes."""
 
     __slots__ = ()
 
@@ -46,10 +43,7 @@ class _SettingValues(list[int | None]):
 
 
 class LeanSettings(h2.settings.Settings):
-    """Stores the HTTP/2 settings of one side in a tenth of h2's memory.
-
-    An idle connection has two of them with ten values and more.
-    """
+    """Stores the HTTP/2 settings of one side in a tenth of h2's memory."""
 
     def __init__(self, *, client: bool) -> None:
         # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
@@ -103,10 +97,7 @@ class LeanH2Connection(h2.connection.H2Connection):
         self.streams[stream_id]._expected_content_length = None
 
     def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
-        """Drop a stream that is over; `reset_by_us` says whether the server reset it.
-
-        Answers and resets of a server do not pass through h2, so it does not know.
-        """
+        """Drop a stream that is over; `reset_by_us` says whether the server reset it."""
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             # A server's answers and resets do not pass through h2, so it does not know how a stream
@@ -116,10 +107,7 @@ class LeanH2Connection(h2.connection.H2Connection):
 
 
 class LenientDecoder(hpack.hpack.Decoder):
-    """An HPACK decoder that accepts peers which do not announce a smaller table.
-
-    Its table can be saved and restored.
-    """
+    """An HPACK decoder that accepts peers which do not announce a smaller table."""
 
     def _assert_valid_table_size(self) -> None:
         """Shrink the HPACK table to the size that our SETTINGS allow.

@@ -50,10 +50,7 @@ def named(index: int, value: bytes) -> bytes:
 
 
 def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
-    """Put a header block into HEADERS, and CONTINUATION if it is longer than a frame.
-
-    See RFC 9113 section 4.3.
-    """
+    """Put a header block into HEADERS, and CONTINUATION if it is longer than a frame."""
     flags = frames.END_STREAM if end_stream else 0
     if len(block) <= frame_bytes:
         return FRAME_HEADER.pack(len(block) << 8 | frames.HEADERS, flags | frames.END_HEADERS, stream_id) + block

@@ -146,10 +146,7 @@ class ServerConnection:
         return reason
 
     async def _serve_first(self, head: bytes) -> str | None:
-        """Process the first bytes; return why the connection ended, None if it goes on.
-
-        From here on the handshake has a deadline.
-        """
+        """Process the first bytes; return why the connection ended, None if it goes on."""
         if head and not await self.wire.received(head):
             return "closed"
         if not self.plane.streams:
@@ -330,10 +327,7 @@ class ServerConnection:
             self.nursery.cancel_scope.deadline = trio.current_time() + (self.limits.idle_timeout_s or inf)
 
     def end_if_done(self) -> None:
-        """End our side of a drained connection whose last stream is over.
-
-        The peer then ends its own side.
-        """
+        """End our side of a drained connection whose last stream is over."""
         if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.wire.closing:
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
             self.wire.end_when_flushed()
@@ -474,10 +468,7 @@ class ServerConnection:
         check_priority(stream_id, frame)
 
     def _goaway(self, stream_id: int, frame: bytes) -> None:
-        """Handle the client's GOAWAY: it opens no more streams.
-
-        Those that are open go on, and the connection ends with the last.
-        """
+        """Handle the client's GOAWAY: it opens no more streams, and open ones go on."""
         parse_goaway(stream_id, frame)
         self.draining = True
         self.goaway_limit = 0
@@ -489,10 +480,7 @@ class ServerConnection:
     # we stopped.
 
     def ask_to_leave(self) -> None:
-        """Send the first GOAWAY, and a PING whose answer shows that it has arrived.
-
-        `drain` goes on from there.
-        """
+        """Send the first GOAWAY, and a PING whose answer shows that it has arrived."""
         if self._round_trip is not None or self.wire.closing:
             return
         self._ping_acked = trio.Event()
@@ -519,10 +507,7 @@ class ServerConnection:
         self.end_if_done()
 
     async def wait_round_trip(self) -> None:
-        """Wait until the client answers the PING behind GOAWAY, or its time is over.
-
-        Return at once if it was not asked.
-        """
+        """Wait for the client's answer to the PING behind GOAWAY, if one was sent."""
         if self._round_trip is not None:
             await self._round_trip.wait()
 
@@ -538,7 +523,6 @@ class ServerConnection:
         self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.linger_s
 
     def statistics(self) -> Http2ConnectionStatistics:
-        """Return figures of the connection at this moment."""
         return Http2ConnectionStatistics(
             streams_open=len(self.plane.streams),
             send_window_bytes=self.plane.send_window,

@@ -138,10 +138,7 @@ class ServerControl:
         return events
 
     def _key(self, engine: ControlPlane, flags: int, frame: bytes) -> Key | None:
-        """Return the cache's key of a header block that h2 has decoded.
-
-        None when it keeps no such block.
-        """
+        """Return the cache's key of a decoded header block; None if it is not kept."""
         table = engine.decoder.header_table
         if flags & ~_PLAIN or not flags & frames.END_HEADERS or table.dynamic_entries:
             return None
@@ -181,7 +178,7 @@ class ServerControl:
     def _engine(self) -> ControlPlane:
         """Return the connection's h2, made and brought up to date when first needed.
 
-        That is SETTINGS of both sides, open and closed streams, and the HPACK table.
+        It is told the SETTINGS of both sides, open and closed streams, and the HPACK table.
         """
         engine = self._h2
         if engine is None:

@@ -27,10 +27,7 @@ class PayloadReader(Protocol):
     """Protocol: makes messages of a stream's DATA and puts them into its inbox."""
 
     def read(self, data: bytes, position: int, stop: int) -> None:
-        """Take the DATA payload `data[position:stop]`.
-
-        What cannot be accepted becomes the stream's `failure`.
-        """
+        """Take DATA `data[position:stop]`; for a bad message set the stream's `failure`."""
         ...
 
     def end(self) -> None:
@@ -85,10 +82,7 @@ class StreamHandler(Protocol):
         ...
 
     def on_broken(self) -> None:
-        """Handle that the stream ended abnormally (`broken_reason`).
-
-        Called once.
-        """
+        """Handle, once, that the stream ended abnormally (`broken_reason`)."""
         ...
 
     def evict(self, status: int, message: str) -> None:
@@ -97,10 +91,7 @@ class StreamHandler(Protocol):
 
 
 class Http2Stream:
-    """The state of one HTTP/2 stream, with its waiting reader and sender.
-
-    The data plane and the connection change its fields; see the module docstring.
-    """
+    """The state of one HTTP/2 stream, with its waiting reader and sender."""
 
     __slots__ = (
         "_reader",
@@ -159,10 +150,7 @@ class Http2Stream:
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
     def begin_reading(self) -> None:
-        """Mark the stream as being read: a task is about to wait for a message.
-
-        Raises BusyResourceError when another one does.
-        """
+        """Mark the stream as having a reader. Raises BusyResourceError if it had one."""
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True
@@ -198,10 +186,7 @@ class Http2Stream:
             trio.lowlevel.reschedule(reader)
 
     async def park_sender(self) -> None:
-        """Suspend the sender until its bytes have left or the stream breaks.
-
-        Raises BusyResourceError when another task does.
-        """
+        """Suspend the sender until its bytes left. Raises BusyResourceError if one waits."""
         if self._sender is not None:
             raise trio.BusyResourceError("another task is already sending on this stream")
         self._sender = trio.lowlevel.current_task()

@@ -78,9 +78,7 @@ class TransportServer(Protocol):
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ask all clients to leave, and wait until they have gone.
 
-        After `deadline_s` cut what is left.
-
-        Started when all have been asked. They have `notice_s(deadline_s)`; then the core ends their
-        sessions.
+        After `deadline_s` cut what is left. Started when all have been asked. They have
+        `notice_s(deadline_s)`; then the core ends their sessions.
         """
         ...

@@ -66,9 +66,9 @@ class ByteStream:
             return b""
 
     def send(self, data: bytes) -> memoryview | None:
-        """Give `data` to the kernel and return what it did not take.
+        """Give `data` to the kernel and return what it did not take, for `send_rest`.
 
-        What it did not take (records, under TLS) is for `send_rest`. Raises OSError.
+        Under TLS these are records. Raises OSError.
         """
         if self.tls is not None:
             data = self.tls.seal(data)

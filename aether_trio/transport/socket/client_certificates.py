@@ -28,10 +28,7 @@ class _DerError(ValueError):
 
 
 def client_problem(certificate: bytes) -> str:
-    """Return why a DER certificate cannot be a client's; "" when it can.
-
-    The text is the end of a sentence.
-    """
+    """Return why a DER certificate is no client's (the end of a sentence), or ""."""
     try:
         for object_id, value in _extensions(certificate):
             if object_id == _BASIC_CONSTRAINTS and _says_authority(value):

@@ -1,4 +1,4 @@
-"""Detects a connection's protocol by its first bytes, and refuses in that protocol.
+"""Detects a connection's protocol by its first bytes, and refuses in its language.
 
 Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior
 knowledge (RFC 9113 section 3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1
@@ -55,10 +55,7 @@ _NAMES: Final = {
 
 
 def transport_of(head: bytes) -> str | None:
-    """Return the transport that a connection's first bytes ask for, or None.
-
-    None: an unknown protocol, or too few bytes yet.
-    """
+    """Return the transport that first bytes ask for; None if unknown or too few yet."""
     found = _TRANSPORT(head)
     return None if found is None else found.lastgroup
 

@@ -75,10 +75,9 @@ _INHERITS: Final = sys.platform == "linux"
 def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
     """Bind sockets to one port on every address of `host`; port 0 picks a free one.
 
-    `host` None stands for all interfaces, IPv4 and IPv6.
-
-    With `reuse_port` other sockets of this user that have it too may be bound there (SO_REUSEPORT,
-    socket(7)): connections are spread over those that listen.
+    `host` None stands for all interfaces, IPv4 and IPv6. With `reuse_port` other sockets of this
+    user that have it too may be bound there (SO_REUSEPORT, socket(7)): connections are spread over
+    those that listen.
     """
     bound: list[socket.socket] = []
     try:
@@ -131,10 +130,8 @@ def _close_all(sockets: list[socket.socket]) -> None:
 class Acceptor:
     """Accepts TCP connections and runs a handler task for each.
 
-    The connections live in `nursery`, which outlives the accepting.
-
-    Several `serve` may run at once, with a handler each; the limit of connections is theirs
-    together.
+    The connections live in `nursery`, which outlives the accepting. Several `serve` may run at
+    once, with a handler each; the limit of connections is theirs together.
     """
 
     def __init__(self, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:

@@ -64,9 +64,8 @@ class _ConnectionRefused(Exception):
 class Port:
     """Detects the protocol of each connection of one port and picks its transport.
 
-    `transports` are those spoken there, by name.
-
-    `tls` is a context that offers `alpn_of(transports)`; None for a plaintext port.
+    `transports` are those spoken there, by name. `tls` is a context that offers
+    `alpn_of(transports)`; None for a plaintext port.
     """
 
     def __init__(

@@ -28,10 +28,8 @@ class Ports:
     """All ports of a gateway: the shared one, and those of single transports.
 
     The constructor opens them, so that OSError comes early: a port that is taken, a certificate of
-    no use.
-
-    `own` gives transports a port for themselves; 0 picks a free one. All others share `port`. With
-    `reuse_port` other processes of this user may listen on the same ones.
+    no use. `own` gives transports a port for themselves; 0 picks a free one. All others share
+    `port`. With `reuse_port` other processes of this user may listen on the same ones.
     """
 
     def __init__(
@@ -81,9 +79,8 @@ class Ports:
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept no more connections, and drain every transport.
 
-        At the latest after `deadline_s` their connections have ended.
-
-        Started when every client has been asked to go.
+        At the latest after `deadline_s` their connections have ended. Started when every client has
+        been asked to go.
         """
         self._accepting.cancel()
         async with trio.open_nursery() as nursery:

@@ -55,9 +55,8 @@ class TlsFiles:
 def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
     """Make a server's TLS context: TLS 1.3, without session tickets.
 
-    A ticket would cost a kilobyte for each connection, and long streams rarely resume.
-
-    Raises OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
+    A ticket would cost a kilobyte for each connection, and long streams rarely resume. Raises
+    OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -86,7 +85,7 @@ def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> Non
         if encrypted:
             raise _unusable(key_file, "the private key is encrypted; give one without a passphrase") from error
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise _unusable(key_file, f"the private key does not belong to the certificate in {cert_file}") from error
+            raise _unusable(key_file, f"the private key is not the key of the certificate in {cert_file}") from error
         # One message for both files: if the certificate can be read, it was the key.
         _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file)
         raise _unusable(key_file, "the file holds no private key in PEM form") from error
@@ -118,9 +117,8 @@ def client_context(
 class TlsSession:
     """One connection's TLS state: encrypts and decrypts bytes without a socket.
 
-    `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats.
-
-    Holds at most one record that is not complete, and _UNASKED_BYTES of answers.
+    `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats. Holds
+    at most one record that is not complete, and _UNASKED_BYTES of answers.
     """
 
     __slots__ = ("_fruitless", "_incoming", "_object", "_outgoing", "ended")
@@ -191,10 +189,9 @@ class TlsSession:
     def open(self, data: bytes) -> bytes:
         """Decrypt received TLS records and return the bytes of the complete ones.
 
-        b"" when none is complete, or when they hold the end (`ended`).
-
-        What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no
-        further, so it would be kept.
+        b"" when none is complete, or when they hold the end (`ended`). What follows the peer's
+        close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no further, so it would be
+        kept.
         """
         if self.ended:
             return b""

@@ -67,10 +67,7 @@ class UnfinishedLimits:
 
 
 class MessageReceiver(Protocol):
-    """Protocol: assembles one message at a time, for a gRPC stream or a connection.
-
-    Hashed by identity.
-    """
+    """Protocol: assembles a connection's messages one at a time; hashed by identity."""
 
     accepted: bool
     """Whether the client's session is accepted."""
@@ -169,7 +166,6 @@ class UnfinishedInput:
         return InputAccount(self, _host_of(address))
 
     def statistics(self) -> UnfinishedStatistics:
-        """Return how many unfinished messages are held, and totals of those given up."""
         return UnfinishedStatistics(
             messages=sum(len(account.begun) for account in self._accounts),
             bytes=sum(account.held for account in self._accounts),

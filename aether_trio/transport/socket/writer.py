@@ -38,10 +38,7 @@ class WriteSource(Protocol):
     """Protocol: the connection from which a SocketWriter gets the bytes to send."""
 
     def fill(self) -> None:
-        """Put the next bytes to send into the writer's queue, if there are any.
-
-        At most BURST_BYTES and one message.
-        """
+        """Put at most BURST_BYTES and one message to send into the writer's queue."""
         ...
 
     def flushed(self) -> bool:
@@ -59,24 +56,15 @@ class WriteSource(Protocol):
         ...
 
     def on_overflow(self) -> None:
-        """Note that more than `max_queued_bytes` wait for a peer that does not read.
-
-        `on_broken` follows.
-        """
+        """Note that too many bytes wait for a peer that reads not; `on_broken` follows."""
         ...
 
     def on_broken(self) -> None:
-        """Note that the connection broke or was aborted: nothing more will be sent.
-
-        Called once.
-        """
+        """Note, once, that the connection broke or was aborted: nothing more is sent."""
         ...
 
     def on_defect(self, error: Exception) -> None:
-        """Handle an internal error that a method of this source raised.
-
-        See model/containment.py.
-        """
+        """Handle an internal error that a method of this source raised."""
         ...
 
 
@@ -208,10 +196,7 @@ class SocketWriter:
         self._start_task(source)
 
     def _send(self) -> bool:
-        """Hand the queued bytes to the kernel.
-
-        Returns False when some of it must wait, or the connection has broken.
-        """
+        """Hand the queued bytes to the kernel; return whether it took all of them."""
         if self.is_broken:
             return False
         queue = self.queue
@@ -293,10 +278,7 @@ class SocketWriter:
     # -- ending ------------------------------------------------------------------------------------
 
     async def wait_flushed(self) -> None:
-        """Wait until the kernel has all queued bytes, or the connection has broken.
-
-        A checkpoint.
-        """
+        """Wait until the kernel has all bytes or the connection broke. A checkpoint."""
         await trio.lowlevel.checkpoint()
         while not self.is_idle:
             if self._flushed is None:
@@ -304,10 +286,7 @@ class SocketWriter:
             await self._flushed.wait()
 
     def abort(self) -> None:
-        """Drop the bytes that wait and shut the socket down; its reader sees the end.
-
-        Idempotent.
-        """
+        """Drop waiting bytes and shut the socket down; its reader ends. Idempotent."""
         if self.is_broken:
             return
         self.is_broken = True

@@ -90,9 +90,7 @@ class Deliveries:
         try:
             said = _decode(data).deliveries
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise StatusError(
-                Status.INVALID_ARGUMENT, f"the acknowledgement of deliveries is malformed: {error}"
-            ) from None
+            raise StatusError(Status.INVALID_ARGUMENT, f"deliveries: not a valid acknowledgement: {error}") from None
         if not self._done <= said.done <= self._sent:
             text = f"deliveries.done: {said.done} is not between {self._done}, said before, and {self._sent}, delivered"
             raise StatusError(Status.INVALID_ARGUMENT, text)

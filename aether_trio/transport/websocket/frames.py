@@ -127,10 +127,7 @@ class FrameReader:
         self._at = 0
 
     def next(self) -> Event | None:
-        """Parse and return the next frame; None when no whole frame is left.
-
-        Raises FrameError.
-        """
+        """Parse the next frame; None when no whole frame is left. Raises FrameError."""
         if self._failed is not None:
             raise self._failed
         if self._closed:

@@ -86,7 +86,7 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
         raise UpgradeRefused(
             "query",
             HTTPStatus.BAD_REQUEST,
-            "the address has a query; remove it, and send credentials in the first message",
+            "the address has a query; remove it: credentials go into the first message",
         )
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     chosen = next((name for name in offered if name in _SUBPROTOCOLS), None)

@@ -65,10 +65,7 @@ _NOT_PINGED.set()
 
 
 class WebSocketLink:
-    """The Link of one client that is connected by WebSocket.
-
-    Made when the upgrade has been answered.
-    """
+    """The Link of one client that is connected by WebSocket."""
 
     __slots__ = (
         "_account",
@@ -325,7 +322,7 @@ class WebSocketLink:
     async def close(self, status: Status, message: str = "") -> None:
         """End the WebSocket with a close frame that carries the status.
 
-        Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's.
+        Waits up to ANSWER_S for the peer's own close frame.
         """
         output = self._output
         if output.writer.is_broken or self._closing:
@@ -386,9 +383,6 @@ class WebSocketLink:
             reader.feed(data)
 
     def release(self) -> None:
-        """Send nothing more and drop unfinished input: the socket is about to be closed.
-
-        Called by the transport, when the link has been served.
-        """
+        """Send nothing more and drop unfinished input: the socket is about to be closed."""
         self._account.note(self, 0)
         self._output.release()

@@ -32,10 +32,7 @@ _MIDDLE: Final = 1 << 16
 
 
 def data_header(kind: int, size: int) -> bytes:
-    """Build the header of an unmasked WebSocket data frame of `size` bytes.
-
-    See RFC 6455 section 5.2.
-    """
+    """Build an unmasked WebSocket frame's header (RFC 6455 section 5.2)."""
     if size < _SHORT:
         return bytes((kind, size))
     if size < _MIDDLE:

@@ -94,7 +94,6 @@ class HttpServer:
         self._unfinished = unfinished or UnfinishedInput()
 
     def statistics(self) -> HttpStatistics:
-        """Return the numbers of open connections and answered requests."""
         return HttpStatistics(
             len(self._fetching), len(self._websockets), self._requests, self._upgrades, dict(self._rejects)
         )
@@ -143,10 +142,7 @@ class HttpServer:
     # -- files, and the request to upgrade ---------------------------------------------------------
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
-        """Answer HTTP requests until the connection ends or becomes a WebSocket.
-
-        Raises OSError and TooSlowError.
-        """
+        """Answer requests until the end or an upgrade. Raises OSError and TooSlowError."""
         link: WebSocketLink | None = None
 
         async def answer(http: Http1Connection, request: Request) -> bool:
@@ -185,10 +181,7 @@ class HttpServer:
     async def _upgrade(
         self, http: Http1Connection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
-        """Check a WebSocket upgrade; return its link, or None when it was refused.
-
-        Raises OSError and TooSlowError.
-        """
+        """Return the link of a valid upgrade, else None. Raises OSError and TooSlowError."""
         loopback = is_loopback(stream.sock.getsockname()[0])
         try:
             if self._draining:

@@ -298,7 +298,7 @@ async def test_a_source_may_kick_from_flushed() -> None:
 
 async def test_a_source_is_attached_once() -> None:
     async with linked() as (_, link, source, _):
-        with pytest.raises(RuntimeError, match="once"):
+        with pytest.raises(RuntimeError, match="already has a source"):
             link.attach(source)
 
 

@@ -432,5 +432,5 @@ async def test_a_port_that_is_taken_closes_those_that_were_opened() -> None:
 
 
 def test_a_port_without_transports_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="without a transport"):
+    with pytest.raises(ValueError, match="without any transport"):
         Port({})
