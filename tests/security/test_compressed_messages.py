@@ -12,6 +12,7 @@ import grpc
 import pytest
 import trio
 
+from aether_trio.gateway.session_hooks import ServiceHooks
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import decompression, messages
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -76,13 +77,13 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
 
     monkeypatch.setattr(decompression, "Decompression", Watched)
     async with gateway_with() as gateway, talkers(gateway) as open_:
-        joins = gateway.core.sessions._parts.joins
+        prepare = ServiceHooks.prepare
 
-        async def watched(session: Any) -> None:
+        async def watched(hooks: ServiceHooks, session: Any) -> None:
             accepted.append(len(inflated))
-            await joins(session)
+            await prepare(hooks, session)
 
-        object.__setattr__(gateway.core.sessions._parts, "joins", watched)
+        monkeypatch.setattr(ServiceHooks, "prepare", watched)
         talker = await open_.dial("grpc", compressed=True)
         await talker.go_on(gzipped(init_of("all").SerializeToString()) + b"".join(bomb(3 * MIB) for _ in range(6)))
         for _ in range(6):
