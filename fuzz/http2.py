@@ -104,7 +104,7 @@ class Server:
         self.connection = ServerConnection(
             Accepted(sock, address),
             LIMITS,
-            flood_budgets.table(LIMITS.allowances),
+            flood_budgets.allowance_table(LIMITS.allowances),
             SharedControl(LIMITS, client_side=False),
             self.counters,
             nursery,

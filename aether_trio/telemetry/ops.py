@@ -32,10 +32,9 @@ from aether_trio.model.topics import parse_topic
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
-from aether_trio.telemetry.tail import tail_line
-from aether_trio.transport.http1.connection import Http1Connection, Http1Limits, HttpStream, Request
+from aether_trio.telemetry.tail_line import tail_line
+from aether_trio.transport.http1.connection import Headers, Http1Connection, Http1Limits, HttpStream, Request
 from aether_trio.transport.http1.server import serve_requests
-from aether_trio.transport.http1.static_files import Headers
 from aether_trio.transport.socket.accepted import Accepted, address_text
 from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners

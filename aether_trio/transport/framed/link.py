@@ -273,7 +273,7 @@ class FramedLink:
         self._count_control()
 
     def _count_control(self) -> None:
-        """Count a control frame against the client's limit per second; too many fail it."""
+        """Count a control frame against the client's limit; too many fail the connection."""
         limits = self._limits
         now = trio.current_time()
         if self._frames_left < 1:

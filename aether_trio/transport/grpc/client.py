@@ -44,7 +44,7 @@ from aether_trio.transport.socket.tls import TlsSession
 __all__ = ["GrpcCall", "GrpcChannel", "open_channel"]
 
 USER_AGENT: Final = "grpc-python-aether-trio"
-_TABLE: Final = flood_budgets.table(NO_ALLOWANCES)
+_TABLE: Final = flood_budgets.allowance_table(NO_ALLOWANCES)
 _NO_STATUS: Final = {"grpc-status": "2", "grpc-message": "stream ended without a status"}
 
 M = TypeVar("M")

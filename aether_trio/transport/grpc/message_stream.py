@@ -306,7 +306,7 @@ class MessageStream:
         return batch
 
     async def _decompress(self) -> bytes:
-        """Take the inbox's first message, decompressed. Raises StatusError and then fails."""
+        """Decompress the inbox's first message, or fail the stream with a StatusError."""
         stream, largest = self.stream, self._largest
         try:
             message = await self._budget.decompressor.decompress(stream.inbox[0], self._encoding, largest)

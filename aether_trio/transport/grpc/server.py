@@ -67,7 +67,7 @@ class GrpcServer:
         self._handlers: dict[str, Handler] = {}
         for service in services:
             self._handlers.update(service.__mapping__())
-        self._allowances = flood_budgets.table(self.limits.allowances)
+        self._allowances = flood_budgets.allowance_table(self.limits.allowances)
         self._shared = SharedControl(self.limits, client_side=False)
         self._counters = Http2Counters()
         self._connections: set[ServerConnection] = set()

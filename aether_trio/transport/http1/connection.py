@@ -25,7 +25,7 @@ from typing import Final, Protocol
 import h11
 import trio
 
-from aether_trio.transport.http1.static_files import Headers
+Headers = list[tuple[str, str]]
 
 KIB: Final = 1024
 MAX_HEAD_BYTES: Final = 16 * KIB

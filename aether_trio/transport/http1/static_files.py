@@ -17,7 +17,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
 
-Headers = list[tuple[str, str]]
+from aether_trio.transport.http1.connection import Headers
 
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",

@@ -34,7 +34,7 @@ REASONS: Final = (
 )
 
 
-def table(allowances: Allowances) -> tuple[Allowance, ...]:
+def allowance_table(allowances: Allowances) -> tuple[Allowance, ...]:
     """Return the allowances for costly frames in the order of their counters."""
     return (
         allowances.settings,

@@ -48,7 +48,7 @@ class StreamHandler(Protocol):
 
     @property
     def answered(self) -> bool:
-        """Whether the response has begun."""
+        """Whether the RPC's response has begun."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class StreamHandler(Protocol):
 
     @property
     def is_public(self) -> bool:
-        """Whether the call needs no credential."""
+        """Whether the RPC needs no credential (health, reflection)."""
         ...
 
     def fill(self) -> bool:
@@ -86,7 +86,7 @@ class StreamHandler(Protocol):
         ...
 
     def evict(self, status: int, message: str) -> None:
-        """End the stream now with a status."""
+        """End the RPC's stream now with a status."""
         ...
 
 

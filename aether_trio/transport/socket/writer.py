@@ -56,7 +56,7 @@ class WriteSource(Protocol):
         ...
 
     def on_overflow(self) -> None:
-        """Note that too many bytes wait for a peer that reads not; `on_broken` follows."""
+        """Note that too many bytes wait for a stuck peer; `on_broken` follows."""
         ...
 
     def on_broken(self) -> None:
@@ -286,7 +286,7 @@ class SocketWriter:
             await self._flushed.wait()
 
     def abort(self) -> None:
-        """Drop waiting bytes and shut the socket down; its reader ends. Idempotent."""
+        """Drop waiting bytes and shut the socket down, which ends its reader. Idempotent."""
         if self.is_broken:
             return
         self.is_broken = True

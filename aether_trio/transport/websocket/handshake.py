@@ -16,8 +16,7 @@ from typing import Final
 
 from wsproto.utilities import generate_accept_token
 
-from aether_trio.transport.http1.connection import Request
-from aether_trio.transport.http1.static_files import Headers
+from aether_trio.transport.http1.connection import Headers, Request
 from aether_trio.transport.websocket.deliveries import SUBPROTOCOL as ACKNOWLEDGED
 from aether_trio.transport.websocket.origins import OriginPolicy
 from aether_trio.wire.browser import CODECS, JSON, Codec

@@ -38,7 +38,7 @@ class Side:
         self.plane = DataPlane(
             self,
             self.limits,
-            FloodBudgets(flood_budgets.table(Allowances()), lambda: 0.0),
+            FloodBudgets(flood_budgets.allowance_table(Allowances()), lambda: 0.0),
             expect_preface=not is_client,
         )
         self.ended: list[int] = []

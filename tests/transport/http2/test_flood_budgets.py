@@ -21,7 +21,7 @@ class Clock:
 
 
 def make(clock: Clock, allowance: Allowance) -> FloodBudgets:
-    return FloodBudgets(flood_budgets.table(Allowances(pings=allowance, window_updates=allowance)), clock)
+    return FloodBudgets(flood_budgets.allowance_table(Allowances(pings=allowance, window_updates=allowance)), clock)
 
 
 def test_a_burst_passes_and_the_next_frame_does_not() -> None:
@@ -89,8 +89,10 @@ def test_who_keeps_the_rate_is_never_cut_off(gaps: list[float]) -> None:
 
 def test_every_counter_has_a_reason_and_our_client_counts_nothing() -> None:
     assert (
-        len(flood_budgets.REASONS) == len(flood_budgets.table(Allowances())) == len(flood_budgets.table(NO_ALLOWANCES))
+        len(flood_budgets.REASONS)
+        == len(flood_budgets.allowance_table(Allowances()))
+        == len(flood_budgets.allowance_table(NO_ALLOWANCES))
     )
-    budget = FloodBudgets(flood_budgets.table(NO_ALLOWANCES), Clock())
+    budget = FloodBudgets(flood_budgets.allowance_table(NO_ALLOWANCES), Clock())
     for _ in range(1000):
         budget.spend(flood_budgets.SETTINGS_FLOOD)
