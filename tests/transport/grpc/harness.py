@@ -170,6 +170,13 @@ def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
     return frame(frames.DATA, frames.END_STREAM if end else 0, stream_id, body)
 
 
+def header_frames(first: bytes, *rest: bytes, end: bool = False) -> bytes:
+    """Request 1 with its header block in these pieces. Without `end` it goes on behind them."""
+    flags = [0] * (len(rest) - 1) + [frames.END_HEADERS if end else 0]
+    more = (frame(frames.CONTINUATION, flag, 1, piece) for flag, piece in zip(flags, rest, strict=True))
+    return frame(frames.HEADERS, 0, 1, first) + b"".join(more)
+
+
 class RawClient:
     """One connection.
 
@@ -253,6 +260,10 @@ class RawClient:
     async def until_kind(self, kind: int, *, stream_id: int | None = None) -> Frame:
         return await self.until(lambda f: f.kind == kind and stream_id in (None, f.stream_id))
 
+    async def reset_code(self, stream_id: int) -> int:
+        """The code with which the server resets this stream."""
+        return int.from_bytes((await self.until_kind(frames.RST_STREAM, stream_id=stream_id)).body)
+
     async def rest(self) -> list[Frame]:
         """Everything up to the end of the connection."""
         while await self.next() is not None:
@@ -284,6 +295,8 @@ class RawClient:
         return dict(self._decoder.decode(found.body))
 
 
-def probe_server(**options: Any) -> tuple[GrpcServer, Probe]:
-    probe = Probe()
-    return GrpcServer([probe], **options), probe
+@asynccontextmanager
+async def connected(server: GrpcServer) -> AsyncIterator[RawClient]:
+    """A client of `server`, which is served until the end of the block."""
+    async with serving(server) as port:
+        yield await RawClient.connect(port)

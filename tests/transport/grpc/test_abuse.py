@@ -10,12 +10,25 @@ import pytest
 import trio
 import trio.testing
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
+from trio.testing import MockClock
 
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.limits import Allowance, Allowances
-from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
+from tests.transport.grpc.harness import (
+    Port,
+    Probe,
+    RawClient,
+    connected,
+    data,
+    frame,
+    header_frames,
+    message,
+    serving,
+    settings,
+)
 
 SMALL = Allowance(20, 0.0)
 TIGHT = replace(Allowances(*[SMALL] * 8), window_updates=Allowance(60, 0.0))
@@ -77,7 +90,7 @@ def refused_streams(client: RawClient) -> bytes:
 )
 async def test_floods_end_with_enhance_your_calm(flood: Flood, reason: str) -> None:
     limits = GrpcLimits(allowances=TIGHT, max_concurrent_streams=100 if flood is not refused_streams else 1)
-    server, _ = probe_server(limits=limits)
+    server = GrpcServer([Probe()], limits=limits)
     async with serving(server) as port:
         other = await RawClient.connect(port)
         await other.send(other.request(1))
@@ -94,47 +107,24 @@ async def test_floods_end_with_enhance_your_calm(flood: Flood, reason: str) -> N
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (
-            lambda c: frame(frames.HEADERS, 0, 1, c.block()) + frame(frames.CONTINUATION, 0, 1) * 100,
-            "continuation_flood",
-        ),
-        (
-            lambda c: (
-                frame(frames.HEADERS, 0, 1, b"\0" * 16_000) + frame(frames.CONTINUATION, 0, 1, b"\0" * 16_000) * 3
-            ),
-            "header_block_size",
-        ),
-        (lambda c: c.request(1, x_large="v" * 20_000), "header_list_size"),
+        (lambda c: header_frames(c.block(), *[b""] * 99), "continuation_flood"),
+        (lambda _: header_frames(*[b"\0" * 16_000] * 4), "header_block_size"),
+        (lambda c: header_frames(c.block(), c.block(x_large="v" * 16_000), end=True), "header_list_size"),
     ],
 )
-async def test_header_bombs(content: Flood, reason: str) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        sent = content(client)
-        if reason == "header_list_size":
-            sent = _in_frames(client.block(x_large="v" * 20_000))
-        await client.send(sent)
-        _, code, _ = await client.goaway()
-        assert code == Http2ErrorCode.ENHANCE_YOUR_CALM
-        assert server.statistics().rejects[reason] == 1
+async def test_header_bombs(server: GrpcServer, client: RawClient, content: Flood, reason: str) -> None:
+    await client.send(content(client))
+    _, code, _ = await client.goaway()
+    assert code == Http2ErrorCode.ENHANCE_YOUR_CALM
+    assert server.statistics().rejects[reason] == 1
 
 
-def _in_frames(block: bytes) -> bytes:
-    return frame(frames.HEADERS, 0, 1, block[:16_000]) + frame(
-        frames.CONTINUATION, frames.END_HEADERS, 1, block[16_000:]
-    )
-
-
-async def test_many_unknown_settings_are_not_remembered() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        body = b"".join((1000 + n).to_bytes(2, "big") + b"\0\0\0\1" for n in range(2000))
-        await client.send(frame(frames.SETTINGS, 0, 0, body), client.request(1), data(1, message(b"fine")))
-        assert await client.payload(1, 9) == message(b"fine")
-        (connection,) = server.connections
-        assert len(connection.control_plane._h2._h2.remote_settings) < 10
+async def test_many_unknown_settings_are_not_remembered(server: GrpcServer, client: RawClient) -> None:
+    body = b"".join((1000 + n).to_bytes(2, "big") + b"\0\0\0\1" for n in range(2000))
+    await client.send(frame(frames.SETTINGS, 0, 0, body), client.request(1), data(1, message(b"fine")))
+    assert await client.payload(1, 9) == message(b"fine")
+    (connection,) = server.connections
+    assert len(connection.control_plane._h2._h2.remote_settings) < 10
 
 
 @pytest.mark.parametrize(
@@ -156,82 +146,80 @@ async def test_many_unknown_settings_are_not_remembered() -> None:
         (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff"), Http2ErrorCode.COMPRESSION_ERROR),
     ],
 )
-async def test_malformed_control_frames_are_answered_by_goaway(content: bytes, code: Http2ErrorCode) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(content)
-        _, got, _ = await client.goaway()
-        # h2 reports every failure of HPACK as PROTOCOL_ERROR.
-        assert got in {code, Http2ErrorCode.PROTOCOL_ERROR}
-        assert await client.next() is None
+async def test_malformed_control_frames_are_answered_by_goaway(
+    client: RawClient, content: bytes, code: Http2ErrorCode
+) -> None:
+    await client.send(content)
+    _, got, _ = await client.goaway()
+    # h2 reports every failure of HPACK as PROTOCOL_ERROR.
+    assert got in {code, Http2ErrorCode.PROTOCOL_ERROR}
+    assert await client.next() is None
 
 
-async def test_http_1_is_told_what_this_port_speaks() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.bare(port)
-        await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert "speaks HTTP/2" in (await client.goaway())[2]
+async def test_http_1_is_told_what_this_port_speaks(port: Port) -> None:
+    client = await RawClient.bare(port)
+    await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert "speaks HTTP/2" in (await client.goaway())[2]
 
 
-async def test_resets_of_streams_that_were_served_are_no_flood() -> None:
-    server, _ = probe_server(limits=GrpcLimits(allowances=TIGHT))
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1))
-        served = range(3, 203, 2)
-        for stream_id in served:
-            await client.send(client.request(stream_id), data(stream_id, message(b"m")))
-            await client.payload(stream_id, 6)
-        await client.send(b"".join(frames.rst_stream(stream_id, Http2ErrorCode.CANCEL) for stream_id in served))
-        await client.send(data(1, message(b"unmoved")))
-        assert await client.payload(1, 12) == message(b"unmoved")
+@pytest.mark.parametrize("limits", [GrpcLimits(allowances=TIGHT)])
+async def test_resets_of_streams_that_were_served_are_no_flood(client: RawClient) -> None:
+    await client.send(client.request(1))
+    served = range(3, 203, 2)
+    for stream_id in served:
+        await client.send(client.request(stream_id), data(stream_id, message(b"m")))
+        await client.payload(stream_id, 6)
+    await client.send(b"".join(frames.rst_stream(stream_id, Http2ErrorCode.CANCEL) for stream_id in served))
+    await client.send(data(1, message(b"unmoved")))
+    assert await client.payload(1, 12) == message(b"unmoved")
 
 
-async def test_early_pings_are_struck_and_forgiven_by_data() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1))
-        for _ in range(5):  # each answer forgives, as grpc-core's own probes need
-            await client.send(frames.ping(b"measure!"), frames.ping(b"measure!"), data(1, message(b"m")))
-            await client.payload(1, 6)
-        await client.send(frames.ping(b"too many") * 4)
-        _, code, debug = await client.goaway()
-        assert (code, debug) == (Http2ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+async def test_early_pings_are_struck_and_forgiven_by_data(client: RawClient) -> None:
+    await client.send(client.request(1))
+    for _ in range(5):  # each answer forgives, as grpc-core's own probes need
+        await client.send(frames.ping(b"measure!"), frames.ping(b"measure!"), data(1, message(b"m")))
+        await client.payload(1, 6)
+    await client.send(frames.ping(b"too many") * 4)
+    _, code, debug = await client.goaway()
+    assert (code, debug) == (Http2ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
 
-async def test_pings_ten_seconds_apart_are_fine_without_any_stream(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        for _ in range(6):
-            await client.send(frames.ping(b"keep up!"))
-            assert (await client.until_kind(frames.PING)).flags == frames.ACK
-            await trio.sleep(10)
+async def test_pings_ten_seconds_apart_are_fine_without_any_stream(client: RawClient, jumpy: MockClock) -> None:
+    for _ in range(6):
+        await client.send(frames.ping(b"keep up!"))
+        assert (await client.until_kind(frames.PING)).flags == frames.ACK
+        await trio.sleep(10)
 
 
-@pytest.mark.parametrize("first", [b"", frames.PREFACE[:10], frames.PREFACE])
-async def test_a_slow_handshake_is_cut_off(first: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, _ = probe_server()
+@pytest.mark.parametrize(
+    ("first", "code", "reason"),
+    [
+        (b"", Http2ErrorCode.SETTINGS_TIMEOUT, "handshake_timeout"),
+        (frames.PREFACE[:10], Http2ErrorCode.SETTINGS_TIMEOUT, "handshake_timeout"),
+        (frames.PREFACE, Http2ErrorCode.SETTINGS_TIMEOUT, "handshake_timeout"),
+        (frames.PREFACE + settings(), Http2ErrorCode.NO_ERROR, "idle_timeout"),
+    ],
+    ids=["nothing", "half a preface", "preface", "settings without an acknowledgement"],
+)
+@pytest.mark.parametrize("limits", [GrpcLimits(handshake_timeout_s=5, idle_timeout_s=5)])
+async def test_a_client_that_is_silent_after_connecting_is_let_go(
+    server: GrpcServer, first: bytes, code: Http2ErrorCode, reason: str, jumpy: MockClock
+) -> None:
     async with serving(server) as port:
         client = await RawClient.bare(port)
         client.acks_settings = False
-        if first:
-            await client.send(first)
-        assert (await client.goaway())[1] == Http2ErrorCode.SETTINGS_TIMEOUT
+        await client.send(first)
+        before = trio.current_time()
+        assert (await client.goaway())[1] == code
         assert await client.next() is None
-    assert server.statistics().rejects["handshake_timeout"] == 1
+        assert trio.current_time() - before >= 5
+    assert server.statistics().rejects[reason] == 1
+    assert server.statistics().connections_open == 0
 
 
-async def test_a_connection_without_streams_ends_after_its_idle_time(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, _ = probe_server(limits=GrpcLimits(idle_timeout_s=60))
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
+@pytest.mark.parametrize("limits", [GrpcLimits(idle_timeout_s=60)])
+async def test_a_connection_without_streams_ends_after_its_idle_time(server: GrpcServer, jumpy: MockClock) -> None:
+    async with connected(server) as client:
         await client.until_kind(frames.SETTINGS)
         await client.send(client.request(1), data(1, message(b"busy")))
         await client.payload(1, 9)
@@ -244,9 +232,10 @@ async def test_a_connection_without_streams_ends_after_its_idle_time(autojump_cl
     assert server.statistics().rejects["idle_timeout"] == 1
 
 
-async def test_a_peer_that_never_reads_our_replies_is_dropped() -> None:
-    limits = GrpcLimits(allowances=replace(Allowances(), pings=Allowance(10**9, 0.0)), max_ping_strikes=10**9)
-    server, _ = probe_server(limits=limits)
+@pytest.mark.parametrize(
+    "limits", [GrpcLimits(allowances=replace(Allowances(), pings=Allowance(10**9, 0.0)), max_ping_strikes=10**9)]
+)
+async def test_a_peer_that_never_reads_our_replies_is_dropped(server: GrpcServer) -> None:
     async with serving(server) as port:
         stream = await port.connect()
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -257,81 +246,44 @@ async def test_a_peer_that_never_reads_our_replies_is_dropped() -> None:
     assert server.statistics().rejects["unread_replies"] == 1
 
 
-async def test_who_reads_no_answers_is_asked_for_no_more_requests() -> None:
+@pytest.mark.parametrize("limits", [GrpcLimits(max_unread_answers_bytes=32_768)])
+async def test_who_reads_no_answers_is_asked_for_no_more_requests(server: GrpcServer, port: Port) -> None:
     """A client without a credential could hold 40 MB of answers otherwise."""
-    server, _ = probe_server(limits=GrpcLimits(max_unread_answers_bytes=32_768))
-    async with serving(server) as port:
-        client = await RawClient.connect(port, settings(window=0))
-        numbers = range(1, 401, 2)
-        asked = message(HealthCheckRequest(service="x" * 4096).SerializeToString())
-        for number in numbers:
-            await client.send(client.request(number, "/probe.Probe/One"), data(number, asked, end=True))
-        await client.send(frames.ping(b"all done"))
-        await client.until_kind(frames.PING)
-        await trio.testing.wait_all_tasks_blocked()
-        (connection,) = server.connections
-        held = [len(stream.pending) for stream in connection.plane.streams.values() if stream.pending is not None]
-        assert 32_768 < sum(held) <= 32_768 + len(asked)
-        await client.send(settings(window=65_535), frames.window_update(0, 2**30))
-        for _ in numbers:
-            await client.until(lambda f: f.kind == frames.HEADERS and bool(f.flags & frames.END_STREAM))
-        assert sum(len(one.body) for one in client.seen if one.kind == frames.DATA) == len(numbers) * len(asked)
+    client = await RawClient.connect(port, settings(window=0))
+    numbers = range(1, 401, 2)
+    asked = message(HealthCheckRequest(service="x" * 4096).SerializeToString())
+    for number in numbers:
+        await client.send(client.request(number, "/probe.Probe/One"), data(number, asked, end=True))
+    await client.send(frames.ping(b"all done"))
+    await client.until_kind(frames.PING)
+    await trio.testing.wait_all_tasks_blocked()
+    (connection,) = server.connections
+    held = [len(stream.pending) for stream in connection.plane.streams.values() if stream.pending is not None]
+    assert 32_768 < sum(held) <= 32_768 + len(asked)
+    await client.send(settings(window=65_535), frames.window_update(0, 2**30))
+    for _ in numbers:
+        await client.until(lambda f: f.kind == frames.HEADERS and bool(f.flags & frames.END_STREAM))
+    assert sum(len(one.body) for one in client.seen if one.kind == frames.DATA) == len(numbers) * len(asked)
 
 
-async def test_random_mutations_of_a_session_never_break_the_server(caplog: pytest.LogCaptureFixture) -> None:
-    import random
-
-    server, _ = probe_server(limits=GrpcLimits(linger_s=0.05))
-    randomness = random.Random(7)
-    async with serving(server) as port:
-        for _ in range(150):
-            client = await RawClient.bare(port)
-            session = bytearray(
-                frames.PREFACE
-                + settings(window=70_000)
-                + client.request(1)
-                + data(1, message(b"m" * 30))
-                + frames.window_update(1, 7)
-                + client.request(3, end=True)
-                + frames.ping(b"12345678")
-                + frame(frames.PRIORITY, 0, 3, b"\0\0\0\0\x10")
-                + frames.rst_stream(3, Http2ErrorCode.CANCEL)
-                + data(1, b"", end=True)
-            )
-            for _ in range(randomness.randint(1, 4)):
-                session[randomness.randrange(24, len(session))] = randomness.randrange(256)
-            await client.send(bytes(session))
-            await client.stream.send_eof()
-            await client.rest()
-        other = await RawClient.connect(port)
-        await other.send(other.request(1), data(1, message(b"alive")))
-        assert await other.payload(1, 10) == message(b"alive")
-    assert "connection failed" not in caplog.text
-
-
-async def test_a_client_that_answers_each_message_with_window_updates_is_no_flood() -> None:
+@pytest.mark.parametrize("limits", [GrpcLimits(allowances=TIGHT)])
+async def test_a_client_that_answers_each_message_with_window_updates_is_no_flood(client: RawClient) -> None:
     """grpc-core does: one for the stream and one for the connection."""
-    server, _ = probe_server(limits=GrpcLimits(allowances=TIGHT))
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1))
-        answer = frames.window_update(0, 6) + frames.window_update(1, 6)
-        for _ in range(300):
-            await client.send(data(1, message(b"x")))
-            await client.payload(1, 6)
-            await client.send(answer)
-        # Without reading anything, the same frames end the connection.
-        await client.send(answer * 600)
-        assert (await client.goaway())[2] == "window_update_flood"
+    await client.send(client.request(1))
+    answer = frames.window_update(0, 6) + frames.window_update(1, 6)
+    for _ in range(300):
+        await client.send(data(1, message(b"x")))
+        await client.payload(1, 6)
+        await client.send(answer)
+    # Without reading anything, the same frames end the connection.
+    await client.send(answer * 600)
+    assert (await client.goaway())[2] == "window_update_flood"
 
 
-async def test_an_idle_timeout_of_zero_is_none(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, _ = probe_server(limits=GrpcLimits(idle_timeout_s=0))
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.until_kind(frames.SETTINGS)
-        await trio.sleep(40_000)
-        await client.send(client.request(1), data(1, message(b"here"), end=True))
-        assert (await client.trailers(1))["grpc-status"] == "0"
-        await client.stream.aclose()
+@pytest.mark.parametrize("limits", [GrpcLimits(idle_timeout_s=0)])
+async def test_an_idle_timeout_of_zero_is_none(client: RawClient, jumpy: MockClock) -> None:
+    await client.until_kind(frames.SETTINGS)
+    await trio.sleep(40_000)
+    await client.send(client.request(1), data(1, message(b"here"), end=True))
+    assert (await client.trailers(1))["grpc-status"] == "0"
+    await client.stream.aclose()

@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc.client import GrpcCall, open_channel
+from aether_trio.transport.grpc.client import Call, GrpcChannel, open_channel
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.frames import Http2ErrorCode, goaway
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
-from tests.transport.grpc.harness import probe_server, serving
+from tests.transport.grpc.harness import Port, Probe
 
 
 def ask(text: str) -> HealthCheckRequest:
     return HealthCheckRequest(service=text)
 
 
-async def test_unary() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        assert (await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)).service == "x"
-        assert channel.statistics().bytes_sent > 0
+async def one(channel: GrpcChannel, text: str) -> str:
+    """The answer to a unary call."""
+    return (await channel.unary("/probe.Probe/One", ask(text), HealthCheckRequest)).service
 
 
-async def test_large_messages_cross_every_window() -> None:
-    server, _ = probe_server()
+@pytest.fixture
+async def channel(port: Port) -> AsyncIterator[GrpcChannel]:
+    async with open_channel("127.0.0.1", int(port)) as opened:
+        yield opened
+
+
+async def test_unary(channel: GrpcChannel) -> None:
+    assert await one(channel, "x") == "x"
+    assert channel.statistics().bytes_sent > 0
+
+
+async def test_large_messages_cross_every_window(channel: GrpcChannel) -> None:
     big = "b" * 3_000_000
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call, trio.open_nursery() as nursery:
+    async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call, trio.open_nursery() as nursery:
 
-            @nursery.start_soon
-            async def send() -> None:
-                for _ in range(3):
-                    await call.send(ask(big), ask("small"))
-                await call.end()
+        @nursery.start_soon
+        async def send() -> None:
+            for _ in range(3):
+                await call.send(ask(big), ask("small"))
+            await call.end()
 
-            got = [reply.service async for reply in call]
-        assert got == [big, "small"] * 3
+        got = [reply.service async for reply in call]
+    assert got == [big, "small"] * 3
 
 
-async def test_an_answer_that_comes_before_our_end_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_comes_before_our_end_is_one(
+    channel: GrpcChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that has read the request answers, and resets what it need not read."""
     wait_drained = Http2Connection.wait_drained
 
@@ -54,59 +66,49 @@ async def test_an_answer_that_comes_before_our_end_is_one(monkeypatch: pytest.Mo
         await wait_drained(connection, stream)
 
     monkeypatch.setattr(Http2Connection, "wait_drained", late)
-    server, _ = probe_server()
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        with trio.fail_after(300):
-            assert (await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)).service == "x"
+    with trio.fail_after(300):
+        assert await one(channel, "x") == "x"
 
 
-async def test_a_status_is_raised_around_the_channel_as_it_is() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        with pytest.raises(GRPCError) as caught:
-            async with open_channel("127.0.0.1", int(port)) as channel:
-                await channel.unary("/probe.Probe/Fail", ask("größer"), HealthCheckRequest)
+async def test_a_status_is_raised_around_the_channel_as_it_is(port: Port) -> None:
+    with pytest.raises(GRPCError) as caught:
+        async with open_channel("127.0.0.1", int(port)) as channel:
+            await channel.unary("/probe.Probe/Fail", ask("größer"), HealthCheckRequest)
     assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "größer")
 
 
-async def test_leaving_a_call_cancels_it() -> None:
-    server, probe = probe_server()
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        async with channel.stream("/probe.Probe/Hang", HealthCheckRequest):
-            await probe.started.wait()
-        await probe.cancelled.wait()
+async def test_leaving_a_call_cancels_it(channel: GrpcChannel, probe: Probe) -> None:
+    async with channel.stream("/probe.Probe/Hang", HealthCheckRequest):
+        await probe.started.wait()
+    await probe.cancelled.wait()
 
 
-async def test_a_timeout_reaches_the_server_and_is_raised() -> None:
-    server, probe = probe_server()
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+async def test_a_timeout_reaches_the_server_and_is_raised(channel: GrpcChannel, probe: Probe) -> None:
+    with pytest.raises(GRPCError) as caught:
+        async with channel.stream("/probe.Probe/Hang", HealthCheckRequest, timeout=0.2) as call:
+            await call.receive()
+    assert caught.value.status is Status.DEADLINE_EXCEEDED
+    await probe.cancelled.wait()
+
+
+async def test_a_drained_server_breaks_new_calls_and_the_end_breaks_old_ones(
+    server: GrpcServer, probe: Probe, channel: GrpcChannel
+) -> None:
+    async with channel.stream("/probe.Probe/Hang", HealthCheckRequest) as call:
+        await probe.started.wait()
+        await server.drain(0)
         with pytest.raises(GRPCError) as caught:
-            async with channel.stream("/probe.Probe/Hang", HealthCheckRequest, timeout=0.2) as call:
-                await call.receive()
-        assert caught.value.status is Status.DEADLINE_EXCEEDED
-        await probe.cancelled.wait()
+            await call.receive()
+        assert caught.value.status is Status.UNAVAILABLE
+    with pytest.raises(LinkBroken):
+        async with channel.stream("/probe.Probe/Echo", HealthCheckRequest):
+            pass
 
 
-async def test_a_drained_server_breaks_new_calls_and_the_end_breaks_old_ones() -> None:
-    server, probe = probe_server()
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        async with channel.stream("/probe.Probe/Hang", HealthCheckRequest) as call:
-            await probe.started.wait()
-            await server.drain(0)
-            with pytest.raises(GRPCError) as caught:
-                await call.receive()
-            assert caught.value.status is Status.UNAVAILABLE
-        with pytest.raises(LinkBroken):
-            async with channel.stream("/probe.Probe/Echo", HealthCheckRequest):
-                pass
-
-
-async def test_the_clients_own_message_cap() -> None:
-    server, _ = probe_server()
-    limits = GrpcLimits(max_receive_message_bytes=100)
-    async with serving(server) as port, open_channel("127.0.0.1", int(port), limits=limits) as channel:
+async def test_the_clients_own_message_cap(port: Port) -> None:
+    async with open_channel("127.0.0.1", int(port), limits=GrpcLimits(max_receive_message_bytes=100)) as channel:
         with pytest.raises(GRPCError) as caught:
-            await channel.unary("/probe.Probe/One", ask("x" * 200), HealthCheckRequest)
+            await one(channel, "x" * 200)
         assert caught.value.status is Status.RESOURCE_EXHAUSTED
 
 
@@ -116,21 +118,19 @@ async def test_no_server() -> None:
             pass
 
 
-async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest() -> None:
+@pytest.mark.parametrize("limits", [GrpcLimits(max_receive_message_bytes=1000)])
+async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest(channel: GrpcChannel) -> None:
     """A message over the server's cap is refused by its length.
 
     What it did not read would fill the windows for ever.
     """
-    limits = GrpcLimits(max_receive_message_bytes=1000)
-    server, _ = probe_server(limits=limits)
-    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
-        async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call:
-            with trio.fail_after(300), pytest.raises(GRPCError) as caught:
-                await call.send(ask("x" * 20_000_000))
-            assert caught.value.status is Status.RESOURCE_EXHAUSTED
-            with pytest.raises(GRPCError):
-                await call.receive()
-        assert (await channel.unary("/probe.Probe/One", ask("y"), HealthCheckRequest)).service == "y"
+    async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call:
+        with trio.fail_after(300), pytest.raises(GRPCError) as caught:
+            await call.send(ask("x" * 20_000_000))
+        assert caught.value.status is Status.RESOURCE_EXHAUSTED
+        with pytest.raises(GRPCError):
+            await call.receive()
+    assert await one(channel, "y") == "y"
 
 
 async def test_a_port_that_speaks_something_else_says_so() -> None:
@@ -149,4 +149,4 @@ async def test_a_port_that_speaks_something_else_says_so() -> None:
 
         with pytest.raises(LinkBroken, match="TLS is required here"):
             async with open_channel("127.0.0.1", listener.socket.getsockname()[1]) as channel:
-                await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)
+                await one(channel, "x")

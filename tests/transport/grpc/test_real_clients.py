@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -19,15 +19,18 @@ from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_grpc import HealthStub
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpclib.reflection.v1.reflection_grpc import ServerReflectionStub
-from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
+from grpclib.reflection.v1 import reflection_grpc, reflection_pb2
+from grpclib.reflection.v1alpha import reflection_grpc as alpha_grpc
+from grpclib.reflection.v1alpha import reflection_pb2 as alpha_pb2
 
 from aether_trio.transport.grpc.health import GATEWAY, NOT_SERVING, SERVING, GrpcHealth
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.reflection import with_reflection
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
-from tests.transport.grpc.harness import probe_server, serving
+from tests.transport.grpc.harness import Port, Probe, serving
+
+T = TypeVar("T")
 
 ECHO = "/probe.Probe/Echo"
 
@@ -36,117 +39,102 @@ def request(text: str) -> bytes:
     return HealthCheckRequest(service=text).SerializeToString()
 
 
-async def test_grpcio_streams_small_and_large_messages_both_ways() -> None:
-    server, _ = probe_server()
+async def with_grpcio(port: Port, talk: Callable[[grpc.Channel], T], **options: Any) -> T:
+    """Return what `talk` returns, in a thread."""
+
+    def run() -> T:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", **options) as channel:
+            return talk(channel)
+
+    return await trio.to_thread.run_sync(run)
+
+
+async def with_grpclib(port: Port, talk: Callable[[grpclib.client.Channel], Awaitable[T]]) -> T:
+    """Return what `talk` returns, on asyncio in a thread."""
+
+    async def run() -> T:
+        async with grpclib.client.Channel("127.0.0.1", int(port)) as channel:
+            return await talk(channel)
+
+    return await trio.to_thread.run_sync(asyncio.run, run())
+
+
+async def test_grpcio_streams_small_and_large_messages_both_ways(port: Port) -> None:
     sizes = [0, 1, 16_379, 16_380, 65_535, 65_536, 1_000_000, 3_900_000, *range(200)]
-
-    def client(port: int) -> list[int]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            return [len(reply) for reply in channel.stream_stream(ECHO)(iter([b"x" * size for size in sizes]))]
-
-    async with serving(server) as port:
-        assert await trio.to_thread.run_sync(client, int(port)) == sizes
+    sent = iter([b"x" * size for size in sizes])
+    assert await with_grpcio(port, lambda channel: [len(reply) for reply in channel.stream_stream(ECHO)(sent)]) == sizes
 
 
-async def test_grpcio_sees_statuses_details_and_metadata() -> None:
-    server, _ = probe_server()
-
-    def client(port: int) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            for name, path, text in (
-                ("raised", "/probe.Probe/Fail", "größer"),
-                ("bug", "/probe.Probe/Fail", "bug"),
-                ("unknown", "/probe.Probe/Nothing", ""),
-            ):
-                with pytest.raises(grpc.RpcError) as caught:
-                    channel.unary_unary(path)(request(text))
-                seen[name] = (caught.value.code(), caught.value.details())
+async def test_grpcio_sees_statuses_details_and_metadata(port: Port) -> None:
+    def talk(channel: grpc.Channel) -> None:
+        for path, text, status, details in (
+            ("/probe.Probe/Fail", "größer", grpc.StatusCode.FAILED_PRECONDITION, "größer"),
+            ("/probe.Probe/Fail", "bug", grpc.StatusCode.UNKNOWN, "Internal Server Error"),
+            ("/probe.Probe/Nothing", "", grpc.StatusCode.UNIMPLEMENTED, "Method not found: /probe.Probe/Nothing"),
+        ):
             with pytest.raises(grpc.RpcError) as caught:
-                channel.stream_stream("/probe.Probe/Hang")(iter([]), timeout=0.2).next()
-            seen["deadline"] = caught.value.code()
-            reply, call = channel.unary_unary("/probe.Probe/Metadata").with_call(
-                request(""), metadata=(("ask", "me"), ("raw-bin", b"\0\1"))
-            )
-            seen["initial"] = dict(call.initial_metadata())["initial"]
-            seen["final"] = dict(call.trailing_metadata())["final-bin"]
-            seen["reply"] = HealthCheckRequest.FromString(reply).service
-        return seen
+                channel.unary_unary(path)(request(text))
+            assert (caught.value.code(), caught.value.details()) == (status, details)
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.stream_stream("/probe.Probe/Hang")(iter([]), timeout=0.2).next()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        reply, call = channel.unary_unary("/probe.Probe/Metadata").with_call(
+            request(""), metadata=(("ask", "me"), ("raw-bin", b"\0\1"))
+        )
+        assert dict(call.initial_metadata())["initial"] == "me"
+        assert dict(call.trailing_metadata())["final-bin"] == b"\x00\xff"
+        assert HealthCheckRequest.FromString(reply).service == str(b"\0\1")
 
-    async with serving(server) as port:
-        seen = await trio.to_thread.run_sync(client, int(port))
-    assert seen["raised"] == (grpc.StatusCode.FAILED_PRECONDITION, "größer")
-    assert seen["bug"] == (grpc.StatusCode.UNKNOWN, "Internal Server Error")
-    assert seen["unknown"][0] is grpc.StatusCode.UNIMPLEMENTED
-    assert seen["deadline"] is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (seen["initial"], seen["final"], seen["reply"]) == ("me", b"\x00\xff", str(b"\0\1"))
+    await with_grpcio(port, talk)
 
 
-async def test_grpcio_is_told_of_the_cap_and_goes_on() -> None:
-    server, _ = probe_server(limits=GrpcLimits(max_receive_message_bytes=1000))
+@pytest.mark.parametrize("limits", [GrpcLimits(max_receive_message_bytes=1000)])
+async def test_grpcio_is_told_of_the_cap_and_goes_on(port: Port) -> None:
+    def talk(channel: grpc.Channel) -> None:
+        call = channel.stream_stream(ECHO)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(iter([b"x" * 5_000_000])))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert list(call(iter([b"y" * 1000]))) == [b"y" * 1000]
 
-    def client(port: int) -> tuple[Any, list[bytes]]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.stream_stream(ECHO)
-            with pytest.raises(grpc.RpcError) as caught:
-                list(call(iter([b"x" * 5_000_000])))
-            return caught.value.code(), list(call(iter([b"y" * 1000])))
-
-    async with serving(server) as port:
-        code, replies = await trio.to_thread.run_sync(client, int(port))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert replies == [b"y" * 1000]
+    await with_grpcio(port, talk)
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-async def test_grpcio_may_compress(compression: grpc.Compression) -> None:
-    server, _ = probe_server()
-
-    def client(port: int) -> list[bytes]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", compression=compression) as channel:
-            return list(channel.stream_stream(ECHO)(iter([b"squeeze me " * 1000, b"", b"x"])))
-
-    async with serving(server) as port:
-        assert await trio.to_thread.run_sync(client, int(port)) == [b"squeeze me " * 1000, b"", b"x"]
+async def test_grpcio_may_compress(port: Port, compression: grpc.Compression) -> None:
+    sent = [b"squeeze me " * 1000, b"", b"x"]
+    got = await with_grpcio(
+        port, lambda channel: list(channel.stream_stream(ECHO)(iter(sent))), compression=compression
+    )
+    assert got == sent
 
 
-async def test_grpcio_cancelling_a_call_cancels_its_task() -> None:
-    server, probe = probe_server()
+async def test_grpcio_cancelling_a_call_cancels_its_task(port: Port, probe: Probe, nursery: trio.Nursery) -> None:
     started = threading.Event()
 
-    def client(port: int) -> None:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.stream_stream("/probe.Probe/Hang")(iter([b""]))
-            assert started.wait(60)
-            call.cancel()
+    def talk(channel: grpc.Channel) -> None:
+        call = channel.stream_stream("/probe.Probe/Hang")(iter([b""]))
+        assert started.wait(60)
+        call.cancel()
 
-    async with serving(server) as port, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, client, int(port))
-        await probe.started.wait()
-        started.set()
-        await probe.cancelled.wait()
+    nursery.start_soon(with_grpcio, port, talk)
+    await probe.started.wait()
+    started.set()
+    await probe.cancelled.wait()
 
 
-async def test_a_slow_grpcio_reader_does_not_stop_a_fast_one_on_the_same_connection() -> None:
-    server, _ = probe_server()
-    go_on = threading.Event()
+async def test_a_slow_grpcio_reader_does_not_stop_a_fast_one_on_the_same_connection(port: Port) -> None:
+    def talk(channel: grpc.Channel) -> tuple[int, int]:
+        flood = channel.unary_stream("/probe.Probe/Flood")
+        slow: Iterator[bytes] = flood(request("5000"))
+        next(slow)
+        fast = sum(1 for _ in flood(request("5000")))
+        return fast, 1 + sum(1 for _ in slow)
 
-    def client(port: int) -> tuple[int, int]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            flood = channel.unary_stream("/probe.Probe/Flood")
-            slow: Iterator[bytes] = flood(request("5000"))
-            next(slow)
-            fast = sum(1 for _ in flood(request("5000")))
-            go_on.set()
-            return fast, 1 + sum(1 for _ in slow)
-
-    async with serving(server) as port:
-        assert await trio.to_thread.run_sync(client, int(port)) == (5000, 5000)
-    assert go_on.is_set()
+    assert await with_grpcio(port, talk) == (5000, 5000)
 
 
-async def test_grpcio_aio_with_the_sdks_keepalive_options() -> None:
-    server, _ = probe_server()
+async def test_grpcio_aio_with_the_sdks_keepalive_options(port: Port) -> None:
     options = [
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -154,7 +142,7 @@ async def test_grpcio_aio_with_the_sdks_keepalive_options() -> None:
         ("grpc.http2.max_pings_without_data", 0),
     ]
 
-    async def talk(port: int) -> list[bytes]:
+    async def talk() -> list[bytes]:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             call = channel.stream_stream(ECHO)()
             for number in range(100):
@@ -162,33 +150,23 @@ async def test_grpcio_aio_with_the_sdks_keepalive_options() -> None:
             await call.done_writing()
             return [reply async for reply in call]
 
-    async with serving(server) as port:
-        replies = await trio.to_thread.run_sync(lambda: asyncio.run(talk(int(port))))
+    replies = await trio.to_thread.run_sync(asyncio.run, talk())
     assert replies == [b"%d" % number for number in range(100)]
 
 
-async def test_grpclib_streams_and_sees_errors() -> None:
-    server, _ = probe_server()
+async def test_grpclib_streams_and_sees_errors(port: Port) -> None:
+    both = (HealthCheckRequest, HealthCheckRequest)
 
-    async def talk(port: int) -> tuple[list[str], Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
-            async with channel.request(
-                ECHO, Cardinality.STREAM_STREAM, HealthCheckRequest, HealthCheckRequest
-            ) as stream:
-                for number in range(50):
-                    await stream.send_message(HealthCheckRequest(service=str(number) * 1000), end=number == 49)
-                got = [reply.service[:2] async for reply in stream]
-            method = grpclib.client.UnaryUnaryMethod(
-                channel, "/probe.Probe/Fail", HealthCheckRequest, HealthCheckRequest
-            )
-            with pytest.raises(GRPCError) as caught:
-                await method(HealthCheckRequest(service="because"))
-            return got, (caught.value.status.name, caught.value.message)
+    async def talk(channel: grpclib.client.Channel) -> None:
+        async with channel.request(ECHO, Cardinality.STREAM_STREAM, *both) as stream:
+            for number in range(50):
+                await stream.send_message(HealthCheckRequest(service=str(number) * 1000), end=number == 49)
+            assert [reply.service async for reply in stream] == [str(number) * 1000 for number in range(50)]
+        with pytest.raises(GRPCError) as caught:
+            await grpclib.client.UnaryUnaryMethod(channel, "/probe.Probe/Fail", *both)(both[0](service="because"))
+        assert (caught.value.status.name, caught.value.message) == ("FAILED_PRECONDITION", "because")
 
-    async with serving(server) as port:
-        got, error = await trio.to_thread.run_sync(lambda: asyncio.run(talk(int(port))))
-    assert len(got) == 50
-    assert error == ("FAILED_PRECONDITION", "because")
+    await with_grpclib(port, talk)
 
 
 class Gateway(AetherGatewayBase):
@@ -199,59 +177,52 @@ class Gateway(AetherGatewayBase):
 async def test_health_check_and_watch() -> None:
     health = GrpcHealth()
     health.set_status(SERVING, "")
-    changed: list[int] = []
-
-    async def talk(port: int) -> list[Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
-            stub = HealthStub(channel)
-            seen: list[Any] = [(await stub.Check(HealthCheckRequest(service=name))).status for name in ("", GATEWAY)]
-            with pytest.raises(GRPCError) as caught:
-                await stub.Check(HealthCheckRequest(service="unknown"))
-            seen.append(caught.value.status.name)
-            async with stub.Watch.open() as stream:
-                await stream.send_message(HealthCheckRequest(service=GATEWAY), end=True)
-                first = await stream.recv_message()
-                assert first is not None
-                seen.append(first.status)
-                trio.from_thread.run_sync(health.set_status, SERVING, GATEWAY, trio_token=token)
-                second = await stream.recv_message()
-                assert second is not None
-                seen.append(second.status)
-                changed.append(1)
-                await stream.cancel()
-            return seen
-
     token = trio.lowlevel.current_trio_token()
+
+    async def talk(channel: grpclib.client.Channel) -> None:
+        stub = HealthStub(channel)
+        for name, status in (("", SERVING), (GATEWAY, NOT_SERVING)):
+            assert (await stub.Check(HealthCheckRequest(service=name))).status == status
+        with pytest.raises(GRPCError) as caught:
+            await stub.Check(HealthCheckRequest(service="unknown"))
+        assert caught.value.status.name == "NOT_FOUND"
+        async with stub.Watch.open() as stream:
+            await stream.send_message(HealthCheckRequest(service=GATEWAY), end=True)
+            for status in (NOT_SERVING, SERVING):
+                reply = await stream.recv_message()
+                assert reply is not None
+                assert reply.status == status
+                trio.from_thread.run_sync(health.set_status, SERVING, GATEWAY, trio_token=token)
+            await stream.cancel()
+
     async with serving(GrpcServer([Gateway(), health])) as port:
-        seen = await trio.to_thread.run_sync(lambda: asyncio.run(talk(int(port))))
-    assert seen == [SERVING, NOT_SERVING, "NOT_FOUND", NOT_SERVING, SERVING]
+        await with_grpclib(port, talk)
     assert health.status("unknown") is None
     assert HealthCheckResponse.SERVING == SERVING
 
 
-async def test_reflection_v1_and_v1alpha() -> None:
-    async def ask(port: int, stub_type: Any, request_type: Any) -> list[Any]:
-        async with grpclib.client.Channel("127.0.0.1", port) as channel:
-            return await stub_type(channel).ServerReflectionInfo(
-                [
-                    request_type(list_services=""),
-                    request_type(file_containing_symbol="aether.v1.AetherGateway"),
-                    request_type(file_containing_symbol="grpc.health.v1.Health"),
-                    request_type(file_containing_symbol="no.such.Thing"),
-                    request_type(file_by_filename="no/such.proto"),
-                    request_type(all_extension_numbers_of_type="aether.v1.UpstreamMessage"),
-                ]
-            )
-
-    from grpclib.reflection.v1alpha.reflection_grpc import ServerReflectionStub as AlphaStub
-    from grpclib.reflection.v1alpha.reflection_pb2 import ServerReflectionRequest as AlphaRequest
-
+@pytest.mark.parametrize(
+    ("stub", "request_"),
+    [
+        (reflection_grpc.ServerReflectionStub, reflection_pb2.ServerReflectionRequest),
+        (alpha_grpc.ServerReflectionStub, alpha_pb2.ServerReflectionRequest),
+    ],
+    ids=["v1", "v1alpha"],
+)
+async def test_reflection(stub: Any, request_: Any) -> None:
+    requests = [
+        request_(list_services=""),
+        request_(file_containing_symbol="aether.v1.AetherGateway"),
+        request_(file_containing_symbol="grpc.health.v1.Health"),
+        request_(file_containing_symbol="no.such.Thing"),
+        request_(file_by_filename="no/such.proto"),
+        request_(all_extension_numbers_of_type="aether.v1.UpstreamMessage"),
+    ]
     async with serving(GrpcServer(with_reflection([Gateway(), GrpcHealth()]))) as port:
-        for stub, kind in ((ServerReflectionStub, ServerReflectionRequest), (AlphaStub, AlphaRequest)):
-            replies = await trio.to_thread.run_sync(lambda s=stub, k=kind: asyncio.run(ask(int(port), s, k)))
-            listed = {service.name for service in replies[0].list_services_response.service}
-            assert listed == {"aether.v1.AetherGateway", "grpc.health.v1.Health"}
-            for reply, inside in ((replies[1], b"UpstreamMessage"), (replies[2], b"HealthCheckRequest")):
-                assert inside in reply.file_descriptor_response.file_descriptor_proto[0]
-            assert [reply.error_response.error_code for reply in replies[3:5]] == [5, 5]
-            assert replies[5].all_extension_numbers_response.base_type_name == "aether.v1.UpstreamMessage"
+        replies = await with_grpclib(port, lambda channel: stub(channel).ServerReflectionInfo(requests))
+    listed = {service.name for service in replies[0].list_services_response.service}
+    assert listed == {"aether.v1.AetherGateway", "grpc.health.v1.Health"}
+    for reply, inside in ((replies[1], b"UpstreamMessage"), (replies[2], b"HealthCheckRequest")):
+        assert inside in reply.file_descriptor_response.file_descriptor_proto[0]
+    assert [reply.error_response.error_code for reply in replies[3:5]] == [5, 5]
+    assert replies[5].all_extension_numbers_response.base_type_name == "aether.v1.UpstreamMessage"

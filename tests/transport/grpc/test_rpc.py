@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
-import trio
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
+from trio.testing import MockClock
 
 from aether_trio.transport.grpc import messages
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
-from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
+from tests.transport.grpc.harness import Probe, RawClient, connected, data, frame, header_frames, message
 
 
 def body(text: str) -> bytes:
@@ -31,39 +33,48 @@ def body(text: str) -> bytes:
     ],
 )
 async def test_what_is_no_rpc_is_refused_before_any_message(
-    headers: dict[str, str], http_status: str, grpc_status: str
+    client: RawClient, headers: dict[str, str], http_status: str, grpc_status: str
 ) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, **headers))
-        trailers = await client.trailers(1)
-        assert (trailers[":status"], trailers["grpc-status"]) == (http_status, grpc_status)
-        assert trailers["grpc-message"]
-        # The connection is as good as before.
-        await client.send(client.request(3, "/probe.Probe/One"), data(3, body("x"), end=True))
-        assert (await client.trailers(3))["grpc-status"] == "0"
+    await client.send(client.request(1, **headers))
+    trailers = await client.trailers(1)
+    assert (trailers[":status"], trailers["grpc-status"]) == (http_status, grpc_status)
+    assert trailers["grpc-message"]
+    # The connection is as good as before.
+    await client.send(client.request(3, "/probe.Probe/One"), data(3, body("x"), end=True))
+    assert (await client.trailers(3))["grpc-status"] == "0"
 
 
-async def test_a_request_that_cannot_be_decoded_is_its_caller_s_mistake(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("path", "headers", "payload", "status", "says"),
+    [
+        ("/probe.Probe/One", {}, b"\xff\xff", "3", "grpc.health.v1.HealthCheckRequest"),
+        ("/probe.Probe/Metadata", {"raw_bin": "A"}, b"", "13", ""),
+    ],
+    ids=["message", "binary metadata"],
+)
+async def test_what_cannot_be_decoded_is_its_caller_s_mistake(
+    server: GrpcServer,
+    path: str,
+    headers: dict[str, str],
+    payload: bytes,
+    status: str,
+    says: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A client without a credential could fill the disk with tracebacks."""
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/One"), data(1, message(b"\xff\xff"), end=True))
+    async with connected(server) as client:
+        await client.send(client.request(1, path, **headers), data(1, message(payload), end=True))
         trailers = await client.trailers(1)
-        assert trailers["grpc-status"] == "3"
-        assert "grpc.health.v1.HealthCheckRequest" in trailers["grpc-message"]
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert trailers["grpc-status"] == status
+        assert says in trailers["grpc-message"]
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
     "content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]
 )
-async def test_a_unary_call(content_type: str) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
+async def test_a_unary_call(server: GrpcServer, content_type: str) -> None:
+    async with connected(server) as client:
         await client.send(
             client.request(1, "/probe.Probe/One", content_type=content_type), data(1, body("x"), end=True)
         )
@@ -72,22 +83,20 @@ async def test_a_unary_call(content_type: str) -> None:
     assert server.statistics().streams_open == 0
 
 
-async def test_a_status_raised_in_a_nursery_reaches_the_caller_as_trailers_only_percent_encoded() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/Fail"), data(1, body("50 % größer\n"), end=True))
-        trailers = await client.trailers(1)
-        assert trailers[":status"] == "200"
-        assert trailers["grpc-status"] == "9"
-        assert trailers["grpc-message"] == "50 %25 gr%C3%B6%C3%9Fer%0A"
+async def test_a_status_raised_in_a_nursery_reaches_the_caller_as_trailers_only_percent_encoded(
+    client: RawClient,
+) -> None:
+    await client.send(client.request(1, "/probe.Probe/Fail"), data(1, body("50 % größer\n"), end=True))
+    trailers = await client.trailers(1)
+    assert (trailers[":status"], trailers["grpc-status"]) == ("200", "9")
+    assert trailers["grpc-message"] == "50 %25 gr%C3%B6%C3%9Fer%0A"
 
 
 @pytest.mark.parametrize("how", ["bug", "silent"])
-async def test_a_handlers_mistake_is_logged_and_not_told(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
+async def test_a_handlers_mistake_is_logged_and_not_told(
+    server: GrpcServer, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(server) as client:
         with caplog.at_level(logging.ERROR):
             await client.send(client.request(1, "/probe.Probe/Fail"), data(1, body(how), end=True))
             trailers = await client.trailers(1)
@@ -96,26 +105,17 @@ async def test_a_handlers_mistake_is_logged_and_not_told(how: str, caplog: pytes
     assert "/probe.Probe/Fail" in caplog.text
 
 
-async def test_the_deadline_of_the_caller_ends_the_rpc(autojump_clock: trio.testing.MockClock) -> None:
-    # The virtual clock may only jump while nothing is on its way, hence the real wait for the
-    # start.
-    autojump_clock.autojump_threshold = 0.2
-    server, probe = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/Hang", grpc_timeout="5S"))
-        await probe.started.wait()
-        assert probe.last is not None
-        assert probe.last.deadline is not None
-        trailers = await client.trailers(1)
-        assert trailers["grpc-status"] == "4"
-        assert probe.cancelled.is_set()
+async def test_the_deadline_of_the_caller_ends_the_rpc(probe: Probe, client: RawClient, jumpy: MockClock) -> None:
+    await client.send(client.request(1, "/probe.Probe/Hang", grpc_timeout="5S"))
+    await probe.started.wait()
+    assert probe.last is not None
+    assert probe.last.deadline is not None
+    assert (await client.trailers(1))["grpc-status"] == "4"
+    assert probe.cancelled.is_set()
 
 
-async def test_a_reset_by_the_client_cancels_the_rpcs_task() -> None:
-    server, probe = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
+async def test_a_reset_by_the_client_cancels_the_rpcs_task(server: GrpcServer, probe: Probe) -> None:
+    async with connected(server) as client:
         await client.send(client.request(1, "/probe.Probe/Hang"))
         await probe.started.wait()
         await client.send(frames.rst_stream(1, Http2ErrorCode.CANCEL))
@@ -125,105 +125,68 @@ async def test_a_reset_by_the_client_cancels_the_rpcs_task() -> None:
     assert server.statistics().streams_open == 0
 
 
-async def test_the_end_of_the_connection_cancels_the_rpcs_task() -> None:
-    server, probe = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/Hang"))
-        await probe.started.wait()
-        await client.stream.aclose()
-        await probe.cancelled.wait()
+async def test_the_end_of_the_connection_cancels_the_rpcs_task(probe: Probe, client: RawClient) -> None:
+    await client.send(client.request(1, "/probe.Probe/Hang"))
+    await probe.started.wait()
+    await client.stream.aclose()
+    await probe.cancelled.wait()
 
 
-async def test_metadata_both_ways() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(
-            client.request(1, "/probe.Probe/Metadata", ask="x y", raw_bin="AAEC"), data(1, body(""), end=True)
-        )
-        initial = client.decode(await client.until_kind(frames.HEADERS))
-        assert initial["initial"] == "x y"
-        want = body(str(b"\x00\x01\x02"))
-        assert await client.payload(1, len(want)) == want
-        assert (await client.trailers(1))["final-bin"] == "AP8"
+async def test_metadata_both_ways(client: RawClient) -> None:
+    await client.send(
+        client.request(1, "/probe.Probe/Metadata", ask="x y", raw_bin="AAEC"), data(1, body(""), end=True)
+    )
+    initial = client.decode(await client.until_kind(frames.HEADERS))
+    assert initial["initial"] == "x y"
+    want = body(str(b"\x00\x01\x02"))
+    assert await client.payload(1, len(want)) == want
+    assert (await client.trailers(1))["final-bin"] == "AP8"
 
 
-async def test_a_message_over_the_cap_fails_its_rpc_only() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1), data(1, b"\0\xff\xff\xff\xff"))
-        trailers = await client.trailers(1)
-        assert trailers["grpc-status"] == "8"
-        assert "4294967295 vs. 10485760" in trailers["grpc-message"]
-        await client.send(data(1, b"in flight"), client.request(3), data(3, message(b"next")))
-        assert await client.payload(3, 9) == message(b"next")
+async def test_a_message_over_the_cap_fails_its_rpc_only(client: RawClient) -> None:
+    await client.send(client.request(1), data(1, b"\0\xff\xff\xff\xff"))
+    trailers = await client.trailers(1)
+    assert trailers["grpc-status"] == "8"
+    assert "4294967295 vs. 10485760" in trailers["grpc-message"]
+    await client.send(data(1, b"in flight"), client.request(3), data(3, message(b"next")))
+    assert await client.payload(3, 9) == message(b"next")
 
 
-async def test_streams_beyond_the_limit_are_refused_and_may_be_retried() -> None:
-    server, _ = probe_server(limits=GrpcLimits(max_concurrent_streams=2))
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1), client.request(3), client.request(5))
-        refused = await client.until_kind(frames.RST_STREAM)
-        assert refused.stream_id == 5
-        assert refused.body == Http2ErrorCode.REFUSED_STREAM.to_bytes(4, "big")
-        await client.send(data(1, b"", end=True))
-        assert (await client.trailers(1))["grpc-status"] == "0"
-        await client.send(client.request(7), data(7, message(b"now")))
-        assert await client.payload(7, 8) == message(b"now")
+@pytest.mark.parametrize("limits", [GrpcLimits(max_concurrent_streams=2)])
+async def test_streams_beyond_the_limit_are_refused_and_may_be_retried(client: RawClient) -> None:
+    await client.send(client.request(1), client.request(3), client.request(5))
+    assert await client.reset_code(5) == Http2ErrorCode.REFUSED_STREAM
+    await client.send(data(1, b"", end=True))
+    assert (await client.trailers(1))["grpc-status"] == "0"
+    await client.send(client.request(7), data(7, message(b"now")))
+    assert await client.payload(7, 8) == message(b"now")
 
 
-async def test_content_length_is_not_held_against_data_that_h2_never_sees() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/One", content_length="8"), data(1, body("x"), end=True))
-        assert (await client.trailers(1))["grpc-status"] == "0"
+async def test_content_length_is_not_held_against_data_that_h2_never_sees(client: RawClient) -> None:
+    await client.send(client.request(1, "/probe.Probe/One", content_length="8"), data(1, body("x"), end=True))
+    assert (await client.trailers(1))["grpc-status"] == "0"
 
 
-async def test_a_client_that_says_goaway_still_gets_its_answers_and_then_the_end() -> None:
-    server, _probe = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1), frames.goaway(0, Http2ErrorCode.NO_ERROR), data(1, message(b"a")))
-        assert await client.payload(1, 6) == message(b"a")
-        await client.send(data(1, b"", end=True))
-        assert (await client.trailers(1))["grpc-status"] == "0"
-        assert await client.next() is None
+async def test_a_client_that_says_goaway_still_gets_its_answers_and_then_the_end(client: RawClient) -> None:
+    await client.send(client.request(1), frames.goaway(0, Http2ErrorCode.NO_ERROR), data(1, message(b"a")))
+    assert await client.payload(1, 6) == message(b"a")
+    await client.send(data(1, b"", end=True))
+    assert (await client.trailers(1))["grpc-status"] == "0"
+    assert await client.next() is None
 
 
-async def test_a_header_block_in_pieces() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        block = client.block()
-        await client.send(
-            frame(frames.HEADERS, 0, 1, block[:10]),
-            frame(frames.CONTINUATION, 0, 1, block[10:20]),
-            frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[20:]),
-            data(1, message(b"pieces")),
-        )
-        assert await client.payload(1, 11) == message(b"pieces")
+def in_pieces(block: bytes) -> bytes:
+    return header_frames(block[:10], block[10:20], block[20:], end=True)
 
 
-async def test_priority_inside_headers_is_accepted() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        flags = frames.END_HEADERS | 0x20
-        await client.send(frame(frames.HEADERS, flags, 1, b"\0\0\0\0\x0f" + client.block()), data(1, message(b"p")))
-        assert await client.payload(1, 6) == message(b"p")
+def with_a_priority(block: bytes) -> bytes:
+    return frame(frames.HEADERS, frames.END_HEADERS | 0x20, 1, b"\0\0\0\0\x0f" + block)
 
 
-async def test_malformed_binary_metadata_is_the_callers_mistake(caplog: pytest.LogCaptureFixture) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/Metadata", raw_bin="A"), data(1, body(""), end=True))
-        assert (await client.trailers(1))["grpc-status"] == "13"
-    assert caplog.text == ""
+@pytest.mark.parametrize("headers", [in_pieces, with_a_priority])
+async def test_headers_of_every_form_open_a_stream(client: RawClient, headers: Callable[[bytes], bytes]) -> None:
+    await client.send(headers(client.block()), data(1, message(b"m")))
+    assert await client.payload(1, 6) == message(b"m")
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * 100_000, "\0\r\n"])

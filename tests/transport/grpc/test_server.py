@@ -10,15 +10,15 @@ import pytest
 import trio
 
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.socket.accepted import Accepted
-from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
+from tests.transport.grpc.harness import Port, RawClient, data, frame, message, settings
 
 
 @pytest.mark.parametrize("taken", [1, 10, 24, 30, 200])
-async def test_a_socket_whose_first_bytes_were_read_by_a_sniffer(taken: int) -> None:
-    server, _ = probe_server()
+async def test_a_socket_whose_first_bytes_were_read_by_a_sniffer(server: GrpcServer, taken: int) -> None:
     near, far = socket.socketpair()
     far.setblocking(False)
     client = RawClient(trio.SocketStream(trio.socket.from_stdlib_socket(near)))
@@ -30,46 +30,39 @@ async def test_a_socket_whose_first_bytes_were_read_by_a_sniffer(taken: int) -> 
             nursery.cancel_scope.cancel()
 
 
-async def test_statistics_count_what_is_open_and_what_was() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1), client.request(3), data(1, message(b"a")))
-        await client.payload(1, 6)
-        now = server.statistics()
-        assert (now.connections_open, now.connections_total, now.streams_open, now.streams_total) == (1, 1, 2, 2)
-        assert now.bytes_received > 100
-        assert now.bytes_sent > 50
-        (connection,) = server.connections
-        assert connection.statistics().streams_open == 2
-        assert connection.statistics().data_frames_sent == 1
-        assert connection.statistics().send_window_bytes == 65_535 - 6
-        await client.stream.aclose()
-        while server.statistics().connections_open:
-            await trio.sleep(0.01)
-        assert server.statistics().streams_open == 0
+async def test_statistics_count_what_is_open_and_what_was(server: GrpcServer, client: RawClient) -> None:
+    await client.send(client.request(1), client.request(3), data(1, message(b"a")))
+    await client.payload(1, 6)
+    now = server.statistics()
+    assert (now.connections_open, now.connections_total, now.streams_open, now.streams_total) == (1, 1, 2, 2)
+    assert now.bytes_received > 100
+    assert now.bytes_sent > 50
+    (connection,) = server.connections
+    assert connection.statistics().streams_open == 2
+    assert connection.statistics().data_frames_sent == 1
+    assert connection.statistics().send_window_bytes == 65_535 - 6
+    await client.stream.aclose()
+    while server.statistics().connections_open:
+        await trio.sleep(0.01)
+    assert server.statistics().streams_open == 0
 
 
-async def test_streams_of_one_connection_take_turns() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port, settings(window=2**30))
-        await client.send(frames.window_update(0, 2**30))
-        for stream_id in (1, 3):
-            await client.send(
-                client.request(stream_id, "/probe.Probe/Flood"), data(stream_id, message(b"\n\x042000"), end=True)
-            )
-        order = []
-        while len(order) < 4000:
-            found = await client.until_kind(frames.DATA)
-            order.append(found.stream_id)
-        first_half = order[:2000]
-        assert 500 < first_half.count(1) < 1500
+async def test_streams_of_one_connection_take_turns(port: Port) -> None:
+    client = await RawClient.connect(port, settings(window=2**30))
+    await client.send(frames.window_update(0, 2**30))
+    for stream_id in (1, 3):
+        await client.send(
+            client.request(stream_id, "/probe.Probe/Flood"), data(stream_id, message(b"\n\x042000"), end=True)
+        )
+    order = [(await client.until_kind(frames.DATA)).stream_id for _ in range(4000)]
+    assert 500 < order[:2000].count(1) < 1500
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_shuffled_and_damaged_sessions_end_cleanly(seed: int, caplog: pytest.LogCaptureFixture) -> None:
-    server, _ = probe_server(limits=GrpcLimits(linger_s=0.05))
+@pytest.mark.parametrize("limits", [GrpcLimits(linger_s=0.05)])
+async def test_shuffled_and_damaged_sessions_end_cleanly(
+    server: GrpcServer, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     randomness = random.Random(seed)
     for _ in range(100):
         near, far = socket.socketpair()
@@ -120,21 +113,18 @@ def _session(randomness: random.Random) -> bytes:
     return frames.PREFACE + settings() + bytes(content)
 
 
-async def test_an_idle_connection_holds_nothing_of_what_it_read() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.until_kind(frames.SETTINGS)
-        await client.send(client.request(1), data(1, message(b"h" * 15_000)))
-        await client.payload(1, 15_005)
-        await trio.testing.wait_all_tasks_blocked()
-        assert _bytes_held_by_tasks() < 1_000
-        (connection,) = server.connections
-        assert connection.wire.writer.backlog_bytes == 0
-        assert connection.plane._tail == b""
-        assert connection.plane.out == []
-        (stream,) = connection.plane.streams.values()
-        assert (stream.inbox, stream.payload.partial_bytes, stream.pending) == ([], 0, None)
+async def test_an_idle_connection_holds_nothing_of_what_it_read(server: GrpcServer, client: RawClient) -> None:
+    await client.until_kind(frames.SETTINGS)
+    await client.send(client.request(1), data(1, message(b"h" * 15_000)))
+    await client.payload(1, 15_005)
+    await trio.testing.wait_all_tasks_blocked()
+    assert _bytes_held_by_tasks() < 1_000
+    (connection,) = server.connections
+    assert connection.wire.writer.backlog_bytes == 0
+    assert connection.plane._tail == b""
+    assert connection.plane.out == []
+    (stream,) = connection.plane.streams.values()
+    assert (stream.inbox, stream.payload.partial_bytes, stream.pending) == ([], 0, None)
 
 
 def _bytes_held_by_tasks() -> int:
@@ -157,77 +147,37 @@ def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
                 yield from _tasks(child)
 
 
-async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arrive() -> None:
-    server, _ = probe_server()
-    streams, size = range(1, 16, 2), 1_000_000
-    async with serving(server) as port:
-        client = await RawClient.connect(port, settings(window=2**30))
-        await client.send(frames.window_update(0, 2**30))
-        for stream_id in streams:
-            await client.send(client.request(stream_id))
-        body = message(b"l" * size)
-        await _send_within_windows(client, streams, body)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        (connection,) = server.connections
-        assert connection.wire.writer.is_writing
-        assert sum(map(len, connection.plane.out)) < 10_000
-        got = dict.fromkeys(streams, b"")
-        await client.send(*(data(stream_id, b"", end=True) for stream_id in streams))
-        for found in await _until_all_ended(client, len(streams)):
-            if found.kind == frames.DATA:
-                got[found.stream_id] += found.body
-        assert {stream_id for stream_id in streams if got[stream_id] == body} == set(streams)
-        assert server.statistics().rejects == {}
-
-
-async def _send_within_windows(client: RawClient, streams: range, body: bytes) -> None:
-    """Upload `body` on every stream, within the windows that the server gives."""
+async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arrive(
+    server: GrpcServer, port: Port
+) -> None:
+    streams, body = range(1, 16, 2), message(b"l" * 1_000_000)
+    client = await RawClient.connect(port, settings(window=2**30))
+    await client.send(frames.window_update(0, 2**30), *map(client.request, streams))
     for stream_id in streams:
         for at in range(0, len(body), 16_000):
             await client.send(data(stream_id, body[at : at + 16_000]))
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    (connection,) = server.connections
+    assert connection.wire.writer.is_writing
+    assert sum(map(len, connection.plane.out)) < 10_000
+    await client.send(*(data(stream_id, b"", end=True) for stream_id in streams))
+    for _ in streams:
+        await client.until(lambda found: found.kind == frames.HEADERS and bool(found.flags & frames.END_STREAM))
+    for stream_id in streams:
+        assert b"".join(f.body for f in client.seen if (f.kind, f.stream_id) == (frames.DATA, stream_id)) == body
+    assert server.statistics().rejects == {}
 
 
-async def _until_all_ended(client: RawClient, count: int) -> list[Frame]:
-    ended = 0
-    while ended < count:
-        found = await client.next()
-        assert found is not None
-        ended += found.kind == frames.HEADERS and bool(found.flags & frames.END_STREAM)
-    return client.seen
+async def test_a_prompt_answer_leaves_together_with_the_handshake(server: GrpcServer, port: Port) -> None:
+    client = await RawClient.bare(port)
+    await client.send(frames.PREFACE, settings(), client.request(1), data(1, message(b"now"), end=True))
+    first = await client.stream.receive_some()
+    assert message(b"now") in first
+    assert first.startswith(server._shared.settings_frame)
+    await client.stream.aclose()
 
 
-async def test_a_prompt_answer_leaves_together_with_the_handshake() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.bare(port)
-        await client.send(frames.PREFACE, settings(), client.request(1), data(1, message(b"now"), end=True))
-        first = await client.stream.receive_some()
-        assert message(b"now") in first
-        assert first.startswith(server._shared.settings_frame)
-        await client.stream.aclose()
-
-
-async def test_a_slow_answer_does_not_hold_the_handshake_back() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port)
-        await client.send(client.request(1, "/probe.Probe/Hang"))
-        await client.until(lambda found: found.kind == frames.SETTINGS and bool(found.flags & frames.ACK))
-        await client.stream.aclose()
-
-
-@pytest.mark.parametrize("says", ["nothing", "its settings"])
-async def test_a_client_that_is_silent_after_connecting_is_let_go(
-    says: str, autojump_clock: trio.testing.MockClock
-) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, _ = probe_server(limits=GrpcLimits(handshake_timeout_s=5))
-    async with serving(server) as port:
-        client = await RawClient.bare(port)
-        if says != "nothing":
-            await client.send(frames.PREFACE + settings())
-            client.acks_settings = False
-        before = trio.current_time()
-        await client.rest()
-        assert trio.current_time() - before >= 5
-    assert server.statistics().connections_open == 0
+async def test_a_slow_answer_does_not_hold_the_handshake_back(client: RawClient) -> None:
+    await client.send(client.request(1, "/probe.Probe/Hang"))
+    await client.until(lambda found: found.kind == frames.SETTINGS and bool(found.flags & frames.ACK))
+    await client.stream.aclose()

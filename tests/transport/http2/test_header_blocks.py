@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import frames, header_blocks
-from tests.transport.grpc.harness import RawClient, frame, message, probe_server, serving, settings
+from tests.transport.grpc.harness import Port, RawClient, frame, message, settings
 
 
 @given(value=st.integers(0, 2**32), bits=st.integers(1, 8))
@@ -36,18 +36,16 @@ def test_long_blocks_continue_in_frames_of_the_peers_size(size: int, frame_bytes
 
 
 @pytest.mark.parametrize("offered", [0, 100, 65_536])
-async def test_a_peer_with_a_table_of_any_size_hears_first_that_none_is_used(offered: int) -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        client = await RawClient.connect(port, settings(table=offered))
-        # Complains unless told that the table shrinks.
-        client._decoder.max_allowed_table_size = offered
-        await client.send(client.request(1), frame(frames.DATA, frames.END_STREAM, 1, message(b"x")))
-        assert (await client.trailers(1))["grpc-status"] == "0"
-        # Said once; a later offer below it is not possible.
-        await client.send(settings(table=0), client.request(3, end=True))
-        client._decoder.max_allowed_table_size = 0
-        assert (await client.trailers(3))["grpc-status"] == "0"
-        blocks = [f.body for f in client.seen if f.kind == frames.HEADERS]
-        assert [block.startswith(header_blocks.NO_TABLE) for block in blocks] == [True] + [False] * (len(blocks) - 1)
-        await client.stream.aclose()
+async def test_a_peer_with_a_table_of_any_size_hears_first_that_none_is_used(port: Port, offered: int) -> None:
+    client = await RawClient.connect(port, settings(table=offered))
+    # Complains unless told that the table shrinks.
+    client._decoder.max_allowed_table_size = offered
+    await client.send(client.request(1), frame(frames.DATA, frames.END_STREAM, 1, message(b"x")))
+    assert (await client.trailers(1))["grpc-status"] == "0"
+    # Said once; a later offer below it is not possible.
+    await client.send(settings(table=0), client.request(3, end=True))
+    client._decoder.max_allowed_table_size = 0
+    assert (await client.trailers(3))["grpc-status"] == "0"
+    blocks = [f.body for f in client.seen if f.kind == frames.HEADERS]
+    assert [block.startswith(header_blocks.NO_TABLE) for block in blocks] == [True] + [False] * (len(blocks) - 1)
+    await client.stream.aclose()

@@ -19,7 +19,7 @@ from aether_trio.transport.http2.control import SharedControl
 from aether_trio.transport.http2.frames import Http2Violation
 from aether_trio.transport.http2.server_control import ServerControl, as_text
 from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
-from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
+from tests.transport.grpc.harness import Frame, Port, RawClient, data, frame, message, settings
 
 ACK = frame(frames.SETTINGS, frames.ACK, 0)
 PING = frame(frames.PING, 0, 0, b"lastword")
@@ -115,12 +115,12 @@ CONVERSATIONS = [
 ]
 
 
-async def answers(server: GrpcServer, port: int, steps: list[bytes]) -> list[Frame]:
+async def answers(port: Port, steps: list[bytes]) -> list[Frame]:
     """What the server says to the steps.
 
     The next goes out when a ping shows that the one before has been served.
     """
-    client = await RawClient.connect(port)  # type: ignore[arg-type]
+    client = await RawClient.connect(port)
     client.acks_settings = False
     for number, step in enumerate(steps):
         mark = b"step%04d" % number
@@ -138,43 +138,38 @@ async def answers(server: GrpcServer, port: int, steps: list[bytes]) -> list[Fra
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-async def test_remembered_or_judged_makes_no_difference(conversation: Callable[[], list[bytes]]) -> None:
-    steps = conversation()
-    server, _ = probe_server()
-    async with serving(server) as port:
-        first = await answers(server, port, steps)
-        for _ in range(2):
-            assert await answers(server, port, steps) == first
+async def test_remembered_or_judged_makes_no_difference(port: Port, conversation: Callable[[], list[bytes]]) -> None:
+    first = await answers(port, conversation())
+    for _ in range(2):
+        assert await answers(port, conversation()) == first
 
 
-async def test_the_second_of_a_kind_needs_no_h2_and_gets_one_when_it_says_something_new() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        for number, expected in enumerate((True, False, False)):
-            client = await RawClient.connect(port)
-            await client.send(request(plain(), 1), data(1, message(b"a")))
-            await client.payload(1, 6)
-            (connection,) = server.connections
-            assert (connection.control_plane._h2 is not None) is expected
-            await client.send(request(plain(), 3, ("x-new", str(number))), data(3, message(b"b"), end=True))
-            assert await client.trailers(3)
-            assert connection.control_plane._h2 is not None
-            await client.send(data(1, b"", end=True))
-            assert await client.trailers(1)
-            await client.stream.aclose()
-            await connection.wait_ended()
+async def test_the_second_of_a_kind_needs_no_h2_and_gets_one_when_it_says_something_new(
+    server: GrpcServer, port: Port
+) -> None:
+    for number, expected in enumerate((True, False, False)):
+        client = await RawClient.connect(port)
+        await client.send(request(plain(), 1), data(1, message(b"a")))
+        await client.payload(1, 6)
+        (connection,) = server.connections
+        assert (connection.control_plane._h2 is not None) is expected
+        await client.send(request(plain(), 3, ("x-new", str(number))), data(3, message(b"b"), end=True))
+        assert await client.trailers(3)
+        assert connection.control_plane._h2 is not None
+        await client.send(data(1, b"", end=True))
+        assert await client.trailers(1)
+        await client.stream.aclose()
+        await connection.wait_ended()
 
 
-async def test_settings_are_bounded_and_applied_each_time() -> None:
-    server, _ = probe_server()
-    async with serving(server) as port:
-        for window in (3, 3, *range(200), 3):
-            client = await RawClient.connect(port, settings(window=window))
-            await client.send(request(plain(), 1), data(1, message(b"abcdef")))
-            if window:
-                assert (await client.until_kind(frames.DATA)).body == message(b"abcdef")[:window]
-            await client.stream.aclose()
-        assert len(server._shared.peer_settings) <= 64
+async def test_settings_are_bounded_and_applied_each_time(server: GrpcServer, port: Port) -> None:
+    for window in (3, 3, *range(200), 3):
+        client = await RawClient.connect(port, settings(window=window))
+        await client.send(request(plain(), 1), data(1, message(b"abcdef")))
+        if window:
+            assert (await client.until_kind(frames.DATA)).body == message(b"abcdef")[:window]
+        await client.stream.aclose()
+    assert len(server._shared.peer_settings) <= 64
 
 
 class Plane:
