@@ -15,7 +15,7 @@ import pytest
 from aether_trio.transport.socket.tls import client_context
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.tls_records import RecordClient
-from tests.transport.socket.test_tls import Pki
+from tests.transport.pki import Pki
 
 MIB = 1024 * 1024
 JUNK_BYTES = 64 * MIB

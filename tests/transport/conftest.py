@@ -1,4 +1,4 @@
-"""A clock for real sockets; a gRPC server of the probe service, and one client of it."""
+"""A clock for real sockets, certificates, and a gRPC server of the probe service with a client."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from trio.testing import MockClock
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from tests.transport.grpc.harness import Port, Probe, RawClient, serving
+from tests.transport.pki import Pki
 
 
 @pytest.fixture
 def jumpy() -> MockClock:
     """A clock that jumps to the next deadline when all sockets have been quiet for a moment."""
     return MockClock(autojump_threshold=0.2)
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture

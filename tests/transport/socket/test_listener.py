@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock
 
 from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
 
@@ -114,9 +114,14 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
 
 class Flaky(socket.socket):
-    """A listener whose accept fails as told before it works."""
+    """A listener whose accept fails with these numbers before it works."""
 
-    failures: list[int]
+    def __init__(self, *failures: int) -> None:
+        super().__init__()
+        self.failures = list(failures)
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+        self.setblocking(False)
 
     def accept(self) -> tuple[socket.socket, Any]:
         if self.failures:
@@ -126,11 +131,7 @@ class Flaky(socket.socket):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.EPROTO, errno.ENOBUFS])
 async def test_accepting_survives_what_the_kernel_says(number: int) -> None:
-    listener = Flaky()
-    listener.failures = [number, number]
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    listener.setblocking(False)
+    listener = Flaky(number, number)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Acceptor(nursery).serve, [listener], hello)
@@ -141,13 +142,9 @@ async def test_accepting_survives_what_the_kernel_says(number: int) -> None:
 
 
 async def test_running_out_is_said_once_and_with_advice(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    listener = Flaky()
-    listener.failures = [errno.EMFILE] * 1000
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    listener.setblocking(False)
+    listener = Flaky(*[errno.EMFILE] * 1000)
     async with trio.open_nursery() as nursery:
         acceptor = Acceptor(nursery)
         nursery.start_soon(acceptor.serve, [listener], hello)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import ssl
 import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
-import trustme
+from trio.testing import MockClock
 
 from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.listener import Acceptor, open_tcp_listeners
 from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
 from aether_trio.transport.socket.ports import Ports
-from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles, server_context
+from aether_trio.transport.socket.tls import server_context
 from tests.helpers.tls_records import RecordClient
+from tests.transport.pki import Pki
 
 TRANSPORTS = ("grpc", "framed", "websocket")
 FLIGHTS = {
@@ -56,18 +57,28 @@ class TalkingTransport:
         await trio.lowlevel.checkpoint()
 
 
+@dataclass
 class Place:
-    """A port that is served."""
+    """A port that is served. `nursery` is that of its connections."""
 
-    def __init__(self, number: int, transports: dict[str, TalkingTransport], port: Port, nursery: trio.Nursery) -> None:
-        self.number = number
-        self.nursery = nursery  # of the connections
-        self.transports = transports
-        self.port = port
+    number: int
+    transports: dict[str, TalkingTransport]
+    port: Port
+    nursery: trio.Nursery
+    pki: Pki | None
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[trio.SocketStream]:
         async with await trio.open_tcp_stream("127.0.0.1", self.number) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def over_tls(self, *alpn: str, certificate: bool = False) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
+        assert self.pki is not None
+        async with self.connected() as plain:
+            context = self.pki.context(*alpn, certificate=certificate)
+            stream = trio.SSLStream(plain, context, server_hostname="127.0.0.1", https_compatible=True)
+            await stream.do_handshake()
             yield stream
 
     async def answer_to(self, *parts: bytes, eof: bool = False) -> bytes:
@@ -93,88 +104,58 @@ async def everything(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 @asynccontextmanager
-async def place(
-    names: Iterable[str] = TRANSPORTS, *, tls: TlsFiles | None = None, alpn: list[str] | None = None
-) -> AsyncIterator[Place]:
+async def place(names: Iterable[str] = TRANSPORTS, *, pki: Pki | None = None) -> AsyncIterator[Place]:
     transports = {name: TalkingTransport(name) for name in names}
-    context = None if tls is None else server_context(tls, alpn=alpn_of(transports) if alpn is None else alpn)
+    context = None if pki is None else server_context(pki.files(), alpn=alpn_of(transports))
     port = Port(transports, tls=context, first_bytes_timeout_s=TIMEOUT_S)
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             listeners = open_tcp_listeners("127.0.0.1", 0)
             nursery.start_soon(Acceptor(nursery).serve, listeners, port.serve)
-            yield Place(listeners[0].getsockname()[1], transports, port, nursery)
+            yield Place(listeners[0].getsockname()[1], transports, port, nursery, pki)
             nursery.cancel_scope.cancel()
 
 
-class Pki:
-    def __init__(self, folder: Path) -> None:
-        self.ca = trustme.CA()
-        server = self.ca.issue_cert("127.0.0.1")
-        self.client = self.ca.issue_cert("agent.example", common_name="agent-7")
-        self.ca.cert_pem.write_to_path(folder / "ca.pem")
-        server.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
-        self.settings = TlsFiles(
-            folder / "server.pem",
-            folder / "server.pem",
-            client_ca_file=folder / "ca.pem",
-            client_certificates=ClientCertificates.OPTIONAL,
-        )
-
-    def context(self, *alpn: str, certificate: bool = False) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        self.ca.configure_trust(context)
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        if certificate:
-            self.client.configure_cert(context)
-        return context
+@pytest.fixture
+async def where() -> AsyncIterator[Place]:
+    async with place() as opened:
+        yield opened
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki"))
-
-
-@asynccontextmanager
-async def over_tls(where: Place, context: ssl.SSLContext) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
-    async with where.connected() as plain:
-        stream = trio.SSLStream(plain, context, server_hostname="127.0.0.1", https_compatible=True)
-        await stream.do_handshake()
-        yield stream
+@pytest.fixture
+async def secure(pki: Pki) -> AsyncIterator[Place]:
+    async with place(pki=pki) as opened:
+        yield opened
 
 
 # By the first bytes
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_the_first_bytes_choose_the_transport_which_gets_them_all(transport: str) -> None:
-    async with place() as where:
-        assert await where.answer_to(FLIGHTS[transport]) == f"{transport} serves unnamed".encode()
-        assert where.transports[transport].heads == [FLIGHTS[transport]]
-        assert where.statistics.chosen == dict.fromkeys(TRANSPORTS, 0) | {transport: 1}
-        assert where.statistics.rejects == {}
+async def test_the_first_bytes_choose_the_transport_which_gets_them_all(where: Place, transport: str) -> None:
+    assert await where.answer_to(FLIGHTS[transport]) == f"{transport} serves unnamed".encode()
+    assert where.transports[transport].heads == [FLIGHTS[transport]]
+    assert where.statistics.chosen == dict.fromkeys(TRANSPORTS, 0) | {transport: 1}
+    assert where.statistics.rejects == {}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_first_flight_may_be_cut_anywhere(transport: str) -> None:
+async def test_a_first_flight_may_be_cut_anywhere(where: Place, transport: str) -> None:
     flight = FLIGHTS[transport][:20]
-    async with place() as where:
-        for cut in range(1, len(flight)):
-            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{transport} serves unnamed".encode()
-        assert all(flight.startswith(head) for head in where.transports[transport].heads)
+    for cut in range(1, len(flight)):
+        assert await where.answer_to(flight[:cut], flight[cut:]) == f"{transport} serves unnamed".encode()
+    assert all(flight.startswith(head) for head in where.transports[transport].heads)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_the_transport_is_known_with_the_last_byte_of_its_first_word(transport: str) -> None:
+async def test_the_transport_is_known_with_the_last_byte_of_its_first_word(where: Place, transport: str) -> None:
     word = FLIGHTS[transport][: WORD_BYTES[transport]]
-    async with place() as where:
-        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{transport} serves unnamed".encode()
-        assert where.transports[transport].heads == [word]
+    assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{transport} serves unnamed".encode()
+    assert where.transports[transport].heads == [word]
 
 
-async def test_a_transport_serves_in_the_task_that_looked() -> None:
-    async with place() as where, where.connected() as stream:
+async def test_a_transport_serves_in_the_task_that_looked(where: Place) -> None:
+    async with where.connected() as stream:
         await stream.send_all(b"G")
         while not where.statistics.undecided:
             await trio.sleep(0.01)
@@ -202,11 +183,12 @@ async def test_a_transport_serves_in_the_task_that_looked() -> None:
         ([b"\x16"], b"the client began TLS, but there is no TLS here", "tls_unexpected"),
     ],
 )
-async def test_what_is_no_transport_is_told_what_is_spoken(parts: list[bytes], says: bytes, reason: str) -> None:
-    async with place() as where:
-        assert (await where.answer_to(*parts)).startswith(says)
-        assert where.statistics.rejects == {reason: 1}
-        assert not any(transport.heads for transport in where.transports.values())
+async def test_what_is_no_transport_is_told_what_is_spoken(
+    where: Place, parts: list[bytes], says: bytes, reason: str
+) -> None:
+    assert (await where.answer_to(*parts)).startswith(says)
+    assert where.statistics.rejects == {reason: 1}
+    assert not any(transport.heads for transport in where.transports.values())
 
 
 @pytest.mark.parametrize(
@@ -225,13 +207,12 @@ async def test_a_transport_that_is_off_refuses_in_its_own_language(transport: st
         assert where.statistics.rejects == {"transport_off": 1}
 
 
-@pytest.mark.parametrize(
-    ("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"the connection ended too early")]
-)
-async def test_a_client_that_ends_before_it_has_said_enough(said: bytes, reason: str, says: bytes) -> None:
-    async with place() as where:
-        assert (await where.answer_to(said, eof=True)).startswith(says)
-        assert where.statistics.rejects == {reason: 1}
+@pytest.mark.parametrize(("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"ended too early")])
+async def test_a_client_that_ends_before_it_has_said_enough(
+    where: Place, said: bytes, reason: str, says: bytes
+) -> None:
+    assert (await where.answer_to(said, eof=True)).startswith(says)
+    assert where.statistics.rejects == {reason: 1}
 
 
 @pytest.mark.parametrize(("said", "reason"), [(b"", "silent"), (b"PR", "truncated")])
@@ -250,20 +231,15 @@ async def test_a_client_that_resets_is_only_counted(said: bytes, reason: str, ca
 
 
 @pytest.mark.parametrize("said", [b"", b"PRI * HT", b"\xaeAETH", b"OPTION"])
-async def test_who_does_not_go_on_is_closed_at_the_deadline(
-    said: bytes, autojump_clock: trio.testing.MockClock
-) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    async with place() as where:
-        before = trio.current_time()
-        assert await where.answer_to(said) == b""
-        assert trio.current_time() - before >= TIMEOUT_S
-        assert where.statistics == PortStatistics(0, dict.fromkeys(TRANSPORTS, 0), {"timeout": 1})
+async def test_who_does_not_go_on_is_closed_at_the_deadline(where: Place, said: bytes, jumpy: MockClock) -> None:
+    before = trio.current_time()
+    assert await where.answer_to(said) == b""
+    assert trio.current_time() - before >= TIMEOUT_S
+    assert where.statistics == PortStatistics(0, dict.fromkeys(TRANSPORTS, 0), {"timeout": 1})
 
 
-async def test_bytes_that_dribble_do_not_move_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    async with place() as where, where.connected() as stream:
+async def test_bytes_that_dribble_do_not_move_the_deadline(where: Place, jumpy: MockClock) -> None:
+    async with where.connected() as stream:
         for byte in b"PRI * HTTP/2":
             await stream.send_all(bytes((byte,)))
             await trio.sleep(TIMEOUT_S / 5)
@@ -277,37 +253,36 @@ async def test_bytes_that_dribble_do_not_move_the_deadline(autojump_clock: trio.
 
 @pytest.mark.parametrize(("protocol", "transport"), [("h2", "grpc"), ("aether/1", "framed"), ("http/1.1", "websocket")])
 async def test_the_alpn_answer_chooses_the_transport_before_a_word_is_said(
-    pki: Pki, protocol: str, transport: str
+    secure: Place, protocol: str, transport: str
 ) -> None:
-    async with place(tls=pki.settings) as where, over_tls(where, pki.context("unheard-of", protocol)) as stream:
+    async with secure.over_tls("unheard-of", protocol) as stream:
         assert stream.selected_alpn_protocol() == protocol
         assert await everything(stream) == f"{transport} serves unnamed".encode()
 
 
-async def test_a_browser_that_would_take_http2_too_gets_http1(pki: Pki) -> None:
-    async with place(tls=pki.settings) as where, over_tls(where, pki.context("h2", "http/1.1")) as stream:
+async def test_a_browser_that_would_take_http2_too_gets_http1(secure: Place) -> None:
+    async with secure.over_tls("h2", "http/1.1") as stream:
         assert await everything(stream) == b"websocket serves unnamed"
 
 
 @pytest.mark.parametrize("offer", [(), ("unheard-of",)])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_without_an_alpn_answer_the_first_plain_bytes_choose(
-    pki: Pki, transport: str, offer: tuple[str, ...]
+    secure: Place, transport: str, offer: tuple[str, ...]
 ) -> None:
-    async with place(tls=pki.settings) as where, over_tls(where, pki.context(*offer)) as stream:
+    async with secure.over_tls(*offer) as stream:
         for byte in FLIGHTS[transport][: WORD_BYTES[transport]]:
             await stream.send_all(bytes((byte,)))  # a record each
             await trio.testing.wait_all_tasks_blocked()
         assert await everything(stream) == f"{transport} serves unnamed".encode()
 
 
-async def test_the_transport_learns_who_the_client_certificate_names(pki: Pki) -> None:
-    async with place(tls=pki.settings) as where:
-        async with over_tls(where, pki.context("aether/1", certificate=True)) as stream:
-            assert await everything(stream) == b"framed serves agent-7"
-        async with over_tls(where, pki.context(certificate=True)) as stream:
-            await stream.send_all(FLIGHTS["grpc"])
-            assert await everything(stream) == b"grpc serves agent-7"
+async def test_the_transport_learns_who_the_client_certificate_names(secure: Place) -> None:
+    async with secure.over_tls("aether/1", certificate=True) as stream:
+        assert await everything(stream) == b"framed serves agent-7"
+    async with secure.over_tls(certificate=True) as stream:
+        await stream.send_all(FLIGHTS["grpc"])
+        assert await everything(stream) == b"grpc serves agent-7"
 
 
 @pytest.mark.parametrize(
@@ -320,16 +295,15 @@ async def test_the_transport_learns_who_the_client_certificate_names(pki: Pki) -
         (b"P", b"TLS is required here"),
     ],
 )
-async def test_plaintext_on_a_tls_port_is_told(pki: Pki, said: bytes, says: bytes) -> None:
-    async with place(tls=pki.settings) as where:
-        answer = await where.answer_to(said)
-        assert re.match(says, answer)
-        assert b"TLS is required here: this port speaks " in answer
-        assert where.statistics.rejects == {"tls_missing": 1}
+async def test_plaintext_on_a_tls_port_is_told(secure: Place, said: bytes, says: bytes) -> None:
+    answer = await secure.answer_to(said)
+    assert re.match(says, answer)
+    assert b"TLS is required here: this port speaks " in answer
+    assert secure.statistics.rejects == {"tls_missing": 1}
 
 
 async def test_an_error_under_tls_is_told_under_tls(pki: Pki) -> None:
-    async with place(["framed"], tls=pki.settings) as where, over_tls(where, pki.context()) as stream:
+    async with place(["framed"], pki=pki) as where, where.over_tls() as stream:
         await stream.send_all(b"hello")
         assert (
             await everything(stream)
@@ -339,47 +313,39 @@ async def test_an_error_under_tls_is_told_under_tls(pki: Pki) -> None:
 
 
 @pytest.mark.parametrize("said", [CLIENT_HELLO, b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x16GET / HTTP/1.1\r\n\r\n"])
-async def test_a_handshake_that_is_none_fails_and_is_counted(pki: Pki, said: bytes) -> None:
-    async with place(tls=pki.settings) as where:
-        await where.answer_to(said, eof=True)
-        assert where.statistics.rejects == {"tls_handshake": 1}
+async def test_a_handshake_that_is_none_fails_and_is_counted(secure: Place, said: bytes) -> None:
+    await secure.answer_to(said, eof=True)
+    assert secure.statistics.rejects == {"tls_handshake": 1}
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x40\x00\x01"])
 async def test_a_handshake_that_does_not_go_on_is_closed_at_the_deadline(
-    pki: Pki, said: bytes, autojump_clock: trio.testing.MockClock
+    secure: Place, said: bytes, jumpy: MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    async with place(tls=pki.settings) as where:
-        assert await where.answer_to(said) == b""
-        assert where.statistics.rejects == {"timeout": 1}
+    assert await secure.answer_to(said) == b""
+    assert secure.statistics.rejects == {"timeout": 1}
 
 
-async def test_silence_after_the_handshake_is_closed_at_the_same_deadline(
-    pki: Pki, autojump_clock: trio.testing.MockClock
-) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    async with place(tls=pki.settings) as where:
-        before = trio.current_time()
-        async with over_tls(where, pki.context()) as stream:
-            await trio.sleep(TIMEOUT_S / 2)
-            assert await everything(stream) == b""
-        assert trio.current_time() - before < 1.5 * TIMEOUT_S
-        assert where.statistics.rejects == {"timeout": 1}
+async def test_silence_after_the_handshake_is_closed_at_the_same_deadline(secure: Place, jumpy: MockClock) -> None:
+    before = trio.current_time()
+    async with secure.over_tls() as stream:
+        await trio.sleep(TIMEOUT_S / 2)
+        assert await everything(stream) == b""
+    assert trio.current_time() - before < 1.5 * TIMEOUT_S
+    assert secure.statistics.rejects == {"timeout": 1}
 
 
-async def test_records_without_a_plain_byte_in_them_have_a_limit(pki: Pki, tmp_path: Path) -> None:
-    async with place(tls=pki.settings) as where:
+async def test_records_without_a_plain_byte_in_them_have_a_limit(secure: Place, pki: Pki, tmp_path: Path) -> None:
 
-        def update_keys() -> None:
-            with socket.create_connection(("127.0.0.1", where.number), timeout=60) as sock:
-                client = RecordClient.over(sock, pki.context(), tmp_path)
-                with contextlib.suppress(ConnectionError):
-                    while True:
-                        sock.sendall(client.key_updates(100, answer=False))
+    def update_keys() -> None:
+        with socket.create_connection(("127.0.0.1", secure.number), timeout=60) as sock:
+            client = RecordClient.over(sock, pki.context(), tmp_path)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    sock.sendall(client.key_updates(100, answer=False))
 
-        await trio.to_thread.run_sync(update_keys)
-        assert where.statistics.rejects == {"tls_records": 1}
+    await trio.to_thread.run_sync(update_keys)
+    assert secure.statistics.rejects == {"tls_records": 1}
 
 
 # Several ports

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 import trio
-import trustme
 from cryptography.hazmat.primitives import serialization
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
@@ -18,8 +16,10 @@ from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import PeerCertificate
 from aether_trio.transport.socket.port import Port
-from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles, TlsSession, client_context, server_context
+from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles, client_context, server_context
+from fuzz.tls import connected
 from tests.transport.grpc.harness import Probe, serving
+from tests.transport.pki import Pki
 
 ONE = "/probe.Probe/One"
 
@@ -34,44 +34,10 @@ class Identified(Probe):
         await super().one(stream)
 
 
-class Pki:
-    """A CA, a server certificate for 127.0.0.1, and a client certificate, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ca = trustme.CA()
-        self.ca = self._write("ca.pem", ca.cert_pem)
-        server = ca.issue_cert("127.0.0.1", "localhost")
-        client = ca.issue_cert("agent.example", common_name="agent-7")
-        self.cert, self.key = self._pair("server", server)
-        self.client_cert, self.client_key = self._pair("client", client)
-
-    def _write(self, name: str, blob: Any) -> Path:
-        path = self.folder / name
-        blob.write_to_path(path)
-        return path
-
-    def _pair(self, name: str, leaf: trustme.LeafCert) -> tuple[Path, Path]:
-        cert = self.folder / f"{name}.pem"
-        for blob in leaf.cert_chain_pems:
-            blob.write_to_path(cert, append=True)
-        return cert, self._write(f"{name}.key", leaf.private_key_pem)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki"))
-
-
 def port_for(pki: Pki, mode: ClientCertificates | None = None) -> tuple[GrpcServer, Port, Identified]:
     probe = Identified()
     server = GrpcServer([probe])
-    context = server_context(
-        TlsFiles(pki.cert, pki.key)
-        if mode is None
-        else TlsFiles(pki.cert, pki.key, client_ca_file=pki.ca, client_certificates=mode)
-    )
-    return server, Port({"grpc": server}, tls=context, first_bytes_timeout_s=10), probe
+    return server, Port({"grpc": server}, tls=server_context(pki.files(mode)), first_bytes_timeout_s=10), probe
 
 
 async def call(port: int, context: ssl.SSLContext) -> str:
@@ -110,79 +76,35 @@ async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> N
     assert certificate.serial_number
 
 
-async def test_a_required_certificate_that_is_missing_is_refused(pki: Pki) -> None:
-    server, door, probe = port_for(pki, ClientCertificates.REQUIRED)
+@pytest.mark.parametrize(
+    ("client", "mode", "error"),
+    [
+        ("without a certificate", ClientCertificates.REQUIRED, Exception),
+        ("of another authority", ClientCertificates.OPTIONAL, Exception),
+        ("of an older TLS", None, ssl.SSLError),
+    ],
+)
+async def test_a_client_that_is_refused(
+    pki: Pki, tmp_path: Path, client: str, mode: ClientCertificates | None, error: type[Exception]
+) -> None:
+    server, door, probe = port_for(pki, mode)
+    context = client_context(ca_file=pki.ca)
+    if client == "of another authority":
+        foreign = Pki(tmp_path)
+        context = client_context(ca_file=pki.ca, cert_file=foreign.client_cert, key_file=foreign.client_key)
+    elif client == "of an older TLS":
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with serving(server, door.serve) as port:
-        with pytest.raises(Exception, match=r".*"):
-            await call(int(port), client_context(ca_file=pki.ca))
+        with pytest.raises(error, match=r".*"):
+            await call(int(port), context)
         while not door.statistics().rejects:
             await trio.sleep(0.01)
     assert probe.certificates == []
     assert door.statistics().rejects == {"tls_handshake": 1}
 
 
-async def test_an_optional_certificate_may_be_missing(pki: Pki) -> None:
-    server, door, probe = port_for(pki, ClientCertificates.OPTIONAL)
-    with_certificate = client_context(ca_file=pki.ca, cert_file=pki.client_cert, key_file=pki.client_key)
-    async with serving(server, door.serve) as port:
-        await call(int(port), client_context(ca_file=pki.ca))
-        await call(int(port), with_certificate)
-    assert [found and found.common_name for found in probe.certificates] == [None, "agent-7"]
-
-
-async def test_a_certificate_of_another_ca_is_refused(pki: Pki, tmp_path: Path) -> None:
-    server, door, probe = port_for(pki, ClientCertificates.OPTIONAL)
-    foreign = Pki(tmp_path)
-    context = client_context(ca_file=pki.ca, cert_file=foreign.client_cert, key_file=foreign.client_key)
-    async with serving(server, door.serve) as port:
-        with pytest.raises(Exception, match=r".*"):
-            await call(int(port), context)
-    assert probe.certificates == []
-
-
-async def test_an_older_tls_is_refused(pki: Pki) -> None:
-    server, door, _ = port_for(pki)
-    context = client_context(ca_file=pki.ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with serving(server, door.serve) as port:
-        with pytest.raises(ssl.SSLError):
-            await call(int(port), context)
-    assert door.statistics().rejects == {"tls_handshake": 1}
-
-
-async def test_a_client_that_does_not_finish_its_handshake_is_cut_off(
-    pki: Pki, autojump_clock: trio.testing.MockClock
-) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    server, door, _ = port_for(pki)
-    async with serving(server, door.serve) as port:
-        stream = await port.connect()
-        await stream.send_all(b"\x16\x03\x01")
-        assert await stream.receive_some() == b""
-    assert door.statistics().rejects == {"timeout": 1}
-
-
-async def test_plain_text_to_a_tls_port_is_refused(pki: Pki) -> None:
-    server, door, _ = port_for(pki)
-    async with serving(server, door.serve) as port:
-        stream = await port.connect()
-        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        while await stream.receive_some():
-            pass
-    assert door.statistics().rejects == {"tls_missing": 1}
-
-
-def test_a_session_seals_and_opens_any_amount_at_once(pki: Pki) -> None:
-    server = TlsSession(server_context(TlsFiles(pki.cert, pki.key)))
-    client = TlsSession(client_context(ca_file=pki.ca), server_hostname="localhost", server_side=False)
-    for _ in range(3):
-        for side, other in ((client, server), (server, client)):
-            try:
-                side._object.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-            other._incoming.write(side._outgoing.read())
+def test_a_session_seals_and_opens_any_amount_at_once() -> None:
+    server, client = connected()
     body = bytes(range(256)) * 4000
     records = client.seal(body)
     cut = len(records) // 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
+from trio.testing import MockClock
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.socket.unfinished_input import (
@@ -45,6 +47,12 @@ def budget() -> UnfinishedInput:
     return UnfinishedInput(LIMITS)
 
 
+@pytest.fixture
+def watched(budget: UnfinishedInput, nursery: trio.Nursery) -> UnfinishedInput:
+    nursery.start_soon(budget.watch)
+    return budget
+
+
 def receiver(budget: UnfinishedInput, host: str = "192.0.2.1", *, accepted: bool = True) -> Receiver:
     return Receiver(budget.account((host, 1)), accepted=accepted)
 
@@ -70,9 +78,8 @@ async def test_the_streams_of_one_connection_share_its_allowance(budget: Unfinis
 
 
 async def test_of_equals_the_one_that_is_silent_for_the_longest_is_given_up(
-    autojump_clock: trio.testing.MockClock,
+    budget: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
     many = [receiver(budget) for _ in range(4)]
     for one in many:
         one.take(200 * KIB)
@@ -87,9 +94,8 @@ async def test_of_equals_the_one_that_is_silent_for_the_longest_is_given_up(
 
 
 async def test_those_just_below_an_even_share_do_not_outlive_the_one_above_it(
-    autojump_clock: trio.testing.MockClock,
+    budget: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
     waiting = [receiver(budget) for _ in range(9)]
     for one in waiting:
         one.take(100 * KIB)
@@ -102,11 +108,9 @@ async def test_those_just_below_an_even_share_do_not_outlive_the_one_above_it(
 
 
 async def test_one_that_is_slow_goes_before_one_that_is_silent_for_a_moment(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    watched: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
-    nursery.start_soon(budget.watch)
-    dripping, steady = receiver(budget), receiver(budget)
+    dripping, steady = receiver(watched), receiver(watched)
     dripping.take(400 * KIB)
     steady.take(300 * KIB)
     await trio.sleep(0.1)
@@ -114,12 +118,13 @@ async def test_one_that_is_slow_goes_before_one_that_is_silent_for_a_moment(
         await trio.sleep(LIMITS.wait_s / LOOKS)
         steady.take(PROGRESS_BYTES)
         dripping.take(1)
-    receiver(budget).take(200 * KIB)
+    receiver(watched).take(200 * KIB)
     assert (dripping.error is not None, steady.error) == (True, None)
 
 
-async def test_a_small_message_is_not_given_up_for_a_large_one(autojump_clock: trio.testing.MockClock) -> None:
-    budget = UnfinishedInput(LIMITS)
+async def test_a_small_message_is_not_given_up_for_a_large_one(
+    budget: UnfinishedInput, autojump_clock: MockClock
+) -> None:
     small = receiver(budget)
     small.take(20 * KIB)
     await trio.sleep(1)
@@ -131,8 +136,7 @@ async def test_a_small_message_is_not_given_up_for_a_large_one(autojump_clock: t
     assert given_up(large) == [0]
 
 
-async def test_the_host_that_holds_the_most_gives_way(autojump_clock: trio.testing.MockClock) -> None:
-    budget = UnfinishedInput(LIMITS)
+async def test_the_host_that_holds_the_most_gives_way(budget: UnfinishedInput, autojump_clock: MockClock) -> None:
     honest = receiver(budget, "192.0.2.9")
     honest.take(400 * KIB)
     await trio.sleep(1)
@@ -151,9 +155,8 @@ async def test_the_host_that_holds_the_most_gives_way(autojump_clock: trio.testi
     ],
 )
 async def test_addresses_of_one_network_are_one_host(
-    others: list[str], together: bool, autojump_clock: trio.testing.MockClock
+    others: list[str], together: bool, budget: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
     honest = receiver(budget, "2001:db8:9::1")
     honest.take(350 * KIB)
     await trio.sleep(1)
@@ -162,8 +165,9 @@ async def test_addresses_of_one_network_are_one_host(
     assert (honest.error is None) == together
 
 
-async def test_clients_that_are_not_accepted_give_way_to_those_that_are(autojump_clock: trio.testing.MockClock) -> None:
-    budget = UnfinishedInput(LIMITS)
+async def test_clients_that_are_not_accepted_give_way_to_those_that_are(
+    budget: UnfinishedInput, autojump_clock: MockClock
+) -> None:
     unaccepted = [receiver(budget, f"192.0.2.{number}", accepted=False) for number in range(5)]
     accepted = receiver(budget)
     accepted.take(800 * KIB)
@@ -176,11 +180,9 @@ async def test_clients_that_are_not_accepted_give_way_to_those_that_are(autojump
 
 
 async def test_a_message_that_does_not_go_on_is_given_up_after_the_wait(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    watched: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
-    nursery.start_soon(budget.watch)
-    slow, steady = receiver(budget), receiver(budget)
+    slow, steady = receiver(watched), receiver(watched)
     slow.take(5)
     began = trio.current_time()
     while slow.error is None:
@@ -189,30 +191,24 @@ async def test_a_message_that_does_not_go_on_is_given_up_after_the_wait(
     assert slow.error.status is Status.DEADLINE_EXCEEDED
     assert LIMITS.wait_s <= trio.current_time() - began <= LIMITS.wait_s * (1 + 2 / LOOKS)
     assert steady.error is None
-    assert budget.statistics().too_slow == 1
+    assert watched.statistics().too_slow == 1
     await trio.sleep(10 * LIMITS.wait_s)
     assert steady.error is not None, "which has stopped as well"
-    assert budget.statistics().messages == 0
+    assert watched.statistics().messages == 0
 
 
 async def test_messages_that_end_and_begin_in_every_read_are_not_one_slow_message(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    watched: UnfinishedInput, autojump_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
-    nursery.start_soon(budget.watch)
-    one = receiver(budget)
+    one = receiver(watched)
     for _ in range(100):
         one.take(100, anew=True)
         await trio.sleep(LIMITS.wait_s / 2)
     assert one.error is None
 
 
-async def test_time_in_which_no_task_reads_does_not_count(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
-) -> None:
-    budget = UnfinishedInput(LIMITS)
-    nursery.start_soon(budget.watch)
-    one = receiver(budget)
+async def test_time_in_which_no_task_reads_does_not_count(watched: UnfinishedInput, autojump_clock: MockClock) -> None:
+    one = receiver(watched)
     one.take(100)
     one.awaits_rest = False
     await trio.sleep(100 * LIMITS.wait_s)
@@ -223,11 +219,9 @@ async def test_time_in_which_no_task_reads_does_not_count(
 
 
 async def test_a_gateway_that_stood_still_has_waited_for_one_look(
-    mock_clock: trio.testing.MockClock, nursery: trio.Nursery
+    watched: UnfinishedInput, mock_clock: MockClock
 ) -> None:
-    budget = UnfinishedInput(LIMITS)
-    nursery.start_soon(budget.watch)
-    one = receiver(budget)
+    one = receiver(watched)
     one.take(100)
     for _ in range(LOOKS):
         await trio.testing.wait_all_tasks_blocked()

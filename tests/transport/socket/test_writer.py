@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -58,29 +59,13 @@ class Source:
         self.events.append(repr(error))
 
 
-class Peer:
-    """The other end of a socket pair."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        sock.setblocking(False)
-
-    async def receive_some(self, size: int) -> bytes:
-        while True:
-            await trio.lowlevel.wait_readable(self.sock)
-            try:
-                return self.sock.recv(size)
-            except BlockingIOError:
-                continue
-
-
+@dataclass
 class Pair:
     """A source, its writer, and the peer's end of the connection."""
 
-    def __init__(self, source: Source, writer: SocketWriter, peer: Peer) -> None:
-        self.source = source
-        self.writer = writer
-        self.peer = peer
+    source: Source
+    writer: SocketWriter
+    peer: trio.SocketStream
 
     async def read(self, size: int) -> bytes:
         """The next `size` bytes."""
@@ -104,7 +89,7 @@ async def opened(**options: Any) -> AsyncIterator[Pair]:
     async with trio.open_nursery() as nursery:
         writer = source.writer = SocketWriter(source, ours, None, nursery, counters=source, **options)
         try:
-            yield Pair(source, writer, Peer(theirs))
+            yield Pair(source, writer, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
         finally:
             writer.release()
             await trio.lowlevel.checkpoint()
@@ -113,77 +98,79 @@ async def opened(**options: Any) -> AsyncIterator[Pair]:
         nursery.cancel_scope.cancel()
 
 
-async def test_what_the_kernel_takes_is_sent_at_once_without_a_task() -> None:
-    async with opened() as pair:
-        pair.source.waiting = [b"one", b"two"]
-        pair.writer.queue.append(b"first")
-        pair.writer.kick()
-        assert pair.writer.is_idle
-        assert not pair.writer.is_writing
-        assert pair.source.events == ["flushed"]
-        assert await pair.read(11) == b"firstonetwo"
-        assert pair.source.bytes_sent == 11
-        await pair.flushed()
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with opened() as made:
+        yield made
 
 
-async def test_a_kick_inside_a_kick_leaves_the_work_to_the_outer_one() -> None:
-    async with opened() as pair:
-        source = pair.source
-        more = [b"%d" % number for number in range(3)]
-
-        def refill() -> None:
-            if more:
-                source.waiting.append(more.pop(0))
-                pair.writer.kick()
-
-        source.on_flushed = refill
-        pair.writer.kick()
-        await pair.flushed()
-        assert await pair.read(3) == b"012"
+async def test_what_the_kernel_takes_is_sent_at_once_without_a_task(pair: Pair) -> None:
+    pair.source.waiting = [b"one", b"two"]
+    pair.writer.queue.append(b"first")
+    pair.writer.kick()
+    assert pair.writer.is_idle
+    assert not pair.writer.is_writing
+    assert pair.source.events == ["flushed"]
+    assert await pair.read(11) == b"firstonetwo"
+    assert pair.source.bytes_sent == 11
+    await pair.flushed()
 
 
-async def test_a_backlog_waits_in_one_task_and_nothing_is_asked_for_meanwhile() -> None:
+async def test_a_kick_inside_a_kick_leaves_the_work_to_the_outer_one(pair: Pair) -> None:
+    source = pair.source
+    more = [b"%d" % number for number in range(3)]
+
+    def refill() -> None:
+        if more:
+            source.waiting.append(more.pop(0))
+            pair.writer.kick()
+
+    source.on_flushed = refill
+    pair.writer.kick()
+    await pair.flushed()
+    assert await pair.read(3) == b"012"
+
+
+async def test_a_backlog_waits_in_one_task_and_nothing_is_asked_for_meanwhile(pair: Pair) -> None:
     size = 20_000_000
-    async with opened() as pair:
-        source, writer = pair.source, pair.writer
-        source.waiting = [b"x" * size, b"behind"]
+    source, writer = pair.source, pair.writer
+    source.waiting = [b"x" * size, b"behind"]
+    writer.kick()
+    assert writer.is_writing
+    assert not writer.is_idle
+    assert writer.stalled_since is not None
+    assert 0 < writer.backlog_bytes < size
+    fills = source.fills
+    for _ in range(5):
         writer.kick()
-        assert writer.is_writing
-        assert not writer.is_idle
-        assert writer.stalled_since is not None
-        assert 0 < writer.backlog_bytes < size
-        fills = source.fills
-        for _ in range(5):
-            writer.kick()
-        await wait_all_tasks_blocked()
-        assert source.fills == fills
-        writer.queue.append(b"queued")
-        assert await pair.read(size) == b"x" * size
-        await pair.flushed()
-        assert await pair.read(12) == b"queuedbehind"
-        assert source.events[0] == "stalled"
-        assert source.events.count("moved") >= 1
-        assert source.events[-1] == "flushed"
-        assert (writer.stalled_since, writer.is_writing, writer.backlog_bytes) == (None, False, 0)
+    await wait_all_tasks_blocked()
+    assert source.fills == fills
+    writer.queue.append(b"queued")
+    assert await pair.read(size) == b"x" * size
+    await pair.flushed()
+    assert await pair.read(12) == b"queuedbehind"
+    assert source.events[0] == "stalled"
+    assert source.events.count("moved") >= 1
+    assert source.events[-1] == "flushed"
+    assert (writer.stalled_since, writer.is_writing, writer.backlog_bytes) == (None, False, 0)
 
 
-async def test_a_source_that_always_has_more_leaves_other_tasks_their_turn() -> None:
-    async with opened() as pair:
-        source = pair.source
-        bursts = 3 * BURSTS_PER_KICK
-        source.waiting = [b"y" * 1_000] * bursts
+async def test_a_source_that_always_has_more_leaves_other_tasks_their_turn(pair: Pair) -> None:
+    source = pair.source
+    bursts = 3 * BURSTS_PER_KICK
+    source.waiting = [b"y" * 1_000] * bursts
 
-        def fill() -> None:
-            source.fills += 1
-            if source.waiting:
-                pair.writer.queue.append(source.waiting.pop())
+    def fill() -> None:
+        source.fills += 1
+        if source.waiting:
+            pair.writer.queue.append(source.waiting.pop())
 
-        source.fill = fill  # type: ignore[method-assign]
-        pair.writer.kick()
-        assert source.fills == BURSTS_PER_KICK
-        assert pair.writer.is_writing
-        await pair.flushed()
-        assert len(await pair.read(bursts * 1_000)) == bursts * 1_000
+    source.fill = fill  # type: ignore[method-assign]
+    pair.writer.kick()
+    assert source.fills == BURSTS_PER_KICK
+    assert pair.writer.is_writing
+    await pair.flushed()
+    assert len(await pair.read(bursts * 1_000)) == bursts * 1_000
 
 
 async def test_what_is_queued_for_a_peer_that_does_not_read_is_bounded() -> None:
@@ -201,19 +188,18 @@ async def test_what_is_queued_for_a_peer_that_does_not_read_is_bounded() -> None
         await pair.flushed()
 
 
-async def test_a_peer_that_has_gone_breaks_the_connection_once() -> None:
-    async with opened() as pair:
-        pair.peer.sock.close()
-        for _ in range(3):
-            pair.source.waiting = [b"x" * 1_000]
-            pair.writer.kick()
-        assert pair.writer.is_broken
-        assert pair.source.events.count("broken") == 1
-        await pair.flushed()
+async def test_a_peer_that_has_gone_breaks_the_connection_once(pair: Pair) -> None:
+    pair.peer.socket.close()
+    for _ in range(3):
+        pair.source.waiting = [b"x" * 1_000]
+        pair.writer.kick()
+    assert pair.writer.is_broken
+    assert pair.source.events.count("broken") == 1
+    await pair.flushed()
 
 
-async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it() -> None:
-    async with opened() as pair, trio.open_nursery() as nursery:
+async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it(pair: Pair) -> None:
+    async with trio.open_nursery() as nursery:
         pair.source.waiting = [b"x" * 20_000_000]
         pair.writer.kick()
         nursery.start_soon(pair.flushed)
@@ -225,41 +211,38 @@ async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it() ->
         assert pair.source.events == ["stalled", "broken"]
 
 
-async def test_a_released_writer_asks_its_source_for_nothing() -> None:
-    async with opened() as pair:
-        pair.source.waiting = [b"x" * 20_000_000, b"more"]
-        pair.writer.kick()
-        pair.writer.release()
-        pair.writer.release()
-        fills = pair.source.fills
-        pair.writer.kick()
-        await wait_all_tasks_blocked()
-        assert pair.source.fills == fills
-        assert not pair.writer.is_writing
-        assert pair.source.events == ["stalled"]
+async def test_a_released_writer_asks_its_source_for_nothing(pair: Pair) -> None:
+    pair.source.waiting = [b"x" * 20_000_000, b"more"]
+    pair.writer.kick()
+    pair.writer.release()
+    pair.writer.release()
+    fills = pair.source.fills
+    pair.writer.kick()
+    await wait_all_tasks_blocked()
+    assert pair.source.fills == fills
+    assert not pair.writer.is_writing
+    assert pair.source.events == ["stalled"]
 
 
-async def test_a_defect_of_the_source_is_its_own_to_report_and_the_writer_goes_on() -> None:
-    async with opened() as pair:
-        pair.source.failure = ZeroDivisionError("fill")
-        pair.writer.kick()
-        assert pair.source.events == ["ZeroDivisionError('fill')"]
-        pair.source.waiting = [b"after"]
-        pair.writer.kick()
-        assert await pair.read(5) == b"after"
+async def test_a_defect_of_the_source_is_its_own_to_report_and_the_writer_goes_on(pair: Pair) -> None:
+    pair.source.failure = ZeroDivisionError("fill")
+    pair.writer.kick()
+    assert pair.source.events == ["ZeroDivisionError('fill')"]
+    pair.source.waiting = [b"after"]
+    pair.writer.kick()
+    assert await pair.read(5) == b"after"
 
 
 @pytest.mark.parametrize("where", ["flushed", "on_stall"])
-async def test_a_defect_in_the_task_is_reported_as_well(where: str) -> None:
-    async with opened() as pair:
-        source = pair.source
-        source.waiting = [b"x" * 20_000_000]
-        pair.writer.kick()
+async def test_a_defect_in_the_task_is_reported_as_well(pair: Pair, where: str) -> None:
+    source = pair.source
+    source.waiting = [b"x" * 20_000_000]
+    pair.writer.kick()
 
-        def fail(**_: Any) -> bool:
-            raise ZeroDivisionError(where)
+    def fail(**_: Any) -> bool:
+        raise ZeroDivisionError(where)
 
-        setattr(source, where, fail)
-        with trio.fail_after(PATIENCE_S):
-            while f"ZeroDivisionError({where!r})" not in source.events:
-                await pair.peer.receive_some(1_000_000)
+    setattr(source, where, fail)
+    with trio.fail_after(PATIENCE_S):
+        while f"ZeroDivisionError({where!r})" not in source.events:
+            await pair.peer.receive_some(1_000_000)
