@@ -1,4 +1,4 @@
-"""A clock for real sockets, certificates, and a gRPC server of the probe service with a client."""
+"""A clock for real sockets, certificates, and a gRPC server with a client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.transport.pki import Pki
 
 @pytest.fixture
 def jumpy() -> MockClock:
-    """A clock that jumps to the next deadline when all sockets have been quiet for a moment."""
+    """Jumps to the next deadline when all sockets have been quiet for 0.2 s."""
     return MockClock(autojump_threshold=0.2)
 
 

@@ -11,7 +11,7 @@ from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles
 
 
 class Pki:
-    """An authority, a certificate for 127.0.0.1 and localhost, and one of a client, as PEM files."""
+    """An authority, and certificates of this machine and of a client, as files."""
 
     def __init__(self, folder: Path) -> None:
         self._authority = trustme.CA()

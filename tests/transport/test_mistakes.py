@@ -10,9 +10,10 @@ import trio
 from aether_trio.testing.memory import message_to
 from aether_trio.wire.framing import FrameType
 from tests.security.clients import WAIT_S, gateway_with, talkers
-from tests.transport.framed.adversary import frame, ping
+from tests.transport.framed.adversary import frame, ping, send
 
 SINK = "ag::w::sink::1"
+COUNTS = message_to(SINK, b"counts").SerializeToString()
 NO_MESSAGE = b"\xff"
 
 
@@ -35,30 +36,24 @@ FRAMES = {"grpc": grpc_message, "framed": envelope, "websocket": websocket_frame
 async def test_a_message_in_front_of_one_that_cannot_be_decoded(transport: str) -> None:
     async with gateway_with() as gateway, talkers(gateway) as clients:
         sink, talker = await clients.connect("websocket", "sink"), await clients.connect(transport, "careless")
-        sent = message_to(SINK, b"counts").SerializeToString()
         with trio.fail_after(WAIT_S):
-            await talker.go_on(FRAMES[transport](sent) + FRAMES[transport](NO_MESSAGE))
+            await talker.go_on(FRAMES[transport](COUNTS) + FRAMES[transport](NO_MESSAGE))
             assert (await sink.answer("msg")).msg.payload == b"counts"
 
 
-@pytest.mark.parametrize("before", [ping(1), frame(0x80)], ids=["PING", "optional"])
-async def test_a_send_between_another_frame_and_a_mistake(before: bytes) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        ping(1) + envelope(COUNTS) + frame(0x7F),
+        frame(0x80) + envelope(COUNTS) + frame(0x7F),
+        send(1, SINK.encode(), b"counts") + frame(0x7F) + send(2),
+        envelope(COUNTS) + frame(FrameType.ERROR, struct.pack(">HI", 0x109, 0)),
+    ],
+    ids=["behind PING", "behind an optional frame", "as SEND", "in front of an ERROR of the client, who goes"],
+)
+async def test_a_send_between_other_frames_and_a_mistake(sent: bytes) -> None:
     async with gateway_with() as gateway, talkers(gateway) as clients:
         sink, talker = await clients.connect("websocket", "sink"), await clients.connect("framed", "careless")
-        sent = envelope(message_to(SINK, b"counts").SerializeToString())
         with trio.fail_after(WAIT_S):
-            await talker.go_on(before + sent + frame(0x7F))
-            assert (await sink.answer("msg")).msg.payload == b"counts"
-
-
-async def test_a_send_in_front_of_an_error_of_the_client() -> None:
-    """Which has found a mistake of the gateway, and goes.
-
-    What it had sent counts as ever.
-    """
-    async with gateway_with() as gateway, talkers(gateway) as clients:
-        sink, talker = await clients.connect("websocket", "sink"), await clients.connect("framed", "displeased")
-        sent = envelope(message_to(SINK, b"counts").SerializeToString())
-        with trio.fail_after(WAIT_S):
-            await talker.go_on(sent + frame(FrameType.ERROR, struct.pack(">HI", 0x109, 0)))
+            await talker.go_on(sent)
             assert (await sink.answer("msg")).msg.payload == b"counts"

@@ -66,6 +66,11 @@ class Adversary:
     async def say(self, data: bytes) -> None:
         await self.stream.send_all(data)
 
+    async def go_live(self, specifier: str = "1", **keys: object) -> ServerHello:
+        """Say HELLO and init; the gateway's HELLO."""
+        await self.say(live(specifier, **keys))
+        return await self.next(ServerHello)
+
     async def next(self, kind: type[E]) -> E:
         """The next event of this kind; others are skipped."""
         while True:
@@ -84,6 +89,11 @@ class Adversary:
             await self.stream.send_eof()  # type: ignore[attr-defined]
         except (OSError, trio.BrokenResourceError):
             pass
+
+    async def finish(self) -> None:
+        """End our side, and see the gateway's end."""
+        await self.end_our_side()
+        await self.end()
 
     async def end(self) -> None:
         """Read to the end of the stream, which must be clean: no reset."""
@@ -105,10 +115,8 @@ async def connected(address: str, context: ssl.SSLContext | None = None) -> Asyn
 async def is_well(address: str, context: ssl.SSLContext | None = None) -> None:
     """The gateway lets a client in, commits a message and delivers it."""
     async with connected(address, context) as peer:
-        await peer.say(live("well"))
-        await peer.next(ServerHello)
+        await peer.go_live("well")
         await peer.say(send(1, b"ag::default::adversary::well", b"ping"))
         assert (await peer.next(Deliver)).message.count(b"ping") == 1
         if context is None:
-            await peer.end_our_side()
-            await peer.end()
+            await peer.finish()

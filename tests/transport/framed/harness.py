@@ -93,6 +93,11 @@ class FramedPeer:
                     return event
             await self._more()
 
+    async def acked(self, seq: int) -> None:
+        """Wait until this number, and all before it, are acknowledged."""
+        while (await self.next(framing.Ack)).seq < seq:
+            pass
+
     async def answer(self, case: str) -> pb.DownstreamMessage:
         """The next envelope that holds this."""
         while True:
@@ -103,6 +108,10 @@ class FramedPeer:
     async def delivery(self) -> tuple[framing.Deliver, pb.IncomingMessage]:
         event = await self.next(framing.Deliver)
         return event, pb.DownstreamMessage.FromString(event.message).msg
+
+    async def payload(self) -> bytes:
+        """The payload of the next delivery."""
+        return (await self.delivery())[1].payload
 
     async def until_end(self) -> framing.Error | None:
         """Read to the gateway's end; its ERROR."""

@@ -7,18 +7,15 @@ elsewhere.
 from __future__ import annotations
 
 import random
-import ssl
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgpack
 import pytest
 import trio
-import trustme
 
-from aether_trio.wire.framing import Ack, Deliver, Error, ErrorCode, FrameType, Nack, Pong, ServerHello
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from aether_trio.wire.framing import Ack, Deliver, Error, ErrorCode, FrameType, Nack, ServerHello
+from tests.helpers.gateway import GatewayProcess, open_gateway_process, start_gateway
 from tests.transport.framed.adversary import (
     MIB,
     PREFACE,
@@ -33,6 +30,7 @@ from tests.transport.framed.adversary import (
     ping,
     send,
 )
+from tests.transport.pki import Pki
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +89,7 @@ MISTAKES: dict[str, tuple[ErrorCode, bytes]] = {
     "a DELIVER": (ErrorCode.ILLEGAL_FRAME, live() + frame(FrameType.DELIVER, struct.pack(">Iq", 1, 1))),
     "an ACK": (ErrorCode.ILLEGAL_FRAME, live() + frame(FrameType.ACK, struct.pack(">q", 1))),
     "a CHANNEL": (ErrorCode.ILLEGAL_FRAME, live() + frame(FrameType.CHANNEL, struct.pack(">Iq", 1, 0) + b"t")),
-    "a SEND behind GOAWAY": (
-        ErrorCode.ILLEGAL_FRAME,
-        live() + frame(FrameType.GOAWAY, bytes(6)) + send(1),
-    ),
+    "a SEND behind GOAWAY": (ErrorCode.ILLEGAL_FRAME, live() + frame(FrameType.GOAWAY, bytes(6)) + send(1)),
     "DELIVERED without delivery_acks": (ErrorCode.ILLEGAL_FRAME, live(delivery_acks=False) + delivered(0, 1)),
     "a number twice": (ErrorCode.BAD_SEQUENCE, live() + send(7) + send(7)),
     "numbers that fall": (ErrorCode.BAD_SEQUENCE, live() + send(7) + send(6)),
@@ -133,37 +128,19 @@ async def test_a_mistake_is_named_and_ends_the_stream(gateway: GatewayProcess, n
         error = await peer.next(Error)
         assert (ErrorCode(error.code), error.message != "") == (code, True)
         assert error.retryable is (code is ErrorCode.CALM)
-        await peer.end_our_side()
-        await peer.end()
+        await peer.finish()
     await is_well(gateway.address)
 
 
-async def test_a_mistake_under_tls_where_the_transport_was_chosen_by_alpn(tmp_path: Path) -> None:
-    ca = trustme.CA()
-    certificate = ca.issue_cert("localhost", "127.0.0.1")
-    chain, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(chain, append=True)
-    certificate.private_key_pem.write_to_path(key)
-    context = ssl.create_default_context()
-    ca.configure_trust(context)
-    context.set_alpn_protocols(["aether/1"])
-    sets = (f"tls.cert={chain}", f"tls.key={key}")
-    arguments = [part for one in sets for part in ("--set", one)]
-    process = await trio.to_thread.run_sync(lambda: start_gateway(ephemeral=True, extra_args=arguments))
-    with process:
+async def test_a_mistake_under_tls_where_the_transport_was_chosen_by_alpn(pki: Pki) -> None:
+    arguments = ["--set", f"tls.cert={pki.cert}", "--set", f"tls.key={pki.key}"]
+    context = pki.context("aether/1")
+    async with open_gateway_process(ephemeral=True, extra_args=arguments) as process:
         for wrong in (b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"\xaeAETHEr\x01", b"\x16\x03\x01"):
             async with connected(process.address, context) as peer:
                 await peer.say(wrong)
                 assert (await peer.next(Error)).code == ErrorCode.BAD_PREFACE
         await is_well(process.address, context)
-
-
-async def test_what_is_no_transport_at_all_is_told_so_in_plain_text(gateway: GatewayProcess) -> None:
-    async with connected(gateway.address) as peer:
-        await peer.say(b"\xaeAETHEr\x01")
-        said = b"".join([piece async for piece in peer.stream])
-    assert b"this port speaks" in said
 
 
 @pytest.mark.parametrize("name", ["HELLO", "init", "SEND", "a header"])
@@ -188,16 +165,6 @@ async def test_a_stream_that_ends_inside_a_frame(gateway: GatewayProcess, name: 
     await is_well(gateway.address)
 
 
-async def test_frames_before_the_mistake_count(gateway: GatewayProcess) -> None:
-    async with connected(gateway.address) as peer, connected(gateway.address) as sink:
-        await sink.say(live("before"))
-        await peer.say(live())
-        await peer.next(ServerHello)
-        await peer.say(send(1, b"ag::default::adversary::before", b"counts") + frame(0x7F) + send(2))
-        assert (await peer.next(Error)).code == ErrorCode.UNKNOWN_FRAME
-        assert b"counts" in (await sink.next(Deliver)).message
-
-
 @pytest.mark.parametrize(
     "data", [live() + send(1), live() + frame(0x7F), live() + live()], ids=["early", "unknown", "twice"]
 )
@@ -205,15 +172,13 @@ async def test_a_mistake_in_one_flight_with_hello_and_init(gateway: GatewayProce
     async with connected(gateway.address) as peer:
         await peer.say(data)
         assert (await peer.next(Error)).code >= ErrorCode.BAD_PREFACE
-        await peer.end_our_side()
-        await peer.end()
+        await peer.finish()
 
 
 async def test_what_a_client_could_not_know_better_is_no_mistake(gateway: GatewayProcess) -> None:
     """DELIVERED for an unknown channel, or for more than was delivered, is ignored."""
     async with connected(gateway.address) as peer:
-        await peer.say(live())
-        await peer.next(ServerHello)
+        await peer.go_live()
         await peer.say(delivered(1023, 5) + delivered(0, 2**63 - 1) + send(1, b"ag::default::adversary::1"))
         deliver = await peer.next(Deliver)
         await peer.say(delivered(deliver.channel, deliver.offset + 1) + send(2))
@@ -222,8 +187,7 @@ async def test_what_a_client_could_not_know_better_is_no_mistake(gateway: Gatewa
 
 async def test_what_concerns_one_message_ends_nothing(gateway: GatewayProcess) -> None:
     async with connected(gateway.address) as peer:
-        await peer.say(live())
-        limit = (await peer.next(ServerHello)).max_payload
+        limit = (await peer.go_live()).max_payload
         await peer.say(send(1, payload=bytes(limit + 1)) + send(2, b"") + send(3, b"::") + send(4))
         nacks = [await peer.next(Nack) for _ in range(3)]
         assert [(nack.seq, nack.code) for nack in nacks] == [
@@ -239,21 +203,11 @@ async def test_credit_for_each_message_is_no_flood(gateway: GatewayProcess) -> N
     count = 3000
     async with connected(gateway.address) as peer, connected(gateway.address) as sender:
         await peer.say(live("thrifty", credit_messages=100, delivery_acks=False))
-        await sender.say(live())
-        await sender.next(ServerHello)
+        await sender.go_live()
         await sender.say(b"".join(send(n, b"ag::default::adversary::thrifty") for n in range(1, count + 1)))
         for _ in range(count):
             await peer.next(Deliver)
             await peer.say(credit(1, 0))
-
-
-async def test_pings_are_answered_by_the_last(gateway: GatewayProcess) -> None:
-    async with connected(gateway.address) as peer:
-        await peer.say(live())
-        await peer.next(ServerHello)
-        await peer.say(b"".join(map(ping, range(1, 101))))
-        while (await peer.next(Pong)).number < 100:
-            pass
 
 
 @pytest.mark.parametrize(
@@ -272,13 +226,11 @@ async def test_what_is_no_init_is_refused_with_a_status(gateway: GatewayProcess,
         await peer.say(PREFACE + hello() + data)
         error = await peer.next(Error)
         assert (error.code, error.retryable) == (3, False)
-        await peer.end_our_side()
-        await peer.end()
+        await peer.finish()
 
 
 async def test_a_second_init_is_refused_with_a_status(gateway: GatewayProcess) -> None:
     async with connected(gateway.address) as peer:
-        await peer.say(live())
-        await peer.next(ServerHello)
+        await peer.go_live()
         await peer.say(init("1"))
         assert (await peer.next(Error)).code == 3

@@ -45,8 +45,7 @@ async def test_who_does_not_get_on_is_told_and_ended(impatient: GatewayProcess, 
         await peer.say(data)
         error = await peer.next(Error)
         assert (error.code, error.retryable) == (ErrorCode.TIMEOUT, True)
-        await peer.end_our_side()
-        await peer.end()
+        await peer.finish()
 
 
 async def test_who_does_not_say_a_whole_preface_is_ended(impatient: GatewayProcess) -> None:
@@ -119,8 +118,7 @@ async def test_noise(impatient: GatewayProcess, seed: int) -> None:
         async with connected(impatient.address) as peer:
             try:
                 await peer.say(bytes(data))
-                await peer.end_our_side()
-                await peer.end()
+                await peer.finish()
             except (trio.BrokenResourceError, RemoteProtocolError):
                 pass  # a reset is an end, too
 

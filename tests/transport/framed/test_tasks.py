@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from aether_trio.wire import framing
-from tests.transport.framed.harness import agent, open_transport
+from tests.transport.framed.harness import TransportServer, agent
 
 WRITER = "socket-writer"
 
@@ -29,34 +29,32 @@ def writers() -> int:
     return found
 
 
-async def test_an_idle_connection_is_one_task_of_the_gateway() -> None:
+async def test_an_idle_connection_is_one_task_of_the_gateway(transport: TransportServer) -> None:
     """The test's own ends of the connections have none."""
-    async with open_transport() as transport:
-        await transport.connect(agent("first"))
-        await trio.testing.wait_all_tasks_blocked()
-        before = living()
-        for number in range(20):
-            await transport.connect(agent(f"a{number}"))
-        await trio.testing.wait_all_tasks_blocked()
-        assert living() == before + 20
-        assert writers() == 0
+    await transport.connect(agent("first"))
+    await trio.testing.wait_all_tasks_blocked()
+    before = living()
+    for number in range(20):
+        await transport.connect(agent(f"a{number}"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert living() == before + 20
+    assert writers() == 0
 
 
-async def test_a_writer_lives_while_its_socket_has_no_room_and_no_longer() -> None:
-    async with open_transport() as transport:
-        slow = await transport.connect(agent("slow"), delivery_acks=False)
-        slow.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        sender = await transport.connect(agent("sender"))
-        count, payload = 100, bytes(200_000)
-        for number in range(1, count + 1):
-            await sender.send(framing.Send(number, "ag::w::slow::1", payload, 1))
-            await sender.next(framing.Ack)
-        with trio.fail_after(300):
-            while not writers():
-                await trio.sleep(0.01)
-        assert writers() == 1
-        for _ in range(count):
-            await slow.delivery()
-        with trio.fail_after(300):
-            while writers():
-                await trio.sleep(0.01)
+async def test_a_writer_lives_while_its_socket_has_no_room_and_no_longer(transport: TransportServer) -> None:
+    slow = await transport.connect(agent("slow"), delivery_acks=False)
+    slow.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sender = await transport.connect(agent("sender"))
+    count, payload = 100, bytes(200_000)
+    for number in range(1, count + 1):
+        await sender.send(framing.Send(number, "ag::w::slow::1", payload, 1))
+        await sender.next(framing.Ack)
+    with trio.fail_after(300):
+        while not writers():
+            await trio.sleep(0.01)
+    assert writers() == 1
+    for _ in range(count):
+        await slow.delivery()
+    with trio.fail_after(300):
+        while writers():
+            await trio.sleep(0.01)

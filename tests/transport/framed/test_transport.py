@@ -11,344 +11,303 @@ from aether_trio.wire import framing
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import hang_kv
-from tests.transport.framed.harness import Ended, FramedPeer, agent, kv_get, open_transport, user, worker
+from tests.transport.framed.harness import Ended, FramedPeer, TransportServer, agent, kv_get, user, worker
 
 A = "ag::w::a::1"
 B = "ag::w::b::1"
 
 
-async def test_hello_init_send_ack_and_deliver() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
-        await a.send(framing.Send(1, B, b"one", int(pb.CHAT)), framing.Send(2, B, b"two"))
-        assert (await a.next(framing.Ack)).seq in {1, 2}
-        event, message = await b.delivery()
-        assert (message.source_topic, message.payload, message.message_type) == (A, b"one", pb.CHAT)
-        assert b.channels[event.channel] == framing.Channel(event.channel, B, 0)
-        second, message = await b.delivery()
-        assert (second.channel, second.offset, message.payload) == (event.channel, event.offset + 1, b"two")
-        await a.finish()
-        await b.finish()
+async def test_hello_init_send_ack_and_deliver(a: FramedPeer, b: FramedPeer) -> None:
+    await a.send(framing.Send(1, B, b"one", int(pb.CHAT)), framing.Send(2, B, b"two"))
+    assert (await a.next(framing.Ack)).seq in {1, 2}
+    event, message = await b.delivery()
+    assert (message.source_topic, message.payload, message.message_type) == (A, b"one", pb.CHAT)
+    assert b.channels[event.channel] == framing.Channel(event.channel, B, 0)
+    second, message = await b.delivery()
+    assert (second.channel, second.offset, message.payload) == (event.channel, event.offset + 1, b"two")
+    await a.finish()
+    await b.finish()
 
 
-async def test_an_ack_means_committed_and_covers_all_before_it() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 101)))
-        acked = 0
-        while acked < 100:
-            acked = (await a.next(framing.Ack)).seq
-        assert transport.core.log.topic(B).tail == 100
+async def test_an_ack_means_committed_and_covers_all_before_it(transport: TransportServer, a: FramedPeer) -> None:
+    await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 101)))
+    await a.acked(100)
+    assert transport.core.log.topic(B).tail == 100
 
 
-async def test_a_refused_send_is_nacked_and_covered_by_the_next_ack() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        await a.send(framing.Send(1, B, b""), framing.Send(2, "nonsense", b""), framing.Send(3, B, b""))
-        nack = await a.next(framing.Nack)
-        assert (nack.seq, nack.code, nack.retryable) == (2, "ERR_INVALID_TOPIC", False)
-        while (await a.next(framing.Ack)).seq < 3:
-            pass
-        assert transport.core.log.topic(B).tail == 2
+async def test_a_refused_send_is_nacked_and_covered_by_the_next_ack(transport: TransportServer, a: FramedPeer) -> None:
+    await a.send(framing.Send(1, B, b""), framing.Send(2, "nonsense", b""), framing.Send(3, B, b""))
+    nack = await a.next(framing.Nack)
+    assert (nack.seq, nack.code, nack.retryable) == (2, "ERR_INVALID_TOPIC", False)
+    await a.acked(3)
+    assert transport.core.log.topic(B).tail == 2
 
 
-async def test_only_refusals_are_acknowledged_too() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        await a.send(framing.Send(7, "nonsense", b""))
-        assert (await a.next(framing.Nack)).seq == 7
-        assert (await a.next(framing.Ack)).seq == 7
+async def test_only_refusals_are_acknowledged_too(a: FramedPeer) -> None:
+    await a.send(framing.Send(7, "nonsense", b""))
+    assert (await a.next(framing.Nack)).seq == 7
+    assert (await a.next(framing.Ack)).seq == 7
 
 
-async def test_the_extra_part_is_judged_as_on_every_transport() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
-        extra = pb.SendMessage(app_workspace="elsewhere").SerializeToString()
-        await a.send(framing.Send(1, B, b"", extra=extra), framing.Send(2, B, b"", extra=b"\xff"))
-        assert (await a.next(framing.Nack)).seq == 2
-        _, message = await b.delivery()
-        assert message.workspace == "elsewhere"
+async def test_the_extra_part_is_judged_as_on_every_transport(a: FramedPeer, b: FramedPeer) -> None:
+    extra = pb.SendMessage(app_workspace="elsewhere").SerializeToString()
+    await a.send(framing.Send(1, B, b"", extra=extra), framing.Send(2, B, b"", extra=b"\xff"))
+    assert (await a.next(framing.Nack)).seq == 2
+    _, message = await b.delivery()
+    assert message.workspace == "elsewhere"
 
 
-async def test_an_answer_is_a_barrier_with_its_ack_in_front() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        for round_ in range(1, 20):
-            await a.send(framing.Send(round_, B, b"x"), framing.Envelope(kv_get("nothing").SerializeToString()))
-            answered = acked = False
-            while not answered:
-                event = await a.next(framing.Event)
-                acked |= event == framing.Ack(round_)
-                if isinstance(event, framing.Envelope):
-                    answered = pb.DownstreamMessage.FromString(event.message).HasField("kv")
-            assert acked
+async def test_an_answer_is_a_barrier_with_its_ack_in_front(a: FramedPeer) -> None:
+    for round_ in range(1, 20):
+        await a.send(framing.Send(round_, B, b"x"), framing.Envelope(kv_get("nothing").SerializeToString()))
+        answered = acked = False
+        while not answered:
+            event = await a.next(framing.Event)
+            acked |= event == framing.Ack(round_)
+            if isinstance(event, framing.Envelope):
+                answered = pb.DownstreamMessage.FromString(event.message).HasField("kv")
+        assert acked
 
 
-async def test_deliveries_move_the_position_when_they_are_acknowledged() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
-        await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in (1, 2, 3)))
-        events = [(await b.delivery())[0] for _ in range(3)]
-        await b.send(framing.Delivered(events[1].channel, events[1].offset))
-        await b.finish()
-        b = await transport.connect(agent("b"))
-        event, message = await b.delivery()
-        assert (message.payload, event.offset) == (b"\x03", 3)
-        assert b.channels[event.channel].position == 2
+async def test_deliveries_move_the_position_when_they_are_acknowledged(
+    transport: TransportServer, a: FramedPeer, b: FramedPeer
+) -> None:
+    await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in (1, 2, 3)))
+    events = [(await b.delivery())[0] for _ in range(3)]
+    await b.send(framing.Delivered(events[1].channel, events[1].offset))
+    await b.finish()
+    b = await transport.connect(agent("b"))
+    event, message = await b.delivery()
+    assert (message.payload, event.offset) == (b"\x03", 3)
+    assert b.channels[event.channel].position == 2
 
 
-async def test_without_delivery_acks_the_position_moves_when_the_kernel_has_the_bytes() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), delivery_acks=False)
-        await a.send(framing.Send(1, B, b"one"))
-        await b.delivery()
-        await b.finish()
-        await a.send(framing.Send(2, B, b"two"))
-        b = await transport.connect(agent("b"))
-        assert (await b.delivery())[1].payload == b"two"
+async def test_without_delivery_acks_the_position_moves_when_the_kernel_has_the_bytes(
+    transport: TransportServer, a: FramedPeer
+) -> None:
+    b = await transport.connect(agent("b"), delivery_acks=False)
+    await a.send(framing.Send(1, B, b"one"))
+    await b.delivery()
+    await b.finish()
+    await a.send(framing.Send(2, B, b"two"))
+    b = await transport.connect(agent("b"))
+    assert await b.payload() == b"two"
 
 
-async def test_what_is_cut_without_an_acknowledgement_comes_again() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
-        await a.send(framing.Send(1, B, b"one"))
-        await b.delivery()
-        b.cut()
-        b = await transport.connect(agent("b"))
-        assert (await b.delivery())[1].payload == b"one"
+async def test_what_is_cut_without_an_acknowledgement_comes_again(
+    transport: TransportServer, a: FramedPeer, b: FramedPeer
+) -> None:
+    await a.send(framing.Send(1, B, b"one"))
+    await b.delivery()
+    b.cut()
+    b = await transport.connect(agent("b"))
+    assert await b.payload() == b"one"
 
 
-async def test_a_work_queue_takes_back_what_a_worker_did_not_acknowledge() -> None:
-    async with open_transport() as transport:
-        a, first = await transport.connect(agent("a")), await transport.connect(worker("job"))
-        topic = "tb::w::job"
-        await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
-        events = [(await first.delivery())[0] for _ in range(3)]
-        assert first.channels[events[0].channel].shared
-        await first.send(framing.Delivered(events[1].channel, events[1].offset))
-        await first.finish()
-        second = await transport.connect(worker("job"))
-        rest = [(await second.delivery())[1].payload for _ in range(2)]
-        assert rest == [b"\x01", b"\x03"]
+async def test_a_work_queue_takes_back_what_a_worker_did_not_acknowledge(
+    transport: TransportServer, a: FramedPeer
+) -> None:
+    first = await transport.connect(worker("job"))
+    topic = "tb::w::job"
+    await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
+    events = [(await first.delivery())[0] for _ in range(3)]
+    assert first.channels[events[0].channel].shared
+    await first.send(framing.Delivered(events[1].channel, events[1].offset))
+    await first.finish()
+    second = await transport.connect(worker("job"))
+    rest = [await second.payload() for _ in range(2)]
+    assert rest == [b"\x01", b"\x03"]
 
 
-async def test_credit_bounds_what_is_sent() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), credit_messages=2)
-        await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in range(1, 6)))
-        while (await a.next(framing.Ack)).seq < 5:
-            pass
-        assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [1, 2]
-        await b.request(kv_get("barrier"))
-        await b.answer("kv")
-        assert not [event for event in b._events if isinstance(event, framing.Deliver)]
-        await b.send(framing.GrantCredit(2, 0))
-        assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [3, 4]
+async def test_credit_bounds_what_is_sent(transport: TransportServer, a: FramedPeer) -> None:
+    b = await transport.connect(agent("b"), credit_messages=2)
+    await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in range(1, 6)))
+    await a.acked(5)
+    assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [1, 2]
+    await b.request(kv_get("barrier"))
+    await b.answer("kv")
+    assert not [event for event in b._events if isinstance(event, framing.Deliver)]
+    await b.send(framing.GrantCredit(2, 0))
+    assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [3, 4]
 
 
-async def test_credit_in_bytes_may_be_exceeded_by_one_message() -> None:
-    async with open_transport() as transport:
-        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), credit_bytes=1)
-        await a.send(framing.Send(1, B, bytes(1000)), framing.Send(2, B, b"two"))
-        event, _ = await b.delivery()
-        await b.send(framing.GrantCredit(0, len(event.message)))
-        assert (await b.delivery())[1].payload == b"two"
+async def test_credit_in_bytes_may_be_exceeded_by_one_message(transport: TransportServer, a: FramedPeer) -> None:
+    b = await transport.connect(agent("b"), credit_bytes=1)
+    await a.send(framing.Send(1, B, bytes(1000)), framing.Send(2, B, b"two"))
+    event, _ = await b.delivery()
+    await b.send(framing.GrantCredit(0, len(event.message)))
+    assert await b.payload() == b"two"
 
 
-async def test_a_repeated_number_is_one_message() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"), publisher=b"p" * 16)
-        await a.send(framing.Send(1, B, b"one"), framing.Send(2, "nonsense", b""), framing.Send(3, B, b"three"))
-        while (await a.next(framing.Ack)).seq < 3:
-            pass
-        a.cut()
-        a = await transport.connect(agent("a"), publisher=b"p" * 16)
-        await a.send(
-            framing.Send(1, B, b"one"),
-            framing.Send(2, B, b"two"),
-            framing.Send(3, B, b"three"),
-            framing.Send(4, B, b"four"),
-        )
-        while (await a.next(framing.Ack)).seq < 4:
-            pass
-        b = await transport.connect(agent("b"))
-        assert [(await b.delivery())[1].payload for _ in range(4)] == [b"one", b"three", b"two", b"four"]
+async def test_a_repeated_number_is_one_message(transport: TransportServer) -> None:
+    a = await transport.connect(agent("a"), publisher=b"p" * 16)
+    await a.send(framing.Send(1, B, b"one"), framing.Send(2, "nonsense", b""), framing.Send(3, B, b"three"))
+    await a.acked(3)
+    a.cut()
+    a = await transport.connect(agent("a"), publisher=b"p" * 16)
+    await a.send(
+        framing.Send(1, B, b"one"),
+        framing.Send(2, B, b"two"),
+        framing.Send(3, B, b"three"),
+        framing.Send(4, B, b"four"),
+    )
+    await a.acked(4)
+    b = await transport.connect(agent("b"))
+    assert [await b.payload() for _ in range(4)] == [b"one", b"three", b"two", b"four"]
 
 
-async def test_another_publisher_counts_anew() -> None:
-    async with open_transport() as transport:
-        for token in (b"p" * 16, b"q" * 16):
-            a = await transport.connect(agent("a"), publisher=token)
-            await a.send(framing.Send(1, B, token))
-            await a.next(framing.Ack)
-            await a.finish()
-        assert transport.core.log.topic(B).tail == 2
-
-
-async def test_a_number_beyond_the_window_is_forgotten() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"), publisher=b"p" * 16)
-        await a.send(framing.Send(1, B, b""))
-        await a.next(framing.Ack)
-        await a.send(framing.Send(4097, B, b""))
+async def test_another_publisher_counts_anew(transport: TransportServer) -> None:
+    for token in (b"p" * 16, b"q" * 16):
+        a = await transport.connect(agent("a"), publisher=token)
+        await a.send(framing.Send(1, B, token))
         await a.next(framing.Ack)
         await a.finish()
-        a = await transport.connect(agent("a"), publisher=b"p" * 16)
-        await a.send(framing.Send(1, B, b""))
-        nack = await a.next(framing.Nack)
-        assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
+    assert transport.core.log.topic(B).tail == 2
 
 
-async def test_a_client_that_ends_at_once_still_gets_its_acks() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 51)), framing.Send(51, "nonsense", b""))
-        await a.stream.send_eof()
-        assert (await a.next(framing.Nack)).seq == 51
-        while (await a.next(framing.Ack)).seq < 51:
-            pass
-        assert await a.until_end() is None
+async def test_a_number_beyond_the_window_is_forgotten(transport: TransportServer) -> None:
+    a = await transport.connect(agent("a"), publisher=b"p" * 16)
+    await a.send(framing.Send(1, B, b""))
+    await a.next(framing.Ack)
+    await a.send(framing.Send(4097, B, b""))
+    await a.next(framing.Ack)
+    await a.finish()
+    a = await transport.connect(agent("a"), publisher=b"p" * 16)
+    await a.send(framing.Send(1, B, b""))
+    nack = await a.next(framing.Nack)
+    assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
+
+
+async def test_a_client_that_ends_at_once_still_gets_its_acks(a: FramedPeer) -> None:
+    await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 51)), framing.Send(51, "nonsense", b""))
+    await a.stream.send_eof()
+    assert (await a.next(framing.Nack)).seq == 51
+    await a.acked(51)
+    assert await a.until_end() is None
 
 
 @pytest.mark.parametrize("token", [None, b"p" * 16])
 async def test_every_message_that_is_not_stored_is_refused_numbered_or_not(
-    token: bytes | None, monkeypatch: pytest.MonkeyPatch
+    transport: TransportServer, token: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"), publisher=token)
+    a = await transport.connect(agent("a"), publisher=token)
 
-        async def fail(*_: object) -> None:
-            raise StorageUnavailable("no room on this disk")
+    async def fail(*_: object) -> None:
+        raise StorageUnavailable("no room on this disk")
 
-        monkeypatch.setattr(transport.core.log._writer, "append", fail)
-        plain = framing.Envelope(
-            pb.UpstreamMessage(send=pb.SendMessage(target_topic=B, payload=b"x")).SerializeToString()
-        )
-        await a.send(plain, framing.Send(1, B, b"x"), plain, framing.Send(2, B, b"x"), plain)
-        for seq in (1, 2):
-            nack = await a.next(framing.Nack)
-            assert (nack.seq, nack.code, nack.retryable) == (seq, "ERR_PUBLISH_FAILED", True)
-        while (await a.next(framing.Ack)).seq < 2:
-            pass
-        for _ in range(3):
-            error = (await a.answer("error")).error
-            assert (error.code, error.retryable) == ("ERR_PUBLISH_FAILED", True)
+    monkeypatch.setattr(transport.core.log._writer, "append", fail)
+    plain = framing.Envelope(pb.UpstreamMessage(send=pb.SendMessage(target_topic=B, payload=b"x")).SerializeToString())
+    await a.send(plain, framing.Send(1, B, b"x"), plain, framing.Send(2, B, b"x"), plain)
+    for seq in (1, 2):
+        nack = await a.next(framing.Nack)
+        assert (nack.seq, nack.code, nack.retryable) == (seq, "ERR_PUBLISH_FAILED", True)
+    await a.acked(2)
+    for _ in range(3):
+        error = (await a.answer("error")).error
+        assert (error.code, error.retryable) == ("ERR_PUBLISH_FAILED", True)
 
 
-async def test_pings_are_answered_by_the_last() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        await a.send(framing.Ping(1), framing.Ping(2))
-        assert (await a.next(framing.Pong)).number == 2
+async def test_pings_are_answered_by_the_last(a: FramedPeer) -> None:
+    await a.send(framing.Ping(1), framing.Ping(2))
+    assert (await a.next(framing.Pong)).number == 2
 
 
-async def test_too_many_pings_are_told_calm() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        for _ in range(30):
-            try:
-                await a.send(*(framing.Ping(number) for number in range(100)))
-            except trio.BrokenResourceError:
-                break
-        error = await a.until_end()
-        assert error is not None
-        assert (error.code, error.retryable) == (framing.ErrorCode.CALM, True)
-        assert transport.server.statistics().rejects == {"calm": 1}
+async def test_too_many_pings_are_told_calm(transport: TransportServer, a: FramedPeer) -> None:
+    await a.send(*(framing.Ping(number) for number in range(3000)))
+    error = await a.until_end()
+    assert error is not None
+    assert (error.code, error.retryable) == (framing.ErrorCode.CALM, True)
+    assert transport.server.statistics().rejects == {"calm": 1}
 
 
-async def test_a_duplicate_is_refused_in_place_of_the_ack() -> None:
-    async with open_transport() as transport:
+async def test_a_duplicate_is_refused_in_place_of_the_ack(transport: TransportServer) -> None:
+    await transport.connect(agent("a"))
+    with pytest.raises(Ended) as ended:
         await transport.connect(agent("a"))
-        with pytest.raises(Ended) as ended:
-            await transport.connect(agent("a"))
-        assert ended.value.error is not None
-        assert (ended.value.error.code, ended.value.error.retryable) == (Status.ALREADY_EXISTS, False)
+    assert ended.value.error is not None
+    assert (ended.value.error.code, ended.value.error.retryable) == (Status.ALREADY_EXISTS, False)
 
 
-async def test_a_resume_takes_over() -> None:
-    async with open_transport() as transport:
-        old = await transport.dial()
-        ack = await old.open(agent("a"))
-        new = await transport.dial()
-        again = await new.open(agent("a", resume_session_id=ack.session_id))
-        assert again.resumed
-        error = await old.until_end()
-        assert error is not None
-        assert error.code == Status.CANCELLED
+async def test_a_resume_takes_over(transport: TransportServer) -> None:
+    old = await transport.dial()
+    ack = await old.open(agent("a"))
+    new = await transport.dial()
+    again = await new.open(agent("a", resume_session_id=ack.session_id))
+    assert again.resumed
+    error = await old.until_end()
+    assert error is not None
+    assert error.code == Status.CANCELLED
 
 
 @pytest.mark.parametrize("how", ["cut", "end"])
-async def test_an_identity_is_free_though_its_session_hangs_in_a_request(how: str) -> None:
-    async with open_transport() as transport:
-        hanging = hang_kv(transport.core)
-        a = await transport.connect(agent("a"))
-        await a.request(kv_get("x"))
-        await a.send(framing.Send(1, B, b"unread"))
-        await hanging.wait()
-        if how == "cut":
-            a.cut()
-        else:
-            await a.stream.send_eof()
-        b = await transport.connect(agent("a"))
-        await b.send(framing.Send(1, B, b"x"))
-        assert (await b.next(framing.Ack)).seq == 1
+async def test_an_identity_is_free_though_its_session_hangs_in_a_request(
+    transport: TransportServer, a: FramedPeer, how: str
+) -> None:
+    hanging = hang_kv(transport.core)
+    await a.request(kv_get("x"))
+    await a.send(framing.Send(1, B, b"unread"))
+    await hanging.wait()
+    if how == "cut":
+        a.cut()
+    else:
+        await a.stream.send_eof()
+    b = await transport.connect(agent("a"))
+    await b.send(framing.Send(1, B, b"x"))
+    assert (await b.next(framing.Ack)).seq == 1
 
 
-async def test_many_workspaces_give_their_channels_back() -> None:
-    async with open_transport() as transport:
-        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
-        for number in range(40):
-            await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=f"w{number}")))
-            await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
-            await window.answer("connection_status_response")
-            await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
-            event, _ = await window.delivery()
-            await window.send(framing.Delivered(event.channel, event.offset))
-        assert len(window.codec.channels) < 20
+async def test_many_workspaces_give_their_channels_back(transport: TransportServer, a: FramedPeer) -> None:
+    window = await transport.connect(user("u", "1"))
+    for number in range(40):
+        await enter(window, f"w{number}")
+        await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
+        event, _ = await window.delivery()
+        await window.send(framing.Delivered(event.channel, event.offset))
+    assert len(window.codec.channels) < 20
 
 
-async def test_a_number_is_never_that_of_a_second_topic() -> None:
+async def test_a_number_is_never_that_of_a_second_topic(transport: TransportServer, a: FramedPeer) -> None:
     """A late DELIVERED for a topic that was left acknowledges nothing that is unseen."""
-    async with open_transport() as transport:
-        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
-        topics: dict[int, str] = {}
-        first: framing.Deliver | None = None
-        for number in range(40):
-            await enter(window, f"w{number}")
-            await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
-            event, _ = await window.delivery()
-            topic = window.channels[event.channel].topic
-            assert topics.setdefault(event.channel, topic) == topic == f"uw::u::w{number}"
-            first = first or event
-        assert first is not None
-        await window.send_raw(encode_delivered(first.channel, first.offset))  # of w0, long after
-        await window.finish()
-        window = await transport.connect(user("u", "1"))
-        for number in (0, 39, 16):
-            await enter(window, f"w{number}")
-            assert (await window.delivery())[1].payload == b"x"  # nothing of it was acknowledged
+    window = await transport.connect(user("u", "1"))
+    topics: dict[int, str] = {}
+    first: framing.Deliver | None = None
+    for number in range(40):
+        await enter(window, f"w{number}")
+        await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
+        event, _ = await window.delivery()
+        topic = window.channels[event.channel].topic
+        assert topics.setdefault(event.channel, topic) == topic == f"uw::u::w{number}"
+        first = first or event
+    assert first is not None
+    await window.send_raw(encode_delivered(first.channel, first.offset))  # of w0, long after
+    await window.finish()
+    window = await transport.connect(user("u", "1"))
+    for number in (0, 39, 16):
+        await enter(window, f"w{number}")
+        assert await window.payload() == b"x"  # nothing of it was acknowledged
 
 
-async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_number_at_a_time() -> None:
-    async with open_transport() as transport:
-        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
-        await enter(window, "w1")
-        await a.send(framing.Send(1, "uw::u::w1", b"one"), framing.Send(2, "uw::u::w1", b"two"))
-        old, _ = await window.delivery()
-        await window.delivery()
-        await enter(window, "w2")
-        await window.send(framing.Delivered(old.channel, old.offset))
-        await enter(window, "w1")
-        again, message = await window.delivery()
-        assert message.payload == b"two"  # the first one was acknowledged after its topic was left
-        assert again.channel != old.channel
-        assert (await window.next(framing.ChannelClosed)).channel == old.channel
-        await window.send_raw(encode_delivered(old.channel, again.offset))
-        await window.send(framing.Delivered(again.channel, again.offset))
-        await enter(window, "w2")
-        await enter(window, "w1")
-        await a.send(framing.Send(3, "uw::u::w1", b"three"))
-        assert (await window.delivery())[1].payload == b"three"
+async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_number_at_a_time(
+    transport: TransportServer, a: FramedPeer
+) -> None:
+    window = await transport.connect(user("u", "1"))
+    await enter(window, "w1")
+    await a.send(framing.Send(1, "uw::u::w1", b"one"), framing.Send(2, "uw::u::w1", b"two"))
+    old, _ = await window.delivery()
+    await window.delivery()
+    await enter(window, "w2")
+    await window.send(framing.Delivered(old.channel, old.offset))
+    await enter(window, "w1")
+    again, message = await window.delivery()
+    assert message.payload == b"two"  # the first one was acknowledged after its topic was left
+    assert again.channel != old.channel
+    assert (await window.next(framing.ChannelClosed)).channel == old.channel
+    await window.send_raw(encode_delivered(old.channel, again.offset))
+    await window.send(framing.Delivered(again.channel, again.offset))
+    await enter(window, "w2")
+    await enter(window, "w1")
+    await a.send(framing.Send(3, "uw::u::w1", b"three"))
+    assert await window.payload() == b"three"
 
 
 async def enter(window: FramedPeer, workspace: str) -> None:
@@ -358,14 +317,12 @@ async def enter(window: FramedPeer, workspace: str) -> None:
     await window.answer("connection_status_response")
 
 
-async def test_a_drain_says_goaway_and_then_unavailable() -> None:
-    async with open_transport() as transport:
-        a = await transport.connect(agent("a"))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.server.drain, 60)
-            assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
-            await transport.core.let_sessions_go("going")
-            error = await a.until_end()
-            assert error is not None
-            assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
-            await a.stream.aclose()
+async def test_a_drain_says_goaway_and_then_unavailable(transport: TransportServer, a: FramedPeer) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.server.drain, 60)
+        assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
+        await transport.core.let_sessions_go("going")
+        error = await a.until_end()
+        assert error is not None
+        assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
+        await a.stream.aclose()

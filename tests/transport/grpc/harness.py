@@ -171,7 +171,7 @@ def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
 
 
 def header_frames(first: bytes, *rest: bytes, end: bool = False) -> bytes:
-    """Request 1 with its header block in these pieces. Without `end` it goes on behind them."""
+    """Request 1 in these pieces. Without `end` its header block goes on."""
     flags = [0] * (len(rest) - 1) + [frames.END_HEADERS if end else 0]
     more = (frame(frames.CONTINUATION, flag, 1, piece) for flag, piece in zip(flags, rest, strict=True))
     return frame(frames.HEADERS, 0, 1, first) + b"".join(more)

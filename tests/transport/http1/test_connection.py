@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
-from tests.transport.http1.harness import Served, serving
+from tests.transport.http1.harness import Client, Served, serving
 
 TEXT = [("Content-Type", "text/plain")]
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"fff\r\n" + b"x" * 4095 + b"\r\n"
 
 
 async def echo(http: Http1Connection, request: Request) -> bool:
@@ -41,73 +43,71 @@ async def served() -> AsyncIterator[Served]:
         yield opened
 
 
-async def test_bodies_of_both_kinds_on_one_connection(served: Served) -> None:
-    async with served.connect() as client:
-        for body in (b"x" * 90_000, [b"a" * 40_000, b"b", b"c" * 20_000], b"", [], b"last"):
-            whole = b"".join(body) if isinstance(body, list) else body
-            status, headers, answer = await client.ask("/", "POST", body)
-            assert (status, answer, headers["server"]) == (200, whole or b"POST", "test")
-        assert await client.ask("/stream", "PUT", [b"one", b"two"]) == (
-            200,
-            {"content-type": "text/plain", "server": "test", "transfer-encoding": "chunked"},
-            b"onetwo",
-        )
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[Client]:
+    async with served.connect() as opened:
+        yield opened
 
 
-async def test_requests_sent_ahead_with_bodies_are_answered_in_turn(served: Served) -> None:
-    async with served.connect() as client:
-        for number in range(3):
-            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n%02d" % number)
-        received = b""
-        while not received.endswith(b"\r\n\r\n02"):
-            received += await client.stream.receive_some()
-        assert [received.count(b"\r\n\r\n%02d" % number) for number in range(3)] == [1, 1, 1]
+async def test_bodies_of_both_kinds_on_one_connection(client: Client) -> None:
+    for body in (b"x" * 90_000, [b"a" * 40_000, b"b", b"c" * 20_000], b"", [], b"last"):
+        whole = b"".join(body) if isinstance(body, list) else body
+        status, headers, answer = await client.ask("/", "POST", body)
+        assert (status, answer, headers["server"]) == (200, whole or b"POST", "test")
+    assert await client.ask("/stream", "PUT", [b"one", b"two"]) == (
+        200,
+        {"content-type": "text/plain", "server": "test", "transfer-encoding": "chunked"},
+        b"onetwo",
+    )
+
+
+async def test_requests_sent_ahead_with_bodies_are_answered_in_turn(client: Client) -> None:
+    for number in range(3):
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n%02d" % number)
+    received = b""
+    while not received.endswith(b"\r\n\r\n02"):
+        received += await client.stream.receive_some()
+    assert [received.count(b"\r\n\r\n%02d" % number) for number in range(3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_status_without_a_body_has_none(served: Served, status: int) -> None:
-    async with served.connect() as client:
-        got, headers, body = await client.ask(f"/?{status}", "POST", b"hello")
-        assert (got, body, "content-length" in headers) == (status, b"", False)
-        assert (await client.ask("/", "POST", b"hello"))[2] == b"hello"
+async def test_a_status_without_a_body_has_none(client: Client, status: int) -> None:
+    got, headers, body = await client.ask(f"/?{status}", "POST", b"hello")
+    assert (got, body, "content-length" in headers) == (status, b"", False)
+    assert (await client.ask("/", "POST", b"hello"))[2] == b"hello"
 
 
-async def test_head_has_no_body_however_it_is_answered(served: Served) -> None:
-    async with served.connect() as client:
-        await client.send(b"HEAD /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
-        await client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        heads = (await client.rest()).split(b"\r\n\r\n")
-        assert [head[:15] for head in heads] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK", b""]
+async def test_head_has_no_body_however_it_is_answered(client: Client) -> None:
+    await client.send(b"HEAD /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+    await client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    heads = (await client.rest()).split(b"\r\n\r\n")
+    assert [head[:15] for head in heads] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK", b""]
 
 
-async def test_http_1_0_gets_its_body_up_to_the_end_of_the_connection(served: Served) -> None:
-    async with served.connect() as client:
-        await client.send(b"POST /stream HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")
-        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
-        assert (b"chunked" in head, body) == (False, b"hello")
+async def test_http_1_0_gets_its_body_up_to_the_end_of_the_connection(client: Client) -> None:
+    await client.send(b"POST /stream HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")
+    head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+    assert (b"chunked" in head, body) == (False, b"hello")
 
 
-async def test_a_client_that_asks_first_is_told_to_go_on(served: Served) -> None:
-    async with served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
-        assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 100 ")
-        await client.send(b"hello")
-        assert (await client.stream.receive_some()).endswith(b"hello")
+async def test_a_client_that_asks_first_is_told_to_go_on(client: Client) -> None:
+    await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+    assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+    await client.send(b"hello")
+    assert (await client.stream.receive_some()).endswith(b"hello")
 
 
-async def test_a_body_that_is_not_read_is_the_connections_last_and_its_answer_arrives(served: Served) -> None:
-    async with served.connect() as client:
-        head = b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
-        await client.send(head + b"x" * 50_000)
-        received = await client.rest()
-        assert b"Connection: close" in received
-        assert received.endswith(b"not read")
+async def test_a_body_that_is_not_read_is_the_connections_last_and_its_answer_arrives(client: Client) -> None:
+    head = b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
+    await client.send(head + b"x" * 50_000)
+    received = await client.rest()
+    assert b"Connection: close" in received
+    assert received.endswith(b"not read")
 
 
-async def test_an_answer_may_end_the_connection(served: Served) -> None:
-    async with served.connect() as client:
-        assert (await client.ask("/last"))[::2] == (200, b"bye")
-        assert await client.rest() == b""
+async def test_an_answer_may_end_the_connection(client: Client) -> None:
+    assert (await client.ask("/last"))[::2] == (200, b"bye")
+    assert await client.rest() == b""
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,10 @@ async def test_an_answer_may_end_the_connection(served: Served) -> None:
     [
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n", 413),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n", 413),
-        (
-            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"fff\r\n" + b"x" * 4095 + b"\r\n",
-            None,
-        ),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1" + b"0" * 30 + b"\r\n", 400),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"e" * 20_000, 431),
+        (CHUNKED + CHUNK, None),
+        (CHUNKED + b"xyz\r\n", 400),
+        (CHUNKED + b"1" + b"0" * 30 + b"\r\n", 400),
+        (CHUNKED + b"1;" + b"e" * 20_000, 431),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
@@ -135,7 +132,11 @@ async def test_an_answer_may_end_the_connection(served: Served) -> None:
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 130 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 17_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 17_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 200_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"a" * 100_000, 431),
+        (b"GET \x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost x\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n", 400),
     ],
 )
@@ -148,20 +149,20 @@ async def test_what_cannot_be_served_is_said_and_ends_the_connection(
         if status is None:
             for _ in range(30):
                 try:
-                    await client.send(b"fff\r\n" + b"x" * 4095 + b"\r\n")
+                    await client.send(CHUNK)
                 except trio.BrokenResourceError:
                     break
-        received = await client.rest()
-        assert received.startswith(b"HTTP/1.1 %d " % (status or 413)), received
-        assert b"Connection: close" in received
+        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % (status or 413)), head
+        assert b"Connection: close" in head
+        assert body
     assert [int(error.status) for error in served.refused] == [status or 413]
 
 
-async def test_a_body_that_is_cut_off_is_no_body(served: Served) -> None:
-    async with served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel")
-        await client.stream.send_eof()
-        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+async def test_a_body_that_is_cut_off_is_no_body(client: Client) -> None:
+    await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel")
+    await client.stream.send_eof()
+    assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ async def test_a_body_that_is_cut_off_is_no_body(served: Served) -> None:
         (b"", b""),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b""),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", b"HTTP/1.1 408 "),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel", b"HTTP/1.1 408 "),
+        (CHUNKED + b"5\r\nhel", b"HTTP/1.1 408 "),
     ],
 )
 async def test_a_client_that_does_not_go_on_is_not_waited_for(sent: bytes, answer: bytes) -> None:
@@ -207,11 +208,10 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
     assert served.ended == ["TooSlowError"]
 
 
-async def test_many_small_chunks_leave_other_tasks_their_turns(served: Served) -> None:
-    async with served.connect() as client:
-        head = b"POST /stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        await client.send(head + b"1\r\nx\r\n" * 3_000 + b"0\r\n\r\n")
-        assert (await client.answer_of("POST"))[2] == b"x" * 3_000
+async def test_many_small_chunks_leave_other_tasks_their_turns(client: Client) -> None:
+    head = b"POST /stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await client.send(head + b"1\r\nx\r\n" * 3_000 + b"0\r\n\r\n")
+    assert (await client.answer_of("POST"))[2] == b"x" * 3_000
 
 
 class Pieces:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
-
 import pytest
 import trio
-import trustme
 from wsproto.events import Ping
 
 from aether_trio.model import topics
 from aether_trio.model.errors import Status
 from aether_trio.transport.link import Link, PeerCertificate
-from aether_trio.transport.socket.tls import ClientCertificates, TlsFiles
 from aether_trio.wire.browser import CODECS, JSON
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to, switch_to
+from tests.transport.pki import Pki
 from tests.transport.websocket.harness import Client, hello, open_socket, open_transport, open_window
 
 
@@ -33,16 +29,19 @@ async def settled(*clients: Client) -> None:
         await client.next("checkpoint")
 
 
-async def test_two_windows_of_a_user_are_two_participants() -> None:
+@pytest.mark.parametrize("subprotocol", CODECS)
+async def test_two_windows_of_a_user_are_two_participants(subprotocol: str) -> None:
     async with (
         open_transport() as transport,
-        open_window(transport, "ada", "w1", "aether.v1.json") as first,
-        open_window(transport, "ada", "w2", "aether.v1.msgpack") as second,
+        open_window(transport, "ada", "w1", subprotocol) as first,
+        open_window(transport, "ada", "w2", "aether.v1.proto") as second,
     ):
-        await first.send(message_to("us::ada::w2", b"from the first"))
-        assert (await second.next("msg")).msg.source_topic == "us::ada::w1"
-        await second.send(message_to("us::ada::w1", b"from the second"))
-        assert (await first.next("msg")).msg.payload == b"from the second"
+        await first.send(message_to("us::ada::w2", b"\x00\xffhello", pb.CHAT))
+        message = (await second.next("msg")).msg
+        assert (message.source_topic, message.payload) == ("us::ada::w1", b"\x00\xffhello")
+        assert message.message_type == pb.CHAT
+        await second.send(message_to("us::ada::w1", b"\x00\xffback", pb.CHAT))
+        assert (await first.next("msg")).msg.payload == b"\x00\xffback"
 
 
 async def test_the_same_window_twice_is_refused_for_good() -> None:
@@ -164,40 +163,12 @@ async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-class Certificates:
-    """A CA, what the gateway shows, and what a client may show."""
-
-    def __init__(self, folder: Path) -> None:
-        ca = trustme.CA()
-        server, client = ca.issue_cert("localhost"), ca.issue_cert("ada.example", common_name="us::ada::w1")
-        for name, blob in (
-            ("ca.pem", ca.cert_pem),
-            ("server.pem", server.cert_chain_pems[0]),
-            ("server.key", server.private_key_pem),
-        ):
-            blob.write_to_path(folder / name)
-        self.settings = TlsFiles(
-            folder / "server.pem", folder / "server.key", folder / "ca.pem", ClientCertificates.OPTIONAL
-        )
-        self.context = ssl.create_default_context()
-        ca.configure_trust(self.context)
-        self.context.set_alpn_protocols(["http/1.1"])
-        self.with_certificate = ssl.create_default_context()
-        ca.configure_trust(self.with_certificate)
-        client.configure_cert(self.with_certificate)
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path)
-
-
 @pytest.mark.parametrize("subprotocol", CODECS)
-async def test_windows_over_tls(certificates: Certificates, subprotocol: str) -> None:
+async def test_windows_over_tls(pki: Pki, subprotocol: str) -> None:
     async with (
-        open_transport(tls=certificates.settings) as transport,
-        open_window(transport, "ada", "w1", subprotocol, tls=certificates.context) as ada,
-        open_window(transport, "bob", "w1", tls=certificates.context) as bob,
+        open_transport(tls=pki.files()) as transport,
+        open_window(transport, "ada", "w1", subprotocol, tls=pki.context("http/1.1")) as ada,
+        open_window(transport, "bob", "w1", tls=pki.context("http/1.1")) as bob,
     ):
         await bob.send(message_to("us::ada::w1", b"x" * 200_000))
         assert (await ada.next("msg")).msg.payload == b"x" * 200_000
@@ -207,29 +178,29 @@ async def test_windows_over_tls(certificates: Certificates, subprotocol: str) ->
         assert (await ada.close()).code == 1000
 
 
-async def test_a_frame_that_breaks_the_protocol_over_tls(certificates: Certificates) -> None:
+async def test_a_frame_that_breaks_the_protocol_over_tls(pki: Pki) -> None:
     async with (
-        open_transport(tls=certificates.settings) as transport,
-        open_socket(transport, JSON, tls=certificates.context) as client,
+        open_transport(tls=pki.files()) as transport,
+        open_socket(transport, JSON, tls=pki.context("http/1.1")) as client,
     ):
         await client.send_bytes(b"\x82\x00")
         assert (await client.closed()).code == 1002
 
 
-async def test_a_client_certificate_is_the_peers(certificates: Certificates) -> None:
+async def test_a_client_certificate_is_the_peers(pki: Pki) -> None:
     peers: list[PeerCertificate | None] = []
 
     async def serve(link: Link) -> None:
         peers.append(link.peer.certificate)
         await link.close(Status.UNAVAILABLE, "seen")
 
-    async with open_transport(serve, tls=certificates.settings) as transport:
-        for context in (certificates.context, certificates.with_certificate):
+    async with open_transport(serve, tls=pki.files()) as transport:
+        for context in (pki.context("http/1.1"), pki.context(certificate=True)):
             async with open_socket(transport, tls=context) as client:
                 assert (await client.closed()).code == 4114
     assert peers[0] is None
     assert peers[1] is not None
-    assert peers[1].common_name == "us::ada::w1"
+    assert peers[1].common_name == "agent-7"
 
 
 async def test_a_quiet_connection_is_pinged_for_the_proxies_on_its_way() -> None:
