@@ -17,7 +17,7 @@ _REQUESTS: Final = 50
 """Answered in one input."""
 
 
-class _Stream:
+class Stream:
     """Reads that are there, and then the end; writes that are taken."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
@@ -31,10 +31,13 @@ class _Stream:
         """See ByteStream."""
         assert data.startswith(b"HTTP/1.1 ")
 
+    async def linger(self, seconds: float) -> None:
+        """See ByteStream."""
+
 
 async def serve(parts: Iterator[bytes]) -> list[Any]:
     """What every request was, and how the connection ended."""
-    stream: Any = _Stream(parts)
+    stream: Any = Stream(parts)
     http = Http1Connection(stream, Http1Limits())
     seen: list[Any] = []
     for _ in range(_REQUESTS):

@@ -151,6 +151,17 @@ class Frame(NamedTuple):
     body: bytes
 
 
+def parse_frames(content: bytes) -> list[Frame]:
+    """Whole frames."""
+    found = []
+    while content:
+        word, flags, stream_id = struct.unpack_from(">IBI", content)
+        stop = 9 + (word >> 8)
+        found.append(Frame(word & 0xFF, flags, stream_id, content[9:stop]))
+        content = content[stop:]
+    return found
+
+
 def frame(kind: int, flags: int, stream_id: int, body: bytes = b"") -> bytes:
     return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
+from fuzz.http1 import Stream
 from tests.transport.http1.harness import Client, Served, serving
 
 TEXT = [("Content-Type", "text/plain")]
@@ -214,25 +215,6 @@ async def test_many_small_chunks_leave_other_tasks_their_turns(client: Client) -
     assert (await client.answer_of("POST"))[2] == b"x" * 3_000
 
 
-class Pieces:
-    """A stream that brings these pieces, and then its end."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self.pieces = pieces
-        self.sent = b""
-
-    async def receive(self) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self.pieces.pop(0) if self.pieces else b""
-
-    async def send_all(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        self.sent += data
-
-    async def linger(self, seconds: float) -> None:
-        await trio.lowlevel.checkpoint()
-
-
 @given(
     bodies=st.lists(st.lists(st.binary(min_size=1, max_size=50), max_size=4), min_size=1, max_size=3),
     chunked=st.booleans(),
@@ -254,7 +236,7 @@ def test_every_split_of_valid_requests_gives_the_same_bodies(
     pieces = [whole[a:b] for a, b in itertools.pairwise(points)]
 
     async def read() -> list[bytes]:
-        http = Http1Connection(Pieces(pieces), Http1Limits(max_body_bytes=1_000))
+        http = Http1Connection(Stream(iter(pieces)), Http1Limits(max_body_bytes=1_000))
         found = []
         while await http.next_request() is not None:
             found.append(await http.read_body())
@@ -267,7 +249,7 @@ def test_every_split_of_valid_requests_gives_the_same_bodies(
 @given(content=st.binary(max_size=300), head=st.sampled_from([b"", b"POST / HTTP/1.1\r\nHost: x\r\n"]))
 def test_random_bytes_are_refused_and_nothing_else_is_raised(content: bytes, head: bytes) -> None:
     async def read() -> None:
-        http = Http1Connection(Pieces([head + content]), Http1Limits(max_body_bytes=1_000))
+        http = Http1Connection(Stream(iter([head + content])), Http1Limits(max_body_bytes=1_000))
         try:
             while await http.next_request() is not None:
                 await http.read_body()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-
 import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import frames, header_blocks
-from tests.transport.grpc.harness import Port, RawClient, frame, message, settings
+from tests.transport.grpc.harness import Port, RawClient, frame, message, parse_frames, settings
 
 
 @given(value=st.integers(0, 2**32), bits=st.integers(1, 8))
@@ -21,18 +19,14 @@ def test_integers_are_hpacks(value: int, bits: int) -> None:
 @given(size=st.integers(1, 100), frame_bytes=st.integers(1, 40), end=st.booleans())
 def test_long_blocks_continue_in_frames_of_the_peers_size(size: int, frame_bytes: int, end: bool) -> None:
     block = bytes(range(size))
-    rest, seen = header_blocks.block_frames(7, block, frame_bytes, end_stream=end), []
-    while rest:
-        word, flags, stream_id = struct.unpack_from(">IBI", rest)
-        stop = 9 + (word >> 8)
-        seen.append((word & 0xFF, flags, stream_id, rest[9:stop]))
-        rest = rest[stop:]
-    assert b"".join(body for *_, body in seen) == block
-    assert all(len(body) <= frame_bytes for *_, body in seen)
-    assert [kind for kind, *_ in seen] == [frames.HEADERS] + [frames.CONTINUATION] * (len(seen) - 1)
-    assert [bool(flags & frames.END_HEADERS) for _, flags, *_ in seen] == [False] * (len(seen) - 1) + [True]
-    assert [bool(flags & frames.END_STREAM) for _, flags, *_ in seen] == [end] + [False] * (len(seen) - 1)
-    assert {stream_id for _, _, stream_id, _ in seen} == {7}
+    seen = parse_frames(header_blocks.block_frames(7, block, frame_bytes, end_stream=end))
+    more = len(seen) - 1
+    assert b"".join(one.body for one in seen) == block
+    assert all(len(one.body) <= frame_bytes for one in seen)
+    assert [one.kind for one in seen] == [frames.HEADERS] + [frames.CONTINUATION] * more
+    assert [bool(one.flags & frames.END_HEADERS) for one in seen] == [False] * more + [True]
+    assert [bool(one.flags & frames.END_STREAM) for one in seen] == [end] + [False] * more
+    assert {one.stream_id for one in seen} == {7}
 
 
 @pytest.mark.parametrize("offered", [0, 100, 65_536])
