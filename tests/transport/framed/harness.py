@@ -60,8 +60,7 @@ class FramedPeer:
     async def open(self, init: pb.InitConnection, **hello: Any) -> pb.ConnectionAck:
         """HELLO and init in one flight; the ack. Raises Ended."""
         await self.send(
-            framing.ClientHello(**hello),
-            framing.Envelope(pb.UpstreamMessage(init=init).SerializeToString()),
+            framing.ClientHello(**hello), framing.Envelope(pb.UpstreamMessage(init=init).SerializeToString())
         )
         await self.next(framing.ServerHello)
         return (await self.answer("connection_ack")).connection_ack

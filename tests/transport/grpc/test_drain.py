@@ -15,16 +15,7 @@ from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.socket.accepted import Accepted
-from tests.transport.grpc.harness import (
-    Port,
-    Probe,
-    RawClient,
-    connected,
-    data,
-    frame,
-    message,
-    settings,
-)
+from tests.transport.grpc.harness import Port, Probe, RawClient, connected, data, frame, message, settings
 
 
 async def test_first_goaway_allows_all_second_names_the_last_and_later_streams_are_refused(server: GrpcServer) -> None:

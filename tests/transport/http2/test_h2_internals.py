@@ -24,14 +24,7 @@ from aether_trio.transport.http2.h2_internals import EMPTY_TABLE, LeanH2Connecti
 
 CONFIG: Final = h2.config.H2Configuration(client_side=False, header_encoding=None)
 PRIVATE: Final = frozenset(
-    {
-        "_closed_streams",
-        "_current_size",
-        "_data",
-        "_expected_content_length",
-        "_frame_dispatch_table",
-        "_maxsize",
-    }
+    {"_closed_streams", "_current_size", "_data", "_expected_content_length", "_frame_dispatch_table", "_maxsize"}
 )
 
 

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.transport.websocket.frames import (
-    CloseCode,
-    DataFrame,
-    Fragment,
-    FrameReader,
-    close_frame,
-    pong_frame,
-)
+from aether_trio.transport.websocket.frames import CloseCode, DataFrame, Fragment, FrameReader, close_frame, pong_frame
 from fuzz.websocket import check_against_wsproto, frame, read
 
 LIMIT = 70_000
