@@ -24,6 +24,11 @@ def frame(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
     return struct.pack(">IBB", len(body), kind, flags) + body
 
 
+def header(kind: FrameType, size: int) -> bytes:
+    """Of a frame whose body does not come."""
+    return struct.pack(">IBB", size, kind, 0)
+
+
 def hello(**keys: object) -> bytes:
     return frame(FrameType.HELLO, msgpack.packb(keys))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import trio
 
 from aether_trio.model.errors import Status
 from aether_trio.storage.base import StorageUnavailable
@@ -315,14 +314,3 @@ async def enter(window: FramedPeer, workspace: str) -> None:
     await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
     await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
     await window.answer("connection_status_response")
-
-
-async def test_a_drain_says_goaway_and_then_unavailable(transport: TransportServer, a: FramedPeer) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.server.drain, 60)
-        assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
-        await transport.core.let_sessions_go("going")
-        error = await a.until_end()
-        assert error is not None
-        assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
-        await a.stream.aclose()

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from aether_trio.transport.http1.asgi import AsgiApplication, AsgiHost, LifespanFailed, Receive, Scope, Send
-from tests.transport.http1.harness import Served, serving
+from tests.transport.http1.harness import Client, Served, serving
 
 
 class App:
@@ -116,25 +116,35 @@ async def hosting(app: AsgiApplication, **limits: Any) -> AsyncIterator[Served]:
         yield served
 
 
-async def test_an_application_sees_the_request_as_the_specification_says() -> None:
-    async with hosting(App()) as served, served.connect() as client:
-        _, _, body = await client.ask("/describe?a=%20b&c", X_One="1")
-        scope = json.loads(body)
-        assert scope.pop("headers") == [["host", "localhost"], ["x-one", "1"]]
-        assert scope == {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": "/describe",
-            "raw_path": "/describe",
-            "query_string": "a=%20b&c",
-            "root_path": "/api",
-            "client": ["192.0.2.7", 1234],
-            "server": ["192.0.2.1", 80],
-            "state": {"greeting": "hello"},
-        }
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+async def client(app: App) -> AsyncIterator[Client]:
+    async with hosting(app) as served, served.connect() as opened:
+        yield opened
+
+
+async def test_an_application_sees_the_request_as_the_specification_says(client: Client) -> None:
+    _, _, body = await client.ask("/describe?a=%20b&c", X_One="1")
+    scope = json.loads(body)
+    assert scope.pop("headers") == [["host", "localhost"], ["x-one", "1"]]
+    assert scope == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/describe",
+        "raw_path": "/describe",
+        "query_string": "a=%20b&c",
+        "root_path": "/api",
+        "client": ["192.0.2.7", 1234],
+        "server": ["192.0.2.1", 80],
+        "state": {"greeting": "hello"},
+    }
 
 
 async def test_its_lifespan_surrounds_the_requests() -> None:
@@ -165,30 +175,27 @@ async def test_an_application_that_cannot_start_says_why() -> None:
     assert caught.group_contains(LifespanFailed, match="no database")
 
 
-async def test_bodies_go_through_in_both_directions_and_the_connection_lives_on() -> None:
-    async with hosting(App()) as served, served.connect() as client:
-        for body in (b"x" * 300_000, [b"a" * 100_000, b"b"], b""):
-            status, headers, got = await client.ask("/echo", "POST", body)
-            assert (status, headers["x-kind"]) == (201, "echo")
-            assert got == (b"".join(body) if isinstance(body, list) else body)
-        status, headers, got = await client.ask("/sized")
-        assert (status, headers["content-length"], got) == (299, "6", b"abcdef")
-        status, headers, got = await client.ask("/ignore")
-        assert (headers["content-length"], got) == ("7", b"ignored"), "a response in one part has its length"
-        assert (await client.ask("/ignore", "HEAD"))[::2] == (200, b"")
-        assert (await client.ask("/sized", "HEAD"))[::2] == (299, b"")
+async def test_bodies_go_through_in_both_directions_and_the_connection_lives_on(client: Client) -> None:
+    for body in (b"x" * 300_000, [b"a" * 100_000, b"b"], b""):
+        status, headers, got = await client.ask("/echo", "POST", body)
+        assert (status, headers["x-kind"]) == (201, "echo")
+        assert got == (b"".join(body) if isinstance(body, list) else body)
+    status, headers, got = await client.ask("/sized")
+    assert (status, headers["content-length"], got) == (299, "6", b"abcdef")
+    status, headers, got = await client.ask("/ignore")
+    assert (headers["content-length"], got) == ("7", b"ignored"), "a response in one part has its length"
+    assert (await client.ask("/ignore", "HEAD"))[::2] == (200, b"")
+    assert (await client.ask("/sized", "HEAD"))[::2] == (299, b"")
 
 
-async def test_a_body_is_read_as_the_application_asks_for_it() -> None:
-    app = App()
-    async with hosting(app) as served, served.connect() as client:
-        await client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
-        await app.first_part.wait()
-        received = b""
-        while not received.endswith(b"5\r\nfirst\r\n"):
-            received += await client.stream.receive_some()
-        await client.send(b"other")
-        assert b"5\r\nother\r\n" in await client.stream.receive_some()
+async def test_a_body_is_read_as_the_application_asks_for_it(app: App, client: Client) -> None:
+    await client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
+    await app.first_part.wait()
+    received = b""
+    while not received.endswith(b"5\r\nfirst\r\n"):
+        received += await client.stream.receive_some()
+    await client.send(b"other")
+    assert b"5\r\nother\r\n" in await client.stream.receive_some()
 
 
 async def test_an_application_hears_that_the_client_has_gone() -> None:
@@ -201,22 +208,20 @@ async def test_an_application_hears_that_the_client_has_gone() -> None:
             await app.disconnected.wait()
 
 
-async def test_watching_the_client_neither_loses_requests_sent_ahead_nor_outlives_the_response() -> None:
-    async with hosting(App()) as served, served.connect() as client:
-        assert (await client.ask("/watch"))[2] == b"watched"
-        await client.send(b"GET /watch HTTP/1.1\r\nHost: x\r\n\r\nGET /ignore HTTP/1.1\r\nHost: x\r\n\r\n")
-        received = b""
-        while not received.endswith(b"ignored"):
-            received += await client.stream.receive_some()
-        assert b"watched" in received
+async def test_watching_the_client_neither_loses_requests_sent_ahead_nor_outlives_the_response(client: Client) -> None:
+    assert (await client.ask("/watch"))[2] == b"watched"
+    await client.send(b"GET /watch HTTP/1.1\r\nHost: x\r\n\r\nGET /ignore HTTP/1.1\r\nHost: x\r\n\r\n")
+    received = b""
+    while not received.endswith(b"ignored"):
+        received += await client.stream.receive_some()
+    assert b"watched" in received
 
 
-async def test_a_body_that_the_application_does_not_read_ends_the_connection_after_the_answer() -> None:
-    async with hosting(App()) as served, served.connect() as client:
-        await client.send(b"POST /ignore HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
-        received = await client.rest()
-        assert b"Connection: close" in received
-        assert received.endswith(b"ignored")
+async def test_a_body_that_the_application_does_not_read_ends_the_connection_after_the_answer(client: Client) -> None:
+    await client.send(b"POST /ignore HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+    received = await client.rest()
+    assert b"Connection: close" in received
+    assert received.endswith(b"ignored")
 
 
 @pytest.mark.parametrize(

@@ -49,39 +49,30 @@ async def test_each_connection_gets_its_handler_and_is_closed_after_it() -> None
         assert acceptor.statistics().accepted == 1
 
 
-async def test_accepted_sockets_look_for_dead_peers() -> None:
-    seen: dict[str, int] = {}
-
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            TcpSettings(keepalive_idle_s=7, keepalive_interval_s=3, keepalive_probes=2, user_timeout_ms=12_345),
+            {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 7, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 12_345},
+        ),
+        (TcpSettings(keepalive_idle_s=0), {"SO_KEEPALIVE": 0}),
+    ],
+    ids=["keepalive", "without keepalive"],
+)
+async def test_accepted_sockets_look_for_dead_peers_as_they_are_told(
+    settings: TcpSettings, expected: dict[str, int]
+) -> None:
     async def look(sock: socket.socket, _address: Any) -> None:
         assert sock.getblocking() is False
-        for name in ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
-            seen[name] = sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
-        seen["SO_KEEPALIVE"] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        for name, value in expected.items():
+            level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+            assert (name, sock.getsockopt(level, getattr(socket, name))) == (name, value)
         sock.send(b"hello")
 
-    settings = TcpSettings(keepalive_idle_s=7, keepalive_interval_s=3, keepalive_probes=2, user_timeout_ms=12_345)
     async with accepting(look, settings) as (port, _):
-        await greeting(port)
-    assert seen == {
-        "TCP_NODELAY": 1,
-        "TCP_KEEPIDLE": 7,
-        "TCP_KEEPINTVL": 3,
-        "TCP_KEEPCNT": 2,
-        "TCP_USER_TIMEOUT": 12_345,
-        "SO_KEEPALIVE": 1,
-    }
-
-
-async def test_keepalive_can_be_off() -> None:
-    seen: list[int] = []
-
-    async def look(sock: socket.socket, _address: Any) -> None:
-        seen.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-        sock.send(b"hello")
-
-    async with accepting(look, TcpSettings(keepalive_idle_s=0)) as (port, _):
-        await greeting(port)
-    assert seen == [0]
+        assert await greeting(port) == b"hello"
 
 
 async def test_a_failing_handler_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -458,19 +458,6 @@ async def test_a_link_that_fails_while_its_writer_waits_leaves_no_task_behind() 
                 await client.receive()
 
 
-async def test_draining_waits_for_the_sessions_and_then_ends_them() -> None:
-    async def serve(link: Link) -> None:
-        with pytest.raises(LinkBroken):
-            await link.receive()
-
-    async with open_transport(serve) as transport, open_socket(transport) as client:
-        while not transport.server.statistics().websockets:
-            await trio.sleep(0.001)
-        await transport.server.drain(0.05)
-        with pytest.raises(Closed):
-            await client.receive()
-
-
 async def test_a_link_that_is_not_read_knows_that_its_peer_has_gone() -> None:
     begun, gone = trio.Event(), trio.Event()
 

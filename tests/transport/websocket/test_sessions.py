@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from wsproto.events import Ping
 
-from aether_trio.model import topics
 from aether_trio.model.errors import Status
 from aether_trio.transport.link import Link, PeerCertificate
 from aether_trio.wire.browser import CODECS, JSON
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, connect, message_to, switch_to
+from tests.helpers.core import agent, connect, message_to
 from tests.transport.pki import Pki
 from tests.transport.websocket.harness import Client, hello, open_socket, open_transport, open_window
 
@@ -80,65 +81,31 @@ async def test_what_came_while_a_window_was_away_is_there_after_its_resume() -> 
                 assert (await ada.next("msg")).msg.payload == b"%d" % number
 
 
-async def test_a_window_switches_workspaces() -> None:
-    async with open_transport() as transport:
-        assert transport.core is not None
-        async with (
-            connect(transport.core, agent("prod", "a", "1")) as in_prod,
-            connect(transport.core, agent("lab", "a", "1")) as in_lab,
-            open_window(transport, codec=JSON) as window,
-        ):
-            await window.send(switch_to("prod"))
-            await settled(window)
-            in_prod.send(message_to(topics.users_of("prod"), b"in prod"))
-            assert (await window.next("msg")).msg.payload == b"in prod"
-            await window.send(switch_to("lab"))
-            await settled(window)
-            in_prod.send(message_to(topics.users_of("prod"), b"too late"))
-            in_lab.send(message_to(topics.users_of("lab"), b"in lab"))
-            assert (await window.next("msg")).msg.payload == b"in lab"
-
-
-async def test_a_bad_window_id_is_refused_with_words() -> None:
-    async with open_transport() as transport, open_socket(transport) as client:
-        await client.send(hello("a b"))
+@pytest.mark.parametrize(
+    ("first", "auth", "code", "says"),
+    [
+        (hello("a b"), {}, 4203, "identity"),
+        (message_to("us::ada::w1", b""), {}, 4203, ""),
+        (agent("prod", "a", "1"), {}, 4207, ""),
+        (hello(credentials={"api_key": "made-up"}), {"allow_anonymous": False}, 4216, ""),
+    ],
+    ids=["bad window id", "no init", "agent", "wrong credentials"],
+)
+async def test_a_first_message_that_is_refused(
+    first: pb.UpstreamMessage, auth: dict[str, Any], code: int, says: str
+) -> None:
+    async with open_transport(auth=auth) as transport, open_socket(transport) as client:
+        await client.send(first)
         closed = await client.closed()
-        assert closed.code == 4203
-        assert "identity" in closed.reason
-
-
-async def test_something_else_first_is_refused() -> None:
-    async with open_transport() as transport, open_socket(transport) as client:
-        await client.send(message_to("us::ada::w1", b""))
-        assert (await client.closed()).code == 4203
-
-
-async def test_agents_may_not_come_this_way_unless_they_are_let() -> None:
-    async with open_transport() as transport, open_socket(transport) as client:
-        await client.send(agent("prod", "a", "1"))
-        assert (await client.closed()).code == 4207
+        assert closed.code == code
+        assert says in closed.reason
         assert len(transport.core.registry) == 0  # type: ignore[union-attr]
+
+
+async def test_agents_may_come_this_way_where_they_are_let() -> None:
     async with open_transport(principals=("*",)) as transport, open_socket(transport) as client:
         await client.send(agent("prod", "a", "1"))
         await client.next("connection_ack")
-
-
-async def test_without_credentials_where_they_are_asked_for() -> None:
-    async with open_transport(auth={"allow_anonymous": False}) as transport, open_socket(transport) as client:
-        await client.send(hello(credentials={"api_key": "made-up"}))
-        assert (await client.closed()).code == 4216
-
-
-async def test_a_drain_tells_windows_to_come_again() -> None:
-    async with open_transport() as transport, open_window(transport, codec=JSON) as window:
-        core = transport.core
-        assert core is not None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.server.drain, 20)
-            await core.let_sessions_go("the gateway is shutting down; connect again")
-            closed = await window.closed()
-        assert (closed.code, closed.reason) == (4114, "the gateway is shutting down; connect again")
-        assert transport.server.statistics().websockets == 0
 
 
 async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
