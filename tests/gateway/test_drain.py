@@ -39,8 +39,7 @@ def draining(deadline_s: float, **limits: float) -> Any:
 async def framed(gateway: Gateway, name: str) -> FramedPeer:
     host, port = gateway.addresses["framed"].split(":")
     peer = FramedPeer(await trio.open_tcp_stream(host, int(port)))
-    identity = pb.AgentIdentity(workspace="w", implementation=name, specifier="1")
-    await peer.open(pb.InitConnection(agent=identity))
+    await peer.open(agent("w", name, "1"))
     return peer
 
 

@@ -18,7 +18,7 @@ from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.listener import Acceptor, open_tcp_listeners
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import settings_for_tests
+from tests.helpers import core
 
 E = TypeVar("E", bound=framing.Event)
 
@@ -35,10 +35,7 @@ class Ended(Exception):
 
 
 class FramedPeer:
-    """One connection of a client.
-
-    `next` takes events of one kind and keeps the others for later.
-    """
+    """One client. `next` takes events of one kind and keeps the others."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -57,11 +54,9 @@ class FramedPeer:
     async def request(self, message: pb.UpstreamMessage) -> None:
         await self.send(framing.Envelope(message.SerializeToString()))
 
-    async def open(self, init: pb.InitConnection, **hello: Any) -> pb.ConnectionAck:
+    async def open(self, init: pb.UpstreamMessage, **hello: Any) -> pb.ConnectionAck:
         """HELLO and init in one flight; the ack. Raises Ended."""
-        await self.send(
-            framing.ClientHello(**hello), framing.Envelope(pb.UpstreamMessage(init=init).SerializeToString())
-        )
+        await self.send(framing.ClientHello(**hello), framing.Envelope(init.SerializeToString()))
         await self.next(framing.ServerHello)
         return (await self.answer("connection_ack")).connection_ack
 
@@ -145,39 +140,23 @@ class TransportServer:
         self.peers.append(peer)
         return peer
 
-    async def connect(self, init: pb.InitConnection, **hello: Any) -> FramedPeer:
+    async def connect(self, init: pb.UpstreamMessage, **hello: Any) -> FramedPeer:
         peer = await self.dial()
         await peer.open(init, **hello)
         return peer
 
 
-def agent(name: str, **fields: Any) -> pb.InitConnection:
-    identity = pb.AgentIdentity(workspace="w", implementation=name, specifier="1")
-    return pb.InitConnection(agent=identity, **fields)
-
-
-def worker(name: str) -> pb.InitConnection:
-    return pb.InitConnection(task=pb.TaskIdentity(workspace="w", implementation=name))
-
-
-def user(name: str, window: str, **fields: Any) -> pb.InitConnection:
-    return pb.InitConnection(user=pb.UserIdentity(user_id=name, window_id=window), **fields)
-
-
-def kv_get(key: str) -> pb.UpstreamMessage:
-    return pb.UpstreamMessage(kv_op=pb.KVOperation(op=pb.KVOperation.GET, key=key, scope=pb.KVOperation.GLOBAL))
+def agent(name: str, **fields: Any) -> pb.UpstreamMessage:
+    return core.agent("w", name, "1", **fields)
 
 
 @asynccontextmanager
 async def open_transport(
     settings: Settings | None = None, limits: FramedLimits = LIMITS
 ) -> AsyncIterator[TransportServer]:
-    """A transport on a free port.
-
-    Without settings its data goes to a temporary directory.
-    """
-    async with open_core(settings or settings_for_tests()) as core, trio.open_nursery() as nursery:
-        server = FramedServer(core.sessions.serve, limits, nursery)
+    """A transport on a free port."""
+    async with open_core(settings or core.settings_for_tests()) as opened, trio.open_nursery() as nursery:
+        server = FramedServer(opened.sessions.serve, limits, nursery)
 
         async def handle(sock: socket.socket, address: Any) -> None:
             await server.serve(Accepted(sock, address))
@@ -185,7 +164,7 @@ async def open_transport(
         listeners = open_tcp_listeners("127.0.0.1", 0)
         port = listeners[0].getsockname()[1]
         nursery.start_soon(Acceptor(nursery).serve, listeners, handle)
-        transport = TransportServer(core, server, port)
+        transport = TransportServer(opened, server, port)
         try:
             yield transport
         finally:

@@ -9,8 +9,8 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire import framing
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import hang_kv
-from tests.transport.framed.harness import Ended, FramedPeer, TransportServer, agent, kv_get, user, worker
+from tests.helpers.core import hang_kv, kv_get, switch_to, task, user
+from tests.transport.framed.harness import Ended, FramedPeer, TransportServer, agent
 
 A = "ag::w::a::1"
 B = "ag::w::b::1"
@@ -106,14 +106,14 @@ async def test_what_is_cut_without_an_acknowledgement_comes_again(
 async def test_a_work_queue_takes_back_what_a_worker_did_not_acknowledge(
     transport: TransportServer, a: FramedPeer
 ) -> None:
-    first = await transport.connect(worker("job"))
+    first = await transport.connect(task("w", "job"))
     topic = "tb::w::job"
     await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
     events = [(await first.delivery())[0] for _ in range(3)]
     assert first.channels[events[0].channel].shared
     await first.send(framing.Delivered(events[1].channel, events[1].offset))
     await first.finish()
-    second = await transport.connect(worker("job"))
+    second = await transport.connect(task("w", "job"))
     rest = [await second.payload() for _ in range(2)]
     assert rest == [b"\x01", b"\x03"]
 
@@ -311,6 +311,6 @@ async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_num
 
 async def enter(window: FramedPeer, workspace: str) -> None:
     """Switch, and wait until it is done."""
-    await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
+    await window.request(switch_to(workspace))
     await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
     await window.answer("connection_status_response")

@@ -29,10 +29,7 @@ timeout.
 
 
 class Probe:
-    """The service under test.
-
-    Messages are HealthCheckRequest, whose one string carries whatever a test wants.
-    """
+    """The service under test. Its messages are HealthCheckRequest: one string."""
 
     def __init__(self) -> None:
         self.started = trio.Event()
@@ -117,12 +114,7 @@ class Port(int):
 async def serving(
     server: GrpcServer, handler: SocketHandler | None = None, *, host: str = "127.0.0.1", tcp: TcpSettings | None = None
 ) -> AsyncIterator[Port]:
-    """The server's port on `host`.
-
-    The server is cancelled, and its clients closed, at the end.
-
-    Without a handler the server gets every connection, unseen.
-    """
+    """The server's port. At the end the server is cancelled, its clients closed."""
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             listeners = open_tcp_listeners(host, 0)
@@ -189,10 +181,7 @@ def header_frames(first: bytes, *rest: bytes, end: bool = False) -> bytes:
 
 
 class RawClient:
-    """One connection.
-
-    Answers nothing automatically, except SETTINGS and, if asked, windows.
-    """
+    """One connection, which answers nothing but SETTINGS."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream

@@ -126,12 +126,6 @@ async def test_malformed_control_frames_are_answered_by_goaway(
     assert await client.next() is None
 
 
-async def test_http_1_is_told_what_this_port_speaks(port: Port) -> None:
-    client = await RawClient.bare(port)
-    await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert "speaks HTTP/2" in (await client.goaway())[2]
-
-
 @pytest.mark.parametrize("limits", [GrpcLimits(allowances=TIGHT)])
 async def test_resets_of_streams_that_were_served_are_no_flood(client: RawClient) -> None:
     await client.send(client.request(1))

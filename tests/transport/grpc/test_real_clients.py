@@ -68,7 +68,7 @@ async def test_grpcio_streams_small_and_large_messages_both_ways(port: Port) -> 
 async def test_grpcio_sees_statuses_details_and_metadata(port: Port) -> None:
     def talk(channel: grpc.Channel) -> None:
         for path, text, status, details in (
-            ("/probe.Probe/Fail", "größer", grpc.StatusCode.FAILED_PRECONDITION, "größer"),
+            ("/probe.Probe/Fail", "50 % größer\n", grpc.StatusCode.FAILED_PRECONDITION, "50 % größer\n"),
             ("/probe.Probe/Fail", "bug", grpc.StatusCode.UNKNOWN, "Internal Server Error"),
             ("/probe.Probe/Nothing", "", grpc.StatusCode.UNIMPLEMENTED, "Method not found: /probe.Probe/Nothing"),
         ):

@@ -83,15 +83,6 @@ async def test_a_unary_call(server: GrpcServer, content_type: str) -> None:
     assert server.statistics().streams_open == 0
 
 
-async def test_a_status_raised_in_a_nursery_reaches_the_caller_as_trailers_only_percent_encoded(
-    client: RawClient,
-) -> None:
-    await client.send(client.request(1, "/probe.Probe/Fail"), data(1, body("50 % größer\n"), end=True))
-    trailers = await client.trailers(1)
-    assert (trailers[":status"], trailers["grpc-status"]) == ("200", "9")
-    assert trailers["grpc-message"] == "50 %25 gr%C3%B6%C3%9Fer%0A"
-
-
 @pytest.mark.parametrize("how", ["bug", "silent"])
 async def test_a_handlers_mistake_is_logged_and_not_told(
     server: GrpcServer, how: str, caplog: pytest.LogCaptureFixture
@@ -130,17 +121,6 @@ async def test_the_end_of_the_connection_cancels_the_rpcs_task(probe: Probe, cli
     await probe.started.wait()
     await client.stream.aclose()
     await probe.cancelled.wait()
-
-
-async def test_metadata_both_ways(client: RawClient) -> None:
-    await client.send(
-        client.request(1, "/probe.Probe/Metadata", ask="x y", raw_bin="AAEC"), data(1, body(""), end=True)
-    )
-    initial = client.decode(await client.until_kind(frames.HEADERS))
-    assert initial["initial"] == "x y"
-    want = body(str(b"\x00\x01\x02"))
-    assert await client.payload(1, len(want)) == want
-    assert (await client.trailers(1))["final-bin"] == "AP8"
 
 
 async def test_a_message_over_the_cap_fails_its_rpc_only(client: RawClient) -> None:

@@ -33,9 +33,16 @@ HEADERS = (
 )
 
 
-def request(encoder: hpack.Encoder, stream_id: int, *more: tuple[str, str], end: bool = False) -> bytes:
+def request(
+    encoder: hpack.Encoder, stream_id: int, *more: tuple[str, str], end: bool = False, path: str = "/probe.Probe/Echo"
+) -> bytes:
     flags = frames.END_HEADERS | (frames.END_STREAM if end else 0)
-    return frame(frames.HEADERS, flags, stream_id, encoder.encode([*HEADERS, *more]))
+    fields = [*HEADERS[:2], (":path", path), *HEADERS[3:], *more]
+    return frame(frames.HEADERS, flags, stream_id, encoder.encode(fields))
+
+
+def trailers(encoder: hpack.Encoder) -> bytes:
+    return frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, encoder.encode([("x-last", "1")]))
 
 
 def plain() -> hpack.Encoder:
@@ -68,17 +75,12 @@ def a_table_too_large() -> list[bytes]:
 
 def trailers_from_the_client() -> list[bytes]:
     say = plain()
-    trailers = frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, say.encode([("x-last", "1")]))
-    return [request(say, 1) + data(1, message(b"a")), trailers]
+    return [request(say, 1) + data(1, message(b"a")), trailers(say)]
 
 
 def headers_on_an_ended_stream() -> list[bytes]:
     say = plain()
-    hang = frame(
-        frames.HEADERS, frames.END_HEADERS, 1, say.encode([*HEADERS[:2], (":path", "/probe.Probe/Hang"), *HEADERS[3:]])
-    )
-    trailers = frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, say.encode([("x-last", "1")]))
-    return [hang + data(1, b"", end=True) + trailers]
+    return [request(say, 1, path="/probe.Probe/Hang") + data(1, b"", end=True) + trailers(say)]
 
 
 def an_old_stream_again() -> list[bytes]:
@@ -90,8 +92,7 @@ def headers_on_a_reset_stream() -> list[bytes]:
     """We reset it because the window was overrun; what was on its way is forgiven."""
     say = plain()
     overrun = b"".join(data(1, bytes(16_384)) for _ in range(5))
-    hang = say.encode([*HEADERS[:2], (":path", "/probe.Probe/Hang"), *HEADERS[3:]])
-    return [frame(frames.HEADERS, frames.END_HEADERS, 1, hang) + overrun, request(say, 1, end=True) + PING]
+    return [request(say, 1, path="/probe.Probe/Hang") + overrun, request(say, 1, end=True) + PING]
 
 
 def a_bad_request() -> list[bytes]:

@@ -82,10 +82,7 @@ class Place:
             yield stream
 
     async def answer_to(self, *parts: bytes, eof: bool = False) -> bytes:
-        """Everything that comes back.
-
-        Each part leaves when the server has looked at the one before.
-        """
+        """The whole answer. A part leaves when the server has seen the one before."""
         async with self.connected() as stream:
             for part in parts:
                 await stream.send_all(part)

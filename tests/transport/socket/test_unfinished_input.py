@@ -77,9 +77,7 @@ async def test_the_streams_of_one_connection_share_its_allowance(budget: Unfinis
     assert budget.statistics().counted_bytes == 90 * KIB
 
 
-async def test_of_equals_the_one_that_is_silent_for_the_longest_is_given_up(
-    budget: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_of_equals_the_one_that_is_silent_for_the_longest_is_given_up(budget: UnfinishedInput) -> None:
     many = [receiver(budget) for _ in range(4)]
     for one in many:
         one.take(200 * KIB)
@@ -93,9 +91,7 @@ async def test_of_equals_the_one_that_is_silent_for_the_longest_is_given_up(
     assert budget.statistics().given_up == 1
 
 
-async def test_those_just_below_an_even_share_do_not_outlive_the_one_above_it(
-    budget: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_those_just_below_an_even_share_do_not_outlive_the_one_above_it(budget: UnfinishedInput) -> None:
     waiting = [receiver(budget) for _ in range(9)]
     for one in waiting:
         one.take(100 * KIB)
@@ -107,9 +103,7 @@ async def test_those_just_below_an_even_share_do_not_outlive_the_one_above_it(
     assert len(given_up(waiting)) == 3
 
 
-async def test_one_that_is_slow_goes_before_one_that_is_silent_for_a_moment(
-    watched: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_one_that_is_slow_goes_before_one_that_is_silent_for_a_moment(watched: UnfinishedInput) -> None:
     dripping, steady = receiver(watched), receiver(watched)
     dripping.take(400 * KIB)
     steady.take(300 * KIB)
@@ -122,9 +116,7 @@ async def test_one_that_is_slow_goes_before_one_that_is_silent_for_a_moment(
     assert (dripping.error is not None, steady.error) == (True, None)
 
 
-async def test_a_small_message_is_not_given_up_for_a_large_one(
-    budget: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_a_small_message_is_not_given_up_for_a_large_one(budget: UnfinishedInput) -> None:
     small = receiver(budget)
     small.take(20 * KIB)
     await trio.sleep(1)
@@ -136,7 +128,7 @@ async def test_a_small_message_is_not_given_up_for_a_large_one(
     assert given_up(large) == [0]
 
 
-async def test_the_host_that_holds_the_most_gives_way(budget: UnfinishedInput, autojump_clock: MockClock) -> None:
+async def test_the_host_that_holds_the_most_gives_way(budget: UnfinishedInput) -> None:
     honest = receiver(budget, "192.0.2.9")
     honest.take(400 * KIB)
     await trio.sleep(1)
@@ -155,7 +147,7 @@ async def test_the_host_that_holds_the_most_gives_way(budget: UnfinishedInput, a
     ],
 )
 async def test_addresses_of_one_network_are_one_host(
-    others: list[str], together: bool, budget: UnfinishedInput, autojump_clock: MockClock
+    others: list[str], together: bool, budget: UnfinishedInput
 ) -> None:
     honest = receiver(budget, "2001:db8:9::1")
     honest.take(350 * KIB)
@@ -165,9 +157,7 @@ async def test_addresses_of_one_network_are_one_host(
     assert (honest.error is None) == together
 
 
-async def test_clients_that_are_not_accepted_give_way_to_those_that_are(
-    budget: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_clients_that_are_not_accepted_give_way_to_those_that_are(budget: UnfinishedInput) -> None:
     unaccepted = [receiver(budget, f"192.0.2.{number}", accepted=False) for number in range(5)]
     accepted = receiver(budget)
     accepted.take(800 * KIB)
@@ -179,9 +169,7 @@ async def test_clients_that_are_not_accepted_give_way_to_those_that_are(
     assert budget.statistics().counted_bytes <= LIMITS.total_bytes
 
 
-async def test_a_message_that_does_not_go_on_is_given_up_after_the_wait(
-    watched: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_a_message_that_does_not_go_on_is_given_up_after_the_wait(watched: UnfinishedInput) -> None:
     slow, steady = receiver(watched), receiver(watched)
     slow.take(5)
     began = trio.current_time()
@@ -197,9 +185,7 @@ async def test_a_message_that_does_not_go_on_is_given_up_after_the_wait(
     assert watched.statistics().messages == 0
 
 
-async def test_messages_that_end_and_begin_in_every_read_are_not_one_slow_message(
-    watched: UnfinishedInput, autojump_clock: MockClock
-) -> None:
+async def test_messages_that_end_and_begin_in_every_read_are_not_one_slow_message(watched: UnfinishedInput) -> None:
     one = receiver(watched)
     for _ in range(100):
         one.take(100, anew=True)
@@ -207,7 +193,7 @@ async def test_messages_that_end_and_begin_in_every_read_are_not_one_slow_messag
     assert one.error is None
 
 
-async def test_time_in_which_no_task_reads_does_not_count(watched: UnfinishedInput, autojump_clock: MockClock) -> None:
+async def test_time_in_which_no_task_reads_does_not_count(watched: UnfinishedInput) -> None:
     one = receiver(watched)
     one.take(100)
     one.awaits_rest = False

@@ -214,10 +214,7 @@ class Client:
 async def open_socket(
     transport: TransportServer, codec: Codec | str = PROTO, *, tls: ssl.SSLContext | None = None, **upgrade: Any
 ) -> AsyncIterator[Client]:
-    """An upgraded WebSocket, over TLS if there is a context.
-
-    At the end its socket is closed.
-    """
+    """An upgraded WebSocket, over TLS if there is a context."""
     chosen = CODECS[codec] if isinstance(codec, str) else codec
     async with await trio.open_tcp_stream(*transport.address) as tcp:
         client = Client(tcp if tls is None else trio.SSLStream(tcp, tls, server_hostname="localhost"), chosen)

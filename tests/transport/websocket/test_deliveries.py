@@ -14,7 +14,7 @@ from aether_trio.transport.websocket.deliveries import SUBPROTOCOL
 from aether_trio.wire.browser import JSON
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import message_to
-from tests.transport.websocket.harness import Client, TransportServer, hello, open_socket, open_transport
+from tests.transport.websocket.harness import Client, TransportServer, hello, open_socket
 
 TOPIC = "us::ada::w1"
 
@@ -48,24 +48,23 @@ async def take(client: Client, count: int) -> list[tuple[str, int]]:
     return found
 
 
-async def test_what_is_not_done_comes_again_and_what_is_done_does_not() -> None:
-    async with open_transport() as transport:
-        async with open_page(transport) as page:
-            await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(5)))
-            # Nothing is delivered before there is said to be room.
-            assert "checkpoint" in await barrier(page)
-            await state(page, done=0, messages=10, bytes=10_000)
-            first = await take(page, 5)
-            await state(page, done=2, messages=10, bytes=10_000)
-            assert "checkpoint" in await barrier(page)
-            await page.close()
-        async with open_page(transport) as page:
-            await state(page, done=0, messages=10, bytes=10_000)
-            assert await take(page, 3) == first[2:]
+async def test_what_is_not_done_comes_again_and_what_is_done_does_not(transport: TransportServer) -> None:
+    async with open_page(transport) as page:
+        await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(5)))
+        # Nothing is delivered before there is said to be room.
+        assert "checkpoint" in await barrier(page)
+        await state(page, done=0, messages=10, bytes=10_000)
+        first = await take(page, 5)
+        await state(page, done=2, messages=10, bytes=10_000)
+        assert "checkpoint" in await barrier(page)
+        await page.close()
+    async with open_page(transport) as page:
+        await state(page, done=0, messages=10, bytes=10_000)
+        assert await take(page, 3) == first[2:]
 
 
-async def test_no_more_is_delivered_than_there_is_room_for() -> None:
-    async with open_transport() as transport, open_page(transport) as page:
+async def test_no_more_is_delivered_than_there_is_room_for(transport: TransportServer) -> None:
+    async with open_page(transport) as page:
         await state(page, done=0, messages=2, bytes=10_000)
         await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(6)))
         offsets = [offset for _, offset in await take(page, 2)]
@@ -83,10 +82,11 @@ async def test_no_more_is_delivered_than_there_is_room_for() -> None:
 
 
 async def test_what_is_delivered_and_not_done_is_bounded_whatever_room_there_is_said_to_be(
+    transport: TransportServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deliveries, "MOST_NOT_DONE", 3)
-    async with open_transport() as transport, open_page(transport) as page:
+    async with open_page(transport) as page:
         await state(page, done=0, messages=2**53 - 1, bytes=2**53 - 1)
         await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(7)))
         offsets = [offset for _, offset in await take(page, 3)]
@@ -109,8 +109,10 @@ async def test_what_is_delivered_and_not_done_is_bounded_whatever_room_there_is_
         {"done": 0, "messages": 1, "bytes": 1, "more": 1},
     ],
 )
-async def test_a_statement_that_cannot_be_true_ends_the_connection(said: dict[str, Any]) -> None:
-    async with open_transport() as transport, open_page(transport) as page:
+async def test_a_statement_that_cannot_be_true_ends_the_connection(
+    transport: TransportServer, said: dict[str, Any]
+) -> None:
+    async with open_page(transport) as page:
         await state(page, **said)
         closed = await page.closed()
         assert closed.code == 4203

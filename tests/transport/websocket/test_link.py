@@ -47,10 +47,7 @@ class Source:
 
 
 class Served:
-    """What the function that serves a link has seen.
-
-    `refusal` is what `receive` raised last.
-    """
+    """What the function that serves a link has seen, and what was raised."""
 
     def __init__(self, link: Link, server: HttpServer) -> None:
         self.link = link
@@ -150,16 +147,6 @@ async def test_text_cut_inside_a_character_is_put_together() -> None:
         await client.send_bytes(bytes((0x80, 0x80 | (len(data) - cut))) + mask + data[cut:])
         await client.close()
         assert seen.messages[0].send.target_topic == "\u2603\U0001f600"
-
-
-async def test_every_byte_by_itself() -> None:
-    async with served() as (client, seen):
-        client.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        message = message_to("t", b"x" * 200)
-        for byte in client.frames(message):
-            await client.send_bytes(bytes((byte,)))
-        await client.close()
-        assert seen.messages == [message]
 
 
 @pytest.mark.parametrize("codec", [PROTO, JSON], ids=["proto", "json"])

@@ -10,11 +10,11 @@ from wsproto.events import Ping
 
 from aether_trio.model.errors import Status
 from aether_trio.transport.link import Link, PeerCertificate
-from aether_trio.wire.browser import CODECS, JSON
+from aether_trio.wire.browser import CODECS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to
 from tests.transport.pki import Pki
-from tests.transport.websocket.harness import Client, hello, open_socket, open_transport, open_window
+from tests.transport.websocket.harness import Client, TransportServer, hello, open_socket, open_transport, open_window
 
 
 def checkpoint_load(request_id: str) -> pb.UpstreamMessage:
@@ -31,9 +31,8 @@ async def settled(*clients: Client) -> None:
 
 
 @pytest.mark.parametrize("subprotocol", CODECS)
-async def test_two_windows_of_a_user_are_two_participants(subprotocol: str) -> None:
+async def test_two_windows_of_a_user_are_two_participants(transport: TransportServer, subprotocol: str) -> None:
     async with (
-        open_transport() as transport,
         open_window(transport, "ada", "w1", subprotocol) as first,
         open_window(transport, "ada", "w2", "aether.v1.proto") as second,
     ):
@@ -45,8 +44,8 @@ async def test_two_windows_of_a_user_are_two_participants(subprotocol: str) -> N
         assert (await first.next("msg")).msg.payload == b"\x00\xffback"
 
 
-async def test_the_same_window_twice_is_refused_for_good() -> None:
-    async with open_transport() as transport, open_window(transport), open_socket(transport) as second:
+async def test_the_same_window_twice_is_refused_for_good(transport: TransportServer) -> None:
+    async with open_window(transport), open_socket(transport) as second:
         await second.send(hello())
         closed = await second.closed()
         assert closed.code == 4206
@@ -54,8 +53,8 @@ async def test_the_same_window_twice_is_refused_for_good() -> None:
 
 
 @pytest.mark.parametrize("subprotocol", CODECS)
-async def test_a_reload_takes_over_what_the_old_page_had(subprotocol: str) -> None:
-    async with open_transport() as transport, open_socket(transport, subprotocol) as old:
+async def test_a_reload_takes_over_what_the_old_page_had(transport: TransportServer, subprotocol: str) -> None:
+    async with open_socket(transport, subprotocol) as old:
         await old.send(hello())
         session_id = (await old.next("connection_ack")).connection_ack.session_id
         async with open_socket(transport, subprotocol) as new:
@@ -68,8 +67,8 @@ async def test_a_reload_takes_over_what_the_old_page_had(subprotocol: str) -> No
             assert "has taken over" in closed.reason
 
 
-async def test_what_came_while_a_window_was_away_is_there_after_its_resume() -> None:
-    async with open_transport() as transport, open_window(transport, "bob", "w1") as bob:
+async def test_what_came_while_a_window_was_away_is_there_after_its_resume(transport: TransportServer) -> None:
+    async with open_window(transport, "bob", "w1") as bob:
         async with open_socket(transport) as ada:
             await ada.send(hello())
             session_id = (await ada.next("connection_ack")).connection_ack.session_id
@@ -108,8 +107,8 @@ async def test_agents_may_come_this_way_where_they_are_let() -> None:
         await client.next("connection_ack")
 
 
-async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
-    async with open_transport() as transport, open_window(transport, "slow", "w1") as slow:
+async def test_a_slow_window_costs_bounded_memory_and_loses_nothing(transport: TransportServer) -> None:
+    async with open_window(transport, "slow", "w1") as slow:
         core = transport.core
         assert core is not None
         async with connect(core, agent("prod", "a", "1")) as sender:
@@ -143,15 +142,6 @@ async def test_windows_over_tls(pki: Pki, subprotocol: str) -> None:
         for number in range(500):
             assert (await bob.next("msg")).msg.payload == b"%d" % number
         assert (await ada.close()).code == 1000
-
-
-async def test_a_frame_that_breaks_the_protocol_over_tls(pki: Pki) -> None:
-    async with (
-        open_transport(tls=pki.files()) as transport,
-        open_socket(transport, JSON, tls=pki.context("http/1.1")) as client,
-    ):
-        await client.send_bytes(b"\x82\x00")
-        assert (await client.closed()).code == 1002
 
 
 async def test_a_client_certificate_is_the_peers(pki: Pki) -> None:
