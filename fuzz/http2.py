@@ -34,6 +34,7 @@ from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput, UnfinishedLimits
 from fuzz.feeding import choices, split
+from tests.helpers.rawh2 import frame
 
 KIB: Final = 1024
 LIMITS: Final = GrpcLimits(
@@ -75,15 +76,8 @@ class _Socket:
         self.ended = True
 
 
-class _Nursery:
-    """Starts nothing."""
-
-    def __init__(self) -> None:
-        self.cancel_scope = SimpleNamespace(deadline=inf)
-        self.child_tasks = frozenset[Any]()
-
-    def start_soon(self, *_call: Any, name: object = None) -> None:
-        """As a nursery's."""
+def _start_nothing(*_call: Any, name: object = None) -> None:
+    """As a nursery's `start_soon`."""
 
 
 class Server:
@@ -96,7 +90,8 @@ class Server:
         self.counters = Http2Counters()
         self.streams: dict[int, Http2Stream] = {}
         self.messages: dict[int, list[bytes]] = {}
-        nursery: Any = _Nursery()
+        scope = SimpleNamespace(deadline=inf)
+        nursery: Any = SimpleNamespace(cancel_scope=scope, child_tasks=frozenset(), start_soon=_start_nothing)
         sock: Any = _Socket(room)
         address = ("192.0.2.1", 1)
         self.budget = AssemblyBudget(LIMITS, self.unfinished.account(address))
@@ -205,15 +200,11 @@ def request(stream_id: int, *more: tuple[str, str], path: str = PATH, end: bool 
         *more,
     ]
     block = hpack.Encoder().encode(fields)
-    return _frame(frames.HEADERS, frames.END_HEADERS | (frames.END_STREAM if end else 0), stream_id, block)
-
-
-def _frame(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
-    return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
+    return frame(frames.HEADERS, frames.END_HEADERS | (frames.END_STREAM if end else 0), stream_id, block)
 
 
 def _data(stream_id: int, content: bytes, flags: int = 0) -> bytes:
-    return _frame(frames.DATA, flags, stream_id, content)
+    return frame(frames.DATA, flags, stream_id, content)
 
 
 def seeds() -> Iterator[bytes]:
@@ -227,13 +218,13 @@ def seeds() -> Iterator[bytes]:
         b"".join(request(number) + _data(number, begun + bytes(9000)) for number in (1, 3, 5, 7, 9)),
         request(1) + _data(1, b"\x03" + message + bytes(3), frames.PADDED),
         request(1, path="/nothing/Here") + request(3, ("te", "x")) + request(5, ("grpc-timeout", "5S"), end=True),
-        _frame(frames.HEADERS, 0, 1, block[:10]) + _frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[10:]),
-        frames.ping(b"12345678") * 5 + frames.window_update(0, 1000) + _frame(frames.PRIORITY, 0, 1, bytes(5)),
+        frame(frames.HEADERS, 0, 1, block[:10]) + frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[10:]),
+        frames.ping(b"12345678") * 5 + frames.window_update(0, 1000) + frame(frames.PRIORITY, 0, 1, bytes(5)),
         request(1) + frames.rst_stream(1, frames.Http2ErrorCode.CANCEL) + _data(1, message),
-        _SETTINGS * 3 + _frame(frames.SETTINGS, frames.ACK, 0, b"") + request(1),
+        _SETTINGS * 3 + frame(frames.SETTINGS, frames.ACK, 0, b"") + request(1),
         frames.settings({1: 0, 2: 0, 3: 100, 4: 1 << 30, 5: 1 << 20, 6: 8192, 99: 1}) + request(1) + request(3),
         frames.goaway(0, frames.Http2ErrorCode.NO_ERROR, "bye") + request(1),
-        _frame(0xEE, 0, 0, b"unknown") + _frame(frames.PUSH_PROMISE, 4, 1, bytes(8)),
+        frame(0xEE, 0, 0, b"unknown") + frame(frames.PUSH_PROMISE, 4, 1, bytes(8)),
         _data(0, b"") + _data(1, b""),
     ]
     for number, stream in enumerate(streams):

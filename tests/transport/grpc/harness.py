@@ -21,6 +21,7 @@ from aether_trio.transport.http2 import frames
 from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
 from aether_trio.transport.socket.listener import Handler as SocketHandler
+from tests.helpers.rawh2 import frame
 
 PATIENCE_S = 100_000
 """In trio's time, which some tests make jump by hours; hanging tests are caught by pytest's own
@@ -154,10 +155,6 @@ def parse_frames(content: bytes) -> list[Frame]:
     return found
 
 
-def frame(kind: int, flags: int, stream_id: int, body: bytes = b"") -> bytes:
-    return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
-
-
 def message(payload: bytes, *, compressed: int = 0) -> bytes:
     return struct.pack(">BI", compressed, len(payload)) + payload
 
@@ -259,6 +256,11 @@ class RawClient:
 
     async def until_kind(self, kind: int, *, stream_id: int | None = None) -> Frame:
         return await self.until(lambda f: f.kind == kind and stream_id in (None, f.stream_id))
+
+    async def barrier(self) -> None:
+        """Wait until the server has looked at what was sent."""
+        await self.send(frames.ping(b"barrier!"))
+        await self.until_kind(frames.PING)
 
     async def reset_code(self, stream_id: int) -> int:
         """The code with which the server resets this stream."""

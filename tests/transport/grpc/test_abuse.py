@@ -218,8 +218,7 @@ async def test_who_reads_no_answers_is_asked_for_no_more_requests(server: GrpcSe
     asked = message(HealthCheckRequest(service="x" * 4096).SerializeToString())
     for number in numbers:
         await client.send(client.request(number, "/probe.Probe/One"), data(number, asked, end=True))
-    await client.send(frames.ping(b"all done"))
-    await client.until_kind(frames.PING)
+    await client.barrier()
     await trio.testing.wait_all_tasks_blocked()
     (connection,) = server.connections
     held = [len(stream.pending) for stream in connection.plane.streams.values() if stream.pending is not None]

@@ -159,8 +159,7 @@ async def test_a_cut_stream_raises_link_broken_and_does_not_cancel_the_task(how:
 async def test_messages_before_a_reset_are_still_received() -> None:
     async with linked() as (client, link, _, gateway):
         await client.send(data(1, upstream("last words")), frames.rst_stream(1, Http2ErrorCode.CANCEL))
-        await client.send(frames.ping(b"barrier!"))
-        await client.until_kind(frames.PING)
+        await client.barrier()
         assert [m.init.client_version for m in await link.receive()] == ["last words"]
         with pytest.raises(LinkBroken):
             await link.receive()
@@ -200,8 +199,7 @@ async def test_pulling_stops_at_the_streams_window_and_goes_on_with_it() -> None
 async def test_a_socket_that_takes_nothing_keeps_the_backlog_in_the_source() -> None:
     async with linked(settings(window=2**30)) as (client, link, source, _):
         await client.send(frames.window_update(0, 2**30))
-        await client.send(frames.ping(b"barrier!"))
-        await client.until_kind(frames.PING)
+        await client.barrier()
         chunk, count = b"c" * 8192, 2000
         source.queue.extend([chunk] * count)
         link.kick()
@@ -307,8 +305,7 @@ async def test_an_unread_link_shuts_its_own_window_and_opens_it_when_read() -> N
         body = upstream("v" * 15_000)
         for _ in range(4):
             await client.send(data(1, body))
-        await client.send(frames.ping(b"barrier!"))
-        await client.until_kind(frames.PING)
+        await client.barrier()
         assert not [f for f in client.seen if f.kind == frames.WINDOW_UPDATE and f.stream_id == 1]
         assert len(await link.receive()) == 4
         assert (await client.until_kind(frames.WINDOW_UPDATE, stream_id=1)).body == (4 * len(body)).to_bytes(4, "big")

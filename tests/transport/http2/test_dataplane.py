@@ -297,27 +297,20 @@ def test_a_stream_that_is_not_read_keeps_its_window_shut_and_no_other() -> None:
     assert side.batches[3] == [b"v"]
 
 
-def test_too_much_unread_over_all_streams_shuts_the_connection_window() -> None:
-    side = Side.opened(1, 3, connection_window_bytes=65_535, max_unread_bytes=30_000)
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [(message(b"u" * 16_000), 30_000), (message(b"uu") * 2_300, 100_000)],
+    ids=["large messages", "small messages, seven times as much in memory"],
+)
+def test_too_much_unread_over_all_streams_shuts_the_connection_window(body: bytes, most: int) -> None:
+    side = Side.opened(1, 3, connection_window_bytes=65_535, max_unread_bytes=most)
     side.output()
-    large = message(b"u" * 16_000)
-    side.feed(data(1, large), data(3, large), data(3, large), read=False)
+    side.feed(data(1, body), data(3, body), data(3, body), read=False)
     assert 0 not in side.updates()
-    side.plane.take(side.streams[1])
-    side.plane.take(side.streams[3])
-    assert side.updates()[0] == 3 * 16_005
-
-
-def test_small_messages_that_are_not_read_count_for_what_they_cost() -> None:
-    side = Side.opened(1, 3, connection_window_bytes=65_535, max_unread_bytes=100_000)
-    side.output()
-    small = message(b"uu") * 2_300
-    side.feed(data(1, small), data(1, small), data(3, small), read=False)
-    assert 0 not in side.updates(), "48 KB have come, and are seven times as much in memory"
-    for number in (1, 3):
-        while side.streams[number].inbox:
-            side.plane.take(side.streams[number])
-    assert side.updates()[0] == 3 * len(small)
+    for stream in side.streams.values():
+        while stream.inbox:
+            side.plane.take(stream)
+    assert side.updates()[0] == 3 * len(body)
 
 
 def test_a_client_without_a_credential_leaves_less_unread_than_an_accepted_one() -> None:

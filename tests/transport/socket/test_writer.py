@@ -67,6 +67,10 @@ class Pair:
     writer: SocketWriter
     peer: trio.SocketStream
 
+    def send(self, *parts: bytes) -> None:
+        self.source.waiting = list(parts)
+        self.writer.kick()
+
     async def read(self, size: int) -> bytes:
         """The next `size` bytes."""
         found = b""
@@ -134,8 +138,7 @@ async def test_a_kick_inside_a_kick_leaves_the_work_to_the_outer_one(pair: Pair)
 async def test_a_backlog_waits_in_one_task_and_nothing_is_asked_for_meanwhile(pair: Pair) -> None:
     size = 20_000_000
     source, writer = pair.source, pair.writer
-    source.waiting = [b"x" * size, b"behind"]
-    writer.kick()
+    pair.send(b"x" * size, b"behind")
     assert writer.is_writing
     assert not writer.is_idle
     assert writer.stalled_since is not None
@@ -175,8 +178,7 @@ async def test_a_source_that_always_has_more_leaves_other_tasks_their_turn(pair:
 
 async def test_what_is_queued_for_a_peer_that_does_not_read_is_bounded() -> None:
     async with opened(max_queued_bytes=1_000) as pair:
-        pair.source.waiting = [b"x" * 20_000_000]
-        pair.writer.kick()
+        pair.send(b"x" * 20_000_000)
         pair.writer.queue.append(b"z" * 1_000)
         pair.writer.kick()
         assert not pair.writer.is_broken
@@ -191,8 +193,7 @@ async def test_what_is_queued_for_a_peer_that_does_not_read_is_bounded() -> None
 async def test_a_peer_that_has_gone_breaks_the_connection_once(pair: Pair) -> None:
     pair.peer.socket.close()
     for _ in range(3):
-        pair.source.waiting = [b"x" * 1_000]
-        pair.writer.kick()
+        pair.send(b"x" * 1_000)
     assert pair.writer.is_broken
     assert pair.source.events.count("broken") == 1
     await pair.flushed()
@@ -200,8 +201,7 @@ async def test_a_peer_that_has_gone_breaks_the_connection_once(pair: Pair) -> No
 
 async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it(pair: Pair) -> None:
     async with trio.open_nursery() as nursery:
-        pair.source.waiting = [b"x" * 20_000_000]
-        pair.writer.kick()
+        pair.send(b"x" * 20_000_000)
         nursery.start_soon(pair.flushed)
         await wait_all_tasks_blocked()
         pair.writer.abort()
@@ -212,8 +212,7 @@ async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it(pair
 
 
 async def test_a_released_writer_asks_its_source_for_nothing(pair: Pair) -> None:
-    pair.source.waiting = [b"x" * 20_000_000, b"more"]
-    pair.writer.kick()
+    pair.send(b"x" * 20_000_000, b"more")
     pair.writer.release()
     pair.writer.release()
     fills = pair.source.fills
@@ -228,16 +227,14 @@ async def test_a_defect_of_the_source_is_its_own_to_report_and_the_writer_goes_o
     pair.source.failure = ZeroDivisionError("fill")
     pair.writer.kick()
     assert pair.source.events == ["ZeroDivisionError('fill')"]
-    pair.source.waiting = [b"after"]
-    pair.writer.kick()
+    pair.send(b"after")
     assert await pair.read(5) == b"after"
 
 
 @pytest.mark.parametrize("where", ["flushed", "on_stall"])
 async def test_a_defect_in_the_task_is_reported_as_well(pair: Pair, where: str) -> None:
     source = pair.source
-    source.waiting = [b"x" * 20_000_000]
-    pair.writer.kick()
+    pair.send(b"x" * 20_000_000)
 
     def fail(**_: Any) -> bool:
         raise ZeroDivisionError(where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import trio
@@ -22,7 +22,6 @@ from wsproto.events import (
     TextMessage,
 )
 
-from aether_trio.config import Settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.transport.link import Link
 from aether_trio.transport.socket.ports import Ports
@@ -59,19 +58,12 @@ async def open_transport(
 ) -> AsyncIterator[TransportServer]:
     """The transport with these settings, in front of a separate core or of `serve`."""
     settings = settings_for_tests(websocket=websocket, auth=auth or {})
-    if serve is not None:
-        async with _open(None, serve, settings, tls) as transport:
-            yield transport
-    else:
-        async with open_core(settings) as core, _open(core, core.sessions.serve, settings, tls) as transport:
-            yield transport
-
-
-@asynccontextmanager
-async def _open(
-    core: Core | None, serve: Callable[[Link], Awaitable[None]], settings: Settings, tls: TlsFiles | None
-) -> AsyncIterator[TransportServer]:
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        core = None
+        if serve is None:
+            core = await stack.enter_async_context(open_core(settings))
+            serve = core.sessions.serve
+        nursery = await stack.enter_async_context(trio.open_nursery())
         server = HttpServer(serve, settings.websocket, nursery)
         ports = Ports({"websocket": server}, host="127.0.0.1", port=0, tls=tls)
         await nursery.start(ports.serve)
