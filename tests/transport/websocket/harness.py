@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -195,6 +196,13 @@ class Client:
     async def ping(self, payload: bytes = b"") -> None:
         """Send a ping."""
         await self.send_bytes(self.ws.send(Ping(payload=payload)))
+
+    async def cut(self, *, reset: bool) -> None:
+        """End the connection without a close frame."""
+        if reset:
+            assert isinstance(self.stream, trio.SocketStream)
+            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await self.stream.aclose()
 
     async def close(self, code: int = 1000, reason: str | None = None) -> Closed:
         """Say goodbye; what the gateway answers."""

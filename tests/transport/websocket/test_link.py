@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,6 +71,12 @@ class Served:
             self.refusal = error
             status, text = error.status, error.message
         await self.link.close(status, text)
+
+    async def received(self, count: int) -> None:
+        """Wait for so many messages."""
+        with trio.fail_after(300):
+            while len(self.messages) < count:
+                await trio.sleep(0.001)
 
     async def ended(self) -> None:
         """Wait for the end of the function."""
@@ -216,22 +221,12 @@ async def test_the_kind_of_the_first_message_is_looked_at_before_anything_else()
         agent = pb.AgentIdentity(workspace="prod", implementation="a", specifier="1")
         await client.send(pb.UpstreamMessage(init=pb.InitConnection(agent=agent)))
         closed = await client.closed()
-        assert (closed.code, closed.reason) == (
-            4207,
-            "agent may not connect over WebSocket here; these may: service, user",
-        )
+        assert closed.code == 4207
+        assert closed.reason == "agent may not connect over WebSocket here; these may: service, user"
         assert seen.messages == []
 
 
 # -- pings, rate -----------------------------------------------------------------------------------
-
-
-async def test_a_ping_is_answered_with_what_it_carries() -> None:
-    async with served() as (client, _):
-        await client.ping(b"are you there")
-        event = await client.next_event()
-        assert isinstance(event, Pong)
-        assert bytes(event.payload) == b"are you there"
 
 
 async def test_of_pings_that_came_together_the_last_is_answered() -> None:
@@ -245,9 +240,7 @@ async def test_a_client_above_its_rate_is_read_more_slowly_and_loses_nothing() -
     async with served(max_messages_per_s=50.0) as (client, seen):
         messages = [message_to("t", b"%d" % number) for number in range(510)]
         await client.send(*messages[:505])
-        with trio.fail_after(300):
-            while len(seen.messages) < 505:
-                await trio.sleep(0.001)
+        await seen.received(505)
         await client.send(*messages[505:])
         assert (await client.close()).code == 1000
         assert seen.messages == messages
@@ -322,9 +315,7 @@ async def test_a_link_that_is_not_read_stops_its_peer() -> None:
                 sent += 1
         assert 0 < sent < 1000
         go_on.set()
-        with trio.fail_after(300):
-            while len(seen.messages) < sent:
-                await trio.sleep(0.001)
+        await seen.received(sent)
 
 
 # -- the end ---------------------------------------------------------------------------------------
@@ -375,10 +366,7 @@ async def test_our_close_comes_behind_what_was_pulled_and_waits_for_the_answer()
 async def test_a_peer_that_does_not_answer_our_close_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "ANSWER_S", 0.05)
 
-    async def act(seen: Served) -> None:
-        await seen.link.close(Status.CANCELLED, "kicked")
-
-    async with served(PROTO, act) as (client, seen):
+    async with served(PROTO, lambda seen: seen.link.close(Status.CANCELLED, "kicked")) as (client, seen):
         await seen.ended()
         assert (await client.closed()).code == 4201
 
@@ -387,19 +375,13 @@ async def test_a_peer_that_reads_nothing_does_not_keep_us_from_closing(monkeypat
     monkeypatch.setattr(link_module, "CLOSE_S", 0.05)
     source = Source([delivery(b"x" * 100_000) for _ in range(500)])
 
-    async def act(seen: Served) -> None:
-        await seen.link.close(Status.UNAVAILABLE, "stuck")
-
-    async with served(PROTO, act, source=source) as (_, seen):
+    async with served(PROTO, lambda seen: seen.link.close(Status.UNAVAILABLE, "stuck"), source=source) as (_, seen):
         await seen.ended()
         assert source.waiting
 
 
 async def test_a_long_reason_is_cut_at_a_character() -> None:
-    async def act(seen: Served) -> None:
-        await seen.link.close(Status.PERMISSION_DENIED, "\u2603" * 100)
-
-    async with served(PROTO, act) as (client, _):
+    async with served(PROTO, lambda seen: seen.link.close(Status.PERMISSION_DENIED, "\u2603" * 100)) as (client, _):
         closed = await client.closed()
         assert (closed.code, closed.reason) == (4207, "\u2603" * 41)
 
@@ -410,13 +392,9 @@ async def test_a_connection_that_ends_without_a_close_frame_is_cut(reset: bool) 
 
     async with served(source=source) as (client, seen):
         await client.send(message_to("t", b"last"))
-        with trio.fail_after(300):
-            while not seen.messages:
-                await trio.sleep(0.001)
-            if reset:
-                client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            await client.stream.aclose()
-            await seen.done.wait()
+        await seen.received(1)
+        await client.cut(reset=reset)
+        await seen.ended()
         assert isinstance(seen.refusal, LinkBroken)
         assert source.broken.is_set()
         late = Source()
@@ -429,8 +407,7 @@ async def test_a_source_that_waits_for_room_hears_of_the_cut() -> None:
     source = Source([delivery(b"x" * 100_000) for _ in range(500)])
 
     async with served(PROTO, lambda _: source.broken.wait(), source=source) as (client, seen):
-        client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        await client.stream.aclose()
+        await client.cut(reset=True)
         await seen.ended()
 
 

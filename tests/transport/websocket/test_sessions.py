@@ -14,20 +14,13 @@ from aether_trio.wire.browser import CODECS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to
 from tests.transport.pki import Pki
-from tests.transport.websocket.harness import Client, TransportServer, hello, open_socket, open_transport, open_window
+from tests.transport.websocket.harness import TransportServer, hello, open_socket, open_transport, open_window
 
 
 def checkpoint_load(request_id: str) -> pb.UpstreamMessage:
     return pb.UpstreamMessage(
         checkpoint_op=pb.CheckpointOperation(op=pb.CheckpointOperation.LOAD, request_id=request_id)
     )
-
-
-async def settled(*clients: Client) -> None:
-    """Until everything that these have sent is committed: a response is a barrier."""
-    for client in clients:
-        await client.send(checkpoint_load("settled"))
-        await client.next("checkpoint")
 
 
 @pytest.mark.parametrize("subprotocol", CODECS)
@@ -74,7 +67,8 @@ async def test_what_came_while_a_window_was_away_is_there_after_its_resume(trans
             session_id = (await ada.next("connection_ack")).connection_ack.session_id
             await ada.close(1001)
         await bob.send(*(message_to("us::ada::w1", b"%d" % number) for number in range(300)))
-        await settled(bob)
+        await bob.send(checkpoint_load("settled"))
+        await bob.next("checkpoint")
         async with open_window(transport, resume_session_id=session_id) as ada:
             for number in range(300):
                 assert (await ada.next("msg")).msg.payload == b"%d" % number
