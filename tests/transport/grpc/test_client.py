@@ -10,7 +10,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc.client import Call, GrpcChannel, open_channel
+from aether_trio.transport.grpc.client import GrpcCall, GrpcChannel, open_channel
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2.connection import Http2Connection

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import flood_budgets
-from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frames import Http2Violation
 from aether_trio.transport.http2.limits import NO_ALLOWANCES, Allowance, Allowances
 

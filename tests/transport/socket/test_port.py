@@ -204,7 +204,9 @@ async def test_a_transport_that_is_off_refuses_in_its_own_language(transport: st
         assert where.statistics.rejects == {"transport_off": 1}
 
 
-@pytest.mark.parametrize(("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"ended too early")])
+@pytest.mark.parametrize(
+    ("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"the connection ended too early")]
+)
 async def test_a_client_that_ends_before_it_has_said_enough(
     where: Place, said: bytes, reason: str, says: bytes
 ) -> None:
