@@ -62,11 +62,7 @@ class RawH2:
     The first `outgoing` holds preface, settings and headers."""
 
     def __init__(
-        self,
-        *,
-        window: int = MAX_WINDOW,
-        keep_window_open: bool = True,
-        headers: tuple[tuple[str, str], ...] = (),
+        self, *, window: int = MAX_WINDOW, keep_window_open: bool = True, headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
         self._keep_open = keep_window_open
         self._window = window

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import queue
@@ -58,6 +59,20 @@ def run_async(scenario: Callable[[], Awaitable[Any]], limit_s: float = SCENARIO_
             return await scenario()
 
     return asyncio.run(bounded())
+
+
+def in_asyncio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test as a scenario. The peers of its fixture `world` are closed at its end."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        async def scenario() -> None:
+            async with fixtures.get("world") or contextlib.nullcontext():
+                await test(**fixtures)
+
+        run_async(scenario)
+
+    return run
 
 
 async def eventually(

@@ -12,6 +12,7 @@ from tests.helpers.engines import open_postgres_engine
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 from tests.helpers.postgres import PostgresServer
 from tests.helpers.postgres_session import PostgresSession
+from tests.helpers.sdk import World
 from tests.interop.idle import IdleWatch
 
 
@@ -25,6 +26,12 @@ def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 def target(shared_gateway: GatewayProcess) -> str:
     """HOST:PORT of the shared gateway."""
     return shared_gateway.address
+
+
+@pytest.fixture
+def world(target: str) -> World:
+    """The peers of one scenario on the shared gateway. The test opens and closes it."""
+    return World(target)
 
 
 @pytest.fixture(scope="package")
@@ -60,6 +67,12 @@ def own_gateway() -> Iterator[Callable[..., GatewayProcess]]:
             return stack.enter_context(start_gateway(*args, **kwargs))
 
         yield start
+
+
+@pytest.fixture
+def new_gateway(own_gateway: Callable[..., GatewayProcess]) -> GatewayProcess:
+    """A gateway with a data directory, which this test may kill and start again."""
+    return own_gateway()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.forwarder import forwarder
 from tests.helpers.gateway import GatewayProcess
-from tests.helpers.sdk import World, agent_init, answered, raw_stream, run_async, sdk_log
+from tests.helpers.sdk import World, agent_init, answered, in_asyncio, raw_stream, run_async, sdk_log
 
 UNKNOWN_EXTENSION = "https://example.test/extensions/none-such"
 
@@ -28,29 +28,24 @@ UNKNOWN_EXTENSION = "https://example.test/extensions/none-such"
     ],
     ids=["send", "kv", "empty", "init-without-identity"],
 )
-def test_18_r_first_message_must_be_init(target: str, first: dict[str, object]) -> None:
-    async def scenario() -> None:
-        async with raw_stream(target) as stream:
-            await stream.send(**first)
-            end, kinds = await stream.ended()
-            assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
-
-    run_async(scenario)
+@in_asyncio
+async def test_18_r_first_message_must_be_init(target: str, first: dict[str, object]) -> None:
+    async with raw_stream(target) as stream:
+        await stream.send(**first)
+        end, kinds = await stream.ended()
+        assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
 
 
-def test_18_r_second_init_ends_the_stream(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            init = agent_init(world.ws, world.impl, "twice")
-            async with raw_stream(target, **init) as stream:
-                await stream.expect("connection_ack")
-                await stream.expect("config")
-                await stream.send(init=pb.InitConnection(**init))
-                end, kinds = await stream.ended()
-                assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
-            await world.open(world.agent("twice"))  # and its identity is free again
-
-    run_async(scenario)
+@in_asyncio
+async def test_18_r_second_init_ends_the_stream(world: World, target: str) -> None:
+    init = agent_init(world.ws, world.impl, "twice")
+    async with raw_stream(target, **init) as stream:
+        await stream.expect("connection_ack")
+        await stream.expect("config")
+        await stream.send(init=pb.InitConnection(**init))
+        end, kinds = await stream.ended()
+        assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
+    await world.open(world.agent("twice"))  # and its identity is free again
 
 
 def test_19_r_a_silent_client_is_ended(own_gateway: Callable[..., GatewayProcess]) -> None:
@@ -77,109 +72,85 @@ def test_19_silent_clients_get_thirty_seconds_by_default() -> None:
     assert float(line.partition(":")[2].partition("#")[0]) == 30
 
 
-def test_20_a_messages_sent_before_the_ack_are_processed_in_order(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (receiver,) = await world.open(world.agent("receiver"))
-            eager = await world.agent("eager").connect()
-            sent = [f"early {n}".encode() for n in range(100)]
-            for n, payload in enumerate(sent):
-                await eager.client.send_message_to_agent(world.ws, world.impl, "receiver", payload)
-                await eager.client.kv_put_nowait("early", str(n).encode(), scope="workspace")
-            assert eager.connects.empty(), "nothing was sent before the ack; the scenario proves nothing"
-            got = answered(await eager.client.kv_get("early", scope="workspace", timeout=30), "kv_get")
-            assert got.value == b"99"
-            assert [(await receiver.take()).payload for _ in sent] == sent
-
-    run_async(scenario)
+@in_asyncio
+async def test_20_a_messages_sent_before_the_ack_are_processed_in_order(world: World) -> None:
+    (receiver,) = await world.open(world.agent("receiver"))
+    eager = await world.agent("eager").connect()
+    sent = [f"early {n}".encode() for n in range(100)]
+    for n, payload in enumerate(sent):
+        await eager.client.send_message_to_agent(world.ws, world.impl, "receiver", payload)
+        await eager.client.kv_put_nowait("early", str(n).encode(), scope="workspace")
+    assert eager.connects.empty(), "nothing was sent before the ack; the scenario proves nothing"
+    got = answered(await eager.client.kv_get("early", scope="workspace", timeout=30), "kv_get")
+    assert got.value == b"99"
+    assert [(await receiver.take()).payload for _ in sent] == sent
 
 
-def test_23_a_optional_extension_is_declined_and_the_connection_stays(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (agent,) = await world.open(
-                world.agent("a", extensions=[make_extension(uri=UNKNOWN_EXTENSION, version="1")])
-            )
-            assert agent.client.negotiated_extensions() == []
-            await agent.barrier()
-
-    run_async(scenario)
+@in_asyncio
+async def test_23_a_optional_extension_is_declined_and_the_connection_stays(world: World) -> None:
+    (agent,) = await world.open(world.agent("a", extensions=[make_extension(uri=UNKNOWN_EXTENSION, version="1")]))
+    assert agent.client.negotiated_extensions() == []
+    await agent.barrier()
 
 
-def test_23_r_the_ack_says_what_was_declined(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            extensions = [make_extension(uri=UNKNOWN_EXTENSION, version="7")]
-            async with raw_stream(target, **agent_init(world.ws, world.impl, "a"), extensions=extensions) as stream:
-                (said,) = (await stream.expect("connection_ack")).negotiated_extensions
-                assert (said.uri, said.version, said.supported) == (UNKNOWN_EXTENSION, "7", False)
-                assert said.rejection_reason
-
-    run_async(scenario)
+@in_asyncio
+async def test_23_r_the_ack_says_what_was_declined(world: World, target: str) -> None:
+    extensions = [make_extension(uri=UNKNOWN_EXTENSION, version="7")]
+    async with raw_stream(target, **agent_init(world.ws, world.impl, "a"), extensions=extensions) as stream:
+        (said,) = (await stream.expect("connection_ack")).negotiated_extensions
+        assert (said.uri, said.version, said.supported) == (UNKNOWN_EXTENSION, "7", False)
+        assert said.rejection_reason
 
 
-def test_24_r_required_unknown_extension_is_refused(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]
-            async with raw_stream(target, **agent_init(world.ws, world.impl, "a"), extensions=extensions) as stream:
-                end, kinds = await stream.ended()
-                assert end.code is grpc.StatusCode.FAILED_PRECONDITION
-                assert "ERR_EXTENSION_UNSUPPORTED" in end.details
-                assert set(kinds) <= {"connection_ack"}
-            await world.open(world.agent("a"))  # the refusal holds no identity
-
-    run_async(scenario)
+@in_asyncio
+async def test_24_r_required_unknown_extension_is_refused(world: World, target: str) -> None:
+    extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]
+    async with raw_stream(target, **agent_init(world.ws, world.impl, "a"), extensions=extensions) as stream:
+        end, kinds = await stream.ended()
+        assert end.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "ERR_EXTENSION_UNSUPPORTED" in end.details
+        assert set(kinds) <= {"connection_ack"}
+    await world.open(world.agent("a"))  # the refusal holds no identity
 
 
-def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
+@in_asyncio
+async def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
     """A refused SDK client runs out of its two retries instead of looping.
 
     FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter: an ack
     before the status would make it loop without a pause.
     """
-
-    async def scenario() -> None:
-        with forwarder(target) as path:
-            async with World(path.address) as world:
-                extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]
-                agent = world.agent("a", extensions=extensions, auto_reconnect=True, max_retries=2)
-                await agent.connect()
-                await agent.client.wait_until_disconnected()
-                assert not agent.client.is_running
-                assert 2 <= path.client_streams <= 3
-
-    run_async(scenario)
+    with forwarder(target) as path:
+        async with World(path.address) as world:
+            extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]
+            agent = world.agent("a", extensions=extensions, auto_reconnect=True, max_retries=2)
+            await agent.connect()
+            await agent.client.wait_until_disconnected()
+            assert not agent.client.is_running
+            assert 2 <= path.client_streams <= 3
 
 
 @pytest.mark.parametrize("part", ["workspace", "implementation", "specifier"])
-def test_27_a_separator_inside_an_identity_part(target: str, part: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            parts = {"workspace": world.ws, "implementation": world.impl, "specifier": "a", part: "a::b"}
-            agent = world.agent(parts["specifier"], ws=parts["workspace"], impl=parts["implementation"])
-            with sdk_log() as log:
-                await agent.connect()
-                await agent.refused()
-            assert "INVALID_ARGUMENT" in log.text
-
-    run_async(scenario)
+@in_asyncio
+async def test_27_a_separator_inside_an_identity_part(world: World, part: str) -> None:
+    parts = {"workspace": world.ws, "implementation": world.impl, "specifier": "a", part: "a::b"}
+    agent = world.agent(parts["specifier"], ws=parts["workspace"], impl=parts["implementation"])
+    with sdk_log() as log:
+        await agent.connect()
+        await agent.refused()
+    assert "INVALID_ARGUMENT" in log.text
 
 
 @pytest.mark.parametrize("token", ["a b", "a*", "a>", "a\x01b", "x" * 129, "é" * 65], ids=ascii)
-def test_27_r_other_malformed_parts(target: str, token: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world, raw_stream(target, **agent_init(world.ws, token, "a")) as stream:
-            end, kinds = await stream.ended()
-            assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
-
-    run_async(scenario)
+@in_asyncio
+async def test_27_r_other_malformed_parts(world: World, target: str, token: str) -> None:
+    async with raw_stream(target, **agent_init(world.ws, token, "a")) as stream:
+        end, kinds = await stream.ended()
+        assert (end.code, kinds) == (grpc.StatusCode.INVALID_ARGUMENT, [])
 
 
 @pytest.mark.parametrize("token", ["a.b", "a@b/c", "a:b", "x" * 128, "é" * 64], ids=ascii)
-def test_27_r_unusual_but_legal_parts(target: str, token: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world, raw_stream(target, **agent_init(world.ws, token, "a")) as stream:
-            await stream.expect("connection_ack")
-
-    run_async(scenario)
+@in_asyncio
+async def test_27_r_unusual_but_legal_parts(world: World, target: str, token: str) -> None:
+    async with raw_stream(target, **agent_init(world.ws, token, "a")) as stream:
+        await stream.expect("connection_ack")

@@ -9,22 +9,19 @@ import grpc
 import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.sdk import Peer, SyncWorld, World, agent_init, raw_stream, run_async, sdk_log
+from tests.helpers.sdk import Peer, SyncWorld, World, agent_init, in_asyncio, raw_stream, sdk_log
 
 
-def test_10_a_second_holder_is_refused_and_the_first_unaffected(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            first, other = await world.open(world.agent("dup"), world.agent("other"))
-            with sdk_log() as log:
-                second = await world.agent("dup", auto_reconnect=True).connect()
-                await second.refused()
-            assert "ALREADY_EXISTS" in log.text
-            assert not second.client.is_connected
-            await other.client.send_message_to_agent(world.ws, world.impl, "dup", b"still mine")
-            await first.message(b"still mine")
-
-    run_async(scenario)
+@in_asyncio
+async def test_10_a_second_holder_is_refused_and_the_first_unaffected(world: World) -> None:
+    first, other = await world.open(world.agent("dup"), world.agent("other"))
+    with sdk_log() as log:
+        second = await world.agent("dup", auto_reconnect=True).connect()
+        await second.refused()
+    assert "ALREADY_EXISTS" in log.text
+    assert not second.client.is_connected
+    await other.client.send_message_to_agent(world.ws, world.impl, "dup", b"still mine")
+    await first.message(b"still mine")
 
 
 def test_10_s_second_holder_is_refused_and_the_first_unaffected(target: str) -> None:
@@ -44,145 +41,120 @@ def test_10_s_second_holder_is_refused_and_the_first_unaffected(target: str) -> 
     [lambda w: w.user("w1"), lambda w: w.service("s1"), lambda w: w.unique_task("t1")],
     ids=["user-window", "service", "unique-task"],
 )
-def test_11_a_second_holder_of_other_kinds_is_refused(target: str, make: Callable[[World], Peer]) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (first,) = await world.open(make(world))
-            with sdk_log() as log:
-                second = await make(world).connect()
-                await second.refused()
-            assert "ALREADY_EXISTS" in log.text
-            await first.barrier()
-
-    run_async(scenario)
+@in_asyncio
+async def test_11_a_second_holder_of_other_kinds_is_refused(world: World, make: Callable[[World], Peer]) -> None:
+    (first,) = await world.open(make(world))
+    with sdk_log() as log:
+        second = await make(world).connect()
+        await second.refused()
+    assert "ALREADY_EXISTS" in log.text
+    await first.barrier()
 
 
-def test_12_a_identity_is_free_after_close(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (holder,) = await world.open(world.agent("again"))
-            for _ in range(5):
-                await holder.close()
-                # 1 s is granted, as five attempts; a gateway with a lock that times out needs many
-                # more.
-                for _ in range(5):
-                    holder = await world.agent("again").connect()
-                    if await holder.came_up():
-                        break
-                    await asyncio.sleep(0.2)
-                else:
-                    raise AssertionError("not free after five attempts")
-                await holder.barrier()
-
-    run_async(scenario)
+@in_asyncio
+async def test_12_a_identity_is_free_after_close(world: World) -> None:
+    (holder,) = await world.open(world.agent("again"))
+    for _ in range(5):
+        await holder.close()
+        # 1 s is granted, as five attempts; a gateway with a lock that times out needs many
+        # more.
+        for _ in range(5):
+            holder = await world.agent("again").connect()
+            if await holder.came_up():
+                break
+            await asyncio.sleep(0.2)
+        else:
+            raise AssertionError("not free after five attempts")
+        await holder.barrier()
 
 
-def test_13_a_live_takeover_by_the_holders_session_id(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            old, other = await world.open(world.agent("moving"), world.agent("other"))
-            new = world.agent("moving")
-            new.client.init.resume_session_id = old.session_id
-            await new.open()
-            assert new.session_id != old.session_id
-            await asyncio.wait_for(old.gone.wait(), 30)
-            await other.client.send_message_to_agent(world.ws, world.impl, "moving", b"to the new one")
-            await new.message(b"to the new one")
-            assert old.inbox.empty()
-
-    run_async(scenario)
+@in_asyncio
+async def test_13_a_live_takeover_by_the_holders_session_id(world: World) -> None:
+    old, other = await world.open(world.agent("moving"), world.agent("other"))
+    new = world.agent("moving")
+    new.client.init.resume_session_id = old.session_id
+    await new.open()
+    assert new.session_id != old.session_id
+    await asyncio.wait_for(old.gone.wait(), 30)
+    await other.client.send_message_to_agent(world.ws, world.impl, "moving", b"to the new one")
+    await new.message(b"to the new one")
+    assert old.inbox.empty()
 
 
-def test_14_r_takeover_is_told_to_both_sides(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            init = agent_init(world.ws, world.impl, "moving")
-            async with raw_stream(target, **init) as first:
-                ack = await first.expect("connection_ack")
-                async with raw_stream(target, **init, resume_session_id=ack.session_id) as second:
-                    resumed = await second.expect("connection_ack")
-                    assert resumed.resumed
-                    assert resumed.reconnection_count == 1
-                    assert resumed.initial_connection_unix_ms == ack.initial_connection_unix_ms > 0
-                    assert resumed.session_id not in ("", ack.session_id)
-                    end, _ = await first.ended()
-                    assert end.code is not grpc.StatusCode.OK
-                    # The evicted stream's cleanup must not have freed the identity of its
-                    # successor.
-                    async with raw_stream(target, **init) as third:
-                        end, kinds = await third.ended()
-                        assert (end.code, kinds) == (grpc.StatusCode.ALREADY_EXISTS, [])
-                    # And the count goes on, with the same first connection.
-                    async with raw_stream(target, **init, resume_session_id=resumed.session_id) as fourth:
-                        again = await fourth.expect("connection_ack")
-                        assert (again.resumed, again.reconnection_count) == (True, 2)
-                        assert again.initial_connection_unix_ms == ack.initial_connection_unix_ms
-
-    run_async(scenario)
-
-
-def test_14_r_resume_after_the_stream_died(target: str) -> None:
-    """A client may resume a session that has just ended, or is about to."""
-
-    async def scenario() -> None:
-        async with World(target) as world:
-            init = agent_init(world.ws, world.impl, "moving")
-            session = ""
-            for _ in range(5):
-                async with raw_stream(target, **init, resume_session_id=session) as stream:
-                    session = (await stream.expect("connection_ack")).session_id
-
-    run_async(scenario)
-
-
-def test_15_a_unknown_resume_id_on_a_free_identity(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            agent = world.agent("fresh")
-            agent.client.init.resume_session_id = "00000000-0000-4000-8000-000000000000"
-            with sdk_log() as log:
-                await agent.open()
-            assert "Session resumed" not in log.text
-
-    run_async(scenario)
-
-
-def test_16_a_unknown_resume_id_on_a_held_identity(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (holder,) = await world.open(world.agent("held"))
-            thief = world.agent("held")
-            thief.client.init.resume_session_id = "00000000-0000-4000-8000-000000000000"
-            with sdk_log() as log:
-                await thief.connect()
-                await thief.refused()
-            assert "ALREADY_EXISTS" in log.text
-            await holder.barrier()
-
-    run_async(scenario)
-
-
-def test_16_r_anothers_session_id_takes_over_nothing(target: str) -> None:
-    """A live session id is a key to its own identity only."""
-
-    async def scenario() -> None:
-        async with (
-            World(target) as world,
-            raw_stream(target, **agent_init(world.ws, world.impl, "one")) as one,
-            raw_stream(target, **agent_init(world.ws, world.impl, "two")) as two,
-        ):
-            key = (await one.expect("connection_ack")).session_id
-            await two.expect("connection_ack")
-            init = agent_init(world.ws, world.impl, "two", resume_session_id=key)
-            async with raw_stream(target, **init) as thief:
-                end, kinds = await thief.ended()
+@in_asyncio
+async def test_14_r_takeover_is_told_to_both_sides(world: World, target: str) -> None:
+    init = agent_init(world.ws, world.impl, "moving")
+    async with raw_stream(target, **init) as first:
+        ack = await first.expect("connection_ack")
+        async with raw_stream(target, **init, resume_session_id=ack.session_id) as second:
+            resumed = await second.expect("connection_ack")
+            assert resumed.resumed
+            assert resumed.reconnection_count == 1
+            assert resumed.initial_connection_unix_ms == ack.initial_connection_unix_ms > 0
+            assert resumed.session_id not in ("", ack.session_id)
+            end, _ = await first.ended()
+            assert end.code is not grpc.StatusCode.OK
+            # The evicted stream's cleanup must not have freed the identity of its
+            # successor.
+            async with raw_stream(target, **init) as third:
+                end, kinds = await third.ended()
                 assert (end.code, kinds) == (grpc.StatusCode.ALREADY_EXISTS, [])
-            await two.expect("config")
-            load = pb.CheckpointOperation(op=pb.CheckpointOperation.LOAD, request_id="still here")
-            await two.send(checkpoint_op=load)
-            assert (await two.expect("checkpoint")).request_id == "still here"
+            # And the count goes on, with the same first connection.
+            async with raw_stream(target, **init, resume_session_id=resumed.session_id) as fourth:
+                again = await fourth.expect("connection_ack")
+                assert (again.resumed, again.reconnection_count) == (True, 2)
+                assert again.initial_connection_unix_ms == ack.initial_connection_unix_ms
 
-    run_async(scenario)
+
+@in_asyncio
+async def test_14_r_resume_after_the_stream_died(world: World, target: str) -> None:
+    """A client may resume a session that has just ended, or is about to."""
+    init = agent_init(world.ws, world.impl, "moving")
+    session = ""
+    for _ in range(5):
+        async with raw_stream(target, **init, resume_session_id=session) as stream:
+            session = (await stream.expect("connection_ack")).session_id
+
+
+@in_asyncio
+async def test_15_a_unknown_resume_id_on_a_free_identity(world: World) -> None:
+    agent = world.agent("fresh")
+    agent.client.init.resume_session_id = "00000000-0000-4000-8000-000000000000"
+    with sdk_log() as log:
+        await agent.open()
+    assert "Session resumed" not in log.text
+
+
+@in_asyncio
+async def test_16_a_unknown_resume_id_on_a_held_identity(world: World) -> None:
+    (holder,) = await world.open(world.agent("held"))
+    thief = world.agent("held")
+    thief.client.init.resume_session_id = "00000000-0000-4000-8000-000000000000"
+    with sdk_log() as log:
+        await thief.connect()
+        await thief.refused()
+    assert "ALREADY_EXISTS" in log.text
+    await holder.barrier()
+
+
+@in_asyncio
+async def test_16_r_anothers_session_id_takes_over_nothing(target: str) -> None:
+    """A live session id is a key to its own identity only."""
+    async with (
+        World(target) as world,
+        raw_stream(target, **agent_init(world.ws, world.impl, "one")) as one,
+        raw_stream(target, **agent_init(world.ws, world.impl, "two")) as two,
+    ):
+        key = (await one.expect("connection_ack")).session_id
+        await two.expect("connection_ack")
+        init = agent_init(world.ws, world.impl, "two", resume_session_id=key)
+        async with raw_stream(target, **init) as thief:
+            end, kinds = await thief.ended()
+            assert (end.code, kinds) == (grpc.StatusCode.ALREADY_EXISTS, [])
+        await two.expect("config")
+        load = pb.CheckpointOperation(op=pb.CheckpointOperation.LOAD, request_id="still here")
+        await two.send(checkpoint_op=load)
+        assert (await two.expect("checkpoint")).request_id == "still here"
 
 
 def test_17_s_a_closed_client_connects_again(target: str) -> None:

@@ -11,56 +11,50 @@ import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.forwarder import forwarder
-from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, run_async
+from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, in_asyncio
 
 K = pb.KVOperation
 
 
-def test_59_a_counters(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            a, b = await world.open(world.agent("a"), world.agent("b"))
-            scope: dict[str, Any] = {"scope": "workspace", "timeout": LIMIT_S}
-            assert answered(await a.client.kv_increment("up", **scope), "increment").counter_value == 1
-            assert answered(await a.client.kv_decrement("down", **scope), "decrement").counter_value == -1
-            answers = await asyncio.gather(*(p.client.kv_increment("n", **scope) for p in (a, b) for _ in range(25)))
-            assert sorted(answer.counter_value for answer in answers) == list(range(1, 51))
-            assert answered(await a.client.kv_get("n", **scope), "get").value == b"50"
-            answered(await a.client.kv_put("text", b"not a number", **scope), "put")
-            refused = await a.client.kv_increment("text", **scope)
-            assert refused is not None
-            assert not refused.success
-            await a.error("KV_ERROR")
-
-    run_async(scenario)
+@in_asyncio
+async def test_59_a_counters(world: World) -> None:
+    a, b = await world.open(world.agent("a"), world.agent("b"))
+    scope: dict[str, Any] = {"scope": "workspace", "timeout": LIMIT_S}
+    assert answered(await a.client.kv_increment("up", **scope), "increment").counter_value == 1
+    assert answered(await a.client.kv_decrement("down", **scope), "decrement").counter_value == -1
+    answers = await asyncio.gather(*(p.client.kv_increment("n", **scope) for p in (a, b) for _ in range(25)))
+    assert sorted(answer.counter_value for answer in answers) == list(range(1, 51))
+    assert answered(await a.client.kv_get("n", **scope), "get").value == b"50"
+    answered(await a.client.kv_put("text", b"not a number", **scope), "put")
+    refused = await a.client.kv_increment("text", **scope)
+    assert refused is not None
+    assert not refused.success
+    await a.error("KV_ERROR")
 
 
-def test_60_a_guarded_counters(target: str) -> None:
-    async def scenario() -> None:
-        async with World(target) as world:
-            (a,) = await world.open(world.agent("a"))
-            scope: dict[str, Any] = {"scope": "workspace", "timeout": LIMIT_S}
+@in_asyncio
+async def test_60_a_guarded_counters(world: World) -> None:
+    (a,) = await world.open(world.agent("a"))
+    scope: dict[str, Any] = {"scope": "workspace", "timeout": LIMIT_S}
 
-            async def up(delta: int, ceiling: int) -> Any:
-                return await a.client.kv_increment_if("n", delta=delta, ceiling=ceiling, **scope)
+    async def up(delta: int, ceiling: int) -> Any:
+        return await a.client.kv_increment_if("n", delta=delta, ceiling=ceiling, **scope)
 
-            async def down(delta: int, floor: int) -> Any:
-                return await a.client.kv_decrement_if("n", delta=delta, floor=floor, **scope)
+    async def down(delta: int, floor: int) -> Any:
+        return await a.client.kv_decrement_if("n", delta=delta, floor=floor, **scope)
 
-            assert await up(20, 20) == (20, True)
-            assert await up(1, 20) == (20, False)
-            assert await up(0, 21) == (21, True)  # a delta of 0 means 1
-            assert await down(22, 0) == (21, False)
-            assert await down(21, 0) == (0, True)
-            assert await down(1, 0) == (0, False)
-            assert await down(0, -1) == (-1, True)
-            for call in (up, down):
-                _value, applied = await call(-5, 100)
-                assert not applied
-                await a.error("KV_ERROR")
-            assert answered(await a.client.kv_get("n", **scope), "get").value == b"-1"
-
-    run_async(scenario)
+    assert await up(20, 20) == (20, True)
+    assert await up(1, 20) == (20, False)
+    assert await up(0, 21) == (21, True)  # a delta of 0 means 1
+    assert await down(22, 0) == (21, False)
+    assert await down(21, 0) == (0, True)
+    assert await down(1, 0) == (0, False)
+    assert await down(0, -1) == (-1, True)
+    for call in (up, down):
+        _value, applied = await call(-5, 100)
+        assert not applied
+        await a.error("KV_ERROR")
+    assert answered(await a.client.kv_get("n", **scope), "get").value == b"-1"
 
 
 @pytest.fixture

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from tests.helpers.gateway import GatewayProcess
-from tests.helpers.sdk import World, run_async, sdk_log
+from tests.helpers.sdk import World, in_asyncio, sdk_log
 from tests.interop.idle import IdleWatch
 
 
-def test_21_a_client_survives_a_crash_of_the_gateway(own_gateway: Callable[..., GatewayProcess]) -> None:
-    gateway = own_gateway()
+@in_asyncio
+async def test_21_a_client_survives_a_crash_of_the_gateway(new_gateway: GatewayProcess) -> None:
+    async with World(new_gateway.address, auto_reconnect=True, max_retries=0) as world:
+        a, b = await world.open(world.agent("a"), world.agent("b"))
+        sessions = {a.session_id, b.session_id}
+        await asyncio.to_thread(new_gateway.kill)
+        await asyncio.to_thread(new_gateway.restart)
+        await asyncio.gather(a.online(), b.online())
+        assert not sessions & {a.session_id, b.session_id}
+        await a.client.send_message_to_agent(world.ws, world.impl, "b", b"after the crash")
+        await b.message(b"after the crash")
 
-    async def scenario() -> None:
-        async with World(gateway.address, auto_reconnect=True, max_retries=0) as world:
-            a, b = await world.open(world.agent("a"), world.agent("b"))
-            sessions = {a.session_id, b.session_id}
-            await asyncio.to_thread(gateway.kill)
-            await asyncio.to_thread(gateway.restart)
+
+@in_asyncio
+async def test_22_a_client_resumes_after_a_drain(new_gateway: GatewayProcess) -> None:
+    async with World(new_gateway.address, auto_reconnect=True, max_retries=0) as world:
+        a, b = await world.open(world.agent("a"), world.agent("b"))
+        with sdk_log() as log:
+            new_gateway.terminate()
+            assert await asyncio.to_thread(new_gateway.wait) == 0
+            await asyncio.to_thread(new_gateway.restart)
             await asyncio.gather(a.online(), b.online())
-            assert not sessions & {a.session_id, b.session_id}
-            await a.client.send_message_to_agent(world.ws, world.impl, "b", b"after the crash")
-            await b.message(b"after the crash")
-
-    run_async(scenario)
-
-
-def test_22_a_client_resumes_after_a_drain(own_gateway: Callable[..., GatewayProcess]) -> None:
-    gateway = own_gateway()
-
-    async def scenario() -> None:
-        async with World(gateway.address, auto_reconnect=True, max_retries=0) as world:
-            a, b = await world.open(world.agent("a"), world.agent("b"))
-            with sdk_log() as log:
-                gateway.terminate()
-                assert await asyncio.to_thread(gateway.wait) == 0
-                await asyncio.to_thread(gateway.restart)
-                await asyncio.gather(a.online(), b.online())
-            assert "ALREADY_EXISTS" not in log.text
-            assert a.client.is_running
-            await a.client.send_message_to_agent(world.ws, world.impl, "b", b"after the drain")
-            await b.message(b"after the drain")
-
-    run_async(scenario)
+        assert "ALREADY_EXISTS" not in log.text
+        assert a.client.is_running
+        await a.client.send_message_to_agent(world.ws, world.impl, "b", b"after the drain")
+        await b.message(b"after the drain")
 
 
 def test_25_a_idle_connection_with_pings_is_left_alone(idle_watch: IdleWatch) -> None:

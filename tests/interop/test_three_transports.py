@@ -162,11 +162,6 @@ async def test_one_identity_on_all_transports(target: str) -> None:
             async with UserClient(f"ws://{target}", user_id=user_id, window_id=window_id):
                 raise AssertionError("it was let in")
         await blocking(three.sdk.close)
-        async with AgentClient(
-            f"aether://{target}",
-            workspace=three.ws,
-            implementation=impl,
-            specifier="sdk",
-        ) as heir:
+        async with AgentClient(f"aether://{target}", workspace=three.ws, implementation=impl, specifier="sdk") as heir:
             await three.say("window", "sdk", b"are you the one?")
             assert (await take(heir)).payload == b"are you the one?"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.engines import open_postgres_engine
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
+from tests.helpers.sdk import World
 
 
 @pytest.fixture(scope="package", params=["sqlite", "postgres", "two-nodes"])
@@ -34,3 +35,9 @@ def tasks_gateways(
 def gateway(tasks_gateways: list[GatewayProcess]) -> str:
     """Give HOST:PORT of each gateway, joined by commas: peers take them in turn."""
     return ",".join(one.address for one in tasks_gateways)
+
+
+@pytest.fixture
+def world(gateway: str) -> World:
+    """The peers of one scenario, on each gateway in turn."""
+    return World(gateway)

@@ -19,7 +19,7 @@ from typing import Any
 
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.sdk import LIMIT_S, Peer, World, answered, run_async
+from tests.helpers.sdk import LIMIT_S, Peer, World, answered, in_asyncio, run_async
 from tests.interop.tasks import steps
 from tests.interop.tasks.steps import TARGETED
 
@@ -30,61 +30,55 @@ async def registered(world: World, orchestrator: Peer, name: str, **params: str)
     answered(await orchestrator.client.register_agent(name, profile=profile, launch_params=params), "register")
 
 
-def test_87_a_task_for_an_agent_that_is_not_running(gateway: str) -> None:
-    async def scenario() -> None:
-        async with World(gateway) as world:
-            name = f"lazy-{world.run}"
-            orchestrator, creator = await world.open(world.orchestrator(), world.agent("c"))
-            await registered(world, orchestrator, name, voice="low", mood="good")
-            target = f"ag::{world.ws}::{name}::one"
-            response = await creator.client.create_task_sync(
-                "work",
-                world.ws,
-                assignment_mode=TARGETED,
-                target_agent_id=target,
-                launch_param_overrides={"voice": "loud"},
-                payload=b"do",
-                timeout=LIMIT_S,
-            )
-            assert (response.success, response.status) == (True, "orchestration_triggered")
-            asked = await steps.assignment(orchestrator)
-            assert (asked.task_type, asked.target_implementation) == ("agent_startup", name)
-            assert (asked.workspace, asked.specifier, asked.profile) == (world.ws, "one", f"profile-{world.run}")
-            params = dict(asked.launch_params)
-            assert params.pop("auth_token")
-            assert params == {"profile": asked.profile, "voice": "loud", "mood": "good"}
-            credentials = {"token": asked.launch_params["auth_token"]}
-            (worker,) = await world.open(world.agent("one", impl=name, credentials=credentials))
-            given = await steps.assignment(worker)
-            assert (given.task_id, given.payload) == (response.task_id, b"do")
-            assert (await steps.op(worker, "claim", given.task_id)).status == pb.TASK_STATUS_RUNNING
-            await steps.op(worker, "complete", given.task_id)
-            assert orchestrator.assignments.empty()
-
-    run_async(scenario)
+@in_asyncio
+async def test_87_a_task_for_an_agent_that_is_not_running(world: World) -> None:
+    name = f"lazy-{world.run}"
+    orchestrator, creator = await world.open(world.orchestrator(), world.agent("c"))
+    await registered(world, orchestrator, name, voice="low", mood="good")
+    target = f"ag::{world.ws}::{name}::one"
+    response = await creator.client.create_task_sync(
+        "work",
+        world.ws,
+        assignment_mode=TARGETED,
+        target_agent_id=target,
+        launch_param_overrides={"voice": "loud"},
+        payload=b"do",
+        timeout=LIMIT_S,
+    )
+    assert (response.success, response.status) == (True, "orchestration_triggered")
+    asked = await steps.assignment(orchestrator)
+    assert (asked.task_type, asked.target_implementation) == ("agent_startup", name)
+    assert (asked.workspace, asked.specifier, asked.profile) == (world.ws, "one", f"profile-{world.run}")
+    params = dict(asked.launch_params)
+    assert params.pop("auth_token")
+    assert params == {"profile": asked.profile, "voice": "loud", "mood": "good"}
+    credentials = {"token": asked.launch_params["auth_token"]}
+    (worker,) = await world.open(world.agent("one", impl=name, credentials=credentials))
+    given = await steps.assignment(worker)
+    assert (given.task_id, given.payload) == (response.task_id, b"do")
+    assert (await steps.op(worker, "claim", given.task_id)).status == pb.TASK_STATUS_RUNNING
+    await steps.op(worker, "complete", given.task_id)
+    assert orchestrator.assignments.empty()
 
 
-def test_88_a_message_to_an_agent_that_is_not_running(gateway: str) -> None:
-    async def scenario() -> None:
-        async with World(gateway) as world:
-            name = f"lazy-{world.run}"
-            orchestrator, sender = await world.open(world.orchestrator(), world.agent("s"))
-            await registered(world, orchestrator, name)
-            target = f"ag::{world.ws}::{name}::two"
-            await sender.send(target, b"wake")
-            asked = await steps.assignment(orchestrator)
-            for number in range(3):
-                await sender.send(target, b"%d" % number)
-            await sender.barrier()
-            await asyncio.sleep(2.5)  # in which a second look at the messages comes
-            assert orchestrator.assignments.empty(), "a second start of the same agent"
-            (worker,) = await world.open(
-                world.agent("two", impl=name, credentials={"token": asked.launch_params["auth_token"]})
-            )
-            for payload in (b"wake", b"0", b"1", b"2"):
-                assert (await worker.take()).payload == payload
-
-    run_async(scenario)
+@in_asyncio
+async def test_88_a_message_to_an_agent_that_is_not_running(world: World) -> None:
+    name = f"lazy-{world.run}"
+    orchestrator, sender = await world.open(world.orchestrator(), world.agent("s"))
+    await registered(world, orchestrator, name)
+    target = f"ag::{world.ws}::{name}::two"
+    await sender.send(target, b"wake")
+    asked = await steps.assignment(orchestrator)
+    for number in range(3):
+        await sender.send(target, b"%d" % number)
+    await sender.barrier()
+    await asyncio.sleep(2.5)  # in which a second look at the messages comes
+    assert orchestrator.assignments.empty(), "a second start of the same agent"
+    (worker,) = await world.open(
+        world.agent("two", impl=name, credentials={"token": asked.launch_params["auth_token"]})
+    )
+    for payload in (b"wake", b"0", b"1", b"2"):
+        assert (await worker.take()).payload == payload
 
 
 class EchoOrchestrator:

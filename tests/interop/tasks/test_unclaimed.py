@@ -11,7 +11,7 @@ import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.forwarder import forwarder
-from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, eventually, run_async
+from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, eventually, in_asyncio
 from tests.interop.tasks import steps
 
 
@@ -111,20 +111,17 @@ def test_progress_of_a_task_that_was_cancelled_is_an_error_for_its_worker(gatewa
         assert (late.success, "cancelled" in late.error) == (False, True)
 
 
-def test_the_asyncio_client_hears_of_a_cancellation_as_well(gateway: str) -> None:
-    async def scenario() -> None:
-        async with World(gateway) as world:
-            creator, worker = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("w"))
-            task_id = await steps.create(creator, world)
-            await steps.assignment(worker, task_id)
-            await worker.client.report_progress(task_id, completion=0.1)
-            # Until it is written: the creator may be connected to another node.
-            began = pb.TASK_STATUS_RUNNING
-            await eventually(lambda: steps.status(creator, task_id), lambda status: status == began, "begun")
-            await steps.op(creator, "cancel", task_id)
-            await worker.client.report_progress(task_id, completion=0.5, request_id="after")
-            error = await worker.error("ERR_INVALID_ARGUMENT")
-            assert error.request_id == "after"
-            assert "has ended: it is cancelled" in error.message
-
-    run_async(scenario)
+@in_asyncio
+async def test_the_asyncio_client_hears_of_a_cancellation_as_well(world: World) -> None:
+    creator, worker = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("w"))
+    task_id = await steps.create(creator, world)
+    await steps.assignment(worker, task_id)
+    await worker.client.report_progress(task_id, completion=0.1)
+    # Until it is written: the creator may be connected to another node.
+    began = pb.TASK_STATUS_RUNNING
+    await eventually(lambda: steps.status(creator, task_id), lambda status: status == began, "begun")
+    await steps.op(creator, "cancel", task_id)
+    await worker.client.report_progress(task_id, completion=0.5, request_id="after")
+    error = await worker.error("ERR_INVALID_ARGUMENT")
+    assert error.request_id == "after"
+    assert "has ended: it is cancelled" in error.message

@@ -17,24 +17,23 @@ async def load(client: Any, key: str = "default") -> bytes | None:
 
 
 @both
-async def test_66_save_load_list_delete(target: str, transport: str) -> None:
-    async with World(target, transport) as world:
-        a, b = await world.talker("a"), await world.agent("b")
-        assert await load(a, "none") is None
-        blob = bytes(range(256)) * 4000
-        saved_at = await a.checkpoints.save(blob, "k1")
-        await a.checkpoints.save(b"default slot", "")
-        assert saved_at is not None
-        found = await a.checkpoints.load("k1")
-        assert found is not None
-        assert (found.data, found.saved_at) == (blob, saved_at)
-        assert await load(a, "default") == await load(a, "") == b"default slot"
-        assert await load(b, "k1") is None
-        assert await a.checkpoints.list() == ("default", "k1")
-        for _ in range(2):  # idempotent
-            await a.checkpoints.delete("k1")
-        assert await load(a, "k1") is None
-        assert await a.checkpoints.list() == ("default",)
+async def test_66_save_load_list_delete(world: World) -> None:
+    a, b = await world.talker("a"), await world.agent("b")
+    assert await load(a, "none") is None
+    blob = bytes(range(256)) * 4000
+    saved_at = await a.checkpoints.save(blob, "k1")
+    await a.checkpoints.save(b"default slot", "")
+    assert saved_at is not None
+    found = await a.checkpoints.load("k1")
+    assert found is not None
+    assert (found.data, found.saved_at) == (blob, saved_at)
+    assert await load(a, "default") == await load(a, "") == b"default slot"
+    assert await load(b, "k1") is None
+    assert await a.checkpoints.list() == ("default", "k1")
+    for _ in range(2):  # idempotent
+        await a.checkpoints.delete("k1")
+    assert await load(a, "k1") is None
+    assert await a.checkpoints.list() == ("default",)
 
 
 @both

@@ -10,9 +10,10 @@ sent before it.
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any, Self
 
 import pytest
@@ -32,11 +33,6 @@ from aether_trio.client import (
 
 LIMIT_S = 300.0
 POLL_S = 0.05
-
-TRANSPORTS = ("framed", "ws")
-both = pytest.mark.parametrize("transport", TRANSPORTS)
-framed = pytest.mark.parametrize("transport", TRANSPORTS[:1])
-"""Scenarios in which no user takes part."""
 
 
 class World:
@@ -153,3 +149,21 @@ async def until(probe: Callable[[], Awaitable[Any]], wanted: Any) -> None:
     """
     while await probe() != wanted:
         await trio.sleep(POLL_S)
+
+
+def _on(*transports: str) -> Callable[[Callable[..., Awaitable[None]]], Any]:
+    def scenario(test: Callable[..., Awaitable[None]]) -> Any:
+        @functools.wraps(test)
+        async def run(**fixtures: Any) -> None:
+            async with fixtures.get("world") or nullcontext():
+                await test(**fixtures)
+
+        return pytest.mark.parametrize("transport", transports)(run)
+
+    return scenario
+
+
+both = _on("framed", "ws")
+"""Run a scenario on both transports. The clients of its fixture `world` are closed at its end."""
+framed = _on("framed")
+"""The same for a scenario in which no user takes part."""
