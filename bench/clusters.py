@@ -24,11 +24,7 @@ from bench.servers import ServerFailed, ServerOptions, Target, gateway, scratch
 OPS_SECONDS: Final = 10.0
 _SAMPLE: Final = re.compile(r"^(aether_\w+?)(?:_total)?(?:\{\})? (\S+)$", re.MULTILINE)
 
-_WORKER: Final = (
-    "auth.allow_anonymous=true",
-    "limits.send_rate_per_s=0",
-    "limits.connections_per_workspace=0",
-)
+_WORKER: Final = ("auth.allow_anonymous=true", "limits.send_rate_per_s=0", "limits.connections_per_workspace=0")
 
 
 @dataclass(frozen=True, slots=True)

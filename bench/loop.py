@@ -94,10 +94,7 @@ class Loop:
         self._ending.add(connection)
 
     def run(
-        self,
-        until: float,
-        done: Callable[[], bool] | None = None,
-        pulse: Callable[[float], float] | None = None,
+        self, until: float, done: Callable[[], bool] | None = None, pulse: Callable[[float], float] | None = None
     ) -> bool:
         """Move bytes until `done()` (True) or the time `until` (False).
 

@@ -20,18 +20,7 @@ from bench.scenarios.tasks_queued import Long, LongOnPostgres, Short, ShortOnPos
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
-    for scenario in (
-        RawEcho,
-        ConnectStorm,
-        Idle,
-        Routed1,
-        Routed16,
-        Paced,
-        FanOut100,
-        FanOut1000,
-        PutGet,
-        Enqueue,
-    )
+    for scenario in (RawEcho, ConnectStorm, Idle, Routed1, Routed16, Paced, FanOut100, FanOut1000, PutGet, Enqueue)
 }
 
 TASKS: tuple[type[Scenario], ...] = (

@@ -98,11 +98,7 @@ class Children(Scenario):
 
     def finish(self) -> None:
         """See `Scenario.finish`."""
-        self.verdict.counts = {
-            "created": len(self.created),
-            "children": self.children,
-            "refused": len(self.refused),
-        }
+        self.verdict.counts = {"created": len(self.created), "children": self.children, "refused": len(self.refused)}
         if self.refused:
             self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
         alone, children = self.seconds

@@ -17,10 +17,7 @@ def test_a_module_runs_as_main_and_leaves_its_profile(tmp_path: Path) -> None:
     out = tmp_path / "out.prof"
     start = f"import sys; sys.path.append({str(tmp_path)!r}); from bench.profiled import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", start, str(out), "worked", "--flag"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", start, str(out), "worked", "--flag"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (3, "['--flag']\n"), done.stderr
     assert any(name == "work" for _, _, name in pstats.Stats(str(out)).stats)  # type: ignore[attr-defined]

@@ -135,8 +135,7 @@ def test_an_upgrade_to_another_subprotocol_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
-    [(masked(2, b"hi"), "must not mask"), (b"\x81\x02hi", "opcode 1"), (b"\xc2\x02hi", "extension")],
+    ("data", "why"), [(masked(2, b"hi"), "must not mask"), (b"\x81\x02hi", "opcode 1"), (b"\xc2\x02hi", "extension")]
 )
 def test_what_no_server_may_send_is_an_error(data: bytes, why: str) -> None:
     server = Server()

@@ -113,8 +113,7 @@ def test_a_long_value_is_quoted_in_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plain", "payload"),
-    [("_-8=", b"\xff\xef"), ("_-8", b"\xff\xef"), ("/+8=", b"\xff\xef"), ("", b"")],
+    ("plain", "payload"), [("_-8=", b"\xff\xef"), ("_-8", b"\xff\xef"), ("/+8=", b"\xff\xef"), ("", b"")]
 )
 def test_base64_of_both_alphabets_is_read(plain: str, payload: bytes) -> None:
     assert JSON.decode(json.dumps({"send": {"payload": plain}})).send.payload == payload

@@ -15,12 +15,7 @@ from aether_trio.wire.framing import ConnectionState, Side
 from aether_trio.wire.framing.states import BY_FRAME, BY_PAIR, LOCALLY_ILLEGAL, START, States
 
 EVENTS: tuple[type, ...] = get_args(framing.Event)
-FRAME_OF = {
-    "ClientHello": "HELLO",
-    "ServerHello": "HELLO",
-    "GrantCredit": "CREDIT",
-    "ChannelClosed": "CHANNEL",
-}
+FRAME_OF = {"ClientHello": "HELLO", "ServerHello": "HELLO", "GrantCredit": "CREDIT", "ChannelClosed": "CHANNEL"}
 PAGE = Path(__file__).parents[3] / "docs" / "wire.md"
 
 
