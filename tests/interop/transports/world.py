@@ -23,12 +23,9 @@ from aether_trio.client import (
     AgentClient,
     Client,
     IncomingMessage,
-    MetricsBridgeClient,
-    OrchestratorClient,
     ServiceClient,
     TaskClient,
     UserClient,
-    WorkflowEngineClient,
 )
 
 LIMIT_S = 300.0
@@ -82,20 +79,6 @@ class World:
 
     async def service(self, specifier: str) -> ServiceClient:
         client: ServiceClient = await self.open(ServiceClient, implementation=self.impl, specifier=specifier)
-        return client
-
-    async def orchestrator(self) -> OrchestratorClient:
-        client: OrchestratorClient = await self.open(
-            OrchestratorClient, implementation=self.impl, profiles=[f"profile-{self.run}"], specifier="o1"
-        )
-        return client
-
-    async def engine(self) -> WorkflowEngineClient:
-        client: WorkflowEngineClient = await self.open(WorkflowEngineClient)
-        return client
-
-    async def metrics_bridge(self) -> MetricsBridgeClient:
-        client: MetricsBridgeClient = await self.open(MetricsBridgeClient)
         return client
 
     async def talker(self, name: str = "talker") -> Any:
