@@ -1,7 +1,7 @@
-"""A TCP forwarder in threads that counts HTTP/2 frames and can stop forwarding.
+"""A TCP forwarder in threads that counts HTTP/2 frames and can refuse connections.
 
-For what happens below the SDK: pings, GOAWAYs, how many connections a client made, and a path that
-goes dead without closing. It never changes a byte.
+For what happens below the SDK: pings, GOAWAYs, and how many connections a client made. It never
+changes a byte.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import collections
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -52,8 +51,6 @@ class Forwarder:
         self.connections = 0
         self._sockets: list[socket.socket] = []
         self._counters: list[tuple[FrameCounter, FrameCounter]] = []
-        self._flowing = threading.Event()
-        self._flowing.set()
         self._threads: list[threading.Thread] = []
         self._refusing = False
 
@@ -62,7 +59,6 @@ class Forwarder:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._flowing.set()
         for sock in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -99,15 +95,10 @@ class Forwarder:
     def _pump(self, source: socket.socket, sink: socket.socket, counter: FrameCounter) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                self._flowing.wait()
                 counter.feed(data)
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-
-    def freeze(self) -> None:
-        """Forward nothing more, and close nothing."""
-        self._flowing.clear()
 
     def refuse(self) -> None:
         """Cut what is connected, and close new connections at once."""
@@ -139,9 +130,3 @@ class Forwarder:
     @property
     def server_goaways(self) -> int:
         return self._count(1, GOAWAY, ack=False)
-
-
-@contextlib.contextmanager
-def forwarder(target: str) -> Iterator[Forwarder]:
-    with Forwarder(target) as running:
-        yield running

@@ -17,6 +17,7 @@ from wsproto.events import CloseConnection
 from aether_trio.cli.options import split_address
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire import framing
+from aether_trio.wire.browser import PROTO, Codec
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.grpc_stream import GrpcStream, open_grpc
 from tests.transport.framed.harness import Ended, FramedPeer
@@ -115,8 +116,10 @@ class _WebSocket:
 
 
 @asynccontextmanager
-async def participant(transport: str, address: str, init: pb.UpstreamMessage) -> AsyncIterator[Participant]:
-    """Connect and be acknowledged. Raises StatusError for a refusal."""
+async def participant(
+    transport: str, address: str, init: pb.UpstreamMessage, *, codec: Codec = PROTO
+) -> AsyncIterator[Participant]:
+    """Connect and be acknowledged; `codec` is WebSocket's. Raises StatusError for a refusal."""
     host, port = split_address(address)
     if transport == "grpc":
         async with open_grpc(host, port) as stream:
@@ -129,7 +132,7 @@ async def participant(transport: str, address: str, init: pb.UpstreamMessage) ->
             yield await _opened(_Framed(peer), init)
     else:
         async with await trio.open_tcp_stream(host, port) as tcp:
-            client = Client(tcp)
+            client = Client(tcp, codec)
             client.answers_pings = True
             await client.upgrade()
             yield await _opened(_WebSocket(client), init)

@@ -9,7 +9,7 @@ import grpc
 import pytest
 import trustme
 
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.helpers.gateway import GatewayProcess
 from tests.helpers.sdk import LIMIT_S, World, run_async, sdk_log
 from tests.interop.keys import SERVE, new_key, serve_arguments
@@ -109,7 +109,7 @@ def test_28_a_bad_api_key_is_refused_once(own_gateway: Callable[..., GatewayProc
     gateway = own_gateway(command=SERVE, extra_args=serve_arguments(tmp_path, [record]))
 
     async def scenario() -> None:
-        with forwarder(gateway.address) as path:
+        with Forwarder(gateway.address) as path:
             for bad in ({"x-api-key": key + "x"}, {"x-api-key": ""}, {}):
                 before = path.client_streams
                 async with World(path.address, credentials=bad or None) as world:

@@ -11,7 +11,7 @@ import pytest
 from scitrera_aether_client.client import make_extension
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.helpers.gateway import GatewayProcess
 from tests.helpers.sdk import World, agent_init, answered, in_asyncio, raw_stream, run_async, sdk_log
 
@@ -120,7 +120,7 @@ async def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
     FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter: an ack
     before the status would make it loop without a pause.
     """
-    with forwarder(target) as path:
+    with Forwarder(target) as path:
         async with World(path.address) as world:
             extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]
             agent = world.agent("a", extensions=extensions, auto_reconnect=True, max_retries=2)

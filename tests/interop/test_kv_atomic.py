@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, in_asyncio
 
 K = pb.KVOperation
@@ -70,7 +70,7 @@ def test_59_q_a_long_row_of_requests_is_no_flood(target: str) -> None:
     grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for the
     connection. The connection is a separate one, so that nothing else counts.
     """
-    with forwarder(target) as path, SyncWorld(path.address) as world:
+    with Forwarder(target) as path, SyncWorld(path.address) as world:
         agent = world.agent("busy").open()
         for n in range(1, 4001):
             got = answered(agent.kv(K.INCREMENT, scope=K.WORKSPACE, key="n"), f"round trip {n}")

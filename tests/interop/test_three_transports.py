@@ -12,7 +12,10 @@ import trio
 from scitrera_aether_client.proto import aether_pb2 as sdk_pb
 
 from aether_trio.client import AgentClient, DuplicateIdentity, MessageType, UserClient
-from tests.helpers.json_window import JsonWindow, open_json_window, unb64
+from aether_trio.wire.browser import JSON
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import message_to, switch_to, user
+from tests.helpers.participants import Participant, participant
 from tests.helpers.sdk import SyncPeer, SyncWorld, answered
 from tests.interop.transports.world import take
 
@@ -28,18 +31,19 @@ async def blocking(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 class Three:
     """The three, in one workspace and on one port."""
 
-    def __init__(self, ws: str, sdk: SyncPeer, framed: AgentClient, window: JsonWindow) -> None:
+    def __init__(self, ws: str, sdk: SyncPeer, framed: AgentClient, window: Participant, uid: str) -> None:
         self.ws, self.sdk, self.framed, self.window = ws, sdk, framed, window
+        self.topics = {"sdk": sdk.topic, "framed": framed.topic, "window": f"us::{uid}::w1"}
 
     async def say(self, sender: str, target: str, payload: bytes) -> None:
         """From one of them to another."""
-        topic = getattr(self, target).topic
+        topic = self.topics[target]
         if sender == "sdk":
             await blocking(self.sdk.send, topic, payload, sdk_pb.CHAT)
         elif sender == "framed":
             await self.framed.send(topic, payload, type=MessageType.CHAT)
         else:
-            await self.window.send(topic, payload)
+            await self.window.send(message_to(topic, payload, pb.CHAT))
 
     async def hear(self, receiver: str) -> tuple[str, bytes, str]:
         """(source, payload, type) of the next message of one of them."""
@@ -49,8 +53,8 @@ class Three:
         if receiver == "framed":
             got = await take(self.framed)
             return got.source, got.payload, got.type.name
-        heard = await self.window.hear("msg")
-        return heard["source_topic"], unb64(heard["payload"]), heard["message_type"]
+        heard = (await self.window.next("msg")).msg
+        return heard.source_topic, heard.payload, pb.MessageType.Name(heard.message_type)
 
 
 @asynccontextmanager
@@ -64,11 +68,12 @@ async def connected(target: str) -> AsyncIterator[Three]:
                 AgentClient(
                     f"aether://{target}", workspace=world.ws, implementation=world.impl, specifier="framed"
                 ) as framed,
-                open_json_window(target, world.uid, "w1") as window,
+                participant("websocket", target, user(world.uid, "w1"), codec=JSON) as window,
             ):
-                await window.say(switch_workspace={"new_workspace_id": world.ws})
-                await window.settle()
-                yield Three(world.ws, sdk, framed, window)
+                await window.send(switch_to(world.ws))
+                await window.send(pb.UpstreamMessage(checkpoint_op=pb.CheckpointOperation(request_id="switched")))
+                await window.next("checkpoint")
+                yield Three(world.ws, sdk, framed, window, world.uid)
         finally:
             with trio.CancelScope(shield=True):
                 await blocking(sdk.close)
@@ -107,7 +112,7 @@ async def test_all_clients_send_to_each_other(target: str) -> None:
 
                 nursery.start_soon(all_of)
         for sender, receiver in PAIRS:
-            source = getattr(three, sender).topic
+            source = three.topics[sender]
             heard = [(payload, kind) for who, payload, kind in got[receiver] if who == source]
             assert heard == [(b"%s %d " % (sender.encode(), n) + tail, "CHAT") for n in range(rounds)]
 
@@ -116,7 +121,7 @@ async def test_a_chain_through_all_transports(target: str) -> None:
     """A person asks, one agent asks the other, and the answer comes back the same way."""
     async with connected(target) as three:
         await three.say("window", "framed", b"what is it?")
-        assert (await three.hear("framed"))[0] == three.window.topic
+        assert (await three.hear("framed"))[0] == three.topics["window"]
         await three.say("framed", "sdk", b"what is it?")
         assert (await three.hear("sdk"))[0] == three.framed.topic
         await three.say("sdk", "framed", b"42")
@@ -143,11 +148,11 @@ async def test_state_and_progress_cross_the_transports(target: str) -> None:
         got = await blocking(three.sdk.kv, sdk_pb.KVOperation.GET, scope=sdk_pb.KVOperation.WORKSPACE, key="shared")
         assert answered(got, "get").value == b"by the framed agent"
         await three.framed.progress.report("t", completion=0.5, summary="half", confirm=True)
-        update = await three.window.hear("progress_update")
-        assert (update["source"], update["completion"], update["summary"]) == (three.framed.topic, 0.5, "half")
+        update = (await three.window.next("progress_update")).progress_update
+        assert (update.source, update.completion, update.summary) == (three.framed.topic, 0.5, "half")
         await blocking(three.sdk.client.report_progress, "t", completion=1.0, summary="done")
         assert (await anext(three.framed.progress_updates)).summary == "done"
-        assert (await three.window.hear("progress_update"))["summary"] == "done"
+        assert (await three.window.next("progress_update")).progress_update.summary == "done"
 
 
 async def test_one_identity_on_all_transports(target: str) -> None:
@@ -157,7 +162,7 @@ async def test_one_identity_on_all_transports(target: str) -> None:
         with pytest.raises(DuplicateIdentity):
             async with AgentClient(f"aether://{target}", workspace=three.ws, implementation=impl, specifier="sdk"):
                 raise AssertionError("it was let in")
-        _, user_id, window_id = three.window.topic.split("::")
+        _, user_id, window_id = three.topics["window"].split("::")
         with pytest.raises(DuplicateIdentity):
             async with UserClient(f"ws://{target}", user_id=user_id, window_id=window_id):
                 raise AssertionError("it was let in")

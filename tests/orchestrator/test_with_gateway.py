@@ -18,7 +18,7 @@ from aether_trio.model.identity import Kind
 from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, OrchestratorLimits
 from aether_trio.session.session import Session
 from tests.client.gateways import QUICK, agent, open_test_gateway
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.orchestrator.starts import Notes, python
 from tests.orchestrator.test_process_group import is_there
 
@@ -178,7 +178,7 @@ async def test_of_two_processes_of_one_start_the_one_that_comes_lives_on(tmp_pat
     async with open_test_gateway(tasks={"start_timeout_s": 0}) as gateway:
         address = f"aether://{gateway.address}"
         here, there = (late, STAYS) if comes == "first" else (STAYS, late)
-        with trio.fail_after(LIMIT_S), forwarder(gateway.address) as way:
+        with trio.fail_after(LIMIT_S), Forwarder(gateway.address) as way:
             async with (
                 agent(address, "asker") as asker,
                 started_by(gateway, python(here), grace_s=0.5, address=way.address) as one,

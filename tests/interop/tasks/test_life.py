@@ -7,7 +7,7 @@ import time
 from scitrera_aether_client import Credentials
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.helpers.sdk import LIMIT_S, World, eventually, in_asyncio
 from tests.interop.tasks import steps
 from tests.interop.tasks.steps import SELF
@@ -163,7 +163,7 @@ async def test_81_hibernation(world: World) -> None:
 
 @in_asyncio
 async def test_85_a_worker_that_is_cut_off_and_comes_back(gateway: str) -> None:
-    with forwarder(gateway.split(",", maxsplit=1)[0]) as way:
+    with Forwarder(gateway.split(",", maxsplit=1)[0]) as way:
         async with World(gateway) as world:
             worker = world.agent("w", auto_reconnect=True)
             worker.target = way.address

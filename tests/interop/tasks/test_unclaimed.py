@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.forwarder import forwarder
+from tests.helpers.forwarder import Forwarder
 from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, eventually, in_asyncio
 from tests.interop.tasks import steps
 
@@ -55,7 +55,7 @@ def shown(creator: SyncPeer, task_id: str, good: Callable[[Any], bool]) -> Any:
 @pytest.mark.parametrize("reports", [True, False], ids=["reported", "given"])
 def test_a_worker_that_is_cut_keeps_its_task_and_completes_it(gateway: str, reports: bool) -> None:
     first, *_ = addresses = gateway.split(",")
-    with forwarder(first) as way, SyncWorld(first) as world:
+    with Forwarder(first) as way, SyncWorld(first) as world:
         creator = world.agent("c", impl=f"{world.impl}-c").open()
         worker = world.agent("w1", auto_reconnect=True, max_retries=0, initial_backoff=0.1, max_backoff=0.5)
         worker.target = way.address
