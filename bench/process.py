@@ -68,7 +68,6 @@ class FamilyProbe(ProcessProbe):
         super().__init__([pid])
 
     def cpu_ns(self) -> int:
-        """See `ProcessProbe.cpu_ns`."""
         (pid,) = self.pids
         total = _cpu_ns(pid) + _ended_children_ns(pid)
         for child in _children(pid):
@@ -89,7 +88,6 @@ class SeveralProbes(ProcessProbe):
         self._probes = tuple(probes)
 
     def cpu_ns(self) -> int:
-        """See `ProcessProbe.cpu_ns`."""
         return sum(probe.cpu_ns() for probe in self._probes)
 
     def main_thread_ns(self) -> int:
@@ -97,7 +95,6 @@ class SeveralProbes(ProcessProbe):
         return 0
 
     def rss_kib(self) -> int:
-        """See `ProcessProbe.rss_kib`."""
         return sum(probe.rss_kib() for probe in self._probes)
 
 

@@ -68,11 +68,9 @@ class Participant:
         self.world.loop.wants_write(self)
 
     def take(self) -> bytes:
-        """See `Pollable.take`."""
         return self.codec.take()
 
     def readable(self) -> None:
-        """See `Pollable.readable`."""
         try:
             data = self.socket.recv(READ_BYTES)
         except BlockingIOError:

@@ -27,7 +27,6 @@ class _OnNodes(Routed):
     in_flight = 16
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """See `Routed.places`."""
         nodes = list(self.world.nodes)
         return (nodes[1:] + nodes[:1] if self.across else nodes), nodes
 
@@ -104,7 +103,6 @@ class Connections(ConnectStorm):
     cluster = Shape(nodes=2)
 
     def place(self, number: int) -> str:
-        """See `ConnectStorm.place`."""
         return self.world.nodes[number % len(self.world.nodes)]
 
 
@@ -115,7 +113,6 @@ class _PacedOnNodes(_OnNodes, Paced):
     cluster = Shape(nodes=2)
 
     def pace(self) -> float:
-        """See `Paced.pace`."""
         return LOW_RATE
 
 

@@ -23,7 +23,6 @@ class ConnectStorm(Scenario):
     unit = "connection"
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         self._number = 0
         self._started: dict[Participant, int] = {}
         self.done = 0
@@ -31,7 +30,6 @@ class ConnectStorm(Scenario):
         self.world.on_greeted = self._greeted
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.done
         self.running = True
         for _ in range(IN_FLIGHT):
@@ -59,11 +57,9 @@ class ConnectStorm(Scenario):
             self._dial()
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         self.verdict.counts = {"connections": self.done}
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"in_flight": IN_FLIGHT}
 
 
@@ -79,7 +75,6 @@ class Idle(Scenario):
     gated = ("kib",)
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         if self.world.probe is None:
             raise ScenarioFailed("memory needs the server's process: give --pid")
         self.world.close_all(self.world.agents("warm", WARM_CONNECTIONS))
@@ -101,17 +96,12 @@ class Idle(Scenario):
         return self.world.probe.rss_kib()
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         self.world.pause(seconds)
         return max(1, round(self.open * seconds))
 
     def finish(self) -> None:
-        """See `Scenario.finish`.
-
-        A connection that ended meanwhile has failed the scenario already.
-        """
+        """A connection that ended meanwhile has failed the scenario already."""
         self.verdict.counts = {"connections": self.open}
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"connections": self.options.connections}

@@ -30,10 +30,7 @@ class Enqueue(Scenario):
     doc = "durable enqueue to offline agents, 20 senders, a barrier after every 32 messages; then all catch up"
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`.
-
-        The receivers have been there once, so their topics begin before the first message.
-        """
+        """Connect the receivers once: their topics begin before the first message."""
         world = self.world
         world.close_all(world.agents("absent", SENDERS))
         self.senders = world.agents("sender", SENDERS)
@@ -50,7 +47,6 @@ class Enqueue(Scenario):
         self.received = 0
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.accepted
         for index in range(SENDERS):
             self._batch(index)
@@ -78,7 +74,7 @@ class Enqueue(Scenario):
                 self._batch(sender.index)
 
     def finish(self) -> None:
-        """See `Scenario.finish`: catch up and compare."""
+        """Let the receivers catch up, and compare."""
         world = self.world
         self.reader = PayloadReader(world.transport.payload_at)
         world.on_greeted = self._listen
@@ -109,7 +105,6 @@ class Enqueue(Scenario):
                 self.received += 1
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"senders": SENDERS, "batch": BATCH, "payload": self.options.payload}
 
 

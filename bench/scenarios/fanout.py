@@ -27,7 +27,6 @@ class FanOut(Scenario):
     position: ClassVar[int]
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         world = self.world
         self.size = self.options.fanout[self.position]
         self.reader = PayloadReader(world.transport.payload_at)
@@ -49,7 +48,6 @@ class FanOut(Scenario):
         self.sent += 1
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.received
         for _ in range(IN_FLIGHT):
             self._send()
@@ -86,12 +84,10 @@ class FanOut(Scenario):
             self.refused += 1
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         lost = sum(ledger.lost(self.sent) for ledger in self.ledgers)
         self.judge(self.sent, self.received, self.refused, lost, self.ledgers)
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"receivers": self.size, "payload": self.options.payload, "window": IN_FLIGHT}
 
 

@@ -32,7 +32,6 @@ class PutGet(Scenario):
     unit = "operation"
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         self.agents = self.world.agents("kv", CONNECTIONS)
         self.slots: dict[str, _Slot] = {}
         for agent in self.agents:
@@ -44,7 +43,6 @@ class PutGet(Scenario):
         self.outstanding = self.answered = self.failed = self.wrong = 0
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.answered
         for name, slot in self.slots.items():
             self._ask(name, slot)
@@ -83,12 +81,10 @@ class PutGet(Scenario):
                 self._ask(name, slot)
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         self.verdict.counts = {"operations": self.answered, "failed": self.failed, "wrong": self.wrong}
         self.verdict.failures = [
             f"{count} operations {what}" for what, count in (("failed", self.failed), ("wrong", self.wrong)) if count
         ]
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"connections": CONNECTIONS, "window": SLOTS, "payload": self.options.payload}

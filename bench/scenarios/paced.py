@@ -29,7 +29,6 @@ class Paced(Routed):
     in_flight = 1
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         super().prepare()
         self._random = Random(SEED)
         self._turn = 0
@@ -51,7 +50,6 @@ class Paced(Routed):
         return best
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.received
         start = perf_counter()
         until = start + seconds
@@ -72,7 +70,6 @@ class Paced(Routed):
         return due
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"pairs": self.options.pairs, "payload": self.options.payload}
 
 

@@ -25,18 +25,14 @@ class RawEcho(Scenario):
     own_server = True
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         self._echo = EchoProcess(CONNECTIONS).__enter__()
         self.world.probe = self._echo.probe
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         return self._echo.window(seconds).count
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         self._echo.__exit__()
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"connections": CONNECTIONS, "payload": MESSAGE_BYTES}

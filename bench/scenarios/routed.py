@@ -21,7 +21,6 @@ class Routed(Scenario):
     in_flight: ClassVar[int]
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         world, pairs = self.world, self.options.pairs
         self.reader = PayloadReader(world.transport.payload_at)
         receivers_at, senders_at = self.places()
@@ -53,7 +52,6 @@ class Routed(Scenario):
         self.senders[pair].send(self.prefixes[pair] + HEAD.pack(MARK, pair, number, stamp) + self.filler)
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.received
         now = perf_counter_ns()
         for pair in range(self.options.pairs):
@@ -87,12 +85,10 @@ class Routed(Scenario):
             self.send(participant.index, perf_counter_ns())
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         lost = sum(ledger.lost(sent) for ledger, sent in zip(self.ledgers, self.sent, strict=True)) - self.refused
         self.judge(sum(self.sent), self.received, self.refused, lost, self.ledgers)
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"pairs": self.options.pairs, "payload": self.options.payload, "window": self.in_flight}
 
 

@@ -39,7 +39,6 @@ class Cycle(Scenario):
     one_transport = True
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         world = self.world
         self.filler = filler(self.options.payload)
         self.prefix = task_wire.create_prefix("bench", POOL)
@@ -73,7 +72,6 @@ class Cycle(Scenario):
         return self.world.agents(POOL, WORKERS, places=places)
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.completed
         for slot in range(CREATORS * SLOTS):
             self.create(slot, perf_counter_ns())
@@ -144,7 +142,6 @@ class Cycle(Scenario):
             self.create(slot, now)
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         self.verdict.counts = {
             "created": self.created,
             "assigned": self.assigned,
@@ -157,7 +154,6 @@ class Cycle(Scenario):
             self.verdict.failures.append(f"{self.outstanding()} not completed")
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"creators": CREATORS, "workers": WORKERS, "slots": SLOTS, "payload": self.options.payload}
 
 
@@ -169,14 +165,12 @@ class Idle(Cycle):
     gated: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         super().prepare()
         self._random = Random(SEED)
         self.rate = self.options.rate or LOW_RATE
         self.extra["paced_rate"] = self.rate
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.completed
         start = perf_counter()
         self._until = start + seconds
@@ -206,7 +200,6 @@ class _Across(Cycle):
     cluster = Shape(nodes=2)
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """See `Cycle.places`."""
         creators, workers = self.world.nodes
         return [creators], [workers]
 

@@ -29,7 +29,6 @@ class Children(Scenario):
     one_transport = True
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         world = self.world
         nodes = world.nodes or [world.address]
         self.makers = world.agents("maker", 2, places=[nodes[0], nodes[-1]])
@@ -50,7 +49,7 @@ class Children(Scenario):
         self.prefixes = pooled, pooled + task_wire.parent_field(self.created[0])
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`. Both halves create equally many, however fast they are."""
+        """Both halves create equally many, however fast they are."""
         alone = self._half(0, seconds / 2, 0)
         self.children += self._half(1, 0.0, alone)
         return 2 * alone
@@ -97,7 +96,6 @@ class Children(Scenario):
             self._create_another(maker)
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         self.verdict.counts = {"created": len(self.created), "children": self.children, "refused": len(self.refused)}
         if self.refused:
             self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
@@ -108,7 +106,6 @@ class Children(Scenario):
         }
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return {"creators": len(self.makers), "in_flight": IN_FLIGHT, "payload": self.options.payload}
 
 

@@ -25,7 +25,6 @@ class _Queued(Cycle):
     longer: ClassVar[bool]
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`."""
         self.todo: dict[Participant, deque[bytes]] = {}
         self.asked: dict[bytes, int] = {}
         """When the work on a task began."""
@@ -34,7 +33,6 @@ class _Queued(Cycle):
         self.world.wait(lambda: sum(map(len, self.todo.values())) == WORKERS * SLOTS, "the first assignments")
 
     def seed(self) -> None:
-        """See `Cycle.seed`."""
         answers: list[bytes] = []
         creator = self.creators[0]
         creator.handler = lambda _, messages: answers.extend(
@@ -55,7 +53,6 @@ class _Queued(Cycle):
             raise ScenarioFailed("a queue is put into the database of a gateway that is started here (no --target)")
 
     def open_workers(self, places: Sequence[str]) -> list[Participant]:
-        """See `Cycle.open_workers`."""
         world = self.world
         inits = (
             worker_init(world.workspace, number, SLOTS, dict(self.options.credentials)) for number in range(WORKERS)
@@ -70,7 +67,6 @@ class _Queued(Cycle):
         worker.handler = self.working
 
     def window(self, seconds: float) -> int:
-        """See `Scenario.window`."""
         before = self.completed
         self.running = True
         for worker, todo in self.todo.items():
@@ -89,14 +85,12 @@ class _Queued(Cycle):
         return self.busy
 
     def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:
-        """See `Cycle.taken`."""
         if self.running:
             self._begin(worker, task_id)
         else:
             self.todo[worker].append(task_id)
 
     def done(self, worker: Participant, task_id: bytes, now: int) -> None:
-        """See `Cycle.done`."""
         del self.stages[task_id]
         self.completed += 1
         self.busy -= 1
@@ -104,12 +98,10 @@ class _Queued(Cycle):
         self.create(self.completed, now)
 
     def finish(self) -> None:
-        """See `Scenario.finish`."""
         super().finish()
         self.verdict.failures = [one for one in self.verdict.failures if "not completed" not in one]
 
     def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
         return super().parameters() | {"queued": self.queued}
 
 

@@ -58,16 +58,13 @@ class FramedTransport:
         self._opening = PREFACE + frame(HELLO, hello)
 
     def codec(self, authority: str) -> FramedCodec:
-        """See `Transport.codec`."""
         return FramedCodec(self._opening, self._delivery_acks)
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Transport.publication_prefix`."""
         name = topic.encode()
         return _SEND_REST.pack(wire.OPAQUE, len(name), 0) + name
 
     def payload_at(self, message: bytes) -> int:
-        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 
@@ -95,7 +92,6 @@ class FramedCodec:
         self.ended = False
 
     def send(self, message: bytes) -> None:
-        """See `ClientCodec.send`."""
         if message[0]:
             self._out.append(_FRAME.pack(len(message), ENVELOPE) + message)
         elif self._seq < self._limit and not self._held:
@@ -108,11 +104,9 @@ class FramedCodec:
         """See `ClientCodec.end`: the caller ends the socket's side."""
 
     def unsettled(self) -> int:
-        """See `ClientCodec.unsettled`."""
         return self._seq - self._settled + len(self._held)
 
     def take(self) -> bytes:
-        """See `ClientCodec.take`."""
         out = self._out
         if not out:
             return b""
@@ -121,7 +115,7 @@ class FramedCodec:
         return data
 
     def receive(self, data: bytes) -> list[bytes]:
-        """See `ClientCodec.receive`. ValueError when the peer breaks the framing."""
+        """ValueError when the peer breaks the framing."""
         if self._rest:
             data = self._rest + data
         at, stop = 0, len(data)
@@ -195,10 +189,7 @@ class FramedCodec:
             raise ValueError(f"frame {kind:#06x} from a gateway")
 
     def status(self) -> str:
-        """See `ClientCodec.status`.
-
-        A clean end is the socket's, of which a codec knows nothing.
-        """
+        """A clean end is the socket's, of which a codec knows nothing."""
         return self._why or self._goaway or "OK"
 
 

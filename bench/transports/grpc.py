@@ -73,7 +73,6 @@ class GrpcTransport:
         self._openings: dict[str, bytes] = {}
 
     def codec(self, authority: str) -> GrpcCodec:
-        """See `Transport.codec`."""
         opening = self._openings.get(authority)
         if opening is None:
             settings = struct.pack(">HLHL", ENABLE_PUSH, 0, INITIAL_WINDOW_SIZE, MAX_WINDOW)
@@ -86,11 +85,9 @@ class GrpcTransport:
         return GrpcCodec(opening)
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Transport.publication_prefix`."""
         return wire.send_prefix(topic, payload_bytes)
 
     def payload_at(self, message: bytes) -> int:
-        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 
@@ -120,7 +117,6 @@ class GrpcCodec:
         self.ended = False
 
     def send(self, message: bytes) -> None:
-        """See `ClientCodec.send`."""
         size = len(message) + 5
         if self._held or size > self._max_frame or size > self._stream_window or size > self._connection_window:
             self._held.append(_MESSAGE.pack(0, len(message)) + message)
@@ -132,16 +128,13 @@ class GrpcCodec:
         self._out.append(header + message)
 
     def end(self) -> None:
-        """See `ClientCodec.end`."""
         self._held.append(None)
         self._pump()
 
     def unsettled(self) -> int:
-        """See `ClientCodec.unsettled`."""
         return 0
 
     def take(self) -> bytes:
-        """See `ClientCodec.take`."""
         out = self._out
         if not out:
             return b""
@@ -150,7 +143,7 @@ class GrpcCodec:
         return data
 
     def receive(self, data: bytes) -> list[bytes]:
-        """See `ClientCodec.receive`. ValueError when the peer breaks the framing."""
+        """ValueError when the peer breaks the framing."""
         if self._rest:
             data = self._rest + data
         at, stop = 0, len(data)
@@ -260,10 +253,7 @@ class GrpcCodec:
                 self._held.popleft()
 
     def status(self) -> str:
-        """See `ClientCodec.status`.
-
-        Decoding every block in order keeps HPACK's dynamic table right.
-        """
+        """Decoding every block in order keeps HPACK's dynamic table right."""
         from hpack import Decoder
 
         decoder = Decoder()

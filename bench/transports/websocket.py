@@ -55,7 +55,6 @@ class WebSocketTransport:
     gateway_args: Sequence[str] = ("--set", "websocket.principals=*", "--set", "websocket.max_messages_per_s=1000000")
 
     def codec(self, authority: str) -> WebSocketCodec:
-        """See `Transport.codec`."""
         request = (
             f"GET {PATH} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
@@ -64,11 +63,9 @@ class WebSocketTransport:
         return WebSocketCodec(request.encode())
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Transport.publication_prefix`."""
         return wire.send_prefix(topic, payload_bytes)
 
     def payload_at(self, message: bytes) -> int:
-        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 
@@ -90,7 +87,6 @@ class WebSocketCodec:
         self.ended = False
 
     def send(self, message: bytes) -> None:
-        """See `ClientCodec.send`."""
         size = len(message)
         if 125 < size < 65_536:  # the hot one, without the detour
             frame = _MEDIUM.pack(WHOLE_BINARY, MASKED | 126, size, 0) + message
@@ -99,17 +95,14 @@ class WebSocketCodec:
         (self._out if self._open else self._held).append(frame)
 
     def end(self) -> None:
-        """See `ClientCodec.end`."""
         if not self._closed:
             self._closed = True
             (self._out if self._open else self._held).append(masked(CLOSE, _U16.pack(NORMAL_CLOSURE)))
 
     def unsettled(self) -> int:
-        """See `ClientCodec.unsettled`."""
         return 0
 
     def take(self) -> bytes:
-        """See `ClientCodec.take`."""
         out = self._out
         if not out:
             return b""
@@ -118,7 +111,7 @@ class WebSocketCodec:
         return data
 
     def receive(self, data: bytes) -> list[bytes]:
-        """See `ClientCodec.receive`. ValueError when the peer breaks the protocol."""
+        """ValueError when the peer breaks the protocol."""
         if self._rest:
             data = self._rest + data
         at, stop = 0, len(data)
@@ -198,5 +191,4 @@ class WebSocketCodec:
             raise ValueError(f"a frame of opcode {opcode} from a gateway")
 
     def status(self) -> str:
-        """See `ClientCodec.status`."""
         return self._why or "OK"

@@ -41,9 +41,7 @@ class Direct(Protocol):
     """One logical database."""
 
     @property
-    def shared(self) -> bool:
-        """See Database."""
-        ...
+    def shared(self) -> bool: ...
 
     def drive(self, program: ProgramFactory[T]) -> T:
         """Run a program as one transaction."""
@@ -121,11 +119,9 @@ class SqliteDirect:
         self._cursor = self._connection.cursor()
 
     def drive(self, program: ProgramFactory[T]) -> T:
-        """See Direct."""
         return _in_transaction(self._cursor, program)
 
     def read(self, program: ProgramFactory[T]) -> T:
-        """See Direct."""
         return self.drive(program)
 
     def close(self) -> None:
@@ -134,44 +130,35 @@ class SqliteDirect:
 
 
 class SqlitePlace:
-    """See Place."""
-
     def __init__(self) -> None:
         self._databases: dict[str, SqliteDirect] = {}
 
     def direct(self, name: str) -> SqliteDirect:
-        """See Place."""
         found = self._databases.get(name)
         if found is None:
             found = self._databases[name] = SqliteDirect(name)
         return found
 
     def close(self) -> None:
-        """See Place."""
         for database in self._databases.values():
             database.close()
 
 
 class SqliteStore:
-    """See Store."""
-
     name = "sqlite"
 
     def place(self) -> SqlitePlace:
-        """See Store."""
         return SqlitePlace()
 
     def new_place(self) -> SqlitePlace:
-        """See Store."""
         return SqlitePlace()
 
     def examples(self, count: int) -> int:
-        """See Store."""
         return count
 
 
 class PostgresPlace:
-    """See Place. All databases of it are one schema, as in a gateway."""
+    """All databases of it are one schema, as in a gateway."""
 
     shared = True
 
@@ -190,18 +177,16 @@ class PostgresPlace:
         self._empty = "; ".join(f"DELETE FROM {schema}.{name}" for (name,) in tables)
 
     def direct(self, name: str) -> PostgresPlace:
-        """See Place."""
         return self
 
     def drive(self, program: ProgramFactory[T]) -> T:
-        """See Direct."""
         result: T = self._session.call(self._drive(program))
         return result
 
     def read(self, program: ProgramFactory[T]) -> T:
-        """See Direct.
+        """Run without a transaction, which is most of the round trips.
 
-        Without a transaction, which is most of the round trips: a place has one connection, so
+        A place has one connection, so
         nothing comes between.
         """
         result: T = self._session.call(self._read(program))
@@ -229,7 +214,6 @@ class PostgresPlace:
         return result
 
     def close(self) -> None:
-        """See Place."""
         parts = self._session.fetch(
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass",
             f"{self._schema}.messages",
@@ -249,7 +233,7 @@ server.
 
 
 class PostgresStore:
-    """See Store. The session is to be its own.
+    """The session is to be its own.
 
     One is to live as long as its server: it keeps the places that are given back, and making one is
     dear.
@@ -262,16 +246,15 @@ class PostgresStore:
         self._free: list[PostgresPlace] = []
 
     def place(self) -> PostgresPlace:
-        """See Store."""
         return self._free.pop() if self._free else self._make(self._free.append)
 
     def new_place(self) -> PostgresPlace:
-        """See Store. It is not used again."""
+        """It is not used again."""
         return self._make(PostgresPlace.drop)
 
     def _make(self, closed: Callable[[PostgresPlace], None]) -> PostgresPlace:
         return PostgresPlace(self._session, f"place_{next(_PLACES)}", closed)
 
     def examples(self, count: int) -> int:
-        """See Store. A statement takes fifty times as long here."""
+        """A statement takes fifty times as long here."""
         return max(count // 8, 1)

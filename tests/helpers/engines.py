@@ -57,12 +57,11 @@ class SqliteEngine:
         self._last: Path | None = None
 
     def open(self, database: str = "scratch") -> AbstractAsyncContextManager[SqliteDatabase]:
-        """See Engine."""
         self._last = self._directory and self._directory / f"{database}.db"
         return open_sqlite(self._last, name=database, synchronous="OFF")
 
     def outside(self, sql: str) -> None:
-        """See Engine. In the database that was opened last."""
+        """In the database that was opened last."""
         assert self._last is not None, "no other process reaches a database in memory"
         with closing(sqlite3.connect(self._last, isolation_level=None)) as other:
             other.execute(sql)
@@ -91,7 +90,6 @@ class SmallSqliteEngine(SqliteEngine):
 
     @asynccontextmanager
     async def open(self, database: str = "scratch") -> AsyncIterator[SmallPrograms]:  # type: ignore[override]
-        """See Engine."""
         async with super().open(database) as opened:
             yield SmallPrograms(opened)
 
@@ -113,12 +111,10 @@ class PostgresEngine:
     async def open(
         self, database: str = "scratch", limits: PostgresLimits | None = None
     ) -> AsyncIterator[PostgresDatabase]:
-        """See Engine."""
         async with open_postgres(self.server.dsn(), schema=self.schema, limits=limits) as opened:
             yield await opened.database(database)
 
     def outside(self, sql: str) -> None:
-        """See Engine."""
         self.session.execute(sql)
 
     def rows(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:

@@ -94,17 +94,14 @@ class InlineDatabase(Shorthands):
 
     @property
     def side(self) -> InlineDatabase:
-        """See the class."""
         if self._side is None:
             self._side = InlineDatabase(self._direct, self)
         return self._side
 
     def separate_queue(self, *, locking: bool = False) -> InlineDatabase:
-        """See Database."""
         return self.side if self.shared else self
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
         await self.before_write.passed()
         self.writes += 1
         if self.failing or self._main.failing or self.fail_writes > 0:
@@ -121,7 +118,6 @@ class InlineDatabase(Shorthands):
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
         await trio.lowlevel.checkpoint()
         self.reads += 1
         if self.failing or self._main.failing:
@@ -131,7 +127,6 @@ class InlineDatabase(Shorthands):
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
         return await self.read(program)
 
     def query(self, sql: str, *args: Value) -> list[Row]:

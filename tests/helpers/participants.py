@@ -119,7 +119,7 @@ class _WebSocket:
 async def participant(
     transport: str, address: str, init: pb.UpstreamMessage, *, codec: Codec = PROTO
 ) -> AsyncIterator[Participant]:
-    """Connect and be acknowledged; `codec` is WebSocket's. Raises StatusError for a refusal."""
+    """Connect and be acknowledged. Raises StatusError for a refusal."""
     host, port = split_address(address)
     if transport == "grpc":
         async with open_grpc(host, port) as stream:

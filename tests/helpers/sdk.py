@@ -62,7 +62,7 @@ def run_async(scenario: Callable[[], Awaitable[Any]], limit_s: float = SCENARIO_
 
 
 def in_asyncio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run a test as a scenario. The peers of its fixture `world` are closed at its end."""
+    """Run a test as a scenario, and close the peers of its fixture `world`."""
 
     @functools.wraps(test)
     def run(**fixtures: Any) -> None:
