@@ -8,7 +8,8 @@ where the last delivery of that size had it, and to parse the message only when 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+
+from bench import wire
 
 HEAD = struct.Struct(">4sIQQ")
 MARK = b"\xaeb1\x00"
@@ -25,10 +26,9 @@ def filler(payload_bytes: int) -> bytes:
 
 
 class PayloadReader:
-    """Reads (stream, number, nanosecond) out of deliveries of one transport."""
+    """Reads (stream, number, nanosecond) out of deliveries."""
 
-    def __init__(self, payload_at: Callable[[bytes], int]) -> None:
-        self._payload_at = payload_at
+    def __init__(self) -> None:
         self._known: dict[int, int] = {}  # message length → offset of the payload
 
     def read(self, message: bytes) -> tuple[int, int, int] | None:
@@ -39,7 +39,7 @@ class PayloadReader:
             mark, stream, number, stamp = HEAD.unpack_from(message, at)
             if mark == MARK:
                 return stream, number, stamp
-        at = self._payload_at(message)
+        at = wire.payload_at(message)
         if at < 0 or size - at < HEAD.size:
             return None
         mark, stream, number, stamp = HEAD.unpack_from(message, at)

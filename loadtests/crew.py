@@ -11,7 +11,6 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore, DummySemaphore
 
-from bench import wire
 from bench.numbered import PayloadReader, filler
 from loadtests.addresses import source_of
 from loadtests.conversations import NS, Conversations
@@ -31,7 +30,7 @@ class Crew:
         self.recorder = Recorder()
         self.rng = random.Random(secrets.randbits(64))
         self.opener = opener(plan.transport)
-        self.reader = PayloadReader(wire.payload_at)
+        self.reader = PayloadReader()
         self.filler = filler(plan.payload)
         self.members: list[Member] = []
         self.gate = BoundedSemaphore(plan.connecting) if plan.connecting else DummySemaphore()

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from random import Random
+from time import perf_counter, perf_counter_ns
 from typing import Any, ClassVar
 
 from bench.clusters import Shape
 from bench.latency import Latencies
+from bench.loop import Loop
 from bench.numbered import Ledger
 from bench.world import Options, ScenarioFailed, World
 
 DRAIN_SECONDS = 30.0
+SEED = 20
 
 
 @dataclass(slots=True)
@@ -29,6 +32,35 @@ class Verdict:
 
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+
+class Schedule:
+    """Moments that do not wait for the server, the same ones in every run.
+
+    Gaps are exponential, so that bursts come as they do in life.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._random = Random(SEED)
+
+    def run(self, loop: Loop, seconds: float, send: Callable[[int], None]) -> None:
+        """Run the loop for a window, and call `send` with each nanosecond when it is due."""
+        start = perf_counter()
+        until = start + seconds
+        due = start + self._random.expovariate(self.rate)
+
+        def pulse(now: float) -> float:
+            nonlocal due
+            while due <= now and due < until:
+                send(int(due * 1e9))
+                due += self._random.expovariate(self.rate)
+            return due
+
+        loop.run(until, pulse=pulse)
+
+
+assert abs(perf_counter() * 1e9 - perf_counter_ns()) < 1e9, "both clocks count from the same start"
 
 
 class Scenario:

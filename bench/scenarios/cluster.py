@@ -72,16 +72,12 @@ class TwoAcrossDeep(TwoAcross):
 
 
 class ThreeSame(_OnNodes):
-    """As TwoSame."""
-
     name = "cluster-3-same"
     doc = "routed-16 on three nodes, sender and receiver on the same one"
     cluster = Shape(nodes=3)
 
 
 class ThreeAcross(ThreeSame):
-    """As TwoAcross."""
-
     name = "cluster-3-across"
     doc = "routed-16 on three nodes, the receiver on the next one"
     across = True

@@ -76,7 +76,7 @@ class Enqueue(Scenario):
     def finish(self) -> None:
         """Let the receivers catch up, and compare."""
         world = self.world
-        self.reader = PayloadReader(world.transport.payload_at)
+        self.reader = PayloadReader()
         world.on_greeted = self._listen
         probe = world.probe
         cpu, start = _cpu(probe), perf_counter()

@@ -29,7 +29,7 @@ class FanOut(Scenario):
     def prepare(self) -> None:
         world = self.world
         self.size = self.options.fanout[self.position]
-        self.reader = PayloadReader(world.transport.payload_at)
+        self.reader = PayloadReader()
         self.receivers = world.agents("listener", self.size)
         init = wire.service_init("speaker", world.workspace, self.options.credentials)
         (self.sender,) = world.open([init], "speaker")

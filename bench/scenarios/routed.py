@@ -22,7 +22,7 @@ class Routed(Scenario):
 
     def prepare(self) -> None:
         world, pairs = self.world, self.options.pairs
-        self.reader = PayloadReader(world.transport.payload_at)
+        self.reader = PayloadReader()
         receivers_at, senders_at = self.places()
         self.receivers = world.agents("receiver", pairs, places=receivers_at)
         self.senders = world.agents("sender", pairs, places=senders_at)

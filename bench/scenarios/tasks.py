@@ -9,15 +9,14 @@ measured by the paced scenarios.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from random import Random
-from time import perf_counter, perf_counter_ns
+from collections.abc import Iterator, Sequence
+from time import perf_counter_ns
 from typing import Any, ClassVar
 
 from bench import task_wire, wire
 from bench.clusters import Shape
 from bench.numbered import HEAD, MARK, filler
-from bench.scenarios.base import Scenario
+from bench.scenarios.base import Scenario, Schedule
 from bench.world import Participant, ScenarioFailed
 
 CREATORS = 20
@@ -27,23 +26,47 @@ SLOTS = 4
 POOL = "bench-pool"
 LOW_RATE = 100.0
 """Tasks per second at which a worker is idle when the next one comes."""
-SEED = 20
 
 
-class Cycle(Scenario):
+class TaskScenario(Scenario):
+    """What creates tasks, and counts those that were refused."""
+
+    one_transport = True
+
+    def prepare(self) -> None:
+        self.filler = filler(self.options.payload)
+        self.refused: list[str] = []
+
+    def answers(self, creator: Participant, messages: list[bytes]) -> Iterator[tuple[str, bytes]]:
+        """Yield (request id, task id) of each answer to CreateTask; b"" if it refuses."""
+        for message in messages:
+            if message[0] != task_wire.CREATED:
+                self.world.other(creator, message)
+                continue
+            request_id, task_id, error = task_wire.read_created(message)
+            if error:
+                self.refused.append(error)
+            yield request_id, task_id
+
+    def judge_tasks(self, **counts: int) -> None:
+        """The verdict: these counts, and no task refused."""
+        self.verdict.counts = counts | {"refused": len(self.refused)}
+        if self.refused:
+            self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
+
+
+class Cycle(TaskScenario):
     """The whole cycle, in a closed loop."""
 
     name = "tasks-cycle"
     doc = "a task from create to completed: 20 creators with 4 on their way each, 20 workers of one pool"
     unit = "cycle"
-    one_transport = True
 
     def prepare(self) -> None:
+        super().prepare()
         world = self.world
-        self.filler = filler(self.options.payload)
         self.prefix = task_wire.create_prefix("bench", POOL)
         self.created = self.assigned = self.completed = 0
-        self.refused: list[str] = []
         self.stages: dict[bytes, int] = {}
         """What was asked last for each task that a worker has in hand."""
         self.slots: dict[bytes, int] = {}
@@ -89,13 +112,8 @@ class Cycle(Scenario):
         self.creators[slot % CREATORS].send(task_wire.create(self.prefix, payload, str(self.created)))
 
     def _answered(self, creator: Participant, messages: list[bytes]) -> None:
-        for message in messages:
-            if message[0] != task_wire.CREATED:
-                self.world.other(creator, message)
-                continue
-            _, _, error = task_wire.read_created(message)
-            if error:
-                self.refused.append(error)
+        for _ in self.answers(creator, messages):
+            pass  # the next task of a slot is created when this one is completed
 
     def working(self, worker: Participant, messages: list[bytes]) -> None:
         """Handler of a worker: what it is given, and what it is answered."""
@@ -142,14 +160,7 @@ class Cycle(Scenario):
             self.create(slot, now)
 
     def finish(self) -> None:
-        self.verdict.counts = {
-            "created": self.created,
-            "assigned": self.assigned,
-            "completed": self.completed,
-            "refused": len(self.refused),
-        }
-        if self.refused:
-            self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
+        self.judge_tasks(created=self.created, assigned=self.assigned, completed=self.completed)
         if self.outstanding():
             self.verdict.failures.append(f"{self.outstanding()} not completed")
 
@@ -166,24 +177,14 @@ class Idle(Cycle):
 
     def prepare(self) -> None:
         super().prepare()
-        self._random = Random(SEED)
-        self.rate = self.options.rate or LOW_RATE
-        self.extra["paced_rate"] = self.rate
+        self._schedule = Schedule(self.options.rate or LOW_RATE)
+        self.extra["paced_rate"] = self._schedule.rate
 
     def window(self, seconds: float) -> int:
         before = self.completed
-        start = perf_counter()
-        self._until = start + seconds
-        self._due = start + self._random.expovariate(self.rate)
-        self.world.loop.run(self._until, pulse=self._pulse)
+        self._schedule.run(self.world.loop, seconds, lambda due_ns: self.create(self.created % CREATORS, due_ns))
         self.drain(self.outstanding)
         return self.completed - before
-
-    def _pulse(self, now: float) -> float:
-        while self._due <= now and self._due < self._until:
-            self.create(self.created % CREATORS, int(self._due * 1e9))
-            self._due += self._random.expovariate(self.rate)
-        return self._due
 
 
 class OnPostgres(Cycle):
@@ -212,16 +213,12 @@ class OnTwoNodes(_Across):
 
 
 class IdleOnPostgres(Idle):
-    """As Idle."""
-
     name = "tasks-idle-postgres"
     doc = "`tasks-idle` on one node on PostgreSQL"
     cluster = Shape(nodes=1)
 
 
 class IdleOnTwoNodes(_Across, Idle):
-    """As Idle."""
-
     name = "tasks-idle-2-nodes"
     doc = "`tasks-idle` on two nodes, creators on one and workers on the other"
 

@@ -12,30 +12,27 @@ from typing import Any
 
 from bench import task_wire
 from bench.clusters import Shape
-from bench.numbered import filler
-from bench.scenarios.base import Scenario
+from bench.scenarios.tasks import TaskScenario
 from bench.world import Participant, ScenarioFailed
 
 IN_FLIGHT = 16
 REST_SECONDS = 0.25
 
 
-class Children(Scenario):
+class Children(TaskScenario):
     """On one gateway."""
 
     name = "tasks-children"
     doc = "tasks of 2 creators with 16 on their way each, by turns without a parent and with the same one"
     unit = "task"
-    one_transport = True
 
     def prepare(self) -> None:
+        super().prepare()
         world = self.world
         nodes = world.nodes or [world.address]
         self.makers = world.agents("maker", 2, places=[nodes[0], nodes[-1]])
-        self.filler = filler(self.options.payload)
         self.asked: dict[str, int] = {}
         self.created: list[bytes] = []
-        self.refused: list[str] = []
         self.number = self.children = 0
         self.seconds, self.cpu_ns = [0.0, 0.0], [0, 0]
         for maker in self.makers:
@@ -83,22 +80,14 @@ class Children(Scenario):
         maker.send(task_wire.create(self.prefix, self.filler, str(self.number)))
 
     def _answered(self, maker: Participant, messages: list[bytes]) -> None:
-        for message in messages:
-            if message[0] != task_wire.CREATED:
-                self.world.other(maker, message)
-                continue
-            request_id, task_id, error = task_wire.read_created(message)
+        for request_id, task_id in self.answers(maker, messages):
             self.latencies.pending.append(perf_counter_ns() - self.asked.pop(request_id))
-            if error:
-                self.refused.append(error)
-            else:
+            if task_id:
                 self.created.append(task_id)
             self._create_another(maker)
 
     def finish(self) -> None:
-        self.verdict.counts = {"created": len(self.created), "children": self.children, "refused": len(self.refused)}
-        if self.refused:
-            self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
+        self.judge_tasks(created=len(self.created), children=self.children)
         alone, children = self.seconds
         self.extra["children_cost"] = {
             "time": round(children / alone, 2),
@@ -110,16 +99,12 @@ class Children(Scenario):
 
 
 class ChildrenOnPostgres(Children):
-    """As Children."""
-
     name = "tasks-children-postgres"
     doc = "`tasks-children` on one node on PostgreSQL"
     cluster = Shape(nodes=1)
 
 
 class ChildrenOnTwoNodes(Children):
-    """As Children."""
-
     name = "tasks-children-2-nodes"
     doc = "`tasks-children` on two nodes, a creator on each"
     cluster = Shape(nodes=2)

@@ -33,22 +33,20 @@ class _Queued(Cycle):
         self.world.wait(lambda: sum(map(len, self.todo.values())) == WORKERS * SLOTS, "the first assignments")
 
     def seed(self) -> None:
-        answers: list[bytes] = []
+        created: list[tuple[str, bytes]] = []
         creator = self.creators[0]
-        creator.handler = lambda _, messages: answers.extend(
-            message for message in messages if message[0] == task_wire.CREATED
-        )
+        creator.handler = lambda creator, messages: created.extend(self.answers(creator, messages))
         creator.send(task_wire.create(self.prefix, HEAD.pack(MARK, 0, 0, 0) + self.filler, "first"))
-        self.world.wait(lambda: bool(answers), "the first task")
-        _, task_id, error = task_wire.read_created(answers[0])
-        if error:
-            raise ScenarioFailed(f"the first task was refused: {error}")
+        self.world.wait(lambda: bool(created), "the first task")
+        if self.refused:
+            raise ScenarioFailed(f"the first task was refused: {self.refused[0]}")
+        task_id = created[0][1].decode()
         self.queued = self.options.queued[self.longer]
         more = max(0, self.queued + WORKERS * SLOTS - 1)
         if self.world.dsn:
-            seed_tasks.seed_postgres(self.world.dsn, task_id.decode(), more)
+            seed_tasks.seed_postgres(self.world.dsn, task_id, more)
         elif self.world.data_dir:
-            seed_tasks.seed_sqlite(self.world.data_dir, task_id.decode(), more)
+            seed_tasks.seed_sqlite(self.world.data_dir, task_id, more)
         else:
             raise ScenarioFailed("a queue is put into the database of a gateway that is started here (no --target)")
 
@@ -114,24 +112,18 @@ class Short(_Queued):
 
 
 class Long(_Queued):
-    """As Short."""
-
     name = "tasks-queued-1m"
     doc = "the same with 1,000,000 waiting"
     longer = True
 
 
 class ShortOnPostgres(Short):
-    """As Short."""
-
     name = "tasks-queued-1k-postgres"
     doc = "`tasks-queued-1k` on one node on PostgreSQL"
     cluster = Shape(nodes=1)
 
 
 class LongOnPostgres(Long):
-    """As Short."""
-
     name = "tasks-queued-1m-postgres"
     doc = "`tasks-queued-1m` on one node on PostgreSQL"
     cluster = Shape(nodes=1)

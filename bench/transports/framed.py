@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Sequence
 
 import msgspec
 
 from bench import wire
+from bench.transports.base import ClientCodec, Transport
 
 PREFACE = b"\xaeAETHER\x01"
 FROM_SERVER = RETRYABLE = CLOSED = 0x01
@@ -46,10 +46,8 @@ def frame(kind: int, body: bytes) -> bytes:
     return _FRAME.pack(len(body), kind) + body
 
 
-class FramedTransport:
+class FramedTransport(Transport):
     """`Transport` of the binary framing, in plaintext."""
-
-    gateway_args: Sequence[str] = ()
 
     def __init__(self, name: str = "framed", *, delivery_acks: bool = False) -> None:
         self.name = name
@@ -64,22 +62,19 @@ class FramedTransport:
         name = topic.encode()
         return _SEND_REST.pack(wire.OPAQUE, len(name), 0) + name
 
-    def payload_at(self, message: bytes) -> int:
-        return wire.payload_at(message)
 
-
-class FramedCodec:
+class FramedCodec(ClientCodec):
     """`ClientCodec` of one framed connection. Its SENDs are numbered from 1."""
 
     __slots__ = (
-        "_acking", "_fresh", "_goaway", "_held", "_limit", "_out", "_rest", "_seq", "_settled", "_shared", "_why",
-        "_window", "ack_frames", "ended",
+        "_acking", "_fresh", "_goaway", "_held", "_limit", "_rest", "_seq", "_settled", "_shared", "_why",
+        "_window", "ack_frames",
     )  # fmt: skip
 
     half_closes = True
 
     def __init__(self, opening: bytes, delivery_acks: bool) -> None:
-        self._out = [opening]
+        super().__init__(opening)
         self._held: deque[bytes] = deque()  # publications beyond the window
         self._acking = delivery_acks
         self._fresh = True
@@ -89,7 +84,6 @@ class FramedCodec:
         self._shared: set[int] = set()
         self._goaway = self._why = ""
         self.ack_frames = 0
-        self.ended = False
 
     def send(self, message: bytes) -> None:
         if message[0]:
@@ -100,19 +94,8 @@ class FramedCodec:
         else:
             self._held.append(message)
 
-    def end(self) -> None:
-        """See `ClientCodec.end`: the caller ends the socket's side."""
-
     def unsettled(self) -> int:
         return self._seq - self._settled + len(self._held)
-
-    def take(self) -> bytes:
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        return data
 
     def receive(self, data: bytes) -> list[bytes]:
         """ValueError when the peer breaks the framing."""

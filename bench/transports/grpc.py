@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Sequence
 
-from bench import wire
+from bench.transports.base import ClientCodec, Transport
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -63,11 +62,10 @@ def header_block(authority: str) -> bytes:
     )
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """`Transport` for plaintext gRPC with prior knowledge."""
 
     name = "grpc"
-    gateway_args: Sequence[str] = ()
 
     def __init__(self) -> None:
         self._openings: dict[str, bytes] = {}
@@ -84,26 +82,17 @@ class GrpcTransport:
             )
         return GrpcCodec(opening)
 
-    def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        return wire.send_prefix(topic, payload_bytes)
 
-    def payload_at(self, message: bytes) -> int:
-        return wire.payload_at(message)
-
-
-class GrpcCodec:
+class GrpcCodec(ClientCodec):
     """`ClientCodec` for one RPC on its own connection."""
 
     __slots__ = (
         "_blocks", "_connection_window", "_goaway", "_held", "_initial_window", "_last_block", "_max_frame", "_out",
-        "_partial", "_received", "_reset", "_rest", "_stream_window", "ended",
+        "_partial", "_received", "_reset", "_rest", "_stream_window",
     )  # fmt: skip
 
-    half_closes = False
-    ack_frames = 0
-
     def __init__(self, opening: bytes) -> None:
-        self._out = [opening]
+        super().__init__(opening)
         # DATA payloads waiting for window; None ends the stream.
         self._held: deque[bytes | None] = deque()
         self._connection_window = self._stream_window = self._initial_window = DEFAULT_WINDOW
@@ -114,7 +103,6 @@ class GrpcCodec:
         self._blocks: list[bytes] = []
         self._last_block = False
         self._reset = self._goaway = ""
-        self.ended = False
 
     def send(self, message: bytes) -> None:
         size = len(message) + 5
@@ -130,17 +118,6 @@ class GrpcCodec:
     def end(self) -> None:
         self._held.append(None)
         self._pump()
-
-    def unsettled(self) -> int:
-        return 0
-
-    def take(self) -> bytes:
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        return data
 
     def receive(self, data: bytes) -> list[bytes]:
         """ValueError when the peer breaks the framing."""

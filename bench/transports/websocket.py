@@ -14,7 +14,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
-from bench import wire
+from bench.transports.base import ClientCodec, Transport
 
 PATH = "/v1/connect"
 SUBPROTOCOL = "aether.v1.proto"
@@ -45,7 +45,7 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return _LONG.pack(FIN | opcode, MASKED | 127, size, 0) + payload
 
 
-class WebSocketTransport:
+class WebSocketTransport(Transport):
     """`Transport` of `ws://`.
 
     The gateway lets users in by default and bounds their rate; the scenarios are agents.
@@ -62,29 +62,19 @@ class WebSocketTransport:
         )
         return WebSocketCodec(request.encode())
 
-    def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        return wire.send_prefix(topic, payload_bytes)
 
-    def payload_at(self, message: bytes) -> int:
-        return wire.payload_at(message)
-
-
-class WebSocketCodec:
+class WebSocketCodec(ClientCodec):
     """`ClientCodec` of one WebSocket connection."""
 
-    __slots__ = ("_closed", "_held", "_open", "_out", "_partial", "_rest", "_why", "ended")
-
-    half_closes = False
-    ack_frames = 0
+    __slots__ = ("_closed", "_held", "_open", "_partial", "_rest", "_why")
 
     def __init__(self, request: bytes) -> None:
-        self._out = [request]
+        super().__init__(request)
         self._held: list[bytes] = []  # frames that wait for the 101
         self._open = self._closed = False
         self._rest = b""  # a frame, or the answer's head, cut by the end of a read
         self._partial: list[bytes] | None = None  # a message in several frames
         self._why = ""
-        self.ended = False
 
     def send(self, message: bytes) -> None:
         size = len(message)
@@ -98,17 +88,6 @@ class WebSocketCodec:
         if not self._closed:
             self._closed = True
             (self._out if self._open else self._held).append(masked(CLOSE, _U16.pack(NORMAL_CLOSURE)))
-
-    def unsettled(self) -> int:
-        return 0
-
-    def take(self) -> bytes:
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        return data
 
     def receive(self, data: bytes) -> list[bytes]:
         """ValueError when the peer breaks the protocol."""

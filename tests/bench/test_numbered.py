@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.wire.pb import aether_pb2 as pb
-from bench import wire
 from bench.numbered import HEAD, MARK, Ledger, PayloadReader, filler
 
 
@@ -39,14 +38,14 @@ def test_missing_numbers_are_lost(arrived: set[int]) -> None:
 
 
 def test_the_reader_finds_payloads_in_changing_layouts() -> None:
-    reader = PayloadReader(wire.payload_at)
+    reader = PayloadReader()
     assert reader.read(delivery(numbered(3, 9))) == (3, 9, 77)
     assert reader.read(delivery(numbered(3, 10))) == (3, 10, 77)
     assert reader.read(delivery(numbered(1, 2, size=199), source="ag::w::i::00")) == (1, 2, 77)
 
 
 def test_the_reader_knows_what_is_not_numbered() -> None:
-    reader = PayloadReader(wire.payload_at)
+    reader = PayloadReader()
     message = delivery(numbered(0, 0))
     reader.read(message)
     assert reader.read(delivery(bytes(200))) is None
