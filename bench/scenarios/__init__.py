@@ -13,35 +13,18 @@ from bench.scenarios.kv import PutGet
 from bench.scenarios.paced import Paced
 from bench.scenarios.raw_echo import RawEcho
 from bench.scenarios.routed import Routed1, Routed16
-from bench.scenarios.tasks import Cycle, IdleOnPostgres, IdleOnTwoNodes, OnPostgres, OnTwoNodes
-from bench.scenarios.tasks import Idle as IdleWorkers
-from bench.scenarios.tasks_children import Children, ChildrenOnPostgres, ChildrenOnTwoNodes
-from bench.scenarios.tasks_queued import Long, LongOnPostgres, Short, ShortOnPostgres
+from bench.scenarios.tasks import CYCLES
+from bench.scenarios.tasks_children import CHILDREN
+from bench.scenarios.tasks_queued import QUEUED
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
     for scenario in (RawEcho, ConnectStorm, Idle, Routed1, Routed16, Paced, FanOut100, FanOut1000, PutGet, Enqueue)
 }
 
-TASKS: tuple[type[Scenario], ...] = (
-    IdleWorkers,
-    IdleOnPostgres,
-    IdleOnTwoNodes,
-    Cycle,
-    OnPostgres,
-    OnTwoNodes,
-    Short,
-    Long,
-    ShortOnPostgres,
-    LongOnPostgres,
-    Children,
-    ChildrenOnPostgres,
-    ChildrenOnTwoNodes,
-)
-
 FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
-    "tasks": {scenario.name: scenario for scenario in TASKS},
+    "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
 }
 
 __all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

@@ -132,3 +132,8 @@ class Scenario:
         self.verdict.counts = counts
         bad = ("refused", "lost", "repeated", "out_of_order")
         self.verdict.failures = [f"{counts[what]} {what.replace('_', ' ')}" for what in bad if counts[what]]
+
+
+def variant(base: type[Scenario], name: str, doc: str, **attributes: Any) -> type[Scenario]:
+    """A scenario that differs from `base` in these attributes alone."""
+    return type(name, (base,), {"name": name, "doc": doc, **attributes})

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from bench.clusters import Shape
-from bench.scenarios.base import Scenario
+from bench.scenarios.base import Scenario, variant
 from bench.scenarios.connections import ConnectStorm
 from bench.scenarios.paced import Paced
 from bench.scenarios.routed import Routed
@@ -24,71 +24,10 @@ class _OnNodes(Routed):
     """Pairs of agents on a cluster."""
 
     across: ClassVar[bool] = False
-    in_flight = 16
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
         nodes = list(self.world.nodes)
         return (nodes[1:] + nodes[:1] if self.across else nodes), nodes
-
-
-class OneNode(_OnNodes):
-    """What PostgreSQL costs where one has SQLite otherwise."""
-
-    name = "cluster-1"
-    doc = "routed-16 on one node on PostgreSQL; gateway and database count"
-    cluster = Shape(nodes=1)
-
-
-class TwoSame(_OnNodes):
-    """Two nodes that share nothing but the database."""
-
-    name = "cluster-2-same"
-    doc = "routed-16 on two nodes, sender and receiver on the same one"
-    cluster = Shape(nodes=2)
-
-
-class TwoAcross(TwoSame):
-    """The headline."""
-
-    name = "cluster-2-across"
-    doc = "routed-16 on two nodes, the receiver on the other one"
-    across = True
-
-
-class TwoAcrossAlone(TwoAcross):
-    """Small batches."""
-
-    name = "cluster-2-across-w1"
-    doc = "the same with one message in flight for each pair: small batches"
-    in_flight = 1
-
-
-class TwoAcrossDeep(TwoAcross):
-    """Large batches."""
-
-    name = "cluster-2-across-w64"
-    doc = "the same with 64 in flight: large batches"
-    in_flight = 64
-
-
-class ThreeSame(_OnNodes):
-    name = "cluster-3-same"
-    doc = "routed-16 on three nodes, sender and receiver on the same one"
-    cluster = Shape(nodes=3)
-
-
-class ThreeAcross(ThreeSame):
-    name = "cluster-3-across"
-    doc = "routed-16 on three nodes, the receiver on the next one"
-    across = True
-
-
-class TwoWorkers(_OnNodes):
-    """To be compared with OneNode."""
-
-    name = "cluster-workers-2"
-    doc = "routed-16 through one port that two workers share"
-    cluster = Shape(workers=2)
 
 
 class Connections(ConnectStorm):
@@ -112,31 +51,25 @@ class _PacedOnNodes(_OnNodes, Paced):
         return LOW_RATE
 
 
-class PacedSame(_PacedOnNodes):
-    """To be compared with PacedAcross."""
-
-    name = "cluster-paced-same"
-    doc = f"two nodes, open loop at {LOW_RATE:.0f} messages a second, receivers on the senders' node"
-
-
-class PacedAcross(_PacedOnNodes):
-    """Measure what the hop to another node adds."""
-
-    name = "cluster-paced-across"
-    doc = "the same with receivers on the other node"
-    across = True
-
-
+ONE, TWO, THREE = Shape(nodes=1), Shape(nodes=2), Shape(nodes=3)
+# Name, doc, gateways, whether receivers are on the next node, messages in flight.
+ROUTED = (
+    ("cluster-1", "routed-16 on one node on PostgreSQL; gateway and database count", ONE, False, 16),
+    ("cluster-2-same", "routed-16 on two nodes, sender and receiver on the same one", TWO, False, 16),
+    ("cluster-2-across", "routed-16 on two nodes, the receiver on the other one", TWO, True, 16),
+    ("cluster-2-across-w1", "the same with one message in flight for each pair: small batches", TWO, True, 1),
+    ("cluster-2-across-w64", "the same with 64 in flight: large batches", TWO, True, 64),
+    ("cluster-3-same", "routed-16 on three nodes, sender and receiver on the same one", THREE, False, 16),
+    ("cluster-3-across", "routed-16 on three nodes, the receiver on the next one", THREE, True, 16),
+    ("cluster-workers-2", "routed-16 through one port that two workers share", Shape(workers=2), False, 16),
+)
+PACED_SAME = f"two nodes, open loop at {LOW_RATE:.0f} messages a second, receivers on the senders' node"
 CLUSTER: Sequence[type[Scenario]] = (
-    OneNode,
-    TwoSame,
-    TwoAcross,
-    TwoAcrossAlone,
-    TwoAcrossDeep,
-    ThreeSame,
-    ThreeAcross,
-    TwoWorkers,
+    *(
+        variant(_OnNodes, name, doc, cluster=shape, across=across, in_flight=in_flight)
+        for name, doc, shape, across, in_flight in ROUTED
+    ),
     Connections,
-    PacedSame,
-    PacedAcross,
+    variant(_PacedOnNodes, "cluster-paced-same", PACED_SAME),
+    variant(_PacedOnNodes, "cluster-paced-across", "the same with receivers on the other node", across=True),
 )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from bench import task_wire, wire
 from bench.clusters import Shape
 from bench.numbered import HEAD, MARK, filler
-from bench.scenarios.base import Scenario, Schedule
+from bench.scenarios.base import Scenario, Schedule, variant
 from bench.world import Participant, ScenarioFailed
 
 CREATORS = 20
@@ -71,21 +71,14 @@ class Cycle(TaskScenario):
         """What was asked last for each task that a worker has in hand."""
         self.slots: dict[bytes, int] = {}
         """Whose turn it is when a task is completed."""
-        creators_at, workers_at = self.places()
-        self.creators = world.agents("creator", CREATORS, places=creators_at)
+        creators_at, workers_at = world.nodes if len(world.nodes) == 2 else ("", "")
+        self.creators = world.agents("creator", CREATORS, places=[creators_at])
         self.seed()
-        self.workers = self.open_workers(workers_at)
+        self.workers = self.open_workers([workers_at])
         for creator in self.creators:
             creator.handler = self._answered
         for worker in self.workers:
             worker.handler = self.working
-
-    def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Where creators and workers connect, each in turn.
-
-        Nothing is the target's address.
-        """
-        return (), ()
 
     def seed(self) -> None:
         """Put something into the queue before there are workers."""
@@ -187,42 +180,19 @@ class Idle(Cycle):
         return self.completed - before
 
 
-class OnPostgres(Cycle):
-    """What PostgreSQL costs where one has SQLite otherwise."""
-
-    name = "tasks-cycle-postgres"
-    doc = "`tasks-cycle` on one node on PostgreSQL; gateway and database count"
-    cluster = Shape(nodes=1)
-
-
-class _Across(Cycle):
-    """Creators on one node, workers on the other."""
-
-    cluster = Shape(nodes=2)
-
-    def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        creators, workers = self.world.nodes
-        return [creators], [workers]
-
-
-class OnTwoNodes(_Across):
-    """The assignment has to be told to another node."""
-
-    name = "tasks-cycle-2-nodes"
-    doc = "`tasks-cycle` on two nodes, creators on one and workers on the other"
-
-
-class IdleOnPostgres(Idle):
-    name = "tasks-idle-postgres"
-    doc = "`tasks-idle` on one node on PostgreSQL"
-    cluster = Shape(nodes=1)
-
-
-class IdleOnTwoNodes(_Across, Idle):
-    name = "tasks-idle-2-nodes"
-    doc = "`tasks-idle` on two nodes, creators on one and workers on the other"
-
-
 def worker_init(place: str, number: int, capacity: int, credentials: dict[str, str]) -> bytes:
     """A worker of the pool that wants so many tasks at most."""
     return wire.agent_init(place, POOL, str(number), credentials, task_wire.worker_tasks(capacity))
+
+
+ONE, TWO = Shape(nodes=1), Shape(nodes=2)
+ACROSS = "on two nodes, creators on one and workers on the other"
+ON_POSTGRES = "`tasks-cycle` on one node on PostgreSQL; gateway and database count"
+CYCLES: Sequence[type[Scenario]] = (
+    Idle,
+    variant(Idle, "tasks-idle-postgres", "`tasks-idle` on one node on PostgreSQL", cluster=ONE),
+    variant(Idle, "tasks-idle-2-nodes", f"`tasks-idle` {ACROSS}", cluster=TWO),
+    Cycle,
+    variant(Cycle, "tasks-cycle-postgres", ON_POSTGRES, cluster=ONE),
+    variant(Cycle, "tasks-cycle-2-nodes", f"`tasks-cycle` {ACROSS}", cluster=TWO),
+)

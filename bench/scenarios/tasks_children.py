@@ -7,11 +7,13 @@ log behind the answer, so each half ends with a pause that counts for its CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
 from bench import task_wire
 from bench.clusters import Shape
+from bench.scenarios.base import Scenario, variant
 from bench.scenarios.tasks import TaskScenario
 from bench.world import Participant, ScenarioFailed
 
@@ -98,13 +100,10 @@ class Children(TaskScenario):
         return {"creators": len(self.makers), "in_flight": IN_FLIGHT, "payload": self.options.payload}
 
 
-class ChildrenOnPostgres(Children):
-    name = "tasks-children-postgres"
-    doc = "`tasks-children` on one node on PostgreSQL"
-    cluster = Shape(nodes=1)
-
-
-class ChildrenOnTwoNodes(Children):
-    name = "tasks-children-2-nodes"
-    doc = "`tasks-children` on two nodes, a creator on each"
-    cluster = Shape(nodes=2)
+CHILDREN: Sequence[type[Scenario]] = (
+    Children,
+    variant(Children, "tasks-children-postgres", "`tasks-children` on one node on PostgreSQL", cluster=Shape(nodes=1)),
+    variant(
+        Children, "tasks-children-2-nodes", "`tasks-children` on two nodes, a creator on each", cluster=Shape(nodes=2)
+    ),
+)

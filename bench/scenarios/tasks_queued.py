@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from bench import seed_tasks, task_wire
 from bench.clusters import Shape
 from bench.numbered import HEAD, MARK
+from bench.scenarios.base import Scenario, variant
 from bench.scenarios.tasks import POOL, SLOTS, WORKERS, Cycle, worker_init
 from bench.world import Participant, ScenarioFailed
 
@@ -103,27 +104,17 @@ class _Queued(Cycle):
         return super().parameters() | {"queued": self.queued}
 
 
-class Short(_Queued):
-    """To be compared with Long."""
-
-    name = "tasks-queued-1k"
-    doc = "`tasks-cycle` with 1,000 tasks waiting in the same pool; latency is from CLAIM to completed"
-    longer = False
-
-
-class Long(_Queued):
-    name = "tasks-queued-1m"
-    doc = "the same with 1,000,000 waiting"
-    longer = True
-
-
-class ShortOnPostgres(Short):
-    name = "tasks-queued-1k-postgres"
-    doc = "`tasks-queued-1k` on one node on PostgreSQL"
-    cluster = Shape(nodes=1)
-
-
-class LongOnPostgres(Long):
-    name = "tasks-queued-1m-postgres"
-    doc = "`tasks-queued-1m` on one node on PostgreSQL"
-    cluster = Shape(nodes=1)
+SHORT = variant(
+    _Queued,
+    "tasks-queued-1k",
+    "`tasks-cycle` with 1,000 tasks waiting in the same pool; latency is from CLAIM to completed",
+    longer=False,
+)
+LONG = variant(_Queued, "tasks-queued-1m", "the same with 1,000,000 waiting", longer=True)
+ONE = Shape(nodes=1)
+QUEUED: Sequence[type[Scenario]] = (
+    SHORT,
+    LONG,
+    variant(SHORT, "tasks-queued-1k-postgres", "`tasks-queued-1k` on one node on PostgreSQL", cluster=ONE),
+    variant(LONG, "tasks-queued-1m-postgres", "`tasks-queued-1m` on one node on PostgreSQL", cluster=ONE),
+)
