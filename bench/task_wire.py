@@ -94,21 +94,3 @@ def read_created(message: bytes) -> tuple[str, bytes, str]:
 def worker_tasks(count: int) -> bytes:
     """Encode the extension with which a worker bounds its live tasks."""
     return bytes_field(12, bytes_field(1, "urn:aether-trio:worker-tasks") + bytes_field(2, str(count)))
-
-
-__all__ = [
-    "ASSIGNMENT",
-    "CLAIM",
-    "COMPLETE",
-    "CREATED",
-    "TASK_OP",
-    "create",
-    "create_prefix",
-    "create_targeted_prefix",
-    "move",
-    "parent_field",
-    "read_assignment",
-    "read_created",
-    "read_moved",
-    "worker_tasks",
-]

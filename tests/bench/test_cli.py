@@ -98,24 +98,6 @@ def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(cli.every()) == set(SCENARIOS).union(*FAMILIES.values())
 
 
-def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    shown = capsys.readouterr().out
-    for option in (
-        "--json",
-        "--compare",
-        "--threshold",
-        "--target",
-        "--pid",
-        "--only",
-        "--quick",
-        "--seconds",
-        "--profile",
-    ):
-        assert option in shown
-
-
 def fake_measure(monkeypatch: pytest.MonkeyPatch, echoes: float, failed: str = "") -> None:
     result = {
         "gated": ["echoes"],

@@ -31,32 +31,11 @@ from tests.helpers.direct import Store
 from tests.helpers.inline import Gate, InlineDatabase
 
 __all__ = [
-    "Gate",
-    "World",
-    "agent",
-    "barrier",
-    "bridge",
-    "connect",
-    "deadlock_is_an_error",
-    "errors",
-    "kv_get",
-    "kv_put",
-    "message_to",
-    "metrics_bridge",
-    "open_world",
-    "orchestrator",
-    "payloads",
-    "pump",
-    "rest_of",
-    "run_in_virtual_time",
-    "service",
-    "settings_for_tests",
-    "switch_to",
-    "task",
-    "use_virtual_time",
-    "user",
-    "workflow_engine",
-]
+    "Gate", "World", "agent", "barrier", "bridge", "connect", "deadlock_is_an_error", "errors",
+    "kv_get", "kv_put", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
+    "pump", "rest_of", "run_in_virtual_time", "service", "settings_for_tests", "switch_to", "task",
+    "use_virtual_time", "user", "workflow_engine",
+]  # fmt: skip
 
 T = TypeVar("T")
 

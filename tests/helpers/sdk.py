@@ -27,20 +27,7 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from scitrera_aether_client import (
-    AgentClient,
-    AsyncAgentClient,
-    AsyncMetricsBridgeClient,
-    AsyncOrchestratorClient,
-    AsyncServiceClient,
-    AsyncTaskClient,
-    AsyncUserClient,
-    AsyncWorkflowEngineClient,
-    OrchestratorClient,
-    ServiceClient,
-    TaskClient,
-    UserClient,
-)
+import scitrera_aether_client
 from scitrera_aether_client.proto import aether_pb2 as pb
 from scitrera_aether_client.proto.aether_pb2_grpc import AetherGatewayStub
 
@@ -275,23 +262,56 @@ class Peer:
         await self.client.close()
 
 
-class World:
+class Peers:
     """The peers of one scenario, in a workspace that no other scenario knows.
 
-    Closes all of them at its end.
+    A subclass makes async or threaded clients.
+    """
+
+    def __init__(self, target: str, **client_settings: Any) -> None:
+        self.target = target
+        self.run = uuid.uuid4().hex[:10]
+        self.ws, self.impl, self.uid = f"ws-{self.run}", f"impl-{self.run}", f"user-{self.run}"
+        self.peers: list[Any] = []
+        self.client_settings = client_settings
+
+    def _peer(self, kind: str, topic: str, *args: Any, **settings: Any) -> Any:
+        raise NotImplementedError
+
+    def agent(self, spec: str, *, ws: str = "", impl: str = "", **settings: Any) -> Any:
+        ws, impl = ws or self.ws, impl or self.impl
+        return self._peer("Agent", f"ag::{ws}::{impl}::{spec}", ws, impl, spec, **settings)
+
+    def unique_task(self, spec: str, **settings: Any) -> Any:
+        return self._peer("Task", f"tu::{self.ws}::{self.impl}::{spec}", self.ws, self.impl, spec, **settings)
+
+    def task(self, **settings: Any) -> Any:
+        """A task without a specifier, whose topic the gateway invents.
+
+        The topic is known from what the task sends."""
+        return self._peer("Task", f"ta::{self.ws}::{self.impl}::?", self.ws, self.impl, **settings)
+
+    def user(self, window: str, *, uid: str = "", **settings: Any) -> Any:
+        uid = uid or self.uid
+        return self._peer("User", f"us::{uid}::{window}", uid, window, **settings)
+
+    def service(self, spec: str, **settings: Any) -> Any:
+        return self._peer("Service", f"sv::{self.impl}::{spec}", self.impl, spec, **settings)
+
+    def orchestrator(self, spec: str = "o1", **settings: Any) -> Any:
+        args = (self.impl, [f"profile-{self.run}"])
+        return self._peer("Orchestrator", f"orc::{self.impl}::{spec}", *args, specifier=spec, **settings)
+
+
+class World(Peers):
+    """Peers with async clients; closes all of them at its end.
 
     `target` may be several addresses with commas between them: each peer takes the next one.
     """
 
     def __init__(self, target: str, **client_settings: Any) -> None:
-        self.target = target
+        super().__init__(target, **client_settings)
         self._targets = itertools.cycle(target.split(","))
-        self.run = uuid.uuid4().hex[:10]
-        self.ws = f"ws-{self.run}"
-        self.impl = f"impl-{self.run}"
-        self.uid = f"user-{self.run}"
-        self.peers: list[Peer] = []
-        self.client_settings = client_settings
 
     async def __aenter__(self) -> Self:
         return self
@@ -299,43 +319,17 @@ class World:
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.gather(*(peer.close() for peer in self.peers), return_exceptions=True)
 
-    def _peer(self, cls: Any, topic: str, *args: Any, **settings: Any) -> Peer:
+    def _peer(self, kind: str, topic: str, *args: Any, **settings: Any) -> Peer:
         merged = {"auto_reconnect": False, "tls_enabled": False, **self.client_settings, **settings}
-        peer = Peer(cls(*args, **merged), topic, next(self._targets))
-        self.peers.append(peer)
-        return peer
-
-    def agent(self, spec: str, *, ws: str = "", impl: str = "", **settings: Any) -> Peer:
-        ws, impl = ws or self.ws, impl or self.impl
-        return self._peer(AsyncAgentClient, f"ag::{ws}::{impl}::{spec}", ws, impl, spec, **settings)
-
-    def unique_task(self, spec: str, **settings: Any) -> Peer:
-        return self._peer(AsyncTaskClient, f"tu::{self.ws}::{self.impl}::{spec}", self.ws, self.impl, spec, **settings)
-
-    def task(self, **settings: Any) -> Peer:
-        """A task without a specifier, whose topic the gateway invents.
-
-        The topic is known from what the task sends."""
-        return self._peer(AsyncTaskClient, f"ta::{self.ws}::{self.impl}::?", self.ws, self.impl, **settings)
-
-    def user(self, window: str, *, uid: str = "", **settings: Any) -> Peer:
-        uid = uid or self.uid
-        return self._peer(AsyncUserClient, f"us::{uid}::{window}", uid, window, **settings)
-
-    def service(self, spec: str, *, impl: str = "", **settings: Any) -> Peer:
-        impl = impl or self.impl
-        return self._peer(AsyncServiceClient, f"sv::{impl}::{spec}", impl, spec, **settings)
-
-    def orchestrator(self, spec: str = "o1", **settings: Any) -> Peer:
-        profiles = [f"profile-{self.run}"]
-        topic = f"orc::{self.impl}::{spec}"
-        return self._peer(AsyncOrchestratorClient, topic, self.impl, profiles, specifier=spec, **settings)
+        client = getattr(scitrera_aether_client, f"Async{kind}Client")(*args, **merged)
+        self.peers.append(Peer(client, topic, next(self._targets)))
+        return self.peers[-1]
 
     def engine(self, **settings: Any) -> Peer:
-        return self._peer(AsyncWorkflowEngineClient, "event::receiver0", **settings)
+        return self._peer("WorkflowEngine", "event::receiver0", **settings)
 
     def metrics_bridge(self, **settings: Any) -> Peer:
-        return self._peer(AsyncMetricsBridgeClient, "metric::receiver0", **settings)
+        return self._peer("MetricsBridge", "metric::receiver0", **settings)
 
     async def open(self, *peers: Peer) -> tuple[Peer, ...]:
         await asyncio.gather(*(peer.open() for peer in peers))
@@ -423,14 +417,8 @@ class SyncPeer:
         self.client.close()
 
 
-class SyncWorld:
-    """As World, with threaded clients."""
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self.run = uuid.uuid4().hex[:10]
-        self.ws, self.impl, self.uid = f"ws-{self.run}", f"impl-{self.run}", f"user-{self.run}"
-        self.peers: list[SyncPeer] = []
+class SyncWorld(Peers):
+    """Peers with threaded clients; closes all of them at its end."""
 
     def __enter__(self) -> Self:
         return self
@@ -439,28 +427,10 @@ class SyncWorld:
         for peer in self.peers:
             peer.close()
 
-    def _peer(self, cls: Any, topic: str, *args: Any, **settings: Any) -> SyncPeer:
-        peer = SyncPeer(cls(*args, **{"auto_reconnect": False, **settings}), topic, self.target)
-        self.peers.append(peer)
-        return peer
-
-    def agent(self, spec: str, *, impl: str = "", **settings: Any) -> SyncPeer:
-        impl = impl or self.impl
-        return self._peer(AgentClient, f"ag::{self.ws}::{impl}::{spec}", self.ws, impl, spec, **settings)
-
-    def task(self, spec: str = "", **settings: Any) -> SyncPeer:
-        topic = f"tu::{self.ws}::{self.impl}::{spec}" if spec else f"ta::{self.ws}::{self.impl}::?"
-        return self._peer(TaskClient, topic, self.ws, self.impl, spec, **settings)
-
-    def user(self, window: str, **settings: Any) -> SyncPeer:
-        return self._peer(UserClient, f"us::{self.uid}::{window}", self.uid, window, **settings)
-
-    def service(self, spec: str, **settings: Any) -> SyncPeer:
-        return self._peer(ServiceClient, f"sv::{self.impl}::{spec}", self.impl, spec, **settings)
-
-    def orchestrator(self, spec: str = "o1", **settings: Any) -> SyncPeer:
-        args = (self.impl, [f"profile-{self.run}"])
-        return self._peer(OrchestratorClient, f"orc::{self.impl}::{spec}", *args, specifier=spec, **settings)
+    def _peer(self, kind: str, topic: str, *args: Any, **settings: Any) -> SyncPeer:
+        client = getattr(scitrera_aether_client, f"{kind}Client")(*args, **{"auto_reconnect": False, **settings})
+        self.peers.append(SyncPeer(client, topic, self.target))
+        return self.peers[-1]
 
 
 class StreamEnded(AssertionError):

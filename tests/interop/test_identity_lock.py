@@ -1,4 +1,4 @@
-"""Scenarios 10 to 17: one holder for an identity, and how it changes hands."""
+"""Scenarios 7, 8 and 10 to 17: one holder for an identity, and how it changes hands."""
 
 from __future__ import annotations
 
@@ -37,15 +37,23 @@ def test_10_s_second_holder_is_refused_and_the_first_unaffected(target: str) -> 
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda w: w.user("w1"), lambda w: w.service("s1"), lambda w: w.unique_task("t1")],
-    ids=["user-window", "service", "unique-task"],
+    ("make", "names"),
+    [
+        (World.engine, []),
+        (World.metrics_bridge, []),
+        (World.user, ["w"]),
+        (World.service, ["s"]),
+        (World.unique_task, ["t"]),
+    ],
+    ids=["07-workflow-engine", "08-metrics-bridge", "11-user-window", "11-service", "11-unique-task"],
 )
 @in_asyncio
-async def test_11_a_second_holder_of_other_kinds_is_refused(world: World, make: Callable[[World], Peer]) -> None:
-    (first,) = await world.open(make(world))
+async def test_a_second_holder_of_other_kinds_is_refused(
+    world: World, make: Callable[..., Peer], names: list[str]
+) -> None:
+    (first,) = await world.open(make(world, *names))
     with sdk_log() as log:
-        second = await make(world).connect()
+        second = await make(world, *names, auto_reconnect=True).connect()
         await second.refused()
     assert "ALREADY_EXISTS" in log.text
     await first.barrier()

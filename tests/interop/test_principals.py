@@ -1,4 +1,4 @@
-"""Scenarios 1 to 9: every kind of principal connects and is known by its own name."""
+"""Scenarios 1 to 6 and 9: every kind of principal connects and is known by its own name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from scitrera_aether_client import InvalidArgumentError
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.sdk import SyncWorld, World, agent_init, in_asyncio, raw_stream, sdk_log
+from tests.helpers.sdk import SyncWorld, World, agent_init, in_asyncio, raw_stream
 
 
 @in_asyncio
@@ -66,7 +66,7 @@ async def test_02_a_unique_task_sends_as_tu(world: World) -> None:
 
 def test_02_s_unique_task_sends_as_tu(target: str) -> None:
     with SyncWorld(target) as world:
-        task, agent = world.task("t1").open(), world.agent("a").open()
+        task, agent = world.unique_task("t1").open(), world.agent("a").open()
         task.client.send_message_to_agent(world.ws, world.impl, "a", b"from a task")
         message = agent.take()
         assert (message.payload, message.source_topic) == (b"from a task", task.topic)
@@ -134,26 +134,6 @@ def test_06_s_service_sends_as_sv(target: str) -> None:
         service, agent = world.service("s1").open(), world.agent("a").open()
         service.client.send_message_to_agent(world.ws, world.impl, "a", b"from a service")
         assert agent.take().source_topic == f"sv::{world.impl}::s1"
-
-
-@in_asyncio
-async def test_07_a_second_workflow_engine_is_refused(world: World) -> None:
-    (engine,) = await world.open(world.engine())
-    with sdk_log() as log:
-        second = await world.engine(auto_reconnect=True).connect()
-        await second.refused()
-    assert "ALREADY_EXISTS" in log.text
-    await engine.barrier()
-
-
-@in_asyncio
-async def test_08_a_second_metrics_bridge_is_refused(world: World) -> None:
-    (bridge,) = await world.open(world.metrics_bridge())
-    with sdk_log() as log:
-        second = await world.metrics_bridge(auto_reconnect=True).connect()
-        await second.refused()
-    assert "ALREADY_EXISTS" in log.text
-    await bridge.barrier()
 
 
 @in_asyncio

@@ -233,21 +233,15 @@ def test_a_client_that_is_not_accepted_yet_sends_short_frames_only() -> None:
     pair.up(long)
 
 
-def test_the_peers_limit_is_kept() -> None:
+def test_a_frame_of_exactly_the_peers_limit_is_sent_whatever_its_kind_and_none_beyond() -> None:
     pair = live(ClientHello(max_frame=LEAST_MAX_FRAME_BYTES))
     pair.down(Channel(1, "t"))
     refused(pair.server, Envelope(bytes(LEAST_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
+    pair.down(Envelope(bytes(LEAST_MAX_FRAME_BYTES)))
     refused(pair.server, Deliver(1, 1, bytes(LEAST_MAX_FRAME_BYTES - 11)), ErrorCode.FRAME_TOO_LARGE)
     pair.down(Deliver(1, 1, bytes(LEAST_MAX_FRAME_BYTES - 12)))
-
-
-def test_a_frame_of_exactly_the_limit_is_sent_whatever_its_kind() -> None:
-    pair = live(ClientHello(max_frame=LEAST_MAX_FRAME_BYTES))
-    pair.down(Channel(1, "t"))
-    pair.down(Envelope(bytes(LEAST_MAX_FRAME_BYTES)))
-    refused(pair.server, Envelope(bytes(LEAST_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
-    pair.up(Envelope(bytes(DEFAULT_MAX_FRAME_BYTES)))
     refused(pair.client, Envelope(bytes(DEFAULT_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
+    pair.up(Envelope(bytes(DEFAULT_MAX_FRAME_BYTES)))
     room = DEFAULT_MAX_FRAME_BYTES - (len(framing.encode(Send(1, "t", b""))) - HEADER_BYTES)
     refused(pair.client, Send(1, "t", bytes(room + 1)), ErrorCode.FRAME_TOO_LARGE)
     pair.up(Send(1, "t", bytes(room)))
