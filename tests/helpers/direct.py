@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from functools import cache
 from itertools import count
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
@@ -35,54 +35,6 @@ def caught(program: Program[T], into: list[Statement]) -> Program[T]:
             return result
         into.append(statement)
         answer = yield statement
-
-
-class Direct(Protocol):
-    """One logical database."""
-
-    @property
-    def shared(self) -> bool: ...
-
-    def drive(self, program: ProgramFactory[T]) -> T:
-        """Run a program as one transaction."""
-        ...
-
-    def read(self, program: ProgramFactory[T]) -> T:
-        """Run a program that only reads."""
-        ...
-
-
-class Place(Protocol):
-    """Room for the logical databases of one gateway."""
-
-    def direct(self, name: str) -> Direct:
-        """The logical database "state", "log" or "audit": the same one each time."""
-        ...
-
-    def close(self) -> None:
-        """Forget everything."""
-        ...
-
-
-class Store(Protocol):
-    """One engine."""
-
-    name: str
-
-    def place(self) -> Place:
-        """An empty place. Its user closes it."""
-        ...
-
-    def new_place(self) -> Place:
-        """Make an empty place that was never used.
-
-        So the engine has no statistics of what its tables contained before.
-        """
-        ...
-
-    def examples(self, count: int) -> int:
-        """How many examples of a property this engine runs, of those of the fastest one."""
-        ...
 
 
 def _in_transaction(cursor: sqlite3.Cursor, program: ProgramFactory[T]) -> T:
@@ -119,9 +71,11 @@ class SqliteDirect:
         self._cursor = self._connection.cursor()
 
     def drive(self, program: ProgramFactory[T]) -> T:
+        """Run a program as one transaction."""
         return _in_transaction(self._cursor, program)
 
     def read(self, program: ProgramFactory[T]) -> T:
+        """Run a program that only reads."""
         return self.drive(program)
 
     def close(self) -> None:
@@ -134,6 +88,7 @@ class SqlitePlace:
         self._databases: dict[str, SqliteDirect] = {}
 
     def direct(self, name: str) -> SqliteDirect:
+        """The logical database "state", "log" or "audit": the same one each time."""
         found = self._databases.get(name)
         if found is None:
             found = self._databases[name] = SqliteDirect(name)
@@ -148,12 +103,15 @@ class SqliteStore:
     name = "sqlite"
 
     def place(self) -> SqlitePlace:
+        """An empty place. Its user closes it."""
         return SqlitePlace()
 
     def new_place(self) -> SqlitePlace:
+        """An empty place that was never used: the engine has no statistics of its tables."""
         return SqlitePlace()
 
     def examples(self, count: int) -> int:
+        """How many examples of a property this engine runs, of those of the fastest one."""
         return count
 
 
@@ -258,3 +216,11 @@ class PostgresStore:
     def examples(self, count: int) -> int:
         """A statement takes fifty times as long here."""
         return max(count // 8, 1)
+
+
+Direct: TypeAlias = SqliteDirect | PostgresPlace
+"""One logical database."""
+Place: TypeAlias = SqlitePlace | PostgresPlace
+"""Room for the logical databases of one gateway."""
+Store: TypeAlias = SqliteStore | PostgresStore
+"""One engine."""

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aether_trio.storage.base import Database, ProgramFactory, Shorthands
+from aether_trio.storage.base import ProgramFactory, Shorthands
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
@@ -25,23 +25,6 @@ from tests.helpers.postgres_session import PostgresSession
 T = TypeVar("T")
 
 _numbers = count(1)
-
-
-class Engine(Protocol):
-    """One engine with a separate place for its data, which outlives its databases."""
-
-    name: str
-    bad_sql: type[Exception]
-    duplicate: type[Exception]
-    read_only: type[Exception]
-
-    def open(self, database: str = "scratch") -> AbstractAsyncContextManager[Database]:
-        """Open a logical database (migrations.py)."""
-        ...
-
-    def outside(self, sql: str) -> None:
-        """Run a write in another process, now."""
-        ...
 
 
 class SqliteEngine:
@@ -120,6 +103,10 @@ class PostgresEngine:
     def rows(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         """Return what another process sees."""
         return self.session.fetch(sql, *args)
+
+
+Engine: TypeAlias = SqliteEngine | PostgresEngine
+"""One engine with a separate place for its data, which outlives its databases."""
 
 
 @contextmanager

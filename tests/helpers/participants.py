@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 from wsproto.events import CloseConnection
@@ -27,18 +27,10 @@ TRANSPORTS: Final = ("grpc", "framed", "websocket")
 PATIENCE_S: Final = 300.0
 
 
-class _Raw(Protocol):
-    async def send(self, message: pb.UpstreamMessage) -> None: ...
-
-    async def receive(self) -> pb.DownstreamMessage | None: ...
-
-    async def leave(self) -> None: ...
-
-
 class Participant:
     """See the module docstring. Raises StatusError for an end with a status."""
 
-    def __init__(self, raw: _Raw) -> None:
+    def __init__(self, raw: GrpcStream | _Framed | _WebSocket) -> None:
         self.raw = raw
 
     async def send(self, message: pb.UpstreamMessage) -> None:

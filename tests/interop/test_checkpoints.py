@@ -13,9 +13,7 @@ async def load(peer: Peer, key: str = "") -> bytes:
 
 
 async def save(peer: Peer, data: bytes, key: str = "", ttl: int = -1) -> int:
-    return answered(
-        await peer.client.checkpoint_save(data, key=key, ttl=ttl, timeout=LIMIT_S), f"save {key!r}"
-    ).saved_at
+    return answered(await peer.client.checkpoint_save(data, key=key, ttl=ttl, timeout=LIMIT_S), "save").saved_at
 
 
 @in_asyncio

@@ -1,4 +1,4 @@
-"""Scenarios 7, 8 and 10 to 17: one holder for an identity, and how it changes hands."""
+"""Scenarios 7, 8, 10 to 17: one holder for an identity, and how it changes."""
 
 from __future__ import annotations
 

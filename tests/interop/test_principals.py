@@ -1,4 +1,4 @@
-"""Scenarios 1 to 6 and 9: every kind of principal connects and is known by its own name."""
+"""Scenarios 1 to 6, 9: each kind of principal connects, and has its own name."""
 
 from __future__ import annotations
 

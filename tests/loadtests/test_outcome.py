@@ -25,6 +25,15 @@ def line(connected: int, latencies: dict[str, list[int]] | None = None, **counts
             "latencies": latencies or {}, "first_due_ns": 10**9, "last_new_ns": connected * 10**9}  # fmt: skip
 
 
+def timeline_of(*lines: dict[str, Any]) -> Timeline:
+    """The timeline of workers with these reports."""
+    timeline = Timeline(len(lines))
+    for worker, said in enumerate(lines):
+        timeline.feed(worker, said)
+    timeline.row(1.0, "hold", 10_240, 0.1)
+    return timeline
+
+
 def verdict(**found: int) -> dict[str, int]:
     return dict.fromkeys(VERDICT_KEYS, 0) | found
 
@@ -44,9 +53,7 @@ def test_workers_are_added_up_and_a_row_is_what_changed() -> None:
 
 
 def test_a_good_run_has_no_failures() -> None:
-    timeline = Timeline(1)
-    timeline.feed(0, line(4, {"message": [5000] * 10}, sent=10, received=10, connects=4))
-    timeline.row(1.0, "hold", 10_240, 0.1)
+    timeline = timeline_of(line(4, {"message": [5000] * 10}, sent=10, received=10, connects=4))
     found = judge(plan(), timeline, [verdict()], {"connect_s": 1.0, "hearers": 4})
     assert found["failures"] == []
     assert found["messages"]["received"] == 10
@@ -55,9 +62,7 @@ def test_a_good_run_has_no_failures() -> None:
 
 
 def test_each_thing_that_goes_wrong_is_a_sentence() -> None:
-    timeline = Timeline(1)
-    timeline.feed(0, line(3, sent=10, received=7, connects=3, broken=1))
-    timeline.row(1.0, "hold", None, None)
+    timeline = timeline_of(line(3, sent=10, received=7, connects=3, broken=1))
     seen = {"connect_s": 1.0, "hearers": 3, "cut": 3, "back": 2}
     found = judge(plan(), timeline, [verdict(lost=2, repeated=1, in_doubt=1, unsettled=1)], seen)
     assert found["failures"] == [
@@ -72,26 +77,19 @@ def test_each_thing_that_goes_wrong_is_a_sentence() -> None:
 
 
 def test_refused_messages_are_not_lost_as_well() -> None:
-    timeline = Timeline(1)
-    timeline.feed(0, line(4, sent=10, received=7, refused=3, connects=4))
-    timeline.row(1.0, "hold", None, None)
+    timeline = timeline_of(line(4, sent=10, received=7, refused=3, connects=4))
     found = judge(plan(), timeline, [verdict(lost=3)], {"connect_s": 1.0, "hearers": 4})
     assert found["failures"] == ["3 messages refused"]
 
 
 def test_a_broadcast_is_owed_to_every_user() -> None:
-    timeline = Timeline(2)
-    timeline.feed(0, line(2, sent=10, received=20, connects=2))
-    timeline.feed(1, line(2, received=19, connects=2))
-    timeline.row(1.0, "hold", None, None)
+    timeline = timeline_of(line(2, sent=10, received=20, connects=2), line(2, received=19, connects=2))
     found = judge(plan("fan-out"), timeline, [verdict(said=10), verdict()], {"connect_s": 1.0, "hearers": 4})
     assert found["failures"] == ["1 messages lost"]
 
 
 def test_a_run_that_was_to_talk_and_sent_nothing_fails() -> None:
-    timeline = Timeline(1)
-    timeline.feed(0, line(4, connects=4))
-    timeline.row(1.0, "hold", None, None)
+    timeline = timeline_of(line(4, connects=4))
     silent = judge(plan(), timeline, [verdict()], {"connect_s": 1.0, "hearers": 4})
     assert silent["failures"] == ["nothing was sent, so nothing is known of messages"]
     quiet = dataclasses.replace(plan(), talking=0.0)

@@ -62,14 +62,10 @@ class World:
 
     async def agent(self, specifier: str, *, ws: str = "", impl: str = "") -> AgentClient:
         who = {"workspace": ws or self.ws, "implementation": impl or self.impl, "specifier": specifier}
-        client: AgentClient = await self.open(AgentClient, **who)
-        return client
+        return await self.open(AgentClient, **who)
 
     async def task(self, specifier: str = "") -> TaskClient:
-        client: TaskClient = await self.open(
-            TaskClient, workspace=self.ws, implementation=self.impl, specifier=specifier
-        )
-        return client
+        return await self.open(TaskClient, workspace=self.ws, implementation=self.impl, specifier=specifier)
 
     async def user(self, window: str, *, uid: str = "", ws: str = "") -> UserClient:
         client: UserClient = await self.open(UserClient, user_id=uid or self.uid, window_id=window)
@@ -78,8 +74,7 @@ class World:
         return client
 
     async def service(self, specifier: str) -> ServiceClient:
-        client: ServiceClient = await self.open(ServiceClient, implementation=self.impl, specifier=specifier)
-        return client
+        return await self.open(ServiceClient, implementation=self.impl, specifier=specifier)
 
     async def talker(self, name: str = "talker") -> Any:
         """Open the client whose transport is tried: a user on "ws", an agent otherwise."""
