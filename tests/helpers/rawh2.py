@@ -1,4 +1,4 @@
-"""A gRPC client for load and faults: hand-made HTTP/2 frames, without I/O.
+"""A gRPC client for load and faults: the bench's hand-made HTTP/2, with windows.
 
 Bytes in, whole gRPC messages out. It costs a few microseconds a message, where grpcio costs a
 hundred, and it does what no proper client would: it can leave its window shut, stop reading, or
@@ -20,20 +20,15 @@ from typing import Any
 import hpack
 import trio
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_WINDOW = 2**31 - 1
-DEFAULT_WINDOW = 65_535
-STREAM = 1
+from bench.transports import grpc as codec
+from bench.transports.grpc import DEFAULT_WINDOW, MAX_WINDOW, STREAM, frame
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7, 0x8
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
-INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 0x4, 0x5
+__all__ = ["DEFAULT_WINDOW", "MAX_WINDOW", "Disconnected", "Ended", "RawH2", "RawPeer", "open_raw_peer"]
 
 REQUEST_HEADERS = (
     (":method", "POST"),
     (":scheme", "http"),
-    (":path", "/aether.v1.AetherGateway/Connect"),
+    (":path", codec.PATH),
     (":authority", "gateway"),
     ("te", "trailers"),
     ("content-type", "application/grpc"),
@@ -48,14 +43,6 @@ class Ended:
     message: str
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
-
-
-def grpc_message(payload: bytes) -> bytes:
-    return b"\0" + len(payload).to_bytes(4, "big") + payload
-
-
 class RawH2:
     """Sans-I/O client of one open Connect stream.
 
@@ -67,50 +54,51 @@ class RawH2:
         self._keep_open = keep_window_open
         self._window = window
         self._ungranted = 0
-        self._in = bytearray()
-        self._body = bytearray()
-        self._pending = bytearray()
-        self._half_close_wanted = False
-        self._stream_credit = self._connection_credit = DEFAULT_WINDOW
-        self._peer_initial_window = DEFAULT_WINDOW
-        self._peer_max_frame = 16_384
-        self._decoder = hpack.Decoder()
-        self.ended: Ended | None = None
-        self.goaway = False
-        block = hpack.Encoder().encode((*REQUEST_HEADERS, *headers))
-        self._out = bytearray(PREFACE)
-        self._out += frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, window))
+        opening = codec.PREFACE + frame(codec.SETTINGS, 0, 0, struct.pack(">HI", codec.INITIAL_WINDOW_SIZE, window))
         if window > DEFAULT_WINDOW:
-            self._out += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", window - DEFAULT_WINDOW))
-        self._out += frame(HEADERS, END_HEADERS, STREAM, block)
+            opening += frame(codec.WINDOW_UPDATE, 0, 0, struct.pack(">I", window - DEFAULT_WINDOW))
+        block = hpack.Encoder().encode((*REQUEST_HEADERS, *headers))
+        self._codec = codec.GrpcCodec(opening + frame(codec.HEADERS, codec.END_HEADERS, STREAM, block))
 
     @property
     def pending(self) -> int:
         """Bytes of messages that wait for the server's window."""
-        return len(self._pending)
+        return sum(len(held) for held in self._codec._held if held)
+
+    @property
+    def goaway(self) -> bool:
+        return bool(self._codec._goaway)
+
+    @property
+    def ended(self) -> Ended | None:
+        if not self._codec.ended:
+            return None
+        decoder = hpack.Decoder()  # every block in its order, for its table
+        headers = dict(header for block in self._codec._blocks for header in decoder.decode(block))
+        if "grpc-status" not in headers and self._codec._reset:
+            return Ended(1, self._codec._reset)
+        return Ended(int(headers.get("grpc-status", "2")), headers.get("grpc-message", ""))
 
     def send(self, payload: bytes) -> None:
         """Queue one message (a serialised UpstreamMessage)."""
-        self._pending += grpc_message(payload)
-        self._pump()
+        self._codec.send(payload)
 
     def send_framed(self, framed: bytes) -> None:
         """Queue bytes that are gRPC messages already."""
-        self._pending += framed
-        self._pump()
+        self._codec._held.append(framed)
+        self._codec._pump()
 
     def half_close(self) -> None:
-        self._half_close_wanted = True
-        self._pump()
+        self._codec.end()
 
     def reset_stream(self) -> None:
         """RST_STREAM with CANCEL."""
-        self._out += frame(RST_STREAM, 0, STREAM, struct.pack(">I", 8))
+        self._codec._out.append(frame(codec.RST_STREAM, 0, STREAM, struct.pack(">I", 8)))
 
     def grant(self, amount: int) -> None:
         """Open the window by so many bytes, of the stream and of the connection."""
-        for stream in (0, STREAM):
-            self._out += frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", amount))
+        credit = struct.pack(">I", amount)
+        self._codec._out += [frame(codec.WINDOW_UPDATE, 0, stream, credit) for stream in (0, STREAM)]
 
     def shut(self) -> None:
         """Grant nothing more."""
@@ -124,90 +112,17 @@ class RawH2:
 
     def outgoing(self) -> bytes:
         """Take what must be written now."""
-        out = bytes(self._out)
-        self._out.clear()
-        return out
-
-    def _pump(self) -> None:
-        while self._pending:
-            room = min(self._stream_credit, self._connection_credit, self._peer_max_frame, len(self._pending))
-            if room <= 0:
-                return
-            self._out += frame(DATA, 0, STREAM, bytes(self._pending[:room]))
-            del self._pending[:room]
-            self._stream_credit -= room
-            self._connection_credit -= room
-        if self._half_close_wanted:
-            self._half_close_wanted = False
-            self._out += frame(DATA, END_STREAM, STREAM)
+        return self._codec.take()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes off the wire; the messages that they complete, each a serialised
-        DownstreamMessage.
-        """
-        self._in += data
-        buffer, offset = self._in, 0
-        while len(buffer) - offset >= 9:
-            length = int.from_bytes(buffer[offset : offset + 3], "big")
-            if len(buffer) - offset < 9 + length:
-                break
-            kind, flags = buffer[offset + 3], buffer[offset + 4]
-            stream = int.from_bytes(buffer[offset + 5 : offset + 9], "big")
-            payload = bytes(buffer[offset + 9 : offset + 9 + length])
-            offset += 9 + length
-            if kind == DATA:
-                self._body += payload
-                self._consume(length)
-            else:
-                self._control(kind, flags, stream, payload)
-        del buffer[:offset]
-        return self._messages()
-
-    def _messages(self) -> list[bytes]:
-        body, offset, messages = self._body, 0, []
-        while len(body) - offset >= 5:
-            end = offset + 5 + int.from_bytes(body[offset + 1 : offset + 5], "big")
-            if end > len(body):
-                break
-            messages.append(bytes(body[offset + 5 : end]))
-            offset = end
-        del body[:offset]
-        return messages
-
-    def _consume(self, amount: int) -> None:
-        self._ungranted += amount
+        """Take bytes off the wire; the serialised DownstreamMessages that they complete."""
+        messages = self._codec.receive(data)
+        self._ungranted += self._codec._received
+        self._codec._received = 0
         if self._keep_open and self._ungranted > self._window // 2:
             self.grant(self._ungranted)
             self._ungranted = 0
-
-    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == SETTINGS and not flags & ACK:
-            for key, value in struct.iter_unpack(">HI", payload):
-                if key == INITIAL_WINDOW_SIZE:
-                    self._stream_credit += value - self._peer_initial_window
-                    self._peer_initial_window = value
-                elif key == MAX_FRAME_SIZE:
-                    self._peer_max_frame = value
-            self._out += frame(SETTINGS, ACK, 0)
-            self._pump()
-        elif kind == PING and not flags & ACK:
-            self._out += frame(PING, ACK, 0, payload)
-        elif kind == WINDOW_UPDATE:
-            amount = int.from_bytes(payload, "big")
-            if stream == STREAM:
-                self._stream_credit += amount
-            else:
-                self._connection_credit += amount
-            self._pump()
-        elif kind == HEADERS:
-            # Neither padding nor priority nor CONTINUATION: the gateway under test sends none.
-            headers = dict(self._decoder.decode(payload))
-            if flags & END_STREAM:
-                self.ended = Ended(int(headers.get("grpc-status", "2")), headers.get("grpc-message", ""))
-        elif kind == RST_STREAM and self.ended is None:
-            self.ended = Ended(1, f"reset by the server with code {int.from_bytes(payload, 'big')}")
-        elif kind == GOAWAY:
-            self.goaway = True
+        return messages
 
 
 class Disconnected(Exception):
