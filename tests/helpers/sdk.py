@@ -88,6 +88,13 @@ def answered(response: Any, what: str) -> Any:
     return response
 
 
+def declined(response: Any, what: str) -> Any:
+    """A response that came and reports a failure."""
+    assert response is not None, f"{what}: no response with this request's id (the SDK's call timed out)"
+    assert not response.success, what
+    return response
+
+
 class SdkLog(logging.Handler):
     """What the SDK logs.
 

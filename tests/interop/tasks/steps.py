@@ -6,13 +6,13 @@ from typing import Any
 
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.sdk import LIMIT_S, Peer, World, answered
+from tests.helpers.sdk import LIMIT_S, Peer, World, answered, declined, eventually
 
 SELF, TARGETED, POOL = pb.SELF_ASSIGN, pb.TARGETED, pb.POOL
 
 
-async def create(peer: Peer, world: World, task_type: str = "work", *, mode: int = POOL, **fields: Any) -> str:
-    """A new task; its id.
+async def ask(peer: Peer, world: World, task_type: str = "work", *, mode: int = POOL, **fields: Any) -> Any:
+    """Ask for a new task; the response.
 
     A POOL task is for the world's implementation unless another is named.
     """
@@ -22,6 +22,12 @@ async def create(peer: Peer, world: World, task_type: str = "work", *, mode: int
         task_type, fields.pop("workspace", world.ws), assignment_mode=mode, timeout=LIMIT_S, **fields
     )
     assert response is not None, "create_task: no response"
+    return response
+
+
+async def create(peer: Peer, world: World, task_type: str = "work", **fields: Any) -> str:
+    """A new task; its id."""
+    response = await ask(peer, world, task_type, **fields)
     assert response.success, f"create_task: {response.error_code} {response.error_message}"
     assert response.task_id
     return str(response.task_id)
@@ -41,9 +47,7 @@ async def op(peer: Peer, name: str, task_id: str, *args: Any, **fields: Any) -> 
 
 async def refused(peer: Peer, name: str, task_id: str, *args: Any, **fields: Any) -> str:
     """A task operation that must be refused; why."""
-    response = await getattr(peer.client, f"{name}_task")(task_id, *args, timeout=LIMIT_S, **fields)
-    assert response is not None, f"{name}: no response"
-    assert not response.success
+    response = declined(await getattr(peer.client, f"{name}_task")(task_id, *args, timeout=LIMIT_S, **fields), name)
     assert response.error
     return str(response.error)
 
@@ -56,6 +60,11 @@ async def task(peer: Peer, task_id: str) -> Any:
 async def status(peer: Peer, task_id: str) -> int:
     """The status of a task on the wire."""
     return int((await task(peer, task_id)).status)
+
+
+async def reaches(peer: Peer, task_id: str, wanted: int) -> Any:
+    """Wait until a task has this status; the task."""
+    return await eventually(lambda: task(peer, task_id), lambda one: one.status == wanted, "status")
 
 
 async def running(creator: Peer, worker: Peer, world: World, **fields: Any) -> str:

@@ -15,7 +15,7 @@ from tests.interop.tasks.steps import SELF, TARGETED
 @in_asyncio
 async def test_68_a_task_for_oneself(world: World) -> None:
     (me,) = await world.open(world.agent("me"))
-    response = await me.client.create_task_sync("own", world.ws, assignment_mode=SELF, timeout=LIMIT_S)
+    response = await steps.ask(me, world, "own", mode=SELF)
     assert (response.success, response.status, response.assigned_to) == (True, "assigned", me.topic)
     shown = await steps.task(me, response.task_id)
     assert (shown.creator_actor_id, shown.assigned_to) == (me.topic, me.topic)
@@ -107,21 +107,19 @@ async def test_76_a_service_takes_from_the_pools_of_every_workspace(world: World
 @in_asyncio
 async def test_86_a_target_that_is_online_and_one_that_is_not(world: World) -> None:
     creator, target = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("t"))
-    response = await creator.client.create_task_sync(
-        "aimed", world.ws, target_agent_id=target.topic, assignment_mode=TARGETED, payload=b"p", timeout=LIMIT_S
-    )
+    response = await steps.ask(creator, world, "aimed", target_agent_id=target.topic, mode=TARGETED, payload=b"p")
     assert (response.success, response.status, response.assigned_to) == (True, "assigned", target.topic)
     given = await steps.assignment(target, response.task_id)
     assert (given.payload, given.assigned_to) == (b"p", target.topic)
 
     late = f"ag::{world.ws}::{world.impl}::late"
-    rejected = await creator.client.create_task_sync(
+    rejected = await steps.ask(
+        creator,
+        world,
         "aimed",
-        world.ws,
         target_agent_id=late,
-        assignment_mode=TARGETED,
+        mode=TARGETED,
         target_offline_policy=pb.TARGET_OFFLINE_POLICY_REJECT,
-        timeout=LIMIT_S,
     )
     assert (rejected.success, rejected.error_code) == (False, "ERR_TASK_CREATE_FAILED")
     await creator.error("ERR_TASK_CREATE_FAILED")
@@ -142,12 +140,8 @@ async def test_86_a_target_that_is_online_and_one_that_is_not(world: World) -> N
 @in_asyncio
 async def test_89_an_unknown_target(world: World) -> None:
     (creator,) = await world.open(world.agent("c"))
-    response = await creator.client.create_task_sync(
-        "aimed",
-        world.ws,
-        target_agent_id=f"ag::{world.ws}::absent-{world.run}::x",
-        assignment_mode=TARGETED,
-        timeout=LIMIT_S,
+    response = await steps.ask(
+        creator, world, "aimed", target_agent_id=f"ag::{world.ws}::absent-{world.run}::x", mode=TARGETED
     )
     assert (response.success, response.error_code) == (False, "ERR_TASK_CREATE_FAILED")
     await creator.error("ERR_TASK_CREATE_FAILED")

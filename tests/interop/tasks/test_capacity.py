@@ -9,7 +9,7 @@ import time
 
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from tests.helpers.sdk import LIMIT_S, World, answered, eventually, in_asyncio
+from tests.helpers.sdk import LIMIT_S, World, answered, in_asyncio
 from tests.interop.tasks import steps
 
 
@@ -40,9 +40,7 @@ async def test_a_task_that_is_late_for_the_last_time_is_a_dead_letter_and_may_be
     creator, worker = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("w"))
     policy = pb.RetryPolicy(max_attempts=1)
     task_id = await steps.running(creator, worker, world, retry_policy=policy, metadata={"start_to_close_ms": "200"})
-    shown = await eventually(
-        lambda: steps.task(creator, task_id), lambda one: one.status == pb.TASK_STATUS_FAILED, "late"
-    )
+    shown = await steps.reaches(creator, task_id, pb.TASK_STATUS_FAILED)
     assert shown.metadata["_dead_letter"] == "true"
     assert "start_to_close" in shown.error
     assert "dlq" in await steps.refused(worker, "complete", task_id)

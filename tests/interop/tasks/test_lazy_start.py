@@ -36,14 +36,8 @@ async def test_87_a_task_for_an_agent_that_is_not_running(world: World) -> None:
     orchestrator, creator = await world.open(world.orchestrator(), world.agent("c"))
     await registered(world, orchestrator, name, voice="low", mood="good")
     target = f"ag::{world.ws}::{name}::one"
-    response = await creator.client.create_task_sync(
-        "work",
-        world.ws,
-        assignment_mode=TARGETED,
-        target_agent_id=target,
-        launch_param_overrides={"voice": "loud"},
-        payload=b"do",
-        timeout=LIMIT_S,
+    response = await steps.ask(
+        creator, world, mode=TARGETED, target_agent_id=target, launch_param_overrides={"voice": "loud"}, payload=b"do"
     )
     assert (response.success, response.status) == (True, "orchestration_triggered")
     asked = await steps.assignment(orchestrator)

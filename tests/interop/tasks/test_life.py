@@ -114,7 +114,7 @@ async def test_80_pauses_end_by_a_word_by_time_and_by_other_tasks(world: World) 
 
     wake_ms = time.time_ns() // 1_000_000 + 300
     await steps.op(worker, "pause", task_id, pb.WaitSpec(reason=INPUT, scheduled_wake_unix_ms=wake_ms))
-    await eventually(lambda: steps.status(creator, task_id), lambda got: got == pb.TASK_STATUS_RUNNING, "woken")
+    await steps.reaches(creator, task_id, pb.TASK_STATUS_RUNNING)
 
     first = await steps.create(creator, world, mode=SELF)
     second = await steps.create(creator, world, mode=SELF)
@@ -135,8 +135,7 @@ async def test_80_pauses_end_by_a_word_by_time_and_by_other_tasks(world: World) 
     assert await steps.status(creator, task_id) == pb.TASK_STATUS_RUNNING
 
     await steps.op(worker, "pause", task_id, pb.WaitSpec(reason=INPUT, timeout_ms=200))
-    await eventually(lambda: steps.status(creator, task_id), lambda got: got == pb.TASK_STATUS_FAILED, "timed out")
-    assert (await steps.task(creator, task_id)).error == "wait timeout"
+    assert (await steps.reaches(creator, task_id, pb.TASK_STATUS_FAILED)).error == "wait timeout"
 
 
 @in_asyncio
@@ -203,9 +202,7 @@ async def test_85_what_was_not_begun_goes_to_another_worker_at_once(world: World
 async def test_90_a_task_token(world: World) -> None:
     (creator,) = await world.open(world.agent("c", impl=f"{world.impl}-c"))
     owner = f"ag::{world.ws}::{world.impl}::w"
-    response = await creator.client.create_task_sync(
-        "work", world.ws, assignment_mode=SELF, target_identity=owner, timeout=LIMIT_S
-    )
+    response = await steps.ask(creator, world, mode=SELF, target_identity=owner)
     assert response.task_token
     credentials = Credentials({"token": response.task_token})
     other = world.agent("other", credentials=credentials)
@@ -213,9 +210,7 @@ async def test_90_a_task_token(world: World) -> None:
     await other.refused()
     worker = world.agent("w", credentials=credentials)
     await worker.open()
-    shown = await eventually(
-        lambda: steps.task(creator, response.task_id), lambda one: one.status == pb.TASK_STATUS_RUNNING, "attached"
-    )
+    shown = await steps.reaches(creator, response.task_id, pb.TASK_STATUS_RUNNING)
     assert shown.assigned_to == owner
     await steps.notice(creator, response.task_id, "running")
     await steps.op(worker, "complete", response.task_id)
@@ -237,4 +232,4 @@ async def test_80_an_input_that_matches_wakes_the_task(world: World) -> None:
     await creator.barrier()
     assert await steps.status(creator, task_id) == pb.TASK_STATUS_WAITING_INPUT
     await creator.send(transport, b'{"metadata": {"form": "7", "more": "x"}}')
-    await eventually(lambda: steps.status(creator, task_id), lambda got: got == pb.TASK_STATUS_RUNNING, "woken")
+    await steps.reaches(creator, task_id, pb.TASK_STATUS_RUNNING)

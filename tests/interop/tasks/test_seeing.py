@@ -81,9 +81,7 @@ async def test_82_descendants(world: World) -> None:
     below = await raw_query(me, pb.TaskFilter(parent_task_id=top, include_descendants=True))
     assert set(ids(below)) == {child, grandchild}
     assert (await steps.task(me, grandchild)).parent_task_id == child
-    response = await me.client.create_task_sync(
-        "t", world.ws, assignment_mode=SELF, parent_task_id="no-such-task", timeout=LIMIT_S
-    )
+    response = await steps.ask(me, world, "t", mode=SELF, parent_task_id="no-such-task")
     assert (response.success, response.error_code) == (False, "ERR_TASK_CREATE_FAILED")
 
 
