@@ -8,18 +8,17 @@ from bench.scenarios.base import Scenario
 from bench.scenarios.cluster import CLUSTER
 from bench.scenarios.connections import ConnectStorm, Idle
 from bench.scenarios.enqueue import Enqueue
-from bench.scenarios.fanout import FanOut100, FanOut1000
+from bench.scenarios.fanout import FANOUTS
 from bench.scenarios.kv import PutGet
 from bench.scenarios.paced import Paced
 from bench.scenarios.raw_echo import RawEcho
-from bench.scenarios.routed import Routed1, Routed16
+from bench.scenarios.routed import ROUTED
 from bench.scenarios.tasks import CYCLES
 from bench.scenarios.tasks_children import CHILDREN
 from bench.scenarios.tasks_queued import QUEUED
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    scenario.name: scenario
-    for scenario in (RawEcho, ConnectStorm, Idle, Routed1, Routed16, Paced, FanOut100, FanOut1000, PutGet, Enqueue)
+    scenario.name: scenario for scenario in (RawEcho, ConnectStorm, Idle, *ROUTED, Paced, *FANOUTS, PutGet, Enqueue)
 }
 
 FAMILIES: dict[str, dict[str, type[Scenario]]] = {

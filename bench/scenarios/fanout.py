@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from bench import wire
 from bench.numbered import HEAD, MARK, Ledger, PayloadReader, filler
-from bench.scenarios.base import Scenario
+from bench.scenarios.base import Scenario, variant
 from bench.world import Participant
 
 IN_FLIGHT = 4
@@ -91,17 +91,7 @@ class FanOut(Scenario):
         return {"receivers": self.size, "payload": self.options.payload, "window": IN_FLIGHT}
 
 
-class FanOut100(FanOut):
-    """A team."""
-
-    name = "fanout-100"
-    doc = "fan-out 1:100 over ga::workspace, 4 broadcasts in flight"
-    position = 0
-
-
-class FanOut1000(FanOut):
-    """A thousand receivers."""
-
-    name = "fanout-1000"
-    doc = "fan-out 1:1000 over ga::workspace, 4 broadcasts in flight"
-    position = 1
+FANOUTS: tuple[type[Scenario], ...] = (
+    variant(FanOut, "fanout-100", "fan-out 1:100 over ga::workspace, 4 broadcasts in flight", position=0),
+    variant(FanOut, "fanout-1000", "fan-out 1:1000 over ga::workspace, 4 broadcasts in flight", position=1),
+)

@@ -11,7 +11,7 @@ from time import perf_counter_ns
 from typing import Any, ClassVar
 
 from bench.numbered import HEAD, MARK, Ledger, PayloadReader, filler
-from bench.scenarios.base import Scenario
+from bench.scenarios.base import Scenario, variant
 from bench.world import Participant
 
 
@@ -92,17 +92,7 @@ class Routed(Scenario):
         return {"pairs": self.options.pairs, "payload": self.options.payload, "window": self.in_flight}
 
 
-class Routed1(Routed):
-    """Strict ping: the price of a message that travels alone."""
-
-    name = "routed-1"
-    doc = "routed 1:1, durable, one message in flight for each pair"
-    in_flight = 1
-
-
-class Routed16(Routed):
-    """The headline: the price of a message among others."""
-
-    name = "routed-16"
-    doc = "routed 1:1, durable, 16 messages in flight for each pair"
-    in_flight = 16
+ROUTED: tuple[type[Scenario], ...] = (
+    variant(Routed, "routed-1", "routed 1:1, durable, one message in flight for each pair", in_flight=1),
+    variant(Routed, "routed-16", "routed 1:1, durable, 16 messages in flight for each pair", in_flight=16),
+)

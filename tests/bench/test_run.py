@@ -37,24 +37,16 @@ def stub(tmp_path: Path) -> Iterator[Start]:
 
     def start(transport: str, *faults: str) -> list[str]:
         ready = tmp_path / "stub.json"
+        aimed = ["--transport", transport]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.bench.stub_gateway",
-                "--transport",
-                transport,
-                "--ready-file",
-                str(ready),
-                *faults,
-            ]
+            [sys.executable, "-m", "tests.bench.stub_gateway", *aimed, "--ready-file", str(ready), *faults]
         )
         started.append(process)
         while not ready.exists():
             assert process.poll() is None, "the stub did not start"
             time.sleep(0.01)
         found = json.loads(ready.read_text())
-        return ["--transport", transport, "--target", found["gateway"], "--pid", str(found["pid"])]
+        return [*aimed, "--target", found["gateway"], "--pid", str(found["pid"])]
 
     yield start
     for process in started:

@@ -67,17 +67,8 @@ def test_what_protobuf_writes_is_read() -> None:
 def test_a_small_run_adds_up(transport: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     names = ["tasks-idle", "tasks-cycle", "tasks-queued-1k"]
-    arguments = [
-        "--quick",
-        "--window",
-        "0.1",
-        "--queued",
-        "30,300",
-        "--data-root",
-        str(tmp_path),
-        "--transport",
-        transport,
-    ]
+    sizes = ["--quick", "--window", "0.1", "--queued", "30,300"]
+    arguments = [*sizes, "--data-root", str(tmp_path), "--transport", transport]
     assert cli.main([*names, *arguments, "--json", str(out)]) == 0
     found: dict[str, Any] = json.loads(out.read_text())["scenarios"]
     results = {name.rpartition("/")[2]: result for name, result in found.items()}

@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,13 +52,14 @@ class Reader:
             )
             self._tool(tools / "curl", f'#!/bin/sh\nexec "{sys.executable}" -c \'{fetch}\' "$@"\n')
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-        self.environment: Mapping[str, str] = clean | {
+        environment = clean | {
             "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "AETHER_GATEWAY": gateway.address,
             "AETHER_OPS": gateway.ops_address,
             "NO_COLOR": "1",
         }
+        self.place: dict[str, Any] = {"cwd": directory, "env": environment, "stdin": subprocess.DEVNULL}
 
     @staticmethod
     def _tool(path: Path, script: str) -> None:
@@ -73,9 +75,7 @@ class Reader:
         """Run a command; return its standard output and error as a terminal shows them."""
         done = subprocess.run(
             arguments,
-            cwd=self.directory,
-            env=dict(self.environment),
-            stdin=subprocess.DEVNULL,
+            **self.place,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -86,16 +86,8 @@ class Reader:
         return done.stdout
 
     def start(self, arguments: list[str]) -> None:
-        self.background.append(
-            subprocess.Popen(
-                arguments,
-                cwd=self.directory,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.background.append(subprocess.Popen(arguments, **self.place, **quiet))
 
     def close(self) -> None:
         """End the background programs with SIGTERM, so that they end their children."""

@@ -64,12 +64,12 @@ class GatewayProcess:
 
     def __init__(
         self,
+        data_dir: Path | str | None = None,
+        ephemeral: bool = False,
+        extra_args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
         *,
-        data_dir: Path | str | None,
-        ephemeral: bool,
-        extra_args: Sequence[str],
-        env: Mapping[str, str] | None,
-        command: Sequence[str],
+        command: Sequence[str] = (sys.executable, "-m", "aether_trio", "dev"),
     ) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="aether-test-"))
         self.data_dir = Path(data_dir) if data_dir is not None else self._scratch / "data"
@@ -211,21 +211,12 @@ class GatewayProcess:
         self.close()
 
 
-def start_gateway(
-    data_dir: Path | str | None = None,
-    ephemeral: bool = False,
-    extra_args: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
-    *,
-    command: Sequence[str] = (sys.executable, "-m", "aether_trio", "dev"),
-    port: int = 0,
-    ops_port: int = 0,
-) -> GatewayProcess:
-    """Start a gateway and return once it serves.
+def start_gateway(*args: Any, port: int = 0, ops_port: int = 0, **options: Any) -> GatewayProcess:
+    """Start a gateway with the arguments of GatewayProcess, and return once it serves.
 
     Use as a context manager, or call close().
     """
-    process = GatewayProcess(data_dir=data_dir, ephemeral=ephemeral, extra_args=extra_args, env=env, command=command)
+    process = GatewayProcess(*args, **options)
     try:
         return process.start(port, ops_port)
     except BaseException:
@@ -234,18 +225,13 @@ def start_gateway(
 
 
 @contextlib.asynccontextmanager
-async def open_gateway_process(
-    data_dir: Path | str | None = None,
-    ephemeral: bool = False,
-    extra_args: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
-) -> AsyncIterator[GatewayProcess]:
+async def open_gateway_process(*args: Any, **options: Any) -> AsyncIterator[GatewayProcess]:
     """As start_gateway, for trio: starting and stopping run in a thread.
 
     Within the block, call the waiting methods (kill, wait, restart) through
     trio.to_thread.run_sync.
     """
-    process = await trio.to_thread.run_sync(lambda: start_gateway(data_dir, ephemeral, extra_args, env))
+    process = await trio.to_thread.run_sync(lambda: start_gateway(*args, **options))
     try:
         yield process
     except BaseException:

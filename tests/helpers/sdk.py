@@ -211,6 +211,13 @@ class Peer:
         assert self.connects.empty(), f"{self.topic}: was sent a message before its refusal"
         assert not self.client.is_running, f"{self.topic}: still running after a final status"
 
+    async def refused_with(self, status: str) -> None:
+        """Connect, and be refused for good with this status."""
+        with sdk_log() as log:
+            await self.connect()
+            await self.refused()
+        assert status in log.text, log.text
+
     async def barrier(self) -> None:
         """Make a round trip, so that all that was sent before has taken effect."""
         answered(await self.client.checkpoint_load("interop-barrier", timeout=LIMIT_S), f"{self.topic}: barrier")

@@ -15,10 +15,8 @@ from tests.helpers.sdk import Peer, SyncWorld, World, agent_init, in_asyncio, ra
 @in_asyncio
 async def test_10_a_second_holder_is_refused_and_the_first_unaffected(world: World) -> None:
     first, other = await world.open(world.agent("dup"), world.agent("other"))
-    with sdk_log() as log:
-        second = await world.agent("dup", auto_reconnect=True).connect()
-        await second.refused()
-    assert "ALREADY_EXISTS" in log.text
+    second = world.agent("dup", auto_reconnect=True)
+    await second.refused_with("ALREADY_EXISTS")
     assert not second.client.is_connected
     await other.client.send_message_to_agent(world.ws, world.impl, "dup", b"still mine")
     await first.message(b"still mine")
@@ -52,10 +50,7 @@ async def test_a_second_holder_of_other_kinds_is_refused(
     world: World, make: Callable[..., Peer], names: list[str]
 ) -> None:
     (first,) = await world.open(make(world, *names))
-    with sdk_log() as log:
-        second = await make(world, *names, auto_reconnect=True).connect()
-        await second.refused()
-    assert "ALREADY_EXISTS" in log.text
+    await make(world, *names, auto_reconnect=True).refused_with("ALREADY_EXISTS")
     await first.barrier()
 
 
@@ -138,10 +133,7 @@ async def test_16_a_unknown_resume_id_on_a_held_identity(world: World) -> None:
     (holder,) = await world.open(world.agent("held"))
     thief = world.agent("held")
     thief.client.init.resume_session_id = "00000000-0000-4000-8000-000000000000"
-    with sdk_log() as log:
-        await thief.connect()
-        await thief.refused()
-    assert "ALREADY_EXISTS" in log.text
+    await thief.refused_with("ALREADY_EXISTS")
     await holder.barrier()
 
 
