@@ -144,8 +144,7 @@ class PostgresPlace:
     def read(self, program: ProgramFactory[T]) -> T:
         """Run without a transaction, which is most of the round trips.
 
-        A place has one connection, so
-        nothing comes between.
+        A place has one connection, so nothing comes between.
         """
         result: T = self._session.call(self._read(program))
         return result

@@ -59,8 +59,7 @@ async def test_12_a_identity_is_free_after_close(world: World) -> None:
     (holder,) = await world.open(world.agent("again"))
     for _ in range(5):
         await holder.close()
-        # 1 s is granted, as five attempts; a gateway with a lock that times out needs many
-        # more.
+        # 1 s is granted, as five attempts; a gateway with a lock that times out needs many more.
         for _ in range(5):
             holder = await world.agent("again").connect()
             if await holder.came_up():
@@ -97,8 +96,7 @@ async def test_14_r_takeover_is_told_to_both_sides(world: World, target: str) ->
             assert resumed.session_id not in ("", ack.session_id)
             end, _ = await first.ended()
             assert end.code is not grpc.StatusCode.OK
-            # The evicted stream's cleanup must not have freed the identity of its
-            # successor.
+            # The evicted stream's cleanup must not have freed the identity of its successor.
             async with raw_stream(target, **init) as third:
                 end, kinds = await third.ended()
                 assert (end.code, kinds) == (grpc.StatusCode.ALREADY_EXISTS, [])

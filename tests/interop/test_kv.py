@@ -121,8 +121,7 @@ async def test_58_a_ttl(world: World) -> None:
     (a,) = await world.open(world.agent("a"))
     scope = {"scope": "workspace"}
     await put(a, "for ever", b"v", ttl=0, **scope)
-    # Sent in one go, so that the value is read while it lives, however slow this machine
-    # is.
+    # Sent in one go, so that the value is read while it lives, however slow this machine is.
     _, value = await asyncio.gather(put(a, "brief", b"v", ttl=2, **scope), get(a, "brief", **scope))
     assert value == b"v"
     await eventually(lambda: get(a, "brief", **scope), lambda v: v == b"", "the key did not expire")
