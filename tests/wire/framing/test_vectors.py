@@ -5,12 +5,16 @@ They were written without the codec, from the specification.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from aether_trio.wire.framing import (
     ErrorCode,
+    Event,
     FramedConnection,
     FrameDecoder,
     RemoteProtocolError,
@@ -19,7 +23,21 @@ from aether_trio.wire.framing import (
     encode,
 )
 from aether_trio.wire.framing.constants import PREFACE
-from tests.wire.framing.vectors import as_data, load
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+def load(name: str) -> Any:
+    return json.loads((VECTORS / f"{name}.json").read_text())
+
+
+def as_data(event: Event) -> dict[str, Any]:
+    """An event as the vectors say it: its type, and bytes in hex."""
+    fields = msgspec.structs.asdict(event)
+    return {"type": type(event).__name__} | {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()
+    }
+
 
 FRAMES: dict[str, dict[str, Any]] = {item["name"]: item for item in load("frames")["frames"]}
 INVALID: dict[str, dict[str, Any]] = {item["name"]: item for item in load("invalid")["streams"]}
