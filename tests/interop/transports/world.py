@@ -19,14 +19,7 @@ from typing import Any, Self
 import pytest
 import trio
 
-from aether_trio.client import (
-    AgentClient,
-    Client,
-    IncomingMessage,
-    ServiceClient,
-    TaskClient,
-    UserClient,
-)
+from aether_trio.client import AgentClient, Client, IncomingMessage, ServiceClient, TaskClient, UserClient
 
 LIMIT_S = 300.0
 POLL_S = 0.05
