@@ -266,7 +266,7 @@ class Model:
         if verb == "claim" and job.status == "pending" and job.mode == "pool" and not self._is_for(job, caller):
             raise No("the task is for workers of")
         if wait is not None and wait.reason == "hibernation" and caller != job.worker:
-            raise No("only its worker")
+            raise No("only the worker of a task")
         ends = {"complete": "completed", "fail": "failed", "cancel": "cancelled", "reject": "rejected"}
         if verb in ends and job.status == ends[verb] and job.by == caller:
             return
