@@ -13,17 +13,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.queues import open_work_queues
 from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.local_queue import CONSUMER, WINDOW
-from tests.helpers.core import (
-    World,
-    agent,
-    barrier,
-    connect,
-    deadlock_is_an_error,
-    message_to,
-    payloads,
-    pump,
-    task,
-)
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads, pump, task
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import SMALL, Bench, Reader, open_bench
 

@@ -284,7 +284,7 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
                 task_subscription_op=pb.TaskSubscriptionOperation(
                     op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=place.task_id, client_request_id="r"
                 )
-            ),
+            )
         },
         pb.TaskSubscriptionOperation.OpType,
         {

@@ -189,14 +189,7 @@ async def test_last_seen_is_the_last_activity_of_the_living_and_the_end_of_the_g
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [
-        ("agent", "nonsense"),
-        ("agent", "us::u::1"),
-        ("dragon", "ag::w::a::1"),
-        ("", ""),
-        ("user", ""),
-        ("user", "a b"),
-    ],
+    [("agent", "nonsense"), ("agent", "us::u::1"), ("dragon", "ag::w::a::1"), ("", ""), ("user", ""), ("user", "a b")],
 )
 async def test_what_is_no_principal_is_a_typed_failure(core: Core, kind: str, name: str) -> None:
     async with connect(core, workflow_engine()) as peer:

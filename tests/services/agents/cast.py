@@ -80,10 +80,7 @@ async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, Mem
 
 async def launch(peer: MemoryLink, specifier: str) -> str:
     answer = await operate(
-        peer,
-        Op.LAUNCH,
-        implementation="echo",
-        launch_params=pb.AgentLaunchParams(workspace="w", specifier=specifier),
+        peer, Op.LAUNCH, implementation="echo", launch_params=pb.AgentLaunchParams(workspace="w", specifier=specifier)
     )
     assert answer.success, answer.error
     return answer.launch_result.task_id

@@ -11,17 +11,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.transaction import startup
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, connect, deadlock_is_an_error
-from tests.services.agents.cast import (
-    assignment,
-    cast,
-    create,
-    echo,
-    fail,
-    nothing_more,
-    operation,
-    starts,
-    until,
-)
+from tests.services.agents.cast import assignment, cast, create, echo, fail, nothing_more, operation, starts, until
 from tests.services.agents.ops import Op, info, operate, starter
 
 
