@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from grpclib.exceptions import GRPCError
@@ -23,8 +24,11 @@ class GrpcStream:
         self._waiting: list[pb.DownstreamMessage] = []
 
     async def send(self, message: pb.UpstreamMessage) -> None:
+        await self.send_bytes(message.SerializeToString())
+
+    async def send_bytes(self, *messages: bytes) -> None:
         try:
-            await self._call.send(message)
+            await self._call.send_bytes(list(messages))
         except GRPCError as error:
             raise _status(error) from None
 
@@ -50,11 +54,13 @@ def _status(error: GRPCError) -> StatusError:
 
 
 @asynccontextmanager
-async def open_grpc(host: str, port: int) -> AsyncIterator[GrpcStream]:
+async def open_grpc(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, metadata: Mapping[str, str] | None = None
+) -> AsyncIterator[GrpcStream]:
     """Connect, and open the one stream."""
     async with (
-        open_channel(host, port) as channel,
-        channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage) as call,
+        open_channel(host, port, tls=tls) as channel,
+        channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage, metadata=metadata) as call,
     ):
         stream = GrpcStream(call)
         yield stream

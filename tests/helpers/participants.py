@@ -3,12 +3,15 @@
 async with participant("framed", gateway.addresses["framed"], agent("w", "i", "1")) as one:
     await one.send(message)
     answer = await one.next("kv")
+
+`connection` opens one that has sent nothing so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
@@ -33,9 +36,9 @@ class Participant:
     def __init__(self, raw: GrpcStream | _Framed | _WebSocket) -> None:
         self.raw = raw
 
-    async def send(self, message: pb.UpstreamMessage) -> None:
-        """Send one message."""
-        await self.raw.send(message)
+    async def send(self, *messages: pb.UpstreamMessage) -> None:
+        """Send messages."""
+        await self.raw.send_bytes(*(message.SerializeToString() for message in messages))
 
     async def receive(self) -> pb.DownstreamMessage | None:
         """The next message; None for an end with OK."""
@@ -50,14 +53,26 @@ class Participant:
             if message.WhichOneof("payload") == case:
                 return message
 
-    async def status(self) -> Status:
-        """Let everything pass until the gateway ends the stream; the status."""
+    async def end(self, *, until: str = "") -> tuple[Status | int, str]:
+        """Let messages pass until the gateway ends the stream, or one of this kind comes.
+
+        Return the end's status, or the transport's code when that is no status, and its text;
+        (OK, "") for a message.
+        """
         try:
-            while await self.receive() is not None:
-                pass
+            while (message := await self.receive()) is not None:
+                if message.WhichOneof("payload") == until:
+                    return Status.OK, ""
         except StatusError as error:
-            return error.status
-        return Status.OK
+            return error.status, error.message
+        except Closed as closed:
+            return closed.code, closed.reason
+        assert not until, "the stream ended with OK"
+        return Status.OK, ""
+
+    async def status(self) -> Status | int:
+        """Let everything pass until the gateway ends the stream; the status."""
+        return (await self.end())[0]
 
     async def leave(self) -> None:
         """End our side."""
@@ -68,8 +83,13 @@ class _Framed:
     def __init__(self, peer: FramedPeer) -> None:
         self.peer = peer
 
-    async def send(self, message: pb.UpstreamMessage) -> None:
-        await self.peer.request(message)
+    async def send_bytes(self, *messages: bytes) -> None:
+        for message in messages:
+            try:
+                data = self.peer.codec.send(framing.Envelope(message))
+            except framing.LocalProtocolError:  # which the gateway is to notice itself
+                data = framing.encode_envelope(message)
+            await self.peer.send_raw(data)
 
     async def receive(self) -> pb.DownstreamMessage | None:
         while True:
@@ -78,6 +98,8 @@ class _Framed:
             except Ended as ended:
                 if ended.error is None:
                     return None
+                if ended.error.code > max(Status):
+                    raise Closed(ended.error.code, ended.error.message) from None
                 raise StatusError(Status(ended.error.code), ended.error.message) from None
             if isinstance(event, framing.Envelope | framing.Deliver):
                 return pb.DownstreamMessage.FromString(event.message)
@@ -90,8 +112,11 @@ class _WebSocket:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def send(self, message: pb.UpstreamMessage) -> None:
-        await self.client.send(message)
+    async def send_bytes(self, *messages: bytes) -> None:
+        if self.client.codec is not PROTO:
+            await self.client.send(*map(pb.UpstreamMessage.FromString, messages))
+            return
+        await self.client.send_bytes(b"".join(self.client.frame(message) for message in messages))
 
     async def receive(self) -> pb.DownstreamMessage | None:
         try:
@@ -108,32 +133,62 @@ class _WebSocket:
 
 
 @asynccontextmanager
-async def participant(
-    transport: str, address: str, init: pb.UpstreamMessage, *, codec: Codec = PROTO
+async def connection(
+    transport: str,
+    address: str,
+    *,
+    codec: Codec = PROTO,
+    tls: ssl.SSLContext | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Participant]:
-    """Connect and be acknowledged. Raises StatusError for a refusal."""
+    """Connect, with a first message to follow; `metadata` is gRPC's."""
     host, port = split_address(address)
     if transport == "grpc":
-        async with open_grpc(host, port) as stream:
-            yield await _opened(stream, init)
-    elif transport == "framed":
-        peer = FramedPeer(await trio.open_tcp_stream(host, port))
-        async with peer.stream:
+        async with open_grpc(host, port, tls=tls, metadata=metadata) as grpc:
+            yield Participant(grpc)
+        return
+    tcp = await trio.open_tcp_stream(host, port)
+    async with tcp if tls is None else trio.SSLStream(tcp, tls, server_hostname=host, https_compatible=True) as stream:
+        if transport == "framed":
+            peer = FramedPeer(stream)  # type: ignore[arg-type]
             await peer.send(framing.ClientHello())
             await peer.next(framing.ServerHello)
-            yield await _opened(_Framed(peer), init)
-    else:
-        async with await trio.open_tcp_stream(host, port) as tcp:
-            client = Client(tcp, codec)
+            yield Participant(_Framed(peer))
+        else:
+            client = Client(stream, codec)
             client.answers_pings = True
             await client.upgrade()
-            yield await _opened(_WebSocket(client), init)
+            yield Participant(_WebSocket(client))
 
 
-async def _opened(raw: GrpcStream | _Framed | _WebSocket, init: pb.UpstreamMessage) -> Participant:
-    one = Participant(raw)
-    await one.send(init)
-    first = await one.receive()
-    assert first is not None
-    assert first.HasField("connection_ack")
-    return one
+@asynccontextmanager
+async def participant(
+    transport: str,
+    address: str,
+    init: pb.UpstreamMessage,
+    *,
+    codec: Codec = PROTO,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Participant]:
+    """Connect and be acknowledged. Raises StatusError for a refusal."""
+    async with connection(transport, address, codec=codec, tls=tls) as one:
+        await one.send(init)
+        first = await one.receive()
+        assert first is not None
+        assert first.HasField("connection_ack")
+        yield one
+
+
+async def admission(
+    transport: str,
+    address: str,
+    hello: pb.UpstreamMessage | bytes,
+    *,
+    tls: ssl.SSLContext | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[Status | int, str]:
+    """Say hello: OK for an acknowledgement, else the status and text of the refusal."""
+    async with connection(transport, address, tls=tls, metadata=metadata) as one:
+        with suppress(trio.BrokenResourceError, StatusError):  # the gateway may have read enough
+            await one.raw.send_bytes(hello if isinstance(hello, bytes) else hello.SerializeToString())
+        return await one.end(until="connection_ack")

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import trio
 
 from aether_trio.cli.options import split_address
-from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.browser import PROTO
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import settings_for_tests
+from tests.client.gateways import open_test_gateway
 from tests.helpers.rawh2 import RawH2, RawPeer
 from tests.transport.framed.harness import FramedPeer
 from tests.transport.websocket.harness import Client as WebSocketClient
@@ -30,17 +30,9 @@ COMPRESSED_HEADERS = (("grpc-encoding", "gzip"),)
 
 @asynccontextmanager
 async def gateway_with(**sections: Mapping[str, Any]) -> AsyncIterator[Gateway]:
-    """Open a gateway on a free port for any kind of principal on every transport."""
-    settings = settings_for_tests(
-        **{
-            "gateway": {"ephemeral": True, "port": 0},
-            "ops": {"enabled": False},
-            "websocket": {"principals": ("*",), **sections.pop("websocket", {})},
-            **sections,
-        }
-    )
+    """Open a gateway for any kind of principal on every transport, for a limited time."""
     with trio.fail_after(WAIT_S):
-        async with open_gateway(settings) as gateway:
+        async with open_test_gateway(**sections) as gateway:
             yield gateway
 
 

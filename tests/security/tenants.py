@@ -31,13 +31,15 @@ def key_of(name: str) -> str:
     return f"aek_{name}"
 
 
-def auth(**more: ApiKey) -> dict[str, Any]:
+def record(name: str, **fields: Any) -> ApiKey:
+    """The record of the key of this name, for all principals unless `fields` say less."""
+    return ApiKey(**{"id": name, "sha256": hash_api_key(key_of(name)), "principal": "*", **fields})
+
+
+def auth(*more: ApiKey) -> dict[str, Any]:
     """The section `auth` with all keys."""
-    records = [
-        ApiKey(id=name, sha256=hash_api_key(key_of(name)), principal="*", workspaces=reach)
-        for name, reach in KEYS.items()
-    ]
-    return {"api_keys": (*records, *more.values()), "allow_anonymous": False}
+    records = [record(name, workspaces=reach) for name, reach in KEYS.items()]
+    return {"api_keys": (*records, *more), "allow_anonymous": False}
 
 
 @asynccontextmanager
@@ -57,7 +59,8 @@ def agent_of(
     **options: Any,
 ) -> AgentClient:
     """An agent with its tenant's key; `scheme` is one of SCHEMES."""
-    options.setdefault("api_key", key_of(key or workspace))
+    if "token" not in options:
+        options.setdefault("api_key", key_of(key or workspace))
     scheme = options.pop("scheme", "aether")
     return AgentClient(
         f"{scheme}://{gateway.address}",

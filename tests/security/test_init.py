@@ -6,22 +6,21 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import trio
 from google.protobuf.descriptor import FieldDescriptor
 
-from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.testing.memory import agent
 from aether_trio.wire.browser import CODECS
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.security.streams import TRANSPORTS, Ended, gateway_settings, open_stream
-
-KIB = 1024
+from tests.helpers.participants import TRANSPORTS, admission
+from tests.security.clients import KIB, gateway_with
+from tests.services.agents.ops import starter
 
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    async with open_gateway(gateway_settings()) as opened:
+    async with gateway_with() as opened:
         yield opened
 
 
@@ -36,14 +35,8 @@ def _texts(descriptor: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 
 TEXTS = sorted(_texts(pb.InitConnection.DESCRIPTOR))
-NAMED_BY_KIND = {  # where an identity's part is meant, the error says it in words
-    "agent": "agent",
-    "task": "task",
-    "user": "user",
-    "orchestrator": "orchestrator",
-    "bridge": "bridge",
-    "service": "service",
-}
+KINDS = ("agent", "task", "user", "orchestrator", "bridge", "service")
+"""Where an identity's part is meant, the error says it in words."""
 
 
 def init_with(path: tuple[str, ...], text: str) -> pb.UpstreamMessage:
@@ -76,9 +69,9 @@ def init_with(path: tuple[str, ...], text: str) -> pb.UpstreamMessage:
 def names(path: tuple[str, ...], text: str) -> bool:
     """Whether an error's text says which field is meant."""
     head, *rest = path
-    if head in NAMED_BY_KIND and rest != ["supported_profiles"]:
+    if head in KINDS and rest != ["supported_profiles"]:
         word = {"user_id": "user id", "window_id": "window id", "unique_specifier": "specifier"}.get(rest[0], rest[0])
-        return word in text and NAMED_BY_KIND[head] in text
+        return word in text and head in text
     return head in text and all(step in text for step in rest if step not in {"key", "value"})
 
 
@@ -91,129 +84,81 @@ def test_every_text_of_init_is_covered() -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_zero_byte_in_any_text_is_refused_by_name(gateway: Gateway, transport: str) -> None:
+@pytest.mark.parametrize(
+    "bad", [b"x\0y", b"x" * 100 * KIB, b"ne\xed\xa0\x80e"], ids=["a zero byte", "no end", "a lone surrogate"]
+)
+async def test_a_bad_text_in_any_field_is_refused_by_name(gateway: Gateway, transport: str, bad: bytes) -> None:
+    surrogate = bad.startswith(b"ne")
     for path in TEXTS:
-        async with open_stream(gateway.address, transport) as stream:
-            await stream.send(init_with(path, "x\0y"))
-            ended = await stream.ended()
-        assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
-        assert names(path, ended.text), (path, ended)
+        # A text of six bytes makes room for the surrogate's, which no message can be made of.
+        hello = init_with(path, "needle" if surrogate else bad.decode()).SerializeToString()
+        status, text = await admission(transport, gateway.address, hello.replace(b"needle", bad))
+        assert status is Status.INVALID_ARGUMENT, (path, text)
+        assert path[0] in text if surrogate else names(path, text), (path, text)
     assert len(gateway.core.registry) == 0
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_text_without_an_end_is_refused_by_name(gateway: Gateway, transport: str) -> None:
-    for path in TEXTS:
-        async with open_stream(gateway.address, transport) as stream:
-            await stream.send(init_with(path, "x" * 100 * KIB))
-            ended = await stream.ended()
-        assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
-        assert names(path, ended.text), (path, ended)
+TOO_MANY = {
+    "credentials": ("credentials", agent("w", "a", "1", credentials={f"k{number}": "v" for number in range(17)})),
+    "extensions": ("extensions", agent("w", "a", "1", extensions=[pb.ExtensionDeclaration(uri="u")] * 65)),
+    "profiles": ("supported_profiles", starter("1", *["p"] * 65)),
+    "empty-profile": ("supported_profiles", init_with(("orchestrator", "supported_profiles"), "")),
+    "fields": ("more than 8192 fields", agent("w", "a", "1", extensions=[pb.ExtensionDeclaration()] * 200_000)),
+}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_lone_surrogate_is_refused_by_name(gateway: Gateway, transport: str) -> None:
-    for path in TEXTS:
-        data = init_with(path, "needle").SerializeToString().replace(b"needle", b"ne\xed\xa0\x80e")
-        async with open_stream(gateway.address, transport) as stream:
-            await stream.send_bytes(data)
-            ended = await stream.ended()
-        assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
-        assert path[0] in ended.text, (path, ended)
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(
-    ("field", "hello"),
-    [
-        ("credentials", agent("w", "a", "1", credentials={f"k{number}": "v" for number in range(17)})),
-        ("extensions", agent("w", "a", "1", extensions=[pb.ExtensionDeclaration(uri="u")] * 65)),
-        (
-            "supported_profiles",
-            pb.UpstreamMessage(
-                init=pb.InitConnection(
-                    orchestrator=pb.OrchestratorIdentity(implementation="o", supported_profiles=["p"] * 65)
-                )
-            ),
-        ),
-        ("supported_profiles", init_with(("orchestrator", "supported_profiles"), "")),
-        (
-            "init has",
-            agent(
-                "w",
-                "a",
-                "1",
-                extensions=[
-                    pb.ExtensionDeclaration(uri=f"u{number}", json_schema="x" * 60 * KIB) for number in range(9)
-                ],
-            ),
-        ),
-    ],
-    ids=["credentials", "extensions", "profiles", "empty-profile", "all-together"],
-)
+@pytest.mark.parametrize(("named", "hello"), TOO_MANY.values(), ids=TOO_MANY)
 async def test_too_many_are_refused_by_name(
-    gateway: Gateway, transport: str, field: str, hello: pb.UpstreamMessage
+    gateway: Gateway, transport: str, named: str, hello: pb.UpstreamMessage
 ) -> None:
-    async with open_stream(gateway.address, transport) as stream:
-        try:
-            await stream.send(hello)
-        except (trio.BrokenResourceError, Ended):
-            pass  # the gateway has read enough
-        ended = await stream.ended()
-    if field == "init has":
-        # Each transport has another bound for messages before the acknowledgement, and does
-        # not read that far.
-        assert (ended.status or ended.number) == {"framed": 0x102, "websocket": 1009, "grpc": 3}[transport], ended
-        assert str(512 * KIB) in ended.text
-        return
-    assert ended.status is Status.INVALID_ARGUMENT, ended
-    assert field in ended.text
+    status, text = await admission(transport, gateway.address, hello)
+    assert (status, named in text) == (Status.INVALID_ARGUMENT, True), text
+
+
+@pytest.mark.parametrize(
+    ("transport", "code"), [("framed", 0x102), ("websocket", 1009), ("grpc", Status.INVALID_ARGUMENT)]
+)
+async def test_an_init_that_is_long_altogether_is_not_read_to_its_end(
+    gateway: Gateway, transport: str, code: int
+) -> None:
+    schemas = [pb.ExtensionDeclaration(uri=f"u{number}", json_schema="x" * 60 * KIB) for number in range(9)]
+    status, text = await admission(transport, gateway.address, agent("w", "a", "1", extensions=schemas))
+    assert (status, str(512 * KIB) in text) == (code, True), text
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_what_the_limits_allow_is_let_in(gateway: Gateway, transport: str) -> None:
+    extension = pb.ExtensionDeclaration(uri="u" * 1024, version="1.0", json_schema='{\n\t"type": "object"\r\n}')
     hello = agent(
         "w",
         "a",
         "1",
         credentials={f"key {number} ümläut": "x" * 16_000 for number in range(16)},
-        extensions=[pb.ExtensionDeclaration(uri="u" * 1024, version="1.0", json_schema='{\n\t"type": "object"\r\n}')]
-        * 64,
+        extensions=[extension] * 64,
         client_sdk="python",
         client_version="1.2.3 (späte Fassung)",
         resume_session_id="0" * 36,
         client_build_info=pb.BuildInfo(commit="c" * 40, built_at="2026-01-01", runtime="py", os="linux"),
     )
-    async with open_stream(gateway.address, transport) as stream:
-        await stream.send(hello)
-        await stream.acknowledged()
+    assert await admission(transport, gateway.address, hello) == (Status.OK, "")
 
 
-@pytest.mark.parametrize("subprotocol", ["aether.v1.json", "aether.v1.msgpack"])
-def test_a_lone_surrogate_in_the_plain_codecs_is_a_mistake_of_the_client(subprotocol: str) -> None:
-    texts = {
-        "aether.v1.json": [rb'{"init":{"client_sdk":"a\ud800b"}}', rb'{"init":{"client_sdk":"a\udc00"}}'],
-        "aether.v1.msgpack": [b"\x81\xa4init\x81\xaaclient_sdk\xa3\xed\xa0\x80"],
-    }
-    for data in texts[subprotocol]:
-        with pytest.raises(StatusError) as refused:
-            CODECS[subprotocol].decode(data if subprotocol.endswith("msgpack") else data.decode())
-        assert refused.value.status is Status.INVALID_ARGUMENT
+@pytest.mark.parametrize(
+    ("subprotocol", "data"),
+    [
+        ("aether.v1.json", r'{"init":{"client_sdk":"a\ud800b"}}'),
+        ("aether.v1.json", r'{"init":{"client_sdk":"a\udc00"}}'),
+        ("aether.v1.msgpack", b"\x81\xa4init\x81\xaaclient_sdk\xa3\xed\xa0\x80"),
+    ],
+)
+def test_a_lone_surrogate_in_the_plain_codecs_is_a_mistake_of_the_client(subprotocol: str, data: str | bytes) -> None:
+    with pytest.raises(StatusError) as refused:
+        CODECS[subprotocol].decode(data)
+    assert refused.value.status is Status.INVALID_ARGUMENT
 
 
 async def test_an_extension_in_the_metadata_is_bounded_too(gateway: Gateway) -> None:
-    async with open_stream(gateway.address, "grpc", metadata={"aether-extensions": "u" * 1025}) as stream:
-        await stream.send(agent("w", "a", "1"))
-        ended = await stream.ended()
-    assert ended.status is Status.INVALID_ARGUMENT
-    assert "aether-extensions" in ended.text
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_an_init_of_nothing_but_parts_is_refused_before_it_is_made(gateway: Gateway, transport: str) -> None:
-    hello = agent("w", "a", "1", extensions=[pb.ExtensionDeclaration()] * 200_000)
-    async with open_stream(gateway.address, transport) as stream:
-        await stream.send(hello)
-        ended = await stream.ended()
-    assert ended.status is Status.INVALID_ARGUMENT, ended
-    assert "more than 8192 fields" in ended.text
+    metadata = {"aether-extensions": "u" * 1025}
+    status, text = await admission("grpc", gateway.address, agent("w", "a", "1"), metadata=metadata)
+    assert (status, "aether-extensions" in text) == (Status.INVALID_ARGUMENT, True), text

@@ -8,27 +8,28 @@ has to say here what it does with a foreign workspace.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 import trio
 
-from aether_trio.config import ApiKey
-from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.gateway import Gateway
+from aether_trio.model.errors import Status
 from aether_trio.services import unimplemented
 from aether_trio.services.access import Admin, Capability
-from aether_trio.services.credentials import hash_api_key
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import service, user
-from tests.security.streams import TRANSPORTS, Ended, FramedStream, Stream, gateway_settings, open_stream
+from tests.helpers.core import service, switch_to, task, user
+from tests.helpers.participants import TRANSPORTS, Participant, admission, participant
+from tests.security.clients import gateway_with
+from tests.security.tenants import auth, key_of
+from tests.transport.framed.harness import FramedPeer
 
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
-WORKSPACES: Final[Mapping[str, tuple[str, ...]]] = {"red": ("red",), "all": ("*",)}
 SECRET: Final = b"blue's secret"
 BLUE: Final = "ag::blue::worker::1"
 
@@ -44,18 +45,8 @@ class Place:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Gateway]:
-    """A gateway with a key for red and one for all.
-
-    Rights are given to everyone, so that only the keys limit clients.
-    """
-    keys = [
-        ApiKey(id=name, sha256=hash_api_key(f"aek_{name}"), principal="*", workspaces=workspaces)
-        for name, workspaces in WORKSPACES.items()
-    ]
-    settings = gateway_settings(
-        gateway={"ephemeral": True, "port": 0, "dev": False}, auth={"api_keys": tuple(keys), "allow_anonymous": False}
-    )
-    async with open_gateway(settings) as gateway:
+    """A gateway that gives rights to everyone, so that only the keys limit clients."""
+    async with gateway_with(gateway={"dev": False}, auth=auth()) as gateway:
         gateway.core.authorizer._granted = frozenset({*Admin, *Capability})
         yield gateway
 
@@ -63,30 +54,32 @@ async def serving() -> AsyncIterator[Gateway]:
 @asynccontextmanager
 async def blue_at(gateway: Gateway) -> AsyncIterator[Place]:
     """An agent, a user's window and a task in the workspace blue, and keys."""
-    async with AsyncExitStack() as stack:
-        stream = await stack.enter_async_context(open_stream(gateway.address, "grpc"))
-        await stream.send(agent("blue", "worker", "1", credentials={"api_key": "aek_all"}))
-        session_id = (await stream.acknowledged()).session_id
+    async with (
+        participant("grpc", gateway.address, agent("blue", "worker", "1", credentials=key("all"))) as stream,
+        participant("grpc", gateway.address, user("bob", "w", credentials=key("all"))) as window,
+    ):
         for scope in (KV.WORKSPACE, KV.WORKSPACE_EXCLUSIVE):
             await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.PUT, scope=scope, key="k", value=SECRET)))
         await stream.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(task_type="t", request_id="r")))
-        task_id = (await stream.next("create_task")).task_id
+        task_id = (await stream.next("create_task")).create_task.task_id
         assert task_id
-        window = await stack.enter_async_context(open_stream(gateway.address, "grpc"))
-        hello = user("bob", "w")
-        hello.init.credentials["api_key"] = "aek_all"
-        await window.send(hello)
-        user_session_id = (await window.acknowledged()).session_id
-        await window.send(switch("blue"))
+        await window.send(switch_to("blue"))
         await everything(window, "us::bob::w")
-        yield Place(session_id, user_session_id, task_id)
+        sessions = {session.identity.text: session.session_id for session in gateway.core.registry}
+        yield Place(sessions[BLUE], sessions["us::bob::w"], task_id)
 
 
-def switch(workspace: str) -> pb.UpstreamMessage:
-    return pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace))
+def key(name: str) -> dict[str, str]:
+    """The credentials of a tenant."""
+    return {"api_key": key_of(name)}
 
 
-async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage]:
+def eve(gateway: Gateway, transport: str, tenant: str = "red") -> AbstractAsyncContextManager[Participant]:
+    """An agent in the workspace red."""
+    return participant(transport, gateway.address, agent("red", "eve", "1", credentials=key(tenant)))
+
+
+async def everything(stream: Participant, identity: str) -> list[pb.DownstreamMessage]:
     """Read everything up to the answer of a last question about oneself."""
     kind = {"ag": "agent", "us": "user", "sv": "service"}[identity[:2]]
     who = pb.PrincipalRef(principal_type=kind, principal_id=identity)
@@ -95,6 +88,7 @@ async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage
     said: list[pb.DownstreamMessage] = []
     while True:
         message = await stream.receive()
+        assert message is not None
         if message.connection_status_response.request_id == "barrier":
             assert message.connection_status_response.ok
             return said
@@ -312,9 +306,7 @@ def test_every_operation_is_here() -> None:
 @EVERY_TRANSPORT
 async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
     """Its entry has to be a real one as soon as it is built."""
-    async with serving() as gateway, open_stream(gateway.address, transport) as stream:
-        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
-        await stream.acknowledged()
+    async with serving() as gateway, eve(gateway, transport) as stream:
         for case, entry in TABLE.items():
             if isinstance(entry, NotServed) and case not in unimplemented._LAST_WORDS:
                 message = pb.UpstreamMessage()
@@ -337,7 +329,7 @@ def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
         payload = getattr(message, message.WhichOneof("payload") or "error")
         text = getattr(payload, "message", "") if message.HasField("error") else getattr(payload, "error", "")
         text = text or getattr(payload, "message", "")
-        words = ("does not reach", "no session", "not found", "reach all workspaces", "not stored")
+        words = ("does not reach", "no session", "not found", "reach all workspaces", "reaches all", "not stored")
         if isinstance(text, str) and any(word in text for word in words):
             texts.append(text)
     return texts
@@ -353,9 +345,7 @@ def successes(said: Sequence[pb.DownstreamMessage]) -> list[pb.DownstreamMessage
 
 @EVERY_TRANSPORT
 async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(transport: str) -> None:
-    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, transport) as stream:
-        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
-        await stream.acknowledged()
+    async with serving() as gateway, blue_at(gateway) as place, eve(gateway, transport) as stream:
         for case, entry in TABLE.items():
             for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
                 await stream.send(ask(place))
@@ -372,9 +362,7 @@ async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(tran
 
 async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
     """Else the test above might ask for what no client would get."""
-    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, "framed") as stream:
-        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_all"}))
-        await stream.acknowledged()
+    async with serving() as gateway, blue_at(gateway) as place, eve(gateway, "framed", "all") as stream:
         for case, entry in TABLE.items():
             for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
                 if case.startswith("task"):
@@ -390,56 +378,46 @@ async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
 @EVERY_TRANSPORT
 async def test_no_client_connects_beyond_its_key(transport: str) -> None:
     hellos = {
-        "agent": agent("blue", "eve", "1"),
-        "task": pb.UpstreamMessage(
-            init=pb.InitConnection(task=pb.TaskIdentity(workspace="blue", implementation="t", unique_specifier="1"))
-        ),
-        "class of tasks": pb.UpstreamMessage(
-            init=pb.InitConnection(task=pb.TaskIdentity(workspace="blue", implementation="t"))
-        ),
-        "service, which is in all": service("s", "1"),
+        "agent": agent("blue", "eve", "1", credentials=key("red")),
+        "task": task("blue", "t", "1", credentials=key("red")),
+        "class of tasks": task("blue", "t", credentials=key("red")),
+        "service, which is in all": service("s", "1", credentials=key("red")),
     }
     async with serving() as gateway:
         for who, hello in hellos.items():
-            hello.init.credentials["api_key"] = "aek_red"
-            async with open_stream(gateway.address, transport) as stream:
-                await stream.send(hello)
-                with pytest.raises(Ended, match="PERMISSION_DENIED"):
-                    await stream.acknowledged()
+            assert (await admission(transport, gateway.address, hello))[0] is Status.PERMISSION_DENIED
             assert len(gateway.core.registry) == 0, who
 
 
 @EVERY_TRANSPORT
 async def test_a_user_enters_no_workspace_beyond_its_key(transport: str) -> None:
-    async with serving() as gateway, blue_at(gateway), open_stream(gateway.address, transport) as stream:
-        hello = user("eve", "w")
-        hello.init.credentials["api_key"] = "aek_red"
-        await stream.send(hello)
-        await stream.acknowledged()
-        await stream.send(switch("blue"))
-        said = await everything(stream, "us::eve::w")
-        assert [message.error.code for message in said] == ["ERR_PERMISSION_DENIED"]
-        await stream.send(switch("red"))
-        assert await everything(stream, "us::eve::w") == []
-        await stream.send(switch("blue"))
-        said = await everything(stream, "us::eve::w")
-        assert [message.error.code for message in said] == ["ERR_PERMISSION_DENIED"]
+    hello = user("eve", "w", credentials=key("red"))
+    async with (
+        serving() as gateway,
+        blue_at(gateway),
+        participant(transport, gateway.address, hello) as stream,
+    ):
+        for workspace, answer in (
+            ("blue", ["ERR_PERMISSION_DENIED"]),
+            ("red", []),
+            ("blue", ["ERR_PERMISSION_DENIED"]),
+        ):
+            await stream.send(switch_to(workspace))
+            assert [message.error.code for message in await everything(stream, "us::eve::w")] == answer
         (own,) = [one for one in gateway.core.registry if one.identity.text == "us::eve::w"]
         assert own.workspace == "red"
 
 
 async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
     """H7, by the frame that the binary framing has for sends."""
-    async with serving() as gateway, open_stream(gateway.address, "framed") as stream:
-        assert isinstance(stream, FramedStream)
-        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
-        await stream.acknowledged()
+    async with serving() as gateway, eve(gateway, "framed") as stream:
+        peer: FramedPeer = stream.raw.peer  # type: ignore[attr-defined]
         for number, workspace in enumerate(("blue", "red"), start=1):
             rest = pb.SendMessage(app_workspace=workspace).SerializeToString()
-            await stream.send_event(framing.Send(number, "ag::red::eve::1", b"x", 0, rest))
-        said = await everything(stream, "ag::red::eve::1")
-        assert [(nack.seq, nack.code) for nack in stream.nacks] == [(1, "ERR_PERMISSION_DENIED")]
-        assert [message.msg.workspace for message in said if message.HasField("msg")] == ["red"]
+            await peer.send(framing.Send(number, "ag::red::eve::1", b"x", 0, rest))
+        nack = await peer.next(framing.Nack)
+        assert (nack.seq, nack.code) == (1, "ERR_PERMISSION_DENIED")
+        assert (await peer.delivery())[1].workspace == "red"
 
 
 @EVERY_TRANSPORT
@@ -447,16 +425,14 @@ async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(tran
     """H6: agents with one name in two workspaces, each with a key for its workspace."""
     async with serving() as gateway:
         for workspace in ("blue", "red"):
-            async with open_stream(gateway.address, transport) as stream:
-                key = "aek_red" if workspace == "red" else "aek_all"
-                await stream.send(agent(workspace, "worker", "1", credentials={"api_key": key}))
-                await stream.acknowledged()
-                config: pb.ConfigSnapshot = await stream.next("config")
+            hello = agent(workspace, "worker", "1", credentials=key("red" if workspace == "red" else "all"))
+            async with participant(transport, gateway.address, hello) as stream:
+                config = (await stream.next("config")).config
                 assert not config.global_exclusive_kv
                 assert not config.workspace_exclusive_kv
                 for scope in (KV.GLOBAL_EXCLUSIVE, KV.WORKSPACE_EXCLUSIVE, KV.USER):
                     fields: dict[str, Any] = {"scope": scope, "key": "k", "user_id": "u", "request_id": "r"}
                     await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.GET, **fields)))
-                    assert (await stream.next("kv")).value == b""
+                    assert (await stream.next("kv")).kv.value == b""
                     await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.PUT, value=SECRET, **fields)))
-                    assert (await stream.next("kv")).success
+                    assert (await stream.next("kv")).kv.success

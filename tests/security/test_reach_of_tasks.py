@@ -18,10 +18,18 @@ from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TargetOfflinePolicy, TaskStatus, WaitReason
 from aether_trio.client.operations.task_values import Hibernation, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
-from aether_trio.config import ApiKey
-from aether_trio.services.credentials import hash_api_key
 from tests.client.gateways import QUICK, open_test_gateway
-from tests.security.tenants import LIMIT_S, SCHEMES, agent_of, auth, key_of, open_tenants, orchestrator_of, user_of
+from tests.security.tenants import (
+    LIMIT_S,
+    SCHEMES,
+    agent_of,
+    auth,
+    key_of,
+    open_tenants,
+    orchestrator_of,
+    record,
+    user_of,
+)
 
 NOWHERE: Final = "00000000-0000-4000-8000-000000000000"
 IN_BLUE: Final = ("ag::blue::worker::1", "tu::blue::worker::1", "ta::blue::worker::1")
@@ -55,7 +63,7 @@ async def test_a_token_is_for_the_creators_workspace_and_reaches_no_other(scheme
             made = await creator.tasks.create("t", target_identity=owner)
             assert made.task_token.startswith("att_")
             if owner.startswith("ag"):
-                async with agent_of(gateway, "red", api_key=None, token=made.task_token, scheme=scheme) as worker:
+                async with agent_of(gateway, "red", token=made.task_token, scheme=scheme) as worker:
                     for target in IN_BLUE:
                         with pytest.raises(PermissionDenied):
                             await worker.send(target, b"hello")
@@ -64,16 +72,10 @@ async def test_a_token_is_for_the_creators_workspace_and_reaches_no_other(scheme
 
 
 async def test_a_key_for_some_identities_makes_tokens_for_those(scheme: str) -> None:
-    narrow = ApiKey(
-        id="narrow",
-        sha256=hash_api_key("aek_narrow"),
-        principal="agent",
-        identity="ag::*::creator::*",
-        workspaces=("red",),
-    )
+    narrow = record("narrow", principal="agent", identity="ag::*::creator::*", workspaces=("red",))
     with trio.fail_after(LIMIT_S):
         async with (
-            open_test_gateway(auth=auth(narrow=narrow)) as gateway,
+            open_test_gateway(auth=auth(narrow)) as gateway,
             agent_of(gateway, "red", "creator", api_key="aek_narrow", scheme=scheme) as creator,
         ):
             assert (await creator.tasks.create("t", target_identity="ag::red::boss::1")).task_token == ""
@@ -85,13 +87,8 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
         async with open_tenants() as gateway, agent_of(gateway, "red", "creator", key="all", scheme=scheme) as creator:
             made = await creator.tasks.create("t", target_identity="sv::worker::1")
             assert made.task_token
-            async with ServiceClient(
-                f"{scheme}://{gateway.address}",
-                implementation="worker",
-                specifier="1",
-                token=made.task_token,
-                retry=QUICK,
-            ) as service:
+            address, fields = f"{scheme}://{gateway.address}", {"implementation": "worker", "specifier": "1"}
+            async with ServiceClient(address, **fields, token=made.task_token, retry=QUICK) as service:
                 while (await service.tasks.get(made.task_id)).status is not TaskStatus.RUNNING:
                     await trio.sleep(0.01)  # the task is moved when its worker has been let in
                 with pytest.raises(PermissionDenied):
@@ -99,13 +96,7 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
             while (await creator.tasks.get(made.task_id)).status is TaskStatus.RUNNING:
                 await trio.sleep(0.01)  # its clean end completes the task
             with pytest.raises(Unauthenticated):
-                async with ServiceClient(
-                    f"{scheme}://{gateway.address}",
-                    implementation="worker",
-                    specifier="1",
-                    token=made.task_token,
-                    retry=QUICK,
-                ):
+                async with ServiceClient(address, **fields, token=made.task_token, retry=QUICK):
                     pass
 
 

@@ -14,8 +14,8 @@ from aether_trio.services.tasks.transaction.sessions import WorkerJoined
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, message_to, pump
-from tests.services.agents.cast import ECHO, SetClock, assignment, cast, echo, starts, until
+from tests.helpers.core import World, agent, barrier, connect, pump
+from tests.services.agents.cast import ECHO, SetClock, assignment, echo, running, started_by, statuses, until
 from tests.services.tasks.peers import Op, create, get, operate
 
 SELF = pb.SELF_ASSIGN
@@ -119,59 +119,41 @@ async def test_who_has_completed_its_task_says_goodbye_itself_and_makes_no_more_
 
 
 async def test_what_a_started_agent_makes_for_itself_ends_with_its_start(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
-        token = asked.launch_params["auth_token"]
-        async with connect(core, echo(credentials={"token": token})) as started:
-            await until(core, "running")
-            # For itself, for another, and the other for a third one.
-            _, mine = await token_for(started, ECHO)
-            _, second = await token_for(started, "ag::w::i::2")
-            async with connect(core, worker(second, "2")) as other:
-                _, third = await token_for(other, "ag::w::i::3")
-                async with connect(core, worker(third, "3")) as last:
-                    await barrier(started, other, last)
-                    assert (await operate(asker, Op.CANCEL, asked.task_id)).success
-                    for peer in (started, other, last):
-                        assert await ended(peer)
-        for hello in (
-            echo(credentials={"token": token}),
-            echo(credentials={"token": mine}),
-            worker(second, "2"),
-            worker(third, "3"),
-        ):
+    async with running(core) as (_, asker, started, asked):
+        # For itself, for another, and the other for a third one.
+        _, mine = await token_for(started, ECHO)
+        _, second = await token_for(started, "ag::w::i::2")
+        async with connect(core, worker(second, "2")) as other:
+            _, third = await token_for(other, "ag::w::i::3")
+            async with connect(core, worker(third, "3")) as last:
+                await barrier(started, other, last)
+                assert (await operate(asker, Op.CANCEL, asked.task_id)).success
+                for peer in (started, other, last):
+                    assert await ended(peer)
+        for hello in (started_by(asked), echo(credentials={"token": mine}), worker(second, "2"), worker(third, "3")):
             assert await refused(core, hello)
 
 
 async def test_a_start_that_was_cancelled_and_is_tried_again_has_other_tokens(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
-            await until(core, "running")
-            _, mine = await token_for(started, ECHO)
-            assert (await operate(asker, Op.CANCEL, asked.task_id)).success
-            assert await ended(started)
+    async with running(core) as (orchestrator, asker, started, asked):
+        _, mine = await token_for(started, ECHO)
+        assert (await operate(asker, Op.CANCEL, asked.task_id)).success
+        assert await ended(started)
         assert (await operate(asker, Op.RETRY, asked.task_id)).success
         again = await assignment(orchestrator)
-        assert await refused(core, echo(credentials={"token": asked.launch_params["auth_token"]}))
+        assert await refused(core, started_by(asked))
         assert await refused(core, echo(credentials={"token": mine}))
-        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(again)) as anew:
             await until(core, "running")
-            await barrier(started)
+            await barrier(anew)
 
 
 async def test_who_completes_its_own_start_goes(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
-            await until(core, "running")
-            _, mine = await token_for(started, ECHO)
-            assert (await operate(started, Op.COMPLETE, asked.task_id)).success
-            assert await ended(started)
-        assert [status for status, _ in await starts(core)] == ["completed"]
+    async with running(core) as (_, _, started, asked):
+        _, mine = await token_for(started, ECHO)
+        assert (await operate(started, Op.COMPLETE, asked.task_id)).success
+        assert await ended(started)
+        assert await statuses(core) == ["completed"]
         assert await refused(core, echo(credentials={"token": mine}))
 
 

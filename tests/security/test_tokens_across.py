@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
-from aether_trio.client import AgentClient, OrchestratorClient, Unauthenticated
+from aether_trio.client import OrchestratorClient, Unauthenticated
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway.core import Core
@@ -13,7 +15,7 @@ from aether_trio.services.tasks import nodes
 from tests.client.gateways import QUICK, open_test_gateway
 from tests.helpers.core import agent, barrier, connect
 from tests.helpers.engines import PostgresEngine
-from tests.security.tenants import LIMIT_S, SCHEMES
+from tests.security.tenants import LIMIT_S, SCHEMES, agent_of
 from tests.security.test_tokens import ended, refused, token_for, worker
 from tests.services.agents.test_across import two_nodes
 from tests.services.tasks.peers import Op, operate
@@ -61,18 +63,14 @@ async def test_a_started_agent_is_gone_when_its_start_was_cancelled(scheme: str)
         async with open_test_gateway() as gateway:
             address = f"{scheme}://{gateway.address}"
 
-            def clerk(token: str) -> AgentClient:
-                return AgentClient(
-                    address, workspace="w", implementation="clerk", specifier="1", token=token, retry=QUICK
-                )
-
+            clerk = partial(agent_of, gateway, "w", "clerk", scheme=scheme)
             async with OrchestratorClient(address, implementation="o", profiles=["p"], retry=QUICK) as orchestrator:
                 await orchestrator.registry.register(Registration(implementation="clerk", orchestrator_profile="p"))
                 task_id = await orchestrator.registry.launch("clerk", "1", workspace="w")
                 start = await anext(orchestrator.starts)
                 mine = ""
                 with pytest.raises(Unauthenticated, match="has ended"):
-                    async with clerk(start.launch_params["auth_token"]) as started:
+                    async with clerk(token=start.launch_params["auth_token"]) as started:
                         mine = (await started.tasks.create("t", target_identity=AGENT)).task_token
                         while (await orchestrator.tasks.get(task_id)).status is not TaskStatus.RUNNING:
                             await trio.sleep(0.01)
@@ -82,5 +80,5 @@ async def test_a_started_agent_is_gone_when_its_start_was_cancelled(scheme: str)
                 assert mine
                 for token in (mine, start.launch_params["auth_token"]):
                     with pytest.raises(Unauthenticated):
-                        async with clerk(token):
+                        async with clerk(token=token):
                             pass

@@ -15,31 +15,28 @@ import structlog
 import trio
 
 from aether_trio.cli.options import split_address
-from aether_trio.config import ApiKey, LoggingSettings
-from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.config import LoggingSettings
+from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
-from aether_trio.services.credentials import hash_api_key
 from aether_trio.telemetry import configure_logging
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.security.streams import TRANSPORTS, gateway_settings, open_stream
+from tests.helpers.participants import TRANSPORTS, admission, participant
+from tests.security.clients import gateway_with
+from tests.security.tenants import auth, key_of
 from tests.transport.grpc.harness import RawClient, data, frame, message, settings
 
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
+EVE = agent("red", "eve", "1", credentials={"api_key": key_of("red")})
 EVIL = "evil\x1b[2J\x9b31m\n\u202e"
 
 
 @asynccontextmanager
 async def serving(*, strict: bool = True) -> AsyncIterator[Gateway]:
-    key = ApiKey(id="k", sha256=hash_api_key("aek_right"), principal="*")
-    settings = gateway_settings(
-        gateway={"ephemeral": True, "port": 0, "dev": False, "strict_identifier_charset": strict},
-        auth={"api_keys": (key,), "allow_anonymous": False},
-        limits={"send_rate_per_s": 0.0},
-    )
-    async with open_gateway(settings) as gateway:
+    section = {"dev": False, "strict_identifier_charset": strict}
+    async with gateway_with(gateway=section, auth=auth(), limits={"send_rate_per_s": 0.0}) as gateway:
         yield gateway
 
 
@@ -64,19 +61,14 @@ def attempts(gateway: Gateway) -> list[str]:
 async def test_an_unauthenticated_client_writes_no_label(transport: str) -> None:
     async with serving() as gateway:
         for number in range(20):
-            async with open_stream(gateway.address, transport) as stream:
-                await stream.send(agent(f"made-up-{number}", "eve", "1", credentials={"api_key": "aek_wrong"}))
-                assert (await stream.ended()).status is Status.UNAUTHENTICATED
+            hello = agent(f"made-up-{number}", "eve", "1", credentials={"api_key": "aek_wrong"})
+            assert (await admission(transport, gateway.address, hello))[0] is Status.UNAUTHENTICATED
         assert attempts(gateway) == [
             'aether_connection_attempts_total{principal_type="agent",status="unauthenticated",workspace=""} 20.0'
         ]
-        async with open_stream(gateway.address, transport) as stream:
-            await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
-            await stream.acknowledged()
+        async with participant(transport, gateway.address, EVE):
             assert any('status="success",workspace="red"' in line for line in attempts(gateway))
-            async with open_stream(gateway.address, transport) as second:
-                await second.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
-                assert (await second.ended()).status is Status.ALREADY_EXISTS
+            assert (await admission(transport, gateway.address, EVE))[0] is Status.ALREADY_EXISTS
             assert any('status="lock_failed",workspace="red"' in line for line in attempts(gateway))
         _, text = gateway.core.metrics.render()
         assert b"made-up" not in text
@@ -94,9 +86,7 @@ async def test_an_unauthenticated_client_writes_one_bounded_line(transport: str,
             agent("w" * 10_000, "eve", "1"),
             agent("w", "eve", "1", extensions=[pb.ExtensionDeclaration(uri="u" * 1000, required=True)] * 60),
         ):
-            async with open_stream(gateway.address, transport) as stream:
-                await stream.send(hello)
-                await stream.ended()
+            assert (await admission(transport, gateway.address, hello))[0] is not Status.OK
         lines = log.getvalue().splitlines()
         assert len(lines) == 5
         for line in lines:
@@ -106,16 +96,10 @@ async def test_an_unauthenticated_client_writes_one_bounded_line(transport: str,
 
 
 async def test_types_of_messages_that_do_not_exist_are_counted_together() -> None:
-    async with serving() as gateway, open_stream(gateway.address, "framed") as stream:
-        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
-        await stream.acknowledged()
+    async with serving() as gateway, participant("framed", gateway.address, EVE) as stream:
         for number in range(1000, 3000, 100):
-            await stream.send(
-                *(
-                    message_to("ag::red::absent::1", b"x", pb.MessageType.ValueType(kind))
-                    for kind in range(number, number + 100)
-                )
-            )
+            kinds = [pb.MessageType.ValueType(kind) for kind in range(number, number + 100)]
+            await stream.send(*(message_to("ag::red::absent::1", b"x", kind) for kind in kinds))
         ask = pb.CheckpointOperation(op=pb.CheckpointOperation.LIST)
         await stream.send(pb.UpstreamMessage(checkpoint_op=ask))
         await stream.next("checkpoint")
@@ -152,9 +136,8 @@ async def test_the_headers_of_an_authenticated_client_are_bounded_by_their_numbe
         client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
         with trio.fail_after(300):
             async with client.stream:
-                init = agent("red", "eve", "1", credentials={"api_key": "aek_right"}).SerializeToString()
                 await client.send(frames.PREFACE, settings(), client.request(1, "/aether.v1.AetherGateway/Connect"))
-                await client.send(data(1, message(init)))
+                await client.send(data(1, message(EVE.SerializeToString())))
                 await client.payload(1, 6)
                 watch = "/grpc.health.v1.Health/Watch"
                 for number in range(3, 203, 2):

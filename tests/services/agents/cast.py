@@ -14,6 +14,7 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to
 from tests.services.agents.ops import Op, operate, register, starter
+from tests.services.tasks import peers
 
 ECHO = "ag::w::echo::1"
 
@@ -32,14 +33,20 @@ def echo(specifier: str = "1", **init: Any) -> pb.UpstreamMessage:
     return agent("w", "echo", specifier, **init)
 
 
+def started_by(asked: pb.TaskAssignment) -> pb.UpstreamMessage:
+    """The InitConnection of the agent that an orchestrator has started for this start."""
+    credentials = {"token": asked.launch_params["auth_token"]}
+    return agent(asked.workspace, asked.target_implementation, asked.specifier, credentials=credentials)
+
+
 async def assignment(peer: MemoryLink) -> pb.TaskAssignment:
     return (await peer.next("task_assignment")).task_assignment
 
 
-async def nothing_more(*peers: MemoryLink) -> None:
+async def nothing_more(*links: MemoryLink) -> None:
     """Check that none of these is assigned a start, for a long time."""
     await trio.sleep(20)
-    for peer in peers:
+    for peer in links:
         assert peer.waiting("task_assignment") == []
 
 
@@ -51,23 +58,31 @@ async def starts(core: Core) -> list[tuple[str, str]]:
     return [(status, error) for status, error in found]
 
 
-async def until(core: Core, *statuses: str) -> list[str]:
+async def statuses(core: Core) -> list[str]:
+    """Return the statuses of the starts, in the order in which they were made."""
+    return [status for status, _ in await starts(core)]
+
+
+async def until(core: Core, *wanted: str) -> list[str]:
     """Once the starts have these statuses: their errors."""
-    while (found := await starts(core)) and [status for status, _ in found] != list(statuses):
+    while (found := await starts(core)) and [status for status, _ in found] != list(wanted):
         await trio.sleep(0.05)
     return [error for _, error in found]
 
 
 async def fail(peer: MemoryLink, task_id: str, reason: str) -> pb.TaskOperationResponse:
-    op = pb.TaskOperation(op=pb.TaskOperation.FAIL, task_id=task_id, reason=reason, request_id="f")
-    peer.send(pb.UpstreamMessage(task_op=op))
-    return (await peer.next("task_op")).task_op
+    return await peers.operate(peer, peers.Op.FAIL, task_id, reason=reason)
+
+
+async def operation(peer: MemoryLink, op: peers.Op.OpType.ValueType, task_id: str, **fields: Any) -> None:
+    answer = await peers.operate(peer, op, task_id, **fields)
+    assert answer.success, answer.error
 
 
 async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
-    fields = {"task_type": "t", "workspace": "w", "assignment_mode": pb.TARGETED, "target_agent_id": ECHO, **fields}
-    peer.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(request_id="c", **fields)))
-    return (await peer.next("create_task")).create_task
+    """What becomes of a new task for ECHO, unless said otherwise."""
+    target = {"workspace": "w", "assignment_mode": pb.TARGETED, "target_agent_id": ECHO, "target_implementation": ""}
+    return await peers.create(peer, **{**target, **fields})
 
 
 @asynccontextmanager
@@ -87,17 +102,16 @@ async def launch(peer: MemoryLink, specifier: str) -> str:
 
 
 @asynccontextmanager
+async def starting(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink, pb.TaskAssignment]]:
+    """(orchestrator, asker, the start that a message of the asker has caused)."""
+    async with cast(core, **params) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        yield orchestrator, asker, await assignment(orchestrator)
+
+
+@asynccontextmanager
 async def running(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink, MemoryLink, pb.TaskAssignment]]:
     """(orchestrator, asker, the started agent, its start)."""
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
-            await until(core, "running")
-            yield orchestrator, asker, started, asked
-
-
-async def operation(peer: MemoryLink, op: pb.TaskOperation.OpType.ValueType, task_id: str, **fields: Any) -> None:
-    peer.send(pb.UpstreamMessage(task_op=pb.TaskOperation(op=op, task_id=task_id, request_id="o", **fields)))
-    answer = (await peer.next("task_op")).task_op
-    assert answer.success, answer.error
+    async with starting(core) as (orchestrator, asker, asked), connect(core, started_by(asked)) as started:
+        await until(core, "running")
+        yield orchestrator, asker, started, asked

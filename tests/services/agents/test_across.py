@@ -9,10 +9,9 @@ import trio
 
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
-from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
-from tests.services.agents.cast import ECHO, assignment, create, launch, starts
+from tests.services.agents.cast import ECHO, assignment, create, launch, started_by, starts, until
 from tests.services.agents.ops import Op, operate, register, starter
 
 LONG_S = 300.0
@@ -26,30 +25,40 @@ async def two_nodes(engine: PostgresEngine) -> AsyncIterator[tuple[Core, Core]]:
             yield one, two
 
 
-def started(asked: pb.TaskAssignment) -> pb.UpstreamMessage:
-    """The agent that an orchestrator has started."""
-    token = asked.launch_params["auth_token"]
-    return agent(asked.workspace, asked.target_implementation, asked.specifier, credentials={"token": token})
-
-
-async def until_running(core: Core) -> None:
-    while [status for status, _ in await starts(core)] != ["running"]:
-        await trio.sleep(0.02)
-
-
-async def test_a_message_on_one_node_an_orchestrator_on_another(postgres_engine: PostgresEngine) -> None:
+@asynccontextmanager
+async def apart(engine: PostgresEngine) -> AsyncIterator[tuple[Core, Core, MemoryLink, MemoryLink]]:
+    """(one node, another node, an orchestrator of the first, a sender of the second)."""
     async with (
-        two_nodes(postgres_engine) as (one, two),
+        two_nodes(engine) as (one, two),
         connect(one, starter("1", "process")) as orchestrator,
         connect(two, agent("w", "asker", "1")) as asker,
     ):
         await register(orchestrator, "echo")
+        yield one, two, orchestrator, asker
+
+
+@asynccontextmanager
+async def both_orchestrate(engine: PostgresEngine) -> AsyncIterator[tuple[Core, Core, MemoryLink, MemoryLink]]:
+    """(one node, another node, an orchestrator of each); they know of each other."""
+    async with (
+        two_nodes(engine) as (one, two),
+        connect(one, starter("1", "process")) as first,
+        connect(two, starter("2", "process")) as second,
+    ):
+        await register(first, "echo")
+        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
+            await trio.sleep(0.02)
+        yield one, two, first, second
+
+
+async def test_a_message_on_one_node_an_orchestrator_on_another(postgres_engine: PostgresEngine) -> None:
+    async with apart(postgres_engine) as (one, two, orchestrator, asker):
         asker.send(message_to(ECHO, b"one"))
         asked = await assignment(orchestrator)
-        async with connect(two, started(asked)) as echo:
+        async with connect(two, started_by(asked)) as echo:
             assert (await echo.next("config")).config.task_context["task_id"] == asked.task_id
             assert (await echo.next("msg")).msg.payload == b"one"
-            await until_running(one)
+            await until(one, "running")
             # It is there, and known to be, for those on the other node as well.
             async with connect(one, agent("w", "asker", "2")) as other:
                 other.send(message_to(ECHO, b"two"))
@@ -57,40 +66,30 @@ async def test_a_message_on_one_node_an_orchestrator_on_another(postgres_engine:
                 await trio.sleep(1.5)
                 await barrier(other)
         assert orchestrator.waiting("task_assignment") == []
-        while [status for status, _ in await starts(one)] != ["completed"]:
-            await trio.sleep(0.02)
+        await until(one, "completed")
         asker.send(message_to(ECHO, b"three"))
         assert (await assignment(orchestrator)).task_id != asked.task_id
 
 
 async def test_a_task_on_one_node_an_orchestrator_on_another(postgres_engine: PostgresEngine) -> None:
-    async with (
-        two_nodes(postgres_engine) as (one, two),
-        connect(one, starter("1", "process")) as orchestrator,
-        connect(two, agent("w", "asker", "1")) as asker,
-    ):
-        await register(orchestrator, "echo")
+    async with apart(postgres_engine) as (_, two, orchestrator, asker):
         answer = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
         assert answer.status == "orchestration_triggered"
         asked = await assignment(orchestrator)
         assert asked.launch_params["voice"] == "loud"
-        async with connect(two, started(asked)) as echo:
+        async with connect(two, started_by(asked)) as echo:
             given = await assignment(echo)
             assert (given.task_id, given.payload) == (answer.task_id, b"work")
 
 
 async def test_they_take_turns_wherever_they_are(postgres_engine: PostgresEngine) -> None:
     async with (
-        two_nodes(postgres_engine) as (one, two),
-        connect(one, starter("1", "process")) as first,
-        connect(two, starter("2", "process")) as second,
+        both_orchestrate(postgres_engine) as (one, two, first, second),
+        connect(one, starter("3", "other")) as here,
+        connect(two, starter("4", "other")) as there,
     ):
-        await register(first, "echo")
-        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
-            await trio.sleep(0.02)
-        async with connect(one, starter("3", "other")) as here, connect(two, starter("4", "other")) as there:
-            for number in range(6):
-                await launch(here if number % 2 else there, str(number))
+        for number in range(6):
+            await launch(here if number % 2 else there, str(number))
         for peer in (first, second):
             assert len({(await assignment(peer)).specifier for _ in range(3)}) == 3
 
@@ -104,15 +103,10 @@ async def ask(peer: MemoryLink, count: int) -> None:
 async def test_there_is_one_start_for_each_identity_when_several_ask_at_once(postgres_engine: PostgresEngine) -> None:
     count = 40
     async with (
-        two_nodes(postgres_engine) as (one, two),
-        connect(one, starter("1", "process")) as first,
-        connect(two, starter("2", "process")) as second,
+        both_orchestrate(postgres_engine) as (one, two, first, second),
         connect(one, agent("w", "asker", "1")) as a,
         connect(two, agent("w", "asker", "2")) as b,
     ):
-        await register(first, "echo")
-        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
-            await trio.sleep(0.02)
         async with trio.open_nursery() as nursery:
             for peer in (a, b):
                 nursery.start_soon(ask, peer, count)
@@ -134,12 +128,7 @@ async def test_there_is_one_start_for_each_identity_when_several_ask_at_once(pos
 
 
 async def test_an_orchestrator_that_goes_is_replaced_by_one_on_another_node(postgres_engine: PostgresEngine) -> None:
-    async with (
-        two_nodes(postgres_engine) as (one, two),
-        connect(one, starter("1", "process")) as first,
-        connect(two, agent("w", "asker", "1")) as asker,
-    ):
-        await register(first, "echo")
+    async with apart(postgres_engine) as (_, two, first, asker):
         asker.send(message_to(ECHO, b"one"))
         asked = await assignment(first)
         async with connect(two, starter("2", "process")) as second:

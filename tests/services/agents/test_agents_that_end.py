@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +24,10 @@ from tests.services.agents.cast import (
     nothing_more,
     operation,
     running,
+    started_by,
+    starting,
     starts,
+    statuses,
     until,
 )
 from tests.services.agents.ops import Op, operate, starter
@@ -35,7 +39,7 @@ async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
         await trio.sleep(0.1)
         asker.send(message_to(ECHO, b"two"))
         await trio.sleep(3)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as back:
+        async with connect(core, started_by(asked)) as back:
             await nothing_more(orchestrator)
             assert payloads(back)[-1:] == [b"two"]
             assert await starts(core) == [("running", "")]
@@ -49,11 +53,11 @@ async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> N
         async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
             await trio.sleep(30)
             assert await starts(core) == [("running", "")]
-            async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as back:
+            async with connect(core, started_by(asked)) as back:
                 await trio.sleep(1)
                 back.cut()
                 await trio.sleep(8)  # the grace is what it was
-                assert [status for status, _ in await starts(core)] == ["failed"]
+                assert await statuses(core) == ["failed"]
             await nothing_more(orchestrator)
 
 
@@ -63,9 +67,8 @@ async def test_one_that_runs_for_days_comes_back_when_its_gateway_is_started_aga
 ) -> None:
     clock = SetClock(trio.current_time)
     async with deadlock_is_an_error():
-        async with world.open(clock=clock) as core, cast(core) as (orchestrator, asker):
-            asker.send(message_to(ECHO, b"one"))
-            hello = echo(credentials={"token": (await assignment(orchestrator)).launch_params["auth_token"]})
+        async with world.open(clock=clock) as core, starting(core) as (orchestrator, _, asked):
+            hello = started_by(asked)
             if handed_out == "twice":  # its first process is the one that comes
                 async with connect(core, starter("2", "process")) as second:
                     orchestrator.cut()
@@ -96,7 +99,7 @@ async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goe
             await trio.sleep(0.1)
         async with world.open() as core:
             await trio.sleep(1)
-            assert [status for status, _ in await starts(core)] == ["failed"]
+            assert await statuses(core) == ["failed"]
 
 
 async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_elsewhere(world: World) -> None:
@@ -125,9 +128,7 @@ async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_
 
 
 async def test_one_that_comes_by_itself_is_the_one_that_was_to_be_started(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
+    async with starting(core) as (orchestrator, _, asked):
         await fail(orchestrator, asked.task_id, "no room")
         async with connect(core, echo()):
             await until(core, "running")
@@ -147,24 +148,16 @@ async def test_a_message_to_one_that_has_died_starts_it_again_when_it_does_not_c
         assert "did not reconnect" in error
 
 
-async def test_a_message_that_was_sent_while_it_was_dying_starts_it_again(core: Core) -> None:
+@pytest.mark.parametrize("end", [MemoryLink.cut, MemoryLink.finish], ids=["it dies", "it says goodbye"])
+async def test_a_message_that_one_leaves_unread_starts_it_again(core: Core, end: Callable[[MemoryLink], None]) -> None:
     async with running(core) as (orchestrator, asker, started, asked):
         started.pause()  # what is sent now stays unread
         asker.send(message_to(ECHO, b"two"))
         await barrier(asker)
-        started.cut()
+        end(started)
         assert (await assignment(orchestrator)).task_id != asked.task_id
         async with connect(core, echo()) as again:
             assert (await again.next("msg")).msg.payload == b"two"
-
-
-async def test_one_that_says_goodbye_and_leaves_a_message_unread_is_started_again(core: Core) -> None:
-    async with running(core) as (orchestrator, asker, started, asked):
-        started.pause()
-        asker.send(message_to(ECHO, b"two"))
-        await barrier(asker)
-        started.finish()
-        assert (await assignment(orchestrator)).task_id != asked.task_id
 
 
 async def test_one_that_ends_at_the_same_message_again_and_again_is_given_up_until_the_next_message(core: Core) -> None:
@@ -196,7 +189,6 @@ async def test_an_agent_that_has_died_is_not_started_before_it_is_wanted(core: C
 async def test_its_orchestrator_knows_earlier_that_it_has_died(core: Core) -> None:
     async with running(core) as (orchestrator, asker, started, asked):
         started.cut()
-        await trio.sleep(0.1)
         await trio.sleep(0.1)
         assert (await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")).success
         assert await until(core, "failed") == ["its process ended by SIGKILL"]
@@ -230,14 +222,14 @@ async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_
             assert (await assignment(second)).task_id == first.task_id
             async with (
                 connect(core, starter("1", "process", resume_session_id="before")) as back,
-                connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started,
+                connect(core, started_by(first)) as started,
             ):
                 await until(core, "running")
                 says = back if whose == "first" else second
                 assert not (await fail(says, first.task_id, "its process was stopped")).success
                 started.cut()
                 await trio.sleep(1)
-                assert [status for status, _ in await starts(core)] == ["failed" if whose == "first" else "running"]
+                assert await statuses(core) == ["failed" if whose == "first" else "running"]
 
 
 async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_once(
@@ -258,36 +250,35 @@ async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_onc
                 await perform(mutation)
 
             async with connect(core, starter("1", "process", resume_session_id="before")) as back:
-                async with connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started:
+                async with connect(core, started_by(first)) as started:
                     await until(core, "running")
                     assert not (await fail(back, first.task_id, "its process has ended")).success
                     monkeypatch.setattr(writes, "_perform", late)
                     started.cut()
                     await trio.sleep(0.1)
-                hello = echo(credentials={"token": other.launch_params["auth_token"]})
-                async with connect(core, hello, wait_ack=False) as another:
+                async with connect(core, started_by(other), wait_ack=False) as another:
                     await trio.sleep(0.5)
                     gate.set()
                     await trio.sleep(1)
                     another.cut()
                     await trio.sleep(2)
-                    assert [status for status, _ in await starts(core)] == ["running"]
+                    assert await statuses(core) == ["running"]
                     await trio.sleep(5)
-                    assert [status for status, _ in await starts(core)] == ["failed"]
+                    assert await statuses(core) == ["failed"]
 
 
 async def test_a_long_grace_is_the_same_each_time(world: World) -> None:
     async with deadlock_is_an_error(), world.open(tasks={"start_grace_s": 200.0}) as core, cast(core) as (asker, _):
         await launch(asker, "1")
-        token = (await assignment(asker)).launch_params["auth_token"]
+        hello = started_by(await assignment(asker))
         for _ in range(4):
-            async with connect(core, echo(credentials={"token": token})) as started:
+            async with connect(core, hello) as started:
                 await until(core, "running")
                 started.cut()
                 await trio.sleep(190)
                 assert await starts(core) == [("running", "")]
         await trio.sleep(20)
-        assert [status for status, _ in await starts(core)] == ["failed"]
+        assert await statuses(core) == ["failed"]
 
 
 async def test_one_that_came_and_died_at_once_was_started_all_the_same(
@@ -300,14 +291,12 @@ async def test_one_that_came_and_died_at_once_was_started_all_the_same(
         await trio.sleep(0.5)  # virtual time
         await perform(mutation)
 
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
+    async with starting(core) as (orchestrator, _, asked):
         monkeypatch.setattr(writes, "_perform", slowly)
         async with connect(core, echo()):
             answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
             assert "is connected; the start ends when its connection does" in answer.error
-            assert [status for status, _ in await starts(core)] == ["running"]
+            assert await statuses(core) == ["running"]
 
 
 async def sleep_on(peer: MemoryLink, task_id: str, **wait: Any) -> None:
@@ -326,7 +315,7 @@ async def test_a_hibernated_agent_is_started_by_time_or_by_a_message_or_task(cor
         wanted = pb.AgentLaunchParams(workspace="w", specifier="1", param_overrides={"voice": "loud"})
         assert (await operate(orchestrator, Op.LAUNCH, implementation="echo", launch_params=wanted)).success
         asked = await assignment(orchestrator)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(asked)) as started:
             await until(core, "running")
             at_ms = core.clock.now_ms() + 60_000 if by == "time" else 0
             await sleep_on(started, asked.task_id, scheduled_wake_unix_ms=at_ms)
@@ -340,7 +329,7 @@ async def test_a_hibernated_agent_is_started_by_time_or_by_a_message_or_task(cor
         again = await assignment(orchestrator)
         assert (again.task_id, again.launch_params["voice"]) == (asked.task_id, "loud")
         assert (again.checkpoint_key, again.resume_session_id) == ("half", "before")
-        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(again)) as started:
             context = (await started.next("config")).config.task_context
             assert context["_hibernation_checkpoint_key"] == "half"
             assert context["_hibernation_resume_session_id"] == "before"
@@ -356,7 +345,7 @@ async def test_one_that_died_while_its_start_waited_is_started_again_by_a_messag
         assert await starts(core) == [("waiting_input", "")]
         asker.send(message_to(ECHO, b"are you there?"))
         assert (await assignment(orchestrator)).task_id != asked.task_id
-        assert [status for status, _ in await starts(core)] == ["failed", "starting"]
+        assert await statuses(core) == ["failed", "starting"]
 
 
 async def test_its_orchestrator_knows_that_it_died_while_its_start_waited(core: Core) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +19,21 @@ from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
-from tests.services.agents.cast import ECHO, assignment, cast, create, echo, fail, launch, nothing_more, starts, until
+from tests.services.agents.cast import (
+    ECHO,
+    assignment,
+    cast,
+    create,
+    echo,
+    fail,
+    launch,
+    nothing_more,
+    started_by,
+    starting,
+    starts,
+    statuses,
+    until,
+)
 from tests.services.agents.ops import Op, operate, register, starter
 from tests.services.tasks.peers import Op as TaskOp
 from tests.services.tasks.peers import operate as operate_on
@@ -59,15 +75,12 @@ async def test_more_starts_wait_than_a_page(core: Core) -> None:
 
 
 async def test_one_that_goes_is_replaced_at_once(core: Core) -> None:
-    async with cast(core) as (first, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(first)
-        async with connect(core, starter("2", "process")) as second:
-            first.cut()
-            again = await assignment(second)
-            assert again.task_id == asked.task_id
-            assert again.launch_params["auth_token"] != asked.launch_params["auth_token"]
-            assert await starts(core) == [("starting", "")]
+    async with starting(core) as (first, _, asked), connect(core, starter("2", "process")) as second:
+        first.cut()
+        again = await assignment(second)
+        assert again.task_id == asked.task_id
+        assert again.launch_params["auth_token"] != asked.launch_params["auth_token"]
+        assert await starts(core) == [("starting", "")]
 
 
 async def test_one_that_comes_anew_is_told_again_what_it_was_to_start(core: Core) -> None:
@@ -154,9 +167,7 @@ async def test_what_cannot_be_served_is_refused_at_the_door(core: Core, profiles
 async def test_what_a_killed_gateway_has_left_is_taken_up_by_the_next(world: World) -> None:
     """Its orchestrators are gone with it, and what they were to start goes to others."""
     async with deadlock_is_an_error():
-        async with world.open() as core, cast(core) as (orchestrator, asker):
-            asker.send(message_to(ECHO, b"one"))
-            asked = await assignment(orchestrator)
+        async with world.open() as core, starting(core) as (_, _, asked):
             await trio.sleep(1)
             rows = await world.databases["tasks"].fetch("SELECT identity FROM task_workers ORDER BY identity")
             assert ("orc::o::1",) in rows
@@ -229,7 +240,7 @@ async def test_an_old_start_is_not_tried_again_beside_a_later_one(core: Core) ->
         assert not refused.success
         assert refused.error == f"{ECHO} is being started already (task {later})"
         assert not await DeadLetters(core.tasks.engine).requeue(old, "operator")
-        assert [status for status, _ in await starts(core)] == ["dlq", "starting"]
+        assert await statuses(core) == ["dlq", "starting"]
         await nothing_more(orchestrator)
 
 
@@ -253,7 +264,7 @@ async def test_an_old_start_that_is_tried_again_is_the_start_of_its_agent(core: 
         async with connect(core, starter("1", "process")) as orchestrator:
             again = await assignment(orchestrator)
             assert again.task_id == old
-            async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})):
+            async with connect(core, started_by(again)):
                 await until(core, "running", "cancelled")
 
 
@@ -263,7 +274,7 @@ async def test_a_claim_by_its_orchestrator_starts_no_agent(core: Core) -> None:
         for _ in range(3):
             told = await assignment(orchestrator)
             assert (await operate_on(orchestrator, TaskOp.CLAIM, told.task_id)).success
-            assert [status for status, _ in await starts(core)] == ["starting"]
+            assert await statuses(core) == ["starting"]
         (error,) = await until(core, "dlq")
         assert "did not connect within 60000 ms" in error
 
@@ -323,7 +334,7 @@ async def test_a_start_whose_agent_has_not_connected_cannot_be_completed(core: C
         asked = await assignment(orchestrator)
         done = await operate_on(orchestrator, TaskOp.COMPLETE, asked.task_id)
         assert (done.success, await starts(core)) == (False, [("starting", "")])
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(asked)) as started:
             await until(core, "running")
             assert (await assignment(started)).task_id == task.task_id
             assert (await operate_on(started, TaskOp.COMPLETE, asked.task_id)).success
@@ -335,9 +346,16 @@ async def test_a_start_whose_agent_has_not_connected_cannot_be_completed(core: C
         await until(core, "completed", "pending")
 
 
-async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: Core) -> None:
+@asynccontextmanager
+async def nothing_starts(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
+    """(an orchestrator of a profile that no agent has, a sender); "echo" is registered."""
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
+        yield other, asker
+
+
+async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: Core) -> None:
+    async with nothing_starts(core) as (_, asker):
         wanted = {"low": 10, "normal": 30, "high": 40, "raised": 20}
         for specifier, priority in wanted.items():
             made = await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)
@@ -357,8 +375,7 @@ async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(startup, "WAITING_PAGE", 1)
-    async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
-        await register(other, "echo")
+    async with nothing_starts(core) as (_, asker):
         for specifier, priority in {"normal": 30, "raised": 20}.items():
             assert (await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)).success
         await create(asker, target_agent_id="ag::w::echo::raised", priority=50)
@@ -381,8 +398,7 @@ async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, mon
         yield from give_waiting(tx, profile)
 
     monkeypatch.setattr(startup, "dispatch_waiting", bounded)
-    async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
-        await register(other, "echo")
+    async with nothing_starts(core) as (_, asker):
         for number, priority in enumerate((50, 50, 50, 10)):
             assert (await create(asker, target_agent_id=f"ag::w::echo::{number}", priority=priority)).success
         await until(core, *["pending"] * 4)

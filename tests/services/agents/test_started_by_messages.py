@@ -14,8 +14,10 @@ from aether_trio.services.agents import autostart
 from aether_trio.services.agents.autostart import REFRESH_S, UNREGISTERED_S
 from aether_trio.storage.base import StorageUnavailable
 from tests.helpers.core import World, agent, barrier, connect, message_to, payloads, task
-from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, starts, until
+from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, started_by, starting, starts, until
 from tests.services.agents.ops import Op, info, operate, register
+
+LATER = "ag::w::later::1"
 
 
 async def test_a_message_starts_an_agent_once_and_waits_for_it(core: Core) -> None:
@@ -67,9 +69,7 @@ async def test_a_reader_of_the_tail_is_no_receiver(core: Core) -> None:
 
 
 async def test_it_need_not_show_its_token(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        asked = await assignment(orchestrator)
+    async with starting(core) as (_, _, asked):
         async with connect(core, echo()) as started:
             assert (await started.next("config")).config.task_context["task_id"] == asked.task_id
             await until(core, "running")
@@ -77,15 +77,14 @@ async def test_it_need_not_show_its_token(core: Core) -> None:
 
 
 async def test_a_token_is_for_one_identity_and_for_the_life_of_its_agent(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to(ECHO, b"one"))
-        credentials = {"token": (await assignment(orchestrator)).launch_params["auth_token"]}
+    async with starting(core) as (_, _, asked):
+        credentials = {"token": asked.launch_params["auth_token"]}
         async with connect(core, echo("2", credentials=credentials), wait_ack=False) as other:
             assert (await other.wait_end()).status is Status.PERMISSION_DENIED
-        async with connect(core, echo(credentials=credentials)):
+        async with connect(core, started_by(asked)):
             await until(core, "running")
         await until(core, "completed")
-        async with connect(core, echo(credentials=credentials), wait_ack=False) as late:
+        async with connect(core, started_by(asked), wait_ack=False) as late:
             assert (await late.wait_end()).status is Status.UNAUTHENTICATED
 
 
@@ -100,37 +99,27 @@ async def test_a_unique_task_is_started_too(core: Core) -> None:
             assert payloads(started) == [b"one"]
 
 
-async def test_an_agent_that_is_not_registered_is_started_once_it_is(core: Core) -> None:
+@pytest.mark.parametrize(
+    ("wait_s", "starts_it"),
+    [(0.5, True), (UNREGISTERED_S - 3 * REFRESH_S, True), (UNREGISTERED_S + 2 * REFRESH_S, False)],
+    ids=["at once", "by an orchestrator that takes its time", "long after"],
+)
+async def test_a_message_starts_an_agent_that_is_registered_later(core: Core, wait_s: float, starts_it: bool) -> None:
     async with cast(core) as (orchestrator, asker):
-        asker.send(message_to("ag::w::later::1", b"one"))
+        asker.send(message_to(LATER, b"one"))
         await barrier(asker)
-        await trio.sleep(0.5)
+        await trio.sleep(wait_s)
         await register(orchestrator, "later")
-        assert (await assignment(orchestrator)).target_implementation == "later"
-
-
-async def test_an_orchestrator_that_takes_its_time_to_register_finds_what_has_come_meanwhile(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to("ag::w::later::1", b"one"))
-        await barrier(asker)
-        await trio.sleep(UNREGISTERED_S - 3 * REFRESH_S)
-        await register(orchestrator, "later")
-        assert (await assignment(orchestrator)).target_implementation == "later"
-
-
-async def test_a_message_long_before_a_registration_starts_no_agent(core: Core) -> None:
-    async with cast(core) as (orchestrator, asker):
-        asker.send(message_to("ag::w::later::1", b"one"))
-        await barrier(asker)
-        await trio.sleep(UNREGISTERED_S + 2 * REFRESH_S)
-        await register(orchestrator, "later")
-        await nothing_more(orchestrator)
-        assert await starts(core) == []
+        if starts_it:
+            assert (await assignment(orchestrator)).target_implementation == "later"
+        else:
+            await nothing_more(orchestrator)
+            assert await starts(core) == []
 
 
 async def test_an_agent_that_connected_without_a_start_is_not_started_for_older_messages(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
-        asker.send(message_to("ag::w::later::1", b"one"))
+        asker.send(message_to(LATER, b"one"))
         await barrier(asker)
         await trio.sleep(1)
         async with connect(core, agent("w", "later", "1")) as by_hand:
@@ -157,7 +146,7 @@ async def test_a_registration_during_a_look_at_what_is_registered_counts(
         monkeypatch.setattr(core.agents, "names", old_names)
         await trio.sleep(2 * REFRESH_S)
         asked_at = trio.current_time()
-        asker.send(message_to("ag::w::later::1", b"one"))
+        asker.send(message_to(LATER, b"one"))
         assert (await assignment(orchestrator)).target_implementation == "later"
         assert looks == 2
         assert trio.current_time() - asked_at < REFRESH_S  # of virtual time
@@ -203,11 +192,11 @@ async def test_a_workspace_that_writes_to_very_many_keeps_no_other_from_its_agen
         loud.send(*(message_to(f"ag::loud::{implementation}::{number}", b"") for number in range(400)))
         await barrier(loud)
         await trio.sleep(1)
-        asker.send(message_to(ECHO, b"one"), message_to("ag::w::later::1", b"two"))
+        asker.send(message_to(ECHO, b"one"), message_to(LATER, b"two"))
         await barrier(asker)
         database.before_write.open()
         await register(orchestrator, "later")
-        wanted = {ECHO, "ag::w::later::1"}
+        wanted = {ECHO, LATER}
         while wanted:
             asked = await assignment(orchestrator)
             wanted.discard(f"ag::{asked.workspace}::{asked.target_implementation}::{asked.specifier}")

@@ -11,8 +11,21 @@ from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.transaction import startup
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, connect, deadlock_is_an_error
-from tests.services.agents.cast import assignment, cast, create, echo, fail, nothing_more, operation, starts, until
+from tests.services.agents.cast import (
+    assignment,
+    cast,
+    create,
+    echo,
+    fail,
+    nothing_more,
+    operation,
+    started_by,
+    starts,
+    until,
+)
 from tests.services.agents.ops import Op, info, operate, starter
+
+AGAIN = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
 
 
 async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_it(core: Core) -> None:
@@ -24,7 +37,7 @@ async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_i
         asked = await assignment(orchestrator)
         assert (asked.launch_params["voice"], asked.launch_params["mood"]) == ("loud", "good")
         await nothing_more(orchestrator)
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(asked)) as started:
             given = [await assignment(started) for _ in range(2)]
             assert [(one.task_id, one.payload) for one in given] == [
                 (answer.task_id, b"work"),
@@ -33,9 +46,8 @@ async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_i
 
 
 async def test_a_task_whose_agent_has_died_starts_it_again_when_it_is_tried_again(core: Core) -> None:
-    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
     async with cast(core) as (orchestrator, asker):
-        created = await create(asker, payload=b"work", retry_policy=policy)
+        created = await create(asker, payload=b"work", retry_policy=AGAIN)
         asked = await assignment(orchestrator)
         async with connect(core, echo()) as started:
             await assignment(started)
@@ -44,7 +56,7 @@ async def test_a_task_whose_agent_has_died_starts_it_again_when_it_is_tried_agai
             await trio.sleep(0.1)
         again = await assignment(orchestrator)
         assert again.task_id != asked.task_id
-        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+        async with connect(core, started_by(again)) as started:
             given = await assignment(started)
             assert (given.task_id, given.payload) == (created.task_id, b"work")
 
@@ -74,10 +86,9 @@ async def test_a_task_that_wakes_starts_its_agent(core: Core) -> None:
 
 
 async def test_it_is_started_later_with_what_the_task_wants_as_well(core: Core) -> None:
-    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
     async with cast(core, voice="low", mood="good") as (orchestrator, asker):
         wanted = {"voice": "loud"}
-        created = await create(asker, payload=b"work", retry_policy=policy, launch_param_overrides=wanted)
+        created = await create(asker, payload=b"work", retry_policy=AGAIN, launch_param_overrides=wanted)
         first = await assignment(orchestrator)
         async with connect(core, echo()) as started:
             await assignment(started)
@@ -131,10 +142,9 @@ async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
 
 
 async def test_a_task_that_is_only_to_be_kept_starts_no_agent_later_either(core: Core) -> None:
-    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
     async with cast(core) as (orchestrator, asker):
         kept = pb.TARGET_OFFLINE_POLICY_QUEUE
-        created = await create(asker, payload=b"work", retry_policy=policy, target_offline_policy=kept)
+        created = await create(asker, payload=b"work", retry_policy=AGAIN, target_offline_policy=kept)
         async with connect(core, echo()) as by_hand:
             await assignment(by_hand)
             await operation(by_hand, pb.TaskOperation.FAIL, created.task_id)
@@ -220,7 +230,7 @@ async def test_the_same_key_is_the_same_start(core: Core) -> None:
         asked = await assignment(orchestrator)
         again = await create(asker, **wish)
         assert (again.success, again.task_id) == (True, first.task_id), again.error_message
-        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})):
+        async with connect(core, started_by(asked)):
             await until(core, "running")
         await until(core, "completed")
         later = await create(asker, **wish)
@@ -253,6 +263,6 @@ async def test_a_task_that_waits_for_its_agent_is_not_forgotten_with_the_gateway
         async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
             asked = await assignment(orchestrator)
             assert (asked.target_implementation, asked.specifier) == ("echo", "1")
-            async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            async with connect(core, started_by(asked)) as started:
                 assert (await assignment(started)).task_id == created.task_id
                 await nothing_more(orchestrator)
