@@ -36,21 +36,6 @@ async def test_a_prefix_and_nothing_beside_it(alice: Caller) -> None:
     assert len((await alice.LIST()).keys) == 7
 
 
-async def test_pages_by_cursor(alice: Caller) -> None:
-    keys = [f"k{number:02}" for number in range(25)]
-    await fill(alice, [*keys, "other"])
-    pages, cursor = [], ""
-    while True:
-        response = await alice.LIST(key="k", limit=10, cursor=cursor)
-        pages.append(list(response.keys))
-        assert response.has_more == bool(response.next_cursor)
-        if not response.has_more:
-            break
-        cursor = response.next_cursor
-    assert [len(page) for page in pages] == [10, 10, 5]
-    assert [key for page in pages for key in page] == keys
-
-
 async def test_a_page_that_ends_with_the_last_key_says_so(alice: Caller) -> None:
     await fill(alice, [f"k{number}" for number in range(10)])
     assert not (await alice.LIST(limit=10)).has_more

@@ -24,7 +24,7 @@ KEYS = st.sampled_from(["a", "ab", "b", "b:\x00", "é"])
 VALUES = st.sampled_from(
     [b"", bytes(1023), bytes(5000), b"x", b"1", b"0", b"-1", b"41", b"9223372036854775807", b"-9223372036854775808"]
 )
-TTLS = st.sampled_from([-1, 0, 0, 1, 2, 5])
+TTLS = st.sampled_from([-1, 0, 0, 1, 2, 5, 2**63 - 1])
 MEMBERS = st.sampled_from([b"", bytes(2000), b"m", b"n"])
 
 
@@ -132,7 +132,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, up=st.booleans(), ttl=TTLS)
     def count(self, key: str, up: bool, ttl: int) -> None:
-        response = self.op(Op.INCREMENT if up else Op.DECREMENT, key, ttl=ttl)
+        response = self.op(Op.INCREMENT if up else Op.DECREMENT, key, ttl=ttl, delta_value=50)  # always by one
         entry = self.live(key)
         current = _number(entry)
         result = None if current is None else current + (1 if up else -1)
@@ -144,12 +144,13 @@ class StoreMachine(RuleBasedStateMachine):
         expires = self.expiry(ttl) if up and result == 1 and ttl > 0 else (entry[1] if entry else None)
         self.model.entries[key] = (b"%d" % result, expires)
 
-    @rule(key=KEYS, up=st.booleans(), delta=st.integers(0, 50), guard=st.integers(-60, 60), ttl=TTLS)
-    def count_within(self, key: str, up: bool, delta: int, guard: int, ttl: int) -> None:
-        op = Op.INCREMENT_IF if up else Op.DECREMENT_IF
-        response = self.op(op, key, delta_value=delta, guard_value=guard, ttl=ttl)
+    @rule(key=KEYS, up=st.booleans(), delta=st.integers(0, 50), beyond=st.integers(-2, 2), ttl=TTLS)
+    def count_within(self, key: str, up: bool, delta: int, beyond: int, ttl: int) -> None:
         entry = self.live(key)
         current = _number(entry)
+        guard = max(-(2**63), min((current or 0) + (delta or 1) * (1 if up else -1) + beyond, 2**63 - 1))
+        op = Op.INCREMENT_IF if up else Op.DECREMENT_IF
+        response = self.op(op, key, delta_value=delta, guard_value=guard, ttl=ttl)
         if current is None:
             assert response is None
             return
