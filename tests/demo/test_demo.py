@@ -45,16 +45,18 @@ def processes_in(directory: Path) -> list[str]:
     return found
 
 
+def run(module: str, *words: str, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def assert_nothing_left(directory: Path) -> None:
+    assert list(directory.iterdir()) == []
+    assert processes_in(directory) == []
+
+
 def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "aether_trio.demo", "--once", "--pace", "0.02"],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    done = run("aether_trio.demo", "--once", "--pace", "0.02", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert done.stdout.count("✓") == 8
@@ -62,8 +64,7 @@ def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) 
     assert len(re.findall(r"kill -9 \d+", done.stdout)) == 3
     assert "Back! My notebook: 2 answered" in done.stdout
     assert "5 of 5" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-    assert processes_in(tmp_path) == []
+    assert_nothing_left(tmp_path)
 
 
 @pytest.fixture
@@ -102,28 +103,21 @@ def test_it_serves_on_and_says_how_to_talk_to_it(
     text = read_until(serving, "Ctrl-C ends it")
     suggested = re.search(r"(send \S+) \"(.*?)\" (--gateway \S+)", text)
     assert suggested is not None, text
-    sent = subprocess.run(
-        [sys.executable, "-m", "aether_trio", *suggested[1].split(), suggested[2], *suggested[3].split()],
-        env={name: value for name, value in environment.items() if not name.startswith("AETHER_")},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    words = (*suggested[1].split(), suggested[2], *suggested[3].split())
+    clean = {name: value for name, value in environment.items() if not name.startswith("AETHER_")}
+    sent = run("aether_trio", *words, env=clean, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert "researcher → cli" in read_until(serving, f"{suggested[2]} ")
     serving.send_signal(signal.SIGINT)
     assert serving.wait(LIMIT_S) == 0
-    assert list(tmp_path.iterdir()) == []
-    assert processes_in(tmp_path) == []
+    assert_nothing_left(tmp_path)
 
 
 def test_ending_it_in_the_middle_leaves_nothing(serving: subprocess.Popen[str], tmp_path: Path) -> None:
     read_until(serving, "kill -9")
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(LIMIT_S) == 1
-    assert list(tmp_path.iterdir()) == []
-    assert processes_in(tmp_path) == []
+    assert_nothing_left(tmp_path)
 
 
 def test_a_gateway_that_does_not_start_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -132,15 +126,7 @@ def test_a_gateway_that_does_not_start_is_said(tmp_path: Path, environment: dict
     for part in ("demo", "__init__.py"):
         (package / part).symlink_to(ROOT / "aether_trio" / part)
     (package / "__main__.py").write_text("raise SystemExit('out of order')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "aether_trio.demo", "--once"],
-        env=environment | {"PYTHONPATH": str(package.parent)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    done = run("aether_trio.demo", "--once", env=environment | {"PYTHONPATH": str(package.parent)}, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the gateway ended at once" in done.stdout
     assert "out of order" in done.stdout

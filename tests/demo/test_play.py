@@ -19,28 +19,26 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return scripts
 
 
-def test_by_name_when_it_is_on_the_path(environment: Path) -> None:
-    assert aether_command(str(environment / "python"), {"PATH": str(environment)}) == "aether"
+@pytest.mark.parametrize(
+    ("path", "more", "command"),
+    [
+        ("env/bin", {}, "aether"),
+        ("/nowhere", {}, "env/bin/aether"),
+        ("env/bin", {"NOX_CURRENT_SESSION": "demo"}, "env/bin/aether"),
+        ("other", {}, "env/bin/aether"),
+    ],
+    ids=["it is on the path", "it is not", "only nox has it on the path", "another one is on the path"],
+)
+def test_by_name_or_by_path(environment: Path, tmp_path: Path, path: str, more: dict[str, str], command: str) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "aether").touch(mode=0o755)
+    assert aether_command(str(environment / "python"), {"PATH": str(tmp_path / path), **more}) == command
 
 
-def test_by_path_when_it_is_not(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = str(environment / "python")
-    assert aether_command(python, {"PATH": "/nowhere"}) == "env/bin/aether"
+def test_by_whole_path_from_elsewhere(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert aether_command(python, {"PATH": "/nowhere"}) == str(environment / "aether")
-
-
-def test_by_path_when_only_nox_has_it_on_the_path(environment: Path) -> None:
-    path = {"PATH": str(environment), "NOX_CURRENT_SESSION": "demo"}
-    assert aether_command(str(environment / "python"), path) == "env/bin/aether"
-
-
-def test_another_aether_on_the_path_is_not_ours(environment: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "aether").touch(mode=0o755)
-    assert aether_command(str(environment / "python"), {"PATH": str(other)}) == "env/bin/aether"
+    assert aether_command(str(environment / "python"), {"PATH": "/nowhere"}) == str(environment / "aether")
 
 
 def test_as_a_module_where_no_script_is_installed(tmp_path: Path) -> None:

@@ -29,6 +29,19 @@ def _expand(secret: bytes, label: bytes, length: int) -> bytes:
     return HKDFExpand(SHA384(), length, info).derive(secret)
 
 
+def handshake(sock: socket.socket, context: ssl.SSLContext, server: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO]:
+    """Do a client's handshake on a blocking socket; (the session, what it has to send)."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = context.wrap_bio(incoming, outgoing, server_hostname=server)
+    while True:
+        try:
+            session.do_handshake()
+            return session, outgoing
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65_536))
+
+
 class RecordClient:
     """The sending side of one connection, after its handshake."""
 
@@ -43,15 +56,7 @@ class RecordClient:
         """
         log = folder / f"keys-{sock.fileno()}"
         context.keylog_filename = str(log)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        session = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-        while True:
-            try:
-                session.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65_536))
+        session, outgoing = handshake(sock, context, "127.0.0.1")
         sock.sendall(outgoing.read())
         cipher = session.cipher()
         assert cipher is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from aether_trio.orchestrator.launch_plan import LaunchPlan
 from aether_trio.orchestrator.process_group import ProcessEnd, run_process
 
 LONG_S = 300.0
+IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 
 
 def launch(code: str, **changes: object) -> LaunchPlan:
@@ -23,16 +23,28 @@ def launch(code: str, **changes: object) -> LaunchPlan:
     return LaunchPlan(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-async def run(
-    what: LaunchPlan,
-    on_line: Callable[[str], None] = lambda _: None,
-    grace_s: float = LONG_S,
-    pids: list[int] | None = None,
-) -> ProcessEnd:
-    with trio.fail_after(LONG_S):
-        return await run_process(
-            what, on_line=on_line, on_started=(pids if pids is not None else []).append, grace_s=grace_s
-        )
+class Run:
+    """What a process has said, its id, and its end unless it was cancelled."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.pids: list[int] = []
+        self.end: ProcessEnd | None = None
+
+
+async def run(what: LaunchPlan, grace_s: float = LONG_S, *, cancel_after: int = 0) -> Run:
+    """Run it to its end, or cancel it when it has said so many lines."""
+    made = Run()
+
+    def heard(line: str) -> None:
+        made.lines.append(line)
+        if len(made.lines) == cancel_after:
+            scope.cancel()
+
+    with trio.fail_after(LONG_S), trio.CancelScope() as scope:
+        made.end = await run_process(what, on_line=heard, on_started=made.pids.append, grace_s=grace_s)
+    assert scope.cancelled_caught is (made.end is None)
+    return made
 
 
 def is_there(pid: int) -> bool:
@@ -44,38 +56,30 @@ def is_there(pid: int) -> bool:
 
 
 async def test_every_line_is_heard_and_the_end_told() -> None:
-    lines: list[str] = []
-    pids: list[int] = []
-    ended = await run(
-        launch("import sys; print('one'); print('two', file=sys.stderr); print(); print('last', end=''); sys.exit(3)"),
-        lines.append,
-        pids=pids,
+    made = await run(
+        launch("import sys; print('one'); print('two', file=sys.stderr); print(); print('last', end=''); sys.exit(3)")
     )
-    assert lines == ["one", "two", "", "last"]
-    assert (ended.returncode, ended.last_line) == (3, "last")
-    assert str(ended).startswith("ended with exit code 3 after ")
-    assert str(ended).endswith("the last it said was: last")
-    assert len(pids) == 1
-    assert not is_there(pids[0])
+    assert made.lines == ["one", "two", "", "last"]
+    assert made.end is not None
+    assert (made.end.returncode, made.end.last_line) == (3, "last")
+    assert str(made.end).startswith("ended with exit code 3 after ")
+    assert str(made.end).endswith("the last it said was: last")
+    (pid,) = made.pids
+    assert not is_there(pid)
 
 
-async def test_a_line_that_never_ends_is_shown_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("print('x' * 2500)", ["x" * 1000, "x" * 1000, "x" * 500]),
+        ("import os; os.write(1, b'\\xffa\\r\\n')", ["\ufffda"]),
+        ("import os, sys; print(repr(sys.stdin.read()), os.getpgid(0) == os.getpid())", ["'' True"]),
+    ],
+    ids=["a line that never ends is shown in pieces", "bytes that are no text are shown", "no input, an own group"],
+)
+async def test_what_it_says(code: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "MAX_LINE_BYTES", 1000)
-    lines: list[str] = []
-    await run(launch("print('x' * 2500)"), lines.append)
-    assert [len(line) for line in lines] == [1000, 1000, 500]
-
-
-async def test_bytes_that_are_no_text_are_shown_all_the_same() -> None:
-    lines: list[str] = []
-    await run(launch("import os; os.write(1, b'\\xffa\\r\\n')"), lines.append)
-    assert lines == ["\ufffda"]
-
-
-async def test_it_reads_nothing_and_has_a_group_of_its_own() -> None:
-    lines: list[str] = []
-    await run(launch("import os, sys; print(repr(sys.stdin.read()), os.getpgid(0) == os.getpid())"), lines.append)
-    assert lines == ["'' True"]
+    assert (await run(launch(code))).lines == lines
 
 
 async def test_a_command_that_is_not_there() -> None:
@@ -84,24 +88,8 @@ async def test_a_command_that_is_not_there() -> None:
 
 
 async def test_a_signal_is_named() -> None:
-    ended = await run(launch("import os; os.kill(os.getpid(), 9)"))
-    assert str(ended).startswith("ended by SIGKILL after ")
-
-
-async def cancelled_after_first_line(code: str, grace_s: float, kill: tuple[str, ...] = ()) -> tuple[list[str], int]:
-    """Cancel a process when it has printed a line; return (all lines, process id)."""
-    lines: list[str] = []
-    pids: list[int] = []
-    scope = trio.CancelScope()
-
-    def heard(line: str) -> None:
-        lines.append(line)
-        scope.cancel()
-
-    with scope:
-        await run(launch(code, kill=kill), heard, grace_s, pids)
-    assert scope.cancelled_caught
-    return lines, pids[0]
+    made = await run(launch("import os; os.kill(os.getpid(), 9)"))
+    assert str(made.end).startswith("ended by SIGKILL after ")
 
 
 async def test_cancelling_lets_it_say_goodbye() -> None:
@@ -113,9 +101,9 @@ signal.signal(signal.SIGTERM, bye)
 print("ready")
 time.sleep(600)
 """
-    lines, pid = await cancelled_after_first_line(code, LONG_S)
-    assert lines == ["ready", "goodbye"]
-    assert not is_there(pid)
+    made = await run(launch(code), cancel_after=1)
+    assert made.lines == ["ready", "goodbye"]
+    assert not is_there(made.pids[0])
 
 
 async def test_who_does_not_obey_is_killed_and_what_it_has_started_too() -> None:
@@ -126,19 +114,18 @@ other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(other.pid)
 time.sleep(600)
 """
-    lines, pid = await cancelled_after_first_line(code, 0.2)
-    assert not is_there(pid)
+    made = await run(launch(code), 0.2, cancel_after=1)
+    assert not is_there(made.pids[0])
     with trio.fail_after(LONG_S):
-        while is_there(int(lines[0])):
+        while is_there(int(made.lines[0])):
             await trio.sleep(0.01)
 
 
 async def test_what_signals_do_not_reach_is_ended_by_its_own_command(tmp_path: Path) -> None:
     mark = tmp_path / "killed"
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(600)"
-    _, pid = await cancelled_after_first_line(code, 0.1, ("touch", str(mark)))
+    made = await run(launch(IGNORES_SIGTERM, kill=("touch", str(mark))), 0.1, cancel_after=1)
     assert mark.exists()
-    assert not is_there(pid)
+    assert not is_there(made.pids[0])
 
 
 async def test_a_pipe_that_other_processes_keep_open_delays_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,13 +135,13 @@ import subprocess, sys
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 print(other.pid)
 """
-    lines: list[str] = []
+    made = await run(launch(code))
     try:
-        ended = await run(launch(code), lines.append)
-        assert ended.returncode == 0
-        assert is_there(int(lines[0]))
+        assert made.end is not None
+        assert made.end.returncode == 0
+        assert is_there(int(made.lines[0]))
     finally:
-        os.kill(int(lines[0]), 9)
+        os.kill(int(made.lines[0]), 9)
 
 
 class Printer:
@@ -207,38 +194,26 @@ child = subprocess.Popen([sys.executable, "-u", "-c", {code!r}], **{how})
 print(child.pid, flush=True)
 """
 OBEYS = "import time; time.sleep(600)"
-IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 
 
 @pytest.mark.parametrize("pipe", ["inherited", "its own"])
 @pytest.mark.parametrize(("code", "grace_s"), [(OBEYS, LONG_S), (IGNORES_SIGTERM, 0.2)])
 async def test_what_a_wrapper_has_started_ends_with_it(code: str, grace_s: float, pipe: str) -> None:
     how = "{}" if pipe == "inherited" else "dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
-    lines: list[str] = []
-    ended = await run(launch(WRAPPER.format(code=code, how=how)), lines.append, grace_s)
-    assert ended.returncode == 0
-    assert not is_there(int(lines[0]))
+    made = await run(launch(WRAPPER.format(code=code, how=how)), grace_s)
+    assert made.end is not None
+    assert made.end.returncode == 0
+    assert not is_there(int(made.lines[0]))
 
 
 async def test_what_has_outlived_a_process_that_was_stopped_ends_too() -> None:
     code = WRAPPER.format(code=IGNORES_SIGTERM, how="{}") + "import time; time.sleep(600)"
-    lines: list[str] = []
-    scope = trio.CancelScope()
-
-    def heard(line: str) -> None:
-        lines.append(line)
-        if "ready" in lines and len(lines) == 2:
-            scope.cancel()
-
-    with scope:
-        await run(launch(code), heard, grace_s=0.2)
-    assert not any(is_there(int(line)) for line in lines if line.isdigit())
+    made = await run(launch(code), 0.2, cancel_after=2)  # the child's number, and "ready"
+    assert not any(is_there(int(line)) for line in made.lines if line.isdigit())
 
 
-async def test_a_container_whose_client_was_killed_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "killed"), [("import os; os.kill(os.getpid(), 9)", True), ("", False)])
+async def test_a_container_whose_client_was_killed_is_ended(tmp_path: Path, code: str, killed: bool) -> None:
     mark = tmp_path / "killed"
-    await run(launch("import os; os.kill(os.getpid(), 9)", kill=("touch", str(mark))))
-    assert mark.exists()
-    mark.unlink()
-    await run(launch("", kill=("touch", str(mark))))
-    assert not mark.exists()
+    await run(launch(code, kill=("touch", str(mark))))
+    assert mark.exists() is killed

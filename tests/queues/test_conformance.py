@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.queues import open_work_queues
 from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.local_queue import CONSUMER, WINDOW
@@ -26,18 +27,20 @@ class Queues:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.queues = open_work_queues(bench.log, bench.nursery)
-        self._found: dict[QueueWorker, object] = {}
+        self._joined: dict[Reader, tuple[QueueWorker, CachedTopic]] = {}
 
-    async def join(self, reader: Reader) -> QueueWorker:
+    async def join(self, *, paused: bool = False) -> Reader:
+        """A worker, which reads nothing if it is paused."""
+        reader = Reader(paused=paused)
         found = await self.queues.find(TOPIC)
-        member = self.queues.join(found, reader.outbox)
-        self._found[member] = found[0]
+        self._joined[reader] = self.queues.join(found, reader.outbox), found[0]
         await trio.testing.wait_all_tasks_blocked()
-        return member
+        return reader
 
-    def leave(self, member: QueueWorker, reader: Reader) -> None:
+    def leave(self, reader: Reader) -> None:
+        member, state = self._joined.pop(reader)
         member.leave()
-        self.bench.log.unpin([self._found.pop(member)])  # type: ignore[list-item]
+        self.bench.log.unpin([state])
         reader.outbox.detach()
 
     async def publish(self, *frames: bytes) -> None:
@@ -55,9 +58,7 @@ def numbers(start: int, end: int) -> list[bytes]:
 
 
 async def test_workers_take_turns(queues: Queues) -> None:
-    readers = [Reader() for _ in range(3)]
-    for reader in readers:
-        await queues.join(reader)
+    readers = [await queues.join() for _ in range(3)]
     await queues.publish(*numbers(0, 30))
     assert sorted(frame for reader in readers for frame in reader.frames) == sorted(numbers(0, 30))
     assert [len(reader.frames) for reader in readers] == [10, 10, 10]
@@ -65,27 +66,22 @@ async def test_workers_take_turns(queues: Queues) -> None:
 
 async def test_work_waits_for_the_first_worker(queues: Queues) -> None:
     await queues.publish(*numbers(0, 300))
-    reader = Reader()
-    await queues.join(reader)
+    reader = await queues.join()
     assert reader.frames == numbers(0, 300)
 
 
 async def test_a_worker_that_leaves_gives_back_what_it_was_not_sent(queues: Queues) -> None:
-    stuck, other = Reader(paused=True), Reader()
-    member = await queues.join(stuck)
-    await queues.join(other)
+    stuck, other = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 20))
     assert len(other.frames) == 10
-    queues.leave(member, stuck)
+    queues.leave(stuck)
     await trio.testing.wait_all_tasks_blocked()
     assert stuck.frames == []
     assert Counter(other.frames) == Counter(numbers(0, 20))
 
 
 async def test_one_stuck_worker_does_not_hold_up_the_work(queues: Queues) -> None:
-    stuck, other = Reader(paused=True), Reader()
-    await queues.join(stuck)
-    await queues.join(other)
+    stuck, other = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 1000))
     assert len(other.frames) >= 1000 - WINDOW
     stuck.resume()
@@ -94,60 +90,50 @@ async def test_one_stuck_worker_does_not_hold_up_the_work(queues: Queues) -> Non
 
 
 async def test_work_done_out_of_order_is_not_done_again_when_all_leave(queues: Queues) -> None:
-    stuck, other, third = Reader(paused=True), Reader(), Reader()
-    first = await queues.join(stuck)
-    second = await queues.join(other)
+    stuck, other = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 20))
-    queues.leave(second, other)
-    queues.leave(first, stuck)
-    await queues.join(third)
+    queues.leave(other)
+    queues.leave(stuck)
+    third = await queues.join()
     assert len(third.frames) == 10
     assert Counter(other.frames + third.frames) == Counter(numbers(0, 20))
 
 
 async def test_after_a_restart_nothing_is_missing(queues: Queues, database: InlineDatabase) -> None:
-    stuck, other = Reader(paused=True), Reader()
-    await queues.join(stuck)
-    await queues.join(other)
+    _, other = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 20))
     async with open_bench(database) as bench:  # as if the first had been killed
-        again, third = Queues(bench), Reader()
-        await again.join(third)
+        third = await Queues(bench).join()
     assert set(other.frames + third.frames) == set(numbers(0, 20))
 
 
 async def test_an_empty_queue_is_forgotten(queues: Queues) -> None:
-    reader = Reader()
-    member = await queues.join(reader)
+    reader = await queues.join()
     await queues.publish(*numbers(0, 5))
-    queues.leave(member, reader)
+    queues.leave(reader)
     await trio.sleep(1)
     state = queues.bench.log.topic(TOPIC)
     assert state.forgettable
     statistics = queues.queues.statistics()
     assert (statistics.queues, statistics.idle, statistics.workers) == (0, 0, 0)
-    later = Reader()
     await queues.publish(*numbers(5, 8))
-    await queues.join(later)
+    later = await queues.join()
     assert later.frames == numbers(5, 8)
 
 
 async def test_no_task_is_left_behind_when_the_stuck_workers_of_a_queue_leave(queues: Queues) -> None:
-    reader = Reader(paused=True)
-    member = await queues.join(reader)
+    reader = await queues.join(paused=True)
     before = len(queues.bench.nursery.child_tasks)
     await queues.publish(*[b"x" * 100] * 200)
     if not queues.bench.database.shared:  # there one task serves all queues, and stays
         assert len(queues.bench.nursery.child_tasks) > before
-    queues.leave(member, reader)
+    queues.leave(reader)
     await trio.testing.wait_all_tasks_blocked()
     assert len(queues.bench.nursery.child_tasks) == before
 
 
 async def test_a_large_message_waits_for_an_empty_worker_without_spinning(queues: Queues) -> None:
-    readers = [Reader(paused=True), Reader(paused=True)]
-    for reader in readers:
-        await queues.join(reader)
+    readers = [await queues.join(paused=True) for _ in range(2)]
     large = b"x" * SMALL.delivery_bytes
     bench = queues.bench
     await bench.log.wait_settled(bench.append(TOPIC, b"a", b"b", large, b"c"))
@@ -163,9 +149,7 @@ async def test_a_large_message_waits_for_an_empty_worker_without_spinning(queues
 
 
 async def test_a_large_message_goes_to_the_worker_that_has_room(queues: Queues) -> None:
-    stuck, free = Reader(paused=True), Reader()
-    await queues.join(stuck)
-    await queues.join(free)
+    _, free = await queues.join(paused=True), await queues.join()
     bench = queues.bench
     large = b"x" * SMALL.delivery_bytes
     for _ in range(2):  # whichever worker's turn it is
@@ -192,9 +176,7 @@ async def test_work_committed_while_a_page_is_read_is_not_skipped(queues: Queues
 
 
 async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, database: InlineDatabase) -> None:
-    stuck, other = Reader(paused=True), Reader()
-    await queues.join(stuck)
-    await queues.join(other)
+    stuck, _ = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 4))
     await trio.sleep(1)
     [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
@@ -207,21 +189,25 @@ async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, d
 
 async def test_a_cursor_that_is_written_while_it_is_read_counts(queues: Queues, database: InlineDatabase) -> None:
     """The last worker's cursor is written while the next worker reads older rows."""
-    reader, heir = Reader(), Reader()
-    member = await queues.join(reader)
+    reader = await queues.join()
     await queues.publish(*numbers(0, 3))
     await queues.publish(*numbers(3, 6))
     assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) != [(6,)]
     database.after_read.close()
+    heirs: list[Reader] = []
+
+    async def inherit() -> None:
+        heirs.append(await queues.join())
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(queues.join, heir)
+        nursery.start_soon(inherit)
         await database.after_read.arrival()
-        queues.leave(member, reader)
+        queues.leave(reader)
         await trio.sleep(1)
         assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) == [(6,)]
         database.after_read.open()
     await queues.publish(*numbers(6, 9))
-    assert heir.frames == numbers(6, 9)
+    assert heirs[0].frames == numbers(6, 9)
 
 
 async def test_a_database_that_cannot_be_read_is_tried_again(queues: Queues, database: InlineDatabase) -> None:
@@ -295,13 +281,11 @@ async def test_workers_that_leave_while_the_log_is_read_leave_no_task_behind(
         return await read(*args, **options)
 
     monkeypatch.setattr(queues.bench.log, "read", slow)
-    reader = Reader()
-    member = await queues.join(reader)
+    reader = await queues.join()
     await reading.wait()
-    queues.leave(member, reader)
+    queues.leave(reader)
     go_on.set()
     await trio.testing.wait_all_tasks_blocked()
     assert len(queues.bench.nursery.child_tasks) == before
-    again = Reader()
-    await queues.join(again)
+    again = await queues.join()
     assert again.frames == numbers(0, 10)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from aether_trio.transport.socket.tls import client_context
 from tests.helpers.gateway import GatewayProcess, start_gateway
-from tests.helpers.tls_records import RecordClient
+from tests.helpers.tls_records import RecordClient, handshake
 from tests.transport.pki import Pki
 
 MIB = 1024 * 1024
@@ -39,9 +40,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(scope="module")
 def gateway(pki: Pki) -> Iterator[GatewayProcess]:
-    with start_gateway(
-        ephemeral=True, extra_args=["--set", f"tls.cert={pki.cert}", "--set", f"tls.key={pki.key}"]
-    ) as process:
+    tls = ["--set", f"tls.cert={pki.cert}", "--set", f"tls.key={pki.key}"]
+    with start_gateway(ephemeral=True, extra_args=tls) as process:
         yield process
 
 
@@ -57,28 +57,21 @@ def context_for(pki: Pki, protocol: str | None) -> ssl.SSLContext:
 
 
 def sent_until_refused(sock: socket.socket, parts: Callable[[], bytes], most_bytes: int) -> int:
-    """Send until the gateway ends the connection, or `most_bytes` are sent.
-
-    How many the kernel took.
-    """
+    """Send until the gateway ends the connection, or `most_bytes`; how many the kernel took."""
     sent = 0
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):
         while sent < most_bytes:
             part = parts()
             sock.sendall(part)
             sent += len(part)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     return sent
 
 
 def is_over(sock: socket.socket) -> bool:
     """Whether the gateway has ended its side; waits for it."""
-    try:
+    with suppress(ConnectionResetError):
         while sock.recv(65_536):
             pass
-    except ConnectionResetError:
-        pass
     return True
 
 
@@ -86,15 +79,7 @@ def is_over(sock: socket.socket) -> bool:
 def test_what_follows_a_close_notify_is_not_kept(gateway: GatewayProcess, pki: Pki, protocol: str | None) -> None:
     before = gateway.resident_bytes()
     with dial(gateway) as sock:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        session = context_for(pki, protocol).wrap_bio(incoming, outgoing, server_hostname="localhost")
-        while True:
-            try:
-                session.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65_536))
+        session, outgoing = handshake(sock, context_for(pki, protocol), "localhost")
         if FIRST_WORDS[protocol]:
             session.write(FIRST_WORDS[protocol])
         with pytest.raises(ssl.SSLWantReadError):

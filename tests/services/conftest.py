@@ -1,16 +1,34 @@
-"""A core in virtual time for the tests of this folder that want one."""
+"""A core in virtual time for the tests of these folders that want one, or the database of state."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from aether_trio.model.clock import ManualClock
+from aether_trio.storage.base import Database
 from tests.helpers.core import use_virtual_time
 from tests.helpers.core_fixtures import core, world
+from tests.helpers.engines import Engine
 
 __all__ = ["core", "world"]
+VIRTUAL = ("test_progress", "test_sessions", "test_workspaces")
+VIRTUAL_AGENTS = ("agents_that_end", "orchestrators", "random", "registry", "started_by_messages", "started_by_tasks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_progress", "test_sessions", "test_workspaces"))
+    use_virtual_time(items, Path(__file__).parent, VIRTUAL, subfolders=False)
+    use_virtual_time(items, Path(__file__).parent / "agents", [f"test_{name}" for name in VIRTUAL_AGENTS])
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def database(engine: Engine) -> AsyncIterator[Database]:
+    async with engine.open("state") as opened:
+        yield opened

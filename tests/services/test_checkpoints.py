@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,17 +23,6 @@ from tests.helpers.inline import open_inline
 ALICE = Identity.agent("w1", "alice", "1")
 BOB = Identity.agent("w1", "bob", "1")
 Ask = Callable[..., Awaitable[pb.CheckpointResponse]]
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def database(engine: Engine) -> AsyncIterator[Database]:
-    async with engine.open("state") as opened:
-        yield opened
 
 
 def asking(service: CheckpointService, identity: Identity = ALICE) -> Ask:

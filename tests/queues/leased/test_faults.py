@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import trio
@@ -12,17 +10,15 @@ import trio
 from aether_trio.queues import lease_scheduler
 from aether_trio.queues.lease_exchange import WorkRequest, exchange, responses
 from aether_trio.queues.leased_queue import WINDOW
-from aether_trio.storage.base import Statement, StorageUnavailable
-from tests.queues.leased.work_nodes import LONG_S, TOPIC, WorkNodes, numbers, until
+from aether_trio.storage.base import StorageUnavailable
+from tests.queues.leased.work_nodes import LONG_S, WorkNodes, numbers, until
 
 pytestmark = pytest.mark.usefixtures("short_polls")
 
 
 async def test_what_a_dead_node_had_goes_to_another_one(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    dying = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    dying = await nodes.at_work(one, WINDOW)
     survivor = await nodes.join(two)
     dying.acknowledge(6)
     await until(lambda: len(nodes.leased()) == WINDOW - 6)
@@ -37,9 +33,7 @@ async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_pol
 ) -> None:
     monkeypatch.setattr(lease_scheduler, "POLL_S", 10 * LONG_S)
     one, two = await nodes.start(), await nodes.start()
-    await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    await nodes.at_work(one, WINDOW)
     survivor = await nodes.join(two)
     await until(lambda: two.queues.statistics().exchanges > 0)
     await nodes.kill(one)
@@ -51,9 +45,7 @@ async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_pol
 async def test_a_live_node_keeps_what_it_has(nodes: WorkNodes) -> None:
     """A leased message does not expire, however long its worker takes."""
     one, two = await nodes.start(), await nodes.start()
-    slow = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    slow = await nodes.at_work(one, WINDOW)
     eager = await nodes.join(two)
     await trio.sleep(1.0)  # some looks
     assert eager.frames == []
@@ -63,9 +55,7 @@ async def test_a_live_node_keeps_what_it_has(nodes: WorkNodes) -> None:
 
 async def test_a_lost_wake_costs_a_look(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    leaver = await nodes.join(one, paused=True)
-    await one.publish(*numbers(0, 5))
-    await until(lambda: len(nodes.leased()) == 5)
+    leaver = await nodes.stuck(one, 5)
     other = await nodes.join(two)
     await until(lambda: two.queues.statistics().exchanges > 0)
     nodes.lose_wake = lambda: True
@@ -99,9 +89,7 @@ async def test_a_node_whose_lease_has_ended_takes_nothing(nodes: WorkNodes) -> N
 
 async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    returner = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    returner = await nodes.at_work(one, WINDOW)
     old = list(returner.unacknowledged)
     nodes.end_lease(one)
     other = await nodes.join(two, acknowledges=True)
@@ -127,9 +115,7 @@ async def test_only_a_worker_with_messages_of_an_old_lease_is_told_that_they_are
     nodes: WorkNodes, is_done: bool
 ) -> None:
     one, two = await nodes.start(), await nodes.start()
-    at_work = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, 2))
-    await nodes.wait_for(2)
+    at_work = await nodes.at_work(one, 2)
     nodes.end_lease(one)
     if is_done:
         at_work.acknowledge(2)  # which is not written any more
@@ -152,15 +138,11 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
 ) -> None:
     one, two = await nodes.start(), await nodes.start()
     goes_on = trio.Event()
-    write = one.queues._database.write
 
-    async def stop_behind(statement: Statement) -> Any:
-        answer = await write(statement)
-        # The process is stopped here, and the answer is in the kernel.
+    async def stop() -> None:  # the process, while the answer is in the kernel
         one.log.wait_lease_confirmed = goes_on.wait
-        return answer
 
-    one.queues._database.write = stop_behind  # type: ignore[method-assign]
+    go_on_writing = one.delay_answers(stop)
     worker = await nodes.join(one)
     await two.publish(*numbers(0, 4))
     await until(lambda: nodes.leased() == [1, 2, 3, 4])
@@ -169,7 +151,7 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
     await nodes.wait_for(4)
     other.leave()
     nodes.renew_lease(one)
-    one.queues._database.write = write  # type: ignore[method-assign]
+    go_on_writing()
     goes_on.set()
     await one.publish(*numbers(4, 40))
     await nodes.wait_for(40)
@@ -194,9 +176,7 @@ async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: Work
 
 async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_counts(nodes: WorkNodes) -> None:
     one = await nodes.start()
-    worker = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, 4))
-    await nodes.wait_for(4)
+    worker = await nodes.at_work(one, 4)
     old = list(worker.unacknowledged)
     nodes.end_lease(one)
     nodes.renew_lease(one)
@@ -208,31 +188,12 @@ async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_
     assert nodes.leased() == [1, 2, 3, 4]
 
 
-async def test_an_answer_that_is_lost_is_asked_for_again(nodes: WorkNodes) -> None:
-    one, two = await nodes.start(), await nodes.start()
-    chance = random.Random(5)
-    for node in (one, two):
-        node.lose_answers(lambda: chance.random() < 0.3)
-        await nodes.join(node)
-        await nodes.join(node)
-    for start in range(0, 600, 60):
-        await one.publish(*numbers(start, start + 60))
-    await nodes.wait_for(600)
-    await until(lambda: nodes.leased() == [])
-    nodes.assert_each_once(600)
-    assert one.queues.statistics().failed + two.queues.statistics().failed > 0
-
-
 async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNodes) -> None:
     """It leases messages that this node does not know of, and no other node can lease."""
     one = await nodes.start()
-    worker = await nodes.join(one, paused=True)
-    await one.publish(*numbers(0, WINDOW + 5))
-    await until(lambda: len(nodes.leased()) == WINDOW)
-    topic_id = one.log.topic(TOPIC).topic_id
-    assert topic_id is not None
+    worker = await nodes.stuck(one, WINDOW + 5)
     one.queues._requests += 1  # a number that was used, for this one
-    order = WorkRequest(topic_id, one.queues._requests, want=5, max_bytes=1000)
+    order = WorkRequest(one.topic_id, one.queues._requests, want=5, max_bytes=1000)
     await one.log.database.write(exchange(one.lease, 0, [order]))
     assert len(nodes.leased()) == WINDOW + 5
     worker.resume()
@@ -243,14 +204,10 @@ async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNo
 
 async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNodes) -> None:
     one = await nodes.start()
-    await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, 4))
-    await nodes.wait_for(4)
-    topic_id = one.log.topic(TOPIC).topic_id
-    assert topic_id is not None
+    await nodes.at_work(one, 4)
     [(request,)] = nodes.rows("request", "work_leases WHERE node_id > 0")
     for number in (request - 1, request):
-        late = WorkRequest(topic_id, number, want=5, max_bytes=1000, done=[1], returned=[2])
+        late = WorkRequest(one.topic_id, number, want=5, max_bytes=1000, done=[1], returned=[2])
         for order in (late, replace(late, all_but=True)):
             await one.log.database.write(exchange(one.lease, 0, [order]))
             assert nodes.rows("node_id, offsets", "work_leases") == [(one.lease[0], [1, 2, 3, 4])]
@@ -259,13 +216,13 @@ async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNo
 async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNodes) -> None:
     one = await nodes.start()
     await one.publish(*numbers(0, 10))
-    topic_id = one.log.topic(TOPIC).topic_id
-    assert topic_id is not None
     for order in (
-        WorkRequest(topic_id, 1, want=3, max_bytes=1000),
-        WorkRequest(topic_id, 2, 3, 1000, done=[1], returned=[2]),
+        WorkRequest(one.topic_id, 1, want=3, max_bytes=1000),
+        WorkRequest(one.topic_id, 2, 3, 1000, done=[1], returned=[2]),
     ):
-        answers = [responses(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
+        answers = [
+            responses(await one.log.database.write(exchange(one.lease, 0, [order])))[one.topic_id] for _ in range(2)
+        ]
         assert answers[0] == answers[1]
         assert len(answers[0].messages) == 3
     assert nodes.rows("offsets", "work_leases") == [([2, 3, 4, 5],)]
@@ -274,17 +231,14 @@ async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNode
 async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     reached = trio.Event()
-    write = one.queues._database.write
 
-    async def slow(statement: object) -> object:
-        answer = await write(statement)  # type: ignore[arg-type]
+    async def hold() -> None:
         if not reached.is_set():
             reached.set()
             await trio.sleep_forever()
-        return answer
 
     await one.publish(*numbers(0, WINDOW))
-    one.queues._database.write = slow  # type: ignore[method-assign, assignment]
+    one.delay_answers(hold)
     await nodes.join(one)
     await reached.wait()
     assert len(nodes.leased()) == WINDOW
@@ -323,9 +277,7 @@ async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes)
 async def test_done_while_an_answer_is_awaited_again_is_written_too(nodes: WorkNodes) -> None:
     """Nothing else happens afterwards that could take it along."""
     one = await nodes.start()
-    worker = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, 4))
-    await nodes.wait_for(4)
+    worker = await nodes.at_work(one, 4)
     lost = iter([True, True])
     one.lose_answers(lambda: next(lost, False))
     worker.acknowledge(1)
@@ -340,16 +292,13 @@ async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(
     await one.publish(*numbers(0, 2 * WINDOW))
     await nodes.wait_for(2 * WINDOW)
     workers[1].acknowledge(WINDOW)
-    write = one.queues._database.write
     reached, go_on = trio.Event(), trio.Event()
 
-    async def held_up(statement: object) -> object:
-        answer = await write(statement)  # type: ignore[arg-type]
+    async def hold() -> None:
         reached.set()
         await go_on.wait()
-        return answer
 
-    one.queues._database.write = held_up  # type: ignore[method-assign, assignment]
+    one.delay_answers(hold)
     await one.publish(*numbers(2 * WINDOW, 3 * WINDOW))
     await reached.wait()
     workers[1].leave()  # so what was taken for it finds no worker with room

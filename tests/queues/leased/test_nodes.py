@@ -62,9 +62,7 @@ async def test_a_node_that_has_never_heard_of_the_topic_is_woken_for_it(nodes: W
 
 async def test_what_a_worker_leaves_goes_to_the_others_of_its_node_first(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    leaver = await nodes.join(one, paused=True)
-    await one.publish(*numbers(0, WINDOW))
-    await until(lambda: len(nodes.leased()) == WINDOW)
+    leaver = await nodes.stuck(one, WINDOW)
     heir, other = await nodes.join(one), await nodes.join(two)
     leaver.leave()
     await nodes.wait_for(WINDOW)
@@ -75,9 +73,7 @@ async def test_what_a_worker_leaves_goes_to_the_others_of_its_node_first(nodes: 
 async def test_what_the_last_worker_of_a_node_leaves_goes_to_another_node_at_once(nodes: WorkNodes) -> None:
     """A notification causes it: no node polls within the time of a test."""
     one, two = await nodes.start(), await nodes.start()
-    leaver = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    leaver = await nodes.at_work(one, WINDOW)
     other = await nodes.join(two)
     for origin, offset in leaver.unacknowledged[1::2]:
         leaver.outbox.acknowledged(origin, offset)
@@ -90,9 +86,7 @@ async def test_what_the_last_worker_of_a_node_leaves_goes_to_another_node_at_onc
 
 async def test_what_is_given_back_is_older_than_what_is_new_and_goes_first(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    leaver = await nodes.join(one, paused=True)
-    await one.publish(*numbers(0, 100))
-    await until(lambda: len(nodes.leased()) == WINDOW)
+    leaver = await nodes.stuck(one, 100)
     leaver.leave()
     await until(lambda: one.queues.statistics().queues == 0)
     worker = await nodes.join(two)
@@ -128,9 +122,7 @@ async def test_more_than_is_kept_in_memory_is_read_from_the_log(nodes: WorkNodes
 
 async def test_messages_that_retention_deleted_hold_up_no_other(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    leaver = await nodes.join(one, paused=True)
-    await one.publish(*numbers(0, 40))
-    await until(lambda: len(nodes.leased()) == WINDOW)
+    leaver = await nodes.stuck(one, 40)
     leaver.leave()
     await until(lambda: one.queues.statistics().queues == 0)
     nodes.engine.outside(f"DELETE FROM messages WHERE message_key & {2**OFFSET_BITS - 1} NOT IN (4, 38)")
@@ -145,9 +137,7 @@ async def test_messages_that_retention_deleted_hold_up_no_other(nodes: WorkNodes
 
 async def test_a_node_that_ends_gives_back_what_its_workers_have(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
-    first = await nodes.join(one, acknowledges=True)
-    await one.publish(*numbers(0, WINDOW))
-    await nodes.wait_for(WINDOW)
+    first = await nodes.at_work(one, WINDOW)
     first.acknowledge(10)
     await nodes.stop(one)
     assert nodes.leased() == list(range(11, WINDOW + 1))

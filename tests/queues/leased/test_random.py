@@ -1,7 +1,6 @@
 """Leased queues of several nodes under random events from a seed.
 
 Nodes and workers come, stall, leave and die; responses and notifications get lost.
-
 """
 
 from __future__ import annotations
@@ -91,38 +90,14 @@ class Weather:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_workers_come_and_go_and_answers_and_wakes_get_lost(nodes: WorkNodes, seed: int) -> None:
-    """No node dies: a message goes to a second worker only if the first has left.
+@pytest.mark.parametrize("deaths", [False, True], ids=["no node dies", "nodes die and lose their leases"])
+async def test_workers_come_and_go_and_answers_and_wakes_get_lost(nodes: WorkNodes, seed: int, deaths: bool) -> None:
+    """A message goes to a second worker only if the first left without an acknowledgement.
 
-    The first one then has left without an acknowledgement.
-
+    Or, where nodes die, if the node of one of them lost its lease.
     """
-    weather = Weather(nodes, seed, deaths=False)
-    for _ in range(2):
-        weather.watch(await nodes.start())
-    nodes.lose_wake = lambda: weather.chance.random() < 0.2
-    for _ in range(120):
-        await weather.step()
-    await weather.calm()
-    had: dict[bytes, ScriptedWorker] = {}
-    for frame, worker in nodes.history:
-        if frame in had:
-            first = had[frame]
-            assert first not in weather.workers, "its worker is still there"
-            assert first.unacknowledged, "its worker was done with it"
-        had[frame] = worker
-    assert set(had) == set(numbers(0, weather.sent))
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_nodes_die_and_lose_their_leases(nodes: WorkNodes, seed: int) -> None:
-    """Of two workers with one message, the first left or one's node lost its lease.
-
-    A first one that left did so without an acknowledgement.
-
-    """
-    weather = Weather(nodes, seed, deaths=True)
-    for _ in range(3):
+    weather = Weather(nodes, seed, deaths=deaths)
+    for _ in range(3 if deaths else 2):
         weather.watch(await nodes.start())
     nodes.lose_wake = lambda: weather.chance.random() < 0.2
     for _ in range(120):
@@ -134,7 +109,7 @@ async def test_nodes_die_and_lose_their_leases(nodes: WorkNodes, seed: int) -> N
         if frame in had:
             first = had[frame]
             # One that has lost its lease may not know it yet, and send what it has in its outbox.
-            ended = first.lease not in living or worker.lease not in living
+            ended = deaths and (first.lease not in living or worker.lease not in living)
             left = first not in weather.workers and bool(first.unacknowledged)
             assert ended or left, (frame, first.lease, worker.lease)
         had[frame] = worker

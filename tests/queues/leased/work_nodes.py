@@ -9,7 +9,7 @@ a wake goes from log to log in a call, or gets lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ from aether_trio.model.clock import SystemClock
 from aether_trio.queues import open_work_queues
 from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.lease_scheduler import LeasedQueues
-from aether_trio.storage.base import CommitUnknown, Fetch, Statement
+from aether_trio.queues.leased_queue import WINDOW
+from aether_trio.storage.base import CommitUnknown, Fetch
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresServer, open_postgres
 from tests.helpers.engines import PostgresEngine
@@ -135,17 +136,36 @@ class WorkNode:
         await self.log.wait_settled(self.append(*frames, topic=topic))
         assert self.author.reasons == []
 
-    def lose_answers(self, when: Callable[[], bool]) -> None:
-        """Run statements of the work queues, and sometimes lose the response."""
-        write = self.queues._database.write
+    @property
+    def topic_id(self) -> int:
+        found = self.log.topic(TOPIC).topic_id
+        assert found is not None
+        return found
 
-        async def forgetful(statement: Statement) -> Any:
+    def delay_answers(self, hold: Callable[[], Awaitable[object]]) -> Callable[[], None]:
+        """Call `hold` between a statement of the work queues and its response.
+
+        Return how to end that.
+        """
+        database = self.queues._database
+        write = database.write
+
+        async def delayed(statement: Any) -> Any:
             answer = await write(statement)
-            if when():
-                raise CommitUnknown("the connection was lost")
+            await hold()
             return answer
 
-        self.queues._database.write = forgetful  # type: ignore[method-assign]
+        database.write = delayed  # type: ignore[method-assign]
+        return lambda: setattr(database, "write", write)
+
+    def lose_answers(self, when: Callable[[], bool]) -> None:
+        """Run statements of the work queues, and sometimes lose the response."""
+
+        async def lose() -> None:
+            if when():
+                raise CommitUnknown("the connection was lost")
+
+        self.delay_answers(lose)
 
 
 class WorkNodes:
@@ -192,6 +212,20 @@ class WorkNodes:
     async def join(self, node: WorkNode, **options: Any) -> ScriptedWorker:
         worker = self.worker(node, **options)
         await worker.join()
+        return worker
+
+    async def at_work(self, node: WorkNode, count: int) -> ScriptedWorker:
+        """A worker that has so many messages and has not acknowledged any."""
+        worker = await self.join(node, acknowledges=True)
+        await node.publish(*numbers(0, count))
+        await self.wait_for(count)
+        return worker
+
+    async def stuck(self, node: WorkNode, count: int) -> ScriptedWorker:
+        """A worker that reads nothing, after so many messages are sent and it has its window of them."""
+        worker = await self.join(node, paused=True)
+        await node.publish(*numbers(0, count))
+        await until(lambda: len(self.leased()) == min(count, WINDOW))
         return worker
 
     async def wait_for(self, count: int) -> None:

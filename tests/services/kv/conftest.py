@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from aether_trio.services.access import Capability, DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.engines import Engine
 
 ALICE = Identity.agent("w1", "alice", "1")
 BOB = Identity.agent("w1", "bob", "1")
@@ -53,17 +51,6 @@ class Caller:
         assert failure.kv == pb.KVResponse(success=False, request_id="r1")
         assert (error.error.code, error.error.retryable, error.error.request_id) == ("KV_ERROR", False, "r1")
         return error.error.message
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def database(engine: Engine) -> AsyncIterator[Database]:
-    async with engine.open("state") as opened:
-        yield opened
 
 
 @pytest.fixture
