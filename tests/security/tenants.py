@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import trio
+
 from aether_trio.client import AgentClient, OrchestratorClient, UserClient
 from aether_trio.config import ApiKey
 from aether_trio.gateway import Gateway
@@ -43,10 +45,11 @@ def auth(*more: ApiKey) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_tenants(**changes: Mapping[str, Any]) -> AsyncIterator[Gateway]:
-    """A gateway with the two tenants."""
-    async with open_test_gateway(auth=auth(), **changes) as gateway:
-        yield gateway
+async def open_tenants(*more: ApiKey) -> AsyncIterator[Gateway]:
+    """A gateway with the two tenants, for a limited time."""
+    with trio.fail_after(LIMIT_S):
+        async with open_test_gateway(auth=auth(*more)) as gateway:
+            yield gateway
 
 
 def agent_of(

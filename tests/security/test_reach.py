@@ -29,9 +29,11 @@ from tests.security.tenants import auth, key_of
 from tests.transport.framed.harness import FramedPeer
 
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
+Query, Follow = pb.TaskQuery, pb.TaskSubscriptionOperation
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 SECRET: Final = b"blue's secret"
 BLUE: Final = "ag::blue::worker::1"
+EVE: Final = "ag::red::eve::1"
 
 
 @dataclass(frozen=True)
@@ -126,33 +128,31 @@ class NotServed:
     """An operation that is not served yet."""
 
 
+def _ask(case: str, request: Any, *, id_field: str = "request_id", **fields: Any) -> Ask:
+    """A request of this kind; fields that are functions are of the place."""
+
+    def ask(place: Place) -> pb.UpstreamMessage:
+        filled = {name: value(place) if callable(value) else value for name, value in fields.items()}
+        return pb.UpstreamMessage(**{case: request(**{id_field: "r"}, **filled)})
+
+    return ask
+
+
 def _kv(name: str, scope: int, **fields: Any) -> Ask:
-    number = KV.OpType.Value(name)
-    filled = {"key": "k", "value": b"1", "user_id": "u", "workspace": "blue", **fields}
-    if name == "LIST":
-        filled["key"] = ""
-    return lambda place: pb.UpstreamMessage(kv_op=KV(op=number, scope=scope, request_id="r", **filled))  # type: ignore[arg-type]
+    filled = {"key": "" if name == "LIST" else "k", "value": b"1", "user_id": "u", "workspace": "blue", **fields}
+    return _ask("kv_op", KV, op=KV.OpType.Value(name), scope=scope, **filled)
 
 
-def _session(name: str, **fields: Callable[[Place], Any]) -> Ask:
-    number = Sessions.OpType.Value(name)
-    return lambda place: pb.UpstreamMessage(
-        session_op=Sessions(op=number, request_id="r", **{key: value(place) for key, value in fields.items()})
-    )
+def _session(name: str, **fields: Any) -> Ask:
+    return _ask("session_op", Sessions, op=Sessions.OpType.Value(name), **fields)
 
 
 def _agents(name: str, **fields: Any) -> Ask:
-    number = Agents.OpType.Value(name)
-    return lambda place: pb.UpstreamMessage(agent_op=Agents(op=number, request_id="r", **fields))
-
-
-def _task(name: str, **fields: Any) -> Ask:
-    number = Tasks.OpType.Value(name)
-    return lambda place: pb.UpstreamMessage(task_op=Tasks(op=number, task_id=place.task_id, request_id="r", **fields))
+    return _ask("agent_op", Agents, op=Agents.OpType.Value(name), **fields)
 
 
 def _create(**fields: Any) -> Ask:
-    return lambda place: pb.UpstreamMessage(create_task=pb.CreateTaskRequest(task_type="t", request_id="r", **fields))
+    return _ask("create_task", pb.CreateTaskRequest, task_type="t", **fields)
 
 
 def _to(topic: str, kind: int = pb.OPAQUE, payload: bytes = b"x") -> Ask:
@@ -161,10 +161,19 @@ def _to(topic: str, kind: int = pb.OPAQUE, payload: bytes = b"x") -> Ask:
 
 def _status(kind: str, name: str) -> Ask:
     who = pb.PrincipalRef(principal_type=kind, principal_id=name)
-    ask = pb.ConnectionStatusRequest(principal=who, request_id="r")
-    return lambda place: pb.UpstreamMessage(connection_status_request=ask)
+    return _ask("connection_status_request", pb.ConnectionStatusRequest, principal=who)
 
 
+TASK: Final[dict[str, Any]] = {"task_id": lambda place: place.task_id}
+SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.session_id}
+USER_SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.user_session_id}
+IN_A_WORKSPACE: Final = (
+    KV.SCOPE_UNSPECIFIED,
+    KV.WORKSPACE,
+    KV.USER_WORKSPACE,
+    KV.WORKSPACE_EXCLUSIVE,
+    KV.USER_WORKSPACE_SHARED,
+)
 METRIC: Final = pb.Metric(entries=[pb.MetricEntry(name="n", qty=1)]).SerializeToString()
 TOPICS: Final = (
     BLUE,
@@ -178,7 +187,8 @@ TOPICS: Final = (
     "tk::blue::TASK::input",
     "event::blue",
 )
-WAIT: Final = {"wait_spec": pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, depends_on=["another"])}
+WAIT: Final = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, depends_on=["another"])
+REGISTRATION: Final = pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p")
 
 TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
     "send": Foreign(
@@ -186,7 +196,7 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             **{topic: _to(topic) for topic in TOPICS},
             "metric": _to("metric::blue", pb.METRIC, METRIC),
             "app_workspace": lambda place: pb.UpstreamMessage(
-                send=pb.SendMessage(target_topic="ag::red::eve::1", payload=b"x", app_workspace="blue")
+                send=pb.SendMessage(target_topic=EVE, payload=b"x", app_workspace="blue")
             ),
         }
     ),
@@ -195,31 +205,23 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             **{
                 f"{name} {KV.Scope.Name(scope)}": _kv(name, scope)
                 for name in dict(KV.OpType.items())
-                for scope in (
-                    KV.SCOPE_UNSPECIFIED,
-                    KV.WORKSPACE,
-                    KV.USER_WORKSPACE,
-                    KV.WORKSPACE_EXCLUSIVE,
-                    KV.USER_WORKSPACE_SHARED,
-                )
+                for scope in IN_A_WORKSPACE
                 if name != "PURGE_IDENTITY"
             },
             "PURGE_IDENTITY": _kv("PURGE_IDENTITY", 0, workspace="", key="", target_identity=BLUE),
-            "PURGE_IDENTITY own": _kv(
-                "PURGE_IDENTITY", KV.WORKSPACE_EXCLUSIVE, key="", target_identity="ag::red::eve::1"
-            ),
+            "PURGE_IDENTITY own": _kv("PURGE_IDENTITY", KV.WORKSPACE_EXCLUSIVE, key="", target_identity=EVE),
             "PURGE_IDENTITY service": _kv("PURGE_IDENTITY", 0, workspace="", key="", target_identity="sv::worker::1"),
         },
         KV.OpType,
     ),
     "session_op": Foreign(
         {
-            "LIST": _session("LIST", filter=lambda place: pb.ConnectionFilter(workspace="blue")),
+            "LIST": _session("LIST", filter=pb.ConnectionFilter(workspace="blue")),
             "LIST all": _session("LIST"),
-            "GET": _session("GET", session_id=lambda place: place.session_id),
-            "GET user": _session("GET", session_id=lambda place: place.user_session_id),
-            "DISCONNECT user": _session("DISCONNECT", session_id=lambda place: place.user_session_id),
-            "DISCONNECT": _session("DISCONNECT", session_id=lambda place: place.session_id),
+            "GET": _session("GET", **SESSION),
+            "GET user": _session("GET", **USER_SESSION),
+            "DISCONNECT user": _session("DISCONNECT", **USER_SESSION),
+            "DISCONNECT": _session("DISCONNECT", **SESSION),
         },
         Sessions.OpType,
     ),
@@ -234,14 +236,8 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
     ),
     "agent_op": Foreign(
         {
-            "REGISTER": _agents(
-                "REGISTER", agent=pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p")
-            ),
-            "UPDATE": _agents(
-                "UPDATE",
-                implementation="x",
-                agent=pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p"),
-            ),
+            "REGISTER": _agents("REGISTER", agent=REGISTRATION),
+            "UPDATE": _agents("UPDATE", implementation="x", agent=REGISTRATION),
             "LAUNCH": _agents("LAUNCH", implementation="x", launch_params=pb.AgentLaunchParams(workspace="blue")),
             "DELETE": _agents("DELETE", implementation="x"),
         },
@@ -259,28 +255,20 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             "pool": _create(workspace="blue", assignment_mode=pb.POOL, target_implementation="worker"),
         }
     ),
-    "task_op": Foreign({name: _task(name, **WAIT) for name in dict(Tasks.OpType.items())}, Tasks.OpType),
+    "task_op": Foreign(
+        {name: _ask("task_op", Tasks, op=op, wait_spec=WAIT, **TASK) for name, op in Tasks.OpType.items()}, Tasks.OpType
+    ),
     "task_query": Foreign(
         {
-            "GET": lambda place: pb.UpstreamMessage(
-                task_query=pb.TaskQuery(op=pb.TaskQuery.GET, task_id=place.task_id, request_id="r")
-            ),
-            "LIST": lambda place: pb.UpstreamMessage(
-                task_query=pb.TaskQuery(op=pb.TaskQuery.LIST, filter=pb.TaskFilter(workspace="blue"), request_id="r")
-            ),
+            "GET": _ask("task_query", Query, op=Query.GET, **TASK),
+            "LIST": _ask("task_query", Query, op=Query.LIST, filter=pb.TaskFilter(workspace="blue")),
         },
-        pb.TaskQuery.OpType,
+        Query.OpType,
         empty=frozenset({"LIST"}),  # of blue's tasks, red is told those that were given to it
     ),
     "task_subscription_op": Foreign(
-        {
-            "SUBSCRIBE": lambda place: pb.UpstreamMessage(
-                task_subscription_op=pb.TaskSubscriptionOperation(
-                    op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=place.task_id, client_request_id="r"
-                )
-            )
-        },
-        pb.TaskSubscriptionOperation.OpType,
+        {"SUBSCRIBE": _ask("task_subscription_op", Follow, id_field="client_request_id", op=Follow.SUBSCRIBE, **TASK)},
+        Follow.OpType,
         {
             "TASK_SUBSCRIPTION_OP_UNSPECIFIED": "nothing is asked for",
             "UNSUBSCRIBE": "ends what the connection itself has subscribed to",
@@ -292,6 +280,14 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
     "init": Own("test_no_client_connects_beyond_its_key has it"),
     **{case: NotServed() for case in unimplemented.FAILURES},
 }
+
+
+FOREIGN: Final = [
+    (case, entry, name, ask)
+    for case, entry in TABLE.items()
+    if isinstance(entry, Foreign)
+    for name, ask in entry.asks.items()
+]
 
 
 def test_every_operation_is_here() -> None:
@@ -312,7 +308,7 @@ async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
                 message = pb.UpstreamMessage()
                 getattr(message, case).SetInParent()
                 await stream.send(message)
-                said = await everything(stream, "ag::red::eve::1")
+                said = await everything(stream, EVE)
                 assert any(one.error.code == "ERR_NOT_IMPLEMENTED" for one in said), case
 
 
@@ -346,30 +342,27 @@ def successes(said: Sequence[pb.DownstreamMessage]) -> list[pb.DownstreamMessage
 @EVERY_TRANSPORT
 async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(transport: str) -> None:
     async with serving() as gateway, blue_at(gateway) as place, eve(gateway, transport) as stream:
-        for case, entry in TABLE.items():
-            for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
-                await stream.send(ask(place))
-                said = await everything(stream, "ag::red::eve::1")
-                if name in entry.empty:
-                    (answer,) = said
-                    assert answer.task_query == pb.TaskQueryResponse(success=True, request_id="r"), (case, name)
-                else:
-                    assert successes(said) == [], (case, name)
-                    assert refusals(said), (case, name, said)
-                assert SECRET not in b"".join(message.SerializeToString() for message in said), (case, name)
+        for case, entry, name, ask in FOREIGN:
+            await stream.send(ask(place))
+            said = await everything(stream, EVE)
+            if name in entry.empty:
+                (answer,) = said
+                assert answer.task_query == pb.TaskQueryResponse(success=True, request_id="r"), (case, name)
+            else:
+                assert successes(said) == [], (case, name)
+                assert refusals(said), (case, name, said)
+            assert SECRET not in b"".join(message.SerializeToString() for message in said), (case, name)
         assert {BLUE, "us::bob::w"} <= {session.identity.text for session in gateway.core.registry}
 
 
 async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
     """Else the test above might ask for what no client would get."""
     async with serving() as gateway, blue_at(gateway) as place, eve(gateway, "framed", "all") as stream:
-        for case, entry in TABLE.items():
-            for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
-                if case.startswith("task"):
-                    continue  # they depend on the state of one task; the tests beside have them
-                await stream.send(ask(place))
-                said = await everything(stream, "ag::red::eve::1")
-                assert refusals(said) == [], (case, name)
+        for case, _, name, ask in FOREIGN:
+            if case.startswith("task"):
+                continue  # they depend on the state of one task; the tests beside have them
+            await stream.send(ask(place))
+            assert refusals(await everything(stream, EVE)) == [], (case, name)
         with trio.fail_after(300):
             while any(session.identity.text == BLUE for session in gateway.core.registry):
                 await trio.sleep(0.01)  # DISCONNECT was the last one
@@ -414,7 +407,7 @@ async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
         peer: FramedPeer = stream.raw.peer  # type: ignore[attr-defined]
         for number, workspace in enumerate(("blue", "red"), start=1):
             rest = pb.SendMessage(app_workspace=workspace).SerializeToString()
-            await peer.send(framing.Send(number, "ag::red::eve::1", b"x", 0, rest))
+            await peer.send(framing.Send(number, EVE, b"x", 0, rest))
         nack = await peer.next(framing.Nack)
         assert (nack.seq, nack.code) == (1, "ERR_PERMISSION_DENIED")
         assert (await peer.delivery())[1].workspace == "red"

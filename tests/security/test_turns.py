@@ -6,13 +6,12 @@ What is counted is how much one step of a task does, which no machine's speed ch
 from __future__ import annotations
 
 import functools
-import struct
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import h11._readers
-import hpack
 import pytest
 import trio
 
@@ -26,9 +25,10 @@ from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import ControlPlane
 from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE
 from aether_trio.wire import framing, undecodable
-from tests.security.clients import WAIT_S, FramedTalker, gateway_with, talkers
+from tests.security.clients import FramedTalker, gateway_with, talkers
 from tests.transport.framed.adversary import frame
 from tests.transport.grpc.harness import RawClient, settings
+from tests.transport.grpc.harness import frame as h2_frame
 
 MANY = 4000
 WEBSOCKET_EMPTY = b"\x82\x80" + bytes(4)
@@ -79,6 +79,23 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
     trio.lowlevel.remove_instrument(found)
 
 
+@asynccontextmanager
+async def raw_client() -> AsyncIterator[RawClient]:
+    """An HTTP/2 connection to a gateway that sends exact frames, and acknowledges no settings."""
+    async with gateway_with() as gateway, await trio.open_tcp_stream(*split_address(gateway.address)) as stream:
+        client = RawClient(stream)
+        client.acks_settings = False
+        yield client
+
+
+async def until_answered(client: RawClient, requests: Sequence[bytes], last: int) -> None:
+    """Send requests in one write; return when the gateway has ended the call of this number."""
+    first = (frames.PREFACE, settings(), h2_frame(frames.SETTINGS, frames.ACK, 0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, *first, *requests)
+        await client.until(lambda f: f.kind == frames.HEADERS and f.flags & frames.END_STREAM and f.stream_id == last)
+
+
 @pytest.mark.parametrize(
     ("transport", "nothing"),
     [("grpc", bytes(5)), ("framed", frame(8)), ("websocket", WEBSOCKET_EMPTY)],
@@ -87,15 +104,14 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
 async def test_many_small_requests_are_handled_in_many_turns(transport: str, nothing: bytes, steps: Steps) -> None:
     async with gateway_with() as gateway, talkers(gateway) as clients:
         talker = await clients.connect(transport, "busy")
-        with trio.fail_after(WAIT_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(talker.go_on, nothing * MANY)
-                if transport != "grpc":  # whose talker reads while it writes
-                    for _ in range(MANY):
-                        await talker.answer("error")
-            if transport == "grpc":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talker.go_on, nothing * MANY)
+            if transport != "grpc":  # whose talker reads while it writes
                 for _ in range(MANY):
                     await talker.answer("error")
+        if transport == "grpc":
+            for _ in range(MANY):
+                await talker.answer("error")
     assert steps.total["dispatch"] == MANY
     assert steps.most["dispatch"] <= A_TURN // REQUEST_COSTS
     assert steps.most["decode_upstream"] <= MESSAGES_AT_ONCE
@@ -105,10 +121,9 @@ async def test_many_small_sends_are_taken_in_many_turns(steps: Steps) -> None:
     async with gateway_with() as gateway, talkers(gateway) as clients:
         talker = await clients.connect("framed", "busy")
         assert isinstance(talker, FramedTalker)
-        with trio.fail_after(WAIT_S):
-            await talker.peer.send(*(framing.Send(seq, "ag::w::idle::1", b"") for seq in range(1, 2001)))
-            while (await talker.peer.next(framing.Ack)).seq < 2000:
-                pass
+        await talker.peer.send(*(framing.Send(seq, "ag::w::idle::1", b"") for seq in range(1, 2001)))
+        while (await talker.peer.next(framing.Ack)).seq < 2000:
+            pass
     assert steps.total["_publish"] == 2000
     assert steps.most["_publish"] <= A_TURN
 
@@ -116,69 +131,26 @@ async def test_many_small_sends_are_taken_in_many_turns(steps: Steps) -> None:
 async def test_many_small_frames_are_looked_at_in_many_turns(steps: Steps) -> None:
     async with gateway_with(framed={"control_frames_per_s": float(MANY)}) as gateway, talkers(gateway) as clients:
         talker = await clients.connect("framed", "busy")
-        with trio.fail_after(WAIT_S):
-            await talker.go_on(frame(0x80) * MANY + frame(8))
-            await talker.answer("error")
+        await talker.go_on(frame(0x80) * MANY + frame(8))
+        await talker.answer("error")
     assert steps.total["_count_control"] == MANY
     assert steps.most["_count_control"] <= FRAMES_AT_ONCE
 
 
 async def test_many_requests_of_an_unauthenticated_client_are_answered_in_many_turns(steps: Steps) -> None:
     """Each request of an unauthenticated client is told that there is no such method."""
-    encoder = hpack.Encoder()
-    encoder.header_table_size = 0
-    block = encoder.encode(
-        [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", "/nothing"),
-            (":authority", "a"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        ]
-    )
     last = 2 * MANY - 1
-    flags = frames.END_HEADERS | frames.END_STREAM
-    requests = b"".join(_h2(frames.HEADERS, flags, number, block) for number in range(1, last + 1, 2))
-    async with gateway_with() as gateway:
-        host, port = split_address(gateway.address)
-        with trio.fail_after(WAIT_S):
-            async with await trio.open_tcp_stream(host, port) as stream, trio.open_nursery() as nursery:
-                settled = _h2(frames.SETTINGS, 0, 0, b"") + _h2(frames.SETTINGS, 1, 0, b"")
-                nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
-                await _until_answered(stream, last)
+    async with raw_client() as client:
+        requests = [client.request(number, "/nothing", end=True) for number in range(1, last + 1, 2)]
+        await until_answered(client, requests, last)
     assert steps.total["_open"] == MANY
     assert steps.most["_open"] <= 24
 
 
-def _h2(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
-    return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
-
-
-async def _until_answered(stream: trio.SocketStream, last: int) -> None:
-    """Read until the gateway has ended the call of this number."""
-    data = b""
-    while True:
-        more = await stream.receive_some(65_536)
-        assert more, "the gateway has ended the connection"
-        data += more
-        while len(data) >= frames.HEADER_BYTES:
-            word, flags, stream_id = struct.unpack_from(">IBI", data)
-            size = frames.HEADER_BYTES + (word >> 8)
-            if len(data) < size:
-                break
-            data = data[size:]
-            if word & 0xFF == frames.HEADERS and flags & frames.END_STREAM and stream_id == last:
-                return
-
-
 async def test_a_head_of_many_lines_is_refused_before_it_is_taken_apart(steps: Steps) -> None:
-    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 12_000 + b"\r\n"
-    async with gateway_with() as gateway:
-        with trio.fail_after(WAIT_S):
-            async with await trio.open_tcp_stream(*split_address(gateway.address)) as stream:
-                await stream.send_all(head)
-                answer = b"".join([part async for part in stream])
+    async with raw_client() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 12_000 + b"\r\n")
+        answer = b"".join([part async for part in client.stream])
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert steps.most["validate"] <= 300
 
@@ -187,46 +159,33 @@ async def test_a_message_of_many_fields_that_cannot_be_decoded_is_searched_in_so
     fields = b"\x78\x00" * 30_000  # unknown fields
     async with gateway_with() as gateway, talkers(gateway) as clients:
         talker = await clients.dial("framed")
-        with trio.fail_after(WAIT_S):
-            await talker.go_on(frame(8, fields + b"\xff"))
-            await talker.peer.until_end()
+        assert isinstance(talker, FramedTalker)
+        await talker.go_on(frame(8, fields + b"\xff"))
+        await talker.peer.until_end()
     assert 0 < steps.most["_varint"] <= 4096
 
 
 async def test_a_connection_of_many_calls_asks_something_new(steps: Steps) -> None:
     """Until then its headers were not looked at, which were those of others."""
+    watch = "/grpc.health.v1.Health/Watch"
     async with gateway_with() as gateway:
-        host, port = split_address(gateway.address)
         for number_of_connection in range(2):  # the first one's headers are looked at
-            with trio.fail_after(WAIT_S):
-                async with await trio.open_tcp_stream(host, port) as stream:
-                    client = RawClient(stream)
-                    watch = "/grpc.health.v1.Health/Watch"
-                    await client.send(frames.PREFACE, settings(), client.request(1, watch))
-                    await client.until_kind(frames.SETTINGS)
-                    await client.send(*(client.request(number, watch) for number in range(3, 1001, 2)))
-                    await client.send(client.request(1001, f"/nothing-{number_of_connection}"))
-                    await client.trailers(1001)
+            async with await trio.open_tcp_stream(*split_address(gateway.address)) as stream:
+                client = RawClient(stream)
+                await client.send(frames.PREFACE, settings(), client.request(1, watch))
+                await client.until_kind(frames.SETTINGS)
+                await client.send(*(client.request(number, watch) for number in range(3, 1001, 2)))
+                await client.send(client.request(1001, f"/nothing-{number_of_connection}"))
+                await client.trailers(1001)
     assert steps.most["adopt"] <= 32
 
 
 async def test_a_request_of_many_headers_counts_for_many_requests(steps: Steps) -> None:
     """Each header is one byte, that of an entry in HPACK's table."""
-    encoder = hpack.Encoder()
-    encoder.header_table_size = 0
-
-    def request(number: int) -> bytes:
-        headers = [(":method", "POST"), (":scheme", "http"), (":path", f"/{number}"), (":authority", "a")]
-        block = encoder.encode([*headers, ("te", "trailers"), ("content-type", "application/grpc")]) + b"\x90" * 250
-        return _h2(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, block)
-
-    async with gateway_with() as gateway:
-        host, port = split_address(gateway.address)
-        with trio.fail_after(WAIT_S):
-            async with await trio.open_tcp_stream(host, port) as stream, trio.open_nursery() as nursery:
-                settled = _h2(frames.SETTINGS, 0, 0, b"") + _h2(frames.SETTINGS, 1, 0, b"")
-                requests = b"".join(request(number) for number in range(1, 200, 2))
-                nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
-                await _until_answered(stream, 199)
+    flags = frames.END_HEADERS | frames.END_STREAM
+    async with raw_client() as client:
+        blocks = {number: client.block(f"/{number}") + b"\x90" * 250 for number in range(1, 200, 2)}
+        requests = [h2_frame(frames.HEADERS, flags, number, block) for number, block in blocks.items()]
+        await until_answered(client, requests, 199)
     assert steps.total["_open"] == 100
     assert steps.most["_open"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -81,35 +83,39 @@ async def test_a_message_that_goes_on_outlives_those_that_wait(transport: str) -
         assert shown(gateway, "given_up_total") > 0
 
 
+@asynccontextmanager
+async def unfinished(gateway: Gateway, talker: Talker) -> AsyncIterator[None]:
+    """In the block a client has begun a message, which is finished when others were given up."""
+    content = checkpoint_of(2 * MIB - 4 * KIB)
+    await talker.begin(len(content), content[:HELD])
+    await until_held(gateway, HELD)
+    yield
+    while not shown(gateway, "given_up_total"):
+        await trio.sleep(0.01)
+    await talker.go_on(content[HELD:])
+    assert (await talker.answer("checkpoint")).checkpoint.success
+
+
 @TRANSPORTS
 async def test_a_host_that_fills_the_budget_loses_its_own_messages(transport: str) -> None:
-    async with gateway_with(limits=LIMITS) as gateway, talkers(gateway) as open_:
-        honest = await open_.connect(transport, "honest", host="127.0.0.2")
-        content = checkpoint_of(2 * MIB - 4 * KIB)
-        await honest.begin(len(content), content[:HELD])
-        await until_held(gateway, HELD)
+    async with (
+        gateway_with(limits=LIMITS) as gateway,
+        talkers(gateway) as open_,
+        unfinished(gateway, await open_.connect(transport, "honest", host="127.0.0.2")),
+    ):
         for number in range(20):
             await (await open_.connect(transport, f"idle{number}")).begin(2 * MIB - 1, bytes(1 * MIB))
-        while not shown(gateway, "given_up_total"):
-            await trio.sleep(0.01)
-        await honest.go_on(content[HELD:])
-        assert (await honest.answer("checkpoint")).checkpoint.success
 
 
 @TRANSPORTS
 async def test_those_that_are_not_accepted_are_given_up_first(transport: str) -> None:
-    async with gateway_with(limits=LIMITS) as gateway, talkers(gateway) as open_:
-        accepted = await open_.connect(transport, "accepted")
-        content = checkpoint_of(2 * MIB - 4 * KIB)
-        await accepted.begin(len(content), content[:HELD])
-        await until_held(gateway, HELD)
-        newcomers = [await open_.dial(transport) for _ in range(32)]
-        for talker in newcomers:
+    async with (
+        gateway_with(limits=LIMITS) as gateway,
+        talkers(gateway) as open_,
+        unfinished(gateway, await open_.connect(transport, "accepted")),
+    ):
+        for talker in [await open_.dial(transport) for _ in range(32)]:
             await talker.begin(500 * KIB, bytes(490 * KIB))
-        while not shown(gateway, "given_up_total"):
-            await trio.sleep(0.01)
-        await accepted.go_on(content[HELD:])
-        assert (await accepted.answer("checkpoint")).checkpoint.success
 
 
 @TRANSPORTS

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
@@ -31,6 +30,15 @@ BAD: Final = "a\0b"
 IDS: Final = frozenset({"request_id", "client_request_id"})
 """Echoed, and nothing else."""
 
+OPERATIONS: Final[list[tuple[str, Any, dict[str, Any]]]] = [
+    ("checkpoint_op", pb.CheckpointOperation, {"key": "k"}),
+    ("task_op", pb.TaskOperation, {"task_id": "none", "wait_spec": pb.WaitSpec(depends_on=["x"])}),
+    ("task_query", pb.TaskQuery, {"task_id": "none"}),
+    ("session_op", pb.SessionOperation, {"session_id": "none"}),
+    ("agent_op", pb.AgentOperation, {"implementation": "i", "agent": pb.AgentRegistrationInfo(implementation="i")}),
+    ("task_subscription_op", pb.TaskSubscriptionOperation, {"task_id": "none"}),
+]
+
 
 def requests() -> Iterator[pb.UpstreamMessage]:
     """One of each operation, as it could be right."""
@@ -39,8 +47,9 @@ def requests() -> Iterator[pb.UpstreamMessage]:
             yield pb.UpstreamMessage(
                 kv_op=pb.KVOperation(op=kind, scope=scope, key="k", user_id="u", workspace="w", value=b"1")
             )
-    for kind in pb.CheckpointOperation.OpType.values():
-        yield pb.UpstreamMessage(checkpoint_op=pb.CheckpointOperation(op=kind, key="k"))
+    for case, operation, fields in OPERATIONS:
+        for kind in operation.OpType.values():
+            yield pb.UpstreamMessage(**{case: operation(op=kind, **fields)})
     for mode in pb.TaskAssignmentMode.values():
         yield pb.UpstreamMessage(
             create_task=pb.CreateTaskRequest(
@@ -51,19 +60,6 @@ def requests() -> Iterator[pb.UpstreamMessage]:
                 target_agent_id="ag::w::i::1" if mode == pb.TARGETED else "",
             )
         )
-    for kind in pb.TaskOperation.OpType.values():
-        yield pb.UpstreamMessage(
-            task_op=pb.TaskOperation(op=kind, task_id="none", wait_spec=pb.WaitSpec(depends_on=["x"]))
-        )
-    for kind in pb.TaskQuery.OpType.values():
-        yield pb.UpstreamMessage(task_query=pb.TaskQuery(op=kind, task_id="none"))
-    for kind in pb.SessionOperation.OpType.values():
-        yield pb.UpstreamMessage(session_op=pb.SessionOperation(op=kind, session_id="none"))
-    for kind in pb.AgentOperation.OpType.values():
-        info = pb.AgentRegistrationInfo(implementation="i")
-        yield pb.UpstreamMessage(agent_op=pb.AgentOperation(op=kind, implementation="i", agent=info))
-    for kind in pb.TaskSubscriptionOperation.OpType.values():
-        yield pb.UpstreamMessage(task_subscription_op=pb.TaskSubscriptionOperation(op=kind, task_id="none"))
     yield pb.UpstreamMessage(send=pb.SendMessage(target_topic="ag::w::i::1"))
     yield pb.UpstreamMessage(progress=pb.ProgressReport(task_id="none", state="s", recipient="us::u::w"))
     yield pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id="w"))
@@ -127,17 +123,17 @@ async def run(store: Store) -> dict[str, list[tuple[str, Any]]]:
     found: dict[str, list[tuple[str, Any]]] = {}
     limits = {"send_rate_per_s": 0, "workspace_rate_per_s": 0, "identity_rate_per_s": 0}
     with open_world(store) as world:
-        async with deadlock_is_an_error(), world.open(limits=limits) as core:
-            await _ask_all(core, found)
+        async with (
+            deadlock_is_an_error(),
+            world.open(limits=limits) as core,
+            connect(core, agent("w", "a", "1")) as one,
+            connect(core, orchestrator("o", "1")) as other,
+        ):
+            for case, message in cases():
+                found[f"agent: {case}"] = await answers(one, message)
+                if not case.startswith(("kv_op", "checkpoint_op")):
+                    found[f"orchestrator: {case}"] = await answers(other, message)
     return found
-
-
-async def _ask_all(core: Core, found: dict[str, list[tuple[str, Any]]]) -> None:
-    async with connect(core, agent("w", "a", "1")) as one, connect(core, orchestrator("o", "1")) as other:
-        for case, message in cases():
-            found[f"agent: {case}"] = await answers(one, message)
-            if not case.startswith(("kv_op", "checkpoint_op")):
-                found[f"orchestrator: {case}"] = await answers(other, message)
 
 
 def test_each_text_of_each_request(postgres_store: PostgresStore) -> None:

@@ -13,6 +13,7 @@ from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
+from aether_trio.services.kv.programs import MAX_EXPIRES_MS
 from aether_trio.storage.base import Fetch, Program, Row, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store
@@ -76,7 +77,7 @@ class StoreMachine(RuleBasedStateMachine):
         return messages[0].kv if messages[0].kv.success else None
 
     def expiry(self, ttl: int) -> int | None:
-        return self.clock.now_ms() + ttl * 1000 if ttl > 0 else None
+        return min(self.clock.now_ms() + ttl * 1000, MAX_EXPIRES_MS) if ttl > 0 else None
 
     def live(self, key: str) -> tuple[bytes | frozenset[bytes], int | None] | None:
         return self.model.live(key, self.clock.now_ms())
@@ -197,6 +198,14 @@ class StoreMachine(RuleBasedStateMachine):
         assert response is not None
         assert list(response.keys) == sorted(alive, key=str.encode)
         assert dict(response.kv_map) == alive
+
+    @invariant()
+    def every_key_ends_when_the_model_says(self) -> None:
+        rows: list[Row] = self.place.direct("state").drive(
+            lambda: single(Fetch("SELECT key, expires_ms FROM kv_entries"))
+        )
+        ends = {key.encode(): entry[1] for key, entry in self.model.entries.items()}
+        assert {bytes(key): expires_ms for key, expires_ms in rows} == ends
 
     @invariant()
     def no_member_outlives_its_set(self) -> None:
