@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -54,52 +54,26 @@ def gzipped(content: bytes) -> bytes:
     return struct.pack(">BI", 1, len(packed)) + packed
 
 
-class Talker(Protocol):
-    """One connection."""
-
-    async def greet(self) -> None:
-        """Send what precedes the first message of a participant."""
-        ...
-
-    async def say(self, message: pb.UpstreamMessage) -> None:
-        """Send a whole message."""
-        ...
-
-    async def answer(self, case: str) -> pb.DownstreamMessage:
-        """The next message of this kind, letting others pass."""
-        ...
-
-    async def begin(self, size: int, content: bytes) -> None:
-        """Announce a message of `size` bytes and send its beginning.
-
-        Returns when the kernel has it.
-        """
-        ...
-
-    async def go_on(self, content: bytes) -> None:
-        """Send more of what has begun."""
-        ...
-
-    async def end(self) -> tuple[Status, str]:
-        """How the gateway ended the stream; waits for it."""
-        ...
-
-
 class GrpcTalker:
+    """One connection; those of the other transports have the same methods."""
+
     def __init__(self, stream: trio.SocketStream, *, compressed: bool = False) -> None:
         self.peer = RawPeer(stream, RawH2(headers=COMPRESSED_HEADERS if compressed else ()))
         self._waiting: list[pb.DownstreamMessage] = []
 
     async def greet(self) -> None:
-        pass
+        """Send what precedes the first message of a participant."""
 
     async def say(self, message: pb.UpstreamMessage) -> None:
+        """Send a whole message."""
         await self.begin(len(content := message.SerializeToString()), content)
 
     async def begin(self, size: int, content: bytes) -> None:
+        """Announce a message of `size` bytes and send its beginning; return when the kernel has it."""
         await self.go_on(struct.pack(">BI", 0, size) + content)
 
     async def go_on(self, content: bytes) -> None:
+        """Send more of what has begun."""
         self.peer.h2.send_framed(content)
         await self.peer.flush()
         while self.peer.h2.pending and self.peer.h2.ended is None:
@@ -112,6 +86,7 @@ class GrpcTalker:
         await self.peer.flush()
 
     async def answer(self, case: str) -> pb.DownstreamMessage:
+        """The next message of this kind, letting others pass."""
         while True:
             while self._waiting:
                 message = self._waiting.pop(0)
@@ -121,6 +96,7 @@ class GrpcTalker:
             await self._read()
 
     async def end(self) -> tuple[Status, str]:
+        """How the gateway ended the stream; waits for it."""
         while self.peer.h2.ended is None:
             await self._read()
         return Status(self.peer.h2.ended.status), self.peer.h2.ended.message
@@ -154,11 +130,11 @@ class FramedTalker:
 
 
 class WebSocketTalker:
-    def __init__(self, client: WebSocketClient) -> None:
-        self.client = client
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.client = WebSocketClient(stream, PROTO)
 
     async def greet(self) -> None:
-        pass
+        await self.client.upgrade()
 
     async def say(self, message: pb.UpstreamMessage) -> None:
         await self.client.send(message)
@@ -178,6 +154,9 @@ class WebSocketTalker:
         return Status(closed.code - 4100), closed.reason
 
 
+Talker = GrpcTalker | FramedTalker | WebSocketTalker
+
+
 class Talkers:
     """Opens connections and closes them all at the end."""
 
@@ -187,20 +166,12 @@ class Talkers:
 
     async def dial(self, transport: str, *, host: str = "127.0.0.1", compressed: bool = False) -> Talker:
         """Connected and greeted, without a word of the participant's."""
-        talker = await self._dial(transport, host, compressed=compressed)
-        await talker.greet()
-        return talker
-
-    async def _dial(self, transport: str, host: str, *, compressed: bool) -> Talker:
         stream = await trio.open_tcp_stream(*self._address, local_address=host)
         self._stack.callback(stream.socket.close)
-        if transport == "grpc":
-            return GrpcTalker(stream, compressed=compressed)
-        if transport == "framed":
-            return FramedTalker(stream)
-        client = WebSocketClient(stream, PROTO)
-        await client.upgrade()
-        return WebSocketTalker(client)
+        kinds = {"framed": FramedTalker, "websocket": WebSocketTalker}
+        talker: Talker = GrpcTalker(stream, compressed=compressed) if transport == "grpc" else kinds[transport](stream)
+        await talker.greet()
+        return talker
 
     async def connect(self, transport: str, name: str, **options: Any) -> Talker:
         """Accepted."""
@@ -214,6 +185,3 @@ class Talkers:
 async def talkers(gateway: Gateway) -> AsyncIterator[Talkers]:
     async with AsyncExitStack() as stack:
         yield Talkers(gateway, stack)
-
-
-__all__ = ["Talker", "Talkers", "checkpoint_of", "gateway_with", "gzipped", "init_of", "talkers"]

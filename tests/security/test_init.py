@@ -101,8 +101,9 @@ async def test_a_bad_text_in_any_field_is_refused_by_name(gateway: Gateway, tran
 TOO_MANY = {
     "credentials": ("credentials", agent("w", "a", "1", credentials={f"k{number}": "v" for number in range(17)})),
     "extensions": ("extensions", agent("w", "a", "1", extensions=[pb.ExtensionDeclaration(uri="u")] * 65)),
-    "profiles": ("supported_profiles", starter("1", *["p"] * 65)),
-    "empty-profile": ("supported_profiles", init_with(("orchestrator", "supported_profiles"), "")),
+    "profiles": ("supported_profiles has 65 entries", starter("1", *["p"] * 65)),
+    "empty-profile": ("supported_profiles[1] is empty", starter("1", "p", "")),
+    "long-profile": ("supported_profiles[0] has 257 bytes", starter("1", "x" * 257)),
     "fields": ("more than 8192 fields", agent("w", "a", "1", extensions=[pb.ExtensionDeclaration()] * 200_000)),
 }
 

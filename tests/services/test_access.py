@@ -10,23 +10,12 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.topics import parse_topic
 from aether_trio.services.access import DIRECT, Admin, Authority, Capability, DevAuthorizer
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.services.test_credentials import AGENT, EVERY_KIND
 
-AGENT = Identity.agent("w1", "a", "1")
-EVERYONE = [
-    AGENT,
-    Identity.unique_task("w1", "t", "1"),
-    Identity.task("w1", "t", "uuid"),
-    Identity.user("u", "w"),
-    Identity.orchestrator("o", "1"),
-    Identity.workflow_engine(),
-    Identity.metrics_bridge(),
-    Identity.bridge("b", "1"),
-    Identity.service("s", "1"),
-]
 SYSTEM = {Kind.ORCHESTRATOR, Kind.WORKFLOW_ENGINE}
 
 
-@pytest.mark.parametrize("identity", EVERYONE, ids=str)
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 async def test_workspaces_keys_and_sends_are_open(identity: Identity) -> None:
     rules = DevAuthorizer()
     assert (await rules.check_workspace(identity, "elsewhere", AccessLevel.ADMIN)).allowed
@@ -36,7 +25,7 @@ async def test_workspaces_keys_and_sends_are_open(identity: Identity) -> None:
     assert rules.check_send(identity, topic, workspace="w1", declared_workspace="w2") is None
 
 
-@pytest.mark.parametrize("identity", EVERYONE, ids=str)
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 @pytest.mark.parametrize("category", Admin)
 async def test_administration_is_for_the_two_system_kinds(identity: Identity, category: Admin) -> None:
     decision = await DevAuthorizer().check_admin(identity, category.removeprefix("admin/"))
@@ -44,12 +33,12 @@ async def test_administration_is_for_the_two_system_kinds(identity: Identity, ca
     assert (category in decision.reason) is not decision.allowed
 
 
-@pytest.mark.parametrize("identity", EVERYONE, ids=str)
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 async def test_the_state_of_others_is_for_the_two_system_kinds(identity: Identity) -> None:
     assert (await DevAuthorizer().check_query_connections(identity)).allowed is (identity.kind in SYSTEM)
 
 
-@pytest.mark.parametrize("identity", EVERYONE, ids=str)
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 @pytest.mark.parametrize(
     ("capability", "level"),
     [
@@ -73,7 +62,7 @@ async def test_broadcasting_into_other_workspaces_is_open(capability: Capability
     assert (await DevAuthorizer().check(AGENT, "send", "capability", capability, "w2", AccessLevel.READWRITE)).allowed
 
 
-@pytest.mark.parametrize("identity", EVERYONE, ids=str)
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
 async def test_acting_for_others_fails_closed(identity: Identity) -> None:
     rules = DevAuthorizer(frozenset(Capability))
     decision = await rules.check(

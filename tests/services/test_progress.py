@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -78,35 +79,21 @@ async def test_whom_a_report_reaches(
 
 
 async def test_what_an_update_carries(core: Core, participants: dict[str, MemoryLink]) -> None:
-    step = pb.ProgressStep(name="load", sequence=2, total_steps=5)
-    participants["ag.w.1"].send(
-        report(
-            task_id="t1",
-            state="working",
-            completion=0.5,
-            summary="half",
-            step=step,
-            recipient="ag::w::a::2",
-            request_id="r1",
-            metadata={"k": "v"},
-            kind=pb.PROGRESS_KIND_APP,
-        )
-    )
+    fields: dict[str, Any] = {
+        "task_id": "t1",
+        "state": "working",
+        "completion": 0.5,
+        "summary": "half",
+        "step": pb.ProgressStep(name="load", sequence=2, total_steps=5),
+        "recipient": "ag::w::a::2",
+        "request_id": "r1",
+        "metadata": {"k": "v"},
+        "kind": pb.PROGRESS_KIND_APP,
+    }
+    participants["ag.w.1"].send(report(**fields))
     update = (await participants["ag.w.2"].next("progress_update")).progress_update
-    assert update == pb.ProgressUpdate(
-        source="ag::w::a::1",
-        task_id="t1",
-        state="working",
-        completion=0.5,
-        summary="half",
-        step=step,
-        timestamp_ms=core.clock.now_ms(),
-        workspace="w",
-        request_id="r1",
-        metadata={"k": "v"},
-        recipient="ag::w::a::2",
-        kind=pb.PROGRESS_KIND_APP,
-    )
+    now_ms = core.clock.now_ms()
+    assert update == pb.ProgressUpdate(source="ag::w::a::1", timestamp_ms=now_ms, workspace="w", **fields)
 
 
 @pytest.mark.parametrize(
@@ -118,25 +105,23 @@ async def test_others_may_not_report(core: Core, hello: pb.UpstreamMessage) -> N
         assert (await peer.next("error")).error.code == Code.INVALID_PRINCIPAL
 
 
+AGENT, SERVICE = agent("w", "a", "1"), service("s", "1")
+
+
 @pytest.mark.parametrize(
-    ("message", "code"),
+    ("hello", "message", "code"),
     [
-        (report(recipient="us::"), Code.INVALID_ARGUMENT),
-        (report(recipient="unknown"), Code.INVALID_ARGUMENT),
-        (report(recipient="us::a b"), Code.INVALID_ARGUMENT),
-        (report(summary="x" * 70_000), Code.PAYLOAD_TOO_LARGE),
+        (AGENT, report(recipient="us::"), Code.INVALID_ARGUMENT),
+        (AGENT, report(recipient="unknown"), Code.INVALID_ARGUMENT),
+        (AGENT, report(recipient="us::a b"), Code.INVALID_ARGUMENT),
+        (AGENT, report(summary="x" * 70_000), Code.PAYLOAD_TOO_LARGE),
+        (SERVICE, report(summary="half"), Code.INVALID_ARGUMENT),  # a service needs a recipient
     ],
 )
-async def test_what_is_refused(core: Core, message: pb.UpstreamMessage, code: Code) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
+async def test_what_is_refused(core: Core, hello: pb.UpstreamMessage, message: pb.UpstreamMessage, code: Code) -> None:
+    async with connect(core, hello) as peer:
         peer.send(message)
         assert (await peer.next("error")).error.code == code
-
-
-async def test_a_service_needs_a_recipient(core: Core) -> None:
-    async with connect(core, service("s", "1")) as peer:
-        peer.send(report(summary="half"))
-        assert (await peer.next("error")).error.code == Code.INVALID_ARGUMENT
 
 
 async def test_reports_and_messages_share_a_rate(world: World) -> None:

@@ -130,17 +130,14 @@ async def test_what_is_told_of_a_connection(core: Core) -> None:
         )
 
 
-@pytest.mark.parametrize("op", [Op.GET, Op.DISCONNECT])
-async def test_an_unknown_session_is_a_typed_failure(core: Core, op: Op.OpType.ValueType) -> None:
+@pytest.mark.parametrize(("op", "named"), [(Op.GET, "nothing"), (Op.DISCONNECT, "nothing"), (77, "")])
+async def test_an_unknown_session_or_operation_is_a_typed_failure(
+    core: Core, op: Op.OpType.ValueType, named: str
+) -> None:
     async with connect(core, orchestrator("k", "1")) as peer:
         response = await operate(peer, op, session_id="nothing")
         assert not response.success
-        assert "nothing" in response.error
-
-
-async def test_an_unknown_operation_is_a_typed_failure(core: Core) -> None:
-    async with connect(core, orchestrator("k", "1")) as peer:
-        assert not (await operate(peer, 77)).success  # type: ignore[arg-type]
+        assert named in response.error
 
 
 async def test_a_disconnected_one_is_gone_from_the_list(core: Core) -> None:

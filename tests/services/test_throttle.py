@@ -42,8 +42,12 @@ class Door:
             assert self.heard
 
 
-def test_the_sixth_try_is_refused_unheard() -> None:
-    door = Door()
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+def test_the_sixth_try_is_refused_unheard(door: Door) -> None:
     door.fail(5)
     assert door.try_(RIGHT) is Status.UNAUTHENTICATED
     assert not door.heard
@@ -55,14 +59,12 @@ def test_the_sixth_try_is_refused_unheard() -> None:
 
 
 @pytest.mark.parametrize("address", [THERE, "[2001:db8::1]:1000", "unknown"])
-def test_a_client_of_another_address_does_not_throttle_the_owner(address: str) -> None:
-    door = Door()
+def test_a_client_of_another_address_does_not_throttle_the_owner(door: Door, address: str) -> None:
     door.fail(5, address=address)
     assert door.try_(RIGHT) is None
 
 
-def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before() -> None:
-    door = Door()
+def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before(door: Door) -> None:
     assert door.try_(RIGHT) is None
     door.fail(5)
     assert door.try_(WRONG) is Status.UNAUTHENTICATED
@@ -70,8 +72,7 @@ def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before() -> No
     assert door.try_(RIGHT) is None
 
 
-def test_another_port_and_another_address_of_the_network_are_the_same_client() -> None:
-    door = Door()
+def test_another_port_and_another_address_of_the_network_are_the_same_client(door: Door) -> None:
     door.fail(5, address="[2001:db8:0:1::1]:1000")
     for address in ("[2001:db8:0:1::1]:2000", "[2001:db8:0:1:ffff::9]:1000"):
         assert door.try_(RIGHT, address=address) is Status.UNAUTHENTICATED
@@ -94,29 +95,25 @@ def test_the_network_of_an_address(address: str, network: str) -> None:
     assert network_of(address) == network
 
 
-def test_old_failures_do_not_count() -> None:
-    door = Door()
+def test_old_failures_do_not_count(door: Door) -> None:
     for _ in range(20):
         door.fail(1)
         door.clock.advance(7_600)  # four of them fall into any 30 s
     assert door.try_(RIGHT) is None
 
 
-def test_a_success_wipes_the_slate() -> None:
-    door = Door()
+def test_a_success_wipes_the_slate(door: Door) -> None:
     for _ in range(3):
         door.fail(4)
         assert door.try_(RIGHT) is None
 
 
-def test_others_are_not_affected() -> None:
-    door = Door()
+def test_others_are_not_affected(door: Door) -> None:
     door.fail(5)
     assert door.try_(RIGHT, "ag::prod::echo::2") is None
 
 
-def test_the_refusals_of_the_cool_down_do_not_prolong_it() -> None:
-    door = Door()
+def test_the_refusals_of_the_cool_down_do_not_prolong_it(door: Door) -> None:
     door.fail(5)
     door.clock.advance(20_000)
     for _ in range(50):
@@ -125,16 +122,14 @@ def test_the_refusals_of_the_cool_down_do_not_prolong_it() -> None:
     assert door.try_(RIGHT) is None
 
 
-def test_one_client_with_a_wrong_key_does_not_close_its_address() -> None:
-    door = Door()
+def test_one_client_with_a_wrong_key_does_not_close_its_address(door: Door) -> None:
     for _ in range(1000):
         door.try_(WRONG, "ag::prod::broken::1")
         door.clock.advance(500)
     assert door.try_(RIGHT) is None
 
 
-def test_a_client_that_tries_one_identity_after_another_closes_its_address_to_new_ones() -> None:
-    door = Door()
+def test_a_client_that_tries_one_identity_after_another_closes_its_address_to_new_ones(door: Door) -> None:
     assert door.try_(RIGHT) is None
     for number in range(100):
         door.fail(1, f"ag::prod::x::{number}")

@@ -115,3 +115,13 @@ async def running(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink, Mem
     async with starting(core) as (orchestrator, asker, asked), connect(core, started_by(asked)) as started:
         await until(core, "running")
         yield orchestrator, asker, started, asked
+
+
+async def sleep_on(peer: MemoryLink, task_id: str, **wait: Any) -> None:
+    """Have an agent put a task of its to sleep, once it has saved its state."""
+    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
+    peer.send(pb.UpstreamMessage(checkpoint_op=save))
+    await peer.next("checkpoint")
+    state = pb.HibernationDescriptor(checkpoint_key="half", resume_session_id="before")
+    spec = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=state, **wait)
+    await operation(peer, peers.Op.PAUSE, task_id, wait_spec=spec)

@@ -24,6 +24,7 @@ from tests.services.agents.cast import (
     nothing_more,
     operation,
     running,
+    sleep_on,
     started_by,
     starting,
     starts,
@@ -127,10 +128,13 @@ async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_
             await assignment(orchestrator)
 
 
-async def test_one_that_comes_by_itself_is_the_one_that_was_to_be_started(core: Core) -> None:
+@pytest.mark.parametrize("said", ["", "no room"])
+async def test_one_that_comes_without_a_token_is_the_one_that_was_to_be_started(core: Core, said: str) -> None:
     async with starting(core) as (orchestrator, _, asked):
-        await fail(orchestrator, asked.task_id, "no room")
-        async with connect(core, echo()):
+        if said:
+            await fail(orchestrator, asked.task_id, said)
+        async with connect(core, echo()) as started:
+            assert (await started.next("config")).config.task_context["task_id"] == asked.task_id
             await until(core, "running")
             await nothing_more(orchestrator)
         await until(core, "completed")
@@ -297,16 +301,6 @@ async def test_one_that_came_and_died_at_once_was_started_all_the_same(
             answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
             assert "is connected; the start ends when its connection does" in answer.error
             assert await statuses(core) == ["running"]
-
-
-async def sleep_on(peer: MemoryLink, task_id: str, **wait: Any) -> None:
-    """The start is put to sleep by its own agent, which has saved its state."""
-    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
-    peer.send(pb.UpstreamMessage(checkpoint_op=save))
-    await peer.next("checkpoint")
-    state = pb.HibernationDescriptor(checkpoint_key="half", resume_session_id="before")
-    spec = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=state, **wait)
-    await operation(peer, pb.TaskOperation.PAUSE, task_id, wait_spec=spec)
 
 
 @pytest.mark.parametrize("by", ["time", "message", "launch"])

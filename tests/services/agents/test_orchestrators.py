@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.errors import Status
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import startup
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -152,16 +151,6 @@ async def test_they_are_listed(core: Core) -> None:
             ("orc::o::2", ["p", "q"]),
         ]
         assert {one.connected_at for one in answer.orchestrators} == {core.clock.now_ms() // 1000}
-
-
-@pytest.mark.parametrize(
-    ("profiles", "why"), [(["p"] * 65, "supported_profiles has 65 entries"), ([""], "empty"), (["x" * 257], "256")]
-)
-async def test_what_cannot_be_served_is_refused_at_the_door(core: Core, profiles: list[str], why: str) -> None:
-    async with connect(core, starter("1", *profiles), wait_ack=False) as peer:
-        ended = await peer.wait_end()
-    assert ended.status is Status.INVALID_ARGUMENT
-    assert why in str(ended)
 
 
 async def test_what_a_killed_gateway_has_left_is_taken_up_by_the_next(world: World) -> None:

@@ -68,14 +68,6 @@ async def test_a_reader_of_the_tail_is_no_receiver(core: Core) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_it_need_not_show_its_token(core: Core) -> None:
-    async with starting(core) as (_, _, asked):
-        async with connect(core, echo()) as started:
-            assert (await started.next("config")).config.task_context["task_id"] == asked.task_id
-            await until(core, "running")
-        await until(core, "completed")
-
-
 async def test_a_token_is_for_one_identity_and_for_the_life_of_its_agent(core: Core) -> None:
     async with starting(core) as (_, _, asked):
         credentials = {"token": asked.launch_params["auth_token"]}

@@ -19,6 +19,7 @@ from tests.services.agents.cast import (
     fail,
     nothing_more,
     operation,
+    sleep_on,
     started_by,
     starts,
     until,
@@ -68,15 +69,7 @@ async def test_a_task_that_wakes_starts_its_agent(core: Core) -> None:
         async with connect(core, echo()) as started:
             await assignment(started)
             await operation(started, pb.TaskOperation.CLAIM, created.task_id)
-            save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
-            started.send(pb.UpstreamMessage(checkpoint_op=save))
-            await started.next("checkpoint")
-            wait = pb.WaitSpec(
-                reason=pb.WAIT_REASON_HIBERNATION,
-                scheduled_wake_unix_ms=core.clock.now_ms() + 60_000,
-                hibernation=pb.HibernationDescriptor(checkpoint_key="half"),
-            )
-            await operation(started, pb.TaskOperation.PAUSE, created.task_id, wait_spec=wait)
+            await sleep_on(started, created.task_id, scheduled_wake_unix_ms=core.clock.now_ms() + 60_000)
         await trio.sleep(30)
         assert orchestrator.waiting("task_assignment") == []
         await assignment(orchestrator)
