@@ -53,10 +53,8 @@ agents:
 
 
 def test_a_container() -> None:
-    spec = parsed("agents: {big: {image: 'example/big:1', arguments: [--memory, 1g], network: none, command: run}}")[
-        "big"
-    ]
-    assert (spec.manner, spec.profile, spec.image) == ("docker", "docker", "example/big:1")
+    spec = parsed("agents: {big: {image: 'e/big:1', arguments: [--memory, 1g], network: none, command: run}}")["big"]
+    assert (spec.manner, spec.profile, spec.image) == ("docker", "docker", "e/big:1")
     assert (spec.network, spec.arguments, spec.command) == ("none", ("--memory", "1g"), ("run",))
 
 

@@ -67,10 +67,8 @@ async def stage(*specs: AgentSpec, most: int = 16, grace_s: float = LONG_S) -> A
 
 
 async def test_it_tells_what_it_can_start() -> None:
-    made = Stage(
-        [python("", params={"voice": "loud"}), python("", "other", profile="gpu", description="d")],
-        OrchestratorLimits(),
-    )
+    specs = [python("", params={"voice": "loud"}), python("", "other", profile="gpu", description="d")]
+    made = Stage(specs, OrchestratorLimits())
     await made.orchestrator.register(made.client)  # type: ignore[arg-type]
     assert made.orchestrator.profiles == ["gpu", "process"]
     echo, other = made.client.registered
@@ -164,9 +162,7 @@ async def test_a_start_that_another_orchestrator_was_given_meanwhile(monkeypatch
         await s.until(lambda: len(s.client.claimed) > 2)
         assert {*s.client.claimed} == {"t1@7"}
         assert is_there(int(pid))
-        s.client.lost = Refused(
-            "TASK_OPERATION_FAILED", "this assignment is over: the task was assigned to another worker"
-        )
+        s.client.lost = Refused("TASK_OPERATION_FAILED", "this assignment is over: another worker has it")
         await s.failures(1)
         assert not is_there(int(pid))
         assert "is stopped, as another orchestrator was given its start" in [text for _, text in s.notes.events]
@@ -377,9 +373,7 @@ esac
 """
 
 
-async def test_a_container_that_does_not_obey_is_killed_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_container_that_disobeys_is_killed_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "docker"
     tool.write_text(DOCKER.format(folder=tmp_path), encoding="utf-8")
     tool.chmod(0o755)

@@ -42,9 +42,7 @@ trio.run(main)
 
 
 ANSWERS = script("TaskClient", "async for message in me: await me.reply(message, me.topic); message.ack()")
-WORKS = script(
-    "TaskClient", "async for task in me.work():\n    async with task:\n        await me.send(task.creator, me.topic)"
-)
+WORKS = script("TaskClient", "async for task in me.work():\n    async with task: await me.send(task.creator, me.topic)")
 SAYS_WHO_IT_IS = "async for message in me: await me.reply(message, str(os.getpid())); message.ack()"
 TELLS = script("AgentClient", f"print(os.getpid(), flush=True)\n{SAYS_WHO_IT_IS}")
 STAYS = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"

@@ -265,9 +265,7 @@ async def test_work_survives_a_restart(world: World) -> None:
             assert payloads(worker) == []
 
 
-async def test_workers_that_leave_while_the_log_is_read_leave_no_task_behind(
-    queues: Queues, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_workers_that_leave_during_a_read_leave_no_task(queues: Queues, monkeypatch: pytest.MonkeyPatch) -> None:
     if queues.bench.database.shared:
         pytest.skip("there one task serves all queues, and stays")
     await queues.publish(*numbers(0, 10))

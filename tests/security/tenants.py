@@ -6,7 +6,7 @@ go through `MemoryLink`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -20,12 +20,7 @@ from tests.client.gateways import QUICK, open_test_gateway
 
 LIMIT_S: Final = 300.0
 SCHEMES: Final = ("aether", "ws")
-KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    "red": ("red",),
-    "blue": ("blue",),
-    "both": ("red", "blue"),
-    "all": ("*",),
-}
+KEYS: Final = {"red": ("red",), "blue": ("blue",), "both": ("red", "blue"), "all": ("*",)}
 
 
 def key_of(name: str) -> str:

@@ -22,10 +22,11 @@ from tests.security.tenants import auth, key_of, record
 
 ALPN = {"grpc": ["h2"], "framed": [], "websocket": ["http/1.1"]}
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
-KEY = {"api_key": key_of("all")}
+KEY, WRONG = {"api_key": key_of("all")}, {"api_key": "aek_wrong"}
+DENIED = Status.PERMISSION_DENIED
 WORKER = agent("red", "worker", "1")
 WITH_KEY = agent("red", "worker", "1", credentials=KEY)
-WITH_WRONG_KEY = agent("red", "worker", "1", credentials={"api_key": "aek_wrong"})
+WITH_WRONG_KEY = agent("red", "worker", "1", credentials=WRONG)
 
 
 @pytest.fixture
@@ -55,9 +56,7 @@ async def outcome(
 
 
 @EVERY_TRANSPORT
-async def test_a_task_token_does_not_outweigh_a_certificate_with_another_name(
-    authority: Authority, transport: str
-) -> None:
+async def test_a_token_does_not_outweigh_a_certificate_with_another_name(authority: Authority, transport: str) -> None:
     own, other = authority.issue("tu::red::worker::1"), authority.issue("tu::red::worker::2")
     creator, tls = agent("red", "creator", "1", credentials=KEY), authority.context(alpn=ALPN[transport])
     request = pb.CreateTaskRequest(task_type="t", target_identity="tu::red::worker::1", request_id="r")
@@ -67,7 +66,7 @@ async def test_a_task_token_does_not_outweigh_a_certificate_with_another_name(
         assert made.task_token
         hello = task("red", "worker", "1", credentials={"token": made.task_token})
         status, text = await outcome(gateway, transport, hello, authority, other)
-        assert (status, "identity mismatch" in text) == (Status.PERMISSION_DENIED, True), text
+        assert (status, "identity mismatch" in text) == (DENIED, True), text
         assert (await outcome(gateway, transport, hello, authority, own))[0] is Status.OK
 
 
@@ -75,7 +74,7 @@ async def test_a_task_token_does_not_outweigh_a_certificate_with_another_name(
 async def test_a_key_does_not_outweigh_a_certificate_with_another_name(authority: Authority, transport: str) -> None:
     other = authority.issue("ag::red::worker::2")
     async with serving(authority) as gateway:
-        assert (await outcome(gateway, transport, WITH_KEY, authority, other))[0] is Status.PERMISSION_DENIED
+        assert (await outcome(gateway, transport, WITH_KEY, authority, other))[0] is DENIED
 
 
 # -- H8: a name that is no identity ----------------------------------------------------------------
@@ -83,11 +82,7 @@ async def test_a_key_does_not_outweigh_a_certificate_with_another_name(authority
 
 @EVERY_TRANSPORT
 @pytest.mark.parametrize("name", ["laptop.example", "ag::red", "ag::red::worker", "", "_anonymous"])
-@pytest.mark.parametrize(
-    "hello",
-    [WORKER, user("u", "w"), orchestrator("o", "1")],
-    ids=["agent", "user", "orchestrator"],
-)
+@pytest.mark.parametrize("hello", [WORKER, user("u", "w"), orchestrator("o", "1")], ids=["agent", "user", "operator"])
 async def test_a_certificate_without_an_identity_admits_no_client(
     authority: Authority, transport: str, name: str, hello: pb.UpstreamMessage
 ) -> None:
@@ -104,10 +99,7 @@ async def test_a_certificate_without_an_identity_admits_no_client(
 async def test_in_relaxed_mode_the_name_decides_the_kind(authority: Authority, transport: str) -> None:
     certificate = authority.issue("ag::red::worker::1")
     async with serving(authority, client_cert_mode="relaxed") as gateway:
-        for hello, expected in (
-            (agent("blue", "other", "1"), Status.OK),
-            (orchestrator("o", "1"), Status.PERMISSION_DENIED),
-        ):
+        for hello, expected in ((agent("blue", "other", "1"), Status.OK), (orchestrator("o", "1"), DENIED)):
             found = await outcome(gateway, transport, hello, authority, certificate)
             assert found[0] is expected, found
 
@@ -170,9 +162,9 @@ async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(transport: 
     async with serving(None, narrow) as gateway:
         for parts, expected in (
             (("red", "echo", "1"), Status.OK),
-            (("red", ":echo", "1"), Status.PERMISSION_DENIED),
-            (("red", "x", ":echo:1"), Status.PERMISSION_DENIED),
-            ((":echo", "x", "1"), Status.PERMISSION_DENIED),
+            (("red", ":echo", "1"), DENIED),
+            (("red", "x", ":echo:1"), DENIED),
+            ((":echo", "x", "1"), DENIED),
         ):
             found = await outcome(gateway, transport, agent(*parts, credentials={"api_key": "aek_narrow"}))
             assert found[0] is expected, (parts, found)
@@ -186,7 +178,7 @@ async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(transport: s
     starry = record("starry", principal="agent", identity=f"ag::{'*a' * 13}*b::*::*")
     hello = agent("a" * 128, "echo", "1", credentials={"api_key": "aek_starry"})
     async with serving(None, starry) as gateway:
-        assert (await outcome(gateway, transport, hello))[0] is Status.PERMISSION_DENIED
+        assert (await outcome(gateway, transport, hello))[0] is DENIED
 
 
 # -- H17: wrong keys lock out their own sender only ------------------------------------
@@ -217,10 +209,7 @@ async def test_wrong_keys_from_one_address_do_not_lock_out_another(transport: st
 @EVERY_TRANSPORT
 @pytest.mark.parametrize(
     "hello",
-    [
-        task("red", "worker", credentials={"api_key": "aek_wrong"}),
-        agent("red", "worker", "1", credentials={"token": "att_unknown"}),
-    ],
+    [task("red", "worker", credentials=WRONG), agent("red", "worker", "1", credentials={"token": "att_unknown"})],
     ids=["a name that the gateway makes up", "an unknown task token"],
 )
 async def test_no_hello_goes_around_the_throttle(transport: str, hello: pb.UpstreamMessage) -> None:

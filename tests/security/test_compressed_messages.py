@@ -35,9 +35,7 @@ async def connected(talker: Talker, name: str = "packed") -> GrpcTalker:
 
 async def test_grpcio_that_compresses_everything_is_served() -> None:
     def client(address: str) -> list[str | None]:
-        requests = iter(
-            [init_of("grpcio").SerializeToString(), checkpoint_of(100 * KIB), checkpoint_of(3 * MIB), checkpoint_of(1)]
-        )
+        requests = iter([init_of("grpcio").SerializeToString(), *map(checkpoint_of, (100 * KIB, 3 * MIB, 1))])
         seen: list[str | None] = []
         with grpc.insecure_channel(address, compression=grpc.Compression.Gzip) as channel:
             call = channel.stream_stream(CONNECT)(requests)

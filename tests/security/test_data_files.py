@@ -56,11 +56,9 @@ async def test_an_ephemeral_gateway_keeps_its_log_on_the_disk_and_removes_it(tmp
     try:
         [directory] = tmp_path.glob(TEMPORARY + "*")
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        async with AgentClient(
-            f"aether://{process.address}", workspace="w", implementation="a", specifier="1"
-        ) as agent:
+        async with AgentClient(f"aether://{process.address}", workspace="w", implementation="a", specifier="1") as one:
             for _ in range(20):
-                await agent.send("ag::w::b::1", os.urandom(100_000))
+                await one.send("ag::w::b::1", os.urandom(100_000))
         files = list(directory.glob("log.db*"))
         assert sum(path.stat().st_size for path in files) > 2_000_000
         assert set(modes(directory).values()) == {0o600}

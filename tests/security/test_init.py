@@ -85,7 +85,7 @@ def test_every_text_of_init_is_covered() -> None:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
-    "bad", [b"x\0y", b"x" * 100 * KIB, b"ne\xed\xa0\x80e"], ids=["a zero byte", "no end", "a lone surrogate"]
+    "bad", [b"x\0y", b"x" * 100 * KIB, b"ne\xed\xa0\x80e"], ids=["zero", "no end", "lone surrogate"]
 )
 async def test_a_bad_text_in_any_field_is_refused_by_name(gateway: Gateway, transport: str, bad: bytes) -> None:
     surrogate = bad.startswith(b"ne")
@@ -110,9 +110,7 @@ TOO_MANY = {
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("named", "hello"), TOO_MANY.values(), ids=TOO_MANY)
-async def test_too_many_are_refused_by_name(
-    gateway: Gateway, transport: str, named: str, hello: pb.UpstreamMessage
-) -> None:
+async def test_too_many_are_named(gateway: Gateway, transport: str, named: str, hello: pb.UpstreamMessage) -> None:
     status, text = await admission(transport, gateway.address, hello)
     assert (status, named in text) == (Status.INVALID_ARGUMENT, True), text
 
@@ -120,9 +118,7 @@ async def test_too_many_are_refused_by_name(
 @pytest.mark.parametrize(
     ("transport", "code"), [("framed", 0x102), ("websocket", 1009), ("grpc", Status.INVALID_ARGUMENT)]
 )
-async def test_an_init_that_is_long_altogether_is_not_read_to_its_end(
-    gateway: Gateway, transport: str, code: int
-) -> None:
+async def test_an_init_that_is_too_long_is_not_read_to_its_end(gateway: Gateway, transport: str, code: int) -> None:
     schemas = [pb.ExtensionDeclaration(uri=f"u{number}", json_schema="x" * 60 * KIB) for number in range(9)]
     status, text = await admission(transport, gateway.address, agent("w", "a", "1", extensions=schemas))
     assert (status, str(512 * KIB) in text) == (code, True), text

@@ -167,13 +167,7 @@ def _status(kind: str, name: str) -> Ask:
 TASK: Final[dict[str, Any]] = {"task_id": lambda place: place.task_id}
 SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.session_id}
 USER_SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.user_session_id}
-IN_A_WORKSPACE: Final = (
-    KV.SCOPE_UNSPECIFIED,
-    KV.WORKSPACE,
-    KV.USER_WORKSPACE,
-    KV.WORKSPACE_EXCLUSIVE,
-    KV.USER_WORKSPACE_SHARED,
-)
+SCOPES = (KV.SCOPE_UNSPECIFIED, KV.WORKSPACE, KV.USER_WORKSPACE, KV.WORKSPACE_EXCLUSIVE, KV.USER_WORKSPACE_SHARED)
 METRIC: Final = pb.Metric(entries=[pb.MetricEntry(name="n", qty=1)]).SerializeToString()
 TOPICS: Final = (
     BLUE,
@@ -205,7 +199,7 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             **{
                 f"{name} {KV.Scope.Name(scope)}": _kv(name, scope)
                 for name in dict(KV.OpType.items())
-                for scope in IN_A_WORKSPACE
+                for scope in SCOPES
                 if name != "PURGE_IDENTITY"
             },
             "PURGE_IDENTITY": _kv("PURGE_IDENTITY", 0, workspace="", key="", target_identity=BLUE),
@@ -334,9 +328,7 @@ def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
 def successes(said: Sequence[pb.DownstreamMessage]) -> list[pb.DownstreamMessage]:
     """The answers that say yes."""
     payloads = [(message, getattr(message, message.WhichOneof("payload") or "error")) for message in said]
-    return [
-        message for message, payload in payloads if getattr(payload, "success", False) or getattr(payload, "ok", False)
-    ]
+    return [one for one, payload in payloads if getattr(payload, "success", False) or getattr(payload, "ok", False)]
 
 
 @EVERY_TRANSPORT
@@ -385,18 +377,10 @@ async def test_no_client_connects_beyond_its_key(transport: str) -> None:
 @EVERY_TRANSPORT
 async def test_a_user_enters_no_workspace_beyond_its_key(transport: str) -> None:
     hello = user("eve", "w", credentials=key("red"))
-    async with (
-        serving() as gateway,
-        blue_at(gateway),
-        participant(transport, gateway.address, hello) as stream,
-    ):
-        for workspace, answer in (
-            ("blue", ["ERR_PERMISSION_DENIED"]),
-            ("red", []),
-            ("blue", ["ERR_PERMISSION_DENIED"]),
-        ):
+    async with serving() as gateway, blue_at(gateway), participant(transport, gateway.address, hello) as stream:
+        for workspace, said in (("blue", ["ERR_PERMISSION_DENIED"]), ("red", []), ("blue", ["ERR_PERMISSION_DENIED"])):
             await stream.send(switch_to(workspace))
-            assert [message.error.code for message in await everything(stream, "us::eve::w")] == answer
+            assert [message.error.code for message in await everything(stream, "us::eve::w")] == said
         (own,) = [one for one in gateway.core.registry if one.identity.text == "us::eve::w"]
         assert own.workspace == "red"
 

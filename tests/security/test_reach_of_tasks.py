@@ -61,12 +61,9 @@ async def test_a_token_is_for_the_creators_workspace_and_reaches_no_other(scheme
 
 async def test_a_key_for_some_identities_makes_tokens_for_those(scheme: str) -> None:
     narrow = record("narrow", principal="agent", identity="ag::*::creator::*", workspaces=("red",))
-    async with (
-        open_tenants(narrow) as gateway,
-        agent_of(gateway, "red", "creator", api_key="aek_narrow", scheme=scheme) as creator,
-    ):
-        assert (await creator.tasks.create("t", target_identity="ag::red::boss::1")).task_token == ""
-        assert (await creator.tasks.create("t", target_identity="ag::red::creator::2")).task_token
+    async with open_tenants(narrow) as gateway, agent_of(gateway, "red", "creator", key="narrow", scheme=scheme) as one:
+        assert (await one.tasks.create("t", target_identity="ag::red::boss::1")).task_token == ""
+        assert (await one.tasks.create("t", target_identity="ag::red::creator::2")).task_token
 
 
 async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme: str) -> None:

@@ -68,9 +68,7 @@ def assert_the_operators(found: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_the_creator_of_a_task_sets_no_variable_of_the_agent(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_creates_a_task_sets_no_variable_of_the_agent(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)

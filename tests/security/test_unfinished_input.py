@@ -172,9 +172,7 @@ async def test_a_slow_message_that_goes_on_is_waited_for(transport: str) -> None
 
 
 @TRANSPORTS
-async def test_a_client_that_the_gateway_does_not_read_is_not_slow(
-    transport: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_is_not_read_is_not_slow(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway's own pauses are no fault of the client's."""
     async with gateway_with(limits={"message_wait_s": 0.5}) as gateway, talkers(gateway) as open_:
         talker = await open_.connect(transport, "patient")

@@ -59,9 +59,7 @@ async def test_an_outsider_of_a_pool_does_no_work_of_it(core: Core, who: str, st
 
 @pytest.mark.parametrize("hello", [agent("w", "i", "2"), task("w", "i", "2"), service("i", "2")])
 @pytest.mark.parametrize("end", [Op.COMPLETE, Op.FAIL, Op.REJECT])
-async def test_a_worker_of_the_pool_takes_what_waits(
-    core: Core, hello: pb.UpstreamMessage, end: Op.OpType.ValueType
-) -> None:
+async def test_a_pool_worker_takes_what_waits(core: Core, hello: pb.UpstreamMessage, end: Op.OpType.ValueType) -> None:
     async with connect(core, agent("w", "c", "1")) as creator:
         task_id = (await create(creator)).task_id
         async with connect(core, hello) as worker:

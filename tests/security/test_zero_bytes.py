@@ -44,9 +44,8 @@ def requests() -> Iterator[pb.UpstreamMessage]:
     """One of each operation, as it could be right."""
     for kind in pb.KVOperation.OpType.values():
         for scope in pb.KVOperation.Scope.values():
-            yield pb.UpstreamMessage(
-                kv_op=pb.KVOperation(op=kind, scope=scope, key="k", user_id="u", workspace="w", value=b"1")
-            )
+            fields: dict[str, Any] = {"key": "k", "user_id": "u", "workspace": "w", "value": b"1"}
+            yield pb.UpstreamMessage(kv_op=pb.KVOperation(op=kind, scope=scope, **fields))
     for case, operation, fields in OPERATIONS:
         for kind in operation.OpType.values():
             yield pb.UpstreamMessage(**{case: operation(op=kind, **fields)})

@@ -102,9 +102,7 @@ async def test_ttl(database: Database, clock: ManualClock) -> None:
     assert await database.fetch("SELECT count(*) FROM checkpoints") == [(2,)]
 
 
-async def test_the_sweep_runs_by_itself(
-    store: Store, clock: ManualClock, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_sweep_repeats(store: Store, clock: ManualClock, autojump_clock: trio.testing.MockClock) -> None:
     with open_inline(store, "state") as database:
         service = CheckpointService(database, clock, Limits())
         ask = asking(service)
@@ -124,9 +122,7 @@ async def test_without_a_server_default_a_negative_ttl_is_for_ever(ask: Ask, clo
     assert (await ask("LOAD", "k")).data == b"x"
 
 
-async def test_the_largest_one_can_be_loaded_and_a_larger_one_is_refused_with_the_limit(
-    database: Database, clock: ManualClock
-) -> None:
+async def test_the_largest_can_be_loaded_and_a_larger_one_is_refused(database: Database, clock: ManualClock) -> None:
     ask = asking(CheckpointService(database, clock, Limits(checkpoint_bytes=100 * MIB)))
     refused = await ask("SAVE", "k", data=bytes(MAX_DATA_BYTES + 1))
     assert f"; at most {MAX_DATA_BYTES} are allowed" in refused.error

@@ -46,11 +46,9 @@ def checker(*keys: ApiKey, clock: ManualClock | None = None, **auth: Any) -> Cre
     return CredentialChecker(AuthSettings(api_keys=keys, **auth), clock or ManualClock())
 
 
-def accept(
-    check: CredentialChecker, identity: Identity, credentials: dict[str, str], name: str = ""
-) -> AcceptedCredential:
+def accept(check: CredentialChecker, identity: Identity, shown: dict[str, str], name: str = "") -> AcceptedCredential:
     certified = check.check_certificate(identity, PeerCertificate(name)) if name else None
-    return check.check(identity, credentials, certified)
+    return check.check(identity, shown, certified)
 
 
 def refusal(check: CredentialChecker, identity: Identity, credentials: dict[str, str], name: str = "") -> StatusError:
@@ -199,12 +197,10 @@ def test_partial_certificates_of_tasks_and_users() -> None:
 
 
 def test_a_certificate_that_names_no_identity_is_for_encryption_only() -> None:
-    check = checker(record(), client_cert_mode="relaxed")
-    assert accept(check, AGENT, {"api_key": KEY}, "laptop.example").key is not None
-    assert "needs a credential here" in refusal(check, AGENT, {}, "laptop.example").message
-    assert (
-        accept(checker(client_cert_mode="relaxed", allow_anonymous=True), AGENT, {}, "laptop.example") is NO_CREDENTIAL
-    )
+    check, name = checker(record(), client_cert_mode="relaxed"), "laptop.example"
+    assert accept(check, AGENT, {"api_key": KEY}, name).key is not None
+    assert "needs a credential here" in refusal(check, AGENT, {}, name).message
+    assert accept(checker(client_cert_mode="relaxed", allow_anonymous=True), AGENT, {}, name) is NO_CREDENTIAL
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.helpers.core import (
     workflow_engine,
 )
 
+Peers = dict[str, MemoryLink]
 LISTENERS = {
     "ag.w.1": agent("w", "a", "1"),
     "ag.w.2": agent("w", "a", "2"),
@@ -41,8 +42,8 @@ LISTENERS = {
 
 
 @pytest.fixture
-async def participants(core: Core) -> AsyncIterator[dict[str, MemoryLink]]:
-    peers: dict[str, MemoryLink] = {}
+async def participants(core: Core) -> AsyncIterator[Peers]:
+    peers: Peers = {}
     async with AsyncExitStack() as stack:
         for name, hello in LISTENERS.items():
             peer = peers[name] = await stack.enter_async_context(connect(core, hello))
@@ -69,16 +70,14 @@ def report(**fields: object) -> pb.UpstreamMessage:
         ("sv", "us::u::1", {"us.u.1@w"}),
     ],
 )
-async def test_whom_a_report_reaches(
-    participants: dict[str, MemoryLink], sender: str, recipient: str, receivers: set[str]
-) -> None:
+async def test_whom_a_report_reaches(participants: Peers, sender: str, recipient: str, receivers: set[str]) -> None:
     participants[sender].send(report(summary="half", recipient=recipient))
     await barrier(participants[sender])
     assert errors(participants[sender]) == []
     assert {name for name, peer in participants.items() if peer.waiting("progress_update")} == receivers
 
 
-async def test_what_an_update_carries(core: Core, participants: dict[str, MemoryLink]) -> None:
+async def test_what_an_update_carries(core: Core, participants: Peers) -> None:
     fields: dict[str, Any] = {
         "task_id": "t1",
         "state": "working",
@@ -133,9 +132,7 @@ async def test_reports_and_messages_share_a_rate(world: World) -> None:
         assert [error.code for error in errors(peer)] == [Code.RATE_LIMITED] * 2
 
 
-async def test_a_window_that_has_left_a_workspace_gets_no_progress_of_it(
-    core: Core, participants: dict[str, MemoryLink]
-) -> None:
+async def test_a_window_that_has_left_a_workspace_gets_no_progress_of_it(core: Core, participants: Peers) -> None:
     participants["us.u.1@w"].send(switch_to("v"))
     await barrier(participants["us.u.1@w"])
     participants["ag.w.1"].send(report(summary="w"))

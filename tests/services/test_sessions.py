@@ -131,9 +131,7 @@ async def test_what_is_told_of_a_connection(core: Core) -> None:
 
 
 @pytest.mark.parametrize(("op", "named"), [(Op.GET, "nothing"), (Op.DISCONNECT, "nothing"), (77, "")])
-async def test_an_unknown_session_or_operation_is_a_typed_failure(
-    core: Core, op: Op.OpType.ValueType, named: str
-) -> None:
+async def test_an_unknown_session_or_operation_is_a_failure(core: Core, op: Op.OpType.ValueType, named: str) -> None:
     async with connect(core, orchestrator("k", "1")) as peer:
         response = await operate(peer, op, session_id="nothing")
         assert not response.success

@@ -83,10 +83,3 @@ async def test_a_session_that_ends_while_it_switches_leaves_nothing(core: Core, 
     await pump()
     assert not core.log.topic("gu::w").subscribers
     assert core.log.topic("gu::w").waiting == 0
-
-
-async def test_the_session_list_knows_the_workspace(core: Core) -> None:
-    async with connect(core, user("u", "1")) as window:
-        window.send(switch_to("w"))
-        await barrier(window)
-        assert [session.workspace for session in core.registry] == ["w"]

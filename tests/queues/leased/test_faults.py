@@ -111,9 +111,7 @@ async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: Wor
 
 
 @pytest.mark.parametrize("is_done", [False, True])
-async def test_only_a_worker_with_messages_of_an_old_lease_is_told_that_they_are_lost(
-    nodes: WorkNodes, is_done: bool
-) -> None:
+async def test_only_a_worker_with_messages_of_an_old_lease_is_told_of_the_loss(nodes: WorkNodes, is_done: bool) -> None:
     one, two = await nodes.start(), await nodes.start()
     at_work = await nodes.at_work(one, 2)
     nodes.end_lease(one)
@@ -133,9 +131,7 @@ async def test_only_a_worker_with_messages_of_an_old_lease_is_told_that_they_are
     assert elsewhere.lost == 0
 
 
-async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure_and_not_before(
-    nodes: WorkNodes,
-) -> None:
+async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure_not_before(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     goes_on = trio.Event()
 
@@ -216,10 +212,7 @@ async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNo
 async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNodes) -> None:
     one = await nodes.start()
     await one.publish(*numbers(0, 10))
-    for order in (
-        WorkRequest(one.topic_id, 1, want=3, max_bytes=1000),
-        WorkRequest(one.topic_id, 2, 3, 1000, done=[1], returned=[2]),
-    ):
+    for order in (WorkRequest(one.topic_id, 1, 3, 1000), WorkRequest(one.topic_id, 2, 3, 1000, done=[1], returned=[2])):
         answers = [
             responses(await one.log.database.write(exchange(one.lease, 0, [order])))[one.topic_id] for _ in range(2)
         ]

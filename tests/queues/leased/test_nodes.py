@@ -45,9 +45,7 @@ async def test_workers_far_from_the_sender_get_their_share(nodes: WorkNodes) -> 
     while len(nodes.history) < 1000:
         for worker in near + far:
             worker.acknowledge(len(worker.unacknowledged))
-        await until(
-            lambda: len(nodes.history) == 1000 or all(len(worker.unacknowledged) == WINDOW for worker in near + far)
-        )
+        await until(lambda: len(nodes.history) == 1000 or all(len(w.unacknowledged) == WINDOW for w in near + far))
     nodes.assert_each_once(1000)
     assert min(len(worker.frames) for worker in near + far) > 100
 

@@ -250,11 +250,8 @@ class WorkNodes:
                 await server.database("cluster")
                 database = await server.database("log")
                 [(node_id,)] = await database.write(Fetch(_REGISTER))
-                limits = LogLimits(cursor_flush_s=0.05)
-                async with (
-                    open_log(database, SystemClock(trio.current_time), limits) as log,
-                    trio.open_nursery() as nursery,
-                ):
+                clock, limits = SystemClock(trio.current_time), LogLimits(cursor_flush_s=0.05)
+                async with open_log(database, clock, limits) as log, trio.open_nursery() as nursery:
                     queues = open_work_queues(log, nursery)
                     assert isinstance(queues, LeasedQueues)
                     node = WorkNode(server, log, queues, (node_id, 1))

@@ -63,9 +63,7 @@ async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> N
 
 
 @pytest.mark.parametrize("handed_out", ["once", "twice"])
-async def test_one_that_runs_for_days_comes_back_when_its_gateway_is_started_again(
-    world: World, handed_out: str
-) -> None:
+async def test_one_that_runs_for_days_comes_back_when_its_gateway_starts_again(world: World, handed_out: str) -> None:
     clock = SetClock(trio.current_time)
     async with deadlock_is_an_error():
         async with world.open(clock=clock) as core, starting(core) as (orchestrator, _, asked):
@@ -285,9 +283,7 @@ async def test_a_long_grace_is_the_same_each_time(world: World) -> None:
         assert await statuses(core) == ["failed"]
 
 
-async def test_one_that_came_and_died_at_once_was_started_all_the_same(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_that_came_and_died_at_once_has_started(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = core.tasks.engine.writes
     perform = writes._perform
 

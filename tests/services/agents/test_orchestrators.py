@@ -115,9 +115,7 @@ async def test_one_that_says_no_is_replaced_after_a_pause_and_the_third_no_is_th
         assert (await assignment(second)).task_id != asked.task_id
 
 
-async def test_an_agent_that_never_connects_is_given_up_with_a_reason_and_the_next_message_tries_again(
-    core: Core,
-) -> None:
+async def test_an_agent_that_never_connects_is_given_up_with_a_reason_until_the_next_message(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to(ECHO, b"one"))
         since = trio.current_time()
@@ -360,9 +358,7 @@ async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: 
         assert [one.metadata["priority"] for one in told] == ["50", "40", "30", "10"]
 
 
-async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_most_urgent_starts_are_in_the_first_page(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "WAITING_PAGE", 1)
     async with nothing_starts(core) as (_, asker):
         for specifier, priority in {"normal": 30, "raised": 20}.items():

@@ -96,9 +96,7 @@ class Weather:
                 if self.chance(0.6):
                     peer.cut()
         if not orchestrator.ended and self.random.random() < 0.5:
-            op = pb.TaskOperation(
-                op=pb.TaskOperation.FAIL, task_id=asked.task_id, reason="it has ended", request_id="f"
-            )
+            op = pb.TaskOperation(op=pb.TaskOperation.FAIL, task_id=asked.task_id, reason="ended", request_id="f")
             orchestrator.send(pb.UpstreamMessage(task_op=op))
 
     async def writer(self) -> None:

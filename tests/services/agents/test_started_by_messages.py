@@ -121,9 +121,7 @@ async def test_an_agent_that_connected_without_a_start_is_not_started_for_older_
         assert await starts(core) == []
 
 
-async def test_a_registration_during_a_look_at_what_is_registered_counts(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_registration_during_a_look_at_the_registry_counts(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     async with cast(core) as (orchestrator, asker):
         names, looks = core.agents.names, 0
 
@@ -152,9 +150,7 @@ async def test_an_agent_without_a_registration_or_a_profile_is_not_started(core:
         assert await starts(core) == []
 
 
-async def test_a_message_wakes_its_receiver_though_storage_was_away(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_message_wakes_its_agent_though_storage_was_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     async with cast(core) as (orchestrator, asker):
         wake, failures = core.starter.start_all, 3
 

@@ -26,13 +26,14 @@ from tests.services.agents.cast import (
 )
 from tests.services.agents.ops import Op, info, operate, starter
 
+QUEUE = pb.TARGET_OFFLINE_POLICY_QUEUE
 AGAIN = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
 
 
 async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_it(core: Core) -> None:
     async with cast(core, voice="low", mood="good") as (orchestrator, asker):
-        answer = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
-        assert (answer.success, answer.status, answer.assigned_to) == (True, "orchestration_triggered", "")
+        first = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
+        assert (first.success, first.status, first.assigned_to) == (True, "orchestration_triggered", "")
         again = await create(asker, payload=b"more")
         assert (again.success, again.status) == (True, "orchestration_triggered")
         asked = await assignment(orchestrator)
@@ -40,10 +41,7 @@ async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_i
         await nothing_more(orchestrator)
         async with connect(core, started_by(asked)) as started:
             given = [await assignment(started) for _ in range(2)]
-            assert [(one.task_id, one.payload) for one in given] == [
-                (answer.task_id, b"work"),
-                (again.task_id, b"more"),
-            ]
+            assert [(one.task_id, one.payload) for one in given] == [(first.task_id, b"work"), (again.task_id, b"more")]
 
 
 async def test_a_task_whose_agent_has_died_starts_it_again_when_it_is_tried_again(core: Core) -> None:
@@ -97,7 +95,7 @@ async def test_tasks_for_an_agent_that_cannot_be_started_fail_with_the_reason(co
     async with cast(core) as (orchestrator, asker):
         plain = (await create(asker)).task_id
         again = (await create(asker, retry_policy=policy)).task_id
-        kept = (await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE)).task_id
+        kept = (await create(asker, target_offline_policy=QUEUE)).task_id
         asked = await assignment(orchestrator)
         if end == "no":
             for _ in range(3):
@@ -136,8 +134,7 @@ async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
 
 async def test_a_task_that_is_only_to_be_kept_starts_no_agent_later_either(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
-        kept = pb.TARGET_OFFLINE_POLICY_QUEUE
-        created = await create(asker, payload=b"work", retry_policy=AGAIN, target_offline_policy=kept)
+        created = await create(asker, payload=b"work", retry_policy=AGAIN, target_offline_policy=QUEUE)
         async with connect(core, echo()) as by_hand:
             await assignment(by_hand)
             await operation(by_hand, pb.TaskOperation.FAIL, created.task_id)
@@ -147,13 +144,9 @@ async def test_a_task_that_is_only_to_be_kept_starts_no_agent_later_either(core:
 
 
 async def test_a_start_keeps_its_agent_from_no_work(world: World) -> None:
-    async with (
-        deadlock_is_an_error(),
-        world.open(tasks={"worker_tasks": 1}) as core,
-        cast(core) as (orchestrator, asker),
-    ):
+    async with deadlock_is_an_error(), world.open(tasks={"worker_tasks": 1}) as core, cast(core) as (other, asker):
         await create(asker, payload=b"work")
-        await assignment(orchestrator)
+        await assignment(other)
         async with connect(core, echo()) as started:
             assert (await assignment(started)).payload == b"work"
             await until(core, "running")
@@ -161,7 +154,7 @@ async def test_a_start_keeps_its_agent_from_no_work(world: World) -> None:
 
 async def test_who_does_not_want_a_start_gets_none(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
-        queued = await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE)
+        queued = await create(asker, target_offline_policy=QUEUE)
         assert (queued.success, queued.status) == (True, "queued")
         rejected = await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_REJECT)
         assert (rejected.success, rejected.error_code) == (False, "ERR_TASK_CREATE_FAILED")
@@ -239,9 +232,7 @@ async def test_a_task_that_waits_for_its_agent_is_not_forgotten_with_the_gateway
     async with deadlock_is_an_error():
         async with world.open() as core, cast(core) as (orchestrator, asker):
             created = await create(asker, payload=b"work", retry_policy=policy)
-            kept = await create(
-                asker, target_agent_id="ag::w::echo::2", target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE
-            )
+            kept = await create(asker, target_agent_id="ag::w::echo::2", target_offline_policy=QUEUE)
             assert kept.success
             await assignment(orchestrator)
             async with connect(core, echo()) as started:

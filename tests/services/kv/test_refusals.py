@@ -23,9 +23,7 @@ OPS = pb.KVOperation.OpType.keys()
 
 def shape(messages: list[pb.DownstreamMessage]) -> list[str]:
     assert all(not message.kv.success for message in messages)
-    return [
-        message.error.code if message.HasField("error") else str(message.WhichOneof("payload")) for message in messages
-    ]
+    return [one.error.code if one.HasField("error") else str(one.WhichOneof("payload")) for one in messages]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -23,7 +23,19 @@ T = TypeVar("T")
 Op = pb.KVOperation
 KEYS = st.sampled_from(["a", "ab", "b", "b:\x00", "é"])
 VALUES = st.sampled_from(
-    [b"", bytes(1023), bytes(5000), b"x", b"1", b"0", b"-1", b"41", b"9223372036854775807", b"-9223372036854775808"]
+    [
+        b"",
+        bytes(1023),
+        bytes(5000),
+        b"x",
+        b"1",
+        b"2",
+        b"0",
+        b"-1",
+        b"41",
+        b"9223372036854775807",
+        b"-9223372036854775808",
+    ]
 )
 TTLS = st.sampled_from([-1, 0, 0, 1, 2, 5, 2**63 - 1])
 MEMBERS = st.sampled_from([b"", bytes(2000), b"m", b"n"])
@@ -201,9 +213,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_key_ends_when_the_model_says(self) -> None:
-        rows: list[Row] = self.place.direct("state").drive(
-            lambda: single(Fetch("SELECT key, expires_ms FROM kv_entries"))
-        )
+        rows = self.place.direct("state").drive(lambda: single(Fetch("SELECT key, expires_ms FROM kv_entries")))
         ends = {key.encode(): entry[1] for key, entry in self.model.entries.items()}
         assert {bytes(key): expires_ms for key, expires_ms in rows} == ends
 
@@ -254,6 +264,5 @@ def _finish(coroutine: Any) -> Any:
 
 def test_the_store_is_a_dictionary(store: Store) -> None:
     machine = type("OnThisEngine", (StoreMachine,), {"store": store})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=store.examples(60), stateful_step_count=40, deadline=None)
-    )
+    limits = settings(max_examples=store.examples(60), stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(machine, settings=limits)
