@@ -30,7 +30,7 @@ def _expand(secret: bytes, label: bytes, length: int) -> bytes:
 
 
 def handshake(sock: socket.socket, context: ssl.SSLContext, server: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO]:
-    """Do a client's handshake on a blocking socket; (the session, what it has to send)."""
+    """Do a client's handshake on a blocking socket: (session, what it has to send)."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = context.wrap_bio(incoming, outgoing, server_hostname=server)
     while True:

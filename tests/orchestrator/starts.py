@@ -50,6 +50,7 @@ def assignment(
     number: str = "",
 ) -> pb.TaskAssignment:
     """What the gateway sends."""
+    metadata = {"trigger_timestamp_ms": trigger, "priority": priority, "_assignment": number}
     return pb.TaskAssignment(
         task_id=task_id,
         task_type="agent_startup",
@@ -58,11 +59,7 @@ def assignment(
         specifier=specifier,
         workspace=workspace,
         launch_params={"profile": "process", "auth_token": token, **(params or {})},
-        metadata={
-            **({"trigger_timestamp_ms": trigger} if trigger else {}),
-            **({"priority": priority} if priority else {}),
-            **({"_assignment": number} if number else {}),
-        },
+        metadata={name: value for name, value in metadata.items() if value},
     )
 
 

@@ -69,7 +69,7 @@ class GrpcTalker:
         await self.begin(len(content := message.SerializeToString()), content)
 
     async def begin(self, size: int, content: bytes) -> None:
-        """Announce a message of `size` bytes and send its beginning; return when the kernel has it."""
+        """Announce a message of `size` bytes; return when the kernel has its beginning."""
         await self.go_on(struct.pack(">BI", 0, size) + content)
 
     async def go_on(self, content: bytes) -> None:

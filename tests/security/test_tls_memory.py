@@ -57,7 +57,7 @@ def context_for(pki: Pki, protocol: str | None) -> ssl.SSLContext:
 
 
 def sent_until_refused(sock: socket.socket, parts: Callable[[], bytes], most_bytes: int) -> int:
-    """Send until the gateway ends the connection, or `most_bytes`; how many the kernel took."""
+    """Send until the gateway ends the connection; how many bytes the kernel took."""
     sent = 0
     with suppress(BrokenPipeError, ConnectionResetError):
         while sent < most_bytes:

@@ -81,7 +81,7 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
 
 @asynccontextmanager
 async def raw_client() -> AsyncIterator[RawClient]:
-    """An HTTP/2 connection to a gateway that sends exact frames, and acknowledges no settings."""
+    """A connection to a gateway that sends exact frames, and no acknowledgements."""
     async with gateway_with() as gateway, await trio.open_tcp_stream(*split_address(gateway.address)) as stream:
         client = RawClient(stream)
         client.acks_settings = False
@@ -89,7 +89,7 @@ async def raw_client() -> AsyncIterator[RawClient]:
 
 
 async def until_answered(client: RawClient, requests: Sequence[bytes], last: int) -> None:
-    """Send requests in one write; return when the gateway has ended the call of this number."""
+    """Send requests in one write, and wait for the end of the call of this number."""
     first = (frames.PREFACE, settings(), h2_frame(frames.SETTINGS, frames.ACK, 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send, *first, *requests)

@@ -85,7 +85,7 @@ async def test_a_message_that_goes_on_outlives_those_that_wait(transport: str) -
 
 @asynccontextmanager
 async def unfinished(gateway: Gateway, talker: Talker) -> AsyncIterator[None]:
-    """In the block a client has begun a message, which is finished when others were given up."""
+    """Begin a message before the block; finish it when others were given up."""
     content = checkpoint_of(2 * MIB - 4 * KIB)
     await talker.begin(len(content), content[:HELD])
     await until_held(gateway, HELD)

@@ -1,4 +1,4 @@
-"""A core in virtual time for the tests of these folders that want one, or the database of state."""
+"""A core in virtual time, or the database of state, for tests that want one."""
 
 from __future__ import annotations
 

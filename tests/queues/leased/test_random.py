@@ -92,7 +92,7 @@ class Weather:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("deaths", [False, True], ids=["no node dies", "nodes die and lose their leases"])
 async def test_workers_come_and_go_and_answers_and_wakes_get_lost(nodes: WorkNodes, seed: int, deaths: bool) -> None:
-    """A message goes to a second worker only if the first left without an acknowledgement.
+    """Each message goes to a second worker only if the first left it behind.
 
     Or, where nodes die, if the node of one of them lost its lease.
     """

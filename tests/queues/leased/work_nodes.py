@@ -222,7 +222,7 @@ class WorkNodes:
         return worker
 
     async def stuck(self, node: WorkNode, count: int) -> ScriptedWorker:
-        """A worker that reads nothing, after so many messages are sent and it has its window of them."""
+        """A worker that reads nothing, and has its window of so many messages."""
         worker = await self.join(node, paused=True)
         await node.publish(*numbers(0, count))
         await until(lambda: len(self.leased()) == min(count, WINDOW))

@@ -335,7 +335,7 @@ async def test_a_start_whose_agent_has_not_connected_cannot_be_completed(core: C
 
 @asynccontextmanager
 async def nothing_starts(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """(an orchestrator of a profile that no agent has, a sender); "echo" is registered."""
+    """(an orchestrator of a profile that no agent has, a sender); "echo" is there."""
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
         yield other, asker

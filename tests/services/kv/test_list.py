@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -24,6 +25,15 @@ WS_EXCLUSIVE = pb.KVOperation.WORKSPACE_EXCLUSIVE
 async def fill(caller: Caller, keys: list[str], **fields: object) -> None:
     for key in keys:
         await caller.PUT(key=key, value=key.encode(), **fields)
+
+
+async def pages_of(caller: Caller, **fields: object) -> AsyncIterator[pb.KVResponse]:
+    """All pages of a list."""
+    more, cursor = True, ""
+    while more:
+        page = await caller.LIST(cursor=cursor, **fields)
+        yield page
+        more, cursor = page.has_more, page.next_cursor
 
 
 async def test_a_prefix_and_nothing_beside_it(alice: Caller) -> None:
@@ -54,15 +64,9 @@ async def test_page_sizes(alice: Caller, database: Database) -> None:
 async def test_a_page_is_cut_before_a_client_would_refuse_it(alice: Caller) -> None:
     for number in range(10):
         await alice.PUT(key=f"k{number}", value=bytes(MIB - 1000))
-    seen, cursor = [], ""
-    while True:
-        response = await alice.LIST(cursor=cursor)
-        assert response.ByteSize() < 4 * MIB - 4096
-        seen.append(len(response.keys))
-        if not response.has_more:
-            break
-        cursor = response.next_cursor
-    assert seen == [3, 3, 3, 1]
+    pages = [page async for page in pages_of(alice)]
+    assert max(page.ByteSize() for page in pages) < 4 * MIB - 4096
+    assert [len(page.keys) for page in pages] == [3, 3, 3, 1]
 
 
 async def test_a_thousand_long_keys_fit(alice: Caller, database: Database) -> None:
@@ -82,19 +86,15 @@ async def test_keys_that_exist_throughout_are_seen_once_whatever_else_happens(al
     await fill(alice, steady)
     await fill(alice, [f"{number:03}-going" for number in range(60)])
     seen: list[str] = []
-    cursor = ""
-    while True:
-        response = await alice.LIST(limit=7, cursor=cursor)
-        seen += [key for key in response.keys if key.endswith("steady")]
-        if not response.has_more:
-            break
-        cursor = response.next_cursor
+    async for page in pages_of(alice, limit=7):
+        seen += [key for key in page.keys if key.endswith("steady")]
         for _ in range(10):
             number = chaos.randrange(60)
             await alice.DELETE(key=f"{number:03}-going")
             await alice.PUT(key=f"{chaos.randrange(60):03}-coming", value=b"")
-        if decode_cursor(cursor).endswith(b"going"):  # the very key that the cursor names
-            await alice.DELETE(key=decode_cursor(cursor).decode())
+        # The very key that the cursor names.
+        if page.has_more and decode_cursor(page.next_cursor).endswith(b"going"):
+            await alice.DELETE(key=decode_cursor(page.next_cursor).decode())
     assert seen == steady
 
 

@@ -31,18 +31,18 @@ async def full(caller: Caller, op: str, **fields: Any) -> None:
     assert "4 keys and members of sets and 10 KiB" in error.message
 
 
-@pytest.mark.parametrize(
-    ("op", "fields"),
-    [
-        ("PUT", {"value": b"x"}),
-        ("SET_NX", {"value": b"x"}),
-        ("INCREMENT", {}),
-        ("DECREMENT", {}),
-        ("INCREMENT_IF", {"guard_value": 5}),
-        ("DECREMENT_IF", {"guard_value": -5}),
-        ("SET_ADD", {"value": b"x"}),
-    ],
-)
+WRITES: dict[str, dict[str, Any]] = {
+    "PUT": {"value": b"x"},
+    "SET_NX": {"value": b"x"},
+    "INCREMENT": {},
+    "DECREMENT": {},
+    "INCREMENT_IF": {"guard_value": 5},
+    "DECREMENT_IF": {"guard_value": -5},
+    "SET_ADD": {"value": b"x"},
+}
+
+
+@pytest.mark.parametrize(("op", "fields"), WRITES.items())
 async def test_nothing_makes_one_more_key_than_there_may_be(narrow: Caller, op: str, fields: dict[str, Any]) -> None:
     for key in "abcd":
         await getattr(narrow, op)(key=key, **fields)
@@ -86,16 +86,7 @@ async def test_what_has_expired_counts_until_it_is_swept(narrow: Caller, clock: 
     await narrow.PUT(key="e", value=b"x")
 
 
-@pytest.mark.parametrize(
-    ("op", "fields"),
-    [
-        ("PUT", {"value": b"y"}),
-        ("SET_NX", {"value": b"y"}),
-        ("INCREMENT", {}),
-        ("INCREMENT_IF", {"guard_value": 5}),
-        ("SET_ADD", {"value": b"y"}),
-    ],
-)
+@pytest.mark.parametrize(("op", "fields"), WRITES.items())
 async def test_what_has_expired_makes_room_for_what_takes_its_place(
     narrow: Caller, clock: ManualClock, op: str, fields: dict[str, Any]
 ) -> None:

@@ -145,7 +145,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, up=st.booleans(), ttl=TTLS)
     def count(self, key: str, up: bool, ttl: int) -> None:
-        response = self.op(Op.INCREMENT if up else Op.DECREMENT, key, ttl=ttl, delta_value=50)  # always by one
+        # It counts by one, whatever `delta_value` says.
+        response = self.op(Op.INCREMENT if up else Op.DECREMENT, key, ttl=ttl, delta_value=50)
         entry = self.live(key)
         current = _number(entry)
         result = None if current is None else current + (1 if up else -1)
