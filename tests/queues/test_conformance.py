@@ -19,6 +19,7 @@ from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import SMALL, Bench, Reader, open_bench
 
 TOPIC = "tb::w::resize"
+CURSOR = "SELECT msg_offset FROM cursors WHERE consumer = $1"
 
 
 class Queues:
@@ -179,12 +180,12 @@ async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, d
     stuck, _ = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 4))
     await trio.sleep(1)
-    [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
-    assert cursor == 0  # the first message is on its way to the worker that does not read
+    assert database.query(CURSOR, CONSUMER) == [
+        (0,)
+    ]  # the first message is on its way to the worker that does not read
     stuck.resume()
     await trio.sleep(1)
-    [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
-    assert cursor == 4
+    assert database.query(CURSOR, CONSUMER) == [(4,)]
 
 
 async def test_a_cursor_that_is_written_while_it_is_read_counts(queues: Queues, database: InlineDatabase) -> None:
@@ -192,7 +193,7 @@ async def test_a_cursor_that_is_written_while_it_is_read_counts(queues: Queues, 
     reader = await queues.join()
     await queues.publish(*numbers(0, 3))
     await queues.publish(*numbers(3, 6))
-    assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) != [(6,)]
+    assert database.query(CURSOR, CONSUMER) != [(6,)]
     database.after_read.close()
     heirs: list[Reader] = []
 
@@ -204,7 +205,7 @@ async def test_a_cursor_that_is_written_while_it_is_read_counts(queues: Queues, 
         await database.after_read.arrival()
         queues.leave(reader)
         await trio.sleep(1)
-        assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) == [(6,)]
+        assert database.query(CURSOR, CONSUMER) == [(6,)]
         database.after_read.open()
     await queues.publish(*numbers(6, 9))
     assert heirs[0].frames == numbers(6, 9)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.core import use_virtual_time
+from aether_trio.gateway.core import Core
+from aether_trio.testing.memory import MemoryLink
+from tests.helpers.core import agent, connect, use_virtual_time
 from tests.helpers.core_fixtures import core, world
 
 __all__ = ["core", "world"]
@@ -14,3 +17,10 @@ __all__ = ["core", "world"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(items, Path(__file__).parent, ("test_tokens", "test_workers"))
+
+
+@pytest.fixture
+async def creator(core: Core) -> AsyncIterator[MemoryLink]:
+    """An agent of the workspace w that creates tasks."""
+    async with connect(core, agent("w", "c", "1")) as opened:
+        yield opened

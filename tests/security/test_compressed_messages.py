@@ -15,6 +15,7 @@ import trio
 from aether_trio.gateway.session_hooks import ServiceHooks
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import decompression, messages
+from aether_trio.wire.delivery import varint
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.clients import KIB, MIB, GrpcTalker, Talker, checkpoint_of, gateway_with, gzipped, init_of, talkers
 
@@ -162,7 +163,7 @@ async def test_health_and_reflection_take_no_more_than_an_opening_message() -> N
     def ask(address: str, size: int, compression: grpc.Compression) -> grpc.StatusCode:
         with grpc.insecure_channel(address, compression=compression) as channel:
             try:
-                channel.unary_unary("/grpc.health.v1.Health/Check")(b"\x0a" + _varint(size) + b"x" * size, timeout=60)
+                channel.unary_unary("/grpc.health.v1.Health/Check")(b"\x0a" + varint(size) + b"x" * size, timeout=60)
             except grpc.RpcError as error:
                 return error.code()
         return grpc.StatusCode.OK
@@ -172,11 +173,3 @@ async def test_health_and_reflection_take_no_more_than_an_opening_message() -> N
             for size, code in ((100 * KIB, grpc.StatusCode.NOT_FOUND), (600 * KIB, grpc.StatusCode.INVALID_ARGUMENT)):
                 found = await trio.to_thread.run_sync(ask, gateway.address, size, compression)
                 assert found is code
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))

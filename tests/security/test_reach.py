@@ -170,17 +170,9 @@ USER_SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.user_se
 SCOPES = (KV.SCOPE_UNSPECIFIED, KV.WORKSPACE, KV.USER_WORKSPACE, KV.WORKSPACE_EXCLUSIVE, KV.USER_WORKSPACE_SHARED)
 METRIC: Final = pb.Metric(entries=[pb.MetricEntry(name="n", qty=1)]).SerializeToString()
 TOPICS: Final = (
-    BLUE,
-    "tu::blue::worker::1",
-    "ta::blue::worker::1",
-    "tb::blue::worker",
-    "ga::blue",
-    "gu::blue",
-    "uw::bob::blue",
-    "tk::blue::TASK::msg",
-    "tk::blue::TASK::input",
-    "event::blue",
-)
+    f"{BLUE} tu::blue::worker::1 ta::blue::worker::1 tb::blue::worker ga::blue gu::blue uw::bob::blue event::blue "
+    "tk::blue::TASK::msg tk::blue::TASK::input"
+).split()
 WAIT: Final = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, depends_on=["another"])
 REGISTRATION: Final = pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p")
 

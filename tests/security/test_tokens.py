@@ -49,47 +49,48 @@ async def ended(peer: MemoryLink) -> bool:
     return end.status is Status.UNAUTHENTICATED and "has ended" in end.message
 
 
-async def test_a_session_ends_with_the_task_of_its_token(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id, token = await token_for(creator, "ag::w::i::1")
-        async with connect(core, worker(token)) as peer:
-            await barrier(peer)
-            assert (await operate(creator, Op.CANCEL, task_id)).success
-            assert await ended(peer)
-        assert await refused(core, worker(token))
+async def test_a_session_ends_with_the_task_of_its_token(core: Core, creator: MemoryLink) -> None:
+    task_id, token = await token_for(creator, "ag::w::i::1")
+    async with connect(core, worker(token)) as peer:
+        await barrier(peer)
+        assert (await operate(creator, Op.CANCEL, task_id)).success
+        assert await ended(peer)
+    assert await refused(core, worker(token))
 
 
 @pytest.mark.parametrize("end", [Op.CANCEL, Op.FAIL, Op.REJECT])
-async def test_the_end_that_a_worker_brings_about_is_answered_first(core: Core, end: Op.OpType.ValueType) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id, token = await token_for(creator, "ag::w::i::1")
-        async with connect(core, worker(token)) as peer:
-            if end == Op.REJECT:  # of what waits
-                wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
-                assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
-            assert (await operate(peer, end, task_id)).success
-            assert await ended(peer)
-        assert await refused(core, worker(token))
+async def test_the_end_that_a_worker_brings_about_is_answered_first(
+    core: Core, end: Op.OpType.ValueType, creator: MemoryLink
+) -> None:
+    task_id, token = await token_for(creator, "ag::w::i::1")
+    async with connect(core, worker(token)) as peer:
+        if end == Op.REJECT:  # of what waits
+            wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+            assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
+        assert (await operate(peer, end, task_id)).success
+        assert await ended(peer)
+    assert await refused(core, worker(token))
 
 
 @pytest.mark.parametrize("what", ["create", "complete"])
-async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(core: Core, world: World, what: str) -> None:
+async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(
+    core: Core, world: World, what: str, creator: MemoryLink
+) -> None:
     """The task that admitted a session is its own from the first request on.
 
     Its session is written behind its acknowledgement, here late.
     """
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id, token = await token_for(creator, "ag::w::i::1")
-        await pump(100)
-        world.databases["tasks"].fail_writes = 1
-        async with connect(core, worker(token)) as peer:
-            if what == "create":
-                made = await create(peer, assignment_mode=SELF)
-                assert made.success, made.error_message
-                assert (await get(peer, made.task_id)).parent_task_id == task_id
-            else:
-                assert (await operate(peer, Op.COMPLETE, task_id)).success
-            assert world.databases["tasks"].fail_writes <= 0
+    task_id, token = await token_for(creator, "ag::w::i::1")
+    await pump(100)
+    world.databases["tasks"].fail_writes = 1
+    async with connect(core, worker(token)) as peer:
+        if what == "create":
+            made = await create(peer, assignment_mode=SELF)
+            assert made.success, made.error_message
+            assert (await get(peer, made.task_id)).parent_task_id == task_id
+        else:
+            assert (await operate(peer, Op.COMPLETE, task_id)).success
+        assert world.databases["tasks"].fail_writes <= 0
 
 
 async def test_a_failure_that_is_tried_again_ends_nothing(core: Core) -> None:
@@ -103,19 +104,20 @@ async def test_a_failure_that_is_tried_again_ends_nothing(core: Core) -> None:
             assert await ended(peer)
 
 
-async def test_who_has_completed_its_task_says_goodbye_itself_and_makes_no_more_tokens(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id, token = await token_for(creator, "ag::w::i::1")
-        async with connect(core, worker(token)) as peer:
-            own, mine = await token_for(peer, "ag::w::i::1")
-            _, others = await token_for(peer, "ag::w::i::2")
-            async with connect(core, worker(others, "2")) as other:
-                assert (await operate(peer, Op.COMPLETE, task_id)).success
-                await barrier(peer, other)
-                assert (await token_for(peer, "ag::w::i::3", parent_task_id=own))[1] == ""
-                assert (await get(creator, own)).status == pb.TASK_STATUS_QUEUED
-        assert await refused(core, worker(token))
-        assert await refused(core, worker(mine))
+async def test_who_has_completed_its_task_says_goodbye_itself_and_makes_no_more_tokens(
+    core: Core, creator: MemoryLink
+) -> None:
+    task_id, token = await token_for(creator, "ag::w::i::1")
+    async with connect(core, worker(token)) as peer:
+        own, mine = await token_for(peer, "ag::w::i::1")
+        _, others = await token_for(peer, "ag::w::i::2")
+        async with connect(core, worker(others, "2")) as other:
+            assert (await operate(peer, Op.COMPLETE, task_id)).success
+            await barrier(peer, other)
+            assert (await token_for(peer, "ag::w::i::3", parent_task_id=own))[1] == ""
+            assert (await get(creator, own)).status == pb.TASK_STATUS_QUEUED
+    assert await refused(core, worker(token))
+    assert await refused(core, worker(mine))
 
 
 async def test_what_a_started_agent_makes_for_itself_ends_with_its_start(core: Core) -> None:
@@ -157,15 +159,14 @@ async def test_who_completes_its_own_start_goes(core: Core) -> None:
         assert await refused(core, echo(credentials={"token": mine}))
 
 
-async def test_a_line_of_tokens_is_short(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        _, token = await token_for(creator, "ag::w::i::0")
-        for number in range(1, tokens.MAX_LINEAGE + 1):
-            async with connect(core, worker(token, str(number - 1))) as peer:
-                _, following = await token_for(peer, f"ag::w::i::{number}")
-                peer.cut()
-            assert bool(following) is (number < tokens.MAX_LINEAGE)
-            token = following
+async def test_a_line_of_tokens_is_short(core: Core, creator: MemoryLink) -> None:
+    _, token = await token_for(creator, "ag::w::i::0")
+    for number in range(1, tokens.MAX_LINEAGE + 1):
+        async with connect(core, worker(token, str(number - 1))) as peer:
+            _, following = await token_for(peer, f"ag::w::i::{number}")
+            peer.cut()
+        assert bool(following) is (number < tokens.MAX_LINEAGE)
+        token = following
 
 
 async def test_an_unknown_token_admits_no_client(core: Core) -> None:
@@ -187,20 +188,19 @@ async def test_a_token_that_admits_no_client_is_good_for_a_day(core: Core) -> No
             await tokens.admit(database, identity, {"token": token}, made_ms + day_ms)
 
 
-async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id, token = await token_for(creator, "ag::w::i::1")
-        assert (await operate(creator, Op.CANCEL, task_id)).success
-        joined = WorkerJoined(
-            Worker("ag::w::i::1", "session", core.tasks.engine.nodes.node, "w", "i", True, 0, 1),
-            resumed=False,
-            task_id=task_id,
-            token=tokens.hash_token(token),
-            lineage=(task_id,),
-        )
-        work = await core.tasks.engine.perform(Join(joined))
-        assert work.effects.sessions_to_end == [(core.tasks.engine.nodes.node, "session")]
-        assert await core.tasks.engine.database.fetch("SELECT * FROM task_workers WHERE identity = 'ag::w::i::1'") == []
+async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core, creator: MemoryLink) -> None:
+    task_id, token = await token_for(creator, "ag::w::i::1")
+    assert (await operate(creator, Op.CANCEL, task_id)).success
+    joined = WorkerJoined(
+        Worker("ag::w::i::1", "session", core.tasks.engine.nodes.node, "w", "i", True, 0, 1),
+        resumed=False,
+        task_id=task_id,
+        token=tokens.hash_token(token),
+        lineage=(task_id,),
+    )
+    work = await core.tasks.engine.perform(Join(joined))
+    assert work.effects.sessions_to_end == [(core.tasks.engine.nodes.node, "session")]
+    assert await core.tasks.engine.database.fetch("SELECT * FROM task_workers WHERE identity = 'ag::w::i::1'") == []
 
 
 async def test_nothing_is_kept_of_sessions_and_tokens_that_are_over(world: World) -> None:

@@ -36,8 +36,8 @@ async def work(peer: MemoryLink, op: Op.OpType.ValueType, task_id: str) -> pb.Ta
 
 @pytest.mark.parametrize("who", OUTSIDERS)
 @pytest.mark.parametrize("state", ["pending", "assigned", "running", "waiting"])
-async def test_an_outsider_of_a_pool_does_no_work_of_it(core: Core, who: str, state: str) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, OUTSIDERS[who]) as outsider:
+async def test_an_outsider_of_a_pool_does_no_work_of_it(core: Core, who: str, state: str, creator: MemoryLink) -> None:
+    async with connect(core, OUTSIDERS[who]) as outsider:
         if who == "a user":
             outsider.send(switch_to("w"))
         pool = "empty" if state == "pending" else "i"
@@ -59,22 +59,19 @@ async def test_an_outsider_of_a_pool_does_no_work_of_it(core: Core, who: str, st
 
 @pytest.mark.parametrize("hello", [agent("w", "i", "2"), task("w", "i", "2"), service("i", "2")])
 @pytest.mark.parametrize("end", [Op.COMPLETE, Op.FAIL, Op.REJECT])
-async def test_a_pool_worker_takes_what_waits(core: Core, hello: pb.UpstreamMessage, end: Op.OpType.ValueType) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id = (await create(creator)).task_id
-        async with connect(core, hello) as worker:
-            await barrier(worker)
-            if end != Op.REJECT:
-                assert (await operate(worker, Op.CLAIM, task_id)).success
-            assert (await operate(worker, end, task_id)).success
+async def test_a_pool_worker_takes_what_waits(
+    core: Core, hello: pb.UpstreamMessage, end: Op.OpType.ValueType, creator: MemoryLink
+) -> None:
+    task_id = (await create(creator)).task_id
+    async with connect(core, hello) as worker:
+        await barrier(worker)
+        if end != Op.REJECT:
+            assert (await operate(worker, Op.CLAIM, task_id)).success
+        assert (await operate(worker, end, task_id)).success
 
 
-async def test_a_worker_of_the_pool_does_not_end_what_another_one_has(core: Core) -> None:
-    async with (
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-        connect(core, task("w", "i", "2")) as peer,
-    ):
+async def test_a_worker_of_the_pool_does_not_end_what_another_one_has(core: Core, creator: MemoryLink) -> None:
+    async with connect(core, agent("w", "i", "1")) as worker, connect(core, task("w", "i", "2")) as peer:
         await barrier(worker, peer)
         task_id = (await create(creator)).task_id
         assert given(worker) == [task_id]
@@ -86,20 +83,15 @@ async def test_a_worker_of_the_pool_does_not_end_what_another_one_has(core: Core
         assert (await operate(worker, Op.COMPLETE, task_id)).success
 
 
-async def test_its_creator_ends_a_task_of_a_pool_and_is_not_given_it(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        task_id = (await create(creator)).task_id
-        assert (await operate(creator, Op.CLAIM, task_id)).error == "the task is for workers of i"
-        assert (await operate(creator, Op.COMPLETE, task_id)).success
-        assert (await get(creator, task_id)).assigned_to == ""
+async def test_its_creator_ends_a_task_of_a_pool_and_is_not_given_it(creator: MemoryLink) -> None:
+    task_id = (await create(creator)).task_id
+    assert (await operate(creator, Op.CLAIM, task_id)).error == "the task is for workers of i"
+    assert (await operate(creator, Op.COMPLETE, task_id)).success
+    assert (await get(creator, task_id)).assigned_to == ""
 
 
-async def test_the_target_of_a_task_may_decline_it(core: Core) -> None:
-    async with (
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-        connect(core, agent("w", "i", "2")) as peer,
-    ):
+async def test_the_target_of_a_task_may_decline_it(core: Core, creator: MemoryLink) -> None:
+    async with connect(core, agent("w", "i", "1")) as worker, connect(core, agent("w", "i", "2")) as peer:
         await barrier(worker, peer)
         made = await create(creator, assignment_mode=pb.TARGETED, target_agent_id="ag::w::i::1")
         for op in WORK:
@@ -108,8 +100,10 @@ async def test_the_target_of_a_task_may_decline_it(core: Core) -> None:
 
 
 @pytest.mark.parametrize("hello", [orchestrator("o", "9"), agent("w", "other", "1"), user("u", "1")])
-async def test_an_operator_cancels_retries_and_resumes(core: Core, hello: pb.UpstreamMessage) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, hello) as operator:
+async def test_an_operator_cancels_retries_and_resumes(
+    core: Core, hello: pb.UpstreamMessage, creator: MemoryLink
+) -> None:
+    async with connect(core, hello) as operator:
         task_id = (await create(creator)).task_id
         for op in (Op.CANCEL, Op.RETRY):
             assert (await operate(operator, op, task_id)).success
@@ -148,12 +142,8 @@ def asleep(key: str) -> pb.WaitSpec:
 
 
 @pytest.mark.parametrize("who", ["creator", "orchestrator"])
-async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str) -> None:
-    async with (
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, orchestrator("o", "9")) as admin,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
+async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str, creator: MemoryLink) -> None:
+    async with connect(core, orchestrator("o", "9")) as admin, connect(core, agent("w", "i", "1")) as worker:
         await checkpoint(worker, pb.CheckpointOperation.SAVE, data=b"secret")
         task_id = (await create(creator)).task_id
         assert (await operate(worker, Op.CLAIM, task_id)).success
@@ -168,27 +158,28 @@ async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str) -> No
         assert not (await operate(intruder, Op.PAUSE, task_id, wait_spec=asleep("other"))).success
 
 
-async def test_the_next_worker_reads_what_the_last_one_left_and_no_other_kind_does(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator:
-        made = await create(creator, target_identity="ag::w::spy::1")
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await checkpoint(worker, pb.CheckpointOperation.SAVE, data=b"state")
-            assert (await operate(worker, Op.CLAIM, made.task_id)).success
-            assert (await operate(worker, Op.PAUSE, made.task_id, wait_spec=asleep("private"))).success
-        # A token lets in whom the creator likes; that is no worker of the pool.
-        spy_hello = agent("w", "spy", "1", credentials={"token": made.task_token})
-        assert (await operate(creator, Op.RESUME, made.task_id)).success
-        async with connect(core, spy_hello) as spy:
-            await barrier(spy)
-            assert (await get(creator, made.task_id)).assigned_to == "ag::w::spy::1"
-            assert await checkpoint(spy, pb.CheckpointOperation.LOAD) == b""
-            spy.cut()
-        made = await create(creator)
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await barrier(worker)
-            assert (await operate(worker, Op.CLAIM, made.task_id)).success
-            assert (await operate(worker, Op.PAUSE, made.task_id, wait_spec=asleep("private"))).success
-        assert (await operate(creator, Op.RESUME, made.task_id)).success
-        async with connect(core, agent("w", "i", "2")) as following:
-            await following.next("task_assignment")
-            assert await checkpoint(following, pb.CheckpointOperation.LOAD) == b"state"
+async def test_the_next_worker_reads_what_the_last_one_left_and_no_other_kind_does(
+    core: Core, creator: MemoryLink
+) -> None:
+    made = await create(creator, target_identity="ag::w::spy::1")
+    async with connect(core, agent("w", "i", "1")) as worker:
+        await checkpoint(worker, pb.CheckpointOperation.SAVE, data=b"state")
+        assert (await operate(worker, Op.CLAIM, made.task_id)).success
+        assert (await operate(worker, Op.PAUSE, made.task_id, wait_spec=asleep("private"))).success
+    # A token lets in whom the creator likes; that is no worker of the pool.
+    spy_hello = agent("w", "spy", "1", credentials={"token": made.task_token})
+    assert (await operate(creator, Op.RESUME, made.task_id)).success
+    async with connect(core, spy_hello) as spy:
+        await barrier(spy)
+        assert (await get(creator, made.task_id)).assigned_to == "ag::w::spy::1"
+        assert await checkpoint(spy, pb.CheckpointOperation.LOAD) == b""
+        spy.cut()
+    made = await create(creator)
+    async with connect(core, agent("w", "i", "1")) as worker:
+        await barrier(worker)
+        assert (await operate(worker, Op.CLAIM, made.task_id)).success
+        assert (await operate(worker, Op.PAUSE, made.task_id, wait_spec=asleep("private"))).success
+    assert (await operate(creator, Op.RESUME, made.task_id)).success
+    async with connect(core, agent("w", "i", "2")) as following:
+        await following.next("task_assignment")
+        assert await checkpoint(following, pb.CheckpointOperation.LOAD) == b"state"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,11 +11,18 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.services.agents import registry as agent_store
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, orchestrator, service, user, workflow_engine
 from tests.services.agents.ops import Op, info, operate, register
 
 ADMIN = orchestrator("o", "admin")
+
+
+@pytest.fixture
+async def peer(core: Core) -> AsyncIterator[MemoryLink]:
+    async with connect(core, ADMIN) as opened:
+        yield opened
 
 
 async def listed(peer: Any, **filters: Any) -> list[str]:
@@ -52,47 +60,43 @@ async def test_it_outlives_the_gateway(world: World) -> None:
 
 
 @pytest.mark.parametrize("op", [Op.REGISTER, Op.UPDATE])
-async def test_both_ways_to_write_replace_everything_but_the_first_date(core: Core, op: Op.OpType.ValueType) -> None:
-    async with connect(core, ADMIN) as peer:
-        await register(peer, "echo", command="x")
-        first = (await operate(peer, Op.GET, implementation="echo")).agent
-        await trio.sleep(5)
-        again = info("echo", launch_params={"profile": "docker"}, description="new")
-        written = (await operate(peer, op, implementation="echo", agent=again)).agent
-        assert (await operate(peer, Op.GET, implementation="echo")).agent == written
+async def test_both_ways_to_write_replace_all_but_the_first_date(op: Op.OpType.ValueType, peer: MemoryLink) -> None:
+    await register(peer, "echo", command="x")
+    first = (await operate(peer, Op.GET, implementation="echo")).agent
+    await trio.sleep(5)
+    again = info("echo", launch_params={"profile": "docker"}, description="new")
+    written = (await operate(peer, op, implementation="echo", agent=again)).agent
+    assert (await operate(peer, Op.GET, implementation="echo")).agent == written
     assert dict(written.launch_params) == {"profile": "docker"}
     assert (written.orchestrator_profile, written.description) == ("docker", "new")
     assert written.registered_at == first.registered_at
     assert written.updated_at == first.updated_at + 5
 
 
-async def test_update_goes_by_the_operations_implementation(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("b"))).agent.implementation == "a"
-        assert await listed(peer) == ["a"]
+async def test_update_goes_by_the_operations_implementation(peer: MemoryLink) -> None:
+    assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("b"))).agent.implementation == "a"
+    assert await listed(peer) == ["a"]
 
 
-async def test_a_profile_may_be_named_outside_of_the_launch_parameters(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        named = (await operate(peer, Op.REGISTER, agent=info("a", orchestrator_profile="process"))).agent
-        assert dict(named.launch_params) == {"profile": "process"}
-        both = info("b", orchestrator_profile="ignored", launch_params={"profile": "docker"})
-        assert (await operate(peer, Op.REGISTER, agent=both)).agent.orchestrator_profile == "docker"
-        without = await operate(peer, Op.REGISTER, agent=info("c"))
-        assert without.success
-        assert without.agent.orchestrator_profile == ""
+async def test_a_profile_may_be_named_outside_of_the_launch_parameters(peer: MemoryLink) -> None:
+    named = (await operate(peer, Op.REGISTER, agent=info("a", orchestrator_profile="process"))).agent
+    assert dict(named.launch_params) == {"profile": "process"}
+    both = info("b", orchestrator_profile="ignored", launch_params={"profile": "docker"})
+    assert (await operate(peer, Op.REGISTER, agent=both)).agent.orchestrator_profile == "docker"
+    without = await operate(peer, Op.REGISTER, agent=info("c"))
+    assert without.success
+    assert without.agent.orchestrator_profile == ""
 
 
-async def test_lists_are_in_order_filtered_and_in_pages(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        for name in ("d", "a", "c", "b"):
-            await register(peer, name, "process" if name < "c" else "docker")
-        assert await listed(peer) == ["a", "b", "c", "d"]
-        assert await listed(peer, orchestrator_profile="docker") == ["c", "d"]
-        assert await listed(peer, orchestrator_profile="unknown") == []
-        page = await operate(peer, Op.LIST, filter=pb.AgentFilter(limit=2, offset=1))
-        assert ([one.implementation for one in page.agents], page.total_count) == (["b", "c"], 4)
-        assert (await operate(peer, Op.LIST, filter=pb.AgentFilter(orchestrator_profile="docker"))).total_count == 2
+async def test_lists_are_in_order_filtered_and_in_pages(peer: MemoryLink) -> None:
+    for name in ("d", "a", "c", "b"):
+        await register(peer, name, "process" if name < "c" else "docker")
+    assert await listed(peer) == ["a", "b", "c", "d"]
+    assert await listed(peer, orchestrator_profile="docker") == ["c", "d"]
+    assert await listed(peer, orchestrator_profile="unknown") == []
+    page = await operate(peer, Op.LIST, filter=pb.AgentFilter(limit=2, offset=1))
+    assert ([one.implementation for one in page.agents], page.total_count) == (["b", "c"], 4)
+    assert (await operate(peer, Op.LIST, filter=pb.AgentFilter(orchestrator_profile="docker"))).total_count == 2
 
 
 async def test_a_list_fits_into_a_message(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,42 +110,39 @@ async def test_a_list_fits_into_a_message(core: Core, monkeypatch: pytest.Monkey
         assert [one.implementation for one in rest.agents] == ["a2", "a3"]
 
 
-async def test_what_is_not_there(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        for op in (Op.GET, Op.DELETE):
-            answer = await operate(peer, op, implementation="unknown")
-            assert not answer.success
-            assert "'unknown' is registered" in answer.error
-        await register(peer, "echo")
-        assert (await operate(peer, Op.DELETE, implementation="echo")).success
-        assert await listed(peer) == []
+async def test_what_is_not_there(peer: MemoryLink) -> None:
+    for op in (Op.GET, Op.DELETE):
+        answer = await operate(peer, op, implementation="unknown")
+        assert not answer.success
+        assert "'unknown' is registered" in answer.error
+    await register(peer, "echo")
+    assert (await operate(peer, Op.DELETE, implementation="echo")).success
+    assert await listed(peer) == []
 
 
-async def test_a_version_is_found_by_its_name_unless_it_has_a_registration_of_its_own(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        await register(peer, "echo", command="any")
-        assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "any"
-        await register(peer, "echo:v2", command="second")
-        assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "second"
-        assert (await operate(peer, Op.GET, implementation="echo:v3")).agent.implementation == "echo"
-        assert not (await operate(peer, Op.GET, implementation="echo:v3:x")).success
+async def test_a_version_is_found_by_its_name_unless_it_has_a_registration_of_its_own(peer: MemoryLink) -> None:
+    await register(peer, "echo", command="any")
+    assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "any"
+    await register(peer, "echo:v2", command="second")
+    assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "second"
+    assert (await operate(peer, Op.GET, implementation="echo:v3")).agent.implementation == "echo"
+    assert not (await operate(peer, Op.GET, implementation="echo:v3:x")).success
 
 
-async def test_a_resource_prefix_has_one_owner(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        assert (await operate(peer, Op.REGISTER, agent=info("a", "docs", "mail/"))).success
-        for clash in (info("b", "docs"), info("b", "docs/"), info("b", "x", "mail"), info("b", "y", "y/")):
-            answer = await operate(peer, Op.REGISTER, agent=clash)
-            assert not answer.success
-            assert answer.error.startswith("ERR_PREFIX_CONFLICT: ")
-        assert await listed(peer) == ["a"]
-        # Below another's prefix is somewhere else; what its owner gives up is free, and what is its
-        # own it may name again.
-        assert (await operate(peer, Op.REGISTER, agent=info("b", "docs/private", "x"))).success
-        assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("a", "mail"))).success
-        assert (await operate(peer, Op.REGISTER, agent=info("c", "docs"))).success
-        assert (await operate(peer, Op.DELETE, implementation="a")).success
-        assert (await operate(peer, Op.REGISTER, agent=info("c", "docs", "mail"))).success
+async def test_a_resource_prefix_has_one_owner(peer: MemoryLink) -> None:
+    assert (await operate(peer, Op.REGISTER, agent=info("a", "docs", "mail/"))).success
+    for clash in (info("b", "docs"), info("b", "docs/"), info("b", "x", "mail"), info("b", "y", "y/")):
+        answer = await operate(peer, Op.REGISTER, agent=clash)
+        assert not answer.success
+        assert answer.error.startswith("ERR_PREFIX_CONFLICT: ")
+    assert await listed(peer) == ["a"]
+    # Below another's prefix is somewhere else; what its owner gives up is free, and what is its
+    # own it may name again.
+    assert (await operate(peer, Op.REGISTER, agent=info("b", "docs/private", "x"))).success
+    assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("a", "mail"))).success
+    assert (await operate(peer, Op.REGISTER, agent=info("c", "docs"))).success
+    assert (await operate(peer, Op.DELETE, implementation="a")).success
+    assert (await operate(peer, Op.REGISTER, agent=info("c", "docs", "mail"))).success
 
 
 @pytest.mark.parametrize(
@@ -155,18 +156,16 @@ async def test_a_resource_prefix_has_one_owner(core: Core) -> None:
         (info("a", description="x" * 70_000), "bytes"),
     ],
 )
-async def test_what_is_no_registration(core: Core, wrong: pb.AgentRegistrationInfo, why: str) -> None:
-    async with connect(core, ADMIN) as peer:
-        answer = await operate(peer, Op.REGISTER, agent=wrong)
-        assert not answer.success
-        assert why in answer.error
-        assert await listed(peer) == []
+async def test_what_is_no_registration(wrong: pb.AgentRegistrationInfo, why: str, peer: MemoryLink) -> None:
+    answer = await operate(peer, Op.REGISTER, agent=wrong)
+    assert not answer.success
+    assert why in answer.error
+    assert await listed(peer) == []
 
 
-async def test_a_registration_has_to_be_given(core: Core) -> None:
-    async with connect(core, ADMIN) as peer:
-        assert "agent is missing" in (await operate(peer, Op.REGISTER, implementation="a")).error
-        assert "unknown agent operation 77" in (await operate(peer, 77)).error  # type: ignore[arg-type]
+async def test_a_registration_has_to_be_given(peer: MemoryLink) -> None:
+    assert "agent is missing" in (await operate(peer, Op.REGISTER, implementation="a")).error
+    assert "unknown agent operation 77" in (await operate(peer, 77)).error  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hello", [agent("w", "a", "1"), user("u", "1"), service("s", "1")])
