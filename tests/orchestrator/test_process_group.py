@@ -56,9 +56,8 @@ def is_there(pid: int) -> bool:
 
 
 async def test_every_line_is_heard_and_the_end_told() -> None:
-    made = await run(
-        launch("import sys; print('one'); print('two', file=sys.stderr); print(); print('last', end=''); sys.exit(3)")
-    )
+    code = "import sys; print('one'); print('two', file=sys.stderr); print(); print('last', end=''); sys.exit(3)"
+    made = await run(launch(code))
     assert made.lines == ["one", "two", "", "last"]
     assert made.end is not None
     assert (made.end.returncode, made.end.last_line) == (3, "last")

@@ -15,14 +15,7 @@ import trio.testing
 
 from aether_trio.client.errors import ConnectionLost, Refused
 from aether_trio.client.operations.enums import TaskStatus
-from aether_trio.orchestrator import (
-    AgentSpec,
-    AgentSupervisor,
-    GatewayAddresses,
-    OrchestratorLimits,
-    capacity,
-    startup_task,
-)
+from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, OrchestratorLimits, capacity
 from tests.orchestrator.starts import Client, Notes, assignment, becomes, python
 from tests.orchestrator.test_process_group import is_there
 
@@ -155,7 +148,7 @@ async def test_a_start_that_had_ended_before_it_was_followed(monkeypatch: pytest
 
 
 async def test_a_start_that_another_orchestrator_was_given_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup_task, "POLL_S", 0.01)
+    monkeypatch.setattr("aether_trio.orchestrator.startup_task.POLL_S", 0.01)
     async with stage(python(STAYS)) as s:
         s.ask(task_id="t1", number="7")
         [[pid, _]] = await s.lines(1)
@@ -316,7 +309,7 @@ async def test_a_gateway_that_knows_better() -> None:
 
 
 async def test_a_gateway_that_was_away_is_told_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup_task, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("aether_trio.orchestrator.startup_task.RETRY_DELAY_S", 0.01)
     async with stage(python("")) as s:
         s.client.refusal = ConnectionLost("cut", in_doubt=True)
         s.ask(task_id="t")
@@ -326,8 +319,8 @@ async def test_a_gateway_that_was_away_is_told_when_it_is_back(monkeypatch: pyte
 
 
 async def test_a_gateway_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup_task, "RETRY_DELAY_S", 0.01)
-    monkeypatch.setattr(startup_task, "REPORT_S", 0.2)
+    monkeypatch.setattr("aether_trio.orchestrator.startup_task.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("aether_trio.orchestrator.startup_task.REPORT_S", 0.2)
     async with stage(python("")) as s:
         s.client.refusal = ConnectionLost("cut", in_doubt=True)
         s.ask(task_id="t")

@@ -180,9 +180,7 @@ async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, d
     stuck, _ = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 4))
     await trio.sleep(1)
-    assert database.query(CURSOR, CONSUMER) == [
-        (0,)
-    ]  # the first message is on its way to the worker that does not read
+    assert database.query(CURSOR, CONSUMER) == [(0,)]  # the first message is with the worker that does not read
     stuck.resume()
     await trio.sleep(1)
     assert database.query(CURSOR, CONSUMER) == [(4,)]

@@ -104,9 +104,7 @@ async def test_a_failure_that_is_tried_again_ends_nothing(core: Core) -> None:
             assert await ended(peer)
 
 
-async def test_who_has_completed_its_task_says_goodbye_itself_and_makes_no_more_tokens(
-    core: Core, creator: MemoryLink
-) -> None:
+async def test_who_completed_its_task_says_goodbye_itself_and_makes_no_tokens(core: Core, creator: MemoryLink) -> None:
     task_id, token = await token_for(creator, "ag::w::i::1")
     async with connect(core, worker(token)) as peer:
         own, mine = await token_for(peer, "ag::w::i::1")

@@ -100,9 +100,7 @@ async def test_the_target_of_a_task_may_decline_it(core: Core, creator: MemoryLi
 
 
 @pytest.mark.parametrize("hello", [orchestrator("o", "9"), agent("w", "other", "1"), user("u", "1")])
-async def test_an_operator_cancels_retries_and_resumes(
-    core: Core, hello: pb.UpstreamMessage, creator: MemoryLink
-) -> None:
+async def test_an_operator_cancels_and_retries(core: Core, hello: pb.UpstreamMessage, creator: MemoryLink) -> None:
     async with connect(core, hello) as operator:
         task_id = (await create(creator)).task_id
         for op in (Op.CANCEL, Op.RETRY):
@@ -158,9 +156,7 @@ async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str, creat
         assert not (await operate(intruder, Op.PAUSE, task_id, wait_spec=asleep("other"))).success
 
 
-async def test_the_next_worker_reads_what_the_last_one_left_and_no_other_kind_does(
-    core: Core, creator: MemoryLink
-) -> None:
+async def test_the_next_worker_reads_what_the_last_one_left_and_no_other_kind(core: Core, creator: MemoryLink) -> None:
     made = await create(creator, target_identity="ag::w::spy::1")
     async with connect(core, agent("w", "i", "1")) as worker:
         await checkpoint(worker, pb.CheckpointOperation.SAVE, data=b"state")

@@ -86,6 +86,13 @@ async def test_counters_never_wrap(alice: Caller) -> None:
         assert (await alice.GET(key="n")).value == value
 
 
+async def test_a_decrement_that_yields_one_sets_no_ttl(alice: Caller, clock: ManualClock) -> None:
+    await alice.PUT(key="n", value=b"2")
+    assert (await alice.DECREMENT(key="n", ttl=10)).counter_value == 1
+    clock.advance(20_000)
+    assert (await alice.GET(key="n")).value == b"1"
+
+
 @pytest.mark.parametrize("op", ["INCREMENT_IF", "DECREMENT_IF"])
 async def test_a_guarded_counter_takes_no_negative_delta(alice: Caller, op: str) -> None:
     assert "negative" in await alice.refusal(op, key="n", delta_value=-1)
