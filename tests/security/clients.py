@@ -168,7 +168,7 @@ class Talkers:
         """Connected and greeted, without a word of the participant's."""
         stream = await trio.open_tcp_stream(*self._address, local_address=host)
         self._stack.callback(stream.socket.close)
-        kinds = {"framed": FramedTalker, "websocket": WebSocketTalker}
+        kinds: dict[str, Any] = {"framed": FramedTalker, "websocket": WebSocketTalker}
         talker: Talker = GrpcTalker(stream, compressed=compressed) if transport == "grpc" else kinds[transport](stream)
         await talker.greet()
         return talker

@@ -70,8 +70,9 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
     async with open_tenants() as gateway, agent_of(gateway, "red", "creator", key="all", scheme=scheme) as creator:
         made = await creator.tasks.create("t", target_identity="sv::worker::1")
         assert made.task_token
-        address, fields = f"{scheme}://{gateway.address}", {"implementation": "worker", "specifier": "1"}
-        async with ServiceClient(address, **fields, token=made.task_token, retry=QUICK) as service:
+        address = f"{scheme}://{gateway.address}"
+        worker = partial(ServiceClient, address, implementation="worker", specifier="1", token=made.task_token)
+        async with worker(retry=QUICK) as service:
             while (await service.tasks.get(made.task_id)).status is not TaskStatus.RUNNING:
                 await trio.sleep(0.01)  # the task is moved when its worker has been let in
             with pytest.raises(PermissionDenied):
@@ -79,7 +80,7 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
         while (await creator.tasks.get(made.task_id)).status is TaskStatus.RUNNING:
             await trio.sleep(0.01)  # its clean end completes the task
         with pytest.raises(Unauthenticated):
-            async with ServiceClient(address, **fields, token=made.task_token, retry=QUICK):
+            async with worker(retry=QUICK):
                 pass
 
 

@@ -93,7 +93,8 @@ async def until_answered(client: RawClient, requests: Sequence[bytes], last: int
     first = (frames.PREFACE, settings(), h2_frame(frames.SETTINGS, frames.ACK, 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send, *first, *requests)
-        await client.until(lambda f: f.kind == frames.HEADERS and f.flags & frames.END_STREAM and f.stream_id == last)
+        end = (frames.HEADERS, last, frames.END_STREAM)
+        await client.until(lambda f: (f.kind, f.stream_id, f.flags & frames.END_STREAM) == end)
 
 
 @pytest.mark.parametrize(

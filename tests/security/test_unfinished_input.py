@@ -130,7 +130,7 @@ async def test_a_client_that_is_not_accepted_begins_nothing_long(transport: str)
         elif transport == "grpc":
             assert (await talker.end())[0] is Status.INVALID_ARGUMENT
         else:
-            closed = await talker.client.closed()  # type: ignore[attr-defined]
+            closed = await talker.client.closed()  # type: ignore[union-attr]
             assert closed.code == 1009
         assert shown(gateway, "bytes") == 0
 
