@@ -61,7 +61,7 @@ async def test_a_lost_wake_costs_a_look(nodes: WorkNodes) -> None:
     nodes.lose_wake = lambda: True
     leaver.leave()
     await until(lambda: len(other.frames) == 5)
-    nodes.assert_each_once(5)
+    await nodes.each_once(5)
 
 
 async def test_what_was_committed_and_not_told_is_found_by_a_look(nodes: WorkNodes) -> None:
@@ -71,8 +71,7 @@ async def test_what_was_committed_and_not_told_is_found_by_a_look(nodes: WorkNod
     await nodes.wait_for(1)
     nodes.lose_wake = lambda: True
     await one.publish(*numbers(1, 5))
-    await nodes.wait_for(5)
-    nodes.assert_each_once(5)
+    await nodes.each_once(5)
 
 
 async def test_a_node_whose_lease_has_ended_takes_nothing(nodes: WorkNodes) -> None:
@@ -84,7 +83,7 @@ async def test_a_node_whose_lease_has_ended_takes_nothing(nodes: WorkNodes) -> N
     await nodes.wait_for(200)
     await until(lambda: one.queues.statistics().failed > 0)
     assert paused.frames == []
-    nodes.assert_each_once(200)
+    await nodes.each_once(200)
 
 
 async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: WorkNodes) -> None:
@@ -152,7 +151,7 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
     await one.publish(*numbers(4, 40))
     await nodes.wait_for(40)
     assert worker.frames == numbers(4, 40)
-    nodes.assert_each_once(40)
+    await nodes.each_once(40)
 
 
 async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: WorkNodes) -> None:
@@ -167,7 +166,7 @@ async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: Work
     await until(lambda: stopped.outbox.delivery_bytes == 0)
     stopped.resume()
     await trio.sleep(0.1)
-    nodes.assert_each_once(WINDOW)
+    await nodes.each_once(WINDOW)
 
 
 async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_counts(nodes: WorkNodes) -> None:
@@ -193,9 +192,7 @@ async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNo
     await one.log.database.write(exchange(one.lease, 0, [order]))
     assert len(nodes.leased()) == WINDOW + 5
     worker.resume()
-    await nodes.wait_for(WINDOW + 5)
-    await until(lambda: nodes.leased() == [])
-    nodes.assert_each_once(WINDOW + 5)
+    await nodes.each_once(WINDOW + 5, done=True)
 
 
 async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNodes) -> None:
@@ -237,8 +234,7 @@ async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> No
     assert len(nodes.leased()) == WINDOW
     await nodes.stop(one)
     await nodes.join(two)
-    await nodes.wait_for(WINDOW)
-    nodes.assert_each_once(WINDOW)
+    await nodes.each_once(WINDOW)
 
 
 async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes) -> None:
@@ -263,8 +259,7 @@ async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes)
     await until(lambda: one.queues.statistics().failed > 1)
     assert nodes.leased() != []
     failing = False
-    await until(lambda: nodes.leased() == [])
-    nodes.assert_each_once(20)
+    await nodes.each_once(20, done=True)
 
 
 async def test_done_while_an_answer_is_awaited_again_is_written_too(nodes: WorkNodes) -> None:
@@ -298,8 +293,7 @@ async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(
     go_on.set()
     await until(lambda: nodes.rows("node_id", "work_leases WHERE node_id < 0 AND cardinality(offsets) > 0") != [])
     workers[0].acknowledge(WINDOW)
-    await nodes.wait_for(3 * WINDOW)
-    nodes.assert_each_once(3 * WINDOW)
+    await nodes.each_once(3 * WINDOW)
 
 
 async def test_a_database_that_restarts_is_a_pause(nodes: WorkNodes) -> None:
@@ -315,6 +309,4 @@ async def test_a_database_that_restarts_is_a_pause(nodes: WorkNodes) -> None:
         await one.log.wait_settled(last)
         await trio.sleep(0.02)
     assert one.author.reasons == []
-    await nodes.wait_for(300)
-    await until(lambda: nodes.leased() == [])
-    nodes.assert_each_once(300)
+    await nodes.each_once(300, done=True)

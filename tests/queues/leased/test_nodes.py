@@ -25,9 +25,7 @@ async def test_each_message_goes_to_one_worker_of_all_nodes(nodes: WorkNodes) ->
     for start in range(0, 2000, 100):
         await one.publish(*numbers(start, start + 50))
         await two.publish(*numbers(start + 50, start + 100))
-    await nodes.wait_for(2000)
-    await until(lambda: nodes.leased() == [])
-    nodes.assert_each_once(2000)
+    await nodes.each_once(2000, done=True)
     assert all(worker.frames for worker in workers)
     assert nodes.rows("position, done_upto", "work_queues") == [(2000, 2000)]
     assert nodes.rows("consumer, msg_offset", "cursors") == [("*", 2000)]
@@ -46,7 +44,7 @@ async def test_workers_far_from_the_sender_get_their_share(nodes: WorkNodes) -> 
         for worker in near + far:
             worker.acknowledge(len(worker.unacknowledged))
         await until(lambda: len(nodes.history) == 1000 or all(len(w.unacknowledged) == WINDOW for w in near + far))
-    nodes.assert_each_once(1000)
+    await nodes.each_once(1000)
     assert min(len(worker.frames) for worker in near + far) > 100
 
 
@@ -54,8 +52,7 @@ async def test_a_node_that_has_never_heard_of_the_topic_is_woken_for_it(nodes: W
     one, two = await nodes.start(), await nodes.start()
     await nodes.join(two)
     await one.publish(*numbers(0, 5))
-    await nodes.wait_for(5)
-    nodes.assert_each_once(5)
+    await nodes.each_once(5)
 
 
 async def test_what_a_worker_leaves_goes_to_the_others_of_its_node_first(nodes: WorkNodes) -> None:

@@ -232,8 +232,11 @@ class WorkNodes:
         """Until so many messages have come to workers."""
         await until(lambda: len(self.history) >= count)
 
-    def assert_each_once(self, count: int) -> None:
-        """Check that exactly the first `count` numbers came to workers, each to one."""
+    async def each_once(self, count: int, *, done: bool = False) -> None:
+        """Wait for `count` messages, and until all are done; check that each came once."""
+        await self.wait_for(count)
+        if done:
+            await until(lambda: self.leased() == [])
         assert Counter(frame for frame, _ in self.history) == Counter(numbers(0, count))
 
     def rows(self, columns: str, table: str) -> list[tuple[Any, ...]]:
