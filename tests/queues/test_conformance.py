@@ -180,7 +180,8 @@ async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, d
     stuck, _ = await queues.join(paused=True), await queues.join()
     await queues.publish(*numbers(0, 4))
     await trio.sleep(1)
-    assert database.query(CURSOR, CONSUMER) == [(0,)]  # the first message is with the worker that does not read
+    # The first message is with the worker that does not read.
+    assert database.query(CURSOR, CONSUMER) == [(0,)]
     stuck.resume()
     await trio.sleep(1)
     assert database.query(CURSOR, CONSUMER) == [(4,)]
