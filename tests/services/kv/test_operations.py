@@ -109,17 +109,22 @@ async def test_sets_and_values_are_not_taken_for_each_other(alice: Caller) -> No
     assert (await alice.LIST()).kv_map == {"s": b"", "k": b"v"}
 
 
-async def test_a_guard_holds_under_concurrency(alice: Caller) -> None:
-    applied: list[bool] = []
+@pytest.mark.parametrize(("op", "most"), [("INCREMENT", 50), ("INCREMENT_IF", 7)])
+async def test_concurrent_increments_lose_none_repeat_none_and_keep_their_guard(
+    alice: Caller, bob: Caller, op: str, most: int
+) -> None:
+    seen: list[int] = []
 
-    async def take() -> None:
-        applied.append((await alice.INCREMENT_IF(key="seats", guard_value=7)).applied)
+    async def increment(caller: Caller) -> None:
+        response = await getattr(caller, op)(key="n", guard_value=7)
+        if response.applied:
+            seen.append(response.counter_value)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(30):
-            nursery.start_soon(take)
-    assert applied.count(True) == 7
-    assert (await alice.GET(key="seats")).value == b"7"
+        for number in range(50):
+            nursery.start_soon(increment, (alice, bob)[number % 2])
+    assert sorted(seen) == list(range(1, most + 1))
+    assert (await bob.GET(key="n")).value == b"%d" % most
 
 
 async def test_a_lock_has_one_winner(alice: Caller) -> None:
