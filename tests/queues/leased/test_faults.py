@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,19 @@ async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_
         origin.acknowledged(offset)
     await trio.sleep(0.5)
     assert nodes.leased() == [1, 2, 3, 4]
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again(nodes: WorkNodes) -> None:
+    one, two = await nodes.start(), await nodes.start()
+    chance = random.Random(5)
+    for node in (one, two):
+        node.lose_answers(lambda: chance.random() < 0.3)
+        await nodes.join(node)
+        await nodes.join(node)
+    for start in range(0, 600, 60):
+        await one.publish(*numbers(start, start + 60))
+    await nodes.each_once(600, done=True)
+    assert one.queues.statistics().failed + two.queues.statistics().failed > 0
 
 
 async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNodes) -> None:
