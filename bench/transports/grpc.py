@@ -35,7 +35,7 @@ _DATA_MESSAGE = struct.Struct(">BHBBLBL")
 _MESSAGE = struct.Struct(">BL")
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One HTTP/2 frame; `payload` under 16 MiB."""
     return _FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
 
