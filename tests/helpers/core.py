@@ -131,6 +131,11 @@ class World:
             async with opened as core:
                 yield core
 
+    def fail(self) -> None:
+        """Let no database do anything any more, as when the gateway is killed."""
+        for database in self.databases.values():
+            database.failing = True
+
     def close(self) -> None:
         """Forget everything."""
         self._place.close()

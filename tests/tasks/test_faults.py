@@ -400,8 +400,7 @@ class Faults:
         there = list(self.links)
         self.links.clear()
         if crash:
-            for database in self.world.databases.values():
-                database.failing = True
+            self.world.fail()
         self._over.set()
         await self._closed.wait()
         await trio.sleep(away_ms / 1000)

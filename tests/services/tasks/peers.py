@@ -48,6 +48,50 @@ async def operate(
     return response
 
 
+async def own(peer: MemoryLink, **fields: Any) -> str:
+    """A task that its creator has begun."""
+    created = await create(peer, assignment_mode=pb.SELF_ASSIGN, **fields)
+    assert created.success, created.error_message
+    await begin(peer, created.task_id)
+    return created.task_id
+
+
+async def begin(worker: MemoryLink, *task_ids: str) -> None:
+    """Claim tasks, which a worker has been given or is about to be."""
+    for task_id in task_ids:
+        while not (await get(worker, task_id)).assigned_to:
+            await trio.sleep(0.01)
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+
+
+async def hibernate(worker: MemoryLink, task_id: str) -> None:
+    """Save a checkpoint, and wait for a resume."""
+    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id=f"save-{task_id}")
+    worker.send(pb.UpstreamMessage(checkpoint_op=save))
+    assert (await answer(worker, "checkpoint", save.request_id)).success
+    wait = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k"))
+    assert (await operate(worker, Op.PAUSE, task_id, wait_spec=wait)).success
+
+
+async def bury(creator: MemoryLink) -> str:
+    """A new task, when it has met its last deadline and is a dead letter."""
+    late = {"schedule_to_close_ms": "1000"}
+    task_id = (await create(creator, metadata=late, target_implementation="none")).task_id
+    await trio.sleep(2)
+    assert (await get(creator, task_id)).metadata["_dead_letter"] == "true"
+    return task_id
+
+
+def report(task_id: str, **fields: Any) -> pb.UpstreamMessage:
+    """A report of progress."""
+    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", **fields))
+
+
+async def session_of(peer: MemoryLink) -> str:
+    """The session of a participant whose acknowledgement was not waited for."""
+    return (await peer.next("connection_ack")).connection_ack.session_id
+
+
 async def get(peer: MemoryLink, task_id: str) -> pb.TaskInfo:
     """A task as it is shown."""
     request_id = f"get-{next(_numbers)}"

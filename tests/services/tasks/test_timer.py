@@ -22,7 +22,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.helpers.inline import InlineDatabase
 from tests.services.agents.cast import SetClock, assignment, cast, echo, fail, launch, running, starts
-from tests.services.tasks.peers import Op, create, given, operate
+from tests.services.tasks.peers import Op, begin, create, operate, report
 
 HEARTBEAT = {"heartbeat_timeout_ms": "4000"}
 FAILURES = "SELECT task_id, retry_count FROM tasks"
@@ -38,18 +38,6 @@ async def open_pair(world: World) -> AsyncIterator[tuple[Core, MemoryLink, Memor
         connect(core, agent("w", "i", "1")) as worker,
     ):
         yield core, creator, worker
-
-
-async def begin(worker: MemoryLink, *task_ids: str) -> None:
-    """Wait until the worker has been given these tasks, in this order, and claim them."""
-    while given(worker) != [*task_ids]:
-        await trio.sleep(0.01)
-    for task_id in task_ids:
-        assert (await operate(worker, Op.CLAIM, task_id)).success
-
-
-def report(worker: MemoryLink, task_id: str) -> None:
-    worker.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="at it")))
 
 
 def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Awaitable[object]]) -> None:
@@ -92,14 +80,14 @@ async def test_a_worker_that_reports_while_the_database_is_away_keeps_its_task(w
         await trio.sleep(0.3)
         tasks.failing = True
         for _ in range(away_s // 3):
-            report(worker, task_id)
+            worker.send(report(task_id))
             await trio.sleep(3)
         await trio.sleep(0.6)  # what is due is looked at before reports are written again
         tasks.failing = False
         for _ in range(5):
             await trio.sleep(3)
             assert tasks.query(STATUS) == [("running", 1)]
-            report(worker, task_id)
+            worker.send(report(task_id))
         await trio.sleep(10)
         assert tasks.query(STATUS) == [("failed", 1)]  # it is silent now
 
@@ -133,67 +121,6 @@ async def test_a_worker_that_comes_back_when_the_database_does_keeps_its_task(wo
             assert tasks.query(STATUS) == [("running" if claims else "assigned", 1)]
 
 
-async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(world: World) -> None:
-    tasks = world.databases["tasks"]
-    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await begin(worker, (await create(creator)).task_id)
-            worker.cut()
-            await trio.sleep(1)
-        tasks.failing = True
-        await trio.sleep(60)
-        tasks.failing = False
-        await trio.sleep(28)
-        assert tasks.query(STATUS) == [("running", 1)]
-        await trio.sleep(5)
-        assert tasks.query(STATUS) == [("failed", 1)]
-
-
-async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClass) -> None:
-    """A worker has begun a task, and its gateway is killed."""
-    async with open_pair(world) as (_, creator, worker):
-        await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
-        world.databases["tasks"].failing = True
-    world.databases["tasks"].failing = False
-
-
-async def test_a_worker_that_comes_anew_after_its_gateway_is_expected_to_report(world: World) -> None:
-    """The new client does not know the task, so its grace window does not apply."""
-    tasks = world.databases["tasks"]
-    async with deadlock_is_an_error():
-        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
-        async with world.open() as core:
-            await trio.sleep(1)
-            async with connect(core, agent("w", "i", "1")):
-                await trio.sleep(3)
-                assert tasks.query(STATUS) == [("running", 1)]
-                await trio.sleep(2)
-                assert tasks.query(STATUS) == [("failed", 1)]
-
-
-async def test_a_worker_that_comes_and_goes_is_excused_no_longer_by_that(world: World) -> None:
-    tasks = world.databases["tasks"]
-    async with deadlock_is_an_error():
-        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
-        async with world.open() as core:
-            for _ in range(6):
-                await trio.sleep(0.5)
-                async with connect(core, agent("w", "i", "1")):
-                    await trio.sleep(0.5)
-            assert tasks.query(STATUS) == [("failed", 1)]
-
-
-async def test_a_worker_that_stays_away_after_its_gateway_is_waited_for_a_minute(world: World) -> None:
-    tasks = world.databases["tasks"]
-    async with deadlock_is_an_error():
-        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
-        async with world.open():
-            await trio.sleep(58)
-            assert tasks.query(STATUS) == [("running", 1)]
-            await trio.sleep(4)
-            assert tasks.query(STATUS) == [("failed", 1)]
-
-
 async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_twice(world: World) -> None:
     """A token cannot be looked at meanwhile, so its agent comes again and again."""
     tasks = world.databases["tasks"]
@@ -219,7 +146,7 @@ async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothi
         await begin(worker, *ids)
         stalled = trio.Event()
         delay_writes(core, monkeypatch, stalled.wait)
-        report(worker, ids[0])
+        worker.send(report(ids[0]))
         await trio.sleep(30)
         assert dict(tasks.query(FAILURES)) == {ids[0]: 0, ids[1]: 1}
         stalled.set()
@@ -239,48 +166,32 @@ async def test_a_stalled_write_holds_up_no_page_of_other_deadlines(
             await create(creator, target_implementation="none", metadata={"schedule_to_close_ms": "10000"})
         stalled = trio.Event()
         delay_writes(core, monkeypatch, stalled.wait)
-        report(worker, reported)
+        worker.send(report(reported))
         await trio.sleep(10 + FLUSH_S + 1)
         assert dict(tasks.query("SELECT status, count(*) FROM tasks GROUP BY status")) == {"dlq": 50, "running": 1}
         stalled.set()
 
 
-async def test_reports_that_are_written_late_excuse_only_who_reports(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tasks = world.databases["tasks"]
-    async with (
-        deadlock_is_an_error(),
-        open_pair(world) as (core, creator, silent),
-        connect(core, agent("w", "noisy", "1")) as noisy,
-    ):
-        ids = []
-        for worker, implementation in ((silent, "i"), (noisy, "noisy")):
-            task_id = (await create(creator, target_implementation=implementation, metadata=HEARTBEAT)).task_id
-            await begin(worker, task_id)
-            ids.append(task_id)
-        delay_writes(core, monkeypatch, partial(trio.sleep, 0.4))
-        for _ in range(120):
-            for _ in range(100):
-                report(noisy, ids[1])
-            await trio.sleep(0.25)
-        assert dict(tasks.query(FAILURES)) == {ids[0]: 1, ids[1]: 0}
-
-
-@pytest.mark.parametrize("reports_on", ["another task", "no task"])
+@pytest.mark.parametrize("reports_on", ["another worker's task", "another task", "no task"])
 async def test_reports_that_are_written_late_excuse_no_silence_about_another_task(
     world: World, monkeypatch: pytest.MonkeyPatch, reports_on: str
 ) -> None:
     tasks = world.databases["tasks"]
-    async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
-        ids = [(await create(creator, metadata=HEARTBEAT)).task_id for _ in range(2)]
-        await begin(worker, *ids)
+    async with (
+        deadlock_is_an_error(),
+        open_pair(world) as (core, creator, worker),
+        connect(core, agent("w", "noisy", "1")) as noisy,
+    ):
+        implementation, reporter = ("noisy", noisy) if reports_on == "another worker's task" else ("i", worker)
+        silent = (await create(creator, metadata=HEARTBEAT)).task_id
+        other = (await create(creator, target_implementation=implementation, metadata=HEARTBEAT)).task_id
+        await begin(worker, silent)
+        await begin(reporter, other)
         delay_writes(core, monkeypatch, partial(trio.sleep, 0.4))
         for _ in range(120):
-            for _ in range(100):
-                report(worker, ids[0] if reports_on == "another task" else "unknown")
+            reporter.send(*[report("unknown" if reports_on == "no task" else other)] * 100)
             await trio.sleep(0.25)
-        assert dict(tasks.query(FAILURES)) == {ids[0]: 0 if reports_on == "another task" else 1, ids[1]: 1}
+        assert dict(tasks.query(FAILURES)) == {silent: 1, other: int(reports_on == "no task")}
 
 
 async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +206,7 @@ async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkey
             raise StorageUnavailable("canceling statement due to lock timeout")
 
         delay_writes(core, monkeypatch, time_out)
-        report(worker, ids[0])
+        worker.send(report(ids[0]))
         await trio.sleep(60)
         assert dict(tasks.query(FAILURES)) == {ids[0]: 0, ids[1]: 1}
 
@@ -338,17 +249,18 @@ async def begin_and_lose(core: Core, creator: MemoryLink, number: int) -> None:
         await trio.sleep(1)
 
 
-async def test_a_database_that_fails_once_more_as_it_comes_back_was_away_all_the_time(world: World) -> None:
+@pytest.mark.parametrize("failing_writes", [0, 1], ids=["for good", "and fails once more"])
+async def test_a_database_that_comes_back_was_away_all_the_time(world: World, failing_writes: int) -> None:
+    """A worker that does not come back has its grace from then on."""
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         await begin_and_lose(core, creator, 1)
         tasks.failing = True
         await trio.sleep(60)
-        tasks.failing = False
-        tasks.fail_writes = 1
-        await trio.sleep(5)
+        tasks.failing, tasks.fail_writes = False, failing_writes
+        await trio.sleep(28)
         assert tasks.query(STATUS) == [("running", 1)]
-        await trio.sleep(30)
+        await trio.sleep(7)
         assert tasks.query(STATUS) == [("failed", 1)]
 
 
@@ -399,38 +311,43 @@ async def test_an_outage_excuses_nothing_that_comes_after_it_when_the_clock_is_s
         clock.ahead_ms = -600_000
         await trio.sleep(1)
         late = (await create(creator, metadata=HEARTBEAT)).task_id
-        while late not in given(worker):
-            await trio.sleep(0.01)
-        assert (await operate(worker, Op.CLAIM, late)).success
+        await begin(worker, late)
         await trio.sleep(10)
         assert dict(tasks.query(FAILURES))[late] == 1
 
 
+class Table:
+    """A table of tasks whose next moment is set."""
+
+    shared = failing = False
+    next_ms = 1_003
+
+    async def read(self, _: object) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.failing:
+            raise StorageUnavailable("away")
+        return self.next_ms
+
+
+class Calendar:
+    """A calendar that goes on by `step_ms` whenever it is read."""
+
+    def __init__(self, ms: int, step_ms: int) -> None:
+        self.ms, self.step_ms = ms, step_ms
+
+    def now_ms(self) -> int:
+        self.ms += self.step_ms
+        return self.ms
+
+
 async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one() -> None:
     """The calendar is set back between two pages of what fell due in the first one."""
-
-    class Calendar:
-        ms = 1_000_000
-
-        def now_ms(self) -> int:
-            return self.ms
-
-    class Table:
-        shared = False
-        failing = False
-        next_ms = 1_030_000
-
-        async def read(self, _: object) -> int:
-            await trio.lowlevel.checkpoint()
-            if self.failing:
-                raise StorageUnavailable("away")
-            return self.next_ms
+    calendar, table, outages = Calendar(1_000_000, step_ms=0), Table(), list[due.Outage]()
+    table.next_ms = 1_030_000
 
     async def flush_within(_: float) -> Backlog:
         await trio.lowlevel.checkpoint()
         return NO_BACKLOG
-
-    calendar, table, outages = Calendar(), Table(), list[due.Outage]()
 
     async def fire(unheard: SilenceExcuse) -> int:
         await trio.lowlevel.checkpoint()
@@ -464,22 +381,6 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
 async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_said() -> None:
     order: list[str] = []
 
-    class Ticking:
-        """A calendar that goes on by a millisecond whenever it is read."""
-
-        ms = 1_000
-
-        def now_ms(self) -> int:
-            self.ms += 1
-            return self.ms
-
-    class Table:
-        shared = False
-
-        async def read(self, _: object) -> int:
-            await trio.lowlevel.checkpoint()
-            return 1_003
-
     async def flush_within(_: float) -> Backlog:
         await trio.lowlevel.checkpoint()
         order.append("caught up")
@@ -493,5 +394,5 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
             nursery.cancel_scope.cancel()
             return 0
 
-        nursery.start_soon(TaskTimer(Table(), Ticking(), fire, flush_within).run)  # type: ignore[arg-type]
+        nursery.start_soon(TaskTimer(Table(), Calendar(1_000, step_ms=1), fire, flush_within).run)  # type: ignore[arg-type]
     assert order == ["caught up", "fired"]

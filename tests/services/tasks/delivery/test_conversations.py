@@ -13,7 +13,7 @@ from aether_trio.services.tasks.delivery.conversations import LINGER_S
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, message_to, payloads, switch_to, user
-from tests.services.tasks.peers import Op, create, given, operate
+from tests.services.tasks.peers import Op, begin, create, given, operate
 
 PARTICIPANT = {"subject_participant": "true"}
 QUIET_S = LINGER_S / 4
@@ -31,9 +31,7 @@ async def running(creator: MemoryLink, worker: MemoryLink, **fields: Any) -> str
     fields = {"metadata": PARTICIPANT, **fields}
     created = await create(creator, **fields)
     assert created.success, created.error_message
-    while created.task_id not in given(worker):
-        await trio.sleep(0.01)
-    assert (await operate(worker, Op.CLAIM, created.task_id)).success
+    await begin(worker, created.task_id)
     return created.task_id
 
 

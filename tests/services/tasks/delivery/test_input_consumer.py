@@ -15,17 +15,10 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump
-from tests.services.tasks.peers import Op, answer, create, get, operate
+from tests.services.tasks.peers import Op, get, operate, own
 
 RUNNING, WAITING = pb.TASK_STATUS_RUNNING, pb.TASK_STATUS_WAITING_INPUT
 KEPT = "SELECT COUNT(*) FROM task_inputs"
-
-
-async def begun(peer: MemoryLink, **fields: Any) -> str:
-    """A task that this participant has begun."""
-    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN, **fields)).task_id
-    assert (await operate(peer, Op.CLAIM, task_id)).success
-    return task_id
 
 
 def give(peer: MemoryLink, task_id: str, **metadata: str) -> None:
@@ -42,7 +35,7 @@ async def pause(peer: MemoryLink, task_id: str, **match: str) -> int:
 
 async def that_wait(peer: MemoryLink, number: int) -> list[str]:
     """So many tasks that wait for an input."""
-    tasks = [await begun(peer) for _ in range(number)]
+    tasks = [await own(peer) for _ in range(number)]
     for task_id in tasks:
         assert await pause(peer, task_id) == WAITING
     return tasks
@@ -63,39 +56,11 @@ async def moved_on(world: World, offset: int = 1) -> None:
         await trio.sleep(5)
 
 
-async def test_an_input_that_comes_before_the_wait_ends_it_at_once(core: Core, world: World) -> None:
-    async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
-        give(peer, task_id, form="7")
-        await barrier(peer)
-        await moved_on(world)
-        assert await pause(peer, task_id, form="8") == WAITING
-        assert (await operate(peer, Op.RESUME, task_id)).success
-        assert await pause(peer, task_id, form="7") == RUNNING
-        assert await pause(peer, task_id, form="7") == WAITING  # it is used
-        assert world.databases["tasks"].query(KEPT) == [(0,)]
-
-
-async def test_the_oldest_that_matches_is_used_and_each_once(core: Core, world: World) -> None:
-    async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
-        for number in ("1", "2", "1"):
-            give(peer, task_id, form=number)
-        await barrier(peer)
-        await moved_on(world, 3)
-        assert [await pause(peer, task_id, form="1") for _ in range(3)] == [RUNNING, RUNNING, WAITING]
-        assert await pause(peer, task_id) == RUNNING  # a wait that is changed looks again
-        assert await pause(peer, task_id) == WAITING
-        give(peer, task_id, anything="else")
-        await until(peer, task_id, RUNNING)
-        assert await pause(peer, task_id) == WAITING
-
-
 async def test_one_that_is_accepted_while_the_tasks_are_away_survives_a_restart(world: World) -> None:
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
-            task_id = await begun(peer)
+            task_id = await own(peer)
             assert await pause(peer, task_id) == WAITING
             tasks.failing = True
             give(peer, task_id)
@@ -112,24 +77,11 @@ async def test_one_that_is_accepted_while_the_tasks_are_away_survives_a_restart(
             assert await status(peer, task_id) == WAITING
 
 
-async def test_one_that_is_accepted_while_the_tasks_are_away_comes_when_they_are_back(core: Core, world: World) -> None:
-    tasks = world.databases["tasks"]
-    async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
-        assert await pause(peer, task_id) == WAITING
-        tasks.failing = True
-        give(peer, task_id)
-        await barrier(peer)
-        await trio.sleep(10)
-        tasks.failing = False
-        await until(peer, task_id, RUNNING)
-
-
 @pytest.mark.parametrize(("fault", "writes"), [("unanswered_writes", 2), ("denied_writes", 1)])
 async def test_one_whose_way_is_in_doubt_is_used_once(core: Core, world: World, fault: str, writes: int) -> None:
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         assert await pause(peer, task_id) == WAITING
         setattr(tasks, fault, writes)
         give(peer, task_id)
@@ -141,7 +93,7 @@ async def test_one_whose_way_is_in_doubt_is_used_once(core: Core, world: World, 
 
 async def test_one_that_the_log_refuses_wakes_nothing(core: Core, world: World) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         assert await pause(peer, task_id) == WAITING
         give(peer, task_id)  # the topic is there
         await until(peer, task_id, RUNNING)
@@ -156,33 +108,10 @@ async def test_one_that_the_log_refuses_wakes_nothing(core: Core, world: World) 
         await until(peer, task_id, RUNNING)
 
 
-async def test_a_repeated_pause_does_not_wait_for_an_input_that_has_come(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
-
-        async def say(request_id: str) -> int:
-            while peer.waiting("task_op"):
-                await peer.next("task_op")
-            op = Op(op=Op.PAUSE, task_id=task_id, request_id=request_id, wait_spec=pb.WaitSpec(reason=1))
-            peer.send(pb.UpstreamMessage(task_op=op))
-            told = await answer(peer, "task_op", request_id)
-            assert told.success, told.error
-            return int(told.task.status)
-
-        assert await say("p1") == WAITING
-        give(peer, task_id)
-        await until(peer, task_id, RUNNING)
-        assert await say("p1") == RUNNING
-        assert await say("p2") == WAITING
-        assert (await operate(peer, Op.RESUME, task_id)).success
-        assert await say("p2") == RUNNING  # nor for a person who has resumed it
-        assert await say("p3") == WAITING
-
-
 async def test_a_pause_whose_commit_was_not_answered_does_not_wait_again(core: Core, world: World) -> None:
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         give(peer, task_id)
         await barrier(peer)
         await moved_on(world)
@@ -193,7 +122,7 @@ async def test_a_pause_whose_commit_was_not_answered_does_not_wait_again(core: C
 async def test_those_of_an_ended_task_are_dropped(core: Core, world: World) -> None:
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         give(peer, task_id, before="the end")
         await barrier(peer)
         await moved_on(world)
@@ -213,7 +142,7 @@ async def test_those_of_an_ended_task_are_dropped(core: Core, world: World) -> N
 
 async def test_those_from_another_workspace_are_not_the_tasks(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("v", "c", "1")) as other:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         other.send(message_to(f"tk::v::{task_id}::input", b"{}"))
         await barrier(other)
         await trio.sleep(60)
@@ -226,7 +155,7 @@ async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all
     monkeypatch.setattr(input_rows, "KEPT_INPUTS", 3)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         for number in range(5):
             give(peer, task_id, n=str(number))
         give(peer, task_id, n="1" * input_rows.KEPT_BYTES)
@@ -242,7 +171,7 @@ async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all
 
 async def test_as_many_are_kept_as_is_promised(core: Core, world: World) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         for number in range(258):
             give(peer, task_id, n=str(number))
         await barrier(peer)
@@ -254,7 +183,7 @@ async def test_as_many_are_kept_as_is_promised(core: Core, world: World) -> None
 async def test_as_much_is_kept_as_is_promised(core: Core, world: World) -> None:
     around = len('{"n":""}')
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         for size in (200 * 1024, 56 * 1024 + 1, 56 * 1024, around):
             give(peer, task_id, n="1" * (size - around))
         await barrier(peer)
@@ -270,7 +199,7 @@ async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message
     monkeypatch.setattr(input_consumer, "PAGE_ROWS", 2)
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
-            task_id = await begun(peer)
+            task_id = await own(peer)
             world.databases["tasks"].failing = True
             for number in range(5):
                 give(peer, task_id, n=str(number))
@@ -351,7 +280,7 @@ async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
 ) -> None:
     monkeypatch.setattr(input_consumer, "PAGE_ROWS", 2)
     async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await begun(peer)
+        task_id = await own(peer)
         for number in range(9):
             give(peer, task_id, n=str(number))
         await barrier(peer)
@@ -382,8 +311,8 @@ async def test_what_others_send_without_end_keeps_no_input_waiting(
         monkeypatch.setattr(input_consumer, name, value)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("v", "c", "1")) as loud:
-        flooded = [await begun(loud) for _ in range(3)]
-        task_id = await begun(peer)
+        flooded = [await own(loud) for _ in range(3)]
+        task_id = await own(peer)
         assert await pause(peer, task_id) == WAITING
         tasks.failing = True
         for number in range(40):
@@ -407,8 +336,8 @@ async def test_a_look_through_all_topics_lets_new_inputs_pass(
         monkeypatch.setattr(input_consumer, name, value)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        others = [await begun(peer) for _ in range(40)]
-        task_id = await begun(peer)
+        others = [await own(peer) for _ in range(40)]
+        task_id = await own(peer)
         assert await pause(peer, task_id) == WAITING
         tasks.failing = True
         for one in others:

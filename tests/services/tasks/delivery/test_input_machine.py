@@ -31,7 +31,7 @@ from tests.helpers.core import (
     run_in_virtual_time,
 )
 from tests.helpers.direct import Store
-from tests.services.tasks.peers import Op, answer, create, get, operate
+from tests.services.tasks.peers import Op, answer, get, operate, own
 
 FULL = os.environ.get("TESTS_FULL") == "1"
 EXAMPLES = 1_000 if FULL else 60
@@ -109,8 +109,7 @@ class Machine:
         self.peer = await self.stack.enter_async_context(connect(core, hello))
 
     async def begin(self) -> None:
-        self.task_id = (await create(self.peer, assignment_mode=pb.SELF_ASSIGN)).task_id
-        assert (await operate(self.peer, Op.CLAIM, self.task_id)).success
+        self.task_id = await own(self.peer)
 
     async def step(self, what: str, value: str) -> None:
         if what == "give":
@@ -124,8 +123,7 @@ class Machine:
             self.world.databases["tasks"].failing = False
         elif what == "restart":
             if value == "crash":
-                for database in self.world.databases.values():
-                    database.failing = True
+                self.world.fail()
             await self.stack.aclose()
             await self.start(back=True)
         elif not self.away:

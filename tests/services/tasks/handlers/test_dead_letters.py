@@ -14,22 +14,13 @@ from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import due
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect
-from tests.services.tasks.peers import Op, create, get, given, operate
-
-
-async def buried(core: Core, creator: Any) -> str:
-    """A task that has met its last deadline."""
-    late = {"schedule_to_close_ms": "1000"}
-    task_id = (await create(creator, metadata=late, target_implementation="none")).task_id
-    await trio.sleep(2)
-    assert (await get(creator, task_id)).metadata["_dead_letter"] == "true"
-    return task_id
+from tests.services.tasks.peers import Op, bury, create, get, given, operate
 
 
 async def test_letters_are_listed_shown_and_resolved(core: Core) -> None:
     letters = DeadLetters(core.tasks.engine)
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("v", "c", "1")) as elsewhere:
-        here, there = sorted([await buried(core, creator), await buried(core, creator)]), await buried(core, elsewhere)
+        here, there = sorted([await bury(creator), await bury(creator)]), await bury(elsewhere)
         assert [one.task_id for one in await letters.page("w")] == here
         assert {one.task_id for one in await letters.page()} == {*here, there}
         assert [one.task_id for one in await letters.page("w", after=here[0])] == here[1:]

@@ -18,7 +18,7 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
 from tests.helpers.direct import caught
-from tests.services.tasks.peers import Op, answer, create, get, operate
+from tests.services.tasks.peers import Op, create, get, hibernate, operate, own, report
 
 FAILED = pb.TASK_STATUS_FAILED
 EVENTS = "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number"
@@ -26,21 +26,6 @@ EVENTS = "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number"
 
 def events_of(world: World, task_id: str) -> list[pb.TaskEvent]:
     return [pb.TaskEvent.FromString(event) for (event,) in world.databases["tasks"].query(EVENTS, task_id)]
-
-
-async def own(peer: MemoryLink, **fields: Any) -> str:
-    """A task that its creator works on."""
-    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN, **fields)).task_id
-    assert (await operate(peer, Op.CLAIM, task_id)).success
-    return task_id
-
-
-async def hibernate(peer: MemoryLink, task_id: str) -> None:
-    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id=f"save-{task_id}")
-    peer.send(pb.UpstreamMessage(checkpoint_op=save))
-    await answer(peer, "checkpoint", save.request_id)
-    wait = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k"))
-    assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
 
 
 async def test_a_retry_whose_commit_was_not_answered_has_been_made(core: Core, world: World) -> None:
@@ -103,8 +88,8 @@ async def test_a_report_whose_commit_was_not_answered_is_one_event(core: Core, w
         for lost in (0, 1, 3, 8):
             before = len(events_of(world, task_id))
             world.databases["tasks"].unanswered_writes = lost
-            same = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="half"))
-            other = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="more"))
+            same = report(task_id, summary="half")
+            other = report(task_id, summary="more")
             peer.send(same, same, other)
             await trio.sleep(60)
             told = [event.progress.message for event in events_of(world, task_id)[before:]]
@@ -116,7 +101,7 @@ async def test_a_report_that_was_not_committed_is_an_event_when_it_is(core: Core
         task_id = await own(peer)
         before = len(events_of(world, task_id))
         world.databases["tasks"].fail_writes = 3
-        same = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="half"))
+        same = report(task_id, summary="half")
         peer.send(same, same)
         await trio.sleep(60)
         assert len(events_of(world, task_id)) == before + 2

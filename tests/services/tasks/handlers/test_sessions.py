@@ -8,22 +8,10 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.transaction import task_transaction
 from aether_trio.services.tasks.write_batcher import MAX_WAITING
-from aether_trio.testing.memory import MemoryLink
-from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, pump
-from tests.services.tasks.peers import Op, create, get, operate
+from tests.services.tasks.peers import own, report
 
 REPORTS = "SELECT COUNT(*) FROM task_events WHERE task_id = $1"
-
-
-def report(task_id: str, summary: str = "") -> pb.UpstreamMessage:
-    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary=summary))
-
-
-async def begin(peer: MemoryLink) -> str:
-    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
-    assert (await operate(peer, Op.CLAIM, task_id)).success
-    return task_id
 
 
 @pytest.mark.parametrize(("count", "summary"), [(MAX_WAITING + 10, ""), (700, "x" * 60_000)], ids=["many", "large"])
@@ -33,10 +21,10 @@ async def test_one_that_reports_without_a_pause_costs_no_other_session_a_report(
     """A report is a heartbeat: a worker whose reports are dropped counts as dead."""
     database, writes = world.databases["tasks"], core.tasks.engine.writes
     async with connect(core, agent("w", "c", "1")) as noisy, connect(core, agent("w", "c", "2")) as worker:
-        its, mine = await begin(noisy), await begin(worker)
+        its, mine = await own(noisy), await own(worker)
         before = database.query(REPORTS, mine)
         database.before_write.close()
-        noisy.send(*(report(its, summary) for _ in range(count)))
+        noisy.send(*(report(its, summary=summary) for _ in range(count)))
         while not writes.dropped:
             await trio.sleep(0.01)
         await pump(count)
@@ -56,7 +44,7 @@ async def test_of_a_task_that_reports_for_ever_the_latest_events_are_kept(
 ) -> None:
     monkeypatch.setattr(task_transaction, "KEPT_EVENTS", kept := 8)
     async with connect(core, agent("w", "c", "1")) as worker:
-        task_id, other = await begin(worker), await begin(worker)
+        task_id, other = await own(worker), await own(worker)
         for _ in range(5 * kept):
             worker.send(report(task_id))
             await trio.sleep(1)
@@ -68,15 +56,3 @@ async def test_of_a_task_that_reports_for_ever_the_latest_events_are_kept(
         assert numbers == list(range(numbers[0], numbers[-1] + 1)), "the latest, without a gap"
         assert kept <= len(numbers) < 2 * kept
         assert world.databases["tasks"].query(REPORTS, other)[0][0] >= 1, "those of another task are there"
-
-
-async def test_what_another_one_reports_is_no_sign_of_life(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
-        limits = {"heartbeat_timeout_ms": "10000"}
-        task_id = (await create(creator, metadata=limits)).task_id
-        assert (await operate(worker, Op.CLAIM, task_id)).success
-        for _ in range(6):
-            for name in (task_id, "no-such-task"):
-                creator.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=name, state="running")))
-            await trio.sleep(3)
-        assert "no progress for 10000 ms" in (await get(creator, task_id)).error

@@ -8,10 +8,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, bridge, connect, deadlock_is_an_error, user, workflow_engine
-from tests.services.tasks.peers import Op, create, get, given, operate
+from tests.services.tasks.peers import Op, create, get, given, hibernate, operate, own, session_of
 
 PARTICIPANTS = {
     "agent": lambda **init: agent("w", "i", "1", **init),
@@ -23,28 +22,12 @@ every_participant = pytest.mark.parametrize("hello", PARTICIPANTS.values(), ids=
 Hello = Callable[..., pb.UpstreamMessage]
 
 
-async def own_task(peer: MemoryLink, **fields: object) -> str:
-    created = await create(peer, assignment_mode=pb.SELF_ASSIGN, target_implementation="", workspace="w", **fields)
-    assert created.success, created.error_message
-    return created.task_id
-
-
-async def session_of(peer: MemoryLink) -> str:
-    return (await peer.next("connection_ack")).connection_ack.session_id
-
-
 async def test_a_second_resume_begins_nothing_for_the_worker(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(creator)).task_id
         await barrier(worker)
         assert (await operate(worker, Op.CLAIM, task_id)).success
-        save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id="save")
-        worker.send(pb.UpstreamMessage(checkpoint_op=save))
-        assert (await worker.next("checkpoint")).checkpoint.success
-        asleep = pb.WaitSpec(
-            reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k")
-        )
-        assert (await operate(worker, Op.PAUSE, task_id, wait_spec=asleep)).success
+        await hibernate(worker, task_id)
         for _ in range(2):
             resumed = await operate(creator, Op.RESUME, task_id)
             assert (resumed.success, resumed.task.status) == (True, pb.TASK_STATUS_QUEUED)
@@ -58,8 +41,7 @@ async def test_a_second_resume_begins_nothing_for_the_worker(core: Core) -> None
 async def test_what_its_creator_began_and_left_has_failed(world: World, hello: Hello, clean: bool) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             if clean:
                 creator.finish()
             else:
@@ -77,7 +59,7 @@ async def test_what_its_creator_never_began_is_cancelled(world: World, hello: He
     limits = {"interactive_ttl_s": 600, "pool_ttl_s": 600}
     async with world.open(tasks=limits) as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
-            task_id = await own_task(creator)
+            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN, workspace="w")).task_id
             await trio.sleep(2 * 600)
             assert (await get(watcher, task_id)).status == pb.TASK_STATUS_QUEUED
         await trio.sleep(590)
@@ -91,8 +73,7 @@ async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> Non
     async with deadlock_is_an_error(), world.open() as core:
         async with connect(core, hello(), wait_ack=False) as creator:
             session_id = await session_of(creator)
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             creator.cut()
         await trio.sleep(20)
         async with connect(core, hello(resume_session_id=session_id)) as back:
@@ -106,8 +87,7 @@ async def test_a_creator_that_is_back_and_goes_again_has_left(world: World, hell
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello(), wait_ack=False) as creator:
             session_id = await session_of(creator)
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             creator.cut()
         await trio.sleep(10)
         async with connect(core, hello(resume_session_id=session_id)) as back:
@@ -128,13 +108,11 @@ async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
     async with deadlock_is_an_error(), world.open() as core:
         async with connect(core, hello(), wait_ack=False) as creator:
             session_id = await session_of(creator)
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             creator.cut()
         await trio.sleep(10)
         async with connect(core, hello(resume_session_id=session_id if back else "")) as later:
-            other = await own_task(later)
-            assert (await operate(later, Op.CLAIM, other)).success
+            other = await own(later, workspace="w")
             await trio.sleep(60)
             assert (await get(later, task_id)).status == (pb.TASK_STATUS_RUNNING if back else pb.TASK_STATUS_FAILED)
             assert (await operate(later, Op.COMPLETE, other)).success
@@ -147,10 +125,8 @@ async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
 async def test_a_creator_whose_gateway_is_killed_has_left(world: World, hello: Hello) -> None:
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, hello()) as creator:
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
-            for database in world.databases.values():
-                database.failing = True
+            task_id = await own(creator, workspace="w")
+            world.fail()
         async with world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
             await trio.sleep(20)
             assert (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
@@ -161,8 +137,7 @@ async def test_a_creator_whose_gateway_is_killed_has_left(world: World, hello: H
 async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, bridge("b", "1")) as creator:
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
             assert (await operate(creator, Op.PAUSE, task_id, wait_spec=wait)).success
         await trio.sleep(60)
@@ -176,8 +151,7 @@ async def test_a_creator_that_comes_anew_and_waits_has_its_task_in_hand(world: W
     """A wait shows that it knows of the task, as a claim does."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
-            task_id = await own_task(creator)
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator, workspace="w")
             creator.cut()
         await trio.sleep(20)
         async with connect(core, hello()) as anew:
@@ -196,7 +170,7 @@ async def test_only_workers_report(world: World, hello: Hello) -> None:
     """A participant that is no worker begins nothing by a report."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
-            task_id = await own_task(creator)
+            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN, workspace="w")).task_id
         async with connect(core, hello()) as anew:
             report = pb.ProgressReport(task_id=task_id, recipient="us::ann", request_id="report")
             anew.send(pb.UpstreamMessage(progress=report))

@@ -24,17 +24,13 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors
 from tests.helpers.direct import Store, caught
-from tests.services.tasks.peers import Op, create, get, operate
+from tests.services.tasks.peers import Op, create, get, operate, report
 
 ENDS = [
     (Op.CANCEL, "cancelled"),
     (Op.COMPLETE, "completed"),
     (Op.FAIL, "failed"),
 ]
-
-
-def report(task_id: str, **fields: Any) -> pb.UpstreamMessage:
-    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", request_id="mine", **fields))
 
 
 def count_of(world: World, task_id: str) -> int:
@@ -52,13 +48,13 @@ async def test_progress_of_a_task_that_has_ended_is_an_error_and_no_event(
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(creator, **more)).task_id
         assert (await operate(worker, Op.CLAIM, task_id)).success
-        worker.send(report(task_id))
+        worker.send(report(task_id, request_id="mine"))
         await trio.sleep(1)
         assert not errors(worker)
         assert (await operate(creator if op == Op.CANCEL else worker, op, task_id)).success
         before = count_of(world, task_id)
         for peer in (worker, creator):
-            peer.send(report(task_id))
+            peer.send(report(task_id, request_id="mine"))
             await trio.sleep(1)
             (told,) = errors(peer)
             assert (told.code, told.request_id) == ("ERR_INVALID_ARGUMENT", "mine")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 
@@ -11,15 +9,7 @@ from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import retention
 from tests.helpers.core import World, agent, barrier, connect, orchestrator
 from tests.services.agents.ops import Op, info, operate, starter
-from tests.services.tasks.peers import create, get
-
-
-async def buried(creator: Any) -> str:
-    late = {"schedule_to_close_ms": "1000"}
-    task_id = (await create(creator, metadata=late, target_implementation="none")).task_id
-    await trio.sleep(2)
-    assert (await get(creator, task_id)).metadata["_dead_letter"] == "true"
-    return task_id
+from tests.services.tasks.peers import bury
 
 
 def count(world: World, table: str, database: str = "tasks") -> int:
@@ -31,7 +21,7 @@ async def test_a_dead_letter_goes_with_its_task_some_time_after_it_was_resolved(
     kept = {"resolved_retention_s": 2000.0}
     async with world.open(tasks=kept) as core, connect(core, agent("w", "c", "1")) as creator:
         letters = DeadLetters(core.tasks.engine)
-        seen, unseen = await buried(creator), await buried(creator)
+        seen, unseen = await bury(creator), await bury(creator)
         assert await letters.resolve(seen, "us::operator::1", "seen")
         await trio.sleep(1900)
         assert len(await letters.page(resolved=True)) == 2

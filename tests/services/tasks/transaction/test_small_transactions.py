@@ -19,7 +19,7 @@ from aether_trio.storage.base import Program, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect
 from tests.helpers.direct import Direct, Store
-from tests.services.tasks.peers import Op, create
+from tests.services.tasks.peers import Op, own
 from tests.services.tasks.peers import operate as ask
 
 CREATOR = "ag::w::c::1"
@@ -126,13 +126,10 @@ async def test_the_engine_runs_it_again_as_a_large_one(core: Core) -> None:
 
 async def test_a_client_does_not_see_the_difference(core: Core, world: World) -> None:
     async with connect(core, agent("w", "c", "1")) as creator:
-        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-        waiting = [(await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id for _ in range(FEW + 5)]
-        for task_id in waiting:
-            assert (await ask(creator, Op.CLAIM, task_id)).success
-            spec = pb.WaitSpec(depends_on=[first])
-            assert (await ask(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
-        assert (await ask(creator, Op.CLAIM, first)).success
+        first = await own(creator)
+        for _ in range(FEW + 5):
+            wait = pb.WaitSpec(depends_on=[first])
+            assert (await ask(creator, Op.WAIT_FOR, await own(creator), wait_spec=wait)).success
         assert (await ask(creator, Op.COMPLETE, first)).success
         counts = world.databases["tasks"].query("SELECT status, COUNT(*) FROM tasks GROUP BY status ORDER BY status")
         assert counts == [("completed", 1), ("running", FEW + 5)]

@@ -5,158 +5,17 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error
-from tests.services.tasks.peers import Op, create, get, given, operate
+from tests.services.tasks.peers import Op, create, get, given, operate, own, session_of
 
 TWICE = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=100)
-
-
-async def session_of(worker: MemoryLink) -> str:
-    return (await worker.next("connection_ack")).connection_ack.session_id
 
 
 async def report(worker: MemoryLink, task_id: str) -> None:
     worker.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, completion=0.5)))
     await barrier(worker)
-
-
-async def test_progress_begins_a_task_that_was_not_claimed(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
-        task_id = (await create(creator)).task_id
-        await barrier(worker)
-        await report(worker, task_id)
-        assert (await get(creator, task_id)).status == pb.TASK_STATUS_RUNNING
-        assert (await operate(worker, Op.COMPLETE, task_id)).success
-
-
-async def test_progress_of_another_participant_begins_nothing(core: Core) -> None:
-    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
-        task_id = (await create(creator)).task_id
-        await barrier(worker)
-        await report(creator, task_id)
-        assert (await get(creator, task_id)).status == pb.TASK_STATUS_QUEUED
-
-
-@pytest.mark.parametrize("reports", [True, False])
-async def test_a_cut_worker_has_its_grace_and_completes(world: World, reports: bool) -> None:
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1"), wait_ack=False) as worker,
-    ):
-        session_id = await session_of(worker)
-        task_id = (await create(creator)).task_id
-        await barrier(worker)
-        assert given(worker) == [task_id]
-        if reports:
-            await report(worker, task_id)
-        async with connect(core, agent("w", "i", "2")) as other:
-            worker.cut()
-            await trio.sleep(20)
-            assert given(other) == []
-            async with connect(core, agent("w", "i", "1", resume_session_id=session_id)) as back:
-                await trio.sleep(60)
-                assert given(other) == []
-                assert (await operate(back, Op.COMPLETE, task_id)).success
-            assert (await get(creator, task_id)).status == pb.TASK_STATUS_COMPLETED
-
-
-async def test_what_a_lost_worker_had_is_given_to_another_one_after_its_grace(world: World) -> None:
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
-        task_id = (await create(creator)).task_id
-        await barrier(worker)
-        worker.cut()
-        async with connect(core, agent("w", "i", "2")) as other:
-            await trio.sleep(29)
-            assert given(other) == []
-            await trio.sleep(2)
-            assert given(other) == [task_id]
-            assert (await get(creator, task_id)).attempt == 1
-            assert (await operate(other, Op.COMPLETE, task_id)).success
-
-
-async def test_a_worker_that_has_claimed_gives_back_what_it_had_not_begun(world: World) -> None:
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
-        one, two = [(await create(creator)).task_id for _ in range(2)]
-        await barrier(worker)
-        assert (await operate(worker, Op.CLAIM, one)).success
-        worker.cut()
-        async with connect(core, agent("w", "i", "2")) as other:
-            await barrier(other)
-            await trio.sleep(1)
-            assert given(other) == [two]
-            assert (await get(creator, two)).attempt == 0
-
-
-@pytest.mark.parametrize("policy", [TWICE, None])
-@pytest.mark.parametrize("same", [True, False])
-async def test_a_task_that_kills_its_workers_is_given_as_often_as_its_policy_says(
-    world: World, policy: pb.RetryPolicy | None, same: bool
-) -> None:
-    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-        task_id = (await create(creator, retry_policy=policy)).task_id
-        deliveries = 0
-        for number in range(12):
-            async with connect(core, agent("w", "i", "1" if same else str(number))) as worker:
-                await trio.sleep(60)
-                deliveries += len(given(worker))
-                worker.cut()
-            await trio.sleep(1)
-        task = await get(creator, task_id)
-        assert (deliveries, task.status) == (2 if policy else 3, pb.TASK_STATUS_FAILED)
-        assert "never heard of again" in task.error
-
-
-async def test_a_delivery_is_not_counted_when_the_gateway_goes(world: World) -> None:
-    async with deadlock_is_an_error():
-        task_id = ""
-        for _ in range(4):
-            async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-                task_id = task_id or (await create(creator, retry_policy=TWICE)).task_id
-                async with connect(core, agent("w", "i", "1", resume_session_id="before")) as worker:
-                    await barrier(worker)
-                    assert given(worker) == [task_id]
-                    assert (await get(creator, task_id)).attempt == 0
-
-
-@pytest.mark.parametrize("by_gateway", [True, False])
-async def test_what_waits_behind_another_task_counts_no_delivery_when_the_gateway_goes(
-    world: World, by_gateway: bool
-) -> None:
-    async with deadlock_is_an_error():
-        async with (
-            world.open() as core,
-            connect(core, agent("w", "c", "1")) as creator,
-            connect(core, agent("w", "i", "1")) as worker,
-        ):
-            tasks = [(await create(creator)).task_id for _ in range(2)]
-            await barrier(worker)
-            assert given(worker) == tasks
-            if by_gateway:
-                for database in world.databases.values():
-                    database.failing = True
-            else:
-                worker.cut()
-                await trio.sleep(5)
-        async with world.open() as core, connect(core, agent("w", "i", "1")) as worker:
-            await barrier(worker)
-            await trio.sleep(1)
-            query = world.databases["tasks"].query
-            assert query("SELECT deliveries FROM tasks WHERE task_id = $1", tasks[1]) == [(int(not by_gateway),)]
 
 
 @pytest.mark.parametrize("claims", [True, False])
@@ -170,9 +29,7 @@ async def test_a_task_that_is_never_begun_is_given_a_bounded_number_of_times(wor
                 await barrier(worker)
                 deliveries += len(given(worker))
                 if claims:
-                    own = await create(worker, assignment_mode=pb.SELF_ASSIGN)
-                    assert (await operate(worker, Op.CLAIM, own.task_id)).success
-                    assert (await operate(worker, Op.COMPLETE, own.task_id)).success
+                    assert (await operate(worker, Op.COMPLETE, await own(worker))).success
             await trio.sleep(1)
         task = await get(creator, task_id)
         assert (deliveries, task.status) == (16, pb.TASK_STATUS_FAILED)
@@ -204,20 +61,6 @@ async def test_a_task_that_kills_its_workers_costs_those_behind_it_no_attempt(
         assert [task.status == pb.TASK_STATUS_COMPLETED for task in shown] == [task_id != poison for task_id in tasks]
         assert [task.attempt for task in shown if task.task_id != poison] == [0] * 5
         assert "never heard of again" in shown[2].error
-
-
-@pytest.mark.parametrize("same", [True, False])
-async def test_a_worker_that_reported_was_at_work_on_that(world: World, same: bool) -> None:
-    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-        one, two, three = [(await create(creator, retry_policy=TWICE)).task_id for _ in range(3)]
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await barrier(worker)
-            await report(worker, two)
-            worker.cut()
-        async with connect(core, agent("w", "i", "1" if same else "2")) as other:
-            await trio.sleep(60)
-            assert sorted(given(other)) == sorted([one, two, three])
-            assert [(await get(creator, task_id)).attempt for task_id in (one, two, three)] == [0, 1, 0]
 
 
 async def test_what_is_told_again_comes_in_the_order_in_which_it_was_given(world: World) -> None:

@@ -12,7 +12,7 @@ from aether_trio.services.tasks.transaction import sessions, task_transaction
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.services.agents.cast import SetClock
-from tests.services.tasks.peers import Op, create, operate
+from tests.services.tasks.peers import Op, operate, own
 
 WAITING = "SELECT COUNT(*) FROM tasks WHERE status = 'waiting_dependency'"
 
@@ -24,15 +24,13 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
     database = world.databases["tasks"]
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-            first, other = [(await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id for _ in range(2)]
+            first, other = [await own(creator) for _ in range(2)]
             for depends_on in ([first], [first], [first], [first], [first], [first, other], [other]):
-                task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-                assert (await operate(creator, Op.CLAIM, task_id)).success
+                task_id = await own(creator)
                 spec = pb.WaitSpec(depends_on=depends_on)
                 assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
             # From here on it does nothing more.
             monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
-            assert (await operate(creator, Op.CLAIM, first)).success
             assert (await operate(creator, Op.COMPLETE, first)).success
             assert database.query(WAITING) == [(5,)]
         async with world.open():
@@ -49,11 +47,9 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
     monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as creator:
-        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-        assert (await operate(creator, Op.CLAIM, first)).success
+        first = await own(creator)
         for _ in range(5):
-            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator)
             assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
         database.unanswered_writes = 1
         assert (await operate(creator, Op.COMPLETE, first)).success
@@ -70,11 +66,9 @@ async def test_tasks_that_wait_for_a_deleted_task_go_on(world: World, monkeypatc
         world.open(clock=clock) as core,
         connect(core, agent("w", "c", "1")) as creator,
     ):
-        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-        assert (await operate(creator, Op.CLAIM, first)).success
+        first = await own(creator)
         for _ in range(4):
-            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-            assert (await operate(creator, Op.CLAIM, task_id)).success
+            task_id = await own(creator)
             assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
         # What was to wake the others is lost.
         monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
@@ -89,8 +83,7 @@ async def test_tasks_that_wait_for_a_deleted_task_go_on(world: World, monkeypatc
 async def test_those_that_were_missing_are_excused_once_though_the_clock_is_set_back(core: Core) -> None:
     """Otherwise a gateway with a page of them would not start before that moment."""
     async with connect(core, agent("w", "c", "1")) as creator:
-        task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
-        assert (await operate(creator, Op.CLAIM, task_id)).success
+        await own(creator)
         engine = core.tasks.engine
         began_ms = engine.clock.now_ms() + 3_600_000  # an hour later, by the clock of then
         await engine.database.execute("UPDATE tasks SET disconnected_ms = $1", began_ms - 1)

@@ -15,8 +15,8 @@ from aether_trio.services.tasks.transaction.task_transaction import Mutation
 from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, service
-from tests.services.tasks.peers import Op, create, get, given, operate
+from tests.helpers.core import agent, barrier, connect, service
+from tests.services.tasks.peers import Op, create, given, operate
 
 
 def wanting(number: str) -> pb.ExtensionDeclaration:
@@ -71,30 +71,6 @@ async def test_agents_of_the_workspace_come_before_services(core: Core) -> None:
         first, second = [(await create(creator)).task_id for _ in range(2)]
         await barrier(here, everywhere)
         assert (given(here), given(everywhere)) == ([first], [second])
-
-
-async def test_a_worker_that_stays_away_has_failed_and_another_one_tries_again(world: World) -> None:
-    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-        policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
-        with_policy, without = [(await create(creator, retry_policy=one)).task_id for one in (policy, None)]
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await barrier(worker)
-            for task_id in (with_policy, without):
-                assert (await operate(worker, Op.CLAIM, task_id)).success
-            worker.cut()
-            await trio.sleep(29)
-        async with connect(core, agent("w", "i", "2")) as other:
-            await barrier(other)
-            assert given(other) == []
-            await trio.sleep(2)
-            await barrier(other)
-            failed = await get(creator, without)
-            assert failed.status == pb.TASK_STATUS_FAILED
-            assert "ag::w::i::1 did not reconnect within grace window (30000ms)" in failed.error
-            await trio.sleep(2)
-            await barrier(other)
-            assert given(other) == [with_policy]
-            assert (await get(creator, with_policy)).attempt == 1
 
 
 async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(core: Core) -> None:
