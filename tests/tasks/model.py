@@ -184,17 +184,8 @@ class Model:
 
     def _assign(self, job: Job, hand: Hand) -> None:
         hand.given.append(job.name)
-        self._turn_to(
-            job,
-            "assigned",
-            epoch=job.epoch + 1,
-            worker=hand.name,
-            missing=0,
-            heard=0,
-            by="",
-            assigned=self.now,
-            begun=False,
-        )
+        fields = {"worker": hand.name, "missing": 0, "heard": 0, "by": "", "assigned": self.now, "begun": False}
+        self._turn_to(job, "assigned", epoch=job.epoch + 1, **fields)
 
     def _offer(self, job: Job) -> None:
         kind, name = self._queue(job)
@@ -323,25 +314,9 @@ class Model:
         self._again(job, opened=self.now)
 
     def _again(self, job: Job, **fields: object) -> None:
-        self._turn_to(
-            job,
-            "pending",
-            worker="",
-            started=0,
-            heard=0,
-            missing=0,
-            retry_at=0,
-            by="",
-            wait=None,
-            paused=0,
-            pending=self.now,
-            fresh=self.now,
-            running=0,
-            worked=0,
-            deliveries=0,
-            excused=0,
-            **fields,
-        )
+        fields = {"worker": "", "by": "", "wait": None, "pending": self.now, "fresh": self.now, **fields}
+        zero = ("started", "heard", "missing", "retry_at", "paused", "running", "worked", "deliveries", "excused")
+        self._turn_to(job, "pending", **dict.fromkeys(zero, 0), **fields)
 
     def _ask_pause(self, job: Job, caller: str, _reason: str, wait: Waiting | None) -> None:
         assert wait is not None

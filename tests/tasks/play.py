@@ -40,19 +40,12 @@ PEOPLE: Final = {
 }
 NAMES: Final = {short: "::".join(("ag", *parts)) for short, parts in PEOPLE.items()}
 OPS: Final = {
-    "claim": pb.TaskOperation.CLAIM,
-    "complete": pb.TaskOperation.COMPLETE,
-    "fail": pb.TaskOperation.FAIL,
-    "cancel": pb.TaskOperation.CANCEL,
-    "retry": pb.TaskOperation.RETRY,
-    "resume": pb.TaskOperation.RESUME,
-    "reject": pb.TaskOperation.REJECT,
+    verb: pb.TaskOperation.OpType.Value(verb.upper())
+    for verb in ("claim", "complete", "fail", "cancel", "retry", "resume", "reject")
 }
 REASONS: Final = {
-    "input": pb.WAIT_REASON_INPUT,
-    "authority": pb.WAIT_REASON_AUTHORITY,
-    "dependency": pb.WAIT_REASON_DEPENDENCY,
-    "hibernation": pb.WAIT_REASON_HIBERNATION,
+    word: pb.WaitReason.Value(f"WAIT_REASON_{word.upper()}")
+    for word in ("input", "authority", "dependency", "hibernation")
 }
 POLICIES: Final = (None, (1, (1000,)), (3, (700,)), (4, (500, 60_000)), (6, (61_000, 3_601_000, 90_001_000)))
 """Attempts and delays."""
@@ -254,8 +247,7 @@ class Play:
         await self._settle()
         self.model.pass_to(self.clock.now_ms())
 
-    async def _step_pass(self, ms: int) -> None:
-        await self._pass(ms)
+    _step_pass = _pass
 
     async def _step_connect(self, who: str, back: bool) -> None:
         await self.connect(who, back=back)
@@ -278,11 +270,9 @@ class Play:
         request.parent_task_id = parent_name
         if POLICIES[policy] is not None:
             job.attempts, job.delays = POLICIES[policy]  # type: ignore[misc]
-            request.retry_policy.CopyFrom(
-                pb.RetryPolicy(
-                    max_attempts=job.attempts, backoff=pb.BACKOFF_STRATEGY_EXPLICIT_SCHEDULE, schedule_ms=job.delays
-                )
-            )
+            backoff = pb.BACKOFF_STRATEGY_EXPLICIT_SCHEDULE
+            retries = pb.RetryPolicy(max_attempts=job.attempts, backoff=backoff, schedule_ms=job.delays)
+            request.retry_policy.CopyFrom(retries)
         job.limits = DEADLINES[deadline]
         for field, ms in job.limits.items():
             request.metadata[field] = str(ms)
@@ -290,9 +280,8 @@ class Play:
             request.assignment_mode, request.target_implementation, job.pool = pb.POOL, "i", "i"
         elif mode == "targeted":
             request.assignment_mode, request.target_agent_id, job.target = pb.TARGETED, NAMES[who], NAMES[who]
-            request.target_offline_policy = (
-                pb.TARGET_OFFLINE_POLICY_QUEUE if kind % 2 else pb.TARGET_OFFLINE_POLICY_REJECT
-            )
+            offline = "QUEUE" if kind % 2 else "REJECT"
+            request.target_offline_policy = pb.TargetOfflinePolicy.Value(f"TARGET_OFFLINE_POLICY_{offline}")
         if key:
             request.idempotency_key = str(key)
         answer = await self._ask("creator", "create_task", request)

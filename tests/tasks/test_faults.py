@@ -41,7 +41,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, message_to, open_world, pump, run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.services.tasks.peers import Op, answer
-from tests.tasks.play import ROOM, WholeClock
+from tests.tasks.play import OPS, ROOM, WholeClock
 
 FULL = os.environ.get("TESTS_FULL") == "1"
 EXAMPLES = 2_000 if FULL else 80
@@ -62,15 +62,6 @@ ENDS: Final = {3, 4, 5, 10}
 QUEUED, RUNNING, WAITING = pb.TASK_STATUS_QUEUED, pb.TASK_STATUS_RUNNING, pb.TASK_STATUS_WAITING_INPUT
 LIVE: Final = {"assigned", "running"}
 FINAL: Final = {"completed", "cancelled", "rejected", "dlq"}
-OPS: Final = {
-    "claim": Op.CLAIM,
-    "complete": Op.COMPLETE,
-    "fail": Op.FAIL,
-    "cancel": Op.CANCEL,
-    "retry": Op.RETRY,
-    "resume": Op.RESUME,
-}
-
 TASK = st.integers(0, 3)
 WORKERS = st.sampled_from(["a", "b", "silent"])
 STEPS = st.one_of(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -40,19 +42,22 @@ class Node:
         self.database = database
         self.floor = floor
 
-    async def make(self, task: TaskRow) -> None:
-        def program() -> Program[TaskTransaction]:
-            tx = TaskTransaction(self.context)
-            yield from tx.create(task.changed({}), b"")
-            return tx
-
-        self.floor.hand_out(await self.database.run(program))
+    async def make(self, numbers: range, chance: random.Random, made: list[TaskRow]) -> None:
+        for number in numbers:
+            task = TaskRow(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+            task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
+            task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
+            made.append(task)
+            await self.write(lambda tx, task=task: tx.create(task.changed({}), b""))  # type: ignore[misc]
 
     async def join(self, name: str) -> None:
+        worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
+        await self.write(lambda tx: sessions.join(tx, sessions.WorkerJoined(worker, resumed=False)))
+
+    async def write(self, part: Callable[[TaskTransaction], Program[Any]]) -> None:
         def program() -> Program[TaskTransaction]:
             tx = TaskTransaction(self.context)
-            worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
-            yield from sessions.join(tx, sessions.WorkerJoined(worker, resumed=False))
+            yield from part(tx)
             return tx
 
         self.floor.hand_out(await self.database.run(program))
@@ -106,19 +111,12 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
                 assert len(hands) <= ROOM
                 nursery.start_soon(one, task_id)
 
-    async def make(node: Node, numbers: range) -> None:
-        for number in numbers:
-            task = TaskRow(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
-            task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
-            task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
-            await node.make(task)
-
     async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
         nodes = [Node("n1", one, floor), Node("n2", two, floor)]
         with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 for maker in range(4):
-                    nursery.start_soon(make, nodes[maker % 2], range(maker, TASKS, 4))
+                    nursery.start_soon(nodes[maker % 2].make, range(maker, TASKS, 4), chance, [])
                 for number in range(4):
                     name = f"ag::w::i::{number}"
                     floor.channels[name], door = trio.open_memory_channel[str](TASKS)
@@ -140,26 +138,18 @@ async def test_what_several_nodes_have_queued_comes_by_priority_and_then_in_the_
 ) -> None:
     chance = random.Random(seed)
     floor = Floor()
-    wanted: list[tuple[int, int, str]] = []
+    made: list[TaskRow] = []
     name = "ag::w::i::only"
     floor.channels[name], door = trio.open_memory_channel[str](TASKS)
-
-    async def make(node: Node, numbers: range) -> None:
-        for number in numbers:
-            task = TaskRow(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
-            task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
-            task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
-            wanted.append((-task.priority, task.order_us, task.task_id))
-            await node.make(task)
 
     async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
         nodes = [Node("n1", one, floor), Node("n2", two, floor)]
         async with trio.open_nursery() as nursery:
             for maker in range(4):
-                nursery.start_soon(make, nodes[maker % 2], range(maker, 40, 4))
+                nursery.start_soon(nodes[maker % 2].make, range(maker, 40, 4), chance, made)
         await nodes[0].join(name)
         order: list[str] = []
         for number in range(40):
             order.append(door.receive_nowait())
             await nodes[number % 2].move(name, order[-1], Move.COMPLETE)
-    assert order == [task_id for _, _, task_id in sorted(wanted)]
+    assert order == [task.task_id for task in sorted(made, key=lambda task: (-task.priority, task.order_us))]

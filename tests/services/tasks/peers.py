@@ -92,6 +92,11 @@ async def session_of(peer: MemoryLink) -> str:
     return (await peer.next("connection_ack")).connection_ack.session_id
 
 
+async def wait_for(peer: MemoryLink, task_id: str, *others: str, **fields: Any) -> pb.TaskOperationResponse:
+    """Let a task wait for others."""
+    return await operate(peer, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=others, **fields))
+
+
 async def get(peer: MemoryLink, task_id: str) -> pb.TaskInfo:
     """A task as it is shown."""
     request_id = f"get-{next(_numbers)}"

@@ -76,10 +76,7 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
         await send_starts(session, starts)
 
     monkeypatch.setattr(deliveries, "send_starts", slowly)
-    async with (
-        connect(core, starter("1", "process")) as orchestrator,
-        connect(core, agent("w", "asker", "1")) as asker,
-    ):
+    async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo")
         wanted = {"first": 10, "low": 10, "normal": 30, "high": 40}
         for specifier, priority in wanted.items():

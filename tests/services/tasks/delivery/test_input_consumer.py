@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.model.limits import KIB
 from aether_trio.services.tasks.delivery import input_consumer
 from aether_trio.services.tasks.transaction import input_rows
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -169,27 +170,22 @@ async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all
         assert [await pause(peer, task_id) for _ in range(4)] == [RUNNING] * 3 + [WAITING]
 
 
-async def test_as_many_are_kept_as_is_promised(core: Core, world: World) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [([9] * 258, [9] * 256), ([200 * KIB, 56 * KIB + 1, 56 * KIB, len('{"n":""}')], [200 * KIB, 56 * KIB])],
+    ids=["many", "large"],
+)
+async def test_as_many_and_as_large_ones_are_kept_as_is_promised(
+    core: Core, world: World, sizes: list[int], kept: list[int]
+) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         task_id = await own(peer)
-        for number in range(258):
-            give(peer, task_id, n=str(number))
+        for size in sizes:
+            give(peer, task_id, n="1" * (size - len('{"n":""}')))
         await barrier(peer)
-        await moved_on(world, 258)
-        assert world.databases["tasks"].query(KEPT) == [(256,)]
-        assert core.tasks.engine.statistics().inputs_dropped == 2
-
-
-async def test_as_much_is_kept_as_is_promised(core: Core, world: World) -> None:
-    around = len('{"n":""}')
-    async with connect(core, agent("w", "c", "1")) as peer:
-        task_id = await own(peer)
-        for size in (200 * 1024, 56 * 1024 + 1, 56 * 1024, around):
-            give(peer, task_id, n="1" * (size - around))
-        await barrier(peer)
-        await moved_on(world, 4)
-        sizes = world.databases["tasks"].query("SELECT LENGTH(metadata) FROM task_inputs ORDER BY log_offset")
-        assert sizes == [(200 * 1024,), (56 * 1024,)]
+        await moved_on(world, len(sizes))
+        found = world.databases["tasks"].query("SELECT LENGTH(metadata) FROM task_inputs ORDER BY log_offset")
+        assert [size for (size,) in found] == kept
         assert core.tasks.engine.statistics().inputs_dropped == 2
 
 
@@ -209,28 +205,15 @@ async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message
             assert world.databases["tasks"].query(KEPT) == [(5,)]
 
 
-async def test_more_tasks_than_are_remembered_here(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_consumer, "MAX_WAITING", 3)
-    tasks = world.databases["tasks"]
-    async with connect(core, agent("w", "c", "1")) as peer:
-        waiting = await that_wait(peer, 10)
-        tasks.failing = True
-        for task_id in waiting:
-            give(peer, task_id)
-        await barrier(peer)
-        tasks.failing = False
-        for task_id in waiting:
-            await until(peer, task_id, RUNNING)
-
-
+@pytest.mark.parametrize("remembered", [3, 1])
 async def test_what_finds_no_room_in_memory_is_looked_for_at_once(
-    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, remembered: int
 ) -> None:
     """And not when all topics are looked through the next time."""
-    monkeypatch.setattr(input_consumer, "MAX_WAITING", 1)
+    monkeypatch.setattr(input_consumer, "MAX_WAITING", remembered)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        waiting = await that_wait(peer, 3)
+        waiting = await that_wait(peer, 3 * remembered + 1)
         await trio.sleep(30)
         monkeypatch.setattr(core.tasks.engine.input_consumer, "look", lambda: None)
         tasks.failing = True
@@ -268,9 +251,8 @@ async def test_large_inputs_let_others_have_their_turn() -> None:
         nursery.start_soon(take_turns)
         await trio.lowlevel.checkpoint()
         before = turns
-        assert await input_consumer._read([(number, frame) for number in range(5)]) == [
-            (number, {}) for number in range(5)
-        ]
+        read = await input_consumer._read([(number, frame) for number in range(5)])
+        assert read == [(number, {}) for number in range(5)]
         assert turns - before >= 3  # of four, as the order within a turn of the loop is by chance
         nursery.cancel_scope.cancel()
 
@@ -343,9 +325,7 @@ async def test_a_look_through_all_topics_lets_new_inputs_pass(
         for one in others:
             give(peer, one)
         await barrier(peer)
-        core.tasks.engine.input_consumer._waiting = type(
-            core.tasks.engine.input_consumer._waiting
-        )()  # as after a restart
+        core.tasks.engine.input_consumer._waiting = input_consumer._Waiting()  # as after a restart
         core.tasks.engine.input_consumer.look()
         give(peer, task_id)
         await barrier(peer)

@@ -6,7 +6,6 @@ The same holds for idempotency keys. Tasks never wait for each other in a circle
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import trio
@@ -14,11 +13,10 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.handlers import operate as operations
 from aether_trio.storage.base import Fetch, Statement
-from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
 from tests.helpers.direct import caught
-from tests.services.tasks.peers import Op, create, get, hibernate, operate, own, report
+from tests.services.tasks.peers import Op, create, get, hibernate, operate, own, report, wait_for
 
 FAILED = pb.TASK_STATUS_FAILED
 EVENTS = "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number"
@@ -120,10 +118,6 @@ async def test_a_key_that_was_used_for_something_else_is_refused(core: Core) -> 
             assert not refused.task_id
         elsewhere = await create(peer, idempotency_key="k2", payload=b"two")
         assert elsewhere.success
-
-
-async def wait_for(peer: MemoryLink, task_id: str, *others: str, **fields: Any) -> pb.TaskOperationResponse:
-    return await operate(peer, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=others, **fields))
 
 
 @pytest.mark.parametrize("length", [2, 3, 40])

@@ -22,6 +22,15 @@ every_participant = pytest.mark.parametrize("hello", PARTICIPANTS.values(), ids=
 Hello = Callable[..., pb.UpstreamMessage]
 
 
+async def begin_and_lose(core: Core, hello: Hello) -> tuple[str, str]:
+    """Let a creator begin a task and lose its connection; (session, task)."""
+    async with connect(core, hello(), wait_ack=False) as creator:
+        session_id = await session_of(creator)
+        task_id = await own(creator, workspace="w")
+        creator.cut()
+    return session_id, task_id
+
+
 async def test_a_second_resume_begins_nothing_for_the_worker(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(creator)).task_id
@@ -71,10 +80,7 @@ async def test_what_its_creator_never_began_is_cancelled(world: World, hello: He
 @every_participant
 async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> None:
     async with deadlock_is_an_error(), world.open() as core:
-        async with connect(core, hello(), wait_ack=False) as creator:
-            session_id = await session_of(creator)
-            task_id = await own(creator, workspace="w")
-            creator.cut()
+        session_id, task_id = await begin_and_lose(core, hello)
         await trio.sleep(20)
         async with connect(core, hello(resume_session_id=session_id)) as back:
             await trio.sleep(600)
@@ -85,10 +91,7 @@ async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> Non
 @every_participant
 async def test_a_creator_that_is_back_and_goes_again_has_left(world: World, hello: Hello) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
-        async with connect(core, hello(), wait_ack=False) as creator:
-            session_id = await session_of(creator)
-            task_id = await own(creator, workspace="w")
-            creator.cut()
+        session_id, task_id = await begin_and_lose(core, hello)
         await trio.sleep(10)
         async with connect(core, hello(resume_session_id=session_id)) as back:
             await trio.sleep(60)
@@ -106,10 +109,7 @@ async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
 ) -> None:
     """Only one whose client continues its session remembers that."""
     async with deadlock_is_an_error(), world.open() as core:
-        async with connect(core, hello(), wait_ack=False) as creator:
-            session_id = await session_of(creator)
-            task_id = await own(creator, workspace="w")
-            creator.cut()
+        session_id, task_id = await begin_and_lose(core, hello)
         await trio.sleep(10)
         async with connect(core, hello(resume_session_id=session_id if back else "")) as later:
             other = await own(later, workspace="w")
@@ -150,9 +150,7 @@ async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) 
 async def test_a_creator_that_comes_anew_and_waits_has_its_task_in_hand(world: World, hello: Hello) -> None:
     """A wait shows that it knows of the task, as a claim does."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
-        async with connect(core, hello()) as creator:
-            task_id = await own(creator, workspace="w")
-            creator.cut()
+        _, task_id = await begin_and_lose(core, hello)
         await trio.sleep(20)
         async with connect(core, hello()) as anew:
             assert (await operate(anew, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=pb.WAIT_REASON_INPUT))).success

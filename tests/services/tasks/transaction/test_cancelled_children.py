@@ -26,11 +26,7 @@ from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_er
 from tests.helpers.direct import Store, caught
 from tests.services.tasks.peers import Op, create, get, operate, report
 
-ENDS = [
-    (Op.CANCEL, "cancelled"),
-    (Op.COMPLETE, "completed"),
-    (Op.FAIL, "failed"),
-]
+ENDS = [(Op.CANCEL, "cancelled"), (Op.COMPLETE, "completed"), (Op.FAIL, "failed")]
 
 
 def count_of(world: World, task_id: str) -> int:

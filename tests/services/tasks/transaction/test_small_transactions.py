@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from aether_trio.storage.base import Program, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect
 from tests.helpers.direct import Direct, Store
-from tests.services.tasks.peers import Op, own
+from tests.services.tasks.peers import Op, own, wait_for
 from tests.services.tasks.peers import operate as ask
 
 CREATOR = "ag::w::c::1"
@@ -27,18 +29,15 @@ FEW = SMALL_ROWS // (MOVED_ROWS + 1)
 """So many that wait for one task only: each is moved, and what it waits for is looked at again."""
 
 
+@pytest.fixture
+def direct(store: Store) -> Iterator[Direct]:
+    with closing(store.place()) as place:
+        yield place.direct("tasks")
+
+
 def _begin(direct: Direct, name: str, **fields: Any) -> None:
-    task = TaskRow(
-        name,
-        "t",
-        "w",
-        creator=CREATOR,
-        status=StoredStatus.RUNNING,
-        assigned_to=CREATOR,
-        epoch=1,
-        root_task_id=name,
-        **fields,
-    )
+    fields |= {"creator": CREATOR, "assigned_to": CREATOR, "root_task_id": name}
+    task = TaskRow(name, "t", "w", status=StoredStatus.RUNNING, epoch=1, **fields)
     direct.drive(lambda: TaskTransaction(Context(1, "n", TimeLimits())).create(task.changed({}), b""))
 
 
@@ -51,29 +50,23 @@ def _ask(direct: Direct, name: str, move: Move, *, small: bool, wait: Wait | Non
 
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
-def test_waking_many_is_large_and_leaves_no_trace(store: Store, count: int) -> None:
-    place = store.place()
-    direct = place.direct("tasks")
+def test_waking_many_is_large_and_leaves_no_trace(direct: Direct, count: int) -> None:
     _begin(direct, "first")
     wait = Wait(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=("first",))
     names = [f"t{number}" for number in range(count)]
     for name in names:
         _begin(direct, name)
         assert _ask(direct, name, Move.PAUSE, small=True, wait=wait).refusal == ""
-    statuses: list[StoredStatus] = []
     if count > FEW:
         with pytest.raises(LargeError):
             _ask(direct, "first", Move.COMPLETE, small=True)
-        statuses += [_load(direct, name).status for name in ("first", *names)]
+        statuses = [_load(direct, name).status for name in ("first", *names)]
         assert statuses == [StoredStatus.RUNNING, *[StoredStatus.WAITING_DEPENDENCY] * count]
     assert _ask(direct, "first", Move.COMPLETE, small=count == FEW).refusal == ""
     assert {_load(direct, name).status for name in names} == {StoredStatus.RUNNING}
-    place.close()
 
 
-def test_waiting_for_many_is_large(store: Store) -> None:
-    place = store.place()
-    direct = place.direct("tasks")
+def test_waiting_for_many_is_large(direct: Direct) -> None:
     names = [f"t{number}" for number in range(SMALL_ROWS)]
     for name in ("one", *names):
         _begin(direct, name)
@@ -83,13 +76,10 @@ def test_waiting_for_many_is_large(store: Store) -> None:
     assert _load(direct, "one").status is StoredStatus.RUNNING
     _ask(direct, "one", Move.PAUSE, small=False, wait=wait)
     assert _load(direct, "one").status is StoredStatus.WAITING_DEPENDENCY
-    place.close()
 
 
 @pytest.mark.parametrize("count", [SMALL_ROWS, SMALL_ROWS + 1])
-def test_telling_a_task_of_many_children_is_large(store: Store, count: int) -> None:
-    place = store.place()
-    direct = place.direct("tasks")
+def test_telling_a_task_of_many_children_is_large(direct: Direct, count: int) -> None:
     _begin(direct, "parent")
     for number in range(count):
         _begin(direct, f"c{number}", parent_task_id="parent")
@@ -99,7 +89,6 @@ def test_telling_a_task_of_many_children_is_large(store: Store, count: int) -> N
         assert _load(direct, "parent").status is StoredStatus.RUNNING
     assert _ask(direct, "parent", Move.COMPLETE, small=count == SMALL_ROWS).refusal == ""
     assert _load(direct, "parent").events == count + 1
-    place.close()
 
 
 def _load(direct: Direct, name: str) -> TaskRow:
@@ -128,8 +117,7 @@ async def test_a_client_does_not_see_the_difference(core: Core, world: World) ->
     async with connect(core, agent("w", "c", "1")) as creator:
         first = await own(creator)
         for _ in range(FEW + 5):
-            wait = pb.WaitSpec(depends_on=[first])
-            assert (await ask(creator, Op.WAIT_FOR, await own(creator), wait_spec=wait)).success
+            assert (await wait_for(creator, await own(creator), first)).success
         assert (await ask(creator, Op.COMPLETE, first)).success
         counts = world.databases["tasks"].query("SELECT status, COUNT(*) FROM tasks GROUP BY status ORDER BY status")
         assert counts == [("completed", 1), ("running", FEW + 5)]

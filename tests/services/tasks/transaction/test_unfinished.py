@@ -9,10 +9,9 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.transaction import sessions, task_transaction
-from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.services.agents.cast import SetClock
-from tests.services.tasks.peers import Op, operate, own
+from tests.services.tasks.peers import Op, operate, own, wait_for
 
 WAITING = "SELECT COUNT(*) FROM tasks WHERE status = 'waiting_dependency'"
 
@@ -26,9 +25,7 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
         async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
             first, other = [await own(creator) for _ in range(2)]
             for depends_on in ([first], [first], [first], [first], [first], [first, other], [other]):
-                task_id = await own(creator)
-                spec = pb.WaitSpec(depends_on=depends_on)
-                assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
+                assert (await wait_for(creator, await own(creator), *depends_on)).success
             # From here on it does nothing more.
             monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
             assert (await operate(creator, Op.COMPLETE, first)).success
@@ -49,8 +46,7 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
     async with connect(core, agent("w", "c", "1")) as creator:
         first = await own(creator)
         for _ in range(5):
-            task_id = await own(creator)
-            assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
+            assert (await wait_for(creator, await own(creator), first)).success
         database.unanswered_writes = 1
         assert (await operate(creator, Op.COMPLETE, first)).success
         while database.query(WAITING) != [(0,)]:
@@ -61,15 +57,10 @@ async def test_tasks_that_wait_for_a_deleted_task_go_on(world: World, monkeypatc
     monkeypatch.setattr(task_transaction, "WAKE_PAGE", 2)
     database = world.databases["tasks"]
     clock = SetClock(trio.current_time)
-    async with (
-        deadlock_is_an_error(),
-        world.open(clock=clock) as core,
-        connect(core, agent("w", "c", "1")) as creator,
-    ):
+    async with deadlock_is_an_error(), world.open(clock=clock) as core, connect(core, agent("w", "c", "1")) as creator:
         first = await own(creator)
         for _ in range(4):
-            task_id = await own(creator)
-            assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
+            assert (await wait_for(creator, await own(creator), first)).success
         # What was to wake the others is lost.
         monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)
         assert (await operate(creator, Op.COMPLETE, first)).success
