@@ -13,28 +13,17 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(
-        items,
-        Path(__file__).parent,
-        (
-            "test_assignments",
-            "test_workers",
-            "test_unclaimed",
-            "test_deadlines",
-            "test_timer",
-            "test_abandoned",
-            "test_create",
-            "test_dead_letters",
-            "test_input_consumer",
-            "test_conversations",
-            "test_assignment_numbers",
-            "test_unfinished",
-            "test_retention",
-            "test_sessions",
-            "test_query",
-            "test_repeated_operations",
-            "test_cancelled_children",
-            "test_child_events",
-            "test_event_subscriptions",
-        ),
+    folder = Path(__file__).parent
+    for name in ("delivery", "handlers"):
+        use_virtual_time(items, folder / name)
+    names = (
+        "workers",
+        "unclaimed",
+        "deadlines",
+        "abandoned",
+        "unfinished",
+        "retention",
+        "cancelled_children",
+        "child_events",
     )
+    use_virtual_time(items, folder, ("test_timer", *(f"test_{name}" for name in names)))

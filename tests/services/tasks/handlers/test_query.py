@@ -18,9 +18,8 @@ async def test_a_page_of_large_tasks_is_not_read_beyond_what_is_sent(core: Core)
     async with connect(core, agent("w", "c", "1")) as creator:
         made = [(await create(creator, metadata=METADATA)).task_id for _ in range(TASKS)]
         seen: list[str] = []
-        token, first = "", True
-        while token or first:
-            first = False
+        token = None
+        while token != "":
             wanted = pb.TaskFilter(workspace="w", limit=1000, page_token=token)
             asked = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted, request_id=f"list-{len(seen)}")
             tracemalloc.start()

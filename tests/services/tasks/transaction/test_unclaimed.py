@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error
-from tests.services.tasks.peers import Op, create, get, given, operate, own, session_of
+from tests.services.tasks.peers import Op, create, get, given, operate, own, report
 
 TWICE = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=100)
-
-
-async def report(worker: MemoryLink, task_id: str) -> None:
-    worker.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, completion=0.5)))
-    await barrier(worker)
 
 
 @pytest.mark.parametrize("claims", [True, False])
@@ -68,35 +62,27 @@ async def test_what_is_told_again_comes_in_the_order_in_which_it_was_given(world
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         older = (await create(creator)).task_id
         urgent = (await create(creator, priority=pb.TASK_PRIORITY_HIGH)).task_id
-        async with connect(core, agent("w", "i", "1"), wait_ack=False) as worker:
-            session_id = await session_of(worker)
-            await barrier(worker)
-            assert given(worker) == [urgent, older]
-            worker.cut()
-        await trio.sleep(1)
-        async with connect(core, agent("w", "i", "1", resume_session_id=session_id)) as worker:
-            await barrier(worker)
-            assert given(worker) == [urgent, older]
-            worker.cut()
-        await trio.sleep(60)
+        for before in ("", "before"):
+            async with connect(core, agent("w", "i", "1", resume_session_id=before)) as worker:
+                await barrier(worker)
+                assert given(worker) == [urgent, older]
+                worker.cut()
+            await trio.sleep(60 if before else 1)
         assert [(await get(creator, task_id)).attempt for task_id in (urgent, older)] == [1, 0]
 
 
 async def test_a_worker_that_is_cut_often_keeps_what_it_has_not_begun(world: World) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         tasks = [(await create(creator)).task_id for _ in range(3)]
-        async with connect(core, agent("w", "i", "1"), wait_ack=False) as worker:
-            session_id = await session_of(worker)
-            await barrier(worker)
-            await report(worker, tasks[0])
-            worker.cut()
-        for _ in range(20):
-            async with connect(core, agent("w", "i", "1", resume_session_id=session_id), wait_ack=False) as worker:
-                session_id = await session_of(worker)
+        for before in ("", *["before"] * 20):
+            async with connect(core, agent("w", "i", "1", resume_session_id=before)) as worker:
                 await barrier(worker)
+                if not before:
+                    worker.send(report(tasks[0]))
+                    await barrier(worker)
                 worker.cut()
-            await trio.sleep(10)
-        async with connect(core, agent("w", "i", "1", resume_session_id=session_id)) as worker:
+            await trio.sleep(10 if before else 0)
+        async with connect(core, agent("w", "i", "1", resume_session_id="before")) as worker:
             for task_id in tasks:
                 assert (await operate(worker, Op.COMPLETE, task_id)).success
 
@@ -113,8 +99,7 @@ async def test_what_kills_the_worker_of_several_at_once_is_given_a_bounded_numbe
         tasks = [(await create(creator)).task_id for _ in range(3)]
         deliveries = dict.fromkeys(tasks, 0)
         for _ in range(80):
-            resume = "before" if back else ""
-            async with connect(core, agent("w", "i", "1", resume_session_id=resume)) as worker:
+            async with connect(core, agent("w", "i", "1", resume_session_id="before" if back else "")) as worker:
                 await barrier(worker)
                 for task_id in given(worker):
                     deliveries[task_id] += 1

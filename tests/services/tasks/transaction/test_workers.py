@@ -16,7 +16,7 @@ from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, service
-from tests.services.tasks.peers import Op, create, given, operate
+from tests.services.tasks.peers import Op, begin, create, given, operate, session_of
 
 
 def wanting(number: str) -> pb.ExtensionDeclaration:
@@ -79,11 +79,9 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         worker, back, gate = MemoryLink(), MemoryLink(), trio.Event()
         nursery.start_soon(core.sessions.serve, worker)
         worker.send(agent("w", "i", "1"))
-        session_id = (await worker.next("connection_ack")).connection_ack.session_id
+        session_id = await session_of(worker)
         task_id = (await create(boss)).task_id
-        while task_id not in given(worker):
-            await trio.sleep(0.01)
-        assert (await operate(worker, Op.CLAIM, task_id)).success
+        await begin(worker, task_id)
         save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done")
         worker.send(pb.UpstreamMessage(checkpoint_op=save))
         assert (await worker.next("checkpoint")).checkpoint.success
