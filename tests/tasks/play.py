@@ -388,9 +388,8 @@ class Play:
         assert rows == wanted, {
             name: (rows.get(name), wanted.get(name)) for name in {*rows, *wanted} if rows.get(name) != wanted.get(name)
         }
-        counts = {row[0]: row[1:] for row in query("SELECT identity, live, free FROM task_workers")}
-        busy = {name: self.model.busy(name) for name in self.model.hands}
-        assert counts == {name: (live, int(live < ROOM)) for name, live in busy.items()}, counts
+        counts = dict(query("SELECT identity, live FROM task_workers"))
+        assert counts == {name: self.model.busy(name) for name in self.model.hands}, counts
         events: dict[str, list[tuple[int, tuple[object, ...]]]] = defaultdict(list)
         for name, number, event in query("SELECT task_id, number, event FROM task_events ORDER BY task_id, number"):
             events[name].append((number, _shown(pb.TaskEvent.FromString(bytes(event)))))
@@ -403,22 +402,8 @@ class Play:
             assert [number for number, _ in events[name]] == list(range(1, len(job.events) + 1))
             assert epochs[name] == list(range(1, job.epoch + (not job.worker)))
         self._compare_pushed()
-        self._compare_dependents()
         letters = {row[0] for row in query("SELECT task_id FROM task_dead_letters WHERE resolved_ms = 0")}
         assert letters == {name for name, job in jobs.items() if job.status == "dlq"}
-
-    def _compare_dependents(self) -> None:
-        """A task waits for those that have not ended; one that is tried again had ended for it."""
-        jobs = self.model.jobs
-        left: dict[str, set[str]] = defaultdict(set)
-        for name, awaited in self.world.databases["tasks"].query("SELECT task_id, depends_on FROM task_dependents"):
-            left[name].add(awaited)
-            assert not jobs[awaited].over, f"{name} waits for {awaited}, which has ended"
-        waiting = {name: job.wait for name, job in jobs.items() if job.status == "waiting_dependency"}
-        assert set(left) == set(waiting)
-        for name, wait in waiting.items():
-            assert wait is not None
-            assert left[name] == set(wait.depends_on) if wait.any_one else left[name] <= set(wait.depends_on)
 
     def _compare_pushed(self) -> None:
         for who, link in self.links.items():

@@ -17,13 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for name in ("delivery", "handlers"):
         use_virtual_time(items, folder / name)
     names = (
-        "workers",
-        "unclaimed",
-        "deadlines",
-        "abandoned",
-        "unfinished",
-        "retention",
-        "cancelled_children",
-        "child_events",
-    )
-    use_virtual_time(items, folder, ("test_timer", *(f"test_{name}" for name in names)))
+        "test_timer", "test_workers", "test_unclaimed", "test_deadlines", "test_abandoned", "test_unfinished",
+        "test_retention", "test_cancelled_children", "test_child_events",
+    )  # fmt: skip
+    use_virtual_time(items, folder, names)
