@@ -19,19 +19,9 @@ from dataclasses import dataclass, field
 HOUR = 3_600_000
 DAY = 24 * HOUR
 WIRE = {
-    "pending": 1,
-    "assigned": 1,
-    "running": 2,
-    "completed": 3,
-    "failed": 4,
-    "dlq": 4,
-    "cancelled": 5,
-    "waiting_input": 6,
-    "waiting_authority": 7,
-    "waiting_dependency": 8,
-    "hibernated": 9,
-    "rejected": 10,
-}
+    "pending": 1, "assigned": 1, "running": 2, "completed": 3, "failed": 4, "dlq": 4, "cancelled": 5,
+    "waiting_input": 6, "waiting_authority": 7, "waiting_dependency": 8, "hibernated": 9, "rejected": 10,
+}  # fmt: skip
 ENDED = {"completed", "failed", "cancelled", "dlq", "rejected"}
 WAITS = {"input": "waiting_input", "authority": "waiting_authority", "dependency": "waiting_dependency"}
 PAUSED = {*WAITS.values(), "hibernated"}
@@ -361,7 +351,7 @@ class Model:
         self._turn_to(job, "rejected", reason or "rejected", by=caller, wait=None, paused=0)
 
     def report(self, caller: str, name: str, word: str) -> bool:
-        """Report progress; return False if the reporter has lost the task, or it has ended."""
+        """Report progress; False if the reporter has lost the task, or it has ended."""
         job = self.jobs[name]
         if caller not in {job.worker, job.creator}:
             return caller not in job.had
@@ -527,8 +517,8 @@ class Model:
                 break
             self.now = max(self.now, min(ahead)[0])
             page = [one for one in ahead if one[0] <= self.now]
-            # Of what falls due in the same moment either may be first; the one that was given to
-            # somebody was.
+            # Of what falls due in the same moment either may be first; the one that was assigned
+            # was.
             page.sort(key=lambda one: (one[0], not self.chosen(one[1], self.jobs[one[1]].epoch + 1), one[1]))
             for _, name in page:
                 if name in self.jobs:

@@ -50,7 +50,7 @@ def full(store: Store) -> Iterator[Direct]:
     )
     first.created_ms = first.updated_ms = first.pending_ms = NOW_MS
     first.order_us = NOW_MS * 1000
-    if direct.shared:  # statistics are those of the ANALYZE below, whenever the server's own would be made
+    if direct.shared:  # the statistics are those of the ANALYZE below, and not the server's
         for table in GROWING:
             off = Execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             direct.drive(lambda off=off: single(off))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Regressions that the machine of test_random_steps.py, thinking or a reader has found.
+"""What random steps, thought or readers have found wrong stays right.
 
 Each as short as it can be. See play.py for the steps; after each of them the model says what each
 row, event, attempt and assignment is.

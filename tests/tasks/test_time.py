@@ -54,17 +54,8 @@ def some_step(chance: random.Random, play: Play) -> Step:
             others = [chance.randrange(60) for _ in range(chance.randrange(3))]
             timeout, wake = (chance.choice([0, 0, 1]) * chance.randrange(1000, 6 * DAY_MS) for _ in range(2))
             who, reason, task = _one_of(chance, play, "running", chance.choice(sorted(REASONS)))
-            return (
-                "pause",
-                who,
-                reason,
-                task,
-                others,
-                chance.random() < 0.5,
-                timeout,
-                wake,
-                chance.choice(["", "retry"]),
-            )
+            any_one, escalation = chance.random() < 0.5, chance.choice(["", "retry"])
+            return ("pause", who, reason, task, others, any_one, timeout, wake, escalation)
         case "report":
             return ("report", *_one_of(chance, play, "running", "")[::2])
         case "pass":
@@ -151,7 +142,7 @@ async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(pl
 
 @pytest.mark.parametrize("back_ms", [0, 3_600_000])
 async def test_a_calendar_that_is_set_forward_or_back_is_followed(play: Play, back_ms: int) -> None:
-    """A wait until a time of the calendar ends once, soon after the clock is set there."""
+    """A wait until a time of the calendar ends once, soon after that time is set."""
     await play.step(("disconnect", "b", True))
     await play.step(("create", "self", "a", 3, 30, 0, 0, 0, 0))
     await play.step(("op", "creator", "claim", 0))

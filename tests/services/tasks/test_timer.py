@@ -138,7 +138,7 @@ async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_t
 async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One write stalls: other deadlines fall due, and the reporting worker keeps its task."""
+    """One write stalls: other deadlines fall due, and the worker keeps its task."""
     tasks = world.databases["tasks"]
     async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
         deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
@@ -212,7 +212,7 @@ async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkey
 
 
 async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The join of the second agent waits to be written while the grace of the first ends."""
+    """The join of the second agent is not written when the grace of the first ends."""
     async with deadlock_is_an_error(), world.open() as core, running(core) as (orchestrator, _, started, asked):
         await fail(orchestrator, asked.task_id, "its process has ended")
         calls, stalled, fired = 0, trio.Event(), 0

@@ -90,9 +90,9 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
 
 @pytest.mark.parametrize("how", ["again", "anew", "at once"])
 async def test_much_that_is_given_at_once_is_not_held_at_once(core: Core, world: World, how: str) -> None:
-    """An assignment is sent again after a commit without an answer, or to a new client.
+    """Assignments are sent again after a commit without an answer.
 
-    Or many are sent to a worker for which all of them have waited.
+    Or to a new client, or all at once to a worker for which they have waited.
     """
     engine, held = core.tasks.engine, [0]
     after_commit = engine.after_commit

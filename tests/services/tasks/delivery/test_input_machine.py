@@ -1,4 +1,4 @@
-"""Each input is used once, by the oldest wait that it matches, in any order of steps.
+"""Each input is used once, by the oldest wait that it matches, whatever happens.
 
 Steps are inputs, waits, repeated waits, outages of the tasks database and restarts.
 

@@ -17,7 +17,7 @@ from tests.services.tasks.peers import Op, create, get, given, operate
 BIG = b"x" * (512 * 1024 + 1)
 
 
-# In the order of the checks (reference: tasks.md 2.2): what comes first says what is wrong.
+# In the order of the checks (reference: tasks.md 2.2): the first that fails says what is wrong.
 @pytest.mark.parametrize(
     ("fields", "code"),
     [

@@ -54,7 +54,7 @@ async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made
 
 @pytest.mark.parametrize("why", ["", "the disk is full"])
 async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world: World, why: str) -> None:
-    """The next attempt has begun at the same worker when the first failure is repeated."""
+    """The same worker has begun the next attempt when the failure is repeated."""
     policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED)
 
     async def look_for_what_is_due() -> None:

@@ -2,7 +2,7 @@
 
 What was decided is checked against the table of moves, what is stored against itself.
 
-The machine makes the very transactions that handlers and sessions make, with a clock of its own.
+The machine makes the very transactions that handlers and sessions make, with a separate clock.
 Before an operation it reads the row and asks the table what is to become of it; after every
 transaction all the tables must agree with each other.
 """
@@ -90,7 +90,7 @@ class TaskMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.place.close()
 
-    # -- running ----------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     def run(self, program: Callable[[Context], Program[T]]) -> T:
         self.now_ms += 1
@@ -115,6 +115,14 @@ class TaskMachine(RuleBasedStateMachine):
     def load(self, task_id: str) -> TaskRow | None:
         return self.database.drive(lambda: task_rows.load(task_id))
 
+    def held(self, number: int) -> tuple[TaskRow, Caller] | None:
+        """One of the tasks that a worker has in hand, and this worker."""
+        held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
+        if not held:
+            return None
+        task = held[number % len(held)]
+        return task, Caller(Identity.parse(task.assigned_to), "w")
+
     def pick(self, number: int) -> str:
         return self.ids[number % len(self.ids)]
 
@@ -134,7 +142,7 @@ class TaskMachine(RuleBasedStateMachine):
                 ahead.extend(other.waits_for.depends_on)
         return False
 
-    # -- rules ------------------------------------------------------------------------------------------------------
+    # -- rules -------------------------------------------------------------------------------------
 
     @initialize()
     def a_worker_is_connected(self) -> None:
@@ -197,18 +205,9 @@ class TaskMachine(RuleBasedStateMachine):
             now_ms=self.now_ms,
             order_us=self.now_ms * 1000 + self.count,
         )
+        more = {"offline": OfflinePolicy.QUEUE, "start": None, "target": None, "minted": None}
         created = self.run(
-            lambda context: creating.create_in_transaction(
-                context,
-                task,
-                b"p",
-                key=key,
-                request=asked,
-                offline=OfflinePolicy.QUEUE,
-                start=None,
-                target=None,
-                minted=None,
-            )
+            lambda context: creating.create_in_transaction(context, task, b"p", key=key, request=asked, **more)
         )
         known = self.keys.get(key) if key else None
         if known is not None and known[0] + creating.KEY_MS <= self.now_ms:
@@ -242,13 +241,9 @@ class TaskMachine(RuleBasedStateMachine):
         if move is Move.PAUSE:
             depends_on = tuple(one for one in map(self.pick, others) if one != task_id)
             wait = Wait(
-                reason,
-                depends_on=depends_on if reason is Reason.DEPENDENCY else (),
-                wake_on_any=any_of,
-                timeout_ms=timeout_ms,
-                checkpoint_key="k" if reason is Reason.HIBERNATION else "",
-                escalation=escalation,
-            )
+                reason, depends_on=depends_on if reason is Reason.DEPENDENCY else (), wake_on_any=any_of,
+                timeout_ms=timeout_ms, checkpoint_key="k" if reason is Reason.HIBERNATION else "", escalation=escalation,
+            )  # fmt: skip
         epoch = self.database.drive(lambda: task_rows.latest_epoch(task_id, caller.text))
         if before is not None and before.assigned_to == caller.text:
             epoch = before.epoch
@@ -289,16 +284,12 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(number=picks, others=st.lists(picks, min_size=1, max_size=2), any_of=st.booleans())
     def wait_for_others(self, number: int, others: list[int], any_of: bool) -> None:
         """Lead to a wait for other tasks, which chance seldom finds."""
-        held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
-        if held:
-            task = held[number % len(held)]
-            caller = Caller(Identity.parse(task.assigned_to), "w")
+        if (held := self.held(number)) is not None:
+            task, caller = held
             depends_on = tuple(one for one in map(self.pick, others) if one != task.task_id)
             wait = Wait(Reason.DEPENDENCY, depends_on=depends_on, wake_on_any=any_of)
-            for asked in (
-                OperationRequest(task.task_id, Move.CLAIM),
-                OperationRequest(task.task_id, Move.PAUSE, wait=wait),
-            ):
+            claim = OperationRequest(task.task_id, Move.CLAIM)
+            for asked in (claim, OperationRequest(task.task_id, Move.PAUSE, wait=wait)):
                 outcome: OperationResult = self.run(lambda context, asked=asked: operate(context, caller, asked))  # type: ignore[misc]
                 circle = asked.wait is not None and self.closes_circle(task.task_id, asked.wait)
                 assert CIRCLE in outcome.refusal if circle else outcome.refusal == ""
@@ -307,13 +298,10 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(number=picks, move=st.sampled_from([Move.CLAIM, Move.COMPLETE, Move.COMPLETE, Move.FAIL]))
     def work_on(self, number: int, move: Move) -> None:
         """What workers mostly do."""
-        held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
-        if held:
-            task = held[number % len(held)]
-            caller = Caller(Identity.parse(task.assigned_to), "w")
-            outcome: OperationResult = self.run(
-                lambda context: operate(context, caller, OperationRequest(task.task_id, move))
-            )
+        if (held := self.held(number)) is not None:
+            task, caller = held
+            asked = OperationRequest(task.task_id, move)
+            outcome: OperationResult = self.run(lambda context: operate(context, caller, asked))
             assert outcome.refusal == ""
 
     @precondition(lambda self: self.ids)
@@ -341,7 +329,7 @@ class TaskMachine(RuleBasedStateMachine):
         else:
             raise AssertionError("something is due for ever")
 
-    # -- what always holds ------------------------------------------------------------------------------------------
+    # -- what always holds -------------------------------------------------------------------------
 
     @invariant()
     def the_tables_agree(self) -> None:
@@ -392,7 +380,7 @@ class TaskMachine(RuleBasedStateMachine):
             event = pb.TaskEvent.FromString(encoded)
             if event.HasField("status_changed"):
                 assert event.status_changed.from_status == shown
-                buried = shown == pb.TASK_STATUS_FAILED  # it shows as before, and there is to be no further attempt
+                buried = shown == pb.TASK_STATUS_FAILED  # as before: no attempt follows
                 assert event.status_changed.to_status != shown or buried
                 shown = event.status_changed.to_status
         assert shown == task.status.wire

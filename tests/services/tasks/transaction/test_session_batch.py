@@ -73,7 +73,7 @@ def task(number: int, queue: str) -> TaskRow:
 def play(
     database: Direct, before: list[Came | Went], waiting: list[str], group: list[Came | Went], merged: bool
 ) -> None:
-    """Write the first steps one by one, then what waits, then the group in one transaction."""
+    """Write steps one by one, tasks that wait, and a group in one transaction."""
 
     def one_by_one(now_ms: int, mutations: list[Join | Leave]) -> None:
         def program() -> Program[None]:
