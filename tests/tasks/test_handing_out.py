@@ -65,7 +65,7 @@ class Node:
         self.floor.hand_out(await self.run(program))
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a program, and again if another node was faster too often, as a client would."""
+        """Run a program, and again if another node was faster too often."""
         while True:
             try:
                 return await self.database.run(program)

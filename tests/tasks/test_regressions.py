@@ -202,6 +202,7 @@ CASES: dict[str, list[Step]] = {
     "what a worker that claims has not begun counts no delivery when its gateway goes": [
         ONE_WORKER, pool(), pool(), CLAIM, restart(), come("a", back=True), restart(crash=True), come("a", back=True),
     ],
+    "only the worker of a task can hibernate it": [ONE_WORKER, pool(), CLAIM, pause("creator", 0, reason="hibernation")],
     "another worker tries again what one that stays away had claimed": [
         ONE_WORKER, pool(RETRIED, kind=0), pool(kind=0), CLAIM, op("a", "claim", 1), leave("a"), come("b"),
         wait(5_017), wait(), wait(1_013),
