@@ -28,22 +28,17 @@ def test_one_to_1024_entries(count: int) -> None:
         ([("a", math.nan)], 0, Code.METRIC_INVALID_ENTRY, "entry 0 of the metric, 'a', is nan"),
         ([("a", math.inf)], 0, Code.METRIC_INVALID_ENTRY, "is inf, not a finite number"),
         ([("a", 1.0), ("b", -math.inf)], 0, Code.METRIC_INVALID_ENTRY, "entry 1 .* is -inf"),
+        ([], 65, Code.METRIC_INVALID, "metadata keys"),
+        ([("", math.nan)] * 1025, 0, Code.METRIC_EMPTY, "entries"),
     ],
 )
-def test_refusals(entries: list[tuple[str, float]], metadata_keys: int, code: Code, message: str) -> None:
+def test_refusals_the_first_of_several_reasons_wins(
+    entries: list[tuple[str, float]], metadata_keys: int, code: Code, message: str
+) -> None:
     with pytest.raises(AetherError, match=message) as caught:
         check_metric(entries, metadata_keys)
     assert caught.value.code is code
     assert not caught.value.retryable
-
-
-def test_the_first_failure_wins() -> None:
-    with pytest.raises(AetherError) as caught:
-        check_metric([], 65)
-    assert caught.value.code is Code.METRIC_INVALID
-    with pytest.raises(AetherError) as caught:
-        check_metric([("", math.nan)] * 1025, 0)
-    assert caught.value.code is Code.METRIC_EMPTY
 
 
 @pytest.mark.parametrize(

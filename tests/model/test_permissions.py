@@ -36,7 +36,3 @@ def test_cell(sender: str, topic: str, allowed: bool) -> None:
 def test_the_expected_table_has_every_cell_once() -> None:
     assert {(sender, topic) for sender, topic, _ in cells()} == {(kind, topic) for kind in Kind for topic in TopicKind}
     assert len(cells()) == 9 * 15
-
-
-def test_no_participant_may_send_to_progress() -> None:
-    assert not any(may_send(kind, TopicKind.PROGRESS) for kind in Kind)

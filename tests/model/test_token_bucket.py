@@ -25,31 +25,8 @@ def test_a_burst_then_the_rate() -> None:
     assert bucket.take(5.01) == 0.0
     assert bucket.take(5.01) == pytest.approx(0.01)
     assert [bucket.take(7.01) for _ in range(200)] == [0.0] * 200
-    assert bucket.take(7.01) > 0
-
-
-def test_a_refusal_takes_nothing() -> None:
-    bucket = TokenBucket(1, 1)
-    assert bucket.take(0.0) == 0.0
-    for _ in range(50):
-        assert bucket.take(0.5) == pytest.approx(0.5)
-    assert bucket.take(1.0) == 0.0
-
-
-def test_several_at_once() -> None:
-    bucket = TokenBucket(10, 10)
-    assert bucket.take(0.0, 6) == 0.0
-    assert bucket.take(0.0, 6) == pytest.approx(0.2)
-    assert bucket.take(0.0, 4) == 0.0
-    assert bucket.take(0.0, 0) == 0.0
-    assert bucket.take(0.0) == pytest.approx(0.1)
-
-
-def test_rest_does_not_save_more_than_the_burst() -> None:
-    bucket = TokenBucket(10, 2)
-    assert bucket.take(0.0, 2) == 0.0
-    assert [bucket.take(1_000_000.0) for _ in range(3)][:2] == [0.0, 0.0]
-    assert bucket.take(1_000_000.0) > 0
+    assert bucket.take(7.01) == pytest.approx(0.01)
+    assert bucket.take(7.01, 0) == 0.0
 
 
 def test_rate_zero_is_unlimited() -> None:

@@ -83,6 +83,22 @@ def leads_to(task: TaskRow, move: Move, told: Facts) -> StoredStatus | None:
             return None
 
 
+def step_of(task: TaskRow, move: Move, told: Facts) -> MoveStep:
+    step = decide(task, move, told)
+    assert isinstance(step, MoveStep)
+    return step
+
+
+def after_of(task: TaskRow, move: Move, told: Facts) -> TaskRow:
+    return step_of(task, move, told).after
+
+
+def refusal_of(task: TaskRow, move: Move, told: Facts) -> RefusedMove:
+    refused = decide(task, move, told)
+    assert isinstance(refused, RefusedMove)
+    return refused
+
+
 def validator_allows(before: S, after: S) -> bool:
     return before is after or after.value in VALIDATOR[before].split()
 
@@ -114,8 +130,7 @@ def test_a_resume_by_another_participant_begins_nothing(status: S) -> None:
 def test_a_lost_delivery_is_an_attempt(policy: RetrySchedule | None, failures: int, attempts: int) -> None:
     text = "" if policy is None else policy.to_json()
     task = make(S.ASSIGNED, retry_count=failures, max_attempts=attempts, retry_policy=text, deliveries=7)
-    step = decide(task, Move.LOSE, Facts(NOW, reason="gone"))
-    assert isinstance(step, MoveStep)
+    step = step_of(task, Move.LOSE, Facts(NOW, reason="gone"))
     last = failures + 1 >= attempts
     assert step.after.status is (S.DLQ if last else S.FAILED if policy else S.PENDING)
     assert step.after.retry_count == failures + 1
@@ -144,47 +159,32 @@ def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move
 def test_deliveries_are_bounded(status: S, bound: int) -> None:
     task = make(status, deliveries=bound - 2)
     for wanted in (S.PENDING, S.DLQ):
-        step = decide(task, Move.UNASSIGN, Facts(NOW, lost=True))
-        assert isinstance(step, MoveStep)
+        step = step_of(task, Move.UNASSIGN, Facts(NOW, lost=True))
         assert step.after.status is wanted
         task = task.changed({"deliveries": step.after.deliveries})
     assert leads_to(make(status, deliveries=99), Move.UNASSIGN, Facts(NOW)) is S.PENDING
 
 
-@pytest.mark.parametrize("status", S)
-def test_reject_goes_where_the_validator_lets_it(status: S) -> None:
-    wanted = S.REJECTED if validator_allows(status, S.REJECTED) else None
-    assert leads_to(make(status), Move.REJECT, facts_of(make(status))) is wanted
+# What a move leads to, and from where.
+GOALS = {
+    Move.REJECT: (S.REJECTED, {status for status in S if validator_allows(status, S.REJECTED)}),
+    Move.CLAIM: (S.RUNNING, CLAIMABLE),
+    Move.COMPLETE: (S.COMPLETED, {*S} - TERMINAL | {S.COMPLETED}),
+    Move.FAIL: (S.FAILED, {*S} - TERMINAL | {S.FAILED}),
+    Move.CANCEL: (S.CANCELLED, {*S} - TERMINAL | {S.CANCELLED}),
+    Move.RETRY: (S.PENDING, {S.FAILED, S.CANCELLED, S.DLQ}),
+}
 
 
-@pytest.mark.parametrize("status", S)
-def test_claim(status: S) -> None:
-    assert leads_to(make(status), Move.CLAIM, facts_of(make(status))) is (S.RUNNING if status in CLAIMABLE else None)
-
-
-@pytest.mark.parametrize(("status", "move"), list(itertools.product(S, [Move.COMPLETE, Move.FAIL])))
-def test_complete_and_fail_take_whatever_has_not_ended(status: S, move: Move) -> None:
-    end = S.COMPLETED if move is Move.COMPLETE else S.FAILED
-    wanted = end if status not in TERMINAL or status is end else None
-    assert leads_to(make(status), move, facts_of(make(status))) is wanted
-
-
-@pytest.mark.parametrize("status", S)
-def test_cancel_takes_whatever_has_not_ended(status: S) -> None:
-    wanted = S.CANCELLED if status not in TERMINAL or status is S.CANCELLED else None
-    assert leads_to(make(status), Move.CANCEL, facts()) is wanted
+@pytest.mark.parametrize(("status", "move"), list(itertools.product(S, GOALS)))
+def test_a_move_leads_to_its_goal_from_where_it_may_and_nowhere_else(status: S, move: Move) -> None:
+    goal, starts = GOALS[move]
+    assert leads_to(make(status), move, facts_of(make(status))) is (goal if status in starts else None)
 
 
 def test_cancel_ends_a_failed_task_that_would_be_tried_again() -> None:
-    step = decide(make(S.FAILED, next_retry_ms=NOW + 1), Move.CANCEL, facts(CREATOR))
-    assert isinstance(step, MoveStep)
+    step = step_of(make(S.FAILED, next_retry_ms=NOW + 1), Move.CANCEL, facts(CREATOR))
     assert (step.after.status, step.after.next_retry_ms, step.after.is_final) == (S.CANCELLED, 0, True)
-
-
-@pytest.mark.parametrize("status", S)
-def test_retry_takes_what_has_failed(status: S) -> None:
-    wanted = S.PENDING if status in {S.FAILED, S.CANCELLED, S.DLQ} else None
-    assert leads_to(make(status), Move.RETRY, facts()) is wanted
 
 
 @pytest.mark.parametrize(("status", "move"), list(itertools.product(S, Move)))
@@ -201,8 +201,7 @@ def test_whatever_is_left_of_a_terminal_task_is_pending_cancelled_or_a_dead_lett
 def test_a_repeat_by_the_same_caller_changes_nothing_and_by_another_is_refused(move: Move) -> None:
     ended = {Move.COMPLETE: S.COMPLETED, Move.FAIL: S.FAILED, Move.CANCEL: S.CANCELLED, Move.REJECT: S.REJECTED}[move]
     assert isinstance(decide(make(ended), move, facts()), Repeat)
-    refused = decide(make(ended), move, facts(CREATOR))
-    assert isinstance(refused, RefusedMove)
+    refused = refusal_of(make(ended), move, facts(CREATOR))
     assert refused.why is MoveRefusal.ENDED
     assert ended.value in refused.text
 
@@ -218,8 +217,7 @@ def test_a_repeat_by_the_same_caller_changes_nothing_and_by_another_is_refused(m
     ],
 )
 def test_a_worker_that_lost_the_task_is_told_so(move: Move, task: TaskRow) -> None:
-    refused = decide(task, move, facts(wait=Wait(Reason.INPUT)))
-    assert isinstance(refused, RefusedMove)
+    refused = refusal_of(task, move, facts(wait=Wait(Reason.INPUT)))
     assert refused.why is MoveRefusal.STALE
     assert "over" in refused.text
 
@@ -234,9 +232,7 @@ def test_the_same_pause_changes_nothing_and_another_one_waits(status: S) -> None
             assert leads_to(before, Move.PAUSE, facts(**again)) is S.WAITING_INPUT
         else:
             assert isinstance(decide(before, Move.PAUSE, facts(**again)), RefusedMove)
-    lost = decide(make(status, pause_key="k", epoch=2), Move.PAUSE, facts(**again))
-    assert isinstance(lost, RefusedMove)
-    assert lost.why is MoveRefusal.STALE
+    assert refusal_of(make(status, pause_key="k", epoch=2), Move.PAUSE, facts(**again)).why is MoveRefusal.STALE
 
 
 @pytest.mark.parametrize("status", sorted({*S} - {S.RUNNING} - PAUSED))
@@ -250,25 +246,19 @@ def test_a_worker_that_lost_the_task_may_still_cancel_it() -> None:
 
 
 def test_claiming_what_waits_is_an_assignment_for_whom_it_is_for() -> None:
-    step = decide(make(S.PENDING, epoch=4), Move.CLAIM, facts(OTHER))
-    assert isinstance(step, MoveStep)
+    step = step_of(make(S.PENDING, epoch=4), Move.CLAIM, facts(OTHER))
     assert (step.after.assigned_to, step.after.epoch, step.after.status) == (OTHER, 5, S.RUNNING)
     targeted = make(S.PENDING, mode=Mode.TARGETED, target=WORKER)
-    refused = decide(targeted, Move.CLAIM, facts(OTHER))
-    assert isinstance(refused, RefusedMove)
-    assert refused.why is MoveRefusal.NOT_YOURS
+    assert refusal_of(targeted, Move.CLAIM, facts(OTHER)).why is MoveRefusal.NOT_YOURS
 
 
 def test_no_worker_claims_what_another_was_assigned() -> None:
-    refused = decide(make(S.ASSIGNED), Move.CLAIM, facts(OTHER))
-    assert isinstance(refused, RefusedMove)
-    assert refused.why is MoveRefusal.NOT_YOURS
+    assert refusal_of(make(S.ASSIGNED), Move.CLAIM, facts(OTHER)).why is MoveRefusal.NOT_YOURS
 
 
 def test_a_second_claim_changes_nothing_unless_its_worker_was_missed() -> None:
     assert isinstance(decide(make(S.RUNNING), Move.CLAIM, facts()), Repeat)
-    step = decide(make(S.RUNNING, disconnected_ms=NOW - 1), Move.CLAIM, facts())
-    assert isinstance(step, MoveStep)
+    step = step_of(make(S.RUNNING, disconnected_ms=NOW - 1), Move.CLAIM, facts())
     assert (step.after.disconnected_ms, step.after.started_ms) == (0, NOW - 3000)
 
 
@@ -287,11 +277,9 @@ def test_only_an_assignment_raises_the_epoch_and_it_names_the_worker(status: S, 
 
 @pytest.mark.parametrize("failures", range(3))
 def test_failure_without_a_policy_is_final(failures: int) -> None:
-    step = decide(make(S.RUNNING, retry_count=failures), Move.FAIL, facts(reason="boom"))
-    assert isinstance(step, MoveStep)
-    after = step.after
-    assert (after.retry_count, after.next_retry_ms, after.error, step.reason) == (failures + 1, 0, "boom", "boom")
-    assert after.is_final
+    step = step_of(make(S.RUNNING, retry_count=failures), Move.FAIL, facts(reason="boom"))
+    assert (step.after.retry_count, step.after.next_retry_ms, step.after.is_final) == (failures + 1, 0, True)
+    assert step.after.error == step.reason == "boom"
 
 
 def test_failure_with_a_policy_is_final_at_its_last_attempt() -> None:
@@ -299,17 +287,14 @@ def test_failure_with_a_policy_is_final_at_its_last_attempt() -> None:
     nexts = []
     for failures in range(3):
         task = make(S.RUNNING, retry_policy=policy, max_attempts=3, retry_count=failures)
-        step = decide(task, Move.FAIL, facts())
-        assert isinstance(step, MoveStep)
+        step = step_of(task, Move.FAIL, facts())
         nexts.append((step.after.next_retry_ms, step.after.is_final))
     assert nexts == [(NOW + 700, False), (NOW + 700, False), (0, True)]
 
 
 def test_retry_clears_what_the_reference_clears_and_keeps_the_rest() -> None:
     failed = make(S.FAILED, retry_count=2, completed_ms=5, failed_ms=6, error="boom", error_type="X", next_retry_ms=NOW)
-    step = decide(failed, Move.RETRY, facts(CREATOR))
-    assert isinstance(step, MoveStep)
-    after = step.after
+    after = after_of(failed, Move.RETRY, facts(CREATOR))
     assert (after.started_ms, after.failed_ms, after.assigned_ms, after.next_retry_ms) == (0, 0, 0, 0)
     assert (after.assigned_to, after.error, after.error_type, after.ended_by) == ("", "", "", "")
     assert (after.retry_count, after.completed_ms, after.epoch) == (2, 5, 1)
@@ -317,58 +302,39 @@ def test_retry_clears_what_the_reference_clears_and_keeps_the_rest() -> None:
 
 
 def test_hibernation_needs_its_checkpoint_and_lets_the_worker_go() -> None:
-    refused = decide(make(S.RUNNING), Move.PAUSE, facts(wait=Wait(Reason.HIBERNATION)))
-    assert isinstance(refused, RefusedMove)
-    assert refused.why is MoveRefusal.WAIT_SPEC
+    assert refusal_of(make(S.RUNNING), Move.PAUSE, facts(wait=Wait(Reason.HIBERNATION))).why is MoveRefusal.WAIT_SPEC
     wait = Wait(Reason.HIBERNATION, checkpoint_key="half", resume_session_id="s")
-    slept = decide(make(S.RUNNING, attached=1), Move.PAUSE, facts(wait=wait))
-    assert isinstance(slept, MoveStep)
+    slept = step_of(make(S.RUNNING, attached=1), Move.PAUSE, facts(wait=wait))
     assert (slept.after.attached, slept.after.paused_ms, slept.reason) == (0, NOW, "hibernation")
-    woken = decide(slept.after, Move.WAKE, Facts(NOW + 5))
-    assert isinstance(woken, MoveStep)
-    after = woken.after
-    assert (after.status, after.assigned_to, after.checkpoint_key, after.resume_session_id) == (
-        S.PENDING,
-        "",
-        "half",
-        "s",
-    )
-    assert (after.wait, after.paused_ms) == ("", 0)
+    after = after_of(slept.after, Move.WAKE, Facts(NOW + 5))
+    assert (after.status, after.assigned_to, after.wait, after.paused_ms) == (S.PENDING, "", "", 0)
+    assert (after.checkpoint_key, after.resume_session_id) == ("half", "s")
 
 
 @pytest.mark.parametrize("status", [S.WAITING_INPUT, S.WAITING_AUTHORITY, S.WAITING_DEPENDENCY])
 def test_what_wakes_goes_on_where_it_is_and_without_a_worker_there_starts_its_grace(status: S) -> None:
-    step = decide(make(status), Move.WAKE, Facts(NOW))
-    assert isinstance(step, MoveStep)
+    step = step_of(make(status), Move.WAKE, Facts(NOW))
     assert (step.after.status, step.after.assigned_to, step.after.disconnected_ms) == (S.RUNNING, WORKER, 0)
-    gone = decide(make(status), Move.WAKE, Facts(NOW, present=False))
-    assert isinstance(gone, MoveStep)
+    gone = step_of(make(status), Move.WAKE, Facts(NOW, present=False))
     assert (gone.after.status, gone.after.disconnected_ms) == (S.RUNNING, NOW)
-    unassigned = decide(make(status, assigned_to=""), Move.WAKE, Facts(NOW))
-    assert isinstance(unassigned, MoveStep)
-    assert unassigned.after.status is S.PENDING
+    assert after_of(make(status, assigned_to=""), Move.WAKE, Facts(NOW)).status is S.PENDING
 
 
 def test_pause_without_a_wait_spec_is_refused() -> None:
-    refused = decide(make(S.RUNNING), Move.PAUSE, facts())
-    assert isinstance(refused, RefusedMove)
-    assert refused.why is MoveRefusal.WAIT_SPEC
+    assert refusal_of(make(S.RUNNING), Move.PAUSE, facts()).why is MoveRefusal.WAIT_SPEC
 
 
 def test_a_token_binds_its_worker_after_any_other() -> None:
-    step = decide(make(S.RUNNING), Move.ATTACH, Facts(NOW, OTHER))
-    assert isinstance(step, MoveStep)
+    step = step_of(make(S.RUNNING), Move.ATTACH, Facts(NOW, OTHER))
     assert (step.after.assigned_to, step.after.epoch, step.after.attached) == (OTHER, 2, 1)
-    waiting = decide(make(S.WAITING_INPUT), Move.ATTACH, Facts(NOW, WORKER))
-    assert isinstance(waiting, MoveStep)
+    waiting = step_of(make(S.WAITING_INPUT), Move.ATTACH, Facts(NOW, WORKER))
     assert (waiting.after.status, waiting.after.epoch, waiting.after.attached) == (S.WAITING_INPUT, 1, 1)
 
 
 @pytest.mark.parametrize(("failures", "wanted"), [(0, S.FAILED), (1, S.FAILED), (2, S.DLQ)])
 def test_a_deadline_leads_to_another_attempt_or_to_the_dead_letters(failures: int, wanted: S) -> None:
     told = Facts(NOW, reason="too late", error_type="TIMEOUT", delay_ms=1500)
-    step = decide(make(S.RUNNING, retry_count=failures), Move.TIME_OUT, told)
-    assert isinstance(step, MoveStep)
+    step = step_of(make(S.RUNNING, retry_count=failures), Move.TIME_OUT, told)
     assert (step.after.status, step.after.retry_count, step.reason) == (wanted, failures + 1, "too late")
     assert step.after.next_retry_ms == (0 if wanted is S.DLQ else NOW + 1500)
 
@@ -389,12 +355,6 @@ EARLIER = {
     "opened_ms": NOW - 13,
     "fresh_ms": NOW - 14,
 }
-
-
-def after_of(task: TaskRow, move: Move, told: Facts) -> TaskRow:
-    step = decide(task, move, told)
-    assert isinstance(step, MoveStep)
-    return step.after
 
 
 @pytest.mark.parametrize(("move", "status"), [(Move.ASSIGN, S.ASSIGNED), (Move.START, S.STARTING)])
@@ -439,9 +399,7 @@ def test_a_pause_counts_what_was_worked_until_then(reason: Reason) -> None:
     assert after.heartbeat_ms == NOW, "its worker knows of it"
     by_other = after_of(make(S.RUNNING, **EARLIER), Move.PAUSE, facts(OTHER, wait=told.wait))
     assert by_other.heartbeat_ms == NOW - 6
-    assert after_of(make(S.RUNNING), Move.PAUSE, told).worked_ms == 3000, (
-        "since it was started, where nothing else is known"
-    )
+    assert after_of(make(S.RUNNING), Move.PAUSE, told).worked_ms == 3000, "since its start, where nothing else is known"
     again = after_of(after, Move.PAUSE, facts(wait=Wait(reason, checkpoint_key="other")))
     assert again.worked_ms == 1750, "a task that waits does not work"
 
@@ -489,9 +447,8 @@ def test_an_end_has_its_time_and_its_author_and_nothing_is_due_any_more(move: Mo
 
 @pytest.mark.parametrize("move", [Move.CANCEL, Move.BURY])
 def test_what_would_have_been_tried_again_is_not(move: Move) -> None:
-    waiting = after_of(
-        make(S.RUNNING, retry_policy=RetrySchedule(max_attempts=3).to_json(), max_attempts=3), Move.FAIL, facts()
-    )
+    task = make(S.RUNNING, retry_policy=RetrySchedule(max_attempts=3).to_json(), max_attempts=3)
+    waiting = after_of(task, Move.FAIL, facts())
     assert waiting.next_retry_ms > NOW
     assert after_of(waiting, move, Facts(NOW)).next_retry_ms == 0
 
