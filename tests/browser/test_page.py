@@ -363,11 +363,7 @@ def locked_gateway(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -
     settings = tmp_path / "settings.json"
     settings.write_text(
         json.dumps(
-            {
-                "gateway": {"host": "127.0.0.1"},
-                "auth": {"api_keys": [made["record"]]},
-                "websocket": {"page": True},
-            }
+            {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": [made["record"]]}, "websocket": {"page": True}}
         )
     )
     started = own_gateway(command=(*command, "serve"), extra_args=("--config", str(settings)))

@@ -167,14 +167,7 @@ def publisher(ranges: list[list[int]], window: int = 100) -> Publisher:
 
 @pytest.mark.parametrize(
     ("seq", "verdict"),
-    [
-        (1, IS_COMMITTED),
-        (5, IS_COMMITTED),
-        (6, IS_NEW),
-        (8, IS_COMMITTED),
-        (9, IS_NEW),
-        (1000, IS_NEW),
-    ],
+    [(1, IS_COMMITTED), (5, IS_COMMITTED), (6, IS_NEW), (8, IS_COMMITTED), (9, IS_NEW), (1000, IS_NEW)],
 )
 def test_a_number_is_judged_by_its_range(seq: int, verdict: int) -> None:
     assert publisher([[1, 5], [8, 8]]).judge(seq) == verdict

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -37,6 +39,33 @@ def insert_then_raise(number: int, error: Exception) -> Callable[[], Program[Non
     def program() -> Program[None]:
         yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
         raise error
+
+    return program
+
+
+def pair(number: int) -> Callable[[], Program[None]]:
+    """Two rows, of which no caller ever sees one alone."""
+
+    def program() -> Program[None]:
+        for one in (number, -number):
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (one,))
+
+    return program
+
+
+WRITE_1 = "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data"
+
+
+def count_up() -> Program[None]:
+    """Read, add, write, with nothing that locks the row first."""
+    rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+    yield Execute(WRITE_1, (b"%d" % (int(rows[0][0]) + 1 if rows else 1),))
+
+
+def append(digit: int) -> Callable[[], Program[None]]:
+    def program() -> Program[None]:
+        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+        yield Execute(WRITE_1, ((bytes(rows[0][0]) if rows else b"") + bytes([digit]),))
 
     return program
 
@@ -77,6 +106,14 @@ async def queued(database: Counting, count: int) -> None:
     with trio.fail_after(LONG_S):
         while database.statistics().queued < count:
             await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def locked_file(path: Path, how: str) -> Iterator[None]:
+    """Another process has a transaction in this file, EXCLUSIVE or IMMEDIATE."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(f"BEGIN {how}")
+        yield
 
 
 ONE_WRITER = PostgresLimits(writers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)

@@ -21,25 +21,26 @@ class Slow:
         return [(self.ms,)]
 
 
-async def test_it_goes_on_from_the_databases_time_and_not_from_its_own() -> None:
+async def asked() -> tuple[ManualClock, Slow, DatabaseClock]:
+    """A node's own clock, the database and its clock, which has asked once."""
     own = ManualClock(epoch_ms=5)
     database = Slow(own)
     clock = DatabaseClock(database, own)  # type: ignore[arg-type]
     await clock.ask()
-    assert (
-        clock.now_ms() == 1_000_000
-    )  # what was told, though its way here took some time: never a moment that has not come
+    # What was told, though its way here took some time: never a moment that has not come.
+    assert clock.now_ms() == 1_000_000
+    return own, database, clock
+
+
+async def test_it_goes_on_from_the_databases_time_and_not_from_its_own() -> None:
+    own, _, clock = await asked()
     own.advance(100)
     own.set_wall(77)
     assert clock.now_ms() == 1_000_100
 
 
 async def test_it_never_runs_backwards_and_believes_quick_answers_only() -> None:
-    own = ManualClock()
-    database = Slow(own)
-    clock = DatabaseClock(database, own)  # type: ignore[arg-type]
-    await clock.ask()
-    assert clock.now_ms() == 1_000_000
+    own, database, clock = await asked()
     database.ms -= 5_000
     await clock.ask()
     assert clock.now_ms() == 1_000_000
@@ -54,10 +55,7 @@ async def test_it_never_runs_backwards_and_believes_quick_answers_only() -> None
 
 
 async def test_a_database_that_is_set_back_far_is_followed() -> None:
-    own = ManualClock()
-    database = Slow(own)
-    clock = DatabaseClock(database, own)  # type: ignore[arg-type]
-    await clock.ask()
+    _, database, clock = await asked()
     database.ms -= 3_600_000
     assert clock.now_ms() == 1_000_000
     await clock.ask()

@@ -129,9 +129,4 @@ async def test_those_of_one_row_keep_their_order() -> None:
     for sql, *args in [("INSERT", 1), ("UPDATE", 1), ("INSERT", 2), ("DELETE", 1), ("INSERT", 1), ("UPDATE", 2)]:
         deferred.add(Deferred("notes", sql, args))
     await deferred.write(connection)
-    assert connection.sent == [
-        ("INSERT", [[1], [2]]),
-        ("UPDATE", [[1], [2]]),
-        ("DELETE", (1,)),
-        ("INSERT", (1,)),
-    ]
+    assert connection.sent == [("INSERT", [[1], [2]]), ("UPDATE", [[1], [2]]), ("DELETE", (1,)), ("INSERT", (1,))]

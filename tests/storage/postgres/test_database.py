@@ -18,24 +18,7 @@ from aether_trio.storage.migrations import MIGRATIONS, ONLY_POSTGRES
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import open_postgres
 from tests.helpers.engines import PostgresEngine
-from tests.storage.programs import (
-    CREATE,
-    LONG_S,
-    ids,
-    insert,
-    locked,
-    waiting_for_a_lock,
-)
-
-
-def add(number: int, amount: int = 1) -> Callable[[], Program[None]]:
-    """Read, add, write, with nothing that locks the row first."""
-
-    def program() -> Program[None]:
-        [(data,)] = yield Fetch("SELECT data FROM items WHERE id = $1", (number,))
-        yield Execute("UPDATE items SET data = $2 WHERE id = $1", (number, b"%d" % (int(data) + amount)))
-
-    return program
+from tests.storage.programs import CREATE, LONG_S, count_up, ids, insert, locked, waiting_for_a_lock
 
 
 async def test_who_waits_behind_a_lock_does_not_hold_up_the_others(postgres_engine: PostgresEngine) -> None:
@@ -135,24 +118,18 @@ async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: Postgr
 async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
     """The second program fails and runs again: as if one came after the other."""
 
-    async def node(database: Database) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(worker, database)
-
     async def worker(database: Database) -> None:
         for _ in range(8):
-            await database.run(add(1))
+            await database.run(count_up)
 
     async with postgres_engine.open() as one, postgres_engine.open() as two, postgres_engine.open() as three:
         await one.execute(CREATE)
-        await one.run(insert(1, b"0"))
         added = 0
         # Nodes that do not happen to meet have shown nothing.
         while not sum(database.statistics().conflicts for database in (one, two, three)):
             async with trio.open_nursery() as nursery:
-                for database in (one, two, three):
-                    nursery.start_soon(node, database)
+                for database in (one, two, three) * 10:
+                    nursery.start_soon(worker, database)
             added += 240
             assert await one.fetch("SELECT data FROM items") == [(b"%d" % added,)]
 

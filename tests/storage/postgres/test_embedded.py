@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,71 +43,77 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_gone(pid: int) -> None:
+def wait_until(condition: Callable[[], bool], what: str) -> None:
     give_up = time.monotonic() + LIMIT_S
-    while not gone(pid):
-        assert time.monotonic() < give_up, f"{pid} is still there"
+    while not condition():
+        assert time.monotonic() < give_up, f"it never came: {what}"
         time.sleep(0.02)
+
+
+@contextmanager
+def running(home: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(home, settings=FAST)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+PARENT = """
+import pathlib, sys
+from aether_trio.storage.postgres import embedded
+embedded.binaries = lambda: {18: pathlib.Path(sys.argv[2])}
+server = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1]))
+server.start()
+print(server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def killed_parent(home: Path) -> Iterator[int]:
+    """The process of a server whose parent is killed at the end."""
+    command = [sys.executable, "-c", PARENT, str(home), str(embedded.binaries()[18])]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        yield int(parent.stdout.readline())
+        parent.kill()
+        parent.wait(LIMIT_S)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_what_was_committed_is_there_after_an_end_of_any_kind(home: Path, signum: signal.Signals) -> None:
-    server = EmbeddedPostgres(home, settings=FAST)
-    server.start()
-    try:
+    with running(home) as server:
         server.psql("CREATE TABLE kept AS SELECT 7 AS n")
         first = server.pid
         server.restart(signum=signum)
         assert server.pid != first
         assert server.psql("SELECT n FROM kept") == "7"
-    finally:
-        server.stop()
-    again = EmbeddedPostgres(home, settings=FAST)
-    again.start()
-    try:
+    with running(home) as again:
         assert again.psql("SELECT n FROM kept") == "7"
-    finally:
-        again.stop()
     assert not again.running
 
 
 def test_it_ends_with_the_process_that_started_it_even_if_that_is_killed(home: Path) -> None:
-    program = (
-        "import sys, pathlib; from aether_trio.storage.postgres.embedded import EmbeddedPostgres as E\n"
-        "server = E(pathlib.Path(sys.argv[1])); server.start(); print(server.pid, flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, home], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+    with killed_parent(home) as pid:
         assert not gone(pid)
-        parent.kill()
-        parent.wait(LIMIT_S)
-    wait_gone(pid)
+    wait_until(lambda: gone(pid), "its end")
 
 
 def test_the_interrupt_of_a_terminal_does_not_reach_it(home: Path) -> None:
-    server = EmbeddedPostgres(home, settings=FAST)
-    server.start()
-    try:
+    with running(home) as server:
         assert os.getsid(server.pid) != os.getsid(0)
         assert os.getpgid(server.pid) != os.getpgid(0)
-    finally:
-        server.stop()
 
 
 def test_a_home_with_a_long_path_has_its_socket_elsewhere(home: Path) -> None:
-    server = EmbeddedPostgres(home / ("long" * 30), settings=FAST)
-    server.start()
-    sockets = server.sockets
-    try:
+    with running(home / ("long" * 30)) as server:
+        sockets = server.sockets
         assert server.psql("SELECT 1") == "1"
         assert sockets.stat().st_mode & 0o777 == 0o700
         server.restart()
         assert server.sockets == sockets, "those who connect again do not find it"
-    finally:
-        server.stop()
     assert not sockets.exists()
 
 
@@ -160,61 +167,33 @@ def scratch(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @as_root
 def test_data_and_binaries_may_be_where_only_root_may_enter(installed_in_closed: Path, scratch: Path) -> None:
     modes = installed_in_closed.stat().st_mode
-    server = EmbeddedPostgres(installed_in_closed / "data" / "postgres", settings=FAST)
-    try:
-        server.start()
+    with running(installed_in_closed / "data" / "postgres") as server:
         server.psql("CREATE TABLE kept AS SELECT 7 AS n")
         dsn = server.dsn()
         server.restart(signum=signal.SIGKILL)
         assert server.psql("SELECT n FROM kept") == "7"
         assert server.dsn() == dsn
         assert server.psql("CHECKPOINT; SELECT pg_switch_wal() IS NOT NULL") == "t"
-    finally:
-        server.stop()
     assert installed_in_closed.stat().st_mode == modes, "directories above the server's own stay closed"
     assert not list(scratch.iterdir())
 
 
 @as_root
 def test_a_standby_follows_from_where_only_root_may_enter(installed_in_closed: Path) -> None:
-    primary = EmbeddedPostgres(installed_in_closed / "primary", settings=FAST)
     standby = EmbeddedPostgres(installed_in_closed / "standby", settings=FAST)
-    try:
-        primary.start()
+    with running(installed_in_closed / "primary") as primary:
         standby.create_standby(primary)
-        standby.start()
-        primary.psql("CREATE TABLE kept AS SELECT 7 AS n")
-        give_up = time.monotonic() + LIMIT_S
-        while standby.psql("SELECT to_regclass('kept') IS NOT NULL") != "t":
-            assert time.monotonic() < give_up, "the standby does not follow"
-            time.sleep(0.02)
-    finally:
-        standby.stop()
-        primary.stop()
+        with running(standby.home) as standby:
+            primary.psql("CREATE TABLE kept AS SELECT 7 AS n")
+            wait_until(lambda: standby.psql("SELECT to_regclass('kept') IS NOT NULL") == "t", "the table")
 
 
 @as_root
 def test_nothing_is_left_of_the_copy_when_its_process_was_killed(installed_in_closed: Path, scratch: Path) -> None:
-    program = (
-        "import sys, pathlib; from aether_trio.storage.postgres import embedded\n"
-        "there = {18: pathlib.Path(sys.argv[2])}; embedded.binaries = lambda: there\n"
-        "server = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1])); server.start()\n"
-        "print(server.pid, flush=True); sys.stdin.read()"
-    )
-    arguments = [installed_in_closed / "postgres", embedded.binaries()[18]]
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+    with killed_parent(installed_in_closed / "postgres") as pid:
         assert list(scratch.iterdir())
-        parent.kill()
-        parent.wait(LIMIT_S)
-    wait_gone(pid)
-    give_up = time.monotonic() + LIMIT_S
-    while left := list(scratch.iterdir()):
-        assert time.monotonic() < give_up, f"left: {left}"
-        time.sleep(0.02)
+    wait_until(lambda: gone(pid), "its end")
+    wait_until(lambda: not list(scratch.iterdir()), "an empty directory for temporary files")
 
 
 @as_root
@@ -223,12 +202,8 @@ def test_temporary_files_go_where_the_server_may_enter(
 ) -> None:
     (installed_in_closed / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(installed_in_closed / "tmp"))
-    server = EmbeddedPostgres(installed_in_closed / "postgres", settings=FAST)
-    try:
-        server.start()
+    with running(installed_in_closed / "postgres") as server:
         assert server.psql("SELECT 1") == "1"
-    finally:
-        server.stop()
 
 
 def test_a_missing_wheel_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,7 @@ from tests.storage.programs import CREATE, LONG_S
 @pytest.fixture
 def pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
     """A primary and its synchronous hot standby."""
-    with (
-        open_postgres_server(tcp=True) as primary,
-        open_postgres_server(tcp=True, standby_of=primary) as standby,
-    ):
+    with open_postgres_server(tcp=True) as primary, open_postgres_server(tcp=True, standby_of=primary) as standby:
         primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         primary.psql("SELECT pg_reload_conf()")
         while primary.psql("SELECT sync_state FROM pg_stat_replication") != "sync":

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 import trio
 
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
@@ -20,12 +21,14 @@ from aether_trio.storage.base import CommitUnknown, Execute, Program, StorageUna
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from aether_trio.storage.retry import retry_while_unavailable
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.storage.load import Load, no_connection_is_half_used
-from tests.storage.programs import CREATE, LONG_S, ids, insert
+from tests.storage.programs import CREATE, LONG_S, ids, insert, pair
 
 PATIENT = PostgresLimits(patience_s=LONG_S)
+END_BACKENDS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%'"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +58,7 @@ async def opened(dsn: str, limits: PostgresLimits = PATIENT) -> AsyncIterator[Po
 async def test_lost_backends_under_load(fragile: PostgresServer) -> None:
     async def weather() -> None:
         for _ in range(8):
-            await trio.to_thread.run_sync(
-                fragile.psql,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' "
-                "ORDER BY random() LIMIT 2",
-            )
+            await trio.to_thread.run_sync(fragile.psql, f"{END_BACKENDS} ORDER BY random() LIMIT 2")
             await load.more(10)
 
     async with opened(fragile.dsn()) as database:
@@ -72,9 +71,7 @@ async def test_lost_backends_under_load(fragile: PostgresServer) -> None:
 async def test_idle_connections_that_were_cut_are_not_noticed(fragile: PostgresServer) -> None:
     async with opened(fragile.dsn()) as database:
         for number in range(5):
-            fragile.psql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%'"
-            )
+            fragile.psql(END_BACKENDS)
             await database.run(insert(number))
             assert await ids(database) == list(range(number + 1))
 
@@ -115,18 +112,10 @@ async def test_a_server_that_stays_away_is_said_so_at_once_and_comes_back(fragil
         assert database.statistics().failing
         await trio.to_thread.run_sync(fragile.start)
         with trio.fail_after(LONG_S):
-            while True:
-                try:
-                    await database.run(insert(4))
-                    break
-                except StorageUnavailable:
-                    await trio.sleep(0.05)
-            while True:  # readers look for the server by themselves
-                try:
-                    assert await ids(database) == [1, 4]
-                    break
-                except StorageUnavailable:
-                    await trio.sleep(0.05)
+            await retry_while_unavailable(lambda: database.run(insert(4)), "the test", structlog.get_logger())
+            # Readers look for the server without the writers.
+            found = await retry_while_unavailable(lambda: ids(database), "the test", structlog.get_logger())
+        assert found == [1, 4]
         assert not database.statistics().failing
 
 
@@ -249,14 +238,13 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
     async def caller(number: int, longest_s: float) -> None:
         with trio.move_on_after(longest_s * chance.random()) as scope:
             if number % 3:
-                await load.database.run(load.pair(number))
+                await database.run(pair(number))
                 finished.append(number)
             else:
                 await database.fetch("SELECT count(*), pg_sleep(0.001) FROM items")
         cancelled.append(scope.cancelled_caught)
 
     async with opened(fragile.dsn()) as database:
-        load = Load(database)
         longest_s = math.inf
         for start in range(1, 600, 60):
             started = trio.current_time()
@@ -269,9 +257,8 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
             while not database.idle:
                 await trio.sleep(0.005)
         await no_connection_is_half_used(database, fragile)
-        rows = await ids(database)
-        there = {one for one in rows if one > 0}
-        assert {-one for one in rows if one < 0} == there >= set(finished)
+        there = {*await ids(database)}
+        assert there == {-one for one in there} >= set(finished)
         assert database.statistics().losses == 0
         assert len(finished) >= 40
         assert any(cancelled)

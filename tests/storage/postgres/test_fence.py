@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,7 @@ import trio.testing
 
 from aether_trio.storage.base import FENCE_HERE, Fetch
 from aether_trio.storage.postgres.connections import PostgresLimits
-from aether_trio.storage.postgres.database import PostgresServer, open_postgres
+from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.postgres.errors import FENCED, FencedError
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres_session import open_postgres_session
@@ -28,18 +28,21 @@ LEASE = f"""
 
 
 @asynccontextmanager
-async def opened(engine: PostgresEngine, writers: int = 6) -> AsyncIterator[PostgresServer]:
+async def opened(
+    engine: PostgresEngine, writers: int = 6
+) -> AsyncIterator[tuple[PostgresDatabase, Callable[[int], None]]]:
+    """A database, and a function that fences its writes with an epoch."""
+    engine.outside(LEASE)
     limits = PostgresLimits(writers=writers, patience_s=LONG_S)
     async with open_postgres(engine.server.dsn(), schema=engine.schema, limits=limits) as server:
-        yield server
+        database = await server.database("scratch")
+        await database.execute(CREATE)
+        yield database, lambda epoch: server.fence_writes(lambda: f"SELECT look({epoch})")
 
 
 async def test_a_fence_that_is_shut_refuses_every_write_and_no_read(postgres_engine: PostgresEngine) -> None:
-    postgres_engine.outside(LEASE)
-    async with opened(postgres_engine) as server:
-        database = await server.database("scratch")
-        await database.execute(CREATE)
-        server.fence_writes(lambda: "SELECT look(1)")
+    async with opened(postgres_engine) as (database, fence):
+        fence(1)
         await database.run(insert(1))
         await database.execute("INSERT INTO items (id) VALUES (2)")
         postgres_engine.outside("UPDATE lease SET epoch = 2")
@@ -50,7 +53,7 @@ async def test_a_fence_that_is_shut_refuses_every_write_and_no_read(postgres_eng
         with pytest.raises(FencedError):
             await database.executemany("INSERT INTO items (id) VALUES ($1)", [(5,), (6,)])
         assert await ids(database) == [1, 2]
-        server.fence_writes(lambda: "SELECT look(2)")
+        fence(2)
         await database.run(insert(7))
         assert await ids(database) == [1, 2, 7]
 
@@ -59,12 +62,9 @@ FENCED_INSERT = f"INSERT INTO items (id) SELECT $1::bigint FROM (SELECT {FENCE_H
 
 
 async def test_a_statement_with_the_fence_in_it_is_refused_alike(postgres_engine: PostgresEngine) -> None:
-    postgres_engine.outside(LEASE)
-    async with opened(postgres_engine) as server:
-        database = await server.database("scratch")
-        await database.execute(CREATE)
+    async with opened(postgres_engine) as (database, fence):
         assert await database.write(Fetch(FENCED_INSERT, (1,))) == [(1,)]
-        server.fence_writes(lambda: "SELECT look(1)")
+        fence(1)
         assert await database.write(Fetch(FENCED_INSERT, (2,))) == [(2,)]
         postgres_engine.outside("UPDATE lease SET epoch = 2")
         with pytest.raises(FencedError, match="epoch 1 is over"):
@@ -75,11 +75,8 @@ async def test_a_statement_with_the_fence_in_it_is_refused_alike(postgres_engine
 async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_committed(
     postgres_engine: PostgresEngine,
 ) -> None:
-    postgres_engine.outside(LEASE)
-    async with opened(postgres_engine) as server:
-        database = await server.database("scratch")
-        await database.execute(CREATE)
-        server.fence_writes(lambda: "SELECT look(1)")
+    async with opened(postgres_engine) as (database, fence):
+        fence(1)
         with open_postgres_session(postgres_engine.server.dsn()) as other:
             other.execute(f"SET search_path = {postgres_engine.schema}")
             other.execute("BEGIN")
@@ -96,7 +93,6 @@ async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_comm
 
 
 async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: PostgresEngine) -> None:
-    postgres_engine.outside(LEASE)
     refused: list[int] = []
 
     async def write(number: int) -> None:
@@ -105,9 +101,7 @@ async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: Po
         except FencedError:
             refused.append(number)
 
-    async with opened(postgres_engine, writers=1) as server:
-        database = await server.database("scratch")
-        await database.execute(CREATE)
+    async with opened(postgres_engine, writers=1) as (database, fence):
         postgres_engine.outside("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE")
         with trio.fail_after(LONG_S):
             async with trio.open_nursery() as nursery:
@@ -117,8 +111,7 @@ async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: Po
                 ) != [(1,)]:
                     await trio.sleep(0.005)
                 for number in range(1, 7):
-                    epoch = 1 if number < 4 else 2
-                    server.fence_writes(lambda epoch=epoch: f"SELECT look({epoch})")  # type: ignore[misc]
+                    fence(1 if number < 4 else 2)
                     nursery.start_soon(write, number)
                     await trio.testing.wait_all_tasks_blocked()
                 postgres_engine.outside("UPDATE lease SET epoch = 2; COMMIT")

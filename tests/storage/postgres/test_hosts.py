@@ -37,10 +37,7 @@ from tests.storage.programs import LONG_S
         ),
         (
             "postgresql://u@/db?host=/run/a,b&port=1,2&sslmode=prefer",
-            [
-                "postgresql://u@/db?host=/run/a&port=1&sslmode=prefer",
-                "postgresql://u@/db?host=b&port=2&sslmode=prefer",
-            ],
+            ["postgresql://u@/db?host=/run/a&port=1&sslmode=prefer", "postgresql://u@/db?host=b&port=2&sslmode=prefer"],
         ),
         ("postgresql://a,b/db?port=7", ["postgresql://a/db?port=7", "postgresql://b/db?port=7"]),
     ],

@@ -75,13 +75,7 @@ class Server:
 
 def pool_on(server: Server, loop: Loop) -> Pool:
     return Pool(
-        server.connect,
-        asyncio.get_running_loop().create_task,
-        loop,
-        most=4,
-        keep=1,
-        idle_s=1e6,
-        patience_s=PATIENCE_S,
+        server.connect, asyncio.get_running_loop().create_task, loop, most=4, keep=1, idle_s=1e6, patience_s=PATIENCE_S
     )
 
 

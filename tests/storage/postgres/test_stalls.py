@@ -58,8 +58,7 @@ async def proxied(
                 try:
                     yield database, proxy
                 finally:
-                    for connection in list(proxy.open.values()):
-                        connection.cut()
+                    proxy.cut_all()
 
 
 def stall(proxy: FaultProxy, *, answers_only: bool = False) -> None:
@@ -225,18 +224,13 @@ async def test_the_turn_of_a_node_that_is_not_heard_of_ends(tcp_server: Postgres
                 await other.run(insert(3))
                 await other.run(insert(4))
                 assert other.writer._polite == 0
-            nursery.start_soon(cut_all_soon, proxy)
+            proxy.cut_all()
 
 
 async def until_turn_is_taken(server: PostgresServer) -> None:
     taken = "SELECT count(*) FROM pg_locks WHERE mode = 'ExclusiveLock' AND locktype IN ('relation', 'advisory')"
     while server.psql(taken) == "0":
         await trio.sleep(0.01)
-
-
-async def cut_all_soon(proxy: FaultProxy) -> None:
-    for connection in list(proxy.open.values()):
-        connection.cut()
 
 
 async def test_who_keeps_the_turn_without_a_limit_is_ended(postgres_engine: PostgresEngine) -> None:

@@ -22,7 +22,7 @@ from aether_trio.storage.sqlite import threads
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions
 from aether_trio.storage.sqlite.connection import connect_reader
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
-from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
+from tests.storage.programs import CREATE, held_writer, ids, insert, locked_file, pragma, queued
 
 
 async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: SqliteDatabase) -> None:
@@ -57,15 +57,10 @@ async def test_a_file_locked_by_another_process_fails_writes_not_reads(
     file_database: SqliteDatabase, path: Path
 ) -> None:
     await file_database.run(insert(1))
-    other = sqlite3.connect(path, isolation_level=None)
-    try:
-        other.execute("BEGIN EXCLUSIVE")
+    with locked_file(path, "EXCLUSIVE"):
         with pytest.raises(StorageUnavailable, match="locked"):
             await file_database.run(insert(2))
         assert await ids(file_database) == [1]
-        other.execute("ROLLBACK")
-    finally:
-        other.close()
     await file_database.run(insert(2))
     assert await ids(file_database) == [1, 2]
 
@@ -109,11 +104,15 @@ async def test_a_write_refused_by_the_kernel_loses_nothing_that_was_acknowledged
         assert await ids(database) == [*range(int(count)), 5000]
 
 
-async def test_a_file_that_is_no_database_is_refused_by_name(path: Path) -> None:
-    path.write_bytes(b"not a database, " * 1000)
-    with pytest.raises(StorageSetupError, match=r"items\.db is not a SQLite database\. Move it away"):
+async def cannot_be_opened(path: Path, why: str) -> None:
+    with pytest.raises(StorageSetupError, match=why):
         async with open_sqlite(path):
             pass
+
+
+async def test_a_file_that_is_no_database_is_refused_by_name(path: Path) -> None:
+    path.write_bytes(b"not a database, " * 1000)
+    await cannot_be_opened(path, r"items\.db is not a SQLite database\. Move it away")
     assert path.read_bytes().startswith(b"not a database")
 
 
@@ -123,18 +122,14 @@ async def test_a_damaged_file_is_refused_with_advice(path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[100:4096] = b"\xff" * 3996  # the first page's b-tree, behind an intact header
     path.write_bytes(damaged)
-    with pytest.raises(StorageSetupError, match=r"items\.db is damaged\. Restore it"):
-        async with open_sqlite(path):
-            pass
+    await cannot_be_opened(path, r"items\.db is damaged\. Restore it")
 
 
 def test_a_reader_that_cannot_be_prepared_is_closed(path: Path) -> None:
     path.write_bytes(b"this is no database" * 1000)
     with pytest.raises(StorageSetupError):
         connect_reader(path)
-    # From Python 3.13 on an open connection that nothing refers to is a warning, and so an error
-    # here.
-    gc.collect()
+    gc.collect()  # Python 3.13 warns of an open connection that nothing refers to
 
 
 async def test_the_database_of_another_application_is_not_touched(path: Path) -> None:
@@ -142,29 +137,19 @@ async def test_the_database_of_another_application_is_not_touched(path: Path) ->
     other.execute("CREATE TABLE theirs (x)")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(StorageSetupError, match="another application"):
-        async with open_sqlite(path):
-            pass
+    await cannot_be_opened(path, "another application")
     assert path.read_bytes() == before
 
 
 async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageSetupError, match=r"gone/items\.db cannot be opened"):
-        async with open_sqlite(tmp_path / "gone" / "items.db"):
-            pass
+    await cannot_be_opened(tmp_path / "gone" / "items.db", r"gone/items\.db cannot be opened")
 
 
 async def test_a_file_locked_at_open_is_named(path: Path) -> None:
     async with open_sqlite(path):
         pass
-    other = sqlite3.connect(path, isolation_level=None)
-    try:
-        other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StorageSetupError, match="locked by another process"):
-            async with open_sqlite(path):
-                pass
-    finally:
-        other.close()
+    with locked_file(path, "EXCLUSIVE"):
+        await cannot_be_opened(path, "locked by another process")
     async with open_sqlite(path):
         pass
 
@@ -217,11 +202,8 @@ trio.run(main)
 
 async def test_what_was_acknowledged_before_a_kill_is_there_afterwards(path: Path) -> None:
     acknowledged: set[int] = set()
-    process = subprocess.Popen(
-        [sys.executable, "-c", ACKNOWLEDGE, str(path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[3],
-    )
+    command = [sys.executable, "-c", ACKNOWLEDGE, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
     assert process.stdout is not None
     with process:
         for line in process.stdout:
@@ -272,10 +254,12 @@ async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
                 with pytest.raises(StorageUnavailable) as raised:
                     await write(insert(2))
             assert isinstance(raised.value, CommitUnknown) == unknown
+            assert database.statistics().failing
             # Whatever was in the log behind the last commit is not there any more.
             assert (len(wal.read_bytes()) > len(before)) == overwritten
             before = wal.read_bytes()
-            await database.run(insert(2))
+            await write(insert(2))
+            assert not database.statistics().failing
             await database.execute("DELETE FROM items WHERE id = 2")
             before = wal.read_bytes()
         assert await ids(database) == [1]

@@ -5,7 +5,6 @@ test_conformance.py has the promises that they share with `run` and `read`.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,30 +13,10 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.base import Execute, Program, ProgramFactory, StorageUnavailable
 from aether_trio.storage.sqlite import commit_groups, inline
 from aether_trio.storage.sqlite.database import SqliteDatabase
-from tests.storage.programs import LONG_S, held_writer, ids, insert, pragma, queued
-
-
-async def test_the_counters_survive_callers_of_both_kinds(database: Database) -> None:
-    def add() -> Program[None]:
-        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
-        value = int(rows[0][0]) + 1 if rows else 1
-        yield Execute(
-            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-            (str(value).encode(),),
-        )
-
-    async def worker(number: int) -> None:
-        for turn in range(20):
-            run = database.run if (number + turn) % 7 == 0 else database.run_small
-            await run(add)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(25):
-            nursery.start_soon(worker, number)
-    assert await database.fetch("SELECT data FROM items") == [(b"500",)]
+from tests.storage.programs import LONG_S, append, held_writer, ids, insert, locked_file, pragma, queued
 
 
 async def test_those_that_wait_become_one_group_of_the_thread_that_waits_for_the_disk(
@@ -73,17 +52,6 @@ async def test_a_turn_is_bounded(sqlite_database: SqliteDatabase, monkeypatch: p
     assert await ids(sqlite_database) == list(range(10))
 
 
-def _append(digit: int) -> Callable[[], Program[None]]:
-    def program() -> Program[None]:
-        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
-        data = (rows[0][0] if rows else b"") + str(digit).encode()
-        yield Execute(
-            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data", (data,)
-        )
-
-    return program
-
-
 async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite_database: SqliteDatabase) -> None:
     async def abandoned(way: Callable[[ProgramFactory[None]], Awaitable[None]], digit: int) -> None:
         """Give it, and do not wait for it."""
@@ -91,7 +59,7 @@ async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite
 
         async def give() -> None:
             given.set()
-            await way(_append(digit))  # which it is given before anything else runs
+            await way(append(digit))  # which it is given before anything else runs
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -107,8 +75,8 @@ async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite
     await abandoned(sqlite_database.run_small, 5)
     await abandoned(sqlite_database.run, 6)
     await abandoned(sqlite_database.run_small, 7)
-    await sqlite_database.run_small(_append(8))
-    assert await sqlite_database.fetch("SELECT data FROM items WHERE id = 1") == [(b"12345678",)]
+    await sqlite_database.run_small(append(8))
+    assert await sqlite_database.fetch("SELECT data FROM items WHERE id = 1") == [(bytes(range(1, 9)),)]
 
 
 async def test_a_lock_of_another_process_does_not_keep_the_loop(
@@ -116,22 +84,15 @@ async def test_a_lock_of_another_process_does_not_keep_the_loop(
 ) -> None:
     """The program waits for the lock in the thread; this test frees the lock."""
     monkeypatch.setattr(commit_groups, "BUSY_TIMEOUT_S", LONG_S)
-    other = sqlite3.connect(path, isolation_level=None)
-    try:
-        other.execute("BEGIN IMMEDIATE")
-        async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
+        with locked_file(path, "IMMEDIATE"):
             nursery.start_soon(file_database.run_small, insert(1))
             await queued(file_database, 1)
             await trio.testing.wait_all_tasks_blocked()
-            other.execute("ROLLBACK")
-        assert await ids(file_database) == [1]
-        monkeypatch.undo()
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageUnavailable, match="locked"):
-            await file_database.run_small(insert(2))
-        other.execute("ROLLBACK")
-    finally:
-        other.close()
+    assert await ids(file_database) == [1]
+    monkeypatch.undo()
+    with locked_file(path, "IMMEDIATE"), pytest.raises(StorageUnavailable, match="locked"):
+        await file_database.run_small(insert(2))
     await file_database.run_small(insert(3))
     assert await ids(file_database) == [1, 3]
 
@@ -145,22 +106,3 @@ async def test_a_full_file_fails_the_group_and_recovers(sqlite_database: SqliteD
     await sqlite_database.run_small(insert(2))
     assert not sqlite_database.statistics().failing
     assert await ids(sqlite_database) == [2]
-
-
-async def test_a_commit_that_fails_fails_its_programs(
-    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert file_database._writer is not None
-
-    def full() -> None:
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorcode = sqlite3.SQLITE_FULL
-        raise error
-
-    monkeypatch.setattr(file_database._writer._groups, "commit", full)
-    with pytest.raises(StorageUnavailable, match="full"):
-        await file_database.run_small(insert(1))
-    assert file_database.statistics().failing
-    monkeypatch.undo()
-    await file_database.run_small(insert(2))
-    assert await ids(file_database) == [2]
