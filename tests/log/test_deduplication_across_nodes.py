@@ -13,36 +13,35 @@ from hypothesis import strategies as st
 
 from aether_trio.delivery.receipts import Receipts
 from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
-from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.clock import VirtualClock
-from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
-from tests.helpers.inline import InlineDatabase, open_inline
+from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import open_bench
-from tests.log.test_deduplication import ME, TOKEN, WINDOW, Client
+from tests.log.test_deduplication import (
+    LIMITS,
+    ME,
+    TOKEN,
+    WINDOW,
+    Client,
+    Script,
+    check_receipts,
+    steps_on_a_node,
+)
 
 on_postgres = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 
-steps = st.one_of(
-    st.tuples(st.just("send"), st.lists(st.integers(1, 4), min_size=1, max_size=8)),
-    st.tuples(st.just("move"), st.booleans(), st.booleans()),
-    st.tuples(st.just("reconnect"), st.booleans()),
-    st.tuples(st.just("read")),
-    st.tuples(st.just("fail"), st.integers(1, 2)),
-    st.tuples(st.just("run"), st.integers(1, 12)),
-)
+steps = steps_on_a_node | st.tuples(st.just("move"), st.booleans(), st.booleans())
 
 
-async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # type: ignore[type-arg]
+async def wander(database: InlineDatabase, script: Script) -> Client:
     """Run a script; `move` goes to the other node, with more or less left behind.
 
     The client has read its receipts or not, and its old connection is closed or not.
     """
     client = Client()
     database.renew()
-    limits = LogLimits(group_messages=5, cursor_flush_s=0.05)
     lingering: list[tuple[PublisherStore, Receipts]] = []
-    async with open_bench(database, limits) as one, open_bench(database, limits) as two:
+    async with open_bench(database, LIMITS) as one, open_bench(database, LIMITS) as two:
         clock = VirtualClock(trio.current_time)
         nodes = [(PublisherStore(database, clock, window=WINDOW, lifetime_s=3600), bench) for bench in (one, two)]
         at = 0
@@ -50,9 +49,6 @@ async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # ty
         await client.connect(store, bench)
         for step in [*script, ("move", False, True)]:
             match step:
-                case ("send", gaps):
-                    for gap in gaps:
-                        client.send(bench, gap)
                 case ("move", reads, closes):
                     # Before that the identity is not given away (session/identity_locks.py).
                     await bench.log.drain()
@@ -69,23 +65,9 @@ async def wander(database: InlineDatabase, script: list[tuple]) -> Client:  # ty
                     at = 1 - at
                     store, bench = nodes[at]
                     await client.connect(store, bench)
-                case ("reconnect", reads):
-                    if reads:
-                        client.read()
-                    await client.connect(store, bench)
-                case ("read",):
-                    client.read()
-                case ("fail", count):
-                    database.fail_writes = count
-                case ("run", turns):
-                    for _ in range(turns):
-                        await trio.lowlevel.checkpoint()
-        database.fail_writes = 0
-        await bench.log.drain()
-        client.read()
-        await client.connect(store, bench)
-        await bench.log.drain()
-        client.read()
+                case _:
+                    await client.step(store, bench, step)
+        await client.finish(store, bench)
     return client
 
 
@@ -95,14 +77,8 @@ def test_a_receipt_is_the_truth_on_whichever_node(store: Store) -> None:
     @given(st.lists(steps, min_size=5, max_size=30))
     @example([("send", [1]), ("move", True, False), ("send", [1]), ("move", False, False)])
     @example([("send", [1, 1]), ("move", False, True), ("send", [1]), ("move", False, True), ("send", [1])])
-    def holds(script: list[tuple]) -> None:  # type: ignore[type-arg]
-        with open_inline(store, "log") as database:
-            client = run_in_virtual_time(lambda: wander(database, script))
-            stored = [row[0] for row in database.query("SELECT data FROM messages ORDER BY message_key")]
-        assert client.open == {}
-        assert len(stored) == len(set(stored)), "something is there twice"
-        assert set(stored) == set(client.acked)
-        assert not set(stored) & set(client.refused)
+    def holds(script: Script) -> None:
+        check_receipts(store, lambda database: wander(database, script))
 
     holds()
 

@@ -99,24 +99,6 @@ async def test_offsets_never_start_again(database: InlineDatabase, restart: bool
     assert database.query("SELECT topic_bytes FROM messages") == [(71,)]
 
 
-async def test_a_consumer_in_the_middle_goes_on_behind_the_gap_and_is_told(
-    bench: Bench, database: InlineDatabase
-) -> None:
-    reader = Reader()
-    subscription = await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, b"1", b"2")
-    subscription.close()
-    await bench.publish(TOPIC, b"3", b"4")
-    await trio.sleep(1000)
-    await Retention(bench.log, RetentionLimits(age_s=5)).sweep()
-    await bench.publish(TOPIC, b"5")
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await trio.testing.wait_all_tasks_blocked()
-    assert reader.frames == [b"5"]
-    assert reader.gaps == [(TOPIC, 2)]
-
-
 async def test_a_session_says_what_retention_took(world: World) -> None:
     log = {"retention_age_s": 100.0, "retention_sweep_s": 10.0}
     async with deadlock_is_an_error(), world.open(log=log) as core, connect(core, service("s", "1")) as sender:
@@ -193,31 +175,25 @@ async def test_a_position_between_kept_messages_is_never_forgotten(bench: Bench,
     assert again.frames == [b"3"]
 
 
-async def test_a_window_that_was_connected_for_long_misses_nothing_when_it_is_away_for_a_moment(world: World) -> None:
-    """A position that has not moved for longer than positions are kept.
+SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
 
-    Without it the consumer would start at the tail.
+
+@pytest.mark.parametrize(
+    ("visits", "stays_s", "away_s"), [(1, 900, 20), (5, 0, 500)], ids=["stays for long", "comes now and then"]
+)
+async def test_a_window_misses_nothing_whose_position_was_used(
+    world: World, visits: int, stays_s: float, away_s: float
+) -> None:
+    """Its position has not moved for longer than positions are kept.
+
+    Without it the window would start at the tail.
     """
-    log = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
-    async with world.open(log=log) as core, connect(core, service("s", "1")) as sender:
-        async with connect(core, user("u", "1")) as window:
-            await barrier(window)
-            await trio.sleep(900)
-        await trio.sleep(20)
-        sender.send(message_to("uu::u", b"while away"))
-        await barrier(sender)
-        async with connect(core, user("u", "1")) as window:
-            await barrier(window)
-            assert payloads(window) == [b"while away"]
-
-
-async def test_a_window_that_comes_now_and_then_misses_nothing(world: World) -> None:
-    log = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
-    async with world.open(log=log) as core, connect(core, service("s", "1")) as sender:
-        for _ in range(5):
+    async with world.open(log=SHORT) as core, connect(core, service("s", "1")) as sender:
+        for _ in range(visits):
             async with connect(core, user("u", "1")) as window:
                 await barrier(window)
-            await trio.sleep(500)
+                await trio.sleep(stays_s)
+            await trio.sleep(away_s)
         sender.send(message_to("uu::u", b"while away"))
         await barrier(sender)
         async with connect(core, user("u", "1")) as window:
@@ -226,8 +202,6 @@ async def test_a_window_that_comes_now_and_then_misses_nothing(world: World) -> 
 
 
 # -- what a consumer is told that it has missed ----------------------------------------------------
-
-SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
 
 
 async def test_an_agent_that_has_read_everything_is_never_told_that_something_is_gone(world: World) -> None:

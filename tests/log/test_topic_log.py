@@ -160,22 +160,6 @@ async def test_room_is_bounded_and_comes_back(database: InlineDatabase, limits: 
         assert bench.log.statistics().pending_bytes == 0
 
 
-async def test_a_restart_goes_on_where_the_cursor_was(database: InlineDatabase) -> None:
-    async with deadlock_is_an_error():
-        async with open_bench(database) as bench:
-            reader = Reader()
-            await bench.subscribe(TOPIC, reader, "me")
-            await bench.publish(TOPIC, *numbers(0, 10))
-            assert reader.frames == numbers(0, 10)
-            reader.outbox.detach()
-            await bench.publish(TOPIC, *numbers(10, 15))
-        async with open_bench(database) as bench:
-            reader = Reader()
-            await bench.subscribe(TOPIC, reader, "me")
-            await bench.publish(TOPIC, b"new")
-            assert reader.frames == [*numbers(10, 15), b"new"]
-
-
 async def test_leaving_settles_what_was_appended(database: InlineDatabase) -> None:
     async with deadlock_is_an_error():
         async with open_bench(database) as bench:
