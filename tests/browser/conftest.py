@@ -10,18 +10,20 @@ forbids, fails the test.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, WebSocketRoute, expect, sync_playwright
 
 from scripts import ensure_chromium
 from tests.helpers.gateway import GatewayProcess, start_gateway
@@ -148,6 +150,24 @@ def own_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
         yield start
 
 
+@pytest.fixture
+def locked_gateway(
+    own_gateway: Callable[..., GatewayProcess], tmp_path: Path
+) -> Callable[..., tuple[GatewayProcess, str]]:
+    """Start a gateway that asks for a key, with settings of its WebSocket: (it, the key)."""
+
+    def start(**websocket: object) -> tuple[GatewayProcess, str]:
+        command = [sys.executable, "-m", "aether_trio"]
+        new = [*command, "keys", "new", "--json", "--principal", "user"]
+        made = json.loads(subprocess.check_output(new, text=True))
+        settings = {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": [made["record"]]}, "websocket": websocket}
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps(settings))
+        return own_gateway(command=(*command, "serve"), extra_args=("--config", str(file))), made["key"]
+
+    return start
+
+
 class Site:
     """A web server of somebody who writes a page: `put` a page, and open it under one of two names."""
 
@@ -219,3 +239,59 @@ def page(visitors: Visitors, site: Site) -> Page:
     page = visitors.page()
     page.goto(site.address())
     return page
+
+
+@pytest.fixture
+def open_client(page: Page, run: Run) -> Callable[..., None]:
+    """Connect `window.client`, without a storage; `then` is run behind that.
+
+    `window.changes` has its states from then on, each as [state, code, close code].
+    """
+
+    def connect(then: str = "", **options: object) -> None:
+        run(
+            page,
+            f"""async ({{ connect }}, options) => {{
+              window.client = await connect({{ userId: "maya", storage: null, ...options }});
+              window.changes = [];
+              client.addEventListener("state", ({{ detail: {{ state, error }} }}) => {{
+                changes.push([state, error?.code ?? "", error?.closeCode ?? 0]);
+              }});
+              {then}
+            }}""",
+            options,
+        )
+
+    return connect
+
+
+def let_in(
+    page: Page,
+    answer: Callable[[WebSocketRoute, dict[str, Any]], None] | None = None,
+    *,
+    said: Sequence[object] = (),
+    refused: Container[int] = (),
+) -> list[WebSocketRoute]:
+    """Stand in for the gateway: accept each connection but those `refused`; return them, in order.
+
+    After the ack it says what is `said`. `answer` is given everything behind the Init.
+    """
+    sockets: list[WebSocketRoute] = []
+
+    def serve(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+
+        def read(text: str | bytes) -> None:
+            message = json.loads(text)
+            if sockets.index(socket) in refused:
+                socket.close(code=4206, reason="DuplicateIdentityError: it is there")
+            elif "init" in message:
+                for one in ({"connection_ack": {"session_id": "s"}}, *said):
+                    socket.send(json.dumps(one))
+            elif answer is not None:
+                answer(socket, message)
+
+        socket.on_message(read)
+
+    page.route_web_socket(re.compile("/v1/connect"), serve)
+    return sockets

@@ -4,17 +4,13 @@ module from the gateway.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, WebSocketRoute
+from playwright.sync_api import Page
 
-from tests.browser.conftest import ELSEWHERE, ROOT, Run, Site, Visitors
+from tests.browser.conftest import ELSEWHERE, ROOT, Run, Site, Visitors, let_in
 from tests.helpers.gateway import GatewayProcess
 
 
@@ -337,26 +333,11 @@ CLOSES = [
 
 
 @pytest.mark.parametrize(("close_code", "state", "code"), CLOSES)
-def test_what_a_close_code_means(page: Page, run: Run, close_code: int, state: str, code: str) -> None:
-    sockets: list[WebSocketRoute] = []
-
-    def serve(socket: WebSocketRoute) -> None:
-        sockets.append(socket)
-        socket.on_message(
-            lambda text: (
-                socket.send(json.dumps({"connection_ack": {"session_id": "s"}})) if '"init"' in str(text) else None
-            )
-        )
-
-    page.route_web_socket(re.compile("/v1/connect"), serve)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.changes = [];
-          window.client = await connect({ userId: "maya", storage: null, maxBackoffMs: 1 });
-          client.addEventListener("state", ({ detail }) => changes.push([detail.state, detail.error?.code, detail.error?.closeCode]));
-        }""",
-    )
+def test_what_a_close_code_means(
+    page: Page, open_client: Callable[..., None], close_code: int, state: str, code: str
+) -> None:
+    sockets = let_in(page)
+    open_client(maxBackoffMs=1)
     sockets[0].close(code=close_code, reason="because")
     page.wait_for_function("changes.length > 0")
     assert page.evaluate("changes[0]") == [state, code, close_code]
@@ -369,21 +350,9 @@ def test_what_a_close_code_means(page: Page, run: Run, close_code: int, state: s
 
 
 def test_credentials_are_asked_for_again_at_each_connection(
-    own_gateway: Callable[..., GatewayProcess], tmp_path: Path, page: Page, site: Site, run: Run
+    locked_gateway: Callable[..., tuple[GatewayProcess, str]], page: Page, site: Site, run: Run
 ) -> None:
-    command = [sys.executable, "-m", "aether_trio"]
-    made = json.loads(subprocess.check_output([*command, "keys", "new", "--json", "--principal", "user"], text=True))
-    settings = tmp_path / "settings.json"
-    settings.write_text(
-        json.dumps(
-            {
-                "gateway": {"host": "127.0.0.1"},
-                "auth": {"api_keys": [made["record"]]},
-                "websocket": {"allowed_origins": [site.address("")]},
-            }
-        )
-    )
-    gateway = own_gateway(command=(*command, "serve"), extra_args=("--config", str(settings)))
+    gateway, key = locked_gateway(allowed_origins=[site.address("")])
     urls: list[str] = []
     page.on("websocket", lambda socket: urls.append(socket.url))
     refused = run(
@@ -405,7 +374,7 @@ def test_credentials_are_asked_for_again_at_each_connection(
           });
           return codes;
         }""",
-        made["key"],
+        key,
         at=gateway,
     )
     assert set(refused) <= {"UNAUTHENTICATED", "PERMISSION_DENIED"}
@@ -413,5 +382,5 @@ def test_credentials_are_asked_for_again_at_each_connection(
     page.wait_for_function("client.state === 'reconnecting'")
     gateway.restart()
     page.wait_for_function("client.state === 'open' && asked >= 3")
-    assert all(made["key"] not in url for url in urls)
-    assert made["key"] not in page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }])")
+    assert all(key not in url for url in urls)
+    assert key not in page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }])")

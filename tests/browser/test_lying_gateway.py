@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, WebSocketRoute
 
-from tests.browser.conftest import Run
-from tests.browser.test_reconnecting import let_in
+from tests.browser.conftest import Run, let_in
 
 
 def delivery(offset: object, topic: object = "us::maya::w", log: object = "a", text: str = "x") -> str:
@@ -21,7 +20,9 @@ def delivery(offset: object, topic: object = "us::maya::w", log: object = "a", t
     return json.dumps({**message, "delivery": {"topic": topic, "log": log, "offset": offset}})
 
 
-def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done_with_it(page: Page, run: Run) -> None:
+def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done_with_it(
+    page: Page, open_client: Callable[..., None]
+) -> None:
     """Messages for everybody in a workspace are not repeated, and a page that stands still may
     reconnect very often.
     """
@@ -40,15 +41,8 @@ def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done
                 socket.send(delivery(next(offsets), "gu::w"))
 
     sockets = let_in(page, fill)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({
-            userId: "maya", storage: null, maxBackoffMs: 1, maxBufferedMessages: 10, maxBufferedBytes: 1000,
-          });
-          while (client.statistics().buffered < 10) await new Promise((resolve) => setTimeout(resolve, 5));
-        }""",
-    )
+    open_client(maxBackoffMs=1, maxBufferedMessages=10, maxBufferedBytes=1000)
+    page.wait_for_function("client.statistics().buffered >= 10")
     for reconnections in (1, 2, 3):
         here.append(0)
         sockets[-1].close(code=1012, reason="again")
@@ -63,7 +57,7 @@ def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done
     )
 
 
-def test_what_comes_again_is_counted_once(page: Page, run: Run) -> None:
+def test_what_comes_again_is_counted_once(page: Page, open_client: Callable[..., None]) -> None:
     rooms: list[tuple[int, int]] = []
     brought: list[int] = []
 
@@ -76,13 +70,8 @@ def test_what_comes_again_is_counted_once(page: Page, run: Run) -> None:
                 socket.send(delivery(len(brought)))
 
     sockets = let_in(page, fill)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null, maxBackoffMs: 1, maxBufferedMessages: 10 });
-          while (client.statistics().buffered < 10) await new Promise((resolve) => setTimeout(resolve, 5));
-        }""",
-    )
+    open_client(maxBackoffMs=1, maxBufferedMessages=10)
+    page.wait_for_function("client.statistics().buffered >= 10")
     brought.clear()
     sockets[-1].close(code=1012, reason="again")
     page.wait_for_function("client.state === 'open' && client.statistics().reconnections === 1")
@@ -99,54 +88,39 @@ def test_what_comes_again_is_counted_once(page: Page, run: Run) -> None:
         page.evaluate("new Promise((resolve) => setTimeout(resolve, 5))")
 
 
-def lies(page: Page, run: Run, say: Callable[[WebSocketRoute], None], **options: int) -> list[str]:
-    """The state and the code of a client whose gateway says this, once it is in."""
-    sockets = let_in(page)
-    run(
-        page,
-        """async ({ connect }, options) => {
-          window.client = await connect({ userId: "maya", storage: null, ...options });
-          window.ended = new Promise((resolve) => client.addEventListener("state", ({ detail }) => resolve(detail)));
-        }""",
-        options,
-    )
-    say(sockets[0])
-    page.wait_for_function("client.state !== 'open'")
-    found: list[str] = page.evaluate("ended.then(({ state, error }) => [state, error?.code])")
-    return found
+@pytest.fixture
+def lies(page: Page, open_client: Callable[..., None]) -> Callable[..., list[object]]:
+    """The state, code and close code of a client whose gateway says this, once it is in."""
 
+    def say(*texts: str, **options: int) -> list[object]:
+        sockets = let_in(page)
+        open_client(**options)
+        for text in texts:
+            sockets[0].send(text)
+        page.wait_for_function("changes.length > 0")
+        found: list[object] = page.evaluate("changes[0]")
+        return found
 
-def test_more_messages_than_there_is_room_for_end_the_client(page: Page, run: Run) -> None:
-    def flood(socket: WebSocketRoute) -> None:
-        for offset in range(1, 12):
-            socket.send(delivery(offset))
-
-    assert lies(page, run, flood, maxBufferedMessages=10) == ["closed", "PROTOCOL"]
-    assert page.evaluate("client.statistics().buffered") == 10
-
-
-def test_more_bytes_than_there_is_room_for_end_the_client(page: Page, run: Run) -> None:
-    def flood(socket: WebSocketRoute) -> None:
-        for offset in range(1, 12):
-            socket.send(delivery(offset, text="x" * 100))
-
-    assert lies(page, run, flood, maxBufferedBytes=950) == ["closed", "PROTOCOL"]
-    assert page.evaluate("client.statistics().buffered") == 10
+    return say
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        '{"msg": {}}',
-        '{"msg": {}, "delivery": 5}',
-        delivery("5"),
-        delivery(1e300),
-        delivery(1, topic=5),
-        delivery(1, log=None),
-    ],
+    ("option", "most", "text"), [("maxBufferedMessages", 10, "x"), ("maxBufferedBytes", 950, "x" * 100)]
 )
-def test_a_delivery_of_which_nobody_knows_where_it_stands_ends_the_client(page: Page, run: Run, text: str) -> None:
-    assert lies(page, run, lambda socket: socket.send(text)) == ["closed", "PROTOCOL"]
+def test_more_than_there_is_room_for_ends_the_client(
+    page: Page, lies: Callable[..., list[object]], option: str, most: int, text: str
+) -> None:
+    told = lies(*[delivery(offset, text=text) for offset in range(1, 12)], **{option: most})
+    assert told[:2] == ["closed", "PROTOCOL"]
+    assert page.evaluate("client.statistics().buffered") == 10
+
+
+NOWHERE = ['{"msg": {}}', '{"msg": {}, "delivery": 5}', delivery("5"), delivery(1e300), delivery(1, topic=5)]
+
+
+@pytest.mark.parametrize("text", [*NOWHERE, delivery(1, log=None)])
+def test_a_delivery_without_a_place_in_its_topic_ends_the_client(lies: Callable[..., list[object]], text: str) -> None:
+    assert lies(text)[:2] == ["closed", "PROTOCOL"]
 
 
 def test_an_error_with_a_foreign_id_is_told_and_refuses_no_send(page: Page, run: Run) -> None:
@@ -197,16 +171,9 @@ def test_a_barrier_that_the_gateway_refuses_is_an_answer(page: Page, run: Run) -
     assert workspace == "other"
 
 
-def test_offsets_are_remembered_of_the_latest_topics(page: Page, run: Run) -> None:
+def test_offsets_are_remembered_of_the_latest_topics(page: Page, open_client: Callable[..., None]) -> None:
     sockets = let_in(page)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null });
-          window.got = 0;
-          client.addEventListener("message", () => (got += 1));
-        }""",
-    )
+    open_client("window.got = 0; client.addEventListener('message', () => (got += 1));")
     for number in range(1100):
         sockets[0].send(delivery(7, f"uw::maya::{number}"))
     for number in (1099, 1098, 76):

@@ -4,13 +4,12 @@ nobody waits for any more.
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, WebSocketRoute
+from playwright.sync_api import Page
 
-from tests.browser.conftest import Run
+from tests.browser.conftest import Run, let_in
 
 WRONG = [
     ("client.send('ag::w::i::1', 'x', { type: 'chat' })", "type is one of"),
@@ -93,16 +92,7 @@ def test_what_the_browser_itself_refuses_ends_the_attempt_at_once(page: Page, ru
 
 @pytest.mark.parametrize("text", ["null", "{", '{"msg": {"payload": "%%%"}}', '{"msg": {"payload": 7'])
 def test_what_is_no_message_ends_the_client_and_is_said(page: Page, run: Run, text: str) -> None:
-    def serve(socket: WebSocketRoute) -> None:
-        def hear(said: str | bytes) -> None:
-            if '"init"' in str(said):
-                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
-            elif "nobody" in str(said):
-                socket.send(text)
-
-        socket.on_message(hear)
-
-    page.route_web_socket(re.compile("/v1/connect"), serve)
+    let_in(page, lambda socket, message: socket.send(text) if "send" in message else None)
     code = run(
         page,
         """async ({ connect }) => {
@@ -118,16 +108,7 @@ def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run
     """JSON has no NaN, so it comes as text, and <progress> throws for both."""
     updates = [{"completion": value} for value in ("NaN", "Infinity", "-Infinity", 0.5)] + [{}]
 
-    def serve(socket: WebSocketRoute) -> None:
-        def hear(text: str | bytes) -> None:
-            if '"init"' in str(text):
-                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
-                for update in updates:
-                    socket.send(json.dumps({"progress_update": update}))
-
-        socket.on_message(hear)
-
-    page.route_web_socket(re.compile("/v1/connect"), serve)
+    let_in(page, said=[{"progress_update": update} for update in updates])
     assert run(
         page,
         """async ({ Client }) => {
@@ -143,28 +124,12 @@ def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run
     ) == [-1, -1, -1, 0.5, 0]
 
 
-def test_requests_that_nobody_waits_for_any_more_are_not_asked_when_the_gateway_is_back(page: Page, run: Run) -> None:
-    sockets: list[WebSocketRoute] = []
+def test_requests_that_nobody_waits_for_any_more_are_not_asked_when_the_gateway_is_back(
+    page: Page, open_client: Callable[..., None]
+) -> None:
     asked: list[str] = []
-
-    def serve(socket: WebSocketRoute) -> None:
-        sockets.append(socket)
-
-        def hear(text: str | bytes) -> None:
-            asked.append(str(text))
-            if '"init"' in str(text):
-                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
-
-        socket.on_message(hear)
-
-    page.route_web_socket(re.compile("/v1/connect"), serve)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null, maxBackoffMs: 3_600_000 });
-          window.away = until(client, "reconnecting");
-        }""",
-    )
+    sockets = let_in(page, lambda _, message: asked.extend(message))
+    open_client("window.away = until(client, 'reconnecting');", maxBackoffMs=3_600_000)
     sockets[0].close(code=1012)
     page.evaluate(
         """async () => {
@@ -181,5 +146,5 @@ def test_requests_that_nobody_waits_for_any_more_are_not_asked_when_the_gateway_
     )
     assert page.evaluate("codes") == ["TIMEOUT"] * 3
     page.wait_for_function("client.statistics().unconfirmed === 1")
-    assert len([text for text in asked if '"send"' in text]) == 1
-    assert not [text for text in asked if "session_op" in text]
+    assert asked.count("send") == 1
+    assert "session_op" not in asked

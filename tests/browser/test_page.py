@@ -7,30 +7,72 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from playwright.sync_api import Error, Locator, Page, expect
 
-from aether_trio.client import connect_sync
+from aether_trio.client import AgentClient, connect_sync
+from aether_trio.client.blocking.client import SyncClient
 from tests.browser.conftest import Agents, Visitors
 from tests.helpers.gateway import GatewayProcess
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A gateway, browsers and agents in the workspace of one test, so that tests do not meet."""
+
+    gateway: GatewayProcess
+    visitors: Visitors
+    agents: Agents
+    workspace: str
+
+    def at_the_door(self, name: str = "", page: Page | None = None) -> Page:
+        """A page that asks for the name and the workspace, with these filled in, if there is one."""
+        page = page or self.visitors.page()
+        page.goto(f"http://{self.gateway.address}/")
+        if name:
+            page.get_by_label("Your name").fill(name)
+            page.locator("#workspace").fill(self.workspace)
+        return page
+
+    def come_in(self, page: Page | None = None, name: str = "maya") -> Page:
+        page = self.at_the_door(name, page)
+        enter(page)
+        connected(page)
+        return page
+
+    def talk(self, page: Page | None = None, name: str = "maya") -> Page:
+        return talk_to(self.come_in(page, name))
+
+    def start(self, *options: Any) -> subprocess.Popen[str]:
+        """An agent, the guide if it has no other name."""
+        return self.agents.start(self.gateway, self.workspace, *options)
+
+    def agent(self, implementation: str) -> AbstractContextManager[SyncClient[AgentClient]]:
+        address = f"aether://{self.gateway.address}"
+        return connect_sync(address, workspace=self.workspace, implementation=implementation, specifier="1")
+
+
 @pytest.fixture
-def workspace(request: pytest.FixtureRequest) -> str:
-    """One for each test, so that they do not meet."""
-    return request.node.name.removeprefix("test_")[:40]
+def scene(gateway: GatewayProcess, visitors: Visitors, agents: Agents, request: pytest.FixtureRequest) -> Scene:
+    return Scene(gateway, visitors, agents, re.sub(r"\W", "-", request.node.name.removeprefix("test_"))[:40])
 
 
-def come_in(page: Page, gateway: GatewayProcess, name: str, workspace: str) -> Page:
-    page.goto(f"http://{gateway.address}/")
-    page.get_by_label("Your name").fill(name)
-    page.locator("#workspace").fill(workspace)
+@pytest.fixture
+def own_scene(own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents) -> Callable[..., Scene]:
+    """A scene with a gateway of its test; takes what start_gateway takes."""
+    return lambda **options: Scene(own_gateway(**options), visitors, agents, "own")
+
+
+def enter(page: Page) -> None:
     page.get_by_role("button", name="Enter").click()
+
+
+def connected(page: Page) -> None:
     expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
-    return page
 
 
 def agent_button(page: Page, name: str = "guide") -> Locator:
@@ -61,44 +103,37 @@ def window_of(page: Page) -> str:
     return page.locator("#me-name").get_attribute("title") or ""
 
 
-def test_without_an_agent_it_says_how_to_start_one(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    page = come_in(visitors.page(), gateway, "maya", workspace)
+def test_without_an_agent_it_says_how_to_start_one(scene: Scene) -> None:
+    page = scene.come_in()
     expect(page.get_by_role("heading", name="No agent is here yet")).to_be_visible()
     command = page.locator("#command")
-    expect(command).to_have_text(f"python docs/examples/chat_agent.py {gateway.address} --workspace {workspace}")
-    agents.start(gateway, workspace)
+    expect(command).to_have_text(
+        f"python docs/examples/chat_agent.py {scene.gateway.address} --workspace {scene.workspace}"
+    )
+    scene.start()
     expect(agent_button(page)).to_be_visible()
     expect(page.locator("#news")).to_have_text("guide is here")
 
 
-def test_a_name_that_no_address_can_have_is_answered_with_one_that_does(
-    gateway: GatewayProcess, visitors: Visitors, workspace: str
-) -> None:
-    page = visitors.page()
-    page.goto(f"http://{gateway.address}/")
-    page.get_by_label("Your name").fill("Zoë Müller")
-    page.locator("#workspace").fill(f"{workspace}::*")
-    page.get_by_role("button", name="Enter").click()
+def test_a_name_that_no_address_can_have_is_answered_with_one_that_does(scene: Scene) -> None:
+    page = scene.at_the_door("Zoë Müller")
+    page.locator("#workspace").fill(f"{scene.workspace}::*")
+    enter(page)
     expect(page.get_by_role("alert")).to_contain_text("no spaces here, and no *, > or ::")
     expect(page.get_by_role("alert")).to_contain_text("“Zoë-Müller” would do")
     expect(page.get_by_label("Your name")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("A workspace has no spaces here")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    connected(page)
     assert window_of(page).startswith("us::Zoë-Müller::")
 
 
-def test_agents_are_in_the_order_of_their_numbers_and_long_names_break_nothing(
-    gateway: GatewayProcess, visitors: Visitors, workspace: str
-) -> None:
+def test_agents_are_in_the_order_of_their_numbers_and_long_names_break_nothing(scene: Scene) -> None:
     with ExitStack() as here:
         for number in (10, 2, 1):
-            address = f"aether://{gateway.address}"
-            here.enter_context(connect_sync(address, workspace=workspace, implementation=f"i{number}", specifier="1"))
-        page = come_in(visitors.page(), gateway, "m" * 64, workspace)
+            here.enter_context(scene.agent(f"i{number}"))
+        page = scene.come_in(name="m" * 64)
         expect(page.get_by_role("navigation").locator("#agents button")).to_have_count(3)
         shown = page.locator("#agents button").all_inner_texts()
         assert [text.split()[0] if text.split()[0] != "I" else text.split()[1] for text in shown] == ["i1", "i2", "i10"]
@@ -106,11 +141,9 @@ def test_agents_are_in_the_order_of_their_numbers_and_long_names_break_nothing(
         assert window.evaluate("(one) => one.getClientRects().length === 1 && one.offsetHeight < 24")
 
 
-def test_a_person_and_an_agent_talk(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_a_person_and_an_agent_talk(scene: Scene) -> None:
+    scene.start()
+    page = scene.talk()
     text = "<b>Is the hut open?</b>\nOr not?"
     say(page, text)
     expect(lines(page).first).to_have_text(text)
@@ -119,9 +152,9 @@ def test_a_person_and_an_agent_talk(
     assert lines(page).count() == 2
 
 
-def test_its_progress_bar_moves(gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str) -> None:
-    agents.start(gateway, workspace, "guide", 0.1)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_its_progress_bar_moves(scene: Scene) -> None:
+    scene.start("guide", 0.1)
+    page = scene.talk()
     page.evaluate(
         """() => {
           window.values = [];
@@ -142,12 +175,9 @@ def test_its_progress_bar_moves(gateway: GatewayProcess, visitors: Visitors, age
     expect(page.get_by_role("progressbar")).to_have_count(0)  # a finished one goes away
 
 
-def test_an_agent_that_reports_without_end_does_not_fill_the_page(
-    gateway: GatewayProcess, visitors: Visitors, workspace: str
-) -> None:
-    address = f"aether://{gateway.address}"
-    with connect_sync(address, workspace=workspace, implementation="busy", specifier="1") as busy:
-        page = talk_to(come_in(visitors.page(), gateway, "maya", workspace), "busy")
+def test_an_agent_that_reports_without_end_does_not_fill_the_page(scene: Scene) -> None:
+    with scene.agent("busy") as busy:
+        page = talk_to(scene.come_in(), "busy")
         cards = page.locator("#tasks > *")
         for number in range(60):
             busy.progress.report(f"task-{number}", completion=0.5, summary=f"number {number}", confirm=True)
@@ -155,39 +185,34 @@ def test_an_agent_that_reports_without_end_does_not_fill_the_page(
         expect(cards).to_have_count(20)
 
 
-def test_an_agent_that_leaves_is_shown_as_gone_and_what_is_written_waits_for_it(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    process = agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_an_agent_that_leaves_is_shown_as_gone_and_what_is_written_waits_for_it(scene: Scene) -> None:
+    process = scene.start()
+    page = scene.talk()
     expect(page.locator("#chat-presence")).to_have_text("here")
     process.kill()
     expect(page.locator("#chat-presence")).to_have_text("not here")
     expect(page.locator("#news")).to_have_text("guide has left")
     say(page, "are you there")
     expect(page.get_by_text("✓ kept")).to_be_visible()
-    agents.start(gateway, workspace)
+    scene.start()
     expect(page.locator("#chat-presence")).to_have_text("here")
     expect(lines(page).nth(1)).to_contain_text("3 words")
 
 
-def test_the_windows_of_a_person_stay_in_step(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    agents.start(gateway, workspace)
+def test_the_windows_of_a_person_stay_in_step(scene: Scene) -> None:
+    scene.start("guide", 0.2)
     # Two tabs, and another browser.
-    pages = [visitors.page(), visitors.page(), visitors.elsewhere()]
+    pages = [scene.visitors.page(), scene.visitors.page(), scene.visitors.elsewhere()]
     for page in pages:
-        come_in(page, gateway, "maya", workspace)
-        talk_to(page)
-    stranger = talk_to(come_in(visitors.elsewhere(), gateway, "noor", workspace))
+        scene.talk(page)
+    stranger = scene.talk(scene.visitors.elsewhere(), "noor")
     assert len({window_of(page) for page in pages}) == 3
     for number, page in enumerate(pages):
         say(page, f"from window {number}")
         for other in pages:
             expect(line(other, f"from window {number}")).to_be_visible()
             expect(lines(other)).to_have_count(2 * number + 2)
-    say(pages[0], "count to 100000")  # at most 200: long enough to be seen by all
+    say(pages[0], "count to 100000")  # at most 200, in 40 s: long enough to be seen by all
     for page in pages:
         expect(page.get_by_role("progressbar", name="counting")).to_be_visible()
     assert [lines(page).all_inner_texts() for page in pages] == [lines(pages[0]).all_inner_texts()] * 3
@@ -198,9 +223,9 @@ def test_the_windows_of_a_person_stay_in_step(
     expect(stranger.get_by_role("progressbar")).to_have_count(0)
 
 
-def test_a_reload_resumes(gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str) -> None:
-    agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_a_reload_resumes(scene: Scene) -> None:
+    scene.start()
+    page = scene.talk()
     say(page, "before the reload")
     expect(lines(page)).to_have_count(2)
     before = window_of(page)
@@ -213,12 +238,9 @@ def test_a_reload_resumes(gateway: GatewayProcess, visitors: Visitors, agents: A
 
 
 @pytest.mark.parametrize("how", ["closed", "crashed"])
-def test_a_new_tab_takes_the_place_of_one_that_was_killed(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str, how: str
-) -> None:
-    workspace = f"killed-{how}"
-    agents.start(gateway, workspace, "guide", 0.2)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_a_new_tab_takes_the_place_of_one_that_was_killed(scene: Scene, how: str) -> None:
+    scene.start("guide", 0.2)
+    page = scene.talk()
     before = window_of(page)
     say(page, "count to 5")
     expect(page.get_by_role("progressbar")).to_be_visible()
@@ -227,10 +249,9 @@ def test_a_new_tab_takes_the_place_of_one_that_was_killed(
     else:
         with pytest.raises(Error):
             page.goto("chrome://crash")
-    page = visitors.page()
-    page.goto(f"http://{gateway.address}/")
+    page = scene.at_the_door()
     assert page.get_by_label("Your name").input_value() == "maya"
-    page.get_by_role("button", name="Enter").click()
+    enter(page)
     talk_to(page)
     assert window_of(page) == before
     expect(line(page, "count to 5")).to_be_visible()
@@ -239,13 +260,11 @@ def test_a_new_tab_takes_the_place_of_one_that_was_killed(
     assert lines(page).count() == 2
 
 
-def test_another_workspace_is_another_world(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    agents.start(gateway, workspace)
-    agents.start(gateway, f"{workspace}-2", "clerk")
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
-    other = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_another_workspace_is_another_world(scene: Scene) -> None:
+    scene.start()
+    replace(scene, workspace=f"{scene.workspace}-2").start("clerk")
+    page = scene.talk()
+    other = scene.talk()
     say(page, "hello here")
     expect(lines(page)).to_have_count(2)
 
@@ -256,7 +275,7 @@ def test_another_workspace_is_another_world(
         page.get_by_role("button", name="Go there").click()
         expect(page.get_by_role("dialog")).to_be_hidden()
 
-    go_to(f"{workspace}-2")
+    go_to(f"{scene.workspace}-2")
     talk_to(page, "clerk")
     expect(agent_button(page)).to_have_count(0)
     say(page, "hello there")
@@ -264,7 +283,7 @@ def test_another_workspace_is_another_world(
     expect(lines(other)).to_have_count(2)  # it has stayed behind
     say(other, "and here again")
     expect(lines(other)).to_have_count(4)
-    go_to(workspace)
+    go_to(scene.workspace)
     talk_to(page)
     expect(lines(page)).to_have_count(4)  # what was said meanwhile has waited
     page.get_by_role("button", name=re.compile("workspace")).click()
@@ -272,123 +291,92 @@ def test_another_workspace_is_another_world(
     page.get_by_role("button", name="Go there").click()
     expect(page.get_by_role("dialog").get_by_role("alert")).to_be_visible()
     page.keyboard.press("Escape")
-    expect(page.locator("#workspace-name")).to_have_text(workspace)
+    expect(page.locator("#workspace-name")).to_have_text(scene.workspace)
 
 
-def test_a_gateway_that_is_killed_and_comes_back_loses_nothing(
-    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    gateway = own_gateway()
-    agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_a_gateway_that_is_killed_and_comes_back_loses_nothing(own_scene: Callable[..., Scene]) -> None:
+    scene = own_scene()
+    scene.start()
+    page = scene.talk()
     say(page, "before the crash")
     expect(lines(page)).to_have_count(2)
-    gateway.kill()
+    scene.gateway.kill()
     expect(page.get_by_role("alert").filter(has_text="No connection")).to_be_visible()
     say(page, "said to nobody")
     expect(page.get_by_text("sending…")).to_be_visible()
     page.get_by_role("button", name="Try now").click()  # nobody is there yet
     expect(page.get_by_text("sending…")).to_be_visible()
-    gateway.restart()
+    scene.gateway.restart()
     # Not a person's click: it may have come back by itself.
     page.locator("#banner-button").dispatch_event("click")
     expect(page.get_by_text("✓ kept")).to_have_count(2)
     expect(lines(page)).to_have_count(4)
     expect(lines(page).nth(3)).to_contain_text("3 words; the longest is “nobody”")
     expect(page.locator("#banner")).to_be_hidden()
-    expect(page.locator("#workspace-name")).to_have_text(workspace)
+    expect(page.locator("#workspace-name")).to_have_text(scene.workspace)
 
 
-def test_what_was_not_sent_before_a_reload_is_sent_after_it(
-    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    gateway = own_gateway()
-    agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
-    gateway.kill()
+def test_what_was_not_sent_before_a_reload_is_sent_after_it(own_scene: Callable[..., Scene]) -> None:
+    scene = own_scene()
+    scene.start()
+    page = scene.talk()
+    scene.gateway.kill()
     say(page, "into the void")
     expect(page.get_by_text("sending…")).to_be_visible()
     page.close()
-    gateway.restart()
-    page = visitors.page()
-    page.goto(f"http://{gateway.address}/")
-    page.get_by_role("button", name="Enter").click()
+    scene.gateway.restart()
+    page = scene.at_the_door()
+    enter(page)
     talk_to(page)
     expect(lines(page)).to_have_count(2)
     expect(page.get_by_text("✓ kept")).to_have_count(1)
 
 
-def test_what_was_said_a_moment_ago_in_a_tab_that_is_gone_is_sent_too(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    agents.start(gateway, workspace)
-    page = visitors.page()
-    page.goto(f"http://{gateway.address}/")
+def test_what_was_said_a_moment_ago_in_a_tab_that_is_gone_is_sent_too(scene: Scene) -> None:
+    scene.start()
+    page = scene.at_the_door()
     said = {"id": "c0ffee", "text": "with my last breath", "mine": True, "state": "sending"}
     page.evaluate(
         """([key, agent, line]) => {
           localStorage.setItem(key, JSON.stringify({ [agent]: [{ ...line, at: Date.now() + 1500 }] }));
         }""",
-        [f"aether-page:maya:{workspace}", f"ag::{workspace}::guide::1", said],
+        [f"aether-page:maya:{scene.workspace}", f"ag::{scene.workspace}::guide::1", said],
     )
-    talk_to(come_in(page, gateway, "maya", workspace))
+    scene.talk(page)
     expect(page.get_by_text("✓ kept")).to_be_visible()
     expect(lines(page).filter(has_text="4 words")).to_be_visible()
 
 
-def test_when_nobody_answers_the_way_in_says_so(
-    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, workspace: str
-) -> None:
-    gateway = own_gateway()
-    page = visitors.page()
+def test_when_nobody_answers_the_way_in_says_so(own_scene: Callable[..., Scene]) -> None:
+    scene = own_scene()
+    page = scene.visitors.page()
     page.clock.install()
-    page.goto(f"http://{gateway.address}/")
-    gateway.kill()
-    page.get_by_label("Your name").fill("maya")
-    page.locator("#workspace").fill(workspace)
-    page.get_by_role("button", name="Enter").click()
+    scene.at_the_door("maya", page)
+    scene.gateway.kill()
+    enter(page)
     expect(page.get_by_role("button", name="Connecting…")).to_be_disabled()
     page.clock.fast_forward(20_000)
     expect(page.get_by_role("alert")).to_have_text("The gateway does not answer. Is it running?")
-    gateway.restart()
-    page.get_by_role("button", name="Enter").click()
-    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    scene.gateway.restart()
+    enter(page)
+    connected(page)
 
 
-@pytest.fixture
-def locked_gateway(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> tuple[GatewayProcess, str]:
-    """(a gateway that asks for a key, the key)"""
-    command = [sys.executable, "-m", "aether_trio"]
-    made = json.loads(subprocess.check_output([*command, "keys", "new", "--json", "--principal", "user"], text=True))
-    settings = tmp_path / "settings.json"
-    settings.write_text(
-        json.dumps(
-            {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": [made["record"]]}, "websocket": {"page": True}}
-        )
-    )
-    started = own_gateway(command=(*command, "serve"), extra_args=("--config", str(settings)))
-    return started, made["key"]
-
-
-def test_a_gateway_that_asks_for_a_key(
-    locked_gateway: tuple[GatewayProcess, str], visitors: Visitors, workspace: str
-) -> None:
-    gateway, key = locked_gateway
-    page = visitors.page()
-    page.goto(f"http://{gateway.address}/")
-    page.get_by_label("Your name").fill("maya")
-    page.get_by_role("button", name="Enter").click()
+def test_a_gateway_that_asks_for_a_key(locked_gateway: Callable[..., tuple[GatewayProcess, str]], scene: Scene) -> None:
+    gateway, key = locked_gateway(page=True)
+    page = replace(scene, gateway=gateway).at_the_door("maya")
+    enter(page)
     alert = page.get_by_role("alert")
     expect(alert).to_have_text("This gateway asks for a key.")
     field = page.get_by_label("API key")
     expect(field).to_be_focused()
     field.fill("wrong")
-    page.get_by_role("button", name="Enter").click()
+    enter(page)
     expect(alert).to_contain_text(re.compile("key", re.IGNORECASE))
     expect(alert).not_to_have_text("This gateway asks for a key.")
     field.fill(key)
     field.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    connected(page)
     # Neither in what the page keeps, nor for the next one: after a reload it asks again.
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
     assert key not in kept
@@ -396,30 +384,26 @@ def test_a_gateway_that_asks_for_a_key(
     expect(page.get_by_role("button", name="Enter")).to_be_visible()
 
 
-def test_who_is_thrown_out_is_told_and_does_not_come_back_by_itself(
-    gateway: GatewayProcess, visitors: Visitors, workspace: str
-) -> None:
-    page = come_in(visitors.page(), gateway, "maya", workspace)
-    aether = [sys.executable, "-m", "aether_trio", "sessions", "--gateway", gateway.address]
-    rows = json.loads(subprocess.check_output([*aether, "--workspace", workspace, "--json"], text=True))
+def test_who_is_thrown_out_is_told_and_does_not_come_back_by_itself(scene: Scene) -> None:
+    page = scene.come_in()
+    aether = [sys.executable, "-m", "aether_trio", "sessions", "--gateway", scene.gateway.address]
+    rows = json.loads(subprocess.check_output([*aether, "--workspace", scene.workspace, "--json"], text=True))
     subprocess.check_call([*aether, "--disconnect", rows[0]["session_id"], "--reason", "lunch"])
     alert = page.get_by_role("alert").filter(has_text="lunch")
     expect(alert).to_be_visible()
     page.get_by_role("button", name="Connect again").click()
     expect(alert).to_be_hidden()
-    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    connected(page)
 
 
-def test_a_small_screen_shows_the_list_or_one_conversation_and_the_keyboard_suffices(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
-) -> None:
+def test_a_small_screen_shows_the_list_or_one_conversation_and_the_keyboard_suffices(scene: Scene) -> None:
     long_name = "a-name-that-does-not-end-" * 3
-    agents.start(gateway, workspace, long_name)
-    page = visitors.context(viewport={"width": 360, "height": 640}).new_page()
-    page.goto(f"http://{gateway.address}/")
+    scene.start(long_name)
+    page = scene.visitors.context(viewport={"width": 360, "height": 640}).new_page()
+    scene.at_the_door(page=page)
     page.keyboard.type("m" * 64)
     page.keyboard.press("Tab")
-    page.keyboard.type(workspace)
+    page.keyboard.type(scene.workspace)
     page.keyboard.press("Enter")
     name = agent_button(page, long_name)
     expect(name).to_be_visible()
@@ -440,12 +424,10 @@ def test_a_small_screen_shows_the_list_or_one_conversation_and_the_keyboard_suff
     expect(name).to_be_focused()
 
 
-def test_a_line_that_is_kept_is_shown_so_though_the_line_before_it_was_refused(
-    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
-) -> None:
-    gateway = own_gateway(extra_args=("--set", "limits.payload_bytes=2000"))
-    agents.start(gateway, workspace)
-    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+def test_a_line_that_is_kept_is_shown_so_though_the_line_before_it_was_refused(own_scene: Callable[..., Scene]) -> None:
+    scene = own_scene(extra_args=("--set", "limits.payload_bytes=2000"))
+    scene.start()
+    page = scene.talk()
     page.evaluate(
         """() => {
           for (const text of ["first", "too long ".repeat(400), "short"]) {
@@ -460,17 +442,17 @@ def test_a_line_that_is_kept_is_shown_so_though_the_line_before_it_was_refused(
     expect(mine.last.locator(".meta")).to_contain_text("✓ kept")
 
 
-def test_everything_comes_from_the_gateway(gateway: GatewayProcess, visitors: Visitors, workspace: str) -> None:
-    page = visitors.page()
+def test_everything_comes_from_the_gateway(scene: Scene) -> None:
+    page = scene.visitors.page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    come_in(page, gateway, "maya", workspace)
+    scene.come_in(page)
     assert asked
-    assert all(url.startswith(f"http://{gateway.address}/") for url in asked)
+    assert all(url.startswith(f"http://{scene.gateway.address}/") for url in asked)
     # The policy that visitors watch over is in force: what it forbids does not run.
     page.evaluate(
         "() => { const s = document.createElement('script'); s.text = 'window.ran = 1'; document.body.append(s) }"
     )
     assert page.evaluate("window.ran") is None
-    assert visitors.problems
-    visitors.problems.clear()
+    assert scene.visitors.problems
+    scene.visitors.problems.clear()

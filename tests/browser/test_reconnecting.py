@@ -13,39 +13,8 @@ from collections.abc import Callable
 from playwright.sync_api import Page, WebSocketRoute
 
 from aether_trio.client import ServiceClient, connect_sync
-from tests.browser.conftest import LIMIT_MS, Run, Site, Visitors
+from tests.browser.conftest import LIMIT_MS, Run, Site, Visitors, let_in
 from tests.helpers.gateway import GatewayProcess
-
-
-def let_in(
-    page: Page, answer: Callable[[WebSocketRoute, dict[str, object]], None] | None = None
-) -> list[WebSocketRoute]:
-    """Accept each connection; `answer` is given everything behind the Init.
-
-    The connections, in their order.
-    """
-    sockets: list[WebSocketRoute] = []
-
-    def serve(socket: WebSocketRoute) -> None:
-        sockets.append(socket)
-
-        def read(text: str | bytes) -> None:
-            message = json.loads(text)
-            if "init" in message:
-                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
-            elif answer is not None:
-                answer(socket, message)
-
-        socket.on_message(read)
-
-    page.route_web_socket(re.compile("/v1/connect"), serve)
-    return sockets
-
-
-WATCH = """
-  window.changes = [];
-  client.addEventListener("state", ({ detail }) => changes.push([detail.state, detail.error?.code ?? ""]));
-"""
 
 
 def test_credentials_that_never_come_cost_one_attempt(page: Page, run: Run) -> None:
@@ -63,84 +32,55 @@ def test_credentials_that_never_come_cost_one_attempt(page: Page, run: Run) -> N
           window.client = await connect({
             userId: "maya", storage: null, maxBackoffMs: 1, attemptTimeoutMs: 3600_000,
             credentials: () => (asked += 1) === 2 ? new Promise((resolve) => (late = resolve)) : {},
-          });"""
-        + WATCH
-        + "}",
+          });
+          window.states = [];
+          client.addEventListener("state", ({ detail }) => states.push(`${detail.state} ${detail.error?.code}`));
+        }""",
     )
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("late !== null")
     # That attempt has taken too long; how long the others take is the machine's business.
     page.evaluate("runOut()")
     page.wait_for_function("client.state === 'open' && asked >= 3")
-    assert ["reconnecting", "TIMEOUT"] in page.evaluate("changes")
+    assert "reconnecting TIMEOUT" in page.evaluate("states")
     # What comes after all opens no second connection.
     page.evaluate("late({})")
     page.evaluate("new Promise((resolve) => setTimeout(resolve))")
     assert len(sockets) == 2
 
 
-def test_a_dead_network_is_noticed_when_the_clock_is_set_back(page: Page, run: Run) -> None:
+def test_a_dead_network_is_noticed_when_the_clock_is_set_back(page: Page, open_client: Callable[..., None]) -> None:
     let_in(page)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null, heartbeatMs: 100, silenceMs: 100 });
-          const now = Date.now;
-          Date.now = () => now() - 3600_000;"""
-        + WATCH
-        + "}",
-    )
+    open_client("const now = Date.now; Date.now = () => now() - 3600_000;", heartbeatMs=100, silenceMs=100)
     page.wait_for_function("changes.length > 0")
-    assert page.evaluate("changes[0]") == ["reconnecting", "TIMEOUT"]
+    assert page.evaluate("changes[0]") == ["reconnecting", "TIMEOUT", 0]
 
 
-def test_a_clock_that_is_set_forward_costs_no_patience_with_our_own_dead_connection(page: Page, run: Run) -> None:
-    sockets = let_in(page)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null, maxBackoffMs: 1 });
-          client.addEventListener("state", ({ detail }) => {
-            const now = Date.now;
-            if (detail.error?.closeCode === 1012) Date.now = () => now() + 3600_000;
-          });"""
-        + WATCH
-        + "}",
+def test_a_clock_that_is_set_forward_costs_no_patience_with_our_own_dead_connection(
+    page: Page, open_client: Callable[..., None]
+) -> None:
+    sockets = let_in(page, refused={1})
+    open_client(
+        """client.addEventListener("state", ({ detail }) => {
+          const now = Date.now;
+          if (detail.error?.closeCode === 1012) Date.now = () => now() + 3600_000;
+        });""",
+        maxBackoffMs=1,
     )
-    page.unroute_all()
-    refused: list[WebSocketRoute] = []
-
-    def refuse(socket: WebSocketRoute) -> None:
-        refused.append(socket)
-        if len(refused) == 1:
-            socket.on_message(lambda _: socket.close(code=4206, reason="DuplicateIdentityError: it is there"))
-        else:
-            socket.on_message(
-                lambda text: (
-                    socket.send(json.dumps({"connection_ack": {"session_id": "s"}})) if '"init"' in str(text) else None
-                )
-            )
-
-    page.route_web_socket(re.compile("/v1/connect"), refuse)
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("changes.length >= 3 || client.state === 'closed'")
     assert page.evaluate("changes") == [
-        ["reconnecting", "UNAVAILABLE"],
-        ["reconnecting", "ALREADY_EXISTS"],
-        ["open", ""],
+        ["reconnecting", "UNAVAILABLE", 1012],
+        ["reconnecting", "ALREADY_EXISTS", 4206],
+        ["open", "", 0],
     ]
 
 
-def test_a_hidden_page_comes_back_with_the_network(page: Page, run: Run) -> None:
+def test_a_hidden_page_comes_back_with_the_network(page: Page, open_client: Callable[..., None]) -> None:
     sockets = let_in(page)
-    run(
-        page,
-        """async ({ connect }) => {
-          window.client = await connect({ userId: "maya", storage: null });
-          Math.random = () => 1e6; // the next try would be in days
-          Object.defineProperty(document, "visibilityState", { value: "hidden", configurable: true });"""
-        + WATCH
-        + "}",
+    open_client(
+        """Math.random = () => 1e6; // the next try would be in days
+        Object.defineProperty(document, "visibilityState", { value: "hidden", configurable: true });"""
     )
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("client.state === 'reconnecting'")

@@ -54,20 +54,6 @@ async def test_a_subscription_at_the_tail_reads_nothing(bench: Bench) -> None:
     assert reader.frames == [b"live"] * 2
 
 
-async def test_a_stuck_reader_costs_its_outbox_and_gets_everything_later(bench: Bench) -> None:
-    reader = Reader(paused=True)
-    await bench.subscribe(TOPIC, reader, "me")
-    frames = [b"%0100d" % number for number in range(2000)]
-    for start in range(0, 2000, 50):
-        await bench.publish(TOPIC, *frames[start : start + 50])
-    assert reader.highest <= SMALL.delivery_bytes
-    assert reader.frames == []
-    reader.resume()
-    await trio.testing.wait_all_tasks_blocked()
-    assert reader.frames == frames
-    assert reader.highest <= SMALL.delivery_bytes
-
-
 async def test_a_large_message_behind_a_small_one_does_not_make_it_spin(bench: Bench) -> None:
     reader = Reader(paused=True)
     await bench.subscribe(TOPIC, reader, "me")

@@ -34,23 +34,6 @@ class Offsets:
         self.seen.append(offset)
 
 
-def test_control_goes_before_deliveries_and_these_before_the_ephemeral_topic() -> None:
-    reader = Reader(paused=True)
-    reader.outbox.put_ephemeral(b"topic")
-    assert reader.outbox.try_deliver(b"delivery", Offsets(), 1)
-    reader.outbox.put_control(b"first", b"second")
-    reader.resume()
-    assert reader.frames == [b"first", b"second", b"delivery", b"topic"]
-
-
-def test_pull_stops_at_its_budget_and_only_the_last_frame_goes_beyond_it() -> None:
-    reader = Reader(paused=True)
-    for offset in range(1, 11):
-        assert reader.outbox.try_deliver(b"%010d" % offset, Offsets(), offset)
-    assert reader.outbox.pull(25) == [b"%010d" % offset for offset in (1, 2, 3)]
-    assert reader.outbox.delivery_bytes == 70
-
-
 def test_the_budget_of_a_pull_is_for_all_queues_together() -> None:
     """Each queue begins with the rest of the budget; only the last frame exceeds it."""
     reader = Reader(paused=True)
@@ -100,16 +83,6 @@ def test_a_burst_ahead_of_a_free_socket_is_no_lag() -> None:
         assert reader.outbox.try_deliver(b"x" * 100, Offsets(), offset)
     assert reader.kicks > 0
     assert reader.highest <= SMALL.delivery_bytes
-
-
-def test_the_ephemeral_topic_drops_its_oldest_and_counts_them() -> None:
-    reader = Reader(paused=True)
-    for number in range(10):
-        reader.outbox.put_ephemeral(b"%064d" % number)
-    assert reader.outbox.statistics().ephemeral_bytes <= SMALL.ephemeral_bytes
-    assert reader.outbox.ephemeral_dropped == 6
-    reader.resume()
-    assert reader.frames == [b"%064d" % number for number in (6, 7, 8, 9)]
 
 
 def test_an_update_larger_than_the_ephemeral_topic_still_goes() -> None:

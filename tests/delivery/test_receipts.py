@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import trio
 
@@ -36,6 +40,16 @@ class Connection:
     def envelopes(self) -> list[str]:
         """The refusals that came as answers."""
         return [pb.DownstreamMessage.FromString(frame).error.code for frame in self.reader.outbox.pull(1 << 20)]
+
+
+class Counted(deque[Any]):
+    """Says how often it was gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__()
 
 
 def publisher(window: int = 8) -> Publisher:
@@ -108,6 +122,22 @@ async def test_each_group_that_is_refused_is_looked_up_anew(bench: Bench) -> Non
     receipts.appended(2, 12)
     receipts.refused(12, FULL)
     assert receipts.take()[0] == [(1, FULL), (2, FULL)]
+
+
+async def test_a_refused_group_costs_each_of_its_messages_the_same_numbered_or_not(bench: Bench) -> None:
+    receipts, many = Connection(bench).receipts, 1000
+    receipts._waiting = waiting = Counted()
+    for seq in range(1, many + 1):
+        receipts.appended(seq, 2 * seq)
+    for number in range(1, 2 * many + 1):  # the odd ones came in envelopes
+        receipts.refused(number, FULL)
+    refused, _ = receipts.take()
+    assert [seq for seq, _ in refused] == list(range(1, many + 1))
+    assert receipts.outbox.control_bytes
+    assert waiting.times == 1
+    receipts.appended(many + 1, 2 * many + 2)
+    receipts.refused(2 * many + 2, FULL)
+    assert receipts.take()[0] == [(many + 1, FULL)]
 
 
 async def test_a_repeated_number_has_its_receipt_from_the_first(bench: Bench) -> None:

@@ -157,23 +157,15 @@ async def test_senders_of_a_topic_are_served_in_their_order(participants: Partic
         assert [one for one in got if one.startswith(prefix)] == [prefix + b"%d" % number for number in range(50)]
 
 
-async def test_a_service_is_chosen_evenly_for_one_sender(core: Core) -> None:
+@pytest.mark.parametrize(("count", "senders", "each"), [(4, 1, 100), (2, 20, 1)], ids=["one sender", "many senders"])
+async def test_the_instances_of_a_service_are_chosen_evenly(core: Core, count: int, senders: int, each: int) -> None:
     async with AsyncExitStack() as stack:
-        instances = [await stack.enter_async_context(connect(core, service("s", f"{number}"))) for number in range(4)]
-        sender = await stack.enter_async_context(connect(core, agent("w", "a", "1")))
-        sender.send(*(message_to("sv::s", b"%d" % number) for number in range(100)))
-        await barrier(sender)
-        assert [len(payloads(one)) for one in instances] == [25] * 4
-
-
-async def test_a_service_is_chosen_evenly_for_many_senders_with_one_message_each(core: Core) -> None:
-    async with AsyncExitStack() as stack:
-        instances = [await stack.enter_async_context(connect(core, service("s", f"{number}"))) for number in range(2)]
-        for number in range(20):
+        instances = [await stack.enter_async_context(connect(core, service("s", f"{n}"))) for n in range(count)]
+        for number in range(senders):
             sender = await stack.enter_async_context(connect(core, agent("w", "a", f"{number}")))
-            sender.send(message_to("sv::s", b"hello"))
+            sender.send(*[message_to("sv::s", b"hello")] * each)
             await barrier(sender)
-        assert [len(payloads(one)) for one in instances] == [10, 10]
+        assert [len(payloads(one)) for one in instances] == [senders * each // count] * count
 
 
 async def test_the_choice_of_a_service_follows_who_is_there(core: Core) -> None:
