@@ -32,9 +32,14 @@ LIVE = """async ({ connect }) => {
     userId: "slow", workspace: "throttled", heartbeatMs: 100, silenceMs: 300, maxBackoffMs: 100,
   });
   client.addEventListener("message", ({ detail }) => {
+    if (detail.text() === "mine") return;
     got.push(Number(detail.text()));
     sessionStorage.setItem("got", JSON.stringify(got)); // it may be loaded again at any moment
   });
+  window.tell = () => {
+    client.send(`us::slow::${client.windowId}`, "mine");
+    client.flush().catch(() => {});
+  };
   window.stall = (ms) => {
     const until = performance.now() + ms;
     while (performance.now() < until);
@@ -82,7 +87,8 @@ def test_a_slow_page_of_chance(gateway: GatewayProcess, page: Page, run: Run, se
             tab.send("Page.setWebLifecycleState", {"state": "active"})
 
         def stalled() -> None:
-            page.evaluate("(ms) => void setTimeout(() => stall(ms), 10)", chance.randint(100, 800))
+            # Its own send and an answer that it waits for stand still with it.
+            page.evaluate("(ms) => void setTimeout(() => { tell(); stall(ms) }, 10)", chance.randint(100, 1500))
             feed(chance.randint(1, 100))
 
         def cut() -> None:

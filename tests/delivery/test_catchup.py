@@ -23,18 +23,6 @@ def numbers(start: int, end: int) -> list[bytes]:
     return [b"%d" % number for number in range(start, end)]
 
 
-async def test_a_backlog_is_read_from_the_start(bench: Bench) -> None:
-    await bench.publish(TOPIC, *numbers(0, 1000))
-    reader = Reader()
-    subscription = await bench.subscribe(TOPIC, reader, "me")
-    assert subscription.lagging
-    await trio.testing.wait_all_tasks_blocked()
-    assert reader.frames == numbers(0, 1000)
-    assert not subscription.lagging
-    await bench.publish(TOPIC, b"live")
-    assert reader.frames[-1] == b"live"
-
-
 async def test_a_subscription_at_the_tail_reads_nothing(bench: Bench) -> None:
     await bench.publish(TOPIC, *numbers(0, 5))
     reader = Reader()

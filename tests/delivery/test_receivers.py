@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -186,15 +185,6 @@ async def test_the_choice_of_a_service_follows_who_is_there(core: Core) -> None:
         assert (await sender.next("error")).error.code == Code.SV_UNAVAILABLE
 
 
-async def test_a_broadcast_reaches_each_of_many_once(core: Core) -> None:
-    async with AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(connect(core, agent("w", "a", f"{number}"))) for number in range(50)]
-        peers[0].send(*(message_to("ga::w", b"%d" % number) for number in range(20)))
-        await barrier(peers[0])
-        counts = Counter(payload for peer in peers for payload in payloads(peer))
-        assert counts == {b"%d" % number: 50 for number in range(20)}
-
-
 # -- switching -------------------------------------------------------------------------------------
 
 
@@ -208,20 +198,6 @@ async def test_after_a_switch_the_old_workspace_is_silent_and_the_new_one_heard(
     assert payloads(window) == [b"gu::v", b"uw::u::v", b"us::u::1", b"uu::u"]
 
 
-async def test_what_came_for_a_user_in_a_workspace_waits_for_the_switch_back(participants: Participants) -> None:
-    sender, window = participants["sv.o.1"], participants["us.u.1@w"]
-    sender.send(message_to("uw::u::w", b"before"))
-    await barrier(sender)
-    window.send(switch_to(""))
-    await barrier(window)
-    sender.send(message_to("uw::u::w", b"while away"), message_to("gu::w", b"missed"))
-    await barrier(sender)
-    assert payloads(window) == [b"before"]
-    window.send(switch_to("w"))
-    await barrier(window)
-    assert payloads(window) == [b"before", b"while away"]
-
-
 async def test_a_switch_takes_back_what_it_had_queued_and_repeats_nothing(participants: Participants) -> None:
     sender, window = participants["sv.o.1"], participants["us.u.1@w"]
     window.pause()
@@ -229,14 +205,14 @@ async def test_a_switch_takes_back_what_it_had_queued_and_repeats_nothing(partic
     await barrier(sender)
     window.send(switch_to("v"), switch_to("w"), switch_to("v"))
     await pump(200)
-    sender.send(message_to("gu::v", b"new"))
+    sender.send(message_to("gu::v", b"new"), message_to("uw::u::w", b"5"), message_to("gu::w", b"missed"))
     await barrier(sender)
     window.resume()
     await barrier(window)
     assert payloads(window) == [b"new"]
     window.send(switch_to("w"))
     await barrier(window)
-    assert payloads(window) == [b"new", *(b"%d" % number for number in range(5))]
+    assert payloads(window) == [b"new", *(b"%d" % number for number in range(6))], "also what was sent meanwhile"
 
 
 async def test_messages_behind_a_switch_are_sent_from_the_new_workspace(participants: Participants) -> None:

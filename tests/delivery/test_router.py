@@ -320,18 +320,6 @@ async def test_offline_messages_come_in_order_exactly_once_across_reconnects(cor
     assert got == [b"%d" % number for number in range(300)]
 
 
-async def test_a_restart_of_the_gateway_loses_nothing(world: World) -> None:
-    got: list[bytes] = []
-    async with deadlock_is_an_error():
-        for round_ in range(4):
-            async with world.open() as core, connect(core, agent("w", "a", "1")) as sender:
-                await offline_messages(core, sender, round_ * 20, round_ * 20 + 20)
-                async with connect(core, agent("w", "a", "2")) as receiver:
-                    await barrier(receiver)
-                got += payloads(receiver)
-    assert got == [b"%d" % number for number in range(80)]
-
-
 async def test_who_was_never_here_gets_what_was_sent_to_it_and_a_broadcast_only_from_now_on(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as sender:
         sender.send(send("ag::w::a::2", b"mine"), send("ga::w", b"all agents'"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
@@ -26,43 +30,49 @@ def make() -> tuple[CursorStore, CachedTopic, Wakes]:
     return CursorStore(wakes), state, wakes
 
 
-def test_a_cursor_wakes_the_committer_once_and_never_moves_back() -> None:
+names = st.sampled_from(["me", "you", "lost"])
+steps = st.one_of(
+    st.tuples(st.just("advance"), names, st.integers(1, 9)),
+    st.tuples(st.just("drop"), names),
+    st.tuples(st.sampled_from(["begin", "end", "abort"])),
+)
+
+
+@given(st.lists(steps, min_size=15, max_size=40))
+@example([("advance", "lost", 9), ("begin",), ("drop", "lost"), ("advance", "lost", 4), ("abort",), ("begin",)])
+def test_a_cursor_is_known_until_it_is_written_and_goes_back_only_when_it_is_dropped(script: list[Any]) -> None:
+    """It keeps its topic in memory for as long, and wakes the committer when it is the first."""
     store, state, wakes = make()
-    store.advance(state, "me", 5)
-    store.advance(state, "me", 3)
-    store.advance(state, "you", 1)
-    assert (store.unwritten(state, "me"), store.unwritten(state, "you")) == (5, 1)
-    assert wakes.count == 1
-    assert store.begin_flush() == [state, state]
-    assert sorted(store.rows(99)) == [(7, "me", 5, 99), (7, "you", 1, 99)]
-
-
-def test_what_is_being_written_is_still_known_and_pins_its_topic() -> None:
-    store, state, _ = make()
-    store.advance(state, "me", 5)
-    assert state.waiting == 1
-    store.begin_flush()
-    assert not store.dirty
-    assert store.unwritten(state, "me") == 5
-    assert not state.forgettable
-    store.end_flush()
-    assert store.unwritten(state, "me") is None
-    assert state.forgettable
-
-
-def test_a_flush_that_failed_is_merged_with_what_came_since() -> None:
-    store, state, wakes = make()
-    store.advance(state, "me", 5)
-    store.advance(state, "you", 2)
-    store.begin_flush()
-    store.advance(state, "me", 6)
-    assert wakes.count == 2
-    store.abort_flush()
-    assert (store.unwritten(state, "me"), store.unwritten(state, "you")) == (6, 2)
-    assert state.waiting == 2
-    store.begin_flush()
-    store.end_flush()
-    assert state.forgettable
+    dirty: dict[str, int] = {}
+    writing: dict[str, int] | None = None
+    dropped: set[str] = set()
+    for step in script:
+        match step:
+            case ("advance", name, offset):
+                woken = wakes.count + (not dirty)
+                store.advance(state, name, offset)
+                dirty[name] = max(offset, dirty.get(name, 0))
+                assert wakes.count == woken
+            case ("drop", gone):
+                store.drop(lambda name, gone=gone: name != gone)  # type: ignore[misc]
+                dirty.pop(gone, None)
+                dropped |= {gone} & (writing or {}).keys()
+            case ("begin",) if writing is None:
+                assert store.begin_flush() == [state] * len(dirty)
+                writing, dirty = dirty, {}
+                assert sorted(store.rows(99)) == [(7, name, writing[name], 99) for name in sorted(writing)]
+            case ("end" | "abort" as how,) if writing is not None:
+                store.end_flush() if how == "end" else store.abort_flush()
+                back = {name: offset for name, offset in writing.items() if how == "abort" and name not in dropped}
+                dirty = {name: max(back.get(name, 0), dirty.get(name, 0)) for name in back | dirty}
+                writing, dropped = None, set()
+        known = {name: offset for name, offset in (writing or {}).items() if name not in dropped} | dirty
+        assert {name: store.unwritten(state, name) for name in ("me", "you", "lost")} == {
+            name: known.get(name) for name in ("me", "you", "lost")
+        }
+        assert (store.dirty, store.void) == (bool(dirty), bool(dropped))
+        assert state.waiting == len(dirty) + len(writing or {})
+        assert state.forgettable == (not state.waiting)
 
 
 def test_what_was_written_during_a_read_is_remembered_until_all_reads_are_over() -> None:
@@ -108,47 +118,6 @@ async def test_saving_waits_for_what_was_dirty_and_for_nothing_later(autojump_cl
         await trio.testing.wait_all_tasks_blocked()
         assert len(saved) == 3, "what came later is not waited for"
     assert store.unwritten(state, "you") == 1
-
-
-def test_what_was_dropped_is_not_written_any_more_and_pins_nothing() -> None:
-    store, state, _ = make()
-    store.advance(state, "mine", 5)
-    store.advance(state, "lost", 3)
-    store.drop("mine".__eq__)
-    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
-    assert state.waiting == 1
-    store.begin_flush()
-    assert store.rows(99) == [(7, "mine", 5, 99)]
-    store.end_flush()
-    assert state.forgettable
-
-
-def test_what_is_dropped_on_its_way_does_not_come_back_when_it_was_refused() -> None:
-    store, state, _ = make()
-    store.advance(state, "mine", 5)
-    store.advance(state, "lost", 3)
-    store.begin_flush()
-    assert not store.void
-    store.drop("mine".__eq__)
-    assert store.void
-    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
-    store.abort_flush()
-    assert not store.void
-    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
-    assert state.waiting == 1
-
-
-def test_a_later_session_of_the_same_name_moves_its_own() -> None:
-    store, state, _ = make()
-    store.advance(state, "lost", 9)
-    store.begin_flush()
-    store.drop(lambda _: False)
-    store.advance(state, "lost", 4)
-    store.abort_flush()
-    assert store.unwritten(state, "lost") == 4
-    store.begin_flush()
-    store.end_flush()
-    assert state.forgettable
 
 
 async def test_no_task_waits_for_a_dropped_cursor() -> None:

@@ -185,33 +185,6 @@ def publisher(window: int = 100) -> Publisher:
     return Publisher(ME, TOKEN, window, [], 0)
 
 
-def test_a_pending_number_is_its_append() -> None:
-    one = publisher()
-    one.appended(7, 41)
-    assert one.judge(7) == 41
-    one.begin(41)
-    one.committed(0)
-    assert one.judge(7) == IS_COMMITTED
-
-
-def test_a_refused_number_is_free() -> None:
-    one = publisher()
-    one.appended(7, 41)
-    one.begin(41)
-    one.refused(41)
-    assert one.judge(7) == IS_NEW
-
-
-def test_a_number_that_was_refused_before_its_row_was_made_is_free() -> None:
-    one = publisher()
-    one.appended(7, 41)
-    one.refused(41)
-    one.appended(8, 42)
-    one.begin(42)
-    one.committed(0)
-    assert [one.judge(seq) for seq in (7, 8)] == [IS_NEW, IS_COMMITTED]
-
-
 def test_numbers_of_a_group_that_is_tried_in_parts_are_committed_with_theirs() -> None:
     one = publisher()
     for seq, number in ((7, 41), (8, 42), (9, 43)):

@@ -18,16 +18,21 @@ from tests.helpers.log_bench import Bench, Reader
 
 TOPIC = "ag::w::a::1"
 
-on_postgres = pytest.mark.parametrize("store", ["postgres"], indirect=True)
+pytestmark = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 
 
-@on_postgres
-async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
-    bench: Bench, database: InlineDatabase
-) -> None:
+@pytest.fixture
+async def reader(bench: Bench) -> Reader:
+    """One that has got the message 1."""
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
     await bench.publish(TOPIC, b"1")
+    return reader
+
+
+async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
+    bench: Bench, database: InlineDatabase, reader: Reader
+) -> None:
     database.unanswered_writes = 1
     await bench.publish(TOPIC, b"2", b"3")
     await trio.sleep(1)
@@ -39,13 +44,9 @@ async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
     assert database.query("SELECT count(*) FROM messages") == [(4,)]
 
 
-@on_postgres
 async def test_who_listens_gets_what_others_have_appended_as_soon_as_it_is_known(
-    bench: Bench, database: InlineDatabase
+    bench: Bench, database: InlineDatabase, reader: Reader
 ) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader)
-    await bench.publish(TOPIC, b"1")
     async with open_log(database, bench.log.clock, LogLimits()) as other:
         for frame in (b"2", b"3"):
             await other.wait_settled(other.append_nowait(other.topic(TOPIC), frame, bench.author))
@@ -61,36 +62,28 @@ async def test_who_listens_gets_what_others_have_appended_as_soon_as_it_is_known
     assert reader.frames == [b"1", b"2", b"3", b"4", b"5"]
 
 
-@on_postgres
 async def test_what_was_appended_under_a_lost_lease_is_refused_and_what_comes_then_is_not(
-    bench: Bench, database: InlineDatabase
+    bench: Bench, database: InlineDatabase, reader: Reader
 ) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, b"0")
     database.before_write.close()
-    bench.append(TOPIC, b"1")
+    bench.append(TOPIC, b"2")
     await database.before_write.arrival()  # on its way, and fenced by the lease
-    bench.append(TOPIC, b"2", b"3")
+    bench.append(TOPIC, b"3", b"4")
     bench.log.void()
-    last = bench.append(TOPIC, b"4")
+    last = bench.append(TOPIC, b"5")
     database.before_write.open()
     await bench.log.wait_settled(last)
     await trio.sleep(1)
     assert bench.refusals == ["this gateway had lost its lease"] * 2
-    assert reader.frames == [b"0", b"1", b"4"]
+    assert reader.frames == [b"1", b"2", b"5"]
     assert not bench.log.statistics().storage_failing
     assert bench.log.topic(TOPIC).waiting == 0
 
 
-@on_postgres
 @pytest.mark.parametrize("lost_answers", [1, 2])
 async def test_a_group_that_was_written_before_the_lease_was_lost_is_not_refused(
-    bench: Bench, database: InlineDatabase, lost_answers: int
+    bench: Bench, database: InlineDatabase, reader: Reader, lost_answers: int
 ) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, b"1")
     database.unanswered_writes = lost_answers  # that of the group, and of the question for it
     number = bench.append(TOPIC, b"2")
     await trio.testing.wait_all_tasks_blocked()
@@ -102,14 +95,10 @@ async def test_a_group_that_was_written_before_the_lease_was_lost_is_not_refused
     assert reader.frames == [b"1", b"2", b"3"]
 
 
-@on_postgres
 @pytest.mark.parametrize("lost_answers", [0, 1])
 async def test_a_group_that_is_under_way_when_the_lease_is_lost_does_not_come_afterwards(
-    bench: Bench, database: InlineDatabase, monkeypatch: pytest.MonkeyPatch, lost_answers: int
+    bench: Bench, database: InlineDatabase, reader: Reader, monkeypatch: pytest.MonkeyPatch, lost_answers: int
 ) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, b"1")
     late: list[Callable[[], Any]] = []
     run = database.run
 
@@ -132,12 +121,10 @@ async def test_a_group_that_is_under_way_when_the_lease_is_lost_does_not_come_af
     assert len(bench.refusals) == 1
 
 
-@on_postgres
-async def test_a_group_of_which_nothing_is_known_is_never_refused(bench: Bench, database: InlineDatabase) -> None:
+async def test_a_group_of_which_nothing_is_known_is_never_refused(
+    bench: Bench, database: InlineDatabase, reader: Reader
+) -> None:
     """However long that lasts: who was refused what is in the log would send it again."""
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, b"1")
     database.unanswered_writes = 10_000_000
     number = bench.append(TOPIC, b"2")
     await trio.sleep(300)

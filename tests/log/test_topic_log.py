@@ -68,23 +68,6 @@ async def test_groups_are_bounded(database: InlineDatabase) -> None:
     assert len(stored(database)) == 31
 
 
-async def test_a_group_that_fails_is_refused_as_a_whole_and_its_offsets_are_used_again(
-    bench: Bench, database: InlineDatabase
-) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, *numbers(0, 3))
-    database.fail_writes = 1
-    await bench.publish(TOPIC, *numbers(3, 6))
-    assert bench.refusals == ["no room on this disk"] * 3
-    assert bench.log.statistics().refused == 3
-    await bench.publish(TOPIC, *numbers(6, 9))
-    assert reader.frames == stored(database) == [*numbers(0, 3), *numbers(6, 9)]
-    await trio.sleep(1)
-    state = bench.log.topic(TOPIC)
-    assert (state.tail, state.assigned, state.waiting) == (6, 6, 0)
-
-
 async def test_a_group_that_was_written_although_it_failed_does_not_stop_the_log(
     bench: Bench, database: InlineDatabase
 ) -> None:
@@ -176,18 +159,6 @@ async def test_cursors_reach_the_disk_when_there_is_no_other_traffic(bench: Benc
     writes = database.writes
     await trio.sleep(60)
     assert database.writes == writes  # and nothing is written for nothing
-
-
-async def test_cursors_of_a_failed_write_are_written_later(bench: Bench, database: InlineDatabase) -> None:
-    reader = Reader()
-    await bench.subscribe(TOPIC, reader, "me")
-    await bench.publish(TOPIC, *numbers(0, 3))
-    database.failing = True
-    await trio.sleep(2)
-    database.failing = False
-    await trio.sleep(2)
-    assert database.query("SELECT consumer, msg_offset FROM cursors") == [("me", 3)]
-    assert bench.log.topic(TOPIC).waiting == 0
 
 
 async def test_a_recovered_disk_is_noticed_without_any_message(bench: Bench, database: InlineDatabase) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.storage.base import CommitUnknown, Fetch, Program, StorageUnavailable
-from aether_trio.storage.postgres.database import PostgresDatabase
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from tests.helpers.postgres import PostgresServer
-from tests.storage.programs import LONG_S, ids, pair
+from tests.storage.programs import CREATE, LONG_S, ids, pair
 
 
 @dataclass
@@ -90,3 +93,23 @@ async def no_connection_is_half_used(database: PostgresDatabase, server: Postgre
     assert states.startswith("idle|")
     assert "\n" not in states
     assert 0 < int(states.removeprefix("idle|")) <= database.statistics().connections
+
+
+PATIENT = PostgresLimits(patience_s=LONG_S)
+
+
+@asynccontextmanager
+async def proxied(
+    server: PostgresServer, limits: PostgresLimits = PATIENT
+) -> AsyncIterator[tuple[PostgresDatabase, FaultProxy]]:
+    server.psql("DROP SCHEMA IF EXISTS aether CASCADE")
+    async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
+        dsn = server.dsn(port=int(proxy.address.rpartition(":")[2]))
+        with trio.fail_after(LONG_S):
+            async with open_postgres(dsn, limits=limits) as opened:
+                database = await opened.database("scratch")
+                await database.execute(CREATE)
+                try:
+                    yield database, proxy
+                finally:
+                    proxy.cut_all()

@@ -6,7 +6,10 @@ A message is written once even if the answer is lost.
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -15,11 +18,22 @@ from aether_trio.log import topic_sql_postgres
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.model.clock import SystemClock
 from aether_trio.storage.base import Database
+from aether_trio.storage.postgres.database import PostgresDatabase
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.log_bench import Collector, Reader
 
 LONG_S = 300.0
 TOPICS = [f"ag::w::a::{number}" for number in range(6)]
+
+
+@asynccontextmanager
+async def opened(engine: PostgresEngine, **limits: Any) -> AsyncIterator[tuple[PostgresDatabase, TopicLog]]:
+    """A node: its connections and its log."""
+    async with (
+        engine.open("log") as database,
+        open_log(database, SystemClock(trio.current_time), LogLimits(**limits)) as log,
+    ):
+        yield database, log
 
 
 async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
@@ -70,10 +84,7 @@ async def test_nodes_that_append_to_the_same_topics_leave_no_gap_for_those_who_f
     ended = trio.Event()
 
     async def node(name: str, seed: int) -> None:
-        async with (
-            postgres_engine.open("log") as database,
-            open_log(database, SystemClock(trio.current_time), LogLimits(group_messages=40)) as log,
-        ):
+        async with opened(postgres_engine, group_messages=40) as (database, log):
             await append_many(log, name, seed, 150)
             statistics = database.statistics()
             assert (statistics.conflicts, statistics.failed_groups) == (0, 0)
@@ -104,10 +115,7 @@ async def test_nodes_that_append_to_the_same_topics_leave_no_gap_for_those_who_f
 
 
 async def test_a_group_is_one_round_trip(postgres_engine: PostgresEngine) -> None:
-    async with (
-        postgres_engine.open("log") as database,
-        open_log(database, SystemClock(trio.current_time), LogLimits(cursor_flush_s=0.0)) as log,
-    ):
+    async with opened(postgres_engine, cursor_flush_s=0.0) as (database, log):
         author = Collector()
         states = [log.topic(topic) for topic in TOPICS]
         for state in states:
@@ -142,10 +150,7 @@ DIES_ONCE = """
 
 
 async def test_a_commit_that_dies_is_done_again(postgres_engine: PostgresEngine) -> None:
-    async with (
-        postgres_engine.open("log") as database,
-        open_log(database, SystemClock(trio.current_time), LogLimits()) as log,
-    ):
+    async with opened(postgres_engine) as (database, log):
         postgres_engine.outside(DIES_ONCE.format(schema=postgres_engine.schema))
         author = Collector()
         for number in range(8):
@@ -168,10 +173,7 @@ async def test_a_topic_that_exists_costs_no_id(log_database: Database) -> None:
 async def test_topics_that_a_promoted_standby_does_not_have_are_made_again_behind_their_last_offset(
     postgres_engine: PostgresEngine,
 ) -> None:
-    async with (
-        postgres_engine.open("log") as database,
-        open_log(database, SystemClock(trio.current_time), LogLimits()) as log,
-    ):
+    async with opened(postgres_engine) as (_, log):
         reader, author = Reader(), Collector()
         [(state, _)] = await log.load([("ag::w::lost::1", "me")])
         other = log.topic("ag::w::kept::1")

@@ -16,7 +16,6 @@ import pytest
 import structlog
 import trio
 
-from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.storage.base import CommitUnknown, Execute, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import PostgresLimits
@@ -24,10 +23,9 @@ from aether_trio.storage.postgres.database import PostgresDatabase, open_postgre
 from aether_trio.storage.retry import retry_while_unavailable
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
-from tests.storage.load import Load, no_connection_is_half_used
+from tests.storage.load import PATIENT, Load, no_connection_is_half_used, proxied
 from tests.storage.programs import CREATE, LONG_S, ids, insert, pair
 
-PATIENT = PostgresLimits(patience_s=LONG_S)
 END_BACKENDS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%'"
 
 
@@ -159,7 +157,7 @@ async def test_a_commit_without_an_answer_is_told_apart_from_a_refusal(postgres_
 
 async def test_a_commit_whose_answer_was_lost_on_the_way_is_found(fragile: PostgresServer) -> None:
     """The other half: this time it is written, and not written again."""
-    async with tcp_proxied(fragile, PostgresLimits(writers=1, patience_s=LONG_S)) as (database, proxy):
+    async with proxied(fragile, PostgresLimits(writers=1, patience_s=LONG_S)) as (database, proxy):
         await database.run(insert(1))
         runs = 0
 
@@ -184,16 +182,6 @@ async def test_a_commit_whose_answer_was_lost_on_the_way_is_found(fragile: Postg
         assert await ids(database) == [1, 2, 3]
 
 
-@asynccontextmanager
-async def tcp_proxied(
-    server: PostgresServer, limits: PostgresLimits = PATIENT
-) -> AsyncIterator[tuple[PostgresDatabase, FaultProxy]]:
-    async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
-        port = int(proxy.address.rpartition(":")[2])
-        async with opened(server.dsn(port=port), limits) as database:
-            yield database, proxy
-
-
 async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) -> None:
     chance = random.Random(5)
 
@@ -207,7 +195,7 @@ async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) 
                 cuts += 1
             await load.more(5)
 
-    async with tcp_proxied(fragile) as (database, proxy):
+    async with proxied(fragile) as (database, proxy):
         load = Load(database)
         await load.run(weather)
         await no_connection_is_half_used(database, fragile)
@@ -215,7 +203,7 @@ async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) 
 
 async def test_a_stalled_link_is_replaced_in_time(fragile: PostgresServer) -> None:
     limits = PostgresLimits(writers=1, readers=1, transaction_s=3.0, connect_s=3.0, patience_s=LONG_S)
-    async with tcp_proxied(fragile, limits) as (database, proxy):
+    async with proxied(fragile, limits) as (database, proxy):
         await database.run(insert(1))
         await ids(database)
         stalled = list(proxy.open.values())

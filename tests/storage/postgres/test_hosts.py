@@ -90,18 +90,26 @@ def test_what_is_wrong_comes_with_what_to_do(error: Exception, advice: str) -> N
     )
 
 
-async def test_a_wrong_part_of_the_url_is_named(postgres_engine: PostgresEngine) -> None:
+async def test_a_url_that_cannot_work_is_refused_with_the_way_out(postgres_engine: PostgresEngine) -> None:
     plain = postgres_engine.server.dsn()
     sign = "&" if "?" in plain else "?"
-    for dsn, text in (
-        (f"{plain}{sign}sslmode=sometimes", "cannot be used: `sslmode` parameter must be one of"),
-        (f"{plain}{sign}sslmod=require", "does not know a setting that the URL names"),
-        (f"{plain}{sign}work_mem=much", "does not accept a setting that the URL names"),
-        ("postgresql://u@h:many/db", "the PostgreSQL URL of h:many/db cannot be used"),
-    ):
-        with pytest.raises(StorageSetupError, match=text):
-            async with open_postgres(dsn, limits=PostgresLimits(patience_s=0.3)) as server:
-                await server.database("state")
+    with held_port() as nobodys:
+        for dsn, text in (
+            (f"{plain}{sign}sslmode=sometimes", "cannot be used: `sslmode` parameter must be one of"),
+            (f"{plain}{sign}sslmod=require", "does not know a setting that the URL names"),
+            (f"{plain}{sign}work_mem=much", "does not accept a setting that the URL names"),
+            ("postgresql://u@h:many/db", "the PostgreSQL URL of h:many/db cannot be used"),
+            (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
+            (f"postgresql://someone:secret@127.0.0.1:{nobodys}/x", "cannot be reached. Check that it runs"),
+            (plain.replace("postgres@", "unknown@"), "refuses this user"),
+        ):
+            with pytest.raises(StorageSetupError, match=text) as caught:
+                async with open_postgres(dsn, limits=PostgresLimits(patience_s=0.3)) as server:
+                    await server.database("state")
+            assert "secret" not in str(caught.value)
+    with pytest.raises(StorageSetupError, match="cannot be the name of a schema"):
+        async with open_postgres(plain, schema="x; DROP"):
+            pass
 
 
 @pytest.fixture

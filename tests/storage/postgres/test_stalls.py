@@ -5,21 +5,21 @@ The limits on time are far away in these tests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import trio
 
-from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.devtools.fault_proxy import FaultProxy
 from aether_trio.storage.base import CommitUnknown, Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
-from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from aether_trio.storage.postgres.database import open_postgres
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES, SessionWrites
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import open_postgres_session
+from tests.storage.load import proxied
 from tests.storage.programs import CREATE, LONG_S, ids, insert
 
 NEVER_S = 10 * LONG_S
@@ -44,23 +44,6 @@ def tcp_server() -> Iterator[PostgresServer]:
         yield server
 
 
-@asynccontextmanager
-async def proxied(
-    server: PostgresServer, limits: PostgresLimits = NO_LIMITS
-) -> AsyncIterator[tuple[PostgresDatabase, FaultProxy]]:
-    server.psql("DROP SCHEMA IF EXISTS aether CASCADE")
-    async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
-        dsn = server.dsn(port=int(proxy.address.rpartition(":")[2]))
-        with trio.fail_after(LONG_S):
-            async with open_postgres(dsn, limits=limits) as opened:
-                database = await opened.database("scratch")
-                await database.execute(CREATE)
-                try:
-                    yield database, proxy
-                finally:
-                    proxy.cut_all()
-
-
 def stall(proxy: FaultProxy, *, answers_only: bool = False) -> None:
     """What is open by now carries nothing any more; what is opened later does."""
     for connection in proxy.open.values():
@@ -70,7 +53,7 @@ def stall(proxy: FaultProxy, *, answers_only: bool = False) -> None:
 
 
 async def test_a_transaction_whose_way_stalls_runs_again_and_its_locks_are_free(tcp_server: PostgresServer) -> None:
-    async with proxied(tcp_server) as (database, proxy):
+    async with proxied(tcp_server, NO_LIMITS) as (database, proxy):
         await database.run(insert(1, b"0"))
         runs = 0
 
@@ -90,7 +73,7 @@ async def test_a_transaction_whose_way_stalls_runs_again_and_its_locks_are_free(
 
 @pytest.mark.parametrize("answers_only", [True, False], ids=["the answer", "the commit"])
 async def test_what_has_become_of_a_commit_is_found_out(tcp_server: PostgresServer, answers_only: bool) -> None:
-    async with proxied(tcp_server) as (database, proxy):
+    async with proxied(tcp_server, NO_LIMITS) as (database, proxy):
         await database.run(insert(1))
         runs = 0
 
@@ -143,7 +126,7 @@ async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anythin
 
 
 async def test_a_read_whose_way_stalls_runs_again(tcp_server: PostgresServer) -> None:
-    async with proxied(tcp_server) as (database, proxy):
+    async with proxied(tcp_server, NO_LIMITS) as (database, proxy):
         await database.run(insert(1))
         assert await ids(database) == [1]
         stall(proxy)
@@ -169,7 +152,7 @@ async def test_who_waits_for_a_lock_or_is_slow_is_left_alone(postgres_engine: Po
 
 
 async def test_a_large_message_on_a_slow_way_is_no_stall(tcp_server: PostgresServer) -> None:
-    async with proxied(tcp_server) as (database, proxy):
+    async with proxied(tcp_server, NO_LIMITS) as (database, proxy):
         watch = database._server.watch
         await database.run(insert(1))
         for connection in proxy.open.values():
@@ -181,7 +164,7 @@ async def test_a_large_message_on_a_slow_way_is_no_stall(tcp_server: PostgresSer
 
 
 async def test_a_watch_that_reaches_no_server_decides_nothing(tcp_server: PostgresServer) -> None:
-    async with proxied(tcp_server) as (database, proxy):
+    async with proxied(tcp_server, NO_LIMITS) as (database, proxy):
         await database.run(insert(1))
         watch = database._server.watch
         tried = 0

@@ -169,24 +169,6 @@ async def test_what_is_ready_runs_in_its_order_and_trio_has_its_turns() -> None:
     assert turns >= 2 * CALLBACKS // trio_loop.BATCH
 
 
-async def test_timers_have_their_place_among_callbacks(autojump_clock: trio.testing.MockClock) -> None:
-    said: list[str] = []
-
-    async with trio_loop.open_loop() as loop:
-
-        async def program() -> None:
-            loop.call_later(1, said.append, "one second")
-            loop.call_later(3, said.append, "three seconds").cancel()
-            loop.call_soon(said.append, "first")
-            loop.call_soon(said.append, "second")
-            await asyncio.sleep(2)
-            said.append("two seconds")
-            said.append(await asyncio.sleep(0, "the end"))
-
-        await loop.run(program())
-    assert said == ["first", "second", "one second", "two seconds", "the end"]
-
-
 async def test_a_transport_reads_and_is_closed_in_the_middle() -> None:
     """Many small answered writes, then a close while the other side still writes."""
     async with trio_loop.open_loop() as loop:
