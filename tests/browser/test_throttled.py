@@ -48,31 +48,23 @@ LIVE = """async ({ connect }) => {
 }"""
 
 
-class Lives:
-    """What came to the page, over its loads."""
-
-    def __init__(self) -> None:
-        self.handled = -1
-        """The greatest that any page has handled."""
-
-    def check(self, got: list[int]) -> None:
-        """All that came to one page, in the order in which it came."""
-        if not got:
-            return
-        assert got == list(range(got[0], got[0] + len(got))), "each once, in order"
-        assert got[0] <= self.handled + 1, (got[0], self.handled)
-        self.handled = max(self.handled, got[-1])
-
-
 @pytest.mark.parametrize("seed", [1])
 def test_a_slow_page_of_chance(gateway: GatewayProcess, page: Page, run: Run, seed: int) -> None:
     chance = random.Random(seed)
     tab = page.context.new_cdp_session(page)
     tab.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
     window = run(page, LIVE)
-    lives, sent = Lives(), 0
-    reconnections = 0
+    sent = reconnections = 0
+    handled = -1  # the greatest that any load of the page has handled
     with connect_sync(f"aether://{gateway.address}", workspace="throttled", implementation="i", specifier="tx") as tx:
+
+        def check(got: list[int]) -> None:
+            """All that came to one load of the page, in the order in which it came."""
+            nonlocal handled
+            if got:
+                assert got == list(range(got[0], got[0] + len(got))), "each once, in order"
+                assert got[0] <= handled + 1
+                handled = max(handled, got[-1])
 
         def feed(count: int) -> None:
             nonlocal sent
@@ -99,7 +91,7 @@ def test_a_slow_page_of_chance(gateway: GatewayProcess, page: Page, run: Run, se
             nonlocal reconnections
             reconnections += page.evaluate("client.statistics().reconnections")
             page.reload()
-            lives.check(page.evaluate("JSON.parse(sessionStorage.getItem('got') ?? '[]')"))
+            check(page.evaluate("JSON.parse(sessionStorage.getItem('got') ?? '[]')"))
             page.evaluate("sessionStorage.removeItem('got')")
             assert run(page, LIVE) == window
 
@@ -109,6 +101,6 @@ def test_a_slow_page_of_chance(gateway: GatewayProcess, page: Page, run: Run, se
         feed(1)
         page.wait_for_function("(last) => got.includes(last)", arg=sent - 1)
         reconnections += page.evaluate("client.statistics().reconnections")
-        lives.check(page.evaluate("got"))
-    assert lives.handled == sent - 1
+        check(page.evaluate("got"))
+    assert handled == sent - 1
     assert reconnections > 0

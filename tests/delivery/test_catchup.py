@@ -14,11 +14,6 @@ from tests.helpers.log_bench import SMALL, Bench, Reader
 TOPIC = "ag::w::a::1"
 
 
-async def expire(database: InlineDatabase) -> None:
-    """Retention takes every message that is there."""
-    await database.execute("DELETE FROM messages")
-
-
 def numbers(start: int, end: int) -> list[bytes]:
     return [b"%d" % number for number in range(start, end)]
 
@@ -61,7 +56,7 @@ async def test_messages_committed_while_a_page_is_read_are_not_skipped(bench: Be
     What came after its question is still there.
     """
     await bench.publish(TOPIC, *numbers(0, 5))
-    await expire(database)
+    await database.execute("DELETE FROM messages")  # as retention does
     reader = Reader()
     database.after_read.close()
     async with trio.open_nursery() as nursery:
@@ -79,7 +74,7 @@ async def test_messages_committed_while_a_page_is_read_are_not_skipped(bench: Be
 
 async def test_a_gap_is_told_once_with_its_size(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, *numbers(0, 7))
-    await expire(database)
+    await database.execute("DELETE FROM messages")  # as retention does
     await bench.publish(TOPIC, b"x" * SMALL.delivery_bytes, b"last")
     reader = Reader(paused=True)
     reader.outbox.try_deliver(b"in the way", await bench.subscribe("ga::w", reader), 1)

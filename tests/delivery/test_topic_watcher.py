@@ -17,29 +17,26 @@ from tests.helpers.log_bench import Bench
 TOPIC = "ag::w::a::1"
 
 
-class Watcher:
-    """Collects what a tail yields."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, bytes]] = []
-
-    async def watch(self, tail: TopicWatcher, topic: str, from_offset: int | None) -> None:
-        async with aclosing(tail.open(topic, from_offset)) as entries:
-            async for offset, _, frame in entries:
-                self.entries.append((offset, frame))
+async def watch(tail: TopicWatcher, topic: str, from_offset: int | None, into: list[tuple[int, bytes]]) -> None:
+    async with aclosing(tail.open(topic, from_offset)) as entries:
+        async for offset, _, frame in entries:
+            into.append((offset, frame))
 
 
 @pytest.mark.parametrize(("from_offset", "first"), [(None, 4), (0, 1), (1, 1), (3, 3), (4, 4)])
 async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
     bench: Bench, from_offset: int | None, first: int
 ) -> None:
-    tail, watcher = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
+    tail, entries = (
+        TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)),
+        list[tuple[int, bytes]](),
+    )
     await bench.publish(TOPIC, b"1", b"2", b"3")
-    bench.nursery.start_soon(watcher.watch, tail, TOPIC, from_offset)
+    bench.nursery.start_soon(watch, tail, TOPIC, from_offset, entries)
     await trio.testing.wait_all_tasks_blocked()
     await bench.publish(TOPIC, b"4")
     await bench.publish(TOPIC, b"5", b"6")
-    assert watcher.entries == [(number, b"%d" % number) for number in range(first, 7)]
+    assert entries == [(number, b"%d" % number) for number in range(first, 7)]
 
 
 async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
@@ -51,11 +48,14 @@ async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
 
 
 async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Bench, database: InlineDatabase) -> None:
-    tail, watcher = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
+    tail, entries = (
+        TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)),
+        list[tuple[int, bytes]](),
+    )
     await bench.publish(TOPIC, b"1", b"2")
     await database.execute("DELETE FROM messages")
     database.after_read.close()
-    bench.nursery.start_soon(watcher.watch, tail, TOPIC, 1)
+    bench.nursery.start_soon(watch, tail, TOPIC, 1, entries)
     await database.after_read.arrival()
     database.after_read.open()
     database.after_read.close()
@@ -63,20 +63,20 @@ async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Ben
     await bench.publish(TOPIC, b"3")
     database.after_read.open()
     await trio.testing.wait_all_tasks_blocked()
-    assert watcher.entries == [(3, b"3")]
+    assert entries == [(3, b"3")]
 
 
 async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) -> None:
-    ephemeral_topics, watcher = EphemeralTopics(), Watcher()
+    ephemeral_topics, entries = EphemeralTopics(), list[tuple[int, bytes]]()
     tail = TopicWatcher(bench.log, ephemeral_topics, VirtualClock(trio.current_time))
     ephemeral_topics.publish("pg::w", "a", "", b"too early")
-    bench.nursery.start_soon(watcher.watch, tail, "pg::w", None)
+    bench.nursery.start_soon(watch, tail, "pg::w", None, entries)
     await trio.testing.wait_all_tasks_blocked()
     ephemeral_topics.publish("pg::w", "a", "", b"1")
     await trio.testing.wait_all_tasks_blocked()
     ephemeral_topics.publish("pg::w", "a", "us::other", b"2")
     await trio.testing.wait_all_tasks_blocked()
-    assert watcher.entries == [(1, b"1"), (2, b"2")]
+    assert entries == [(1, b"1"), (2, b"2")]
 
 
 async def test_what_is_no_topic_is_refused_at_once(bench: Bench) -> None:

@@ -13,21 +13,12 @@ from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
 
 
-class Wakes:
-    """Counts wake-ups of the committer."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> None:
-        self.count += 1
-
-
-def make() -> tuple[CursorStore, CachedTopic, Wakes]:
-    wakes = Wakes()
+def make() -> tuple[CursorStore, CachedTopic, list[bool]]:
+    """A store, a topic of it, and how often the committer was woken."""
+    wakes: list[bool] = []
     state = CachedTopic("ag::w::a::1")
     state.topic_id = 7
-    return CursorStore(wakes), state, wakes
+    return CursorStore(lambda: wakes.append(True)), state, wakes
 
 
 names = st.sampled_from(["me", "you", "lost"])
@@ -49,10 +40,10 @@ def test_a_cursor_is_known_until_it_is_written_and_goes_back_only_when_it_is_dro
     for step in script:
         match step:
             case ("advance", name, offset):
-                woken = wakes.count + (not dirty)
+                woken = len(wakes) + (not dirty)
                 store.advance(state, name, offset)
                 dirty[name] = max(offset, dirty.get(name, 0))
-                assert wakes.count == woken
+                assert len(wakes) == woken
             case ("drop", gone):
                 store.drop(lambda name, gone=gone: name != gone)  # type: ignore[misc]
                 dirty.pop(gone, None)
@@ -102,7 +93,7 @@ async def test_saving_waits_for_what_was_dirty_and_for_nothing_later(autojump_cl
         nursery.start_soon(save, "first")
         await trio.testing.wait_all_tasks_blocked()
         assert store.hurry
-        assert wakes.count == 2
+        assert len(wakes) == 2
         store.begin_flush()
         nursery.start_soon(save, "second, of what is being written")
         await trio.testing.wait_all_tasks_blocked()

@@ -77,10 +77,6 @@ class World:
         self.sent += 1
         return b"%d:" % self.sent + b"x" * size
 
-    async def append(self, bench: Bench, topic: str, sizes: list[int]) -> None:
-        for frame in [self.payload(size) for size in sizes]:
-            bench.append(topic, frame)
-
     def look_into_the_log(self) -> None:
         """The database says what was committed.
 
@@ -135,7 +131,7 @@ class World:
     async def step(self, bench: Bench, step: tuple) -> None:  # type: ignore[type-arg]
         match step:
             case ("append", topic, sizes):
-                await self.append(bench, topic, sizes)
+                bench.append(topic, *[self.payload(size) for size in sizes])
             case ("connect", key):
                 await self.connect(bench, key)
             case ("disconnect", key):

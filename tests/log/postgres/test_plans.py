@@ -49,7 +49,7 @@ async def test_a_group_finds_its_topics_by_key(log_database: Database, postgres_
 
 async def test_listeners_are_found_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
     async with postgres_engine.open("cluster"):
-        found = conditions(plan(postgres_engine, log_relay._TELL), "topic_interest")
+        found = conditions(plan(postgres_engine, log_relay._NOTIFY), "topic_interest")
     assert found == [True]
 
 

@@ -6,7 +6,8 @@ test_conformance.py has the promises of a Database.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import trio
@@ -14,9 +15,11 @@ import trio
 from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.migrations import MIGRATIONS, ONLY_POSTGRES
+from aether_trio.storage.postgres import connections
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import open_postgres
 from tests.helpers.engines import PostgresEngine
+from tests.helpers.postgres import PostgresServer
 from tests.storage.programs import CREATE, LONG_S, count_up, ids, insert, locked, waiting_for_a_lock
 
 
@@ -264,3 +267,19 @@ async def test_a_locking_queue_is_not_serializable(postgres_engine: PostgresEngi
 def isolation() -> Program[list[tuple[str]]]:
     found: list[tuple[str]] = yield Fetch("SELECT current_setting('transaction_isolation')")
     return found
+
+
+@pytest.mark.parametrize("dropped", ["search_path", "default_transaction_isolation"])
+async def test_a_setting_that_a_pooler_drops_is_noticed_at_the_start(
+    dropped: str, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = connections._session
+
+    def pooled(*args: Any) -> Mapping[str, str]:
+        return {name: value for name, value in given(*args).items() if name != dropped}
+
+    monkeypatch.setattr(connections, "_session", pooled)
+    async with open_postgres(postgres_server.dsn(), schema="pooled") as server:
+        with pytest.raises(StorageSetupError, match="probably a pooler"):
+            await server.database("log")
+    assert postgres_server.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'pooled'") == "0"

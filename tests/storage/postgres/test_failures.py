@@ -250,3 +250,36 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
         assert database.statistics().losses == 0
         assert len(finished) >= 40
         assert any(cancelled)
+
+
+@pytest.fixture
+def primary_and_standby() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """A primary and its synchronous hot standby."""
+    with open_postgres_server(tcp=True) as primary, open_postgres_server(tcp=True, standby_of=primary) as standby:
+        primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        primary.psql("SELECT pg_reload_conf()")
+        while primary.psql("SELECT sync_state FROM pg_stat_replication") != "sync":
+            pass
+        yield primary, standby
+
+
+@pytest.mark.parametrize("standby_first", [False, True])
+async def test_the_primary_dies_under_load_and_the_standby_is_promoted(
+    primary_and_standby: tuple[PostgresServer, PostgresServer], standby_first: bool
+) -> None:
+    primary, standby = primary_and_standby
+    hosts = [f"127.0.0.1:{one.port}" for one in primary_and_standby[:: -1 if standby_first else 1]]
+    dsn = f"postgresql://postgres@{','.join(hosts)}/postgres"
+
+    async def weather() -> None:
+        await trio.to_thread.run_sync(lambda: primary.stop(signum=signal.SIGKILL))
+        await trio.sleep(0.2)
+        await trio.to_thread.run_sync(standby.psql, "SELECT pg_promote()")
+
+    async with open_postgres(dsn, limits=PATIENT) as server:
+        database = await server.database("scratch")
+        await database.execute(CREATE)
+        load = Load(database)
+        await load.run(weather)
+        assert not load.refused
+        assert await database.fetch("SHOW port") == [(str(standby.port),)]
