@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 
+from aether_trio.gateway.core import Core
 from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.services.agents.autostart import Autostarter
@@ -21,6 +23,13 @@ from tests.helpers.direct import SqliteStore
 
 class DefectError(Exception):
     """An error that no code expects."""
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Core]:
+    with open_world(SqliteStore()) as world:
+        async with deadlock_is_an_error(), world.open() as core:
+            yield core
 
 
 def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Callable[[], int]:
@@ -58,14 +67,13 @@ def test_it_runs_again(
 ) -> None:
     async def main() -> None:
         calls = fails_once(monkeypatch, owner, name)
-        with open_world(SqliteStore()) as world:
-            async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "b", "1")) as b:
-                async with connect(core, agent("w", "a", "1")):
-                    pass
-                core.autostarter._queue.target_absent("ag::w::c::1")
-                while calls() < 2:
-                    await trio.sleep(1)
-                await barrier(b)
+        async with opened() as core, connect(core, agent("w", "b", "1")) as b:
+            async with connect(core, agent("w", "a", "1")):
+                pass
+            core.autostarter._queue.target_absent("ag::w::c::1")
+            while calls() < 2:
+                await trio.sleep(1)
+            await barrier(b)
 
     run_in_virtual_time(main)
     assert "DefectError" in caplog.text
@@ -76,12 +84,11 @@ def test_presence_of_a_session_that_ended_before_the_mistake_is_written(monkeypa
 
     async def main() -> None:
         fails_once(monkeypatch, PresenceStore, "_write")
-        with open_world(SqliteStore()) as world:
-            async with deadlock_is_an_error(), world.open() as core:
-                async with connect(core, agent("w", "a", "1")):
-                    pass
-                while not await core.presence._database.fetch("SELECT 1 FROM presence"):
-                    await trio.sleep(1)
+        async with opened() as core:
+            async with connect(core, agent("w", "a", "1")):
+                pass
+            while not await core.presence._database.fetch("SELECT 1 FROM presence"):
+                await trio.sleep(1)
 
     run_in_virtual_time(main)
 
@@ -100,15 +107,14 @@ def test_an_identity_that_cannot_be_looked_at_keeps_no_others_waiting(
             looked.append(identity)
             return 0, 0
 
-        with open_world(SqliteStore()) as world:
-            async with deadlock_is_an_error(), world.open() as core:
-                monkeypatch.setattr(core.autostarter, "_unread", unread)
-                monkeypatch.setattr(core.autostarter, "_is_registered", lambda _: True)
-                core.autostarter._queue.agent_ended("ag::w::bad::1")
-                core.autostarter._queue.agent_ended("ag::w::good::1")
-                while not looked:
-                    await trio.sleep(1)
-                assert not core.autostarter._queue.ended
+        async with opened() as core:
+            monkeypatch.setattr(core.autostarter, "_unread", unread)
+            monkeypatch.setattr(core.autostarter, "_is_registered", lambda _: True)
+            core.autostarter._queue.agent_ended("ag::w::bad::1")
+            core.autostarter._queue.agent_ended("ag::w::good::1")
+            while not looked:
+                await trio.sleep(1)
+            assert not core.autostarter._queue.ended
 
     run_in_virtual_time(main)
     assert "DefectError" in caplog.text

@@ -11,8 +11,7 @@ import trio
 
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.devtools.round_robin import RoundRobin
-
-LIMIT_S = 300
+from tests.devtools.test_fault_proxy import LIMIT_S, address_of, connect_to
 
 
 @pytest.fixture
@@ -24,20 +23,14 @@ async def listeners() -> AsyncIterator[list[trio.SocketListener]]:
         yield opened
 
 
-def address_of(listener: trio.SocketListener) -> str:
-    host, port = listener.socket.getsockname()
-    return f"{host}:{port}"
-
-
 async def test_each_connection_goes_to_the_next_one_that_accepts(listeners: list[trio.SocketListener]) -> None:
-    addresses = [address_of(one) for one in listeners]
+    addresses = [address_of(one.socket) for one in listeners]
     turns = RoundRobin(addresses)
     with trio.fail_after(LIMIT_S):
         async with open_fault_proxy(turns) as proxy, AsyncExitStack() as stack:
-            host, _, port = proxy.address.rpartition(":")
 
             async def connect(number: int) -> str:
-                await stack.enter_async_context(await trio.open_tcp_stream(host, int(port)))
+                await stack.enter_async_context(await connect_to(proxy))
                 return (await proxy.connection(number)).target_address
 
             assert [await connect(number) for number in range(4)] == [*addresses, addresses[0]]
@@ -54,12 +47,9 @@ async def test_each_connection_goes_to_the_next_one_that_accepts(listeners: list
 async def test_a_connection_that_no_node_takes_is_reset() -> None:
     with socket.socket() as bound, trio.fail_after(LIMIT_S):
         bound.bind(("127.0.0.1", 0))
-        dead = f"127.0.0.1:{bound.getsockname()[1]}"
-        for addresses in ([], [dead]):
+        for addresses in ([], [address_of(bound)]):
             async with open_fault_proxy(RoundRobin(addresses)) as proxy:
-                host, _, port = proxy.address.rpartition(":")
-                stream = await trio.open_tcp_stream(host, int(port))
-                with pytest.raises(trio.BrokenResourceError):
-                    await stream.receive_some(1)
-                await stream.aclose()
+                async with await connect_to(proxy) as stream:
+                    with pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some(1)
                 assert proxy.statistics().unreachable == 1

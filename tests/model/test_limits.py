@@ -11,12 +11,9 @@ from aether_trio.model.limits import Limits
 
 def test_reference_values() -> None:
     limits = Limits()
-    assert limits.payload_bytes == 1_048_576
-    assert limits.task_payload_bytes == 524_288
-    assert limits.kv_value_bytes == 1_048_576
-    assert limits.kv_key_bytes == 256
-    assert limits.topic_bytes == 256
-    assert limits.token_bytes == 128
+    assert (limits.payload_bytes, limits.task_payload_bytes) == (1_048_576, 524_288)
+    assert (limits.kv_value_bytes, limits.kv_key_bytes) == (1_048_576, 256)
+    assert (limits.topic_bytes, limits.token_bytes) == (256, 128)
     assert (limits.send_rate_per_s, limits.send_burst) == (100, 200)
     assert (limits.workspace_rate_per_s, limits.identity_rate_per_s) == (0, 0)
     assert limits.connections_per_workspace == 1000

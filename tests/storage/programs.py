@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import trio
 
-from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory
+from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory, single
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.sqlite.database import SqliteDatabase
 from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine
@@ -71,11 +71,7 @@ def append(digit: int) -> Callable[[], Program[None]]:
 
 
 def pragma(text: str) -> ProgramFactory[list[Any]]:
-    def program() -> Program[list[Any]]:
-        rows: list[Any] = yield Fetch(f"PRAGMA {text}")
-        return rows
-
-    return program
+    return lambda: single(Fetch(f"PRAGMA {text}"))
 
 
 async def ids(database: Database) -> list[int]:

@@ -32,10 +32,6 @@ NEVER = TimeLimits(0, 0, 0, 0, 0, 0)
 NOW = 1_700_000_000_000
 
 
-def half() -> float:
-    return 0.5
-
-
 # -- statuses --------------------------------------------------------------------------------------
 
 
@@ -70,7 +66,7 @@ def test_grace_windows_and_priorities() -> None:
     ],
 )
 def test_delays(policy: RetrySchedule, delays: list[int]) -> None:
-    assert [policy.delay_ms(failures, half) for failures in range(1, 5)] == delays
+    assert [policy.delay_ms(failures, lambda: 0.5) for failures in range(1, 5)] == delays
 
 
 def test_attempts_default_to_three() -> None:

@@ -135,16 +135,10 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to hand th
 
 
 @pytest.fixture
-def closed(home: Path) -> Path:
-    """A directory that only root may enter, as root's home is."""
-    place = home / "root"
-    place.mkdir(mode=0o700)
-    return place
-
-
-@pytest.fixture
-def installed_in_closed(closed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel lies in a virtual environment that root made at home."""
+def installed_in_closed(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that only root may enter, as root's home is, with the wheel in it."""
+    closed = home / "root"
+    closed.mkdir(mode=0o700)
     package = next(iter(embedded.binaries().values())).parents[1]
     for one in (package, package.with_name(f"{package.name}.libs")):
         (closed / one.name).symlink_to(one)
