@@ -32,7 +32,7 @@ steps = st.one_of(
 @given(st.lists(steps, min_size=15, max_size=40))
 @example([("advance", "lost", 9), ("begin",), ("drop", "lost"), ("advance", "lost", 4), ("abort",), ("begin",)])
 def test_a_cursor_is_known_until_it_is_written_and_goes_back_only_when_it_is_dropped(script: list[Any]) -> None:
-    """It keeps its topic in memory for as long, and wakes the committer when it is the first."""
+    """It keeps its topic in memory, and wakes the committer when it is the first."""
     store, state, wakes = make()
     dirty: dict[str, int] = {}
     writing: dict[str, int] | None = None

@@ -10,12 +10,13 @@ from typing import Any
 import asyncpg
 import pytest
 import trio
+from asyncpg.exceptions import ProtocolError
 
 from aether_trio.devtools.ports import held_port
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import open_postgres
-from aether_trio.storage.postgres.errors import setup_error
+from aether_trio.storage.postgres.errors import is_outage, setup_error
 from aether_trio.storage.postgres.hosts import each_host, first_to_succeed, where
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
@@ -88,6 +89,26 @@ def test_what_is_wrong_comes_with_what_to_do(error: Exception, advice: str) -> N
     assert f"the PostgreSQL server db-1,db-2/fabric {advice}" in str(
         setup_error("postgresql://u:p@db-1,db-2/fabric", error)
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError("reset by peer"), True),
+        (TimeoutError(), True),
+        (asyncpg.TooManyConnectionsError("sorry, too many clients already"), True),
+        (asyncpg.CannotConnectNowError("the database system is starting up"), True),
+        (asyncpg.TargetServerAttributeNotMatched("none is a primary"), True),
+        # The link was cut while asyncpg went from one step of the handshake to the next.
+        (asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"), True),
+        (ProtocolError("unknown message 'H'"), False),
+        (asyncpg.InvalidPasswordError("password authentication failed"), False),
+        (asyncpg.InvalidCatalogNameError('database "x" does not exist'), False),
+        (ValueError("invalid port"), False),
+    ],
+)
+def test_an_outage_is_waited_for_and_a_mistake_is_not(error: Exception, passes: bool) -> None:
+    assert is_outage(error) is passes
 
 
 async def test_a_url_that_cannot_work_is_refused_with_the_way_out(postgres_engine: PostgresEngine) -> None:
