@@ -1,20 +1,24 @@
-"""A real gateway in the test's own trio run, and test bodies that run on trio or on asyncio.
+"""Open a real gateway in the test's trio run, and run tests on trio, asyncio and threads.
 
-    async with open_test_gateway() as address:
-        await everywhere(body, f"aether://{address}")
+    @with_gateway(schemes=SCHEMES)
+    async def test_an_agent_connects(address: str) -> None:
+        async with agent(address, "a"):
+            ...
 
-A body is an anyio function; on asyncio it runs in a thread with an event loop of its own, and talks
-to the gateway through its socket as everybody does.
+The body is an anyio function. On asyncio it runs in a thread with another event loop, and talks to
+the gateway through a socket as every client does.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import anyio
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -24,6 +28,7 @@ from tests.helpers.core import settings_for_tests
 
 QUICK = Retry(base_s=0.01, cap_s=0.2)
 
+BACKENDS = ("trio", "asyncio")
 SCHEMES = ("aether", "ws", "grpc")
 """Addresses of all transports that a client speaks."""
 
@@ -49,13 +54,43 @@ async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gatew
         yield gateway
 
 
-async def run_on(backend: str, body: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Run the body here, or on asyncio in a thread."""
+async def run_on(backend: str, body: Callable[..., Any], *args: Any) -> None:
+    """Run the body in this trio run, on asyncio in a thread, or as a script in a thread."""
     with trio.fail_after(300):
         if backend == "trio":
             await body(*args)
         else:
-            await trio.to_thread.run_sync(partial(anyio.run, body, *args, backend="asyncio"), abandon_on_cancel=True)
+            run = body if backend == "thread" else partial(anyio.run, body, backend="asyncio")
+            await trio.to_thread.run_sync(run, *args, abandon_on_cancel=True)
+
+
+def with_gateway(
+    *, backends: Sequence[str] = BACKENDS, schemes: Sequence[str] = ("aether",)
+) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[None]]]:
+    """Make tests of a function that takes a gateway's address; its other arguments are fixtures.
+
+    It runs once for each backend (a plain function on "thread") and each transport.
+    """
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        @pytest.mark.parametrize("scheme", schemes)
+        @pytest.mark.parametrize("backend", backends)
+        @wraps(body)
+        async def test(backend: str, scheme: str, **fixtures: Any) -> None:
+            async with open_test_gateway() as gateway:
+                await run_on(backend, partial(body, **fixtures), f"{scheme}://{gateway.address}")
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own = [inspect.Parameter(name, kind) for name in ("backend", "scheme")]
+        rest = [one.replace(kind=kind) for one in list(inspect.signature(body).parameters.values())[1:]]
+        test.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
+
+in_a_thread = with_gateway(backends=["thread"])
+"""Make a test of a script that blocks."""
 
 
 def agent(address: str, specifier: str, **options: Any) -> AgentClient:

@@ -1,25 +1,25 @@
-"""A scripted gateway: the other end of the framing over a real socket, which says what the test
-tells it to.
+"""Serve a client from a script: a gateway on a real socket that says what the test tells it to.
 
-async with open_peer() as peer, trio.open_nursery() as nursery:
-    nursery.start_soon(client_body, peer.address)
-    line = await peer.accept()                 # a connection, greeted and let in
+async with scripted(body) as (peer, line):     # a client does `body`, and was let in on `line`
     send = await line.next(framing.Send)
     await line.say(framing.Ack(send.seq))
+    line = await peer.cut()                    # its next connection
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
+from aether_trio.client import AgentClient
 from aether_trio.wire import framing
 from aether_trio.wire.framing import FramedConnection, Side
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent
 
 E = TypeVar("E")
 
@@ -37,6 +37,7 @@ class Line:
         self.seen: deque[framing.Event] = deque()
         self.hello: framing.ClientHello | None = None
         self.init: pb.InitConnection | None = None
+        self._ended = False
 
     async def greet(self, hello: framing.ServerHello | None = None) -> None:
         """Read HELLO and init, and answer the HELLO."""
@@ -80,32 +81,48 @@ class Line:
     async def end(self) -> list[framing.Event]:
         """Read until the client ends its side, end ours, and return what it said."""
         try:
-            while True:
+            while not self._ended:
                 await self._read()
         except EndOfLine:
             pass
-        await self.stream.aclose()
+        await self.close()
         return list(self.seen)
+
+    async def close(self) -> None:
+        """Cut the connection."""
+        self._ended = True
+        await self.stream.aclose()
 
 
 class Peer:
     """The listener. `address` is a client's."""
 
+    line: Line
+    """The latest connection."""
+
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
+        self._sessions = 0
         host, port = listener.socket.getsockname()[:2]
         self.address = f"aether://{host}:{port}"
 
     async def knock(self) -> Line:
         """A connection that has said nothing yet."""
-        return Line(await self._listener.accept())
+        self.line = Line(await self._listener.accept())
+        return self.line
 
-    async def accept(self, session_id: str = "s1", hello: framing.ServerHello | None = None) -> Line:
-        """A connection that was let in."""
+    async def accept(self, hello: framing.ServerHello | None = None) -> Line:
+        """A connection that was let in, the n-th one as session "sn"."""
         line = await self.knock()
         await line.greet(hello)
-        await line.let_in(session_id)
+        self._sessions += 1
+        await line.let_in(f"s{self._sessions}")
         return line
+
+    async def cut(self, hello: framing.ServerHello | None = None) -> Line:
+        """End the latest connection hard, and let the client in on the next one."""
+        await self.line.close()
+        return await self.accept(hello)
 
 
 @asynccontextmanager
@@ -114,6 +131,22 @@ async def open_peer() -> AsyncIterator[Peer]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         yield Peer(listener)
+
+
+@asynccontextmanager
+async def scripted(
+    body: Callable[[AgentClient], Awaitable[None]], *, hello: framing.ServerHello | None = None, **options: Any
+) -> AsyncIterator[tuple[Peer, Line]]:
+    """Let the agent "a" in, which does `body`; the latest connection ends when the agent leaves."""
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            async with agent(peer.address, "a", **options) as a:
+                await body(a)
+
+        nursery.start_soon(run)
+        yield peer, await peer.accept(hello)
+        await peer.line.end()
 
 
 def incoming(payload: bytes, source: str = "ag::w::i::a") -> bytes:

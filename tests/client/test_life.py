@@ -25,7 +25,7 @@ from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import QUICK, agent
-from tests.client.peer import incoming, open_peer
+from tests.client.peer import incoming, open_peer, scripted
 
 
 async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None:
@@ -45,14 +45,12 @@ async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None
                 assert states[:4] == [State.CONNECTING, State.CONNECTED, State.WAITING, State.CONNECTING]
 
         nursery.start_soon(body)
-        line = await peer.accept("s1")
-        await line.stream.aclose()
-        line = await peer.accept("s2")
+        line = await peer.accept()
+        line = await peer.cut()
         assert line.init is not None
         assert line.init.resume_session_id == "s1"
         await line.say(framing.Error(int(Status.UNAVAILABLE), "restarting", retryable=True))
-        await line.stream.aclose()
-        line = await peer.accept("s3")
+        line = await peer.cut()
         await line.stream.send_all(b"\x00\x00\x00\x08\x04")  # half a frame
         await line.stream.aclose()
         # An attempt that is not answered is no end either.
@@ -73,26 +71,22 @@ async def test_the_duplicate_may_be_ourselves() -> None:
     """An attempt whose answer was lost may have been let in, and the gateway may not know yet that
     it is dead.
     """
-    async with open_peer() as peer, trio.open_nursery() as nursery:
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.receive()
+    async def body(a: AgentClient) -> None:
+        await a.receive()
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (peer, line):
         await line.stream.aclose()
-        line = await peer.knock()
-        await line.greet()
-        await line.stream.aclose()
+        again = await peer.knock()
+        await again.greet()
+        await again.stream.aclose()
         for _ in range(3):
-            line = await peer.knock()
-            await line.greet()
-            await line.say(framing.Error(int(Status.ALREADY_EXISTS), "you are here"))
-            await line.end()
-        line = await peer.accept("s9")
-        await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
-        await line.end()
+            again = await peer.knock()
+            await again.greet()
+            await again.say(framing.Error(int(Status.ALREADY_EXISTS), "you are here"))
+            await again.end()
+        again = await peer.accept()
+        await again.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
 
 
 async def test_a_duplicate_that_cannot_be_ourselves_is_final() -> None:
@@ -153,7 +147,7 @@ async def test_a_silent_connection_is_asked_and_then_cut() -> None:
         ping = await line.next(framing.Ping)
         await line.say(framing.Pong(ping.number))
         await line.next(framing.Ping)  # not answered
-        again = await peer.accept("s2")
+        again = await peer.accept()
         await again.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
         await again.end()
         await line.stream.aclose()
@@ -175,8 +169,7 @@ async def test_a_users_workspace_is_said_again() -> None:
         answer = pb.ConnectionStatusResponse(request_id=barrier.request_id, ok=True)
         await line.tell(connection_status_response=answer)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        await line.stream.aclose()
-        again = await peer.accept("s2")
+        again = await peer.cut()
         assert (await again.asked()).switch_workspace.new_workspace_id == "w"
         await again.say(framing.Channel(1, "us::ann::1"), framing.Deliver(1, 1, incoming(b"")))
         await again.end()

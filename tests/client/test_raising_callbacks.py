@@ -10,11 +10,11 @@ import anyio
 import pytest
 import trio
 
-from aether_trio.client import ClientClosed
+from aether_trio.client import AgentClient, ClientClosed
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway, run_on
-from tests.client.peer import open_peer
+from tests.client.peer import open_peer, scripted
 
 
 class Mistake(Exception):
@@ -46,19 +46,13 @@ async def test_a_match_that_raises_costs_its_own_feed(transport: str, backend: s
 
 
 async def test_hooks_that_raise_are_logged_and_the_client_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        await a.send("ag::w::i::b", b"x")
+        assert a.connections == 2
 
-        async def body() -> None:
-            async with agent(peer.address, "a", on_connected=raising, on_disconnected=raising) as a:
-                await a.send("ag::w::i::b", b"x")
-                assert a.connections == 2
-
-        nursery.start_soon(body)
-        line = await peer.accept()
-        await line.stream.aclose()
-        line = await peer.accept("s2")
-        await line.say(framing.Ack((await line.next(framing.Send)).seq))
-        await line.end()
+    async with scripted(body, on_connected=raising, on_disconnected=raising) as (peer, _):
+        again = await peer.cut()
+        await again.say(framing.Ack((await again.next(framing.Send)).seq))
     found = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage().rpartition(": ")[2] for record in found] == [
         "on_connected has raised",

@@ -14,7 +14,7 @@ from aether_trio.client import AgentClient, ConnectionLost, PayloadTooLarge, Rat
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, run_on
-from tests.client.peer import Line, Peer, open_peer
+from tests.client.peer import Line, Peer, open_peer, scripted
 
 B = "ag::w::i::b"
 
@@ -48,61 +48,50 @@ async def test_the_first_words() -> None:
 
 
 async def test_send_returns_when_it_is_acknowledged() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        sent = trio.Event()
+    sent = trio.Event()
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.send(B, b"x", details=pb.SendMessage(app_workspace="other", target_topic="ignored"))
-                sent.set()
+    async def body(a: AgentClient) -> None:
+        await a.send(B, b"x", details=pb.SendMessage(app_workspace="other", target_topic="ignored"))
+        sent.set()
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         send = await line.next(framing.Send)
         assert (send.topic, send.payload, send.message_type) == (B, b"x", 6)
         assert pb.SendMessage.FromString(send.extra) == pb.SendMessage(app_workspace="other")
         assert not sent.is_set()
         await line.say(framing.Ack(send.seq))
         await sent.wait()
-        await line.end()
 
 
 async def test_a_nack_is_a_typed_error_of_that_send_alone() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        errors: list[Exception] = []
+    errors: list[Exception] = []
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a, trio.open_nursery() as sends:
-                sends.start_soon(a.send, B, b"first")
-                await trio.testing.wait_all_tasks_blocked()
-                sends.start_soon(refused, lambda: a.send(B, b"second"), RateLimited, errors)
+    async def body(a: AgentClient) -> None:
+        async with trio.open_nursery() as sends:
+            sends.start_soon(a.send, B, b"first")
+            await trio.testing.wait_all_tasks_blocked()
+            sends.start_soon(refused, lambda: a.send(B, b"second"), RateLimited, errors)
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         first, second = await line.next(framing.Send), await line.next(framing.Send)
         await line.say(
             framing.Nack(second.seq, "ERR_RATE_LIMITED", "slow", retryable=True, retry_after_ms=1500),
             framing.Ack(first.seq),
             framing.Ack(second.seq),
         )
-        await line.end()
     (error,) = errors
     assert isinstance(error, RateLimited)
     assert (error.code, error.retryable, error.retry_after_s) == ("ERR_RATE_LIMITED", True, 1.5)
 
 
 async def test_the_window_holds_back_what_it_has_no_room_for() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        for number in range(5):
+            await a.publish(B, str(number))
+        # A request behind them is a barrier, so it waits with them.
+        await a.request(pb.UpstreamMessage(kv_op=pb.KVOperation(key="k")))
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                for number in range(5):
-                    await a.publish(B, str(number))
-                # A request behind them is a barrier, so it waits with them.
-                await a.request(pb.UpstreamMessage(kv_op=pb.KVOperation(key="k")))
-
-        nursery.start_soon(body)
-        line = await peer.accept(hello=framing.ServerHello(publish_window=2))
+    async with scripted(body, hello=framing.ServerHello(publish_window=2)) as (_, line):
         for number in range(0, 4, 2):
             sends = [await line.next(framing.Send), await line.next(framing.Send)]
             assert [send.payload for send in sends] == [b"%d" % number, b"%d" % (number + 1)]
@@ -113,21 +102,17 @@ async def test_the_window_holds_back_what_it_has_no_room_for() -> None:
         asked = await line.asked()
         await line.say(framing.Ack(last.seq))
         await line.tell(kv=pb.KVResponse(success=True, request_id=asked.kv_op.request_id))
-        await line.end()
 
 
 async def test_publish_waits_for_room_on_its_way() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        published: list[int] = []
+    published: list[int] = []
 
-        async def body() -> None:
-            async with agent(peer.address, "a", max_unsettled=3) as a:
-                for number in range(5):
-                    await a.publish(B, b"x")
-                    published.append(number)
+    async def body(a: AgentClient) -> None:
+        for number in range(5):
+            await a.publish(B, b"x")
+            published.append(number)
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body, max_unsettled=3) as (_, line):
         for _ in range(3):
             send = await line.next(framing.Send)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -136,7 +121,6 @@ async def test_publish_waits_for_room_on_its_way() -> None:
         await line.next(framing.Send)
         last = await line.next(framing.Send)
         await line.say(framing.Ack(last.seq))
-        await line.end()
     assert published == [0, 1, 2, 3, 4]
 
 
@@ -145,12 +129,11 @@ async def cut_after_three(peer: Peer, hello: framing.ServerHello) -> tuple[Line,
 
     Then the connection breaks.
     """
-    line = await peer.accept(hello=hello)
+    line = await peer.accept(hello)
     sends = [await line.next(framing.Send) for _ in range(4)]
     await line.say(framing.Ack(sends[0].seq), framing.Nack(sends[1].seq, "ERR_INVALID_TOPIC"))
     await line.tell(config=pb.ConfigSnapshot())
-    await line.stream.aclose()
-    again = await peer.accept("s2", hello=hello)
+    again = await peer.cut(hello)
     return line, again, sends
 
 
@@ -204,43 +187,36 @@ async def test_without_memory_in_the_gateway_what_was_not_settled_is_in_doubt() 
 
 
 async def test_what_was_never_sent_waits_for_the_next_connection() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        lost = trio.Event()
+    lost = trio.Event()
 
-        async def body() -> None:
-            async with agent(peer.address, "a", on_disconnected=lambda _why: lost.set()) as a:
-                await lost.wait()
-                await a.send(B, b"x")
+    async def body(a: AgentClient) -> None:
+        await lost.wait()
+        await a.send(B, b"x")
 
-        nursery.start_soon(body)
-        line = await peer.accept(hello=framing.ServerHello(dedup_s=0))
-        await line.stream.aclose()
-        again = await peer.accept("s2", hello=framing.ServerHello(dedup_s=0))
+    async with scripted(body, on_disconnected=lambda _why: lost.set(), hello=framing.ServerHello(dedup_s=0)) as (
+        peer,
+        _,
+    ):
+        again = await peer.cut(framing.ServerHello(dedup_s=0))
         await again.say(framing.Ack((await again.next(framing.Send)).seq))
-        await again.end()
 
 
 async def test_a_cancelled_send_that_was_not_written_is_withdrawn() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        first = await a.publish(B, b"first")
+        with trio.move_on_after(0.01):
+            await a.send(B, b"withdrawn")
+        assert a._dispatch.send_queue.unsettled == 1
+        await first.committed()
+        await a.send(B, b"third")
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                first = await a.publish(B, b"first")
-                with trio.move_on_after(0.01):
-                    await a.send(B, b"withdrawn")
-                assert a._dispatch.send_queue.unsettled == 1
-                await first.committed()
-                await a.send(B, b"third")
-
-        nursery.start_soon(body)
-        line = await peer.accept(hello=framing.ServerHello(publish_window=1))
+    async with scripted(body, hello=framing.ServerHello(publish_window=1)) as (_, line):
         first = await line.next(framing.Send)
         await trio.testing.wait_all_tasks_blocked(0.05)
         await line.say(framing.Ack(first.seq))
         third = await line.next(framing.Send)
         assert third.payload == b"third"
         await line.say(framing.Ack(third.seq))
-        await line.end()
 
 
 async def test_what_no_frame_can_hold_is_refused_here() -> None:
@@ -260,27 +236,22 @@ async def test_what_no_frame_can_hold_is_refused_here() -> None:
 
 
 async def test_goaway_starts_nothing_new_and_leaves_when_all_is_settled() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        await a.publish(B, b"before")
+        told = await a.publish(B, b"before too")
+        await told.committed()
+        await a.send(B, b"after")
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.publish(B, b"before")
-                told = await a.publish(B, b"before too")
-                await told.committed()
-                await a.send(B, b"after")
-
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (peer, line):
         sends = [await line.next(framing.Send), await line.next(framing.Send)]
         await line.say(framing.GoAway(framing.GoAwayReason.DRAINING, 30_000), framing.Ack(sends[0].seq))
         await trio.testing.wait_all_tasks_blocked(0.01)
         await line.say(framing.Ack(sends[1].seq))
         assert [type(event) for event in await line.end()] == [framing.GoAway]
-        again = await peer.accept("s2")
+        again = await peer.accept()
         send = await again.next(framing.Send)
         assert send.payload == b"after"
         await again.say(framing.Ack(send.seq))
-        await again.end()
 
 
 async def test_a_block_that_ends_with_something_unconfirmed_says_so() -> None:
@@ -322,32 +293,29 @@ async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
 
 async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_when_it_is_back() -> None:
     """Who gives up a send does something else instead: the message must not come hours later."""
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        lost, given_up = trio.Event(), trio.Event()
+    lost, given_up = trio.Event(), trio.Event()
 
-        async def body() -> None:
-            async with agent(peer.address, "a", on_disconnected=lambda _why: lost.set()) as a:
-                kept = await a.publish(B, b"kept")
-                async with trio.open_nursery() as sending:
-                    sending.start_soon(a.send, B, b"written before the cut")
-                    await lost.wait()
-                    sending.cancel_scope.cancel()
-                with trio.move_on_after(0.01):
-                    await a.send(B, b"never written")
-                with trio.move_on_after(0.01):
-                    await a.kv.get("never asked")
-                given_up.set()
-                await a.send(B, b"afterwards")
-                await kept.committed()
-                now = a.statistics()
-                assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (2, 1, 1, 0)
+    async def body(a: AgentClient) -> None:
+        kept = await a.publish(B, b"kept")
+        async with trio.open_nursery() as sending:
+            sending.start_soon(a.send, B, b"written before the cut")
+            await lost.wait()
+            sending.cancel_scope.cancel()
+        with trio.move_on_after(0.01):
+            await a.send(B, b"never written")
+        with trio.move_on_after(0.01):
+            await a.kv.get("never asked")
+        given_up.set()
+        await a.send(B, b"afterwards")
+        await kept.committed()
+        now = a.statistics()
+        assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (2, 1, 1, 0)
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body, on_disconnected=lambda _why: lost.set()) as (peer, line):
         sends = [await line.next(framing.Send), await line.next(framing.Send)]
         await line.stream.aclose()
         await given_up.wait()
-        again = await peer.accept("s2")
+        again = await peer.accept()
         kept, afterwards = await again.next(framing.Send), await again.next(framing.Send)
         assert (kept.payload, afterwards.payload) == (b"kept", b"afterwards")
         assert (kept.seq, afterwards.seq) == (sends[0].seq, sends[1].seq + 1), (
@@ -361,37 +329,31 @@ async def test_what_a_second_cut_puts_in_doubt_is_not_sent_by_the_third_connecti
     """The second connection has no room for all that it is to repeat, and its gateway remembers
     nothing.
     """
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        outcomes: list[str] = []
+    outcomes: list[str] = []
 
-        async def send(a: AgentClient, number: int) -> None:
-            try:
-                await a.send(B, str(number))
-                outcomes.append("committed")
-            except ConnectionLost as error:
-                outcomes.append("in doubt" if error.in_doubt else "not sent")
+    async def send(a: AgentClient, number: int) -> None:
+        try:
+            await a.send(B, str(number))
+            outcomes.append("committed")
+        except ConnectionLost as error:
+            outcomes.append("in doubt" if error.in_doubt else "not sent")
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                async with trio.open_nursery() as sends:
-                    for number in range(6):
-                        sends.start_soon(send, a, number)
-                await a.send(B, b"afterwards")
-                now = a.statistics()
-                assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (1, 6, 0, 0)
+    async def body(a: AgentClient) -> None:
+        async with trio.open_nursery() as sends:
+            for number in range(6):
+                sends.start_soon(send, a, number)
+        await a.send(B, b"afterwards")
+        now = a.statistics()
+        assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (1, 6, 0, 0)
 
-        nursery.start_soon(body)
-        line = await peer.accept(hello=framing.ServerHello(dedup_s=60))
+    async with scripted(body, hello=framing.ServerHello(dedup_s=60)) as (peer, line):
         for _ in range(6):
             await line.next(framing.Send)
-        await line.stream.aclose()
-        line = await peer.accept("s2", hello=framing.ServerHello(dedup_s=60, publish_window=2))
+        again = await peer.cut(framing.ServerHello(dedup_s=60, publish_window=2))
         for _ in range(2):
-            await line.next(framing.Send)
-        await line.stream.aclose()
-        line = await peer.accept("s3", hello=framing.ServerHello(dedup_s=0))
-        afterwards = await line.next(framing.Send)
+            await again.next(framing.Send)
+        again = await peer.cut(framing.ServerHello(dedup_s=0))
+        afterwards = await again.next(framing.Send)
         assert afterwards.payload == b"afterwards"
-        await line.say(framing.Ack(afterwards.seq))
-        await line.end()
+        await again.say(framing.Ack(afterwards.seq))
     assert outcomes == ["in doubt"] * 6

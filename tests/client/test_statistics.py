@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from aether_trio.client import (
+    AgentClient,
     ClientClosed,
     ClientStatistics,
     ConnectionLost,
@@ -20,7 +21,7 @@ from aether_trio.client import (
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
 from tests.client.gateways import QUICK, SCHEMES, agent, open_test_gateway, run_on
-from tests.client.peer import incoming, open_peer
+from tests.client.peer import incoming, scripted
 from tests.helpers.gateway import open_gateway_process
 
 
@@ -102,25 +103,19 @@ async def test_what_is_in_doubt_after_a_cut() -> None:
 
 
 async def test_a_repeated_delivery_is_a_duplicate() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        async for message in a:
+            if message.offset == 2:
+                break
+        now = a.statistics()
+        assert (now.received, now.duplicates, now.buffered, now.unacknowledged) == (2, 1, 0, 1)
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                async for message in a:
-                    if message.offset == 2:
-                        break
-                now = a.statistics()
-                assert (now.received, now.duplicates, now.buffered, now.unacknowledged) == (2, 1, 0, 1)
-
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (peer, line):
         await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"1")))
         await line.next(framing.Delivered)
-        await line.stream.aclose()
-        line = await peer.accept()
-        await line.say(framing.Channel(1, "ag::w::i::a"))
-        await line.say(*(framing.Deliver(1, offset, incoming(b"%d" % offset)) for offset in (1, 2)))
-        await line.end()
+        again = await peer.cut()
+        await again.say(framing.Channel(1, "ag::w::i::a"))
+        await again.say(*(framing.Deliver(1, offset, incoming(b"%d" % offset)) for offset in (1, 2)))
 
 
 async def test_attempts_that_fail_and_messages_that_never_leave() -> None:

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import anyio
 import pytest
-import trio
 
-from aether_trio.client import AetherError, InvalidArgument, NotFound, Unavailable
+from aether_trio.client import AetherError, AgentClient, InvalidArgument, NotFound, Unavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway, run_on
-from tests.client.peer import open_peer
+from tests.client.peer import scripted
 
 
 async def one_bad_topic_among_ten(address: str) -> None:
@@ -94,17 +93,14 @@ async def test_a_notice_refuses_nothing() -> None:
     """The gateway says that messages are gone while the client waits to know what became of its
     own.
     """
-    async with open_peer() as peer, trio.open_nursery() as nursery:
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.progress.report("job", completion=0.5, confirm=True)
-                assert (await anext(a.errors)).code == "BACKPRESSURE"
-                with pytest.raises(NotFound):
-                    await a.progress.report("job", completion=0.5, confirm=True)
+    async def body(a: AgentClient) -> None:
+        await a.progress.report("job", completion=0.5, confirm=True)
+        assert (await anext(a.errors)).code == "BACKPRESSURE"
+        with pytest.raises(NotFound):
+            await a.progress.report("job", completion=0.5, confirm=True)
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         for refusal in ("", "ERR_NOT_FOUND"):
             while not (asked := await line.asked()).HasField("connection_status_request"):
                 pass
@@ -113,4 +109,3 @@ async def test_a_notice_refuses_nothing() -> None:
                 await line.tell(error=pb.ErrorResponse(code=refusal))
             request_id = asked.connection_status_request.request_id
             await line.tell(connection_status_response=pb.ConnectionStatusResponse(request_id=request_id))
-        await line.end()

@@ -12,6 +12,7 @@ import trio.testing
 
 from aether_trio.client import (
     AetherError,
+    AgentClient,
     ConnectionLost,
     FeedOverflow,
     NotImplementedByGateway,
@@ -24,8 +25,7 @@ from aether_trio.client.operation_table import OPERATIONS
 from aether_trio.client.operations import NAMESPACES
 from aether_trio.wire import errors, framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent
-from tests.client.peer import open_peer
+from tests.client.peer import scripted
 
 
 def get(key: str) -> pb.UpstreamMessage:
@@ -77,51 +77,43 @@ def test_what_a_typed_failure_means() -> None:
 
 
 async def test_answers_find_their_callers_in_any_order_and_without_ids_in_theirs() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        found: dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
+    async def body(a: AgentClient) -> None:
 
-                async def ask(name: str, message: pb.UpstreamMessage) -> None:
-                    found[name] = await a.request(message)
+        async def ask(name: str, message: pb.UpstreamMessage) -> None:
+            found[name] = await a.request(message)
 
-                async with trio.open_nursery() as asking:
-                    asking.start_soon(ask, "x", get("x"))
-                    await trio.testing.wait_all_tasks_blocked()
-                    asking.start_soon(ask, "y", get("y"))
-                    await trio.testing.wait_all_tasks_blocked()
-                    for name in ("first", "second"):
-                        asking.start_soon(ask, name, pb.UpstreamMessage(workspace_op=pb.WorkspaceOperation()))
-                        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask, "x", get("x"))
+            await trio.testing.wait_all_tasks_blocked()
+            asking.start_soon(ask, "y", get("y"))
+            await trio.testing.wait_all_tasks_blocked()
+            for name in ("first", "second"):
+                asking.start_soon(ask, name, pb.UpstreamMessage(workspace_op=pb.WorkspaceOperation()))
+                await trio.testing.wait_all_tasks_blocked()
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         x, y, *_ = [await line.asked() for _ in range(4)]
         await line.tell(workspace=pb.WorkspaceResponse(success=True, message="1"))
         await line.tell(kv=pb.KVResponse(success=True, value=b"y", request_id=y.kv_op.request_id))
         await line.tell(workspace=pb.WorkspaceResponse(success=True, message="2"))
         await line.tell(kv=pb.KVResponse(success=True, value=b"x", request_id=x.kv_op.request_id))
-        await line.end()
     assert (found["x"].value, found["y"].value) == (b"x", b"y")
     assert (found["first"].message, found["second"].message) == ("1", "2")
 
 
 async def test_a_failure_is_raised_once_whatever_the_gateway_says_twice() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                for _ in range(2):
-                    with pytest.raises(AetherError, match="KV_ERROR: the reason"):
-                        await a.request(get("k"))
-                answer = await a.request(get("k"), check=False)
-                assert not answer.success
+    async def body(a: AgentClient) -> None:
+        for _ in range(2):
+            with pytest.raises(AetherError, match="KV_ERROR: the reason"):
                 await a.request(get("k"))
-                assert len(a.errors) == 0
+        answer = await a.request(get("k"), check=False)
+        assert not answer.success
+        await a.request(get("k"))
+        assert len(a.errors) == 0
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         for number in range(3):
             request_id = (await line.asked()).kv_op.request_id
             reason = pb.ErrorResponse(code="KV_ERROR", message="the reason", request_id=request_id)
@@ -130,77 +122,63 @@ async def test_a_failure_is_raised_once_whatever_the_gateway_says_twice() -> Non
             await line.tell(error=reason)
         request_id = (await line.asked()).kv_op.request_id
         await line.tell(kv=pb.KVResponse(success=True, request_id=request_id))
-        await line.end()
 
 
 async def test_a_late_answer_is_nobodys() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        with pytest.raises(RequestTimeout) as caught:
+            await a.request(get("slow"), timeout=0.01)
+        assert isinstance(caught.value, TimeoutError)
+        assert (await a.request(get("k"))).value == b"v"
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                with pytest.raises(RequestTimeout) as caught:
-                    await a.request(get("slow"), timeout=0.01)
-                assert isinstance(caught.value, TimeoutError)
-                assert (await a.request(get("k"))).value == b"v"
-
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         slow = (await line.asked()).kv_op.request_id
         quick = (await line.asked()).kv_op.request_id
         await line.tell(kv=pb.KVResponse(success=True, value=b"late", request_id=slow))
         await line.tell(kv=pb.KVResponse(success=True, value=b"v", request_id=quick))
-        await line.end()
 
 
 async def test_a_cut_leaves_requests_in_doubt_unless_they_may_be_asked_again() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        answers: list[bytes] = []
+    answers: list[bytes] = []
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
+    async def body(a: AgentClient) -> None:
 
-                async def again() -> None:
-                    answers.append((await a.request(get("again"), idempotent=True)).value)
+        async def again() -> None:
+            answers.append((await a.request(get("again"), idempotent=True)).value)
 
-                async def once() -> None:
-                    with pytest.raises(ConnectionLost) as caught:
-                        await a.request(get("once"))
-                    assert caught.value.in_doubt
-                    answers.append((await a.request(get("later"))).value)
+        async def once() -> None:
+            with pytest.raises(ConnectionLost) as caught:
+                await a.request(get("once"))
+            assert caught.value.in_doubt
+            answers.append((await a.request(get("later"))).value)
 
-                async with trio.open_nursery() as asking:
-                    asking.start_soon(again)
-                    asking.start_soon(once)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(again)
+            asking.start_soon(once)
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (peer, line):
         for _ in range(2):
             await line.asked()
-        await line.stream.aclose()
-        line = await peer.accept("s2")
+        again = await peer.cut()
         for _ in range(2):
-            operation = (await line.asked()).kv_op
-            await line.tell(
+            operation = (await again.asked()).kv_op
+            await again.tell(
                 kv=pb.KVResponse(success=True, value=operation.key.encode(), request_id=operation.request_id)
             )
-        await line.end()
     assert sorted(answers) == [b"again", b"later"]
 
 
 async def test_a_refusal_without_an_id_finds_who_waits_for_it() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        report = pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t"))
+    report = pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t"))
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.tell(report)
-                with pytest.raises(PermissionDenied, match="second"):
-                    await a.tell_confirmed(report)
-                await a.tell_confirmed(report)
-                assert "first" in str(a.errors.get_nowait())
+    async def body(a: AgentClient) -> None:
+        await a.tell(report)
+        with pytest.raises(PermissionDenied, match="second"):
+            await a.tell_confirmed(report)
+        await a.tell_confirmed(report)
+        assert "first" in str(a.errors.get_nowait())
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
 
         async def answer(barrier: pb.UpstreamMessage) -> None:
             question = barrier.connection_status_request
@@ -221,52 +199,45 @@ async def test_a_refusal_without_an_id_finds_who_waits_for_it() -> None:
         await answer(asked[3])
         assert (await line.asked()).HasField("progress")
         await answer(await line.asked())
-        await line.end()
 
 
 async def test_feeds_hear_what_nobody_asked_for() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        ready = trio.Event()
+    ready = trio.Event()
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                with (
-                    a.open_feed("task_assignment", match=lambda one: one.task_id != "2") as some,
-                    a.open_feed("task_assignment", capacity=2) as few,
-                    pytest.raises(ValueError, match="no downstream message"),
-                ):
-                    ready.set()
-                    found = []
-                    async for one in some:
-                        found.append(one.task_id)
-                        if one.task_id == "4":
-                            break
-                    assert found == ["1", "3", "4"]
-                    assert [(await anext(few)).task_id, (await anext(few)).task_id] == ["1", "2"]
-                    with pytest.raises(FeedOverflow):
-                        await anext(few)
-                    a.open_feed("nonsense")
+    async def body(a: AgentClient) -> None:
+        with (
+            a.open_feed("task_assignment", match=lambda one: one.task_id != "2") as some,
+            a.open_feed("task_assignment", capacity=2) as few,
+            pytest.raises(ValueError, match="no downstream message"),
+        ):
+            ready.set()
+            found = []
+            async for one in some:
+                found.append(one.task_id)
+                if one.task_id == "4":
+                    break
+            assert found == ["1", "3", "4"]
+            assert [(await anext(few)).task_id, (await anext(few)).task_id] == ["1", "2"]
+            with pytest.raises(FeedOverflow):
+                await anext(few)
+            a.open_feed("nonsense")
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (_, line):
         await ready.wait()
         for task_id in "1234":
             await line.tell(task_assignment=pb.TaskAssignment(task_id=task_id))
-        await line.end()
 
 
 async def test_a_request_behind_a_goaway_goes_to_the_next_connection() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        leaving = trio.Event()
+    leaving = trio.Event()
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a, trio.open_nursery() as asking:
-                asking.start_soon(a.request, get("before"))
-                await leaving.wait()
-                await a.request(get("after"))
+    async def body(a: AgentClient) -> None:
+        async with trio.open_nursery() as asking:
+            asking.start_soon(a.request, get("before"))
+            await leaving.wait()
+            await a.request(get("after"))
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    async with scripted(body) as (peer, line):
         before = (await line.asked()).kv_op
         assert before.key == "before"
         await line.say(framing.GoAway(framing.GoAwayReason.DRAINING, 30_000))
@@ -275,8 +246,7 @@ async def test_a_request_behind_a_goaway_goes_to_the_next_connection() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         await line.tell(kv=pb.KVResponse(success=True, request_id=before.request_id))
         await line.end()
-        line = await peer.accept("s2")
-        after = (await line.asked()).kv_op
+        again = await peer.accept()
+        after = (await again.asked()).kv_op
         assert after.key == "after"
-        await line.tell(kv=pb.KVResponse(success=True, request_id=after.request_id))
-        await line.end()
+        await again.tell(kv=pb.KVResponse(success=True, request_id=after.request_id))
