@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -22,6 +23,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent
 
 E = TypeVar("E")
+AGENT_A: Final = partial(agent, specifier="a")
 
 
 class EndOfLine(AssertionError):
@@ -135,13 +137,17 @@ async def open_peer() -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def scripted(
-    body: Callable[[AgentClient], Awaitable[None]], *, hello: framing.ServerHello | None = None, **options: Any
+    body: Callable[[AgentClient], Awaitable[None]],
+    *,
+    client: Callable[..., AgentClient] = AGENT_A,
+    hello: framing.ServerHello | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[Peer, Line]]:
-    """Let the agent "a" in, which does `body`; the latest connection ends when the agent leaves."""
+    """Let a client in, which does `body`; the latest connection ends when the client leaves."""
     async with open_peer() as peer, trio.open_nursery() as nursery:
 
         async def run() -> None:
-            async with agent(peer.address, "a", **options) as a:
+            async with client(peer.address, **options) as a:
                 await body(a)
 
         nursery.start_soon(run)

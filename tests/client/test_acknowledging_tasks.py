@@ -5,15 +5,13 @@ same id.
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
-from functools import partial
 
 import anyio
 import pytest
 import trio
 
 from aether_trio.client import MessagesAbandoned, connect_sync
-from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.gateways import agent, open_test_gateway, with_gateway
 
 BACKENDS = ["trio", "asyncio"]
 MESSAGES = 40
@@ -35,7 +33,8 @@ async def left(address: str, count: int) -> list[str]:
         return [(await a.receive()).text for _ in range(count)]
 
 
-async def every_message_has_a_task_that_fails(address: str) -> None:
+@with_gateway()
+async def test_every_message_has_a_task_that_fails(address: str) -> None:
     await fill(address)
 
     async def handle() -> None:
@@ -52,7 +51,8 @@ async def every_message_has_a_task_that_fails(address: str) -> None:
     assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
 
 
-async def every_message_has_a_task_that_fails_and_the_block_ends_well(address: str) -> None:
+@with_gateway()
+async def test_every_message_has_a_task_that_fails_and_the_block_ends_well(address: str) -> None:
     await fill(address)
 
     async def handle() -> None:
@@ -67,7 +67,8 @@ async def every_message_has_a_task_that_fails_and_the_block_ends_well(address: s
     assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
 
 
-async def every_message_has_a_task_that_is_cancelled(address: str) -> None:
+@with_gateway()
+async def test_every_message_has_a_task_that_is_cancelled(address: str) -> None:
     await fill(address)
 
     async def handle(taken: anyio.Event) -> None:
@@ -85,7 +86,8 @@ async def every_message_has_a_task_that_is_cancelled(address: str) -> None:
     assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
 
 
-async def every_message_has_a_task_that_ends_well(address: str) -> None:
+@with_gateway()
+async def test_every_message_has_a_task_that_ends_well(address: str) -> None:
     """Their credit comes back, also while another one waits already.
 
     And none comes again.
@@ -110,7 +112,8 @@ async def every_message_has_a_task_that_ends_well(address: str) -> None:
         assert a.statistics().buffered == 0
 
 
-async def so_many_fail_that_nothing_more_can_come(address: str) -> None:
+@with_gateway()
+async def test_so_many_fail_that_nothing_more_can_come(address: str) -> None:
     """It is said, to the one that waits as well as to the next one, and does not hang."""
     await fill(address, 5)
 
@@ -144,24 +147,9 @@ async def so_many_fail_that_nothing_more_can_come(address: str) -> None:
     assert await left(address, 5) == [str(number) for number in range(5)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "body",
-    [
-        every_message_has_a_task_that_fails,
-        every_message_has_a_task_that_fails_and_the_block_ends_well,
-        every_message_has_a_task_that_is_cancelled,
-        every_message_has_a_task_that_ends_well,
-        so_many_fail_that_nothing_more_can_come,
-    ],
-    ids=lambda body: body.__name__,
-)
-async def test_tasks(backend: str, body: Callable[[str], Awaitable[None]]) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, partial(body), f"aether://{gateway.address}")
-
-
-async def what_was_buffered_is_read_behind_the_block(address: str) -> None:
+@with_gateway()
+async def test_nothing_is_kept_of_what_is_read_behind_the_block(address: str) -> None:
+    """Neither a table of tasks nor an instrument of trio, which would hear of every task for ever."""
     await fill(address, 3)
     async with agent(address, "a") as a:
         messages = aiter(a)
@@ -170,13 +158,6 @@ async def what_was_buffered_is_read_behind_the_block(address: str) -> None:
     assert [(await anext(messages)).text for _ in range(3)] == ["0", "1", "2"]
     cursors = a._dispatch.cursors
     assert (len(cursors._by_task), cursors._ends) == (0, None)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-async def test_nothing_is_kept_of_what_is_read_behind_the_block(backend: str) -> None:
-    """Neither a table of tasks nor an instrument of trio, which would hear of every task for ever."""
-    async with open_test_gateway() as gateway:
-        await run_on(backend, what_was_buffered_is_read_behind_the_block, f"aether://{gateway.address}")
 
 
 async def test_every_message_has_a_thread_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,14 +270,3 @@ async def test_an_orchestrator_keeps_the_name_that_was_made_up_for_it() -> None:
                     while client.connections < connections:
                         await trio.sleep(0.01)
                     assert (client.topic, client.assigned_id) == (topic, assigned_id)
-
-
-async def test_thrown_out_by_an_operator() -> None:
-    async with open_test_gateway() as gateway:
-        address = f"aether://{gateway.address}"
-        async with OrchestratorClient(address, implementation="o", profiles=["p"]) as operator:
-            with pytest.raises(SessionEnded) as caught:
-                async with agent(address, "a") as a:
-                    await operator.sessions.disconnect(a.session_id)
-                    await trio.sleep_forever()
-            assert caught.value.code == "FORCE_DISCONNECT"

@@ -25,13 +25,14 @@ from aether_trio.client import (
     WorkflowEngineClient,
 )
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on
+from tests.client.gateways import SCHEMES, agent, with_gateway
 
 BACKENDS = ["trio", "asyncio"]
 everywhere = pytest.mark.parametrize(("backend", "scheme"), [(b, s) for b in BACKENDS for s in SCHEMES])
 
 
-async def hello(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_send_receive_reply(address: str) -> None:
     async with agent(address, "a") as a, agent(address, "b") as b:
         assert (a.topic, a.workspace, a.state, a.connections) == ("ag::w::i::a", "w", State.CONNECTED, 1)
         assert a.session_id
@@ -51,13 +52,8 @@ async def hello(address: str) -> None:
         await a.send(b.topic, b"")
 
 
-@everywhere
-async def test_send_receive_reply(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, hello, f"{scheme}://{gateway.address}")
-
-
-async def many(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_many_messages_come_once_each_and_in_order(address: str) -> None:
     async with agent(address, "a") as a, agent(address, "b") as b, anyio.create_task_group() as group:
 
         async def publish() -> None:
@@ -74,13 +70,8 @@ async def many(address: str) -> None:
                 break
 
 
-@everywhere
-async def test_many_messages_come_once_each_and_in_order(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, many, f"{scheme}://{gateway.address}")
-
-
-async def refusals(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_refusals_are_typed_and_end_nothing(address: str) -> None:
     async with agent(address, "a") as a:
         with pytest.raises(InvalidArgument) as caught:
             await a.send("nonsense", b"")
@@ -113,13 +104,8 @@ async def refusals(address: str) -> None:
         await a.send("ag::w::i::b", b"still here")
 
 
-@everywhere
-async def test_refusals_are_typed_and_end_nothing(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, refusals, f"{scheme}://{gateway.address}")
-
-
-async def published_refusals(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_a_refusal_of_a_publication_is_not_lost(address: str) -> None:
     async with agent(address, "a") as a:
         good = await a.publish("ag::w::i::b", b"")
         await good.committed()
@@ -136,13 +122,8 @@ async def published_refusals(address: str) -> None:
             await a.publish("nonsense", b"")
 
 
-@everywhere
-async def test_a_refusal_of_a_publication_is_not_lost(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, published_refusals, f"{scheme}://{gateway.address}")
-
-
-async def duplicates(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_a_second_one_of_the_same_name_is_refused(address: str) -> None:
     async with agent(address, "a") as a:
         with pytest.raises(DuplicateIdentity) as caught:
             async with agent(address, "a"):
@@ -155,13 +136,8 @@ async def duplicates(address: str) -> None:
             assert (await a.receive()).payload == b"me"
 
 
-@everywhere
-async def test_a_second_one_of_the_same_name_is_refused(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, duplicates, f"{scheme}://{gateway.address}")
-
-
-async def kinds(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_every_kind_of_participant(address: str) -> None:
     clients: list[tuple[Client, str]] = [
         (agent(address, "a"), "ag::w::i::a"),
         (TaskClient(address, workspace="w", implementation="t", specifier="1"), "tu::w::t::1"),
@@ -183,13 +159,8 @@ async def kinds(address: str) -> None:
                 await client.send("nonsense", b"")
 
 
-@everywhere
-async def test_every_kind_of_participant(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, kinds, f"{scheme}://{gateway.address}")
-
-
-async def workspaces(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_a_user_moves_between_workspaces(address: str) -> None:
     async with UserClient(address, user_id="ann", window_id="w1") as ann, agent(address, "a") as a:
         assert ann.workspace == ""
         await ann.switch_workspace("w")
@@ -207,13 +178,8 @@ async def workspaces(address: str) -> None:
         assert (await a.receive()).source == "us::ann::w1"
 
 
-@everywhere
-async def test_a_user_moves_between_workspaces(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, workspaces, f"{scheme}://{gateway.address}")
-
-
-async def telemetry(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_events_metrics_and_progress(address: str) -> None:
     async with (
         agent(address, "a") as a,
         agent(address, "b") as b,
@@ -238,13 +204,8 @@ async def telemetry(address: str) -> None:
             await metrics.tell_confirmed(pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t")))
 
 
-@everywhere
-async def test_events_metrics_and_progress(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, telemetry, f"{scheme}://{gateway.address}")
-
-
-async def requests(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_requests_and_their_failures(address: str) -> None:
     async with agent(address, "a") as a:
         answer = await a.request(pb.UpstreamMessage(kv_op=pb.KVOperation(op=pb.KVOperation.PUT, key="k", value=b"v")))
         assert answer.success
@@ -255,9 +216,3 @@ async def requests(address: str) -> None:
         with pytest.raises(ValueError, match="has no answer"):
             await a.request(pb.UpstreamMessage(send=pb.SendMessage()))
         assert a.config is not None
-
-
-@everywhere
-async def test_requests_and_their_failures(backend: str, scheme: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, requests, f"{scheme}://{gateway.address}")

@@ -13,7 +13,7 @@ import trio
 from aether_trio.client import AgentClient, ClientClosed
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.gateways import agent, with_gateway
 from tests.client.peer import open_peer, scripted
 
 
@@ -25,7 +25,8 @@ def raising(_argument: Any) -> bool:
     raise Mistake("of the program")
 
 
-async def match_that_raises(address: str) -> None:
+@with_gateway(schemes=["aether", "ws"])
+async def test_a_match_that_raises_costs_its_own_feed(address: str) -> None:
     async with agent(address, "a") as a, agent(address, "b") as b:
         with a.open_feed("progress_update", match=raising) as broken, a.open_feed("progress_update") as sound:
             await b.progress.report("job", completion=0.5, confirm=True)
@@ -36,13 +37,6 @@ async def match_that_raises(address: str) -> None:
         await a.send(b.topic, b"still there")
         assert (await b.receive()).text == "still there"
         assert a.connections == 1
-
-
-@pytest.mark.parametrize("transport", ["aether", "ws"])
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-async def test_a_match_that_raises_costs_its_own_feed(transport: str, backend: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, match_that_raises, f"{transport}://{gateway.address}")
 
 
 async def test_hooks_that_raise_are_logged_and_the_client_goes_on(caplog: pytest.LogCaptureFixture) -> None:

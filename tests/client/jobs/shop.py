@@ -1,21 +1,25 @@
-"""A creator and a worker, for the tests of work: on a real gateway, or on a scripted one that says
-what the test tells it to.
+"""Connect a creator and a worker, for the tests of work.
+
+They are on a real gateway, or on a scripted one that says what the test tells it to.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import wraps
 from typing import Any, Unpack
 
 import anyio
+import trio
 
 from aether_trio.client import AgentClient, ClientOptions, Job, JobEnd
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import Task
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import QUICK, agent
-from tests.client.peer import Line
+from tests.client.gateways import QUICK, agent, with_gateway
+from tests.client.peer import Peer, scripted
 
 LIMIT_S = 300.0
 
@@ -32,6 +36,22 @@ async def open_shop(address: str) -> AsyncIterator[tuple[AgentClient, AgentClien
     with anyio.fail_after(LIMIT_S):
         async with agent(address, "boss") as boss, worker(address) as one:
             yield boss, one
+
+
+def with_shop(**where: Any) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
+    """Make tests of a function that takes a creator and a worker; see `with_gateway`."""
+
+    def decorate(body: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        @wraps(body)
+        async def test(address: str, **fixtures: Any) -> None:
+            async with open_shop(address) as (boss, one):
+                await body(boss, one, **fixtures)
+
+        address, *rest = list(inspect.signature(body).parameters.values())[1:]
+        test.__signature__ = inspect.Signature([address, *rest])  # type: ignore[attr-defined]
+        return with_gateway(**where)(test)
+
+    return decorate
 
 
 async def known(boss: AgentClient, one: AgentClient) -> None:
@@ -56,6 +76,12 @@ async def one_of(client: AgentClient) -> Job:
     return await anext(client.work())
 
 
+async def ordered(boss: AgentClient, one: AgentClient, payload: str = "", **fields: Any) -> Job:
+    """Order a task, and let the worker take it."""
+    await order(boss, payload, **fields)
+    return await one_of(one)
+
+
 async def wait_for(boss: AgentClient, task_id: str, *statuses: TaskStatus) -> Task:
     """Return when the task has one of these."""
     while (task := await boss.tasks.within(LIMIT_S).get(task_id)).status not in statuses:
@@ -64,13 +90,22 @@ async def wait_for(boss: AgentClient, task_id: str, *statuses: TaskStatus) -> Ta
 
 
 async def wait_until_over(job: Job) -> JobEnd:
-    """Return when the gateway has taken it away, or somebody has ended it."""
+    """Return when the gateway has taken the task away, or a client has ended it."""
     while job.end is None:
         await anyio.sleep(0.005)
     return job.end
 
 
 # -- the scripted gateway's side
+
+
+@asynccontextmanager
+async def scripted_worker(body: Callable[[AgentClient], Awaitable[None]]) -> AsyncIterator[Peer]:
+    """Let a worker in, which does `body`, and give it the task "t1"."""
+    with trio.fail_after(LIMIT_S):
+        async with scripted(body, client=worker, close_timeout=0.1) as (peer, line):
+            await line.tell(**assignment())
+            yield peer
 
 
 def assignment(task_id: str = "t1", payload: bytes = b"p") -> dict[str, pb.TaskAssignment]:
@@ -83,7 +118,7 @@ def assignment(task_id: str = "t1", payload: bytes = b"p") -> dict[str, pb.TaskA
 
 
 def info(status: int, task_id: str = "t1", assigned_to: str = "ag::w::bench::1", error: str = "") -> pb.TaskInfo:
-    """A task as it is told."""
+    """Make a task as the gateway describes it."""
     return pb.TaskInfo(
         task_id=task_id,
         task_type="job",
@@ -94,28 +129,34 @@ def info(status: int, task_id: str = "t1", assigned_to: str = "ag::w::bench::1",
     )
 
 
-async def moved(line: Line, kind: int, status: int) -> pb.TaskOperation:
-    """The next task operation, which must be of this kind.
-
-    It is answered with a task of this status.
-    """
-    op = (await line.asked()).task_op
+async def asked(peer: Peer, kind: int) -> pb.TaskOperation:
+    """The next message, which must be a task operation of this kind; it is not answered."""
+    op = (await peer.line.asked()).task_op
     assert op.op == kind, op
-    response = pb.TaskOperationResponse(success=True, task=info(status, op.task_id), request_id=op.request_id)
-    await line.tell(task_op=response)
     return op
 
 
-async def refused(line: Line, kind: int, error: str) -> None:
-    """The next task operation, which must be of this kind, is refused."""
-    op = (await line.asked()).task_op
-    assert op.op == kind, op
-    await line.tell(task_op=pb.TaskOperationResponse(error=error, request_id=op.request_id))
+async def moved(peer: Peer, kind: int, status: int) -> pb.TaskOperation:
+    """The next message, which must be a task operation of this kind, leads to this status."""
+    op = await asked(peer, kind)
+    response = pb.TaskOperationResponse(success=True, task=info(status, op.task_id), request_id=op.request_id)
+    await peer.line.tell(task_op=response)
+    return op
 
 
-async def looked_up(line: Line, task: pb.TaskInfo | None) -> None:
+async def refused(peer: Peer, kind: int, error: str) -> None:
+    """The next message, which must be a task operation of this kind, is refused."""
+    op = await asked(peer, kind)
+    await peer.line.tell(task_op=pb.TaskOperationResponse(error=error, request_id=op.request_id))
+
+
+async def looked_up(peer: Peer, task: pb.TaskInfo | None) -> None:
     """The next message, which must be a GET, is answered with this task, or that there is none."""
-    query = (await line.asked()).task_query
+    await found(peer, (await peer.line.asked()).task_query, task)
+
+
+async def found(peer: Peer, query: pb.TaskQuery, task: pb.TaskInfo | None) -> None:
+    """Answer a GET with this task, or that there is none."""
     assert query.op == pb.TaskQuery.GET
     assert query.task_id
     response = pb.TaskQueryResponse(request_id=query.request_id)
@@ -124,15 +165,14 @@ async def looked_up(line: Line, task: pb.TaskInfo | None) -> None:
     else:
         response.success = True
         response.task.CopyFrom(task)
-    await line.tell(task_query=response)
+    await peer.line.tell(task_query=response)
 
 
-async def subscribed(line: Line, subscription_id: str = "s") -> None:
-    """The next message, which must be a SUBSCRIBE, is answered."""
-    op = (await line.asked()).task_subscription_op
+async def subscribed(peer: Peer, op: pb.TaskSubscriptionOperation | None = None, subscription_id: str = "s") -> None:
+    """The given SUBSCRIBE, or the next message, which must be one, is answered."""
+    op = op or (await peer.line.asked()).task_subscription_op
     assert op.op == pb.TaskSubscriptionOperation.SUBSCRIBE, op
-    await line.tell(
-        task_subscription_response=pb.TaskSubscriptionOperationResponse(
-            success=True, client_request_id=op.client_request_id, task_id=op.task_id, subscription_id=subscription_id
-        )
+    response = pb.TaskSubscriptionOperationResponse(
+        success=True, client_request_id=op.client_request_id, task_id=op.task_id, subscription_id=subscription_id
     )
+    await peer.line.tell(task_subscription_response=response)

@@ -1,6 +1,4 @@
-"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client
-that goes on.
-"""
+"""Test that a client that goes on never keeps a task whose loop or block was cancelled."""
 
 from __future__ import annotations
 
@@ -21,20 +19,22 @@ from aether_trio.client.jobs.job import STOPPED
 from aether_trio.client.operations import TaskStatus
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import open_test_gateway, run_on
+from tests.client.gateways import run_on
 from tests.client.jobs.shop import (
     LIMIT_S,
+    asked,
     assignment,
     info,
     looked_up,
     moved,
     one_of,
-    open_shop,
-    order,
+    ordered,
+    scripted_worker,
     wait_until_over,
+    with_shop,
     worker,
 )
-from tests.client.peer import Line, Peer, open_peer
+from tests.client.peer import Peer, open_peer
 
 BACKENDS = ["trio", "asyncio"]
 Op = pb.TaskOperation
@@ -42,47 +42,33 @@ Work = Callable[[AgentClient], Awaitable[None]]
 QUEUED, RUNNING, COMPLETED, FAILED, HIBERNATED = 1, 2, 3, 4, 9
 
 
-@pytest.fixture(autouse=True)
-def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not make a task old enough to be subscribed to."""
-    monkeypatch.setattr(manager, "WATCH_AFTER_S", 3600.0)
+pytestmark = pytest.mark.usefixtures("unwatched")
 
 
 # -- with a gateway
 
 
-async def cancelled_by_its_last_line(address: str) -> None:
-    async with open_shop(address) as (boss, one):
-        task_id = await order(boss)
-        job = await one_of(one)
-        with anyio.CancelScope() as scope:
-            async with job:
-                scope.cancel()
-        assert scope.cancelled_caught
-        assert job.end is JobEnd.COMPLETED
-        assert (await boss.tasks.get(task_id)).status is TaskStatus.COMPLETED
+@with_shop()
+async def test_cancelled_by_its_last_line(boss: AgentClient, one: AgentClient) -> None:
+    job = await ordered(boss, one)
+    with anyio.CancelScope() as scope:
+        async with job:
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert job.end is JobEnd.COMPLETED
+    assert (await boss.tasks.get(job.id)).status is TaskStatus.COMPLETED
 
 
-async def cancelled_behind_its_last_line(address: str) -> None:
+@with_shop()
+async def test_cancelled_behind_its_last_line(boss: AgentClient, one: AgentClient) -> None:
     """The first error is what the task has failed with, and the cancellation goes on."""
-    async with open_shop(address) as (boss, one):
-        task_id = await order(boss)
-        job = await one_of(one)
-        with anyio.CancelScope() as scope:
-            async with job:
-                scope.cancel()
-                raise ValueError("x")
-        assert scope.cancelled_caught
-        assert (await boss.tasks.get(task_id)).error == "ValueError: x"
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "body", [cancelled_by_its_last_line, cancelled_behind_its_last_line], ids=lambda body: body.__name__
-)
-async def test_cancelled(backend: str, body: Callable[[str], Awaitable[None]]) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, partial(body), f"aether://{gateway.address}")
+    job = await ordered(boss, one)
+    with anyio.CancelScope() as scope:
+        async with job:
+            scope.cancel()
+            raise ValueError("x")
+    assert scope.cancelled_caught
+    assert (await boss.tasks.get(job.id)).error == "ValueError: x"
 
 
 # -- at a certain moment, with a scripted one
@@ -92,53 +78,43 @@ class Shift:
     """A client whose first piece of work is cancelled by `cancel`, and which lives on until `end`."""
 
     client: AgentClient
-    line: Line
+    peer: Peer
+    nursery: trio.Nursery
 
-    def __init__(self, peer: Peer, nursery: trio.Nursery, work: Work) -> None:
-        self.peer = peer
-        self.nursery = nursery
+    def __init__(self, work: Work) -> None:
         self.cancelled = trio.Event()
         self._leave = trio.Event()
         self._scope = trio.CancelScope()
         self.cancel = self._scope.cancel
         self._work = work
 
-    async def run(self) -> None:
-        async with worker(self.peer.address, close_timeout=0.1) as self.client:
-            with self._scope:
-                await self._work(self.client)
-            self.cancelled.set()
-            await self._leave.wait()
-
-    async def cut(self) -> Line:
-        """End the connection hard; the next one."""
-        await trio.aclose_forcefully(self.line.stream)
-        self.line = await self.peer.accept("s2")
-        return self.line
+    async def __call__(self, one: AgentClient) -> None:
+        self.client = one
+        with self._scope:
+            await self._work(one)
+        self.cancelled.set()
+        await self._leave.wait()
 
     async def does(self, work: Work) -> None:
-        """The client does this as well, with a task that it claims and completes."""
+        """Let the client do this as well, with a task that it claims and completes."""
         self.nursery.start_soon(work, self.client)
-        await moved(self.line, Op.CLAIM, RUNNING)
-        await moved(self.line, Op.COMPLETE, COMPLETED)
+        await moved(self.peer, Op.CLAIM, RUNNING)
+        await moved(self.peer, Op.COMPLETE, COMPLETED)
 
     async def end(self) -> list[framing.Event]:
-        """Let the client leave; what it has said that the test has not read."""
+        """Let the client leave; give what it has said that the test has not read."""
         await self.cancelled.wait()
         self._leave.set()
-        return await self.line.end()
+        return await self.peer.line.end()
 
 
 @asynccontextmanager
-async def open_shift(work: Work) -> AsyncIterator[Shift]:
-    """A client that does `work`, was let in, and has been given a task."""
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-            shift = Shift(peer, nursery, work)
-            nursery.start_soon(shift.run)
-            shift.line = await peer.accept()
-            await shift.line.tell(**assignment())
-            yield shift
+async def open_shift(work: Work) -> AsyncIterator[tuple[Shift, Peer]]:
+    """Let a client in that does `work`, and give it a task; it leaves with the block."""
+    shift = Shift(work)
+    async with scripted_worker(shift) as shift.peer, trio.open_nursery() as shift.nursery:
+        yield shift, shift.peer
+        await shift.end()
 
 
 async def one_block(one: AgentClient) -> None:
@@ -155,12 +131,6 @@ async def one_claim(one: AgentClient) -> None:
     await one_of(one)
 
 
-async def asked(line: Line, kind: int) -> pb.TaskOperation:
-    op = (await line.asked()).task_op
-    assert op.op == kind, op
-    return op
-
-
 @pytest.mark.parametrize(
     ("work", "kind", "end"),
     [(one_block, Op.COMPLETE, COMPLETED), (failing_block, Op.FAIL, FAILED)],
@@ -171,15 +141,14 @@ async def test_a_cancellation_while_the_last_word_is_under_way(
     work: Work, kind: int, end: int, *, arrived: bool
 ) -> None:
     """What was said and not answered is looked up, and said again only if it has not arrived."""
-    async with open_shift(work) as shift:
-        await moved(shift.line, Op.CLAIM, RUNNING)
-        first = await asked(shift.line, kind)
+    async with open_shift(work) as (shift, peer):
+        await moved(peer, Op.CLAIM, RUNNING)
+        first = await asked(peer, kind)
         shift.cancel()
-        await looked_up(shift.line, info(end if arrived else RUNNING))
+        await looked_up(peer, info(end if arrived else RUNNING))
         if not arrived:
-            again = await moved(shift.line, kind, end)
+            again = await moved(peer, kind, end)
             assert again.reason == first.reason
-        await shift.end()
 
 
 async def cancelled_twice(work: Callable[[Job], Awaitable[None]], heard: threading.Event, address: str) -> None:
@@ -214,31 +183,29 @@ async def failing(job: Job) -> None:
 async def test_a_second_cancellation_while_the_last_word_is_under_way(
     work: Callable[[Job], Awaitable[None]], reason: str
 ) -> None:
-    """The client lives on, so no gateway takes the task back: the word is said behind the block."""
+    """The client lives on, so it must tell the gateway, behind the block."""
     heard = threading.Event()
     with trio.fail_after(LIMIT_S):
         async with open_peer() as peer, trio.open_nursery() as nursery:
             nursery.start_soon(run_on, "asyncio", partial(cancelled_twice, work, heard), peer.address)
             line = await peer.accept()
             await line.tell(**assignment())
-            await moved(line, Op.CLAIM, RUNNING)
+            await moved(peer, Op.CLAIM, RUNNING)
             if work is for_ever:
                 heard.set()
-            await asked(line, Op.FAIL)
+            await asked(peer, Op.FAIL)
             heard.set()
             if work is failing:
-                # That of the first cancellation.
-                assert (await line.asked()).WhichOneof("payload") == "task_query"
+                # The lookup of the first cancellation.
+                assert (await line.asked()).HasField("task_query")
                 heard.set()
-            await looked_up(line, info(RUNNING))
-            assert (await moved(line, Op.FAIL, FAILED)).reason == reason
+            await looked_up(peer, info(RUNNING))
+            assert (await moved(peer, Op.FAIL, FAILED)).reason == reason
             await line.end()
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client lives on, so no gateway takes the task back: it must be told, and the task is not
-    taken anew before.
-    """
+    """The client lives on, so it must tell the gateway, and does not take the task before."""
     monkeypatch.setattr(job_module, "LAST_WORDS_S", 0.01)
 
     async def work(one: AgentClient) -> None:
@@ -246,53 +213,51 @@ async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypat
             shift.cancel()
             await trio.sleep_forever()
 
-    async with open_shift(work) as shift:
-        await moved(shift.line, Op.CLAIM, RUNNING)
-        assert (await asked(shift.line, Op.FAIL)).reason == STOPPED
+    async with open_shift(work) as (shift, peer):
+        await moved(peer, Op.CLAIM, RUNNING)
+        assert (await asked(peer, Op.FAIL)).reason == STOPPED
         await shift.cancelled.wait()
-        line = await shift.cut()
-        await line.tell(**assignment())
-        await looked_up(line, info(RUNNING))
-        assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
-        await shift.end()
+        await peer.cut()
+        await peer.line.tell(**assignment())
+        await looked_up(peer, info(RUNNING))
+        assert (await moved(peer, Op.FAIL, FAILED)).reason == STOPPED
 
 
-async def test_a_task_whose_claim_was_cancelled_is_another_loops() -> None:
-    ends: list[JobEnd | None] = []
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_task_whose_claim_was_cancelled_is_the_next_ones(concurrency: int) -> None:
+    ends: list[tuple[str, JobEnd | None]] = []
     first = trio.CancelScope()
 
     async def work(one: AgentClient) -> None:
-        jobs = one.work(concurrency=2)
+        jobs = one.work(concurrency=concurrency)
         with first:
             await anext(jobs)
         async with await anext(jobs) as job:
             pass
-        ends.append(job.end)
+        ends.append((job.id, job.end))
 
-    async with open_shift(work) as shift:
-        await asked(shift.line, Op.CLAIM)
+    async with open_shift(work) as (_shift, peer):
+        await asked(peer, Op.CLAIM)
         first.cancel()
-        await moved(shift.line, Op.CLAIM, RUNNING)
-        await moved(shift.line, Op.COMPLETE, COMPLETED)
-        await shift.end()
-    assert ends == [JobEnd.COMPLETED]
+        await moved(peer, Op.CLAIM, RUNNING)
+        await moved(peer, Op.COMPLETE, COMPLETED)
+    assert ends == [("t1", JobEnd.COMPLETED)]
 
 
 @pytest.mark.parametrize("status", [RUNNING, QUEUED])
 async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """Claimed, it fails; not claimed, it waits as before for a loop of this client."""
+    """A claimed task fails; another one waits for a loop of this client."""
     monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
-    async with open_shift(one_claim) as shift:
-        await asked(shift.line, Op.CLAIM)
+    async with open_shift(one_claim) as (shift, peer):
+        await asked(peer, Op.CLAIM)
         shift.cancel()
-        await looked_up(shift.line, info(status))
+        await looked_up(peer, info(status))
         if status == RUNNING:
-            assert (await moved(shift.line, Op.FAIL, FAILED)).reason == STOPPED
+            assert (await moved(peer, Op.FAIL, FAILED)).reason == STOPPED
         else:
             await shift.does(one_block)
-        await shift.end()
 
 
 @pytest.mark.parametrize("task", [None, info(RUNNING, assigned_to="ag::w::bench::2")], ids=["gone", "another's"])
@@ -301,14 +266,13 @@ async def test_a_task_whose_claim_was_cancelled_and_that_is_not_ours_any_more(
 ) -> None:
     """It is left alone, and worked on when it is assigned anew."""
     monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
-    async with open_shift(one_claim) as shift:
-        await asked(shift.line, Op.CLAIM)
+    async with open_shift(one_claim) as (shift, peer):
+        await asked(peer, Op.CLAIM)
         shift.cancel()
         await shift.cancelled.wait()
-        await looked_up(shift.line, task)
-        await shift.line.tell(**assignment(payload=b"anew"))
+        await looked_up(peer, task)
+        await peer.line.tell(**assignment(payload=b"anew"))
         await shift.does(one_block)
-        await shift.end()
 
 
 @pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
@@ -317,21 +281,20 @@ async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
 ) -> None:
     """The claim has arrived, so no gateway tells of the task again."""
     monkeypatch.setattr(manager, "UNTAKEN_S", LIMIT_S if loop else 0.01)
-    async with open_shift(one_claim) as shift:
-        await asked(shift.line, Op.CLAIM)
+    async with open_shift(one_claim) as (shift, peer):
+        await asked(peer, Op.CLAIM)
         shift.cancel()
         await shift.cancelled.wait()
-        line = await shift.cut()
+        await peer.cut()
         if loop:
             await shift.does(one_block)
         else:
-            await looked_up(line, info(RUNNING))
-            assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
-        await shift.end()
+            await looked_up(peer, info(RUNNING))
+            assert (await moved(peer, Op.FAIL, FAILED)).reason == STOPPED
 
 
 async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new assignment waits for a loop, however long it is: the old one is none any more."""
+    """The new assignment waits for a loop without a limit."""
     monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
     found: list[bytes] = []
 
@@ -339,18 +302,17 @@ async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkey
         async with await one_of(one) as job:
             found.append(job.payload)
 
-    async with open_shift(one_claim) as shift:
-        await asked(shift.line, Op.CLAIM)
+    async with open_shift(one_claim) as (shift, peer):
+        await asked(peer, Op.CLAIM)
         shift.cancel()
-        await shift.line.tell(**assignment(payload=b"anew"))
+        await peer.line.tell(**assignment(payload=b"anew"))
         await shift.cancelled.wait()
         another = pb.UpstreamMessage(task_op=Op(op=Op.CLAIM, task_id="another"))
         shift.nursery.start_soon(shift.client.request, another)
         await trio.sleep(0.1)
-        # That of "another": nothing was asked about the old one.
-        await moved(shift.line, Op.CLAIM, RUNNING)
+        # The claim of "another": nothing was asked about the old one.
+        await moved(peer, Op.CLAIM, RUNNING)
         await shift.does(block)
-        await shift.end()
     assert found == [b"anew"]
 
 
@@ -359,13 +321,13 @@ async def test_a_cancelled_hibernation_that_has_arrived_is_left_asleep() -> None
         async with await one_of(one) as job:
             await job.hibernate(b"s")
 
-    async with open_shift(work) as shift:
-        await moved(shift.line, Op.CLAIM, RUNNING)
-        save = (await shift.line.asked()).checkpoint_op
-        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
-        await asked(shift.line, Op.PAUSE)
+    async with open_shift(work) as (shift, peer):
+        await moved(peer, Op.CLAIM, RUNNING)
+        save = (await peer.line.asked()).checkpoint_op
+        await peer.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        await asked(peer, Op.PAUSE)
         shift.cancel()
-        await looked_up(shift.line, info(HIBERNATED))
+        await looked_up(peer, info(HIBERNATED))
         assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
 
 
@@ -379,14 +341,14 @@ async def test_a_hibernation_whose_answer_a_cut_has_taken(status: int) -> None:
             await job.hibernate(b"s")
         ends.append(job.end)
 
-    async with open_shift(work) as shift:
-        await moved(shift.line, Op.CLAIM, RUNNING)
-        save = (await shift.line.asked()).checkpoint_op
-        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
-        said = await asked(shift.line, Op.PAUSE)
-        await shift.cut()
-        await looked_up(shift.line, info(status))
+    async with open_shift(work) as (shift, peer):
+        await moved(peer, Op.CLAIM, RUNNING)
+        save = (await peer.line.asked()).checkpoint_op
+        await peer.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        said = await asked(peer, Op.PAUSE)
+        await peer.cut()
+        await looked_up(peer, info(status))
         if status == RUNNING:
-            assert (await moved(shift.line, Op.PAUSE, HIBERNATED)).request_id == said.request_id
+            assert (await moved(peer, Op.PAUSE, HIBERNATED)).request_id == said.request_id
         assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
     assert ends == [JobEnd.HIBERNATED]

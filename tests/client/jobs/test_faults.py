@@ -1,24 +1,28 @@
-"""Workers, gateways and everything that happens between them: every task is done, and nobody works
-on one that is somebody else's.
+"""Test workers, real gateways and the faults between them.
+
+Every task is done, and no worker works on the task of another one.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
+import anyio
 import pytest
 import trio
 
 from aether_trio.client import AgentClient, Job, JobEnd
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
-from aether_trio.devtools.fault_proxy import open_fault_proxy
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.devtools.random_faults import RandomFaults
 from aether_trio.model.tasks.table import MAX_DELIVERIES
 from tests.client.gateways import agent, open_test_gateway
-from tests.client.jobs.shop import order, worker
+from tests.client.jobs.shop import known, one_of, order, ordered, wait_for, worker
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import on_postgres, open_gateway_process
 
@@ -72,9 +76,7 @@ async def wait_until_done(boss: AgentClient, task_id: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
-    """The grace window is longer than any fault, so no block is taken away that is at work: each
-    task is completed by one.
-    """
+    """The grace window is longer than any fault, so each task is completed by one block."""
     over = False
     ledger = Ledger()
     with trio.fail_after(LIMIT_S):
@@ -127,3 +129,140 @@ async def test_a_block_goes_on_at_another_node_when_its_own_is_killed(postgres_e
             assert job.end is JobEnd.COMPLETED
             task = await boss.tasks.get(task_id)
             assert (task.status, task.attempt, task.error) == (TaskStatus.COMPLETED, 0, "")
+
+
+@asynccontextmanager
+async def behind_a_proxy() -> AsyncIterator[tuple[AgentClient, AgentClient, FaultProxy, str]]:
+    """(creator, worker, the proxy between the worker and the gateway, the gateway's own address)."""
+    with trio.fail_after(LIMIT_S):
+        async with open_test_gateway() as gateway, open_fault_proxy(gateway.address) as proxy:
+            direct = f"aether://{gateway.address}"
+            async with agent(direct, "boss") as boss, worker(f"aether://{proxy.address}") as one:
+                yield boss, one, proxy, direct
+
+
+async def test_a_block_outlives_a_cut() -> None:
+    async with behind_a_proxy() as (boss, one, proxy, _):
+        await known(boss, one)
+        ids = [await order(boss, str(number)) for number in range(3)]
+        seen = []
+        async for job in one.work():
+            async with job:
+                seen.append(job.text)
+                connections = one.connections
+                proxy.cut_all()
+                while one.connections == connections:
+                    await trio.sleep(0.005)
+                await job.progress(0.5)
+            assert job.end is JobEnd.COMPLETED
+            if len(seen) == 3:
+                break
+        assert seen == ["0", "1", "2"]
+        for task_id in ids:
+            assert (await boss.tasks.get(task_id)).status is TaskStatus.COMPLETED
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_what_happened_while_the_worker_was_away_is_found_when_it_is_back(*, watched: bool) -> None:
+    async with behind_a_proxy() as (boss, one, proxy, _):
+        job = await ordered(boss, one)
+        async with job:
+            if watched:
+                await job.watched.wait()
+            proxy.cut_all()
+            await boss.tasks.cancel(job.id)
+            await boss.tasks.retry(job.id)
+            await trio.sleep_forever()
+        assert job.end in (JobEnd.LOST, JobEnd.CANCELLED)
+        async with await one_of(one) as again:
+            assert again.id == job.id
+        assert (await boss.tasks.get(job.id)).status is TaskStatus.COMPLETED
+
+
+async def test_a_task_that_went_to_another_worker_meanwhile() -> None:
+    async with behind_a_proxy() as (boss, one, proxy, direct):
+        job = await ordered(boss, one)
+        async with worker(direct, "2") as two:
+            async with job:
+                proxy.target = tuple  # the first one cannot come back
+                proxy.cut_all()
+                while (await boss.tasks.get(job.id)).disconnected_at is None:
+                    await trio.sleep(0.005)
+                await boss.tasks.cancel(job.id)
+                await boss.tasks.retry(job.id)
+                other = await one_of(two)
+                assert other.id == job.id
+                proxy.target = direct.removeprefix("aether://")
+                await trio.sleep_forever()
+            assert job.end in (JobEnd.LOST, JobEnd.CANCELLED)
+            async with other:
+                pass
+            assert other.end is JobEnd.COMPLETED
+            assert (await boss.tasks.get(job.id)).assigned_to == two.topic
+
+
+@pytest.mark.crash
+async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
+    """Every task is done, those in hand go on, and none is done twice whose COMPLETE was answered."""
+    with trio.fail_after(300):
+        async with open_gateway_process() as gateway:
+            address = f"aether://{gateway.address}"
+            async with (
+                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
+                worker(address, connect_timeout=LIMIT_S) as one,
+            ):
+                ids = [await order(boss, str(number)) for number in range(40)]
+                done: list[str] = []
+                killed = trio.Event()
+
+                async def handle(job: Job) -> None:
+                    if len(done) >= 10 and not killed.is_set():
+                        killed.set()
+                        connections = one.connections
+                        await trio.to_thread.run_sync(gateway.kill)
+                        await trio.to_thread.run_sync(gateway.restart)
+                        while one.connections == connections:
+                            await trio.sleep(0.01)
+                    await anyio.sleep(0.002)
+                    done.append(job.text)
+
+                async with trio.open_nursery() as nursery:
+
+                    async def run() -> None:
+                        await one.run_tasks(handle, concurrency=4)
+
+                    nursery.start_soon(run)
+                    for task_id in ids:
+                        await wait_for(boss, task_id, TaskStatus.COMPLETED)
+                    nursery.cancel_scope.cancel()
+                assert killed.is_set()
+                assert sorted(done, key=int) == [str(number) for number in range(40)]
+
+
+@pytest.mark.crash
+async def test_inputs_that_were_accepted_wake_their_tasks_though_the_gateway_is_killed() -> None:
+    with trio.fail_after(300):
+        async with open_gateway_process() as gateway:
+            address = f"aether://{gateway.address}"
+            async with (
+                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
+                worker(address, connect_timeout=LIMIT_S, worker_tasks=20) as one,
+            ):
+                ids = [await order(boss, str(number)) for number in range(20)]
+
+                async def handle(job: Job) -> None:
+                    await job.wait_for_input({"n": "1"})
+                    await job.wait_for_input({"n": "2"})
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(one.run_tasks, handle, concurrency=20))
+                    for task_id in ids:
+                        await wait_for(boss, task_id, TaskStatus.WAITING_INPUT)
+                    for number in ("2", "1"):
+                        for task_id in ids:
+                            await boss.send_input(task_id, {"n": number})
+                    await trio.to_thread.run_sync(gateway.kill)
+                    await trio.to_thread.run_sync(gateway.restart)
+                    for task_id in ids:
+                        await wait_for(boss, task_id, TaskStatus.COMPLETED)
+                    nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What waits, waits for its time: the bench over a gateway in memory, in virtual time."""
+"""Test how long the manager of jobs waits for what: a gateway in memory, in virtual time."""
 
 from __future__ import annotations
 
@@ -159,9 +159,9 @@ async def test_a_block_that_cannot_begin_in_another_loop_has_not_begun(autojump_
             except RuntimeError as error:
                 raised.append(error)
 
-        stranger = threading.Thread(target=lambda: asyncio.run(begin()))
-        stranger.start()
-        stranger.join()
+        thread = threading.Thread(target=lambda: asyncio.run(begin()))
+        thread.start()
+        thread.join()
         assert len(raised) == 1
         with trio.fail_after(2 * UNBEGUN_S):
             async with await anext(jobs) as again:

@@ -16,7 +16,7 @@ from aether_trio.client.operations.enums import PrincipalKind, ProgressKind, Sco
 from aether_trio.client.operations.kv import SetAdded, Swap
 from aether_trio.client.operations.principals import Principal, on_behalf_of
 from aether_trio.client.operations.progress import Step
-from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on
+from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on, with_gateway
 
 LIMIT_S = 300
 
@@ -173,7 +173,8 @@ async def test_sessions(scheme: str) -> None:
             assert [(one.identity, one.session_id) for one in around.sessions] == [(a.topic, "")]
 
 
-async def _switching(address: str) -> None:
+@with_gateway(schemes=SCHEMES)
+async def test_switching(address: str) -> None:
     async with UserClient(address, user_id="ann", window_id="1") as ann, agent(address, "a") as a:
         await ann.workspaces.switch("w")
         assert ann.workspace == "w"
@@ -184,13 +185,6 @@ async def _switching(address: str) -> None:
         with pytest.raises(PermissionDenied):
             await a.workspaces.switch("elsewhere")
         assert a.workspace == "w"
-
-
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_switching(scheme: str, backend: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, _switching, f"{scheme}://{gateway.address}")
 
 
 async def _asyncio_too(address: str) -> None:
