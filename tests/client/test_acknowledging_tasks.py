@@ -1,19 +1,19 @@
-"""A message is acknowledged by the task or thread that has it, and by no later one that has the
-same id.
+"""Test that the task or thread that has a message acknowledges it, and no later one does.
+
+A later task may have the same id.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import anyio
 import pytest
-import trio
 
 from aether_trio.client import MessagesAbandoned, connect_sync
-from tests.client.gateways import agent, open_test_gateway, with_gateway
+from tests.client.gateways import agent, open_test_gateway, run_on, with_gateway
 
-BACKENDS = ["trio", "asyncio"]
 MESSAGES = 40
 
 
@@ -27,44 +27,29 @@ async def fill(address: str, count: int = MESSAGES) -> None:
             await boss.send("ag::w::i::a", str(number))
 
 
-async def left(address: str, count: int) -> list[str]:
-    """So many messages that come again."""
+async def all_come_again(address: str, count: int = MESSAGES) -> None:
     async with agent(address, "a", manual_acks=True) as a:
-        return [(await a.receive()).text for _ in range(count)]
+        assert [(await a.receive()).text for _ in range(count)] == [str(number) for number in range(count)]
 
 
+@pytest.mark.parametrize("end", ["well", "raising"])
 @with_gateway()
-async def test_every_message_has_a_task_that_fails(address: str) -> None:
+async def test_every_message_has_a_task_that_fails(address: str, end: str) -> None:
     await fill(address)
 
     async def handle() -> None:
         async for message in a:
             raise Crash(message.text)
 
-    with pytest.raises(Crash, match="the end"):
+    with pytest.raises(Crash, match="the end") if end == "raising" else nullcontext():
         async with agent(address, "a") as a:
             for _ in range(MESSAGES):
                 with pytest.raises(ExceptionGroup):
                     async with anyio.create_task_group() as group:
                         group.start_soon(handle)
-            raise Crash("the end")
-    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
-
-
-@with_gateway()
-async def test_every_message_has_a_task_that_fails_and_the_block_ends_well(address: str) -> None:
-    await fill(address)
-
-    async def handle() -> None:
-        async for message in a:
-            raise Crash(message.text)
-
-    async with agent(address, "a") as a:
-        for _ in range(MESSAGES):
-            with pytest.raises(ExceptionGroup):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(handle)
-    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+            if end == "raising":
+                raise Crash("the end")
+    await all_come_again(address)
 
 
 @with_gateway()
@@ -83,15 +68,12 @@ async def test_every_message_has_a_task_that_is_cancelled(address: str) -> None:
                 group.start_soon(handle, taken)
                 await taken.wait()
                 group.cancel_scope.cancel()
-    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+    await all_come_again(address)
 
 
 @with_gateway()
 async def test_every_message_has_a_task_that_ends_well(address: str) -> None:
-    """Their credit comes back, also while another one waits already.
-
-    And none comes again.
-    """
+    """Their credit comes back, also while another task waits already, and none comes again."""
     await fill(address)
     async with agent(address, "a", credit_messages=4) as a:
         messages = aiter(a)
@@ -114,7 +96,7 @@ async def test_every_message_has_a_task_that_ends_well(address: str) -> None:
 
 @with_gateway()
 async def test_so_many_fail_that_nothing_more_can_come(address: str) -> None:
-    """It is said, to the one that waits as well as to the next one, and does not hang."""
+    """The task that waits is told so, and the next one too; none hangs."""
     await fill(address, 5)
 
     async def handle() -> None:
@@ -144,7 +126,7 @@ async def test_so_many_fail_that_nothing_more_can_come(address: str) -> None:
                             fail.set()
                 await told.wait()
             await anext(aiter(a))
-    assert await left(address, 5) == [str(number) for number in range(5)]
+    await all_come_again(address, 5)
 
 
 @with_gateway()
@@ -162,41 +144,38 @@ async def test_nothing_is_kept_of_what_is_read_behind_the_block(address: str) ->
 
 async def test_every_message_has_a_thread_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+
+    def script(address: str) -> None:
+        with connect_sync(address, workspace="w", implementation="i", specifier="a") as a:
+
+            def handle() -> None:
+                for message in a:
+                    raise Crash(message.text)
+
+            for _ in range(MESSAGES):
+                thread = threading.Thread(target=handle)
+                thread.start()
+                thread.join()
+
     async with open_test_gateway() as gateway:
         address = f"aether://{gateway.address}"
         await fill(address)
-
-        def script() -> None:
-            with connect_sync(address, workspace="w", implementation="i", specifier="a") as a:
-
-                def handle() -> None:
-                    for message in a:
-                        raise Crash(message.text)
-
-                for _ in range(MESSAGES):
-                    thread = threading.Thread(target=handle)
-                    thread.start()
-                    thread.join()
-
-        with trio.fail_after(300):
-            await trio.to_thread.run_sync(script, abandon_on_cancel=True)
-            assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+        await run_on("thread", script, address)
+        await all_come_again(address)
 
 
 async def test_threads_that_end_with_all_that_may_be_delivered() -> None:
+    def script(address: str) -> None:
+        with connect_sync(address, workspace="w", implementation="i", specifier="a", credit_messages=4) as a:
+            for _ in range(4):
+                thread = threading.Thread(target=next, args=(iter(a),))
+                thread.start()
+                thread.join()
+            with pytest.raises(MessagesAbandoned):
+                next(iter(a))
+
     async with open_test_gateway() as gateway:
         address = f"aether://{gateway.address}"
         await fill(address, 5)
-
-        def script() -> None:
-            with connect_sync(address, workspace="w", implementation="i", specifier="a", credit_messages=4) as a:
-                for _ in range(4):
-                    thread = threading.Thread(target=next, args=(iter(a),))
-                    thread.start()
-                    thread.join()
-                with pytest.raises(MessagesAbandoned):
-                    next(iter(a))
-
-        with trio.fail_after(300):
-            await trio.to_thread.run_sync(script, abandon_on_cancel=True)
-            assert await left(address, 5) == [str(number) for number in range(5)]
+        await run_on("thread", script, address)
+        await all_come_again(address, 5)

@@ -1,5 +1,6 @@
-"""What was written and not settled is sent again for as long as the gateway may know it, counted
-from its first writing.
+"""Test how long a written message that is not settled is sent again after a cut.
+
+It is, for as long as the gateway remembers it, counted from its first writing.
 
 The gateway may have noticed an end of the connection long before the client does.
 """
@@ -16,7 +17,7 @@ from aether_trio.client import AgentClient, ConnectionLost
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
 from tests.client.gateways import agent, open_test_gateway
-from tests.client.peer import Line, Peer, open_peer
+from tests.client.peer import Peer, scripted
 from tests.helpers.core import run_in_virtual_time
 
 B = "ag::w::i::b"
@@ -48,48 +49,36 @@ async def test_what_was_committed_on_a_connection_that_only_the_gateway_knew_to_
 # -- with a scripted one, in hours that pass at once
 
 
-def play(body: Callable[[AgentClient], Awaitable[None]], script: Callable[[Peer, Line], Awaitable[None]]) -> None:
+def play(body: Callable[[AgentClient], Awaitable[None]], script: Callable[[Peer], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-
-            async def run() -> None:
-                async with agent(peer.address, "a", ping_interval=None) as a:
-                    await body(a)
-
-            nursery.start_soon(run)
-            await script(peer, await peer.accept(hello=HOUR))
+        async with scripted(body, hello=HOUR, ping_interval=None) as (peer, _):
+            await script(peer)
 
     run_in_virtual_time(main)
 
 
-async def in_doubt(a: AgentClient, payload: bytes) -> None:
+async def in_doubt(a: AgentClient) -> None:
     with pytest.raises(ConnectionLost) as caught:
-        await a.send(B, payload)
+        await a.send(B, b"x")
     assert caught.value.in_doubt
 
 
-async def settled(line: Line, payload: bytes) -> None:
-    send = await line.next(framing.Send)
+async def settled(peer: Peer, payload: bytes) -> None:
+    send = await peer.line.next(framing.Send)
     assert send.payload == payload
-    await line.say(framing.Ack(send.seq))
-
-
-async def cut(line: Line) -> None:
-    await trio.aclose_forcefully(line.stream)
+    await peer.line.say(framing.Ack(send.seq))
 
 
 def test_a_cut_that_is_noticed_after_an_hour_leaves_in_doubt_what_was_written_before() -> None:
     async def body(a: AgentClient) -> None:
-        await in_doubt(a, b"an hour ago")
+        await in_doubt(a)
         await a.send(B, b"afterwards")
 
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
+    async def script(peer: Peer) -> None:
+        await peer.line.next(framing.Send)
         await trio.sleep(3601)
-        await cut(line)
-        line = await peer.accept("s2", HOUR)
-        await settled(line, b"afterwards")
-        await line.end()
+        await peer.cut(HOUR)
+        await settled(peer, b"afterwards")
 
     play(body, script)
 
@@ -99,12 +88,10 @@ def test_what_is_written_after_hours_of_silence_is_sent_again() -> None:
         await trio.sleep(7200)
         await a.send(B, b"just now")
 
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
-        await cut(line)
-        line = await peer.accept("s2", HOUR)
-        await settled(line, b"just now")
-        await line.end()
+    async def script(peer: Peer) -> None:
+        await peer.line.next(framing.Send)
+        await peer.cut(HOUR)
+        await settled(peer, b"just now")
 
     play(body, script)
 
@@ -117,75 +104,43 @@ def test_of_two_messages_the_older_one_is_in_doubt_and_the_other_is_sent_again()
         with pytest.raises(ConnectionLost):
             await old.committed()
 
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
-        await line.next(framing.Send)
+    async def script(peer: Peer) -> None:
+        await peer.line.next(framing.Send)
+        await peer.line.next(framing.Send)
         await trio.sleep(2000)
-        await cut(line)
-        line = await peer.accept("s2", HOUR)
-        await settled(line, b"young")
-        await line.end()
+        await peer.cut(HOUR)
+        await settled(peer, b"young")
 
     play(body, script)
 
 
 def test_repeating_it_prolongs_nothing() -> None:
-    async def body(a: AgentClient) -> None:
-        await in_doubt(a, b"x")
-
-    async def script(peer: Peer, line: Line) -> None:
+    async def script(peer: Peer) -> None:
         for _ in range(3):
-            await line.next(framing.Send)
+            await peer.line.next(framing.Send)
             await trio.sleep(1300)
-            await cut(line)
-            line = await peer.accept("s2", HOUR)
-        await line.end()
+            await peer.cut(HOUR)
 
-    play(body, script)
+    play(in_doubt, script)
 
 
-def test_a_gateway_that_remembers_for_a_shorter_time_than_the_last_one_is_believed() -> None:
-    async def body(a: AgentClient) -> None:
-        await in_doubt(a, b"x")
+@pytest.mark.parametrize(
+    ("passed_s", "calendar_s", "hello"),
+    [
+        pytest.param(100, 0, framing.ServerHello(dedup_s=60), id="the next gateway remembers for a shorter time"),
+        pytest.param(0, 3601, HOUR, id="the machine slept, and the clock of the event loop stood still"),
+        pytest.param(3601, -86400, HOUR, id="the calendar is set back"),
+    ],
+)
+def test_it_is_in_doubt_by_either_clock_and_by_what_the_next_gateway_remembers(
+    monkeypatch: pytest.MonkeyPatch, passed_s: float, calendar_s: float, hello: framing.ServerHello
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.line.next(framing.Send)
+        if calendar_s:
+            now = time.time()
+            monkeypatch.setattr(time, "time", lambda: now + calendar_s)
+        await trio.sleep(passed_s)
+        await peer.cut(hello)
 
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
-        await trio.sleep(100)
-        await cut(line)
-        line = await peer.accept("s2", framing.ServerHello(dedup_s=60))
-        await line.end()
-
-    play(body, script)
-
-
-def test_the_hours_that_a_machine_slept_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of the event loop stands still meanwhile, and that of the calendar does not."""
-
-    async def body(a: AgentClient) -> None:
-        await in_doubt(a, b"x")
-
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + 3601)
-        await cut(line)
-        line = await peer.accept("s2", HOUR)
-        await line.end()
-
-    play(body, script)
-
-
-def test_a_calendar_that_is_set_back_prolongs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body(a: AgentClient) -> None:
-        await in_doubt(a, b"x")
-
-    async def script(peer: Peer, line: Line) -> None:
-        await line.next(framing.Send)
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now - 86400)
-        await trio.sleep(3601)
-        await cut(line)
-        line = await peer.accept("s2", HOUR)
-        await line.end()
-
-    play(body, script)
+    play(in_doubt, script)
