@@ -1,4 +1,4 @@
-"""What a client counts, by what it was made to do."""
+"""Test what a client counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aether_trio.client import (
 )
 from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
-from tests.client.gateways import QUICK, SCHEMES, agent, open_test_gateway, run_on
+from tests.client.gateways import QUICK, SCHEMES, agent, in_a_thread, open_test_gateway, with_gateway
 from tests.client.peer import incoming, scripted
 from tests.helpers.gateway import open_gateway_process
 
@@ -30,12 +30,11 @@ def check_sums(now: ClientStatistics) -> None:
     assert min(value for value in dataclasses.astuple(now) if isinstance(value, int)) >= 0
 
 
-async def a_conversation(scheme: str, address: str) -> None:
-    async with agent(f"{scheme}://{address}", "a") as a, agent(f"{scheme}://{address}", "b") as b:
-        assert (
-            dataclasses.replace(a.statistics(), state=State.NEW, connections=0)
-            == agent(f"{scheme}://{address}", "c").statistics()
-        ), "a connection alone counts nothing else"
+@with_gateway(schemes=SCHEMES)
+async def test_a_conversation(address: str) -> None:
+    async with agent(address, "a") as a, agent(address, "b") as b:
+        alone = dataclasses.replace(a.statistics(), state=State.NEW, connections=0)
+        assert alone == agent(address, "c").statistics(), "a connection alone counts nothing else"
         for number in range(5):
             await a.send(b.topic, f"number {number}")
         with pytest.raises(InvalidArgument):
@@ -56,13 +55,6 @@ async def a_conversation(scheme: str, address: str) -> None:
         assert (after.published, after.refused, after.committed) == (published, refused, published - refused)
         assert (after.requests, after.requests_open, after.connections) == (requests, 0, 1)
         assert (after.state, after.unsettled, after.unsettled_bytes, after.resent) == (State.CLOSED, 0, 0, 0)
-
-
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_a_conversation(scheme: str, backend: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, a_conversation, scheme, gateway.address)
 
 
 async def test_what_is_sent_again_after_a_cut() -> None:
@@ -136,27 +128,14 @@ async def test_attempts_that_fail_and_messages_that_never_leave() -> None:
         check_sums(after)
 
 
-def test_the_blocking_client_has_them_too() -> None:
-    async def serve(task_status: trio.TaskStatus[str]) -> None:
-        async with open_test_gateway() as gateway:
-            task_status.started(gateway.address)
-            await trio.sleep_forever()
-
-    def script(address: str) -> ClientStatistics:
-        with connect_sync(f"aether://{address}", workspace="w", implementation="i", specifier="a", retry=QUICK) as a:
-            a.send(a.topic, b"hello")
-            assert a.receive(30).payload == b"hello"
-            assert a.statistics().state is State.CONNECTED
-        return a.statistics()
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            address = await nursery.start(serve)
-            after = await trio.to_thread.run_sync(script, address)
-            nursery.cancel_scope.cancel()
-        assert (after.committed, after.received, after.state) == (1, 1, State.CLOSED)
-
-    trio.run(main)
+@in_a_thread
+def test_the_blocking_client_has_them_too(address: str) -> None:
+    with connect_sync(address, workspace="w", implementation="i", specifier="a", retry=QUICK) as a:
+        a.send(a.topic, b"hello")
+        assert a.receive(30).payload == b"hello"
+        assert a.statistics().state is State.CONNECTED
+    after = a.statistics()
+    assert (after.committed, after.received, after.state) == (1, 1, State.CLOSED)
 
 
 async def test_what_a_failed_client_drops_was_never_taken() -> None:

@@ -1,4 +1,4 @@
-"""A block of the loop, for a thread: what it is left with."""
+"""Test what a thread raises when it leaves a block of the event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHY = SessionEnded("ENDED", "an operator did it")
 
 
 class Ending:
-    """A manager that may cancel its own block, and then raises why: as a client does."""
+    """A manager that cancels its block and raises why, as a client does."""
 
     def __init__(self) -> None:
         self.left_with: BaseException | None = None
@@ -75,7 +75,7 @@ async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thr
 
 
 def raised_as_the_loop_ends(work: Callable[[Bridge], object], begun: threading.Event) -> list[BaseException]:
-    """What a thread is told that has `begun`."""
+    """Give what a thread raises that has `begun` when the loop ends."""
     raised: list[BaseException] = []
 
     def run(bridge: Bridge) -> None:

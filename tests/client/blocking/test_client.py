@@ -1,6 +1,4 @@
-"""The client for scripts that block: everything of the async one is reachable, and behaves the same
-from a thread.
-"""
+"""Test the client for scripts that block: it behaves in a thread as the async one does."""
 
 from __future__ import annotations
 
@@ -10,18 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from aether_trio.client import (
     ClientClosed,
-    DuplicateIdentity,
     IncomingMessage,
     MessageType,
     NotImplementedByGateway,
@@ -35,22 +28,10 @@ from aether_trio.client import (
     UserClient,
 )
 from aether_trio.client.blocking.client import SyncClient, connect_sync
-from tests.client.gateways import QUICK, SCHEMES, open_test_gateway
+from tests.client.gateways import QUICK, SCHEMES, in_a_thread, with_gateway
 
 SILENCE_S = 0.2
 """Only where nothing is to come."""
-
-
-async def in_thread(body: Callable[..., Any], *args: Any) -> None:
-    """A script, in a thread of its own beside the gateway."""
-    with trio.fail_after(300):
-        await trio.to_thread.run_sync(partial(body, *args), abandon_on_cancel=True)
-
-
-@asynccontextmanager
-async def gateway_address(scheme: str = "aether") -> AsyncIterator[str]:
-    async with open_test_gateway() as gateway:
-        yield f"{scheme}://{gateway.address}"
 
 
 def agent(address: str, specifier: str, **options: Any) -> Any:
@@ -63,7 +44,8 @@ def first(client: SyncClient[Any], count: int) -> list[IncomingMessage]:
     return list(itertools.islice(client.messages(timeout=30), count))
 
 
-def talk(address: str) -> None:
+@with_gateway(backends=["thread"], schemes=SCHEMES)
+def test_a_script_talks(address: str) -> None:
     with agent(address, "a") as a, agent(address, "b") as b:
         assert (a.topic, a.workspace, a.client.state) == ("ag::w::i::a", "w", State.CONNECTED)
         a.send(b.topic, "one", type=MessageType.CHAT)
@@ -91,13 +73,8 @@ def talk(address: str) -> None:
         a.send(b.topic, b"")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_a_script_talks(scheme: str) -> None:
-    async with gateway_address(scheme) as address:
-        await in_thread(talk, address)
-
-
-def leave_in_the_middle(address: str) -> None:
+@in_a_thread
+def test_what_a_script_was_not_done_with_comes_again(address: str) -> None:
     with agent(address, "a") as a:
         with pytest.raises(ZeroDivisionError), agent(address, "b") as b:
             for payload in (b"done with", b"in hand", b"never seen"):
@@ -109,12 +86,8 @@ def leave_in_the_middle(address: str) -> None:
             assert [one.payload for one in first(b, 2)] == [b"in hand", b"never seen"]
 
 
-async def test_what_a_script_was_not_done_with_comes_again() -> None:
-    async with gateway_address() as address:
-        await in_thread(leave_in_the_middle, address)
-
-
-def by_hand(address: str) -> None:
+@in_a_thread
+def test_acknowledging_by_hand(address: str) -> None:
     with agent(address, "a") as a:
         with agent(address, "b", manual_acks=True) as b:
             a.send(b.topic, b"1")
@@ -128,12 +101,8 @@ def by_hand(address: str) -> None:
             assert [one.payload for one in first(b, 1)] == [b"2"]
 
 
-async def test_acknowledging_by_hand() -> None:
-    async with gateway_address() as address:
-        await in_thread(by_hand, address)
-
-
-def operate(address: str) -> None:
+@in_a_thread
+def test_a_script_uses_the_namespaces(address: str) -> None:
     with agent(address, "a") as a, agent(address, "b") as b:
         a.kv.put("k/1", b"v", ttl_s=60)
         a.kv.within(30).put("k/2", b"w")
@@ -167,12 +136,8 @@ def operate(address: str) -> None:
             a.switch_workspace("elsewhere")
 
 
-async def test_a_script_uses_the_namespaces() -> None:
-    async with gateway_address() as address:
-        await in_thread(operate, address)
-
-
-def windows(address: str) -> None:
+@with_gateway(backends=["thread"], schemes=["ws"])
+def test_other_kinds_of_participants(address: str) -> None:
     with (
         connect_sync(address, UserClient, user_id="ann", window_id="1") as ann,
         connect_sync(address, ServiceClient, implementation="s", specifier="1") as service,
@@ -183,30 +148,13 @@ def windows(address: str) -> None:
         assert ann.receive(30).text == "hello"
 
 
-async def test_other_kinds_of_participants() -> None:
-    async with gateway_address("ws") as address:
-        await in_thread(windows, address)
-
-
-def refused(address: str) -> None:
-    with agent(address, "a"), pytest.raises(DuplicateIdentity), agent(address, "a"):
+def test_no_gateway_is_there() -> None:
+    with pytest.raises(Unavailable), agent("aether://127.0.0.1:1", "a", connect_timeout=0.1):
         raise AssertionError("it was let in")
 
 
-async def test_a_refusal_is_raised_from_the_block() -> None:
-    async with gateway_address() as address:
-        await in_thread(refused, address)
-
-
-async def test_nobody_is_there() -> None:
-    def script() -> None:
-        with pytest.raises(Unavailable), agent("aether://127.0.0.1:1", "a", connect_timeout=0.1):
-            raise AssertionError("it was let in")
-
-    await in_thread(script)
-
-
-def thrown_out(address: str) -> None:
+@in_a_thread
+def test_who_is_thrown_out_is_told_in_the_loop(address: str) -> None:
     with (
         connect_sync(address, OrchestratorClient, implementation="o", profiles=["p"]) as admin,
         pytest.raises(SessionEnded, match="enough"),
@@ -217,12 +165,8 @@ def thrown_out(address: str) -> None:
             raise AssertionError(message)
 
 
-async def test_who_is_thrown_out_is_told_in_the_loop() -> None:
-    async with gateway_address() as address:
-        await in_thread(thrown_out, address)
-
-
-def two_threads(address: str) -> None:
+@in_a_thread
+def test_threads_may_share_a_client(address: str) -> None:
     with agent(address, "a") as a:
         results: list[int] = []
 
@@ -237,13 +181,8 @@ def two_threads(address: str) -> None:
         assert sorted(results) == list(range(1, 81))
 
 
-async def test_threads_may_share_a_client() -> None:
-    async with gateway_address() as address:
-        await in_thread(two_threads, address)
-
-
 def test_an_interrupted_call_takes_nothing(tmp_path: Path) -> None:
-    """In a process of its own, because only a main thread is interrupted."""
+    """The script is another process, because only a main thread is interrupted."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).resolve().parents[3])

@@ -1,6 +1,4 @@
-"""The blocking form in a program that ends without leaving its block, forks, or exits inside of it:
-nothing hangs.
-"""
+"""Test that a program ends which forks, or ends inside of a block of the blocking client."""
 
 from __future__ import annotations
 

@@ -1,36 +1,29 @@
-"""Work in a script that blocks: the same block, in threads."""
+"""Test work in a script that blocks: the same block, in threads."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trio
 
-from aether_trio.client import JobEnd, SyncJob, connect_sync
+from aether_trio.client import Job, JobEnd, SyncJob, connect_sync
 from aether_trio.client.operations import StatusChanged, TaskStatus
 from tests.client.blocking.test_reach import public
-from tests.client.gateways import QUICK, open_test_gateway
+from tests.client.gateways import QUICK, in_a_thread
 
 LIMIT_S = 300
-
-
-async def in_thread(body: Callable[..., Any]) -> None:
-    async with open_test_gateway() as gateway:
-        with trio.fail_after(LIMIT_S):
-            await trio.to_thread.run_sync(partial(body, f"aether://{gateway.address}"), abandon_on_cancel=True)
 
 
 def client(address: str, implementation: str, specifier: str = "1") -> Any:
     return connect_sync(address, workspace="w", implementation=implementation, specifier=specifier, retry=QUICK)
 
 
-def blocks(address: str) -> None:
+@in_a_thread
+def test_a_script_works_on_tasks(address: str) -> None:
     with client(address, "boss") as boss, client(address, "bench") as one:
         jobs = one.work(timeout=30)
         boss.tasks.create("job", b"known", pool="bench")
@@ -65,7 +58,8 @@ def blocks(address: str) -> None:
             assert next(one.reason for one in changes if one.to_status is TaskStatus.COMPLETED) == "it was good"
 
 
-def waits(address: str) -> None:
+@in_a_thread
+def test_a_job_of_a_script_waits(address: str) -> None:
     with client(address, "boss") as boss, client(address, "bench") as one:
         task_id = boss.tasks.create("job", pool="bench").task_id
 
@@ -91,7 +85,8 @@ def waits(address: str) -> None:
             boss.tasks.resume(task_id)
 
 
-def taken_away(address: str) -> None:
+@in_a_thread
+def test_a_task_that_is_taken_away_ends_the_block(address: str) -> None:
     with client(address, "boss") as boss, client(address, "bench") as one:
         boss.tasks.create("job", pool="bench")
         job = next(one.work(timeout=30))
@@ -105,7 +100,8 @@ def taken_away(address: str) -> None:
         assert list(one.work(timeout=0.1)) == []
 
 
-def handlers(address: str) -> None:
+@in_a_thread
+def test_handlers_run_in_threads(address: str) -> None:
     threads = set()
     together = threading.Barrier(2, timeout=30)
 
@@ -131,21 +127,14 @@ def handlers(address: str) -> None:
         assert [boss.tasks.get(task_id).error for task_id in ids] == ["", "ValueError: one", "two", "", "", ""]
 
 
-@pytest.mark.parametrize("body", [blocks, waits, taken_away, handlers], ids=lambda body: body.__name__)
-async def test_work(body: Callable[..., Any]) -> None:
-    await in_thread(body)
-
-
 def test_nothing_of_a_job_is_missing() -> None:
-    from aether_trio.client import Job
-
     instance = {"assignment", "task", "end", "reason", "remark"}
     inner = {"watched", "heard", "looked", "give_up", "begins_too_late", "entered", "is_open"}
     assert public(Job) | instance <= public(SyncJob) | inner
 
 
 def test_an_interrupt_at_either_end_of_a_block_gives_it_up() -> None:
-    """It comes before Python knows that the block has begun, or before the block is told to end."""
+    """Python has not begun the block, or has not told it to end."""
 
     class Block:
         given_up = 0

@@ -1,6 +1,4 @@
-"""Nothing of the async client is missing in the blocking one, and its signatures and words are the
-same.
-"""
+"""Test that the blocking client has all of the async one, with its signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -11,17 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.client import (
-    AgentClient,
-    BridgeClient,
-    Client,
-    MetricsBridgeClient,
-    OrchestratorClient,
-    ServiceClient,
-    TaskClient,
-    UserClient,
-    WorkflowEngineClient,
-)
+import aether_trio.client
+from aether_trio.client import AgentClient, Client
 from aether_trio.client.blocking.bridge import Blocking
 from aether_trio.client.blocking.client import SyncClient, SyncPublication
 from aether_trio.client.blocking.operations import SyncGrantCache, SyncProxiedRequest, SyncResponse, SyncTunnel
@@ -35,18 +24,7 @@ from tests.client.operations.calls import public_methods
 
 GENERATOR = Path(__file__).parents[3] / "scripts/generate_blocking.py"
 
-KINDS = [
-    AgentClient,
-    BridgeClient,
-    MetricsBridgeClient,
-    OrchestratorClient,
-    ServiceClient,
-    TaskClient,
-    UserClient,
-    WorkflowEngineClient,
-]
-
-
+KINDS = [one for one in vars(aether_trio.client).values() if isinstance(one, type) and issubclass(one, Client)]
 SYNC_NAMESPACES = {name: getattr(SyncClient, name) for name in NAMESPACES}
 
 

@@ -1,18 +1,13 @@
-"""Ctrl-C at any moment between a task's being given to a script and the end of its block: the task
-ends.
-"""
+"""Test Ctrl-C at any moment from a task's assignment to the end of its block: the task ends."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Any
-
-import trio
 
 from aether_trio.client import SyncClient, connect_sync
 from aether_trio.client.operations import TaskStatus
-from tests.client.gateways import QUICK, open_test_gateway
+from tests.client.gateways import QUICK, in_a_thread
 from tests.client.interrupts import Interrupt
 
 LIMIT_S = 300
@@ -25,7 +20,8 @@ def take_one(one: SyncClient[Any], timeout: float) -> None:
             break
 
 
-def interrupted_everywhere(address: str) -> None:
+@in_a_thread
+def test_a_task_ends_wherever_its_script_is_interrupted(address: str) -> None:
     def client(implementation: str) -> Any:
         return connect_sync(address, workspace="w", implementation=implementation, specifier="1", retry=QUICK)
 
@@ -41,11 +37,3 @@ def interrupted_everywhere(address: str) -> None:
             while boss.tasks.get(task_id).status not in (TaskStatus.COMPLETED, TaskStatus.FAILED):
                 take_one(one, 0.02)  # what was not handed out yet is the next loop's
         assert number > 50
-
-
-async def test_a_task_ends_wherever_its_script_is_interrupted() -> None:
-    async with open_test_gateway() as gateway:
-        with trio.fail_after(LIMIT_S):
-            await trio.to_thread.run_sync(
-                partial(interrupted_everywhere, f"aether://{gateway.address}"), abandon_on_cancel=True
-            )
