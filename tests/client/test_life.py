@@ -1,11 +1,10 @@
-"""Connecting, losing the connection, coming back, and the end.
-
-Against a scripted gateway.
-"""
+"""Test how a client loses its connection and comes back, against a scripted gateway."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -29,57 +28,47 @@ from tests.client.peer import incoming, open_peer, scripted
 
 
 async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        seen: list[object] = []
+    seen: list[object] = []
 
-        async def body() -> None:
-            async with agent(
-                peer.address,
-                "a",
-                on_connected=seen.append,
-                on_disconnected=lambda why: seen.append(type(why)),
-            ) as a:
-                assert (await a.receive()).payload == b"after all"
-                assert (a.connections, a.session_id, a.resumed) == (4, "s4", True)
-                states = [a.states.get_nowait() for _ in range(len(a.states))]
-                assert states[:4] == [State.CONNECTING, State.CONNECTED, State.WAITING, State.CONNECTING]
+    async def body(a: AgentClient) -> None:
+        assert (await a.receive()).payload == b"after all"
+        assert (a.connections, a.session_id, a.resumed) == (4, "s4", True)
+        states = [a.states.get_nowait() for _ in range(len(a.states))]
+        assert states[:4] == [State.CONNECTING, State.CONNECTED, State.WAITING, State.CONNECTING]
 
-        nursery.start_soon(body)
-        line = await peer.accept()
+    hooks = {"on_connected": seen.append, "on_disconnected": lambda why: seen.append(type(why))}
+    async with scripted(body, **hooks) as (peer, _):
         line = await peer.cut()
         assert line.init is not None
         assert line.init.resume_session_id == "s1"
         await line.say(framing.Error(int(Status.UNAVAILABLE), "restarting", retryable=True))
         line = await peer.cut()
         await line.stream.send_all(b"\x00\x00\x00\x08\x04")  # half a frame
-        await line.stream.aclose()
+        await line.close()
         # An attempt that is not answered is no end either.
         line = await peer.knock()
-        await line.stream.aclose()
+        await line.close()
         line = await peer.knock()
         await line.greet()
         assert line.init is not None
         assert line.init.resume_session_id == "s3"
         await line.let_in("s4", resumed=True)
         await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"after all")))
-        await line.end()
     assert [one for one in seen if isinstance(one, bool)] == [False, False, False, True]
     assert len(seen) == 7
 
 
 async def test_the_duplicate_may_be_ourselves() -> None:
-    """An attempt whose answer was lost may have been let in, and the gateway may not know yet that
-    it is dead.
-    """
+    """The gateway may have let an attempt in whose answer was lost."""
 
     async def body(a: AgentClient) -> None:
         await a.receive()
 
     async with scripted(body) as (peer, line):
-        await line.stream.aclose()
+        await line.close()
         again = await peer.knock()
         await again.greet()
-        await again.stream.aclose()
+        await again.close()
         for _ in range(3):
             again = await peer.knock()
             await again.greet()
@@ -99,10 +88,10 @@ async def test_a_duplicate_that_cannot_be_ourselves_is_final() -> None:
 
         nursery.start_soon(body)
         line = await peer.accept()
-        await line.stream.aclose()
+        await line.close()
         line = await peer.knock()
         await line.greet()
-        await line.say(framing.Error(int(Status.ALREADY_EXISTS), "somebody else"))
+        await line.say(framing.Error(int(Status.ALREADY_EXISTS), "another one"))
         await line.end()
 
 
@@ -117,9 +106,9 @@ async def test_it_gives_up_after_so_many_attempts() -> None:
 
         nursery.start_soon(body)
         line = await peer.accept()
-        await line.stream.aclose()
+        await line.close()
         line = await peer.knock()
-        await line.stream.aclose()
+        await line.close()
 
 
 async def test_pauses_are_the_randomness_times_a_bound_that_doubles() -> None:
@@ -150,19 +139,16 @@ async def test_a_silent_connection_is_asked_and_then_cut() -> None:
         again = await peer.accept()
         await again.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
         await again.end()
-        await line.stream.aclose()
+        await line.close()
 
 
 async def test_a_users_workspace_is_said_again() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(ann: UserClient) -> None:
+        await ann.switch_workspace("w")
+        await ann.receive()
 
-        async def body() -> None:
-            async with UserClient(peer.address, user_id="ann", window_id="1", retry=QUICK) as ann:
-                await ann.switch_workspace("w")
-                await ann.receive()
-
-        nursery.start_soon(body)
-        line = await peer.accept()
+    user = partial(UserClient, user_id="ann", window_id="1", retry=QUICK)
+    async with scripted(body, client=user) as (peer, line):  # type: ignore[arg-type]
         assert (await line.asked()).switch_workspace.new_workspace_id == "w"
         barrier = (await line.asked()).connection_status_request
         assert (barrier.principal.principal_type, barrier.principal.principal_id) == ("user", "us::ann::1")
@@ -172,7 +158,6 @@ async def test_a_users_workspace_is_said_again() -> None:
         again = await peer.cut()
         assert (await again.asked()).switch_workspace.new_workspace_id == "w"
         await again.say(framing.Channel(1, "us::ann::1"), framing.Deliver(1, 1, incoming(b"")))
-        await again.end()
 
 
 async def test_a_client_has_one_block() -> None:
@@ -194,15 +179,16 @@ async def test_a_client_has_one_block() -> None:
         await (await peer.accept()).end()
 
 
-def test_arguments_are_checked() -> None:
-    good = {"workspace": "w", "implementation": "i", "specifier": "1"}
-    with pytest.raises(AddressError, match="no scheme"):
-        AgentClient("localhost:50051", **good)
-    with pytest.raises(TypeError, match="unknown option 'apikey'"):
-        AgentClient("aether://localhost", apikey="x", **good)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="workspace is empty"):
-        AgentClient("aether://localhost", workspace="", implementation="i", specifier="1")
-    with pytest.raises(ValueError, match="ping_interval"):
-        AgentClient("aether://localhost", ping_interval=1.0, **good)
-    with pytest.raises(ValueError, match="at least 1"):
-        AgentClient("aether://localhost", credit_messages=0, **good)
+@pytest.mark.parametrize(
+    ("address", "options", "kind", "why"),
+    [
+        ("localhost:50051", {}, AddressError, "no scheme"),
+        ("aether://localhost", {"apikey": "x"}, TypeError, "unknown option 'apikey'"),
+        ("aether://localhost", {"workspace": ""}, ValueError, "workspace is empty"),
+        ("aether://localhost", {"ping_interval": 1.0}, ValueError, "ping_interval"),
+        ("aether://localhost", {"credit_messages": 0}, ValueError, "at least 1"),
+    ],
+)
+def test_arguments_are_checked(address: str, options: dict[str, Any], kind: type[Exception], why: str) -> None:
+    with pytest.raises(kind, match=why):
+        AgentClient(address, **{"workspace": "w", "implementation": "i", "specifier": "1", **options})

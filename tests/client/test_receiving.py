@@ -1,6 +1,4 @@
-"""Deliveries on the framed transport, against a scripted gateway: acknowledgements, credit,
-repetitions.
-"""
+"""Test deliveries: acknowledgements, credit and repetitions, against a scripted gateway."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""Publications on the framed transport, against a scripted gateway: confirmation, refusal, window,
-and sending again.
-"""
+"""Test what becomes of messages that a client sends, against a scripted gateway."""
 
 from __future__ import annotations
-
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -13,29 +9,18 @@ import trio.testing
 from aether_trio.client import AgentClient, ConnectionLost, PayloadTooLarge, RateLimited, Retry, Unavailable
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, run_on
-from tests.client.peer import Line, Peer, open_peer, scripted
+from tests.client.gateways import BACKENDS, agent, run_on
+from tests.client.peer import Peer, open_peer, scripted
 
 B = "ag::w::i::b"
 
 
-async def refused(sending: Callable[[], Awaitable[object]], kind: type[Exception], into: list[Exception]) -> None:
-    with pytest.raises(kind) as caught:
-        await sending()
-    into.append(caught.value)
-
-
 async def test_the_first_words() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        assert (a.session_id, a.resumed) == ("s1", False)
 
-        async def body() -> None:
-            async with agent(
-                peer.address, "a", api_key="k", token="t", extensions=["urn:x"], resume_session_id="old", program="p/1"
-            ) as a:
-                assert (a.session_id, a.resumed) == ("s1", False)
-
-        nursery.start_soon(body)
-        line = await peer.accept()
+    options = {"api_key": "k", "token": "t", "extensions": ["urn:x"], "resume_session_id": "old", "program": "p/1"}
+    async with scripted(body, **options) as (_, line):
         assert line.hello is not None
         assert line.init is not None
         assert line.hello.publisher is not None
@@ -64,24 +49,22 @@ async def test_send_returns_when_it_is_acknowledged() -> None:
 
 
 async def test_a_nack_is_a_typed_error_of_that_send_alone() -> None:
-    errors: list[Exception] = []
+    async def second(a: AgentClient) -> None:
+        with pytest.raises(RateLimited) as caught:
+            await a.send(B, b"second")
+        error = caught.value
+        assert (error.code, error.retryable, error.retry_after_s) == ("ERR_RATE_LIMITED", True, 1.5)
 
     async def body(a: AgentClient) -> None:
         async with trio.open_nursery() as sends:
             sends.start_soon(a.send, B, b"first")
             await trio.testing.wait_all_tasks_blocked()
-            sends.start_soon(refused, lambda: a.send(B, b"second"), RateLimited, errors)
+            sends.start_soon(second, a)
 
     async with scripted(body) as (_, line):
-        first, second = await line.next(framing.Send), await line.next(framing.Send)
-        await line.say(
-            framing.Nack(second.seq, "ERR_RATE_LIMITED", "slow", retryable=True, retry_after_ms=1500),
-            framing.Ack(first.seq),
-            framing.Ack(second.seq),
-        )
-    (error,) = errors
-    assert isinstance(error, RateLimited)
-    assert (error.code, error.retryable, error.retry_after_s) == ("ERR_RATE_LIMITED", True, 1.5)
+        sent = [await line.next(framing.Send) for _ in range(2)]
+        nack = framing.Nack(sent[1].seq, "ERR_RATE_LIMITED", "slow", retryable=True, retry_after_ms=1500)
+        await line.say(nack, framing.Ack(sent[0].seq), framing.Ack(sent[1].seq))
 
 
 async def test_the_window_holds_back_what_it_has_no_room_for() -> None:
@@ -124,35 +107,31 @@ async def test_publish_waits_for_room_on_its_way() -> None:
     assert published == [0, 1, 2, 3, 4]
 
 
-async def cut_after_three(peer: Peer, hello: framing.ServerHello) -> tuple[Line, Line, list[framing.Send]]:
-    """The first of four is settled, the second refused, two are in doubt.
-
-    Then the connection breaks.
-    """
-    line = await peer.accept(hello)
+async def cut_after_three(peer: Peer, hello: framing.ServerHello) -> list[framing.Send]:
+    """Settle the first of four messages, refuse the second, and cut the connection."""
+    line = peer.line
     sends = [await line.next(framing.Send) for _ in range(4)]
     await line.say(framing.Ack(sends[0].seq), framing.Nack(sends[1].seq, "ERR_INVALID_TOPIC"))
     await line.tell(config=pb.ConfigSnapshot())
-    again = await peer.cut(hello)
-    return line, again, sends
+    await peer.cut(hello)
+    return sends
 
 
 @pytest.mark.parametrize(("dedup_s", "repeat"), [(60, False), (0, True)])
 async def test_after_a_cut_what_was_not_settled_is_sent_again_with_its_old_number(dedup_s: int, repeat: bool) -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        publications = [await a.publish(B, str(number)) for number in range(4)]
+        await publications[0].committed()
+        with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
+            await publications[1].committed()
+        await publications[3].committed()
+        assert (a.connections, a.session_id) == (2, "s2")
+        await a.send(B, b"new")
 
-        async def body() -> None:
-            async with agent(peer.address, "a", repeat_in_doubt=repeat) as a:
-                publications = [await a.publish(B, str(number)) for number in range(4)]
-                await publications[0].committed()
-                with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
-                    await publications[1].committed()
-                await publications[3].committed()
-                assert (a.connections, a.session_id) == (2, "s2")
-                await a.send(B, b"new")
-
-        nursery.start_soon(body)
-        first, again, sends = await cut_after_three(peer, framing.ServerHello(dedup_s=dedup_s))
+    hello = framing.ServerHello(dedup_s=dedup_s)
+    async with scripted(body, hello=hello, repeat_in_doubt=repeat) as (peer, first):
+        sends = await cut_after_three(peer, hello)
+        again = peer.line
         assert first.hello is not None
         assert again.hello is not None
         assert again.init is not None
@@ -163,27 +142,22 @@ async def test_after_a_cut_what_was_not_settled_is_sent_again_with_its_old_numbe
         new = await again.next(framing.Send)
         assert new.seq > sends[3].seq
         await again.say(framing.Ack(new.seq))
-        await again.end()
 
 
 async def test_without_memory_in_the_gateway_what_was_not_settled_is_in_doubt() -> None:
-    async with open_peer() as peer, trio.open_nursery() as nursery:
-        errors: list[ConnectionLost] = []
+    async def body(a: AgentClient) -> None:
+        publications = [await a.publish(B, str(number)) for number in range(4)]
+        for publication in publications[2:]:
+            with pytest.raises(ConnectionLost) as caught:
+                await publication.committed()
+            assert caught.value.in_doubt
+        with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
+            await a.flush()
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                publications = [await a.publish(B, str(number)) for number in range(4)]
-                for publication in publications[2:]:
-                    with pytest.raises(ConnectionLost) as caught:
-                        await publication.committed()
-                    errors.append(caught.value)
-                with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
-                    await a.flush()
-
-        nursery.start_soon(body)
-        _, again, _ = await cut_after_three(peer, framing.ServerHello(dedup_s=0))
-        assert [type(event) for event in await again.end()] == [framing.GoAway]
-    assert [error.in_doubt for error in errors] == [True, True]
+    forgetful = framing.ServerHello(dedup_s=0)
+    async with scripted(body, hello=forgetful) as (peer, _):
+        await cut_after_three(peer, forgetful)
+        assert [type(event) for event in await peer.line.end()] == [framing.GoAway]
 
 
 async def test_what_was_never_sent_waits_for_the_next_connection() -> None:
@@ -268,12 +242,12 @@ async def test_a_block_that_ends_with_something_unconfirmed_says_so() -> None:
         await line.end()
 
 
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("backend", BACKENDS)
 async def test_unreachable_is_said_at_once_when_it_is_asked_so(backend: str) -> None:
     async def connect(address: str) -> None:
         with pytest.raises(Unavailable, match=f"cannot connect to {address}: Connection refused") as caught:
             async with agent(address, "a", retry=Retry(max_attempts=0)):
-                pytest.fail("nobody is there")
+                pytest.fail("a gateway is there")
         assert caught.value.retryable
 
     async with open_peer() as peer:
@@ -283,16 +257,15 @@ async def test_unreachable_is_said_at_once_when_it_is_asked_so(backend: str) -> 
 
 async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
     async with open_peer() as peer:
-        with pytest.raises(
-            Unavailable, match=f"{peer.address} takes connections, .* is it the port of a gateway"
-        ) as caught:
+        why = f"{peer.address} takes connections, .* is it the port of a gateway"
+        with pytest.raises(Unavailable, match=why) as caught:
             async with agent(peer.address, "a", connect_timeout=2):
-                pytest.fail("nobody has answered")
+                pytest.fail("a gateway has answered")
     assert (caught.value.code, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
 
 
 async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_when_it_is_back() -> None:
-    """Who gives up a send does something else instead: the message must not come hours later."""
+    """A program that gives up a send does something else: the message must not come hours later."""
     lost, given_up = trio.Event(), trio.Event()
 
     async def body(a: AgentClient) -> None:
@@ -318,17 +291,14 @@ async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_wh
         again = await peer.accept()
         kept, afterwards = await again.next(framing.Send), await again.next(framing.Send)
         assert (kept.payload, afterwards.payload) == (b"kept", b"afterwards")
-        assert (kept.seq, afterwards.seq) == (sends[0].seq, sends[1].seq + 1), (
-            "a number stands for one message for good"
-        )
+        numbers = (sends[0].seq, sends[1].seq + 1)
+        assert (kept.seq, afterwards.seq) == numbers, "a number stands for one message for good"
         await again.say(framing.Ack(afterwards.seq))
         assert [type(event) for event in await again.end()] == [framing.GoAway]
 
 
 async def test_what_a_second_cut_puts_in_doubt_is_not_sent_by_the_third_connection() -> None:
-    """The second connection has no room for all that it is to repeat, and its gateway remembers
-    nothing.
-    """
+    """The second connection has no room for all the repetitions, and its gateway forgets."""
     outcomes: list[str] = []
 
     async def send(a: AgentClient, number: int) -> None:

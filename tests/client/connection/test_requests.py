@@ -1,6 +1,4 @@
-"""Requests and answers, against a scripted gateway: which answers which, and what a cut does to
-them.
-"""
+"""Test which answer belongs to which request, and what a cut does to both."""
 
 from __future__ import annotations
 
@@ -66,9 +64,9 @@ WITHOUT_FAILURE = {"access_check_response", "batch_access_check_response"}
 def test_what_a_typed_failure_means() -> None:
     assert failure_of("kv", pb.KVResponse(success=True)) is None
     assert failure_of("resolve_authority_response", pb.ResolveAuthorityResponse(ok=True)) is None
-    unbuilt = failure_of("task_op", pb.TaskOperationResponse(error="ERR_NOT_IMPLEMENTED: task_op is not served"))
-    assert isinstance(unbuilt, NotImplementedByGateway)
-    assert unbuilt.message == "task_op is not served"
+    unserved = failure_of("task_op", pb.TaskOperationResponse(error="ERR_NOT_IMPLEMENTED: task_op is not served"))
+    assert isinstance(unserved, NotImplementedByGateway)
+    assert unserved.message == "task_op is not served"
     coded = failure_of("create_task", pb.CreateTaskResponse(error_code="ERR_PERMISSION_DENIED", error_message="no"))
     assert isinstance(coded, PermissionDenied)
     plain = failure_of("workspace", pb.WorkspaceResponse(error="there is none"))
@@ -79,18 +77,14 @@ def test_what_a_typed_failure_means() -> None:
 async def test_answers_find_their_callers_in_any_order_and_without_ids_in_theirs() -> None:
     found: dict[str, Any] = {}
 
+    async def ask(a: AgentClient, name: str, message: pb.UpstreamMessage) -> None:
+        found[name] = await a.request(message)
+
     async def body(a: AgentClient) -> None:
-
-        async def ask(name: str, message: pb.UpstreamMessage) -> None:
-            found[name] = await a.request(message)
-
+        first, second = (pb.UpstreamMessage(workspace_op=pb.WorkspaceOperation()) for _ in range(2))
         async with trio.open_nursery() as asking:
-            asking.start_soon(ask, "x", get("x"))
-            await trio.testing.wait_all_tasks_blocked()
-            asking.start_soon(ask, "y", get("y"))
-            await trio.testing.wait_all_tasks_blocked()
-            for name in ("first", "second"):
-                asking.start_soon(ask, name, pb.UpstreamMessage(workspace_op=pb.WorkspaceOperation()))
+            for name, message in (("x", get("x")), ("y", get("y")), ("first", first), ("second", second)):
+                asking.start_soon(ask, a, name, message)
                 await trio.testing.wait_all_tasks_blocked()
 
     async with scripted(body) as (_, line):
@@ -124,7 +118,7 @@ async def test_a_failure_is_raised_once_whatever_the_gateway_says_twice() -> Non
         await line.tell(kv=pb.KVResponse(success=True, request_id=request_id))
 
 
-async def test_a_late_answer_is_nobodys() -> None:
+async def test_a_late_answer_is_dropped() -> None:
     async def body(a: AgentClient) -> None:
         with pytest.raises(RequestTimeout) as caught:
             await a.request(get("slow"), timeout=0.01)
@@ -162,9 +156,8 @@ async def test_a_cut_leaves_requests_in_doubt_unless_they_may_be_asked_again() -
         again = await peer.cut()
         for _ in range(2):
             operation = (await again.asked()).kv_op
-            await again.tell(
-                kv=pb.KVResponse(success=True, value=operation.key.encode(), request_id=operation.request_id)
-            )
+            value, request_id = operation.key.encode(), operation.request_id
+            await again.tell(kv=pb.KVResponse(success=True, value=value, request_id=request_id))
     assert sorted(answers) == [b"again", b"later"]
 
 
@@ -181,17 +174,15 @@ async def test_a_refusal_without_an_id_finds_who_waits_for_it() -> None:
     async with scripted(body) as (_, line):
 
         async def answer(barrier: pb.UpstreamMessage) -> None:
-            question = barrier.connection_status_request
-            await line.tell(
-                connection_status_response=pb.ConnectionStatusResponse(request_id=question.request_id, ok=True)
-            )
+            request_id = barrier.connection_status_request.request_id
+            await line.tell(connection_status_response=pb.ConnectionStatusResponse(request_id=request_id, ok=True))
 
         async def refuse(why: str) -> None:
             await line.tell(error=pb.ErrorResponse(code="ERR_PERMISSION_DENIED", message=why))
 
         asked = [await line.asked() for _ in range(4)]
         kinds = [message.WhichOneof("payload") for message in asked]
-        # What nobody waits for gets a barrier of its own as soon as somebody waits behind it.
+        # A message without a waiting sender gets a barrier as soon as a sender waits behind it.
         assert kinds == ["progress", "connection_status_request", "progress", "connection_status_request"]
         await refuse("first")
         await answer(asked[1])
@@ -201,7 +192,7 @@ async def test_a_refusal_without_an_id_finds_who_waits_for_it() -> None:
         await answer(await line.asked())
 
 
-async def test_feeds_hear_what_nobody_asked_for() -> None:
+async def test_feeds_hear_what_no_request_asked_for() -> None:
     ready = trio.Event()
 
     async def body(a: AgentClient) -> None:

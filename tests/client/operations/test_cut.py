@@ -1,30 +1,38 @@
-"""Operations and a connection that is cut: a real gateway, with a proxy in between."""
+"""Test operations on a connection to a real gateway that is cut."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import ConnectionLost
+from aether_trio.client import AgentClient, ConnectionLost
 from aether_trio.client.feeds import CONNECTION_LOST
 from aether_trio.client.operations.namespace import Namespace
-from aether_trio.devtools.fault_proxy import open_fault_proxy
-from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from tests.client.gateways import agent, open_test_gateway
 
 SCHEMES = ["aether", "ws"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_what_belongs_to_a_connection_ends_with_it(scheme: str) -> None:
+@asynccontextmanager
+async def behind_a_proxy(scheme: str) -> AsyncIterator[tuple[AgentClient, FaultProxy]]:
     async with (
         open_test_gateway() as gateway,
         open_fault_proxy(gateway.address) as proxy,
         agent(f"{scheme}://{proxy.address}", "a") as a,
     ):
-        nobody = Namespace(a)._exchange_feed("task_event", match=lambda payload: False, capacity=8)
-        with a.open_feed(CONNECTION_LOST) as feed, nobody as exchange:
+        yield a, proxy
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_what_belongs_to_a_connection_ends_with_it(scheme: str) -> None:
+    async with behind_a_proxy(scheme) as (a, proxy):
+        unmatched = Namespace(a)._exchange_feed("task_event", match=lambda payload: False, capacity=8)
+        with a.open_feed(CONNECTION_LOST) as feed, unmatched as exchange:
             (await proxy.connection(0)).cut()
             assert isinstance(await anext(feed), ConnectionLost)
             assert isinstance(await anext(exchange), ConnectionLost)
@@ -34,11 +42,7 @@ async def test_what_belongs_to_a_connection_ends_with_it(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_reading_survives_a_cut_and_writing_is_in_doubt(scheme: str) -> None:
-    async with (
-        open_test_gateway() as gateway,
-        open_fault_proxy(gateway.address) as proxy,
-        agent(f"{scheme}://{proxy.address}", "a") as a,
-    ):
+    async with behind_a_proxy(scheme) as (a, proxy):
         await a.kv.put("n", b"5")
         connection = await proxy.connection(0)
         connection.downstream.stall()
@@ -65,10 +69,3 @@ async def test_reading_survives_a_cut_and_writing_is_in_doubt(scheme: str) -> No
         assert outcomes["write"] is True
         # It was done once, if at all.
         assert await a.kv.get("n") in {b"5", b"6"}
-
-
-async def test_a_case_that_the_protocol_does_not_have_is_refused() -> None:
-    async with open_test_gateway() as gateway, agent(f"aether://{gateway.address}", "a") as a:
-        with pytest.raises(ValueError, match="no downstream message"), a.open_feed("tunnel_open"):
-            pass
-        assert "tunnel_open" not in {field.name for field in pb.DownstreamMessage.DESCRIPTOR.fields}
