@@ -1,11 +1,9 @@
-"""`aether bench` against real gateways: what it finds, and how it fails."""
+"""Test what `aether bench` reports of real gateways, and how it fails."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,40 +13,24 @@ import pytest
 from aether_trio.cli.bench import addresses_for
 from aether_trio.cli.bench_run import percentiles_ms
 from aether_trio.cli.options import GatewayTarget
-from aether_trio.config import ApiKey, describe, load_settings
 from aether_trio.devtools.ports import held_port
-from aether_trio.services.credentials import hash_api_key
-from tests.cli.test_commands import fails
-from tests.cli.test_with_gateway import Shell
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.cli.shell import KEY, LIMIT_S, Shell, fails, serving_with_a_key
+from tests.helpers.gateway import GatewayProcess
 
-KEY = "aek_for-this-test"
-LIMIT_S = 300
 SHORT = ("--pairs", "2", "--seconds", "2")
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """One key, for agents; five messages at once, then one a second."""
-    directory = tmp_path_factory.mktemp("strict")
-    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal="agent")
-    flags = {"gateway.host": "127.0.0.1", "auth.api_keys": [record]}
-    flags |= {"limits.send_rate_per_s": 1.0, "limits.send_burst": 5}
-    (directory / "aether.yaml").write_text(describe(load_settings(flags=flags)))
-    command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
-    with start_gateway(ephemeral=True, command=command) as process:
+    """A gateway with one key, for agents, that takes five messages at once, then one a second."""
+    flags = {"limits.send_rate_per_s": 1.0, "limits.send_burst": 5}
+    with serving_with_a_key(tmp_path_factory.mktemp("strict"), "agent", flags) as process:
         yield process
 
 
 @pytest.mark.parametrize("scheme", ["aether", "ws"])
-def test_all_rounds_are_answered_and_measured(gateway: GatewayProcess, scheme: str) -> None:
-    report = json.loads(Shell(gateway).out("bench", f"{scheme}://{gateway.address}", *SHORT, "--json"))
+def test_all_rounds_are_answered_and_measured(gateway: GatewayProcess, shell: Shell, scheme: str) -> None:
+    report = json.loads(shell.out("bench", f"{scheme}://{gateway.address}", *SHORT, "--json"))
     assert report["address"] == f"{scheme}://{gateway.address}"
     assert report["connect"]["connections"] == 4
     assert report["maximum"]["messages_per_s"] > 0
@@ -59,17 +41,14 @@ def test_all_rounds_are_answered_and_measured(gateway: GatewayProcess, scheme: s
     assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["p99.9"] <= times["max"]
 
 
-def test_at_a_given_rate_no_maximum_is_sought_and_the_table_says_so(gateway: GatewayProcess) -> None:
-    out = Shell(gateway).out("bench", *SHORT, "--rate", "50")
+def test_at_a_given_rate_no_maximum_is_sought_and_the_table_says_so(gateway: GatewayProcess, shell: Shell) -> None:
+    out = shell.out("bench", *SHORT, "--rate", "50")
     assert out.startswith(f"aether://{gateway.address}: 2 pairs, 200 bytes")
     assert "at most" not in out
     assert " rounds, 0 without an answer" in out
 
 
 class TestRefusals:
-    def test_without_a_key_nobody_gets_in(self, strict: GatewayProcess) -> None:
-        Shell(strict).fails(5, "give a key with --api-key", "bench", *SHORT)
-
     def test_a_key_for_others_does_not_fit(self, strict: GatewayProcess) -> None:
         Shell(strict).fails(5, "PERMISSION_DENIED", "bench", f"ws://{strict.address}", *SHORT, "--api-key", KEY)
 
@@ -80,9 +59,9 @@ class TestRefusals:
         assert b"stay below with --rate" in done.stdout
         assert done.stderr == b""
 
-    def test_nobody_there(self) -> None:
-        with held_port() as nobodys:
-            fails(4, "start a gateway with `aether dev`", "bench", f"127.0.0.1:{nobodys}", "--timeout", "5")
+    def test_no_gateway_is_there(self) -> None:
+        with held_port() as port:
+            fails(4, "start a gateway with `aether dev`", "bench", f"127.0.0.1:{port}", "--timeout", "5")
 
     def test_what_is_no_address(self) -> None:
         fails(2, "unknown scheme 'http'", "bench", "http://127.0.0.1:1")
@@ -103,31 +82,11 @@ def test_percentiles_are_of_the_nearest_rank() -> None:
     assert percentiles_ms([]) == {}
 
 
-def test_ctrl_c_ends_it_without_a_traceback(gateway: GatewayProcess) -> None:
-    shell = Shell(gateway)
-    command = [
-        sys.executable,
-        "-m",
-        "aether_trio",
-        "bench",
-        "--pairs",
-        "2",
-        "--seconds",
-        "600",
-        "--workspace",
-        "stopped",
-    ]
-    with subprocess.Popen(
-        command, env=shell.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads here
-    ) as process:  # fmt: skip
-        try:
-            deadline = time.monotonic() + LIMIT_S
-            while json.loads(shell.out("sessions", "--workspace", "stopped", "--json")) == []:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=LIMIT_S)
-        finally:
-            process.kill()
-    assert (process.returncode, said) == (130, "")
+def test_ctrl_c_ends_it_without_a_traceback(shell: Shell) -> None:
+    bench = ("bench", "--pairs", "2", "--seconds", "600", "--workspace", "stopped")
+    with shell.running(*bench) as process:
+        deadline = time.monotonic() + LIMIT_S
+        while json.loads(shell.out("sessions", "--workspace", "stopped", "--json")) == []:
+            assert process.process.poll() is None
+            assert time.monotonic() < deadline
+        assert process.end(signal.SIGINT) == (130, [], "")

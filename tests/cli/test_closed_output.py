@@ -1,37 +1,22 @@
-"""Commands end when nothing reads their output any more, as `head -1` leaves them."""
+"""Test that commands end when no program reads their output any more, as behind `head -1`."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_with_gateway import LIMIT_S, Shell
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.cli.shell import AETHER, LIMIT_S, Shell, aether, clean_environment
 
 CLOSED = 141
 
 
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-@pytest.fixture
-def shell(gateway: GatewayProcess) -> Shell:
-    return Shell(gateway)
-
-
 def ends(process: subprocess.Popen[bytes], code: int = CLOSED) -> None:
-    """Close what it prints to, and wait."""
+    """Close the pipe of its output, and wait for its end."""
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -99,17 +84,13 @@ def test_orchestrate_ends_its_agents_first(shell: Shell, tmp_path: Path) -> None
     ends(process, 0)
 
 
-def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-    command = [sys.executable, "-m", "aether_trio", *arguments, "--port", "0", "--ephemeral"]
-    return subprocess.Popen(command, env=clean | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [*AETHER, *arguments, "--port", "0", "--ephemeral"]
+    return subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for_line(process: subprocess.Popen[bytes], text: bytes) -> None:
-    """Return when it has printed a line with this text.
-
-    It fails when the process has ended before, or prints none in time.
-    """
+    """Return when the process has printed a line with this text."""
     assert process.stdout is not None
     guard = threading.Timer(LIMIT_S, process.kill)
     guard.start()
@@ -147,16 +128,9 @@ def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Pa
         process.stdout.close()
         process.stderr.close()
         wait_until_ready(process, ready)
-        env = {"AETHER_GATEWAY": json.loads(ready.read_text())["gateway"]}
+        address = json.loads(ready.read_text())["gateway"]
         for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, "-m", "aether_trio", "kv", "put", "k", "v"],
-                env=os.environ | env,
-                capture_output=True,
-                timeout=LIMIT_S,
-                check=False,
-            )
-            assert done.returncode == 0, done
+            assert aether("kv", "put", "k", "v", AETHER_GATEWAY=address).returncode == 0
         process.terminate()
         assert process.wait(LIMIT_S) == 0, "it drains, though it cannot say so"
     finally:

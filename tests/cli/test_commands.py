@@ -1,13 +1,8 @@
-"""Commands that need no gateway: help, version, settings, keys, and a refusal to start open to the
-world.
-"""
+"""Test commands that need no gateway: help, version, settings, keys, and refusals to start."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,40 +14,9 @@ from aether_trio.config import Settings, load_settings
 from aether_trio.devtools.ports import held_port
 from aether_trio.services.credentials import KEY_PREFIX, hash_api_key
 from aether_trio.version import __version__
+from tests.cli.shell import aether, fails, leaves
 
-ROOT = Path(__file__).parents[2]
-SUBCOMMANDS = [
-    *([name] for name in COMMANDS),
-    *(["kv", name] for name in ("get", "put", "list", "delete", "incr", "decr", "add", "card")),
-    *(["config", name] for name in ("default", "show", "check")),
-    *(["tasks", name] for name in ("list", "show", "create", "cancel", "retry", "resume", "watch")),
-    *(["dlq", name] for name in ("list", "show", "requeue")),
-    *(["agents", name] for name in ("list", "register", "delete", "launch", "orchestrators")),
-    ["keys", "new"],
-]
-
-
-def aether(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `aether` as a user would, without the variables of whoever runs the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-    clean |= {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"} | env
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "aether_trio", *arguments],
-        cwd=cwd,
-        env=clean,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def fails(code: int, text: str, *arguments: str, cwd: Path | None = None, **env: str) -> None:
-    done = aether(*arguments, cwd=cwd, **env)
-    assert done.returncode == code, done
-    assert text in done.stderr, done
-    assert "Traceback" not in done.stderr
+SUBCOMMANDS = [*([name] for name in COMMANDS), *(one.split() for one in leaves() if " " in one)]
 
 
 @pytest.mark.parametrize("command", [[], *SUBCOMMANDS], ids=lambda parts: "-".join(parts) or "aether")
@@ -122,13 +86,13 @@ def test_a_topic_that_cannot_be_is_refused_before_connecting() -> None:
     ids=lambda parts: parts[0],
 )
 def test_no_gateway_is_exit_code_4_with_a_hint(command: list[str]) -> None:
-    with held_port() as nobodys:
-        fails(4, "start one with `aether dev`", *command, "--gateway", f"127.0.0.1:{nobodys}")
+    with held_port() as port:
+        fails(4, "start one with `aether dev`", *command, "--gateway", f"127.0.0.1:{port}")
 
 
 def test_no_ops_port_is_exit_code_4_with_a_hint() -> None:
-    with held_port() as nobodys:
-        fails(4, "is the gateway running", "tail", "ag::default::echo::1", "--ops", f"127.0.0.1:{nobodys}")
+    with held_port() as port:
+        fails(4, "is the gateway running", "tail", "ag::default::echo::1", "--ops", f"127.0.0.1:{port}")
 
 
 class TestConfig:
@@ -162,9 +126,8 @@ class TestConfig:
 
     def test_check_finds_every_problem(self, tmp_path: Path) -> None:
         (tmp_path / "aether.yaml").write_text("gateway: {prot: 1}\nlog: {retention_sweep_s: soon}\n")
-        fails(3, "did you mean gateway.port?", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
-        fails(3, "is not a number of seconds", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
-        fails(3, "2 problems", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
+        for problem in ("did you mean gateway.port?", "is not a number of seconds", "2 problems"):
+            fails(3, problem, "config", "check", "--config", "aether.yaml", cwd=tmp_path)
 
     def test_check_finds_an_open_gateway(self) -> None:
         fails(3, "refusing to listen on 0.0.0.0:50051 without credentials", "config", "check")
@@ -197,13 +160,11 @@ class TestKeys:
         assert one["record"]["id"] != two["record"]["id"]
 
     def test_whom_it_is_for_has_to_be_said(self) -> None:
-        """A key for all kinds is one for administrators too, so it is never what comes of saying
-        nothing.
-        """
+        """A key for all kinds is one for administrators too, so it is never the default."""
         fails(2, "Missing option '--principal'", "keys", "new")
         assert json.loads(aether("keys", "new", "--json", "--principal", "*").stdout)["record"]["principal"] == "*"
 
-    def test_a_pattern_that_fits_nobody_is_refused(self) -> None:
+    def test_a_pattern_that_fits_no_identity_is_refused(self) -> None:
         fails(2, "has 2 parts between '::'", "keys", "new", "--principal", "agent", "--identity", "ag::prod*")
 
 

@@ -1,6 +1,4 @@
-"""Every command on a terminal, when participants have chosen the worst names, keys, reasons and
-progress.
-"""
+"""Test each command on a terminal when participants use the worst names, keys and texts."""
 
 from __future__ import annotations
 
@@ -15,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 
-from aether_trio.cli.app import app
 from aether_trio.client import connect_sync
-from tests.cli.test_with_gateway import LIMIT_S, Shell
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.cli.shell import AETHER, LIMIT_S, Shell, leaves
+from tests.helpers.gateway import GatewayProcess
 
 NAME = "[/b]\x9b31m:smile:\u202e"
 """What a name may hold: markup, a one-character CSI, letters from right to left."""
@@ -41,15 +37,13 @@ class Hostile(NamedTuple):
 
 
 def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
-    """The exit code of a command whose output is a terminal, and what that is told.
+    """Run a command on a terminal, until it has printed so many lines; give its code and output.
 
-    Ended after so many lines.
-
-    `errors`: what it says on standard error is told, too.
+    `errors`: the terminal shows standard error too.
     """
     ours, theirs = pty.openpty()
     env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
-    command = [sys.executable, "-m", "aether_trio", *arguments]
+    command = [*AETHER, *arguments]
     stderr = theirs if errors else subprocess.DEVNULL
     with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=stderr) as process:
         os.close(theirs)
@@ -81,12 +75,6 @@ def harmless(told: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell = Shell(gateway)
     place = (*PLACE, "--as", f"sv::{NAME}::1", "--metadata", f"{NAME}={TEXT}")
@@ -110,9 +98,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
 
 
 def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | None]]:
-    """By command: its arguments, the lines after which it is ended, and what must be shown of the
-    worst.
-    """
+    """By command: its arguments, the lines after which it is ended, and what it must show."""
     name = r"[/b]\x9b31m:smile:\u202e"
     text = r"[/b]\x1b]52;c;aGk=\x07\r\nfake\x9b2J\u202e:smile:"
     return {
@@ -148,19 +134,9 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
 
 
 FED_BY_FILES = {"orchestrate"}
-"""Has a test of its own below."""
+"""Has another test below."""
 OWN_WORDS = {"dev", "serve", "version", "config default", "config show", "config check", "keys new"}
 """Show what their operator has set, and logs: tests/telemetry has those."""
-
-
-def leaves() -> Iterator[str]:
-    context = click.Context(app)
-    for name in app.list_commands(context):
-        command = app.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from (f"{name} {inner}" for inner in command.commands)
-        else:
-            yield name
 
 
 @pytest.mark.parametrize("command", sorted(set(leaves()) - OWN_WORDS - FED_BY_FILES))

@@ -1,28 +1,18 @@
-"""What a person may type that cannot be right, and what others have written that a terminal would
-obey.
-"""
+"""Test what commands answer to what a person types that cannot be right."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_with_gateway import Shell
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.cli.shell import Shell
+from tests.helpers.gateway import GatewayProcess
 
 NO_UTF8 = os.fsdecode(b"\xff")
 HUGE = "9" * 20
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
 
 
 @pytest.mark.parametrize(
@@ -36,8 +26,8 @@ def gateway() -> Iterator[GatewayProcess]:
         ("sessions", "--workspace", NO_UTF8),
     ],
 )
-def test_what_is_no_utf8_is_named(gateway: GatewayProcess, arguments: tuple[str, ...]) -> None:
-    Shell(gateway).fails(2, r"'\xff' is not UTF-8; bytes go in by standard input (-)", *arguments)
+def test_what_is_no_utf8_is_named(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.fails(2, r"'\xff' is not UTF-8; bytes go in by standard input (-)", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +40,8 @@ def test_what_is_no_utf8_is_named(gateway: GatewayProcess, arguments: tuple[str,
         ("kv", "add", "k", "v", "--ttl", HUGE),
     ],
 )
-def test_numbers_that_the_protocol_cannot_hold(gateway: GatewayProcess, arguments: tuple[str, ...]) -> None:
-    Shell(gateway).fails(2, "is not in the range", *arguments)
+def test_numbers_that_the_protocol_cannot_hold(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.fails(2, "is not in the range", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -63,48 +53,32 @@ def test_numbers_that_the_protocol_cannot_hold(gateway: GatewayProcess, argument
         (":50051", "is not HOST:PORT"),
     ],
 )
-def test_addresses(gateway: GatewayProcess, address: str, text: str) -> None:
-    Shell(gateway).fails(2, text, "send", "ag::default::e::1", "x", "--gateway", address)
+def test_addresses(shell: Shell, address: str, text: str) -> None:
+    shell.fails(2, text, "send", "ag::default::e::1", "x", "--gateway", address)
 
 
-def test_the_ops_port_and_a_gateway_without_tls_are_recognized(gateway: GatewayProcess) -> None:
+def test_the_ops_port_and_a_gateway_without_tls_are_recognized(gateway: GatewayProcess, shell: Shell) -> None:
     send = ("send", "ag::default::e::1", "x")
-    Shell(gateway).fails(4, "is it the port of a gateway?", *send, "--gateway", gateway.ops_address)
-    Shell(gateway).fails(4, "is it plaintext (--no-tls)?", *send, "--tls")
+    shell.fails(4, "is it the port of a gateway?", *send, "--gateway", gateway.ops_address)
+    shell.fails(4, "is it plaintext (--no-tls)?", *send, "--tls")
 
 
-def test_files_that_hold_no_certificate_are_named(gateway: GatewayProcess, tmp_path: Path) -> None:
+def test_files_that_hold_no_certificate_are_named(shell: Shell, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("not a certificate")
     send = ("send", "ag::default::e::1", "x")
-    Shell(gateway).fails(2, f"--tls-ca {wrong} cannot be used", *send, "--tls-ca", str(wrong))
+    shell.fails(2, f"--tls-ca {wrong} cannot be used", *send, "--tls-ca", str(wrong))
     pair = ("--tls-cert", str(wrong), "--tls-key", str(wrong))
-    Shell(gateway).fails(2, f"--tls-cert {wrong} with --tls-key {wrong} cannot be used", *send, *pair)
+    shell.fails(2, f"--tls-cert {wrong} with --tls-key {wrong} cannot be used", *send, *pair)
 
 
-def test_a_message_over_the_cap_is_refused_and_not_waited_for(gateway: GatewayProcess) -> None:
-    done = Shell(gateway).run("send", "ag::default::e::1", "-", "--timeout", "30", stdin=bytes(20_000_000))
+def test_a_message_over_the_cap_is_refused_and_not_waited_for(shell: Shell) -> None:
+    done = shell.run("send", "ag::default::e::1", "-", "--timeout", "30", stdin=bytes(20_000_000))
     assert (done.returncode, b"RESOURCE_EXHAUSTED" in done.stderr) == (4, True), done
 
 
-def test_a_terminal_does_not_obey_what_others_have_written(gateway: GatewayProcess) -> None:
-    shell = Shell(gateway)
-    evil = "\x1b]0;title\x07\x1b[31mred\rover\nsecond line\u202e"
-    seen = r"\x1b]0;title\x07\x1b[31mred\rover\nsecond line\u202e"
-    shell.out("send", "ag::default::evil::1", "-", stdin=evil.encode())
-    tailed = shell.out("tail", "ag::default::evil::1", "--from", "start", "--limit", "1")
-    assert tailed.endswith(f"  chat  {seen}\n")
-    assert len(tailed.splitlines()) == 1
-    shell.out("kv", "put", "evil", "-", stdin=evil.encode())
-    assert seen in shell.out("kv", "list", "--prefix", "evil")
-    assert json.loads(shell.out("kv", "list", "--prefix", "evil", "--json")) == {"evil": evil}
-    assert shell.run("kv", "get", "evil").stdout == evil.encode() + b"\n", "a program gets what is there"
-
-
-def test_a_rate_that_is_more_than_there_is_ends_all_the_same(gateway: GatewayProcess) -> None:
-    done: subprocess.CompletedProcess[bytes] = Shell(gateway).run(
-        "bench", "--pairs", "1", "--seconds", "0.2", "--rate", "1000000", "--json"
-    )
+def test_a_rate_that_is_more_than_there_is_ends_all_the_same(shell: Shell) -> None:
+    done = shell.run("bench", "--pairs", "1", "--seconds", "0.2", "--rate", "1000000", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert report["late"] > 0

@@ -13,29 +13,17 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from aether_trio.client import AgentClient
+from tests.cli.shell import LIMIT_S, Shell
 from tests.cli.test_fleet import wait_until
-from tests.cli.test_with_gateway import LIMIT_S, Shell
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 
 ECHO = "agents: {echo: {command: [python, echo.py], params: {voice: loud}, description: Says it again}}\n"
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-@pytest.fixture
-def shell(gateway: GatewayProcess) -> Shell:
-    return Shell(gateway)
 
 
 def written(folder: Path, text: str) -> str:

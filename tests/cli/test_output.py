@@ -1,4 +1,4 @@
-"""The one place that prints: what it escapes, what stays JSON, and what it does when nothing reads."""
+"""Test the functions that print: what they escape, and a closed output."""
 
 from __future__ import annotations
 

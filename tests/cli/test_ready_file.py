@@ -1,4 +1,4 @@
-"""Scripts wait for the ready file: it is there while its gateway serves, and at no other time."""
+"""Test that the ready file, for which scripts wait, exists only while its gateway serves."""
 
 from __future__ import annotations
 

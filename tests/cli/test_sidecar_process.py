@@ -1,4 +1,4 @@
-"""What runs beside gateways ends before they drain, and takes no time when it is told so."""
+"""Test that a sidecar ends before its gateway drains, and at once on a second signal."""
 
 from __future__ import annotations
 

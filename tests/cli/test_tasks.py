@@ -13,19 +13,8 @@ from typing import Any
 import pytest
 
 from aether_trio.client import connect_sync
-from tests.cli.test_with_gateway import LIMIT_S, Shell
+from tests.cli.shell import LIMIT_S, Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-@pytest.fixture
-def shell(gateway: GatewayProcess) -> Shell:
-    return Shell(gateway)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands against a real `aether dev`: what a person types, and what comes back."""
+"""Test commands against a real gateway: what a person types, and what the command prints."""
 
 from __future__ import annotations
 
@@ -12,67 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from aether_trio.config import ApiKey, describe, load_settings
-from aether_trio.services.credentials import hash_api_key
+from tests.cli.shell import AETHER, KEY, LIMIT_S, ROOT, Shell, serving_with_a_key, sets
 from tests.helpers.gateway import GatewayFailed, GatewayProcess, start_gateway
-
-ROOT = Path(__file__).parents[2]
-LIMIT_S = 300
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
-    with start_gateway(ephemeral=True) as process:
-        yield process
-
-
-class Shell:
-    """A terminal whose environment names the gateway."""
-
-    def __init__(self, gateway: GatewayProcess, **env: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-        self.env = clean | {
-            "PYTHONPATH": str(ROOT),
-            "NO_COLOR": "1",
-            "AETHER_GATEWAY": gateway.address,
-            "AETHER_OPS": gateway.ops_address,
-            **env,
-        }
-
-    def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "aether_trio", *arguments],
-            env=self.env,
-            input=stdin,
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-
-    def out(self, *arguments: str, stdin: bytes = b"") -> str:
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, done
-        assert done.stderr == b""
-        return done.stdout.decode()
-
-    def fails(self, code: int, text: str, *arguments: str) -> None:
-        done = self.run(*arguments)
-        assert done.returncode == code, done
-        assert text in done.stderr.decode(), done
-        assert b"Traceback" not in done.stderr
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aether_trio", *arguments]
-        return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.fixture
-def shell(gateway: GatewayProcess) -> Shell:
-    return Shell(gateway)
 
 
 def tail(shell: Shell, topic: str, limit: int) -> list[dict[str, object]]:
@@ -101,32 +47,25 @@ class TestSend:
 
     def test_a_refusal_is_shown_and_fails(self, shell: Shell) -> None:
         shell.fails(1, "ERR_PERMISSION_DENIED", "send", "uu::alice", "x", "--as", "ag::default::me::2")
-        shell.fails(1, "ERR_SV_UNAVAILABLE", "send", "sv::nobody", "x")
-        shell.fails(1, "(it may work later)", "send", "sv::nobody", "x")
+        shell.fails(1, "ERR_SV_UNAVAILABLE", "send", "sv::absent", "x")
+        shell.fails(1, "(it may work later)", "send", "sv::absent", "x")
         shell.fails(1, "ERR_PERMISSION_DENIED", "send", "pg::default", "x")
 
     def test_a_payload_over_the_limit_is_refused(self, shell: Shell) -> None:
         done = shell.run("send", "ag::default::send::2", "-", stdin=b"x" * (2**20 + 1))
-        assert done.returncode == 1
-        assert b"ERR_PAYLOAD_TOO_LARGE" in done.stderr
+        assert (done.returncode, b"ERR_PAYLOAD_TOO_LARGE" in done.stderr) == (1, True)
 
 
 class TestTail:
     def test_it_shows_what_comes_until_it_is_stopped(self, shell: Shell) -> None:
         topic = "ag::default::tail::1"
         shell.out("send", topic, "before")
-        process = shell.start("tail", topic, "--from", "start")
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().endswith(b"before\n")
+        with shell.running("tail", topic, "--from", "start") as process:
+            assert process.line().endswith("before\n")
             shell.out("send", topic, "after", "--as", "ag::default::me::3")
-            line = process.stdout.readline().decode()
+            line = process.line()
             assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} +\d+  ag::default::me::3  chat  after\n", line)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(LIMIT_S) == 130
-        finally:
-            process.kill()
-            process.communicate()
+            assert process.end(signal.SIGINT)[0] == 130
 
     def test_a_topic_that_cannot_be_is_refused(self, shell: Shell) -> None:
         shell.fails(1, "nonsense", "tail", "nonsense")
@@ -201,12 +140,9 @@ class TestKv:
 
 class TestSessions:
     def test_it_shows_others_and_not_itself_and_can_disconnect_them(self, shell: Shell) -> None:
-        watcher = subprocess.Popen(
-            [sys.executable, "-c", _CONNECTED_AGENT, shell.env["AETHER_GATEWAY"]], stdout=subprocess.PIPE
-        )
-        try:
-            assert watcher.stdout is not None
-            assert watcher.stdout.readline() == b"connected\n"
+        program = (sys.executable, "-c", _CONNECTED_AGENT)
+        with shell.running(shell.env["AETHER_GATEWAY"], program=program) as watcher:
+            assert watcher.line() == "connected\n"
             (row,) = json.loads(shell.out("sessions", "--json", "--workspace", "sessions"))
             assert (row["identity"], row["type"]) == ("ag::sessions::idle::1", "agent")
             table = shell.out("sessions", "--type", "agent").splitlines()
@@ -215,11 +151,8 @@ class TestSessions:
             assert shell.out("sessions", "--type", "bridge") == "no participant is connected\n"
             shell.fails(5, "ALREADY_EXISTS", "kv", "get", "x", "--as", "ag::sessions::idle::1")
             assert "disconnected" in shell.out("sessions", "--disconnect", row["session_id"])
-            assert watcher.stdout.readline() == b"disconnected\n"
+            assert watcher.line() == "disconnected\n"
             assert json.loads(shell.out("sessions", "--json", "--workspace", "sessions")) == []
-        finally:
-            watcher.kill()
-            watcher.communicate()
 
     def test_an_unknown_session_cannot_be_disconnected(self, shell: Shell) -> None:
         assert shell.run("sessions", "--disconnect", "no-such-session").returncode == 1
@@ -251,7 +184,7 @@ trio.run(main)
 
 
 def _until(process: GatewayProcess, text: str) -> None:
-    """Wait until the gateway has said `text`."""
+    """Return when the gateway has printed `text`."""
     deadline = time.monotonic() + LIMIT_S
     while text not in process.output():
         assert time.monotonic() < deadline, process.output()
@@ -289,7 +222,7 @@ class TestRunning:
             assert f"page  http://{process.address}/" in text
 
     def test_a_transport_with_a_port_of_its_own_is_told_with_its_address(self) -> None:
-        extra = ["--set", "websocket.port=0", "--set", "framed.enabled=false"]
+        extra = sets("websocket.port=0", "framed.enabled=false")
         with start_gateway(ephemeral=True, extra_args=extra) as process:
             transports = json.loads((process._scratch / "ready.json").read_text())["transports"]
             assert set(transports) == {"grpc", "websocket"}
@@ -307,24 +240,18 @@ class TestRunning:
             assert not list(process._scratch.glob("ready.json"))
 
     def test_a_second_signal_stops_at_once(self) -> None:
-        with start_gateway(ephemeral=True, extra_args=["--set", "grpc.drain_deadline_s=3600"]) as process:
-            silent = subprocess.Popen(
-                [sys.executable, "-c", _SILENT_STREAM, process.address],
-                stdout=subprocess.PIPE,
-                stdin=subprocess.DEVNULL,
-            )
-            try:
-                assert silent.stdout is not None
-                assert silent.stdout.readline() == b"open\n"
-                process.terminate()
-                _until(process, "draining")
-                assert process.running
-                process.terminate()
-                assert process.wait() == 128 + signal.SIGTERM
-                assert "SIGTERM: stopping at once" in process.output()
-            finally:
-                silent.kill()
-                silent.communicate()
+        program = (sys.executable, "-c", _SILENT_STREAM)
+        with (
+            start_gateway(ephemeral=True, extra_args=sets("grpc.drain_deadline_s=3600")) as process,
+            Shell(process).running(process.address, program=program) as silent,
+        ):
+            assert silent.line() == "open\n"
+            process.terminate()
+            _until(process, "draining")
+            assert process.running
+            process.terminate()
+            assert process.wait() == 128 + signal.SIGTERM
+            assert "SIGTERM: stopping at once" in process.output()
 
     def test_the_same_data_cannot_be_served_twice(self, tmp_path: Path) -> None:
         with start_gateway(tmp_path / "data"), pytest.raises(GatewayFailed) as caught:
@@ -332,17 +259,19 @@ class TestRunning:
         assert "ended with 3" in str(caught.value)
         assert "Traceback" not in str(caught.value)
 
-    @pytest.mark.parametrize("which", ["gateway", "ops"])
-    def test_a_taken_port_is_named(self, which: str, gateway: GatewayProcess) -> None:
-        address = gateway.address if which == "gateway" else gateway.ops_address
+    @pytest.mark.parametrize("option", ["--port", "--ops-port", "--set websocket.port=PORT"])
+    def test_a_taken_port_is_named(self, option: str, gateway: GatewayProcess) -> None:
+        address = gateway.ops_address if option == "--ops-port" else gateway.address
         port = int(address.rpartition(":")[2])
+        taken: dict[str, Any] = {
+            "--port": {"port": port},
+            "--ops-port": {"ops_port": port},
+        }.get(option, {"extra_args": sets(f"websocket.port={port}")})
         with pytest.raises(GatewayFailed) as caught:
-            start_gateway(ephemeral=True, **{"port" if which == "gateway" else "ops_port": port})
+            start_gateway(ephemeral=True, **taken)
         assert "ended with 3" in str(caught.value)
-        option = "--port" if which == "gateway" else "--ops-port"
-        assert f"a port is taken: {address}. Stop the other program, or choose another with {option} (" in str(
-            caught.value
-        )
+        why = f"a port is taken: {address}. Stop the other program, or choose another with {option} ("
+        assert why in str(caught.value)
         assert "Traceback" not in str(caught.value)
 
     def test_what_to_try_is_what_works(self, tmp_path: Path) -> None:
@@ -351,34 +280,24 @@ class TestRunning:
         authority.cert_pem.write_to_path(str(tmp_path / "CA.pem"))
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
         for tls in (False, True):
-            sets = [f"tls.{leaf}={tmp_path / 'server.pem'}" for leaf in ("cert", "key")] if tls else []
-            with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+            files = [f"tls.{leaf}={tmp_path / 'server.pem'}" for leaf in ("cert", "key")] if tls else []
+            with start_gateway(ephemeral=True, extra_args=sets(*files)) as process:
                 lines = re.findall(r"^(?:  try|     )   (aether (?:send|sessions) .*)$", process.output(), re.MULTILINE)
                 assert len(lines) == 2
                 for line in lines:
+                    command = [*AETHER, *shlex.split(line)[1:]]
+                    env = {**os.environ, "PYTHONPATH": str(ROOT)}
                     done = subprocess.run(
-                        [sys.executable, "-m", "aether_trio", *shlex.split(line)[1:]],
-                        env={**os.environ, "PYTHONPATH": str(ROOT)},
-                        cwd=tmp_path,
-                        capture_output=True,
-                        timeout=LIMIT_S,
-                        check=False,
+                        command, env=env, cwd=tmp_path, capture_output=True, timeout=LIMIT_S, check=False
                     )
                     assert done.returncode == 0, (line, done)
                 assert ("SDK" in process.output()) is not tls
 
-    def test_a_taken_port_of_a_transport_is_named(self, gateway: GatewayProcess) -> None:
-        port = gateway.address.rpartition(":")[2]
-        with pytest.raises(GatewayFailed) as caught:
-            start_gateway(ephemeral=True, extra_args=["--set", f"websocket.port={port}"])
-        assert f"a port is taken: {gateway.address}." in str(caught.value)
-        assert "choose another with --set websocket.port=PORT (" in str(caught.value)
-
     @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
     def test_a_host_that_is_not_this_machine_is_named(self, host: str) -> None:
+        open_to_all = sets(f"gateway.host={host}", "auth.trust_network=true", "auth.allow_anonymous=true")
         with pytest.raises(GatewayFailed) as caught:
-            sets = [f"gateway.host={host}", "auth.trust_network=true", "auth.allow_anonymous=true"]
-            start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)])
+            start_gateway(ephemeral=True, extra_args=open_to_all)
         assert "ended with 3" in str(caught.value)
         assert f"this machine has no address {host}; see gateway.host\n" in str(caught.value)
 
@@ -396,8 +315,7 @@ class TestTransports:
     @pytest.mark.parametrize(("transport", "scheme"), [("framed", "aether"), ("grpc", "grpc"), ("websocket", "ws")])
     def test_any_transport_will_do(self, transport: str, scheme: str) -> None:
         off = [f"{one}.enabled=false" for one in ("framed", "grpc", "websocket") if one != transport]
-        sets = [*off, "websocket.principals=['*']"]
-        with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+        with start_gateway(ephemeral=True, extra_args=sets(*off, "websocket.principals=['*']")) as process:
             shell = Shell(process)
             shell.out("send", "ag::default::send::1", "hello")
             assert shell.out("kv", "put", "a", "b") == "put a (1 bytes)\n"
@@ -411,8 +329,7 @@ class TestTransports:
             assert json.loads(shell.out(*bench, process.address))["address"] == f"{scheme}://{process.address}"
 
     def test_who_may_not_use_websocket_is_told_so(self) -> None:
-        sets = ["framed.enabled=false", "grpc.enabled=false"]
-        with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+        with start_gateway(ephemeral=True, extra_args=sets("framed.enabled=false", "grpc.enabled=false")) as process:
             Shell(process).fails(5, "WebSocket", "kv", "get", "a")
 
 
@@ -433,18 +350,11 @@ class TestTls:
 
     def test_the_certificate_decides(self, certificates: Path) -> None:
         server, authority = str(certificates / "server.pem"), str(certificates / "ca.pem")
-        settings = {
-            "gateway.host": "127.0.0.1",
-            "tls.cert": server,
-            "tls.key": server,
-            "tls.client_ca": str(certificates / "clients-ca.pem"),
-            "auth.client_cert_mode": "strict",
-        }
-        command = [sys.executable, "-m", "aether_trio", "serve"]
-        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        settings = ["gateway.host=127.0.0.1", f"tls.cert={server}", f"tls.key={server}"]
+        settings += [f"tls.client_ca={certificates / 'clients-ca.pem'}", "auth.client_cert_mode=strict"]
         service = ("--tls-cert", str(certificates / "service.pem"), "--tls-key", str(certificates / "service.pem"))
         trust = ("--tls-ca", authority)
-        with start_gateway(ephemeral=True, command=command, extra_args=sets) as process:
+        with start_gateway(ephemeral=True, command=[*AETHER, "serve"], extra_args=sets(*settings)) as process:
             assert "with TLS (credentials required)" in process.output()
             shell = Shell(process)
             assert shell.out("kv", "put", "a", "b", "--as", "sv::cert::1", *trust, *service) == "put a (1 bytes)\n"
@@ -454,18 +364,9 @@ class TestTls:
             shell.fails(4, "--tls", "kv", "get", "a")
 
 
-KEY = "aek_for-this-test"
-
-
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """`aether serve` on loopback, with one key for services."""
-    directory = tmp_path_factory.mktemp("serve")
-    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal="service")
-    settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record]})
-    (directory / "aether.yaml").write_text(describe(settings))
-    command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
-    with start_gateway(ephemeral=True, command=command) as process:
+    with serving_with_a_key(tmp_path_factory.mktemp("serve"), "service") as process:
         yield process
 
 
@@ -475,9 +376,11 @@ class TestServe:
         assert Shell(serving, AETHER_API_KEY=KEY).out("kv", "get", "a") == "b\n"
 
     @pytest.mark.parametrize(
-        "command", [["kv", "get", "a"], ["sessions"], ["send", "ag::a::b::c", "x"]], ids=lambda c: c[0]
+        "command",
+        [["kv", "get", "a"], ["sessions"], ["send", "ag::a::b::c", "x"], ["bench", "--pairs", "2", "--seconds", "2"]],
+        ids=lambda c: c[0],
     )
-    def test_without_one_nobody_gets_in(self, serving: GatewayProcess, command: list[str]) -> None:
+    def test_without_a_key_no_command_gets_in(self, serving: GatewayProcess, command: list[str]) -> None:
         Shell(serving).fails(5, "give a key with --api-key", *command)
 
     def test_a_key_for_others_does_not_fit(self, serving: GatewayProcess) -> None:
