@@ -1,6 +1,4 @@
-"""Several gateway processes as one command: `aether dev --nodes` and `aether serve --workers`, and
-the parts of both.
-"""
+"""Test `aether dev --nodes` and `aether serve --workers`: several gateways as one command."""
 
 from __future__ import annotations
 
@@ -10,8 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +24,11 @@ from aether_trio.cli.workers import reserved_ports
 from aether_trio.client import AgentClient
 from aether_trio.config import Settings, load_settings
 from aether_trio.transport.socket.listener import open_tcp_listeners
+from tests.cli.shell import AETHER, aether
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.postgres import PostgresServer
 
 LIMIT_S = 300.0
-AETHER = (sys.executable, "-m", "aether_trio")
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -43,7 +39,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended. One that nobody has waited for is a zombie."""
+    """Whether a process has ended. Before its parent waits for it, it is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -65,18 +61,20 @@ def takes_connections(address: str) -> bool:
     return False
 
 
-async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:
-    """What an agent gets that was sent to it, by itself or in an earlier run.
+def agent_of(address: str, implementation: str) -> AgentClient:
+    """An agent with specifier "1" in the workspace "default"."""
+    who = {"workspace": "default", "implementation": implementation, "specifier": "1"}
+    return AgentClient(f"aether://{address}", **who, connect_timeout=LIMIT_S)
 
-    What it had before may come again after a kill.
-    """
+
+async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:
+    """Let an agent receive the text, which it sends to itself unless it was sent before."""
     with trio.fail_after(LIMIT_S):
-        async with AgentClient(
-            f"aether://{address}", workspace="default", implementation="fleet", specifier="1", connect_timeout=LIMIT_S
-        ) as agent:
+        async with agent_of(address, "fleet") as agent:
             if not receive_only:
-                await agent.send("ag::default::fleet::1", text)
+                await agent.send(agent.topic, text)
             async for message in agent:
+                # Earlier messages may come again after a kill.
                 if message.payload == text:
                     return message.payload
     raise AssertionError("the client has ended")
@@ -84,9 +82,7 @@ async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> 
 
 async def leave_a_message(address: str, text: bytes) -> None:
     with trio.fail_after(LIMIT_S):
-        async with AgentClient(
-            f"aether://{address}", workspace="default", implementation="sender", specifier="1", connect_timeout=LIMIT_S
-        ) as agent:
+        async with agent_of(address, "sender") as agent:
             await agent.send("ag::default::fleet::1", text)
 
 
@@ -103,7 +99,7 @@ def data_dir() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def dev_nodes(data_dir: Path) -> Iterator[GatewayProcess]:
-    # Who is killed leaves its scratch directory: here, where it goes away.
+    # A killed process leaves its scratch directory: here, where it is deleted.
     scratch = {"TMPDIR": str(data_dir.parent)}
     with start_gateway(data_dir=data_dir, command=(*AETHER, "dev", "--nodes", "1"), env=scratch) as running:
         yield running
@@ -174,14 +170,8 @@ async def test_a_worker_that_dies_is_started_again_on_the_same_port(postgres_ser
 
 def test_a_worker_that_cannot_start_ends_the_command() -> None:
     command = "serve --workers 2 --host 127.0.0.1 --port 0 --ops-port 0 --set auth.allow_anonymous=true"
-    command += " --database postgresql://nobody@127.0.0.1:1/none"
-    done = subprocess.run(
-        [*AETHER, *command.split()],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S * 3,
-        check=False,
-    )
+    command += " --database postgresql://absent@127.0.0.1:1/none"
+    done = aether(*command.split())
     assert done.returncode == 3
     assert "before it served clients" in done.stderr
     assert "Traceback" not in done.stderr
@@ -222,15 +212,10 @@ def test_a_member_gets_the_flags_then_the_sets_then_what_is_its_own() -> None:
         {"gateway.port": 3, "gateway.node_name": "b"},
     )
     assert arguments[:3] == ["serve", "--config", "aether.yaml"]
-    sets = [one for one in arguments[3:] if one != "--set"]
-    assert sets == [
-        "gateway.port=1",
-        "gateway.ephemeral=true",
-        "gateway.port=2",
-        "gateway.port=3",
-        "gateway.node_name=b",
-    ]
-    settings = load_settings(None, {}, {}, sets)
+    given = [one for one in arguments[3:] if one != "--set"]
+    ports = [f"gateway.port={port}" for port in (1, 2, 3)]
+    assert given == [ports[0], "gateway.ephemeral=true", *ports[1:], "gateway.node_name=b"]
+    settings = load_settings(None, {}, {}, given)
     assert settings.gateway.port == 3
     assert settings.gateway.ephemeral
 
@@ -239,7 +224,7 @@ def settings_with(*sets: str) -> Settings:
     return load_settings(None, {}, {"gateway.host": "127.0.0.1"}, sets)
 
 
-def test_reserved_ports_are_taken_for_everybody_else() -> None:
+def test_reserved_ports_are_taken_for_other_processes() -> None:
     with reserved_ports(settings_with("gateway.port=0", "framed.port=0")) as ports:
         assert set(ports) == {"gateway.port", "framed.port"}
         assert len({0, *ports.values()}) == 3

@@ -1,6 +1,4 @@
-"""`aether orchestrate` and `aether agents` as a person meets them: the file, what is refused, and
-how it ends.
-"""
+"""Test `aether orchestrate` and `aether agents`: the file, what they refuse, and how they end."""
 
 from __future__ import annotations
 
@@ -9,17 +7,16 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import urllib.request
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 import trio
 
 from aether_trio.client import AgentClient
-from tests.cli.shell import LIMIT_S, Shell
+from tests.cli.shell import AETHER, LIMIT_S, Shell, fails, sets
 from tests.cli.test_fleet import wait_until
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 
@@ -66,50 +63,37 @@ def test_a_gateway_that_is_not_there(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_it_registers_its_agents_is_seen_and_ends_when_told(shell: Shell, tmp_path: Path) -> None:
-    process = shell.start("orchestrate", written(tmp_path, ECHO), "--name", "mine", "--specifier", "1")
-    try:
-        assert process.stdout is not None
-        assert b"orc::mine::1 starts echo (profile process) for the gateway at" in process.stdout.readline()
+    arguments = ("orchestrate", written(tmp_path, ECHO), "--name", "mine", "--specifier", "1")
+    with shell.running(*arguments) as process:
+        assert "orc::mine::1 starts echo (profile process) for the gateway at" in process.line()
         found = json.loads(shell.out("agents", "orchestrators", "--json"))
         assert [(one["orchestrator_id"], one["profiles"]) for one in found] == [("orc::mine::1", ["process"])]
         assert "orc::mine::1" in shell.out("agents", "orchestrators")
         (agent,) = json.loads(shell.out("agents", "list", "--json"))
         assert agent["launch_params"] == {"voice": "loud", "profile": "process"}
         assert agent["description"] == "Says it again"
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, (out, err)
-        assert b"SIGTERM: stopping the agents" in err
-    finally:
-        process.kill()
-        process.communicate()
+        code, _, error = process.end(signal.SIGTERM)
+        assert (code, "SIGTERM: stopping the agents" in error) == (0, True), error
     assert "no orchestrator is connected" in shell.out("agents", "orchestrators")
 
 
 def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:
     file = written(tmp_path, ECHO)
-    process = shell.start("orchestrate", file)
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
+    with shell.running("orchestrate", file) as process:
+        process.line()
         for text, said in (
-            ("agents: {echo: {}}", b"not used, what was read before stays: "),
-            ("agents: {echo: {command: python, profile: gpu}}", b"its profiles have changed"),
+            ("agents: {echo: {}}", "not used, what was read before stays: "),
+            ("agents: {echo: {command: python, profile: gpu}}", "its profiles have changed"),
+            (
+                "agents: {echo: {command: python}, second: {command: python}}",
+                "used; it starts echo, second (profile process)",
+            ),
         ):
             written(tmp_path, text)
-            process.send_signal(signal.SIGHUP)
-            assert said in process.stderr.readline()
-        written(tmp_path, "agents: {echo: {command: python}, second: {command: python}}")
-        process.send_signal(signal.SIGHUP)
-        assert b"used; it starts echo, second (profile process)" in process.stderr.readline()
+            process.process.send_signal(signal.SIGHUP)
+            assert said in process.error_line()
         assert "second" in shell.out("agents", "list")
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.communicate()
+        assert process.end(signal.SIGTERM)[0] == 0
 
 
 DEAF = """
@@ -123,44 +107,32 @@ time.sleep(3600)
 def test_one_that_ignores_its_end_is_killed_by_a_second_signal(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "deaf.py").write_text(DEAF, encoding="utf-8")
     file = written(tmp_path, "agents: {deaf: {command: [python, deaf.py]}}")
-    process = shell.start("orchestrate", file, "--grace", "3600")
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
+    with shell.running("orchestrate", file, "--grace", "3600") as process:
+        process.line()
         shell.out("agents", "launch", "ag::w::deaf::1")
-        while b"| deaf " not in (line := process.stdout.readline()):
+        while "| deaf " not in (line := process.line()):
             assert line
         pid = int(line.split()[-1])
-        process.send_signal(signal.SIGTERM)
-        assert b"Again to kill them" in process.stderr.readline()
+        process.process.send_signal(signal.SIGTERM)
+        assert "Again to kill them" in process.error_line()
         os.kill(pid, 0)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 128 + signal.SIGTERM
+        assert process.end(signal.SIGTERM)[0] == 128 + signal.SIGTERM
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_a_gateway_that_comes_back_with_nothing_is_told_again(tmp_path: Path) -> None:
-    with start_gateway(ephemeral=True) as first:
-        port = first.address.rpartition(":")[2]
-        process = Shell(first).start("orchestrate", written(tmp_path, ECHO))
-        assert process.stdout is not None
-        process.stdout.readline()
-        first.terminate()
-        assert first.wait() == 0
-    try:
-        assert b"orchestrator : the gateway is away; what runs goes on meanwhile: " in process.stdout.readline()
+    with ExitStack() as stack:
+        with start_gateway(ephemeral=True) as first:
+            port = first.address.rpartition(":")[2]
+            process = stack.enter_context(Shell(first).running("orchestrate", written(tmp_path, ECHO)))
+            process.line()
+            first.terminate()
+            assert first.wait() == 0
+        assert "orchestrator : the gateway is away; what runs goes on meanwhile: " in process.line()
         with start_gateway(ephemeral=True, port=int(port)) as second:
-            assert process.stdout.readline() == b"orchestrator : the gateway is back\n"
+            assert process.line() == "orchestrator : the gateway is back\n"
             wait_until(lambda: "voice=loud" in Shell(second).out("agents", "list"))
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_agents_by_hand(shell: Shell) -> None:
@@ -209,10 +181,7 @@ trio.run(main)
 
 
 async def conversation(address: str, words: list[str], specifier: str) -> list[tuple[int, dict[str, str]]]:
-    """(process, launch parameters) of whoever answers each word.
-
-    Each is killed with -9 when it has answered.
-    """
+    """Send each word, kill -9 the process that answers, and give its id and launch parameters."""
     found: list[tuple[int, dict[str, str]]] = []
     person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
     with trio.fail_after(2 * LIMIT_S):
@@ -250,8 +219,7 @@ def test_messages_start_real_processes_also_after_they_were_killed(
         options += on_postgres(request.getfixturevalue("postgres_engine"))
     with start_gateway(data_dir=tmp_path / "data", extra_args=options) as gateway:
         shell = Shell(gateway, PYTHONUNBUFFERED="1")
-        beside = shell.start("orchestrate", file) if where == "beside" else None
-        try:
+        with shell.running("orchestrate", file) if where == "beside" else nullcontext() as beside:
             wait_for_agents(shell)
             found = trio.run(conversation, gateway.address, ["one", "two", "three"], "1")
             assert len({pid for pid, _ in found}) == 3
@@ -260,19 +228,17 @@ def test_messages_start_real_processes_also_after_they_were_killed(
             assert task_id
             [(_, params)] = trio.run(conversation, gateway.address, ["four"], "other")
             assert params["voice"] == "soft"
-            shell.fails(1, "no agent implementation 'nobody' is registered", "agents", "launch", "ag::w::nobody::1")
+            shell.fails(1, "no agent implementation 'absent' is registered", "agents", "launch", "ag::w::absent::1")
             before = starts(shell)
             with urllib.request.urlopen(f"http://{gateway.ops_address}/metrics", timeout=LIMIT_S) as metrics:
                 (woken,) = re.findall(rb"^aether_autostart_started_total (\d+)", metrics.read(), re.MULTILINE)
             # One was launched. A process that is killed before its arrival is written is started
             # again by the start that it has.
             assert 1 <= len(before - {task_id}) <= int(woken) <= len(starts(shell) - {task_id})
-        finally:
             if beside is not None:
-                beside.send_signal(signal.SIGTERM)
-                out, _ = beside.communicate(timeout=LIMIT_S)
-                assert b"ag::w::echo::1 | here is ag::w::echo::1" in out
-                assert b"ag::w::echo::1 : ended by SIGKILL after" in out
+                _, lines, _ = beside.end(signal.SIGTERM)
+                assert any("ag::w::echo::1 | here is ag::w::echo::1" in line for line in lines)
+                assert any("ag::w::echo::1 : ended by SIGKILL after" in line for line in lines)
         gateway.terminate()
         assert gateway.wait() == 0
 
@@ -281,7 +247,7 @@ def test_messages_start_real_processes_also_after_they_were_killed(
 def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix="aether-orchestrate-"))
     (tmp_path / "echo.py").write_text(AGENT, encoding="utf-8")
-    command = (sys.executable, "-m", "aether_trio", "dev", "--nodes", "2", "--agents", written(tmp_path, ECHO))
+    command = (*AETHER, "dev", "--nodes", "2", "--agents", written(tmp_path, ECHO))
     try:
         with start_gateway(data_dir=place / "data", command=command, env={"TMPDIR": str(place)}) as cluster:
             wait_for_agents(Shell(cluster))
@@ -299,23 +265,5 @@ def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: P
 
 
 def test_tls_of_a_development_gateway_is_refused(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "aether_trio",
-        "dev",
-        "--port",
-        "0",
-        "--ephemeral",
-        "--agents",
-        written(tmp_path, ECHO),
-    ]
-    done = subprocess.run(
-        [*command, "--set", "tls.cert=c.pem", "--set", "tls.key=k.pem"],
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("AETHER_")},
-    )
-    assert done.returncode == 3
-    assert b"run `aether orchestrate` beside `aether dev`" in done.stderr
+    dev = ("dev", "--port", "0", "--ephemeral", "--agents", written(tmp_path, ECHO))
+    fails(3, "run `aether orchestrate` beside `aether dev`", *dev, *sets("tls.cert=c.pem", "tls.key=k.pem"))

@@ -1,19 +1,19 @@
-"""`aether tasks` against a real `aether dev`, with a worker."""
+"""Test `aether tasks` against a real gateway, with a worker."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aether_trio.client import connect_sync
-from tests.cli.shell import LIMIT_S, Shell
+from tests.cli.shell import LIMIT_S, Command, Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 
@@ -27,11 +27,6 @@ def client(gateway: GatewayProcess) -> Iterator[Any]:
 def listed(shell: Shell, *arguments: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(shell.out("tasks", "list", "--json", *arguments))
     return found
-
-
-def ended(process: subprocess.Popen[bytes]) -> tuple[int, list[str], str]:
-    out, err = process.communicate(timeout=LIMIT_S)
-    return process.returncode, out.decode().splitlines(), err.decode()
 
 
 def test_create_list_and_show(shell: Shell) -> None:
@@ -67,9 +62,9 @@ def test_create_list_and_show(shell: Shell) -> None:
 
 
 def test_a_list_says_whom_a_task_is_for(shell: Shell) -> None:
-    place = ("--workspace", "desk")
-    shell.out("tasks", "create", "sign", "--target", "ag::desk::clerk::1", "--offline", "queue", *place)
-    assert "  for ag::desk::clerk::1  " in shell.out("tasks", "list", *place)
+    place = ("--workspace", "office")
+    shell.out("tasks", "create", "sign", "--target", "ag::office::clerk::1", "--offline", "queue", *place)
+    assert "  for ag::office::clerk::1  " in shell.out("tasks", "list", *place)
 
 
 def test_the_same_key_finds_the_same_task(shell: Shell) -> None:
@@ -86,7 +81,7 @@ def test_cancel_retry_and_what_to_do_about_a_refusal(shell: Shell) -> None:
     shell.fails(1, "only paused tasks are resumed", "tasks", "resume", one)
     for command in ("show", "watch", "cancel"):
         shell.fails(1, "`aether tasks list` shows those of a workspace", "tasks", command, "none")
-    target = ("tasks", "create", "press", "--target", "ag::default::nobody::1")
+    target = ("tasks", "create", "press", "--target", "ag::default::absent::1")
     shell.fails(1, "register it with `aether agents register`", *target)
     shell.fails(1, "let the task wait with --offline queue", *target, "--offline", "reject")
     assert json.loads(shell.out(*target, "--offline", "queue", "--json"))["status"] == "queued"
@@ -95,20 +90,15 @@ def test_cancel_retry_and_what_to_do_about_a_refusal(shell: Shell) -> None:
 
 def test_a_task_that_waits_is_resumed(shell: Shell, client: Any) -> None:
     task_id = shell.out("tasks", "create", "press", "--pool", "presser").strip()
-    with next(client.work(timeout=LIMIT_S)) as job:
-        process = shell.start("tasks", "watch", task_id, "--until-end")
-        try:
-            assert process.stdout is not None
-            assert b"is running (attempt 1/3, ag::default::presser::1)" in process.stdout.readline()
-            waiting = _in_background(shell, task_id)
-            job.wait_for_input()
-            assert ended(waiting)[0] == 0
+    with ExitStack() as stack:
+        with next(client.work(timeout=LIMIT_S)) as job:
+            process = stack.enter_context(shell.running("tasks", "watch", task_id, "--until-end"))
+            assert "is running (attempt 1/3, ag::default::presser::1)" in process.line()
+            with resumed(shell, task_id) as waiting:
+                job.wait_for_input()
+                assert waiting.end()[0] == 0
             job.progress(0.5, "half of it")
-        except BaseException:
-            process.kill()
-            process.communicate()
-            raise
-    code, lines, error = ended(process)
+        code, lines, error = process.end()
     assert (code, error) == (0, "")
     assert [line.split("  ", 2)[2] for line in lines] == [
         "running -> waiting input",
@@ -118,15 +108,13 @@ def test_a_task_that_waits_is_resumed(shell: Shell, client: Any) -> None:
     ]
 
 
-def _in_background(shell: Shell, task_id: str) -> subprocess.Popen[bytes]:
+def resumed(shell: Shell, task_id: str) -> AbstractContextManager[Command]:
     """Resume the task as soon as it waits for input."""
     script = (
         f'until "$0" -m aether_trio tasks list --status waiting --json | grep -q {task_id}; do :; done; '
         f'exec "$0" -m aether_trio tasks resume {task_id}'
     )
-    return subprocess.Popen(
-        ["/bin/sh", "-c", script, sys.executable], env=shell.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return shell.running(program=("/bin/sh", "-c", script, sys.executable))
 
 
 def test_watching_what_has_been(shell: Shell, client: Any) -> None:
@@ -137,8 +125,8 @@ def test_watching_what_has_been(shell: Shell, client: Any) -> None:
             job.fail(f"attempt {job.attempt}")
         if job.attempt == 2:
             break
-    process = shell.start("tasks", "watch", task_id, "--from", "start", "--until-end", "--json")
-    code, lines, error = ended(process)
+    with shell.running("tasks", "watch", task_id, "--from", "start", "--until-end", "--json") as process:
+        code, lines, error = process.end()
     events = [json.loads(line) for line in lines]
     assert (code, error) == (1, "")
     assert {event["kind"] for event in events} == {"status_changed"}
@@ -157,7 +145,7 @@ def test_dead_letters(shell: Shell) -> None:
     assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
     dead = shell.out(*create, "--metadata", "schedule_to_start_ms=10").strip()
     alive = shell.out(*create).strip()
-    ended(shell.start("tasks", "watch", dead, "--from", "start", "--until-end"))
+    shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
     (letter,) = json.loads(shell.out("dlq", "list", "--json", *place))
     assert letter["task_id"] == dead
     assert "schedule_to_start" in letter["error"]
@@ -167,8 +155,8 @@ def test_dead_letters(shell: Shell) -> None:
     shell.fails(1, "is no dead letter", "dlq", "show", alive)
     shell.fails(1, "is no dead letter", "dlq", "requeue", alive)
     assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
-    # It dies again, and now somebody sees to it.
-    ended(shell.start("tasks", "watch", dead, "--until-end"))
+    # It dies again, and now an operator resolves it.
+    shell.run("tasks", "watch", dead, "--until-end")
     assert dead in shell.out("dlq", "list", *place)
     seen_to = ("--by", "ann")
     shell.fails(1, "is no open dead letter", "dlq", "resolve", alive, *seen_to)
@@ -178,7 +166,7 @@ def test_dead_letters(shell: Shell) -> None:
     assert dead in shell.out("dlq", "list", "--all", *place)
     assert "resolved by ann" in shell.out("dlq", "show", dead)
     assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
-    ended(shell.start("tasks", "watch", dead, "--until-end"))
+    shell.run("tasks", "watch", dead, "--until-end")
     assert dead in shell.out("dlq", "list", *place)
 
 
@@ -186,21 +174,15 @@ def test_ctrl_c_ends_watching_and_a_restart_does_not(tmp_path: Path) -> None:
     with start_gateway() as gateway:
         shell = Shell(gateway)
         one, two = (shell.out("tasks", "create", "press", "--pool", "nobody").strip() for _ in range(2))
-        process = shell.start("tasks", "watch", one, two)
-        try:
-            assert process.stdout is not None
-            assert f"{one}  is queued".encode() in process.stdout.readline()
-            assert f"{two}  is queued".encode() in process.stdout.readline()
-            process.send_signal(signal.SIGSTOP)  # it misses what happens
+        with shell.running("tasks", "watch", one, two) as process:
+            assert f"{one}  is queued" in process.line()
+            assert f"{two}  is queued" in process.line()
+            process.process.send_signal(signal.SIGSTOP)  # it misses what happens
             gateway.restart()
             shell.out("tasks", "cancel", two)
-            process.send_signal(signal.SIGCONT)
-            assert process.stdout.readline().endswith(f"{two}  queued -> cancelled\n".encode())
-            process.send_signal(signal.SIGINT)
-            code, lines, error = ended(process)
-        finally:
-            process.kill()
-            process.communicate()
+            process.process.send_signal(signal.SIGCONT)
+            assert process.line().endswith(f"{two}  queued -> cancelled\n")
+            code, lines, error = process.end(signal.SIGINT)
     assert (code, lines) == (130, [])
     assert "trying again" in error
     assert "Traceback" not in error
