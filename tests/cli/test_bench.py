@@ -22,7 +22,7 @@ SHORT = ("--pairs", "2", "--seconds", "2")
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with one key, for agents, that takes five messages at once, then one a second."""
+    """Serve agents with one key: five messages at once, then one a second."""
     flags = {"limits.send_rate_per_s": 1.0, "limits.send_burst": 5}
     with serving_with_a_key(tmp_path_factory.mktemp("strict"), "agent", flags) as process:
         yield process

@@ -1,4 +1,4 @@
-"""Test that commands end when no program reads their output any more, as behind `head -1`."""
+"""Test that commands end when no program reads their output, as behind `head -1`."""
 
 from __future__ import annotations
 

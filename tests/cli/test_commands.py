@@ -1,4 +1,4 @@
-"""Test commands that need no gateway: help, version, settings, keys, and refusals to start."""
+"""Test commands without a gateway: help, version, settings, keys, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test `aether dev --nodes` and `aether serve --workers`: several gateways as one command."""
+"""Test `aether dev --nodes` and `aether serve --workers`: several gateways."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def agent_of(address: str, implementation: str) -> AgentClient:
 
 
 async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:
-    """Let an agent receive the text, which it sends to itself unless it was sent before."""
+    """Let an agent receive the text, which it sends to itself if it is not there."""
     with trio.fail_after(LIMIT_S):
         async with agent_of(address, "fleet") as agent:
             if not receive_only:

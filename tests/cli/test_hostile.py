@@ -1,4 +1,4 @@
-"""Test each command on a terminal when participants use the worst names, keys and texts."""
+"""Test each command on a terminal with the worst names, keys and texts."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Hostile(NamedTuple):
 
 
 def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
-    """Run a command on a terminal, until it has printed so many lines; give its code and output.
+    """Run a command on a terminal; give its exit code and its output.
 
-    `errors`: the terminal shows standard error too.
+    It ends after so many lines. `errors`: the terminal shows standard error too.
     """
     ours, theirs = pty.openpty()
     env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
@@ -98,7 +98,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
 
 
 def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | None]]:
-    """By command: its arguments, the lines after which it is ended, and what it must show."""
+    """Give for each command its arguments, its lines, and what it must show."""
     name = r"[/b]\x9b31m:smile:\u202e"
     text = r"[/b]\x1b]52;c;aGk=\x07\r\nfake\x9b2J\u202e:smile:"
     return {

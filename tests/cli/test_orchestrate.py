@@ -1,4 +1,4 @@
-"""Test `aether orchestrate` and `aether agents`: the file, what they refuse, and how they end."""
+"""Test `aether orchestrate` and `aether agents`: their file, refusals and ends."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ trio.run(main)
 
 
 async def conversation(address: str, words: list[str], specifier: str) -> list[tuple[int, dict[str, str]]]:
-    """Send each word, kill -9 the process that answers, and give its id and launch parameters."""
+    """Send each word, kill the process that answers; give its id and parameters."""
     found: list[tuple[int, dict[str, str]]] = []
     person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
     with trio.fail_after(2 * LIMIT_S):

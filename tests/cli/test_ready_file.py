@@ -1,4 +1,4 @@
-"""Test that the ready file, for which scripts wait, exists only while its gateway serves."""
+"""Test that the ready file exists only while its gateway serves."""
 
 from __future__ import annotations
 

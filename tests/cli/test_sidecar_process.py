@@ -1,4 +1,4 @@
-"""Test that a sidecar ends before its gateway drains, and at once on a second signal."""
+"""Test that a sidecar ends before its gateway drains, or at a second signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test commands against a real gateway: what a person types, and what the command prints."""
+"""Test commands against a real gateway: what is typed, and what they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a real gateway in the test's trio run, and run tests on trio, asyncio and threads.
+"""Open a real gateway, and run tests on trio, on asyncio and in threads.
 
     @with_gateway(schemes=SCHEMES)
     async def test_an_agent_connects(address: str) -> None:
@@ -55,7 +55,7 @@ async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gatew
 
 
 async def run_on(backend: str, body: Callable[..., Any], *args: Any) -> None:
-    """Run the body in this trio run, on asyncio in a thread, or as a script in a thread."""
+    """Run the body in this trio run, on asyncio, or as a script in a thread."""
     with trio.fail_after(300):
         if backend == "trio":
             await body(*args)
@@ -67,7 +67,7 @@ async def run_on(backend: str, body: Callable[..., Any], *args: Any) -> None:
 def with_gateway(
     *, backends: Sequence[str] = BACKENDS, schemes: Sequence[str] = ("aether",)
 ) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[None]]]:
-    """Make tests of a function that takes a gateway's address; its other arguments are fixtures.
+    """Make tests of a function that takes a gateway's address, and fixtures.
 
     It runs once for each backend (a plain function on "thread") and each transport.
     """

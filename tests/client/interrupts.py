@@ -22,12 +22,13 @@ __all__ = ["Interrupt"]
 LOOKS: Final = frozenset({"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"})
 """Instructions behind which Python looks for signals."""
 FINALIZERS: Final = frozenset({"__del__", "abandon"})
-"""What comes in these, Python ignores, and pytest reports."""
+"""Python ignores an interrupt in these functions, and pytest reports it."""
 
 
 class Interrupt:
-    """Comes the n-th time that Python looks for signals in this thread, in files whose names end
-    with one of `files`.
+    """An interrupt the n-th time that Python looks for signals in these files.
+
+    It comes in this thread; `files` are ends of file names.
     """
 
     def __init__(self, number: int, files: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Serve a client from a script: a gateway on a real socket that says what the test tells it to.
+"""Serve a client from a script, on a real socket.
 
 async with scripted(body) as (peer, line):     # a client does `body`, and was let in on `line`
     send = await line.next(framing.Send)
@@ -143,7 +143,7 @@ async def scripted(
     hello: framing.ServerHello | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[Peer, Line]]:
-    """Let a client in, which does `body`; the latest connection ends when the client leaves."""
+    """Let a client in, which does `body`; serve it until it leaves."""
     async with open_peer() as peer, trio.open_nursery() as nursery:
 
         async def run() -> None:

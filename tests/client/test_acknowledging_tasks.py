@@ -1,6 +1,6 @@
-"""Test that the task or thread that has a message acknowledges it, and no later one does.
+"""Test that the task or thread that has a message acknowledges it.
 
-A later task may have the same id.
+No later one does, which may have the same id.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ async def test_every_message_has_a_task_that_is_cancelled(address: str) -> None:
 
 @with_gateway()
 async def test_every_message_has_a_task_that_ends_well(address: str) -> None:
-    """Their credit comes back, also while another task waits already, and none comes again."""
+    """Their credit comes back while another task waits, and none comes again."""
     await fill(address)
     async with agent(address, "a", credit_messages=4) as a:
         messages = aiter(a)
@@ -131,7 +131,7 @@ async def test_so_many_fail_that_nothing_more_can_come(address: str) -> None:
 
 @with_gateway()
 async def test_nothing_is_kept_of_what_is_read_behind_the_block(address: str) -> None:
-    """Neither a table of tasks nor an instrument of trio, which would hear of every task for ever."""
+    """No table of tasks is kept, and no instrument of trio."""
     await fill(address, 3)
     async with agent(address, "a") as a:
         messages = aiter(a)

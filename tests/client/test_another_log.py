@@ -1,4 +1,4 @@
-"""A gateway that comes back with another log: its offsets begin again, and mean other messages."""
+"""Test a gateway that comes back with another log, and with its offsets anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test how a session ends for good, and how a client leaves, against a scripted gateway."""
+"""Test how a session ends for good, and how a client leaves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def ended(
     end: Callable[[Line], Awaitable[object]] = end_for_good,
     accept: Callable[[Peer], Awaitable[Line]] = Peer.accept,
 ) -> BaseException | None:
-    """Run a body that connects to the address, end its session, and give what it has raised."""
+    """Run a body that connects, end its session, and give what it has raised."""
     caught: list[BaseException] = []
 
     async def catch(address: str) -> None:
@@ -206,7 +206,7 @@ async def test_an_end_for_good_and_a_cancellation_around_the_block(backend: str)
 async def test_a_cancellation_around_the_block_replaces_no_exception_of_its_body(
     backend: str, raises: str, kind: type[BaseException]
 ) -> None:
-    """The client fails for good while the scope around it is cancelled and the body raises."""
+    """The client fails while the scope around it is cancelled and the body raises."""
 
     async def body(address: str) -> None:
         with anyio.CancelScope() as outer:

@@ -1,4 +1,4 @@
-"""Test clients, a real gateway and the faults between them: cuts, restarts, drains.
+"""Test clients and a real gateway with faults: cuts, restarts, drains.
 
 No message is lost, and none comes twice.
 """

@@ -46,7 +46,7 @@ async def test_a_reader_that_waits_is_woken_by_news_and_by_the_end() -> None:
     assert found == [1, 2, 3]
 
 
-async def test_everybody_who_listens_hears_until_the_block_ends() -> None:
+async def test_every_listener_hears_until_the_block_ends() -> None:
     feeds = Feeds()
     one: Feed[int] = Feed(9, lossy=True, match=lambda number: number % 2 == 0)
     two: Feed[int] = Feed(9, lossy=True)

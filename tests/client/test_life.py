@@ -1,4 +1,4 @@
-"""Test how a client loses its connection and comes back, against a scripted gateway."""
+"""Test how a client loses its connection and comes back."""
 
 from __future__ import annotations
 

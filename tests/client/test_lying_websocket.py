@@ -1,5 +1,6 @@
-"""A gateway on WebSocket that says what cannot be: the client ends that connection, comes back, and
-holds no more than it said.
+"""Test a gateway on WebSocket that lies: the client ends that connection.
+
+It comes back, and holds no more than its credit.
 """
 
 from __future__ import annotations

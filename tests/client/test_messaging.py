@@ -79,10 +79,10 @@ async def test_refusals_are_typed_and_end_nothing(address: str) -> None:
         with pytest.raises(PayloadTooLarge):
             await a.send("ag::w::i::b", bytes(1024 * 1024 + 1))
         with pytest.raises(Unavailable) as unavailable:
-            await a.send_to_service("nobody", b"")
+            await a.send_to_service("absent", b"")
         assert unavailable.value.retryable
         with pytest.raises(InvalidArgument, match="separates the parts"):
-            await a.send_to_service("nobody::1", b"")
+            await a.send_to_service("absent::1", b"")
         with pytest.raises(PermissionDenied):
             await a.send("uu::ann", b"")
         # Concurrent sends know which of them was refused.
@@ -131,7 +131,7 @@ async def test_a_second_one_of_the_same_name_is_refused(address: str) -> None:
         assert caught.value.code == "ALREADY_EXISTS"
         await a.send("ag::w::i::a", b"me")
     async with agent(address, "a") as a:  # free again at once
-        # What nobody has acknowledged comes again; on WebSocket it has come.
+        # What was not acknowledged comes again; on WebSocket it has come.
         if address.startswith("aether:"):
             assert (await a.receive()).payload == b"me"
 

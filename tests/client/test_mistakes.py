@@ -1,5 +1,6 @@
-"""What cannot be right is said where it was written, and costs the client nothing: it goes on on
-its connection.
+"""Test that a mistake of the program raises where it was made.
+
+The client goes on with its connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions of the program that the client calls, and that raise: what that costs, and whom."""
+"""Test what an exception in a program's callback costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test deliveries: acknowledgements, credit and repetitions, against a scripted gateway."""
+"""Test deliveries: acknowledgements, credit and repetitions."""
 
 from __future__ import annotations
 

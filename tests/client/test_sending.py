@@ -265,7 +265,7 @@ async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
 
 
 async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_when_it_is_back() -> None:
-    """A program that gives up a send does something else: the message must not come hours later."""
+    """A message that was given up must not come hours later."""
     lost, given_up = trio.Event(), trio.Event()
 
     async def body(a: AgentClient) -> None:
@@ -298,7 +298,7 @@ async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_wh
 
 
 async def test_what_a_second_cut_puts_in_doubt_is_not_sent_by_the_third_connection() -> None:
-    """The second connection has no room for all the repetitions, and its gateway forgets."""
+    """The second connection has no room for all, and its gateway forgets."""
     outcomes: list[str] = []
 
     async def send(a: AgentClient, number: int) -> None:

@@ -1,6 +1,4 @@
-"""The two ends of a start as this client has them: an orchestrator that is asked, and an agent that
-was started.
-"""
+"""Test an orchestrator that is asked for an agent, and the agent that it starts."""
 
 from __future__ import annotations
 

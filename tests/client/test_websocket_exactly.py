@@ -1,6 +1,4 @@
-"""On WebSocket: which message was refused, what is a notice and refuses nothing, and how much a
-client takes unread.
-"""
+"""Test on WebSocket which message was refused, and how much is held unread."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ async def test_what_is_not_read_is_bounded_while_answers_are_awaited(transport: 
 
 
 async def test_a_notice_refuses_nothing() -> None:
-    """The gateway says that messages are gone while the client waits to know what became of its
-    own.
-    """
+    """The gateway reports lost messages while the client awaits a confirmation."""
 
     async def body(a: AgentClient) -> None:
         await a.progress.report("job", completion=0.5, confirm=True)

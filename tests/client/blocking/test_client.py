@@ -1,4 +1,4 @@
-"""Test the client for scripts that block: it behaves in a thread as the async one does."""
+"""Test that the blocking client behaves in a thread as the async one does."""
 
 from __future__ import annotations
 

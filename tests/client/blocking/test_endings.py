@@ -1,4 +1,4 @@
-"""Test that a program ends which forks, or ends inside of a block of the blocking client."""
+"""Test that a program ends which forks or ends inside of a blocking client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that the blocking client has all of the async one, with its signatures and docstrings."""
+"""Test that the blocking client has every method and docstring of the async one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Barriers: every message is settled once, with its own refusal and nobody else's."""
+"""Test barriers: each message is settled once, by its own refusal."""
 
 from __future__ import annotations
 

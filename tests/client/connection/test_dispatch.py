@@ -1,6 +1,4 @@
-"""What a client keeps over its connections, alone: where what comes goes, and what is said first on
-the next connection.
-"""
+"""Test what a client keeps over its connections, and what it says first on each."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def get(key: str) -> pb.UpstreamMessage:
     return pb.UpstreamMessage(kv_op=pb.KVOperation(op=pb.KVOperation.GET, key=key))
 
 
-def test_what_nobody_reads_is_dropped_and_counted_and_the_latest_stays() -> None:
+def test_what_is_not_read_is_dropped_and_counted_and_the_latest_stays() -> None:
     core = make()
     for number in range(LIMIT + 2):
         core.downstream(pb.DownstreamMessage(progress_update=pb.ProgressUpdate(task_id=str(number))))
@@ -119,7 +117,7 @@ async def test_what_a_session_does_not_keep_is_said_first_and_asked_again_behind
         await lost.outcome(check=True)
 
 
-async def test_a_request_that_nobody_waits_for_is_not_written_any_more() -> None:
+async def test_a_request_without_a_waiting_caller_is_not_written_any_more() -> None:
     core = make()
     written = asking(core, get("written"))
     core.send_queue.pull(Wire(), 1000, starting=True)

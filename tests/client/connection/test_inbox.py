@@ -1,4 +1,4 @@
-"""What was delivered and is not done with: the buffer and its credit alone, without a connection."""
+"""Test the buffer of deliveries and its credit, without a connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.client.connection.inbox import Inbox
+from aether_trio.client.connection.inbox import MAX_TOPICS, Inbox
 from aether_trio.client.errors import MessagesAbandoned, SessionEnded
 from aether_trio.wire.framing import Channel
 from aether_trio.wire.framing.constants import MAX_CREDIT
@@ -123,3 +123,26 @@ async def test_a_reader_that_waits_hears_that_nothing_can_come() -> None:
     second.ack()
     inbox.deliver(1, 3, incoming(b"third"))
     assert (await inbox.receive()).payload == b"third"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_topics_that_nothing_is_known_of_any_more_are_forgotten(shared: bool) -> None:
+    """A client that lives long has very many: a task has one for each connection."""
+    inbox = Inbox(1024, 1 << 20)
+    inbox.open_channel(Channel(1, "first", 0))
+    inbox.deliver(1, 7, incoming(b"in the hands of the program"))
+    held = await inbox.receive()
+    for number in range(2 * MAX_TOPICS):
+        inbox.cut()
+        inbox.open_channel(Channel(1, "the same", 0))
+        inbox.open_channel(Channel(2, f"ta::w::i::{number}", 0, shared=shared))
+        inbox.deliver(2, 1, incoming(b"x"))
+        (await inbox.receive()).ack()
+    assert len(inbox._topics) <= MAX_TOPICS
+    assert {"first", "the same"} <= inbox._topics.keys()
+    inbox.cut()
+    inbox.open_channel(Channel(1, "first", 0))
+    inbox.deliver(1, 7, incoming(b"in the hands of the program"))
+    assert inbox.duplicates == 1
+    held.ack()
+    assert inbox._topics["first"].owes

@@ -1,4 +1,4 @@
-"""What becomes of publications, and whether it is known: the queue alone, without a connection."""
+"""Test what becomes of publications in the queue, without a connection."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_what_the_connection_has_written_takes_its_course_and_is_not_sent_
     assert not send_queue.waiting
 
 
-async def test_what_nobody_waits_for_takes_no_memory_while_no_connection_takes_it() -> None:
+async def test_what_was_withdrawn_takes_no_memory_while_there_is_no_connection() -> None:
     send_queue = SendQueue(100, 1000)
     before = (await publish(send_queue, 1))[0]
     for _ in range(1000):
@@ -118,7 +118,7 @@ async def test_flush_raises_the_first_refusal_and_counts_those_that_it_did_not_k
     await send_queue.flush()
 
 
-async def test_refusals_that_their_sender_has_seen_make_room_for_those_that_nobody_has() -> None:
+async def test_refusals_that_their_sender_has_seen_make_room_for_those_that_it_has_not() -> None:
     send_queue = SendQueue(2, 1000)
     for number in range(3):
         (publication,) = await publish(send_queue, 1)

@@ -1,4 +1,4 @@
-"""The positions of topics, held against the wire's own rules by a FramedConnection on each end."""
+"""Test the positions of topics against the rules of the wire."""
 
 from __future__ import annotations
 

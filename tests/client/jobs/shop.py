@@ -55,12 +55,7 @@ def with_shop(**where: Any) -> Callable[[Callable[..., Awaitable[None]]], Callab
 
 
 async def known(boss: AgentClient, one: AgentClient) -> None:
-    """Return when the worker has done a task: from then on it is given those that are ordered in
-    their order.
-
-    It joins its pool a moment after its acknowledgement; what is ordered in that moment may be told
-    behind what is ordered next.
-    """
+    """Make tests of a function of a creator and a worker; see `with_gateway`."""
     await order(boss, "known")
     async with await one_of(one):
         pass
@@ -130,14 +125,14 @@ def info(status: int, task_id: str = "t1", assigned_to: str = "ag::w::bench::1",
 
 
 async def asked(peer: Peer, kind: int) -> pb.TaskOperation:
-    """The next message, which must be a task operation of this kind; it is not answered."""
+    """Let the next message lead to this status; it must be this operation."""
     op = (await peer.line.asked()).task_op
     assert op.op == kind, op
     return op
 
 
 async def moved(peer: Peer, kind: int, status: int) -> pb.TaskOperation:
-    """The next message, which must be a task operation of this kind, leads to this status."""
+    """Refuse the next message, which must be a task operation of this kind."""
     op = await asked(peer, kind)
     response = pb.TaskOperationResponse(success=True, task=info(status, op.task_id), request_id=op.request_id)
     await peer.line.tell(task_op=response)
@@ -151,7 +146,7 @@ async def refused(peer: Peer, kind: int, error: str) -> None:
 
 
 async def looked_up(peer: Peer, task: pb.TaskInfo | None) -> None:
-    """The next message, which must be a GET, is answered with this task, or that there is none."""
+    """Answer the given SUBSCRIBE, or the next message, which must be one."""
     await found(peer, (await peer.line.asked()).task_query, task)
 
 

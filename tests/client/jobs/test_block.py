@@ -1,4 +1,4 @@
-"""Test that a task is a block: how the block ends decides how its task ends, and the reverse."""
+"""Test that a task is a block: the end of the one is the end of the other."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ ASKS: list[Callable[[Job], Awaitable[object]]] = [
 
 @with_shop()
 async def test_a_block_that_is_over_is_cancelled_whatever_it_asks(boss: AgentClient, one: AgentClient) -> None:
-    """A program that takes every error for one that passes is still cancelled, whatever it asks."""
+    """A program that takes every error for one that passes is still cancelled."""
     for ask in ASKS:
         job = await ordered(boss, one)
         times = 0

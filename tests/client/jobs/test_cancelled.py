@@ -1,4 +1,4 @@
-"""Test that a client that goes on never keeps a task whose loop or block was cancelled."""
+"""Test that a client keeps no task whose loop or block was cancelled."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_cancelled_behind_its_last_line(boss: AgentClient, one: AgentClien
 
 
 class Shift:
-    """A client whose first piece of work is cancelled by `cancel`, and which lives on until `end`."""
+    """A client whose first work is cancelled by `cancel`, and that lives until `end`."""
 
     client: AgentClient
     peer: Peer
@@ -140,7 +140,7 @@ async def one_claim(one: AgentClient) -> None:
 async def test_a_cancellation_while_the_last_word_is_under_way(
     work: Work, kind: int, end: int, *, arrived: bool
 ) -> None:
-    """What was said and not answered is looked up, and said again only if it has not arrived."""
+    """An unanswered move is looked up, and repeated only if it has not arrived."""
     async with open_shift(work) as (shift, peer):
         await moved(peer, Op.CLAIM, RUNNING)
         first = await asked(peer, kind)
@@ -205,7 +205,7 @@ async def test_a_second_cancellation_while_the_last_word_is_under_way(
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client lives on, so it must tell the gateway, and does not take the task before."""
+    """The client lives on, so it must tell the gateway, and not take the task before."""
     monkeypatch.setattr(job_module, "LAST_WORDS_S", 0.01)
 
     async def work(one: AgentClient) -> None:

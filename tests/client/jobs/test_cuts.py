@@ -1,4 +1,4 @@
-"""Test cuts, refusals and repetitions in the middle of work, against a scripted gateway.
+"""Test cuts, refusals and repetitions of work, against a scripted gateway.
 
 What is in doubt is looked up, and what is another worker's is let go.
 """
@@ -76,7 +76,7 @@ class Ended:
     ],
 )
 async def test_a_complete_whose_answer_was_cut_off_is_looked_up(task: pb.TaskInfo | None, end: JobEnd) -> None:
-    """It is said again only if it has not arrived, and the task is still this worker's."""
+    """It is said again only if it has not arrived and the task is still ours."""
     body = Ended()
     async with scripted_worker(body) as peer:
         await moved(peer, Op.CLAIM, RUNNING)
@@ -105,7 +105,7 @@ async def test_a_fail_whose_answer_was_lost_is_not_said_twice() -> None:
 
 
 class Raising:
-    """A client whose block ends with `kind` of error, and which lives on until `leave`."""
+    """A client whose block raises `kind` of error, and that lives until `leave`."""
 
     def __init__(self, kind: type[Exception], work: Callable[[Job], Awaitable[None]] | None = None) -> None:
         self.body = Ended(work)
@@ -304,7 +304,7 @@ async def test_a_task_that_is_assigned_anew_ends_the_old_block_before_the_new_on
 
 
 async def paused_and_cut(peer: Peer, status: int) -> pb.TaskOperation:
-    """Cut a worker off that pauses its task, which has this status when the worker is back."""
+    """Cut a worker off that pauses its task, which has this status afterwards."""
     await moved(peer, Op.CLAIM, RUNNING)
     await subscribed(peer)
     await looked_up(peer, info(RUNNING))
@@ -330,10 +330,10 @@ async def test_a_pause_that_was_cut_is_looked_up() -> None:
 
 
 async def test_a_pause_that_is_said_again_is_the_same_one() -> None:
-    """The input that it waited for may have come meanwhile, which only the gateway knows."""
+    """The input may have come meanwhile, which only the gateway knows."""
 
     async def next_move(peer: Peer, kind: int, status: int) -> pb.TaskOperation:
-        """As `moved`; the task is looked up for the subscription too, before or after that."""
+        """As `moved`; the task may be looked up for the subscription before that."""
         while (one := await peer.line.asked()).HasField("task_query"):
             await found(peer, one.task_query, info(RUNNING))
         assert one.task_op.op == kind

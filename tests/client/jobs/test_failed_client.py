@@ -1,4 +1,4 @@
-"""Test that a client that has failed for good ends the blocks of its tasks at once.
+"""Test that a client that has failed for good ends its blocks at once.
 
 It never asks what no connection will answer.
 """

@@ -76,7 +76,7 @@ async def wait_until_done(boss: AgentClient, task_id: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
-    """The grace window is longer than any fault, so each task is completed by one block."""
+    """Test that each task is completed by one block: no fault outlasts the grace."""
     over = False
     ledger = Ledger()
     with trio.fail_after(LIMIT_S):
@@ -133,7 +133,7 @@ async def test_a_block_goes_on_at_another_node_when_its_own_is_killed(postgres_e
 
 @asynccontextmanager
 async def behind_a_proxy() -> AsyncIterator[tuple[AgentClient, AgentClient, FaultProxy, str]]:
-    """(creator, worker, the proxy between the worker and the gateway, the gateway's own address)."""
+    """Give a creator, a worker behind a proxy, the proxy, and the gateway's address."""
     with trio.fail_after(LIMIT_S):
         async with open_test_gateway() as gateway, open_fault_proxy(gateway.address) as proxy:
             direct = f"aether://{gateway.address}"
@@ -203,7 +203,7 @@ async def test_a_task_that_went_to_another_worker_meanwhile() -> None:
 
 @pytest.mark.crash
 async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
-    """Every task is done, those in hand go on, and none is done twice whose COMPLETE was answered."""
+    """Every task is done, and none is done twice whose COMPLETE was answered."""
     with trio.fail_after(300):
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"

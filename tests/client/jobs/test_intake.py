@@ -1,6 +1,4 @@
-"""What was assigned and is not begun: each task once, the latest assignment, none that is in hand,
-nothing after a cut.
-"""
+"""Test which assigned tasks wait to be begun: each once, none after a cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test Ctrl-C at any moment from a task's assignment to the end of its block: the task ends."""
+"""Test that a task ends wherever Ctrl-C interrupts its script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the loop over tasks: how many run at once, who gets which, and what is left of them."""
+"""Test the loop over tasks: how many run at once, and which worker gets which."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.client.jobs.shop import known, one_of, open_shop, order, wait_for, wi
 
 
 class Counter:
-    """Count the handlers that run, and the most that ran at once: `wanted` are to come."""
+    """Count the running handlers, and the most at once: `wanted` are to come."""
 
     def __init__(self, wanted: int) -> None:
         self.running = self.most = 0
@@ -185,7 +185,7 @@ async def test_what_is_left_goes_to_others(address: str) -> None:
 
 @with_gateway()
 async def test_work_that_is_there_before_the_worker(address: str) -> None:
-    """It comes right behind the answer that lets the worker in, before any loop has begun."""
+    """The task comes right behind the answer that lets the worker in."""
     async with agent(address, "boss") as boss:
         task_id = await order(boss)
         async with worker(address) as one:

@@ -1,4 +1,4 @@
-"""Test how long the manager of jobs waits for what: a gateway in memory, in virtual time."""
+"""Test in virtual time how long the manager of jobs waits for what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that a worker speaks for one assignment of a task, and not for the next one."""
+"""Test that a worker speaks for one assignment of a task, and no other one."""
 
 from __future__ import annotations
 

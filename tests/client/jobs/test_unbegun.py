@@ -187,7 +187,7 @@ async def test_begun_late_and_ended_later(boss: AgentClient, one: AgentClient) -
 @pytest.mark.usefixtures("limits")
 @with_shop()
 async def test_kept_and_ended_by_an_operator(boss: AgentClient, one: AgentClient) -> None:
-    """The worker knows the end at once, and the task is not in hand when it is assigned anew."""
+    """The worker knows the end at once, and takes the task when it comes anew."""
     kept = await ordered(boss, one)
     await boss.tasks.cancel(kept.id)
     assert await wait_until_over(kept) in {JobEnd.CANCELLED, JobEnd.LOST}

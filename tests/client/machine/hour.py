@@ -1,10 +1,9 @@
-"""Hours that pass at once, on trio and on asyncio, and how many steps the tasks of a program make
-in them.
+"""Let hours pass at once, and count the steps of a program.
 
     steps = run_hours(backend, main)          # Spinning is raised when they are more than MOST
 
-Time jumps to the next deadline when nothing can go on and no socket has news. What a loopback
-socket is given it has at once.
+Time jumps to the next deadline when nothing can go on and no socket has news. It runs on trio and
+on asyncio. A loopback socket has its data at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A coroutine that is stopped at the n-th place where it waits, on trio and on asyncio."""
+"""Stop a coroutine at the n-th place where it waits."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def _sending(inner: Generator[Any, Any, object], value: object) -> Any:
 
 
 async def stopped_at(number: int | None, coroutine: Coroutine[Any, Any, object], *, crash: bool) -> None:
-    """Run it to its end, or to where it waits for the n-th time: there it is cancelled, and with
-    `crash` Crash is raised.
+    """Run a coroutine, and cancel it where it waits for the n-th time.
+
+    With `crash`, Crash is raised there.
     """
     if number is None:
         await coroutine

@@ -1,5 +1,6 @@
-"""A gateway of chance for virtual time: it lets in, refuses, says nothing, cuts, stands still,
-answers or does not. It is anyio.
+"""Serve clients by chance, in virtual time.
+
+The gateway lets in, refuses, cuts, stands still, answers or does not. It is anyio.
 
 async with open_moody(chance) as gateway:
     async with AgentClient(gateway.address, ...): ...

@@ -1,5 +1,4 @@
-"""An application of chance, and what must be true of it: the model of a client's receiving, sending
-and working.
+"""Play an application of chance, and check it against a model.
 
 A play is some lives of one participant, "a". A life is a client's block in which moves are drawn
 from a seed: messages come, tasks take them and end well, raise, or are cancelled at the n-th place
@@ -126,7 +125,7 @@ class Weather:
 
 
 class Ledger:
-    """What was sent to "a" by number, what it has handled, and what became of what it has sent."""
+    """Messages that "a" was sent, that it has handled, and that it has sent."""
 
     def __init__(self, *, exact: bool) -> None:
         self.exact = exact
@@ -300,7 +299,7 @@ class Play:
                 around.cancel_scope.cancel()
         except* Crash:
             assert end == self._raising
-        except* (InvalidArgument, ConnectionLost):  # of a publication that nobody has waited for, among others
+        except* (InvalidArgument, ConnectionLost):  # of a publication without a waiting sender, too
             assert end != self._in_peace
         except* AetherError:
             assert end == self._hopeless
@@ -313,7 +312,7 @@ class Play:
     # -- how a life ends
 
     async def _in_peace(self, client: AgentClient, scope: anyio.CancelScope) -> None:
-        """Everybody is done or was cancelled, and the gateway knows all of it."""
+        """Every task is done or was cancelled, and the gateway knows all of it."""
         self._weather.heal()
         for running in list(self._running):
             running.cancel()
@@ -329,7 +328,7 @@ class Play:
             while owes(client):
                 await anyio.sleep(0.001)
             while (left := kept(client, over=False)) and left.keys() <= {"watches", "sends"}:
-                await anyio.sleep(0.001)  # what is told to nobody takes its time
+                await anyio.sleep(0.001)  # what is told without an answer takes its time
             assert not left, left
             self._exhausted = client._dispatch.inbox._full
 
@@ -351,9 +350,7 @@ class Play:
             await anyio.sleep_forever()
 
     async def _work_off(self, client: AgentClient) -> None:
-        """Every task that was ever ordered comes to its end, if this client does what is left of
-        them.
-        """
+        """Complete every task that was ever ordered, if this client does the rest."""
 
         async def work() -> None:
             async for job in client.work(concurrency=4):
@@ -426,9 +423,7 @@ class Play:
         self._jobs.append(await order(self._boss))
 
     async def _app(self, scope: anyio.CancelScope, what: App, client: AgentClient, chance: random.Random) -> None:
-        """A task of its own, which ends well, raises, is cancelled from outside, or at some place
-        where it waits.
-        """
+        """Run an application that ends well, raises, or is cancelled at some place."""
         at = chance.choice([None, None, chance.randint(1, 12)])
         crash = chance.random() < 0.5
         with scope:
@@ -448,7 +443,7 @@ class Play:
         await stopped_at(at, app, crash=crash)
 
     async def _handler(self, client: AgentClient, chance: random.Random, at: int | None, crash: bool) -> None:
-        """Its message is done with when it asks for the next one, or ends without an exception."""
+        """Handle messages: one is done when the next is asked for, or the block ends."""
         hand: list[int] = []
         try:
             await stopped_at(at, self._handle(client, chance, hand), crash=crash)
@@ -459,10 +454,7 @@ class Play:
         self._done(client, hand)
 
     def _done(self, client: AgentClient, hand: list[int]) -> None:
-        """The application is done with what it has.
-
-        When the client is over nobody hears of it.
-        """
+        """Note that the application is done with its messages, unless the client is over."""
         while hand and client.state is not State.CLOSED:
             self._ledger.handle(hand.pop())
         hand.clear()
@@ -512,7 +504,7 @@ class Play:
                 raise
 
     async def _ask(self, client: AgentClient, chance: random.Random | None = None) -> None:
-        """As a stubborn program does: again and again."""
+        """Ask again and again, as a patient program does."""
         while True:
             try:
                 await client.kv.put("key", b"value")

@@ -16,9 +16,9 @@ ANSWERED: Final = 256
 
 
 def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
-    """The tables of a client for which nothing is on its way that are longer than that explains.
+    """Give the tables of an idle client that are longer than its work explains.
 
-    `over`: its block is, and the application has taken so many messages that it is not done with.
+    `over`: its block is over. `taken`: so many messages are not done with.
     """
     core: Any = client._dispatch
     bench: Any = client._Works__manager  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
 
 
 def owes(client: AgentClient) -> bool:
-    """Whether there is something to acknowledge, and credit for it to come again if it has to."""
+    """Tell whether an acknowledgement is due, and credit is left to repeat it."""
     inbox = client._dispatch.inbox
     return not inbox._full and any(topic.owes for topic in inbox._topics.values())
 

@@ -1,4 +1,4 @@
-"""A program and its client through hours with a gateway of chance: nothing spins, nothing grows."""
+"""Test hours with a gateway of chance: nothing spins, and nothing grows."""
 
 from __future__ import annotations
 
@@ -149,9 +149,7 @@ def test_an_hour(backend: str, seed: int) -> None:
 @pytest.mark.timeout(120, method="signal")
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_an_hour_in_which_no_gateway_is_there(backend: str) -> None:
-    """From the connection on: the pauses grow, and everybody who waits goes on waiting, or hears of
-    the end.
-    """
+    """The pauses grow, and each task goes on waiting or hears of the end."""
     chance = random.Random(3)
     counts: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Clients in the hands of applications of chance, behind a connection of chance: see play.py."""
+"""Test clients of applications of chance, by the model of play.py."""
 
 from __future__ import annotations
 

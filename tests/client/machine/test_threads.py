@@ -1,6 +1,4 @@
-"""The blocking form in the hands of threads of chance, behind a connection of chance: the model of
-play.py.
-"""
+"""Test the blocking client in threads of chance, by the model of play.py."""
 
 from __future__ import annotations
 
@@ -133,9 +131,7 @@ class Threads:
             pass
 
     def _handle(self, client: Client, chance: random.Random) -> None:
-        """How a thread ends is not known, so only asking for the next one says that a message is
-        handled.
-        """
+        """Handle messages: only the request for the next one says that one is done."""
         messages = iter(client.messages(timeout=NOTHING_S))
         hand: int | None = None
         try:

@@ -1,8 +1,8 @@
-"""One call of every public method of every namespace: what the tests of coverage, of the gateway's
-refusals and of the synchronous facade go through.
+"""List one call of every public method of every namespace.
 
-A call takes a namespace and awaits one operation. Methods that are context managers are entered and
-left; generators are read to their end.
+The tests of coverage, of refusals and of the blocking client go through them. A call takes a
+namespace and awaits one operation. Methods that are context managers are entered and left;
+generators are read to their end.
 """
 
 from __future__ import annotations
@@ -240,9 +240,7 @@ PASSIVE = {
 
 
 def public_methods() -> set[str]:
-    """ "kv.get" and so on: every public method of every namespace, less `within`, which asks
-    nothing.
-    """
+    """Name every public method of every namespace ("kv.get"), except `within`."""
     return {
         f"{name}.{method}"
         for name, kind in NAMESPACES.items()

@@ -1,6 +1,4 @@
-"""A Requester without a gateway: it remembers what it was asked, and answers what a test says, or
-success.
-"""
+"""Answer requests without a gateway: as a test says, or with success."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Nothing of the protocol is missing: every case, and every operation of a case, has a method that
-makes it.
-"""
+"""Test that every case and every operation of the protocol has a method."""
 
 from __future__ import annotations
 

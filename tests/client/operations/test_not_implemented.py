@@ -1,6 +1,4 @@
-"""What a gateway does not serve yet raises the typed error, at once: every such operation, against
-a real gateway.
-"""
+"""Test that an operation that a real gateway does not serve raises so at once."""
 
 from __future__ import annotations
 
@@ -18,13 +16,14 @@ from tests.client.operations.calls import CALLS, PASSIVE
 from tests.client.operations.test_coverage import sent_by
 
 UNTOLD = {"proxy.tell_piece": "proxy_http_body_chunk", "tunnels.refuse": "tunnel_close"}
-"""Nobody waits for an answer to these: a refusal of the first is in the client's `errors`, the
-second is a goodbye.
+"""No caller waits for an answer to these.
+
+A refusal of the first is in the client's `errors`; the second is a goodbye.
 """
 
 
 async def unserved() -> dict[str, str]:
-    """The calls of the table that a gateway does not serve yet, with what they send first."""
+    """Map the calls that a gateway does not serve to what they send first."""
     found: dict[str, str] = {}
     for name in sorted(set(CALLS) - PASSIVE - set(UNTOLD)):
         case = str((await sent_by(name))[0].WhichOneof("payload"))
@@ -57,7 +56,7 @@ async def test_the_cases_that_are_not_served_are_all_called() -> None:
 
 
 async def refused(client: AgentClient, message: pb.UpstreamMessage) -> Any:
-    """The refusal of something that nobody waits for."""
+    """Give the refusal of a message that has no answer."""
     await client.tell(message)
     return await anext(client.errors)
 
@@ -79,6 +78,6 @@ async def test_a_tunnel_that_was_never_opened_is_closed(scheme: str) -> None:
         tunnels = client.tunnels.within(30)
         async with tunnels.accept(pb.TunnelOpen(tunnel_id="t")) as tunnel:
             assert isinstance(tunnel, Tunnel)
-            await tunnel.send(b"anybody?")
+            await tunnel.send(b"hello?")
             with pytest.raises(NotImplementedByGateway):
                 await tunnel.receive()

@@ -1,4 +1,4 @@
-"""Proxied HTTP: bodies in pieces both ways, what breaks off, and the side that answers."""
+"""Test proxied HTTP: bodies in pieces, what breaks off, and the service."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_a_response_that_breaks_off() -> None:
     assert raised.value.kind is ProxyFailure.UPSTREAM_RESET
 
 
-async def test_nobody_answers(autojump_clock: object) -> None:
+async def test_a_request_without_an_answer_times_out(autojump_clock: object) -> None:
     _, proxy = answering()
     with pytest.raises(RequestTimeout):
         await proxy.request("sv::billing", "GET", "/", timeout_s=5)

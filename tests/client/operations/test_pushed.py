@@ -1,6 +1,4 @@
-"""What the gateway starts: events of followed tasks, assignments, revocations, requests for the
-workflow engine.
-"""
+"""Test what the gateway starts: events, assignments, revocations, requests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Records and messages: every field of every record has a field of its message, and what is written
-reads back the same.
-"""
+"""Test that every record has every field of its message, and reads back."""
 
 from __future__ import annotations
 
@@ -260,7 +258,7 @@ def test_an_identity_names_a_principal(text: str, principal: Principal) -> None:
     assert Principal.of(principal) is principal
 
 
-def test_what_is_no_identity_names_nobody() -> None:
+def test_what_is_no_identity_names_no_principal() -> None:
     with pytest.raises(ValueError, match="planner"):
         Principal.of("planner")
 

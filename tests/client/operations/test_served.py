@@ -1,6 +1,4 @@
-"""The operations that a gateway serves, through their methods, on both transports against a real
-gateway.
-"""
+"""Test the operations that a real gateway serves, on each transport."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tunnels: bytes in order both ways, half-close, credit that holds the sender, and every way to
-end.
-"""
+"""Test tunnels: order, half-close, credit, and every end."""
 
 from __future__ import annotations
 
