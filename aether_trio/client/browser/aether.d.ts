@@ -106,7 +106,7 @@ export interface ConnectOptions {
   maxBackoffMs?: number;
   /** Sends that wait or are not confirmed, as text on the wire; beyond it send() throws BUFFER_FULL. Default 4 MiB. */
   maxUnconfirmedBytes?: number;
-  /** Messages that nobody is done with; beyond either the gateway keeps the others. Defaults 16 MiB and 10,000. */
+  /** Messages that the page is not done with; beyond either the gateway keeps the others. Defaults 16 MiB and 10,000. */
   maxBufferedBytes?: number;
   maxBufferedMessages?: number;
 }
@@ -132,7 +132,7 @@ export interface Progress {
   source: string;
   taskId: string;
   state: string;
-  /** From 0 to 1; -1 when nobody knows. */
+  /** From 0 to 1; -1 when it is not known. */
   completion: number;
   summary: string;
   step: { name: string; detail: string; sequence: number; total: number; type: string };
@@ -147,7 +147,7 @@ export interface Progress {
 export interface StateChange {
   state: State;
   previous: State;
-  /** Why it is reconnecting, or has ended by itself. */
+  /** Why it is reconnecting, or has ended without a call of close(). */
   error: AetherError | null;
   /** Of tries since it was open. */
   attempt: number;
@@ -160,7 +160,7 @@ export interface Signal {
 }
 
 export interface SessionInfo {
-  /** A secret: whoever knows it may take the session over. */
+  /** A secret: a client that knows it may take the session over. */
   id: string;
   resumed: boolean;
   /** When the first session of this chain of resumes began; Unix milliseconds. */

@@ -12,12 +12,12 @@
  *
  * What it holds to:
  * - Everything that waits is bounded: sends that are not confirmed (send() throws BUFFER_FULL), and messages that
- *   nobody has taken (the gateway keeps the others). Nothing is dropped without an error.
+ *   the page has not taken (the gateway keeps the others). Nothing is dropped without an error.
  * - A message is acknowledged when the page is done with it, and until then the gateway delivers it again to the next
  *   connection. This client drops what it has had, so only a page that went away may see a message twice.
  * - A send is kept until an answer of the gateway proves that it was committed or refused, and is written again after
  *   a reconnect. So what is not refused arrives at least once, and in order; what is refused is not sent again.
- * - After an end it comes back by itself, unless the close code says not to. Waits are drawn from the whole
+ * - After an end the client connects again, unless the close code says not to. Waits are drawn from the whole
  *   interval (full jitter), so that a gateway which starts again is not met by all windows at once.
  */
 
@@ -188,7 +188,7 @@ function bound(count) {
   return Math.max(1, Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER));
 }
 
-/** Milliseconds of a clock that nobody sets. Never 0, which stands for "not yet". */
+/** Milliseconds of a clock that no user sets. Never 0, which stands for "not yet". */
 function now() {
   return performance.now() + 1;
 }
@@ -264,7 +264,7 @@ function isWindow(one) {
 /**
  * The windows that a storage knows, so that a reload is the same window again, with its session to resume.
  *
- * Whoever is a window holds a lock of its name. So a duplicated tab, whose sessionStorage is a copy, does not become the same
+ * Each window holds a lock of its name. So a duplicated tab, whose sessionStorage is a copy, does not become the same
  * window; and with localStorage a new tab becomes a window whose tab is gone. Locks exist in secure contexts
  * only (https and localhost); elsewhere a duplicated tab takes its original's session over.
  */
@@ -639,7 +639,7 @@ export class Client extends EventTarget {
     if (this.#lastError) return this.#lastError;
     // A browser does not tell a page why an upgrade failed.
     const origin = globalThis.location?.origin ?? "this origin";
-    const what = `cannot connect to ${this.#url.href}: nobody answers there, or it does not allow pages of ${origin}`;
+    const what = `cannot connect to ${this.#url.href}: no gateway answers there, or it does not allow pages of ${origin}`;
     return new AetherError("UNAVAILABLE", what, { retryable: true });
   }
 
@@ -653,7 +653,7 @@ export class Client extends EventTarget {
     this.#setState(this.#everOpen ? "reconnecting" : "connecting", { error, attempt: this.#attempt, retryInMs });
   }
 
-  /** Somebody looks again, or the network is back: do not wait any longer. */
+  /** The page is visible again, or the network is back: do not wait any longer. */
   #hurry() {
     this.reconnectNow();
     if (this.#state === "open" && now() - this.#heardAt > 2000) this.#confirm();
@@ -834,7 +834,7 @@ export class Client extends EventTarget {
 
   addEventListener(type, listener, options) {
     super.addEventListener(type, type === "message" ? this.#hearing(listener) : listener, options);
-    // What came before there was anybody to hear it.
+    // Hand out what came before the first listener.
     if (type === "message") queueMicrotask(() => this.#tellBacklog());
   }
 
@@ -842,7 +842,7 @@ export class Client extends EventTarget {
     super.removeEventListener(type, type === "message" ? this.#hearing(listener) : listener, options);
   }
 
-  /** The listener, which notes that somebody heard. A message that nobody hears waits for messages(). */
+  /** The listener, which notes that it heard. A message without a listener waits for messages(). */
   #hearing(listener) {
     if (!listener) return listener;
     let wrapped = this.#listeners.get(listener);
@@ -993,7 +993,7 @@ export class Client extends EventTarget {
     }
     if (!freed && this.#doneCount === this.#statedCount) return;
     const many = (this.#doneCount - this.#statedCount) * 4 >= this.#options.maxBufferedMessages;
-    // Timers of a hidden page come once a minute, so what comes meanwhile does not wait for one.
+    // Timers of a hidden page come once a minute, so messages do not wait for one.
     if (many || now() - this.#statedAt >= STATE_AFTER_MS) this.#stateDeliveries();
     else this.#timers.state ??= setTimeout(() => this.#stateDeliveries(), STATE_AFTER_MS);
   }
@@ -1014,7 +1014,7 @@ export class Client extends EventTarget {
   }
 
   /**
-   * A connection has ended: what it has brought and the page is not done with comes again, but what is for everybody. Either
+   * A connection has ended: what it has brought and the page is not done with comes again, except broadcasts. Either
    * way it takes room of the next one until then.
    */
   #forgetArrivals() {
@@ -1293,7 +1293,7 @@ function fitting(text) {
 function deferred() {
   const made = {};
   made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
-  made.promise.catch(() => {}); // whoever waits is told; nobody has to
+  made.promise.catch(() => {}); // a caller that waits is told; none has to wait
   return made;
 }
 
@@ -1368,7 +1368,7 @@ class KeyValues {
   }
 }
 
-/** client.checkpoints: what this window keeps on the gateway. Nobody else can see it, not even the user's other windows. */
+/** client.checkpoints: what this window keeps on the gateway. No other participant can see it, nor the user's other windows. */
 class Checkpoints {
   #client;
 
@@ -1412,7 +1412,7 @@ class Sessions {
     return (await this.#client.request({ session_op: wire }, options)).session_response;
   }
 
-  /** A page of connections. Everybody may list those of the own workspace; for more the gateway asks for a permission. */
+  /** A page of connections. Every participant may list those of the own workspace; for more the gateway asks for a permission. */
   async list({ type = "", workspace = this.#client.workspace, limit = 0, offset = 0, ...options } = {}) {
     const filter = { workspace, limit: whole("limit", limit), offset: whole("offset", offset) };
     if (type) filter.type = `PRINCIPAL_${oneOf(PRINCIPAL_TYPES, "type", type).toUpperCase()}`;
