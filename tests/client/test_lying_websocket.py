@@ -11,11 +11,11 @@ import pytest
 import trio
 from wsproto.events import BytesMessage
 
-from aether_trio.client import InvalidArgument
+from aether_trio.client import AgentClient, InvalidArgument
 from aether_trio.client.connection import websocket
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway
-from tests.client.websocket_peer import WebSocketLine, open_websocket_peer
+from tests.client.websocket_peer import WebSocketLine, scripted_websocket
 
 WAIT_S = 60
 
@@ -35,77 +35,58 @@ async def answer(line: WebSocketLine, request_id: str) -> None:
     "request_id", ["send-", "send-x", "send-0", "send-2", "send--1", "send-٣", "send-²", "send-" + "9" * 5000]
 )
 async def test_a_refusal_of_a_send_that_was_never_made_is_told_and_refuses_nothing(request_id: str) -> None:
-    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        await a.send(a.topic, b"1")
+        error = await anext(a.errors)
+        assert (error.code, error.request_id) == ("ERR_INVALID_TOPIC", request_id)
+        with pytest.raises(InvalidArgument):
+            await a.send(a.topic, b"2")
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                await a.send(a.topic, b"1")
-                error = await anext(a.errors)
-                assert (error.code, error.request_id) == ("ERR_INVALID_TOPIC", request_id)
-                with pytest.raises(InvalidArgument):
-                    await a.send(a.topic, b"2")
-
-        with trio.fail_after(WAIT_S):
-            nursery.start_soon(body)
-            line = await peer.accept()
+    async with scripted_websocket(body) as (_, line):
+        for refused in (request_id, "send-2"):
             asked = await barrier(line)
-            await line.tell(error=pb.ErrorResponse(code="ERR_INVALID_TOPIC", request_id=request_id))
+            await line.tell(error=pb.ErrorResponse(code="ERR_INVALID_TOPIC", request_id=refused))
             await answer(line, asked)
-            asked = await barrier(line)
-            await line.tell(error=pb.ErrorResponse(code="ERR_INVALID_TOPIC", request_id="send-2"))
-            await answer(line, asked)
-            await line.end()
 
 
 @pytest.mark.parametrize("options", [{"credit_messages": 3}, {"credit_bytes": 30}])
 async def test_what_is_delivered_beyond_the_credit_ends_the_connection_and_is_not_kept(options: dict[str, int]) -> None:
-    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
-        held = 0
+    held = 0
 
-        async def body() -> None:
-            nonlocal held
-            async with agent(peer.address, "a", **options) as a:
-                while a.statistics().connections < 2:
-                    await anext(a.states)
-                held = a.statistics().buffered
-                assert [(await a.receive()).text for _ in range(3)] == ["0123456789"] * 3
+    async def body(a: AgentClient) -> None:
+        nonlocal held
+        while a.statistics().connections < 2:
+            await anext(a.states)
+        held = a.statistics().buffered
+        assert [(await a.receive()).text for _ in range(3)] == ["0123456789"] * 3
 
-        with trio.fail_after(WAIT_S):
-            nursery.start_soon(body)
-            line = await peer.accept()
-            message = pb.IncomingMessage(payload=b"0123456789")
-            for _ in range(4):
-                await line.tell(msg=message)
-            await line.end()
-            line = await peer.accept("s2")
-            await line.end()
-        assert held == 3
+    async with scripted_websocket(body, **options) as (peer, line):
+        message = pb.IncomingMessage(payload=b"0123456789")
+        for _ in range(4):
+            await line.tell(msg=message)
+        await line.end()
+        await peer.accept("s2")
+    assert held == 3
 
 
 async def test_what_comes_in_very_many_pieces_takes_no_more_than_its_bytes() -> None:
-    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
+    async def body(a: AgentClient) -> None:
+        assert (await a.receive()).text == "whole"
 
-        async def body() -> None:
-            async with agent(peer.address, "a") as a:
-                assert (await a.receive()).text == "whole"
-
-        with trio.fail_after(WAIT_S):
-            nursery.start_soon(body)
-            line = await peer.accept()
-            data = pb.DownstreamMessage(msg=pb.IncomingMessage(payload=b"whole")).SerializeToString()
-            await line.say(data[:1], finished=False)
-            empty = line.ws.send(BytesMessage(data=b"", message_finished=False))
-            tracemalloc.start()
-            try:
-                await line.stream.send_all(empty * 5_000)
-                await line.ping()
-                snapshot = tracemalloc.take_snapshot()
-            finally:
-                tracemalloc.stop()
-            await line.say(data[1:])
-            await line.end()
-        transport = snapshot.filter_traces([tracemalloc.Filter(True, websocket.__file__)])
-        assert sum(one.size for one in transport.statistics("filename")) < 5_000
+    async with scripted_websocket(body) as (_, line):
+        data = pb.DownstreamMessage(msg=pb.IncomingMessage(payload=b"whole")).SerializeToString()
+        await line.say(data[:1], finished=False)
+        empty = line.ws.send(BytesMessage(data=b"", message_finished=False))
+        tracemalloc.start()
+        try:
+            await line.stream.send_all(empty * 5_000)
+            await line.ping()
+            snapshot = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+        await line.say(data[1:])
+    transport = snapshot.filter_traces([tracemalloc.Filter(True, websocket.__file__)])
+    assert sum(one.size for one in transport.statistics("filename")) < 5_000
 
 
 @pytest.mark.parametrize("transport", ["ws", "aether"])

@@ -7,11 +7,14 @@ import pytest
 
 from aether_trio.client import AetherError, AgentClient, InvalidArgument, NotFound, Unavailable
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.gateways import agent, with_gateway
 from tests.client.peer import scripted
 
+everywhere = with_gateway(schemes=["ws", "aether"])
 
-async def one_bad_topic_among_ten(address: str) -> None:
+
+@everywhere
+async def test_one_bad_topic_among_ten_is_the_only_one_refused(address: str) -> None:
     async with agent(address, "a") as a, agent(address, "b") as b:
         publications = [await a.publish("nowhere" if number == 4 else b.topic, str(number)) for number in range(10)]
         with pytest.raises(InvalidArgument, match="nowhere"):
@@ -23,13 +26,14 @@ async def one_bad_topic_among_ten(address: str) -> None:
         assert [(await b.receive()).text for _ in range(9)] == [str(number) for number in range(10) if number != 4]
 
 
-async def refusals_of_each_kind(address: str) -> None:
+@everywhere
+async def test_a_refusal_of_each_kind_is_that_of_its_message_alone(address: str) -> None:
     async with agent(address, "a") as a:
         good = [await a.publish(a.topic, b"x") for _ in range(300)]
         with pytest.raises(InvalidArgument):
             await a.tell_confirmed(pb.UpstreamMessage(send=pb.SendMessage(target_topic="nowhere", payload=b"x")))
         with pytest.raises(Unavailable):
-            await a.send_to_service("nobody", b"x")
+            await a.send_to_service("absent", b"x")
         more = await a.publish(a.topic, b"x")
         with pytest.raises(AetherError):
             await a.tasks.create("t", b"", target="no such identity")
@@ -39,19 +43,11 @@ async def refusals_of_each_kind(address: str) -> None:
             await publication.committed()
 
 
-@pytest.mark.parametrize("body", [one_bad_topic_among_ten, refusals_of_each_kind])
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("transport", ["ws", "aether"])
-async def test_a_refusal_is_that_of_its_message_alone(transport: str, backend: str, body: object) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, body, f"{transport}://{gateway.address}")  # type: ignore[arg-type]
-
-
-async def sends_all_the_time_and_reads_nothing(address: str, count: int) -> None:
-    async with (
-        agent(address, "quick") as quick,
-        agent(address, "busy", credit_messages=64, credit_bytes=100_000) as busy,
-    ):
+@everywhere
+async def test_what_is_not_read_is_bounded_while_answers_are_awaited(address: str) -> None:
+    count = 3000
+    busy = agent(address, "busy", credit_messages=64, credit_bytes=100_000)
+    async with agent(address, "quick") as quick, busy:
         most = 0
         async with anyio.create_task_group() as group:
 
@@ -78,13 +74,6 @@ async def sends_all_the_time_and_reads_nothing(address: str, count: int) -> None
                 await busy.reply(message, b"an echo")
             message.ack()
         assert busy.statistics().buffered == 0
-
-
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("transport", ["ws", "aether"])
-async def test_what_is_not_read_is_bounded_while_answers_are_awaited(transport: str, backend: str) -> None:
-    async with open_test_gateway() as gateway:
-        await run_on(backend, sends_all_the_time_and_reads_nothing, f"{transport}://{gateway.address}", 3000)
 
 
 async def test_a_notice_refuses_nothing() -> None:

@@ -1,8 +1,6 @@
-"""A scripted gateway on WebSocket: it says what the test tells it to.
+"""Serve a client from a script, on WebSocket.
 
-async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
-    nursery.start_soon(client_body, peer.address)
-    line = await peer.accept()                 # a connection that was let in
+async with scripted_websocket(body) as (peer, line):      # a client does `body`, and was let in
     await line.tell(msg=pb.IncomingMessage(payload=b"x"))
 """
 
@@ -10,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Ping, Pong, Request
 
+from aether_trio.client import AgentClient
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent
 
 
 class WebSocketLine:
@@ -95,14 +96,25 @@ class WebSocketPeer:
 
     async def accept(self, session_id: str = "s1") -> WebSocketLine:
         """A connection that was let in."""
-        line = WebSocketLine(await self._listener.accept())
-        await line.let_in(session_id)
-        return line
+        self.line = WebSocketLine(await self._listener.accept())
+        await self.line.let_in(session_id)
+        return self.line
 
 
 @asynccontextmanager
-async def open_websocket_peer() -> AsyncIterator[WebSocketPeer]:
-    """On a free port of 127.0.0.1."""
+async def scripted_websocket(
+    body: Callable[[AgentClient], Awaitable[None]], **options: Any
+) -> AsyncIterator[tuple[WebSocketPeer, WebSocketLine]]:
+    """Let the agent "a" in, which does `body`; serve it until it leaves."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        yield WebSocketPeer(listener)
+    with trio.fail_after(300):
+        async with listener, trio.open_nursery() as nursery:
+            peer = WebSocketPeer(listener)
+
+            async def run() -> None:
+                async with agent(peer.address, "a", **options) as a:
+                    await body(a)
+
+            nursery.start_soon(run)
+            yield peer, await peer.accept()
+            await peer.line.end()

@@ -98,33 +98,30 @@ async def test_after_a_cut_or_a_flood_nothing_is_believed() -> None:
         assert len(requester.asked) == 3
 
 
-async def test_many_at_once_ask_once(autojump_clock: object) -> None:
+def slow() -> FakeRequester:
+    """Answers after a second."""
     requester = granting()
-    answer = requester.answers["resolve_authority_request"]
     request = requester.request
 
-    async def slow(*args: Any, **kwargs: Any) -> Any:
+    async def request_slowly(*args: Any, **kwargs: Any) -> Any:
         await trio.sleep(1)
         return await request(*args, **kwargs)
 
-    requester.request = slow  # type: ignore[method-assign]
+    requester.request = request_slowly  # type: ignore[method-assign]
+    return requester
+
+
+async def test_many_at_once_ask_once(autojump_clock: object) -> None:
+    requester = slow()
     async with Grants(requester).cached() as cache, trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(ask, cache)
         await wait_all_tasks_blocked()
     assert len(requester.asked) == 1
-    assert answer is not None
 
 
-async def test_who_waits_while_it_is_forgotten_asks_again(autojump_clock: object) -> None:
-    requester = granting()
-    request = requester.request
-
-    async def slow(*args: Any, **kwargs: Any) -> Any:
-        await trio.sleep(1)
-        return await request(*args, **kwargs)
-
-    requester.request = slow  # type: ignore[method-assign]
+async def test_a_caller_that_waits_while_the_grant_is_forgotten_asks_again(autojump_clock: object) -> None:
+    requester = slow()
     async with Grants(requester).cached() as cache, trio.open_nursery() as nursery:
         nursery.start_soon(ask, cache)
         nursery.start_soon(ask, cache)
