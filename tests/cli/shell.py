@@ -137,7 +137,7 @@ class Shell:
 @contextmanager
 def serving_with_a_key(directory: Path, principal: str, flags: Mapping[str, Any] = {}) -> Iterator[GatewayProcess]:
     """Run `aether serve` on loopback, with one key for this kind of participant."""
-    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal=principal)
+    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal=principal)  # type: ignore[arg-type]
     settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record], **flags})
     (directory / "aether.yaml").write_text(describe(settings))
     with start_gateway(

@@ -12,7 +12,7 @@ the gateway through a socket as every client does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any
@@ -66,13 +66,13 @@ async def run_on(backend: str, body: Callable[..., Any], *args: Any) -> None:
 
 def with_gateway(
     *, backends: Sequence[str] = BACKENDS, schemes: Sequence[str] = ("aether",)
-) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[None]]]:
+) -> Callable[[Callable[..., Any]], Any]:
     """Make tests of a function that takes a gateway's address, and fixtures.
 
     It runs once for each backend (a plain function on "thread") and each transport.
     """
 
-    def decorate(body: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    def decorate(body: Callable[..., Any]) -> Any:
         @pytest.mark.parametrize("scheme", schemes)
         @pytest.mark.parametrize("backend", backends)
         @wraps(body)
@@ -83,7 +83,7 @@ def with_gateway(
         kind = inspect.Parameter.KEYWORD_ONLY
         own = [inspect.Parameter(name, kind) for name in ("backend", "scheme")]
         rest = [one.replace(kind=kind) for one in list(inspect.signature(body).parameters.values())[1:]]
-        test.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
+        test.__signature__ = inspect.Signature([*own, *rest])
         return test
 
     return decorate

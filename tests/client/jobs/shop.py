@@ -38,10 +38,10 @@ async def open_shop(address: str) -> AsyncIterator[tuple[AgentClient, AgentClien
             yield boss, one
 
 
-def with_shop(**where: Any) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
+def with_shop(**where: Any) -> Callable[[Callable[..., Awaitable[None]]], Any]:
     """Make tests of a function that takes a creator and a worker; see `with_gateway`."""
 
-    def decorate(body: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    def decorate(body: Callable[..., Awaitable[None]]) -> Any:
         @wraps(body)
         async def test(address: str, **fixtures: Any) -> None:
             async with open_shop(address) as (boss, one):
