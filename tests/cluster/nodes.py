@@ -137,10 +137,7 @@ def _write(identity: str, epoch: int) -> Program[None]:
         yield Execute(
             "INSERT INTO counters VALUES ($1, 1) ON CONFLICT (identity) DO UPDATE SET n = counters.n + 1", (identity,)
         )
-    yield Execute(
-        "INSERT INTO history SELECT identity, n, $2 FROM counters WHERE identity = $1",
-        (identity, epoch),
-    )
+    yield Execute("INSERT INTO history SELECT identity, n, $2 FROM counters WHERE identity = $1", (identity, epoch))
 
 
 HISTORY = (

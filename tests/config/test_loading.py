@@ -302,10 +302,7 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
         (["gateway.dev=true", "ops.host=0.0.0.0"], None),
         (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef"], "ops.host"),
         (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "ops.enabled=false"], None),
-        (
-            [KEYS, "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "auth.plaintext_credentials=true"],
-            None,
-        ),
+        ([KEYS, "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "auth.plaintext_credentials=true"], None),
     ],
 )
 def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:
@@ -400,11 +397,7 @@ def test_all_problems_come_at_once() -> None:
 
 
 def test_the_description_reads_back_as_the_same_settings(tmp_path: Path) -> None:
-    for settings in (
-        Settings(),
-        load_settings(flags={"gateway.dev": True}),
-        load_settings(sets=[KEYS]),
-    ):
+    for settings in (Settings(), load_settings(flags={"gateway.dev": True}), load_settings(sets=[KEYS])):
         path = tmp_path / "aether.yaml"
         path.write_text(describe(settings))
         assert load_settings(path) == settings

@@ -146,10 +146,7 @@ async def test_the_clients_process_is_killed(gateway: GatewayProcess, ws: str) -
 async def test_the_holder_is_kicked(gateway: GatewayProcess, ws: str) -> None:
     admin_identity = pb.OrchestratorIdentity(implementation=ws, specifier="admin", supported_profiles=["p"])
     admin_init = pb.UpstreamMessage(init=pb.InitConnection(orchestrator=admin_identity)).SerializeToString()
-    async with (
-        open_raw_peer(gateway.address, init_of(ws)) as peer,
-        open_raw_peer(gateway.address, admin_init) as admin,
-    ):
+    async with open_raw_peer(gateway.address, init_of(ws)) as peer, open_raw_peer(gateway.address, admin_init) as admin:
         ack = upstream.Down.FromString((await peer.receive())[0]).connection_ack
         await admin.receive()
         kick = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=ack.session_id, request_id="kick")

@@ -124,10 +124,7 @@ async def test_the_largest_payload_that_may_be_allowed_reaches_a_client_with_the
 
 
 async def test_an_end_with_a_long_text_is_a_status_that_clients_can_read() -> None:
-    async with (
-        open_test_gateway() as gateway,
-        participant("grpc", gateway.address, agent("w", "b", "1")) as b,
-    ):
+    async with open_test_gateway() as gateway, participant("grpc", gateway.address, agent("w", "b", "1")) as b:
         session = gateway.core.registry.holder(B)
         assert isinstance(session, Session)
         session.end(Status.CANCELLED, "because " + "ü" * MIB)

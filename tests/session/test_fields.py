@@ -231,9 +231,7 @@ async def ask_for_operation(core: Core, peer: MemoryLink, word: str, op: int) ->
             ]
             for task_id, value in zip(tasks, values, strict=True):
                 request = pb.TaskOperation(
-                    op=pb.TaskOperation.OpType.ValueType(op),
-                    task_id=task_id,
-                    request_id=f"field-{next(_ids)}",
+                    op=pb.TaskOperation.OpType.ValueType(op), task_id=task_id, request_id=f"field-{next(_ids)}"
                 )
                 if op in (pb.TaskOperation.PAUSE, pb.TaskOperation.WAIT_FOR):
                     request.wait_spec.reason = pb.WaitReason.ValueType(reason)
@@ -297,9 +295,7 @@ async def test_every_field_of_a_subscription_to_a_task(core: Core) -> None:
             requests = []
             for value in settings_of(path[-1]):
                 request = pb.TaskSubscriptionOperation(
-                    op=pb.TaskSubscriptionOperation.SUBSCRIBE,
-                    task_id=task_id,
-                    client_request_id=f"field-{next(_ids)}",
+                    op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id, client_request_id=f"field-{next(_ids)}"
                 )
                 put(request, path, value)
                 requests.append(pb.UpstreamMessage(task_subscription_op=request))

@@ -149,8 +149,7 @@ async def open_fabric(
     with ExitStack() as patches:
         patches.enter_context(
             mock.patch(
-                "aether_trio.cluster.limits.ClusterLimits",
-                partial(replace, STEADY, lease_grace_s=lease_grace_s),
+                "aether_trio.cluster.limits.ClusterLimits", partial(replace, STEADY, lease_grace_s=lease_grace_s)
             )
         )
         patches.enter_context(
