@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,9 +13,7 @@ from chaos import ledger
 from chaos.checks import one_holder, positions_go_forward, the_log_has_no_gaps
 from chaos.history import History
 from tests.cluster.nodes import LONG_S, Nodes, open_nodes
-from tests.helpers.engines import PostgresEngine, open_postgres_engine
-from tests.helpers.postgres import PostgresServer
-from tests.helpers.postgres_session import PostgresSession
+from tests.helpers.engines import PostgresEngine
 
 IDENTITY = "ag::lab::x::1"
 
@@ -37,17 +35,11 @@ class Place:
 
 
 @pytest.fixture
-def engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
-    with open_postgres_engine(postgres_server, postgres_session) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def place(engine: PostgresEngine) -> Place:
-    async with open_postgres(engine.server.dsn(), schema=engine.schema) as server:
+async def place(postgres_engine: PostgresEngine) -> Place:
+    async with open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema) as server:
         for name in ("cluster", "state", "log"):
             await server.database(name)
-    made = Place(engine)
+    made = Place(postgres_engine)
     await ledger.install(made)
     return made
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.cluster.nodes import HISTORY, Nodes, open_nodes
-from tests.helpers.engines import PostgresEngine, open_postgres_engine
-from tests.helpers.postgres import PostgresServer
-from tests.helpers.postgres_session import PostgresSession
+from tests.helpers.engines import PostgresEngine
 
 
 @pytest.fixture
-def place(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
+def place(postgres_engine: PostgresEngine) -> PostgresEngine:
     """An empty schema, and a connection that sees what is in it."""
-    with open_postgres_engine(postgres_server, postgres_session) as opened:
-        opened.outside("; ".join(HISTORY))
-        yield opened
+    postgres_engine.outside("; ".join(HISTORY))
+    return postgres_engine
 
 
 @pytest.fixture
