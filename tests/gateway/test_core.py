@@ -107,19 +107,6 @@ async def test_many_senders_and_receivers_while_some_reconnect(tmp_path: Path) -
         assert frames == [b"%d-%d" % (number, one) for one in range(400)]
 
 
-async def test_what_waits_is_committed_when_the_core_closes(tmp_path: Path) -> None:
-    async with on_files(tmp_path) as core:
-        link = MemoryLink()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(core.sessions.serve, link)
-            link.send(agent("w", "s", "1"), *(message_to(TOPIC, b"%d" % number) for number in range(1000)))
-            link.finish()
-            ended = await link.wait_end()
-        assert ended.status == 0
-    async with on_files(tmp_path) as core, connect(core, agent("w", "a", "1")) as peer:
-        assert await arrived(peer, 1000) == [b"%d" % number for number in range(1000)]
-
-
 async def test_ephemeral_means_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with trio.fail_after(60):

@@ -8,11 +8,11 @@ import trio
 from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Code, Status, StatusError
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TASK_PAYLOAD_BYTES, MIB, Limits
-from aether_trio.session.session import Session
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire.delivery import encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import open_test_gateway
+from tests.gateway.sessions import session_of
 from tests.helpers.participants import TRANSPORTS, participant
 
 A, B = "ag::w::a::1", "ag::w::b::1"
@@ -34,13 +34,12 @@ async def test_a_long_request_id_behind_unread_answers_is_refused_and_nothing_en
     ):
         await a.send(kv(pb.KVOperation.PUT, "put", bytes(MIB)))
         assert (await a.next("kv")).kv.success
+
+        async def ask() -> None:
+            for request_id in ("0", "1", "2", "3", "x" * size):
+                await a.send(kv(pb.KVOperation.GET, request_id))
+
         async with trio.open_nursery() as nursery:
-
-            async def ask() -> None:
-                for number in range(4):
-                    await a.send(kv(pb.KVOperation.GET, str(number)))
-                await a.send(kv(pb.KVOperation.GET, "x" * size))
-
             nursery.start_soon(ask)  # the gateway reads no further than it can answer
             await bystander.send(kv(pb.KVOperation.GET, "1"))
             assert (await bystander.next("kv")).kv.success
@@ -55,8 +54,7 @@ async def test_a_long_request_id_behind_unread_answers_is_refused_and_nothing_en
 
 def store(gateway: Gateway, topic: str, payload: bytes) -> None:
     """Put a message into the log that no sender could."""
-    sender = gateway.core.registry.holder(A)
-    assert isinstance(sender, Session)
+    sender = session_of(gateway, A)
     frame = encode_delivery(sender.sender.prefix, payload, b"")
     sender.sender.last_append = gateway.core.log.append_nowait(gateway.core.log.topic(topic), frame, sender)
 
@@ -125,8 +123,7 @@ async def test_the_largest_payload_that_may_be_allowed_reaches_a_client_with_the
 
 async def test_an_end_with_a_long_text_is_a_status_that_clients_can_read() -> None:
     async with open_test_gateway() as gateway, participant("grpc", gateway.address, agent("w", "b", "1")) as b:
-        session = gateway.core.registry.holder(B)
-        assert isinstance(session, Session)
+        session = session_of(gateway, B)
         session.end(Status.CANCELLED, "because " + "ü" * MIB)
         with pytest.raises(StatusError, match="because ") as ended:
             while await b.receive() is not None:
