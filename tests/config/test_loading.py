@@ -32,7 +32,8 @@ from aether_trio.config.keys import LIMIT_TEXTS
 from aether_trio.config.loading import ALIASES, CLIENT_PREFIXES, CLIENT_VARIABLES, environment_names
 from aether_trio.model.limits import Limits
 
-KEYS = "auth.api_keys=[{id: k, principal: agent, sha256: " + "ab" * 32 + "}]"
+KEY = "{id: k, principal: agent, sha256: " + "ab" * 32 + "}"
+KEYS = f"auth.api_keys=[{KEY}]"
 TLS = {"tls.cert": "c.pem", "tls.key": "k.pem", "tls.client_ca": "ca.pem"}
 
 
@@ -41,19 +42,20 @@ def read(settings: Settings, name: str) -> Any:
     return getattr(getattr(settings, section), leaf)
 
 
+ANOTHER: dict[str, Any] = {
+    "auth.api_keys": [{"id": "k", "sha256": "ab" * 32, "principal": "agent"}],
+    "websocket.principals": ["agent", "user"],
+    "websocket.allowed_origins": ["https://app.example.com"],
+    "storage.database": "postgresql://aether:secret@db.example.com/aether",
+    "storage.schema": "another_schema",
+}
+
+
 def another_value(key: Key) -> Any:
     """A legal value that is not the default."""
     default = key.default
-    if key.name == "auth.api_keys":
-        return [{"id": "k", "sha256": "ab" * 32, "principal": "agent"}]
-    if key.name == "websocket.principals":
-        return ["agent", "user"]
-    if key.name == "websocket.allowed_origins":
-        return ["https://app.example.com"]
-    if key.name == "storage.database":
-        return "postgresql://aether:secret@db.example.com/aether"
-    if key.name == "storage.schema":
-        return "another_schema"
+    if key.name in ANOTHER:
+        return ANOTHER[key.name]
     if key.name.endswith(".port") and default is None:
         return 4711
     if key.is_switch:
@@ -63,9 +65,7 @@ def another_value(key: Key) -> Any:
         return next(one for one in alternatives if one != default)
     if isinstance(default, int):
         return default - 1 if key.name == "grpc.stream_window_bytes" else default + 1
-    if isinstance(default, float):
-        return default + 1.5
-    return "another-value-of-some-length"
+    return default + 1.5 if isinstance(default, float) else "another-value-of-some-length"
 
 
 def expected_value(key: Key) -> Any:
@@ -75,14 +75,22 @@ def expected_value(key: Key) -> Any:
     return tuple(value) if key.is_text_list else value
 
 
-def nested(name: str, value: Any) -> dict[str, Any]:
-    section, leaf = name.split(".")
-    return {section: {leaf: value}}
-
-
 def companions(name: str) -> dict[str, Any]:
     """What must be said too, for the whole to make sense."""
     return {other: value for other, value in TLS.items() if name.startswith("tls.") and other != name}
+
+
+def said_in(layer: str, name: str, value: Any, folder: Path) -> dict[str, Any]:
+    """The arguments of load_settings with which a layer sets one key."""
+    section, leaf = name.split(".")
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    if layer == "file":
+        path = folder / "aether.yaml"
+        path.write_text(yaml.safe_dump({section: {leaf: value}}))
+        return {"path": path}
+    if layer == "environment":
+        return {"environ": {"AETHER_" + name.upper().replace(".", "__"): text}}
+    return {"flags": {name: value}} if layer == "flag" else {"sets": [f"{name}={text}"]}
 
 
 @pytest.fixture(params=list(all_keys().values()), ids=lambda key: key.name)
@@ -91,45 +99,23 @@ def key(request: pytest.FixtureRequest) -> Key:
     return one
 
 
-def test_a_file_sets_it(key: Key, tmp_path: Path) -> None:
-    path = tmp_path / "aether.yaml"
-    path.write_text(yaml.safe_dump(nested(key.name, another_value(key))))
-    assert read(load_settings(path, flags=companions(key.name)), key.name) == expected_value(key)
+@pytest.fixture(params=["file", "environment", "flag", "--set"])
+def layer(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def test_the_environment_sets_it(key: Key) -> None:
-    text = yaml.safe_dump(another_value(key), default_flow_style=True).removesuffix("\n...\n").strip()
-    settings = load_settings(environ={key.environment: text}, flags=companions(key.name))
-    assert read(settings, key.name) == expected_value(key)
+def test_each_layer_sets_it(key: Key, layer: str, tmp_path: Path) -> None:
+    arguments = said_in(layer, key.name, another_value(key), tmp_path)
+    arguments["flags"] = {**companions(key.name), **arguments.get("flags", {})}
+    assert read(load_settings(**arguments), key.name) == expected_value(key)
 
 
-def test_a_flag_sets_it(key: Key) -> None:
-    settings = load_settings(flags={**companions(key.name), key.name: another_value(key)})
-    assert read(settings, key.name) == expected_value(key)
-
-
-def test_set_sets_it(key: Key) -> None:
-    text = yaml.safe_dump(another_value(key), default_flow_style=True).removesuffix("\n...\n").strip()
-    settings = load_settings(flags=companions(key.name), sets=[f"{key.name}={text}"])
-    assert read(settings, key.name) == expected_value(key)
-
-
-def test_a_misspelt_name_is_an_error_that_names_it(key: Key, tmp_path: Path) -> None:
-    wrong = key.name + "x"
-    path = tmp_path / "aether.yaml"
-    path.write_text(yaml.safe_dump(nested(wrong, 1)))
-    for arguments, source in (
-        ({"path": path}, f"file {path}"),
-        ({"environ": {"AETHER_" + wrong.upper().replace(".", "__"): "1"}}, "environment"),
-        ({"flags": {wrong: 1}}, "flag"),
-        ({"sets": [f"{wrong}=1"]}, "--set"),
-    ):
-        with pytest.raises(SettingsError) as caught:
-            load_settings(**arguments)  # type: ignore[arg-type]
-        (problem,) = caught.value.problems
-        assert problem.startswith(source)
-        suggestion = key.environment if source == "environment" else key.name
-        assert f"did you mean {suggestion}?" in problem
+def test_a_misspelt_name_is_an_error_that_names_it(key: Key, layer: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**said_in(layer, key.name + "x", 1, tmp_path))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"file {tmp_path / 'aether.yaml'}" if layer == "file" else layer)
+    assert f"did you mean {key.environment if layer == 'environment' else key.name}?" in problem
 
 
 def test_every_key_is_explained(key: Key) -> None:
@@ -204,11 +190,9 @@ def test_later_layers_win(tmp_path: Path) -> None:
 
 
 def test_the_short_spelling_of_a_variable_is_accepted_where_it_has_one_meaning() -> None:
-    settings = load_settings(
-        environ={"AETHER_GRPC_DRAIN_DEADLINE_S": "3", "AETHER_TLS_CERT": "c", "AETHER_TLS_KEY": "k"}
-    )
-    assert settings.grpc.drain_deadline_s == 3
-    assert settings.tls.cert == "c"
+    environ = {"AETHER_GRPC_DRAIN_DEADLINE_S": "3", "AETHER_TLS_CERT": "c", "AETHER_TLS_KEY": "k"}
+    settings = load_settings(environ=environ)
+    assert (settings.grpc.drain_deadline_s, settings.tls.cert) == (3, "c")
 
 
 @pytest.mark.parametrize(
@@ -313,27 +297,15 @@ def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:
     ("sets", "text"),
     [
         (["tls.cert=c"], "tls.cert and tls.key belong together"),
-        (
-            ["storage.database=postgresql+asyncpg://h/n"],
-            "storage.database is a URL: postgresql://USER:PASSWORD@HOST/NAME",
-        ),
+        (["storage.database=postgresql+asyncpg://h/n"], "database is a URL: postgresql://USER:PASSWORD@HOST/NAME"),
         (["tls.client_ca=c"], "tls.client_ca needs TLS"),
         (["tls.cert=c", "tls.key=k", "tls.require_client_cert=true"], "needs tls.client_ca"),
+        ([KEYS.replace("]", ", " + KEY.replace("ab", "cd") + "]")], "'k' is used twice"),
+        ([KEYS.replace("ab" * 32, "short")], r"auth.api_keys\[0\].sha256"),
+        ([KEYS.replace("}", ", wrokspaces: [a]}")], "wrokspaces"),
+        ([KEYS.replace("principal: agent, ", "")], "missing required field `principal`"),
         (
-            [
-                "auth.api_keys=[{id: k, principal: agent, sha256: "
-                + "ab" * 32
-                + "}, {id: k, principal: '*', sha256: "
-                + "cd" * 32
-                + "}]"
-            ],
-            "'k' is used twice",
-        ),
-        (["auth.api_keys=[{id: k, principal: agent, sha256: short}]"], r"auth.api_keys\[0\].sha256"),
-        (["auth.api_keys=[{id: k, principal: agent, sha256: " + "ab" * 32 + ", wrokspaces: [a]}]"], "wrokspaces"),
-        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"], "missing required field `principal`"),
-        (
-            ["auth.api_keys=[{id: k, principal: agent, identity: 'ag::prod*', sha256: " + "ab" * 32 + "}]"],
+            [KEYS.replace("sha256", "identity: 'ag::prod*', sha256")],
             "the identity of 'k' is wrong: 'ag::prod.*' has 2 parts between '::', where an identity is ag::",
         ),
         (["limits.payload_bytes=0"], "payload_bytes is 0"),
@@ -342,10 +314,7 @@ def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:
         (["grpc"], "must look like KEY.PATH=VALUE"),
         (["grpc=3"], "grpc is a section; set one of its keys, such as grpc.enabled"),
         (["ops.tail_token=short"], "(hidden)"),
-        (
-            ["grpc.enabled=false", "framed.enabled=false", "websocket.enabled=false"],
-            "no transport is left: grpc.enabled",
-        ),
+        ([f"{one}.enabled=false" for one in ("grpc", "framed", "websocket")], "no transport is left: grpc.enabled"),
         (["grpc.port=7000", "framed.port=7000"], "grpc.port and framed.port are both 7000"),
         (["gateway.port=7000", "websocket.port=7000"], "websocket.port is gateway.port, 7000"),
         (["framed.port=50051"], "framed.port is gateway.port"),
@@ -416,16 +385,11 @@ def test_every_limit_of_the_model_is_explained_and_nothing_else() -> None:
     assert set(LIMIT_TEXTS) == {field.name for field in dataclasses.fields(Limits)}
 
 
-# What is declared ahead of its use, with the reason.
-NOT_USED_YET: dict[str, str] = {}
-
-
 def test_every_setting_has_an_effect() -> None:
     package = Path(__file__).parents[2] / "aether_trio"
     files = [path for path in package.rglob("*.py") if path.parent.name != "config"]
     code = "\n".join(path.read_text() for path in files) + (package / "config" / "settings.py").read_text()
-    unused = {key.name for key in all_keys().values() if not re.search(rf"\.{key.path[-1]}\b", code)}
-    assert unused == set(NOT_USED_YET)
+    assert [key.name for key in all_keys().values() if not re.search(rf"\.{key.path[-1]}\b", code)] == []
 
 
 def test_settings_cannot_be_changed() -> None:
