@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any
 
 import pytest
 import structlog
@@ -25,9 +25,15 @@ def _restored() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def test_json_lines_from_us_and_from_libraries_have_one_shape() -> None:
+def log_to(**settings: Any) -> io.StringIO:
+    """Configure logging; give what is written to."""
     out = io.StringIO()
-    configure_logging(LoggingSettings(format="json"), out)
+    configure_logging(LoggingSettings(**settings), out)
+    return out
+
+
+def test_json_lines_from_us_and_from_libraries_have_one_shape() -> None:
+    out = log_to(format="json")
     structlog.get_logger().info("listening", address="127.0.0.1:1")
     logging.getLogger("library").warning("odd %s", "thing")
     ours, theirs = (json.loads(line) for line in out.getvalue().splitlines())
@@ -38,8 +44,7 @@ def test_json_lines_from_us_and_from_libraries_have_one_shape() -> None:
 
 
 def test_an_exception_is_one_json_line() -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(format="json"), out)
+    out = log_to(format="json")
     try:
         raise ValueError("no good")
     except ValueError:
@@ -49,9 +54,8 @@ def test_an_exception_is_one_json_line() -> None:
 
 
 @pytest.mark.parametrize("style", ["console", "json"])
-def test_a_traceback_does_not_show_what_variables_held(style: Literal["console", "json"]) -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(format=style), out)
+def test_a_traceback_does_not_show_what_variables_held(style: str) -> None:
+    out = log_to(format=style)
 
     def admit(credential: str) -> None:
         raise ValueError(f"{len(credential)} characters")
@@ -67,8 +71,7 @@ def test_a_traceback_does_not_show_what_variables_held(style: Literal["console",
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 0)])
 def test_the_level_is_kept(level: str, shown: int) -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(level=level), out)  # type: ignore[arg-type]
+    out = log_to(level=level)
     log = structlog.get_logger()
     log.debug("one")
     log.info("two")
@@ -77,15 +80,13 @@ def test_the_level_is_kept(level: str, shown: int) -> None:
 
 
 def test_the_debug_lines_of_libraries_stay_out() -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(level="debug"), out)
+    out = log_to(level="debug")
     logging.getLogger("hpack").debug("every header")
     assert out.getvalue() == ""
 
 
 def test_console_lines_are_plain_without_a_terminal() -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(), out)
+    out = log_to()
     structlog.get_logger().info("listening", port=1)
     assert "listening" in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -93,12 +94,9 @@ def test_console_lines_are_plain_without_a_terminal() -> None:
 
 @pytest.mark.parametrize("format_", ["console", "json"])
 @pytest.mark.parametrize("library", [False, True])
-def test_a_text_of_a_client_is_one_bounded_line_without_control_characters(
-    format_: Literal["console", "json"], library: bool
-) -> None:
+def test_a_text_of_a_client_is_one_bounded_line_without_control_characters(format_: str, library: bool) -> None:
     evil = "a\x1b[2J\x9b31m\r\n2026-01-01 [error] forged\u202e\u2028\ud800" + "x" * 100_000
-    out = io.StringIO()
-    configure_logging(LoggingSettings(format=format_), out)
+    out = log_to(format=format_)
     if library:
         logging.getLogger("library").warning("from %s", evil)
     else:
@@ -112,9 +110,8 @@ def test_a_text_of_a_client_is_one_bounded_line_without_control_characters(
 
 @pytest.mark.parametrize("format_", ["console", "json"])
 @pytest.mark.parametrize("library", [False, True])
-def test_what_an_exception_quotes_is_escaped(format_: Literal["console", "json"], library: bool) -> None:
-    out = io.StringIO()
-    configure_logging(LoggingSettings(format=format_), out)
+def test_what_an_exception_quotes_is_escaped(format_: str, library: bool) -> None:
+    out = log_to(format=format_)
     try:
         raise ValueError("\x1b]52;c;aGk=\x07\x9b2J\u202e")
     except ValueError:
