@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from typing import Any
 
 import pytest
@@ -22,7 +22,6 @@ from tests.helpers.core import (
     kv_get,
     message_to,
     metrics_bridge,
-    open_world,
     orchestrator,
     payloads,
     pump,
@@ -32,17 +31,13 @@ from tests.helpers.core import (
     user,
     workflow_engine,
 )
-from tests.helpers.direct import Store
+from tests.session.peers import ack_of, refusal, visit
 
 ONE = "ag::w::a::1"
 
 
 def extension(uri: str, *, required: bool = False) -> pb.ExtensionDeclaration:
     return pb.ExtensionDeclaration(uri=uri, version="1", required=required)
-
-
-async def ack_of(peer: MemoryLink) -> pb.ConnectionAck:
-    return (await peer.next("connection_ack")).connection_ack
 
 
 # -- order -----------------------------------------------------------------------------------------
@@ -126,12 +121,9 @@ async def test_requests_right_behind_init_are_served_in_order(core: Core) -> Non
 
 
 async def test_a_fresh_ack(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        ack = await ack_of(peer)
+    ack = await visit(core, agent("w", "a", "1"))
     assert len(ack.session_id) == 36
-    assert not ack.resumed
-    assert ack.assigned_id == ""
-    assert ack.reconnection_count == 0
+    assert (ack.resumed, ack.assigned_id, ack.reconnection_count) == (False, "", 0)
     assert ack.initial_connection_unix_ms == 1_700_000_000_000
     assert ack.server_version
     assert list(ack.negotiated_extensions) == list(ack.server_supported_extensions) == []
@@ -164,43 +156,34 @@ async def test_an_orchestrator_without_a_specifier_is_given_one(core: Core) -> N
 
 # -- refusals --------------------------------------------------------------------------------------
 
-REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
-    "not init": (kv_get("x"), Status.INVALID_ARGUMENT, "first message"),
-    "an empty message": (pb.UpstreamMessage(), Status.INVALID_ARGUMENT, "first message"),
-    "no client_type": (
-        pb.UpstreamMessage(init=pb.InitConnection()),
-        Status.INVALID_ARGUMENT,
-        "does not say which participant",
-    ),
-    "an empty part": (agent("w", "", "1"), Status.INVALID_ARGUMENT, "implementation is empty"),
-    "a separator": (agent("w", "a::b", "1"), Status.INVALID_ARGUMENT, "::"),
-    "a wildcard": (agent("w", "a", "*"), Status.INVALID_ARGUMENT, r"\*"),
-    "a long part": (agent("w", "a", "x" * 129), Status.INVALID_ARGUMENT, "129 bytes"),
-    "a user without a window": (user("u", ""), Status.INVALID_ARGUMENT, "window id is empty"),
-    "a service without a name": (service("s", ""), Status.INVALID_ARGUMENT, "specifier is empty"),
+REFUSED: dict[str, tuple[pb.UpstreamMessage, str]] = {
+    "not init": (kv_get("x"), "first message"),
+    "an empty message": (pb.UpstreamMessage(), "first message"),
+    "no client_type": (pb.UpstreamMessage(init=pb.InitConnection()), "does not say which participant"),
+    "an empty part": (agent("w", "", "1"), "implementation is empty"),
+    "a separator": (agent("w", "a::b", "1"), "::"),
+    "a wildcard": (agent("w", "a", "*"), r"\*"),
+    "a long part": (agent("w", "a", "x" * 129), "129 bytes"),
+    "a user without a window": (user("u", ""), "window id is empty"),
+    "a service without a name": (service("s", ""), "specifier is empty"),
     "a required extension": (
         agent("w", "a", "1", extensions=[extension("urn:x", required=True)]),
-        Status.FAILED_PRECONDITION,
         "^ERR_EXTENSION_UNSUPPORTED: .*urn:x",
     ),
     "too many extensions": (
         agent("w", "a", "1", extensions=[extension(f"urn:{number}") for number in range(65)]),
-        Status.INVALID_ARGUMENT,
         "65 extensions",
     ),
     "a long extension": (
         agent("w", "a", "1", extensions=[extension("x" * 1025)]),
-        Status.INVALID_ARGUMENT,
         r"extensions\[0\].uri has 1025 bytes",
     ),
     "too many credentials": (
         agent("w", "a", "1", credentials={f"{number}": "x" for number in range(17)}),
-        Status.INVALID_ARGUMENT,
         "17 credentials",
     ),
     "a long credential": (
         agent("w", "a", "1", credentials={"token": "x" * 20_000}),
-        Status.INVALID_ARGUMENT,
         r"credentials\['token'\] has 20000 bytes",
     ),
 }
@@ -208,13 +191,11 @@ REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_refusal_comes_before_any_message(core: Core, case: str) -> None:
-    hello, status, text = REFUSED[case]
-    async with connect(core, hello, wait_ack=False) as peer:
-        assert await rest_of(peer) == []
-        assert peer.ended is not None
-        assert peer.ended.status is status
-        with pytest.raises(type(peer.ended), match=text.removeprefix("^")):
-            raise peer.ended
+    hello, text = REFUSED[case]
+    ended = await refusal(core, hello)
+    required = case == "a required extension"
+    assert ended.status is (Status.FAILED_PRECONDITION if required else Status.INVALID_ARGUMENT)
+    assert re.search(text, ended.message)
     assert len(core.registry) == 0
     assert core.registry.statistics().claims == 0
 
@@ -242,10 +223,7 @@ async def test_a_stream_that_ends_or_breaks_before_init_leaves_nothing(core: Cor
 async def test_credentials_are_asked_for_before_the_identity_is_taken(world: World) -> None:
     auth = {"allow_anonymous": False, "trust_network": False}
     async with deadlock_is_an_error(), world.open(gateway={"dev": False, "ephemeral": True}, auth=auth) as core:
-        async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-            assert await rest_of(peer) == []
-            assert peer.ended is not None
-            assert peer.ended.status is Status.UNAUTHENTICATED
+        assert (await refusal(core, agent("w", "a", "1"))).status is Status.UNAUTHENTICATED
         assert core.registry.statistics().claims == 0
 
 
@@ -261,26 +239,18 @@ async def test_a_workspace_may_be_full(world: World) -> None:
         connect(core, user("u", "3")),
     ):
         ack = await ack_of(first)
-        async with connect(core, agent("w", "a", "3"), wait_ack=False) as third:
-            assert await rest_of(third) == []
-            assert third.ended is not None
-            assert third.ended.status is Status.RESOURCE_EXHAUSTED
-        async with connect(core, agent("w", "a", "1", resume_session_id=ack.session_id)):
-            pass  # a takeover is no additional connection
-        async with connect(core, agent("w", "a", "4")):
-            pass  # and its end has made room
+        assert (await refusal(core, agent("w", "a", "3"))).status is Status.RESOURCE_EXHAUSTED
+        # A takeover is no additional connection, and its end has made room.
+        await visit(core, agent("w", "a", "1", resume_session_id=ack.session_id))
+        await visit(core, agent("w", "a", "4"))
 
 
 async def test_a_gateway_that_cannot_read_its_log_says_so_and_holds_nothing(core: Core, world: World) -> None:
     world.log.failing = True
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        assert await rest_of(peer) == []
-        assert peer.ended is not None
-        assert peer.ended.status is Status.UNAVAILABLE
+    assert (await refusal(core, agent("w", "a", "1"))).status is Status.UNAVAILABLE
     world.log.failing = False
     assert core.registry.holder(ONE) is None
-    async with connect(core, agent("w", "a", "1")):
-        pass
+    await visit(core, agent("w", "a", "1"))
 
 
 async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Core) -> None:
@@ -299,11 +269,9 @@ async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Cor
 @pytest.mark.parametrize("resume", ["", "a session that never was"])
 async def test_a_duplicate_is_refused_and_the_holder_not_disturbed(core: Core, resume: str) -> None:
     async with connect(core, agent("w", "a", "1")) as holder:
-        async with connect(core, agent("w", "a", "1", resume_session_id=resume), wait_ack=False) as peer:
-            assert await rest_of(peer) == []
-            assert peer.ended is not None
-            assert peer.ended.status is Status.ALREADY_EXISTS
-            assert peer.ended.message.startswith("DuplicateIdentityError:")
+        ended = await refusal(core, agent("w", "a", "1", resume_session_id=resume))
+        assert ended.status is Status.ALREADY_EXISTS
+        assert ended.message.startswith("DuplicateIdentityError:")
         holder.send(message_to(ONE, b"still here"))
         await barrier(holder)
         assert payloads(holder) == [b"still here"]
@@ -311,8 +279,8 @@ async def test_a_duplicate_is_refused_and_the_holder_not_disturbed(core: Core, r
 
 @pytest.mark.parametrize("hello", [workflow_engine, metrics_bridge])
 async def test_there_is_one_engine_and_one_metrics_bridge(core: Core, hello: Any) -> None:
-    async with connect(core, hello()), connect(core, hello(), wait_ack=False) as second:
-        assert (await second.wait_end()).status is Status.ALREADY_EXISTS
+    async with connect(core, hello()):
+        assert (await refusal(core, hello())).status is Status.ALREADY_EXISTS
 
 
 async def test_a_holder_that_is_just_leaving_is_waited_for(core: Core) -> None:
@@ -341,24 +309,18 @@ async def test_a_resume_continues_a_dead_session(core: Core, how: str) -> None:
 
 
 async def test_a_stale_resume_is_a_plain_connect(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        stale = (await ack_of(peer)).session_id
+    stale = (await visit(core, agent("w", "a", "1"))).session_id
     await trio.sleep(5)
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        second = await ack_of(peer)
+    second = await visit(core, agent("w", "a", "1"))
     assert not second.resumed
-    async with connect(core, agent("w", "a", "1", resume_session_id=stale), wait_ack=False) as peer:
-        third = await ack_of(peer)
-    assert not third.resumed
-    assert third.reconnection_count == 0
+    third = await visit(core, agent("w", "a", "1", resume_session_id=stale))
+    assert (third.resumed, third.reconnection_count) == (False, 0)
     assert third.initial_connection_unix_ms > second.initial_connection_unix_ms - 5000
 
 
 async def test_a_session_id_belongs_to_its_identity(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        session_id = (await ack_of(peer)).session_id
-    async with connect(core, agent("w", "a", "2", resume_session_id=session_id), wait_ack=False) as peer:
-        assert not (await ack_of(peer)).resumed
+    session_id = (await visit(core, agent("w", "a", "1"))).session_id
+    assert not (await visit(core, agent("w", "a", "2", resume_session_id=session_id))).resumed
 
 
 async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) -> None:
@@ -366,34 +328,24 @@ async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) 
         async with world.open() as core, connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
             first = await ack_of(peer)
             await trio.sleep(5)
+        hello = agent("w", "a", "1", resume_session_id=first.session_id)
         async with world.open() as core:
-            hello = agent("w", "a", "1", resume_session_id=first.session_id)
-            async with connect(core, hello, wait_ack=False) as peer:
-                second = await ack_of(peer)
+            second = await visit(core, hello)
         async with world.open() as core:
-            # Of the life before the last.
-            hello = agent("w", "a", "1", resume_session_id=first.session_id)
-            async with connect(core, hello, wait_ack=False) as peer:
-                third = await ack_of(peer)
-    assert second.resumed
-    assert second.reconnection_count == 1
+            third = await visit(core, hello)  # of the life before the last
+    assert (second.resumed, second.reconnection_count) == (True, 1)
     assert second.initial_connection_unix_ms == first.initial_connection_unix_ms
     assert not third.resumed
 
 
 async def test_a_resume_whose_ack_was_never_sent_can_be_repeated(core: Core, world: World) -> None:
     """The client knows only its old session id, so that one must go on working."""
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        first = await ack_of(peer)
-    hello = agent("w", "a", "1", resume_session_id=first.session_id)
+    hello = agent("w", "a", "1", resume_session_id=(await visit(core, agent("w", "a", "1"))).session_id)
     world.log.failing = True
-    async with connect(core, hello, wait_ack=False) as peer:
-        assert (await peer.wait_end()).status is Status.UNAVAILABLE
+    assert (await refusal(core, hello)).status is Status.UNAVAILABLE
     world.log.failing = False
-    async with connect(core, hello, wait_ack=False) as peer:
-        second = await ack_of(peer)
-    assert second.resumed
-    assert second.reconnection_count == 1
+    second = await visit(core, hello)
+    assert (second.resumed, second.reconnection_count) == (True, 1)
 
 
 # -- extensions ------------------------------------------------------------------------------------
@@ -401,9 +353,7 @@ async def test_a_resume_whose_ack_was_never_sent_can_be_repeated(core: Core, wor
 
 async def test_each_declared_extension_is_answered(core: Core) -> None:
     hello = agent("w", "a", "1", extensions=[extension("urn:one")])
-    metadata: Mapping[str, str] = {"aether-extensions": " urn:two ,, urn:one"}
-    async with connect(core, hello, metadata=metadata, wait_ack=False) as peer:
-        ack = await ack_of(peer)
+    ack = await visit(core, hello, metadata={"aether-extensions": " urn:two ,, urn:one"})
     answers = [(one.uri, one.version, one.supported) for one in ack.negotiated_extensions]
     assert answers == [("urn:one", "1", False), ("urn:two", "", False), ("urn:one", "", False)]
     assert all(one.rejection_reason for one in ack.negotiated_extensions)
@@ -411,34 +361,9 @@ async def test_each_declared_extension_is_answered(core: Core) -> None:
 
 async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aether_trio.session.admission.KNOWN_EXTENSIONS", frozenset({"urn:a", "urn:b", "urn:c"}))
-    async with connect(core, agent("w", "a", "1", extensions=[extension("urn:b", required=True)]), wait_ack=False) as p:
-        ack = await ack_of(p)
-    assert [(one.uri, one.supported, one.rejection_reason) for one in ack.negotiated_extensions] == [
-        ("urn:b", True, "")
-    ]
+    ack = await visit(core, agent("w", "a", "1", extensions=[extension("urn:b", required=True)]))
+    [answer] = ack.negotiated_extensions
+    assert (answer.uri, answer.supported, answer.rejection_reason) == ("urn:b", True, "")
     assert list(ack.server_supported_extensions) == ["urn:a", "urn:c"]
-    async with connect(core, agent("w", "a", "2"), wait_ack=False) as p:
-        # Nothing declared, nothing negotiated.
-        assert not (await ack_of(p)).server_supported_extensions
-
-
-# -- real threads and files ------------------------------------------------------------------------
-
-
-async def test_two_hundred_agents_at_once(core: Core) -> None:
-    async def one(number: int) -> None:
-        async with connect(core, agent("w", "a", f"{number}")) as peer:
-            peer.send(message_to(f"ag::w::a::{(number + 1) % 200}", b"hello"))
-            await barrier(peer)
-            await trio.sleep(1)
-            assert payloads(peer) == [b"hello"]
-
-    async with trio.open_nursery() as nursery:
-        for number in range(200):
-            nursery.start_soon(one, number)
-    assert core.registry.statistics().claims == 200
-
-
-def test_worlds_are_apart(store: Store) -> None:
-    with open_world(store) as one, open_world(store) as other:
-        assert one.log is not other.log
+    # Nothing declared, nothing negotiated.
+    assert not (await visit(core, agent("w", "a", "2"))).server_supported_extensions
