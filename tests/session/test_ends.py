@@ -28,41 +28,15 @@ from tests.helpers.core import (
     rest_of,
     user,
 )
+from tests.session.peers import ack_of, disconnect, refusal, silent_end, visit
 
 ONE = "ag::w::a::1"
-
-
-def disconnect(session_id: str, reason: str = "") -> pb.UpstreamMessage:
-    op = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=session_id, reason=reason)
-    return pb.UpstreamMessage(session_op=op)
 
 
 def session_id_of(core: Core, identity: str) -> str:
     holder = core.registry.holder(identity)
     assert holder is not None
     return holder.session_id
-
-
-# -- the ways to end -------------------------------------------------------------------------------
-
-
-async def test_a_clean_end_gives_ok_and_the_identity_back(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        peer.finish()
-        assert (await peer.wait_end()).status is Status.OK
-        assert core.registry.holder(ONE) is None
-    async with connect(core, agent("w", "a", "1")):
-        pass
-
-
-async def test_a_cut_gives_the_identity_back(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        peer.cut()
-        await pump()
-        assert core.registry.holder(ONE) is None
-        assert peer.ended is None  # the client has gone
-    async with connect(core, agent("w", "a", "1")):
-        pass
 
 
 async def test_a_cut_is_noticed_while_answers_pile_up(core: Core) -> None:
@@ -99,8 +73,7 @@ async def test_a_cut_frees_the_identity_though_storage_hangs(world: World, what:
             world.state.before_write.close()
             world.log.before_write.close()
             if what == "a request":
-                op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.WORKSPACE, key="k", value=b"v")
-                link.send(pb.UpstreamMessage(kv_op=op))
+                link.send(kv_put("k", b"v"))
             elif what == "a commit":
                 link.send(message_to(ONE, b"x"), kv_get("asked"))
             elif what == "room in the log":
@@ -119,8 +92,7 @@ async def test_a_cut_frees_the_identity_though_storage_hangs(world: World, what:
 async def test_a_session_that_hangs_behind_a_cut_is_no_duplicate(core: Core, world: World) -> None:
     async with connect(core, agent("w", "a", "1")) as peer:
         world.state.before_write.close()
-        op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.WORKSPACE, key="k", value=b"v")
-        peer.send(pb.UpstreamMessage(kv_op=op))
+        peer.send(kv_put("k", b"v"))
         await world.state.before_write.arrival()
         peer.cut()
         before = trio.current_time()
@@ -139,7 +111,7 @@ async def test_what_arrived_before_a_cut_is_still_handled(core: Core) -> None:
 
 async def test_a_stream_that_broke_while_it_was_admitted_takes_nothing_over(core: Core) -> None:
     async with connect(core, agent("w", "a", "1"), wait_ack=False) as holder:
-        ack = (await holder.next("connection_ack")).connection_ack
+        ack = await ack_of(holder)
         dead = MemoryLink()
         dead.send(agent("w", "a", "1", resume_session_id=ack.session_id))
         dead.cut()
@@ -156,8 +128,7 @@ async def test_a_kick_signals_force_and_ends_with_a_status_that_is_not_ok(core: 
         assert (ended.status, ended.message) == (Status.CANCELLED, "too loud")
         assert (await operator.next("session_response")).session_response.success
         assert core.registry.holder(ONE) is None
-    async with connect(core, agent("w", "a", "1")):
-        pass
+    await visit(core, agent("w", "a", "1"))
 
 
 async def test_a_kick_waits_a_moment_for_a_reader_that_is_behind(core: Core) -> None:
@@ -216,16 +187,14 @@ async def test_a_takeover_evicts_the_old_stream_and_keeps_the_history(core: Core
     async with trio.open_nursery() as nursery:
         nursery.start_soon(core.sessions.serve, link)
         link.send(agent("w", "a", "1"))
-        first = (await link.next("connection_ack")).connection_ack
+        first = await ack_of(link)
         await trio.sleep(7)
         async with connect(core, agent("w", "a", "1", resume_session_id=first.session_id), wait_ack=False) as heir:
-            second = (await heir.next("connection_ack")).connection_ack
-            assert second.resumed
+            second = await ack_of(heir)
+            assert (second.resumed, second.reconnection_count) == (True, 1)
             assert second.session_id != first.session_id
             assert second.initial_connection_unix_ms == first.initial_connection_unix_ms
-            assert second.reconnection_count == 1
-            ended = await link.wait_end()
-            assert ended.status is Status.CANCELLED
+            assert (await link.wait_end()).status is Status.CANCELLED
             await pump()
             # The cleanup of the evicted one has run by now; the heir still holds.
             assert session_id_of(core, ONE) == second.session_id
@@ -240,7 +209,7 @@ async def test_a_takeover_loses_and_repeats_nothing(core: Core) -> None:
         nursery.start_soon(core.sessions.serve, link)
         link.send(agent("w", "a", "1"))
         for generation in range(20):
-            ack = (await link.next("connection_ack")).connection_ack
+            ack = await ack_of(link)
             sender.send(*(message_to(ONE, b"%d-%d" % (generation, number)) for number in range(20)))
             await pump(generation)  # at a different moment each time
             heir = MemoryLink()
@@ -269,9 +238,7 @@ async def test_a_session_evicted_while_it_opens_opens_nothing(core: Core, world:
         world.log.after_read.open()  # its answer is under way...
         nursery.start_soon(core.sessions.serve, second)
         session.end(Status.CANCELLED, "taken over")  # ...when it is ended
-        assert await rest_of(first) == []
-        assert first.ended is not None
-        assert first.ended.status is Status.CANCELLED
+        assert (await silent_end(first)).status is Status.CANCELLED
         second.send(agent("w", "a", "1"))
         await second.next("connection_ack")
         await barrier(second)
@@ -367,10 +334,7 @@ async def test_a_drain_ends_with_unavailable(core: Core, sdk: str, signalled: bo
 
 async def test_while_draining_no_client_is_admitted(core: Core) -> None:
     core.sessions.handshake.stop_admitting()
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        assert await rest_of(peer) == []
-        assert peer.ended is not None
-        assert peer.ended.status is Status.UNAVAILABLE
+    assert (await refusal(core, agent("w", "a", "1"))).status is Status.UNAVAILABLE
     assert len(core.registry) == 0
 
 
@@ -379,9 +343,8 @@ async def test_a_drain_ends_a_session_that_is_opening_before_it_says_anything(co
     async with connect(core, agent("w", "a", "1", client_sdk="go"), wait_ack=False) as peer:
         await world.state.after_read.arrival()
         await core.let_sessions_go("going down")
-        assert await rest_of(peer) == []  # a first message of any kind would read as "connected"
-        assert peer.ended is not None
-        assert peer.ended.status is Status.UNAVAILABLE
+        # A first message of any kind would read as "connected".
+        assert (await silent_end(peer)).status is Status.UNAVAILABLE
         world.state.after_read.open()
 
 
@@ -415,8 +378,6 @@ async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(co
         await world.log.after_read.arrival()
         world.log.failing = True
         world.log.after_read.open()
-        assert await rest_of(link) == []
-    assert link.ended is not None
-    assert link.ended.status is Status.UNAVAILABLE
+        assert (await silent_end(link)).status is Status.UNAVAILABLE
     assert [state.waiting for state in core.log._topics.values()] == [0] * len(core.log._topics)
     world.log.failing = False

@@ -33,16 +33,12 @@ A1, A2 = Identity.agent("w", "a", "1"), Identity.agent("w", "a", "2")
 
 
 class Rows:
-    """What the cluster's Holds is to the locks.
-
-    `history` is what the next claim continues, `error` what it raises.
-    """
+    """What the cluster's locks are to these; `error` is what the next claim raises."""
 
     def __init__(self, told: list[Any]) -> None:
         self._told = told
         self._mine: dict[str, IdentityLock] = {}
         self._epochs = 0
-        self.history: SessionHistory | None = None
         self.error: Exception | None = None
         self.full = False
         self.gate: trio.Event | None = None
@@ -59,7 +55,7 @@ class Rows:
             raise StatusError(Status.RESOURCE_EXHAUSTED, "full")
         self._epochs += 1
         hold = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, self._epochs)
-        return GrantedLock(hold, self.history)
+        return GrantedLock(hold, None)
 
     def release(self, hold: IdentityLock, history: SessionHistory | None = None) -> bool:
         if self._mine.get(hold.identity) != hold:
@@ -238,18 +234,6 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
     assert hold.session_id == "s2"
 
 
-async def test_what_is_continued_is_what_the_row_says(node: Node) -> None:
-    first, _ = await node.hold("s1")
-    first.end(Status.CANCELLED, "done")
-    node.rows.history = SessionHistory("s5", 77, 3)
-    assert await node.take(node.session("s6"), "s5") == (None, SessionHistory("s5", 77, 3))
-    node.rows.history = None
-    second, _ = await node.hold("t1", A2)
-    second.end(Status.CANCELLED, "done")
-    # This node remembers it, but another one had the identity since.
-    assert await node.take(node.session("t3", A2), "t1") == (None, None)
-
-
 async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder(node: Node) -> None:
     node.rows.gate = trio.Event()
     stale, session = node.session("s1"), node.session("s2")
@@ -352,20 +336,6 @@ async def test_sessions_that_end_together_are_released_together(node: Node) -> N
     assert [one[:2] for one in node.told] == rounds
 
 
-async def test_the_next_one_waits_until_the_row_is_released(node: Node) -> None:
-    node.log.settled = trio.Event()
-    first, _ = await node.hold("s1")
-    first.end(Status.CANCELLED, "done")
-    second = node.session("s2")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, second)
-        await pump()
-        assert len(node.rows.requests) == 1
-        node.log.settled.set()
-    assert node.registry.holder(A1.text) is second
-    assert [one[0] for one in node.told] == ["settled", "saved", "released"]
-
-
 async def test_who_has_just_left_makes_room_in_its_workspace(node: Node) -> None:
     node.rows.full = True
     first, _ = await node.hold("s1")
@@ -391,28 +361,6 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
 
 
 # -- the lease -------------------------------------------------------------------------------------
-
-
-async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
-    session, _ = await node.hold("s1")
-    assert not node.sessions.gate.paused
-    await node.sessions.gate.wait()
-    for _ in range(2):
-        node.sessions.lease_lost()
-        node.sessions.lease_lost()
-        assert node.sessions.gate.paused
-        with trio.move_on_after(600) as waiting:
-            await node.sessions.gate.wait()
-        assert waiting.cancelled_caught
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.sessions.gate.wait)
-            await pump()
-            node.sessions.lease_back([], None)
-    assert not node.sessions.gate.paused
-    assert node.log.voided == 0
-    assert node.log.kept == []
-    assert ending(session) is None
-    assert node.told == []
 
 
 async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) -> None:
@@ -448,13 +396,6 @@ async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
 
 
 # -- being asked -----------------------------------------------------------------------------------
-
-
-async def test_a_session_that_lives_is_not_given_away(node: Node) -> None:
-    session, hold = await node.hold("s1")
-    for resume in ("", "s0"):
-        assert await node.sessions.yields(hold, resume) is False
-    assert ending(session) is None
 
 
 async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> None:
