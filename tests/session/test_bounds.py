@@ -13,10 +13,12 @@ from aether_trio.model.errors import Code
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, KIB, MIB, Limits
 from aether_trio.session.bounds import CHECKED_BY_OPERATION, excess_of
 from aether_trio.session.session import Session
+from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.delivery import varint
 from aether_trio.wire.errors import ANSWERS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect
+from tests.session.payloads import Path, is_map, leaves, put, received, spelled
 
 ONE = "ag::w::a::1"
 CASES = [
@@ -27,39 +29,20 @@ CASES = [
 LONG = 2 * MIB
 
 
-def texts(descriptor: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
+def texts(descriptor: Descriptor) -> Iterator[Path]:
     """Return the path to each text in a message."""
-    for field in descriptor.fields:
-        here = (*path, field)
-        if field.type == FieldDescriptor.TYPE_STRING:
-            yield here
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            if field.message_type.GetOptions().map_entry:
-                if field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING:
-                    yield here
-            elif field.message_type not in [one.message_type for one in path]:
-                yield from texts(field.message_type, here)
+    for path in leaves(descriptor):
+        last = path[-1].message_type.fields_by_name["value"] if is_map(path[-1]) else path[-1]
+        if last.type == FieldDescriptor.TYPE_STRING:
+            yield path
 
 
-def with_text(case: str, path: tuple[FieldDescriptor, ...], text: str) -> pb.UpstreamMessage:
+def with_text(case: str, path: Path, text: str) -> pb.UpstreamMessage:
     """A request of this case in which one text is set."""
     message = pb.UpstreamMessage()
-    part: Any = getattr(message, case)
-    part.SetInParent()
-    for field in path[:-1]:
-        part = getattr(part, field.name).add() if field.is_repeated else getattr(part, field.name)
-    last = path[-1]
-    if last.type == FieldDescriptor.TYPE_MESSAGE:
-        getattr(part, last.name)["key"] = text
-    elif last.is_repeated:
-        getattr(part, last.name).append(text)
-    else:
-        setattr(part, last.name, text)
+    getattr(message, case).SetInParent()
+    put(getattr(message, case), path, ("key", text) if is_map(path[-1]) else text)
     return message
-
-
-def spelled(path: tuple[FieldDescriptor, ...]) -> str:
-    return ".".join(field.name for field in path)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,8 +55,7 @@ async def test_no_text_of_a_request_is_taken_at_any_length(core: Core, case: str
             assert (excess_of(getattr(request, case)) is None) is judged, spelled(path)
             peer.send(request)
             await barrier(peer)
-            answers = [await peer.receive_message() for _ in range(len(peer._downstream))]
-            answers = [one for one in answers if not one.checkpoint.request_id.startswith("barrier")]
+            answers = [one for one in received(peer) if not one.checkpoint.request_id.startswith("barrier")]
             for answer in answers:
                 assert answer.ByteSize() < 16 * KIB, f"{case}.{spelled(path)} was answered at length"
             if not judged:
@@ -107,15 +89,23 @@ async def test_an_id_at_the_bound_is_echoed_and_one_beyond_it_is_not(core: Core)
             assert (answer.request_id == query.request_id) is echoed
 
 
+async def made(peer: MemoryLink) -> str:
+    """The id of a task."""
+    task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
+    peer.send(pb.UpstreamMessage(create_task=task))
+    return (await peer.next("create_task")).create_task.task_id
+
+
+async def operate(peer: MemoryLink, **fields: Any) -> pb.TaskOperationResponse:
+    peer.send(pb.UpstreamMessage(task_op=pb.TaskOperation(request_id="2", **fields)))
+    return (await peer.next("task_op")).task_op
+
+
 async def test_a_stored_wait_has_a_bound_and_its_task_can_be_read(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as peer:
-        task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
-        peer.send(pb.UpstreamMessage(create_task=task))
-        task_id = (await peer.next("create_task")).create_task.task_id
+        task_id = await made(peer)
         wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"k": "v" * (5 * MIB)})
-        operation = pb.TaskOperation(op=pb.TaskOperation.PAUSE, task_id=task_id, wait_spec=wait, request_id="2")
-        peer.send(pb.UpstreamMessage(task_op=operation))
-        paused = (await peer.next("task_op")).task_op
+        paused = await operate(peer, op=pb.TaskOperation.PAUSE, task_id=task_id, wait_spec=wait)
         assert (paused.success, paused.request_id) == (False, "2")
         assert f"at most {Limits.request_bytes} are allowed" in paused.error
         query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id, request_id="3")
@@ -125,12 +115,8 @@ async def test_a_stored_wait_has_a_bound_and_its_task_can_be_read(core: Core) ->
 
 async def test_a_failure_with_a_long_reason_is_a_failure(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as peer:
-        task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
-        peer.send(pb.UpstreamMessage(create_task=task))
-        task_id = (await peer.next("create_task")).create_task.task_id
-        operation = pb.TaskOperation(op=pb.TaskOperation.FAIL, task_id=task_id, reason="Traceback: " + "x" * MIB)
-        peer.send(pb.UpstreamMessage(task_op=operation))
-        failed = (await peer.next("task_op")).task_op
+        reason = "Traceback: " + "x" * MIB
+        failed = await operate(peer, op=pb.TaskOperation.FAIL, task_id=await made(peer), reason=reason)
         assert failed.success, failed.error
 
 
