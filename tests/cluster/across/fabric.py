@@ -2,10 +2,10 @@
 
 Tests see what a participant on one node sees of those on others.
 
-    async with open_fabric(engine) as fabric:
-        one, two = await fabric.start(), await fabric.start()
-        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
-            a.send(message_to("ag::w::b::1", b"hello"))
+    async def test(fabric: Fabric) -> None:
+        one, two = await fabric.start_many(2)
+        a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+        a.send(message_to("ag::w::b::1", b"hello"))
 
 Each core has a task, a separate engine and loop, so one can be stopped, cut off or deafened
 without the others.
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -60,6 +60,35 @@ class Gateway:
     core: Core
     tails: ClusterLogRelay
     cluster: Cluster
+    nursery: trio.Nursery
+    stop: trio.Event = field(default_factory=trio.Event)
+    stopped: trio.Event = field(default_factory=trio.Event)
+    joined: list[tuple[Participant, trio.Event]] = field(default_factory=list)
+
+    async def join(self, hello: pb.UpstreamMessage, link: Participant | None = None) -> Participant:
+        """Connect a scripted participant that stays until the fabric is closed.
+
+        `join`, the function, is for one that leaves before.
+        """
+        link = link or Participant()
+        ended = trio.Event()
+
+        async def serve() -> None:
+            await self.core.sessions.serve(link)
+            ended.set()
+
+        self.nursery.start_soon(serve)
+        self.joined.append((link, ended))
+        link.send(hello)
+        link.ack = (await link.next("connection_ack")).connection_ack
+        return link
+
+    async def part(self) -> None:
+        """Let those that have joined leave."""
+        for link, _ in self.joined:
+            link.finish()
+        for _, ended in self.joined:
+            await ended.wait()
 
     def lose_notifications(self) -> None:
         """Every hint to this node is lost from now on."""
@@ -89,7 +118,6 @@ class Fabric:
         self._nursery = nursery
         self._engine = engine
         self._settings = settings
-        self._ends: dict[Gateway, tuple[trio.Event, trio.Event]] = {}
         self.gateways: list[Gateway] = []
 
     async def start(self, **changes: Mapping[str, Any]) -> Gateway:
@@ -109,36 +137,27 @@ class Fabric:
 
     async def stop(self, gateway: Gateway) -> None:
         """A clean exit."""
-        stop, stopped = self._ends.pop(gateway)
         self.gateways.remove(gateway)
-        stop.set()
-        await stopped.wait()
+        gateway.stop.set()
+        await gateway.stopped.wait()
 
     async def _run(self, changes: Mapping[str, Any], task_status: trio.TaskStatus[Gateway]) -> None:
-        stop, stopped = trio.Event(), trio.Event()
         sections: dict[str, Any] = {**self._settings, **changes}
-        sections["storage"] = {
-            "database": self._engine.server.dsn(),
-            "schema": self._engine.schema,
-            **sections.get("storage", {}),
-        }
-        settings = settings_for_tests(**sections)
-        try:
-            async with open_core(settings) as core:
-                tails = core.log.relay
-                assert isinstance(tails, ClusterLogRelay)
-                gateway = Gateway(core, tails, tails._cluster)
-                self._ends[gateway] = (stop, stopped)
-                task_status.started(gateway)
-                await stop.wait()
-        finally:
-            stopped.set()
+        place = {"database": self._engine.server.dsn(), "schema": self._engine.schema}
+        sections["storage"] = {**place, **sections.get("storage", {})}
+        async with open_core(settings_for_tests(**sections)) as core:
+            tails = core.log.relay
+            assert isinstance(tails, ClusterLogRelay)
+            gateway = Gateway(core, tails, tails._cluster, self._nursery)
+            task_status.started(gateway)
+            await gateway.stop.wait()
+        gateway.stopped.set()
 
     async def close(self) -> None:
-        for stop, _ in self._ends.values():
-            stop.set()
-        for _, stopped in self._ends.values():
-            await stopped.wait()
+        for gateway in self.gateways:
+            gateway.stop.set()
+        for gateway in self.gateways:
+            await gateway.stopped.wait()
 
 
 @asynccontextmanager
@@ -146,41 +165,37 @@ async def open_fabric(
     engine: PostgresEngine, *, poll_s: float = NEVER_S, lease_grace_s: float = LONG_S, **settings: Mapping[str, Any]
 ) -> AsyncIterator[Fabric]:
     """Gateways on this schema. `settings` are sections for all of them."""
-    with ExitStack() as patches:
-        patches.enter_context(
-            mock.patch(
-                "aether_trio.cluster.limits.ClusterLimits", partial(replace, STEADY, lease_grace_s=lease_grace_s)
-            )
-        )
-        patches.enter_context(
-            mock.patch("aether_trio.cluster.relay.log_relay.LogRelayLimits", partial(LogRelayLimits, poll_s=poll_s))
-        )
-        with trio.fail_after(2 * LONG_S):
-            async with trio.open_nursery() as nursery:
-                fabric = Fabric(nursery, engine, settings)
-                try:
-                    yield fabric
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await fabric.close()
+    limits = partial(replace, STEADY, lease_grace_s=lease_grace_s)
+    with (
+        mock.patch("aether_trio.cluster.limits.ClusterLimits", limits),
+        mock.patch("aether_trio.cluster.relay.log_relay.LogRelayLimits", partial(LogRelayLimits, poll_s=poll_s)),
+        trio.fail_after(2 * LONG_S),
+    ):
+        async with trio.open_nursery() as nursery:
+            fabric = Fabric(nursery, engine, settings)
+            try:
+                yield fabric
+                for gateway in fabric.gateways:
+                    await gateway.part()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await fabric.close()
 
 
 # -- participants ----------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def join(
-    gateway: Gateway, hello: pb.UpstreamMessage, link: MemoryLink | None = None
-) -> AsyncIterator[MemoryLink]:
-    """Connect a scripted participant; `link.ack` is its acknowledgement.
+async def join(gateway: Gateway, hello: pb.UpstreamMessage) -> AsyncIterator[Participant]:
+    """Connect a scripted participant that leaves at the end of the block.
 
-    It may have been ended by the end of the block.
+    It may have been ended by then.
     """
-    link = link or Participant()
+    link = Participant()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.core.sessions.serve, link)
         link.send(hello)
-        link.ack = (await link.next("connection_ack")).connection_ack  # type: ignore[attr-defined]
+        link.ack = (await link.next("connection_ack")).connection_ack
         yield link
         link.finish()
 

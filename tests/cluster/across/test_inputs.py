@@ -7,11 +7,10 @@ import trio
 
 from aether_trio.devtools.process_cluster import open_process_cluster
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import join, open_fabric
+from tests.cluster.across.fabric import Fabric, join
 from tests.cluster.across.test_nodes_without_workers import Op, ask, begin
 from tests.cluster.across.test_stopped_nodes import comes_true
 from tests.helpers.core import agent, barrier, message_to
-from tests.helpers.engines import PostgresEngine
 from tests.helpers.participants import participant
 from tests.services.tasks.peers import create, get, operate
 
@@ -43,26 +42,23 @@ async def test_what_a_killed_node_has_accepted_is_taken_over_by_another_one() ->
             await comes_true(cluster, "SELECT count(*) = 0 FROM task_inputs")
 
 
-async def test_what_a_node_has_not_taken_over_at_its_end_is_taken_over_by_another_one(
-    postgres_engine: PostgresEngine,
-) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start(), await fabric.start()
-        async with join(two, agent("w", "a", "1")) as worker:
-            task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN, target_implementation="")).task_id
-            assert (await operate(worker, Op.CLAIM, task_id)).success
-            assert (await operate(worker, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))).success
-            # It ends before it gets to that.
-            one.core.router._on_task_input = lambda _topic, _number: None
-            async with join(one, agent("w", "b", "1")) as person:
-                person.send(message_to(f"tk::w::{task_id}::input", b"{}"))
-                await barrier(person)
-            assert (await get(worker, task_id)).status == pb.TASK_STATUS_WAITING_INPUT
-            await fabric.stop(one)
-            while (await get(worker, task_id)).status != pb.TASK_STATUS_RUNNING:
-                await trio.sleep(0.05)
-            again = await operate(worker, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))
-            assert again.task.status == pb.TASK_STATUS_WAITING_INPUT
+async def test_what_a_node_has_not_taken_over_at_its_end_is_taken_over_by_another_one(fabric: Fabric) -> None:
+    one, two = await fabric.start(), await fabric.start()
+    worker = await two.join(agent("w", "a", "1"))
+    task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN, target_implementation="")).task_id
+    assert (await operate(worker, Op.CLAIM, task_id)).success
+    assert (await operate(worker, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))).success
+    # It ends before it gets to that.
+    one.core.router._on_task_input = lambda _topic, _number: None
+    async with join(one, agent("w", "b", "1")) as person:
+        person.send(message_to(f"tk::w::{task_id}::input", b"{}"))
+        await barrier(person)
+    assert (await get(worker, task_id)).status == pb.TASK_STATUS_WAITING_INPUT
+    await fabric.stop(one)
+    while (await get(worker, task_id)).status != pb.TASK_STATUS_RUNNING:
+        await trio.sleep(0.05)
+    again = await operate(worker, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))
+    assert again.task.status == pb.TASK_STATUS_WAITING_INPUT
 
 
 async def test_inputs_from_two_nodes_are_each_used_once() -> None:

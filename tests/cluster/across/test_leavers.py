@@ -10,9 +10,8 @@ import pytest
 from aether_trio.session.session import Session
 from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.testing.memory import MemoryLink, StreamEnded
-from tests.cluster.across.fabric import Gateway, join, open_fabric, until
+from tests.cluster.across.fabric import Fabric, Gateway, join, until
 from tests.helpers.core import agent, barrier
-from tests.helpers.engines import PostgresEngine
 
 ONE_EACH = {"connections_per_workspace": 1}
 TWO_EACH = {"connections_per_workspace": 2}
@@ -37,23 +36,22 @@ async def leave(gateway: Gateway, peer: MemoryLink, identity: str) -> None:
     await until(lambda: gateway.core.registry.holder(identity) is None)
 
 
-async def test_a_full_workspace_refuses_while_a_client_leaves_another_one(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one = await fabric.start(limits=ONE_EACH)
-        async with join(one, agent("v", "z", "1")) as leaver, join(one, agent("w", "a", "1")):
-            with writing(one, "ag::v::z::1"):
-                await leave(one, leaver, "ag::v::z::1")
-                with pytest.RaisesGroup(pytest.RaisesExc(StreamEnded, match="RESOURCE_EXHAUSTED")):
-                    async with join(one, agent("w", "b", "1")):
-                        pass
+async def test_a_full_workspace_refuses_while_a_client_leaves_another_one(fabric: Fabric) -> None:
+    one = await fabric.start(limits=ONE_EACH)
+    leaver = await one.join(agent("v", "z", "1"))
+    await one.join(agent("w", "a", "1"))
+    with writing(one, "ag::v::z::1"):
+        await leave(one, leaver, "ag::v::z::1")
+        with pytest.RaisesGroup(pytest.RaisesExc(StreamEnded, match="RESOURCE_EXHAUSTED")):
+            async with join(one, agent("w", "b", "1")):
+                pass
 
 
-async def test_the_place_of_one_is_free_while_another_one_still_leaves(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one = await fabric.start(limits=TWO_EACH)
-        async with join(one, agent("w", "z", "1")) as stuck, join(one, agent("w", "a", "1")) as gone:
-            with writing(one, "ag::w::z::1"):
-                await leave(one, stuck, "ag::w::z::1")
-                await leave(one, gone, "ag::w::a::1")
-                async with join(one, agent("w", "b", "1")) as b:
-                    await barrier(b)
+async def test_the_place_of_one_is_free_while_another_one_still_leaves(fabric: Fabric) -> None:
+    one = await fabric.start(limits=TWO_EACH)
+    stuck, gone = await one.join(agent("w", "z", "1")), await one.join(agent("w", "a", "1"))
+    with writing(one, "ag::w::z::1"):
+        await leave(one, stuck, "ag::w::z::1")
+        await leave(one, gone, "ag::w::a::1")
+        async with join(one, agent("w", "b", "1")) as b:
+            await barrier(b)

@@ -7,7 +7,7 @@ connected, and were not told to leave, keep all that they had.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 from unittest import mock
 
@@ -16,7 +16,7 @@ import trio
 
 from aether_trio.model.errors import Status
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import NEVER_S, Gateway, join, open_fabric, until
+from tests.cluster.across.fabric import NEVER_S, Fabric, Gateway, join, open_fabric, until
 from tests.cluster.across.leases import declare_dead, without_lease
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
 from tests.helpers.engines import PostgresEngine
@@ -37,29 +37,28 @@ async def follow(gateway: Gateway, topic: str, upto: int) -> None:
 
 @pytest.mark.parametrize("aware", [True, False])
 async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
-    postgres_engine: PostgresEngine, aware: bool
+    fabric: Fabric, postgres_engine: PostgresEngine, aware: bool
 ) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        former = await stack.enter_async_context(join(one, agent("w", "x", "1")))
-        other = await stack.enter_async_context(join(one, agent("w", "other", "1")))
-        sender = await stack.enter_async_context(join(two, agent("w", "s", "1")))
-        async with without_lease(one, postgres_engine, aware=aware), join(two, agent("w", "x", "1")) as holder:
-            holder.pause()
-            sender.send(*(message_to(X, payload) for payload in FIVE), message_to("ag::w::other::1", b"kept"))
-            await barrier(sender)
-            await follow(one, X, 5)
-            await follow(one, "ag::w::other::1", 1)
-            assert payloads(former) == ([] if aware else FIVE)
-            assert payloads(other) == ([] if aware else [b"kept"])
-            holder.cut()
-        assert (await former.wait_end()).status is Status.CANCELLED
-        await until(lambda: payloads(other) == [b"kept"])
-        await one.core.log.cursors.save()
-        async with join(two, agent("w", "x", "1")) as holder:
-            assert await holder.take(5) == FIVE
-        # Who was not taken over has a position.
-        assert other.ended is None
+    one, two = await fabric.start_many(2)
+    former = await one.join(agent("w", "x", "1"))
+    other = await one.join(agent("w", "other", "1"))
+    sender = await two.join(agent("w", "s", "1"))
+    async with without_lease(one, postgres_engine, aware=aware), join(two, agent("w", "x", "1")) as holder:
+        holder.pause()
+        sender.send(*(message_to(X, payload) for payload in FIVE), message_to("ag::w::other::1", b"kept"))
+        await barrier(sender)
+        await follow(one, X, 5)
+        await follow(one, "ag::w::other::1", 1)
+        assert payloads(former) == ([] if aware else FIVE)
+        assert payloads(other) == ([] if aware else [b"kept"])
+        holder.cut()
+    assert (await former.wait_end()).status is Status.CANCELLED
+    await until(lambda: payloads(other) == [b"kept"])
+    await one.core.log.cursors.save()
+    async with join(two, agent("w", "x", "1")) as holder:
+        assert await holder.take(5) == FIVE
+    # Who was not taken over has a position.
+    assert other.ended is None
 
 
 # -- what others delete for a node that they take for dead -----------------------------------------
@@ -81,106 +80,106 @@ async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, 
 
 
 @pytest.mark.parametrize("aware", [True, False])
-async def test_workers_of_a_node_that_was_taken_for_dead_get_work(postgres_engine: PostgresEngine, aware: bool) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        pooled = await stack.enter_async_context(join(one, agent("w", "i", "1")))
-        targeted = await stack.enter_async_context(join(one, agent("w", "t", "1")))
-        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
-        first = (await create(boss)).task_id
-        await until(lambda: first in given(pooled))
-        assert (await operate(pooled, Op.CLAIM, first)).success
-        async with taken_for_dead(one, two, postgres_engine, aware=aware):
-            pass
-        pool = (await create(boss)).task_id
-        own = (await create(boss, assignment_mode=pb.TARGETED, target_agent_id="ag::w::t::1")).task_id
-        await until(lambda: pool in given(pooled) and own in given(targeted))
-        assert (given(pooled).count(pool), given(targeted).count(own)) == (1, 1)
-        # It goes on with what it had begun.
-        assert (await operate(pooled, Op.COMPLETE, first)).success
-        assert (await operate(pooled, Op.CLAIM, pool)).success
-        await until(lambda: given(pooled).count(first) == 1)
-        # What the node's own participants create gets there as well.
-        self_made = (await create(targeted)).task_id
-        await until(lambda: self_made in given(pooled))
+async def test_workers_of_a_node_that_was_taken_for_dead_get_work(
+    fabric: Fabric, postgres_engine: PostgresEngine, aware: bool
+) -> None:
+    one, two = await fabric.start_many(2)
+    pooled = await one.join(agent("w", "i", "1"))
+    targeted = await one.join(agent("w", "t", "1"))
+    boss = await two.join(agent("w", "boss", "1"))
+    first = (await create(boss)).task_id
+    await until(lambda: first in given(pooled))
+    assert (await operate(pooled, Op.CLAIM, first)).success
+    async with taken_for_dead(one, two, postgres_engine, aware=aware):
+        pass
+    pool = (await create(boss)).task_id
+    own = (await create(boss, assignment_mode=pb.TARGETED, target_agent_id="ag::w::t::1")).task_id
+    await until(lambda: pool in given(pooled) and own in given(targeted))
+    assert (given(pooled).count(pool), given(targeted).count(own)) == (1, 1)
+    # It goes on with what it had begun.
+    assert (await operate(pooled, Op.COMPLETE, first)).success
+    assert (await operate(pooled, Op.CLAIM, pool)).success
+    await until(lambda: given(pooled).count(first) == 1)
+    # What the node's own participants create gets there as well.
+    self_made = (await create(targeted)).task_id
+    await until(lambda: self_made in given(pooled))
 
 
-async def test_what_others_gave_to_its_workers_before_they_knew_is_told(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))
-        starts = await stack.enter_async_context(join(one, starter("1", "process")))
-        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
-        await register(starts, "echo")
-        async with without_lease(one, postgres_engine):
-            one_task = (await create(boss)).task_id
-            boss.send(message_to("ag::w::echo::1", b"wake"))
-            await until(lambda: ("starting",) in rows(postgres_engine, "SELECT status FROM tasks"))
-            await declare_dead(one, two)
-        await until(lambda: given(worker) == [one_task])
-        await until(lambda: len(given(starts)) == 1)
+async def test_what_others_gave_to_its_workers_before_they_knew_is_told(
+    fabric: Fabric, postgres_engine: PostgresEngine
+) -> None:
+    one, two = await fabric.start_many(2)
+    worker = await one.join(agent("w", "i", "1"))
+    starts = await one.join(starter("1", "process"))
+    boss = await two.join(agent("w", "boss", "1"))
+    await register(starts, "echo")
+    async with without_lease(one, postgres_engine):
+        one_task = (await create(boss)).task_id
+        boss.send(message_to("ag::w::echo::1", b"wake"))
+        await until(lambda: ("starting",) in rows(postgres_engine, "SELECT status FROM tasks"))
+        await declare_dead(one, two)
+    await until(lambda: given(worker) == [one_task])
+    await until(lambda: len(given(starts)) == 1)
 
 
 async def test_what_was_being_given_when_a_lease_ended_is_told(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The assignment is committed under the old lease, its effects under the next one."""
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))
-        boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))
-        engine = one.core.tasks.engine
-        run_program = engine.run_program
-        committed, renewed = trio.Event(), trio.Event()
+    one, two = await fabric.start_many(2)
+    worker = await one.join(agent("w", "i", "1"))
+    boss = await one.join(agent("w", "boss", "1"))
+    engine = one.core.tasks.engine
+    run_program = engine.run_program
+    committed, renewed = trio.Event(), trio.Event()
 
-        async def late(program: Any) -> Any:
-            result = await run_program(program)
-            committed.set()
-            await renewed.wait()
-            return result
+    async def late(program: Any) -> Any:
+        result = await run_program(program)
+        committed.set()
+        await renewed.wait()
+        return result
 
-        monkeypatch.setattr(engine, "run_program", late)
-        asked = pb.CreateTaskRequest(
-            task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
-        )
-        boss.send(pb.UpstreamMessage(create_task=asked))
-        await committed.wait()
-        async with without_lease(one, postgres_engine):
-            await declare_dead(one, two)
-        await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.nodes.node,)])
-        renewed.set()
-        await until(lambda: len(given(worker)) == 1)
+    monkeypatch.setattr(engine, "run_program", late)
+    asked = pb.CreateTaskRequest(
+        task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
+    )
+    boss.send(pb.UpstreamMessage(create_task=asked))
+    await committed.wait()
+    async with without_lease(one, postgres_engine):
+        await declare_dead(one, two)
+    await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.nodes.node,)])
+    renewed.set()
+    await until(lambda: len(given(worker)) == 1)
 
 
-async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        starts = await stack.enter_async_context(join(one, starter("1", "process")))
-        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
-        await register(starts, "echo")
-        boss.send(message_to("ag::w::echo::1", b"wake"))
-        asked = (await starts.next("task_assignment")).task_assignment
-        echo = await stack.enter_async_context(
-            join(one, agent("w", "echo", "1", credentials={"token": asked.launch_params["auth_token"]}))
-        )
-        assert await echo.take(1) == [b"wake"]
-        running = [("running", 0)]
-        state = "SELECT status, CASE WHEN disconnected_ms > 0 THEN 1 ELSE 0 END FROM tasks"
-        await until(lambda: rows(postgres_engine, state) == running)
-        async with taken_for_dead(one, two, postgres_engine, aware=False):
-            assert rows(postgres_engine, state) == [("running", 1)]
-        await until(lambda: rows(postgres_engine, state) == running)
-        boss.send(message_to("ag::w::echo::2", b"wake"))
-        await until(lambda: len(given(starts)) == 1)
+async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(
+    fabric: Fabric, postgres_engine: PostgresEngine
+) -> None:
+    one, two = await fabric.start_many(2)
+    starts = await one.join(starter("1", "process"))
+    boss = await two.join(agent("w", "boss", "1"))
+    await register(starts, "echo")
+    boss.send(message_to("ag::w::echo::1", b"wake"))
+    asked = (await starts.next("task_assignment")).task_assignment
+    echo = await one.join(agent("w", "echo", "1", credentials={"token": asked.launch_params["auth_token"]}))
+    assert await echo.take(1) == [b"wake"]
+    running = [("running", 0)]
+    state = "SELECT status, CASE WHEN disconnected_ms > 0 THEN 1 ELSE 0 END FROM tasks"
+    await until(lambda: rows(postgres_engine, state) == running)
+    async with taken_for_dead(one, two, postgres_engine, aware=False):
+        assert rows(postgres_engine, state) == [("running", 1)]
+    await until(lambda: rows(postgres_engine, state) == running)
+    boss.send(message_to("ag::w::echo::2", b"wake"))
+    await until(lambda: len(given(starts)) == 1)
 
 
 async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgres_engine: PostgresEngine) -> None:
     with mock.patch("aether_trio.services.tasks.engine.CHECK_S", NEVER_S):
-        async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        async with open_fabric(postgres_engine) as fabric:
             one, two = await fabric.start_many(2)
-            watcher = await stack.enter_async_context(join(one, agent("w", "watcher", "1")))
-            listener = await stack.enter_async_context(join(one, user("u", "1")))
-            worker = await stack.enter_async_context(join(two, agent("w", "i", "1")))
+            watcher = await one.join(agent("w", "watcher", "1"))
+            listener = await one.join(user("u", "1"))
+            worker = await two.join(agent("w", "i", "1"))
             task_id = (await create(watcher)).task_id
             op = pb.TaskSubscriptionOperation(op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id)
             watcher.send(pb.UpstreamMessage(task_subscription_op=op))
@@ -208,17 +207,18 @@ async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgre
             assert (await get(worker, task_id)).task_id == task_id
 
 
-async def test_work_queues_of_a_node_that_was_taken_for_dead_go_on(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        worker = await stack.enter_async_context(join(one, task("w", "resize")))
-        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
-        async with taken_for_dead(one, two, postgres_engine, aware=False):
-            boss.send(message_to("tb::w::resize", b"1"))
-            await barrier(boss)
-        boss.send(message_to("tb::w::resize", b"2"))
-        got = await worker.take(2)
-        assert sorted(got) == [b"1", b"2"]
+async def test_work_queues_of_a_node_that_was_taken_for_dead_go_on(
+    fabric: Fabric, postgres_engine: PostgresEngine
+) -> None:
+    one, two = await fabric.start_many(2)
+    worker = await one.join(task("w", "resize"))
+    boss = await two.join(agent("w", "boss", "1"))
+    async with taken_for_dead(one, two, postgres_engine, aware=False):
+        boss.send(message_to("tb::w::resize", b"1"))
+        await barrier(boss)
+    boss.send(message_to("tb::w::resize", b"2"))
+    got = await worker.take(2)
+    assert sorted(got) == [b"1", b"2"]
 
 
 def rows(engine: PostgresEngine, sql: str) -> list[tuple[Any, ...]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 from aether_trio.gateway.core import Core
-from tests.cluster.across.fabric import join, open_fabric, until
+from tests.cluster.across.fabric import Fabric, until
 from tests.helpers.core import agent, message_to, payloads, task
-from tests.helpers.engines import PostgresEngine
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 
@@ -29,25 +27,23 @@ def documented() -> list[str]:
     return re.findall(r"`(?:aether)?(_[a-z_]+)`", section)
 
 
-async def test_every_figure_that_is_documented_is_shown(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        text = (await fabric.start()).core.metrics.render()[1].decode()
-        shown = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
-        names = documented()
-        assert len(names) > 15
-        assert [name for name in names if not any(one.endswith(name) for one in shown)] == []
+async def test_every_figure_that_is_documented_is_shown(fabric: Fabric) -> None:
+    text = (await fabric.start()).core.metrics.render()[1].decode()
+    shown = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    names = documented()
+    assert len(names) > 15
+    assert [name for name in names if not any(one.endswith(name) for one in shown)] == []
 
 
-async def test_what_work_queues_do_is_counted(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))
-        worker = await stack.enter_async_context(join(two, task("w", "resize")))
-        boss.send(*(message_to("tb::w::resize", b"%d" % number) for number in range(5)))
-        await until(lambda: len(payloads(worker)) == 5)
-        mine, its = figures(one.core), figures(two.core)
-        assert (mine["aether_work_queues_workers"], its["aether_work_queues_workers"]) == (0, 1)
-        assert (mine["aether_work_queues_taken_total"], its["aether_work_queues_taken_total"]) == (0, 5)
-        assert its["aether_work_queues_exchanges_total"] > 0
-        assert its["aether_cluster_lease_held"] == 1
-        assert mine["aether_cluster_lease_node_id"] != its["aether_cluster_lease_node_id"]
+async def test_what_work_queues_do_is_counted(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    boss = await one.join(agent("w", "boss", "1"))
+    worker = await two.join(task("w", "resize"))
+    boss.send(*(message_to("tb::w::resize", b"%d" % number) for number in range(5)))
+    await until(lambda: len(payloads(worker)) == 5)
+    mine, its = figures(one.core), figures(two.core)
+    assert (mine["aether_work_queues_workers"], its["aether_work_queues_workers"]) == (0, 1)
+    assert (mine["aether_work_queues_taken_total"], its["aether_work_queues_taken_total"]) == (0, 5)
+    assert its["aether_work_queues_exchanges_total"] > 0
+    assert its["aether_cluster_lease_held"] == 1
+    assert mine["aether_cluster_lease_node_id"] != its["aether_cluster_lease_node_id"]

@@ -35,70 +35,66 @@ async def refusal(gateway: Gateway, hello: pb.UpstreamMessage) -> StreamEnded:
     raise AssertionError("it was neither refused nor let in")
 
 
-async def test_an_identity_that_is_held_is_refused_on_every_node(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, me()) as holder:
-            for gateway in (one, two):
-                for resume in ("", "another"):
-                    ended = await refusal(gateway, me(resume))
-                    assert (ended.status, ended.message[:22]) == (Status.ALREADY_EXISTS, "DuplicateIdentityError")
-            holder.send(message_to(ME, b"still here"))
-            assert await holder.take(1) == [b"still here"]
+async def test_an_identity_that_is_held_is_refused_on_every_node(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    holder = await one.join(me())
+    for gateway in (one, two):
+        for resume in ("", "another"):
+            ended = await refusal(gateway, me(resume))
+            assert (ended.status, ended.message[:22]) == (Status.ALREADY_EXISTS, "DuplicateIdentityError")
+    holder.send(message_to(ME, b"still here"))
+    assert await holder.take(1) == [b"still here"]
 
 
-async def test_of_many_who_want_an_identity_one_gets_it(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        gateways = await fabric.start_many(3)
-        links = [Participant() for _ in range(12)]
-        async with trio.open_nursery() as nursery:
-            for number, link in enumerate(links):
-                nursery.start_soon(gateways[number % 3].core.sessions.serve, link)
-                link.send(me())
-            await until(lambda: sum(link.ended is not None for link in links) == 11)
-            [winner] = [link for link in links if link.ended is None]
-            assert {link.ended.status for link in links if link.ended is not None} == {Status.ALREADY_EXISTS}
-            await winner.next("connection_ack")
-            winner.send(message_to(ME, b"mine"))
-            assert await winner.take(1) == [b"mine"]
-            winner.finish()
+async def test_of_many_who_want_an_identity_one_gets_it(fabric: Fabric) -> None:
+    gateways = await fabric.start_many(3)
+    links = [Participant() for _ in range(12)]
+    async with trio.open_nursery() as nursery:
+        for number, link in enumerate(links):
+            nursery.start_soon(gateways[number % 3].core.sessions.serve, link)
+            link.send(me())
+        await until(lambda: sum(link.ended is not None for link in links) == 11)
+        [winner] = [link for link in links if link.ended is None]
+        assert {link.ended.status for link in links if link.ended is not None} == {Status.ALREADY_EXISTS}
+        await winner.next("connection_ack")
+        winner.send(message_to(ME, b"mine"))
+        assert await winner.take(1) == [b"mine"]
+        winner.finish()
 
 
-async def test_a_session_is_taken_over_by_another_node(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, me()) as first, join(two, agent("w", "sender", "1")) as sender:
-            assert (first.ack.resumed, first.ack.reconnection_count) == (False, 0)
-            sender.send(message_to(ME, b"1"), message_to(ME, b"2"))
-            assert await first.take(2) == [b"1", b"2"]
-            async with join(two, me(first.ack.session_id)) as second:
-                ended = await first.wait_end()
-                assert ended.status is Status.CANCELLED
-                assert "taken over" in ended.message
-                assert (second.ack.resumed, second.ack.reconnection_count) == (True, 1)
-                assert second.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
-                assert second.ack.session_id != first.ack.session_id
-                sender.send(message_to(ME, b"3"))
-                assert await second.take(1) == [b"3"]
-                # And back, where the first one is still remembered.
-                async with join(one, me(second.ack.session_id)) as third:
-                    assert (third.ack.resumed, third.ack.reconnection_count) == (True, 2)
-                    assert third.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
-                    sender.send(message_to(ME, b"4"))
-                    assert await third.take(1) == [b"4"]
-                    assert payloads(second) == payloads(third) == []
+async def test_a_session_is_taken_over_by_another_node(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    first, sender = await one.join(me()), await two.join(agent("w", "sender", "1"))
+    assert (first.ack.resumed, first.ack.reconnection_count) == (False, 0)
+    sender.send(message_to(ME, b"1"), message_to(ME, b"2"))
+    assert await first.take(2) == [b"1", b"2"]
+    second = await two.join(me(first.ack.session_id))
+    ended = await first.wait_end()
+    assert ended.status is Status.CANCELLED
+    assert "taken over" in ended.message
+    assert (second.ack.resumed, second.ack.reconnection_count) == (True, 1)
+    assert second.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
+    assert second.ack.session_id != first.ack.session_id
+    sender.send(message_to(ME, b"3"))
+    assert await second.take(1) == [b"3"]
+    # And back, where the first one is still remembered.
+    third = await one.join(me(second.ack.session_id))
+    assert (third.ack.resumed, third.ack.reconnection_count) == (True, 2)
+    assert third.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
+    sender.send(message_to(ME, b"4"))
+    assert await third.take(1) == [b"4"]
+    assert payloads(second) == payloads(third) == []
 
 
-async def test_a_session_of_the_past_is_not_resumed_where_it_was(postgres_engine: PostgresEngine) -> None:
+async def test_a_session_of_the_past_is_not_resumed_where_it_was(fabric: Fabric) -> None:
     """The node that remembers it is not the last one that the identity was on."""
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, me()) as first:
-            pass
-        async with join(two, me()):
-            pass
-        async with join(one, me(first.ack.session_id)) as third:
-            assert (third.ack.resumed, third.ack.reconnection_count) == (False, 0)
+    one, two = await fabric.start_many(2)
+    async with join(one, me()) as first:
+        pass
+    async with join(two, me()):
+        pass
+    third = await one.join(me(first.ack.session_id))
+    assert (third.ack.resumed, third.ack.reconnection_count) == (False, 0)
 
 
 async def test_what_a_reader_has_not_read_goes_to_its_successor_on_another_node(
@@ -118,41 +114,36 @@ async def test_what_a_reader_has_not_read_goes_to_its_successor_on_another_node(
                 assert payloads(second) == []
 
 
-async def test_offline_messages_wait_for_a_node(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        topics = {ME: me(), "tu::w::sum::u": task("w", "sum", "u"), "sv::mail::1": service("mail", "1")}
-        async with join(one, agent("w", "sender", "1")) as sender:
-            sender.send(*[message_to(topic, b"%d" % number) for topic in topics for number in range(20)])
-            await barrier(sender)
-            assert errors(sender) == []
-        for hello in topics.values():
-            async with join(two, hello) as receiver:
-                assert await receiver.take(20) == [b"%d" % number for number in range(20)]
-            async with join(one, hello) as again:
-                again.send(message_to(ME, b""))
-                await barrier(again)
-                assert [one for one in payloads(again) if one] == []
+async def test_offline_messages_wait_for_a_node(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    topics = {ME: me(), "tu::w::sum::u": task("w", "sum", "u"), "sv::mail::1": service("mail", "1")}
+    async with join(one, agent("w", "sender", "1")) as sender:
+        sender.send(*[message_to(topic, b"%d" % number) for topic in topics for number in range(20)])
+        await barrier(sender)
+        assert errors(sender) == []
+    for hello in topics.values():
+        async with join(two, hello) as receiver:
+            assert await receiver.take(20) == [b"%d" % number for number in range(20)]
+        async with join(one, hello) as again:
+            again.send(message_to(ME, b""))
+            await barrier(again)
+            assert [one for one in payloads(again) if one] == []
 
 
-async def test_a_holder_whose_connection_has_broken_makes_room(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, me()) as first:
-            first.cut()
-            async with join(two, me()) as second:
-                assert not second.ack.resumed
+async def test_a_holder_whose_connection_has_broken_makes_room(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    first = await one.join(me())
+    first.cut()
+    second = await two.join(me())
+    assert not second.ack.resumed
 
 
 async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_engine: PostgresEngine) -> None:
-    async with (
-        open_fabric(postgres_engine, limits={"connections_per_workspace": 3}) as fabric,
-        AsyncExitStack() as stack,
-    ):
+    async with open_fabric(postgres_engine, limits={"connections_per_workspace": 3}) as fabric:
         one, two = await fabric.start_many(2)
         for number in range(2):
-            await stack.enter_async_context(join(one, agent("w", "a", str(number))))
-        await stack.enter_async_context(join(two, agent("other", "a", "1")))
+            await one.join(agent("w", "a", str(number)))
+        await two.join(agent("other", "a", "1"))
         async with join(two, agent("w", "a", "2")) as third:
             for gateway in (one, two):
                 ended = await refusal(gateway, agent("w", "a", "3"))
@@ -194,24 +185,23 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
 
 
 async def test_input_waits_until_a_lost_lease_is_back(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, me()) as mine, join(two, agent("w", "other", "1")) as other:
-            mine.send(message_to("ag::w::other::1", b"1"))
-            assert await other.take(1) == [b"1"]
-            await cut_lease(one, postgres_engine, monkeypatch)
-            appended = one.core.log.statistics().appended
-            mine.send(message_to("ag::w::other::1", b"2"))
-            await until(lambda: not mine._upstream)  # it was handed to the session
-            await pump()
-            assert one.core.log.statistics().appended == appended
-            monkeypatch.undo()
-            assert await other.take(1) == [b"2"]
-            other.send(message_to(ME, b"and still here"))
-            assert await mine.take(1) == [b"and still here"]
-            assert errors(mine) == []
+    one, two = await fabric.start_many(2)
+    mine, other = await one.join(me()), await two.join(agent("w", "other", "1"))
+    mine.send(message_to("ag::w::other::1", b"1"))
+    assert await other.take(1) == [b"1"]
+    await cut_lease(one, postgres_engine, monkeypatch)
+    appended = one.core.log.statistics().appended
+    mine.send(message_to("ag::w::other::1", b"2"))
+    await until(lambda: not mine._upstream)  # it was handed to the session
+    await pump()
+    assert one.core.log.statistics().appended == appended
+    monkeypatch.undo()
+    assert await other.take(1) == [b"2"]
+    other.send(message_to(ME, b"and still here"))
+    assert await mine.take(1) == [b"and still here"]
+    assert errors(mine) == []
 
 
 async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,31 +259,30 @@ async def wait_end_keeping(link: Participant, got: list[bytes]) -> StreamEnded:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_agents_that_hop_get_everything_once(postgres_engine: PostgresEngine, seed: int) -> None:
+async def test_agents_that_hop_get_everything_once(fabric: Fabric, seed: int) -> None:
     hoppers, count = 6, 200
     results: dict[str, tuple[list[bytes], Counter[str]]] = {}
-    async with open_fabric(postgres_engine) as fabric:
-        await fabric.start_many(3)
-        chance = random.Random(seed)
+    await fabric.start_many(3)
+    chance = random.Random(seed)
 
-        async def send(gateway: Gateway, number: int) -> None:
-            own = random.Random(f"{seed} sender {number}")
-            async with join(gateway, service("sender", str(number))) as sender:
-                for at in range(count // 2):
-                    for name in range(hoppers):
-                        sender.send(message_to(f"ag::w::hopper::{name}", b"%d:%d" % (number, at)))
-                    await trio.sleep(own.random() * 0.01)
-                await barrier(sender)
-                assert errors(sender) == []
+    async def send(gateway: Gateway, number: int) -> None:
+        own = random.Random(f"{seed} sender {number}")
+        async with join(gateway, service("sender", str(number))) as sender:
+            for at in range(count // 2):
+                for name in range(hoppers):
+                    sender.send(message_to(f"ag::w::hopper::{name}", b"%d:%d" % (number, at)))
+                await trio.sleep(own.random() * 0.01)
+            await barrier(sender)
+            assert errors(sender) == []
 
-        async def run(name: str) -> None:
-            results[name] = await hop(fabric, name, count, random.Random(chance.random()))
+    async def run(name: str) -> None:
+        results[name] = await hop(fabric, name, count, random.Random(chance.random()))
 
-        async with trio.open_nursery() as nursery:
-            for number, gateway in enumerate(fabric.gateways[:2]):
-                nursery.start_soon(send, gateway, number)
-            for name in range(hoppers):
-                nursery.start_soon(run, str(name))
+    async with trio.open_nursery() as nursery:
+        for number, gateway in enumerate(fabric.gateways[:2]):
+            nursery.start_soon(send, gateway, number)
+        for name in range(hoppers):
+            nursery.start_soon(run, str(name))
     for got, _ in results.values():
         for number in range(2):
             mine = [int(one.split(b":")[1]) for one in got if one.startswith(b"%d:" % number)]

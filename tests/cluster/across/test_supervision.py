@@ -15,9 +15,8 @@ from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.queues import lease_scheduler
 from aether_trio.queues.leased_queue import LeasedQueue
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
+from tests.cluster.across.fabric import LONG_S, Fabric, join, until
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
-from tests.helpers.engines import PostgresEngine
 
 
 class DefectError(Exception):
@@ -39,39 +38,35 @@ def bad_queue(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_a_queue_that_cannot_be_served_costs_no_other_its_work(
-    postgres_engine: PostgresEngine, bad_queue: str, caplog: pytest.LogCaptureFixture
+    fabric: Fabric, bad_queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one = await fabric.start()
-        async with (
-            join(one, task("w", "bad")),
-            join(one, task("w", "good")) as good,
-            join(one, agent("w", "boss", "1")) as boss,
-        ):
-            works = [b"%d" % number for number in range(50)]
-            boss.send(*(message_to(topic, work) for work in works for topic in (bad_queue, "tb::w::good")))
-            await until(lambda: len(payloads(good)) >= len(works))
-            assert Counter(payloads(good)) == Counter(works)
-            await barrier(boss)
+    one = await fabric.start()
+    async with (
+        join(one, task("w", "bad")),
+        join(one, task("w", "good")) as good,
+        join(one, agent("w", "boss", "1")) as boss,
+    ):
+        works = [b"%d" % number for number in range(50)]
+        boss.send(*(message_to(topic, work) for work in works for topic in (bad_queue, "tb::w::good")))
+        await until(lambda: len(payloads(good)) >= len(works))
+        assert Counter(payloads(good)) == Counter(works)
+        await barrier(boss)
     assert "DefectError" in caplog.text
 
 
 async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
-    postgres_engine: PostgresEngine, bad_queue: str, monkeypatch: pytest.MonkeyPatch
+    fabric: Fabric, bad_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is served again there is a pause, which is its own."""
     monkeypatch.setattr(lease_scheduler, "RETRY_DELAY_S", 100 * LONG_S)
-    async with open_fabric(postgres_engine) as fabric:
-        one = await fabric.start()
-        async with (
-            join(one, task("w", "bad")),
-            join(one, task("w", "good")) as good,
-            join(one, agent("w", "boss", "1")) as boss,
-        ):
-            for number in range(10):
-                work = b"%d" % number
-                boss.send(message_to(bad_queue, work), message_to("tb::w::good", work))
-                await until(lambda: len(payloads(good)) > number)  # noqa: B023
+    one = await fabric.start()
+    await one.join(task("w", "bad"))
+    good = await one.join(task("w", "good"))
+    boss = await one.join(agent("w", "boss", "1"))
+    for number in range(10):
+        work = b"%d" % number
+        boss.send(message_to(bad_queue, work), message_to("tb::w::good", work))
+        await until(lambda: len(payloads(good)) > number)  # noqa: B023
 
 
 @pytest.mark.parametrize(
@@ -86,31 +81,30 @@ async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
     ],
 )
 async def test_a_mistake_ends_no_node_and_holds_no_identity(
-    owner: type, name: str, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+    owner: type, name: str, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        sound, failures = getattr(owner, name), 0
+    one, two = await fabric.start_many(2)
+    sound, failures = getattr(owner, name), 0
 
-        async def method(self: Any, *args: Any, **keywords: Any) -> Any:
-            nonlocal failures
-            failures += 1
-            if failures == 1:
-                raise DefectError(name)
-            return await sound(self, *args, **keywords)
+    async def method(self: Any, *args: Any, **keywords: Any) -> Any:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise DefectError(name)
+        return await sound(self, *args, **keywords)
 
-        monkeypatch.setattr(owner, name, method)
-        async with join(two, agent("w", "b", "1")) as b:
-            for number in range(3):
-                async with join(one, agent("w", "a", "1")) as a:
-                    a.send(message_to("ag::w::b::1", b"%d" % number))
-                    a.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t", state="running")))
-                    await barrier(a)
-                async with join(two, agent("w", "a", "1")) as a:
-                    await barrier(a)
-            async with join(one, user("u", "1")) as window:
-                window.send(switch_to("w"))
-                await until(lambda: failures >= 1)
-            one.core.log.on_remote_commits(["ag::w::b::1"])
-            two.core.log.on_remote_commits(["ag::w::b::1"])
-            await barrier(b)
+    monkeypatch.setattr(owner, name, method)
+    b = await two.join(agent("w", "b", "1"))
+    for number in range(3):
+        async with join(one, agent("w", "a", "1")) as a:
+            a.send(message_to("ag::w::b::1", b"%d" % number))
+            a.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t", state="running")))
+            await barrier(a)
+        async with join(two, agent("w", "a", "1")) as a:
+            await barrier(a)
+    async with join(one, user("u", "1")) as window:
+        window.send(switch_to("w"))
+        await until(lambda: failures >= 1)
+    one.core.log.on_remote_commits(["ag::w::b::1"])
+    two.core.log.on_remote_commits(["ag::w::b::1"])
+    await barrier(b)

@@ -7,7 +7,7 @@ listener heard a piece of it without a gap.
 from __future__ import annotations
 
 import random
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,27 +65,25 @@ async def send_numbers(
         assert errors(sender) == []
 
 
-async def test_two_nodes_commit_in_opposite_orders(postgres_engine: PostgresEngine) -> None:
+async def test_two_nodes_commit_in_opposite_orders(fabric: Fabric) -> None:
     count = 400
     topics = [f"ga::w{number}" for number in range(4)]
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        gateways = await fabric.start_many(3)
-        listeners: dict[str, list[Participant]] = {}
-        for topic in topics:
-            listeners[topic] = [
-                await stack.enter_async_context(join(gateway, agent(topic[4:], "l", str(number))))
-                for number, gateway in enumerate(gateways)
-            ]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_numbers, gateways[0], 0, topics, count, random.Random(1))
-            nursery.start_soon(send_numbers, gateways[1], 1, topics[::-1], count, random.Random(2))
-        for heard_by in listeners.values():
-            heard = [await one.take(2 * count) for one in heard_by]
-            assert heard[0] == heard[1] == heard[2]
-            assert [numbers(heard[0], b"%d" % name) for name in range(2)] == [list(range(count))] * 2
-        # Both nodes had to leave some of their own messages to RemoteCommitReader, which is what
-        # this is about.
-        assert all(gateway.core.log._remote.messages for gateway in gateways)
+    gateways = await fabric.start_many(3)
+    listeners: dict[str, list[Participant]] = {}
+    for topic in topics:
+        listeners[topic] = [
+            await gateway.join(agent(topic[4:], "l", str(number))) for number, gateway in enumerate(gateways)
+        ]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_numbers, gateways[0], 0, topics, count, random.Random(1))
+        nursery.start_soon(send_numbers, gateways[1], 1, topics[::-1], count, random.Random(2))
+    for heard_by in listeners.values():
+        heard = [await one.take(2 * count) for one in heard_by]
+        assert heard[0] == heard[1] == heard[2]
+        assert [numbers(heard[0], b"%d" % name) for name in range(2)] == [list(range(count))] * 2
+    # Both nodes had to leave some of their own messages to RemoteCommitReader, which is what
+    # this is about.
+    assert all(gateway.core.log._remote.messages for gateway in gateways)
 
 
 async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngine) -> None:
@@ -100,34 +98,32 @@ async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngi
         await nothing_is_pinned(fabric)
 
 
-async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
-            a.send(message_to("ga::w", b"0"))
-            assert await b.take(1) == await a.take(1) == [b"0"]
-            two.lose_notifications()
-            a.send(message_to("ga::w", b"1"), message_to("ga::w", b"2"))
-            await barrier(a)
-            assert payloads(b) == []
-            b.send(message_to("ga::w", b"3"))
-            assert await b.take(3) == await a.take(3) == [b"1", b"2", b"3"]
+async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+    a.send(message_to("ga::w", b"0"))
+    assert await b.take(1) == await a.take(1) == [b"0"]
+    two.lose_notifications()
+    a.send(message_to("ga::w", b"1"), message_to("ga::w", b"2"))
+    await barrier(a)
+    assert payloads(b) == []
+    b.send(message_to("ga::w", b"3"))
+    assert await b.take(3) == await a.take(3) == [b"1", b"2", b"3"]
 
 
-async def test_hints_are_what_makes_it_quick(postgres_engine: PostgresEngine) -> None:
+async def test_hints_are_what_makes_it_quick(fabric: Fabric) -> None:
     """A notification that is never sent would hang every other test of this file.
 
     None of them finds anything by polling.
     """
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
-            looks = two.tails.statistics().looks
-            for number in range(50):
-                a.send(message_to("ag::w::b::1", b"%d" % number))
-                assert await b.take(1) == [b"%d" % number]
-            assert two.tails.statistics().looks == looks
-            assert two.tails.statistics().woken >= 50
+    one, two = await fabric.start_many(2)
+    a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+    looks = two.tails.statistics().looks
+    for number in range(50):
+        a.send(message_to("ag::w::b::1", b"%d" % number))
+        assert await b.take(1) == [b"%d" % number]
+    assert two.tails.statistics().looks == looks
+    assert two.tails.statistics().woken >= 50
 
 
 @asynccontextmanager
@@ -237,9 +233,7 @@ async def test_a_subscriber_that_lags_is_beside_quick_ones(postgres_engine: Post
         await nothing_is_pinned(fabric)
 
 
-async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(
-    postgres_engine: PostgresEngine,
-) -> None:
+async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(fabric: Fabric) -> None:
     failing, failures = False, 0
 
     def fails() -> bool:
@@ -247,43 +241,41 @@ async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(
         failures += failing
         return failing
 
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
-            two.fail_reads(fails)
-            a.send(message_to("ag::w::b::1", b"0"))
-            assert await b.take(1) == [b"0"]
-            failing = True
-            a.send(message_to("ag::w::b::1", b"1"), message_to("ga::w", b"1"))
-            await barrier(a)
-            await until(lambda: failures > 1)
-            # Its own messages are committed, and wait for what is in front of them.
-            b.send(message_to("ag::w::b::1", b"2"))
-            await until(lambda: two.core.log.statistics().settled == 1)
-            assert payloads(b) == []
-            failing = False
-            assert sorted(await b.take(3)) == [b"1", b"1", b"2"]
-        await nothing_is_pinned(fabric)
+    one, two = await fabric.start_many(2)
+    async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+        two.fail_reads(fails)
+        a.send(message_to("ag::w::b::1", b"0"))
+        assert await b.take(1) == [b"0"]
+        failing = True
+        a.send(message_to("ag::w::b::1", b"1"), message_to("ga::w", b"1"))
+        await barrier(a)
+        await until(lambda: failures > 1)
+        # Its own messages are committed, and wait for what is in front of them.
+        b.send(message_to("ag::w::b::1", b"2"))
+        await until(lambda: two.core.log.statistics().settled == 1)
+        assert payloads(b) == []
+        failing = False
+        assert sorted(await b.take(3)) == [b"1", b"1", b"2"]
+    await nothing_is_pinned(fabric)
 
 
-async def test_a_backlog_is_more_than_one_read_brings(postgres_engine: PostgresEngine) -> None:
+async def test_a_backlog_is_more_than_one_read_brings(fabric: Fabric) -> None:
     """And no hint comes after the first one."""
     failing = False
     sent = [b"%d" % number for number in range(3 * ROWS_PER_TOPIC)]
     sent += [b"%d" % number + bytes(BYTES_PER_TOPIC // 3) for number in range(8)] + [bytes(2 * BYTES_PER_TOPIC), b"end"]
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
-            two.fail_reads(lambda: failing)
-            failing = True
-            a.send(*[message_to("ga::w", payload) for payload in sent])
-            await barrier(a)
-            assert payloads(b) == []
-            failing = False
-            assert await b.take(len(sent)) == sent
-            assert await a.take(len(sent)) == sent
-            assert two.core.log._remote.reads > 3
-        await nothing_is_pinned(fabric)
+    one, two = await fabric.start_many(2)
+    async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+        two.fail_reads(lambda: failing)
+        failing = True
+        a.send(*[message_to("ga::w", payload) for payload in sent])
+        await barrier(a)
+        assert payloads(b) == []
+        failing = False
+        assert await b.take(len(sent)) == sent
+        assert await a.take(len(sent)) == sent
+        assert two.core.log._remote.reads > 3
+    await nothing_is_pinned(fabric)
 
 
 async def gone(link: Participant) -> int:
@@ -322,50 +314,48 @@ async def test_what_retention_took_behind_the_tail_is_said_to_be_gone(postgres_e
         await nothing_is_pinned(fabric)
 
 
-async def test_a_node_that_only_publishes_reads_nothing(postgres_engine: PostgresEngine) -> None:
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(two, agent("w", "b", "1")) as b, join(two, agent("w", "a", "2")) as other:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send_numbers, one, 0, ["ag::w::b::1"], 100, random.Random(1))
-                nursery.start_soon(send_numbers, two, 1, ["ag::w::b::1"], 100, random.Random(2))
-            heard = await b.take(200)
-            assert [numbers(heard, b"%d" % name) for name in range(2)] == [list(range(100))] * 2
-            follower = one.core.log._remote
-            assert (follower.reads, follower.messages) == (0, 0)
-            # Where no client listened, a newcomer begins at the end that the topic has by then.
-            other.send(message_to("ga::w", b"before"))
-            await barrier(other)
-            async with join(one, agent("w", "late", "1")) as late:
-                other.send(message_to("ga::w", b"after"))
-                assert await late.take(1) == [b"after"]
+async def test_a_node_that_only_publishes_reads_nothing(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    b, other = await two.join(agent("w", "b", "1")), await two.join(agent("w", "a", "2"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_numbers, one, 0, ["ag::w::b::1"], 100, random.Random(1))
+        nursery.start_soon(send_numbers, two, 1, ["ag::w::b::1"], 100, random.Random(2))
+    heard = await b.take(200)
+    assert [numbers(heard, b"%d" % name) for name in range(2)] == [list(range(100))] * 2
+    follower = one.core.log._remote
+    assert (follower.reads, follower.messages) == (0, 0)
+    # Where no client listened, a newcomer begins at the end that the topic has by then.
+    other.send(message_to("ga::w", b"before"))
+    await barrier(other)
+    late = await one.join(agent("w", "late", "1"))
+    other.send(message_to("ga::w", b"after"))
+    assert await late.take(1) == [b"after"]
 
 
-async def test_a_session_that_ends_while_its_topic_is_being_read(postgres_engine: PostgresEngine) -> None:
+async def test_a_session_that_ends_while_its_topic_is_being_read(fabric: Fabric) -> None:
     gate, reading = trio.Event(), trio.Event()
-    async with open_fabric(postgres_engine) as fabric:
-        one, two = await fabric.start_many(2)
-        async with join(one, agent("w", "a", "1")) as a:
-            database = two.core.log.database
-            read = database.read
+    one, two = await fabric.start_many(2)
+    async with join(one, agent("w", "a", "1")) as a:
+        database = two.core.log.database
+        read = database.read
 
-            async def slow_read(program: Any) -> Any:
-                if not reading.is_set():
-                    reading.set()
-                    await gate.wait()
-                return await read(program)
+        async def slow_read(program: Any) -> Any:
+            if not reading.is_set():
+                reading.set()
+                await gate.wait()
+            return await read(program)
 
-            async with join(two, agent("w", "b", "1")):
-                database.read = slow_read  # type: ignore[method-assign]
-                a.send(message_to("ag::w::b::1", b"1"))
-                await reading.wait()
-            # It has left, its position with it, and the read is still going on.
-            async with join(one, agent("w", "b", "1")) as elsewhere:
-                assert await elsewhere.take(1) == [b"1"]
-            async with join(two, agent("w", "b", "1")) as again:
-                a.send(message_to("ag::w::b::1", b"2"))
-                await barrier(a)
-                gate.set()
-                assert await again.take(1) == [b"2"]
-                assert payloads(again) == []
-        await nothing_is_pinned(fabric)
+        async with join(two, agent("w", "b", "1")):
+            database.read = slow_read  # type: ignore[method-assign]
+            a.send(message_to("ag::w::b::1", b"1"))
+            await reading.wait()
+        # It has left, its position with it, and the read is still going on.
+        async with join(one, agent("w", "b", "1")) as elsewhere:
+            assert await elsewhere.take(1) == [b"1"]
+        async with join(two, agent("w", "b", "1")) as again:
+            a.send(message_to("ag::w::b::1", b"2"))
+            await barrier(a)
+            gate.set()
+            assert await again.take(1) == [b"2"]
+            assert payloads(again) == []
+    await nothing_is_pinned(fabric)
