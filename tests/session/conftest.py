@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.core import use_virtual_time
+from aether_trio.gateway.core import Core
+from aether_trio.testing.memory import MemoryLink
+from tests.helpers.core import agent, connect, use_virtual_time
 from tests.helpers.core_fixtures import core, world
 
 __all__ = ["core", "world"]
@@ -14,3 +17,10 @@ __all__ = ["core", "world"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(items, Path(__file__).parent)
+
+
+@pytest.fixture
+async def peer(core: Core) -> AsyncIterator[MemoryLink]:
+    """The agent ag::w::a::1, acknowledged."""
+    async with connect(core, agent("w", "a", "1")) as opened:
+        yield opened

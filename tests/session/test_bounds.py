@@ -46,24 +46,23 @@ def with_text(case: str, path: Path, text: str) -> pb.UpstreamMessage:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_no_text_of_a_request_is_taken_at_any_length(core: Core, case: str) -> None:
+async def test_no_text_of_a_request_is_taken_at_any_length(peer: MemoryLink, case: str) -> None:
     descriptor = pb.UpstreamMessage.DESCRIPTOR.fields_by_name[case].message_type
-    async with connect(core, agent("w", "a", "1")) as peer:
-        for path in texts(descriptor):
-            request = with_text(case, path, "x" * LONG)
-            judged = path[-1].full_name in CHECKED_BY_OPERATION
-            assert (excess_of(getattr(request, case)) is None) is judged, spelled(path)
-            peer.send(request)
-            await barrier(peer)
-            answers = [one for one in received(peer) if not one.checkpoint.request_id.startswith("barrier")]
-            for answer in answers:
-                assert answer.ByteSize() < 16 * KIB, f"{case}.{spelled(path)} was answered at length"
-            if not judged:
-                assert "at most" in str(answers), f"{case}.{spelled(path)}: {answers}"
+    for path in texts(descriptor):
+        request = with_text(case, path, "x" * LONG)
+        judged = path[-1].full_name in CHECKED_BY_OPERATION
+        assert (excess_of(getattr(request, case)) is None) is judged, spelled(path)
+        peer.send(request)
+        await barrier(peer)
+        answers = [one for one in received(peer) if not one.checkpoint.request_id.startswith("barrier")]
+        for answer in answers:
+            assert answer.ByteSize() < 16 * KIB, f"{case}.{spelled(path)} was answered at length"
+        if not judged:
+            assert "at most" in str(answers), f"{case}.{spelled(path)}: {answers}"
 
 
 @pytest.mark.parametrize("case", sorted(ANSWERS))
-async def test_a_refusal_is_typed_and_has_the_id_of_its_request(core: Core, case: str) -> None:
+async def test_a_refusal_is_typed_and_has_the_id_of_its_request(peer: MemoryLink, case: str) -> None:
     descriptor = pb.UpstreamMessage.DESCRIPTOR.fields_by_name[case].message_type
     ids = [name for name in ("client_request_id", "request_id", "tunnel_id") if name in descriptor.fields_by_name]
     request = pb.UpstreamMessage()
@@ -71,22 +70,20 @@ async def test_a_refusal_is_typed_and_has_the_id_of_its_request(core: Core, case
     # An unknown field counts, too.
     payload.MergeFromString(b"\xfa\x7f" + varint(300 * KIB) + bytes(300 * KIB))
     setattr(payload, ids[0], "mine")
-    async with connect(core, agent("w", "a", "1")) as peer:
-        peer.send(request)
-        answer = getattr(await peer.next(ANSWERS[case]), ANSWERS[case])
-        assert getattr(answer, ids[0]) == "mine"
-        assert not getattr(answer, "success", False)
-        await barrier(peer)
+    peer.send(request)
+    answer = getattr(await peer.next(ANSWERS[case]), ANSWERS[case])
+    assert getattr(answer, ids[0]) == "mine"
+    assert not getattr(answer, "success", False)
+    await barrier(peer)
 
 
-async def test_an_id_at_the_bound_is_echoed_and_one_beyond_it_is_not(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        for size, echoed in ((Limits.name_bytes, True), (Limits.name_bytes + 1, False)):
-            query = pb.TaskQuery(op=pb.TaskQuery.LIST, request_id="i" * size)
-            peer.send(pb.UpstreamMessage(task_query=query))
-            answer = (await peer.next("task_query")).task_query
-            assert answer.success is echoed
-            assert (answer.request_id == query.request_id) is echoed
+async def test_an_id_at_the_bound_is_echoed_and_one_beyond_it_is_not(peer: MemoryLink) -> None:
+    for size, echoed in ((Limits.name_bytes, True), (Limits.name_bytes + 1, False)):
+        query = pb.TaskQuery(op=pb.TaskQuery.LIST, request_id="i" * size)
+        peer.send(pb.UpstreamMessage(task_query=query))
+        answer = (await peer.next("task_query")).task_query
+        assert answer.success is echoed
+        assert (answer.request_id == query.request_id) is echoed
 
 
 async def made(peer: MemoryLink) -> str:
@@ -101,23 +98,21 @@ async def operate(peer: MemoryLink, **fields: Any) -> pb.TaskOperationResponse:
     return (await peer.next("task_op")).task_op
 
 
-async def test_a_stored_wait_has_a_bound_and_its_task_can_be_read(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        task_id = await made(peer)
-        wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"k": "v" * (5 * MIB)})
-        paused = await operate(peer, op=pb.TaskOperation.PAUSE, task_id=task_id, wait_spec=wait)
-        assert (paused.success, paused.request_id) == (False, "2")
-        assert f"at most {Limits.request_bytes} are allowed" in paused.error
-        query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id, request_id="3")
-        peer.send(pb.UpstreamMessage(task_query=query))
-        assert (await peer.next("task_query")).task_query.success
+async def test_a_stored_wait_has_a_bound_and_its_task_can_be_read(peer: MemoryLink) -> None:
+    task_id = await made(peer)
+    wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"k": "v" * (5 * MIB)})
+    paused = await operate(peer, op=pb.TaskOperation.PAUSE, task_id=task_id, wait_spec=wait)
+    assert (paused.success, paused.request_id) == (False, "2")
+    assert f"at most {Limits.request_bytes} are allowed" in paused.error
+    query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id, request_id="3")
+    peer.send(pb.UpstreamMessage(task_query=query))
+    assert (await peer.next("task_query")).task_query.success
 
 
-async def test_a_failure_with_a_long_reason_is_a_failure(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        reason = "Traceback: " + "x" * MIB
-        failed = await operate(peer, op=pb.TaskOperation.FAIL, task_id=await made(peer), reason=reason)
-        assert failed.success, failed.error
+async def test_a_failure_with_a_long_reason_is_a_failure(peer: MemoryLink) -> None:
+    reason = "Traceback: " + "x" * MIB
+    failed = await operate(peer, op=pb.TaskOperation.FAIL, task_id=await made(peer), reason=reason)
+    assert failed.success, failed.error
 
 
 @pytest.mark.parametrize("case", ["kv_op", "task_query", "agent_op"])

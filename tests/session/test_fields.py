@@ -55,6 +55,7 @@ _NUMBERS: dict[int, Sequence[Any]] = {
 }
 
 BOTH = "sqlite", "postgres"
+REQUIRED = ("key", "implementation", "specifier", "session_id")
 
 _ids = count(1)
 
@@ -93,6 +94,17 @@ def id_field(descriptor: Descriptor) -> str:
     return names[0] if names else ""
 
 
+def filled(case: str, path: Path, value: Any, **fields: Any) -> pb.UpstreamMessage:
+    """A request with an id and these fields; the one at `path` has this value."""
+    request = pb.UpstreamMessage()
+    if name := id_field(PAYLOADS[case]):
+        fields[name] = f"field-{next(_ids)}"
+    getattr(request, case).CopyFrom(type(getattr(request, case))(**fields))
+    getattr(request, case).SetInParent()
+    put(getattr(request, case), path, value)
+    return request
+
+
 def check_logs(logs: Sequence[Any], what: str) -> None:
     bad = [entry for entry in logs if entry["log_level"] in ("error", "critical") or entry.get("exc_info")]
     assert not bad, f"{what}: {bad}"
@@ -123,27 +135,15 @@ async def ask(peer: MemoryLink, case: str, requests: list[pb.UpstreamMessage], w
 )
 async def test_every_field_of_every_request_is_answered(core: Core, case: str) -> None:
     descriptor = PAYLOADS[case]
-    name = id_field(descriptor)
     hello = orchestrator("o", "1") if case == "agent_op" else agent("w", "a", "1")
     async with connect(core, hello) as peer:
         for op in operations(case, descriptor):
+            fixed: dict[str, Any] = {name: "k" for name in REQUIRED if name in descriptor.fields_by_name}
+            fixed |= {"op": op} if op else {}
             for path in leaves(descriptor):
                 if (spelled(path) == "op" and op) or (case == "task_op" and not is_stored(core, op, path)):
                     continue
-                requests = []
-                for value in settings_of(path[-1]):
-                    request = pb.UpstreamMessage()
-                    payload = getattr(request, case)
-                    payload.SetInParent()
-                    if op:
-                        payload.op = op
-                    for required in ("key", "implementation", "specifier", "session_id"):
-                        if required in descriptor.fields_by_name:
-                            setattr(payload, required, "k")
-                    if name:
-                        setattr(payload, name, f"field-{next(_ids)}")
-                    put(payload, path, value)
-                    requests.append(request)
+                requests = [filled(case, path, value, **fixed) for value in settings_of(path[-1])]
                 await ask(peer, case, requests, f"{case} {op} {spelled(path)}")
         assert peer.ended is None
 
@@ -160,12 +160,11 @@ async def begun(peer: MemoryLink, how_many: int, **fields: Any) -> list[str]:
     return [one.create_task.task_id for one in received(peer) if one.HasField("create_task")]
 
 
-async def test_every_field_of_an_operation_on_a_task_that_runs(core: Core) -> None:
+async def test_every_field_of_an_operation_on_a_task_that_runs(core: Core, peer: MemoryLink) -> None:
     """Also with every reason to wait, and long after."""
-    async with connect(core, agent("w", "a", "1")) as peer:
-        for word, op in OPERATIONS:
-            await ask_for_operation(core, peer, word, op)
-        await be_well(peer)
+    for word, op in OPERATIONS:
+        await ask_for_operation(core, peer, word, op)
+    await be_well(peer)
 
 
 async def ask_for_operation(core: Core, peer: MemoryLink, word: str, op: int) -> None:
@@ -181,14 +180,11 @@ async def ask_for_operation(core: Core, peer: MemoryLink, word: str, op: int) ->
                 for task_id in tasks
                 if op != pb.TaskOperation.CLAIM
             ]
+            fixed: dict[str, Any] = {"op": op}
+            if op in (pb.TaskOperation.PAUSE, pb.TaskOperation.WAIT_FOR):
+                fixed["wait_spec"] = pb.WaitSpec(reason=pb.WaitReason.ValueType(reason))
             for task_id, value in zip(tasks, values, strict=True):
-                request = pb.TaskOperation(
-                    op=pb.TaskOperation.OpType.ValueType(op), task_id=task_id, request_id=f"field-{next(_ids)}"
-                )
-                if op in (pb.TaskOperation.PAUSE, pb.TaskOperation.WAIT_FOR):
-                    request.wait_spec.reason = pb.WaitReason.ValueType(reason)
-                put(request, path, value)
-                requests.append(pb.UpstreamMessage(task_op=request))
+                requests.append(filled("task_op", path, value, task_id=task_id, **fixed))
             await ask(peer, "task_op", requests, f"{word} {reason} {spelled(path)}")
 
 
@@ -210,48 +206,36 @@ async def be_well(peer: MemoryLink) -> None:
     assert peer.ended is None
 
 
-async def test_every_field_of_a_creation_whose_task_fails(core: Core) -> None:
+async def test_every_field_of_a_creation_whose_task_fails(peer: MemoryLink) -> None:
     """Deadlines and retry policies are used when a task begins and when it fails."""
-    async with connect(core, agent("w", "a", "1")) as peer:
-        for backoff in pb.BackoffStrategy.values():
-            for path in leaves(pb.CreateTaskRequest.DESCRIPTOR):
-                if backoff and path[0].name != "retry_policy":
-                    continue
-                requests = []
-                for value in settings_of(path[-1]):
-                    request = pb.CreateTaskRequest(task_type="t", request_id=f"field-{next(_ids)}")
-                    request.retry_policy.backoff = pb.BackoffStrategy.ValueType(backoff)
-                    request.retry_policy.max_attempts = 9
-                    put(request, path, value)
-                    requests.append(pb.UpstreamMessage(create_task=request))
-                peer.send(*requests)
-                await barrier(peer)
-                tasks = [one.create_task.task_id for one in received(peer) if one.create_task.success]
-                for op in (pb.TaskOperation.CLAIM, pb.TaskOperation.FAIL, pb.TaskOperation.RETRY):
-                    moves = [
-                        pb.UpstreamMessage(
-                            task_op=pb.TaskOperation(op=op, task_id=task_id, request_id=f"field-{next(_ids)}")
-                        )
-                        for task_id in tasks
-                    ]
-                    await ask(peer, "task_op", moves, f"{op} after {backoff} {spelled(path)}")
-        await be_well(peer)
-
-
-async def test_every_field_of_a_subscription_to_a_task(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        (task_id,) = await begun(peer, 1)
-        for path in leaves(pb.TaskSubscriptionOperation.DESCRIPTOR):
-            if spelled(path) in ("op", "task_id"):
+    for backoff in pb.BackoffStrategy.values():
+        for path in leaves(pb.CreateTaskRequest.DESCRIPTOR):
+            if backoff and path[0].name != "retry_policy":
                 continue
-            requests = []
-            for value in settings_of(path[-1]):
-                request = pb.TaskSubscriptionOperation(
-                    op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id, client_request_id=f"field-{next(_ids)}"
-                )
-                put(request, path, value)
-                requests.append(pb.UpstreamMessage(task_subscription_op=request))
-            await ask(peer, "task_subscription_op", requests, spelled(path))
+            policy = pb.RetryPolicy(backoff=pb.BackoffStrategy.ValueType(backoff), max_attempts=9)
+            fixed: dict[str, Any] = {"task_type": "t", "retry_policy": policy}
+            peer.send(*(filled("create_task", path, value, **fixed) for value in settings_of(path[-1])))
+            await barrier(peer)
+            tasks = [one.create_task.task_id for one in received(peer) if one.create_task.success]
+            for op in (pb.TaskOperation.CLAIM, pb.TaskOperation.FAIL, pb.TaskOperation.RETRY):
+                moves = [
+                    pb.UpstreamMessage(
+                        task_op=pb.TaskOperation(op=op, task_id=task_id, request_id=f"field-{next(_ids)}")
+                    )
+                    for task_id in tasks
+                ]
+                await ask(peer, "task_op", moves, f"{op} after {backoff} {spelled(path)}")
+    await be_well(peer)
+
+
+async def test_every_field_of_a_subscription_to_a_task(peer: MemoryLink) -> None:
+    (task_id,) = await begun(peer, 1)
+    for path in leaves(pb.TaskSubscriptionOperation.DESCRIPTOR):
+        if spelled(path) in ("op", "task_id"):
+            continue
+        follow = {"op": pb.TaskSubscriptionOperation.SUBSCRIBE, "task_id": task_id}
+        requests = [filled("task_subscription_op", path, value, **follow) for value in settings_of(path[-1])]
+        await ask(peer, "task_subscription_op", requests, spelled(path))
 
 
 async def test_every_field_of_a_first_message(core: Core) -> None:

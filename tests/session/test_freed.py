@@ -38,23 +38,15 @@ def session_of(core: Core) -> Session:
     return session
 
 
-def finishes(core: Core, peer: MemoryLink) -> None:
-    peer.finish()
+ENDS: dict[str, End] = {
+    "it finishes": lambda core, peer: peer.finish(),
+    "it is cut": lambda core, peer: peer.cut(),
+    "it is kicked": lambda core, peer: session_of(core).end(Status.CANCELLED, "kicked", pb.Signal.FORCE_DISCONNECT),
+    "it cheats": lambda core, peer: peer.send(pb.UpstreamMessage(init=pb.InitConnection())),
+}
 
 
-def is_cut(core: Core, peer: MemoryLink) -> None:
-    peer.cut()
-
-
-def is_kicked(core: Core, peer: MemoryLink) -> None:
-    session_of(core).end(Status.CANCELLED, "kicked", pb.Signal.FORCE_DISCONNECT)
-
-
-def cheats(core: Core, peer: MemoryLink) -> None:
-    peer.send(pb.UpstreamMessage(init=pb.InitConnection()))
-
-
-@pytest.mark.parametrize("end", [finishes, is_cut, is_kicked, cheats])
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("hello", [agent("w", "a", "1"), task("w", "t"), user("u", "1")], ids=["agent", "task", "user"])
 @pytest.mark.usefixtures("no_collector")
 async def test_a_session_is_freed_when_its_stream_has_ended(core: Core, hello: pb.UpstreamMessage, end: End) -> None:
@@ -80,7 +72,7 @@ async def test_so_is_one_that_was_taken_over(core: Core) -> None:
             assert freed() is None
 
 
-@pytest.mark.parametrize("end", [finishes, is_cut, is_kicked, cheats])
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("publisher", [None, b"p" * 16], ids=["this connection's", "a publisher's"])
 @pytest.mark.usefixtures("no_collector")
 async def test_so_is_one_that_has_numbered_its_sends(core: Core, publisher: bytes | None, end: End) -> None:

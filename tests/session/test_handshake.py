@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import trio
@@ -129,18 +128,6 @@ async def test_a_fresh_ack(core: Core) -> None:
     assert list(ack.negotiated_extensions) == list(ack.server_supported_extensions) == []
 
 
-async def test_a_non_unique_task_is_told_its_name_and_reached_by_it(core: Core) -> None:
-    async with (
-        connect(core, task("w", "t"), wait_ack=False) as first,
-        connect(core, task("w", "t"), wait_ack=False) as second,
-    ):
-        ids = [(await ack_of(peer)).assigned_id for peer in (first, second)]
-        assert len(set(ids)) == 2
-        first.send(message_to(f"ta::w::t::{ids[1]}", b"hello"))
-        await barrier(first)
-        assert [one.msg.source_topic for one in second.waiting("msg")] == [f"ta::w::t::{ids[0]}"]
-
-
 async def test_an_orchestrator_without_a_specifier_is_given_one(core: Core) -> None:
     async with (
         connect(core, orchestrator("k8s"), wait_ack=False) as first,
@@ -200,15 +187,6 @@ async def test_a_refusal_comes_before_any_message(core: Core, case: str) -> None
     assert core.registry.statistics().claims == 0
 
 
-async def test_who_says_nothing_is_sent_away_in_time(core: Core) -> None:
-    link = MemoryLink()
-    before = trio.current_time()
-    await core.sessions.serve(link)
-    assert link.ended is not None
-    assert link.ended.status is Status.DEADLINE_EXCEEDED
-    assert trio.current_time() - before == 30
-
-
 async def test_a_stream_that_ends_or_breaks_before_init_leaves_nothing(core: Core) -> None:
     ended, broken = MemoryLink(), MemoryLink()
     ended.finish()
@@ -253,34 +231,16 @@ async def test_a_gateway_that_cannot_read_its_log_says_so_and_holds_nothing(core
     await visit(core, agent("w", "a", "1"))
 
 
-async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as peer:
-        peer.send(kv_get("before"), agent("w", "a", "2"), kv_get("behind"))
-        messages = await rest_of(peer)
-        assert [one.kv.request_id for one in messages if one.HasField("kv")] == ["before"]
-        assert peer.ended is not None
-        assert peer.ended.status is Status.INVALID_ARGUMENT
-        assert len(core.registry) == 0
+async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Core, peer: MemoryLink) -> None:
+    peer.send(kv_get("before"), agent("w", "a", "2"), kv_get("behind"))
+    messages = await rest_of(peer)
+    assert [one.kv.request_id for one in messages if one.HasField("kv")] == ["before"]
+    assert peer.ended is not None
+    assert peer.ended.status is Status.INVALID_ARGUMENT
+    assert len(core.registry) == 0
 
 
 # -- duplicates and resumes ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("resume", ["", "a session that never was"])
-async def test_a_duplicate_is_refused_and_the_holder_not_disturbed(core: Core, resume: str) -> None:
-    async with connect(core, agent("w", "a", "1")) as holder:
-        ended = await refusal(core, agent("w", "a", "1", resume_session_id=resume))
-        assert ended.status is Status.ALREADY_EXISTS
-        assert ended.message.startswith("DuplicateIdentityError:")
-        holder.send(message_to(ONE, b"still here"))
-        await barrier(holder)
-        assert payloads(holder) == [b"still here"]
-
-
-@pytest.mark.parametrize("hello", [workflow_engine, metrics_bridge])
-async def test_there_is_one_engine_and_one_metrics_bridge(core: Core, hello: Any) -> None:
-    async with connect(core, hello()):
-        assert (await refusal(core, hello())).status is Status.ALREADY_EXISTS
 
 
 async def test_a_holder_that_is_just_leaving_is_waited_for(core: Core) -> None:
@@ -316,11 +276,6 @@ async def test_a_stale_resume_is_a_plain_connect(core: Core) -> None:
     third = await visit(core, agent("w", "a", "1", resume_session_id=stale))
     assert (third.resumed, third.reconnection_count) == (False, 0)
     assert third.initial_connection_unix_ms > second.initial_connection_unix_ms - 5000
-
-
-async def test_a_session_id_belongs_to_its_identity(core: Core) -> None:
-    session_id = (await visit(core, agent("w", "a", "1"))).session_id
-    assert not (await visit(core, agent("w", "a", "2", resume_session_id=session_id))).resumed
 
 
 async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) -> None:

@@ -6,6 +6,7 @@ Real sessions and a real registry; the rows and the log do what the test says.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -149,6 +150,15 @@ def _claim(identity: Identity, resume: str = "") -> Claim:
     return Claim(identity, "", {}, resume, True, (), "python", "1")
 
 
+@asynccontextmanager
+async def taking(node: Node, session: Session, resume: str = "") -> AsyncIterator[None]:
+    """The session asks for its identity; it has got it at the end of the block."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, session, resume)
+        await pump()
+        yield
+
+
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
     async with deadlock_is_an_error(), trio.open_nursery() as nursery:
@@ -189,9 +199,7 @@ async def test_the_row_is_asked_with_all_that_listings_say(node: Node) -> None:
 async def test_no_session_is_registered_before_the_row_is_granted(node: Node) -> None:
     node.rows.gate = trio.Event()
     session = node.session("s1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, session)
-        await pump()
+    async with taking(node, session):
         assert node.registry.holder(A1.text) is None
         node.rows.gate.set()
     assert node.registry.holder(A1.text) is session
@@ -237,9 +245,7 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
 async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder(node: Node) -> None:
     node.rows.gate = trio.Event()
     stale, session = node.session("s1"), node.session("s2")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, session)
-        await pump()
+    async with taking(node, session):
         node.registry.claim(stale, "")
         node.rows.gate.set()
     assert ending(stale) == (Status.CANCELLED, "session s2 holds this identity now")
@@ -258,18 +264,14 @@ async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
     first, _ = await node.hold("s1", last_append=1)
     node.rows.gate = trio.Event()
     second, third = node.session("s2", last_append=2), node.session("s3")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, second, "s1")
-        await pump()
+    async with taking(node, second, "s1"):
         first.end(Status.CANCELLED, "done")
         await pump()
         node.rows.gate.set()
     second.end(Status.CANCELLED, "done as well")
     await pump()
     assert node.sessions.leaving() == [A1.text]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, third)
-        await pump()
+    async with taking(node, third):
         assert node.registry.holder(A1.text) is None, "it waits for both"
         node.log.settled.set()
     assert [one[1] for one in node.told if one[0] == "released"] == ["s2"]
@@ -345,9 +347,7 @@ async def test_who_has_just_left_makes_room_in_its_workspace(node: Node) -> None
     node.log.settled = trio.Event()
     first.end(Status.CANCELLED, "done")
     second = node.session("t2", A2)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.take, second)
-        await pump()
+    async with taking(node, second):
         assert node.registry.holder(A2.text) is None
         node.log.settled.set()
     assert node.registry.holder(A2.text) is second

@@ -53,30 +53,6 @@ def test_a_held_identity_is_refused_unless_its_session_is_named() -> None:
     assert (statistics.claims, statistics.takeovers, statistics.refused) == (2, 1, 3)
 
 
-def test_the_end_of_a_displaced_session_does_not_free_its_successor() -> None:
-    registry, first, second = SessionRegistry(), make(), make(session_id="s2")
-    claim(registry, first)
-    claim(registry, second, "s1")
-    assert not registry.release(first)  # type: ignore[arg-type]
-    assert registry.holder(A1.text) is second
-    assert registry.release(second)  # type: ignore[arg-type]
-    assert not registry.release(second)  # type: ignore[arg-type]
-    assert len(registry) == 0
-
-
-def test_only_the_last_session_of_an_identity_can_be_resumed_and_only_once() -> None:
-    registry = SessionRegistry()
-    for number in (1, 2):
-        session = make(session_id=f"s{number}")
-        claim(registry, session)
-        registry.release(session)  # type: ignore[arg-type]
-    third = make(session_id="s3")
-    assert claim(registry, third, "s1") == (None, None)
-    registry.release(third)  # type: ignore[arg-type]
-    fourth = make(session_id="s4")
-    assert claim(registry, fourth, "s3") == (None, third.history)
-
-
 def test_what_is_remembered_of_the_ended_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED_ENDS", 3)
     registry = SessionRegistry()
@@ -85,23 +61,6 @@ def test_what_is_remembered_of_the_ended_is_bounded(monkeypatch: pytest.MonkeyPa
         claim(registry, session)
         registry.release(session)  # type: ignore[arg-type]
     assert [number for number in range(10) if registry.remembers(f"ag::w::a::{number}")] == [7, 8, 9]
-
-
-def test_a_quota_counts_connections_and_not_takeovers() -> None:
-    registry = SessionRegistry(connections_per_workspace=2)
-    sessions = [make(Identity.agent("w", "a", f"{number}"), f"s{number}") for number in range(3)]
-    claim(registry, sessions[0])
-    claim(registry, sessions[1])
-    with pytest.raises(StatusError) as caught:
-        claim(registry, sessions[2])
-    assert caught.value.status is Status.RESOURCE_EXHAUSTED
-    claim(registry, make(Identity.agent("w", "a", "0"), "s9"), "s0")
-    claim(registry, make(Identity.agent("other", "a", "0"), "s10"))
-    for number in range(5):
-        claim(registry, make(Identity.user("u", f"{number}"), f"u{number}"))
-    registry.release(sessions[1])  # type: ignore[arg-type]
-    claim(registry, sessions[2])
-    assert registry.statistics().refused == 1
 
 
 def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
