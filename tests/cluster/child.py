@@ -8,8 +8,6 @@ Its standard input has a command a line, its standard output an answer or an eve
         -> {"id": 1, "epoch": 3} or {"id": 1, "error": "..."}
     {"id": 2, "do": "write", "identity": ..., "epoch": 3}
         -> {"id": 2} or {"id": 2, "error": "FencedError: ..."}
-    {"id": 3, "do": "leave"}
-        -> nothing more, and the end
     {"told": "lost" | "back" | "gone", "lost": [identity, ...]} is a call of its host.
 """
 
@@ -71,11 +69,7 @@ async def main(dsn: str, schema: str, limits: ClusterLimits) -> None:
                 async for data in commands:
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
-                        command = json.loads(line)
-                        if command["do"] == "leave":
-                            nursery.cancel_scope.cancel()
-                            break
-                        nursery.start_soon(obey, node, command)
+                        nursery.start_soon(obey, node, json.loads(line))
                 nursery.cancel_scope.cancel()
 
 

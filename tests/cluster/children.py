@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.limits import ClusterLimits
-from tests.cluster.nodes import LONG_S
+from tests.cluster.nodes import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,6 @@ class Child:
         self.told: list[tuple[str, list[str]]] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._numbers = count(1)
-        self._news = trio.Event()
         self._turn = trio.Lock()
 
     async def listen(self) -> None:
@@ -52,22 +51,11 @@ class Child:
                     self.told.append((said["told"], said["lost"]))
                 else:
                     self._answers[said["id"]] = said
-                self._news.set()
-                self._news = trio.Event()
-
-    async def ready(self) -> None:
-        with trio.fail_after(LONG_S):
-            while not self.node_id:
-                await self._news.wait()
 
     async def wait_told(self, what: str) -> list[str]:
         """Wait until its host is told this; which identities it has lost."""
-        with trio.fail_after(LONG_S):
-            while True:
-                for told, lost in self.told:
-                    if told == what:
-                        return lost
-                await self._news.wait()
+        await until(lambda: any(told == what for told, _ in self.told))
+        return next(lost for told, lost in self.told if told == what)
 
     async def do(self, what: str, **arguments: Any) -> dict[str, Any]:
         """Have it do something. Raises Refused."""
@@ -75,9 +63,7 @@ class Child:
         assert self.process.stdin is not None
         async with self._turn:
             await self.process.stdin.send_all(json.dumps({"id": number, "do": what, **arguments}).encode() + b"\n")
-        with trio.fail_after(LONG_S):
-            while number not in self._answers:
-                await self._news.wait()
+        await until(lambda: number in self._answers)
         answer = self._answers.pop(number)
         if "error" in answer:
             raise Refused(answer["error"])
@@ -117,8 +103,7 @@ async def open_children(dsn: str, schema: str, limits: ClusterLimits, number: in
                 child = Child(process)
                 children.append(child)
                 nursery.start_soon(child.listen)
-            for child in children:
-                await child.ready()
+            await until(lambda: all(child.node_id for child in children))
             yield children
         finally:
             for child in children:

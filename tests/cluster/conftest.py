@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.cluster.nodes import HISTORY, Nodes, open_nodes
 from tests.helpers.engines import PostgresEngine
+from tests.helpers.postgres import PostgresServer, open_postgres_server
+
+
+@pytest.fixture(scope="module")
+def tcp_server() -> Iterator[PostgresServer]:
+    """One on a TCP port, which a test may break."""
+    with open_postgres_server(tcp=True) as server:
+        yield server
 
 
 @pytest.fixture

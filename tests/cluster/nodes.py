@@ -5,23 +5,22 @@ Each node has a separate engine and loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
-from typing import Any
 
 import trio
 
 from aether_trio.cluster.cluster import Cluster, open_cluster
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import NodeInfo
-from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, PostgresServer, open_postgres
+from tests.helpers.engines import PostgresEngine
 
 LONG_S = 60.0  # a safety net against a hang, never a measurement
 STEADY = ClusterLimits(
@@ -36,6 +35,13 @@ FEW = PostgresLimits(writers=2, readers=1, patience_s=LONG_S)
 _numbers = count(1)
 
 
+async def until(what: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Look until it is so."""
+    with trio.fail_after(LONG_S):
+        while not (found if isinstance(found := what(), bool) else await found):
+            await trio.sleep(0.01)
+
+
 @dataclass
 class Host:
     """A SessionHost.
@@ -47,8 +53,6 @@ class Host:
     lost: list[IdentityLock] = field(default_factory=list)
     asked_for: list[tuple[str, str]] = field(default_factory=list)
     gate: trio.Event | None = None
-    news: RepeatedEvent = field(default_factory=RepeatedEvent)
-    silent: bool = False
     left: list[str] = field(default_factory=list)
     cluster: Cluster | None = None
 
@@ -77,12 +81,9 @@ class Host:
 
     def _tell(self, what: str) -> None:
         self.told.append(what)
-        self.news.set()
 
     async def wait_told(self, what: str, times: int = 1) -> None:
-        with trio.fail_after(LONG_S):
-            while self.told.count(what) < times:
-                await self.news.wait()
+        await until(lambda: self.told.count(what) >= times)
 
 
 @dataclass
@@ -93,21 +94,18 @@ class Node:
     server: PostgresServer
     cluster: Cluster
     database: PostgresDatabase
+    stop: trio.Event = field(default_factory=trio.Event)
+    stopped: trio.Event = field(default_factory=trio.Event)
 
     async def claim(
         self, identity: str, *, resume: str = "", session: str = "", workspace: str = "lab", connected_ms: int = 5_000
     ) -> GrantedLock:
         with trio.fail_after(LONG_S):
-            return await self.cluster.locks.claim(
-                LockRequest(
-                    identity,
-                    session or f"session-{next(_numbers)}",
-                    "agent",
-                    connected_ms,
-                    workspace=workspace,
-                    resume_session_id=resume,
-                )
+            session = session or f"session-{next(_numbers)}"
+            request = LockRequest(
+                identity, session, "agent", connected_ms, workspace=workspace, resume_session_id=resume
             )
+            return await self.cluster.locks.claim(request)
 
     async def write(self, identity: str, epoch: int) -> None:
         """What a session writes, with the epoch of its hold, in the order of the commits.
@@ -146,13 +144,10 @@ HISTORY = (
 )
 
 
-def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
-    """Check that the epochs of an identity's writes never go back; return the epochs.
-
-    `rows` are (identity, n, epoch) in the order of the commits.
-    """
+def history_is_ordered(place: PostgresEngine) -> dict[str, list[int]]:
+    """Check that the epochs of an identity's writes never go back; return the epochs."""
     epochs: dict[str, list[int]] = {}
-    for identity, _, epoch in sorted(rows):
+    for identity, epoch in place.rows("SELECT identity, epoch FROM history ORDER BY identity, n"):
         epochs.setdefault(identity, []).append(epoch)
     for identity, seen in epochs.items():
         assert seen == sorted(seen), f"a former holder of {identity} wrote after its successor: {seen}"
@@ -170,53 +165,38 @@ class Nodes:
         self._dsn = dsn
         self._schema = schema
         self._limits = limits
-        self._ends: dict[int, tuple[trio.Event, trio.Event]] = {}
-        self._seeds = count(1)
+        self._nodes: list[Node] = []
 
     async def start(
         self, *, dsn: str | None = None, limits: ClusterLimits | None = None, host: Host | None = None
     ) -> Node:
         node: Node = await self._nursery.start(self._run, dsn or self._dsn, limits or self._limits, host or Host())
+        self._nodes.append(node)
         return node
 
-    async def stop(self, node: Node) -> None:
+    async def stop(self, *nodes: Node) -> None:
         """A clean exit."""
-        stop, stopped = self._ends.pop(id(node))
-        stop.set()
-        await stopped.wait()
+        for node in nodes:
+            node.stop.set()
+        for node in nodes:
+            await node.stopped.wait()
 
     async def stop_all(self) -> None:
-        for stop, _ in self._ends.values():
-            stop.set()
-        for _, stopped in self._ends.values():
-            await stopped.wait()
+        await self.stop(*self._nodes)
 
     async def _run(self, dsn: str, limits: ClusterLimits, host: Host, task_status: trio.TaskStatus[Node]) -> None:
         stop, stopped = trio.Event(), trio.Event()
+        number = len(self._nodes) + 1
+        info = NodeInfo(f"node-{number}", f"10.0.0.{number}:50051", "1")
         try:
-            await self._live(dsn, limits, host, stop, stopped, task_status)
+            async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
+                database = await server.database("scratch")
+                async with open_cluster(server, host, info, limits=limits, random=Random(number)) as cluster:
+                    host.cluster = cluster
+                    task_status.started(Node(host, server, cluster, database, stop, stopped))
+                    await stop.wait()
         finally:
             stopped.set()
-
-    async def _live(
-        self,
-        dsn: str,
-        limits: ClusterLimits,
-        host: Host,
-        stop: trio.Event,
-        stopped: trio.Event,
-        task_status: trio.TaskStatus[Node],
-    ) -> None:
-        async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
-            database = await server.database("scratch")
-            number = next(self._seeds)
-            info = NodeInfo(f"node-{number}", f"10.0.0.{number}:50051", "1")
-            async with open_cluster(server, host, info, limits=limits, random=Random(number)) as cluster:
-                host.cluster = cluster
-                node = Node(host, server, cluster, database)
-                self._ends[id(node)] = (stop, stopped)
-                task_status.started(node)
-                await stop.wait()
 
 
 @asynccontextmanager

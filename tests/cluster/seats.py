@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from types import SimpleNamespace
@@ -68,19 +68,10 @@ class Seat:
         identity = Identity.parse(text)
         guest = Guest(identity, f"session-{next(_numbers)}", takes_any, identity.workspace)
         with trio.fail_after(LONG_S):
-            claimed = await self.node.cluster.locks.claim(
-                LockRequest(
-                    text,
-                    guest.session_id,
-                    identity.kind.value,
-                    guest.connected_ms,
-                    workspace=identity.workspace,
-                    implementation=identity.implementation,
-                    resume_session_id=resume,
-                    takes_any=takes_any,
-                    peer=guest.address,
-                )
-            )
+            place = {"workspace": identity.workspace, "implementation": identity.implementation, "peer": guest.address}
+            request = LockRequest(text, guest.session_id, identity.kind.value, guest.connected_ms, **place)
+            request = replace(request, resume_session_id=resume, takes_any=takes_any)
+            claimed = await self.node.cluster.locks.claim(request)
         self.registry.claim(guest, resume)  # type: ignore[arg-type]
         guest.on_end = lambda: self.leave(guest, claimed.lock)
         return guest
@@ -111,21 +102,8 @@ async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat
 @asynccontextmanager
 async def seats(*nodes: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[list[Seat]]:
     """A directory on each node."""
-    if not nodes:
-        yield []
-        return
-    async with seat(nodes[0], limits) as first, seats(*nodes[1:], limits=limits) as others:
-        yield [first, *others]
-
-
-async def comes_true(what: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
-    """Look until it is so."""
-    with trio.fail_after(LONG_S):
-        while True:
-            found = what()
-            if found if isinstance(found, bool) else await found:
-                return
-            await trio.sleep(0.02)
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(seat(node, limits)) for node in nodes]
 
 
 def lose_notifications(node: Node) -> None:

@@ -12,13 +12,12 @@ import trio
 
 from aether_trio.model.errors import Status, StatusError
 from tests.cluster.children import Child, Refused, open_children
-from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Nodes, history_is_ordered
+from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Nodes, history_is_ordered, until
 from tests.helpers.engines import PostgresEngine
 
 pytestmark = pytest.mark.crash
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
-HISTORY = "SELECT identity, n, epoch FROM history"
 
 
 async def test_the_holds_of_a_killed_process_are_free_at_once(nodes: Nodes, place: PostgresEngine) -> None:
@@ -68,7 +67,7 @@ async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: 
         assert ("gone", []) not in child.told
         assert len(writes) == 20
         assert all(str(error).startswith(("FencedError", "SessionEnded")) for error in writes)
-        assert history_is_ordered(place.rows(HISTORY)) == {X: [x, claimed.lock.epoch]}
+        assert history_is_ordered(place) == {X: [x, claimed.lock.epoch]}
         assert place.rows("SELECT epoch, alive FROM nodes WHERE node_id = $1", child.node_id) == [(2, True)]
         await child.do("write", identity=Y, epoch=y)
         with pytest.raises(StatusError):
@@ -103,9 +102,7 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
             refused: list[BaseException] = []
             nursery.start_soon(_write, child, X, x, refused)
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'history'::regclass"
-            with trio.fail_after(LONG_S):
-                while place.rows(waiting) != [(1,)]:
-                    await trio.sleep(0.01)
+            await until(lambda: place.rows(waiting) == [(1,)])
             child.stop()
             place.outside("COMMIT")
             claimed = await node.claim(X)
@@ -113,21 +110,8 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
             child.go_on()
         await child.wait_told("back")
         assert len(refused) == 1
-        epochs = history_is_ordered(place.rows(HISTORY))
+        epochs = history_is_ordered(place)
         assert epochs == {X: [x, claimed.lock.epoch] if prepared else [claimed.lock.epoch]}
-
-
-async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, place: PostgresEngine) -> None:
-    node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
-        await child.claim(X, "x1")
-        assert child.process.stdin is not None
-        await child.process.stdin.send_all(b'{"id": 0, "do": "leave"}\n')
-        assert await child.process.wait() == 0
-        assert place.rows("SELECT alive FROM nodes WHERE node_id = $1", child.node_id) == [(False,)]
-        claimed = await node.claim(X, resume="x1")
-        assert claimed.displaced is None
-        assert claimed.history is not None
 
 
 async def test_a_process_that_stands_still_loses_its_lease_although_no_node_requests_its_identities(
@@ -137,9 +121,7 @@ async def test_a_process_that_stands_still_loses_its_lease_although_no_node_requ
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         x = await child.claim(X, "x1")
         child.stop()
-        with trio.fail_after(LONG_S):
-            while node.cluster.nodes.statistics().declared == 0:
-                await trio.sleep(0.05)
+        await until(lambda: node.cluster.nodes.statistics().declared > 0)
         assert node.cluster.nodes.statistics().cut_off == 1
         claimed = await node.claim(X)
         assert claimed.lock.epoch == x + 1

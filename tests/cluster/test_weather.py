@@ -15,8 +15,8 @@ from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import LeaseState
 from aether_trio.devtools.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.storage.base import StorageUnavailable
-from tests.cluster.nodes import HISTORY, LONG_S, SHORT_GRACE, STEADY, Node, Nodes, open_nodes
-from tests.helpers.postgres import PostgresServer, open_postgres_server
+from tests.cluster.nodes import HISTORY, SHORT_GRACE, STEADY, Node, Nodes, open_nodes, until
+from tests.helpers.postgres import PostgresServer
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
 NOTICES = replace(STEADY, probe_timeout_s=1.0)
@@ -26,22 +26,13 @@ than there is.
 SCHEMA = "weather"
 
 
-@pytest.fixture(scope="module")
-def fragile_server() -> Iterator[PostgresServer]:
-    """One that a test may break, on a TCP port."""
-    with open_postgres_server(tcp=True) as server:
-        yield server
-
-
 @pytest.fixture
-def fragile(fragile_server: PostgresServer) -> Iterator[PostgresServer]:
-    fragile_server.psql(f"CREATE SCHEMA {SCHEMA}")
-    for statement in HISTORY:
-        fragile_server.psql(f"SET search_path = {SCHEMA}; {statement}")
-    yield fragile_server
-    fragile_server.stop()
-    fragile_server.start()
-    fragile_server.psql(f"SET client_min_messages = warning; DROP SCHEMA {SCHEMA} CASCADE")
+def fragile(tcp_server: PostgresServer) -> Iterator[PostgresServer]:
+    tcp_server.psql(f"CREATE SCHEMA {SCHEMA}; SET search_path = {SCHEMA}; " + "; ".join(HISTORY))
+    yield tcp_server
+    tcp_server.stop()
+    tcp_server.start()
+    tcp_server.psql(f"SET client_min_messages = warning; DROP SCHEMA {SCHEMA} CASCADE")
 
 
 @pytest.fixture
@@ -51,9 +42,7 @@ async def nodes(fragile: PostgresServer) -> AsyncIterator[Nodes]:
 
 
 async def held(node: Node) -> None:
-    with trio.fail_after(LONG_S):
-        while not node.cluster.lease.held:
-            await trio.sleep(0.01)
+    await until(lambda: node.cluster.lease.held)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
@@ -117,9 +106,9 @@ async def behind_a_proxy(
         await nodes.stop(node)
 
 
-def stall(proxy: FaultProxy) -> None:
+def stall(*connections: ProxiedConnection) -> None:
     """Nothing comes through any more, in either direction, and neither side is told."""
-    for connection in proxy.open.values():
+    for connection in connections:
         connection.upstream.stall()
         connection.downstream.stall()
 
@@ -129,16 +118,14 @@ async def test_a_link_that_stalls_is_noticed_and_the_lease_taken_back_over_anoth
 ) -> None:
     async with behind_a_proxy(nodes, fragile, NOTICES) as (proxy, a):
         x = await a.claim(X)
-        stall(proxy)
+        stall(*proxy.open.values())
         times = a.host.told.count("back") + 1
         await a.host.wait_told("back", times)
         # The server believes in the old session: it has to be ended before the lock is free.
         assert a.host.told == ["lost", "back"] * times
         assert a.cluster.lease.epoch == 1
         assert a.cluster.locks.mine(X) == x.lock
-        with trio.fail_after(LONG_S):
-            while a.cluster.bus.statistics().reconnects == 0:
-                await trio.sleep(0.01)
+        await until(lambda: a.cluster.bus.statistics().reconnects > 0)
         b = await nodes.start()
         a.host.gate = trio.Event()
         a.host.gate.set()
@@ -152,14 +139,13 @@ async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
     async with behind_a_proxy(nodes, fragile, replace(NOTICES, lease_grace_s=3.0)) as (proxy, a):
 
         async def nothing(connection: ProxiedConnection) -> None:
-            connection.upstream.stall()
-            connection.downstream.stall()
+            stall(connection)
             await trio.sleep_forever()
 
         x = await a.claim(X)
         await a.claim(Y)
         proxy.script = nothing
-        stall(proxy)
+        stall(*proxy.open.values())
         claimed = await b.claim(X)
         assert claimed.lock.epoch == 2
         assert b.cluster.nodes.statistics().cut_off == 1

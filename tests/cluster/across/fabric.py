@@ -24,7 +24,6 @@ from unittest import mock
 import trio
 
 from aether_trio.cluster.cluster import Cluster
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.relay.log_relay import ClusterLogRelay, LogRelayLimits
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.storage.base import StorageUnavailable
@@ -32,25 +31,14 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.transport.link import Peer
 from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster import nodes
+from tests.cluster.nodes import LONG_S, until
 from tests.helpers.core import settings_for_tests
 from tests.helpers.engines import PostgresEngine
 
-LONG_S = 60.0
-"""A safety net against a hang, never a measurement."""
 NEVER_S = 10 * LONG_S
 """Between two looks: what these tests see, a hint has told."""
-STEADY = ClusterLimits(
-    lease_grace_s=LONG_S,
-    probe_s=0.2,
-    probe_timeout_s=LONG_S,
-    statement_s=LONG_S,
-    ask_again_s=0.2,
-    ending_s=LONG_S,
-    sweep_s=1.0,
-)
-"""Nothing ends by waiting: a machine that stalls for seconds takes no node for dead, and gives up
-no connection.
-"""
+STEADY = replace(nodes.STEADY, sweep_s=1.0)
 
 
 @dataclass(eq=False)
@@ -61,8 +49,8 @@ class Gateway:
     tails: ClusterLogRelay
     cluster: Cluster
     nursery: trio.Nursery
-    stop: trio.Event = field(default_factory=trio.Event)
-    stopped: trio.Event = field(default_factory=trio.Event)
+    stop: trio.Event
+    stopped: trio.Event
     joined: list[tuple[Participant, trio.Event]] = field(default_factory=list)
 
     async def join(self, hello: pb.UpstreamMessage, link: Participant | None = None) -> Participant:
@@ -145,13 +133,15 @@ class Fabric:
         sections: dict[str, Any] = {**self._settings, **changes}
         place = {"database": self._engine.server.dsn(), "schema": self._engine.schema}
         sections["storage"] = {**place, **sections.get("storage", {})}
-        async with open_core(settings_for_tests(**sections)) as core:
-            tails = core.log.relay
-            assert isinstance(tails, ClusterLogRelay)
-            gateway = Gateway(core, tails, tails._cluster, self._nursery)
-            task_status.started(gateway)
-            await gateway.stop.wait()
-        gateway.stopped.set()
+        stop, stopped = trio.Event(), trio.Event()
+        try:
+            async with open_core(settings_for_tests(**sections)) as core:
+                tails = core.log.relay
+                assert isinstance(tails, ClusterLogRelay)
+                task_status.started(Gateway(core, tails, tails._cluster, self._nursery, stop, stopped))
+                await stop.wait()
+        finally:
+            stopped.set()
 
     async def close(self) -> None:
         for gateway in self.gateways:
@@ -205,6 +195,11 @@ class Participant(MemoryLink):
 
     ack: pb.ConnectionAck
 
+    async def ask(self, answer: str, **request: Any) -> Any:
+        """The next answer of this kind, after this request."""
+        self.send(pb.UpstreamMessage(**request))
+        return getattr(await self.next(answer), answer)
+
     async def take(self, count: int) -> list[bytes]:
         """The payloads of the next messages."""
         return [(await self.next("msg")).msg.payload for _ in range(count)]
@@ -241,13 +236,6 @@ class Numbered(Participant):
         while self.acked < seq:
             self._told = trio.Event()
             await self._told.wait()
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Look until it is so."""
-    with trio.fail_after(LONG_S):
-        while not what():
-            await trio.sleep(0.01)
 
 
 def numbers(payloads: Iterable[bytes], prefix: bytes) -> list[int]:

@@ -10,8 +10,7 @@ from tests.services.tasks.peers import Op, create, given, operate
 
 async def test_a_window_on_another_node_hears_all_of_it(fabric: Fabric) -> None:
     one, two, three = await fabric.start_many(3)
-    creator = await one.join(user("u", "1"))
-    window = await two.join(user("u", "2"))
+    creator, window = await one.join(user("u", "1")), await two.join(user("u", "2"))
     worker = await three.join(agent("w", "i", "1"))
     for peer in (creator, window):
         peer.send(switch_to("w"))

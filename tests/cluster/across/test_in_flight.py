@@ -8,8 +8,9 @@ comes back on another node or on the same one, and what it writes there is what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,12 +18,11 @@ import trio
 
 from aether_trio.devtools.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.session.session import Session
-from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import Fabric, Gateway, join, open_fabric, until
+from tests.cluster.across.fabric import Gateway, join, open_fabric, until
 from tests.helpers.core import agent
 from tests.helpers.engines import PostgresEngine, open_postgres_engine
-from tests.helpers.postgres import PostgresServer, open_postgres_server
+from tests.helpers.postgres import PostgresServer
 from tests.helpers.postgres_session import open_postgres_session
 
 Kv = pb.KVOperation
@@ -32,12 +32,6 @@ LONG_ENOUGH_S = 2.0
 """For a successor that does not wait to have written, on most machines; on another one the test
 sees less.
 """
-
-
-@pytest.fixture(scope="module")
-def tcp_server() -> Iterator[PostgresServer]:
-    with open_postgres_server(tcp=True) as server:
-        yield server
 
 
 @pytest.fixture
@@ -50,22 +44,18 @@ def tcp_engine(tcp_server: PostgresServer) -> Iterator[PostgresEngine]:
 async def two_nodes(engine: PostgresEngine) -> AsyncIterator[tuple[FaultProxy, Gateway, Gateway]]:
     """The first one reaches the database through the proxy."""
     async with open_fault_proxy(f"127.0.0.1:{engine.server.port}") as proxy, open_fabric(engine) as fabric:
-        one = await start_behind(fabric, proxy, engine)
-        two = await fabric.start()
+        dsn = engine.server.dsn(port=int(proxy.address.rpartition(":")[2]))
+        one, two = await fabric.start(storage={"database": dsn}), await fabric.start()
         try:
             yield proxy, one, two
         finally:
-            for connection in proxy.open.values():
-                release(connection)
+            release(*proxy.open.values())
 
 
-async def start_behind(fabric: Fabric, proxy: FaultProxy, engine: PostgresEngine) -> Gateway:
-    return await fabric.start(storage={"database": engine.server.dsn(port=int(proxy.address.rpartition(":")[2]))})
-
-
-def release(connection: ProxiedConnection) -> None:
-    connection.upstream.release()
-    connection.downstream.release()
+def release(*connections: ProxiedConnection) -> None:
+    for connection in connections:
+        connection.upstream.release()
+        connection.downstream.release()
 
 
 def stall_writers(proxy: FaultProxy, gateway: Gateway) -> list[ProxiedConnection]:
@@ -84,68 +74,58 @@ def in_use(gateway: Gateway) -> int:
     return len(gateway.core.kv._db._server.writers.in_use)  # type: ignore[attr-defined]
 
 
-async def put(peer: MemoryLink, value: bytes) -> None:
-    send_put(peer, value)
-    assert (await peer.next("kv")).kv.success
+@dataclass(frozen=True)
+class Slot:
+    """What a session writes and reads: a key or a checkpoint."""
+
+    write: Callable[[bytes], dict[str, Any]]
+    read: dict[str, Any]
+    answer: str
+    value: str
 
 
-def send_put(peer: MemoryLink, value: bytes) -> None:
-    peer.send(pb.UpstreamMessage(kv_op=Kv(op=Kv.PUT, scope=Kv.GLOBAL, key="key", value=value, request_id="put")))
-
-
-async def get(peer: MemoryLink) -> bytes:
-    peer.send(pb.UpstreamMessage(kv_op=Kv(op=Kv.GET, scope=Kv.GLOBAL, key="key", request_id="get")))
-    return (await peer.next("kv")).kv.value
-
-
-async def save(peer: MemoryLink, value: bytes) -> None:
-    send_save(peer, value)
-    assert (await peer.next("checkpoint")).checkpoint.success
-
-
-def send_save(peer: MemoryLink, value: bytes) -> None:
-    peer.send(pb.UpstreamMessage(checkpoint_op=Checkpoint(op=Checkpoint.SAVE, key="k", data=value, request_id="save")))
-
-
-async def load(peer: MemoryLink) -> bytes:
-    peer.send(pb.UpstreamMessage(checkpoint_op=Checkpoint(op=Checkpoint.LOAD, key="k", request_id="load")))
-    return (await peer.next("checkpoint")).checkpoint.data
-
-
-Write = Callable[[MemoryLink, bytes], Awaitable[None]]
-Send = Callable[[MemoryLink, bytes], None]
-Read = Callable[[MemoryLink], Awaitable[bytes]]
-KINDS = [pytest.param(put, send_put, get, id="key"), pytest.param(save, send_save, load, id="checkpoint")]
+SLOTS = {
+    "key": Slot(
+        lambda value: {"kv_op": Kv(op=Kv.PUT, scope=Kv.GLOBAL, key="key", value=value)},
+        {"kv_op": Kv(op=Kv.GET, scope=Kv.GLOBAL, key="key")},
+        "kv",
+        "value",
+    ),
+    "checkpoint": Slot(
+        lambda value: {"checkpoint_op": Checkpoint(op=Checkpoint.SAVE, key="k", data=value)},
+        {"checkpoint_op": Checkpoint(op=Checkpoint.LOAD, key="k")},
+        "checkpoint",
+        "data",
+    ),
+}
 
 
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["another node", "the same node"])
-@pytest.mark.parametrize(("write", "send", "read"), KINDS)
+@pytest.mark.parametrize("slot", SLOTS.values(), ids=SLOTS)
 async def test_what_an_ended_session_wrote_is_not_written_after_what_its_successor_writes(
-    tcp_engine: PostgresEngine, write: Write, send: Send, read: Read, elsewhere: bool
+    tcp_engine: PostgresEngine, slot: Slot, elsewhere: bool
 ) -> None:
     async with two_nodes(tcp_engine) as (proxy, one, two), join(one, agent("w", "a", "1")) as first:
-        await write(first, b"before")
+        assert (await first.ask(slot.answer, **slot.write(b"before"))).success
         stalled = stall_writers(proxy, one)
-        send(first, b"first")
+        first.send(pb.UpstreamMessage(**slot.write(b"first")))
         await until(lambda: in_use(one) > 0)
         done = trio.Event()
 
         async def come_back() -> None:
             hello = agent("w", "a", "1", resume_session_id=first.ack.session_id)
             async with join(two if elsewhere else one, hello) as second:
-                await write(second, b"second")
+                assert (await second.ask(slot.answer, **slot.write(b"second"))).success
                 done.set()
-                for connection in stalled:
-                    release(connection)
+                release(*stalled)
                 await until(lambda: in_use(one) == 0)
-                assert await read(second) == b"second"
+                assert getattr(await second.ask(slot.answer, **slot.read), slot.value) == b"second"
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(come_back)
             with trio.move_on_after(LONG_ENOUGH_S):
                 await done.wait()
-            for connection in stalled:
-                release(connection)
+            release(*stalled)
 
 
 def stall_at_commit(proxy: FaultProxy, gateway: Gateway, *, answers_only: bool) -> list[ProxiedConnection]:
@@ -178,26 +158,23 @@ async def test_an_increment_whose_commit_is_not_answered_counts_once(
         stalled = stall_at_commit(proxy, one, answers_only=answers_only)
         for expected in (1, 2):
             op = Kv(op=Kv.INCREMENT, scope=Kv.GLOBAL, key="n", request_id="r")
-            peer.send(pb.UpstreamMessage(kv_op=op))
-            answer = (await peer.next("kv")).kv
+            answer = await peer.ask("kv", kv_op=op)
             assert (answer.success, answer.counter_value) == (True, expected)
             assert len(stalled) == 1
-            for connection in stalled:
-                release(connection)
+            release(*stalled)
 
 
 async def test_progress_of_an_ended_session_is_written_before_its_successor_begins(tcp_engine: PostgresEngine) -> None:
     """No client waits for it: the gateway writes it later."""
     async with two_nodes(tcp_engine) as (proxy, one, two), join(one, agent("w", "a", "1")) as first:
         create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
-        first.send(pb.UpstreamMessage(create_task=create))
-        task_id = (await first.next("create_task")).create_task.task_id
+        task_id = (await first.ask("create_task", create_task=create)).task_id
         stalled = stall_writers(proxy, one)
         first.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="first")))
         session = one.core.registry.holder("ag::w::a::1")
         assert session is not None
         await until(lambda: session.pending is not None and session.pending.count > 0)
-        hello = agent("w", "a", "1", resume_session_id=first.ack.session_id)  # type: ignore[attr-defined]
+        hello = agent("w", "a", "1", resume_session_id=first.ack.session_id)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_release_soon, stalled, session)
             async with join(two, hello) as second:
@@ -208,5 +185,4 @@ async def test_progress_of_an_ended_session_is_written_before_its_successor_begi
 
 async def _release_soon(stalled: list[ProxiedConnection], session: Session) -> None:
     await session.wait_detached()
-    for connection in stalled:
-        release(connection)
+    release(*stalled)

@@ -40,8 +40,7 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
     fabric: Fabric, postgres_engine: PostgresEngine, aware: bool
 ) -> None:
     one, two = await fabric.start_many(2)
-    former = await one.join(agent("w", "x", "1"))
-    other = await one.join(agent("w", "other", "1"))
+    former, other = await one.join(agent("w", "x", "1")), await one.join(agent("w", "other", "1"))
     sender = await two.join(agent("w", "s", "1"))
     async with without_lease(one, postgres_engine, aware=aware), join(two, agent("w", "x", "1")) as holder:
         holder.pause()
@@ -84,8 +83,7 @@ async def test_workers_of_a_node_that_was_taken_for_dead_get_work(
     fabric: Fabric, postgres_engine: PostgresEngine, aware: bool
 ) -> None:
     one, two = await fabric.start_many(2)
-    pooled = await one.join(agent("w", "i", "1"))
-    targeted = await one.join(agent("w", "t", "1"))
+    pooled, targeted = await one.join(agent("w", "i", "1")), await one.join(agent("w", "t", "1"))
     boss = await two.join(agent("w", "boss", "1"))
     first = (await create(boss)).task_id
     await until(lambda: first in given(pooled))
@@ -109,8 +107,7 @@ async def test_what_others_gave_to_its_workers_before_they_knew_is_told(
     fabric: Fabric, postgres_engine: PostgresEngine
 ) -> None:
     one, two = await fabric.start_many(2)
-    worker = await one.join(agent("w", "i", "1"))
-    starts = await one.join(starter("1", "process"))
+    worker, starts = await one.join(agent("w", "i", "1")), await one.join(starter("1", "process"))
     boss = await two.join(agent("w", "boss", "1"))
     await register(starts, "echo")
     async with without_lease(one, postgres_engine):
@@ -127,8 +124,7 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
 ) -> None:
     """The assignment is committed under the old lease, its effects under the next one."""
     one, two = await fabric.start_many(2)
-    worker = await one.join(agent("w", "i", "1"))
-    boss = await one.join(agent("w", "boss", "1"))
+    worker, boss = await one.join(agent("w", "i", "1")), await one.join(agent("w", "boss", "1"))
     engine = one.core.tasks.engine
     run_program = engine.run_program
     committed, renewed = trio.Event(), trio.Event()
@@ -156,8 +152,7 @@ async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(
     fabric: Fabric, postgres_engine: PostgresEngine
 ) -> None:
     one, two = await fabric.start_many(2)
-    starts = await one.join(starter("1", "process"))
-    boss = await two.join(agent("w", "boss", "1"))
+    starts, boss = await one.join(starter("1", "process")), await two.join(agent("w", "boss", "1"))
     await register(starts, "echo")
     boss.send(message_to("ag::w::echo::1", b"wake"))
     asked = (await starts.next("task_assignment")).task_assignment
@@ -177,8 +172,7 @@ async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgre
     with mock.patch("aether_trio.services.tasks.engine.CHECK_S", NEVER_S):
         async with open_fabric(postgres_engine) as fabric:
             one, two = await fabric.start_many(2)
-            watcher = await one.join(agent("w", "watcher", "1"))
-            listener = await one.join(user("u", "1"))
+            watcher, listener = await one.join(agent("w", "watcher", "1")), await one.join(user("u", "1"))
             worker = await two.join(agent("w", "i", "1"))
             task_id = (await create(watcher)).task_id
             op = pb.TaskSubscriptionOperation(op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id)
@@ -211,8 +205,7 @@ async def test_work_queues_of_a_node_that_was_taken_for_dead_go_on(
     fabric: Fabric, postgres_engine: PostgresEngine
 ) -> None:
     one, two = await fabric.start_many(2)
-    worker = await one.join(task("w", "resize"))
-    boss = await two.join(agent("w", "boss", "1"))
+    worker, boss = await one.join(task("w", "resize")), await two.join(agent("w", "boss", "1"))
     async with taken_for_dead(one, two, postgres_engine, aware=False):
         boss.send(message_to("tb::w::resize", b"1"))
         await barrier(boss)

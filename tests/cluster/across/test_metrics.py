@@ -37,8 +37,7 @@ async def test_every_figure_that_is_documented_is_shown(fabric: Fabric) -> None:
 
 async def test_what_work_queues_do_is_counted(fabric: Fabric) -> None:
     one, two = await fabric.start_many(2)
-    boss = await one.join(agent("w", "boss", "1"))
-    worker = await two.join(task("w", "resize"))
+    boss, worker = await one.join(agent("w", "boss", "1")), await two.join(task("w", "resize"))
     boss.send(*(message_to("tb::w::resize", b"%d" % number) for number in range(5)))
     await until(lambda: len(payloads(worker)) == 5)
     mine, its = figures(one.core), figures(two.core)

@@ -28,11 +28,18 @@ async def ask(one: Participant, case: str, **request: Any) -> Any:
     return getattr(await one.next(case), case)
 
 
+async def act(one: Participant, op: Op.OpType.ValueType, task_id: str, **fields: Any) -> Any:
+    """The answer to an operation on a task, which succeeds."""
+    told = await ask(one, "task_op", task_op=Op(op=op, task_id=task_id, **{"request_id": "o", **fields}))
+    assert told.success, told.error
+    return told
+
+
 async def begin(one: Participant) -> str:
     """Create a task of this participant, and begin it."""
     wanted = pb.CreateTaskRequest(task_type="t", workspace="w", assignment_mode=pb.SELF_ASSIGN, request_id="c")
     task_id: str = (await ask(one, "create_task", create_task=wanted)).task_id
-    assert (await ask(one, "task_op", task_op=Op(op=Op.CLAIM, task_id=task_id, request_id="o"))).success
+    await act(one, Op.CLAIM, task_id)
     return task_id
 
 
@@ -47,12 +54,9 @@ async def test_what_a_killed_node_has_not_woken_is_woken_by_another_one() -> Non
             follow = pb.TaskSubscriptionOperation(op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=first)
             assert (await ask(person, "task_subscription_response", task_subscription_op=follow)).success
             for _ in range(WAITING):
-                spec = pb.WaitSpec(depends_on=[first])
-                wait = Op(op=Op.WAIT_FOR, task_id=await begin(worker), wait_spec=spec, request_id="o")
-                assert (await ask(worker, "task_op", task_op=wait)).success
+                await act(worker, Op.WAIT_FOR, await begin(worker), wait_spec=pb.WaitSpec(depends_on=[first]))
             await comes_true(cluster, f"SELECT count(*) = {WAITING} FROM tasks WHERE status = 'waiting_dependency'")
-            complete = Op(op=Op.COMPLETE, task_id=first, request_id="o")
-            assert (await ask(person, "task_op", task_op=complete)).success
+            await act(person, Op.COMPLETE, first)
             await killed.kill()
             await comes_true(cluster, "SELECT count(*) = 0 FROM tasks WHERE status = 'waiting_dependency'")
             await comes_true(cluster, "SELECT count(*) = 0 FROM task_watchers")

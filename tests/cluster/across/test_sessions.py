@@ -9,12 +9,11 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from aether_trio.cluster.node.postgres_calls import open_connection_from_trio
 from aether_trio.model.errors import Status
-from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
+from tests.cluster.across.leases import without_lease
 from tests.helpers.core import agent, barrier, errors, message_to, payloads, pump, service, task
 from tests.helpers.engines import PostgresEngine
 
@@ -158,64 +157,43 @@ async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_en
                 pass
 
 
-async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(postgres_engine: PostgresEngine) -> None:
     """Other nodes take it for dead. It finds out, and serves again."""
     async with open_fabric(postgres_engine, lease_grace_s=1.0) as fabric:
         one, two = await fabric.start_many(2)
-        async with join(one, me()) as first, join(one, agent("w", "other", "1")) as other:
-            first.send(message_to(ME, b"1"))
-            assert await first.take(1) == [b"1"]
-            await cut_lease(one, postgres_engine, monkeypatch)
-            async with join(two, me(first.ack.session_id)) as second:
-                assert second.ack.resumed
-                # Not read any more, so it cannot be committed as the holder's.
-                first.send(message_to(ME, b"stale"))
-                assert (await first.wait_end()).status is Status.UNAVAILABLE
-                assert (await other.wait_end()).status is Status.UNAVAILABLE
-                second.send(message_to(ME, b"2"))
-                assert await second.take(1) == [b"2"]
-                monkeypatch.undo()
-                await until(lambda: one.cluster.lease.held)
-                async with join(one, agent("w", "other", "1", resume_session_id=other.ack.session_id)) as again:
-                    again.send(message_to(ME, b"3"))
-                    assert await second.take(1) == [b"3"]
+        first, other = await one.join(me()), await one.join(agent("w", "other", "1"))
+        first.send(message_to(ME, b"1"))
+        assert await first.take(1) == [b"1"]
+        async with without_lease(one, postgres_engine):
+            second = await two.join(me(first.ack.session_id))
+            assert second.ack.resumed
+            # Not read any more, so it cannot be committed as the holder's.
+            first.send(message_to(ME, b"stale"))
+            assert (await first.wait_end()).status is Status.UNAVAILABLE
+            assert (await other.wait_end()).status is Status.UNAVAILABLE
+            second.send(message_to(ME, b"2"))
+            assert await second.take(1) == [b"2"]
+        again = await one.join(agent("w", "other", "1", resume_session_id=other.ack.session_id))
+        again.send(message_to(ME, b"3"))
+        assert await second.take(1) == [b"3"]
         assert one.core.sessions._parts.gate.paused is False
 
 
-async def test_input_waits_until_a_lost_lease_is_back(
-    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_input_waits_until_a_lost_lease_is_back(fabric: Fabric, postgres_engine: PostgresEngine) -> None:
     one, two = await fabric.start_many(2)
     mine, other = await one.join(me()), await two.join(agent("w", "other", "1"))
     mine.send(message_to("ag::w::other::1", b"1"))
     assert await other.take(1) == [b"1"]
-    await cut_lease(one, postgres_engine, monkeypatch)
-    appended = one.core.log.statistics().appended
-    mine.send(message_to("ag::w::other::1", b"2"))
-    await until(lambda: not mine._upstream)  # it was handed to the session
-    await pump()
-    assert one.core.log.statistics().appended == appended
-    monkeypatch.undo()
+    async with without_lease(one, postgres_engine):
+        appended = one.core.log.statistics().appended
+        mine.send(message_to("ag::w::other::1", b"2"))
+        await until(lambda: not mine._upstream)  # it was handed to the session
+        await pump()
+        assert one.core.log.statistics().appended == appended
     assert await other.take(1) == [b"2"]
     other.send(message_to(ME, b"and still here"))
     assert await mine.take(1) == [b"and still here"]
     assert errors(mine) == []
-
-
-async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End the lease session, and refuse the node a new one until the patch is undone."""
-    lease = gateway.cluster.lease
-
-    async def refused(server: PostgresServer, *args: str) -> object:
-        if server is lease._server:
-            raise ConnectionRefusedError("cut off")
-        return await open_connection_from_trio(server, *args)
-
-    monkeypatch.setattr("aether_trio.cluster.node.lease.open_connection_from_trio", refused)
-    lease._connection.terminate()
-    await until(lambda: not lease.held)
 
 
 WAYS = ("finish", "cut", "takeover")

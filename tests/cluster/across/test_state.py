@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
 from tests.helpers.core import agent, barrier, errors, message_to, orchestrator, payloads, service, switch_to, user
@@ -22,32 +21,26 @@ Kv = pb.KVOperation
 _requests = count(1)
 
 
-async def operate(peer: MemoryLink, op: Op.OpType.ValueType, **fields: Any) -> pb.SessionOperationResponse:
-    peer.send(pb.UpstreamMessage(session_op=Op(op=op, request_id="r", **fields)))
-    return (await peer.next("session_response")).session_response
+async def operate(peer: Participant, op: Op.OpType.ValueType, **fields: Any) -> pb.SessionOperationResponse:
+    return await peer.ask("session_response", session_op=Op(op=op, request_id="r", **fields))
 
 
-async def status(peer: MemoryLink, kind: str, name: str) -> pb.ConnectionStatusResponse:
-    request = pb.ConnectionStatusRequest(
-        request_id="r", principal=pb.PrincipalRef(principal_type=kind, principal_id=name)
-    )
-    peer.send(pb.UpstreamMessage(connection_status_request=request))
-    return (await peer.next("connection_status_response")).connection_status_response
+async def status(peer: Participant, kind: str, name: str) -> pb.ConnectionStatusResponse:
+    principal = pb.PrincipalRef(principal_type=kind, principal_id=name)
+    request = pb.ConnectionStatusRequest(request_id="r", principal=principal)
+    return await peer.ask("connection_status_response", connection_status_request=request)
 
 
-async def kv(peer: MemoryLink, op: Kv.OpType.ValueType, key: str, **fields: Any) -> pb.KVResponse:
+async def kv(peer: Participant, op: Kv.OpType.ValueType, key: str, **fields: Any) -> pb.KVResponse:
     name = f"kv-{next(_requests)}"
-    fields = {"scope": Kv.GLOBAL, **fields}
-    peer.send(pb.UpstreamMessage(kv_op=Kv(op=op, key=key, request_id=name, **fields)))
-    response = (await peer.next("kv")).kv
+    response = await peer.ask("kv", kv_op=Kv(op=op, key=key, request_id=name, **{"scope": Kv.GLOBAL, **fields}))
     assert (response.request_id, response.success) == (name, True)
     return response
 
 
 async def test_sessions_of_all_nodes_are_listed_found_and_ended(fabric: Fabric) -> None:
     one, two = await fabric.start_many(2)
-    boss = await one.join(orchestrator("o", "1"))
-    here = await one.join(agent("w", "here", "1"))
+    boss, here = await one.join(orchestrator("o", "1")), await one.join(agent("w", "here", "1"))
     there = await two.join(agent("w", "there", "1"))
     await two.join(agent("v", "there", "2"))
     found = await operate(boss, Op.LIST)
@@ -89,10 +82,8 @@ async def test_who_has_left_is_gone_for_the_node_it_was_on_at_once(fabric: Fabri
 
 async def test_a_switch_on_one_node_is_heard_and_seen_on_the_other(fabric: Fabric) -> None:
     one, two = await fabric.start_many(2)
-    laptop = await one.join(user("ann", "laptop"))
-    couch = await two.join(user("ann", "couch"))
-    in_w = await two.join(agent("w", "a", "1"))
-    in_v = await one.join(agent("v", "a", "1"))
+    laptop, couch = await one.join(user("ann", "laptop")), await two.join(user("ann", "couch"))
+    in_w, in_v = await two.join(agent("w", "a", "1")), await one.join(agent("v", "a", "1"))
     boss = await two.join(orchestrator("o", "1"))
 
     async def tell(name: bytes) -> None:
@@ -208,10 +199,9 @@ async def test_a_checkpoint_goes_where_its_identity_goes(fabric: Fabric) -> None
 
 
 async def checkpoint(
-    peer: MemoryLink, op: pb.CheckpointOperation.OpType.ValueType, **fields: Any
+    peer: Participant, op: pb.CheckpointOperation.OpType.ValueType, **fields: Any
 ) -> pb.CheckpointResponse:
-    peer.send(pb.UpstreamMessage(checkpoint_op=pb.CheckpointOperation(op=op, key="k", request_id="r", **fields)))
-    return (await peer.next("checkpoint")).checkpoint
+    return await peer.ask("checkpoint", checkpoint_op=pb.CheckpointOperation(op=op, key="k", request_id="r", **fields))
 
 
 async def test_rates_are_a_connections_and_a_nodes(postgres_engine: PostgresEngine) -> None:
@@ -227,5 +217,4 @@ async def test_rates_are_a_connections_and_a_nodes(postgres_engine: PostgresEngi
                 assert set(refused) == {"ERR_WORKSPACE_RATE_LIMITED"}
                 assert 1 <= len(refused) <= 5
         async with join(two, agent("w", "sink", "1")) as sink:
-            assert isinstance(sink, Participant)
             assert await sink.take(10) == [b"x"] * 10

@@ -61,8 +61,7 @@ async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
     monkeypatch.setattr(lease_scheduler, "RETRY_DELAY_S", 100 * LONG_S)
     one = await fabric.start()
     await one.join(task("w", "bad"))
-    good = await one.join(task("w", "good"))
-    boss = await one.join(agent("w", "boss", "1"))
+    good, boss = await one.join(task("w", "good")), await one.join(agent("w", "boss", "1"))
     for number in range(10):
         work = b"%d" % number
         boss.send(message_to(bad_queue, work), message_to("tb::w::good", work))

@@ -37,8 +37,7 @@ async def test_tasks_on_two_gateways_share_the_work_of_senders_on_both(fabric: F
 
 async def test_a_gateway_that_stops_leaves_nothing_undone_and_nothing_twice(fabric: Fabric) -> None:
     one, two = await fabric.start_many(2)
-    boss = await two.join(agent("w", "boss", "1"))
-    first = await one.join(task("w", "resize"))
+    boss, first = await two.join(agent("w", "boss", "1")), await one.join(task("w", "resize"))
     boss.send(*(message_to(TOPIC, work) for work in works(0, 100)))
     await until(lambda: len(payloads(first)) == 100)
     first.pause()
@@ -60,8 +59,7 @@ async def test_the_work_of_a_dead_gateway_is_taken_when_a_node_finds_it_dead(
     monkeypatch.setattr(lease_scheduler, "POLL_S", 10 * LONG_S)
     schema = postgres_engine.schema
     one, two = await fabric.start_many(2)
-    boss = await one.join(agent("w", "boss", "1"))
-    worker = await two.join(task("w", "resize"))
+    boss, worker = await one.join(agent("w", "boss", "1")), await two.join(task("w", "resize"))
     boss.send(*(message_to(TOPIC, work) for work in works(0, 3)))
     await until(lambda: len(payloads(worker)) == 3)
     # A gateway that no node has missed yet, and what it has not done.

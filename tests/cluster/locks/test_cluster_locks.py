@@ -13,8 +13,7 @@ from aether_trio.cluster.locks.claim_batcher import OwnerAnswer, Release
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError
-from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
-from tests.cluster.seats import comes_true
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
@@ -25,20 +24,6 @@ def refuses(status: Status) -> Iterator[None]:
     with pytest.raises(StatusError) as caught:
         yield
     assert caught.value.status is status
-
-
-async def test_an_identity_has_one_holder_whichever_node_asks(nodes: Nodes) -> None:
-    a, b = await nodes.start(), await nodes.start()
-    first = await a.claim(X)
-    assert (first.lock.epoch, first.history, first.displaced) == (1, None, None)
-    for node in (a, b):
-        with refuses(Status.ALREADY_EXISTS):
-            await node.claim(X)
-        with refuses(Status.ALREADY_EXISTS):
-            await node.claim(X, resume="some other session")
-    assert (X, "some other session") in a.host.asked_for
-    assert a.cluster.locks.mine(X) == first.lock
-    assert b.cluster.locks.mine(X) is None
 
 
 async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
@@ -65,14 +50,14 @@ async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: N
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:
     """Wait until the asking node has read that the owner's session is ending."""
-    await comes_true(lambda: place.rows("SELECT answer FROM lock_requests") == [("ending",)])
+    await until(lambda: place.rows("SELECT answer FROM lock_requests") == [("ending",)])
     await looked(asker)
 
 
 async def looked(asker: Node) -> None:
     """Wait until a node that waits for a lock has tried its claim once more."""
     statements = asker.cluster.locks.batcher.statistics().claim_statements
-    await comes_true(lambda: asker.cluster.locks.batcher.statistics().claim_statements >= statements + 2)
+    await until(lambda: asker.cluster.locks.batcher.statistics().claim_statements >= statements + 2)
 
 
 async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
@@ -186,18 +171,6 @@ async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> 
     assert {error.status for error in refused} == {Status.RESOURCE_EXHAUSTED}
     await started[0].claim("ag::other::x::1", workspace="other")
     await started[0].claim("wf::1", workspace="")
-    # A session that is there already may be resumed in a full workspace, and an end makes room for
-    # one.
-    one = granted[0]
-    holder = next(node for node in started if node.cluster.locks.mine(one.lock.identity))
-    again = await holder.claim(one.lock.identity, resume=one.lock.session_id)
-    with refuses(Status.RESOURCE_EXHAUSTED):
-        await started[1].claim("ag::lab::x::31")
-    holder.cluster.locks.release(again.lock)
-    await holder.cluster.locks.batcher.settled()
-    await started[1].claim("ag::lab::x::31")
-    with refuses(Status.RESOURCE_EXHAUSTED):
-        await started[2].claim("ag::lab::x::32")
 
 
 async def test_claims_of_the_moment_are_one_statement(nodes: Nodes) -> None:

@@ -9,8 +9,8 @@ from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionFilter, SessionList, SessionRecord
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
-from tests.cluster.nodes import LONG_S, STEADY, Nodes
-from tests.cluster.seats import LATE, SOON, Seat, comes_true, seat, seats
+from tests.cluster.nodes import LONG_S, STEADY, Nodes, until
+from tests.cluster.seats import LATE, SOON, Seat, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 ALL_SESSIONS = SessionFilter()
@@ -24,6 +24,10 @@ async def listed(seat: Seat, wanted: SessionFilter = ALL_SESSIONS) -> list[str]:
     page = await seat.directory.page(wanted, 0, 1000)
     assert page.total == len(page.sessions)
     return names(page)
+
+
+async def lists(seat: Seat, *wanted: str) -> bool:
+    return await listed(seat) == [*wanted]
 
 
 async def test_every_node_lists_the_sessions_of_all(nodes: Nodes) -> None:
@@ -183,7 +187,7 @@ async def test_switches_wait_for_a_database_that_is_away(nodes: Nodes, monkeypat
             await a.directory.page(ALL_SESSIONS, 0, 10)
         a.move(window, "yard")
         away = False
-        await comes_true(lambda: a.directory.statistics().moves > 0)
+        await until(lambda: a.directory.statistics().moves > 0)
         assert await listed(a, SessionFilter(workspace="yard")) == ["us::ada::1"]
 
 
@@ -200,19 +204,6 @@ async def test_who_is_leaving_is_not_listed_by_its_node(nodes: Nodes) -> None:
         assert (await a.directory.user_last_seen("ada")).connected
         a.node.host.left.append("us::ada::2")  # of this node alone
         assert await listed(a) == ["us::ada::2"]
-
-
-async def test_get_finds_a_session_wherever_it_is(nodes: Nodes) -> None:
-    async with seats(await nodes.start(), await nodes.start()) as (a, b):
-        guest = await a.connect("ag::lab::x::1")
-        for one in (a, b):
-            found = await one.directory.find(guest.session_id)
-            assert found is not None
-            assert (found.identity, found.workspace) == (guest.identity, "lab")
-        assert await b.directory.find("session-0") is None
-        a.leave(guest)
-        await a.node.cluster.locks.batcher.settled()
-        assert await b.directory.find(guest.session_id) is None
 
 
 async def test_status_says_whether_a_participant_is_connected_and_since_when_not(
@@ -270,11 +261,7 @@ async def test_the_sessions_of_a_killed_node_vanish_after_two_lists(nodes: Nodes
             assert len(await listed(a)) == 4
             assert (await a.directory.last_seen("ag::lab::x::1")).connected
             await child.kill()
-
-            async def gone() -> bool:
-                return await listed(a) == ["ag::lab::x::0"]
-
-            await comes_true(gone)
+            await until(lambda: lists(a, "ag::lab::x::0"))
             seen = await a.directory.last_seen("ag::lab::x::1")
             [(died_ms,)] = place.rows("SELECT ended_ms FROM nodes WHERE NOT alive")
             assert (seen.connected, seen.last_ms) == (False, died_ms)
@@ -289,11 +276,7 @@ async def test_a_node_that_lost_its_lease_for_a_moment_keeps_its_sessions_in_the
         place.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aether-lease'")
         await a.node.host.wait_told("back")
         await b.node.host.wait_told("back")
-
-        async def there() -> bool:
-            return await listed(b) == ["ag::lab::x::1"]
-
-        await comes_true(there)
+        await until(lambda: lists(b, "ag::lab::x::1"))
         assert a.node.host.lost == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -12,8 +12,8 @@ from aether_trio.cluster.locks.disconnects import MAX_REASON
 from aether_trio.model.errors import Status
 from aether_trio.model.ownership import DisconnectOutcome, DisconnectResult
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.nodes import LONG_S, Nodes
-from tests.cluster.seats import LATE, SOON, Seat, comes_true, lose_notifications, seat, seats
+from tests.cluster.nodes import LONG_S, Nodes, until
+from tests.cluster.seats import LATE, SOON, Seat, lose_notifications, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
@@ -31,19 +31,14 @@ async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> No
             assert len(a.registry) == 0
             await a.node.cluster.locks.batcher.settled()
             assert await asked.directory.disconnect(guest.session_id, "again") == UNKNOWN
-        guest = await a.connect(X)
-        assert await b.directory.disconnect(guest.session_id, "") == DONE
-        assert guest.ends[0][1] == "disconnected by an operator"
+        for given, heard in (("", "disconnected by an operator"), ("ü" * 5000, "ü" * MAX_REASON)):
+            guest = await a.connect(X)
+            assert await b.directory.disconnect(guest.session_id, given) == DONE
+            assert guest.ends[0][1] == heard
+            await a.node.cluster.locks.batcher.settled()
         statistics = b.directory.statistics().disconnects
-        assert (statistics.asked, statistics.unconfirmed) == (2, 0)
-        assert a.directory.statistics().disconnects.carried_out == 2
-
-
-async def test_a_reason_has_an_end(nodes: Nodes) -> None:
-    async with seats(await nodes.start(), await nodes.start()) as (a, b):
-        guest = await a.connect(X)
-        assert await b.directory.disconnect(guest.session_id, "ü" * 5000) == DONE
-        assert guest.ends[0][1] == "ü" * MAX_REASON
+        assert (statistics.asked, statistics.unconfirmed) == (3, 0)
+        assert a.directory.statistics().disconnects.carried_out == 3
 
 
 @pytest.mark.parametrize("deaf", ["holder", "asker", "both"])
@@ -73,11 +68,11 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
         assert guest.ends == []
         async with seat(holder, SOON) as a:
             a.registry.claim(guest, "")  # type: ignore[arg-type]
-            await comes_true(lambda: len(guest.ends) == 1)
+            await until(lambda: len(guest.ends) == 1)
             assert guest.ends[0][1] == "enough"
 
 
-async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> DisconnectResult:
+async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], Awaitable[None]]) -> DisconnectResult:
     """Have a session ended whose node does not answer, and act meanwhile."""
     result: list[DisconnectResult] = []
 
@@ -91,29 +86,23 @@ async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], ob
                 await trio.sleep(0.01)
             await trio.sleep(0.3)
             assert result == []
-            found = meanwhile()
-            if found is not None:
-                await found  # type: ignore[misc]
+            await meanwhile()
     return result[0]
 
 
-async def test_a_session_that_ends_by_itself_meanwhile_is_disconnected(nodes: Nodes) -> None:
+@pytest.mark.parametrize("what", ["the session", "its node"])
+async def test_a_session_that_ends_meanwhile_is_disconnected(nodes: Nodes, what: str) -> None:
     holder = await nodes.start()
     async with seats(await nodes.start()) as (b,):
         claimed = await holder.claim(X)
 
-        def release() -> None:
-            holder.cluster.locks.release(claimed.lock)
+        async def end() -> None:
+            if what == "its node":
+                await nodes.stop(holder)
+            else:
+                holder.cluster.locks.release(claimed.lock)
 
-        assert await _while_unanswered(b, claimed.lock.session_id, release) == DONE
-
-
-async def test_the_end_of_its_node_is_the_end_of_a_session(nodes: Nodes) -> None:
-    holder = await nodes.start()
-    async with seats(await nodes.start()) as (b,):
-        claimed = await holder.claim(X)
-        ended = await _while_unanswered(b, claimed.lock.session_id, lambda: nodes.stop(holder))
-        assert ended == DONE
+        assert await _while_unanswered(b, claimed.lock.session_id, end) == DONE
 
 
 async def test_many_may_ask_at_once_and_it_ends_once(nodes: Nodes, place: PostgresEngine) -> None:
@@ -132,4 +121,4 @@ async def test_many_may_ask_at_once_and_it_ends_once(nodes: Nodes, place: Postgr
         assert {one.outcome for one in outcomes} <= {DisconnectOutcome.DONE, DisconnectOutcome.UNKNOWN}
         assert [len(guest.ends) for guest in guests] == [1] * 20
         place.outside("UPDATE disconnects SET asked_ms = asked_ms - 200000")
-        await comes_true(lambda: place.rows("SELECT count(*) FROM disconnects") == [(0,)])
+        await until(lambda: place.rows("SELECT count(*) FROM disconnects") == [(0,)])

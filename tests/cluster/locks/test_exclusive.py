@@ -24,7 +24,6 @@ from tests.helpers.engines import PostgresEngine
 NODES = 3
 CLAIMANTS = 20
 IDENTITIES = [f"ag::lab::x::{number}" for number in range(6)]
-HISTORY = "SELECT identity, n, epoch FROM history"
 
 
 @dataclass(eq=False)
@@ -146,7 +145,7 @@ class Run:
     def check(self, place: PostgresEngine) -> None:
         refused = {name for name in self.outcomes if name.isupper()}
         assert refused <= {Status.ALREADY_EXISTS.name, Status.UNAVAILABLE.name}
-        epochs = history_is_ordered(place.rows(HISTORY))
+        epochs = history_is_ordered(place)
         given = [(one.lock.identity, one.lock.epoch) for one in self.granted]
         assert len(given) == len(set(given))
         assert all(set(seen) <= {epoch for who, epoch in given if who == identity} for identity, seen in epochs.items())

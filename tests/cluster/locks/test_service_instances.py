@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aether_trio.cluster.locks.service_instances import ServiceInstances
 from tests.cluster.children import open_children
-from tests.cluster.nodes import STEADY, Nodes
-from tests.cluster.seats import LATE, Seat, comes_true, lose_notifications, seat, seats
+from tests.cluster.nodes import STEADY, Nodes, until
+from tests.cluster.seats import LATE, Seat, lose_notifications, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 
@@ -45,37 +45,20 @@ def test_nodes_do_not_all_begin_with_the_same_instance() -> None:
     assert len(first) > 5
 
 
-async def test_messages_are_spread_over_the_instances_of_all_nodes(nodes: Nodes) -> None:
-    async with seats(await nodes.start(), await nodes.start(), await nodes.start(), limits=LATE) as three:
-        a, b, c = three
-        for number, one in enumerate((b, b, c)):
-            await one.connect(f"sv::search::{number}")
-        await c.connect("sv::search::picky", takes_any=False)
-        await c.connect("sv::other::1")
-        await a.connect("ag::lab::search::1")
-        instances_of_all = ["sv::search::0", "sv::search::1", "sv::search::2"]
-        for one in three:
-            await comes_true(lambda one=one: known(one) == instances_of_all)
-            picked = Counter(one.directory.pick_service("search") for _ in range(300))
-            assert picked == dict.fromkeys(instances_of_all, 100)
-        await comes_true(lambda: a.directory.pick_service("other") == "sv::other::1")
-        assert a.directory.pick_service("nothing") is None
-
-
 async def test_notifications_tell_of_instances_that_come_and_go(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start(), limits=LATE) as (a, b):
         for number in range(5):
             guest = await b.connect(f"sv::search::{number}")
-            await comes_true(lambda number=number: known(a) == [f"sv::search::{number}"])
+            await until(lambda number=number: known(a) == [f"sv::search::{number}"])
             b.leave(guest)
             assert known(b) == [], "its own node knows at once"
-            await comes_true(lambda: known(a) == [])
+            await until(lambda: known(a) == [])
         guest = await a.connect("sv::search::1")
-        await comes_true(lambda: known(b) == ["sv::search::1"])
+        await until(lambda: known(b) == ["sv::search::1"])
         moved = b.connect("sv::search::1", resume=guest.session_id)
         a.registry.release(guest)  # type: ignore[arg-type]
         await moved
-        await comes_true(lambda: known(a) == known(b) == ["sv::search::1"])
+        await until(lambda: known(a) == known(b) == ["sv::search::1"])
 
 
 async def test_a_hundred_that_come_at_once_are_a_few_looks(nodes: Nodes) -> None:
@@ -83,14 +66,14 @@ async def test_a_hundred_that_come_at_once_are_a_few_looks(nodes: Nodes) -> None
         looks = a.directory.statistics().service_looks
         for number in range(100):
             await b.connect(f"sv::search::{number:02}")
-        await comes_true(lambda: len({a.directory.pick_service("search") for _ in range(100)}) == 100)
+        await until(lambda: len({a.directory.pick_service("search") for _ in range(100)}) == 100)
         assert a.directory.statistics().service_looks - looks < 60
         # And agents are none of its business.
         looks = a.directory.statistics().service_looks
         for number in range(20):
             await b.connect(f"ag::lab::x::{number}")
         marker = await b.connect("sv::marker::1")
-        await comes_true(lambda: a.directory.pick_service("marker") == marker.identity.text)
+        await until(lambda: a.directory.pick_service("marker") == marker.identity.text)
         assert a.directory.statistics().service_looks - looks <= 2
 
 
@@ -98,9 +81,9 @@ async def test_lost_notifications_are_made_up_for_by_looking(nodes: Nodes) -> No
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         lose_notifications(a.node)
         guest = await b.connect("sv::search::1")
-        await comes_true(lambda: known(a) == ["sv::search::1"])
+        await until(lambda: known(a) == ["sv::search::1"])
         b.leave(guest)
-        await comes_true(lambda: known(a) == [])
+        await until(lambda: known(a) == [])
 
 
 async def test_who_misses_a_service_looks_before_the_sender_tries_again(nodes: Nodes) -> None:
@@ -108,7 +91,7 @@ async def test_who_misses_a_service_looks_before_the_sender_tries_again(nodes: N
         lose_notifications(a.node)
         await b.connect("sv::search::1")
         # Nothing tells it, and it would not look for minutes.
-        await comes_true(lambda: a.directory.pick_service("search") == "sv::search::1")
+        await until(lambda: a.directory.pick_service("search") == "sv::search::1")
         assert a.directory.statistics().service_looks == 2
 
 
@@ -117,9 +100,9 @@ async def test_the_services_of_a_node_that_leaves_are_gone(nodes: Nodes) -> None
     async with seats(await nodes.start(), limits=LATE) as (a,):
         async with seat(leaving) as b:
             await b.connect("sv::search::1")
-            await comes_true(lambda: known(a) == ["sv::search::1"])
+            await until(lambda: known(a) == ["sv::search::1"])
         await nodes.stop(leaving)
-        await comes_true(lambda: known(a) == [])
+        await until(lambda: known(a) == [])
 
 
 @pytest.mark.crash
@@ -135,13 +118,13 @@ async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
         place.outside("UPDATE identity_locks SET kind = 'service', implementation = 'search'")
         a.directory._services.trigger()
         b.directory._services.trigger()
-        await comes_true(lambda: known(a) == known(b) == ["sv::search::1"])
+        await until(lambda: known(a) == known(b) == ["sv::search::1"])
         await child.kill()
         # The claim finds the node dead; both nodes are told of it, and that the service is
         # elsewhere.
         await a.connect("sv::search::1")
-        await comes_true(lambda: a.directory._instances.of("search") == ())
+        await until(lambda: a.directory._instances.of("search") == ())
         assert known(a) == ["sv::search::1"]
         b.directory._services.trigger()
-        await comes_true(lambda: b.directory._instances.of("search") == ["sv::search::1"])
+        await until(lambda: b.directory._instances.of("search") == ["sv::search::1"])
         assert a.node.cluster.nodes.statistics().declared == 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.cluster.node.bus import ALL, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Bus, _payloads
-from tests.cluster.nodes import LONG_S, Node, Nodes
+from tests.cluster.nodes import LONG_S, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
@@ -21,18 +21,13 @@ class Ear:
 
     def __init__(self, node: Node, topic: str) -> None:
         self.heard: list[tuple[int, str]] = []
-        self._news = trio.Event()
         node.cluster.bus.handle(topic, self)
 
     def __call__(self, sender: int, body: str) -> None:
         self.heard.append((sender, body))
-        self._news.set()
-        self._news = trio.Event()
 
     async def hears(self, sender: int, body: str) -> None:
-        with trio.fail_after(LONG_S):
-            while (sender, body) not in self.heard:
-                await self._news.wait()
+        await until(lambda: (sender, body) in self.heard)
 
 
 async def test_a_hint_reaches_its_node_and_a_broadcast_every_other(nodes: Nodes) -> None:

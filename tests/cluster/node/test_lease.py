@@ -12,7 +12,7 @@ from aether_trio.cluster.errors import FencedError, LeaseLost
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import SURE_S, LeaseState, lock_class
 from aether_trio.model.errors import Status, StatusError
-from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes
+from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
@@ -32,6 +32,10 @@ def lease_pids(place: PostgresEngine, node: Node) -> list[int]:
 def end_lease_session(place: PostgresEngine, node: Node) -> None:
     [pid] = lease_pids(place, node)
     assert place.rows("SELECT pg_terminate_backend($1, 30000)", pid) == [(True,)]
+
+
+def declare_dead(place: PostgresEngine, node: Node) -> object:
+    return place.rows("SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), node.cluster.node_id)
 
 
 async def test_a_lease_is_one_lock_of_one_session(nodes: Nodes, place: PostgresEngine) -> None:
@@ -72,9 +76,7 @@ async def test_a_node_declared_dead_comes_back_with_the_locks_that_no_node_took(
     # is that of all nodes, so b cannot do it in time.)
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
-    assert place.rows(
-        "SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id
-    ) == [(True,)]
+    assert declare_dead(place, a) == [(True,)]
     place.outside(
         f"UPDATE identity_locks SET node_id = {b.cluster.node_id}, session_id = 'of-b', epoch = epoch + 1 WHERE identity = '{X}'"
     )
@@ -176,7 +178,7 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
     # there.
     [pid] = lease_pids(place, a)
     place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
-    place.rows("SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id)
+    declare_dead(place, a)
     place.outside(f"BEGIN; SELECT FROM nodes WHERE node_id = {a.cluster.node_id} FOR UPDATE")
     try:
         await a.host.wait_told("lost")
@@ -199,9 +201,7 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
             await a.claim(X)
     finally:
         place.outside("COMMIT")
-    with trio.fail_after(LONG_S):
-        while not a.cluster.lease.held:
-            await trio.sleep(0.01)
+    await until(lambda: a.cluster.lease.held)
     assert a.cluster.lease.epoch >= 2
     assert a.host.told == ["lost", "gone"]
     again = await b.claim(X)
@@ -220,9 +220,7 @@ async def test_a_registration_that_a_failover_has_lost_is_made_anew(nodes: Nodes
     assert a.host.lost == [x.lock]
     b = await nodes.start()
     await a.claim(X, session="s1")
-    with trio.fail_after(LONG_S):
-        while a.cluster.bus.statistics().reconnects < 1:
-            await trio.sleep(0.01)
+    await until(lambda: a.cluster.bus.statistics().reconnects >= 1)
     assert (await b.claim(X, resume="s1")).lock.epoch == 2
     assert a.host.asked_for == [(X, "s1")]
 

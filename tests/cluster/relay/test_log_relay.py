@@ -22,8 +22,7 @@ from aether_trio.cluster.relay.log_relay import (
 )
 from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import LogRelay, TopicLog
-from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
-from tests.cluster.seats import comes_true
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
 
 LATE = LogRelayLimits(poll_s=10 * LONG_S)
 ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::é漢😀::1", "%n"]
@@ -80,17 +79,17 @@ async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterLogRelay]]:
 async def test_only_nodes_that_listen_are_notified(nodes: Nodes) -> None:
     first, second, third = [await nodes.start() for _ in range(3)]
     async with ears(first) as (a, one), ears(second) as (b, _), ears(third) as (c, _):
-        await comes_true(lambda: not one._cluster.peers.empty)
+        await until(lambda: not one._cluster.peers.empty)
         await a.listen("ag::lab::mine::1", "ag::lab::both::1")
         await b.listen("ag::lab::both::1", *ODD)
         await c.listen("ag::lab::both::1")
         a.commit("ag::lab::mine::1", "ag::lab::nobodys::1")
-        await comes_true(lambda: one.statistics().committed == 2)
+        await until(lambda: one.statistics().committed == 2)
         assert (one.statistics().lookups, one.statistics().statements) == (1, 0), "no other node listens"
         a.commit("ag::lab::both::1", *ODD)
-        await comes_true(lambda: len(b.told) == 1 + len(ODD))
+        await until(lambda: len(b.told) == 1 + len(ODD))
         assert sorted(b.told) == sorted(["ag::lab::both::1", *ODD])
-        await comes_true(lambda: bool(c.told))
+        await until(lambda: bool(c.told))
         assert c.told == ["ag::lab::both::1"]
         assert a.told == []
         done = one.statistics()
@@ -100,13 +99,13 @@ async def test_only_nodes_that_listen_are_notified(nodes: Nodes) -> None:
 async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> None:
     names = [f"ag::lab::{'listener' * 4}::{number}" for number in range(1200)]
     async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
-        await comes_true(lambda: not one._cluster.peers.empty)
+        await until(lambda: not one._cluster.peers.empty)
         await b.listen(*names)
         a.commit(*names)
-        await comes_true(lambda: len(b.told) >= len(names))
+        await until(lambda: len(b.told) >= len(names))
         assert sorted(b.told) == sorted(names)
         # A statement counts when it is answered, which may be behind what it tells.
-        await comes_true(lambda: one.statistics().committed == len(names))
+        await until(lambda: one.statistics().committed == len(names))
         assert one.statistics().statements == 3
         assert one.statistics().notifies < 15
 
@@ -114,11 +113,11 @@ async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> N
 async def test_what_a_hint_cannot_say_makes_the_listener_look_at_everything(nodes: Nodes) -> None:
     long, torn = "ag::lab::" + "x" * 9000, "ag::lab::two\nlines"
     async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
-        await comes_true(lambda: not one._cluster.peers.empty)
+        await until(lambda: not one._cluster.peers.empty)
         await b.listen("ag::lab::x::1", "ag::lab::y::1", torn)
         looks = b.looked
         a.commit("ag::lab::x::1", torn, long, "ag::lab::y::1")
-        await comes_true(lambda: b.looked > looks and len(b.told) == 2)
+        await until(lambda: b.looked > looks and len(b.told) == 2)
         assert sorted(b.told) == ["ag::lab::x::1", "ag::lab::y::1"]
 
 

@@ -19,8 +19,8 @@ from aether_trio.cluster.relay.progress_relay import ProgressRelay, ProgressRela
 from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
-from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
-from tests.cluster.seats import comes_true, lose_notifications
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
+from tests.cluster.seats import lose_notifications
 from tests.helpers.engines import PostgresEngine
 
 SOON = ProgressRelayLimits(poll_s=0.3)
@@ -85,12 +85,12 @@ async def stages(*nodes: Node, limits: ProgressRelayLimits = LATE) -> AsyncItera
     """EphemeralTopics on each node, which know of each other."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(stage(node, limits)) for node in nodes]
-        await comes_true(lambda: not any(one.node.cluster.peers.empty for one in opened))
+        await until(lambda: not any(one.node.cluster.peers.empty for one in opened))
         yield opened
 
 
 async def hears(ear: Ear, *frames: bytes) -> None:
-    await comes_true(lambda: len(ear.heard) >= len(frames))
+    await until(lambda: len(ear.heard) >= len(frames))
     assert ear.heard == list(frames)
 
 
@@ -148,7 +148,7 @@ async def test_a_listener_misses_nothing_from_the_moment_that_it_is_told_it_list
         async with trio.open_nursery() as nursery:
             for number in range(200):
                 nursery.start_soon(join, (b, c)[number % 2], f"pg::us::{number}")
-        await comes_true(lambda: all(ear.heard for _, ear in ears))
+        await until(lambda: all(ear.heard for _, ear in ears))
         assert [ear.heard for _, ear in ears] == [[b"welcome"]] * 200
 
 
@@ -168,7 +168,7 @@ async def test_each_source_is_heard_in_its_order_and_once(nodes: Nodes, monkeypa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report, a, b"a")
             nursery.start_soon(report, b, b"b")
-        await comes_true(lambda: len(ear.heard) >= 4000 and len(other.heard) >= 4000)
+        await until(lambda: len(ear.heard) >= 4000 and len(other.heard) >= 4000)
         for name in (b"a", b"b"):
             expected = [b"%s%d" % (name, number) for number in range(2000)]
             assert [frame for frame in ear.heard if frame.startswith(name)] == expected
@@ -185,7 +185,7 @@ async def test_updates_of_the_moment_are_one_statement_and_one_hint(nodes: Nodes
         await hears(ear, b"first")
         before, notifies = a.relay.statistics().batches, a.node.cluster.bus.statistics().notifies
         a.say("pg::lab", *[b"x"] * 500)
-        await comes_true(lambda: len(ear.heard) == 501)
+        await until(lambda: len(ear.heard) == 501)
         assert a.relay.statistics().batches == before + 1
         assert a.node.cluster.bus.statistics().notifies == notifies + 1
 
@@ -223,7 +223,7 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
         assert ear.heard == [b"1"]
         assert a.relay.statistics().offered == 0
         async with stage(await nodes.start()) as b:
-            await comes_true(lambda: not a.node.cluster.peers.empty)
+            await until(lambda: not a.node.cluster.peers.empty)
             there = await b.listen("pg::lab")
             a.say("pg::lab", b"2")
             await hears(there, b"2")
@@ -234,7 +234,7 @@ async def test_a_node_that_is_notified_of_no_join_looks(nodes: Nodes) -> None:
     first = await nodes.start(limits=POLLS)
     lose_notifications(first)
     async with stage(first, SOON) as a, stage(await nodes.start(), SOON) as b:
-        await comes_true(lambda: not a.node.cluster.peers.empty)
+        await until(lambda: not a.node.cluster.peers.empty)
         ear = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
         await hears(ear, b"1")
@@ -270,7 +270,7 @@ async def test_what_waits_for_a_database_that_is_away_is_bounded_and_the_newest_
                 await trio.sleep(0)
             assert a.relay.statistics().waiting <= 100
         outage.away = False
-        await comes_true(lambda: bool(ear.heard) and ear.heard[-1] == frames[-1])
+        await until(lambda: bool(ear.heard) and ear.heard[-1] == frames[-1])
         assert ear.heard == frames[-100:]
         statistics = a.relay.statistics()
         assert (statistics.dropped, statistics.written) == (4900, 100)
@@ -285,7 +285,7 @@ async def test_a_reader_that_was_away_goes_on_with_what_is_fresh(nodes: Nodes, p
         hear = b.node.cluster.bus.receive
         lose_notifications(b.node)
         a.say("pg::lab", b"old", b"old too")
-        await comes_true(lambda: written(place) == 3)
+        await until(lambda: written(place) == 3)
         place.outside(f"UPDATE ephemeral_updates SET written_ms = written_ms - {module.FRESH_MS}")
         b.node.cluster.bus.receive = hear  # type: ignore[method-assign]
         a.say("pg::lab", b"new")
@@ -308,8 +308,8 @@ async def test_old_updates_of_all_nodes_are_deleted(nodes: Nodes, place: Postgre
         place.outside(
             "UPDATE ephemeral_updates SET written_ms = written_ms - 61000; UPDATE nodes SET ended_ms = ended_ms - 61000"
         )
-        await comes_true(lambda: written(place) == 0)
-        await comes_true(lambda: place.rows(f"SELECT FROM ephemeral_interest WHERE node_id = {number}") == [])
+        await until(lambda: written(place) == 0)
+        await until(lambda: place.rows(f"SELECT FROM ephemeral_interest WHERE node_id = {number}") == [])
         a.say("pg::lab", b"2")
         await hears(ear, b"1", b"2")
 
@@ -322,14 +322,14 @@ async def test_interests_that_a_crash_of_the_server_took_are_made_known_again(
         place.outside(
             "TRUNCATE ephemeral_interest, ephemeral_updates"
         )  # as recovery does with tables that are not logged
-        await comes_true(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
+        await until(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
         for number in range(30):
             a.say(f"pg::us::{number}", b"1")
         for ear in ears:
             await hears(ear, b"1")
         # And what should not be there goes away.
         place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::stray', {b.node.cluster.node_id})")
-        await comes_true(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
+        await until(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
 
 
 async def test_interest_ends_some_time_after_the_last_listener(nodes: Nodes, place: PostgresEngine) -> None:
@@ -342,7 +342,7 @@ async def test_interest_ends_some_time_after_the_last_listener(nodes: Nodes, pla
             b.ephemeral_topics.listen("pg::lab", listener)
             b.ephemeral_topics.unlisten("pg::lab", listener)
         assert b.relay.statistics().interests == 2
-        await comes_true(lambda: place.rows("SELECT topic FROM ephemeral_interest") == [("pg::kept",)])
+        await until(lambda: place.rows("SELECT topic FROM ephemeral_interest") == [("pg::kept",)])
         assert b.relay.statistics().interests == 1
         again = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
@@ -356,7 +356,7 @@ async def test_who_listens_without_waiting_is_heard_of_soon(nodes: Nodes) -> Non
     async with stages(await nodes.start(), await nodes.start()) as (a, b):
         ear = Ear()
         b.ephemeral_topics.listen("pg::lab", EphemeralListener("", "", ear, everything=True))
-        await comes_true(lambda: b.relay.statistics().interests == 1)
+        await until(lambda: b.relay.statistics().interests == 1)
         a.say("pg::lab", b"1")
         await hears(ear, b"1")
 
@@ -379,7 +379,7 @@ async def test_a_node_that_was_declared_dead_says_nothing(nodes: Nodes, place: P
         epoch = lease.epoch
         lease.epoch = 0  # one that has ended
         a.say("pg::lab", b"from a former life")
-        await comes_true(lambda: lease.epoch > epoch)  # told that it is dead, it begins a new life
+        await until(lambda: lease.epoch > epoch)  # told that it is dead, it begins a new life
         a.say("pg::lab", b"alive")
         await hears(ear, b"alive")
         assert written(place) == 1
@@ -389,17 +389,17 @@ async def test_a_node_that_was_declared_dead_says_nothing(nodes: Nodes, place: P
 async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start(limits=POLLS)
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child], stage(node, SOON) as a:
-        await comes_true(lambda: not a.node.cluster.peers.empty)
+        await until(lambda: not a.node.cluster.peers.empty)
         number = place.rows(f"SELECT node_id FROM nodes WHERE node_id <> {node.cluster.node_id}")[0][0]
         place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::lab', {number})")
         a.say("pg::lab", b"1")
-        await comes_true(lambda: written(place) == 1)
+        await until(lambda: written(place) == 1)
         await child.kill()
 
         async def alone() -> bool:
             await node.cluster.nodes.look()
             return a.node.cluster.peers.empty
 
-        await comes_true(alone)
+        await until(alone)
         a.say("pg::lab", b"2")
         assert a.relay.statistics().offered == 1
