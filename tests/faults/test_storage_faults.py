@@ -24,6 +24,7 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.sdk import LIMIT_S, Peer, World, answered, run_async
 
 KIB = 1024
+Cause = Callable[[GatewayProcess], contextlib.AbstractContextManager[None]]
 
 
 async def publish_until(sender: Peer, world: World, name: str, *, refused: bool) -> tuple[list[bytes], list[bytes]]:
@@ -61,7 +62,7 @@ def healthy(gateway: GatewayProcess) -> bool:
         return bool(response.status == 200)
 
 
-def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+def fault(gateway: GatewayProcess, cause: Cause) -> None:
     """The scenario that every fault shares: good, then the cause, then good again."""
 
     async def scenario() -> None:
@@ -69,7 +70,7 @@ def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContex
             sender, other = await world.open(world.agent("sender"), world.agent("other"))
             kept, _ = await publish_until(sender, world, "before", refused=False)
             answered(await sender.client.kv_put("k", b"before", timeout=LIMIT_S), "put")
-            with cause():
+            with cause(gateway):
                 accepted, rejected = await publish_until(sender, world, "during", refused=True)
                 kept += accepted
                 # Writes fail loudly too, reads go on, and all connections stay.
@@ -96,36 +97,37 @@ def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContex
     run_async(scenario, limit_s=280)
 
 
-def test_another_process_holds_the_logs_lock() -> None:
-    with start_gateway() as gateway:
-
-        @contextlib.contextmanager
-        def locked() -> Iterator[None]:
-            with contextlib.ExitStack() as stack:
-                for name in ("log.db", "state.db"):
-                    connection = sqlite3.connect(gateway.data_dir / name, isolation_level=None)
-                    stack.callback(connection.close)
-                    connection.execute("BEGIN EXCLUSIVE")
-                yield
-
-        fault(gateway, locked)
+@contextlib.contextmanager
+def logs_are_locked(gateway: GatewayProcess) -> Iterator[None]:
+    """Another process holds the locks of the databases."""
+    with contextlib.ExitStack() as stack:
+        for name in ("log.db", "state.db"):
+            connection = sqlite3.connect(gateway.data_dir / name, isolation_level=None)
+            stack.callback(connection.close)
+            connection.execute("BEGIN EXCLUSIVE")
+        yield
 
 
-def test_files_may_not_grow() -> None:
+@contextlib.contextmanager
+def files_may_not_grow(gateway: GatewayProcess) -> Iterator[None]:
     """RLIMIT_FSIZE of the running process: what a quota does. Needs no rights."""
-    with start_gateway() as gateway:
+    sizes = [path.stat().st_size for path in gateway.data_dir.rglob("*") if path.is_file()]
+    soft, hard = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (max(sizes) + 256 * KIB, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
-        @contextlib.contextmanager
-        def limited() -> Iterator[None]:
-            sizes = [path.stat().st_size for path in gateway.data_dir.rglob("*") if path.is_file()]
-            soft, hard = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (max(sizes) + 256 * KIB, hard))
-            try:
-                yield
-            finally:
-                resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
-        fault(gateway, limited)
+@contextlib.contextmanager
+def disk_is_full(gateway: GatewayProcess) -> Iterator[None]:
+    filler = gateway.data_dir.parent / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4 * KIB)
+    yield
+    filler.unlink()
 
 
 @pytest.fixture
@@ -142,16 +144,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_the_disk_is_full(small_disk: Path) -> None:
+@pytest.mark.parametrize("cause", [logs_are_locked, files_may_not_grow])
+def test_writes_are_refused_until_the_fault_is_over(cause: Cause) -> None:
+    with start_gateway() as gateway:
+        fault(gateway, cause)
+
+
+def test_writes_are_refused_while_the_disk_is_full(small_disk: Path) -> None:
     with start_gateway(data_dir=small_disk / "data") as gateway:
-
-        @contextlib.contextmanager
-        def full() -> Iterator[None]:
-            filler = small_disk / "filler"
-            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(b"\0" * 4 * KIB)
-            yield
-            filler.unlink()
-
-        fault(gateway, full)
+        fault(gateway, disk_is_full)

@@ -133,16 +133,20 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(publisher.read)
 
+        async def latency() -> dict[str, object]:
+            """Of messages that are sent one after another, to all readers."""
+            await swarm.ask("latency")
+            await publisher.paced(PACED)
+            await swarm.wait_for("least", publisher.sent)
+            return await swarm.ask("latency")
+
         # All subscribers read: the allocators reach their working size, and the latency without a
         # stuck reader is taken.
         async with trio.open_nursery() as warm:
             for reader in (deaf, shut):
                 warm.start_soon(reader.read_until, WARM_UP + PACED)
             await publisher.flood(WARM_UP, swarm)
-            await swarm.ask("latency")
-            await publisher.paced(PACED)
-            await swarm.wait_for("least", publisher.sent)
-        before = await swarm.ask("latency")
+            before = await latency()
 
         # Both stop: one leaves its socket alone, the other goes on reading, but its window closes
         # behind what it has.
@@ -155,10 +159,7 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
         started = trio.current_time()
         await publisher.flood(FLOOD, swarm)
         took = trio.current_time() - started
-        await swarm.ask("latency")
-        await publisher.paced(PACED)
-        await swarm.wait_for("least", publisher.sent)
-        meanwhile = await swarm.ask("latency")
+        meanwhile = await latency()
         grown = memory.most - memory.start
 
         # And they read again.
@@ -171,10 +172,7 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
         async with trio.open_nursery() as warm:
             for reader in (deaf, shut):
                 warm.start_soon(reader.read_until, end + PACED)
-            await swarm.ask("latency")
-            await publisher.paced(PACED)
-            await swarm.wait_for("least", publisher.sent)
-        after = await swarm.ask("latency")
+            after = await latency()
         nursery.cancel_scope.cancel()
 
     print(

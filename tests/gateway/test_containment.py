@@ -49,7 +49,7 @@ async def still_works(one: Participant) -> None:
 
 @asynccontextmanager
 async def two_clients(transport: str, **sections: Mapping[str, Any]) -> AsyncIterator[tuple[Participant, Session]]:
-    """Client a, and the session of client b on this transport, in which the block lets a task fail.
+    """Client a, and the session of client b, which the block lets fail.
 
     Afterwards b's connection has ended, a's goes on, and b can connect again.
     """

@@ -94,20 +94,13 @@ def test_a_components_statistics_are_read_at_scrape_time() -> None:
     assert ("aether_log_name", ()) not in samples
 
 
-def test_a_counter_is_read_at_scrape_time() -> None:
+@pytest.mark.parametrize(("kind", "suffix"), [("counter", "_total"), ("gauge", "")])
+def test_a_counter_and_a_gauge_are_read_at_scrape_time(kind: str, suffix: str) -> None:
     metrics = Metrics()
-    refused = {("ERR_X",): 1.0}
-    metrics.counter("refused", "Refusals", ("code",), lambda: refused)
-    refused["ERR_X",] = 3
-    assert scrape(metrics)["refused_total", (("code", "ERR_X"),)] == 3
-
-
-def test_a_gauge_is_read_at_scrape_time() -> None:
-    metrics = Metrics()
-    live = {("prod", "agent"): 1.0}
-    metrics.gauge("aether_active_connections", "Live connections", ("workspace", "principal_type"), lambda: live)
-    live["prod", "agent"] = 7
-    assert scrape(metrics)["aether_active_connections", (("principal_type", "agent"), ("workspace", "prod"))] == 7
+    values = {("prod", "agent"): 1.0}
+    getattr(metrics, kind)("live", "Live connections", ("workspace", "type"), lambda: values)
+    values["prod", "agent"] = 7
+    assert scrape(metrics)[f"live{suffix}", (("type", "agent"), ("workspace", "prod"))] == 7
 
 
 def test_two_gateways_in_one_process_do_not_share_metrics() -> None:

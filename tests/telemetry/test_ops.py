@@ -112,7 +112,7 @@ def make_server(
 
 @asynccontextmanager
 async def connected(server: OpsServer, request: bytes = b"") -> AsyncIterator[tuple[Stream, Stream]]:
-    """A client's end and the server's end of a connection over which `request` was sent."""
+    """The client's end and the server's of a connection; `request` was sent over it."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, server, theirs)
