@@ -17,7 +17,6 @@ from aether_trio.session.session import Session
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.transport.http2 import frames
 from aether_trio.wire import framing
-from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client import gateways
 from tests.client.gateways import open_test_gateway
 from tests.gateway.sessions import session_of
