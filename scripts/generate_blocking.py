@@ -34,7 +34,7 @@ sys.modules[_module.__name__] = _module
 
 from aether_trio.client import principals  # noqa: E402 - behind the stand-in
 from aether_trio.client.client import Client  # noqa: E402 - behind the stand-in
-from aether_trio.client.connection.publications import Publication  # noqa: E402 - behind the stand-in
+from aether_trio.client.connection.outgoing_messages import Publication  # noqa: E402 - behind the stand-in
 from aether_trio.client.jobs.job import Job  # noqa: E402 - behind the stand-in
 from aether_trio.client.operations import NAMESPACES, GrantCache, ProxiedRequest, StreamedResponse, Tunnel  # noqa: E402 - behind the stand-in
 

@@ -27,7 +27,7 @@ from aether_trio.client.blocking.client import SyncClient, SyncPublication, conn
 from aether_trio.client.blocking.job import SyncJob
 from aether_trio.client.client import Client
 from aether_trio.client.connection.backoff import Retry
-from aether_trio.client.connection.publications import Publication
+from aether_trio.client.connection.outgoing_messages import Publication
 from aether_trio.client.connection.reconnect import State
 from aether_trio.client.connection.tls import TlsOptions
 from aether_trio.client.errors import (

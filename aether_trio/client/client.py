@@ -26,7 +26,7 @@ import anyio
 from aether_trio.client.block import Block
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.handshake import init_for
-from aether_trio.client.connection.publications import (
+from aether_trio.client.connection.outgoing_messages import (
     Outcome,
     Publication,
     Upstream,

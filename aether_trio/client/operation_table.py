@@ -34,23 +34,27 @@ class Operation:
     """The field whose text the answer repeats."""
     success_field: str = "success"
     """The field of the response that is false for a refusal; "" when there is none."""
-    only_reads: bool | frozenset[str] = False
-    """Whether repeating it changes nothing: always, or for these values of `op`.
+    repeatable: bool | frozenset[str] = False
+    """Whether the request may be sent again after a reconnect: always, or for these values of `op`.
 
     The texts are beginnings of the names of the values.
     """
+    repeatable_with: str = ""
+    """The field whose text, if any, makes the request safe to send again."""
     refused_without_id: bool = False
     """A refusal is an ErrorResponse without an id: only the order tells its cause."""
     continues_exchange: bool = False
     """It continues an exchange, so it is still sent to a gateway that drains."""
 
-    def repeatable(self, payload: Any) -> bool:
-        """Whether this request may be asked twice because it only reads."""
-        if isinstance(self.only_reads, bool):
-            return self.only_reads
+    def may_repeat(self, payload: Any) -> bool:
+        """Return whether a request with this payload may be sent again after a reconnect."""
+        if self.repeatable_with:
+            return bool(getattr(payload, self.repeatable_with))
+        if isinstance(self.repeatable, bool):
+            return self.repeatable
         field = payload.DESCRIPTOR.fields_by_name["op"]
         name = str(field.enum_type.values_by_number[payload.op].name)
-        return name.startswith(tuple(self.only_reads))
+        return name.startswith(tuple(self.repeatable))
 
 
 _BY_CLIENT_ID: Final = "client_request_id"
@@ -62,44 +66,53 @@ _ROWS: Final = (
     Operation(case="switch_workspace", namespace="", refused_without_id=True),
     Operation(
         case="connection_status_request", namespace="sessions", response="connection_status_response",
-        success_field="ok", only_reads=True,
+        success_field="ok", repeatable=True,
     ),
     Operation(case="progress", namespace="progress", refused_without_id=True),
-    Operation(case="kv_op", namespace="kv", response="kv", only_reads=_READS | {"SET_CARD"}),
-    Operation(case="checkpoint_op", namespace="checkpoints", response="checkpoint", only_reads=_READS | {"LOAD"}),
+    Operation(case="kv_op", namespace="kv", response="kv", repeatable=_READS | {"SET_CARD"}),
+    Operation(
+        case="checkpoint_op", namespace="checkpoints", response="checkpoint",
+        repeatable=_READS | {"LOAD", "SAVE", "DELETE"},
+    ),
     # A refused creation is told twice: by an ErrorResponse without an id, and by the response
     # behind it.
-    Operation(case="create_task", namespace="tasks", response="create_task", refused_without_id=True),
-    Operation(case="task_query", namespace="tasks", response="task_query", only_reads=_READS),
-    Operation(case="task_op", namespace="tasks", response="task_op", only_reads=_READS),
+    Operation(
+        case="create_task", namespace="tasks", response="create_task", refused_without_id=True,
+        repeatable_with="idempotency_key",
+    ),
+    Operation(case="task_query", namespace="tasks", response="task_query", repeatable=_READS),
+    Operation(case="task_op", namespace="tasks", response="task_op", repeatable=_READS | {"CLAIM"}),
     Operation(
         case="task_subscription_op", namespace="tasks", response="task_subscription_response",
-        id_field=_BY_CLIENT_ID, only_reads=_READS,
+        id_field=_BY_CLIENT_ID, repeatable=_READS,
     ),
-    Operation(case="session_op", namespace="sessions", response="session_response", only_reads=_READS),
-    Operation(case="workspace_op", namespace="workspaces", response="workspace", only_reads=_READS),
-    Operation(case="agent_op", namespace="registry", response="agent", only_reads=_READS),
-    Operation(case="admin_query", namespace="gateway", response="admin", only_reads=_READS),
+    Operation(case="session_op", namespace="sessions", response="session_response", repeatable=_READS),
+    Operation(case="workspace_op", namespace="workspaces", response="workspace", repeatable=_READS),
+    Operation(case="agent_op", namespace="registry", response="agent", repeatable=_READS),
+    Operation(case="admin_query", namespace="gateway", response="admin", repeatable=_READS),
     Operation(
-        case="acl_op", namespace="rules", response="acl", only_reads=_READS | {"QUERY_AUDIT", "EXPLAIN_ACCESS"}
+        case="acl_op", namespace="rules", response="acl", repeatable=_READS | {"QUERY_AUDIT", "EXPLAIN_ACCESS"}
     ),
-    Operation(case="access_check", namespace="access", response="access_check_response", only_reads=True),
-    Operation(case="batch_access_check", namespace="access", response="batch_access_check_response", only_reads=True),
-    Operation(case="token_op", namespace="tokens", response="token", only_reads=_READS),
-    Operation(case="audit_query", namespace="audit", response="audit_response", only_reads=True),
+    Operation(case="access_check", namespace="access", response="access_check_response", repeatable=True),
+    Operation(case="batch_access_check", namespace="access", response="batch_access_check_response", repeatable=True),
+    Operation(case="token_op", namespace="tokens", response="token", repeatable=_READS),
+    Operation(case="audit_query", namespace="audit", response="audit_response", repeatable=True),
     Operation(
         case="submit_audit_event", namespace="audit", response="submit_audit_event_response", id_field=_BY_CLIENT_ID
     ),
-    Operation(case="authority_grant_op", namespace="grants", response="authority_grant", only_reads=_READS),
+    Operation(
+        case="authority_grant_op", namespace="grants", response="authority_grant",
+        repeatable=_READS | {"DERIVE_FOR_TARGET"},
+    ),
     Operation(
         case="resolve_authority_request", namespace="grants", response="resolve_authority_response",
-        success_field="ok", only_reads=True,
+        success_field="ok", repeatable=True,
     ),
     Operation(
         case="authority_request_op", namespace="authority_requests", response="authority_request_response",
-        id_field=_BY_CLIENT_ID, only_reads=_READS,
+        id_field=_BY_CLIENT_ID, repeatable=_READS,
     ),
-    Operation(case="workflow_op", namespace="workflow", response="workflow_response", only_reads=_READS),
+    Operation(case="workflow_op", namespace="workflow", response="workflow_response", repeatable=_READS),
     Operation(case="workflow_response", namespace="workflow", continues_exchange=True),
     # The errors of a proxied response are those of the service.
     Operation(case="proxy_http_request", namespace="proxy", response="proxy_http_response", success_field=""),

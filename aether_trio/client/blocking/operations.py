@@ -22,11 +22,12 @@ from aether_trio.client.blocking.bridge import (
     streamed_as,
 )
 from aether_trio.client.client import Client
-from aether_trio.client.connection.publications import Outcome, Publication
+from aether_trio.client.connection.outgoing_messages import Outcome, Publication
 from aether_trio.client.connection.reconnect import State
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job, JobEnd
-from aether_trio.client.operations.access import Access
+from aether_trio.client.operations.access_checks import Access
+from aether_trio.client.operations.access_rules import Rules
 from aether_trio.client.operations.agents import Registry
 from aether_trio.client.operations.audit import Audit
 from aether_trio.client.operations.checkpoints import Checkpoints
@@ -39,7 +40,6 @@ from aether_trio.client.operations.progress import Progress, ProgressUpdate
 from aether_trio.client.operations.proxy import Proxy, StreamedResponse
 from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.requests import AuthorityRequests
-from aether_trio.client.operations.rules import Rules
 from aether_trio.client.operations.sessions import Sessions
 from aether_trio.client.operations.task_values import Assignment, Task
 from aether_trio.client.operations.tasks import Tasks

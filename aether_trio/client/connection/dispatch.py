@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.publications import Upstream
+from aether_trio.client.connection.outgoing_messages import Upstream
 from aether_trio.client.connection.requests import Pending, Requests
 from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code

@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSStream
 
-from aether_trio.client.connection.publications import Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import Publication, Upstream
 from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Transport, TransportClient
 from aether_trio.client.errors import (
     AetherError,

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import anyio
 import anyio.abc
 
-from aether_trio.client.connection.publications import Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import Publication, Upstream
 from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Transport, TransportClient
 from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS

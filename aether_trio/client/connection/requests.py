@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import anyio
 
-from aether_trio.client.connection.publications import Upstream
+from aether_trio.client.connection.outgoing_messages import Upstream
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES, operation_of
 from aether_trio.wire.pb import aether_pb2 as pb

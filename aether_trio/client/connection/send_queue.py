@@ -20,7 +20,8 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.connection.publications import Encoder, Moment, Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import Encoder, Moment, Publication, Upstream
+from aether_trio.client.connection.resend_or_in_doubt import in_doubt
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
 __all__ = ["SendQueue"]
@@ -341,15 +342,13 @@ class SendQueue:
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
         """Queue again what earlier connections left unsettled, or fail it as in doubt.
 
-        That is what the last one has written, and what it was to repeat and has not come to. With
-        `repeat` it is sent again if it was first written less than `within_s` ago: the gateway
-        remembers a message for so long from when it has committed it.
+        That is what the last one has written, and what it was to repeat and has not come to.
+        resend_or_in_doubt.py decides.
         """
         written = [publication for publication in self._written if not publication.settled]
         self._written.clear()
         queued = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
-        now = Moment.now() if repeat and within_s < math.inf else None
-        lost = {one for one in (*written, *queued) if not (repeat and _is_younger(one, within_s, now))}
+        lost = in_doubt((*written, *queued), repeat=repeat, within_s=within_s)
         again = [publication for publication in written if publication not in lost]
         self.resent += len(again)
         self._queue.extendleft(reversed(again))
@@ -381,12 +380,6 @@ class SendQueue:
                 self._settle(item, error)
         self._queue.clear()
         self._room.set()
-
-
-def _is_younger(publication: Publication, within_s: float, now: Moment | None) -> bool:
-    """Whether it was first written less than `within_s` before now."""
-    first = publication.first_written
-    return now is None or first is None or first.before_s(now) < within_s
 
 
 def _withdrawn(publication: Publication) -> ConnectionLost:

@@ -26,7 +26,7 @@ import anyio.abc
 
 from aether_trio.client.connection.confirmations import Confirmations
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.publications import Upstream
+from aether_trio.client.connection.outgoing_messages import Upstream
 from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code

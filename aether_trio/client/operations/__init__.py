@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, cast, overload
 
-from aether_trio.client.operations.access import Access, AccessRequest, Continuation, ContinuationScope
+from aether_trio.client.operations.access_checks import Access, AccessRequest, Continuation, ContinuationScope
+from aether_trio.client.operations.access_rules import Rules
 from aether_trio.client.operations.agents import Registration, Registry, ResourceSchema
 from aether_trio.client.operations.audit import Audit
 from aether_trio.client.operations.checkpoints import Checkpoints
@@ -52,7 +53,6 @@ from aether_trio.client.operations.progress import Progress, ProgressUpdate, Ste
 from aether_trio.client.operations.proxy import Proxy, ProxyFailed, StreamedResponse
 from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.requests import AuthorityRequests, RequestEvent, Route, Wish
-from aether_trio.client.operations.rules import Rules
 from aether_trio.client.operations.sessions import Sessions
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
 from aether_trio.client.operations.task_values import CompletionEvent, Hibernation, RetryPolicy, WaitSpec

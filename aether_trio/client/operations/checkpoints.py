@@ -43,7 +43,7 @@ class Checkpoints(Namespace):
         `ttl_s` 0 keeps it for good, -1 as the gateway likes.
         """
         answer: pb.CheckpointResponse = await self._ask(
-            "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s), again=True
+            "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s)
         )
         return to_time(answer.saved_at)
 
@@ -56,7 +56,7 @@ class Checkpoints(Namespace):
 
     async def delete(self, key: str = DEFAULT_KEY) -> None:
         """Forget it. One that is not there is no error."""
-        await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key), again=True)
+        await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key))
 
     async def list(self) -> tuple[str, ...]:
         """The keys of all checkpoints, in order."""

@@ -66,7 +66,7 @@ class Grants(Namespace):
         A fitting one that exists is used again.
         """
         derive = write(request, pb.AuthorityGrantDeriveForTargetRequest())
-        answer = await self._do(_Op(op=_Op.DERIVE_FOR_TARGET, derive_for_target_request=derive), again=True)
+        answer = await self._do(_Op(op=_Op.DERIVE_FOR_TARGET, derive_for_target_request=derive))
         return read(Grant, answer.grant)
 
     async def get(self, grant_id: str) -> Grant:
@@ -169,6 +169,6 @@ class Grants(Namespace):
         answer = await self._do(op)
         return GrantPage(tuple(read(Grant, one) for one in answer.grants), answer.total, answer.cache_hint_ttl_seconds)
 
-    async def _do(self, op: pb.AuthorityGrantOperation, *, again: bool = False) -> pb.AuthorityGrantResponse:
-        answer: pb.AuthorityGrantResponse = await self._ask("authority_grant_op", op, again=again)
+    async def _do(self, op: pb.AuthorityGrantOperation) -> pb.AuthorityGrantResponse:
+        answer: pb.AuthorityGrantResponse = await self._ask("authority_grant_op", op)
         return answer

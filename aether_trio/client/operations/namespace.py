@@ -37,12 +37,9 @@ class Namespace:
         """
         return type(self)(self._requester, timeout_s=timeout_s)
 
-    async def _ask(self, case: str, payload: Message, *, again: bool = False) -> Any:
-        """The answer's payload.
-
-        With `again`, and for what only reads, a reconnect may ask a second time.
-        """
-        again = again or OPERATIONS[case].repeatable(payload)
+    async def _ask(self, case: str, payload: Message) -> Any:
+        """Send a request and return its answer; a reconnect may repeat it (operation_table.py)."""
+        again = OPERATIONS[case].may_repeat(payload)
         return await self._requester.request(upstream(case, payload), timeout=self._timeout_s, idempotent=again)
 
     async def _tell(self, case: str, payload: Message) -> None:

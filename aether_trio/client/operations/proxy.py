@@ -25,7 +25,7 @@ from aether_trio.client.errors import (
     from_text,
 )
 from aether_trio.client.feeds import Feed
-from aether_trio.client.operations.access import AccessRequest, access_message
+from aether_trio.client.operations.access_checks import AccessRequest, access_message
 from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
 from aether_trio.client.operations.enums import ProxyFailure
 from aether_trio.client.operations.principals import Authorization, authorization_context

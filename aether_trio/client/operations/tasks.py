@@ -102,7 +102,7 @@ class Tasks(TaskFeeds):
             required_downstream_authority_hops=required_downstream_authority_hops,
             originating_schedule_id=originating_schedule_id,
         )
-        return read(CreatedTask, await self._ask("create_task", request, again=bool(idempotency_key)))
+        return read(CreatedTask, await self._ask("create_task", request))
 
     async def get(self, task_id: str) -> Task:
         """One task. Raises Refused if there is none that the caller may see."""
@@ -173,7 +173,7 @@ class Tasks(TaskFeeds):
 
         A second claim changes nothing.
         """
-        return await self._move(_Op(op=_Op.CLAIM, task_id=task_id), again=True)
+        return await self._move(_Op(op=_Op.CLAIM, task_id=task_id))
 
     async def complete(self, task_id: str, *, reason: str = "") -> Task:
         """It is done."""
@@ -251,6 +251,6 @@ class Tasks(TaskFeeds):
         """Go on after a pause."""
         return await self._move(_Op(op=_Op.RESUME, task_id=task_id, reason=reason))
 
-    async def _move(self, op: pb.TaskOperation, *, again: bool = False) -> Task:
-        answer: pb.TaskOperationResponse = await self._ask("task_op", op, again=again)
+    async def _move(self, op: pb.TaskOperation) -> Task:
+        answer: pb.TaskOperationResponse = await self._ask("task_op", op)
         return read(Task, answer.task)

@@ -14,7 +14,7 @@ from aether_trio.client import AgentClient, Client
 from aether_trio.client.blocking.bridge import Blocking
 from aether_trio.client.blocking.client import SyncClient, SyncPublication
 from aether_trio.client.blocking.operations import SyncGrantCache, SyncProxiedRequest, SyncResponse, SyncTunnel
-from aether_trio.client.connection.publications import Publication
+from aether_trio.client.connection.outgoing_messages import Publication
 from aether_trio.client.operations import NAMESPACES
 from aether_trio.client.operations.grant_cache import GrantCache
 from aether_trio.client.operations.proxy import StreamedResponse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.client.connection.dispatch import MessageDispatch
-from aether_trio.client.connection.publications import Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import Publication, Upstream
 from aether_trio.client.connection.requests import Pending, prepare
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 from aether_trio.client.options import settings_for

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.client import AetherError, ClientClosed, ConnectionLost, InvalidArgument
-from aether_trio.client.connection.publications import Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import Publication, Upstream
 from aether_trio.client.connection.send_queue import SendQueue
 
 

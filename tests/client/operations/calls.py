@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from aether_trio.client.operations import NAMESPACES
-from aether_trio.client.operations.access import AccessRequest, Continuation
+from aether_trio.client.operations.access_checks import AccessRequest, Continuation
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TunnelEnd, WaitReason
 from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, Exchange

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from aether_trio.client import operations
 from aether_trio.client.operations import (
-    access,
+    access_checks,
+    access_rules,
     agents,
     audit,
     enums,
@@ -26,7 +27,6 @@ from aether_trio.client.operations import (
     principals,
     progress,
     requests,
-    rules,
     sessions,
     task_events,
     task_values,
@@ -39,10 +39,10 @@ from aether_trio.client.operations.records import Millis, Seconds, Wire, from_ti
 from aether_trio.wire.pb import aether_pb2 as pb
 
 MESSAGES: dict[type, Any] = {
-    access.AccessRequest: pb.ResourceAccessRequest,
-    access.Continuation: pb.AuthorityContinuationRequest,
-    access.ContinuationScope: pb.AuthorityContinuationScope,
-    access.Receipt: pb.AccessDecisionReceipt,
+    access_checks.AccessRequest: pb.ResourceAccessRequest,
+    access_checks.Continuation: pb.AuthorityContinuationRequest,
+    access_checks.ContinuationScope: pb.AuthorityContinuationScope,
+    access_checks.Receipt: pb.AccessDecisionReceipt,
     agents.Orchestrator: pb.OrchestratorInfo,
     agents.Registration: pb.AgentRegistrationInfo,
     agents.ResourceSchema: pb.AgentResourceSchemaEntry,
@@ -70,11 +70,11 @@ MESSAGES: dict[type, Any] = {
     requests.RequestEvent: pb.AuthorityRequestEvent,
     requests.Route: pb.AuthorityRequestRoutingTarget,
     requests.Wish: pb.CreateAuthorityRequestPayload,
-    rules.Contribution: pb.ACLAccessContributionInfo,
-    rules.Decision: pb.ACLAuditEntryInfo,
-    rules.Explanation: pb.ACLAccessExplanationInfo,
-    rules.Fallback: pb.ACLFallbackPolicyInfo,
-    rules.Rule: pb.ACLRuleInfo,
+    access_rules.Contribution: pb.ACLAccessContributionInfo,
+    access_rules.Decision: pb.ACLAuditEntryInfo,
+    access_rules.Explanation: pb.ACLAccessExplanationInfo,
+    access_rules.Fallback: pb.ACLFallbackPolicyInfo,
+    access_rules.Rule: pb.ACLRuleInfo,
     sessions.SessionInfo: pb.ConnectionInfo,
     task_events.ChildChanged: pb.TaskChildLifecycleEvent,
     task_events.StatusChanged: pb.TaskStatusChangedEvent,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
+from aether_trio.client.operations.access_explanation import AccessExplanations
 from aether_trio.client.operations.groups import Groups
-from aether_trio.client.operations.principals import AccessLevel, Authorization, Principal, principal_ref
+from aether_trio.client.operations.principals import AccessLevel, Authorization
 from aether_trio.client.operations.records import Seconds, Wire, from_time, read
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -85,37 +86,10 @@ class DecisionPage:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """One rule that had a say in a verdict."""
-
-    subject: str
-    """The principal, group or role the rule is about."""
-    rule_id: str
-    access_level: AccessLevel
-    resource: str
-    expired: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Why a verdict is what it is."""
-
-    principal: str
-    subjects: tuple[str, ...]
-    """The principal, its groups and its roles."""
-    contributions: tuple[Contribution, ...]
-    allowed: bool
-    decision: str
-    effective_access_level: AccessLevel
-    fallback_applied: bool
-    reason: str
-
-
-class Rules(Groups):
+class Rules(Groups, AccessExplanations):
     """Access rules, what applies when no rule does, what was decided and why.
 
-    help(aether_trio.client.operations.rules) says more.
+    help(aether_trio.client.operations.access_rules) says more.
     """
 
     async def list(
@@ -242,19 +216,6 @@ class Rules(Groups):
         )
         answer = await self._do(_Op(op=_Op.QUERY_AUDIT, audit_filter=wanted))
         return DecisionPage(tuple(read(Decision, one) for one in answer.audit_entries), answer.total_audit_entries)
-
-    async def explain(
-        self, principal: Principal | str, resource_type: str, resource_id: str, required_level: AccessLevel
-    ) -> Explanation:
-        """Why `principal` may, or may not, do that."""
-        op = _Op(
-            op=_Op.EXPLAIN_ACCESS,
-            principal=principal_ref(principal),
-            resource_type=resource_type,
-            resource_id=resource_id,
-            required_level=required_level,
-        )
-        return read(Explanation, (await self._do(op)).explanation)
 
     async def forget_expired(self) -> int:
         """Remove rules that have expired; return how many."""

@@ -88,7 +88,7 @@ class Continuation:
 class Access(Namespace):
     """May I do this to that? And messages that are delivered only if I may.
 
-    help(aether_trio.client.operations.access) says more.
+    help(aether_trio.client.operations.access_checks) says more.
     """
 
     async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> Receipt:

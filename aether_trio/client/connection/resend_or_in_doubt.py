@@ -1,0 +1,24 @@
+"""Decides which unconfirmed messages a new connection sends again, and which are in doubt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from aether_trio.client.connection.outgoing_messages import Moment, Publication
+
+__all__ = ["in_doubt"]
+
+
+def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: float) -> set[Publication]:
+    """Return the unconfirmed publications that must fail, because a repetition might be a duplicate.
+
+    With `repeat`, one that was first written less than `within_s` ago is not among them: the
+    gateway remembers a message for so long from when it has committed it.
+    """
+    if not repeat:
+        return set(publications)
+    if within_s == math.inf:
+        return set()
+    now = Moment.now()
+    return {one for one in publications if one.first_written and one.first_written.before_s(now) >= within_s}

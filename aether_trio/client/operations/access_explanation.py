@@ -1,0 +1,55 @@
+"""`agent.rules.explain`: asks the gateway why a principal may or may not access a resource."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.principals import AccessLevel, Principal, principal_ref
+from aether_trio.client.operations.records import read
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One rule that had a say in a verdict."""
+
+    subject: str
+    """The principal, group or role the rule is about."""
+    rule_id: str
+    access_level: AccessLevel
+    resource: str
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a verdict is what it is."""
+
+    principal: str
+    subjects: tuple[str, ...]
+    """The principal, its groups and its roles."""
+    contributions: tuple[Contribution, ...]
+    allowed: bool
+    decision: str
+    effective_access_level: AccessLevel
+    fallback_applied: bool
+    reason: str
+
+
+class AccessExplanations(Namespace):
+    """Asks why the gateway allows or denies an access; a part of `agent.rules`."""
+
+    async def explain(
+        self, principal: Principal | str, resource_type: str, resource_id: str, required_level: AccessLevel
+    ) -> Explanation:
+        """Why `principal` may, or may not, do that."""
+        op = pb.ACLOperation(
+            op=pb.ACLOperation.EXPLAIN_ACCESS,
+            principal=principal_ref(principal),
+            resource_type=resource_type,
+            resource_id=resource_id,
+            required_level=required_level,
+        )
+        answer: pb.ACLResponse = await self._ask("acl_op", op)
+        return read(Explanation, answer.explanation)
