@@ -15,7 +15,7 @@ from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_bytes, print_json, print_table, run_client, say
-from aether_trio.client.operations import Place, Scope
+from aether_trio.client.operations import KeyPlace, Scope
 from aether_trio.client.operations.kv import Kv
 from aether_trio.model.identity import Identity, Kind
 
@@ -46,12 +46,12 @@ class KeySpace:
     workspace: str
     user: str
 
-    def run(self, ask: Callable[[Kv, Place], Awaitable[T]]) -> T:
+    def run(self, ask: Callable[[Kv, KeyPlace], Awaitable[T]]) -> T:
         """Connect, and call `ask` with the store and the keywords of this scope.
 
         Raises CliError.
         """
-        place = Place(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
+        place = KeyPlace(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
 
         async def connected() -> T:
             async with open_client(self.target, self.identity) as client:
@@ -112,7 +112,7 @@ def place_options(function: F) -> F:
 def get(keys: KeySpace, key: str) -> None:
     """Print the value of KEY. Exit code 1 when there is none."""
 
-    async def ask(kv: Kv, place: Place) -> bytes | None:
+    async def ask(kv: Kv, place: KeyPlace) -> bytes | None:
         value = await kv.get(key, **place)
         # A missing key reads as an empty value. A list with its name as prefix begins with the key,
         # if there is one.
@@ -142,7 +142,7 @@ def put(keys: KeySpace, key: str, value: str, ttl: int | None, if_absent: bool, 
     data = sys.stdin.buffer.read() if value == "-" else value.encode()
     expected = None if if_equals is None else if_equals.encode()
 
-    async def ask(kv: Kv, place: Place) -> None:
+    async def ask(kv: Kv, place: KeyPlace) -> None:
         if if_absent:
             _check_applied(await kv.put_if_absent(key, data, ttl_s=ttl or 0, **place), f"{key!r} exists already")
         elif expected is not None:
@@ -170,7 +170,7 @@ def _check_applied(applied: bool, otherwise: str) -> None:
 def list_(keys: KeySpace, prefix: str, limit: int | None, as_json: bool) -> None:
     """List keys and values."""
 
-    async def ask(kv: Kv, place: Place) -> dict[str, bytes]:
+    async def ask(kv: Kv, place: KeyPlace) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         cursor = ""
         while limit is None or len(found) < limit:
@@ -212,7 +212,7 @@ def _short(value: bytes) -> str:
 def delete(keys: KeySpace, key: str, if_equals: str | None) -> None:
     """Delete KEY. It is no error when there is none."""
 
-    async def ask(kv: Kv, place: Place) -> None:
+    async def ask(kv: Kv, place: KeyPlace) -> None:
         if if_equals is None:
             await kv.delete(key, **place)
         else:
@@ -231,7 +231,7 @@ def delete(keys: KeySpace, key: str, if_equals: str | None) -> None:
 def incr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
     """Add to the counter KEY and print it. A missing key counts as 0."""
 
-    async def ask(kv: Kv, place: Place) -> int:
+    async def ask(kv: Kv, place: KeyPlace) -> int:
         if by == 1 and bound is None:
             return await kv.increment(key, **place)
         ceiling = _FAR if bound is None else bound
@@ -250,7 +250,7 @@ def incr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
 def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
     """Subtract from the counter KEY and print it. A missing key counts as 0."""
 
-    async def ask(kv: Kv, place: Place) -> int:
+    async def ask(kv: Kv, place: KeyPlace) -> int:
         if by == 1 and bound is None:
             return await kv.decrement(key, **place)
         floor = -_FAR if bound is None else bound
@@ -269,7 +269,7 @@ def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
 def add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many it has."""
 
-    async def ask(kv: Kv, place: Place) -> int:
+    async def ask(kv: Kv, place: KeyPlace) -> int:
         return (await kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place)).size
 
     say(str(keys.run(ask)))

@@ -20,7 +20,7 @@ docs/clients.md says how to use them.
   at once.
 * How it is going: State, ClientStatistics.
 * Operations, such as `agent.kv`: aether_trio.client.operations, which also has what they take
-  (Scope, Step, ...). They are built on what a Requester can do.
+  (Scope, ProgressStep, ...). They are built on what a Requester can do.
 """
 
 from aether_trio.client.blocking.client import SyncClient, SyncPublication, connect_sync

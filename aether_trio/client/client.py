@@ -27,15 +27,15 @@ from aether_trio.client.block import Block
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.handshake import init_for
 from aether_trio.client.connection.outgoing_messages import (
-    Outcome,
+    OutgoingMessage,
     Publication,
-    Upstream,
+    SendOutcome,
     bytes_of,
     checked_topic,
     checked_type,
 )
 from aether_trio.client.connection.reconnect import Reconnector, State
-from aether_trio.client.connection.requests import Pending, prepare
+from aether_trio.client.connection.requests import PendingRequest, prepare
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.message import IncomingMessage, MessageType
@@ -319,7 +319,7 @@ class Client(Operations, Block, abc.ABC):
         await self._check_open()
         requests = self._dispatch.requests
         asked, request_id = prepare(message, requests.new_id())
-        pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
+        pending = PendingRequest(request_id, asked, message.SerializeToString(), idempotent=idempotent)
         requests.add(pending)
         self._dispatch.ask(pending)
         try:
@@ -338,7 +338,7 @@ class Client(Operations, Block, abc.ABC):
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """See Requester.tell_confirmed."""
-        outcome = Outcome()
+        outcome = SendOutcome()
         try:
             with anyio.fail_after(timeout):
                 await self._tell(message, settle=outcome.settle)
@@ -354,9 +354,9 @@ class Client(Operations, Block, abc.ABC):
 
     async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
         await self._check_open()
-        written = Outcome()
+        written = SendOutcome()
         operation = operation_of(message)
-        upstream = Upstream(
+        upstream = OutgoingMessage(
             message.SerializeToString(),
             written.settle,
             answer=operation is not None and operation.continues_exchange,

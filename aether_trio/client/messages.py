@@ -21,10 +21,10 @@ import trio
 from aether_trio.client.connection.inbox import Inbox
 from aether_trio.client.message import IncomingMessage
 
-__all__ = ["Cursors", "Messages"]
+__all__ = ["Messages", "MessagesInHand"]
 
 
-class Cursors:
+class MessagesInHand:
     """The message that each task has in its hands."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class _TaskEnds(trio.abc.Instrument):
     cancelled has ended well; of the others nothing is known, and their messages come again.
     """
 
-    def __init__(self, cursors: Cursors) -> None:
+    def __init__(self, cursors: MessagesInHand) -> None:
         self._cursors = cursors
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
@@ -106,7 +106,7 @@ class _TaskEnds(trio.abc.Instrument):
 class Messages:
     """An iterator over one client's messages; any number of them may share the inbox."""
 
-    def __init__(self, inbox: Inbox, cursors: Cursors | None) -> None:
+    def __init__(self, inbox: Inbox, cursors: MessagesInHand | None) -> None:
         self._inbox = inbox
         self._cursors = cursors
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Self, Unpack
 
 from aether_trio.client.client import Client
 from aether_trio.client.feeds import Feed
-from aether_trio.client.jobs import Works
+from aether_trio.client.jobs import WorkerMethods
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions, numbered
@@ -39,7 +39,7 @@ _WHO: Final = ("AETHER_WORKSPACE", "AETHER_IMPLEMENTATION", "AETHER_SPECIFIER")
 _STARTED: Final = {"ag::": "AgentClient", "tu::": "TaskClient"}
 
 
-class _Started:
+class _StartedByOrchestrator:
     """A participant that an orchestrator may have started.
 
     Its class is made with an address and the three names.
@@ -74,7 +74,7 @@ class _Started:
         return made(address, workspace=workspace, implementation=implementation, specifier=specifier, **options)
 
 
-class AgentClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+class AgentClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}".
 
     Messages wait for it while it is away.
@@ -99,7 +99,7 @@ class AgentClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelem
         return self.__identity
 
 
-class TaskClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A worker.
 
     With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and
@@ -261,7 +261,7 @@ class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTe
         return self.__identity
 
 
-class ServiceClient(Works, ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
+class ServiceClient(WorkerMethods, ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
     """A service, "sv::{implementation}::{specifier}".
 
     Without `takes_any` it is only meant when it is named in full.

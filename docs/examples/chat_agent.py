@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 
 from aether_trio.client import AgentClient, IncomingMessage, MessageType
-from aether_trio.client.operations.progress import Step
+from aether_trio.client.operations.progress import ProgressStep
 
 HELP = """I am an example, and honest about it. Try
   count to 20 (I take half a second for each)
@@ -86,7 +86,7 @@ class ChatAgent:
                 completion=done / len(steps),
                 state="completed" if done == len(steps) else "running",
                 summary=f"{what}: {step}",
-                step=Step(name=step, sequence=min(done + 1, len(steps)), total_steps=len(steps)),
+                step=ProgressStep(name=step, sequence=min(done + 1, len(steps)), total_steps=len(steps)),
                 recipient=f"us::{person}",
             )
             await anyio.sleep(self._pace_s if done < len(steps) else 0)

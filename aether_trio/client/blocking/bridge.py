@@ -115,7 +115,7 @@ class Bridge:
     def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it in the loop, and wait for its result."""
         self._check_open()
-        call = _Call(functools.partial(function, *args, **kwargs))
+        call = _LoopCall(functools.partial(function, *args, **kwargs))
         try:
             return self._wait(self._begin(call.run))
         finally:
@@ -132,7 +132,7 @@ class Bridge:
         except RuntimeError as error:  # the portal is stopped, or its loop is over
             raise ClientClosed from error
 
-    def _end(self, call: _Call[Any]) -> None:
+    def _end(self, call: _LoopCall[Any]) -> None:
         """Cancel what has not ended, and wait for it.
 
         An interrupt may have come before there was a future, or after.
@@ -168,7 +168,7 @@ class Bridge:
             with contextlib.suppress(ClientClosed):
                 self._wait(self._begin(function))
 
-    def entered(self, manager: AbstractAsyncContextManager[T]) -> Entered[T]:
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> BlockingContext[T]:
         """The same context manager, for a thread.
 
         One task of the loop enters and leaves it.
@@ -177,10 +177,10 @@ class Bridge:
         what it is left with must then be that cancellation, even when the thread leaves with an
         exception in the same moment.
         """
-        return Entered(self, manager)
+        return BlockingContext(self, manager)
 
 
-class Entered(AbstractContextManager[T]):
+class BlockingContext(AbstractContextManager[T]):
     """See Bridge.entered.
 
     Where the loop does not answer any more, leaving does nothing.
@@ -189,13 +189,13 @@ class Entered(AbstractContextManager[T]):
     stays open.
     """
 
-    _call: _Call[bool] | None = None
+    _call: _LoopCall[bool] | None = None
     """None until `__init__` has made it, which may be interrupted as well."""
 
     def __init__(self, bridge: Bridge, manager: AbstractAsyncContextManager[T]) -> None:
         self._bridge = bridge
-        self._block = _Block(manager)
-        self._call = _Call(self._block.run)
+        self._block = _ContextTask(manager)
+        self._call = _LoopCall(self._block.run)
         self._given_up = False
 
     def __enter__(self) -> T:
@@ -247,7 +247,7 @@ def _is_group_of(failure: AetherError, error: BaseException) -> bool:
     return isinstance(error, BaseExceptionGroup) and error.split(lambda one: one is failure)[1] is None
 
 
-class _Block(Generic[T]):
+class _ContextTask(Generic[T]):
     """The block of one context manager, in the loop.
 
     `error` is what the thread has left it with.
@@ -286,7 +286,7 @@ class _Block(Generic[T]):
         return bool(await self._manager.__aexit__(type(error), error, error.__traceback__))
 
 
-class _Call(Generic[T]):
+class _LoopCall(Generic[T]):
     """One call in the loop, which its thread may give up."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
@@ -346,7 +346,7 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
     def __next__(self) -> T:
         try:
             return self._bridge.run(self._next, self._limit_s)
-        except _Ended:
+        except _IteratorEnded:
             raise StopIteration from None
         except RequestTimeout:
             if self._limit_s is None:
@@ -360,7 +360,7 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
         """
         try:
             return self._bridge.run(self._next, timeout)
-        except _Ended:
+        except _IteratorEnded:
             raise LookupError("there is nothing more to come") from None
 
     def within(self, timeout: float) -> Self:
@@ -374,11 +374,11 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
             try:
                 return await anext(self._target)
             except StopAsyncIteration:
-                raise _Ended from None  # a future cannot carry the other one
+                raise _IteratorEnded from None  # a future cannot carry the other one
         raise RequestTimeout(f"nothing came within {limit_s:g} s")
 
 
-class _Ended(Exception):
+class _IteratorEnded(Exception):
     """An iterator has ended."""
 
 

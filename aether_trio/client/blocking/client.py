@@ -154,7 +154,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- tasks
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
-        """See Works.work.
+        """See WorkerMethods.work.
 
         With `timeout` the loop ends when nothing was given for so many seconds.
         """
@@ -162,7 +162,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
-        """See Works.run_tasks.
+        """See WorkerMethods.run_tasks.
 
         `handler` is called in a thread for each task, `concurrency` at once, inside of the task's
         block.

@@ -19,7 +19,7 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from aether_trio.client.blocking.bridge import BlockingStream, Bridge, Entered
+from aether_trio.client.blocking.bridge import BlockingContext, BlockingStream, Bridge
 from aether_trio.client.blocking.operations import JobCalls
 from aether_trio.client.jobs.job import Job, TaskOver
 
@@ -34,7 +34,7 @@ class SyncJob(JobCalls):
 
     def __init__(self, bridge: Bridge, target: Job) -> None:
         super().__init__(bridge, target)
-        self._block: Entered[Job] | None = None
+        self._block: BlockingContext[Job] | None = None
 
     def __enter__(self) -> Self:
         block = self._block = self._bridge.entered(self._target)

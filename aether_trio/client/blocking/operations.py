@@ -22,7 +22,7 @@ from aether_trio.client.blocking.bridge import (
     streamed_as,
 )
 from aether_trio.client.client import Client
-from aether_trio.client.connection.outgoing_messages import Outcome, Publication
+from aether_trio.client.connection.outgoing_messages import Publication, SendOutcome
 from aether_trio.client.connection.reconnect import State
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job, JobEnd
@@ -80,7 +80,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 class SyncPublication(Blocking[Publication]):
     """A message on its way."""
 
-    committed = blocking(Outcome.committed)
+    committed = blocking(SendOutcome.committed)
 
     @property
     def error(self) -> AetherError | None:

@@ -34,7 +34,7 @@ _DIGITS: Final = 19
 """Of the largest 64-bit number."""
 
 
-class _Section:
+class _BarrierSection:
     """`waiting` has the number of each send, 0 for what has none.
 
     `error` is of what has none.
@@ -53,7 +53,7 @@ class Confirmations:
 
     def __init__(self, principal: pb.PrincipalRef) -> None:
         self._principal = principal
-        self._sections: deque[_Section] = deque()
+        self._sections: deque[_BarrierSection] = deque()
         self._together: list[tuple[int, Settle]] = []
         self._open_numbers: set[int] = set()
         self._refusals: dict[int, AetherError] = {}
@@ -104,7 +104,7 @@ class Confirmations:
     def _barrier(self, waiting: Sequence[tuple[int, Settle]]) -> bytes:
         self._count += 1
         request_id = f"barrier-{self._count}"
-        self._sections.append(_Section(request_id, waiting))
+        self._sections.append(_BarrierSection(request_id, waiting))
         question = pb.ConnectionStatusRequest(principal=self._principal, request_id=request_id)
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.outgoing_messages import Upstream
-from aether_trio.client.connection.requests import Pending, Requests
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage
+from aether_trio.client.connection.requests import PendingRequest, Requests
 from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
-from aether_trio.client.messages import Cursors, Messages
+from aether_trio.client.messages import Messages, MessagesInHand
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES
 from aether_trio.client.operations.progress import ProgressUpdate, progress_update
 from aether_trio.client.options import ClientSettings
@@ -50,7 +50,7 @@ class MessageDispatch:
         self.config: pb.ConfigSnapshot | None = None
         self.told_to_stay_away: str | None = None
         """The reason of a FORCE_DISCONNECT."""
-        self.cursors = Cursors()
+        self.cursors = MessagesInHand()
         self.restore: dict[str, pb.UpstreamMessage] = {}
         """Messages that every later connection sends first: the gateway forgets them."""
         self._principal = principal
@@ -100,9 +100,11 @@ class MessageDispatch:
         """A new connection, after another one. See SendQueue.reopen."""
         self.send_queue.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
-            self.send_queue.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
+            self.send_queue.put_first(
+                OutgoingMessage(message.SerializeToString(), lambda _error: None, unanswered=True)
+            )
 
-    def ask(self, pending: Pending) -> None:
+    def ask(self, pending: PendingRequest) -> None:
         """Queue a request."""
 
         def written(error: AetherError | None) -> None:
@@ -111,10 +113,12 @@ class MessageDispatch:
             else:
                 pending.fail(error)
 
-        pending.upstream = Upstream(pending.data, written, unanswered=OPERATIONS[pending.asked].refused_without_id)
+        pending.upstream = OutgoingMessage(
+            pending.data, written, unanswered=OPERATIONS[pending.asked].refused_without_id
+        )
         self.send_queue.put(pending.upstream)
 
-    def forget(self, pending: Pending) -> None:
+    def forget(self, pending: PendingRequest) -> None:
         """Forget a request whose caller gave up; it is not written any more."""
         self.requests.discard(pending)
         if pending.upstream is not None:

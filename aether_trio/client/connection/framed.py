@@ -13,8 +13,8 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSStream
 
-from aether_trio.client.connection.outgoing_messages import Publication, Upstream
-from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Transport, TransportClient
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage, Publication
+from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, ConnectionEnd, Transport, TransportClient
 from aether_trio.client.errors import (
     AetherError,
     InvalidArgument,
@@ -83,7 +83,7 @@ class FramedTransport(Transport):
             hint = ""
             if error.code is framing.ErrorCode.BAD_PREFACE:
                 hint = "; is this the port of a gateway that speaks the framing (aether://), and TLS as expected?"
-            self._ended = Ended(
+            self._ended = ConnectionEnd(
                 ProtocolViolation(error.code.name, f"the gateway sent what it may not: {error.message}{hint}"),
                 # What is no gateway stays none; one that has made a mistake may do better with a
                 # fresh connection.
@@ -120,7 +120,7 @@ class FramedTransport(Transport):
                 self._control.append(self._connection.send(framing.Pong(event.number)))
             case framing.Pong():
                 if self._last_ping is not None and event.number >= self._last_ping and self._ended is None:
-                    self._ended = Ended(None, retryable=True, expected=True, why="both sides were done")
+                    self._ended = ConnectionEnd(None, retryable=True, expected=True, why="both sides were done")
             case framing.ServerHello():
                 self.remembers_s = float(event.dedup_s)
                 client.inbox.reads(event.log)
@@ -128,7 +128,7 @@ class FramedTransport(Transport):
                 self.draining = True
                 self._drain_by = anyio.current_time() + (event.within_ms / 1000 or GOODBYE_S)
             case framing.Error():
-                self._ended = Ended(
+                self._ended = ConnectionEnd(
                     from_status(
                         event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
                     ),
@@ -143,7 +143,7 @@ class FramedTransport(Transport):
         except Exception:  # protobuf's DecodeError is of another module in each implementation
             if self._ended is None:
                 text = "the gateway sent an envelope that is no DownstreamMessage"
-                self._ended = Ended(ProtocolViolation("MALFORMED", text), retryable=self.ack is not None)
+                self._ended = ConnectionEnd(ProtocolViolation("MALFORMED", text), retryable=self.ack is not None)
             return
         if self.ack is None and message.HasField("connection_ack"):
             self.accepted(message.connection_ack)
@@ -175,7 +175,7 @@ class FramedTransport(Transport):
         except framing.LocalProtocolError as error:
             raise _refusal(error) from error
 
-    def encode_upstream(self, upstream: Upstream) -> bytes:
+    def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         try:
             return self.confirming(upstream, self._frame(upstream.data), self._frame)
         except framing.LocalProtocolError as error:

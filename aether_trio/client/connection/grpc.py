@@ -19,8 +19,8 @@ import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
 
-from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, Violation
-from aether_trio.client.connection.transport import Ended
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, ProtocolBreak
+from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import (
     RETRYABLE_STATUSES,
     AetherError,
@@ -86,19 +86,19 @@ class GrpcCodec:
 
     # -- from the gateway
 
-    def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
-        found: list[bytes | Violation | Ended] = []
+    def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
+        found: list[bytes | ProtocolBreak | ConnectionEnd] = []
         try:
             for event in self._connection.receive_data(data):
                 self._event(event, found)
             self._flush()
         except h2.exceptions.ProtocolError as error:
             self._open = False
-            found.append(Violation("BAD_HTTP2", f"the gateway does not speak HTTP/2 as expected: {error}"))
+            found.append(ProtocolBreak("BAD_HTTP2", f"the gateway does not speak HTTP/2 as expected: {error}"))
         self._take_output()
         return found
 
-    def _event(self, event: h2.events.Event, found: list[bytes | Violation | Ended]) -> None:
+    def _event(self, event: h2.events.Event, found: list[bytes | ProtocolBreak | ConnectionEnd]) -> None:
         match event:
             case h2.events.DataReceived():
                 self._connection.acknowledge_received_data(event.flow_controlled_length, _STREAM)
@@ -112,28 +112,30 @@ class GrpcCodec:
                 elif headers.get(":status", "200") != "200":
                     self._open = False
                     error = Refused(f"HTTP_{headers[':status']}", "this is not the port of a gateway that speaks gRPC")
-                    found.append(Ended(error, retryable=False))
+                    found.append(ConnectionEnd(error, retryable=False))
             case h2.events.StreamReset():
                 self._open = False
-                found.append(Ended(None, retryable=True, why="the gateway reset the stream"))
+                found.append(ConnectionEnd(None, retryable=True, why="the gateway reset the stream"))
             case h2.events.ConnectionTerminated() if event.error_code != ErrorCodes.NO_ERROR:
                 self._open = False
                 text = (event.additional_data or b"").decode(errors="replace") or "the gateway ended the connection"
                 if event.error_code == ErrorCodes.HTTP_1_1_REQUIRED:
-                    found.append(Ended(Refused("HTTP_1_1_REQUIRED", text), retryable=False))
+                    found.append(ConnectionEnd(Refused("HTTP_1_1_REQUIRED", text), retryable=False))
                 else:
-                    found.append(Ended(ProtocolViolation(f"GOAWAY_{int(event.error_code or 0)}", text), retryable=True))
+                    found.append(
+                        ConnectionEnd(ProtocolViolation(f"GOAWAY_{int(event.error_code or 0)}", text), retryable=True)
+                    )
             case _:
                 pass
 
-    def _messages(self, found: list[bytes | Violation | Ended]) -> None:
+    def _messages(self, found: list[bytes | ProtocolBreak | ConnectionEnd]) -> None:
         """Take the whole messages out of what was received."""
         received = self._received
         while len(received) >= _PREFIX_BYTES:
             size = int.from_bytes(received[1:_PREFIX_BYTES], "big")
             if received[0] or size > MAX_RECEIVED_BYTES:
                 why = "a compressed message" if received[0] else "a message that is too long"
-                found.append(Violation("MESSAGE_TOO_BIG", f"the gateway sent {why}"))
+                found.append(ProtocolBreak("MESSAGE_TOO_BIG", f"the gateway sent {why}"))
                 received.clear()
             elif len(received) < _PREFIX_BYTES + size:
                 return
@@ -181,7 +183,7 @@ class GrpcCodec:
             self._connection.ping(b"aether\0\0")
             self._take_output()
 
-    def break_off(self, violation: Violation) -> None:
+    def break_off(self, violation: ProtocolBreak) -> None:
         if self._open:
             self._open = False
             self._connection.reset_stream(_STREAM, ErrorCodes.CANCEL)
@@ -193,10 +195,12 @@ class GrpcCodec:
         return self._connection.data_to_send()
 
 
-def _ended(text: str, headers: Mapping[str, str]) -> Ended:
+def _ended(text: str, headers: Mapping[str, str]) -> ConnectionEnd:
     """The end that a grpc-status stands for."""
     number = int(text) if text.isascii() and text.isdigit() else int(Status.UNKNOWN)
     if number == Status.OK:
-        return Ended(None, retryable=True, expected=True, why="the gateway ended the connection")
+        return ConnectionEnd(None, retryable=True, expected=True, why="the gateway ended the connection")
     again = number in RETRYABLE_STATUSES
-    return Ended(from_status(number, unquote(headers.get("grpc-message", "")), retryable=again), retryable=again)
+    return ConnectionEnd(
+        from_status(number, unquote(headers.get("grpc-message", "")), retryable=again), retryable=again
+    )

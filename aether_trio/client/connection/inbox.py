@@ -31,7 +31,7 @@ from aether_trio.wire.framing import FramedConnection, GrantCredit
 from aether_trio.wire.framing.constants import MAX_CREDIT
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Arrival", "Inbox"]
+__all__ = ["DeliveredMessage", "Inbox"]
 
 _GRANT_SHARE: Final = 4
 """Credit is granted when a quarter of it is missing, not for every message."""
@@ -41,7 +41,7 @@ MAX_TOPICS: Final = 1024
 """Topics that are remembered beside open topics and topics with open messages."""
 
 
-class Arrival:
+class DeliveredMessage:
     """One delivered message: its topic, its offset, and its bytes.
 
     The offset is 0 on WebSocket. The bytes are dropped when the application takes the message.
@@ -82,10 +82,10 @@ class Inbox:
         self._freed_messages = 0
         self._freed_bytes = 0
         """Since the last CREDIT."""
-        self._buffer: deque[Arrival] = deque()
+        self._buffer: deque[DeliveredMessage] = deque()
         self._held_messages = 0
         self._held_bytes = 0
-        self._abandoned: set[Arrival] = set()
+        self._abandoned: set[DeliveredMessage] = set()
         """Messages taken by tasks that ended without handling them.
 
         They hold credit, and the gateway delivers them to the next client again.
@@ -153,13 +153,13 @@ class Inbox:
             self._dirty.add(topic)  # its credit goes back, and what is done already is acknowledged
             self._tell(len(message))
             return
-        self._add(Arrival(topic, offset, message, len(message)))
+        self._add(DeliveredMessage(topic, offset, message, len(message)))
 
     def deliver_plain(self, message: pb.IncomingMessage, size: int) -> None:
         """A message of a transport without offsets."""
-        self._add(Arrival(None, 0, message, size))
+        self._add(DeliveredMessage(None, 0, message, size))
 
-    def _add(self, arrival: Arrival) -> None:
+    def _add(self, arrival: DeliveredMessage) -> None:
         self._held_messages += 1
         self._held_bytes += arrival.size
         self._buffer.append(arrival)
@@ -192,7 +192,7 @@ class Inbox:
         """The connection is over: its channel numbers mean nothing any more."""
         self._channels.clear()
         self._dirty.clear()
-        kept: deque[Arrival] = deque()
+        kept: deque[DeliveredMessage] = deque()
         for arrival in self._buffer:
             if arrival.topic is not None and arrival.topic.shared:
                 self._release(arrival)
@@ -251,7 +251,7 @@ class Inbox:
         acknowledge, abandon = partial(self.acknowledge, arrival), partial(self.abandon, arrival)
         return IncomingMessage(data, arrival.topic_name, arrival.offset, acknowledge, abandon)
 
-    def acknowledge(self, arrival: Arrival) -> None:
+    def acknowledge(self, arrival: DeliveredMessage) -> None:
         """The application is done with it."""
         self._abandoned.discard(arrival)
         self._release(arrival)
@@ -261,7 +261,7 @@ class Inbox:
             self._dirty.add(topic)
         self._tell(arrival.size)
 
-    def abandon(self, arrival: Arrival) -> None:
+    def abandon(self, arrival: DeliveredMessage) -> None:
         """The application will not be done with it."""
         self._abandoned.add(arrival)
         self._news.set()
@@ -278,7 +278,7 @@ class Inbox:
         else:
             self.wake_soon()
 
-    def _release(self, arrival: Arrival) -> None:
+    def _release(self, arrival: DeliveredMessage) -> None:
         self._held_messages -= 1
         self._held_bytes -= arrival.size
 

@@ -18,13 +18,13 @@ from typing import Final, Protocol
 import anyio
 import anyio.abc
 
-from aether_trio.client.connection.outgoing_messages import Publication, Upstream
-from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Transport, TransportClient
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage, Publication
+from aether_trio.client.connection.transport import WRITE_BYTES, ConnectionEnd, Transport, TransportClient
 from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["MAX_RECEIVED_BYTES", "MessageCodec", "MessageTransport", "Violation"]
+__all__ = ["MAX_RECEIVED_BYTES", "MessageCodec", "MessageTransport", "ProtocolBreak"]
 
 MAX_RECEIVED_BYTES: Final = 8 * 1024 * 1024
 """Of one message. The gateway sends less than 4 MiB."""
@@ -33,7 +33,7 @@ _SHARED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Violation:
+class ProtocolBreak:
     """The gateway broke a rule.
 
     `code` is a name of wsproto's CloseReason, or a name of the codec's own.
@@ -63,7 +63,7 @@ class MessageCodec(Protocol):
         """Why the gateway did not open the stream, as far as it has said so."""
         ...
 
-    def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
+    def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
         """What has come: whole messages, a broken rule, or the end.
 
         An expected end is one that answers our goodbye.
@@ -87,7 +87,7 @@ class MessageCodec(Protocol):
         """Put a ping into what is pending."""
         ...
 
-    def break_off(self, violation: Violation) -> None:
+    def break_off(self, violation: ProtocolBreak) -> None:
         """Put a word about the broken rule into what is pending."""
         ...
 
@@ -141,9 +141,9 @@ class MessageTransport(Transport):
             match found:
                 case bytes():
                     self._message(found)
-                case Violation():
+                case ProtocolBreak():
                     self._break_off(found)
-                case Ended():
+                case ConnectionEnd():
                     if self._ended is None:
                         self._ended = replace(found, expected=found.expected and self._said_goodbye)
 
@@ -151,11 +151,13 @@ class MessageTransport(Transport):
         try:
             message = pb.DownstreamMessage.FromString(data)
         except Exception:  # protobuf's DecodeError is of another module in each implementation
-            self._break_off(Violation("INVALID_FRAME_PAYLOAD_DATA", "the gateway sent what is no DownstreamMessage"))
+            self._break_off(
+                ProtocolBreak("INVALID_FRAME_PAYLOAD_DATA", "the gateway sent what is no DownstreamMessage")
+            )
             return
         if message.HasField("msg"):
             if self._credit_messages <= 0 or self._credit_bytes <= 0:
-                self._break_off(Violation("PROTOCOL_ERROR", "the gateway delivered more than it had credit for"))
+                self._break_off(ProtocolBreak("PROTOCOL_ERROR", "the gateway delivered more than it had credit for"))
                 return
             self._credit_messages -= 1
             self._credit_bytes -= len(data)
@@ -165,10 +167,10 @@ class MessageTransport(Transport):
         else:
             self.downstream(message)
 
-    def _break_off(self, violation: Violation) -> None:
+    def _break_off(self, violation: ProtocolBreak) -> None:
         if self._ended is None:
             error = ProtocolViolation(violation.code, violation.why)
-            self._ended = Ended(error, retryable=self.ack is not None)
+            self._ended = ConnectionEnd(error, retryable=self.ack is not None)
             self._codec.break_off(violation)
 
     # -- to the gateway
@@ -214,7 +216,7 @@ class MessageTransport(Transport):
             frame += self.confirmations.guard(self._codec.frame)
         return frame
 
-    def encode_upstream(self, upstream: Upstream) -> bytes:
+    def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         frame = self._codec.frame(upstream.data)
         number = 0
         if upstream.unanswered and pb.UpstreamMessage.FromString(upstream.data).HasField("send"):

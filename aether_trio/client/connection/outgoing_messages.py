@@ -15,7 +15,16 @@ import anyio.lowlevel
 from aether_trio.client.errors import AetherError, InvalidArgument
 from aether_trio.model.topics import MAX_TOPIC_BYTES
 
-__all__ = ["Encoder", "Moment", "Outcome", "Publication", "Upstream", "bytes_of", "checked_topic", "checked_type"]
+__all__ = [
+    "ClockReading",
+    "MessageEncoder",
+    "OutgoingMessage",
+    "Publication",
+    "SendOutcome",
+    "bytes_of",
+    "checked_topic",
+    "checked_type",
+]
 
 MESSAGE_TYPES: Final = range(65536)
 """The framing has two bytes for it."""
@@ -65,7 +74,7 @@ def checked_type(kind: int) -> int:
     return int(kind)
 
 
-class Moment(NamedTuple):
+class ClockReading(NamedTuple):
     """A point in time on two clocks.
 
     The event loop's clock stands still while the machine sleeps, and the calendar may be set.
@@ -75,16 +84,16 @@ class Moment(NamedTuple):
     calendar_s: float
 
     @classmethod
-    def now(cls) -> Moment:
+    def now(cls) -> ClockReading:
         """This one."""
         return cls(anyio.current_time(), time.time())
 
-    def before_s(self, later: Moment) -> float:
+    def before_s(self, later: ClockReading) -> float:
         """How long before `later` it was, at most."""
         return max(later.loop_s - self.loop_s, later.calendar_s - self.calendar_s)
 
 
-class Outcome:
+class SendOutcome:
     """What becomes of something: `settled` once, with `error` or without."""
 
     __slots__ = ("_event", "error", "seen", "settled")
@@ -120,7 +129,7 @@ class Outcome:
             raise self.error
 
 
-class Publication(Outcome):
+class Publication(SendOutcome):
     """A message on its way.
 
     `error` is why it was refused; None while it is not `settled`, and when it is committed.
@@ -147,7 +156,7 @@ class Publication(Outcome):
         """Which one it is, of all that were published."""
         self.seq = 0
         """Its number on the framed transport, from the first time on that it is written."""
-        self.first_written: Moment | None = None
+        self.first_written: ClockReading | None = None
         """The gateway has not committed it earlier than that."""
         self.topic = topic
         self.payload = payload
@@ -172,7 +181,7 @@ class Publication(Outcome):
         return bool(self.seq)
 
 
-class Upstream:
+class OutgoingMessage:
     """A serialized UpstreamMessage on its way.
 
     `on_written` is called when a connection has taken it, or with why none will. `answer`: it may
@@ -200,7 +209,7 @@ class Upstream:
         self.settle = settle
 
 
-class Encoder(Protocol):
+class MessageEncoder(Protocol):
     """How a transport writes what it pulls."""
 
     def encode_publication(self, publication: Publication) -> bytes | None:
@@ -210,6 +219,6 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode_upstream(self, upstream: Upstream) -> bytes:
+    def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         """Raises AetherError when it can never be sent on this transport."""
         ...

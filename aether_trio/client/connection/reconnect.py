@@ -26,7 +26,7 @@ import anyio.lowlevel
 
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.open_transport import open_transport
-from aether_trio.client.connection.transport import BROKEN, Ended, Transport
+from aether_trio.client.connection.transport import BROKEN, ConnectionEnd, Transport
 from aether_trio.client.errors import (
     AetherError,
     ClientClosed,
@@ -173,7 +173,7 @@ class Reconnector:
             text = f"{address} takes connections, but nothing answered {limit}; is it the port of a gateway?"
         raise last or Unavailable("CONNECT_TIMEOUT", text, retryable=True)
 
-    async def _again(self, ended: Ended) -> Transport:
+    async def _again(self, ended: ConnectionEnd) -> Transport:
         """The next connection after one that has ended. Raises what makes it hopeless."""
         settings = self.settings
         why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
@@ -258,7 +258,7 @@ class Reconnector:
         self._remembers_s = transport.remembers_s
         self.connections += 1
 
-    async def _connected(self, transport: Transport) -> Ended:
+    async def _connected(self, transport: Transport) -> ConnectionEnd:
         """Run one connection to its end."""
         since = anyio.current_time()
         self._transport = transport

@@ -13,18 +13,18 @@ from typing import Any, Final
 
 import anyio
 
-from aether_trio.client.connection.outgoing_messages import Upstream
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES, operation_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Pending", "Requests", "failure_of", "prepare"]
+__all__ = ["PendingRequest", "Requests", "failure_of", "prepare"]
 
 _REMEMBERED: Final = 256
 _KV_REASON_WAIT_S: Final = 2.0
 
 
-class Pending:
+class PendingRequest:
     """One request.
 
     `written` says that the current or an earlier connection has sent it.
@@ -55,7 +55,7 @@ class Pending:
         self.error: AetherError | None = None
         self.vague: anyio.Event | None = None
         self.done = anyio.Event()
-        self.upstream: Upstream | None = None
+        self.upstream: OutgoingMessage | None = None
 
     def fail(self, error: AetherError) -> None:
         """It could not be sent."""
@@ -110,8 +110,8 @@ class Requests:
     """The open requests of a client, over all its connections."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Pending] = {}
-        self._answered: dict[str, Pending] = {}
+        self._open: dict[str, PendingRequest] = {}
+        self._answered: dict[str, PendingRequest] = {}
         self._prefix = secrets.token_hex(4)
         self._counter = itertools.count(1)
         self.made = 0
@@ -121,14 +121,14 @@ class Requests:
         """Return an id that no other request of any client has."""
         return f"{self._prefix}-{next(self._counter)}"
 
-    def add(self, pending: Pending) -> None:
+    def add(self, pending: PendingRequest) -> None:
         """Expect an answer. Raises ValueError for an id that is open already."""
         if pending.request_id in self._open:
             raise ValueError(f"request {pending.request_id!r} is open already")
         self.made += 1
         self._open[pending.request_id] = pending
 
-    def discard(self, pending: Pending) -> None:
+    def discard(self, pending: PendingRequest) -> None:
         """Remember a request as answered or given up."""
         if self._open.get(pending.request_id) is pending:
             del self._open[pending.request_id]
@@ -138,7 +138,7 @@ class Requests:
         """Those that are open."""
         return len(self._open)
 
-    def _remember(self, pending: Pending) -> None:
+    def _remember(self, pending: PendingRequest) -> None:
         self._answered[pending.request_id] = pending
         if len(self._answered) > _REMEMBERED:
             del self._answered[next(iter(self._answered))]
@@ -180,11 +180,11 @@ class Requests:
             pending.vague.set()
         return True
 
-    def _finish(self, pending: Pending) -> None:
+    def _finish(self, pending: PendingRequest) -> None:
         self.discard(pending)
         pending.done.set()
 
-    def cut(self) -> list[Pending]:
+    def cut(self) -> list[PendingRequest]:
         """The connection is over.
 
         Returns what is to be asked again; the rest of what was sent fails as in doubt.

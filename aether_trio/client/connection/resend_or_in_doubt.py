@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from aether_trio.client.connection.outgoing_messages import Moment, Publication
+from aether_trio.client.connection.outgoing_messages import ClockReading, Publication
 
 __all__ = ["in_doubt"]
 
 
 def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: float) -> set[Publication]:
-    """Return the unconfirmed publications that must fail, because a repetition might be a duplicate.
+    """Return the unconfirmed publications that are not to be sent again.
+
+    A repetition might be a duplicate, so each of them fails as in doubt.
 
     With `repeat`, one that was first written less than `within_s` ago is not among them: the
     gateway remembers a message for so long from when it has committed it.
@@ -20,5 +22,5 @@ def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: flo
         return set(publications)
     if within_s == math.inf:
         return set()
-    now = Moment.now()
+    now = ClockReading.now()
     return {one for one in publications if one.first_written and one.first_written.before_s(now) >= within_s}

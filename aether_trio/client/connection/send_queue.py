@@ -20,7 +20,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.connection.outgoing_messages import Encoder, Moment, Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import ClockReading, MessageEncoder, OutgoingMessage, Publication
 from aether_trio.client.connection.resend_or_in_doubt import in_doubt
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
@@ -41,7 +41,7 @@ class SendQueue:
         self.max_unsettled = max_unsettled
         self.max_unsettled_bytes = max_unsettled_bytes
         self.wake: Callable[[], None] = lambda: None
-        self._queue: deque[Publication | Upstream] = deque()
+        self._queue: deque[Publication | OutgoingMessage] = deque()
         self._written: deque[Publication] = deque()
         self._refused: dict[int, AetherError] = {}
         self._last_seq = 0
@@ -127,14 +127,14 @@ class SendQueue:
         self.wake()
         return publication
 
-    def put(self, upstream: Upstream) -> None:
+    def put(self, upstream: OutgoingMessage) -> None:
         """Queue a message. Its caller waits for an answer, which bounds the queue."""
         self._check_open()
         upstream.queued = True
         self._queue.append(upstream)
         self.wake()
 
-    def put_first(self, upstream: Upstream) -> None:
+    def put_first(self, upstream: OutgoingMessage) -> None:
         """Queue an envelope in front of everything."""
         upstream.queued = True
         self._queue.appendleft(upstream)
@@ -186,7 +186,7 @@ class SendQueue:
             self._queue.remove(publication)
         self._settle(publication, _withdrawn(publication))
 
-    def discard(self, upstream: Upstream) -> None:
+    def discard(self, upstream: OutgoingMessage) -> None:
         """Withdraw a message whose caller gave up, if it has not been written."""
         if upstream.queued:
             upstream.queued = False
@@ -198,7 +198,7 @@ class SendQueue:
 
     # -- from the connection
 
-    def pull(self, encoder: Encoder, max_bytes: int, *, starting: bool) -> list[bytes]:
+    def pull(self, encoder: MessageEncoder, max_bytes: int, *, starting: bool) -> list[bytes]:
         """The next frames, about `max_bytes` of them.
 
         With `starting` False only answers: the gateway is leaving.
@@ -208,14 +208,14 @@ class SendQueue:
         frames: list[bytes] = []
         size = 0
         queue = self._queue
-        now: Moment | None = None
+        now: ClockReading | None = None
         while queue and size < max_bytes:
             item = queue[0]
             frame: bytes | None
             try:
                 if isinstance(item, Publication):
                     if now is None:
-                        now = Moment.now()
+                        now = ClockReading.now()
                     frame = self._number(item, encoder, now)
                     if frame is None:
                         break
@@ -232,7 +232,7 @@ class SendQueue:
                 size += len(frame)
         return frames
 
-    def _number(self, publication: Publication, encoder: Encoder, now: Moment) -> bytes | None:
+    def _number(self, publication: Publication, encoder: MessageEncoder, now: ClockReading) -> bytes | None:
         """Its frame, under its old number or the next one.
 
         A number is spent only on what is written.
@@ -254,15 +254,15 @@ class SendQueue:
             self._written.append(publication)
         return frame
 
-    def _pull_answers(self, encoder: Encoder) -> list[bytes]:
+    def _pull_answers(self, encoder: MessageEncoder) -> list[bytes]:
         frames = []
-        for item in [item for item in self._queue if isinstance(item, Upstream) and item.answer]:
+        for item in [item for item in self._queue if isinstance(item, OutgoingMessage) and item.answer]:
             self.discard(item)
             frames.append(encoder.encode_upstream(item))
             item.on_written(None)
         return frames
 
-    def _fail(self, item: Publication | Upstream, error: AetherError) -> None:
+    def _fail(self, item: Publication | OutgoingMessage, error: AetherError) -> None:
         if isinstance(item, Publication):
             self._settle(item, error)
         else:

@@ -1,8 +1,8 @@
 """The part that all transports share: a stream, its reader, writer and end.
 
 A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
-`run` until the end. It never decides to reconnect; it says how it ended (`Ended`), and reconnect.py
-decides.
+`run` until the end. It says how it ended (`ConnectionEnd`); reconnect.py decides whether to
+connect again.
 
 The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that
 is due, so a burst becomes few writes and a slow socket bounds what is encoded. `wake` tells it to
@@ -26,13 +26,13 @@ import anyio.abc
 
 from aether_trio.client.connection.confirmations import Confirmations
 from aether_trio.client.connection.inbox import Inbox
-from aether_trio.client.connection.outgoing_messages import Upstream
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage
 from aether_trio.client.connection.send_queue import SendQueue
 from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["BROKEN", "Ended", "Transport", "TransportClient", "tune"]
+__all__ = ["BROKEN", "ConnectionEnd", "Transport", "TransportClient", "tune"]
 
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
@@ -57,7 +57,7 @@ BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ConnectionEnd:
     """How a connection ended.
 
     `error` is what the gateway said, or None for a cut or a good end.
@@ -112,7 +112,7 @@ class Transport(abc.ABC):
         """How long the gateway remembers what was published, after a cut."""
         self.draining = False
         """The gateway has said that it leaves: nothing new is started here."""
-        self._ended: Ended | None = None
+        self._ended: ConnectionEnd | None = None
         self._leaving = False
         self._said_goodbye = False
         self._mid_write = False
@@ -144,7 +144,7 @@ class Transport(abc.ABC):
     def end_of_stream(self) -> None:
         """The gateway has ended its side, and has not said why."""
         if self._ended is None:
-            self._ended = Ended(
+            self._ended = ConnectionEnd(
                 None, retryable=True, expected=self._said_goodbye, why="the gateway ended the connection"
             )
 
@@ -169,7 +169,7 @@ class Transport(abc.ABC):
             self.feed(data)
         return self.ack
 
-    async def run(self) -> Ended:
+    async def run(self) -> ConnectionEnd:
         """Read and write until the end. Cancelling it leaves the stream to `aclose`."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group.cancel_scope)
@@ -211,7 +211,9 @@ class Transport(abc.ABC):
             return self.confirmations.answered(error.request_id) or self.confirmations.refused_send(error)
         return error.code not in NOTICES and self.confirmations.refused(error)
 
-    def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
+    def confirming(
+        self, upstream: OutgoingMessage, data: bytes, frame: Callable[[bytes], bytes], number: int = 0
+    ) -> bytes:
         """The bytes of an envelope, with the barriers that it needs.
 
         `number`: of a send, on a transport that counts them.
@@ -265,7 +267,7 @@ class Transport(abc.ABC):
 
     def _cut(self, why: str) -> None:
         if self._ended is None:
-            self._ended = Ended(None, retryable=True, why=f"the connection was cut: {why}")
+            self._ended = ConnectionEnd(None, retryable=True, why=f"the connection was cut: {why}")
 
     async def _read(self) -> bytes | None:
         try:
@@ -323,7 +325,7 @@ class Transport(abc.ABC):
     def _give_up(self) -> None:
         if self._said_goodbye:
             if self._ended is None:
-                self._ended = Ended(None, retryable=True, expected=True, why="the gateway did not end its side")
+                self._ended = ConnectionEnd(None, retryable=True, expected=True, why="the gateway did not end its side")
         else:
             self._cut("the gateway was leaving, and did not answer in the time it gave")
 

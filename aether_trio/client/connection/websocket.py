@@ -15,8 +15,8 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from aether_trio.client.connection.address import WEBSOCKET_PATH
-from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, Violation
-from aether_trio.client.connection.transport import Ended
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, ProtocolBreak
+from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import (
     AetherError,
     PayloadTooLarge,
@@ -66,22 +66,22 @@ class WebSocketCodec:
 
     # -- from the gateway
 
-    def receive(self, data: bytes) -> Sequence[bytes | Violation | Ended]:
-        found: list[bytes | Violation | Ended] = []
+    def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
+        found: list[bytes | ProtocolBreak | ConnectionEnd] = []
         try:
             self._connection.receive_data(data)
             for event in self._connection.events():
                 self._event(event, found)
         except RemoteProtocolError as error:
-            found.append(Violation("BAD_WEBSOCKET", f"the gateway does not speak WebSocket as expected: {error}"))
+            found.append(ProtocolBreak("BAD_WEBSOCKET", f"the gateway does not speak WebSocket as expected: {error}"))
         return found
 
-    def _event(self, event: ws.Event, found: list[bytes | Violation | Ended]) -> None:
+    def _event(self, event: ws.Event, found: list[bytes | ProtocolBreak | ConnectionEnd]) -> None:
         match event:
             case ws.BytesMessage():
                 self._piece(bytes(event.data), event.message_finished, found)
             case ws.TextMessage():
-                found.append(Violation(CloseReason.UNSUPPORTED_DATA.name, "the gateway sent text"))
+                found.append(ProtocolBreak(CloseReason.UNSUPPORTED_DATA.name, "the gateway sent text"))
             case ws.Ping():
                 self._pending.append(self._connection.send(event.response()))
             case ws.AcceptConnection():
@@ -89,17 +89,17 @@ class WebSocketCodec:
                     self._accepted = True
                 else:
                     text = f"the gateway chose the subprotocol {event.subprotocol!r}, not {WEBSOCKET_SUBPROTOCOL!r}"
-                    found.append(Ended(ProtocolViolation("BAD_SUBPROTOCOL", text), retryable=False))
+                    found.append(ConnectionEnd(ProtocolViolation("BAD_SUBPROTOCOL", text), retryable=False))
             case ws.RejectConnection():
                 self._refusal = (event.status_code, bytearray())
                 if not event.has_body:
-                    found.append(Ended(self.refusal, retryable=_may_come_back(event.status_code)))
+                    found.append(ConnectionEnd(self.refusal, retryable=_may_come_back(event.status_code)))
             case ws.RejectData():
                 assert self._refusal is not None
                 status, body = self._refusal
                 body += bytes(event.data)[: _MAX_REFUSAL_TEXT - len(body)]
                 if event.body_finished:
-                    found.append(Ended(self.refusal, retryable=_may_come_back(status)))
+                    found.append(ConnectionEnd(self.refusal, retryable=_may_come_back(status)))
             case ws.CloseConnection():
                 if self._connection.state is ConnectionState.REMOTE_CLOSING:
                     self._pending.append(self._connection.send(event.response()))
@@ -107,9 +107,9 @@ class WebSocketCodec:
             case _:
                 pass
 
-    def _piece(self, data: bytes, last: bool, found: list[bytes | Violation | Ended]) -> None:
+    def _piece(self, data: bytes, last: bool, found: list[bytes | ProtocolBreak | ConnectionEnd]) -> None:
         if len(self._partial) + len(data) > MAX_RECEIVED_BYTES:
-            found.append(Violation(CloseReason.MESSAGE_TOO_BIG.name, "the gateway sent a message that is too long"))
+            found.append(ProtocolBreak(CloseReason.MESSAGE_TOO_BIG.name, "the gateway sent a message that is too long"))
         elif not last:
             self._partial += data
         elif self._partial:
@@ -138,7 +138,7 @@ class WebSocketCodec:
         if self._connection.state is ConnectionState.OPEN:
             self._pending.append(self._connection.send(ws.Ping()))
 
-    def break_off(self, violation: Violation) -> None:
+    def break_off(self, violation: ProtocolBreak) -> None:
         if violation.code in CloseReason.__members__:
             reason = CloseReason[violation.code]
             self._pending.append(self._connection.send(ws.CloseConnection(reason, violation.why)))
@@ -150,16 +150,16 @@ class WebSocketCodec:
             return b""  # it is closing already
 
 
-def _ended(code: int, reason: str) -> Ended:
+def _ended(code: int, reason: str) -> ConnectionEnd:
     """The end that a close code stands for."""
     if code in {CloseReason.NORMAL_CLOSURE, CloseReason.NO_STATUS_RCVD}:
-        return Ended(None, retryable=True, expected=True, why=reason or "the gateway closed the connection")
+        return ConnectionEnd(None, retryable=True, expected=True, why=reason or "the gateway closed the connection")
     if _RECONNECT < code < _STAY_AWAY:
-        return Ended(from_status(code - _RECONNECT, reason, retryable=True), retryable=True)
+        return ConnectionEnd(from_status(code - _RECONNECT, reason, retryable=True), retryable=True)
     if _STAY_AWAY < code < _STAY_AWAY + 100:
-        return Ended(from_status(code - _STAY_AWAY, reason, retryable=False), retryable=False)
+        return ConnectionEnd(from_status(code - _STAY_AWAY, reason, retryable=False), retryable=False)
     again = code in {CloseReason.GOING_AWAY, CloseReason.ABNORMAL_CLOSURE, 1012, 1013, 1014}
-    return Ended(ProtocolViolation(f"CLOSE_{code}", reason, retryable=again), retryable=again)
+    return ConnectionEnd(ProtocolViolation(f"CLOSE_{code}", reason, retryable=again), retryable=again)
 
 
 def _may_come_back(status: int) -> bool:

@@ -11,6 +11,6 @@ client, worker.py the loop that a client offers, and blocking/job.py the same fo
 """
 
 from aether_trio.client.jobs.job import Job, JobEnd, TaskOver
-from aether_trio.client.jobs.worker import Jobs, Works
+from aether_trio.client.jobs.worker import Jobs, WorkerMethods
 
-__all__ = ["Job", "JobEnd", "Jobs", "TaskOver", "Works"]
+__all__ = ["Job", "JobEnd", "Jobs", "TaskOver", "WorkerMethods"]

@@ -32,7 +32,7 @@ Beyond it the oldest are dropped.
 """
 
 
-class Intake(Feed[Assignment]):
+class AssignmentIntake(Feed[Assignment]):
     """See the module docstring.
 
     `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait.

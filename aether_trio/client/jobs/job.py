@@ -27,7 +27,7 @@ import anyio.lowlevel
 from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, RequestTimeout
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
-from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, Step
+from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, ProgressStep
 from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
 from aether_trio.client.operations.task_values import NUMBER, Assignment, Hibernation, Task, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
@@ -468,7 +468,7 @@ class Job:
         summary: str = "",
         *,
         state: str = "running",
-        step: Step | None = None,
+        step: ProgressStep | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Say how far it is: `completion` is from 0 to 1, or -1 when unknown.

@@ -29,7 +29,7 @@ import anyio.lowlevel
 from aether_trio.client.call_soon import CallSoon, call_soon
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, FeedOverflow, NotFound, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feeds
-from aether_trio.client.jobs.intake import Intake
+from aether_trio.client.jobs.intake import AssignmentIntake
 from aether_trio.client.jobs.job import OURS, STOPPED, Job
 from aether_trio.client.operations.checkpoints import Checkpoints
 from aether_trio.client.operations.enums import TaskStatus
@@ -79,7 +79,7 @@ class JobManager:
     def __init__(
         self, requester: Requester, feeds: Feeds, start: Start, ending: Callable[[], AetherError | None]
     ) -> None:
-        self.intake = Intake(self._repeated)
+        self.intake = AssignmentIntake(self._repeated)
         self.tasks = Tasks(requester)
         self.progress = Progress(requester)
         self.checkpoints = Checkpoints(requester)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     _Client = object
 
-__all__ = ["Handler", "Jobs", "Works"]
+__all__ = ["Handler", "Jobs", "WorkerMethods"]
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -70,7 +70,7 @@ class Jobs:
                 logger.warning("task %s was handed out and its block has not begun; `async with task:` ends it", job.id)
 
 
-class Works(_Client):
+class WorkerMethods(_Client):
     """Mixed into the clients that are given tasks: agents, services and task workers."""
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:

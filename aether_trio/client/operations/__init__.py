@@ -44,15 +44,15 @@ from aether_trio.client.operations.enums import (
 )
 from aether_trio.client.operations.gateway import GatewayQueries
 from aether_trio.client.operations.grant_cache import GrantCache
-from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, Exchange
+from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, GrantExchange
 from aether_trio.client.operations.grants import Grants
-from aether_trio.client.operations.kv import Kv, Place
+from aether_trio.client.operations.kv import KeyPlace, Kv
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import AccessLevel, Authorization, Principal, ResourceScope, on_behalf_of
-from aether_trio.client.operations.progress import Progress, ProgressUpdate, Step
+from aether_trio.client.operations.progress import Progress, ProgressStep, ProgressUpdate
 from aether_trio.client.operations.proxy import Proxy, ProxyFailed, StreamedResponse
 from aether_trio.client.operations.proxy_service import ProxiedRequest
-from aether_trio.client.operations.requests import AuthorityRequests, RequestEvent, Route, Wish
+from aether_trio.client.operations.requests import AuthorityRequests, AuthorityRoute, AuthorityWish, RequestEvent
 from aether_trio.client.operations.sessions import Sessions
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
 from aether_trio.client.operations.task_values import CompletionEvent, Hibernation, RetryPolicy, WaitSpec
@@ -71,6 +71,8 @@ __all__ = [
     "AccessRequest",
     "AuthorityRequestEventType",
     "AuthorityRequestStatus",
+    "AuthorityRoute",
+    "AuthorityWish",
     "Authorization",
     "BackoffStrategy",
     "ChildChanged",
@@ -80,16 +82,17 @@ __all__ = [
     "ContinuationScope",
     "Derivation",
     "DeriveForTarget",
-    "Exchange",
     "GrantCache",
+    "GrantExchange",
     "HealthCheckStatus",
     "HealthStatus",
     "Hibernation",
+    "KeyPlace",
     "Operations",
-    "Place",
     "Principal",
     "PrincipalKind",
     "ProgressKind",
+    "ProgressStep",
     "ProgressUpdate",
     "ProxiedRequest",
     "ProxyFailed",
@@ -99,12 +102,10 @@ __all__ = [
     "ResourceSchema",
     "ResourceScope",
     "RetryPolicy",
-    "Route",
     "ScheduleLifetime",
     "ScheduleScope",
     "Scope",
     "StatusChanged",
-    "Step",
     "StreamedResponse",
     "TargetOfflinePolicy",
     "TaskAssignmentMode",
@@ -119,7 +120,6 @@ __all__ = [
     "TunnelProtocol",
     "WaitReason",
     "WaitSpec",
-    "Wish",
     "Workspace",
     "on_behalf_of",
 ]

@@ -41,7 +41,7 @@ class AccessRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class AccessVerdict:
     """The verdict on one access, with what it rests on."""
 
     decision_id: str
@@ -91,21 +91,21 @@ class Access(Namespace):
     help(aether_trio.client.operations.access_checks) says more.
     """
 
-    async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> Receipt:
+    async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> AccessVerdict:
         """One verdict. Raises Refused if none could be reached."""
         op = pb.AccessCheckOperation(access=access_message(access), authorization=authorization_context(authorization))
         answer: pb.AccessCheckResponse = await self._ask("access_check", op)
-        return read(Receipt, answer.decision)
+        return read(AccessVerdict, answer.decision)
 
     async def check_all(
         self, accesses: Sequence[AccessRequest], *, authorization: Authorization | None = None
-    ) -> tuple[Receipt, ...]:
+    ) -> tuple[AccessVerdict, ...]:
         """Several verdicts, in the order asked; at most 100."""
         op = pb.BatchAccessCheckOperation(
             access=[access_message(one) for one in accesses], authorization=authorization_context(authorization)
         )
         answer: pb.BatchAccessCheckResponse = await self._ask("batch_access_check", op)
-        return tuple(read(Receipt, one) for one in answer.decisions)
+        return tuple(read(AccessVerdict, one) for one in answer.decisions)
 
     async def send_checked(
         self,

@@ -1,4 +1,4 @@
-"""`agent.rules.explain`: asks the gateway why a principal may or may not access a resource."""
+"""`agent.rules.explain`: why a principal may, or may not, access a resource."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
+class RuleContribution:
     """One rule that had a say in a verdict."""
 
     subject: str
@@ -23,13 +23,13 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class AccessExplanation:
     """Why a verdict is what it is."""
 
     principal: str
     subjects: tuple[str, ...]
     """The principal, its groups and its roles."""
-    contributions: tuple[Contribution, ...]
+    contributions: tuple[RuleContribution, ...]
     allowed: bool
     decision: str
     effective_access_level: AccessLevel
@@ -42,7 +42,7 @@ class AccessExplanations(Namespace):
 
     async def explain(
         self, principal: Principal | str, resource_type: str, resource_id: str, required_level: AccessLevel
-    ) -> Explanation:
+    ) -> AccessExplanation:
         """Why `principal` may, or may not, do that."""
         op = pb.ACLOperation(
             op=pb.ACLOperation.EXPLAIN_ACCESS,
@@ -52,4 +52,4 @@ class AccessExplanations(Namespace):
             required_level=required_level,
         )
         answer: pb.ACLResponse = await self._ask("acl_op", op)
-        return read(Explanation, answer.explanation)
+        return read(AccessExplanation, answer.explanation)

@@ -22,7 +22,7 @@ _Op = pb.ACLOperation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class AccessRule:
     """This principal may do this much to that resource."""
 
     rule_id: str
@@ -42,12 +42,12 @@ class Rule:
 class RulePage:
     """Some of the rules that were asked for, and how many there are in all."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[AccessRule, ...]
     total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fallback:
+class FallbackPolicy:
     """The level that applies in a category when no rule does."""
 
     policy_id: str
@@ -58,7 +58,7 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class RecordedDecision:
     """A decision that was recorded."""
 
     audit_id: int
@@ -82,7 +82,7 @@ class Decision:
 class DecisionPage:
     """Some of the decisions that were asked for, and how many there are in all."""
 
-    decisions: tuple[Decision, ...]
+    decisions: tuple[RecordedDecision, ...]
     total: int
 
 
@@ -112,11 +112,11 @@ class Rules(Groups, AccessExplanations):
             offset=offset,
         )
         answer = await self._do(_Op(op=_Op.LIST_RULES, rule_filter=wanted))
-        return RulePage(tuple(read(Rule, one) for one in answer.rules), answer.total_rules)
+        return RulePage(tuple(read(AccessRule, one) for one in answer.rules), answer.total_rules)
 
-    async def get(self, rule_id: str) -> Rule:
+    async def get(self, rule_id: str) -> AccessRule:
         """One rule. Raises Refused if there is none."""
-        return read(Rule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id))).rule)
+        return read(AccessRule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id))).rule)
 
     async def grant(
         self,
@@ -130,7 +130,7 @@ class Rules(Groups, AccessExplanations):
         granted_by: str = "",
         expires_at: datetime | None = None,
         authorization: Authorization | None = None,
-    ) -> Rule:
+    ) -> AccessRule:
         """A rule; it replaces an older one about the same principal and resource."""
         request = pb.ACLGrantRequest(
             principal_type=principal_type,
@@ -143,7 +143,7 @@ class Rules(Groups, AccessExplanations):
             expires_at=from_time(expires_at),
         )
         answer = await self._do(_Op(op=_Op.GRANT, grant_request=request), authorization=authorization)
-        return read(Rule, answer.rule)
+        return read(AccessRule, answer.rule)
 
     async def revoke(self, rule_id: str, *, authorization: Authorization | None = None) -> None:
         """Remove the rule of this id."""
@@ -167,10 +167,10 @@ class Rules(Groups, AccessExplanations):
         )
         await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)
 
-    async def fallback(self, category: str) -> Fallback:
+    async def fallback(self, category: str) -> FallbackPolicy:
         """What applies in this category (such as "user_workspace") when no rule does."""
         answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category))
-        return read(Fallback, answer.fallback_policy)
+        return read(FallbackPolicy, answer.fallback_policy)
 
     async def set_fallback(
         self,
@@ -179,13 +179,13 @@ class Rules(Groups, AccessExplanations):
         *,
         updated_by: str = "",
         authorization: Authorization | None = None,
-    ) -> Fallback:
+    ) -> FallbackPolicy:
         """Say what applies in this category when no rule does."""
         request = pb.ACLSetFallbackRequest(
             rule_category=category, fallback_access_level=access_level, updated_by=updated_by
         )
         op = _Op(op=_Op.SET_FALLBACK_POLICY, rule_category=category, fallback_request=request)
-        return read(Fallback, (await self._do(op, authorization=authorization)).fallback_policy)
+        return read(FallbackPolicy, (await self._do(op, authorization=authorization)).fallback_policy)
 
     async def decisions(
         self,
@@ -215,7 +215,9 @@ class Rules(Groups, AccessExplanations):
             offset=offset,
         )
         answer = await self._do(_Op(op=_Op.QUERY_AUDIT, audit_filter=wanted))
-        return DecisionPage(tuple(read(Decision, one) for one in answer.audit_entries), answer.total_audit_entries)
+        return DecisionPage(
+            tuple(read(RecordedDecision, one) for one in answer.audit_entries), answer.total_audit_entries
+        )
 
     async def forget_expired(self) -> int:
         """Remove rules that have expired; return how many."""

@@ -22,7 +22,7 @@ def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.Pro
         )
 
 
-class Assembly:
+class BodyAssembly:
     """A body that arrives in pieces, of at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:

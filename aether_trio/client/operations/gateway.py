@@ -19,7 +19,7 @@ _Op = pb.AdminQuery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class GatewayCounters:
     """Counters of one gateway process."""
 
     agent_connections: int
@@ -40,7 +40,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Info:
+class GatewayDescription:
     """One gateway process."""
 
     gateway_id: str
@@ -56,7 +56,7 @@ class Info:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class DependencyCheck:
     """The state of one dependency; `latency` is for people, such as "3ms"."""
 
     status: HealthCheckStatus
@@ -70,8 +70,8 @@ class Health:
 
     status: HealthStatus
     timestamp: Seconds
-    checks: Mapping[str, Check]
-    stats: Stats | None
+    checks: Mapping[str, DependencyCheck]
+    stats: GatewayCounters | None
 
 
 class GatewayQueries(Namespace):
@@ -86,17 +86,17 @@ class GatewayQueries(Namespace):
         return Health(
             status=member(HealthStatus, health.status),
             timestamp=to_time(health.timestamp),
-            checks={name: read(Check, one) for name, one in health.checks.items()},
-            stats=read_optional(Stats, health, "stats"),
+            checks={name: read(DependencyCheck, one) for name, one in health.checks.items()},
+            stats=read_optional(GatewayCounters, health, "stats"),
         )
 
-    async def info(self) -> Info:
+    async def info(self) -> GatewayDescription:
         """Which gateway this is, since when it runs, how big it is."""
-        return read(Info, (await self._do(_Op(op=_Op.GET_INFO))).info)
+        return read(GatewayDescription, (await self._do(_Op(op=_Op.GET_INFO))).info)
 
-    async def stats(self) -> Stats:
+    async def stats(self) -> GatewayCounters:
         """Its counters."""
-        return read(Stats, (await self._do(_Op(op=_Op.GET_STATS))).stats)
+        return read(GatewayCounters, (await self._do(_Op(op=_Op.GET_STATS))).stats)
 
     async def connections(
         self,

@@ -21,7 +21,7 @@ import anyio
 
 from aether_trio.client.errors import ConnectionLost
 from aether_trio.client.feeds import Feed
-from aether_trio.client.operations.grant_values import Resolved
+from aether_trio.client.operations.grant_values import ResolvedGrant
 from aether_trio.client.operations.principals import Principal
 
 MAX_AGE_S: Final = 60.0
@@ -41,7 +41,7 @@ class _Key:
 @dataclass(slots=True)
 class _Entry:
     lock: anyio.Lock = field(default_factory=anyio.Lock)
-    resolved: Resolved | None = None
+    resolved: ResolvedGrant | None = None
     until: float = 0.0
     """On the event loop's clock."""
 
@@ -54,7 +54,7 @@ class GrantCache:
     help(aether_trio.client.operations.grant_cache) says more.
     """
 
-    def __init__(self, resolve: Callable[..., Awaitable[Resolved]], news: Feed[Any], max_age_s: float) -> None:
+    def __init__(self, resolve: Callable[..., Awaitable[ResolvedGrant]], news: Feed[Any], max_age_s: float) -> None:
         self._resolve = resolve
         self._news = news
         self._max_age_s = max_age_s
@@ -71,7 +71,7 @@ class GrantCache:
         subject: Principal | str,
         audience_type: str = "",
         audience_id: str = "",
-    ) -> Resolved:
+    ) -> ResolvedGrant:
         """As Grants.resolve, from memory if it was asked lately. Raises what that raises."""
         key = _Key(grant_id, Principal.of(actor), Principal.of(subject), audience_type, audience_id)
         while True:
@@ -104,7 +104,7 @@ class GrantCache:
         for key in [key for key in self._entries if key.grant_id == grant_id]:
             del self._entries[key]
 
-    def _good_for_s(self, resolved: Resolved) -> float:
+    def _good_for_s(self, resolved: ResolvedGrant) -> float:
         grant = resolved.grant
         if grant is None or grant.expires_at is None:
             return self._max_age_s

@@ -13,7 +13,7 @@ from aether_trio.client.operations.records import Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class GrantExchange:
     """A root grant to be made. The gateway wants a level and both times."""
 
     max_access_level: AccessLevel
@@ -139,7 +139,7 @@ class ShortGrant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class ResolvedGrant:
     """A grant, with who uses it for whom."""
 
     actor: Principal | None

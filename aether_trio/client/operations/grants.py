@@ -16,16 +16,16 @@ from aether_trio.client.operations.grant_cache import MAX_AGE_S, GrantCache
 from aether_trio.client.operations.grant_values import (
     Derivation,
     DeriveForTarget,
-    Exchange,
     Grant,
+    GrantExchange,
     GrantPage,
-    Resolved,
+    ResolvedGrant,
     Revocation,
 )
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import Principal, principal_ref
 from aether_trio.client.operations.records import from_time, read, write
-from aether_trio.client.operations.streams import Stream
+from aether_trio.client.operations.streams import ConvertedFeed
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.AuthorityGrantOperation
@@ -37,7 +37,7 @@ class Grants(Namespace):
     Help(aether_trio.client.operations.grants) says more.
     """
 
-    async def exchange(self, request: Exchange) -> Grant:
+    async def exchange(self, request: GrantExchange) -> Grant:
         """A root grant: a user hands some of its rights to an audience."""
         answer = await self._do(
             _Op(op=_Op.EXCHANGE, exchange_request=write(request, pb.AuthorityGrantExchangeRequest()))
@@ -45,7 +45,7 @@ class Grants(Namespace):
         return read(Grant, answer.grant)
 
     async def batch_exchange(
-        self, requests: Sequence[Exchange], *, stop_on_first_error: bool = False
+        self, requests: Sequence[GrantExchange], *, stop_on_first_error: bool = False
     ) -> tuple[Grant, ...]:
         """Several exchanges in one request; the grants, in the same order."""
         batch = pb.AuthorityGrantBatchExchangeRequest(
@@ -136,7 +136,7 @@ class Grants(Namespace):
         subject: Principal | str,
         audience_type: str = "",
         audience_id: str = "",
-    ) -> Resolved:
+    ) -> ResolvedGrant:
         """What a grant allows `actor` to do for `subject`, for those who enforce it.
 
         Raises Refused if it is not good, or not the caller's to ask about.
@@ -149,13 +149,13 @@ class Grants(Namespace):
             audience_id=audience_id,
         )
         answer: pb.ResolveAuthorityResponse = await self._ask("resolve_authority_request", request)
-        return read(Resolved, answer.authority)
+        return read(ResolvedGrant, answer.authority)
 
     @asynccontextmanager
     async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
         """Yield grants of the caller that are revoked, while the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
-            yield Stream(feed, lambda message: read(Revocation, message))
+            yield ConvertedFeed(feed, lambda message: read(Revocation, message))
 
     @asynccontextmanager
     async def cached(self, *, max_age_s: float = MAX_AGE_S) -> AsyncIterator[GrantCache]:

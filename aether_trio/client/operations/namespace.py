@@ -38,7 +38,7 @@ class Namespace:
         return type(self)(self._requester, timeout_s=timeout_s)
 
     async def _ask(self, case: str, payload: Message) -> Any:
-        """Send a request and return its answer; a reconnect may repeat it (operation_table.py)."""
+        """Send a request and return its answer; operation_table.py says if it may repeat."""
         again = OPERATIONS[case].may_repeat(payload)
         return await self._requester.request(upstream(case, payload), timeout=self._timeout_s, idempotent=again)
 

@@ -19,7 +19,7 @@ UNKNOWN_COMPLETION = -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class ProgressStep:
     """The step that is under way; `sequence` is its position among `total_steps`."""
 
     name: str
@@ -39,7 +39,7 @@ class ProgressUpdate:
     completion: float
     """From 0 to 1; -1 when unknown."""
     summary: str
-    step: Step | None
+    step: ProgressStep | None
     timestamp: Annotated[Millis, Wire("timestamp_ms", "ms")]
     """When the gateway took the report."""
     workspace: str
@@ -62,7 +62,7 @@ class Progress(Namespace):
         state: str = "",
         completion: float = UNKNOWN_COMPLETION,
         summary: str = "",
-        step: Step | None = None,
+        step: ProgressStep | None = None,
         recipient: str = "",
         request_id: str = "",
         metadata: Mapping[str, str] | None = None,

@@ -26,7 +26,7 @@ from aether_trio.client.errors import (
 )
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.access_checks import AccessRequest, access_message
-from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
+from aether_trio.client.operations.bodies import PIECE_BYTES, BodyAssembly, pieces
 from aether_trio.client.operations.enums import ProxyFailure
 from aether_trio.client.operations.principals import Authorization, authorization_context
 from aether_trio.client.operations.proxy_service import ProxyService
@@ -136,7 +136,7 @@ class Proxy(ProxyService):
         message.max_response_body_bytes = max_response_bytes
         with anyio.move_on_after(timeout_s):
             async with self._exchange(message, body, timeout_s) as (head, feed):
-                whole = Assembly(max_response_bytes)
+                whole = BodyAssembly(max_response_bytes)
                 done = not head.body_chunked
                 while not done:
                     piece = await _next(feed, timeout_s, "the body")

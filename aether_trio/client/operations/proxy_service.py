@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 from aether_trio.client.errors import AetherError, PayloadTooLarge
-from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
+from aether_trio.client.operations.bodies import PIECE_BYTES, BodyAssembly, pieces
 from aether_trio.client.operations.enums import ProxyFailure
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import Authorization, read_authorization
@@ -120,7 +120,7 @@ class _Complete:
         self._service = service
         self._feed = feed
         self._limit = limit
-        self._waiting: dict[str, tuple[pb.ProxyHttpRequest, Assembly]] = {}
+        self._waiting: dict[str, tuple[pb.ProxyHttpRequest, BodyAssembly]] = {}
 
     def __aiter__(self) -> Self:
         return self
@@ -132,7 +132,7 @@ class _Complete:
                 if (complete := await self._add(payload)) is not None:
                     return complete
             elif payload.body_chunked:
-                self._waiting[payload.request_id] = (payload, Assembly(self._limit))
+                self._waiting[payload.request_id] = (payload, BodyAssembly(self._limit))
                 if len(self._waiting) > MAX_INCOMPLETE:
                     del self._waiting[next(iter(self._waiting))]
             else:

@@ -16,7 +16,7 @@ from aether_trio.client.operations.enums import AuthorityRequestEventType, Autho
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import AccessLevel, Principal, ResourceScope
 from aether_trio.client.operations.records import Level, Seconds, Wire, read, write
-from aether_trio.client.operations.streams import Stream
+from aether_trio.client.operations.streams import ConvertedFeed
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.AuthorityRequestOperation
@@ -24,7 +24,7 @@ _Decision = pb.ResolveAuthorityRequestPayload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class AuthorityRoute:
     """Who decides: exactly one of the two."""
 
     principal: Principal | None = None
@@ -32,14 +32,14 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class AuthorityWish:
     """What is asked for."""
 
     target_subject: Principal
     requested_access_level: Level
     requested_duration_seconds: int
     """Positive; capped at an hour."""
-    route: Annotated[Route, Wire("routing_target")]
+    route: Annotated[AuthorityRoute, Wire("routing_target")]
     workspace_scope: Annotated[tuple[str, ...], Wire("desired_workspace_scope")] = ()
     resource_scope: Annotated[tuple[ResourceScope, ...], Wire("desired_resource_scope")] = ()
     operation_scope: Annotated[tuple[str, ...], Wire("desired_operation_scope")] = ()
@@ -67,7 +67,7 @@ class AuthorityRequest:
     requested_duration_seconds: int
     audience_type: str
     audience_id: str
-    route: Annotated[Route | None, Wire("routing_target")]
+    route: Annotated[AuthorityRoute | None, Wire("routing_target")]
     reason: str
     task_id: str
     metadata: Mapping[str, str]
@@ -108,7 +108,7 @@ class AuthorityRequests(Namespace):
     help(aether_trio.client.operations.requests) says more.
     """
 
-    async def create(self, wish: Wish) -> AuthorityRequest:
+    async def create(self, wish: AuthorityWish) -> AuthorityRequest:
         """Ask.
 
         The answer is the request as it stands, not the decision: follow `events`, or pause a task
@@ -184,7 +184,7 @@ class AuthorityRequests(Namespace):
     async def events(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[RequestEvent]]:
         """Yield changes of requests that concern the caller, while the block lasts."""
         with self._feed("authority_request_event", capacity=capacity) as feed:
-            yield Stream(feed, request_event)
+            yield ConvertedFeed(feed, request_event)
 
     async def _one(self, op: pb.AuthorityRequestOperation) -> AuthorityRequest:
         return read(AuthorityRequest, (await self._do(op)).request)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 
 
-class Stream(Generic[T]):
+class ConvertedFeed(Generic[T]):
     """What `feed` brings, converted.
 
     A conversion to None is left out, and one that raises ends the loop with that.

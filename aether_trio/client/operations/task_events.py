@@ -19,7 +19,7 @@ from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import from_time, read, to_time
 from aether_trio.client.operations.requests import RequestEvent, request_event
-from aether_trio.client.operations.streams import Stream
+from aether_trio.client.operations.streams import ConvertedFeed
 from aether_trio.client.operations.task_values import Assignment, Hibernated
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -137,7 +137,7 @@ class TaskFeeds(Namespace):
             subscription = await self.subscribe(task_id, recursive=recursive, since=since)
             over = False
             try:
-                yield Stream(feed, lambda message: _event_of(subscription, message))
+                yield ConvertedFeed(feed, lambda message: _event_of(subscription, message))
             except ConnectionLost:
                 over = True  # with its session
                 raise
@@ -156,13 +156,13 @@ class TaskFeeds(Namespace):
         Open it before work can come: what arrives before is lost to this client.
         """
         with self._feed("task_assignment", capacity=capacity) as feed:
-            yield Stream(feed, lambda message: read(Assignment, message))
+            yield ConvertedFeed(feed, lambda message: read(Assignment, message))
 
     @asynccontextmanager
     async def hibernations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Hibernated]]:
         """The tasks of this worker that were put to sleep, for as long as the block lasts."""
         with self._feed("task_hibernated", capacity=capacity) as feed:
-            yield Stream(feed, lambda message: read(Hibernated, message))
+            yield ConvertedFeed(feed, lambda message: read(Hibernated, message))
 
 
 def _event_of(subscription: str, message: Any) -> TaskEvent | None:

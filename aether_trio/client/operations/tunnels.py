@@ -26,7 +26,7 @@ from aether_trio.client.operations.enums import TunnelEnd, TunnelProtocol
 from aether_trio.client.operations.namespace import Namespace, upstream
 from aether_trio.client.operations.principals import Authorization, authorization_context
 from aether_trio.client.operations.records import member
-from aether_trio.client.operations.streams import Stream
+from aether_trio.client.operations.streams import ConvertedFeed
 from aether_trio.client.requester import Requester
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -239,7 +239,7 @@ class Tunnels(Namespace):
         Take one with `accept`, before anything else is awaited, or refuse it with `refuse`.
         """
         with self._feed("tunnel_data", match=_is_opening, capacity=capacity) as feed:
-            yield Stream(feed, _opening)
+            yield ConvertedFeed(feed, _opening)
 
     @asynccontextmanager
     async def accept(self, opening: pb.TunnelOpen) -> AsyncIterator[Tunnel]:

@@ -42,7 +42,7 @@ class ScheduleScope:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkflowAnswer:
     """The answer of the engine: a JSON document, and the total of a list."""
 
     data: bytes
@@ -56,43 +56,43 @@ class Workflow(Namespace):
     Help(aether_trio.client.operations.workflow) says more.
     """
 
-    async def list_rules(self, workspace: str = "") -> Answer:
+    async def list_rules(self, workspace: str = "") -> WorkflowAnswer:
         """The rules: on such an event, do that."""
         return await self._do(_Op.LIST_RULES, workspace=workspace)
 
-    async def get_rule(self, rule_id: str, *, workspace: str = "") -> Answer:
+    async def get_rule(self, rule_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """One rule."""
         return await self._do(_Op.GET_RULE, rule_id, workspace=workspace)
 
-    async def create_rule(self, data: bytes, *, workspace: str = "") -> Answer:
+    async def create_rule(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
         """A new rule."""
         return await self._do(_Op.CREATE_RULE, data=data, workspace=workspace)
 
-    async def update_rule(self, rule_id: str, data: bytes, *, workspace: str = "") -> Answer:
+    async def update_rule(self, rule_id: str, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
         """Replace a rule."""
         return await self._do(_Op.UPDATE_RULE, rule_id, data=data, workspace=workspace)
 
-    async def delete_rule(self, rule_id: str, *, workspace: str = "") -> Answer:
+    async def delete_rule(self, rule_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Forget a rule."""
         return await self._do(_Op.DELETE_RULE, rule_id, workspace=workspace)
 
-    async def list_workflows(self, workspace: str = "") -> Answer:
+    async def list_workflows(self, workspace: str = "") -> WorkflowAnswer:
         """The workflows."""
         return await self._do(_Op.LIST_WORKFLOWS, workspace=workspace)
 
-    async def get_workflow(self, workflow_id: str, *, workspace: str = "") -> Answer:
+    async def get_workflow(self, workflow_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """One workflow."""
         return await self._do(_Op.GET_WORKFLOW, workflow_id, workspace=workspace)
 
-    async def create_workflow(self, data: bytes, *, workspace: str = "") -> Answer:
+    async def create_workflow(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
         """A new workflow."""
         return await self._do(_Op.CREATE_WORKFLOW, data=data, workspace=workspace)
 
-    async def delete_workflow(self, workflow_id: str, *, workspace: str = "") -> Answer:
+    async def delete_workflow(self, workflow_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Forget a workflow."""
         return await self._do(_Op.DELETE_WORKFLOW, workflow_id, workspace=workspace)
 
-    async def list_schedules(self, workspace: str) -> Answer:
+    async def list_schedules(self, workspace: str) -> WorkflowAnswer:
         """The schedules of exactly this workspace."""
         return await self._do(_Op.LIST_SCHEDULES, workspace=_exact(workspace))
 
@@ -104,7 +104,7 @@ class Workflow(Namespace):
         workspace: str,
         authority: ScheduleScope | None = None,
         authorization: Authorization | None = None,
-    ) -> Answer:
+    ) -> WorkflowAnswer:
         """A new schedule in exactly this workspace; "" and "*" raise ValueError."""
         op = _Op(op=_Op.CREATE_SCHEDULE, id=schedule_id, data=data, workspace=_exact(workspace))
         return await self._send(op, authority, authorization)
@@ -117,68 +117,70 @@ class Workflow(Namespace):
         workspace: str,
         authority: ScheduleScope | None = None,
         authorization: Authorization | None = None,
-    ) -> Answer:
+    ) -> WorkflowAnswer:
         """A new schedule, or a new version of the one of this id."""
         op = _Op(op=_Op.UPSERT_SCHEDULE, id=schedule_id, data=data, workspace=_exact(workspace))
         return await self._send(op, authority, authorization)
 
-    async def delete_schedule(self, schedule_id: str, *, workspace: str) -> Answer:
+    async def delete_schedule(self, schedule_id: str, *, workspace: str) -> WorkflowAnswer:
         """Forget a schedule."""
         return await self._do(_Op.DELETE_SCHEDULE, schedule_id, workspace=_exact(workspace))
 
-    async def list_executions(self, workspace: str = "", *, status: str = "") -> Answer:
+    async def list_executions(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
         """What runs or has run, in this status if one is given."""
         return await self._do(_Op.LIST_EXECUTIONS, workspace=workspace, status=status)
 
-    async def get_execution(self, execution_id: str, *, workspace: str = "") -> Answer:
+    async def get_execution(self, execution_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """One execution."""
         return await self._do(_Op.GET_EXECUTION, execution_id, workspace=workspace)
 
-    async def cancel_execution(self, execution_id: str, *, workspace: str = "") -> Answer:
+    async def cancel_execution(self, execution_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Stop an execution."""
         return await self._do(_Op.CANCEL_EXECUTION, execution_id, workspace=workspace)
 
-    async def list_state_machines(self, workspace: str = "") -> Answer:
+    async def list_state_machines(self, workspace: str = "") -> WorkflowAnswer:
         """The state machines."""
         return await self._do(_Op.LIST_STATE_MACHINES, workspace=workspace)
 
-    async def get_state_machine(self, machine_id: str, *, workspace: str = "") -> Answer:
+    async def get_state_machine(self, machine_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """One state machine."""
         return await self._do(_Op.GET_STATE_MACHINE, machine_id, workspace=workspace)
 
-    async def create_state_machine(self, data: bytes, *, workspace: str = "") -> Answer:
+    async def create_state_machine(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
         """A new state machine."""
         return await self._do(_Op.CREATE_STATE_MACHINE, data=data, workspace=workspace)
 
-    async def delete_state_machine(self, machine_id: str, *, workspace: str = "") -> Answer:
+    async def delete_state_machine(self, machine_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Forget a state machine."""
         return await self._do(_Op.DELETE_STATE_MACHINE, machine_id, workspace=workspace)
 
-    async def list_instances(self, machine_id: str = "", *, workspace: str = "", status: str = "") -> Answer:
+    async def list_instances(self, machine_id: str = "", *, workspace: str = "", status: str = "") -> WorkflowAnswer:
         """The instances of a state machine, or of all."""
         return await self._do(_Op.LIST_SM_INSTANCES, machine_id, workspace=workspace, status=status)
 
-    async def get_instance(self, instance_id: str, *, workspace: str = "") -> Answer:
+    async def get_instance(self, instance_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """One instance."""
         return await self._do(_Op.GET_SM_INSTANCE, instance_id, workspace=workspace)
 
-    async def create_instance(self, machine_id: str, data: bytes = b"", *, workspace: str = "") -> Answer:
+    async def create_instance(self, machine_id: str, data: bytes = b"", *, workspace: str = "") -> WorkflowAnswer:
         """Start an instance of a state machine."""
         return await self._do(_Op.CREATE_SM_INSTANCE, machine_id, data=data, workspace=workspace)
 
-    async def send_event(self, instance_id: str, event: str, data: bytes = b"", *, workspace: str = "") -> Answer:
+    async def send_event(
+        self, instance_id: str, event: str, data: bytes = b"", *, workspace: str = ""
+    ) -> WorkflowAnswer:
         """Give an event to an instance."""
         return await self._do(_Op.SEND_SM_EVENT, instance_id, event, data=data, workspace=workspace)
 
-    async def list_joins(self, workspace: str = "", *, status: str = "") -> Answer:
+    async def list_joins(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
         """What waits for several things to come together."""
         return await self._do(_Op.LIST_JOINS, workspace=workspace, status=status)
 
-    async def get_join(self, join_id: str, key: str = "", *, workspace: str = "") -> Answer:
+    async def get_join(self, join_id: str, key: str = "", *, workspace: str = "") -> WorkflowAnswer:
         """One join."""
         return await self._do(_Op.GET_JOIN, join_id, key, workspace=workspace)
 
-    async def cancel_join(self, join_id: str, key: str = "", *, workspace: str = "") -> Answer:
+    async def cancel_join(self, join_id: str, key: str = "", *, workspace: str = "") -> WorkflowAnswer:
         """Stop waiting."""
         return await self._do(_Op.CANCEL_JOIN, join_id, key, workspace=workspace)
 
@@ -209,7 +211,7 @@ class Workflow(Namespace):
         data: bytes = b"",
         workspace: str = "",
         status: str = "",
-    ) -> Answer:
+    ) -> WorkflowAnswer:
         op = _Op(op=kind, id=about, secondary_id=second, workspace=workspace, data=data, status_filter=status)
         return await self._send(op)
 
@@ -218,14 +220,14 @@ class Workflow(Namespace):
         op: pb.WorkflowOperation,
         authority: ScheduleScope | None = None,
         authorization: Authorization | None = None,
-    ) -> Answer:
+    ) -> WorkflowAnswer:
         if authority is not None:
             write(authority, op.schedule_authority_scope)
         context = authorization_context(authorization)
         if context is not None:
             op.authorization.CopyFrom(context)
         answer: pb.WorkflowResponse = await self._ask("workflow_op", op)
-        return Answer(answer.data, answer.message, answer.total_count)
+        return WorkflowAnswer(answer.data, answer.message, answer.total_count)
 
 
 def _exact(workspace: str) -> str:

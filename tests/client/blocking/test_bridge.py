@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from aether_trio.client import ClientClosed, SessionEnded
-from aether_trio.client.blocking.bridge import Bridge, LoopThread, _Block
+from aether_trio.client.blocking.bridge import Bridge, LoopThread, _ContextTask
 from tests.client.interrupts import Interrupt
 
 WHY = SessionEnded("ENDED", "an operator did it")
@@ -56,7 +56,7 @@ def open_bridge() -> Iterator[Bridge]:
 
 async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thread_leaves_at_once() -> None:
     manager = Ending()
-    block = _Block(manager)
+    block = _ContextTask(manager)
     results = []
 
     async def live() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.client.connection.dispatch import MessageDispatch
-from aether_trio.client.connection.outgoing_messages import Publication, Upstream
-from aether_trio.client.connection.requests import Pending, prepare
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage, Publication
+from aether_trio.client.connection.requests import PendingRequest, prepare
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 from aether_trio.client.options import settings_for
 from aether_trio.wire.framing import Channel
@@ -20,12 +20,12 @@ class Wire:
     """Takes everything, and remembers the envelopes."""
 
     def __init__(self) -> None:
-        self.envelopes: list[Upstream] = []
+        self.envelopes: list[OutgoingMessage] = []
 
     def encode_publication(self, publication: Publication) -> bytes:
         return publication.payload
 
-    def encode_upstream(self, upstream: Upstream) -> bytes:
+    def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         self.envelopes.append(upstream)
         return upstream.data
 
@@ -36,9 +36,9 @@ def make() -> MessageDispatch:
     )
 
 
-def asking(core: MessageDispatch, message: pb.UpstreamMessage, *, idempotent: bool = False) -> Pending:
+def asking(core: MessageDispatch, message: pb.UpstreamMessage, *, idempotent: bool = False) -> PendingRequest:
     asked, request_id = prepare(message, core.requests.new_id())
-    pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
+    pending = PendingRequest(request_id, asked, message.SerializeToString(), idempotent=idempotent)
     core.requests.add(pending)
     core.ask(pending)
     return pending

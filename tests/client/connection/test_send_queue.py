@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.client import AetherError, ClientClosed, ConnectionLost, InvalidArgument
-from aether_trio.client.connection.outgoing_messages import Publication, Upstream
+from aether_trio.client.connection.outgoing_messages import OutgoingMessage, Publication
 from aether_trio.client.connection.send_queue import SendQueue
 
 
@@ -16,7 +16,7 @@ class Wire:
     def encode_publication(self, publication: Publication) -> bytes:
         return publication.payload
 
-    def encode_upstream(self, upstream: Upstream) -> bytes:
+    def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         return upstream.data
 
 
@@ -99,7 +99,7 @@ async def test_what_was_withdrawn_takes_no_memory_while_there_is_no_connection()
     before = (await publish(send_queue, 1))[0]
     for _ in range(1000):
         send_queue.withdraw((await publish(send_queue, 1))[0])
-        asked = Upstream(b"q", lambda _error: None)
+        asked = OutgoingMessage(b"q", lambda _error: None)
         send_queue.put(asked)
         send_queue.discard(asked)
         send_queue.discard(asked)
@@ -134,7 +134,7 @@ async def test_refusals_that_their_sender_has_seen_make_room_for_those_that_it_h
 async def test_a_client_that_ends_tells_each_operation_that_waits_for_a_connection_why() -> None:
     send_queue = SendQueue(100, 1000)
     told: list[AetherError | None] = []
-    taken, waiting = Upstream(b"taken", told.append), Upstream(b"waiting", told.append)
+    taken, waiting = OutgoingMessage(b"taken", told.append), OutgoingMessage(b"waiting", told.append)
     send_queue.put(taken)
     assert send_queue.pull(Wire(), 100, starting=True) == [b"taken"]
     send_queue.put(waiting)

@@ -8,7 +8,7 @@ import trio.testing
 
 from aether_trio.client.errors import ConnectionLost, SessionEnded
 from aether_trio.client.jobs import intake as intake_module
-from aether_trio.client.jobs.intake import Intake
+from aether_trio.client.jobs.intake import AssignmentIntake
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
@@ -16,13 +16,13 @@ def given(task_id: str, payload: bytes = b"") -> pb.TaskAssignment:
     return pb.TaskAssignment(task_id=task_id, payload=payload)
 
 
-async def taken(intake: Intake, count: int) -> list[tuple[str, bytes]]:
+async def taken(intake: AssignmentIntake, count: int) -> list[tuple[str, bytes]]:
     found = [await anext(intake) for _ in range(count)]
     return [(one.task_id, one.payload) for one in found]
 
 
 async def test_in_the_order_of_the_latest_assignment() -> None:
-    intake = Intake(lambda task_id: None)
+    intake = AssignmentIntake(lambda task_id: None)
     for thing in (given("a", b"1"), given("b"), given("a", b"2"), given("c")):
         intake.put(thing)
     assert len(intake) == 3
@@ -31,7 +31,7 @@ async def test_in_the_order_of_the_latest_assignment() -> None:
 
 async def test_what_is_in_hand_is_told_and_comes_when_it_is_put_down() -> None:
     repeated: list[str] = []
-    intake = Intake(repeated.append)
+    intake = AssignmentIntake(repeated.append)
     intake.put(given("a", b"1"))
     assert await taken(intake, 1) == [("a", b"1")]
     assert repeated == []
@@ -55,7 +55,7 @@ async def test_what_is_in_hand_is_told_and_comes_when_it_is_put_down() -> None:
 
 
 async def test_a_cut_empties_it() -> None:
-    intake = Intake(lambda task_id: None)
+    intake = AssignmentIntake(lambda task_id: None)
     intake.put(given("a"))
     intake.put(ConnectionLost("cut", in_doubt=True))
     intake.put(given("b"))
@@ -63,14 +63,14 @@ async def test_a_cut_empties_it() -> None:
 
 
 async def test_the_end_and_the_failure_of_the_client() -> None:
-    intake = Intake(lambda task_id: None)
+    intake = AssignmentIntake(lambda task_id: None)
     intake.put(given("a"))
     intake.close()
     intake.put(given("b"))
     assert await taken(intake, 1) == [("a", b"")]
     with pytest.raises(StopAsyncIteration):
         await anext(intake)
-    intake = Intake(lambda task_id: None)
+    intake = AssignmentIntake(lambda task_id: None)
     async with trio.open_nursery() as nursery:
 
         async def take() -> None:
@@ -85,7 +85,7 @@ async def test_the_end_and_the_failure_of_the_client() -> None:
 async def test_a_program_that_takes_no_work_keeps_only_so_much_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_module, "IDLE_COUNT", 10)
     monkeypatch.setattr(intake_module, "IDLE_BYTES", 100)
-    intake = Intake(lambda task_id: None)
+    intake = AssignmentIntake(lambda task_id: None)
     for number in range(20):
         intake.put(given(str(number)))
     assert (len(intake), intake.dropped) == (10, 10)

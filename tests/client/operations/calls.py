@@ -16,9 +16,9 @@ from aether_trio.client.operations import NAMESPACES
 from aether_trio.client.operations.access_checks import AccessRequest, Continuation
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TunnelEnd, WaitReason
-from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, Exchange
+from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, GrantExchange
 from aether_trio.client.operations.principals import AccessLevel, Principal, on_behalf_of
-from aether_trio.client.operations.requests import Route, Wish
+from aether_trio.client.operations.requests import AuthorityRoute, AuthorityWish
 from aether_trio.client.operations.task_values import Hibernation, WaitSpec
 from aether_trio.client.operations.workflow import ScheduleScope
 from aether_trio.client.operations.workspaces import Workspace
@@ -30,18 +30,18 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AGENT = "ag::prod::planner::1"
 ANN = Principal.user("ann")
 ACCESS = AccessRequest(resource_type="doc", resource_id="1", operation="read")
-EXCHANGE = Exchange(
+EXCHANGE = GrantExchange(
     max_access_level=AccessLevel.READ,
     expires_at=NOW,
     renewable_until=NOW + timedelta(hours=1),
     audience_type="agent",
     audience_id=AGENT,
 )
-WISH = Wish(
+WISH = AuthorityWish(
     target_subject=ANN,
     requested_access_level=AccessLevel.READ,
     requested_duration_seconds=60,
-    route=Route(capability="approver"),
+    route=AuthorityRoute(capability="approver"),
 )
 
 

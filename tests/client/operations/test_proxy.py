@@ -15,7 +15,7 @@ from aether_trio.client.errors import (
     RequestTimeout,
     UnexpectedAnswer,
 )
-from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
+from aether_trio.client.operations.bodies import PIECE_BYTES, BodyAssembly, pieces
 from aether_trio.client.operations.enums import ProxyFailure
 from aether_trio.client.operations.proxy import Proxy, ProxyFailed
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -205,7 +205,7 @@ async def test_a_service_refuses_what_is_too_long() -> None:
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1])
 def test_a_body_is_the_same_in_pieces(size: int) -> None:
     body = bytes(size)
-    whole = Assembly(size)
+    whole = BodyAssembly(size)
     done = [whole.add(one) for one in pieces("r", body, is_request=False)]
     assert whole.body() == body
     assert done == [False] * (len(done) - 1) + [True]

@@ -11,9 +11,9 @@ import pytest
 
 from aether_trio.client import AgentClient, OrchestratorClient, PermissionDenied, Refused, ServiceClient, UserClient
 from aether_trio.client.operations.enums import PrincipalKind, ProgressKind, Scope
-from aether_trio.client.operations.kv import SetAdded, Swap
+from aether_trio.client.operations.kv import SetAddResult, SwapResult
 from aether_trio.client.operations.principals import Principal, on_behalf_of
-from aether_trio.client.operations.progress import Step
+from aether_trio.client.operations.progress import ProgressStep
 from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on, with_gateway
 
 LIMIT_S = 300
@@ -77,12 +77,12 @@ async def test_counters_sets_and_comparisons(scheme: str) -> None:
             await a.kv.increment_if("n", ceiling=9, delta=-1)
         assert await a.kv.put_if_absent("once", b"1")
         assert not await b.kv.put_if_absent("once", b"2")
-        assert await a.kv.compare_and_set("once", b"no", b"2") == Swap(applied=False, value=b"1")
-        assert await a.kv.compare_and_set("once", b"1", b"2") == Swap(applied=True, value=b"")
-        assert await a.kv.compare_and_delete("once", b"1") == Swap(applied=False, value=b"2")
-        assert await a.kv.compare_and_delete("once", b"2") == Swap(applied=True, value=b"")
-        assert await a.kv.set_add("s", b"m") == SetAdded(applied=True, size=1)
-        assert await b.kv.set_add("s", b"m") == SetAdded(applied=False, size=1)
+        assert await a.kv.compare_and_set("once", b"no", b"2") == SwapResult(applied=False, value=b"1")
+        assert await a.kv.compare_and_set("once", b"1", b"2") == SwapResult(applied=True, value=b"")
+        assert await a.kv.compare_and_delete("once", b"1") == SwapResult(applied=False, value=b"2")
+        assert await a.kv.compare_and_delete("once", b"2") == SwapResult(applied=True, value=b"")
+        assert await a.kv.set_add("s", b"m") == SetAddResult(applied=True, size=1)
+        assert await b.kv.set_add("s", b"m") == SetAddResult(applied=False, size=1)
         assert await a.kv.set_size("s") == 1
         with pytest.raises(Refused):
             await a.kv.purge_identity(b.topic)
@@ -120,14 +120,14 @@ async def test_progress(scheme: str) -> None:
             state="running",
             completion=0.5,
             summary="half",
-            step=Step(name="fetch", sequence=1, total_steps=2),
+            step=ProgressStep(name="fetch", sequence=1, total_steps=2),
             metadata={"k": "v"},
             kind=ProgressKind.APP,
             confirm=True,
         )
         update = await anext(b.progress_updates)
         assert (update.source, update.task_id, update.completion, update.summary) == (a.topic, "t", 0.5, "half")
-        assert update.step == Step(name="fetch", sequence=1, total_steps=2)
+        assert update.step == ProgressStep(name="fetch", sequence=1, total_steps=2)
         assert (update.kind, dict(update.metadata), update.workspace) == (ProgressKind.APP, {"k": "v"}, "w")
         assert update.timestamp is not None
         assert datetime.now(UTC) - update.timestamp < timedelta(minutes=5)
