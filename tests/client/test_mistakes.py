@@ -26,7 +26,7 @@ from tests.client.gateways import QUICK, agent, open_test_gateway
 Call = Callable[[Any], Awaitable[object]]
 
 MISTAKES: list[tuple[str, Call, type[Exception], str]] = [
-    ("topic", lambda a: a.send(7, b""), TypeError, "a topic is a text such as 'ag::default::echo::1', not int"),
+    ("topic", lambda a: a.send(7, b""), TypeError, "the topic is int, not a text such as 'ag::default::echo::1'"),
     ("no topic", lambda a: a.publish(None, b""), TypeError, "not NoneType"),
     ("surrogate", lambda a: a.send("ag::w::i::\ud800", b""), InvalidArgument, "lone surrogate"),
     ("long topic", lambda a: a.send("ag::w::i::" + "ü" * 124, b""), InvalidArgument, "at most 256 bytes, this one has 258"),
@@ -85,7 +85,7 @@ def test_an_option_of_another_kind_is_refused_before_anything_happens(
 
 @pytest.mark.parametrize("address", [None, 7, b"aether://localhost"])
 def test_an_address_is_a_text(address: Any) -> None:
-    with pytest.raises(TypeError, match="an address is a text such as 'aether://localhost:50051', not"):
+    with pytest.raises(TypeError, match="the address is no text such as 'aether://localhost:50051', but"):
         UserClient(address, user_id="ann", window_id="w1")
 
 

@@ -49,9 +49,9 @@ async def test_hooks_that_raise_are_logged_and_the_client_goes_on(caplog: pytest
         await again.say(framing.Ack((await again.next(framing.Send)).seq))
     found = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.getMessage().rpartition(": ")[2] for record in found] == [
-        "on_connected has raised",
-        "on_disconnected has raised",
-        "on_connected has raised",
+        "the callback on_connected raised an exception",
+        "the callback on_disconnected raised an exception",
+        "the callback on_connected raised an exception",
     ]
     assert all(record.exc_info is not None and record.exc_info[0] is Mistake for record in found)
 

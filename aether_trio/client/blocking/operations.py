@@ -78,7 +78,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
 
 class SyncPublication(Blocking[Publication]):
-    """A message on its way."""
+    """A published message on its way to the gateway."""
 
     committed = blocking(SendOutcome.committed)
 

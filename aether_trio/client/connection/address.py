@@ -1,4 +1,4 @@
-"""Reads the address of a gateway, such as "aether://localhost:50051".
+"""Parses a client's address of a gateway, such as "aether://localhost:50051".
 
 | scheme | transport | TLS |
 |---|---|---|
@@ -31,7 +31,7 @@ WEBSOCKET_PATH: Final = "/v1/connect"
 
 
 class TransportKind(enum.Enum):
-    """What is spoken on the connection."""
+    """The protocol of a client's connection: binary framing, WebSocket or gRPC."""
 
     FRAMED = "framed"
     WEBSOCKET = "websocket"
@@ -52,7 +52,7 @@ _SCHEMES: Final[Mapping[str, tuple[TransportKind, bool, int]]] = MappingProxyTyp
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed address. `host` has no brackets."""
+    """A parsed gateway address; an IPv6 `host` has no brackets."""
 
     scheme: str
     transport: TransportKind
@@ -62,7 +62,7 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """ "host:port", an IPv6 address in brackets."""
+        """Return "host:port" of the gateway, an IPv6 host in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -71,15 +71,15 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address.
+    """Parse the text of a gateway address, and fill in the scheme's default port.
 
     Raises AddressError, which says what is wrong and never repeats a credential, or TypeError.
     """
     if not isinstance(text, str):
-        raise TypeError(f"an address is a text such as 'aether://localhost:50051', not {type(text).__name__}")
+        raise TypeError(f"the address is no text such as 'aether://localhost:50051', but {type(text).__name__}")
     expected = "expected aether://HOST[:PORT], aethers://, ws://, wss://, grpc:// or grpcs://"
     if "://" not in text:
-        raise AddressError(f"{text!r} has no scheme; {expected}")
+        raise AddressError(f"the address {text!r} has no scheme; {expected}")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -89,19 +89,21 @@ def parse_address(text: str) -> Address:
     known = _SCHEMES.get(parts.scheme)
     if known is None:
         hint = {"http": " (a browser's address; the client's is ws://)", "https": " (the client's is wss://)"}
-        raise AddressError(f"unknown scheme {parts.scheme!r}{hint.get(parts.scheme, '')}; {expected}")
+        raise AddressError(
+            f"the address has the unknown scheme {parts.scheme!r}{hint.get(parts.scheme, '')}; {expected}"
+        )
     if "@" in parts.netloc:
-        raise AddressError("credentials do not belong into the address; use api_key= or token=")
+        raise AddressError("the address has credentials in it; give them to the client as api_key= or token=")
     if not host:
         raise AddressError(f"the address has no host; {expected}")
     if any(character.isspace() for character in text):
         raise AddressError(f"the address has a space in it; {expected}")
     if parts.query or parts.fragment:
-        raise AddressError("an address has no query and no fragment")
+        raise AddressError("the address has a query (?) or a fragment (#); leave it out")
     transport, tls, default_port = known
     path = parts.path.rstrip("/")
     if path and not (transport is TransportKind.WEBSOCKET and path == WEBSOCKET_PATH):
-        raise AddressError(f"an address has no path, but this one has {parts.path!r}")
+        raise AddressError(f"the address has the path {parts.path!r}; leave it out")
     if port == 0:
-        raise AddressError("port 0 cannot be connected to")
+        raise AddressError("the address has port 0, to which no client can connect; use the port of the gateway")
     return Address(parts.scheme, transport, tls, host, default_port if port is None else port)

@@ -1,4 +1,4 @@
-"""Computes the pause before the next attempt to connect.
+"""Computes how long a client pauses before its next attempt to connect.
 
 The pause is uniform between 0 and a bound that doubles with each failure (full jitter), so that ten
 thousand clients that were cut together do not come back together.
@@ -17,7 +17,7 @@ __all__ = ["Retry"]
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The limits of reconnecting. Times in seconds."""
+    """Limits of a client's reconnecting: pauses in seconds, and attempts in a row."""
 
     base_s: float = 0.25
     """The bound of the first pause."""
@@ -33,16 +33,20 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.base_s < 0 or self.cap_s < self.base_s:
-            raise ValueError(f"base_s is {self.base_s} and cap_s {self.cap_s}; 0 <= base_s <= cap_s is expected")
+            raise ValueError(
+                f"Retry(base_s={self.base_s}, cap_s={self.cap_s}) is invalid; expected 0 <= base_s <= cap_s"
+            )
         if self.max_attempts is not None and self.max_attempts < 0:
-            raise ValueError(f"max_attempts is {self.max_attempts}; use 0 for never, None for always")
+            raise ValueError(
+                f"Retry(max_attempts={self.max_attempts}) is negative; 0 never reconnects, None always does"
+            )
 
     def exhausted(self, failures: int) -> bool:
-        """Whether so many failed attempts are enough."""
+        """Return whether the client gives up after this many failed attempts in a row."""
         return self.max_attempts is not None and failures > self.max_attempts
 
     def pause_s(self, failures: int, retry_after_s: float = 0.0) -> float:
-        """Return the pause after `failures` failed attempts in a row.
+        """Return how long to wait to connect after `failures` failed attempts in a row.
 
         0 failures: the connection was lost just now. The pause is at least `retry_after_s`.
         """

@@ -1,4 +1,4 @@
-"""Confirms messages that have no answer, with a request right behind them.
+"""Finds out if a message without an answer was accepted, by a request behind it.
 
 The answer of that request comes after any refusal of the message.
 
@@ -35,9 +35,9 @@ _DIGITS: Final = 19
 
 
 class _BarrierSection:
-    """`waiting` has the number of each send, 0 for what has none.
+    """Messages in front of one barrier request, which confirms them when answered.
 
-    `error` is of what has none.
+    `waiting` has the number of each send, 0 for other messages; `error` is the refusal of those.
     """
 
     __slots__ = ("error", "request_id", "waiting")
@@ -49,7 +49,7 @@ class _BarrierSection:
 
 
 class Confirmations:
-    """Of one connection. `principal` is who we are."""
+    """Matches refusals and barrier answers of one connection to unanswered messages."""
 
     def __init__(self, principal: pb.PrincipalRef) -> None:
         self._principal = principal
@@ -62,7 +62,7 @@ class Confirmations:
 
     @property
     def open(self) -> bool:
-        """Whether a barrier's answer is still to come."""
+        """Whether an answer to a barrier request is still to come."""
         return bool(self._sections)
 
     def plain(self) -> None:
@@ -70,13 +70,13 @@ class Confirmations:
         self._unguarded = True
 
     def together(self, settle: Settle, number: int) -> None:
-        """A send was written that may share its barrier with its neighbours: see `guard`."""
+        """Note that a numbered send was written, which shares the next barrier request."""
         self._together.append((number, settle))
         self._open_numbers.add(number)
         self._unguarded = True
 
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """What to write for a message with a separate section.
+        """Return the bytes of a message followed by a barrier request for it alone.
 
         `frame` makes transport bytes of an UpstreamMessage.
 
@@ -89,7 +89,7 @@ class Confirmations:
         return b"".join(parts)
 
     def guard(self, frame: Callable[[bytes], bytes]) -> bytes:
-        """End the section of what was written so far, if there is something in it."""
+        """Return the bytes of a barrier request for all messages since the last one."""
         if not self._unguarded:
             return b""
         waiting, self._together = self._together, []
@@ -98,7 +98,7 @@ class Confirmations:
 
     @property
     def shared(self) -> int:
-        """How many share the section that is open for writing."""
+        """How many written sends wait for the next barrier request."""
         return len(self._together)
 
     def _barrier(self, waiting: Sequence[tuple[int, Settle]]) -> bytes:
@@ -109,7 +109,10 @@ class Confirmations:
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 
     def refused(self, response: pb.ErrorResponse) -> bool:
-        """An ErrorResponse without an id; False when no caller waits for it."""
+        """Assign an ErrorResponse without an id to the oldest unconfirmed message.
+
+        Return False when no caller waits for that message.
+        """
         section = self._sections[0] if self._sections else None
         if section is None or all(number for number, _ in section.waiting):
             return False
@@ -118,7 +121,7 @@ class Confirmations:
         return True
 
     def refused_send(self, response: pb.ErrorResponse) -> bool:
-        """An ErrorResponse with an id.
+        """Assign an ErrorResponse whose id is a send's number to that send.
 
         False when it is not that of a send whose sender waits.
         """
@@ -128,7 +131,7 @@ class Confirmations:
         return True
 
     def answered(self, request_id: str) -> bool:
-        """Settle the messages in front of an answered barrier.
+        """Settle the messages in front of a barrier request that was answered.
 
         A refused barrier counts as answered. Returns False for the id of another request.
         """
@@ -142,7 +145,7 @@ class Confirmations:
                 return True
 
     def cut(self) -> None:
-        """The connection is over: what was not settled is in doubt."""
+        """Fail all unconfirmed messages as in doubt: their connection was cut."""
         error = ConnectionLost("the connection was cut before it was confirmed", in_doubt=True)
         for section in self._sections:
             for number, settle in section.waiting:
@@ -158,7 +161,7 @@ class Confirmations:
 
 
 def _number(request_id: str) -> int:
-    """N of "send-N"; 0 for what is none."""
+    """Return N of the request id "send-N", or 0 for any other id."""
     text = request_id.removeprefix(_NUMBERED)
     # Python refuses to read thousands of them.
     plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS

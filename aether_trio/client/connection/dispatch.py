@@ -1,7 +1,7 @@
-"""Keeps a client's state over connections, and dispatches incoming messages.
+"""Keeps a client's state across connections, and dispatches incoming messages.
 
-the transports see it as their TransportClient: deliveries go to the inbox, settlements to the
-send_queue, answers to the requests, and all else to the feeds.
+The transports see it as their TransportClient: deliveries go to the inbox, settlements to the
+send queue, answers to the requests, and all else to the feeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EPHEMERAL: Final = 256
 
 
 class MessageDispatch:
-    """See the module docstring."""
+    """A client's queues, requests and feeds, to which incoming messages are handed."""
 
     def __init__(
         self, settings: ClientSettings, program: str, principal: Callable[[pb.ConnectionAck], pb.PrincipalRef]
@@ -56,20 +56,20 @@ class MessageDispatch:
         self._principal = principal
 
     def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
-        """Set what wakes the writer of a connection: at once, or soon."""
+        """Set the functions that wake a connection's writer, at once or soon."""
         self.send_queue.wake = self.inbox.wake = wake
         self.inbox.wake_soon = wake_soon
 
     def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
-        """Who we are, for a question about ourselves."""
+        """Return the kind and identity of this client, once the gateway has let it in."""
         return self._principal(ack)
 
     def awaiting(self) -> bool:
-        """Whether answers are on their way to us."""
+        """Return whether any sent request still waits for its answer."""
         return self.requests.in_flight > 0
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
-        """Something else than a durable message has come."""
+        """Hand an answer to its caller, and any other gateway message to the feeds."""
         case = message.WhichOneof("payload")
         if case is None:
             return  # of a later version
@@ -93,11 +93,11 @@ class MessageDispatch:
         self.feeds.publish("error", refusal)
 
     def messages(self, *, manual: bool) -> Messages:
-        """A loop over the messages."""
+        """Return an iterator over received messages; `manual`: the caller acknowledges."""
         return Messages(self.inbox, None if manual else self.cursors)
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """A new connection, after another one. See SendQueue.reopen."""
+        """Queue unconfirmed messages, and those of `restore`, for a new connection."""
         self.send_queue.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
             self.send_queue.put_first(
@@ -105,7 +105,7 @@ class MessageDispatch:
             )
 
     def ask(self, pending: PendingRequest) -> None:
-        """Queue a request."""
+        """Queue a request for the connection's writer."""
 
         def written(error: AetherError | None) -> None:
             if error is None:
@@ -119,13 +119,13 @@ class MessageDispatch:
         self.send_queue.put(pending.upstream)
 
     def forget(self, pending: PendingRequest) -> None:
-        """Forget a request whose caller gave up; it is not written any more."""
+        """Drop a request whose caller gave up; it is not written if still queued."""
         self.requests.discard(pending)
         if pending.upstream is not None:
             self.send_queue.discard(pending.upstream)
 
     def cut(self) -> None:
-        """The connection is over."""
+        """Settle or requeue what a cut connection leaves, and tell the feeds."""
         self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
         self.inbox.cut()
         self.send_queue.cut()
@@ -133,7 +133,10 @@ class MessageDispatch:
             self.ask(pending)
 
     def close(self, error: AetherError) -> None:
-        """Nothing more comes or goes. Readers of messages see the end, or the failure."""
+        """End all queues, requests and feeds of the client with `error`.
+
+        Readers of messages see the end, or the failure.
+        """
         final = None if error.code == "CLIENT_CLOSED" else error
         self.inbox.close(final)
         self.cursors.close()

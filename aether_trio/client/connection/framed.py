@@ -1,5 +1,4 @@
-"""The framed transport of a client: docs/wire.md from our side, over
-`wire.framing.FramedConnection`.
+"""Client side of the binary framing transport (docs/wire.md).
 
 Confirmation, positions and credit are frames here, so this module mostly hands events to the
 send_queue and the inbox, and their frames to the socket. Answers to requests come as envelopes.
@@ -38,7 +37,7 @@ _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 
 
 class FramedTransport(Transport):
-    """See the module docstring."""
+    """A client's connection in the binary framing."""
 
     def __init__(self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None) -> None:
         super().__init__(stream, client, ping_interval_s)
@@ -190,7 +189,7 @@ class FramedTransport(Transport):
             self._control.append(self._connection.send(framing.Ping(self._pings)))
 
     async def goodbye(self) -> None:
-        """GOAWAY, then the end of our side.
+        """Send GOAWAY, then end the client's half of the stream.
 
         TLS cannot half-close here, so there a PONG says that all was read.
         """

@@ -1,10 +1,10 @@
-"""Encodes and decodes the call of AetherGateway/Connect over HTTP/2.
+"""Client side of gRPC: codes messages in the call AetherGateway/Connect on HTTP/2.
 
 The connection carries no other call.
 
 The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further
 message is taken meanwhile. What the gateway sends is always read: its deliveries have credit
-(messages.py), so the windows of this side are opened again at once.
+(message_transport.py), so the windows of this side are opened again at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BACKLOG_BYTES: Final = 256 * 1024
 
 
 class GrpcCodec:
-    """A Codec of messages.py. `authority` is the host and port of the gateway."""
+    """Codes and decodes messages in a gRPC call; `authority` is the gateway's name."""
 
     def __init__(self, authority: str, *, tls: bool) -> None:
         self._headers = [
@@ -129,7 +129,7 @@ class GrpcCodec:
                 pass
 
     def _messages(self, found: list[bytes | ProtocolBreak | ConnectionEnd]) -> None:
-        """Take the whole messages out of what was received."""
+        """Take the whole gRPC messages out of the bytes received so far."""
         received = self._received
         while len(received) >= _PREFIX_BYTES:
             size = int.from_bytes(received[1:_PREFIX_BYTES], "big")
@@ -154,7 +154,7 @@ class GrpcCodec:
         return self._connection.data_to_send()
 
     def _flush(self) -> None:
-        """Hand to HTTP/2 what the gateway's windows have room for."""
+        """Pass waiting bytes to HTTP/2, as far as the gateway's windows have room."""
         connection, backlog = self._connection, self._backlog
         while backlog and self._open:
             room = min(connection.local_flow_control_window(_STREAM), connection.max_outbound_frame_size, len(backlog))
@@ -196,7 +196,7 @@ class GrpcCodec:
 
 
 def _ended(text: str, headers: Mapping[str, str]) -> ConnectionEnd:
-    """The end that a grpc-status stands for."""
+    """Return how the connection ended, by its grpc-status and grpc-message."""
     number = int(text) if text.isascii() and text.isdigit() else int(Status.UNKNOWN)
     if number == Status.OK:
         return ConnectionEnd(None, retryable=True, expected=True, why="the gateway ended the connection")

@@ -1,4 +1,4 @@
-"""Builds the part of the first message that is the same for all participants."""
+"""Builds the part of a client's first message that no kind of participant changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["init_for"]
 
 
 def init_for(settings: ClientSettings, resume_session_id: str) -> pb.InitConnection:
-    """Credentials, extensions, the session to resume, and what we are written in.
+    """Build an InitConnection with credentials, extensions and the session to resume.
 
     The identity is still to be said.
     """

@@ -1,4 +1,4 @@
-"""Buffers delivered messages and collects their acknowledgements.
+"""Buffers messages delivered to a client, and collects their acknowledgements.
 
 The life of an arrival: buffered, handed to the application, done. It takes credit until it is done,
 so the credit is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and
@@ -42,7 +42,7 @@ MAX_TOPICS: Final = 1024
 
 
 class DeliveredMessage:
-    """One delivered message: its topic, its offset, and its bytes.
+    """One message in a client's inbox: its topic, its offset, and its bytes.
 
     The offset is 0 on WebSocket. The bytes are dropped when the application takes the message.
     """
@@ -61,16 +61,18 @@ class DeliveredMessage:
 
 
 class Inbox:
-    """See the module docstring.
+    """A client's delivered messages, bounded by the credit it gives to the gateway.
 
     `wake` and `wake_soon` are called when there is something for the connection's writer.
     """
 
     def __init__(self, credit_messages: int, credit_bytes: int) -> None:
         if credit_messages < 1 or credit_bytes < 1:
-            raise ValueError("credit_messages and credit_bytes are at least 1, or nothing would ever come")
+            raise ValueError(
+                "credit_messages or credit_bytes is under 1, so no message could be delivered; give at least 1"
+            )
         if credit_messages > MAX_CREDIT or credit_bytes > MAX_CREDIT:
-            raise ValueError("credit_messages and credit_bytes are at most 2**62, which no connection can bring")
+            raise ValueError("credit_messages or credit_bytes is over 2**62, the most that the protocol can say")
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.received = 0
@@ -102,11 +104,11 @@ class Inbox:
     # -- from the connection
 
     def hello_credit(self) -> tuple[int, int]:
-        """What a new connection may deliver at once: the credit less what is held."""
+        """Return how much a new gateway connection may deliver: credit less held messages."""
         return max(self.credit_messages - self._held_messages, 0), max(self.credit_bytes - self._held_bytes, 0)
 
     def reads(self, log: bytes) -> None:
-        """A gateway's HELLO: offsets of another log than before are of other messages."""
+        """Forget all topics if the gateway's HELLO names another log than before."""
         if log and self._log and log != self._log:
             for topic in self._topics.values():
                 topic.abandon()
@@ -115,7 +117,7 @@ class Inbox:
         self._log = log or self._log
 
     def open_channel(self, event: ChannelOpened) -> None:
-        """CHANNEL."""
+        """Take in a CHANNEL frame: a topic will be delivered under a channel number."""
         topic = self._topics.pop(event.topic, None)
         if topic is None:
             if len(self._topics) >= MAX_TOPICS:
@@ -140,13 +142,13 @@ class Inbox:
             self._dirty.discard(oldest)
 
     def close_channel(self, channel: int) -> None:
-        """CHANNEL with CLOSED."""
+        """Take in a CHANNEL frame with CLOSED: its topic is not delivered any more."""
         topic = self._channels.pop(channel, None)
         if topic is not None:
             topic.closed(channel)
 
     def deliver(self, channel: int, offset: int, message: bytes) -> None:
-        """DELIVER. Drops what has come before."""
+        """Buffer the message of a DELIVER frame, unless it was delivered before."""
         topic = self._channels[channel]
         if not topic.arrived(offset, message):
             self.duplicates += 1
@@ -156,7 +158,7 @@ class Inbox:
         self._add(DeliveredMessage(topic, offset, message, len(message)))
 
     def deliver_plain(self, message: pb.IncomingMessage, size: int) -> None:
-        """A message of a transport without offsets."""
+        """Buffer a message from WebSocket or gRPC, which have no offsets."""
         self._add(DeliveredMessage(None, 0, message, size))
 
     def _add(self, arrival: DeliveredMessage) -> None:
@@ -166,7 +168,7 @@ class Inbox:
         self._news.set()
 
     def frames(self, connection: FramedConnection) -> list[bytes]:
-        """DELIVERED and CREDIT that are due, for the writer of this connection."""
+        """Return the DELIVERED and CREDIT frames that are due on this connection."""
         found: list[bytes] = []
         for topic in list(self._dirty):
             found += topic.acknowledgements(connection)
@@ -180,7 +182,7 @@ class Inbox:
         return found
 
     def grant_due(self, messages: int, size: int) -> tuple[int, int] | None:
-        """What to grant beside what may still come; None while little is missing."""
+        """Return the messages and bytes of credit to grant, or None while little is used."""
         messages = self.credit_messages - self._held_messages - messages
         size = self.credit_bytes - self._held_bytes - size
         if messages * _GRANT_SHARE < self.credit_messages and size * _GRANT_SHARE < self.credit_bytes:
@@ -189,7 +191,7 @@ class Inbox:
         return max(messages, 0), max(size, 0)
 
     def cut(self) -> None:
-        """The connection is over: its channel numbers mean nothing any more."""
+        """Drop the channels of a cut connection, and buffered work group messages."""
         self._channels.clear()
         self._dirty.clear()
         kept: deque[DeliveredMessage] = deque()
@@ -210,21 +212,21 @@ class Inbox:
 
     @property
     def held_messages(self) -> int:
-        """Buffered or in the application's hands."""
+        """How many messages are buffered or taken and not yet acknowledged."""
         return self._held_messages
 
     @property
     def held_bytes(self) -> int:
-        """The size of those."""
+        """The size of the messages that are buffered or not yet acknowledged."""
         return self._held_bytes
 
     @property
     def _full(self) -> bool:
-        """Whether there is no credit left for a further delivery."""
+        """Whether no credit is left for one more delivery."""
         return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
 
     async def receive(self) -> IncomingMessage:
-        """The next message.
+        """Wait for the next delivered message and take it.
 
         Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
 
@@ -252,7 +254,7 @@ class Inbox:
         return IncomingMessage(data, arrival.topic_name, arrival.offset, acknowledge, abandon)
 
     def acknowledge(self, arrival: DeliveredMessage) -> None:
-        """The application is done with it."""
+        """Note that the application has handled a message; free its credit."""
         self._abandoned.discard(arrival)
         self._release(arrival)
         topic = arrival.topic
@@ -262,12 +264,12 @@ class Inbox:
         self._tell(arrival.size)
 
     def abandon(self, arrival: DeliveredMessage) -> None:
-        """The application will not be done with it."""
+        """Note that a taken message will never be acknowledged; it keeps its credit."""
         self._abandoned.add(arrival)
         self._news.set()
 
     def _tell(self, size: int) -> None:
-        """Acknowledgements may wait for others; credit that is missed may not."""
+        """Wake the writer: at once if much credit is missing, else soon."""
         self._freed_messages += 1
         self._freed_bytes += size
         if (
@@ -283,7 +285,7 @@ class Inbox:
         self._held_bytes -= arrival.size
 
     def close(self, failure: BaseException | None) -> None:
-        """Nothing more comes.
+        """End the inbox: no more messages come.
 
         What is buffered can still be read, unless there was a failure.
         """
@@ -297,4 +299,4 @@ class Inbox:
 
 
 def _no_writer() -> None:
-    """No connection to wake."""
+    """Do nothing: no connection has a writer to wake."""

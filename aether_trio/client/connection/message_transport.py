@@ -1,4 +1,4 @@
-"""Carries whole messages over WebSocket or gRPC.
+"""Client side of WebSocket and gRPC: both carry whole protobuf messages.
 
 These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind
 it (confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of
@@ -34,7 +34,7 @@ _SHARED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class ProtocolBreak:
-    """The gateway broke a rule.
+    """A rule of the transport that the gateway broke.
 
     `code` is a name of wsproto's CloseReason, or a name of the codec's own.
     """
@@ -44,18 +44,18 @@ class ProtocolBreak:
 
 
 class MessageCodec(Protocol):
-    """The bytes of one connection.
+    """Protocol: turns messages into bytes of a WebSocket or gRPC connection, and back.
 
     It has no I/O: `pending` is what must be written next.
     """
 
     def greeting(self) -> bytes:
-        """The first bytes, with which this side asks for a stream of messages."""
+        """Return the first bytes of the connection, which ask to open a message stream."""
         ...
 
     @property
     def can_send(self) -> bool:
-        """Whether messages may be sent: the stream is open, and has room."""
+        """Whether a message may be sent now: the stream is open, and has room."""
         ...
 
     @property
@@ -64,40 +64,40 @@ class MessageCodec(Protocol):
         ...
 
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
-        """What has come: whole messages, a broken rule, or the end.
+        """Decode bytes from the gateway: whole messages, a broken rule, or the end.
 
         An expected end is one that answers our goodbye.
         """
         ...
 
     def frame(self, message: bytes) -> bytes:
-        """The bytes of a message. Raises PayloadTooLarge."""
+        """Return the bytes that carry a message. Raises PayloadTooLarge."""
         ...
 
     @property
     def has_pending(self) -> bool:
-        """Whether `pending` has something."""
+        """Whether control bytes are due: `pending` would not be empty."""
         ...
 
     def pending(self) -> bytes:
-        """Take the bytes that are due and belong to no message that is framed now."""
+        """Take the control bytes that are due, such as pings and close frames."""
         ...
 
     def ping(self) -> None:
-        """Put a ping into what is pending."""
+        """Add a ping to the bytes that are due."""
         ...
 
     def break_off(self, violation: ProtocolBreak) -> None:
-        """Put a word about the broken rule into what is pending."""
+        """Add bytes that tell the gateway which rule it broke, to those due."""
         ...
 
     def goodbye(self) -> bytes:
-        """The last bytes, after which the gateway ends its side."""
+        """Return the last bytes; the gateway then ends its side of the stream."""
         ...
 
 
 class MessageTransport(Transport):
-    """A transport over a codec."""
+    """A client's connection over WebSocket or gRPC, by way of a codec."""
 
     def __init__(
         self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None, codec: MessageCodec
@@ -129,7 +129,7 @@ class MessageTransport(Transport):
             if self._ended is not None:
                 raise self._ended.error or anyio.BrokenResourceError(self._ended.why)
             if (data := await self._read()) is None:
-                why = "the gateway ended the connection before it let us in"
+                why = "the gateway closed the connection before it accepted the client"
                 raise self._codec.refusal or anyio.BrokenResourceError(why)
             self.feed(data)
         return self.ack
@@ -152,7 +152,7 @@ class MessageTransport(Transport):
             message = pb.DownstreamMessage.FromString(data)
         except Exception:  # protobuf's DecodeError is of another module in each implementation
             self._break_off(
-                ProtocolBreak("INVALID_FRAME_PAYLOAD_DATA", "the gateway sent what is no DownstreamMessage")
+                ProtocolBreak("INVALID_FRAME_PAYLOAD_DATA", "the gateway sent bytes that are no DownstreamMessage")
             )
             return
         if message.HasField("msg"):

@@ -1,4 +1,4 @@
-"""Opens a connection: the socket, TLS on it, and the address's transport."""
+"""Connects a client's socket to the gateway, with TLS and the address's transport."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def open_transport(
     client: TransportClient,
     ping_interval_s: float | None,
 ) -> Transport:
-    """A transport over a fresh connection, not opened yet.
+    """Connect to the gateway, and return a transport whose handshake is still to come.
 
     Raises Unavailable, TlsRefused, ProtocolViolation.
     """
@@ -54,7 +54,7 @@ async def open_transport(
 
 
 def _reason(error: Exception) -> str:
-    """What the system says. anyio's own error says that all attempts failed.
+    """Return the system's texts of why no address could be connected.
 
     Theirs, one for each address, are its cause.
     """
@@ -79,22 +79,30 @@ async def _secure(
         )
     except ssl.SSLCertVerificationError as error:
         await anyio.aclose_forcefully(stream)
-        hint = "; its authority goes into TlsOptions(ca_file=...)" if error.verify_code in _NO_ISSUER else ""
+        hint = (
+            "; name the file of its certificate authority in TlsOptions(ca_file=...)"
+            if error.verify_code in _NO_ISSUER
+            else ""
+        )
         raise TlsRefused(f"the certificate of {address} is not trusted: {error.verify_message}{hint}") from error
     except ssl.SSLError as error:
         await anyio.aclose_forcefully(stream)
         hint = ""
         if error.reason in _NOT_A_GATEWAY:
             hint = f"; is it plaintext ({address.scheme.removesuffix('s')}://)?"
-        raise TlsRefused(f"no TLS with {address}: {error.reason or error}{hint}") from error
+        raise TlsRefused(f"the TLS handshake with {address} failed: {error.reason or error}{hint}") from error
     except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
         await anyio.aclose_forcefully(stream)
-        raise Unavailable("UNREACHABLE", f"{address} ended the TLS handshake", retryable=True) from error
+        raise Unavailable(
+            "UNREACHABLE", f"the server at {address} closed the connection during the TLS handshake", retryable=True
+        ) from error
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
     chosen = secured.extra(TLSAttribute.alpn_protocol, None)  # noqa: S610 - anyio's, not Django's
     if chosen not in {None, ALPN[address.transport]}:
         await anyio.aclose_forcefully(secured)
-        raise ProtocolViolation("BAD_ALPN", f"{address} chose {chosen!r}, not {ALPN[address.transport]!r}")
+        raise ProtocolViolation(
+            "BAD_ALPN", f"the server at {address} chose the ALPN protocol {chosen!r}, not {ALPN[address.transport]!r}"
+        )
     return secured

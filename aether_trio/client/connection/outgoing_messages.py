@@ -1,4 +1,4 @@
-"""Messages on their way to the gateway, and how a transport encodes them.
+"""A client's messages on their way to the gateway, and checks of their arguments.
 
 send_queue.py keeps them in order.
 """
@@ -31,7 +31,7 @@ MESSAGE_TYPES: Final = range(65536)
 
 
 def bytes_of(payload: bytes | str) -> bytes:
-    """What is sent.
+    """Return a payload as bytes; text becomes UTF-8.
 
     Raises TypeError: `bytes(5)` would be five zeros, and `bytes({})` nothing.
     """
@@ -39,11 +39,11 @@ def bytes_of(payload: bytes | str) -> bytes:
         return payload.encode()
     if isinstance(payload, bytes | bytearray | memoryview):
         return bytes(payload)
-    raise TypeError(f"a payload is bytes or text, not {type(payload).__name__}; for other values use json.dumps")
+    raise TypeError(f"the payload is {type(payload).__name__}, not bytes or text; encode it, as with json.dumps")
 
 
 def checked_topic(target: str) -> str:
-    """Return the topic.
+    """Return the topic if a frame can hold it.
 
     Raises TypeError when it is no text, and InvalidArgument when UTF-8 or a frame cannot hold it.
 
@@ -51,13 +51,15 @@ def checked_topic(target: str) -> str:
     and the client with it.
     """
     if not isinstance(target, str):
-        raise TypeError(f"a topic is a text such as 'ag::default::echo::1', not {type(target).__name__}")
+        raise TypeError(f"the topic is {type(target).__name__}, not a text such as 'ag::default::echo::1'")
     try:
         size = len(target) if target.isascii() else len(target.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument("ERR_INVALID_TOPIC", f"{target!r} has a lone surrogate, and is no UTF-8") from None
+        raise InvalidArgument(
+            "ERR_INVALID_TOPIC", f"the topic {target!r} has a lone surrogate, which UTF-8 cannot encode"
+        ) from None
     if size > MAX_TOPIC_BYTES:
-        text = f"a topic has at most {MAX_TOPIC_BYTES} bytes, this one has {size}: {target[:40]!r}..."
+        text = f"the topic has {size} bytes, more than {MAX_TOPIC_BYTES}: {target[:40]!r}..."
         raise InvalidArgument("ERR_INVALID_TOPIC", text)
     return target
 
@@ -68,14 +70,14 @@ def checked_type(kind: int) -> int:
     Raises TypeError for the name of a type, and ValueError for a number out of range.
     """
     if not isinstance(kind, int):
-        raise TypeError(f"type is a MessageType, such as MessageType.CHAT, not {kind!r}")
+        raise TypeError(f"the message type is {kind!r}, not a MessageType such as MessageType.CHAT")
     if kind not in MESSAGE_TYPES:
-        raise ValueError(f"type is {int(kind)}; a message type is from 0 to {MESSAGE_TYPES[-1]}")
+        raise ValueError(f"the message type is {int(kind)}; it must be from 0 to {MESSAGE_TYPES[-1]}")
     return int(kind)
 
 
 class ClockReading(NamedTuple):
-    """A point in time on two clocks.
+    """A point in time by two clocks: the event loop's and the calendar's.
 
     The event loop's clock stands still while the machine sleeps, and the calendar may be set.
     """
@@ -85,16 +87,16 @@ class ClockReading(NamedTuple):
 
     @classmethod
     def now(cls) -> ClockReading:
-        """This one."""
+        """Read both clocks."""
         return cls(anyio.current_time(), time.time())
 
     def before_s(self, later: ClockReading) -> float:
-        """How long before `later` it was, at most."""
+        """Return the seconds from this reading to `later`, by the clock that shows more."""
         return max(later.loop_s - self.loop_s, later.calendar_s - self.calendar_s)
 
 
 class SendOutcome:
-    """What becomes of something: `settled` once, with `error` or without."""
+    """Whether the gateway committed or refused a sent message, once it is known."""
 
     __slots__ = ("_event", "error", "seen", "settled")
 
@@ -106,7 +108,7 @@ class SendOutcome:
         self._event: anyio.Event | None = None
 
     def settle(self, error: AetherError | None = None) -> None:
-        """It is known what became of it. Only the first call counts."""
+        """Set the outcome: committed, or `error`. Only the first call counts."""
         if not self.settled:
             self.settled = True
             self.error = error
@@ -114,7 +116,7 @@ class SendOutcome:
                 self._event.set()
 
     async def committed(self) -> None:
-        """Return when the gateway has it on its disk.
+        """Wait until the gateway has stored the message.
 
         Raises why it was refused, or ConnectionLost.
         """
@@ -130,7 +132,7 @@ class SendOutcome:
 
 
 class Publication(SendOutcome):
-    """A message on its way.
+    """A published message on its way to the gateway.
 
     `error` is why it was refused; None while it is not `settled`, and when it is committed.
     """
@@ -174,7 +176,7 @@ class Publication(SendOutcome):
 
     @property
     def ever_written(self) -> bool:
-        """Whether this connection or an earlier one has written the message.
+        """Whether any connection has written the message to its socket.
 
         Only a written message has a number.
         """
@@ -182,7 +184,7 @@ class Publication(SendOutcome):
 
 
 class OutgoingMessage:
-    """A serialized UpstreamMessage on its way.
+    """A serialized UpstreamMessage on its way to the gateway: a request, an answer.
 
     `on_written` is called when a connection has taken it, or with why none will. `answer`: it may
     go out while the gateway leaves. `unanswered`: the gateway says nothing to it, or an
@@ -210,15 +212,15 @@ class OutgoingMessage:
 
 
 class MessageEncoder(Protocol):
-    """How a transport writes what it pulls."""
+    """Protocol: how a transport encodes the messages of the send queue."""
 
     def encode_publication(self, publication: Publication) -> bytes | None:
-        """None when the window has no room.
+        """Return the bytes of a publication; None when the send window has no room.
 
         Raises AetherError when this message can never be sent on this transport.
         """
         ...
 
     def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
-        """Raises AetherError when it can never be sent on this transport."""
+        """Return the bytes of an UpstreamMessage, with the barrier that confirms it."""
         ...

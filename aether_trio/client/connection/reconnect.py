@@ -1,4 +1,4 @@
-"""Connects, runs the connection, and connects again until the client ends.
+"""Connects a client, and connects again after each cut until the client ends.
 
 One task runs this (`Reconnector.run`). It is the only one that opens and ends connections, and it
 owns what outlives them: the session id to resume, the send_queue, the inbox, the requests.
@@ -50,7 +50,7 @@ SELF_DUPLICATE_S: Final = 60.0
 
 
 class State(enum.Enum):
-    """Of a client."""
+    """Where a client is in its life: connecting, connected, closed and so on."""
 
     NEW = "new"
     """Its block has not begun."""
@@ -62,7 +62,7 @@ class State(enum.Enum):
 
 
 class Reconnector:
-    """See the module docstring."""
+    """Opens a client's connections one after another, and runs each to its end."""
 
     def __init__(
         self, settings: ClientSettings, dispatch: MessageDispatch, init: Callable[[], pb.InitConnection]
@@ -96,7 +96,7 @@ class Reconnector:
     # -- from the client
 
     async def run(self, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Until the end.
+        """Connect, and reconnect after cuts, until the client leaves or has failed.
 
         The first connection is made before `started`; its failure is raised. Later ones cancel
         `scope`.
@@ -117,7 +117,7 @@ class Reconnector:
         except AetherError as error:
             if self.connections == 0:
                 raise
-            logger.debug("%s: no coming back: %s", settings.address, error)
+            logger.debug("%s: the client ends, and does not reconnect: %s", settings.address, error)
             self.failure = error
             await self._give_up(scope, error)
         except Exception as error:
@@ -132,7 +132,7 @@ class Reconnector:
             self.states.close()
 
     async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:
-        """Tell the waiting callers why the client ends, then cancel the block."""
+        """Tell the waiting callers why the client ends, then cancel its block."""
         self._set(State.CLOSED)
         self._dispatch.close(error)
         for _ in range(2):  # those who were woken run before the second one returns
@@ -140,7 +140,7 @@ class Reconnector:
         scope.cancel()
 
     def leave(self) -> None:
-        """Say goodbye, and do not come back.
+        """Say goodbye to the gateway, and do not reconnect.
 
         `run` returns when the gateway has answered, or has had its time.
         """
@@ -153,7 +153,7 @@ class Reconnector:
     # -- connecting
 
     async def _first(self) -> Transport:
-        """The first connection, within `connect_timeout` over all attempts."""
+        """Make the first connection, within `connect_timeout` over all attempts."""
         last: AetherError | None = None
         with anyio.move_on_after(self.settings.connect_timeout_s):
             while True:
@@ -174,7 +174,7 @@ class Reconnector:
         raise last or Unavailable("CONNECT_TIMEOUT", text, retryable=True)
 
     async def _again(self, ended: ConnectionEnd) -> Transport:
-        """The next connection after one that has ended. Raises what makes it hopeless."""
+        """Reconnect after a connection has ended. Raises when that is hopeless."""
         settings = self.settings
         why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
         if self._dispatch.told_to_stay_away is not None:
@@ -196,7 +196,7 @@ class Reconnector:
                     raise
                 why, after = error, error.retry_after_s
                 self._note_failure()
-                logger.debug("%s: attempt %d failed: %s", settings.address, self._failures, error)
+                logger.debug("%s: attempt %d to reconnect failed: %s", settings.address, self._failures, error)
 
     def _note_failure(self) -> None:
         self._failures += 1
@@ -208,7 +208,7 @@ class Reconnector:
         return error.retryable
 
     async def _attempt(self) -> Transport:
-        """One connection, opened. Raises AetherError."""
+        """Open one connection and its session. Raises AetherError."""
         settings = self.settings
         self._set(State.CONNECTING)
         self._dispatch.inbox.cut()
@@ -227,7 +227,11 @@ class Reconnector:
             raise Unavailable("HANDSHAKE_TIMEOUT", text, retryable=True) from None
         except BROKEN as error:
             await self._abandon(transport)
-            raise Unavailable("UNREACHABLE", f"{settings.address}: {error}", retryable=True) from error
+            raise Unavailable(
+                "UNREACHABLE",
+                f"the connection to {settings.address} broke during the handshake: {error}",
+                retryable=True,
+            ) from error
         except BaseException:
             if transport is not None:
                 await transport.aclose()
@@ -236,7 +240,7 @@ class Reconnector:
         return transport
 
     async def _abandon(self, transport: Transport | None) -> None:
-        """Close an attempt that failed.
+        """Close the transport of an attempt to connect that failed.
 
         The gateway may have accepted it without the client knowing.
         """
@@ -259,7 +263,7 @@ class Reconnector:
         self.connections += 1
 
     async def _connected(self, transport: Transport) -> ConnectionEnd:
-        """Run one connection to its end."""
+        """Run one connection to its end, and return how it ended."""
         since = anyio.current_time()
         self._transport = transport
         self._dispatch.attach(transport.wake, transport.wake_soon)
@@ -285,7 +289,7 @@ class Reconnector:
         return ended
 
     def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:
-        """Call a function of the program.
+        """Call the program's callback `hook` with `what`.
 
         Its exception is logged: it is no reason to lose the connection.
         """
@@ -293,7 +297,7 @@ class Reconnector:
             try:
                 hook(what)
             except Exception:
-                logger.exception("%s: %s has raised", self.settings.address, name)
+                logger.exception("%s: the callback %s raised an exception", self.settings.address, name)
 
     def _set(self, state: State) -> None:
         if self.state is not state:
@@ -302,11 +306,11 @@ class Reconnector:
 
 
 def _alone(error: Exception) -> Exception:
-    """The exception without the groups around it, where it is the only one."""
+    """Return the only exception in the groups around it, or the group of several."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def _no_writer() -> None:
-    """No transport to wake."""
+    """Do nothing: no connection has a writer to wake."""

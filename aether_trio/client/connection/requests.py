@@ -1,4 +1,4 @@
-"""Matches answers to requests, by id or by order where an answer has no id.
+"""Matches the gateway's answers to a client's requests, by their ids or order.
 
 A typed answer that says `success: false` and an ErrorResponse with the id both end a request; where
 the protocol sends both, the first decides and the second is dropped, except for KV, whose typed
@@ -25,7 +25,7 @@ _KV_REASON_WAIT_S: Final = 2.0
 
 
 class PendingRequest:
-    """One request.
+    """A request that waits to be sent or answered.
 
     `written` says that the current or an earlier connection has sent it.
     """
@@ -58,12 +58,12 @@ class PendingRequest:
         self.upstream: OutgoingMessage | None = None
 
     def fail(self, error: AetherError) -> None:
-        """It could not be sent."""
+        """End the request with `error`: it could not be sent."""
         self.error = error
         self.done.set()
 
     async def outcome(self, *, check: bool) -> Any:
-        """Wait for the answer, and raise it if it is a failure."""
+        """Wait for the answer and return it; raise it if it is a failure."""
         await self.done.wait()
         if self.answer is None:
             assert self.error is not None
@@ -78,13 +78,15 @@ class PendingRequest:
 
 
 def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
-    """The case and the id of a request; an id is put in where there is none.
+    """Return the oneof case and the id of a request; fill in the id if it has none.
 
     Raises ValueError for what has no answer.
     """
     operation = operation_of(message)
     if operation is None or not operation.response:
-        raise ValueError(f"{message.WhichOneof('payload') or 'an empty message'} has no answer; use tell()")
+        raise ValueError(
+            f"{message.WhichOneof('payload') or 'an empty message'} is never answered; send it with tell()"
+        )
     payload = getattr(message, operation.case)
     request_id = str(getattr(payload, operation.id_field))
     if not request_id:
@@ -93,7 +95,7 @@ def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
 
 
 def failure_of(case: str, answer: Any) -> AetherError | None:
-    """The error that a typed answer stands for.
+    """Return the error that a typed answer stands for, or None for a success.
 
     None when it is a success, or is of a kind that knows no failure.
     """
@@ -107,7 +109,7 @@ def failure_of(case: str, answer: Any) -> AetherError | None:
 
 
 class Requests:
-    """The open requests of a client, over all its connections."""
+    """All unanswered requests of a client, over all its connections."""
 
     def __init__(self) -> None:
         self._open: dict[str, PendingRequest] = {}
@@ -118,24 +120,24 @@ class Requests:
         """How many there were."""
 
     def new_id(self) -> str:
-        """Return an id that no other request of any client has."""
+        """Return a request id that no other request of any client has."""
         return f"{self._prefix}-{next(self._counter)}"
 
     def add(self, pending: PendingRequest) -> None:
-        """Expect an answer. Raises ValueError for an id that is open already."""
+        """Expect the answer of a request. Raises ValueError if its id is in use."""
         if pending.request_id in self._open:
-            raise ValueError(f"request {pending.request_id!r} is open already")
+            raise ValueError(f"another request with the id {pending.request_id!r} has no answer yet; use a new id")
         self.made += 1
         self._open[pending.request_id] = pending
 
     def discard(self, pending: PendingRequest) -> None:
-        """Remember a request as answered or given up."""
+        """Move a request from the open ones to those answered or given up."""
         if self._open.get(pending.request_id) is pending:
             del self._open[pending.request_id]
             self._remember(pending)
 
     def __len__(self) -> int:
-        """Those that are open."""
+        """Return how many requests have no answer yet."""
         return len(self._open)
 
     def _remember(self, pending: PendingRequest) -> None:
@@ -145,11 +147,11 @@ class Requests:
 
     @property
     def in_flight(self) -> int:
-        """Those that were sent."""
+        """How many requests were sent and have no answer yet."""
         return sum(pending.written for pending in self._open.values())
 
     def answer(self, case: str, payload: Any) -> bool:
-        """Hand an answer to its caller. Return False when no caller waits."""
+        """Hand an answer to its caller. Return False when no request waits for it."""
         request_id = str(getattr(payload, "request_id", "") or getattr(payload, "client_request_id", ""))
         if request_id:
             pending = self._open.get(request_id)
@@ -164,7 +166,7 @@ class Requests:
         return True
 
     def fail(self, error: pb.ErrorResponse) -> bool:
-        """Hand an ErrorResponse to its caller. Return False when no caller waits."""
+        """Hand an ErrorResponse to its caller. Return False when no request has its id."""
         failure = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
         pending = self._open.get(error.request_id)
         if pending is not None:
@@ -185,10 +187,7 @@ class Requests:
         pending.done.set()
 
     def cut(self) -> list[PendingRequest]:
-        """The connection is over.
-
-        Returns what is to be asked again; the rest of what was sent fails as in doubt.
-        """
+        """After a cut, return requests to send again, and fail the others in doubt."""
         again = []
         for pending in [one for one in self._open.values() if one.written]:
             if pending.idempotent:
@@ -201,7 +200,7 @@ class Requests:
         return again
 
     def close(self, error: AetherError) -> None:
-        """Nothing will be answered any more."""
+        """Fail all open requests: sent ones as in doubt, the others with `error`."""
         for pending in list(self._open.values()):
             pending.error = (
                 ConnectionLost(f"the connection ended before {pending.asked} was answered", in_doubt=True)

@@ -1,4 +1,4 @@
-"""Decides which unconfirmed messages a new connection sends again, and which are in doubt."""
+"""Decides which unconfirmed messages a client sends again after a reconnect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["in_doubt"]
 
 
 def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: float) -> set[Publication]:
-    """Return the unconfirmed publications that are not to be sent again.
+    """Return the unconfirmed messages that must not be sent again.
 
     A repetition might be a duplicate, so each of them fails as in doubt.
 

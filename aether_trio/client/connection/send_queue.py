@@ -1,4 +1,4 @@
-"""Keeps what is to be sent in one order: publications and other messages.
+"""Queues a client's outgoing messages, and keeps them until they are confirmed.
 
 The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one
 write. What was written and is not settled is kept for the next connection; `cut` and `reopen` say
@@ -30,14 +30,16 @@ _YIELD_EVERY: Final = 64
 
 
 class SendQueue:
-    """See the module docstring.
+    """A client's outgoing messages in order: publications, requests and answers.
 
     At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way.
     """
 
     def __init__(self, max_unsettled: int, max_unsettled_bytes: int) -> None:
         if max_unsettled < 1 or max_unsettled_bytes < 1:
-            raise ValueError("at least one message must be on its way")
+            raise ValueError(
+                "max_unsettled or max_unsettled_bytes is under 1, so nothing could be sent; give at least 1"
+            )
         self.max_unsettled = max_unsettled
         self.max_unsettled_bytes = max_unsettled_bytes
         self.wake: Callable[[], None] = lambda: None
@@ -63,36 +65,36 @@ class SendQueue:
 
     @property
     def published(self) -> int:
-        """How many were ever taken."""
+        """How many messages the application has ever published."""
         return self._count
 
     @property
     def unsettled(self) -> int:
-        """Publications that are on their way."""
+        """How many publications are neither committed nor refused yet."""
         return self._open
 
     @property
     def unsettled_bytes(self) -> int:
-        """The payloads of those."""
+        """The payload bytes of the publications that are not settled yet."""
         return self._open_bytes
 
     @property
     def waiting(self) -> bool:
-        """Whether something is to be written."""
+        """Whether a message waits to be written to the socket."""
         return bool(self._queue)
 
     @property
     def written_unsettled(self) -> int:
-        """Those that this connection has written."""
+        """How many publications this connection has written and not settled."""
         return len(self._written)
 
     @property
     def doubtful(self) -> bool:
-        """Whether something that is not settled may have been committed."""
+        """Whether an unsettled publication may have been committed."""
         return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
 
     def has_room(self, size: int) -> bool:
-        """Whether one more message of this size may be on its way.
+        """Return whether a message of this size fits the limits of unsettled ones.
 
         A single one always may.
         """
@@ -103,7 +105,7 @@ class SendQueue:
     async def publish(
         self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
     ) -> Publication:
-        """Take a message as soon as there is room for it.
+        """Queue a message as soon as the limits of unsettled ones have room for it.
 
         A checkpoint for cancellation; it yields now and then.
 
@@ -128,19 +130,22 @@ class SendQueue:
         return publication
 
     def put(self, upstream: OutgoingMessage) -> None:
-        """Queue a message. Its caller waits for an answer, which bounds the queue."""
+        """Queue a request, answer or other message that is no publication.
+
+        Its caller waits for an answer, which bounds the queue.
+        """
         self._check_open()
         upstream.queued = True
         self._queue.append(upstream)
         self.wake()
 
     def put_first(self, upstream: OutgoingMessage) -> None:
-        """Queue an envelope in front of everything."""
+        """Queue a message in front of all others."""
         upstream.queued = True
         self._queue.appendleft(upstream)
 
     async def flush(self) -> None:
-        """Return when everything that was published so far is settled.
+        """Wait until everything that was published so far is settled.
 
         Raises the first refusal that no caller has seen.
         """
@@ -161,7 +166,7 @@ class SendQueue:
             raise error
 
     def _first_open(self) -> int:
-        """The first publication that is not settled, by its order."""
+        """Return the order of the oldest unsettled publication."""
         for publication in self._written:
             if not publication.settled:
                 return publication.order
@@ -187,7 +192,7 @@ class SendQueue:
         self._settle(publication, _withdrawn(publication))
 
     def discard(self, upstream: OutgoingMessage) -> None:
-        """Withdraw a message whose caller gave up, if it has not been written."""
+        """Remove a message whose caller gave up, if it has not been written."""
         if upstream.queued:
             upstream.queued = False
             self._queue.remove(upstream)
@@ -199,7 +204,7 @@ class SendQueue:
     # -- from the connection
 
     def pull(self, encoder: MessageEncoder, max_bytes: int, *, starting: bool) -> list[bytes]:
-        """The next frames, about `max_bytes` of them.
+        """Encode and return the next messages, about `max_bytes` of them.
 
         With `starting` False only answers: the gateway is leaving.
         """
@@ -233,7 +238,7 @@ class SendQueue:
         return frames
 
     def _number(self, publication: Publication, encoder: MessageEncoder, now: ClockReading) -> bytes | None:
-        """Its frame, under its old number or the next one.
+        """Number and encode a publication; None when the send window has no room.
 
         A number is spent only on what is written.
         """
@@ -269,14 +274,14 @@ class SendQueue:
             item.on_written(error)
 
     def ack(self, seq: int) -> None:
-        """Everything up to this number is settled."""
+        """Settle all written publications up to this number: an ACK has come."""
         written, refused = self._written, self._refused
         while written and written[0].seq <= seq:
             publication = written.popleft()
             self._settle(publication, refused.pop(publication.seq, None) if refused else None)
 
     def nack(self, seq: int, error: AetherError) -> None:
-        """This number was refused.
+        """Note that the gateway refused the publication with this number.
 
         Known to its sender at once when nothing in front of it is open.
         """
@@ -286,7 +291,7 @@ class SendQueue:
             self._refused[seq] = error
 
     def settle(self, publication: Publication, error: AetherError | None) -> None:
-        """This one is settled: of transports that find out by themselves, in order."""
+        """Settle one publication, for transports that confirm each, in order."""
         self._settle(publication, error)
         while self._written and self._written[0].settled:
             self._written.popleft()
@@ -303,7 +308,7 @@ class SendQueue:
         self._room.set()
 
     def _note_unseen(self, publication: Publication) -> None:
-        """Keep a refusal for `flush`, which raises the first one.
+        """Keep the refusal of a publication for `flush`, which raises the first one.
 
         The first is mostly the cause of the others.
         """
@@ -326,7 +331,7 @@ class SendQueue:
             self.refused += 1
 
     def cut(self) -> None:
-        """The connection is over.
+        """Unmark what a cut connection has written; settle what was refused.
 
         What it has left unsettled waits for `reopen`, unless its caller gave up.
         """
@@ -340,7 +345,7 @@ class SendQueue:
         self._refused.clear()
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """Queue again what earlier connections left unsettled, or fail it as in doubt.
+        """Queue unconfirmed publications again for a new connection, or fail them.
 
         That is what the last one has written, and what it was to repeat and has not come to.
         resend_or_in_doubt.py decides.
@@ -360,7 +365,7 @@ class SendQueue:
                 self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
-        """Fail all that is on its way with `error`.
+        """Fail all queued and unconfirmed messages with `error`.
 
         What was written fails as in doubt.
         """

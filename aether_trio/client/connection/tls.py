@@ -1,4 +1,4 @@
-"""The client's side of TLS: whom to trust, and who we are.
+"""Builds a client's TLS context: trusted authorities, own certificate, ALPN.
 
 ALPN says which transport is meant ("aether/1", "http/1.1" for WebSocket, "h2" for gRPC), so one
 port serves all of them. A gateway that does not know ALPN decides by the first bytes, which works
@@ -26,7 +26,7 @@ ALPN: Final[Mapping[TransportKind, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """Files in PEM. Without `ca_file` the system's authorities are trusted."""
+    """PEM files for a client's TLS; without `ca_file` it trusts the system's CAs."""
 
     ca_file: str | os.PathLike[str] | None = None
     cert_file: str | os.PathLike[str] | None = None
@@ -40,7 +40,7 @@ class TlsOptions:
 
 
 def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -> ssl.SSLContext | None:
-    """The context for this address; None for plaintext.
+    """Return the TLS context for a gateway address, or None for plaintext.
 
     A context that is given gets our ALPN.
 
@@ -63,7 +63,7 @@ def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -
 
 def _build(options: TlsOptions) -> ssl.SSLContext:
     if options.key_file is not None and options.cert_file is None:
-        raise AddressError("key_file without cert_file")
+        raise AddressError("TlsOptions has a key_file but no cert_file; name the file of its certificate too")
     try:
         context = ssl.create_default_context(cafile=os.fspath(options.ca_file) if options.ca_file is not None else None)
     except (OSError, ssl.SSLError) as error:

@@ -1,4 +1,4 @@
-"""Tracks one delivered topic: which offsets came, are done, are acknowledged.
+"""Tracks one topic in a client's inbox: offsets received, handled, acknowledged.
 
 A topic of the participant's own is acknowledged by one number, below which all is done; a work
 group's (shared) one by one. Both outlive the connection, so that a repeated message is recognized.
@@ -24,7 +24,7 @@ RECENT: Final = 1024
 
 
 class TopicState:
-    """See the module docstring."""
+    """Offsets of one delivered topic: received, handled, and acknowledged."""
 
     __slots__ = (
         "_channel",
@@ -55,14 +55,14 @@ class TopicState:
         self._to_send: list[int] = []  # shared: to be acknowledged
 
     def opened(self, channel: int, position: int) -> None:
-        """A connection delivers it under this number."""
+        """Note the channel number under which a connection delivers this topic."""
         if position == 0 and self.floor > RECENT and not self.shared:
             self._begin_again()
         self._channel = channel
         self._sent = position
 
     def closed(self, channel: int | None = None) -> None:
-        """It is not delivered under this number any more, or under any."""
+        """Note that the topic is not delivered under `channel` (None: any) any more."""
         if channel is not None and channel != self._channel:
             return  # it has another one by now
         self._channel = None
@@ -70,7 +70,7 @@ class TopicState:
         self._to_send.clear()
 
     def abandon(self) -> None:
-        """Its log is gone: what the application still has of it is not acknowledged."""
+        """Forget all offsets, and acknowledge none of them: the gateway lost its log."""
         self.closed()
         self._begin_again()
         self._sent = 0
@@ -82,7 +82,7 @@ class TopicState:
         self._hashes.clear()
 
     def arrived(self, offset: int, message: bytes) -> bool:
-        """Note a delivery; False when it is a repetition."""
+        """Note a delivered offset. Return False when it was delivered before."""
         if self.shared:
             return self._arrived_shared(offset)
         digest = hash(message)
@@ -116,7 +116,7 @@ class TopicState:
         self._hashes.pop(offset, None)
 
     def done(self, offset: int) -> None:
-        """The application is done with it."""
+        """Note that the application has handled the message at this offset."""
         done = self._done
         if self.shared:
             if self._hashes.pop(offset, None) is None:
@@ -140,16 +140,16 @@ class TopicState:
 
     @property
     def busy(self) -> bool:
-        """Whether something of it is buffered, or in the application's hands."""
+        """Whether any message of the topic is buffered or not yet handled."""
         return bool(self._hashes) if self.shared else bool(self._outstanding)
 
     @property
     def owes(self) -> bool:
-        """Whether there is something to acknowledge, now or once it has come again."""
+        """Whether handled offsets are still to be acknowledged to the gateway."""
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
     def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
-        """Return the DELIVERED frames that are due.
+        """Return the DELIVERED frames that acknowledge the topic on this connection.
 
         They name only offsets that this connection has delivered.
         """

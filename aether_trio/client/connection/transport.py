@@ -1,4 +1,4 @@
-"""The part that all transports share: a stream, its reader, writer and end.
+"""Base of a client's transports: reads, writes, pings and ends one connection.
 
 A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
 `run` until the end. It says how it ended (`ConnectionEnd`); reconnect.py decides whether to
@@ -58,7 +58,7 @@ BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnd:
-    """How a connection ended.
+    """How a connection of a client ended, and whether it may be made again.
 
     `error` is what the gateway said, or None for a cut or a good end.
 
@@ -72,7 +72,7 @@ class ConnectionEnd:
 
 
 class TransportClient(Protocol):
-    """What a transport needs of its client."""
+    """Protocol: what a transport calls in the client that it belongs to."""
 
     inbox: Inbox
     send_queue: SendQueue
@@ -82,20 +82,20 @@ class TransportClient(Protocol):
     """For the gateway's log: "name/version"."""
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
-        """Something else than a durable message has come."""
+        """Take a message from the gateway that is no durable delivery."""
         ...
 
     def awaiting(self) -> bool:
-        """Whether answers are on their way to us."""
+        """Return whether any sent request still waits for its answer."""
         ...
 
     def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
-        """Who we are, now that we are let in."""
+        """Return the client's kind and identity, once the gateway has let it in."""
         ...
 
 
 class Transport(abc.ABC):
-    """One connection. See the module docstring."""
+    """One connection to a gateway, whatever its protocol."""
 
     def __init__(self, stream: anyio.abc.ByteStream, client: TransportClient, ping_interval_s: float | None) -> None:
         self._stream = stream
@@ -123,26 +123,29 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def greet(self, init: pb.InitConnection) -> bytes:
-        """The first bytes."""
+        """Return the first bytes to send to the gateway."""
 
     @abc.abstractmethod
     def feed(self, data: bytes) -> None:
-        """Bytes have come: interpret them. Sets `ack`, and `_ended` when they say so."""
+        """Decode bytes from the gateway, and handle the messages in them.
+
+        Sets `ack` and `_ended` when the bytes say so.
+        """
 
     @abc.abstractmethod
     def collect(self) -> bytes:
-        """Everything that is due, as one write; b"" when there is nothing."""
+        """Return all bytes that are due, as one write; b"" when there are none."""
 
     @abc.abstractmethod
     def ping(self) -> None:
-        """Have a ping collected."""
+        """Put a ping among the bytes that are due."""
 
     @abc.abstractmethod
     async def goodbye(self) -> None:
-        """Everything was written: end our side, so that the gateway ends its own."""
+        """End the client's side of the stream, after everything was written."""
 
     def end_of_stream(self) -> None:
-        """The gateway has ended its side, and has not said why."""
+        """Note that the gateway has ended its side without giving a reason."""
         if self._ended is None:
             self._ended = ConnectionEnd(
                 None, retryable=True, expected=self._said_goodbye, why="the gateway ended the connection"
@@ -150,13 +153,13 @@ class Transport(abc.ABC):
 
     @property
     def _owes_bytes(self) -> bool:
-        """Whether what has come calls for a word at once."""
+        """Whether a received frame must be answered at once."""
         return bool(self._control)
 
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
-        """Greet, and return the gateway's ConnectionAck.
+        """Greet the gateway, and return its ConnectionAck.
 
         Raises the error that refuses us, or anyio's of a broken stream.
         """
@@ -165,12 +168,15 @@ class Transport(abc.ABC):
             if self._ended is not None:
                 raise self._ended.error or anyio.BrokenResourceError(self._ended.why)
             if (data := await self._read()) is None:
-                raise anyio.BrokenResourceError("the gateway ended the connection before it let us in")
+                raise anyio.BrokenResourceError("the gateway closed the connection before it accepted the client")
             self.feed(data)
         return self.ack
 
     async def run(self) -> ConnectionEnd:
-        """Read and write until the end. Cancelling it leaves the stream to `aclose`."""
+        """Read and write until the connection ends, and return how it ended.
+
+        Cancelling it leaves the stream to `aclose`.
+        """
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group.cancel_scope)
             if self._ping_interval_s is not None:
@@ -191,12 +197,12 @@ class Transport(abc.ABC):
         return self._ended
 
     def accepted(self, ack: pb.ConnectionAck) -> None:
-        """The gateway has let us in."""
+        """Note the gateway's ConnectionAck: the client is connected."""
         self.ack = ack
         self.confirmations = Confirmations(self._client.principal(ack))
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
-        """Take in a message that is no delivery. Answers of barriers go no further."""
+        """Settle barriers by a message, or else hand it to the client."""
         if message.HasField("error"):
             if self._about_confirmations(message.error):
                 return
@@ -214,7 +220,7 @@ class Transport(abc.ABC):
     def confirming(
         self, upstream: OutgoingMessage, data: bytes, frame: Callable[[bytes], bytes], number: int = 0
     ) -> bytes:
-        """The bytes of an envelope, with the barriers that it needs.
+        """Return the bytes of an encoded message, with the barriers that confirm it.
 
         `number`: of a send, on a transport that counts them.
         """
@@ -226,27 +232,27 @@ class Transport(abc.ABC):
 
     @property
     def expecting(self) -> bool:
-        """Whether an answer is on its way to us."""
+        """Whether an answer of the gateway is still to come."""
         return self.confirmations.open or self._client.awaiting()
 
     def wake(self) -> None:
-        """There may be something to write."""
+        """Wake the writer: there may be bytes to write."""
         self._urgent = True
         self._work.set()
 
     def wake_soon(self) -> None:
-        """There is something to write that may wait for more of its kind."""
+        """Wake the writer after a short delay, in which more bytes may be due."""
         if not self._soon:
             self._soon = True
             self._work.set()
 
     def leave(self) -> None:
-        """Say goodbye when everything is written that can be: nothing new is started."""
+        """Say goodbye after all that is under way is written; start nothing new."""
         self._leaving = True
         self.wake()
 
     async def last_words(self) -> None:
-        """Send acknowledgements and the goodbye after `run` was cancelled.
+        """Send acknowledgements and a goodbye after `run` was cancelled.
 
         It waits for no answer.
         """
@@ -258,7 +264,7 @@ class Transport(abc.ABC):
             await self.goodbye()
 
     async def aclose(self) -> None:
-        """Close the stream, bounded in time."""
+        """Close the stream, within about a second."""
         with anyio.move_on_after(1.0, shield=True):
             with contextlib.suppress(*BROKEN, anyio.EndOfStream):
                 await self._stream.aclose()
@@ -344,7 +350,7 @@ class Transport(abc.ABC):
 
 
 def tune(stream: anyio.abc.SocketStream) -> None:
-    """Small writes leave at once, and the kernel looks after a peer that has vanished."""
+    """Turn on TCP_NODELAY and SO_KEEPALIVE on a client's socket."""
     raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's, not Django's
     with contextlib.suppress(OSError):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

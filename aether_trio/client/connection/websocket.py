@@ -1,4 +1,4 @@
-"""Encodes and decodes messages over WebSocket (subprotocol aether.v1.proto).
+"""Client side of WebSocket: codes messages for subprotocol aether.v1.proto.
 
 Each binary message holds one protobuf message.
 """
@@ -41,7 +41,7 @@ _MAX_REFUSAL_TEXT: Final = 1024
 
 
 class WebSocketCodec:
-    """A Codec of messages.py. `authority` is the Host of the HTTP request."""
+    """Codes and decodes messages on a WebSocket; `authority` is its Host header."""
 
     def __init__(self, authority: str) -> None:
         self._authority = authority
@@ -151,7 +151,7 @@ class WebSocketCodec:
 
 
 def _ended(code: int, reason: str) -> ConnectionEnd:
-    """The end that a close code stands for."""
+    """Return how the connection ended, by its WebSocket close code and reason."""
     if code in {CloseReason.NORMAL_CLOSURE, CloseReason.NO_STATUS_RCVD}:
         return ConnectionEnd(None, retryable=True, expected=True, why=reason or "the gateway closed the connection")
     if _RECONNECT < code < _STAY_AWAY:

@@ -91,7 +91,7 @@ def test_options_that_do_not_go_together(files: Files, tmp_path: Path) -> None:
         agent("aether://localhost", "a", tls=TlsOptions(ca_file=files.ca))
     with pytest.raises(AddressError, match="the encrypted scheme is wss://"):
         agent("ws://localhost", "a", tls=ssl.create_default_context())
-    with pytest.raises(AddressError, match="key_file without cert_file"):
+    with pytest.raises(AddressError, match="key_file but no cert_file"):
         agent("aethers://localhost", "a", tls=TlsOptions(key_file=files.client))
     with pytest.raises(AddressError, match="nothing cannot be used: No such file"):
         agent("aethers://localhost", "a", tls=TlsOptions(ca_file=tmp_path / "nothing"))
