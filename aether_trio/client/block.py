@@ -1,4 +1,4 @@
-"""The client's block: what `async with` does when it begins and when it ends.
+"""The `async with` block of a client: connects at its begin, leaves at its end.
 
 Invariants: the background tasks live in a task group that is the block's; leaving it, in whatever
 way, takes at most `close_timeout` and leaves no task and no socket behind; what is raised is the
@@ -26,7 +26,7 @@ _HASTY_S: Final = 0.5
 
 
 class Block:
-    """Mixed into Client."""
+    """Mixin of clients: connects when `async with` begins, disconnects when it ends."""
 
     def __init__(self, dispatch: MessageDispatch, reconnector: Reconnector) -> None:
         self._dispatch = dispatch
@@ -36,7 +36,7 @@ class Block:
 
     @property
     def _ending(self) -> AetherError | None:
-        """Return why the client takes no request: it failed, ended or has not begun.
+        """Why the client takes no request (failed, ended, not begun); None if it does.
 
         None while it is connected.
         """
@@ -47,7 +47,7 @@ class Block:
         return None
 
     async def _check_open(self) -> None:
-        """Raise why the client takes no request, after a checkpoint.
+        """Raise why the client takes no request, if it takes none.
 
         So a program that tries again without a pause can be cancelled.
         """
@@ -56,7 +56,7 @@ class Block:
             raise ending
 
     def _check_begun(self) -> None:
-        """For what cannot wait: raise ClientClosed outside of the block.
+        """Raise ClientClosed outside of the client's `async with` block.
 
         Readers raise a failure when they are read.
         """
@@ -65,7 +65,7 @@ class Block:
 
     async def __aenter__(self) -> Self:
         if self._reconnector.state is not State.NEW or self._group is not None:
-            raise ClientClosed("a client has one block; make a new one to connect again")
+            raise ClientClosed("this client has been connected before; make a new client to connect again")
         group = self._group = anyio.create_task_group()
         await group.__aenter__()
         try:
@@ -110,7 +110,7 @@ class Block:
         return swallowed and last_words is None
 
     async def _say_goodbye(self) -> None:
-        """Everything is settled and acknowledged, then the connection is ended.
+        """Wait until all messages are settled, then end the connection.
 
         Raises what publishing has left.
         """
@@ -127,7 +127,7 @@ class Block:
             raise ConnectionLost(text, in_doubt=send_queue.doubtful)
 
     async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
-        """End the background tasks. Returns whether the client swallows `error`.
+        """End the client's background tasks. Return whether `error` is swallowed.
 
         Only cancellation is shown to the group, which swallows its own. The client swallows a group
         of nothing but its failure and cancellations: tasks of the body met the failure before they
@@ -156,7 +156,7 @@ class Block:
         raise rest
 
     def _is_group_of_failure(self, error: BaseException) -> bool:
-        """Return whether the group holds only the client's failure and cancellations."""
+        """Return whether the group has only the client's failure and cancellations."""
         if not isinstance(error, BaseExceptionGroup):
             return False
         _, others = error.split(anyio.get_cancelled_exc_class())

@@ -1,4 +1,4 @@
-"""Calls into a running event loop from threads, signal handlers and finalizers."""
+"""Calls into a client's event loop from threads, signal handlers and finalizers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ It never waits and never raises, and does nothing when the loop has ended.
 
 
 def call_soon() -> CallSoon:
-    """The way into the loop that runs here. The functions must not raise.
+    """Return a function that runs others soon, which must not raise, in this loop.
 
     They have the context of this call: that of a foreign thread may say that another kind of loop
     runs here.

@@ -1,4 +1,4 @@
-"""The client: one participant's connection to a gateway, for trio and asyncio.
+"""The async Python client: one participant's connection to a gateway.
 
     who = {"workspace": "default", "implementation": "planner", "specifier": "1"}
     async with AgentClient("aether://localhost:50051", **who) as agent:
@@ -57,7 +57,7 @@ _OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
 
 
 class Client(Operations, Block, abc.ABC):
-    """What all kinds of participants have in common.
+    """Base of the async clients of all kinds of participants (AgentClient and so on).
 
     Use one of them: AgentClient, UserClient, ServiceClient, ...
 
@@ -75,9 +75,10 @@ class Client(Operations, Block, abc.ABC):
     """
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        """`address` is "aether://HOST:PORT" (or aethers, ws, wss).
+        """Check the gateway address and the options; nothing is connected yet.
 
-        The options are those of ClientOptions.
+        `address` is "aether://HOST:PORT" (or aethers, ws, wss). The options are those of
+        ClientOptions.
 
         Raises AddressError, ValueError for a part of the identity or a limit that cannot be,
         TypeError for an unknown option.
@@ -92,11 +93,11 @@ class Client(Operations, Block, abc.ABC):
 
     @abc.abstractmethod
     def _identify(self, init: pb.InitConnection) -> None:
-        """Say in an Init who we are."""
+        """Write the identity of this participant into its first message."""
 
     @abc.abstractmethod
     def _identity(self, assigned_id: str) -> Identity:
-        """Who we are.
+        """Return the identity of this participant.
 
         `assigned_id` is what the gateway made up, for those that may leave a part to it.
         """
@@ -112,12 +113,12 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def topic(self) -> str:
-        """Our identity string, which is where others send to: "ag::default::planner::1"."""
+        """The identity and topic of this participant, such as "ag::default::planner::1"."""
         return self._identity(self._ack.assigned_id).text
 
     @property
     def assigned_id(self) -> str:
-        """The part of the identity that the gateway made up.
+        """The part of the identity that the gateway has assigned.
 
         "" for those who have named themselves.
         """
@@ -125,27 +126,27 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def workspace(self) -> str:
-        """The workspace we are in; "" for those who are in none."""
+        """The workspace of this participant; "" if it is in none."""
         return self._workspace
 
     @property
     def session_id(self) -> str:
-        """Of the present connection, or of the last one."""
+        """The id of the present session with the gateway, or of the last one."""
         return self._reconnector.session_id
 
     @property
     def resumed(self) -> bool:
-        """Whether the present connection has taken over the session before it."""
+        """Whether the present connection has resumed the session of the last one."""
         return self._reconnector.resumed
 
     @property
     def state(self) -> State:
-        """Where in its life the client is."""
+        """Whether the client is new, connecting, connected, waiting to retry, or closed."""
         return self._reconnector.state
 
     @property
     def states(self) -> Feed[State]:
-        """Every change of `state` from the beginning; the last 64 unread ones."""
+        """A feed of every change of `state` from the beginning; it keeps 64 unread ones."""
         return self._reconnector.states
 
     @property
@@ -154,7 +155,7 @@ class Client(Operations, Block, abc.ABC):
         return self._reconnector.connections
 
     def statistics(self) -> ClientStatistics:
-        """What this client has done over all its connections, and what it holds now.
+        """Return counts of messages, requests and connections of this client.
 
         Works after the block, too.
         """
@@ -162,17 +163,17 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
-        """One for each extension that was declared, with whether the gateway supports it."""
+        """The protocol extensions that were declared, and if the gateway supports each."""
         return tuple(one for one in self._ack.negotiated_extensions if one.uri not in _OF_THE_TRANSPORT)
 
     @property
     def server_extensions(self) -> tuple[str, ...]:
-        """Extensions of the gateway that were not declared."""
+        """Protocol extensions of the gateway that this client did not declare."""
         return tuple(self._ack.server_supported_extensions)
 
     @property
     def config(self) -> pb.ConfigSnapshot | None:
-        """The configuration that the gateway has sent. Only agents and tasks get one.
+        """The configuration that the gateway has sent to this agent or task, or None.
 
         It comes right behind the connection.
         """
@@ -181,7 +182,7 @@ class Client(Operations, Block, abc.ABC):
     @property
     def _ack(self) -> pb.ConnectionAck:
         if self._reconnector.ack is None:
-            raise ClientClosed("the gateway has not let us in yet; use the client inside of its `async with` block")
+            raise ClientClosed("the client has not been connected yet; use it inside of its `async with` block")
         return self._reconnector.ack
 
     # -- messages
@@ -194,7 +195,7 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> None:
-        """Send a message and return when the gateway has committed it.
+        """Send a message, and return when the gateway has committed it.
 
         The gateway delivers what it has committed.
 
@@ -222,7 +223,7 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> Publication:
-        """Send a message and return when there is room for one more.
+        """Queue a message to be sent, and return when there is room for one more.
 
         For many messages in quick succession.
 
@@ -246,7 +247,7 @@ class Client(Operations, Block, abc.ABC):
         return await self._dispatch.send_queue.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
-        """Return when everything that was published so far is committed.
+        """Wait until everything that was published so far is committed.
 
         Raises the first refusal that no caller has seen.
         """
@@ -260,13 +261,13 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int | None = None,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> None:
-        """Send to where `message` came from, by default as the same type."""
+        """Send an answer to the sender of `message`, by default with the same type."""
         await self.send(
             message.source, payload, type=message.raw.message_type if type is None else type, details=details
         )
 
     async def receive(self) -> IncomingMessage:
-        """The next message, which the caller acknowledges (`message.ack()`).
+        """Wait for the next message, which the caller acknowledges (`message.ack()`).
 
         Raises ClientClosed at the end.
         """
@@ -277,7 +278,7 @@ class Client(Operations, Block, abc.ABC):
             raise ClientClosed from None
 
     def __aiter__(self) -> Messages:
-        """Messages, one by one.
+        """Iterate over messages.
 
         Each is acknowledged when the same task asks for the next one, or leaves the block well.
 
@@ -291,20 +292,17 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def progress_updates(self) -> Feed[ProgressUpdate]:
-        """Progress that others report; ephemeral, the last 256 unread ones."""
+        """A feed of progress that others report; it keeps the last 256 unread ones."""
         return self._dispatch.progress
 
     @property
     def signals(self) -> Feed[pb.Signal]:
-        """What the gateway says about its own leaving, and about ours."""
+        """A feed of gateway signals: it drains, or has disconnected this client."""
         return self._dispatch.signals
 
     @property
     def errors(self) -> Feed[AetherError]:
-        """Refusals and notices for which no caller waits.
-
-        The feed keeps the last 256 unread ones.
-        """
+        """A feed of refusals and notices for which no caller waits; it keeps the last 256."""
         return self._dispatch.errors
 
     async def request(
@@ -315,7 +313,7 @@ class Client(Operations, Block, abc.ABC):
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
-        """See Requester.request."""
+        """Send a request, and return the payload of the gateway's answer."""
         await self._check_open()
         requests = self._dispatch.requests
         asked, request_id = prepare(message, requests.new_id())
@@ -333,11 +331,11 @@ class Client(Operations, Block, abc.ABC):
             self._dispatch.forget(pending)
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
-        """See Requester.tell."""
+        """Send a message that is not answered, and return when it is written."""
         await self._tell(message, settle=None)
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """See Requester.tell_confirmed."""
+        """Send a message that is answered only if refused; wait until it is accepted."""
         outcome = SendOutcome()
         try:
             with anyio.fail_after(timeout):
@@ -377,13 +375,13 @@ class Client(Operations, Block, abc.ABC):
         capacity: int = 1024,
         lossy: bool = False,
     ) -> AbstractContextManager[Feed[Any]]:
-        """See Requester.open_feed.
+        """Open a feed of gateway messages of these oneof cases, while the block lasts.
 
         Raises ValueError for a case that the protocol does not have.
         """
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
         if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
-            raise ValueError(f"{min(unknown)!r} is no downstream message")
+            raise ValueError(f"{min(unknown)!r} is no case of DownstreamMessage, so a feed cannot listen to it")
         self._check_begun()
         feed: Feed[Any] = Feed(capacity, lossy=lossy, match=match)
         if self._reconnector.failure is not None:

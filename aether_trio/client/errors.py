@@ -1,4 +1,4 @@
-"""What the client raises.
+"""The exceptions that the Python client raises.
 
 Every failure that a program may want to tell apart is a separate class.
 
@@ -59,7 +59,7 @@ __all__ = [
 
 
 class AetherError(Exception):
-    """The root of all errors of the client.
+    """Base class of all exceptions of the client.
 
     `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of
     the client's own; `message` the reason for people. `retryable`: the same may work later without
@@ -82,23 +82,23 @@ class Refused(AetherError):
 
 
 class PermissionDenied(AetherError):
-    """This participant may not do that."""
+    """This participant is not permitted to do what it asked for."""
 
 
 class Unauthenticated(AetherError):
-    """The credential is missing, unknown, expired or revoked."""
+    """The credential of the client is missing, unknown, expired or revoked."""
 
 
 class NotFound(AetherError):
-    """There is no such thing, or none that this participant may see."""
+    """What the request names does not exist, or this participant may not see it."""
 
 
 class AlreadyExists(AetherError):
-    """Something of that name is there already."""
+    """What the request would create exists already under that name."""
 
 
 class DuplicateIdentity(AlreadyExists):
-    """Another client is connected as this identity."""
+    """Another client is connected with this identity."""
 
 
 class InvalidArgument(AetherError):
@@ -106,34 +106,34 @@ class InvalidArgument(AetherError):
 
 
 class PayloadTooLarge(InvalidArgument):
-    """Longer than the gateway allows."""
+    """The payload or message is longer than the gateway or transport allows."""
 
 
 class FailedPrecondition(AetherError):
-    """Not in this state: an extension that is not supported, a task that is over."""
+    """The request does not fit the state: an unsupported extension, an ended task."""
 
 
 class RateLimited(AetherError):
-    """Too many; `retry_after_s` says when there is room again."""
+    """A rate limit or quota was exceeded; `retry_after_s` says when to try again."""
 
 
 class Unavailable(AetherError):
-    """The service is not available now.
+    """The gateway, or the service behind it, is not available now.
 
     The gateway drains or cannot be reached, no instance is connected, or the log cannot be written.
     """
 
 
 class OutcomeUnknown(AetherError):
-    """The operation may have been done or not: look before it is tried again."""
+    """The operation may have been done or not: look before you try it again."""
 
 
 class NotImplementedByGateway(AetherError):
-    """This gateway does not serve the operation."""
+    """This gateway does not implement the operation."""
 
 
 class InternalGatewayError(AetherError):
-    """A defect of the gateway; its log says more."""
+    """The gateway failed by a defect; its log says more."""
 
 
 class ProtocolViolation(AetherError):
@@ -141,14 +141,14 @@ class ProtocolViolation(AetherError):
 
 
 class SessionEnded(AetherError):
-    """The gateway has ended this session for good.
+    """The gateway has ended this session for good: the client does not reconnect.
 
     An operator did, or another client has taken the session over.
     """
 
 
 class TlsRefused(AetherError):
-    """The TLS handshake failed.
+    """The TLS handshake with the gateway failed.
 
     The certificate is not trusted, is for another name, or the peer speaks no TLS.
     """
@@ -158,7 +158,7 @@ class TlsRefused(AetherError):
 
 
 class ConnectionLost(AetherError):
-    """The connection was cut while this was on its way.
+    """The connection was cut before a message or request was confirmed.
 
     `in_doubt` says whether it may have happened: False means that it has never been sent.
     """
@@ -169,7 +169,7 @@ class ConnectionLost(AetherError):
 
 
 class RequestTimeout(AetherError, TimeoutError):
-    """No answer within the time that the caller gave. Whether it happened is unknown."""
+    """No answer came within the time limit; the request may have been carried out."""
 
     def __init__(self, message: str) -> None:
         super().__init__("TIMEOUT", message, retryable=True)
@@ -183,21 +183,21 @@ class ClientClosed(AetherError):
 
 
 class UnexpectedAnswer(AetherError):
-    """The gateway has answered with something that answers nothing of the kind."""
+    """The gateway's answer does not fit the request."""
 
     def __init__(self, message: str) -> None:
         super().__init__("UNEXPECTED_ANSWER", message)
 
 
 class FeedOverflow(AetherError):
-    """A feed that must not lose anything was not read in time and lost something."""
+    """A feed that must lose nothing was read too late, and has lost an item."""
 
     def __init__(self, message: str) -> None:
         super().__init__("FEED_OVERFLOW", message)
 
 
 class MessagesAbandoned(AetherError):
-    """Tasks or threads that failed hold all messages that may be delivered at once.
+    """Failed tasks or threads hold all messages that may be delivered at once.
 
     Nothing more comes to this client. They come again at the next connection of its identity: leave
     the block, and connect.
@@ -209,7 +209,7 @@ class MessagesAbandoned(AetherError):
 
 
 class AddressError(AetherError, ValueError):
-    """The address is no gateway's, or does not go with the other arguments."""
+    """The gateway address is invalid, or does not fit the client's other arguments."""
 
     def __init__(self, message: str) -> None:
         super().__init__("BAD_ADDRESS", message)
@@ -297,7 +297,7 @@ _CODED_TEXT: Final = re.compile(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s*(.*)", re.D
 
 
 def from_code(code: str, message: str, *, retryable: bool = False, retry_after_ms: int = 0) -> AetherError:
-    """The error for a code of the protocol."""
+    """Make the exception for an error code of the protocol, such as ERR_QUOTA."""
     kind = REFUSALS.get(code)
     if kind is RateLimited and not retryable:
         kind = PayloadTooLarge  # a quota of bytes: waiting does not make it fit
@@ -307,7 +307,7 @@ def from_code(code: str, message: str, *, retryable: bool = False, retry_after_m
 
 
 def from_text(text: str, default_code: str) -> AetherError:
-    """The error for the text of a typed failure.
+    """Make the exception for the error text of an answer that reports a failure.
 
     Most begin with their code: "ERR_NOT_IMPLEMENTED: ...".
     """
@@ -319,7 +319,7 @@ def from_text(text: str, default_code: str) -> AetherError:
 
 
 def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
-    """Return the error for the code of a framed ERROR.
+    """Make the exception for the code of an ERROR frame.
 
     It is a gRPC status, or from 256 on a mistake in the framing.
     """

@@ -1,4 +1,4 @@
-"""Bounded streams of progress, signals, states, assignments and the like.
+"""A client's feeds: bounded streams of progress, signals, assignments and so on.
 
 `put` is synchronous and never waits, so the reader of the connection is never held up by who does
 not listen. A feed that is full drops its oldest (lossy), or breaks: the next read raises
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Feed(Generic[T]):
-    """Unrequested messages of one kind, one by one: `async for thing in feed`.
+    """An async iterator over gateway messages of some kinds, as they come.
 
     It ends when the client does, or raises why that has failed. `len` is how many things wait,
     `capacity` how many may. A feed is one queue: when several tasks read it, each thing goes to one
@@ -45,7 +45,7 @@ class Feed(Generic[T]):
         convert: Callable[[Any], T] | None = None,
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity is {capacity}; a feed holds one thing at least")
+            raise ValueError(f"the capacity of the feed is {capacity}; it must be at least 1")
         self.capacity = capacity
         self.lossy = lossy
         self.dropped = 0
@@ -61,7 +61,7 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add it, if it matches and the feed is open.
+        """Add an item, if it matches and the feed is open.
 
         Never waits, never raises. It is converted when it is read.
 
@@ -87,7 +87,7 @@ class Feed(Generic[T]):
         self._wake()
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Nothing more comes.
+        """End the feed: nothing more comes.
 
         What waits can still be read; then iteration ends, or raises `failure`.
         """
@@ -97,7 +97,7 @@ class Feed(Generic[T]):
             self._wake()
 
     def get_nowait(self) -> T | None:
-        """The next thing, or None when nothing waits."""
+        """Return the next item, or None when nothing waits."""
         return self._take() if self._waiting else None
 
     def __aiter__(self) -> Self:
@@ -124,29 +124,29 @@ class Feed(Generic[T]):
 
 
 class Feeds:
-    """The open feeds by oneof case, and the way from a message to them."""
+    """The open feeds of a client, by the oneof cases that they listen to."""
 
     def __init__(self) -> None:
         self._by_case: dict[str, list[Feed[Any]]] = {}
         self._all: set[Feed[Any]] = set()
 
     def publish(self, case: str, thing: Any) -> None:
-        """Give it to every feed that listens to this case."""
+        """Put a gateway message into every feed that listens to its oneof case."""
         for feed in self._by_case.get(case, ()):
             feed.put(thing)
 
     def has(self, case: str) -> bool:
-        """Return whether a feed listens to this case."""
+        """Return whether any feed listens to this oneof case."""
         return bool(self._by_case.get(case))
 
     def add(self, feed: Feed[Any], *cases: str) -> None:
-        """Let it hear these cases."""
+        """Let a feed listen to these oneof cases."""
         self._all.add(feed)
         for case in cases:
             self._by_case.setdefault(case, []).append(feed)
 
     def remove(self, feed: Feed[Any]) -> None:
-        """Let it hear nothing more."""
+        """Let a feed listen to nothing more."""
         self._all.discard(feed)
         for feeds in self._by_case.values():
             if feed in feeds:
@@ -154,7 +154,7 @@ class Feeds:
 
     @contextmanager
     def opened(self, feed: Feed[Any], *cases: str) -> Iterator[Feed[Any]]:
-        """The feed, for as long as the block lasts."""
+        """Make a feed that listens to these oneof cases while the block lasts."""
         self.add(feed, *cases)
         try:
             yield feed
@@ -163,6 +163,6 @@ class Feeds:
             feed.close()
 
     def close(self, failure: BaseException | None) -> None:
-        """Close all of them."""
+        """Close all feeds of the client."""
         for feed in list(self._all):
             feed.close(failure)

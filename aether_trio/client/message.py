@@ -1,4 +1,4 @@
-"""A message as its receiver sees it."""
+"""Messages as a client receives them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["IncomingMessage", "MessageType"]
 
 
 class MessageType(enum.IntEnum):
-    """The protocol's MessageType. Gateways look at METRIC only, and carry the others."""
+    """The type of a message; gateways check METRIC only, and pass on all others."""
 
     UNSPECIFIED = 0
     CHAT = 1
@@ -24,7 +24,7 @@ class MessageType(enum.IntEnum):
 
 
 class IncomingMessage:
-    """One message.
+    """A message that this client has received.
 
     `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
 
@@ -52,12 +52,12 @@ class IncomingMessage:
 
     @property
     def source(self) -> str:
-        """The sender's identity, which is where an answer goes."""
+        """The identity of the sender, which is also the topic to answer to."""
         return self.raw.source_topic
 
     @property
     def payload(self) -> bytes:
-        """What was sent, untouched."""
+        """The bytes that the sender has sent."""
         return self.raw.payload
 
     @property
@@ -73,11 +73,11 @@ class IncomingMessage:
 
     @property
     def workspace(self) -> str:
-        """The workspace it was sent in; "" when the gateway does not say."""
+        """The workspace the message was sent in; "" when the gateway does not say."""
         return self.raw.workspace
 
     def ack(self) -> None:
-        """We are done with it: it will not come again.
+        """Acknowledge the message, so that it is not delivered again.
 
         Never waits; a second call does nothing.
 
@@ -98,7 +98,7 @@ class IncomingMessage:
             self._abandon()
 
     def acknowledge_through(self, call: Callable[[Callable[[], None]], None]) -> None:
-        """Let `ack` work by way of `call`: for readers in other threads."""
+        """Make `ack` run by way of `call`, for messages read in other threads."""
         self._acknowledge = partial(call, self._acknowledge)
         self._abandon = partial(call, self._abandon)
 

@@ -1,4 +1,4 @@
-"""The loop over messages, and when it acknowledges.
+"""A client's `async for` over messages, which acknowledges each one handled.
 
 A task is done with a message when it asks for the next one, or ends without an exception. It may
 leave its loop and begin another: the first message of the new loop still acknowledges the last one
@@ -25,7 +25,7 @@ __all__ = ["Messages", "MessagesInHand"]
 
 
 class MessagesInHand:
-    """The message that each task has in its hands."""
+    """The unacknowledged message that each task of the program works on."""
 
     def __init__(self) -> None:
         self._by_task: dict[object, IncomingMessage] = {}
@@ -33,7 +33,7 @@ class MessagesInHand:
         self._closed = False
 
     def take(self, message: IncomingMessage) -> None:
-        """This task has got a message.
+        """Note that the current task has received a message.
 
         A message that is read after the end cannot be acknowledged any more.
         """
@@ -52,12 +52,12 @@ class MessagesInHand:
         self._by_task[task] = message
 
     def done(self) -> None:
-        """This task is done with what it had."""
+        """Acknowledge the message of the current task: it asks for the next one."""
         trio_runs = sniffio.current_async_library() == "trio"
         self.ended(trio.lowlevel.current_task() if trio_runs else asyncio.current_task(), well=True)
 
     def ended(self, task: object, *, well: bool) -> None:
-        """This task will not ask for another message, or has asked.
+        """Acknowledge or abandon the message of a task that ends or asks for the next.
 
         `well`: it is done with the one it had.
         """
@@ -75,12 +75,12 @@ class MessagesInHand:
         self.ended(task, well=not task.cancelled() and getattr(task, "_exception", task) is None)
 
     def all_done(self) -> None:
-        """All tasks are."""
+        """Acknowledge the messages of all tasks."""
         while self._by_task:
             self._by_task.popitem()[1].ack()
 
     def close(self) -> None:
-        """Nothing can be acknowledged any more."""
+        """Forget all messages: the client has ended, and can acknowledge none."""
         self._closed = True
         self._by_task.clear()
         if self._ends is not None:
@@ -89,7 +89,7 @@ class MessagesInHand:
 
 
 class _TaskEnds(trio.abc.Instrument):
-    """Hears of the end of trio's tasks.
+    """Trio instrument that acknowledges or abandons the message of a task that ends.
 
     A task that raises cancels its nursery before this is called. So one whose nursery is not
     cancelled has ended well; of the others nothing is known, and their messages come again.
@@ -104,7 +104,7 @@ class _TaskEnds(trio.abc.Instrument):
 
 
 class Messages:
-    """An iterator over one client's messages; any number of them may share the inbox."""
+    """An async iterator over one client's messages; several may share one inbox."""
 
     def __init__(self, inbox: Inbox, cursors: MessagesInHand | None) -> None:
         self._inbox = inbox

@@ -1,4 +1,4 @@
-"""The table of operations: for each message of a client, how it is answered.
+"""Table of all client operations: how each is answered, refused and repeated.
 
 One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an
 answer, what a refusal looks like, whether a request may be repeated after a reconnect, and what may
@@ -20,7 +20,7 @@ __all__ = ["OPERATIONS", "RESPONSES", "Operation", "operation_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One case of UpstreamMessage."""
+    """How one kind of UpstreamMessage is answered, refused and repeated."""
 
     case: str
     namespace: str
@@ -132,7 +132,7 @@ RESPONSES: Final[Mapping[str, Operation]] = MappingProxyType({row.response: row 
 
 
 def operation_of(message: pb.UpstreamMessage) -> Operation | None:
-    """Return the row of a message.
+    """Return the table row of a message, or None if it has none.
 
     None for one without a payload, or for the first message of a connection.
     """

@@ -1,4 +1,4 @@
-"""The arguments that every client takes, and what they become.
+"""The options of the Python clients, and the checks of their values.
 
 `ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`);
 `ClientSettings` is the checked result. Times in seconds.
@@ -38,7 +38,7 @@ ASSIGNMENTS: Final = "urn:aether-trio:assignments"
 
 
 class ClientOptions(TypedDict, total=False):
-    """Every one is optional."""
+    """Keyword arguments that every client takes; each is optional."""
 
     api_key: str
     token: str
@@ -126,7 +126,7 @@ A wrong one would be found in the middle of a connection, or at its end.
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """See ClientOptions. `context` and `server_name` are TLS's."""
+    """The checked options of a client, with its address and TLS context."""
 
     address: Address
     context: ssl.SSLContext | None
@@ -152,7 +152,7 @@ class ClientSettings:
 
 
 def settings_for(address: str, options: ClientOptions) -> ClientSettings:
-    """Check the arguments.
+    """Check a client's address and options, and return them as its settings.
 
     Raises AddressError, ValueError, TypeError for an option that does not exist or is of another
     kind.
@@ -169,11 +169,11 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
         credentials["token"] = token
     interval = options.get("ping_interval", 20.0)
     if interval is not None and interval < 10:
-        raise ValueError("ping_interval is under 10 s, which a gateway may take for a flood")
+        raise ValueError(f"ping_interval is {interval:g} s; under 10 s a gateway may take the pings for a flood")
     extensions = [_extension(one) for one in options.get("extensions", ())]
     if (wanted := options.get("worker_tasks")) is not None:
         if wanted < 0:
-            raise ValueError(f"worker_tasks is {wanted}; 0 is the least")
+            raise ValueError(f"worker_tasks is {wanted}; it must be 0 or more")
         extensions.append(pb.ExtensionDeclaration(uri=WORKER_TASKS, version=str(wanted)))
     return ClientSettings(
         address=parsed,
@@ -201,7 +201,7 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
 
 
 def _checked(options: ClientOptions) -> ClientOptions:
-    """Those that were given: None is as good as nothing, but for `ping_interval`.
+    """Check the types of the options, and return those that are not None.
 
     The text of an error has no values.
     """
@@ -210,17 +210,17 @@ def _checked(options: ClientOptions) -> ClientOptions:
         kinds = _KINDS.get(name, object)
         if not isinstance(value, kinds) and not (name == "ping_interval" and value is None):
             known = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise TypeError(f"{name} is {known}, not {type(value).__name__}")
+            raise TypeError(f"the option {name} must be {known}, not {type(value).__name__}")
         if name in _TIMES and isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{name} is {value:g} s")
+            raise ValueError(f"the option {name} is {value:g} s; it must be 0 or more")
     for name, text in dict(options.get("credentials") or {}).items():
         if not isinstance(text, str):
-            raise TypeError(f"credentials[{name!r}] is a text, not {type(text).__name__}")
+            raise TypeError(f"credentials[{name!r}] must be a text, not {type(text).__name__}")
     return cast("ClientOptions", given)
 
 
 def numbered(options: ClientOptions) -> ClientOptions:
-    """The options of a client that wants to know which assignment of a task is which."""
+    """Return options with the extension that numbers the assignments of tasks."""
     changed = options.copy()
     changed["extensions"] = [*options.get("extensions", ()), ASSIGNMENTS]
     return changed

@@ -1,4 +1,4 @@
-"""One class for each kind of participant.
+"""The client classes, one for each kind of participant: agents, users, services.
 
 They differ in how they name themselves, and in what they may send.
 """
@@ -40,7 +40,7 @@ _STARTED: Final = {"ag::": "AgentClient", "tu::": "TaskClient"}
 
 
 class _StartedByOrchestrator:
-    """A participant that an orchestrator may have started.
+    """Mixin of clients that an orchestrator may have started in this process.
 
     Its class is made with an address and the three names.
     """
@@ -49,7 +49,7 @@ class _StartedByOrchestrator:
 
     @classmethod
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
-        """Return the participant that an orchestrator started this process to be.
+        """Make the client from the environment variables that an orchestrator has set.
 
         `aether orchestrate` is one.
 
@@ -75,7 +75,7 @@ class _StartedByOrchestrator:
 
 
 class AgentClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}".
+    """Connects as a lasting agent, "ag::{workspace}::{implementation}::{specifier}".
 
     Messages wait for it while it is away.
     """
@@ -100,7 +100,7 @@ class AgentClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants,
 
 
 class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """A worker.
+    """Connects as a task: a worker, with a unique specifier or one of several alike.
 
     With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and
     any number of the same implementation share the work that is sent to
@@ -143,7 +143,7 @@ class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, 
 
 
 class UserClient(ToWork, ToParticipants, ToEveryone, Client):
-    """A window of a user, "us::{user_id}::{window_id}".
+    """Connects as one browser window of a user, "us::{user_id}::{window_id}".
 
     It sees a workspace after `switch_workspace`.
     """
@@ -160,7 +160,7 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
         return self.__identity
 
     async def switch_workspace(self, workspace: str) -> None:
-        """Move to another workspace, and return when it has happened.
+        """Move the window to another workspace, and return when the gateway has done it.
 
         The client goes back there after a reconnect.
 
@@ -170,7 +170,7 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 
 
 class OrchestratorClient(ToWork, Client):
-    """What starts agents and tasks.
+    """Connects as an orchestrator, which starts agents and tasks on demand.
 
     `profiles` are the kinds of launches that it can do, `starts` what is to be started.
 
@@ -190,7 +190,7 @@ class OrchestratorClient(ToWork, Client):
     ) -> None:
         super().__init__(address, **numbered(options))
         if isinstance(profiles, str):
-            raise ValueError(f"profiles is a list of texts, such as [{profiles!r}], not the text {profiles!r}")
+            raise ValueError(f"profiles must be a list of texts, such as [{profiles!r}], not the text {profiles!r}")
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")
         self.__named = bool(specifier)
         self.__profiles = tuple(profiles)
@@ -201,9 +201,7 @@ class OrchestratorClient(ToWork, Client):
 
     @property
     def starts(self) -> Feed[Assignment]:
-        """What this orchestrator is to start, over all connections: `async for start in
-        client.starts`.
-        """
+        """A feed of the agents and tasks that this orchestrator is asked to start."""
         return self.__starts
 
     def _identify(self, init: pb.InitConnection) -> None:
@@ -224,7 +222,7 @@ class OrchestratorClient(ToWork, Client):
 
 
 class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
-    """The workflow engine, of which there is one. It receives events."""
+    """Connects as the workflow engine, of which there is one. It receives events."""
 
     def _identify(self, init: pb.InitConnection) -> None:
         init.workflow_engine.SetInParent()
@@ -234,7 +232,7 @@ class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone
 
 
 class MetricsBridgeClient(Client):
-    """The metrics bridge, of which there is one.
+    """Connects as the metrics bridge, of which there is one.
 
     It receives metrics, and sends nothing.
     """
@@ -247,7 +245,7 @@ class MetricsBridgeClient(Client):
 
 
 class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
-    """A bridge to another system, "br::{implementation}::{specifier}"."""
+    """Connects as a bridge to another system, "br::{implementation}::{specifier}"."""
 
     def __init__(self, address: str, *, implementation: str, specifier: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **options)
@@ -262,7 +260,7 @@ class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTe
 
 
 class ServiceClient(WorkerMethods, ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
-    """A service, "sv::{implementation}::{specifier}".
+    """Connects as a service, "sv::{implementation}::{specifier}".
 
     Without `takes_any` it is only meant when it is named in full.
     """

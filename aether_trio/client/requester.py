@@ -1,4 +1,4 @@
-"""What an operation needs of a client: to request, to tell, and to open feeds.
+"""Protocol of what operations need of a client: requests, messages and feeds.
 
 The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they
 know nothing of transports, reconnects or correlation, and a test gives them a fake in ten lines.
@@ -23,14 +23,14 @@ DEFAULT_TIMEOUT_S = 10.0
 
 
 class Requester(Protocol):
-    """See the module docstring.
+    """Protocol: sends requests and messages to a gateway, and opens feeds.
 
     Everything raises ClientClosed outside of the client's block.
     """
 
     @property
     def workspace(self) -> str:
-        """The workspace this participant is in.
+        """The workspace that this participant is in.
 
         "" when its kind has none, or it has not switched to one.
         """
@@ -38,7 +38,7 @@ class Requester(Protocol):
 
     @property
     def topic(self) -> str:
-        """The participant's identity string, "ag::default::planner::1".
+        """The identity and topic of this participant, such as "ag::default::planner::1".
 
         "" before it is known (assigned by the gateway).
         """
@@ -52,7 +52,7 @@ class Requester(Protocol):
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
-        """Send a request and return the payload of its answer.
+        """Send a request, and return the payload of the gateway's answer.
 
         A `kv_op` is answered by a `pb.KVResponse`, and so on.
 
@@ -69,7 +69,7 @@ class Requester(Protocol):
         ...
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
-        """Send a message without an answer, and return when the socket has it.
+        """Send a message that is not answered, and return when it is written.
 
         Such as progress, a proxied body, a tunnel's data.
 
@@ -79,7 +79,7 @@ class Requester(Protocol):
         ...
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """Send a message whose refusal has no id, and return when it was accepted.
+        """Send a message that is answered only if refused; wait until it is accepted.
 
         Done with a barrier, a request sent right behind it. Raises the typed refusal,
         RequestTimeout, ConnectionLost.
@@ -93,7 +93,7 @@ class Requester(Protocol):
         capacity: int = 1024,
         lossy: bool = False,
     ) -> AbstractContextManager[Feed[Any]]:
-        """Hear downstream messages of these oneof cases from now on, until the block ends.
+        """Open a feed of gateway messages of these oneof cases, while the block lasts.
 
             with client.open_feed("proxy_http_response", match=mine) as feed:
                 await client.tell(request)

@@ -1,4 +1,4 @@
-"""Sends messages to agents, tasks, users and services by their names.
+"""Client methods that send messages to agents, tasks, users, services and bridges.
 
 The classes are mixins: a gateway refuses what a kind of participant may not send.
 
@@ -32,7 +32,9 @@ _OPAQUE: Final = MessageType.OPAQUE
 def _here(sender: _Sender, workspace: str | None) -> str:
     chosen = sender.workspace if workspace is None else workspace
     if not chosen:
-        raise InvalidArgument(Code.INVALID_TOPIC, "this participant is in no workspace; say which one with workspace=")
+        raise InvalidArgument(
+            Code.INVALID_TOPIC, "this participant is in no workspace, so give the receiver's with workspace="
+        )
     return chosen
 
 
@@ -41,7 +43,7 @@ def _invalid(error: IdentityError) -> InvalidArgument:
 
 
 class ToWork(_Sender):
-    """Agents and tasks."""
+    """Mixin of clients that may send to agents and tasks."""
 
     async def send_to_agent(
         self,
@@ -52,7 +54,7 @@ class ToWork(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To one agent. It waits for it while it is not connected."""
+        """Send to one agent; the message waits while the agent is not connected."""
         try:
             target = Identity.agent(_here(self, workspace), implementation, specifier)
         except IdentityError as error:
@@ -68,7 +70,7 @@ class ToWork(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To one unique task."""
+        """Send to the one task with this specifier."""
         try:
             target = Identity.unique_task(_here(self, workspace), implementation, specifier)
         except IdentityError as error:
@@ -83,7 +85,7 @@ class ToWork(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To any one of the tasks without a specifier of this implementation."""
+        """Send to any one of the workers of this implementation that have no specifier."""
         await self.send(workers_of(_here(self, workspace), implementation), payload, type=type)
 
     async def send_input(
@@ -106,7 +108,7 @@ class ToWork(_Sender):
 
 
 class ToParticipants(_Sender):
-    """Users' windows, services, bridges."""
+    """Mixin of clients that may send to users, services and bridges."""
 
     async def send_to_window(
         self,
@@ -116,7 +118,7 @@ class ToParticipants(_Sender):
         *,
         type: MessageType | int = _OPAQUE,  # noqa: A002
     ) -> None:
-        """To one window of a user."""
+        """Send to one window of a user."""
         try:
             target = Identity.user(user_id, window_id)
         except IdentityError as error:
@@ -131,7 +133,7 @@ class ToParticipants(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To the windows of a user that are in the workspace."""
+        """Send to the windows of a user that are in the workspace."""
         await self.send(user_in(user_id, _here(self, workspace)), payload, type=type)
 
     async def send_to_service(
@@ -142,7 +144,7 @@ class ToParticipants(_Sender):
         specifier: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """To a service; without a specifier to any live instance.
+        """Send to one instance of a service, or to any one if no specifier is given.
 
         Raises Unavailable when there is none.
         """
@@ -163,7 +165,7 @@ class ToParticipants(_Sender):
         *,
         type: MessageType | int = _OPAQUE,  # noqa: A002
     ) -> None:
-        """To a bridge."""
+        """Send to a bridge to another system."""
         try:
             target = Identity.bridge(implementation, specifier)
         except IdentityError as error:
@@ -172,7 +174,7 @@ class ToParticipants(_Sender):
 
 
 class ToEveryone(_Sender):
-    """All of a kind in a workspace."""
+    """Mixin of clients that may send to all agents or users of a workspace."""
 
     async def send_to_agents(
         self,
@@ -181,7 +183,7 @@ class ToEveryone(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002
     ) -> None:
-        """To every agent of the workspace."""
+        """Send to every agent of the workspace."""
         await self.send(agents_of(_here(self, workspace)), payload, type=type)
 
     async def send_to_users(
@@ -191,12 +193,12 @@ class ToEveryone(_Sender):
         workspace: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002
     ) -> None:
-        """To every user's window that is in the workspace."""
+        """Send to every user's window that is in the workspace."""
         await self.send(users_of(_here(self, workspace)), payload, type=type)
 
 
 class ToUsersEverywhere(_Sender):
-    """For services, bridges and the workflow engine."""
+    """Mixin of clients that may send to a user in every workspace."""
 
     async def send_to_user_everywhere(
         self,
@@ -205,17 +207,17 @@ class ToUsersEverywhere(_Sender):
         *,
         type: MessageType | int = _OPAQUE,  # noqa: A002
     ) -> None:
-        """To every window of a user, in whatever workspace."""
+        """Send to every window of a user, in whatever workspace it is."""
         await self.send(user_everywhere(user_id), payload, type=type)
 
 
 class WithTelemetry(_Sender):
-    """Events for the workflow engine, metrics for the metrics bridge."""
+    """Mixin of clients that may send events and metrics."""
 
     async def send_event(self, payload: bytes | str, *, workspace: str | None = None) -> None:
-        """An event, on behalf of the sender's workspace or another one."""
+        """Send an event to the workflow engine, about this workspace or another one."""
         await self.send(f"event::{workspace or '*'}", payload, type=MessageType.EVENT)
 
     async def send_metric(self, metric: pb.Metric, *, workspace: str | None = None) -> None:
-        """A metric. Raises InvalidArgument when the gateway finds it malformed."""
+        """Send a metric to the metrics bridge. Raises InvalidArgument if malformed."""
         await self.send(f"metric::{workspace or '*'}", metric.SerializeToString(), type=MessageType.METRIC)

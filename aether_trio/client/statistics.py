@@ -1,4 +1,4 @@
-"""What a client has done and holds, in numbers: `client.statistics()`.
+"""Counts what a client has sent, received and holds: `client.statistics()`.
 
 Invariants: `published` is the sum of `committed`, `refused`, `in_doubt`, `not_sent` and
 `unsettled`; every message that a connection has brought is in one of `buffered`, `received` and
@@ -17,7 +17,7 @@ __all__ = ["ClientStatistics", "statistics_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStatistics:
-    """The numbers of one client, over all its connections.
+    """Counts of one client, over all its connections.
 
     Counts, unless the name says bytes.
     """
@@ -69,7 +69,7 @@ class ClientStatistics:
 
 
 def statistics_of(reconnector: Reconnector, dispatch: MessageDispatch) -> ClientStatistics:
-    """The numbers now."""
+    """Collect the present counts of a client."""
     send_queue, inbox, requests = dispatch.send_queue, dispatch.inbox, dispatch.requests
     return ClientStatistics(
         state=reconnector.state,

@@ -1,4 +1,4 @@
-"""Calls coroutines of an event loop from threads, with their signatures kept.
+"""Runs a client's coroutines from threads, as blocking methods of the same names.
 
     class SyncKv(Blocking[Kv]):
         get = blocking(Kv.get)
@@ -40,7 +40,7 @@ LOOK_S = 0.5
 
 
 class LoopThread:
-    """An event loop in a daemon thread, and the portal into it.
+    """A daemon thread that runs an event loop, and the portal into that loop.
 
     It has no finalizer: one that waits for the loop would wait for ever when the interpreter ends,
     or after a fork.
@@ -68,12 +68,12 @@ class LoopThread:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that has the thread."""
+        """Whether this process is a fork of the process that has the thread."""
         return os.getpid() != self._process
 
     @property
     def answers(self) -> bool:
-        """Return whether the loop's thread would run a call.
+        """Whether the loop's thread could run a call now.
 
         It lives, is another thread than this one, and the interpreter still schedules it.
         """
@@ -85,7 +85,7 @@ class LoopThread:
         )
 
     def stop(self) -> None:
-        """End what still runs, and wait for the thread."""
+        """Cancel what still runs in the loop, and wait until its thread has ended."""
         if self.answers:
             with contextlib.suppress(RuntimeError):  # it has ended just now
                 self.portal.call(self.portal.stop, True)
@@ -93,7 +93,7 @@ class LoopThread:
 
 
 class Bridge:
-    """The way into the loop of one thread."""
+    """Calls functions in an event loop's thread, and waits for their results."""
 
     def __init__(self, loop: LoopThread) -> None:
         self._loop = loop
@@ -103,17 +103,17 @@ class Bridge:
 
     @property
     def open(self) -> bool:
-        """Whether a call would be answered."""
+        """Whether the event loop would run a call now."""
         return not self.closed and self._loop.answers
 
     def _check_open(self) -> None:
         if self._loop.forked:
-            raise ClientClosed("this process is a fork of the one that is connected; connect again in it")
+            raise ClientClosed("the client was connected before this process was forked; connect again in the fork")
         if not self.open:
             raise ClientClosed
 
     def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call it in the loop, and wait for its result."""
+        """Call a coroutine function in the event loop, and wait for its result."""
         self._check_open()
         call = _LoopCall(functools.partial(function, *args, **kwargs))
         try:
@@ -126,14 +126,14 @@ class Bridge:
     @overload
     def _begin(self, function: Callable[[], T]) -> Future[T]: ...
     def _begin(self, function: Callable[[], Any]) -> Future[Any]:
-        """Have the loop call it. Raises ClientClosed when the loop ends or has ended."""
+        """Start a function in the event loop. Raises ClientClosed when the loop ends."""
         try:
             return self._portal.start_task_soon(function)
         except RuntimeError as error:  # the portal is stopped, or its loop is over
             raise ClientClosed from error
 
     def _end(self, call: _LoopCall[Any]) -> None:
-        """Cancel what has not ended, and wait for it.
+        """Cancel a call that still runs in the event loop, and wait for its end.
 
         An interrupt may have come before there was a future, or after.
         """
@@ -142,7 +142,7 @@ class Bridge:
                 call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
-        """Its result.
+        """Wait for the result of a future of the event loop, and return it.
 
         Raises ClientClosed when the loop has ended, or has cancelled the call because it ends.
         """
@@ -160,7 +160,7 @@ class Bridge:
                 raise ClientClosed
 
     def run_if_open(self, function: Callable[[], None]) -> None:
-        """Call something that does not wait, in the loop.
+        """Call a function that does not wait in the event loop, unless the loop is over.
 
         Nothing happens when the loop is over.
         """
@@ -169,9 +169,9 @@ class Bridge:
                 self._wait(self._begin(function))
 
     def entered(self, manager: AbstractAsyncContextManager[T]) -> BlockingContext[T]:
-        """The same context manager, for a thread.
+        """Return a blocking context manager for an async one.
 
-        One task of the loop enters and leaves it.
+        One task of the loop enters and leaves the async one.
 
         anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block:
         what it is left with must then be that cancellation, even when the thread leaves with an
@@ -181,7 +181,7 @@ class Bridge:
 
 
 class BlockingContext(AbstractContextManager[T]):
-    """See Bridge.entered.
+    """Lets a thread enter and leave an async context manager of the event loop.
 
     Where the loop does not answer any more, leaving does nothing.
 
@@ -211,7 +211,7 @@ class BlockingContext(AbstractContextManager[T]):
             raise
 
     def give_up(self) -> None:
-        """Nothing will leave this block: it is cancelled, as far as it has been entered."""
+        """Cancel the block in the event loop, if it was entered: no thread leaves it."""
         if self._call is not None and not self._given_up:
             self._given_up = True
             self._bridge._end(self._call)
@@ -237,18 +237,18 @@ class BlockingContext(AbstractContextManager[T]):
             raise
 
     def __del__(self) -> None:
-        """An interrupt may have come before the first line of `__exit__`."""
+        """Cancel a block that was never left: an interrupt came before `__exit__`."""
         if self._call is not None:
             self._call.abandon()
 
 
 def _is_group_of(failure: AetherError, error: BaseException) -> bool:
-    """Whether this is a group of nothing but the client's failure."""
+    """Return whether the error is an exception group of the client's failure alone."""
     return isinstance(error, BaseExceptionGroup) and error.split(lambda one: one is failure)[1] is None
 
 
 class _ContextTask(Generic[T]):
-    """The block of one context manager, in the loop.
+    """Enters and leaves one async context manager, as one task of the event loop.
 
     `error` is what the thread has left it with.
     """
@@ -260,7 +260,7 @@ class _ContextTask(Generic[T]):
         self._manager = manager
 
     async def run(self) -> bool:
-        """From entering to leaving. Returns whether the manager has swallowed the error."""
+        """Enter, wait, and leave the manager. Return whether it has swallowed the error."""
         try:
             value = await self._manager.__aenter__()
         except anyio.get_cancelled_exc_class():
@@ -287,7 +287,7 @@ class _ContextTask(Generic[T]):
 
 
 class _LoopCall(Generic[T]):
-    """One call in the loop, which its thread may give up."""
+    """One call in the event loop, which the waiting thread may cancel."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         self.ended = threading.Event()
@@ -297,7 +297,7 @@ class _LoopCall(Generic[T]):
         self._soon: CallSoon | None = None
 
     async def run(self) -> T:
-        """In the loop."""
+        """Run the call, in the event loop."""
         self._soon = call_soon()
         try:
             if self._given_up:
@@ -309,20 +309,20 @@ class _LoopCall(Generic[T]):
             self.ended.set()
 
     def give_up(self) -> bool:
-        """In the loop: cancel it. Returns whether it has begun, and so will end."""
+        """Cancel the call, in the event loop. Return whether it has begun."""
         self._given_up = True
         if self._scope is not None:
             self._scope.cancel()
         return self._scope is not None
 
     def abandon(self) -> None:
-        """Cancel the call if it still runs, without waiting. Called by a finalizer."""
+        """Cancel the call without waiting, if it still runs; for finalizers."""
         if self._soon is not None and not self.ended.is_set():
             self._soon(self.give_up)
 
 
 class Blocking(Generic[T]):
-    """What a blocking object is: the async one it stands for, and the bridge to it."""
+    """Base of blocking objects: an async object, and the bridge to its event loop."""
 
     def __init__(self, bridge: Bridge, target: T) -> None:
         self._bridge = bridge
@@ -333,7 +333,7 @@ class Blocking(Generic[T]):
 
 
 class BlockingStream(Blocking[AsyncIterator[T]]):
-    """An iterator of the loop, for a thread.
+    """A blocking iterator over an async one of the event loop.
 
     Iterating waits; `get` and `within` wait for so long only.
     """
@@ -354,17 +354,17 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
             raise StopIteration from None
 
     def get(self, timeout: float | None = None) -> T:
-        """The next thing.
+        """Wait for the next item and return it.
 
         Raises RequestTimeout after so many seconds, LookupError when there is no more.
         """
         try:
             return self._bridge.run(self._next, timeout)
         except _IteratorEnded:
-            raise LookupError("there is nothing more to come") from None
+            raise LookupError("the stream has ended, so no further item comes") from None
 
     def within(self, timeout: float) -> Self:
-        """The same stream, whose iteration ends when nothing has come for so many seconds."""
+        """Return this stream, whose iteration ends after `timeout` seconds without items."""
         shorter = type(self)(self._bridge, self._target)
         shorter._limit_s = timeout
         return shorter
@@ -375,18 +375,18 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
                 return await anext(self._target)
             except StopAsyncIteration:
                 raise _IteratorEnded from None  # a future cannot carry the other one
-        raise RequestTimeout(f"nothing came within {limit_s:g} s")
+        raise RequestTimeout(f"the stream brought no item within {limit_s:g} s")
 
 
 class _IteratorEnded(Exception):
-    """An iterator has ended."""
+    """Raised in place of StopAsyncIteration, which a future cannot carry."""
 
 
 B = TypeVar("B", bound=Blocking[Any])
 
 
 def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
-    """Make a blocking method that runs the target's method of the same name."""
+    """Make a blocking method that runs the async method of the same name."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -399,7 +399,7 @@ def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Co
 def blocking_stream(
     method: Callable[Concatenate[Any, P], AsyncIterator[T]],
 ) -> Callable[Concatenate[Any, P], BlockingStream[T]]:
-    """The same for a method that returns an iterator."""
+    """Make a blocking method of one that returns an async iterator."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> BlockingStream[T]:
@@ -411,7 +411,7 @@ def blocking_stream(
 def blocking_block(
     method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[T]], wrap: Callable[[Bridge, T], U]
 ) -> Callable[Concatenate[Any, P], AbstractContextManager[U]]:
-    """The same for an async context manager; `wrap` makes what it yields blocking too."""
+    """Make a blocking method of one that returns an async context manager."""
 
     @functools.wraps(method)
     @contextmanager
@@ -426,7 +426,7 @@ def blocking_block(
 def blocking_value(
     method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[Bridge, T], U]
 ) -> Callable[Concatenate[Any, P], U]:
-    """Make a blocking method of a coroutine method.
+    """Make a blocking method of an async one, and wrap its result for threads.
 
     `wrap` makes its result blocking too.
     """
@@ -440,7 +440,7 @@ def blocking_value(
 
 
 def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a method that calls the target's method in the calling thread.
+    """Make a blocking object's method that runs the async object's in this thread.
 
     For methods that only read.
     """
@@ -454,7 +454,7 @@ def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concate
 
 
 def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Make a method that calls one of the target in the loop: one that does not wait.
+    """Make a blocking object's method that runs a plain one in the event loop.
 
     Does nothing once it has ended.
     """
@@ -467,7 +467,7 @@ def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Conc
 
 
 class BlockingAttribute(Generic[B]):
-    """Make the blocking form of an attribute of the target when it is read.
+    """Descriptor: the blocking form of an attribute of the async object.
 
     On the class it is that form's class.
     """
@@ -488,12 +488,12 @@ class BlockingAttribute(Generic[B]):
 
 
 def streamed(bridge: Bridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
-    """For `blocking_block`: the block yields an iterator."""
+    """Wrap an async iterator that a context manager yields, for `blocking_block`."""
     return BlockingStream(bridge, iterator)
 
 
 def streamed_as(wrap: Callable[[Bridge, T], U]) -> Callable[[Bridge, AsyncIterator[T]], Iterator[U]]:
-    """Make an iterator whose items `wrap` makes blocking, for `blocking_block`."""
+    """For `blocking_block`: wrap a yielded async iterator, and each of its items."""
 
     def wrapped(bridge: Bridge, iterator: AsyncIterator[T]) -> Iterator[U]:
         return map(functools.partial(wrap, bridge), BlockingStream(bridge, iterator))

@@ -1,4 +1,4 @@
-"""The client for blocking scripts: the same classes, arguments and errors.
+"""The Python client for blocking scripts: the same classes, arguments and errors.
 
     who = {"workspace": "default", "implementation": "script", "specifier": "1"}
     with connect_sync("aether://localhost:50051", **who) as agent:
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class BlockingMessages:
-    """The messages of a client, one by one.
+    """A blocking iterator over a client's messages, which acknowledges each.
 
     Each is acknowledged when the same loop asks for the next one.
     """
@@ -71,7 +71,7 @@ class BlockingMessages:
 
 
 class SyncClient(ClientCalls[C], Generic[C]):
-    """A client for scripts that block; `connect_sync` makes one.
+    """A blocking client, used from any thread; `connect_sync` makes one.
 
     What its kind cannot do raises AttributeError.
 
@@ -94,7 +94,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- messages
 
     def receive(self, timeout: float | None = None) -> IncomingMessage:
-        """The next message, which the caller acknowledges.
+        """Wait for the next message, which the caller must acknowledge.
 
         Raises RequestTimeout after so many seconds, and ClientClosed.
         """
@@ -108,7 +108,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return message
 
     async def _receive(self, timeout: float | None) -> None:
-        """Put the next message where this thread takes it.
+        """Receive a message in the event loop, and put it where a thread takes it.
 
         A later call takes it if this thread was interrupted just then.
         """
@@ -118,11 +118,10 @@ class SyncClient(ClientCalls[C], Generic[C]):
         raise RequestTimeout(f"no message came within {timeout:g} s")
 
     def messages(self, timeout: float | None = None) -> BlockingMessages:
-        """Messages, one by one, each acknowledged when the next one is asked for (not with
-        manual_acks).
+        """Iterate over messages, and acknowledge each when the next one is asked for.
 
-        With `timeout` the loop ends when nothing has come for so many seconds; without, when the
-        client is closed.
+        With manual_acks the caller acknowledges. With `timeout` the loop ends when nothing has come
+        for so many seconds; without, when the client is closed.
         """
         return BlockingMessages(self, timeout)
 
@@ -154,7 +153,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- tasks
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
-        """See WorkerMethods.work.
+        """Iterate over the tasks that the gateway assigns to this worker, claimed.
 
         With `timeout` the loop ends when nothing was given for so many seconds.
         """
@@ -162,7 +161,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
-        """See WorkerMethods.run_tasks.
+        """Call `handler` in a thread for each assigned task, `concurrency` at once.
 
         `handler` is called in a thread for each task, `concurrency` at once, inside of the task's
         block.
@@ -172,7 +171,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def starts(self) -> BlockingStream[Assignment]:
-        """See OrchestratorClient.starts."""
+        """Starts of agents and tasks that this orchestrator is asked to do."""
         return BlockingStream(self._bridge, self._worker.starts)
 
     @property
@@ -184,7 +183,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     def open_feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> AbstractContextManager[BlockingStream[Any]]:
-        """See Client.open_feed. `match` is called in the loop's thread."""
+        """Open a feed of gateway messages of these oneof cases, while the block lasts."""
         return self._open_feed(cases, match, capacity, lossy)
 
     @contextmanager
@@ -201,7 +200,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def client(self) -> C:
-        """The async client.
+        """The async client, with what is known without asking the gateway.
 
         It has what is known without asking: `topic`, `session_id`, `state`, `config` and so on.
         """
@@ -233,7 +232,7 @@ def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *ar
 
 
 class _Connected:
-    """See connect_sync."""
+    """The context manager that `connect_sync` returns: it connects and disconnects."""
 
     def __init__(
         self, kind: Callable[..., Client], address: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -274,7 +273,7 @@ _OPEN: Final[set[_Connected]] = set()
 
 @atexit.register
 def _leave_open_blocks() -> None:
-    """The interpreter ends: say goodbye while the threads of the loops still run."""
+    """Disconnect all blocking clients at the end of the interpreter."""
     for connected in list(_OPEN):
         error = ClientClosed("the interpreter has ended")
         with contextlib.suppress(Exception):
@@ -282,10 +281,10 @@ def _leave_open_blocks() -> None:
 
 
 async def _called(work: Callable[..., T], concurrency: int | None) -> T:
-    """Called in the loop, because what waits belongs to one."""
+    """Call `WorkerMethods.work` in the event loop, to which its semaphore belongs."""
     return work(concurrency=concurrency)
 
 
 async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:
-    """Made in the loop, because an event belongs to one."""
+    """Make a client in the event loop, to which its events belong."""
     return kind(*args, **kwargs)

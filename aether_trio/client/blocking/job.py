@@ -1,4 +1,4 @@
-"""Working on tasks from a script that blocks.
+"""Lets blocking scripts work on the tasks that a gateway assigns to them.
 
     with connect_sync(ADDRESS, **who) as worker:
         for task in worker.work(timeout=60):
@@ -27,7 +27,7 @@ __all__ = ["SyncJob"]
 
 
 class SyncJob(JobCalls):
-    """See Job: `with task:` is the work on it.
+    """A claimed task for a blocking worker: the body of `with task:` works on it.
 
     What waits raises TaskOver when the task is not this worker's any more.
     """
@@ -60,7 +60,7 @@ class SyncJob(JobCalls):
 
 
 def sync_jobs(bridge: Bridge, jobs: BlockingStream[Job]) -> Iterator[SyncJob]:
-    """The same tasks, for threads."""
+    """Iterate over claimed tasks in their blocking form."""
     return map(partial(SyncJob, bridge), jobs)  # a generator would keep the last one
 
 
@@ -70,7 +70,7 @@ async def run_in_threads(
     handler: Callable[[SyncJob], object],
     concurrency: int,
 ) -> None:
-    """Run tasks with a handler that blocks, in the loop.
+    """Call a blocking handler for each task, each in a separate thread.
 
     Each task has a thread while its handler runs.
     """

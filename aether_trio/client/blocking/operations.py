@@ -73,7 +73,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
     @property
     def request(self) -> ProxiedRequest:
-        """The async request, which has the method, path, headers and body."""
+        """The async form of the request: method, path, headers and body."""
         return self._target
 
 
@@ -84,12 +84,12 @@ class SyncPublication(Blocking[Publication]):
 
     @property
     def error(self) -> AetherError | None:
-        """Why it was refused; None while it is not settled, and when it is committed."""
+        """Why the message was refused; None if it was committed, or is not settled yet."""
         return self._target.error
 
     @property
     def settled(self) -> bool:
-        """Whether it is known what became of it."""
+        """Whether the message is known to be committed, refused or in doubt."""
         return self._target.settled
 
 
@@ -98,12 +98,12 @@ class SyncResponse(Blocking[StreamedResponse]):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers."""
+        """The headers of the HTTP response."""
         return self._target.headers
 
     @property
     def status(self) -> int:
-        """The HTTP status."""
+        """The HTTP status of the response."""
         return self._target.status
 
     def __iter__(self) -> Iterator[bytes]:
@@ -120,10 +120,10 @@ class SyncTunnel(Blocking[Tunnel]):
 
 
 class SyncNamespace(Blocking[N], Generic[N]):
-    """A family of operations that block."""
+    """Base of the blocking namespaces, such as SyncKv."""
 
     def within(self, timeout_s: float | None) -> Self:
-        """Return the same operations with another limit for an answer, in seconds."""
+        """Return this namespace with another time limit for answers, in seconds."""
         return type(self)(self._bridge, self._target.within(timeout_s))
 
 
@@ -416,17 +416,17 @@ class JobCalls(Blocking[Job]):
 
     @property
     def assignment(self) -> Assignment:
-        """The assignment, as the gateway sent it."""
+        """The gateway's assignment of this task to this worker."""
         return self._target.assignment
 
     @property
     def end(self) -> JobEnd | None:
-        """What became of the task; None while it is this worker's."""
+        """How the task ended for this worker; None while the worker has it."""
         return self._target.end
 
     @property
     def reason(self) -> str:
-        """The text with which the task failed."""
+        """The error text with which the task failed."""
         return self._target.reason
 
     @property
@@ -440,12 +440,12 @@ class JobCalls(Blocking[Job]):
 
     @property
     def task(self) -> Task:
-        """The task as it was when it was claimed."""
+        """The task as it was when this worker claimed it."""
         return self._target.task
 
 
 class ClientCalls(Blocking[C], Generic[C]):
-    """The methods and namespaces of clients of all kinds, blocking."""
+    """Blocking methods and namespaces of the clients of all kinds."""
 
     access = BlockingAttribute(SyncAccess)
     audit = BlockingAttribute(SyncAudit)
@@ -490,33 +490,30 @@ class ClientCalls(Blocking[C], Generic[C]):
 
     @property
     def errors(self) -> BlockingStream[AetherError]:
-        """Refusals and notices for which no caller waits.
-
-        The feed keeps the last 256 unread ones.
-        """
+        """A feed of refusals and notices for which no caller waits; it keeps the last 256."""
         return BlockingStream(self._bridge, self._target.errors)
 
     @property
     def progress_updates(self) -> BlockingStream[ProgressUpdate]:
-        """Progress that others report; ephemeral, the last 256 unread ones."""
+        """A feed of progress that others report; it keeps the last 256 unread ones."""
         return BlockingStream(self._bridge, self._target.progress_updates)
 
     @property
     def signals(self) -> BlockingStream[pb.Signal]:
-        """What the gateway says about its own leaving, and about ours."""
+        """A feed of gateway signals: it drains, or has disconnected this client."""
         return BlockingStream(self._bridge, self._target.signals)
 
     @property
     def states(self) -> BlockingStream[State]:
-        """Every change of `state` from the beginning; the last 64 unread ones."""
+        """A feed of every change of `state` from the beginning; it keeps 64 unread ones."""
         return BlockingStream(self._bridge, self._target.states)
 
     @property
     def topic(self) -> str:
-        """Our identity string, which is where others send to: "ag::default::planner::1"."""
+        """The identity and topic of this participant, such as "ag::default::planner::1"."""
         return self._target.topic
 
     @property
     def workspace(self) -> str:
-        """The workspace we are in; "" for those who are in none."""
+        """The workspace of this participant; "" if it is in none."""
         return self._target.workspace

@@ -205,7 +205,7 @@ class Job:
 
     async def __aenter__(self) -> Self:
         if self.entered:
-            raise RuntimeError(f"task {self.id} has had its block; a task is one block")
+            raise RuntimeError(f"the block of task {self.id} was entered before; a task has one `async with` block")
         self._scope.__enter__()  # raises in another loop than the client's: no block has begun
         self._phase = _Phase.OPEN
         if self.end is not None:
@@ -305,7 +305,7 @@ class Job:
         return self._settles_late
 
     def _log_untold(self, refused: AetherError) -> None:
-        logger.warning("task %s is over, and the gateway could not be told: %s", self.id, refused)
+        logger.warning("task %s is over for this worker, but the gateway could not be told: %s", self.id, refused)
 
     def _close(self) -> None:
         """There is room for another one."""
@@ -349,7 +349,7 @@ class Job:
                 return
             except AetherError as error:
                 self._keeper.check_client()
-                logger.debug("task %s: %s", self.id, error)
+                logger.debug("task %s could not be completed or failed: %s", self.id, error)
                 if isinstance(error, ConnectionLost | RequestTimeout):
                     pause_s = 0.0
                     continue
@@ -411,7 +411,9 @@ class Job:
 
     def _log(self) -> None:
         if self._phase in (_Phase.CLAIMED, _Phase.OPEN):
-            logger.info("task %s of type %r: %s", self.id, self.assignment.task_type, self._over())
+            logger.info(
+                "task %s of type %r is taken from this worker: %s", self.id, self.assignment.task_type, self._over()
+            )
 
     def _over(self) -> TaskOver:
         return TaskOver(self.id, self.end or JobEnd.LOST, self.reason)
@@ -424,7 +426,7 @@ class Job:
         if self.end is not None:
             raise self._over()
         if self._phase is not _Phase.OPEN:
-            raise RuntimeError(f"task {self.id} is worked on inside of its block: async with task: ...")
+            raise RuntimeError(f"the block of task {self.id} is not open; work on it inside of `async with task:`")
 
     # -- for the program, inside of the block
 
@@ -502,7 +504,7 @@ class Job:
         await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
             "ERR_NOT_IMPLEMENTED",
-            f"no gateway serves authority requests yet: a task that waits for {request_id!r} would wait for ever",
+            f"no gateway serves authority requests yet, so the wait for {request_id!r} would never end",
         )
 
     async def wait_for_tasks(
@@ -535,7 +537,7 @@ class Job:
         """`pause` is given the id of its request."""
         await self._checked()
         if self._waiting:
-            raise RuntimeError(f"task {self.id} waits already")
+            raise RuntimeError(f"task {self.id} is in another wait already; one at a time")
         self._waiting = True
         try:
             await self._keeper.watch(self)
@@ -583,7 +585,9 @@ class Job:
         try:
             await self._keeper.tasks.resume(self.id)
         except AetherError as error:
-            logger.warning("task %s: its wait was given up, and the gateway could not be told: %s", self.id, error)
+            logger.warning(
+                "task %s: its wait was cancelled, but the gateway could not be told to resume it: %s", self.id, error
+            )
 
     async def hibernate(
         self,

@@ -147,7 +147,7 @@ class JobManager:
             else:
                 self.intake.put_down(assignment.task_id)
         except AetherError as error:
-            logger.warning("task %s was claimed, and could not be given up: %s", assignment.task_id, error)
+            logger.warning("task %s was claimed and not begun, and could not be failed: %s", assignment.task_id, error)
 
     async def _claimed(self, assignment: Assignment) -> Task | None:
         """The task, claimed; None when the gateway has changed its mind about it."""
@@ -159,7 +159,9 @@ class JobManager:
                 if isinstance(error, ConnectionLost | RequestTimeout):
                     continue
                 if not error.retryable and (LOST in error.message or not await self._is_meant(assignment)):
-                    logger.info("task %s was assigned and is not to be had: %s", assignment.task_id, error)
+                    logger.info(
+                        "task %s was assigned to this worker, but its claim was refused: %s", assignment.task_id, error
+                    )
                     return None
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
@@ -257,7 +259,11 @@ class JobManager:
         if over:
             self.intake.put_down(job.id)
         else:
-            logger.warning("task %s was handed out %g s ago, and its block has not begun", job.id, UNBEGUN_S)
+            logger.warning(
+                "task %s was given to the program %g s ago, and its block has not begun: it is offered again",
+                job.id,
+                UNBEGUN_S,
+            )
             self._give_back(job.assignment)
 
     def _repeated(self, task_id: str) -> None:
@@ -272,7 +278,7 @@ class JobManager:
         try:
             task = await self.look_up(task_id)
         except AetherError as error:
-            logger.debug("task %s: %s", task_id, error)
+            logger.debug("task %s was assigned again, and could not be looked up: %s", task_id, error)
             return
         _looked(ref, task)
         if _is_open(ref):
@@ -291,7 +297,7 @@ class JobManager:
         try:
             await settle()
         except AetherError as error:
-            logger.warning("task %s is over, and the gateway could not be told: %s", job.id, error)
+            logger.warning("task %s is over for this worker, but the gateway could not be told: %s", job.id, error)
         finally:
             self.put_down(job)
 
@@ -389,7 +395,7 @@ class JobManager:
                 while _is_open(ref):
                     await self._listen(ref, task_id)
             except AetherError as error:
-                logger.debug("task %s is not listened to any more: %s", task_id, error)
+                logger.debug("the events of task %s are not followed any more: %s", task_id, error)
             finally:
                 _watched(ref)
 
@@ -405,7 +411,7 @@ class JobManager:
             self.check_client()
         except AetherError as error:
             self.check_client()
-            logger.debug("task %s cannot be listened to: %s", task_id, error)
+            logger.debug("the events of task %s cannot be followed now: %s", task_id, error)
             _looked(ref, await self._looked_up_in_the_end(task_id))
             _watched(ref)
             await anyio.sleep(LOOK_S)

@@ -39,7 +39,7 @@ class Jobs:
 
     def __init__(self, manager: JobManager, concurrency: int) -> None:
         if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; a worker does one task at a time at least")
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
         self._manager = manager
         self._room = anyio.Semaphore(concurrency)
         self._given: weakref.WeakSet[Job] = weakref.WeakSet()
@@ -67,7 +67,9 @@ class Jobs:
     def _warn_of_the_unbegun(self) -> None:
         for job in self._given:  # not where it is waited: what is let go of meanwhile must be free
             if not job.entered:
-                logger.warning("task %s was handed out and its block has not begun; `async with task:` ends it", job.id)
+                logger.warning(
+                    "task %s was given to the program, which has not begun its `async with task:` block", job.id
+                )
 
 
 class WorkerMethods(_Client):
@@ -121,7 +123,7 @@ class WorkerMethods(_Client):
                     async with job:
                         await handler(job)
                 except Exception:
-                    logger.exception("task %s of type %r has failed", job.id, job.type)
+                    logger.exception("the handler of task %s, of type %r, has failed", job.id, job.type)
 
         async with anyio.create_task_group() as group:
             for _ in range(count):

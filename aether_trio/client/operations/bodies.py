@@ -37,11 +37,13 @@ class BodyAssembly:
         Raises PayloadTooLarge, and UnexpectedAnswer when one is missing.
         """
         if piece.seq != self._expected:
-            raise UnexpectedAnswer(f"piece {piece.seq} of a body came where {self._expected} was due")
+            raise UnexpectedAnswer(f"piece {piece.seq} of an HTTP body came, but piece {self._expected} was due")
         self._expected += 1
         self._size += len(piece.data)
         if self._size > self._limit:
-            raise PayloadTooLarge("BODY_TOO_LARGE", f"a body has more than the {self._limit} bytes that were allowed")
+            raise PayloadTooLarge(
+                "BODY_TOO_LARGE", f"an HTTP body has more than {self._limit} bytes, the limit of this call"
+            )
         self._parts.append(piece.data)
         return piece.fin
 

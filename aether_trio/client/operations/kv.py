@@ -214,7 +214,9 @@ class Kv(Namespace):
 
     async def _do(self, op: pb.KVOperation, place: KeyPlace) -> pb.KVResponse:
         if unknown := place.keys() - KeyPlace.__annotations__.keys():
-            raise TypeError(f"unknown argument {min(unknown)!r}; a place has {', '.join(KeyPlace.__annotations__)}")
+            raise TypeError(
+                f"unknown argument {min(unknown)!r}; the place of a key has {', '.join(KeyPlace.__annotations__)}"
+            )
         op.scope = pb.KVOperation.Scope.ValueType(place.get("scope", Scope.WORKSPACE))
         op.user_id = place.get("user_id", "")
         op.workspace = place.get("workspace", "")

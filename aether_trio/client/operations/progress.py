@@ -80,7 +80,7 @@ class Progress(Namespace):
         """
         if not math.isfinite(completion):
             raise ValueError(
-                f"completion is {completion:g}; it is from 0 to 1, or {UNKNOWN_COMPLETION:g} when it is unknown"
+                f"completion is {completion:g}; it must be from 0 to 1, or {UNKNOWN_COMPLETION:g} when unknown"
             )
         report = pb.ProgressReport(
             task_id=task_id,

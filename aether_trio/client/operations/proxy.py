@@ -90,7 +90,7 @@ class StreamedResponse:
             if isinstance(chunk, pb.ProxyHttpResponse):
                 raise _failure(chunk)  # a second head is how a stream ends before its end
             if chunk.seq != self._expected:
-                raise UnexpectedAnswer(f"piece {chunk.seq} of a body came where {self._expected} was due")
+                raise UnexpectedAnswer(f"piece {chunk.seq} of an HTTP body came, but piece {self._expected} was due")
             self._expected += 1
             self._complete = bool(chunk.fin)
             if chunk.data:
@@ -202,7 +202,9 @@ class Proxy(ProxyService):
                     await self._tell("proxy_http_body_chunk", piece)
             head = await _next(feed, timeout_s, "the response")
             if not isinstance(head, pb.ProxyHttpResponse):
-                raise ProxyFailed(ProxyFailure.DECODE_FAILED, "a body came before its response")
+                raise ProxyFailed(
+                    ProxyFailure.DECODE_FAILED, "a piece of the HTTP body came before the head of its response"
+                )
             if head.HasField("error"):
                 raise _failure(head)
             yield head, feed

@@ -74,7 +74,7 @@ class Tasks(TaskFeeds):
         do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
-            raise ValueError("a task has a target or a pool, not both")
+            raise ValueError("both target and pool were given; a task has only one of them")
         mode = TaskAssignmentMode.SELF_ASSIGN
         if target or pool:
             mode = TaskAssignmentMode.TARGETED if target else TaskAssignmentMode.POOL

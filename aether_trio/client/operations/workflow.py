@@ -232,5 +232,5 @@ class Workflow(Namespace):
 
 def _exact(workspace: str) -> str:
     if workspace in {"", "*"}:
-        raise ValueError(f"a schedule needs one workspace, not {workspace!r}")
+        raise ValueError(f"a schedule is of one workspace, and cannot be of {workspace!r}")
     return workspace

@@ -199,7 +199,7 @@ async def test_feeds_hear_what_no_request_asked_for() -> None:
         with (
             a.open_feed("task_assignment", match=lambda one: one.task_id != "2") as some,
             a.open_feed("task_assignment", capacity=2) as few,
-            pytest.raises(ValueError, match="no downstream message"),
+            pytest.raises(ValueError, match="no case of DownstreamMessage"),
         ):
             ready.set()
             found = []

@@ -400,7 +400,7 @@ async def test_a_cancelled_wait_lets_the_block_go_on(boss: AgentClient, one: Age
         async with anyio.create_task_group() as group:
             group.start_soon(job.wait_for_input)
             await wait_for(boss, job.id, TaskStatus.WAITING_INPUT)
-            with pytest.raises(RuntimeError, match="waits already"):
+            with pytest.raises(RuntimeError, match="is in another wait already"):
                 await job.wait_for_input()
             group.cancel_scope.cancel()
         assert (await boss.tasks.get(job.id)).status is TaskStatus.RUNNING

@@ -260,7 +260,7 @@ async def test_a_task_whose_block_has_not_begun_is_asked_for(
         with caplog.at_level(logging.WARNING, logger="aether_trio.client"):
             async with anyio.create_task_group() as group:
                 group.start_soon(take)
-                while f"task {job.id} was handed out" not in caplog.text:
+                while f"task {job.id} was given to the program" not in caplog.text:
                     await anyio.sleep(0.01)
                 await boss.kv.get("k")  # longer than another claim takes
                 await anyio.sleep(0.05)
