@@ -56,14 +56,14 @@ N = TypeVar("N", bound=Namespace)
 
 
 class SyncGrantCache(Blocking[GrantCache]):
-    """Caches what grants allow, for an enforcer that asks about the same ones often."""
+    """Caches the gateway's answers about what authority grants allow."""
 
     forget = called_in_loop(GrantCache.forget)
     resolve = blocking(GrantCache.resolve)
 
 
 class SyncProxiedRequest(Blocking[ProxiedRequest]):
-    """A request to be answered at once or in pieces."""
+    """An HTTP request to this service, to be answered at once or in pieces."""
 
     fail = blocking(ProxiedRequest.fail)
     finish = blocking(ProxiedRequest.finish)
@@ -94,7 +94,7 @@ class SyncPublication(Blocking[Publication]):
 
 
 class SyncResponse(Blocking[StreamedResponse]):
-    """A response whose body is still coming. Iterate it for the pieces, once."""
+    """An HTTP response whose body is still coming. Iterate over its pieces, once."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -111,7 +111,7 @@ class SyncResponse(Blocking[StreamedResponse]):
 
 
 class SyncTunnel(Blocking[Tunnel]):
-    """One tunnel."""
+    """One open tunnel to or from a service; an anyio ByteStream."""
 
     aclose = blocking(Tunnel.aclose)
     receive = blocking(Tunnel.receive)
@@ -128,7 +128,7 @@ class SyncNamespace(Blocking[N], Generic[N]):
 
 
 class SyncAccess(SyncNamespace[Access]):
-    """May I do this to that? And messages that are delivered only if I may."""
+    """Checks accesses to resources, and sends messages on condition of a check."""
 
     check = blocking(Access.check)
     check_all = blocking(Access.check_all)
@@ -136,14 +136,14 @@ class SyncAccess(SyncNamespace[Access]):
 
 
 class SyncAudit(SyncNamespace[Audit]):
-    """Search the audit log, and add an entry of one's own."""
+    """Searches the gateway's audit log, and adds entries to it."""
 
     query = blocking(Audit.query)
     submit = blocking(Audit.submit)
 
 
 class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
-    """Asks a principal for authority, and decides what was asked."""
+    """Asks principals for authority, and decides such requests."""
 
     approve = blocking(AuthorityRequests.approve)
     cancel = blocking(AuthorityRequests.cancel)
@@ -155,7 +155,7 @@ class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
 
 
 class SyncCheckpoints(SyncNamespace[Checkpoints]):
-    """What a participant saves for its next life."""
+    """Saves and loads state that a participant needs after a restart."""
 
     delete = blocking(Checkpoints.delete)
     list = blocking(Checkpoints.list)
@@ -164,7 +164,7 @@ class SyncCheckpoints(SyncNamespace[Checkpoints]):
 
 
 class SyncGatewayQueries(SyncNamespace[GatewayQueries]):
-    """Look at the gateway process itself."""
+    """Asks one gateway process for its health, counters and connections."""
 
     connection = blocking(GatewayQueries.connection)
     connections = blocking(GatewayQueries.connections)
@@ -174,7 +174,7 @@ class SyncGatewayQueries(SyncNamespace[GatewayQueries]):
 
 
 class SyncGrants(SyncNamespace[Grants]):
-    """Authority to act for others."""
+    """Manages authority grants, which let one participant act for another."""
 
     batch_exchange = blocking(Grants.batch_exchange)
     cached = blocking_block(Grants.cached, SyncGrantCache)
@@ -191,7 +191,7 @@ class SyncGrants(SyncNamespace[Grants]):
 
 
 class SyncKv(SyncNamespace[Kv]):
-    """The key-value store; help(aether_trio.client.operations.kv) says more."""
+    """Key-value operations; help(aether_trio.client.operations.kv) says more."""
 
     compare_and_delete = blocking(Kv.compare_and_delete)
     compare_and_set = blocking(Kv.compare_and_set)
@@ -211,13 +211,13 @@ class SyncKv(SyncNamespace[Kv]):
 
 
 class SyncProgress(SyncNamespace[Progress]):
-    """Tell others how far something has come."""
+    """Reports progress of any work to other participants."""
 
     report = blocking(Progress.report)
 
 
 class SyncProxy(SyncNamespace[Proxy]):
-    """HTTP to services behind the gateway."""
+    """Sends HTTP requests to services behind the gateway, and answers them."""
 
     request = blocking(Proxy.request)
     serve = blocking_block(Proxy.serve, streamed_as(SyncProxiedRequest))
@@ -239,7 +239,7 @@ class SyncRegistry(SyncNamespace[Registry]):
 
 
 class SyncRules(SyncNamespace[Rules]):
-    """Access rules, what applies when no rule does, what was decided and why."""
+    """Manages access rules, fallback levels and recorded decisions."""
 
     add_member = blocking(Rules.add_member)
     assign_role = blocking(Rules.assign_role)
@@ -271,7 +271,7 @@ class SyncRules(SyncNamespace[Rules]):
 
 
 class SyncSessions(SyncNamespace[Sessions]):
-    """Who is connected, since when, and from where."""
+    """Lists connected participants, and ends their sessions."""
 
     connection_status = blocking(Sessions.connection_status)
     disconnect = blocking(Sessions.disconnect)
@@ -280,7 +280,7 @@ class SyncSessions(SyncNamespace[Sessions]):
 
 
 class SyncTasks(SyncNamespace[Tasks]):
-    """See the module's text; following a task and being given work are in TaskFeeds."""
+    """Creates tasks, finds them, and changes their states."""
 
     assignments = blocking_block(Tasks.assignments, streamed)
     cancel = blocking(Tasks.cancel)
@@ -303,7 +303,7 @@ class SyncTasks(SyncNamespace[Tasks]):
 
 
 class SyncTokens(SyncNamespace[Tokens]):
-    """API tokens with which others may connect."""
+    """Manages API tokens, with which other participants may connect."""
 
     create = blocking(Tokens.create)
     delete = blocking(Tokens.delete)
@@ -313,7 +313,7 @@ class SyncTokens(SyncNamespace[Tokens]):
 
 
 class SyncTunnels(SyncNamespace[Tunnels]):
-    """Opens and accepts tunnels to services, with credit in both directions."""
+    """Opens tunnels to services, and accepts tunnels to this service."""
 
     accept = blocking_block(Tunnels.accept, SyncTunnel)
     incoming = blocking_block(Tunnels.incoming, streamed)
@@ -322,7 +322,7 @@ class SyncTunnels(SyncNamespace[Tunnels]):
 
 
 class SyncWorkflow(SyncNamespace[Workflow]):
-    """Ask the workflow engine, through the gateway."""
+    """Sends requests to the workflow engine, through the gateway."""
 
     cancel_execution = blocking(Workflow.cancel_execution)
     cancel_join = blocking(Workflow.cancel_join)
@@ -356,7 +356,7 @@ class SyncWorkflow(SyncNamespace[Workflow]):
 
 
 class SyncWorkspaces(SyncNamespace[Workspaces]):
-    """Manage workspaces; for a user's window, move between them."""
+    """Manages workspaces, and moves a user's window to another."""
 
     create = blocking(Workspaces.create)
     delete = blocking(Workspaces.delete)
@@ -368,7 +368,7 @@ class SyncWorkspaces(SyncNamespace[Workspaces]):
 
 
 class JobCalls(Blocking[Job]):
-    """A task that this worker has claimed. `async with job:` is the work on it, once."""
+    """A task that this worker has claimed; the body of `async with job:` works on it."""
 
     fail = blocking(Job.fail)
     hibernate = blocking(Job.hibernate)
@@ -381,37 +381,37 @@ class JobCalls(Blocking[Job]):
 
     @property
     def attempt(self) -> int:
-        """1 for the first one."""
+        """Which attempt at the task this is; 1 for the first."""
         return self._target.attempt
 
     @property
     def creator(self) -> str:
-        """The identity of its creator, which is where results go."""
+        """The identity of the task's creator, which is the topic for results."""
         return self._target.creator
 
     @property
     def id(self) -> str:
-        """The task's id."""
+        """The id of the task."""
         return self._target.id
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the creator has written on it."""
+        """The metadata that the creator has given the task."""
         return self._target.metadata
 
     @property
     def payload(self) -> bytes:
-        """What is to be worked on."""
+        """The bytes that the creator has given the task to work on."""
         return self._target.payload
 
     @property
     def text(self) -> str:
-        """The payload as UTF-8; what is none is replaced."""
+        """The payload as UTF-8, with invalid bytes replaced."""
         return self._target.text
 
     @property
     def type(self) -> str:
-        """What kind of work it is; the creator's word."""
+        """The kind of work, as the creator of the task has named it."""
         return self._target.type
 
     @property

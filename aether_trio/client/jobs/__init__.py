@@ -1,4 +1,4 @@
-"""Working on tasks: the loop that takes them, and the block that one of them is.
+"""A client's work on tasks: the loop that receives them, and the block of each.
 
     async with AgentClient(ADDRESS, **who) as worker:
         async for task in worker.work():

@@ -1,4 +1,4 @@
-"""What the gateway has given to this worker and what it has not begun.
+"""Keeps the task assignments of a client's worker that it has not begun.
 
 A feed that listens from the client's first connection on, as work comes right behind the answer
 that lets it in. Of each task the latest assignment is kept. A cut empties it: the gateway tells a
@@ -33,7 +33,7 @@ Beyond it the oldest are dropped.
 
 
 class AssignmentIntake(Feed[Assignment]):
-    """See the module docstring.
+    """A feed of a worker's task assignments; of each task it keeps the latest.
 
     `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait.
     """
@@ -51,7 +51,7 @@ class AssignmentIntake(Feed[Assignment]):
         return len(self._assigned)
 
     def put(self, thing: Any) -> None:
-        """An assignment, or the end of a connection."""
+        """Add an assignment, or drop all when the connection has ended."""
         if isinstance(thing, ConnectionLost):
             self._assigned = {name: one for name, one in self._assigned.items() if isinstance(one, Assignment)}
             self._bytes = sum(len(one.payload) for one in self._assigned.values())
@@ -70,23 +70,23 @@ class AssignmentIntake(Feed[Assignment]):
             self._wake()
 
     def has(self, task_id: str) -> bool:
-        """Whether an assignment of this task waits."""
+        """Return whether an assignment of this task waits to be taken."""
         return task_id in self._assigned
 
     def forget(self, task_id: str) -> None:
-        """The assignment of this task is none."""
+        """Drop the waiting assignment of this task, if there is one."""
         known = self._assigned.pop(task_id, None)
         if known is not None:
             self._bytes -= len(known.payload)
 
     def put_down(self, task_id: str) -> None:
-        """The task is not in hand any more; it may have been assigned anew meanwhile."""
+        """Note that the worker has ended this task: it may be taken again if reassigned."""
         self.in_hand.discard(task_id)
         if task_id in self._assigned:
             self._wake()
 
     def give_back(self, assignment: Assignment) -> None:
-        """Give back a task that was taken and not begun: it is the next one.
+        """Put back an assignment that was taken and not begun: it is taken next.
 
         A newer assignment of the task goes first.
         """
@@ -97,11 +97,11 @@ class AssignmentIntake(Feed[Assignment]):
         self.put_down(task_id)
 
     def take_back(self, assignment: Assignment) -> bool:
-        """Take a task that was given back. Return False if it no longer waits."""
+        """Take an assignment that was put back. Return False if it no longer waits."""
         return self._assigned.get(assignment.task_id) is assignment and self._take_task(assignment.task_id)
 
     def _take_task(self, task_id: str) -> bool:
-        """Take this task, which waits; False when it is in hand."""
+        """Take a waiting task for the worker; return False if the worker has it already."""
         if task_id in self.in_hand:
             return False
         self.forget(task_id)
@@ -109,7 +109,7 @@ class AssignmentIntake(Feed[Assignment]):
         return True
 
     async def __anext__(self) -> Assignment:
-        """The first that is not in hand; from now on it is.
+        """Wait for an assignment of a task that the worker does not have, and take it.
 
         Raises StopAsyncIteration at the end, or why the client failed.
         """

@@ -1,4 +1,4 @@
-"""A task in a worker's hands, which is a block.
+"""A task that a client's worker has claimed: its block completes or fails it.
 
     claimed ──▶ open ──▶ settling ──▶ closed
                   │ the gateway takes it away: the block is cancelled, and left without a word
@@ -64,7 +64,7 @@ OURS: Final = WAITS | {TaskStatus.RUNNING}
 
 
 class JobEnd(enum.Enum):
-    """What became of a task, as far as this worker is concerned."""
+    """How a task ended for the worker that had claimed it."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -93,7 +93,7 @@ _ENDS: Final = {
 
 
 class TaskOver(AetherError):
-    """The task is not this worker's any more. The block of the task swallows this.
+    """The task is no longer this worker's. The block of the task swallows this.
 
     It was cancelled, has hibernated, or another worker has it.
     """
@@ -112,18 +112,18 @@ class _Phase(enum.Enum):
 
 
 class JobKeeper(Protocol):
-    """What a job needs of the client that holds it. manager.py has the implementation."""
+    """Protocol: what a claimed task needs of its client. manager.py implements it."""
 
     tasks: Tasks
     progress: Progress
     checkpoints: Checkpoints
 
     def put_down(self, job: Job) -> None:
-        """Forget a job whose block has ended."""
+        """Forget a task whose block has ended."""
         ...
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle` in the client's task group. False: the client has ended."""
+        """Run `settle` in the client's task group. Return False if the client has ended."""
         ...
 
     def check_client(self) -> None:
@@ -131,16 +131,16 @@ class JobKeeper(Protocol):
         ...
 
     async def look_up(self, task_id: str) -> Task | None:
-        """Return the task as the gateway has it now; None when this worker may not see it."""
+        """Ask the gateway for the task; return None when this worker may not see it."""
         ...
 
     async def watch(self, job: Job) -> None:
-        """Return when every later event of the task reaches the job."""
+        """Subscribe to the task, and return when every later event reaches the job."""
         ...
 
 
 class Job:
-    """A task that this worker has claimed. `async with job:` is the work on it, once.
+    """A task that this worker has claimed; the body of `async with job:` works on it.
 
     The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
     exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
@@ -181,24 +181,22 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The task's id."""
+        """The id of the task."""
         return self.assignment.task_id
 
     @property
     def _reference(self) -> str:
-        """The task's id as moves are told: what this block says does not count for a later
-        assignment of the task.
-        """
+        """The task's id with the number of its assignment, for requests about the task."""
         return self.assignment.reference
 
     @property
     def entered(self) -> bool:
-        """Whether its block has begun."""
+        """Whether the block of the task has begun."""
         return self._phase is not _Phase.CLAIMED
 
     @property
     def is_open(self) -> bool:
-        """Whether the gateway may still take the task away: the block is open."""
+        """Whether the task is still this worker's, and its block has not ended."""
         return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
 
     # -- the block
@@ -235,13 +233,13 @@ class Job:
         return swallowed or (error is not None and self._is_over(error))
 
     def _is_over(self, error: BaseException) -> bool:
-        """Whether this is a TaskOver of ours, or a group of nothing else."""
+        """Return whether the error is TaskOver of this task, or a group of nothing else."""
         if isinstance(error, BaseExceptionGroup):
             return all(self._is_over(one) for one in error.exceptions)
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Say how it was left.
+        """Send COMPLETE or FAIL, by how the block was left.
 
         A cancellation does not keep it from being said, also one that comes meanwhile.
 
@@ -266,7 +264,7 @@ class Job:
             raise self._refused
 
     async def _complete(self, refusals: int | None) -> None:
-        """Send COMPLETE, or FAIL if that is refused: a task in no block must end."""
+        """Send COMPLETE, or FAIL if that is refused: a task without a block must end."""
         if self._refused is None:
             try:
                 await self._settle(lambda: self._keeper.tasks.complete(self._reference, reason=sendable(self.remark)))
@@ -277,12 +275,12 @@ class Job:
         await self._fail(f"COMPLETE was refused: {describe(self._refused)}", refusals)
 
     async def _fail(self, reason: str, refusals: int | None) -> None:
-        """FAIL. See `_settle`."""
+        """Send FAIL until the gateway accepts it, or the task is not this worker's."""
         reason = sendable(reason)
         await self._settle(lambda: self._keeper.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Settle in spite of a cancellation: for LAST_WORDS_S, then after the block.
+        """Send COMPLETE or FAIL in spite of a cancellation: at once, then after the block.
 
         Nothing is waited for any more when another one comes through the shield, as asyncio's own
         do, and Ctrl-C.
@@ -297,7 +295,7 @@ class Job:
                 self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
-        """Settle behind the block, however often it is refused, while the client lives.
+        """Send COMPLETE or FAIL after the block, until it is accepted or the client ends.
 
         False if it does not.
         """
@@ -308,12 +306,12 @@ class Job:
         logger.warning("task %s is over for this worker, but the gateway could not be told: %s", self.id, refused)
 
     def _close(self) -> None:
-        """There is room for another one."""
+        """Tell the worker's loop that it has room for one more task."""
         closed, self._closed = self._closed, _nothing
         closed()
 
     def begins_too_late(self) -> None:
-        """Mark a job whose block has not begun in time.
+        """Mark the task as lost, because its block has not begun in time.
 
         Another worker may have the task. A block that begins yet is cancelled.
         """
@@ -322,7 +320,7 @@ class Job:
         self._close()
 
     async def give_up(self, reason: str) -> None:
-        """Fail it without a block: no loop has taken it."""
+        """Fail the task without a block: no loop of the worker has taken it."""
         self._phase = _Phase.SETTLING
         try:
             await self._fail(reason, None)
@@ -331,7 +329,7 @@ class Job:
             self._keeper.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Make the last move until it is made or the task is no longer ours.
+        """Repeat the last request of the task until it is accepted, or the task is lost.
 
         Raises the last of so many refusals (None: never), and why the client has ended.
         """
@@ -364,7 +362,7 @@ class Job:
     # -- what the gateway says
 
     def heard(self, event: TaskEvent) -> None:
-        """An event of this task. Never waits."""
+        """Take in an event of the task, which may end it. Never waits."""
         change = event.event
         if not self.is_open or not isinstance(change, StatusChanged):
             return
@@ -374,7 +372,7 @@ class Job:
         self._tell()
 
     def looked(self, task: Task | None) -> None:
-        """How the task is just now; None when there is none that this worker may see.
+        """Take in the state of the task, or None if this worker may no longer see it.
 
         Never waits.
         """
@@ -391,12 +389,12 @@ class Job:
         return task is not None and task.status in OURS and self._is_this(task)
 
     def _is_this(self, task: Task) -> bool:
-        """Whether the task was not assigned again since."""
+        """Return whether the task was not assigned anew after this worker claimed it."""
         number = self.assignment.number
         return task.assigned_to == self.task.assigned_to and task.metadata.get(NUMBER, number) == number
 
     def _ended(self, task: Task | None) -> None:
-        """Remember how it is; what has become of it in other hands is not this worker's."""
+        """Set how the task ended; LOST if another worker has it."""
         if task is None or not self._is_this(task):
             self.end = JobEnd.LOST
         else:
@@ -436,32 +434,32 @@ class Job:
 
     @property
     def type(self) -> str:
-        """What kind of work it is; the creator's word."""
+        """The kind of work, as the creator of the task has named it."""
         return self.assignment.task_type
 
     @property
     def payload(self) -> bytes:
-        """What is to be worked on."""
+        """The bytes that the creator has given the task to work on."""
         return self.assignment.payload
 
     @property
     def text(self) -> str:
-        """The payload as UTF-8; what is none is replaced."""
+        """The payload as UTF-8, with invalid bytes replaced."""
         return self.payload.decode(errors="replace")
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the creator has written on it."""
+        """The metadata that the creator has given the task."""
         return {name: text for name, text in self.assignment.metadata.items() if name != NUMBER}
 
     @property
     def creator(self) -> str:
-        """The identity of its creator, which is where results go."""
+        """The identity of the task's creator, which is the topic for results."""
         return self.task.creator
 
     @property
     def attempt(self) -> int:
-        """1 for the first one."""
+        """Which attempt at the task this is; 1 for the first."""
         return self.task.attempt + 1
 
     async def progress(
@@ -473,7 +471,7 @@ class Job:
         step: ProgressStep | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Say how far it is: `completion` is from 0 to 1, or -1 when unknown.
+        """Report progress of the task: `completion` is from 0 to 1, or -1 when unknown.
 
         It is also a sign of life.
 
@@ -486,7 +484,7 @@ class Job:
         )
 
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
-        """Wait until the task is resumed, or is given an input that has all of `match`.
+        """Pause the task until it is resumed, or is sent an input that has all of `match`.
 
         An input that has come before is used, the oldest one first; each is used once. After
         `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
@@ -510,7 +508,7 @@ class Job:
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None
     ) -> None:
-        """Stand still until these tasks have ended, in whatever way, or the first of them.
+        """Pause the task until all of these tasks have ended, or any one of them.
 
         After `timeout` seconds the task fails ("wait timeout").
         """
@@ -526,7 +524,7 @@ class Job:
         )
 
     async def wait_until(self, when: datetime) -> None:
-        """Stand still until then. The worker is kept: for longer times, `hibernate`."""
+        """Pause the task until `when`, and keep this worker (`hibernate` lets it go)."""
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=NO_INPUT, scheduled_wake=when)
         await self._wait_as(wait)
 
@@ -534,7 +532,7 @@ class Job:
         await self._wait(lambda request_id: self._keeper.tasks.pause(self._reference, wait, request_id=request_id))
 
     async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """`pause` is given the id of its request."""
+        """Pause the task by `pause`, which gets a request id, and wait until it runs."""
         await self._checked()
         if self._waiting:
             raise RuntimeError(f"task {self.id} is in another wait already; one at a time")
@@ -552,7 +550,7 @@ class Job:
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Pause the task, and ask again after a cut unless it waits already.
+        """Pause the task; after a cut, ask again unless it is paused already.
 
         It is the same pause, whose wait may have ended meanwhile.
         """
@@ -568,7 +566,7 @@ class Job:
                     return
 
     async def _until_running(self) -> None:
-        """Events may be older than an answer, so what they say is looked up."""
+        """Wait until the task runs again, and look it up: events may be late."""
         while True:
             news = self._news
             if self._runs():
@@ -626,7 +624,7 @@ class Job:
         raise self._over()  # it was called from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """Return what the task saved when it hibernated.
+        """Return the checkpoint that the task saved when it hibernated.
 
         None if it never did, or if another participant has saved it.
         """
@@ -636,7 +634,7 @@ class Job:
         return await self._keeper.checkpoints.load(key) if key else None
 
     async def fail(self, reason: str) -> NoReturn:
-        """End the block as FAIL with this text, without an exception: this never returns."""
+        """Fail the task with this text and end its block. Never returns."""
         await self._checked()
         await self._fail(reason, REFUSALS)
         self._scope.cancel()
@@ -644,7 +642,7 @@ class Job:
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise why the task cannot be used any more, after a checkpoint.
+        """Raise why this worker can no longer work on the task, if it cannot.
 
         So a program that asks again and again can be cancelled.
         """
@@ -654,11 +652,11 @@ class Job:
 
 
 def _nothing() -> None:
-    """It was said that there is room."""
+    """Do nothing: the worker's loop was told before that it has room."""
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as the reason of a failure: its kind and its text.
+    """Return the kind and text of an exception, as the reason why a task failed.
 
     Of a group, those of its members.
     """
@@ -674,14 +672,14 @@ def describe(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """Return the text with what UTF-8 cannot hold replaced."""
+    """Return the text with characters replaced that UTF-8 cannot encode."""
     if str.isascii(text):  # raises TypeError for what is no text
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _stopped(error: BaseException) -> bool:
-    """Whether it is a cancellation or Ctrl-C, or a group of nothing else."""
+    """Return whether the error is a cancellation or Ctrl-C, or a group of those."""
     if isinstance(error, BaseExceptionGroup):
         return all(_stopped(one) for one in error.exceptions)
     return isinstance(error, (anyio.get_cancelled_exc_class(), KeyboardInterrupt))

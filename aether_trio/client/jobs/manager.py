@@ -1,4 +1,4 @@
-"""Holds all tasks of one client: those that wait, those in hand, their events.
+"""Manages the tasks of a client's worker: assigned, claimed, open and watched.
 
 A task is listened to (its events are subscribed to) when it has been in hand for WATCH_AFTER_S, or
 waits for something; so a short one costs two requests, CLAIM and COMPLETE. What it missed before is
@@ -74,7 +74,7 @@ JobRef: TypeAlias = weakref.ref[Job]
 
 
 class JobManager:
-    """See the module docstring."""
+    """Claims a worker's assigned tasks, follows their events, and ends unbegun ones."""
 
     def __init__(
         self, requester: Requester, feeds: Feeds, start: Start, ending: Callable[[], AetherError | None]
@@ -99,7 +99,9 @@ class JobManager:
     # -- taking and putting down
 
     async def take(self, closed: Callable[[], None]) -> Job:
-        """The next task, claimed. `closed` is called when its block has ended.
+        """Wait for the next assigned task, claim it, and return it as a Job.
+
+        `closed` is called when its block has ended.
 
         Raises StopAsyncIteration when the client is closed, or why it has failed.
         """
@@ -118,7 +120,7 @@ class JobManager:
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
-        """Offer the task of a cancelled loop to the next loop, or end it.
+        """Offer the task of a cancelled loop to the next loop, or fail it later.
 
         The claim may have arrived or not. A second one changes nothing.
         """
@@ -133,7 +135,7 @@ class JobManager:
             await self._give_up(assignment, STOPPED)
 
     async def _give_up(self, assignment: Assignment, reason: str) -> None:
-        """Fail a task that was claimed and has no job.
+        """Fail a task that was claimed and that no loop works on.
 
         One whose claim has not arrived is any loop's again.
         """
@@ -150,7 +152,7 @@ class JobManager:
             logger.warning("task %s was claimed and not begun, and could not be failed: %s", assignment.task_id, error)
 
     async def _claimed(self, assignment: Assignment) -> Task | None:
-        """The task, claimed; None when the gateway has changed its mind about it."""
+        """Claim the task; return None when it is no longer this worker's."""
         while True:
             try:
                 return await self.tasks.claim(assignment.reference)
@@ -177,7 +179,7 @@ class JobManager:
         return task is not None and task.status in ours and self._is_same(assignment, task)
 
     def _is_same(self, assignment: Assignment, task: Task) -> bool:
-        """Whether the task is assigned as it was then."""
+        """Return whether the task is still under the same assignment."""
         if task.metadata.get(NUMBER, assignment.number) != assignment.number:
             return False
         return task.assigned_to == assignment.assigned_to
@@ -197,7 +199,7 @@ class JobManager:
         return job
 
     def put_down(self, job: Job) -> None:
-        """It is not in hand any more.
+        """Forget a task whose block has ended, so that it may be taken again.
 
         Nothing happens if it was put down before: others may have the task in hand now.
         """
@@ -218,7 +220,7 @@ class JobManager:
     # -- what never begins
 
     def _let_go(self, soon: CallSoon, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
-        """A job in hand is no more.
+        """Fail the task of a Job that was garbage collected before its block began.
 
         Called by the garbage collector: in any thread, and in the middle of anything.
         """
@@ -231,14 +233,14 @@ class JobManager:
             self._start(self._give_up, assignment, LET_GO)
 
     def _wait_for_block(self, ref: JobRef) -> None:
-        """The block of this job has not begun when others have."""
+        """Give a claimed task UNBEGUN_S for its block to begin."""
         self._unbegun.append((anyio.current_time() + UNBEGUN_S, ref))
         if not self._missing:
             self._missing = True
             self._start(self._take_back_the_unbegun)
 
     async def _take_back_the_unbegun(self) -> None:
-        """End every job that is kept and not begun.
+        """Take claimed tasks back whose blocks have not begun within UNBEGUN_S.
 
         It ends when there is none any more, and is started again.
         """
@@ -267,7 +269,7 @@ class JobManager:
             self._give_back(job.assignment)
 
     def _repeated(self, task_id: str) -> None:
-        """Look up a task in hand that is assigned again.
+        """Look up a task that is assigned again while this worker has it.
 
         The client has reconnected, or the time of this block is over.
         """
@@ -285,7 +287,7 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Settle a task in the client's task group, after its block.
+        """Run `settle`, which ends a task, in the client's task group after its block.
 
         Returns False when the client has ended.
 
@@ -302,7 +304,7 @@ class JobManager:
             self.put_down(job)
 
     def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
-        """Run a function in the client's task group. Return False if it has ended.
+        """Run a function in the client's task group. Return False if the client has ended.
 
         A block in a thread may outlive the client.
         """
@@ -312,7 +314,7 @@ class JobManager:
         return True
 
     def check_client(self) -> None:
-        """Raise why the client has ended.
+        """Raise why the client has ended, if it has.
 
         A request that failed by it is no cut: no connection will answer it again.
         """
@@ -328,7 +330,7 @@ class JobManager:
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
-        """Return the task as soon as the gateway can tell it.
+        """Ask the gateway for the task, again after cuts; None if it may not be seen.
 
         None when there is none that this worker may see.
 
@@ -350,7 +352,7 @@ class JobManager:
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
     async def _looked_up_in_the_end(self, task_id: str) -> Task | None:
-        """The same, however often it is refused. Raises the client's own end."""
+        """Ask for the task however often that is refused. Raises the client's own end."""
         while True:
             try:
                 return await self.look_up(task_id)
@@ -360,7 +362,7 @@ class JobManager:
                 await anyio.sleep(LOOK_S)
 
     async def _watch_the_old(self) -> None:
-        """Listen to every task that is long enough in hand.
+        """Follow the events of every task that this worker has had for WATCH_AFTER_S.
 
         It ends when there is none any more, and is started again.
         """
@@ -374,7 +376,7 @@ class JobManager:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Return when what happens to this task from now on is heard of.
+        """Follow the task, and return when every later event reaches its job.
 
         Raises why the client has ended.
         """
@@ -400,7 +402,7 @@ class JobManager:
                 _watched(ref)
 
     async def _listen(self, ref: JobRef, task_id: str) -> None:
-        """Until the connection is cut. Raises the client's own end."""
+        """Pass the events of a task to its job until the connection is cut."""
         try:
             async with self.tasks.follow(task_id) as events:
                 _looked(ref, await self.look_up(task_id))
@@ -446,4 +448,4 @@ def _watched(ref: JobRef) -> None:
 
 
 def _nothing() -> None:
-    """For a task that no loop waits for."""
+    """Do nothing: no loop waits for this task to end."""

@@ -1,4 +1,4 @@
-"""Offers the tasks of a worker: as a loop, and as a handler that is called."""
+"""Client methods with which a worker gets tasks: as a loop, or for a handler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Handler = Callable[[Job], Awaitable[object]]
 
 
 class Jobs:
-    """Iterates over the tasks of a worker, which the gateway assigns.
+    """An async iterator over the tasks that the gateway assigns to this worker.
 
     `async for task in worker.work(): async with task: ...`
 
@@ -73,7 +73,7 @@ class Jobs:
 
 
 class WorkerMethods(_Client):
-    """Mixed into the clients that are given tasks: agents, services and task workers."""
+    """Mixin of the clients that are given tasks: agents, services and task workers."""
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **numbered(options))
@@ -84,7 +84,7 @@ class WorkerMethods(_Client):
         self._group.start_soon(function, *args)
 
     def work(self, *, concurrency: int | None = None) -> Jobs:
-        """The tasks that are given to this worker, claimed, one by one.
+        """Iterate over the tasks that the gateway assigns to this worker, claimed.
 
             async for task in worker.work():
                 async with task:
@@ -101,7 +101,7 @@ class WorkerMethods(_Client):
         return said if said is not None else self._settings.worker_tasks or 1
 
     async def run_tasks(self, handler: Handler, *, concurrency: int | None = None) -> None:
-        """Call `handler` with every task, inside of its block, `concurrency` at once.
+        """Call `handler` for each assigned task, in its block, `concurrency` at once.
 
         What a handler raises is logged and fails its task; the others go on. Runs until the client
         is closed or has failed, or until it is cancelled.

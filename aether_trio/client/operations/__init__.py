@@ -1,4 +1,4 @@
-"""The operations of the protocol as methods of a client, in namespaces.
+"""Operations of the gateway as methods of a client, one namespace for each family.
 
     await agent.kv.put("greeting", b"hello", scope=Scope.WORKSPACE)
     task = await agent.tasks.create("summarize", payload, pool="summarizer")
@@ -128,7 +128,7 @@ N = TypeVar("N", bound=Namespace)
 
 
 class NamespaceAttribute(Generic[N]):
-    """Give each client its namespace, made when the attribute is read.
+    """Descriptor: makes a client's namespace, such as `kv`, when it is read.
 
     On the class it is itself.
     """
@@ -146,7 +146,7 @@ class NamespaceAttribute(Generic[N]):
 
 
 class Operations:
-    """Gives a client its namespaces: one line for each.
+    """Mixin that gives a client its namespaces: one attribute for each.
 
     The blocking form is generated from this table.
     """

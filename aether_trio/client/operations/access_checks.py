@@ -1,4 +1,4 @@
-"""`agent.access`: may I do this to that?
+"""`agent.access`: asks the gateway whether an access to a resource is allowed.
 
 And messages that are delivered only if I may.
 
@@ -27,7 +27,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessRequest:
-    """Something to be done to a resource.
+    """An access to a resource that is to be checked: resource, operation, level.
 
     `workspace` is where the resource is; "" if it is in none.
     """
@@ -42,7 +42,7 @@ class AccessRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessVerdict:
-    """The verdict on one access, with what it rests on."""
+    """The gateway's verdict on one access: allowed or not, for whom, and why."""
 
     decision_id: str
     request: AccessRequest | None
@@ -66,7 +66,7 @@ class AccessVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContinuationScope:
-    """Limits of a continued authority."""
+    """Limits of the authority that a message passes on to its receiver."""
 
     workspace_scope: tuple[str, ...] = ()
     resource_scope: tuple[ResourceScope, ...] = ()
@@ -76,7 +76,7 @@ class ContinuationScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """Let the receiver of a message go on with the sender's delegated authority."""
+    """How a message passes its sender's delegated authority on to the receiver."""
 
     mode: Annotated[ContinuationMode, Wire("scope_mode")] = ContinuationMode.INHERIT_PARENT
     binding_id: str = ""
@@ -86,13 +86,13 @@ class Continuation:
 
 
 class Access(Namespace):
-    """May I do this to that? And messages that are delivered only if I may.
+    """Checks accesses to resources, and sends messages on condition of a check.
 
     help(aether_trio.client.operations.access_checks) says more.
     """
 
     async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> AccessVerdict:
-        """One verdict. Raises Refused if none could be reached."""
+        """Ask whether an access is allowed. Raises Refused if no verdict is reached."""
         op = pb.AccessCheckOperation(access=access_message(access), authorization=authorization_context(authorization))
         answer: pb.AccessCheckResponse = await self._ask("access_check", op)
         return read(AccessVerdict, answer.decision)
@@ -100,7 +100,7 @@ class Access(Namespace):
     async def check_all(
         self, accesses: Sequence[AccessRequest], *, authorization: Authorization | None = None
     ) -> tuple[AccessVerdict, ...]:
-        """Several verdicts, in the order asked; at most 100."""
+        """Ask for the verdicts on up to 100 accesses, in the same order."""
         op = pb.BatchAccessCheckOperation(
             access=[access_message(one) for one in accesses], authorization=authorization_context(authorization)
         )
@@ -138,5 +138,5 @@ class Access(Namespace):
 
 
 def access_message(access: AccessRequest) -> pb.ResourceAccessRequest:
-    """For a message field."""
+    """Convert an AccessRequest to its protobuf message."""
     return write(access, pb.ResourceAccessRequest())

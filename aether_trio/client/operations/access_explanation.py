@@ -12,7 +12,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleContribution:
-    """One rule that had a say in a verdict."""
+    """One access rule that counted in a verdict."""
 
     subject: str
     """The principal, group or role the rule is about."""
@@ -24,7 +24,7 @@ class RuleContribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessExplanation:
-    """Why a verdict is what it is."""
+    """Why an access is allowed or denied, with each rule that counted."""
 
     principal: str
     subjects: tuple[str, ...]
@@ -43,7 +43,7 @@ class AccessExplanations(Namespace):
     async def explain(
         self, principal: Principal | str, resource_type: str, resource_id: str, required_level: AccessLevel
     ) -> AccessExplanation:
-        """Why `principal` may, or may not, do that."""
+        """Explain why `principal` may, or may not, have this access to a resource."""
         op = pb.ACLOperation(
             op=pb.ACLOperation.EXPLAIN_ACCESS,
             principal=principal_ref(principal),

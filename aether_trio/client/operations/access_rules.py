@@ -1,4 +1,4 @@
-"""`agent.rules`: access rules, the fallback, and past decisions.
+"""`agent.rules`: manages access rules, fallback levels and recorded decisions.
 
 Groups and roles are in groups.py.
 
@@ -23,7 +23,7 @@ _Op = pb.ACLOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessRule:
-    """This principal may do this much to that resource."""
+    """A rule: this principal has this access level to that resource."""
 
     rule_id: str
     principal_type: str
@@ -40,7 +40,7 @@ class AccessRule:
 
 @dataclass(frozen=True, slots=True)
 class RulePage:
-    """Some of the rules that were asked for, and how many there are in all."""
+    """A page of access rules, and how many there are in all."""
 
     rules: tuple[AccessRule, ...]
     total: int
@@ -48,7 +48,7 @@ class RulePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackPolicy:
-    """The level that applies in a category when no rule does."""
+    """The access level that applies in a category when no rule does."""
 
     policy_id: str
     category: Annotated[str, Wire("rule_category")]
@@ -59,7 +59,7 @@ class FallbackPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedDecision:
-    """A decision that was recorded."""
+    """A decision on an access, as the gateway has recorded it."""
 
     audit_id: int
     timestamp: Seconds
@@ -80,14 +80,14 @@ class RecordedDecision:
 
 @dataclass(frozen=True, slots=True)
 class DecisionPage:
-    """Some of the decisions that were asked for, and how many there are in all."""
+    """A page of recorded decisions, and how many there are in all."""
 
     decisions: tuple[RecordedDecision, ...]
     total: int
 
 
 class Rules(Groups, AccessExplanations):
-    """Access rules, what applies when no rule does, what was decided and why.
+    """Manages access rules, fallback levels and recorded decisions.
 
     help(aether_trio.client.operations.access_rules) says more.
     """
@@ -102,7 +102,7 @@ class Rules(Groups, AccessExplanations):
         limit: int = 0,
         offset: int = 0,
     ) -> RulePage:
-        """The rules that fit everything given."""
+        """List the access rules that fit every filter given."""
         wanted = pb.ACLRuleFilter(
             principal_type=principal_type,
             principal_id=principal_id,
@@ -115,7 +115,7 @@ class Rules(Groups, AccessExplanations):
         return RulePage(tuple(read(AccessRule, one) for one in answer.rules), answer.total_rules)
 
     async def get(self, rule_id: str) -> AccessRule:
-        """One rule. Raises Refused if there is none."""
+        """Return one access rule. Raises Refused if there is none."""
         return read(AccessRule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id))).rule)
 
     async def grant(
@@ -131,7 +131,7 @@ class Rules(Groups, AccessExplanations):
         expires_at: datetime | None = None,
         authorization: Authorization | None = None,
     ) -> AccessRule:
-        """A rule; it replaces an older one about the same principal and resource."""
+        """Add an access rule; it replaces one for the same principal and resource."""
         request = pb.ACLGrantRequest(
             principal_type=principal_type,
             principal_id=principal_id,
@@ -146,7 +146,7 @@ class Rules(Groups, AccessExplanations):
         return read(AccessRule, answer.rule)
 
     async def revoke(self, rule_id: str, *, authorization: Authorization | None = None) -> None:
-        """Remove the rule of this id."""
+        """Remove the access rule with this id."""
         await self._do(_Op(op=_Op.REVOKE, rule_id=rule_id), authorization=authorization)
 
     async def revoke_matching(
@@ -158,7 +158,7 @@ class Rules(Groups, AccessExplanations):
         *,
         authorization: Authorization | None = None,
     ) -> None:
-        """Remove the rule about this principal and resource, whatever its id is."""
+        """Remove the access rule for this principal and resource, whatever its id."""
         wanted = pb.ACLRuleFilter(
             principal_type=principal_type,
             principal_id=principal_id,
@@ -168,7 +168,7 @@ class Rules(Groups, AccessExplanations):
         await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)
 
     async def fallback(self, category: str) -> FallbackPolicy:
-        """What applies in this category (such as "user_workspace") when no rule does."""
+        """Return the access level of a category, such as "user_workspace", without rules."""
         answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category))
         return read(FallbackPolicy, answer.fallback_policy)
 
@@ -180,7 +180,7 @@ class Rules(Groups, AccessExplanations):
         updated_by: str = "",
         authorization: Authorization | None = None,
     ) -> FallbackPolicy:
-        """Say what applies in this category when no rule does."""
+        """Set the access level that applies in a category when no rule does."""
         request = pb.ACLSetFallbackRequest(
             rule_category=category, fallback_access_level=access_level, updated_by=updated_by
         )
@@ -201,7 +201,7 @@ class Rules(Groups, AccessExplanations):
         limit: int = 0,
         offset: int = 0,
     ) -> DecisionPage:
-        """Recorded decisions that fit everything given. Times are aware, in whole seconds."""
+        """List recorded access decisions that fit every filter. Times are aware."""
         wanted = pb.ACLAuditFilter(
             start_time=from_time(start),
             end_time=from_time(end),
@@ -220,10 +220,10 @@ class Rules(Groups, AccessExplanations):
         )
 
     async def forget_expired(self) -> int:
-        """Remove rules that have expired; return how many."""
+        """Remove access rules that have expired; return how many."""
         return (await self._do(_Op(op=_Op.CLEANUP_EXPIRED))).cleanup_result.deleted_count
 
     async def forget_decisions(self, *, older_than_days: int) -> int:
-        """Remove recorded decisions that are older; return how many."""
+        """Remove recorded access decisions that are older; return how many."""
         op = _Op(op=_Op.CLEANUP_AUDIT_LOGS, retention_days=older_than_days)
         return (await self._do(op)).cleanup_result.deleted_count

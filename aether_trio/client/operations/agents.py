@@ -1,4 +1,4 @@
-"""`agent.registry`: register agent implementations, and start agents.
+"""`agent.registry`: registers agent implementations, and starts agents.
 
 It also lists the orchestrators that start them.
 
@@ -19,7 +19,7 @@ _Op = pb.AgentOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceSchema:
-    """A family of resources that an implementation guards, with its verbs."""
+    """A family of resources that an agent implementation guards, with its verbs."""
 
     resource_type_prefix: str
     """No two implementations may have clashing ones."""
@@ -29,7 +29,7 @@ class ResourceSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What is known of an implementation, so that it can be started when it is needed.
+    """An agent implementation, with what an orchestrator needs to start it.
 
     The times are the gateway's to fill. `launch_params` are handed to the orchestrator.
     """
@@ -47,7 +47,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationPage:
-    """Some of the registrations that were asked for, and how many there are in all."""
+    """A page of registered implementations, and how many there are in all."""
 
     registrations: tuple[Registration, ...]
     total: int
@@ -55,7 +55,7 @@ class RegistrationPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orchestrator:
-    """A connected orchestrator."""
+    """An orchestrator that is connected to the gateway."""
 
     orchestrator_id: str
     profiles: tuple[str, ...]
@@ -69,28 +69,28 @@ class Registry(Namespace):
     """
 
     async def list(self, *, orchestrator_profile: str = "", limit: int = 0, offset: int = 0) -> RegistrationPage:
-        """The registrations for this profile, or all."""
+        """List the registered implementations for one orchestrator profile, or all."""
         wanted = pb.AgentFilter(orchestrator_profile=orchestrator_profile, limit=limit, offset=offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted))
         return RegistrationPage(tuple(read(Registration, one) for one in answer.agents), answer.total_count)
 
     async def get(self, implementation: str) -> Registration:
-        """One registration. Raises Refused if there is none."""
+        """Return a registered implementation. Raises Refused if there is none."""
         return read(Registration, (await self._do(_Op(op=_Op.GET, implementation=implementation))).agent)
 
     async def register(self, registration: Registration) -> Registration:
-        """Add an implementation.
+        """Register an agent implementation.
 
         A clash of resource prefixes is refused with ERR_PREFIX_CONFLICT.
         """
         return await self._write(_Op.REGISTER, registration)
 
     async def update(self, registration: Registration) -> Registration:
-        """Replace a registration; nothing of the old one is kept."""
+        """Replace a registered implementation; nothing of the old one is kept."""
         return await self._write(_Op.UPDATE, registration)
 
     async def delete(self, implementation: str) -> None:
-        """Forget an implementation."""
+        """Remove a registered implementation."""
         await self._do(_Op(op=_Op.DELETE, implementation=implementation))
 
     async def launch(
@@ -109,7 +109,7 @@ class Registry(Namespace):
         return answer.launch_result.task_id
 
     async def orchestrators(self) -> tuple[Orchestrator, ...]:
-        """The orchestrators that are connected now."""
+        """List the orchestrators that are connected now."""
         answer = await self._do(_Op(op=_Op.LIST_ORCHESTRATORS))
         return tuple(read(Orchestrator, one) for one in answer.orchestrators)
 

@@ -1,4 +1,4 @@
-"""`agent.audit`: search the audit log, and add an entry of one's own.
+"""`agent.audit`: searches the gateway's audit log, and adds entries to it.
 
 Refusals raise Refused or PermissionDenied.
 """
@@ -17,7 +17,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One recorded event. `metadata_json` is a JSON object."""
+    """One entry of the audit log. `metadata_json` is a JSON object."""
 
     audit_id: int
     timestamp: Seconds
@@ -46,16 +46,16 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditPage:
-    """Some of the entries that were asked for, and how many there are in all."""
+    """A page of audit entries, and how many there are in all."""
 
     entries: tuple[AuditEntry, ...]
     total: int
 
 
 class Audit(Namespace):
-    """Search the audit log, and add an entry of one's own.
+    """Searches the gateway's audit log, and adds entries to it.
 
-    Help(aether_trio.client.operations.audit) says more.
+    help(aether_trio.client.operations.audit) says more.
     """
 
     async def query(
@@ -82,7 +82,7 @@ class Audit(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> AuditPage:
-        """Entries that fit everything given.
+        """List the audit entries that fit every filter given.
 
         Times are aware, in whole seconds. `limit` 0 is 100; at most 500.
         """
@@ -123,7 +123,7 @@ class Audit(Namespace):
         error_message: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Record an event of type message, kv, task or custom.
+        """Add an audit entry of type message, kv, task or custom.
 
         Who and when are the gateway's to fill.
         """

@@ -1,4 +1,4 @@
-"""Cuts bodies of proxied HTTP into pieces, and puts them together again."""
+"""Cuts HTTP bodies for the gateway's proxy into pieces, and joins them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PIECE_BYTES: Final = 256 * 1024
 
 
 def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.ProxyHttpBodyChunk]:
-    """The body in pieces, the last of them marked."""
+    """Cut an HTTP body into pieces, and mark the last of them."""
     count = max(1, -(-len(body) // PIECE_BYTES))
     for seq in range(count):
         part = body[seq * PIECE_BYTES : (seq + 1) * PIECE_BYTES]
@@ -23,7 +23,7 @@ def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.Pro
 
 
 class BodyAssembly:
-    """A body that arrives in pieces, of at most `limit` bytes."""
+    """Joins the pieces of an HTTP body, of at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._parts: list[bytes] = []
@@ -32,7 +32,7 @@ class BodyAssembly:
         self._expected = 0
 
     def add(self, piece: pb.ProxyHttpBodyChunk) -> bool:
-        """Take a piece; True when it was the last.
+        """Add a piece of the body; return whether it was the last.
 
         Raises PayloadTooLarge, and UnexpectedAnswer when one is missing.
         """
@@ -48,5 +48,5 @@ class BodyAssembly:
         return piece.fin
 
     def body(self) -> bytes:
-        """What has come so far."""
+        """Return the bytes of all pieces added so far."""
         return b"".join(self._parts)

@@ -1,4 +1,4 @@
-"""`agent.checkpoints`: what a participant saves for its next life.
+"""`agent.checkpoints`: saves state that a participant finds after a restart.
 
 Private to its identity; any principal has them.
 
@@ -25,20 +25,20 @@ _Op = pb.CheckpointOperation
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was saved, and when (whole seconds)."""
+    """A saved checkpoint: its data, and when it was saved (whole seconds)."""
 
     data: bytes
     saved_at: datetime | None
 
 
 class Checkpoints(Namespace):
-    """What a participant saves for its next life.
+    """Saves and loads state that a participant needs after a restart.
 
-    Help(aether_trio.client.operations.checkpoints) says more.
+    help(aether_trio.client.operations.checkpoints) says more.
     """
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
-        """Save, replacing what was there; return the gateway's time.
+        """Save a checkpoint, replacing the one before; return when it was saved.
 
         `ttl_s` 0 keeps it for good, -1 as the gateway likes.
         """
@@ -48,17 +48,17 @@ class Checkpoints(Namespace):
         return to_time(answer.saved_at)
 
     async def load(self, key: str = DEFAULT_KEY) -> Checkpoint | None:
-        """What was saved under the key, or None."""
+        """Return the checkpoint with this key, or None."""
         answer: pb.CheckpointResponse = await self._ask("checkpoint_op", _Op(op=_Op.LOAD, key=key))
         if not answer.data and not answer.saved_at:
             return None
         return Checkpoint(answer.data, to_time(answer.saved_at))
 
     async def delete(self, key: str = DEFAULT_KEY) -> None:
-        """Forget it. One that is not there is no error."""
+        """Delete a checkpoint. A missing one is no error."""
         await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key))
 
     async def list(self) -> tuple[str, ...]:
-        """The keys of all checkpoints, in order."""
+        """List the keys of all checkpoints, in order."""
         answer: pb.CheckpointResponse = await self._ask("checkpoint_op", _Op(op=_Op.LIST))
         return tuple(answer.keys)

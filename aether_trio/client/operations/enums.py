@@ -1,4 +1,4 @@
-"""The protocol's enums with Python names: the same numbers, no prefixes.
+"""The protocol's enums for the Python client: the same numbers, without prefixes.
 
 Member 0 is what the wire calls unspecified, or its default. Numbers of a later protocol read as
 member 0.
@@ -10,7 +10,7 @@ import enum
 
 
 class PrincipalKind(enum.IntEnum):
-    """The kinds of participant."""
+    """The kind of a participant: agent, task, user, service and so on."""
 
     UNSPECIFIED = 0
     AGENT = 1
@@ -24,7 +24,7 @@ class PrincipalKind(enum.IntEnum):
 
 
 class Scope(enum.IntEnum):
-    """Whose keys.
+    """Who shares a key of the key-value store: a workspace, a user, and so on.
 
     The exclusive scopes, and USER and USER_WORKSPACE, belong to one identity, its workspace
     included.
@@ -55,7 +55,7 @@ class ProgressKind(enum.IntEnum):
 
 
 class TaskStatus(enum.IntEnum):
-    """Where a task stands. Being assigned and being started still count as QUEUED."""
+    """The state of a task. An assigned task that is not claimed is still QUEUED."""
 
     UNSPECIFIED = 0
     QUEUED = 1
@@ -71,7 +71,7 @@ class TaskStatus(enum.IntEnum):
 
 
 class TaskAssignmentMode(enum.IntEnum):
-    """Who does the work: the creator, a named identity, or any worker of a pool."""
+    """Who works on a task: its creator, a named identity, or any worker of a pool."""
 
     SELF_ASSIGN = 0
     TARGETED = 1
@@ -91,7 +91,7 @@ class TaskClass(enum.IntEnum):
 
 
 class TaskPriority(enum.IntEnum):
-    """Order among waiting tasks; unspecified is NORMAL."""
+    """The order of a task among those that wait; UNSPECIFIED is NORMAL."""
 
     UNSPECIFIED = 0
     XLOW = 10
@@ -102,7 +102,7 @@ class TaskPriority(enum.IntEnum):
 
 
 class TargetOfflinePolicy(enum.IntEnum):
-    """What to do with a targeted task whose target is offline."""
+    """What happens to a task for a named identity that is not connected."""
 
     UNSPECIFIED = 0
     ORCHESTRATE = 1
@@ -111,7 +111,7 @@ class TargetOfflinePolicy(enum.IntEnum):
 
 
 class BackoffStrategy(enum.IntEnum):
-    """How delays between attempts grow; unspecified is exponential."""
+    """How the delays between attempts at a task grow; UNSPECIFIED is exponential."""
 
     UNSPECIFIED = 0
     FIXED = 1
@@ -130,7 +130,7 @@ class WaitReason(enum.IntEnum):
 
 
 class AuthorityRequestStatus(enum.IntEnum):
-    """Where a request for authority stands."""
+    """The state of a request for authority: pending, approved, denied and so on."""
 
     UNSPECIFIED = 0
     PENDING = 1
@@ -141,7 +141,7 @@ class AuthorityRequestStatus(enum.IntEnum):
 
 
 class AuthorityRequestEventType(enum.IntEnum):
-    """In which way a request for authority moved on."""
+    """What happened to a request for authority: created, approved and so on."""
 
     UNSPECIFIED = 0
     CREATED = 1
@@ -152,14 +152,14 @@ class AuthorityRequestEventType(enum.IntEnum):
 
 
 class ScheduleLifetime(enum.IntEnum):
-    """Whether a schedule's authority ends with its grant or stands on its own."""
+    """Whether the authority of a schedule ends with the grant that it came from."""
 
     SOURCE_BOUND = 0
     DURABLE = 1
 
 
 class ProxyFailure(enum.IntEnum):
-    """Why a proxied request failed."""
+    """Why an HTTP request through the gateway has failed."""
 
     UNKNOWN = 0
     DIAL_FAILED = 1
@@ -172,7 +172,7 @@ class ProxyFailure(enum.IntEnum):
 
 
 class TunnelProtocol(enum.IntEnum):
-    """What a tunnel carries."""
+    """What a tunnel through the gateway carries, such as a TCP stream."""
 
     TCP = 0
     UDP = 1
@@ -180,7 +180,7 @@ class TunnelProtocol(enum.IntEnum):
 
 
 class TunnelEnd(enum.IntEnum):
-    """Why a tunnel was closed."""
+    """Why a tunnel through the gateway was closed."""
 
     NORMAL = 0
     PEER_RESET = 1
@@ -190,7 +190,7 @@ class TunnelEnd(enum.IntEnum):
 
 
 class ContinuationMode(enum.IntEnum):
-    """How much of the sender's authority the receiver of a message may go on with."""
+    """How much of the sender's authority the receiver of a message may use in turn."""
 
     UNSPECIFIED = 0
     INHERIT_PARENT = 1
@@ -207,7 +207,7 @@ class HealthStatus(enum.IntEnum):
 
 
 class HealthCheckStatus(enum.IntEnum):
-    """The state of one dependency."""
+    """The state of one dependency of a gateway, such as its database."""
 
     UNSPECIFIED = 0
     OK = 1

@@ -1,4 +1,4 @@
-"""`agent.gateway`: look at the gateway process itself.
+"""`agent.gateway`: asks one gateway process for its health, counters, connections.
 
 Refusals raise Refused or PermissionDenied.
 """
@@ -41,7 +41,7 @@ class GatewayCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayDescription:
-    """One gateway process."""
+    """One gateway process: its version, when it was started, and its size."""
 
     gateway_id: str
     version: str
@@ -57,7 +57,7 @@ class GatewayDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependencyCheck:
-    """The state of one dependency; `latency` is for people, such as "3ms"."""
+    """The state of one dependency of a gateway; `latency` is a text such as "3ms"."""
 
     status: HealthCheckStatus
     latency: str
@@ -66,7 +66,7 @@ class DependencyCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The state of a gateway and the checks it comes from."""
+    """The state of a gateway, and the checks it comes from."""
 
     status: HealthStatus
     timestamp: Seconds
@@ -75,13 +75,13 @@ class Health:
 
 
 class GatewayQueries(Namespace):
-    """Look at the gateway process itself.
+    """Asks one gateway process for its health, counters and connections.
 
-    Help(aether_trio.client.operations.gateway) says more.
+    help(aether_trio.client.operations.gateway) says more.
     """
 
     async def health(self) -> Health:
-        """The state of the gateway, and of what it depends on."""
+        """Return the health of the gateway, and of what it depends on."""
         health = (await self._do(_Op(op=_Op.GET_HEALTH))).health
         return Health(
             status=member(HealthStatus, health.status),
@@ -91,11 +91,11 @@ class GatewayQueries(Namespace):
         )
 
     async def info(self) -> GatewayDescription:
-        """Which gateway this is, since when it runs, how big it is."""
+        """Return which gateway this is, since when it runs, and how big it is."""
         return read(GatewayDescription, (await self._do(_Op(op=_Op.GET_INFO))).info)
 
     async def stats(self) -> GatewayCounters:
-        """Its counters."""
+        """Return the counters of the gateway process."""
         return read(GatewayCounters, (await self._do(_Op(op=_Op.GET_STATS))).stats)
 
     async def connections(
@@ -106,13 +106,13 @@ class GatewayQueries(Namespace):
         limit: int = 0,
         offset: int = 0,
     ) -> SessionPage:
-        """Its connections; `agent.sessions.list` is the same for all gateways together."""
+        """List the gateway's connections; `agent.sessions.list` lists all gateways'."""
         wanted = connection_filter(principal_type, workspace, limit, offset)
         answer = await self._do(_Op(op=_Op.LIST_CONNECTIONS, filter=wanted))
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)
 
     async def connection(self, session_id: str) -> SessionInfo:
-        """One of its connections. Raises Refused if it is not connected."""
+        """Return one connection of the gateway. Raises Refused if it is not connected."""
         return read(SessionInfo, (await self._do(_Op(op=_Op.GET_CONNECTION, session_id=session_id))).connection)
 
     async def _do(self, op: pb.AdminQuery) -> pb.AdminResponse:

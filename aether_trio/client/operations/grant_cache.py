@@ -1,4 +1,4 @@
-"""Caches what grants allow, for enforcers that ask about the same ones often.
+"""Caches the gateway's answers on authority grants, for services that enforce them.
 
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
@@ -47,7 +47,7 @@ class _Entry:
 
 
 class GrantCache:
-    """Caches what grants allow, for an enforcer that asks about the same ones often.
+    """Caches the gateway's answers about what authority grants allow.
 
     `Grants.cached` makes it. `hits` and `misses` count.
 
@@ -72,7 +72,7 @@ class GrantCache:
         audience_type: str = "",
         audience_id: str = "",
     ) -> ResolvedGrant:
-        """As Grants.resolve, from memory if it was asked lately. Raises what that raises."""
+        """Return what a grant allows, as Grants.resolve does, from the cache if possible."""
         key = _Key(grant_id, Principal.of(actor), Principal.of(subject), audience_type, audience_id)
         while True:
             self._hear()
@@ -100,7 +100,7 @@ class GrantCache:
                 return resolved
 
     def forget(self, grant_id: str) -> None:
-        """Ask again about this grant the next time."""
+        """Drop what is cached about this grant."""
         for key in [key for key in self._entries if key.grant_id == grant_id]:
             del self._entries[key]
 
@@ -111,7 +111,7 @@ class GrantCache:
         return min(self._max_age_s, (grant.expires_at - datetime.now(UTC)).total_seconds())
 
     def _hear(self) -> None:
-        """Take in the revocations that have come.
+        """Drop cached grants whose revocations have come.
 
         After a cut some may have been missed, so nothing is believed any more.
         """

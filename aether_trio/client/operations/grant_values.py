@@ -1,4 +1,4 @@
-"""Grants as values: what is asked for, and what is told.
+"""Values of authority grants: requests for them, and the grants themselves.
 
 Times are aware, in whole seconds.
 """
@@ -14,7 +14,7 @@ from aether_trio.client.operations.records import Seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantExchange:
-    """A root grant to be made. The gateway wants a level and both times."""
+    """A request for a root grant, with which others may act for a user."""
 
     max_access_level: AccessLevel
     expires_at: Seconds
@@ -39,7 +39,7 @@ class GrantExchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
-    """A child grant to be made.
+    """A request for a narrower grant, derived from one that the caller holds.
 
     It may not exceed its parent in scope, level, time or hops.
     """
@@ -63,7 +63,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeriveForTarget:
-    """A child grant for a participant about to be called."""
+    """A request for a derived grant for a participant that is to be called."""
 
     parent_grant_id: str
     target: Principal
@@ -80,7 +80,7 @@ class DeriveForTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """A grant with all its limits."""
+    """An authority grant: who may act for whom, with all limits."""
 
     grant_id: str
     root_grant_id: str
@@ -113,7 +113,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class GrantPage:
-    """Some of the grants that were asked for, and how many there are in all."""
+    """A page of authority grants, and how many there are in all."""
 
     grants: tuple[Grant, ...]
     total: int
@@ -123,7 +123,7 @@ class GrantPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortGrant:
-    """The short form of a grant, for those who enforce it."""
+    """The limits of an authority grant, for a service that enforces them."""
 
     grant_id: str
     subject_type: str
@@ -140,7 +140,7 @@ class ShortGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedGrant:
-    """A grant, with who uses it for whom."""
+    """What an authority grant allows: who uses it, for whom, within which limits."""
 
     actor: Principal | None
     subject: Principal | None
@@ -149,7 +149,7 @@ class ResolvedGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """A grant that no longer works."""
+    """Notice that an authority grant was revoked."""
 
     grant_id: str
     root_grant_id: str

@@ -1,4 +1,4 @@
-"""`agent.grants`: authority to act for others.
+"""`agent.grants`: manages grants, which let one participant act for another.
 
 Obtain it, pass it on, renew, revoke, list and check it.
 
@@ -32,13 +32,13 @@ _Op = pb.AuthorityGrantOperation
 
 
 class Grants(Namespace):
-    """Authority to act for others.
+    """Manages authority grants, which let one participant act for another.
 
-    Help(aether_trio.client.operations.grants) says more.
+    help(aether_trio.client.operations.grants) says more.
     """
 
     async def exchange(self, request: GrantExchange) -> Grant:
-        """A root grant: a user hands some of its rights to an audience."""
+        """Create a root grant: it gives some of a user's rights to an audience."""
         answer = await self._do(
             _Op(op=_Op.EXCHANGE, exchange_request=write(request, pb.AuthorityGrantExchangeRequest()))
         )
@@ -47,7 +47,7 @@ class Grants(Namespace):
     async def batch_exchange(
         self, requests: Sequence[GrantExchange], *, stop_on_first_error: bool = False
     ) -> tuple[Grant, ...]:
-        """Several exchanges in one request; the grants, in the same order."""
+        """Create several root grants in one request; return them in the same order."""
         batch = pb.AuthorityGrantBatchExchangeRequest(
             requests=[write(one, pb.AuthorityGrantExchangeRequest()) for one in requests],
             stop_on_first_error=stop_on_first_error,
@@ -56,12 +56,12 @@ class Grants(Namespace):
         return tuple(read(Grant, one) for one in answer.grants)
 
     async def derive(self, request: Derivation) -> Grant:
-        """A narrower child of a grant that the caller holds, for another principal."""
+        """Derive a narrower grant, for another principal, from one that the caller holds."""
         answer = await self._do(_Op(op=_Op.DERIVE, derive_request=write(request, pb.AuthorityGrantDeriveRequest())))
         return read(Grant, answer.grant)
 
     async def derive_for_target(self, request: DeriveForTarget) -> Grant:
-        """A child grant for a participant about to be called.
+        """Derive a grant for a participant that is to be called.
 
         A fitting one that exists is used again.
         """
@@ -70,13 +70,13 @@ class Grants(Namespace):
         return read(Grant, answer.grant)
 
     async def get(self, grant_id: str) -> Grant:
-        """One grant. Raises Refused if there is none that the caller may see."""
+        """Return one grant. Raises Refused if there is none that the caller may see."""
         return read(Grant, (await self._do(_Op(op=_Op.GET, grant_id=grant_id))).grant)
 
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
     ) -> Grant:
-        """Renew a grant: to a time, or by so much from now on, in whole seconds.
+        """Renew a grant until a time, or by a span from now on, in whole seconds.
 
         It must be within the renewal window. The span takes precedence.
         """
@@ -87,7 +87,7 @@ class Grants(Namespace):
         return read(Grant, (await self._do(_Op(op=_Op.RENEW, grant_id=grant_id, renew_request=request))).grant)
 
     async def revoke(self, grant_id: str, *, workflow_schedule_id: str = "") -> None:
-        """End a grant and all that were derived from it."""
+        """Revoke a grant, and all grants that were derived from it."""
         await self._do(_Op(op=_Op.REVOKE, grant_id=grant_id, workflow_schedule_id=workflow_schedule_id))
 
     async def list_mine(
@@ -99,7 +99,7 @@ class Grants(Namespace):
         limit: int = 0,
         offset: int = 0,
     ) -> GrantPage:
-        """The grants that the caller may use: it is their delegate."""
+        """List the grants that the caller may use, as their delegate."""
         wanted = pb.AuthorityGrantListRequest(
             audience_type=audience_type,
             audience_id=audience_id,
@@ -118,7 +118,7 @@ class Grants(Namespace):
         limit: int = 0,
         offset: int = 0,
     ) -> GrantPage:
-        """The grants that act in the name of the caller: it is their subject."""
+        """List the grants with which others act for the caller."""
         wanted = pb.AuthorityGrantListRequest(
             audience_type=audience_type,
             audience_id=audience_id,
@@ -137,7 +137,7 @@ class Grants(Namespace):
         audience_type: str = "",
         audience_id: str = "",
     ) -> ResolvedGrant:
-        """What a grant allows `actor` to do for `subject`, for those who enforce it.
+        """Return what a grant allows `actor` to do for `subject`, in order to enforce it.
 
         Raises Refused if it is not good, or not the caller's to ask about.
         """
@@ -153,13 +153,13 @@ class Grants(Namespace):
 
     @asynccontextmanager
     async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
-        """Yield grants of the caller that are revoked, while the block lasts."""
+        """Yield revocations of the caller's grants, while the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
             yield ConvertedFeed(feed, lambda message: read(Revocation, message))
 
     @asynccontextmanager
     async def cached(self, *, max_age_s: float = MAX_AGE_S) -> AsyncIterator[GrantCache]:
-        """`resolve` with a memory, for as long as the block lasts (grant_cache.py)."""
+        """Yield a cache for `resolve`, which hears of revocations while the block lasts."""
         with self._exchange_feed(
             "authority_grant_revocation", match=lambda gone: True, capacity=256, lossy=True
         ) as news:

@@ -1,4 +1,4 @@
-"""Groups and roles, to which access rules may be given: part of `agent.rules`."""
+"""`agent.rules`, in part: groups and roles to which access rules may be given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Op = pb.ACLOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A group."""
+    """A group of principals, to which access rules may be given."""
 
     group_id: str
     name: Annotated[str, Wire("group_name")]
@@ -29,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """A role."""
+    """A role of principals, to which access rules may be given."""
 
     role_id: str
     name: Annotated[str, Wire("role_name")]
@@ -72,22 +72,22 @@ class Groups(Namespace):
     async def create_group(
         self, name: str, *, description: str = "", created_by: str = "", metadata: Mapping[str, str] | None = None
     ) -> Group:
-        """A new group."""
+        """Create a group."""
         request = pb.ACLGroupRequest(
             name=name, description=description, created_by=created_by, metadata=dict(metadata or {})
         )
         return read(Group, (await self._do(_Op(op=_Op.CREATE_GROUP, name=name, group_request=request))).group)
 
     async def delete_group(self, name: str) -> None:
-        """Forget a group and who was in it."""
+        """Delete a group, with its memberships."""
         await self._do(_Op(op=_Op.DELETE_GROUP, name=name))
 
     async def get_group(self, name: str) -> Group:
-        """One group. Raises Refused if there is none."""
+        """Return one group. Raises Refused if there is none."""
         return read(Group, (await self._do(_Op(op=_Op.GET_GROUP, name=name))).group)
 
     async def list_groups(self) -> tuple[Group, ...]:
-        """All groups."""
+        """List all groups."""
         answer = await self._do(_Op(op=_Op.LIST_GROUPS))
         return tuple(read(Group, one) for one in answer.groups)
 
@@ -112,34 +112,34 @@ class Groups(Namespace):
         await self._do(_Op(op=_Op.REMOVE_GROUP_MEMBER, name=group, member_request=request))
 
     async def members(self, group: str) -> tuple[Membership, ...]:
-        """Who is in a group."""
+        """List the members of a group."""
         answer = await self._do(_Op(op=_Op.LIST_GROUP_MEMBERS, name=group))
         return tuple(read(Membership, one) for one in answer.group_members)
 
     async def groups_of(self, principal: Principal | str) -> tuple[Membership, ...]:
-        """Which groups a principal is in."""
+        """List the memberships of a principal in groups."""
         answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_GROUPS, principal=principal_ref(principal)))
         return tuple(read(Membership, one) for one in answer.group_members)
 
     async def create_role(
         self, name: str, *, description: str = "", created_by: str = "", metadata: Mapping[str, str] | None = None
     ) -> Role:
-        """A new role."""
+        """Create a role."""
         request = pb.ACLRoleRequest(
             name=name, description=description, created_by=created_by, metadata=dict(metadata or {})
         )
         return read(Role, (await self._do(_Op(op=_Op.CREATE_ROLE, name=name, role_request=request))).role)
 
     async def delete_role(self, name: str) -> None:
-        """Forget a role and who had it."""
+        """Delete a role, with its assignments to principals."""
         await self._do(_Op(op=_Op.DELETE_ROLE, name=name))
 
     async def get_role(self, name: str) -> Role:
-        """One role. Raises Refused if there is none."""
+        """Return one role. Raises Refused if there is none."""
         return read(Role, (await self._do(_Op(op=_Op.GET_ROLE, name=name))).role)
 
     async def list_roles(self) -> tuple[Role, ...]:
-        """All roles."""
+        """List all roles."""
         answer = await self._do(_Op(op=_Op.LIST_ROLES))
         return tuple(read(Role, one) for one in answer.roles)
 
@@ -167,12 +167,12 @@ class Groups(Namespace):
         await self._do(_Op(op=_Op.UNASSIGN_ROLE, name=role, assignment_request=request))
 
     async def role_assignments(self, role: str) -> tuple[RoleAssignment, ...]:
-        """Who has a role."""
+        """List the principals that have a role."""
         answer = await self._do(_Op(op=_Op.LIST_ROLE_ASSIGNMENTS, name=role))
         return tuple(read(RoleAssignment, one) for one in answer.role_assignments)
 
     async def roles_of(self, principal: Principal | str) -> tuple[RoleAssignment, ...]:
-        """Which roles a principal has."""
+        """List the roles of a principal."""
         answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_ROLES, principal=principal_ref(principal)))
         return tuple(read(RoleAssignment, one) for one in answer.role_assignments)
 

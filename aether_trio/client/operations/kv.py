@@ -1,4 +1,4 @@
-"""`agent.kv`: the key-value store.
+"""`agent.kv`: reads and writes the gateway's key-value store.
 
 Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords
 (`KeyPlace`): `scope` (by default WORKSPACE), `user_id` for scopes about a user, `workspace` when it
@@ -24,7 +24,7 @@ _Op = pb.KVOperation
 
 
 class KeyPlace(TypedDict, total=False):
-    """Where a key is; see the module's text."""
+    """Where a key of the key-value store is: scope, user, workspace."""
 
     scope: Scope
     user_id: str
@@ -34,7 +34,7 @@ class KeyPlace(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class KvEntryPage:
-    """Some of the entries that `list` found, in the order of their keys."""
+    """A page of key-value entries, in the order of their keys."""
 
     entries: Mapping[str, bytes]
     next_cursor: str
@@ -43,7 +43,7 @@ class KvEntryPage:
 
 @dataclass(frozen=True, slots=True)
 class CounterChange:
-    """A counter after a guarded change."""
+    """The result of a guarded change of a counter."""
 
     value: int
     applied: bool
@@ -52,7 +52,7 @@ class CounterChange:
 
 @dataclass(frozen=True, slots=True)
 class SwapResult:
-    """What became of a compare-and-set or compare-and-delete."""
+    """The result of a compare-and-set or compare-and-delete."""
 
     applied: bool
     value: bytes
@@ -61,7 +61,7 @@ class SwapResult:
 
 @dataclass(frozen=True, slots=True)
 class SetAddResult:
-    """A set after a member was offered to it."""
+    """The result of adding a member to a set."""
 
     applied: bool
     """False: it was a member already."""
@@ -69,7 +69,7 @@ class SetAddResult:
 
 
 class _Entries:
-    """The entries of all pages, one by one; `page` asks for the one at a cursor."""
+    """Iterates over key-value entries; `page` fetches the page at a cursor."""
 
     def __init__(self, page: Callable[[str], Awaitable[KvEntryPage]]) -> None:
         self._page = page
@@ -90,21 +90,21 @@ class _Entries:
 
 
 class Kv(Namespace):
-    """The key-value store; help(aether_trio.client.operations.kv) says more."""
+    """Key-value operations; help(aether_trio.client.operations.kv) says more."""
 
     async def get(self, key: str, **place: Unpack[KeyPlace]) -> bytes:
-        """Return the value, or b"" if there is none.
+        """Return the value of a key, or b"" if there is none.
 
         The protocol does not tell a missing key from an empty value.
         """
         return (await self._do(_Op(op=_Op.GET, key=key), place)).value
 
     async def put(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> None:
-        """Write the value, whatever was there."""
+        """Write the value of a key, whether the key exists or not."""
         await self._do(_Op(op=_Op.PUT, key=key, value=value, ttl=ttl_s), place)
 
     async def delete(self, key: str, **place: Unpack[KeyPlace]) -> None:
-        """Forget the key. One that is not there is no error."""
+        """Delete a key. A missing one is no error."""
         await self._do(_Op(op=_Op.DELETE, key=key), place)
 
     async def list(
@@ -124,27 +124,27 @@ class Kv(Namespace):
     def items(
         self, prefix: str = "", *, page_size: int = 0, **place: Unpack[KeyPlace]
     ) -> AsyncIterator[tuple[str, bytes]]:
-        """All entries whose keys begin with `prefix`, page by page.
+        """Iterate over all entries whose keys begin with `prefix`, page by page.
 
         A key that stays is seen once; one that comes or goes meanwhile may be seen or not.
         """
         return _Entries(lambda cursor: self.list(prefix, limit=page_size, cursor=cursor, **place))
 
     async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
-        """Add 1 to the counter, which is 0 if it is absent; return what it is now.
+        """Add 1 to a counter, which is 0 if it is absent; return the new value.
 
         A value that is no number is refused.
         """
         return (await self._do(_Op(op=_Op.INCREMENT, key=key, ttl=ttl_s), place)).counter_value
 
     async def decrement(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
-        """Take 1 from the counter, which is 0 if it is absent; return what it is now."""
+        """Take 1 from a counter, which is 0 if it is absent; return the new value."""
         return (await self._do(_Op(op=_Op.DECREMENT, key=key, ttl=ttl_s), place)).counter_value
 
     async def increment_if(
         self, key: str, *, ceiling: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> CounterChange:
-        """Add `delta` unless the counter would go above `ceiling`.
+        """Add `delta` to a counter, unless it would go above `ceiling`.
 
         `delta` is not negative; 0 is read as 1.
         """
@@ -155,22 +155,22 @@ class Kv(Namespace):
     async def decrement_if(
         self, key: str, *, floor: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> CounterChange:
-        """Take `delta` (not negative.
+        """Take `delta` from a counter, unless it would go below `floor`.
 
-        0 is read as 1) unless the counter would go below `floor`.
+        `delta` is not negative; 0 is read as 1.
         """
         op = _Op(op=_Op.DECREMENT_IF, key=key, guard_value=floor, delta_value=delta, ttl=ttl_s)
         answer = await self._do(op, place)
         return CounterChange(answer.counter_value, answer.applied)
 
     async def put_if_absent(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> bool:
-        """Write the value only if the key is absent (SET_NX); return whether it was."""
+        """Write a value only if its key is absent (SET_NX); return whether it was."""
         return (await self._do(_Op(op=_Op.SET_NX, key=key, value=value, ttl=ttl_s), place)).applied
 
     async def compare_and_set(
         self, key: str, expected: bytes, value: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> SwapResult:
-        """Write the value only if the present one is `expected`.
+        """Write a value only if the present one is `expected`.
 
         An absent key never is, not even with b"".
         """
@@ -179,17 +179,17 @@ class Kv(Namespace):
         return SwapResult(answer.applied, b"" if answer.applied else answer.value)
 
     async def compare_and_delete(self, key: str, expected: bytes, **place: Unpack[KeyPlace]) -> SwapResult:
-        """Forget the key only if its value is `expected`."""
+        """Delete a key only if its value is `expected`."""
         answer = await self._do(_Op(op=_Op.COMPARE_AND_DELETE, key=key, expected_value=expected), place)
         return SwapResult(answer.applied, b"" if answer.applied else answer.value)
 
     async def set_add(self, key: str, member: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> SetAddResult:
-        """Add a member to the set at `key`. `ttl_s` is the set's."""
+        """Add a member to the set at `key`. `ttl_s` is that of the whole set."""
         answer = await self._do(_Op(op=_Op.SET_ADD, key=key, value=member, ttl=ttl_s), place)
         return SetAddResult(answer.applied, answer.counter_value)
 
     async def set_size(self, key: str, **place: Unpack[KeyPlace]) -> int:
-        """How many members the set at `key` has (SET_CARD); 0 if it is absent."""
+        """Return how many members the set at `key` has (SET_CARD); 0 if it is absent."""
         return (await self._do(_Op(op=_Op.SET_CARD, key=key), place)).counter_value
 
     async def purge_identity(
@@ -202,7 +202,7 @@ class Kv(Namespace):
         workspace: str = "",
         authorization: Authorization | None = None,
     ) -> int:
-        """Forget what `identity` keeps in its exclusive scopes, or in the one given.
+        """Delete the keys that `identity` alone can see, in one scope or all.
 
         Return how many entries that were.
 

@@ -1,4 +1,4 @@
-"""The base of every namespace: a Requester, a time limit, and payloads.
+"""Base of a client's namespaces such as `kv`: sends requests, and opens feeds.
 
 A namespace holds no state and may be kept, shared between tasks and made anew at will.
 """
@@ -19,7 +19,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class Namespace:
-    """A family of operations.
+    """Base of the namespaces of a client, such as `kv` and `tasks`.
 
     Each of its methods raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
     """
@@ -29,7 +29,7 @@ class Namespace:
         self._timeout_s = timeout_s
 
     def within(self, timeout_s: float | None) -> Self:
-        """The same operations with another limit for an answer, in seconds.
+        """Return this namespace with another time limit for answers, in seconds.
 
         None waits for ever.
 
@@ -65,7 +65,7 @@ class Namespace:
     def _feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024
     ) -> Iterator[AsyncIterator[Any]]:
-        """What the gateway starts, over all connections of the client."""
+        """Open a feed of messages that the gateway begins, over all connections."""
         with self._requester.open_feed(*cases, match=match, capacity=capacity) as feed:
             yield feed
 
@@ -73,7 +73,7 @@ class Namespace:
     def _exchange_feed(
         self, *cases: str, match: Callable[[Any], bool], capacity: int, lossy: bool = False
     ) -> Iterator[Feed[Any]]:
-        """Open a feed for an exchange; it ends with ConnectionLost when the cut comes."""
+        """Open a feed for one exchange; it ends with ConnectionLost after a cut."""
 
         def mine(payload: Any) -> bool:
             return isinstance(payload, ConnectionLost) or match(payload)
@@ -83,12 +83,12 @@ class Namespace:
 
 
 def concerns(error: Any, request_id: str) -> bool:
-    """Whether this is the gateway's refusal of the message with this id."""
+    """Return whether the error is the gateway's refusal of the message with this id."""
     return isinstance(error, AetherError) and error.request_id == request_id
 
 
 def upstream(case: str, payload: Message) -> pb.UpstreamMessage:
-    """The message whose oneof case is `payload`."""
+    """Return an UpstreamMessage with this payload in the oneof case."""
     message = pb.UpstreamMessage()
     part = getattr(message, case)
     part.SetInParent()

@@ -1,4 +1,4 @@
-"""Who and with whose rights: what most operations take, as small values.
+"""Values that say who does an operation of a client, and with whose rights.
 
 A principal is a kind and an id. Where a method takes `Principal | str`, a string is an identity
 text such as "ag::prod::planner::1", or "us::ann" for a user as a whole.
@@ -21,7 +21,7 @@ _USER = "us::"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant by kind ("agent", "user", ...) and id.
+    """A participant, by its kind ("agent", "user", ...) and its id.
 
     The id is the bare user id of a user, and the identity text of others.
     """
@@ -31,7 +31,7 @@ class Principal:
 
     @classmethod
     def of(cls, who: Principal | str) -> Principal:
-        """The principal with this identity text; any window of a user is the user.
+        """Return the principal of an identity text; a user's window gives the user.
 
         Raises IdentityError (a ValueError).
         """
@@ -43,7 +43,7 @@ class Principal:
 
     @classmethod
     def user(cls, user_id: str) -> Principal:
-        """The user with this id."""
+        """Return the principal of a user."""
         return cls("user", user_id)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceScope:
-    """Resources of one type, by glob patterns on their ids."""
+    """Resources of one type, chosen by glob patterns on their ids."""
 
     resource_type: str
     patterns: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class ResourceScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorization:
-    """In whose name an operation is made. Without one it is made in the caller's own."""
+    """For whom an operation is done, and by which grant; by default for the caller."""
 
     mode: Annotated[str, Wire("authority_mode")] = "on_behalf_of"
     subject: Principal | None = None
@@ -68,20 +68,20 @@ class Authorization:
 
 
 def on_behalf_of(subject: Principal | str, *, grant: str) -> Authorization:
-    """Act for `subject`, whose grant with this id the caller holds."""
+    """Return the authorization to act for `subject` by a grant that the caller holds."""
     return Authorization(subject=Principal.of(subject), grant_id=grant)
 
 
 def principal_ref(who: Principal | str | None) -> pb.PrincipalRef | None:
-    """For a message field; None stays unset."""
+    """Convert a principal to its protobuf message; None stays None."""
     return None if who is None else write(Principal.of(who), pb.PrincipalRef())
 
 
 def authorization_context(authorization: Authorization | None) -> pb.AuthorizationContext | None:
-    """For a message field; None stays unset."""
+    """Convert an authorization to its protobuf message; None stays None."""
     return None if authorization is None else write(authorization, pb.AuthorizationContext())
 
 
 def read_authorization(message: pb.AuthorizationContext) -> Authorization:
-    """As a receiver gets it."""
+    """Convert the protobuf message of an authorization to its value."""
     return read(Authorization, message)

@@ -1,4 +1,4 @@
-"""`agent.progress`: tell others how far something has come.
+"""`agent.progress`: reports progress of any work to other participants.
 
 Ephemeral: a receiver that cannot keep up misses some.
 """
@@ -20,7 +20,7 @@ UNKNOWN_COMPLETION = -1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressStep:
-    """The step that is under way; `sequence` is its position among `total_steps`."""
+    """The current step of some work; `sequence` is its place in `total_steps`."""
 
     name: str
     detail: str = ""
@@ -31,7 +31,7 @@ class ProgressStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressUpdate:
-    """A report as its receivers get it."""
+    """A progress report, as other participants receive it."""
 
     source: str
     task_id: str
@@ -50,9 +50,9 @@ class ProgressUpdate:
 
 
 class Progress(Namespace):
-    """Tell others how far something has come.
+    """Reports progress of any work to other participants.
 
-    Help(aether_trio.client.operations.progress) says more.
+    help(aether_trio.client.operations.progress) says more.
     """
 
     async def report(
@@ -69,7 +69,7 @@ class Progress(Namespace):
         kind: ProgressKind = ProgressKind.UNSPECIFIED,
         confirm: bool = False,
     ) -> None:
-        """Report on `task_id`, which is any name.
+        """Report the progress of `task_id`, which may be any name.
 
         `completion` is from 0 to 1, or -1 when unknown.
 
@@ -98,5 +98,5 @@ class Progress(Namespace):
 
 
 def progress_update(message: pb.ProgressUpdate) -> ProgressUpdate:
-    """The record of a received report."""
+    """Convert the protobuf message of a received progress report to its value."""
     return read(ProgressUpdate, message)

@@ -1,4 +1,4 @@
-"""`agent.proxy`: HTTP to services behind the gateway.
+"""`agent.proxy`: sends HTTP requests to services behind the gateway.
 
 The other end, which answers, is in proxy_service.py.
 
@@ -41,7 +41,7 @@ _PIECES_WAITING: Final = 1024
 
 
 class ProxyFailed(AetherError):
-    """There is no HTTP response; `kind` says why.
+    """An HTTP request through the gateway got no response; `kind` says why.
 
     TIMEOUT and SIDECAR_UNAVAILABLE may be tried again if that is safe.
     """
@@ -54,7 +54,7 @@ class ProxyFailed(AetherError):
 
 @dataclass(frozen=True, slots=True)
 class ProxyResponse:
-    """A whole HTTP response."""
+    """A whole HTTP response from a service behind the gateway."""
 
     status: int
     headers: Mapping[str, str]
@@ -62,7 +62,7 @@ class ProxyResponse:
 
 
 class StreamedResponse:
-    """A response whose body is still coming. Iterate it for the pieces, once."""
+    """An HTTP response whose body is still coming. Iterate over its pieces, once."""
 
     def __init__(self, head: pb.ProxyHttpResponse, feed: Feed[Any], idle_s: float) -> None:
         self.status = head.status_code
@@ -77,7 +77,7 @@ class StreamedResponse:
         return self
 
     async def __anext__(self) -> bytes:
-        """A piece of the body.
+        """Wait for the next piece of the HTTP body.
 
         Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long.
         """
@@ -99,7 +99,7 @@ class StreamedResponse:
 
 
 class Proxy(ProxyService):
-    """HTTP to services behind the gateway.
+    """Sends HTTP requests to services behind the gateway, and answers them.
 
     `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
 
@@ -122,7 +122,7 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> ProxyResponse:
-        """One request and its whole response, within `timeout_s` seconds.
+        """Send an HTTP request and return the whole response, within `timeout_s`.
 
         `path` has the query.
 
@@ -163,7 +163,7 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[StreamedResponse]:
-        """Yield a response whose body still comes, while the block lasts.
+        """Yield an HTTP response whose body still comes, while the block lasts.
 
         `timeout_s` limits the wait for its head, `idle_s` the wait for each piece.
 
@@ -183,7 +183,7 @@ class Proxy(ProxyService):
     async def _exchange(
         self, message: pb.ProxyHttpRequest, body: bytes, timeout_s: float
     ) -> AsyncIterator[tuple[pb.ProxyHttpResponse, Feed[Any]]]:
-        """Send it; the head of its response, and the feed with the rest.
+        """Send an HTTP request; yield the head of its response, and a feed of the rest.
 
         The body may be sent while the head comes.
         """
@@ -240,7 +240,7 @@ def _message(
 
 
 async def _next(feed: Feed[Any], limit_s: float, what: str) -> Any:
-    """The next payload of the feed; a refusal or a cut is raised."""
+    """Return the next message of an HTTP exchange; raise a refusal or a cut."""
     with anyio.move_on_after(limit_s):
         async for payload in feed:
             if isinstance(payload, AetherError):

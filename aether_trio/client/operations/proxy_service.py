@@ -29,7 +29,7 @@ MAX_INCOMPLETE: Final = 256
 
 
 class ProxiedRequest:
-    """A request to be answered at once or in pieces.
+    """An HTTP request to this service, to be answered at once or in pieces.
 
     At once with `respond` or `fail`, in pieces with `start`, `send` and `finish`.
     """
@@ -51,7 +51,7 @@ class ProxiedRequest:
         self._seq = 0
 
     async def respond(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
-        """Answer with a whole response; a long body goes in pieces."""
+        """Answer with a whole HTTP response; a long body goes in pieces."""
         if len(body) <= PIECE_BYTES:
             await self._head(pb.ProxyHttpResponse(status_code=status, headers=dict(headers or {}), body=body))
             return
@@ -60,20 +60,20 @@ class ProxiedRequest:
             await self._service.tell_piece(piece)
 
     async def fail(self, kind: ProxyFailure, message: str) -> None:
-        """Say that there is no response. After `start` this breaks the body off."""
+        """Answer that there is no HTTP response. After `start` this breaks the body off."""
         error = pb.ProxyError(kind=pb.ProxyError.Kind.ValueType(kind), message=message)
         await self._head(pb.ProxyHttpResponse(error=error))
 
     async def start(self, status: int, headers: Mapping[str, str] | None = None) -> None:
-        """Begin a response whose body comes in pieces."""
+        """Send the head of an HTTP response whose body follows in pieces."""
         await self._head(pb.ProxyHttpResponse(status_code=status, headers=dict(headers or {}), body_chunked=True))
 
     async def send(self, data: bytes) -> None:
-        """The next piece of the body."""
+        """Send the next piece of the HTTP body."""
         await self._piece(data, fin=False)
 
     async def finish(self) -> None:
-        """The body is complete."""
+        """Tell the caller that the HTTP body is complete."""
         await self._piece(b"", fin=True)
 
     async def _piece(self, data: bytes, *, fin: bool) -> None:
@@ -87,7 +87,7 @@ class ProxiedRequest:
 
 
 class ProxyService(Namespace):
-    """The answering side of Proxy: HTTP requests to this service.
+    """Receives and answers HTTP requests to this service.
 
     help(aether_trio.client.operations.proxy_service) says more.
     """
@@ -96,7 +96,7 @@ class ProxyService(Namespace):
     async def serve(
         self, *, capacity: int = 1024, max_request_bytes: int = MAX_REQUEST_BYTES
     ) -> AsyncIterator[AsyncIterator[ProxiedRequest]]:
-        """The requests for this participant, for as long as the block lasts.
+        """Yield the HTTP requests to this service, while the block lasts.
 
         One whose body is over `max_request_bytes`, or arrives with gaps, is refused here.
         """
@@ -105,16 +105,16 @@ class ProxyService(Namespace):
             yield _Complete(self, feed, max_request_bytes)
 
     async def tell_head(self, response: pb.ProxyHttpResponse) -> None:
-        """Send a response's head: for those who answer by hand."""
+        """Send the head of an HTTP response, as a raw message."""
         await self._tell_confirmed("proxy_http_response", response)
 
     async def tell_piece(self, piece: pb.ProxyHttpBodyChunk) -> None:
-        """Send a piece of a body: for those who answer by hand."""
+        """Send a piece of an HTTP body, as a raw message."""
         await self._tell("proxy_http_body_chunk", piece)
 
 
 class _Complete:
-    """The requests of a feed whose bodies are complete."""
+    """Iterates over HTTP requests to this service whose bodies are complete."""
 
     def __init__(self, service: ProxyService, feed: AsyncIterator[Any], limit: int) -> None:
         self._service = service
@@ -139,7 +139,7 @@ class _Complete:
                 return ProxiedRequest(self._service, payload, payload.body)
 
     async def _add(self, piece: pb.ProxyHttpBodyChunk) -> ProxiedRequest | None:
-        """Take a piece; the request if that was the last.
+        """Add a piece of a body; return its request if that was the last.
 
         One that cannot be put together is refused.
         """

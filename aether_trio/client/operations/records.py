@@ -1,4 +1,4 @@
-"""Converts protobuf messages to frozen dataclasses and back.
+"""Converts protobuf messages to frozen dataclasses (records) and back.
 
 The names and types of their fields say how.
 
@@ -43,7 +43,7 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """Says how a message field differs from the field of its record.
+    """Annotates a record's field with how its protobuf field differs.
 
     `name` is its name in the message, `unit` that of a time ("s" or "ms") or a level.
     """
@@ -61,7 +61,7 @@ Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
-    """The time that stands on the wire as `count` units since the epoch.
+    """Convert a count of seconds or milliseconds since the epoch to a datetime.
 
     None for 0 and for what no datetime can hold.
     """
@@ -72,7 +72,7 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 
 
 def from_time(when: datetime | None, unit: str = "s") -> int:
-    """`when` in whole units since the epoch, rounded down; 0 for None.
+    """Convert a datetime to whole units since the epoch, rounded down; None to 0.
 
     Raises ValueError for a time without a zone.
 
@@ -87,7 +87,7 @@ def from_time(when: datetime | None, unit: str = "s") -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a record: its names, and how it is read and written."""
+    """One field of a record: its two names, and how it is read and written."""
 
     name: str
     wire: str
@@ -98,7 +98,7 @@ class _Field:
 
 
 def read(record: type[R], message: Message) -> R:
-    """The record that `message` stands for."""
+    """Make a record of this class from a protobuf message."""
     return record(**{f.name: _value(f, message) for f in _fields_of(record)})
 
 
@@ -121,7 +121,7 @@ def write(record: Any, message: M) -> M:
 
 
 def read_optional(record: type[R], message: Message, name: str) -> R | None:
-    """The record in the message field `name`, or None if it is absent."""
+    """Make a record from the field `name` of a message, or None if it is absent."""
     return read(record, getattr(message, name)) if message.HasField(name) else None
 
 
@@ -196,7 +196,7 @@ def _scalar(kind: Any) -> Callable[[Any], Any]:
 
 
 def member(kind: type[E], number: int) -> E:
-    """The member of the enum with this number; its member 0 if it has none."""
+    """Return the enum's member with this number, or its member 0 if there is none."""
     return _members(kind).get(number) or kind(0)
 
 

@@ -1,4 +1,4 @@
-"""`agent.authority_requests`: ask a principal for authority, and decide.
+"""`agent.authority_requests`: asks a principal for authority, and decides.
 
 A request is routed to a principal or to any holder of a capability. Refusals raise Refused or
 PermissionDenied.
@@ -25,7 +25,7 @@ _Decision = pb.ResolveAuthorityRequestPayload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityRoute:
-    """Who decides: exactly one of the two."""
+    """Who decides a request for authority: one principal, or one capability."""
 
     principal: Principal | None = None
     capability: str = ""
@@ -33,7 +33,7 @@ class AuthorityRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityWish:
-    """What is asked for."""
+    """The authority that a new request asks for."""
 
     target_subject: Principal
     requested_access_level: Level
@@ -54,7 +54,7 @@ class AuthorityWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityRequest:
-    """A request and its fate."""
+    """A request for authority, with its state and its decision."""
 
     request_id: str
     status: AuthorityRequestStatus
@@ -82,7 +82,7 @@ class AuthorityRequest:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityRequestPage:
-    """Some of the requests that were asked for, and how many there are in all."""
+    """A page of requests for authority, and how many there are in all."""
 
     requests: tuple[AuthorityRequest, ...]
     total: int
@@ -90,7 +90,7 @@ class AuthorityRequestPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEvent:
-    """A request moved on."""
+    """A change of a request for authority: created, approved, denied and so on."""
 
     event_type: AuthorityRequestEventType
     request: AuthorityRequest
@@ -98,18 +98,18 @@ class RequestEvent:
 
 
 def request_event(message: pb.AuthorityRequestEvent) -> RequestEvent:
-    """The record of a received event."""
+    """Convert the protobuf message of a received event to its value."""
     return read(RequestEvent, message)
 
 
 class AuthorityRequests(Namespace):
-    """Asks a principal for authority, and decides what was asked.
+    """Asks principals for authority, and decides such requests.
 
     help(aether_trio.client.operations.requests) says more.
     """
 
     async def create(self, wish: AuthorityWish) -> AuthorityRequest:
-        """Ask.
+        """Create a request for authority.
 
         The answer is the request as it stands, not the decision: follow `events`, or pause a task
         until then.
@@ -118,7 +118,7 @@ class AuthorityRequests(Namespace):
         return await self._one(_Op(op=_Op.CREATE, create=payload))
 
     async def get(self, request_id: str) -> AuthorityRequest:
-        """One request. Raises Refused if there is none that the caller may see."""
+        """Return one request. Raises Refused if there is none that the caller may see."""
         return await self._one(_Op(op=_Op.GET, request_id=request_id))
 
     async def list_pending(
@@ -130,7 +130,7 @@ class AuthorityRequests(Namespace):
         limit: int = 0,
         offset: int = 0,
     ) -> AuthorityRequestPage:
-        """The requests that the caller may decide."""
+        """List the requests for authority that the caller may decide."""
         wanted = pb.AuthorityRequestListFilter(
             status=pb.AuthorityRequestStatus.ValueType(status),
             workspace=workspace,
@@ -154,7 +154,7 @@ class AuthorityRequests(Namespace):
         remaining_hops: int = 0,
         reason: str = "",
     ) -> AuthorityRequest:
-        """Grant what was asked for, or less: what is not said is as requested.
+        """Approve a request, by default with all the authority that it asks for.
 
         `duration` is in whole seconds.
         """
@@ -172,17 +172,17 @@ class AuthorityRequests(Namespace):
         return await self._one(_Op(op=_Op.RESOLVE, request_id=request_id, resolve=decision))
 
     async def deny(self, request_id: str, *, reason: str = "") -> AuthorityRequest:
-        """Say no."""
+        """Deny a request for authority."""
         decision = _Decision(decision=_Decision.DENY, reason=reason)
         return await self._one(_Op(op=_Op.RESOLVE, request_id=request_id, resolve=decision))
 
     async def cancel(self, request_id: str, *, reason: str = "") -> AuthorityRequest:
-        """Take one's own request back."""
+        """Withdraw a request for authority that the caller has made."""
         return await self._one(_Op(op=_Op.CANCEL, request_id=request_id, reason=reason))
 
     @asynccontextmanager
     async def events(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[RequestEvent]]:
-        """Yield changes of requests that concern the caller, while the block lasts."""
+        """Yield changes of authority requests that concern the caller, in the block."""
         with self._feed("authority_request_event", capacity=capacity) as feed:
             yield ConvertedFeed(feed, request_event)
 

@@ -1,4 +1,4 @@
-"""`agent.sessions`: list connected participants, and end a session.
+"""`agent.sessions`: lists connected participants, and ends their sessions.
 
 All but `connection_status` need the right to administer sessions, or for `list`, to be in the
 workspace that is asked about; session ids and addresses are then left out. Refusals raise Refused
@@ -22,7 +22,7 @@ _Op = pb.SessionOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
-    """A session of some participant."""
+    """The session of a connected participant."""
 
     session_id: str
     principal_type: Annotated[PrincipalKind, Wire("type")]
@@ -39,7 +39,7 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionPage:
-    """Some of the sessions that were asked for, and how many there are in all."""
+    """A page of sessions, and how many there are in all."""
 
     sessions: tuple[SessionInfo, ...]
     total: int
@@ -47,7 +47,7 @@ class SessionPage:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Whether a principal is connected, and when it was last.
+    """Whether a participant is connected, and when it last was.
 
     None if never or unknown.
     """
@@ -57,15 +57,15 @@ class Presence:
 
 
 def connection_filter(principal_type: PrincipalKind, workspace: str, limit: int, offset: int) -> pb.ConnectionFilter:
-    """For a message field; arguments that are 0 or empty do not restrict."""
+    """Make the filter message of a query for sessions; empty arguments do not count."""
     kind = pb.PrincipalType.ValueType(principal_type)
     return pb.ConnectionFilter(type=kind, workspace=workspace, limit=limit, offset=offset)
 
 
 class Sessions(Namespace):
-    """Who is connected, since when, and from where.
+    """Lists connected participants, and ends their sessions.
 
-    Help(aether_trio.client.operations.sessions) says more.
+    help(aether_trio.client.operations.sessions) says more.
     """
 
     async def list(
@@ -77,7 +77,7 @@ class Sessions(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> SessionPage:
-        """The sessions of this type and workspace, by identity.
+        """List the sessions of this participant type and workspace, by identity.
 
         `limit` 0 is 100; at most 1,000.
         """
@@ -86,14 +86,14 @@ class Sessions(Namespace):
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)
 
     async def get(self, session_id: str, *, authorization: Authorization | None = None) -> SessionInfo:
-        """One session. Raises Refused if it is not connected."""
+        """Return the session of an identity. Raises Refused if it is not connected."""
         answer = await self._do(_Op(op=_Op.GET, session_id=session_id), authorization)
         return read(SessionInfo, answer.connection)
 
     async def disconnect(
         self, session_id: str, *, reason: str = "", authorization: Authorization | None = None
     ) -> None:
-        """End a session; its client is told the reason and not to reconnect."""
+        """End a session; its client is told the reason, and does not reconnect."""
         await self._do(_Op(op=_Op.DISCONNECT, session_id=session_id, reason=reason), authorization)
 
     async def connection_status(self, principal: Principal | str) -> Presence:

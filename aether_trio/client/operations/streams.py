@@ -1,4 +1,4 @@
-"""Iterators over incoming messages.
+"""Async iterators over messages that reach a client's operations.
 
 Classes and not generators: a generator that is not read to its end is left to the garbage
 collector, which cannot close it properly in an async program.
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ConvertedFeed(Generic[T]):
-    """What `feed` brings, converted.
+    """Iterates over the items of `feed`, each converted by `convert`.
 
     A conversion to None is left out, and one that raises ends the loop with that.
     """

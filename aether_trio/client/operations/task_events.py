@@ -1,4 +1,4 @@
-"""Follows tasks and receives assignments: the part that the gateway starts.
+"""`agent.tasks`, in part: follows the events of tasks, and receives assignments.
 
 A subscription ends with its session, so a follower is told of a reconnect by the end of its events
 (ConnectionLost) and subscribes again, from the last event it saw.
@@ -28,7 +28,7 @@ _Sub = pb.TaskSubscriptionOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusChanged:
-    """A task changed its state."""
+    """Event: a task changed its state."""
 
     from_status: TaskStatus
     to_status: TaskStatus
@@ -37,7 +37,7 @@ class StatusChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProgressed:
-    """A task reported progress; `progress` is from 0 to 1, or -1 when unknown."""
+    """Event: a task reported progress, from 0 to 1, or -1 when unknown."""
 
     state: str
     progress: float
@@ -47,7 +47,7 @@ class TaskProgressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildChanged:
-    """A task below it did something; `lifecycle` is a word for what."""
+    """Event: a child of the task changed; `lifecycle` is a word for what it did."""
 
     child_task_id: str
     child_status: TaskStatus
@@ -59,7 +59,7 @@ Happening: TypeAlias = StatusChanged | TaskProgressed | ChildChanged | RequestEv
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent:
-    """Something happened to a followed task."""
+    """An event of a followed task."""
 
     task_id: str
     emitted_at: datetime | None
@@ -71,7 +71,7 @@ class TaskEvent:
 
 
 def task_event(message: pb.TaskEvent) -> TaskEvent:
-    """The record of a received event."""
+    """Convert the protobuf message of a received task event to its value."""
     return TaskEvent(
         task_id=message.task_id,
         emitted_at=to_time(message.emitted_at_unix_ms, "ms"),
@@ -97,13 +97,13 @@ def _happening(message: pb.TaskEvent) -> Happening | None:
 
 
 class TaskFeeds(Namespace):
-    """Follows tasks and receives assignments.
+    """Follows the events of tasks, and receives a worker's assignments.
 
     help(aether_trio.client.operations.task_events) says more.
     """
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
-        """Ask for a task's events and return the subscription's id.
+        """Subscribe to the events of a task; return the subscription's id.
 
         `follow` is this with the events.
 
@@ -117,7 +117,7 @@ class TaskFeeds(Namespace):
         return answer.subscription_id
 
     async def unsubscribe(self, subscription_id: str, *, task_id: str = "") -> None:
-        """End a subscription."""
+        """End a subscription to the events of a task."""
         op = _Sub(op=_Sub.UNSUBSCRIBE, task_id=task_id, subscription_id=subscription_id)
         await self._ask("task_subscription_op", op)
 
@@ -125,7 +125,7 @@ class TaskFeeds(Namespace):
     async def follow(
         self, task_id: str, *, recursive: bool = False, since: datetime | None = None, capacity: int = 1024
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
-        """The events of a task, for as long as the block lasts.
+        """Yield the events of a task, while the block lasts.
 
             async with agent.tasks.follow(task_id) as events:
                 async for event in events: ...
@@ -151,7 +151,7 @@ class TaskFeeds(Namespace):
 
     @asynccontextmanager
     async def assignments(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Assignment]]:
-        """What is given to this worker or orchestrator, for as long as the block lasts.
+        """Yield the assignments to this worker or orchestrator, while the block lasts.
 
         Open it before work can come: what arrives before is lost to this client.
         """
@@ -160,13 +160,13 @@ class TaskFeeds(Namespace):
 
     @asynccontextmanager
     async def hibernations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Hibernated]]:
-        """The tasks of this worker that were put to sleep, for as long as the block lasts."""
+        """Yield this worker's tasks that begin to hibernate, while the block lasts."""
         with self._feed("task_hibernated", capacity=capacity) as feed:
             yield ConvertedFeed(feed, lambda message: read(Hibernated, message))
 
 
 def _event_of(subscription: str, message: Any) -> TaskEvent | None:
-    """Its event.
+    """Convert a received event of this subscription; None for any other.
 
     Events may come before the answer that names their subscription, so they are sorted here, not by
     the feed.

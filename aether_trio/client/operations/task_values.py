@@ -1,4 +1,4 @@
-"""Tasks as values: what is asked for, and what is told."""
+"""Values of tasks for a client: a task, its assignment, its retries, its waits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionEvent:
-    """Ask for an event when the task ends in one of these states (none: in any)."""
+    """Asks for an event when the task ends in one of these states (none: in any)."""
 
     enabled: bool = True
     event_name: str = ""
@@ -47,7 +47,7 @@ class CompletionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hibernation:
-    """Where a hibernated task has left its state and what should become of it."""
+    """How a task hibernates: the checkpoint with its state, and what wakes it."""
 
     checkpoint_key: str
     """Must have been saved before."""
@@ -59,7 +59,7 @@ class Hibernation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitSpec:
-    """What ends a pause."""
+    """What a paused task waits for, and for how long."""
 
     reason: WaitReason = WaitReason.UNSPECIFIED
     expected_principal: str = ""
@@ -77,7 +77,7 @@ class WaitSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task as it may be shown, without its payload and launch parameters."""
+    """A task as the gateway shows it, without its payload and launch parameters."""
 
     task_id: str
     task_type: str
@@ -121,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """Some of the tasks that were asked for."""
+    """A page of tasks."""
 
     tasks: tuple[Task, ...]
     next_page_token: str
@@ -130,7 +130,7 @@ class TaskPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatedTask:
-    """What became of a new task."""
+    """The gateway's answer to a request to create a task: its id and first state."""
 
     task_id: str
     status: str
@@ -153,7 +153,7 @@ Gateways tell it to clients that ask for it.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Work for a worker, or a start for an orchestrator."""
+    """A task assigned to a worker, or a start assigned to an orchestrator."""
 
     task_id: str
     task_type: str
@@ -177,12 +177,12 @@ class Assignment:
 
     @property
     def number(self) -> str:
-        """Which assignment of its task it is; "" when the gateway does not say."""
+        """The number of this assignment of the task; "" when the gateway does not say."""
         return self.metadata.get(NUMBER, "")
 
     @property
     def reference(self) -> str:
-        """The task's id, for moves that count for this assignment only.
+        """The task's id with the assignment's number, for requests about the task.
 
         A later assignment of the same worker is not moved by them.
         """
@@ -191,7 +191,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hibernated:
-    """The task sleeps; its worker may leave."""
+    """Notice that a task hibernates: its worker may end."""
 
     task_id: str
     hibernation: Annotated[Hibernation | None, Wire("descriptor")]

@@ -1,4 +1,4 @@
-"""`agent.tasks`: create tasks, find them, and move them through their states.
+"""`agent.tasks`: creates tasks, finds them, and changes their states.
 
 A task that may not be seen is reported as one that does not exist. Refusals raise Refused,
 PermissionDenied, PayloadTooLarge and so on, by the gateway's code.
@@ -38,7 +38,7 @@ _priority = pb.TaskPriority.ValueType
 
 
 class Tasks(TaskFeeds):
-    """See the module's text; following a task and being given work are in TaskFeeds."""
+    """Creates tasks, finds them, and changes their states."""
 
     async def create(
         self,
@@ -65,7 +65,7 @@ class Tasks(TaskFeeds):
         originating_schedule_id: str = "",
         authorization: Authorization | None = None,
     ) -> CreatedTask:
-        """Create a task for the identity `target`, the workers of `pool`, or oneself.
+        """Create a task for the identity `target`, the workers of `pool`, or the caller.
 
         The payload has at most 512 KiB by default. A second request with the same `idempotency_key`
         within a day gets the first one's task. Deadlines are `metadata`, texts of milliseconds:
@@ -105,7 +105,7 @@ class Tasks(TaskFeeds):
         return read(CreatedTask, await self._ask("create_task", request))
 
     async def get(self, task_id: str) -> Task:
-        """One task. Raises Refused if there is none that the caller may see."""
+        """Return one task. Raises Refused if there is none that the caller may see."""
         answer: pb.TaskQueryResponse = await self._ask("task_query", pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id))
         return read(Task, answer.task)
 
@@ -135,7 +135,7 @@ class Tasks(TaskFeeds):
         offset: int = 0,
         page_token: str = "",
     ) -> TaskPage:
-        """Tasks that fit everything given.
+        """List the tasks that fit every filter given.
 
         `limit` 0 is 100; at most 1,000. `page_token` is the `next_page_token` before.
         """
@@ -169,34 +169,34 @@ class Tasks(TaskFeeds):
         return TaskPage(tuple(read(Task, one) for one in answer.tasks), answer.next_page_token)
 
     async def claim(self, task_id: str) -> Task:
-        """Begin to work on a task that was assigned to the caller.
+        """Claim a task that was assigned to the caller, and begin to work on it.
 
         A second claim changes nothing.
         """
         return await self._move(_Op(op=_Op.CLAIM, task_id=task_id))
 
     async def complete(self, task_id: str, *, reason: str = "") -> Task:
-        """It is done."""
+        """Report that a task is done."""
         return await self._move(_Op(op=_Op.COMPLETE, task_id=task_id, reason=reason))
 
     async def fail(self, task_id: str, *, reason: str) -> Task:
-        """It has failed; its retry policy says whether it is tried again."""
+        """Report that a task has failed; its retry policy says if it is tried again."""
         return await self._move(_Op(op=_Op.FAIL, task_id=task_id, reason=reason))
 
     async def cancel(self, task_id: str, *, reason: str = "") -> Task:
-        """It is not wanted any more."""
+        """Cancel a task that is no longer wanted."""
         return await self._move(_Op(op=_Op.CANCEL, task_id=task_id, reason=reason))
 
     async def retry(self, task_id: str, *, reason: str = "") -> Task:
-        """Try a failed task again."""
+        """Try a task again that has failed or was cancelled."""
         return await self._move(_Op(op=_Op.RETRY, task_id=task_id, reason=reason))
 
     async def reject(self, task_id: str, *, reason: str = "") -> Task:
-        """The worker will not do it."""
+        """Refuse, as its worker, to do a task."""
         return await self._move(_Op(op=_Op.REJECT, task_id=task_id, reason=reason))
 
     async def pause(self, task_id: str, wait: WaitSpec, *, reason: str = "", request_id: str = "") -> Task:
-        """Stop until `wait` says otherwise: for input, for authority, until a time.
+        """Pause a running task until `wait` ends: for input, for authority, until a time.
 
         The answer is a task that runs if an input is there already. A pause whose answer was lost
         is asked for again with the same `request_id`: what it waited for may have come meanwhile,
@@ -216,7 +216,7 @@ class Tasks(TaskFeeds):
         timeout_ms: int = 0,
         request_id: str = "",
     ) -> Task:
-        """Stop until the tasks `depends_on` have ended, or the first of them.
+        """Pause a running task until all tasks `depends_on` have ended, or any one.
 
         `timeout_ms` 0 is no limit, `request_id` as of `pause`.
         """
@@ -236,7 +236,7 @@ class Tasks(TaskFeeds):
         reason: str = "",
         request_id: str = "",
     ) -> Task:
-        """Sleep until a time or an event; the worker may leave.
+        """Put a task to sleep until a time or an event; its worker may leave.
 
         The checkpoint that it names must have been saved.
 
@@ -248,7 +248,7 @@ class Tasks(TaskFeeds):
         return await self.pause(task_id, wait, reason=reason, request_id=request_id)
 
     async def resume(self, task_id: str, *, reason: str = "") -> Task:
-        """Go on after a pause."""
+        """Resume a paused task."""
         return await self._move(_Op(op=_Op.RESUME, task_id=task_id, reason=reason))
 
     async def _move(self, op: pb.TaskOperation) -> Task:

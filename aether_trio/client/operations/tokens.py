@@ -1,4 +1,4 @@
-"""`agent.tokens`: API tokens with which others may connect.
+"""`agent.tokens`: manages API tokens, with which other participants connect.
 
 Needs the right to administer tokens. Refusals raise Refused or PermissionDenied.
 """
@@ -17,7 +17,7 @@ _Op = pb.TokenOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A token without its secret."""
+    """An API token without its secret."""
 
     id: str
     name: str
@@ -36,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A token and its secret, which is shown this once."""
+    """A new API token and its secret, which is shown this once."""
 
     token: Token
     secret: str = field(repr=False)
@@ -44,16 +44,16 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenPage:
-    """Some of the tokens that were asked for, and how many there are in all."""
+    """A page of API tokens, and how many there are in all."""
 
     tokens: tuple[Token, ...]
     total: int
 
 
 class Tokens(Namespace):
-    """API tokens with which others may connect.
+    """Manages API tokens, with which other participants may connect.
 
-    Help(aether_trio.client.operations.tokens) says more.
+    help(aether_trio.client.operations.tokens) says more.
     """
 
     async def create(
@@ -66,7 +66,7 @@ class Tokens(Namespace):
         scopes: Sequence[str] = (),
         expires_in_hours: int = 0,
     ) -> NewToken:
-        """A new token.
+        """Create an API token.
 
         `principal_id` is whom a holder connects as; no patterns is every workspace; no scopes is
         "connect".
@@ -85,21 +85,21 @@ class Tokens(Namespace):
         return NewToken(read(Token, answer.created_token), answer.plaintext_token)
 
     async def list(self, *, include_revoked: bool = False, limit: int = 0, offset: int = 0) -> TokenPage:
-        """Tokens, newest first."""
+        """List the API tokens, newest first."""
         wanted = pb.TokenFilter(limit=limit, offset=offset, include_revoked=include_revoked)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted))
         return TokenPage(tuple(read(Token, one) for one in answer.tokens), answer.total_count)
 
     async def get(self, token_id: str) -> Token:
-        """One token. Raises Refused if there is none."""
+        """Return one API token. Raises Refused if there is none."""
         return read(Token, (await self._do(_Op(op=_Op.GET, token_id=token_id))).token)
 
     async def revoke(self, token_id: str) -> None:
-        """End a token and keep the record of it."""
+        """Revoke an API token, and keep the record of it."""
         await self._do(_Op(op=_Op.REVOKE, token_id=token_id))
 
     async def delete(self, token_id: str) -> None:
-        """End a token and forget it."""
+        """Delete an API token, and the record of it."""
         await self._do(_Op(op=_Op.DELETE, token_id=token_id))
 
     async def _do(self, op: pb.TokenOperation) -> pb.TokenResponse:

@@ -1,4 +1,4 @@
-"""`agent.tunnels`: bytes or datagrams to a service behind the gateway.
+"""`agent.tunnels`: carries bytes or datagrams to a service behind the gateway.
 
 Both directions have credit.
 
@@ -43,7 +43,7 @@ _GOODBYE_S: Final = 5.0
 
 
 class TunnelClosed(AetherError):
-    """The other side, or the gateway, has closed the tunnel; `reason` says why."""
+    """The tunnel was closed by its other side or the gateway; `reason` says why."""
 
     def __init__(self, reason: TunnelEnd, detail: str) -> None:
         super().__init__(reason.name, detail)
@@ -51,7 +51,7 @@ class TunnelClosed(AetherError):
 
 
 class Tunnel(ByteStream):
-    """One tunnel.
+    """One open tunnel to or from a service; an anyio ByteStream.
 
     `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut.
     """
@@ -73,7 +73,7 @@ class Tunnel(ByteStream):
         self._sending = anyio.Lock()
 
     async def send(self, item: bytes) -> None:
-        """Send; waits while the other side has not read what it was sent before.
+        """Send bytes; wait while the other side has not read enough of those before.
 
         Raises TunnelClosed.
         """
@@ -89,14 +89,14 @@ class Tunnel(ByteStream):
                 await self._send_frame(bytes(part))
 
     async def send_eof(self) -> None:
-        """Send nothing more; reading goes on."""
+        """End the sending direction of the tunnel; receiving goes on."""
         async with self._sending:
             if not self._finished and not self._closed:
                 self._finished = True
                 await self._send_frame(b"", fin=True)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one and at most `max_bytes` bytes.
+        """Wait for at least one byte, and return at most `max_bytes`.
 
         Raises EndOfStream, TunnelClosed, RequestTimeout, ConnectionLost.
         """
@@ -118,7 +118,7 @@ class Tunnel(ByteStream):
         return taken
 
     async def aclose(self) -> None:
-        """Close both directions. Safe to call twice."""
+        """Close both directions of the tunnel. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
@@ -131,7 +131,7 @@ class Tunnel(ByteStream):
         await anyio.lowlevel.checkpoint()
 
     def raise_if_refused(self) -> None:
-        """Raise TunnelClosed if the gateway or the service has closed it already.
+        """Raise TunnelClosed if the gateway or the service has closed the tunnel.
 
         Nothing that came is lost.
         """
@@ -187,7 +187,7 @@ class Tunnel(ByteStream):
 
 
 class Tunnels(Namespace):
-    """Opens and accepts tunnels to services, with credit in both directions.
+    """Opens tunnels to services, and accepts tunnels to this service.
 
     help(aether_trio.client.operations.tunnels) says more.
     """
@@ -205,7 +205,7 @@ class Tunnels(Namespace):
         max_bytes: int = 0,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[Tunnel]:
-        """Open a tunnel to "sv::db::1", or to any instance of "sv::db".
+        """Open a tunnel to the service "sv::db::1", or to any instance of "sv::db".
 
         It lasts as long as the block.
 
@@ -248,7 +248,7 @@ class Tunnels(Namespace):
             yield tunnel
 
     async def refuse(self, opening: pb.TunnelOpen, reason: TunnelEnd = TunnelEnd.ERROR, detail: str = "") -> None:
-        """For a service: do not take it."""
+        """Refuse a tunnel that was opened to this service."""
         close = pb.TunnelClose(
             tunnel_id=opening.tunnel_id, reason=pb.TunnelClose.Reason.ValueType(reason), detail=detail
         )

@@ -1,4 +1,4 @@
-"""`agent.workflow`: ask the workflow engine, through the gateway.
+"""`agent.workflow`: sends requests to the workflow engine, or answers them as it.
 
 For the engine: hear what is asked, and answer.
 
@@ -25,7 +25,7 @@ _Kind: TypeAlias = pb.WorkflowOperation.OpType.ValueType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleScope:
-    """The authority that a schedule will need each time it fires.
+    """The authority that a schedule of the workflow engine needs when it fires.
 
     Times are aware, in whole seconds.
     """
@@ -43,7 +43,7 @@ class ScheduleScope:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowAnswer:
-    """The answer of the engine: a JSON document, and the total of a list."""
+    """The answer of the workflow engine: a JSON document, and the total of a list."""
 
     data: bytes
     message: str
@@ -51,49 +51,49 @@ class WorkflowAnswer:
 
 
 class Workflow(Namespace):
-    """Ask the workflow engine, through the gateway.
+    """Sends requests to the workflow engine, through the gateway.
 
-    Help(aether_trio.client.operations.workflow) says more.
+    help(aether_trio.client.operations.workflow) says more.
     """
 
     async def list_rules(self, workspace: str = "") -> WorkflowAnswer:
-        """The rules: on such an event, do that."""
+        """List the engine's rules: which action follows which event."""
         return await self._do(_Op.LIST_RULES, workspace=workspace)
 
     async def get_rule(self, rule_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """One rule."""
+        """Return one rule of the workflow engine."""
         return await self._do(_Op.GET_RULE, rule_id, workspace=workspace)
 
     async def create_rule(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
-        """A new rule."""
+        """Create a rule of the workflow engine."""
         return await self._do(_Op.CREATE_RULE, data=data, workspace=workspace)
 
     async def update_rule(self, rule_id: str, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
-        """Replace a rule."""
+        """Replace a rule of the workflow engine."""
         return await self._do(_Op.UPDATE_RULE, rule_id, data=data, workspace=workspace)
 
     async def delete_rule(self, rule_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """Forget a rule."""
+        """Delete a rule of the workflow engine."""
         return await self._do(_Op.DELETE_RULE, rule_id, workspace=workspace)
 
     async def list_workflows(self, workspace: str = "") -> WorkflowAnswer:
-        """The workflows."""
+        """List the workflows."""
         return await self._do(_Op.LIST_WORKFLOWS, workspace=workspace)
 
     async def get_workflow(self, workflow_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """One workflow."""
+        """Return one workflow."""
         return await self._do(_Op.GET_WORKFLOW, workflow_id, workspace=workspace)
 
     async def create_workflow(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
-        """A new workflow."""
+        """Create a workflow."""
         return await self._do(_Op.CREATE_WORKFLOW, data=data, workspace=workspace)
 
     async def delete_workflow(self, workflow_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """Forget a workflow."""
+        """Delete a workflow."""
         return await self._do(_Op.DELETE_WORKFLOW, workflow_id, workspace=workspace)
 
     async def list_schedules(self, workspace: str) -> WorkflowAnswer:
-        """The schedules of exactly this workspace."""
+        """List the schedules of one workspace."""
         return await self._do(_Op.LIST_SCHEDULES, workspace=_exact(workspace))
 
     async def create_schedule(
@@ -105,7 +105,7 @@ class Workflow(Namespace):
         authority: ScheduleScope | None = None,
         authorization: Authorization | None = None,
     ) -> WorkflowAnswer:
-        """A new schedule in exactly this workspace; "" and "*" raise ValueError."""
+        """Create a schedule in one workspace; "" and "*" raise ValueError."""
         op = _Op(op=_Op.CREATE_SCHEDULE, id=schedule_id, data=data, workspace=_exact(workspace))
         return await self._send(op, authority, authorization)
 
@@ -118,48 +118,48 @@ class Workflow(Namespace):
         authority: ScheduleScope | None = None,
         authorization: Authorization | None = None,
     ) -> WorkflowAnswer:
-        """A new schedule, or a new version of the one of this id."""
+        """Create a schedule, or replace the one with this id."""
         op = _Op(op=_Op.UPSERT_SCHEDULE, id=schedule_id, data=data, workspace=_exact(workspace))
         return await self._send(op, authority, authorization)
 
     async def delete_schedule(self, schedule_id: str, *, workspace: str) -> WorkflowAnswer:
-        """Forget a schedule."""
+        """Delete a schedule."""
         return await self._do(_Op.DELETE_SCHEDULE, schedule_id, workspace=_exact(workspace))
 
     async def list_executions(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
-        """What runs or has run, in this status if one is given."""
+        """List the executions of workflows, running and ended, by status if given."""
         return await self._do(_Op.LIST_EXECUTIONS, workspace=workspace, status=status)
 
     async def get_execution(self, execution_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """One execution."""
+        """Return one execution of a workflow."""
         return await self._do(_Op.GET_EXECUTION, execution_id, workspace=workspace)
 
     async def cancel_execution(self, execution_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """Stop an execution."""
+        """Cancel an execution of a workflow."""
         return await self._do(_Op.CANCEL_EXECUTION, execution_id, workspace=workspace)
 
     async def list_state_machines(self, workspace: str = "") -> WorkflowAnswer:
-        """The state machines."""
+        """List the state machines."""
         return await self._do(_Op.LIST_STATE_MACHINES, workspace=workspace)
 
     async def get_state_machine(self, machine_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """One state machine."""
+        """Return one state machine."""
         return await self._do(_Op.GET_STATE_MACHINE, machine_id, workspace=workspace)
 
     async def create_state_machine(self, data: bytes, *, workspace: str = "") -> WorkflowAnswer:
-        """A new state machine."""
+        """Create a state machine."""
         return await self._do(_Op.CREATE_STATE_MACHINE, data=data, workspace=workspace)
 
     async def delete_state_machine(self, machine_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """Forget a state machine."""
+        """Delete a state machine."""
         return await self._do(_Op.DELETE_STATE_MACHINE, machine_id, workspace=workspace)
 
     async def list_instances(self, machine_id: str = "", *, workspace: str = "", status: str = "") -> WorkflowAnswer:
-        """The instances of a state machine, or of all."""
+        """List the instances of a state machine, or of all."""
         return await self._do(_Op.LIST_SM_INSTANCES, machine_id, workspace=workspace, status=status)
 
     async def get_instance(self, instance_id: str, *, workspace: str = "") -> WorkflowAnswer:
-        """One instance."""
+        """Return one instance of a state machine."""
         return await self._do(_Op.GET_SM_INSTANCE, instance_id, workspace=workspace)
 
     async def create_instance(self, machine_id: str, data: bytes = b"", *, workspace: str = "") -> WorkflowAnswer:
@@ -169,24 +169,24 @@ class Workflow(Namespace):
     async def send_event(
         self, instance_id: str, event: str, data: bytes = b"", *, workspace: str = ""
     ) -> WorkflowAnswer:
-        """Give an event to an instance."""
+        """Send an event to an instance of a state machine."""
         return await self._do(_Op.SEND_SM_EVENT, instance_id, event, data=data, workspace=workspace)
 
     async def list_joins(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
-        """What waits for several things to come together."""
+        """List the joins, which wait until several events have come together."""
         return await self._do(_Op.LIST_JOINS, workspace=workspace, status=status)
 
     async def get_join(self, join_id: str, key: str = "", *, workspace: str = "") -> WorkflowAnswer:
-        """One join."""
+        """Return one join, which waits until several events have come together."""
         return await self._do(_Op.GET_JOIN, join_id, key, workspace=workspace)
 
     async def cancel_join(self, join_id: str, key: str = "", *, workspace: str = "") -> WorkflowAnswer:
-        """Stop waiting."""
+        """Cancel a join, which waits for several events."""
         return await self._do(_Op.CANCEL_JOIN, join_id, key, workspace=workspace)
 
     @asynccontextmanager
     async def requests(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.WorkflowOperation]]:
-        """For the engine: what others ask, for as long as the block lasts.
+        """Yield requests to the workflow engine, which the caller is, in the block.
 
         Answer each with `respond`.
         """
@@ -196,7 +196,7 @@ class Workflow(Namespace):
     async def respond(
         self, request_id: str, data: bytes = b"", *, error: str = "", message: str = "", total: int = 0
     ) -> None:
-        """For the engine: answer the request of this id. With `error` it has failed."""
+        """Answer a request to the workflow engine, which the caller is."""
         answer = pb.WorkflowResponse(
             success=not error, error=error, message=message, data=data, total_count=total, request_id=request_id
         )

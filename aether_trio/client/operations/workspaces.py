@@ -1,4 +1,4 @@
-"""`agent.workspaces`: manage workspaces; for a user's window, move between them.
+"""`agent.workspaces`: manages workspaces, and moves a user's window to another.
 
 All but `switch` need the right to administer workspaces. Refusals raise Refused or
 PermissionDenied.
@@ -20,7 +20,7 @@ _Op = pb.WorkspaceOperation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """A workspace. The times and the counters are the gateway's to fill."""
+    """A workspace. The gateway fills in the times and the counters."""
 
     workspace_id: str
     display_name: str = ""
@@ -37,7 +37,7 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class WorkspacePage:
-    """Some of the workspaces that were asked for, and how many there are in all."""
+    """A page of workspaces, and how many there are in all."""
 
     workspaces: tuple[Workspace, ...]
     total: int
@@ -45,7 +45,7 @@ class WorkspacePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowNode:
-    """One participant in the graph of a workspace."""
+    """One participant in the graph of a workspace's messages."""
 
     id: str
     label: str
@@ -58,7 +58,7 @@ class FlowNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowEdge:
-    """Messages from one node to another, by their ids."""
+    """Messages from one participant to another in the graph, by their node ids."""
 
     source: Annotated[str, Wire("from")]
     target: Annotated[str, Wire("to")]
@@ -68,7 +68,7 @@ class FlowEdge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageFlow:
-    """Who talks to whom in a workspace."""
+    """The graph of which participants of a workspace send to which."""
 
     workspace_id: str
     nodes: tuple[FlowNode, ...]
@@ -77,13 +77,13 @@ class MessageFlow:
 
 
 class Workspaces(Namespace):
-    """Manage workspaces; for a user's window, move between them.
+    """Manages workspaces, and moves a user's window to another.
 
     help(aether_trio.client.operations.workspaces) says more.
     """
 
     async def switch(self, workspace: str) -> None:
-        """Move this window to another workspace; "" leaves the present one.
+        """Move this user's window to another workspace; "" leaves the present one.
 
         For users only.
 
@@ -93,29 +93,29 @@ class Workspaces(Namespace):
         await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 
     async def list(self, *, tenant_id: str = "", limit: int = 0, offset: int = 0) -> WorkspacePage:
-        """The workspaces of this tenant, or all."""
+        """List the workspaces of this tenant, or all."""
         wanted = pb.WorkspaceFilter(tenant_id=tenant_id, limit=limit, offset=offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted))
         return WorkspacePage(tuple(read(Workspace, one) for one in answer.workspaces), answer.total_count)
 
     async def get(self, workspace_id: str) -> Workspace:
-        """One workspace. Raises Refused if there is none of this id."""
+        """Return one workspace. Raises Refused if there is none with this id."""
         return read(Workspace, (await self._do(_Op(op=_Op.GET, workspace_id=workspace_id))).workspace)
 
     async def create(self, workspace: Workspace) -> Workspace:
-        """A new workspace; returns it as it was stored."""
+        """Create a workspace; return it as it was stored."""
         return await self._write(_Op.CREATE, workspace)
 
     async def update(self, workspace: Workspace) -> Workspace:
-        """Change the workspace of this id; returns it as it is stored now."""
+        """Change the workspace with this id; return it as it is stored now."""
         return await self._write(_Op.UPDATE, workspace)
 
     async def delete(self, workspace_id: str) -> None:
-        """Forget a workspace."""
+        """Delete a workspace."""
         await self._do(_Op(op=_Op.DELETE, workspace_id=workspace_id))
 
     async def message_flow(self, workspace_id: str) -> MessageFlow:
-        """Who talks to whom there: a graph to be drawn."""
+        """Return the graph of which participants of a workspace send to which."""
         answer = await self._do(_Op(op=_Op.GET_MESSAGE_FLOW, workspace_id=workspace_id))
         return read(MessageFlow, answer.message_flow)
 

@@ -15,7 +15,7 @@ from tests.client.peer import incoming
 
 @pytest.mark.parametrize("credit", [(0, 1), (1, 0), (MAX_CREDIT + 1, 1), (1, MAX_CREDIT + 1)])
 def test_a_credit_that_no_connection_can_bring_is_refused(credit: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="credit_messages and credit_bytes"):
+    with pytest.raises(ValueError, match="credit_messages or credit_bytes"):
         Inbox(*credit)
 
 
