@@ -1,4 +1,4 @@
-"""Caches the gateway's answers on authority grants, for services that enforce them.
+"""Caches the gateway's answers on authority grants, for services that check them.
 
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
