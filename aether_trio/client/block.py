@@ -36,10 +36,7 @@ class Block:
 
     @property
     def _ending(self) -> AetherError | None:
-        """Why the client takes no request (failed, ended, not begun); None if it does.
-
-        None while it is connected.
-        """
+        """Why the client takes no request (failed, ended, not begun); None if it does."""
         if self._reconnector.failure is not None:
             return self._reconnector.failure
         if self._group is None or self._reconnector.state is State.CLOSED:
@@ -47,10 +44,7 @@ class Block:
         return None
 
     async def _check_open(self) -> None:
-        """Raise why the client takes no request, if it takes none.
-
-        So a program that tries again without a pause can be cancelled.
-        """
+        """Raise why the client takes no request, after a checkpoint for cancellation."""
         if (ending := self._ending) is not None:
             await anyio.lowlevel.checkpoint()
             raise ending
@@ -112,7 +106,7 @@ class Block:
     async def _say_goodbye(self) -> None:
         """Wait until all messages are settled, then end the connection.
 
-        Raises what publishing has left.
+        Raises the first refusal that no caller has seen, or ConnectionLost.
         """
         settings = self._reconnector.settings
         send_queue = self._dispatch.send_queue

@@ -24,10 +24,10 @@ It never waits and never raises, and does nothing when the loop has ended.
 
 
 def call_soon() -> CallSoon:
-    """Return a function that runs others soon, which must not raise, in this loop.
+    """Return a function that calls other functions soon in the running event loop.
 
-    They have the context of this call: that of a foreign thread may say that another kind of loop
-    runs here.
+    Those must not raise. They have the context of this call: that of a foreign thread may say that
+    another kind of loop runs here.
     """
     enter: Callable[[Callable[[], object]], object]
     if sniffio.current_async_library() == "trio":

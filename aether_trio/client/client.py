@@ -59,15 +59,13 @@ _OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
 class Client(Operations, Block, abc.ABC):
     """Base of the async clients of all kinds of participants (AgentClient and so on).
 
-    Use one of them: AgentClient, UserClient, ServiceClient, ...
-
         async with AgentClient("aether://localhost:50051", workspace="w", implementation="i",
         specifier="1") as agent: ...
 
-    The block is the connection's life. It begins when the gateway has let us in, or raises why not;
-    after a cut the client reconnects; and it ends with a goodbye, after which everything
-    is settled. What cannot be mended (refused, thrown out) cancels the block and is raised from it.
-    A client has one block, and works inside of it only.
+    The block is the connection's life. It begins when the gateway has accepted the client, or
+    raises why not; after a cut the client reconnects; and it ends with a goodbye, after which
+    everything is settled. What cannot be mended (a refusal, an end of the session) cancels the
+    block and is raised from it. A client has one block, and works inside of it only.
 
     Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`,
     `tasks` and so on, see aether_trio.client.operations. They are built on `request`, `tell` and
@@ -99,7 +97,7 @@ class Client(Operations, Block, abc.ABC):
     def _identity(self, assigned_id: str) -> Identity:
         """Return the identity of this participant.
 
-        `assigned_id` is what the gateway made up, for those that may leave a part to it.
+        `assigned_id` is the part that the gateway has assigned, for kinds that may leave one to it.
         """
 
     def _init(self) -> pb.InitConnection:
@@ -118,10 +116,7 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def assigned_id(self) -> str:
-        """The part of the identity that the gateway has assigned.
-
-        "" for those who have named themselves.
-        """
+        """The part of the identity that the gateway has assigned; "" if it assigned none."""
         return self._ack.assigned_id or self._reconnector.assigned
 
     @property
@@ -195,9 +190,7 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> None:
-        """Send a message, and return when the gateway has committed it.
-
-        The gateway delivers what it has committed.
+        """Send a message, and return when the gateway has committed it, to be delivered.
 
         `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a
         SendMessage (authorization, app_workspace, checked_access, authority_continuation).
@@ -223,9 +216,7 @@ class Client(Operations, Block, abc.ABC):
         type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
         details: pb.SendMessage | None = None,
     ) -> Publication:
-        """Queue a message to be sent, and return when there is room for one more.
-
-        For many messages in quick succession.
+        """Queue one of many messages to be sent, and return when there is room for more.
 
         `await publication.committed()` waits for this one, `flush()` for all so far. A refusal that
         no caller has waited for is raised by the next `flush`, or at the end of the block.
@@ -278,12 +269,11 @@ class Client(Operations, Block, abc.ABC):
             raise ClientClosed from None
 
     def __aiter__(self) -> Messages:
-        """Iterate over messages.
+        """Iterate over messages; the program, or the next iteration, acknowledges each.
 
-        Each is acknowledged when the same task asks for the next one, or leaves the block well.
-
-        With manual_acks the program acknowledges. Several tasks may iterate; each message goes to
-        one of them.
+        Each is acknowledged when the same task asks for the next one, or leaves the block well;
+        with manual_acks the program does it. Several tasks may iterate; each message goes to one of
+        them.
         """
         self._check_begun()
         return self._dispatch.messages(manual=self._settings.manual_acks)

@@ -143,7 +143,7 @@ class ProtocolViolation(AetherError):
 class SessionEnded(AetherError):
     """The gateway has ended this session for good: the client does not reconnect.
 
-    An operator did, or another client has taken the session over.
+    An operator has ended it, or another client has taken it over.
     """
 
 
@@ -160,7 +160,7 @@ class TlsRefused(AetherError):
 class ConnectionLost(AetherError):
     """The connection was cut before a message or request was confirmed.
 
-    `in_doubt` says whether it may have happened: False means that it has never been sent.
+    `in_doubt` False: it was never sent. True: it may have been carried out.
     """
 
     def __init__(self, message: str, *, in_doubt: bool) -> None:

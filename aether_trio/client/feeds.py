@@ -61,12 +61,10 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add an item, if it matches and the feed is open.
+        """Add an item, if it matches and the feed is open. Never waits, never raises.
 
-        Never waits, never raises. It is converted when it is read.
-
-        An exception of `match` closes the feed: its reader is told, and no other part of the
-        client.
+        It is converted when it is read. An exception of `match` closes the feed: its reader is
+        told, and no other part of the client.
         """
         if self._closed:
             return

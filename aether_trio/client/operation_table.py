@@ -132,8 +132,5 @@ RESPONSES: Final[Mapping[str, Operation]] = MappingProxyType({row.response: row 
 
 
 def operation_of(message: pb.UpstreamMessage) -> Operation | None:
-    """Return the table row of a message, or None if it has none.
-
-    None for one without a payload, or for the first message of a connection.
-    """
+    """Return the table row of a message; None for InitConnection and an empty one."""
     return OPERATIONS.get(message.WhichOneof("payload") or "")

@@ -54,9 +54,8 @@ class Requester(Protocol):
     ) -> Any:
         """Send a request, and return the payload of the gateway's answer.
 
-        A `kv_op` is answered by a `pb.KVResponse`, and so on.
-
-        The answer is a barrier: everything this client sent before is then committed or refused.
+        A `kv_op` is answered by a `pb.KVResponse`, and so on. The answer is a barrier: everything
+        this client sent before is then committed or refused.
 
         `timeout` in seconds counts waiting for a connection too; None waits for ever. `idempotent`
         says that asking twice does no harm: the request is then asked again after a reconnect,
@@ -70,8 +69,6 @@ class Requester(Protocol):
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Send a message that is not answered, and return when it is written.
-
-        Such as progress, a proxied body, a tunnel's data.
 
         It waits while there is no connection, and while the peer does not read. A refusal, if one
         comes, is in the feed `errors`. Whether it arrives when the connection is cut is not known.

@@ -93,10 +93,9 @@ class ToWork(_Sender):
     ) -> None:
         """Send the input that a task waits for (`Job.wait_for_input`).
 
-        The task goes on if `metadata` has all that it wants to match.
-
-        One that does not wait just now keeps it for its next wait that it matches; the input of a
-        task that has ended is dropped.
+        The task goes on if `metadata` has all that it wants to match. A task that does not wait
+        just now keeps it for its next wait that it matches; the input of a task that has ended is
+        dropped.
         """
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})

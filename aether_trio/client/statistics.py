@@ -17,10 +17,7 @@ __all__ = ["ClientStatistics", "statistics_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStatistics:
-    """Counts of one client, over all its connections.
-
-    Counts, unless the name says bytes.
-    """
+    """Counts of one client over all its connections; names say which are bytes."""
 
     state: State
     connections: int

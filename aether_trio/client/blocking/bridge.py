@@ -160,10 +160,7 @@ class Bridge:
                 raise ClientClosed
 
     def run_if_open(self, function: Callable[[], None]) -> None:
-        """Call a function that does not wait in the event loop, unless the loop is over.
-
-        Nothing happens when the loop is over.
-        """
+        """Call a function that does not wait in the event loop, unless the loop is over."""
         if self.open:
             with contextlib.suppress(ClientClosed):
                 self._wait(self._begin(function))
@@ -356,7 +353,7 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
     def get(self, timeout: float | None = None) -> T:
         """Wait for the next item and return it.
 
-        Raises RequestTimeout after so many seconds, LookupError when there is no more.
+        Raises RequestTimeout after `timeout` seconds, LookupError at the end of the stream.
         """
         try:
             return self._bridge.run(self._next, timeout)
@@ -426,10 +423,7 @@ def blocking_block(
 def blocking_value(
     method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[Bridge, T], U]
 ) -> Callable[Concatenate[Any, P], U]:
-    """Make a blocking method of an async one, and wrap its result for threads.
-
-    `wrap` makes its result blocking too.
-    """
+    """Make a blocking method of an async one, and wrap its result for threads."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> U:
@@ -454,10 +448,7 @@ def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concate
 
 
 def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Make a blocking object's method that runs a plain one in the event loop.
-
-    Does nothing once it has ended.
-    """
+    """Make a blocking object's method that runs a plain one, unless the loop is over."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -46,9 +46,9 @@ T = TypeVar("T")
 
 
 class BlockingMessages:
-    """A blocking iterator over a client's messages, which acknowledges each.
+    """A blocking iterator over a client's messages.
 
-    Each is acknowledged when the same loop asks for the next one.
+    Each is acknowledged when the same thread asks for the next one.
     """
 
     def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
@@ -163,8 +163,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
         """Call `handler` in a thread for each assigned task, `concurrency` at once.
 
-        `handler` is called in a thread for each task, `concurrency` at once, inside of the task's
-        block.
+        The task's block is open while its handler runs.
         """
         count = concurrency or self._target._settings.worker_tasks or 1
         self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, count)
@@ -200,10 +199,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def client(self) -> C:
-        """The async client, with what is known without asking the gateway.
-
-        It has what is known without asking: `topic`, `session_id`, `state`, `config` and so on.
-        """
+        """The async client, which knows `topic`, `session_id`, `state`, `config`, ..."""
         return self._target
 
 

@@ -70,10 +70,7 @@ async def run_in_threads(
     handler: Callable[[SyncJob], object],
     concurrency: int,
 ) -> None:
-    """Call a blocking handler for each task, each in a separate thread.
-
-    Each task has a thread while its handler runs.
-    """
+    """Call a blocking handler for each task, each in a separate thread."""
     limiter = anyio.CapacityLimiter(concurrency)
 
     async def handle(job: Job) -> None:

@@ -78,9 +78,7 @@ class Confirmations:
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
         """Return the bytes of a message followed by a barrier request for it alone.
 
-        `frame` makes transport bytes of an UpstreamMessage.
-
-        `number` is that of a send whose refusal says it.
+        `frame` makes transport bytes of an UpstreamMessage. `number` is that of a numbered send.
         """
         parts = [self.guard(frame), message]
         if number:
@@ -123,7 +121,7 @@ class Confirmations:
     def refused_send(self, response: pb.ErrorResponse) -> bool:
         """Assign an ErrorResponse whose id is a send's number to that send.
 
-        False when it is not that of a send whose sender waits.
+        Return False when no caller waits for such a send.
         """
         if (number := _number(response.request_id)) not in self._open_numbers:
             return False

@@ -12,10 +12,7 @@ __all__ = ["init_for"]
 
 
 def init_for(settings: ClientSettings, resume_session_id: str) -> pb.InitConnection:
-    """Build an InitConnection with credentials, extensions and the session to resume.
-
-    The identity is still to be said.
-    """
+    """Build an InitConnection with everything but the participant's identity."""
     return pb.InitConnection(
         credentials=dict(settings.credentials),
         extensions=settings.extensions,

@@ -56,7 +56,7 @@ async def open_transport(
 def _reason(error: Exception) -> str:
     """Return the system's texts of why no address could be connected.
 
-    Theirs, one for each address, are its cause.
+    anyio's own error says only that all attempts failed; theirs are its cause.
     """
     cause = error.__cause__ or error
     causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)

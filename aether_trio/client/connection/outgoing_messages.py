@@ -43,12 +43,10 @@ def bytes_of(payload: bytes | str) -> bytes:
 
 
 def checked_topic(target: str) -> str:
-    """Return the topic if a frame can hold it.
+    """Return the topic if a frame can hold it; the gateway checks the rest.
 
-    Raises TypeError when it is no text, and InvalidArgument when UTF-8 or a frame cannot hold it.
-
-    The rest is the gateway's to say. This is said here, because the task that writes would fail,
-    and the client with it.
+    Raises TypeError when it is no text, and InvalidArgument when UTF-8 or a frame cannot hold it:
+    the task that writes would fail, and the client with it.
     """
     if not isinstance(target, str):
         raise TypeError(f"the topic is {type(target).__name__}, not a text such as 'ag::default::echo::1'")

@@ -95,10 +95,7 @@ def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
 
 
 def failure_of(case: str, answer: Any) -> AetherError | None:
-    """Return the error that a typed answer stands for, or None for a success.
-
-    None when it is a success, or is of a kind that knows no failure.
-    """
+    """Return the error that a typed answer stands for; None if it reports none."""
     if getattr(answer, RESPONSES[case].success_field, True):
         return None
     text = str(getattr(answer, "error", "") or getattr(answer, "error_message", "") or getattr(answer, "message", ""))

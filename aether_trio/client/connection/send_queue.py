@@ -107,9 +107,8 @@ class SendQueue:
     ) -> Publication:
         """Queue a message as soon as the limits of unsettled ones have room for it.
 
-        A checkpoint for cancellation; it yields now and then.
-
-        If every call did, each message would be a separate write.
+        A checkpoint for cancellation, which yields now and then: if every call did, each message
+        would be a separate write.
         """
         if confirm or not self._count % _YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
@@ -347,8 +346,8 @@ class SendQueue:
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
         """Queue unconfirmed publications again for a new connection, or fail them.
 
-        That is what the last one has written, and what it was to repeat and has not come to.
-        resend_or_in_doubt.py decides.
+        They are those that the last connection has written, and those that it was to repeat and has
+        not come to. resend_or_in_doubt.py decides.
         """
         written = [publication for publication in self._written if not publication.settled]
         self._written.clear()

@@ -60,9 +60,8 @@ BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 class ConnectionEnd:
     """How a connection of a client ended, and whether it may be made again.
 
-    `error` is what the gateway said, or None for a cut or a good end.
-
-    `retryable`: come back. `expected`: both sides were done, so coming back needs no pause.
+    `error` is what the gateway said, or None for a cut or a good end. `retryable`: reconnect.
+    `expected`: both sides were done, so reconnecting needs no pause.
     """
 
     error: AetherError | None

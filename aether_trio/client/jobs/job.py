@@ -144,9 +144,9 @@ class Job:
 
     The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
     exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
-    If the gateway ends the task meanwhile (it was cancelled it, a deadline has passed, it was
-    given to another worker), the block is cancelled, and the program goes on behind it; `end` says
-    what has happened.
+    If the gateway ends the task meanwhile (it was cancelled, a deadline has passed, it was given to
+    another worker), the block is cancelled, and the program goes on behind it; `end` says what has
+    happened.
     """
 
     def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
@@ -239,9 +239,7 @@ class Job:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Send COMPLETE or FAIL, by how the block was left.
-
-        A cancellation does not keep it from being said, also one that comes meanwhile.
+        """Send COMPLETE or FAIL, by how the block was left, also when it is cancelled.
 
         Raises why COMPLETE was refused, if it was; then the task has failed.
         """
@@ -295,10 +293,7 @@ class Job:
                 self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
-        """Send COMPLETE or FAIL after the block, until it is accepted or the client ends.
-
-        False if it does not.
-        """
+        """Send COMPLETE or FAIL behind the block. Return False if the client has ended."""
         self._settles_late = self._keeper.settle_later(self, lambda: last(None))
         return self._settles_late
 
@@ -372,10 +367,7 @@ class Job:
         self._tell()
 
     def looked(self, task: Task | None) -> None:
-        """Take in the state of the task, or None if this worker may no longer see it.
-
-        Never waits.
-        """
+        """Take in the state of the task, or None if it may not be seen. Never waits."""
         if not self.is_open:
             return
         if task is not None and self._is_ours(task):
@@ -473,10 +465,8 @@ class Job:
     ) -> None:
         """Report progress of the task: `completion` is from 0 to 1, or -1 when unknown.
 
-        It is also a sign of life.
-
-        Followers of the task and the agents of the workspace are told. It is sent, and not
-        confirmed.
+        It is also a sign of life. Followers of the task and the agents of the workspace are told.
+        It is sent, and not confirmed.
         """
         await self._checked()
         await self._keeper.progress.report(
@@ -494,10 +484,7 @@ class Job:
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway.
-
-        Gateways serve no authority requests yet, so nothing would end the wait.
-        """
+        """Raise NotImplementedByGateway: gateways serve no authority requests yet."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
@@ -642,10 +629,7 @@ class Job:
         raise self._over()
 
     async def _checked(self) -> None:
-        """Raise why this worker can no longer work on the task, if it cannot.
-
-        So a program that asks again and again can be cancelled.
-        """
+        """Raise why the worker has lost the task, after a checkpoint for cancellation."""
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
         self._check()

@@ -101,9 +101,8 @@ class JobManager:
     async def take(self, closed: Callable[[], None]) -> Job:
         """Wait for the next assigned task, claim it, and return it as a Job.
 
-        `closed` is called when its block has ended.
-
-        Raises StopAsyncIteration when the client is closed, or why it has failed.
+        `closed` is called when its block has ended. Raises StopAsyncIteration when the client is
+        closed, or why it has failed.
         """
         while True:
             assignment = await anext(self.intake)
@@ -170,9 +169,8 @@ class JobManager:
     async def _is_meant(self, assignment: Assignment) -> bool:
         """Return whether a task is still this worker's, though a claim was refused.
 
-        Then the refusal was a passing trouble of the gateway.
-
-        No other worker is given a task that a worker has been given and let fall.
+        Then the refusal was a passing trouble of the gateway. No other worker is given a task that
+        a worker has been given and let fall.
         """
         task = await self.look_up(assignment.task_id)
         ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
@@ -289,9 +287,8 @@ class JobManager:
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
         """Run `settle`, which ends a task, in the client's task group after its block.
 
-        Returns False when the client has ended.
-
-        The task is in hand until then, so no block begins of what may be said to have ended.
+        Returns False when the client has ended. The worker keeps the task until then, so no other
+        block of it begins.
         """
         return self._start(self._settle_late, job, settle)
 
@@ -331,8 +328,6 @@ class JobManager:
 
     async def look_up(self, task_id: str) -> Task | None:
         """Ask the gateway for the task, again after cuts; None if it may not be seen.
-
-        None when there is none that this worker may see.
 
         Raises the client's own end, and refusals that do not pass.
         """

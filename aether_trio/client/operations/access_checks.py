@@ -120,9 +120,8 @@ class Access(Namespace):
     ) -> None:
         """Send a message that is delivered only if the access is allowed.
 
-        The verdict travels with it.
-
-        Returns when the gateway has taken it; raises the refusal if it has not.
+        The verdict travels with it. Returns when the gateway has taken it; raises the refusal if
+        not.
         """
         message = pb.SendMessage(
             target_topic=topic,

@@ -112,9 +112,7 @@ class Kv(Namespace):
     ) -> KvEntryPage:
         """Return one page of the entries whose keys begin with `prefix`.
 
-        `limit` 0 is 100, which is also the most.
-
-        `cursor` is the `next_cursor` of the page before.
+        `limit` 0 is 100, which is also the most. `cursor` is the `next_cursor` of the page before.
         """
         answer = await self._do(_Op(op=_Op.LIST, key=prefix, limit=limit, cursor=cursor), place)
         return KvEntryPage(
@@ -202,9 +200,7 @@ class Kv(Namespace):
         workspace: str = "",
         authorization: Authorization | None = None,
     ) -> int:
-        """Delete the keys that `identity` alone can see, in one scope or all.
-
-        Return how many entries that were.
+        """Delete the keys that only `identity` can see, in one scope or all; count them.
 
         Needs the capability kv_purge_identity.
         """

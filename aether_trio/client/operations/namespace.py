@@ -29,9 +29,7 @@ class Namespace:
         self._timeout_s = timeout_s
 
     def within(self, timeout_s: float | None) -> Self:
-        """Return this namespace with another time limit for answers, in seconds.
-
-        None waits for ever.
+        """Return this namespace with another time limit for answers; None waits for ever.
 
         value = await agent.kv.within(2).get("key")
         """

@@ -71,12 +71,10 @@ class Progress(Namespace):
     ) -> None:
         """Report the progress of `task_id`, which may be any name.
 
-        `completion` is from 0 to 1, or -1 when unknown.
-
-        `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the
-        workspace but the sender. Agents, tasks and services may. The protocol does not answer a
-        report, so a refusal is in the client's `errors`; with `confirm` it is asked for, and raised
-        (PermissionDenied for others).
+        `completion` is from 0 to 1, or -1 when unknown. `recipient` is an identity, or "us::ann"
+        for all windows of a user; "" is everyone in the workspace but the sender. Agents, tasks and
+        services may report; others raise PermissionDenied. The protocol does not answer a report,
+        so a refusal is in the client's `errors`; with `confirm` it is asked for, and raised.
         """
         if not math.isfinite(completion):
             raise ValueError(

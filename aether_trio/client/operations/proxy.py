@@ -124,10 +124,8 @@ class Proxy(ProxyService):
     ) -> ProxyResponse:
         """Send an HTTP request and return the whole response, within `timeout_s`.
 
-        `path` has the query.
-
-        Raises ProxyFailed, RequestTimeout, and PayloadTooLarge for a body over
-        `max_response_bytes`.
+        `path` has the query. Raises ProxyFailed, RequestTimeout, and PayloadTooLarge for a body
+        over `max_response_bytes`.
         """
         message = _message(
             target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization

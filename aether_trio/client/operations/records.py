@@ -74,9 +74,7 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 def from_time(when: datetime | None, unit: str = "s") -> int:
     """Convert a datetime to whole units since the epoch, rounded down; None to 0.
 
-    Raises ValueError for a time without a zone.
-
-    As 0 is none, whatever is not behind the epoch is 1.
+    As 0 is none, whatever is not behind the epoch is 1. Raises ValueError without a time zone.
     """
     if when is None:
         return 0

@@ -103,12 +103,10 @@ class TaskFeeds(Namespace):
     """
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
-        """Subscribe to the events of a task; return the subscription's id.
+        """Subscribe to the events of a task; return the id, for `unsubscribe`.
 
-        `follow` is this with the events.
-
-        `recursive` takes in the descendants that exist now; `since` replays what happened since
-        then.
+        `follow` yields the events too. `recursive` takes in the descendants that exist now; `since`
+        replays what happened since then.
         """
         op = _Sub(
             op=_Sub.SUBSCRIBE, task_id=task_id, recursive=recursive, start_timestamp_unix_ms=from_time(since, "ms")

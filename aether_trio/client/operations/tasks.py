@@ -74,7 +74,7 @@ class Tasks(TaskFeeds):
         do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
-            raise ValueError("both target and pool were given; a task has only one of them")
+            raise ValueError("a task has a target or a pool, but not both; leave out one of the two")
         mode = TaskAssignmentMode.SELF_ASSIGN
         if target or pool:
             mode = TaskAssignmentMode.TARGETED if target else TaskAssignmentMode.POOL
@@ -238,9 +238,7 @@ class Tasks(TaskFeeds):
     ) -> Task:
         """Put a task to sleep until a time or an event; its worker may leave.
 
-        The checkpoint that it names must have been saved.
-
-        `request_id` as of `pause`.
+        The checkpoint that `hibernation` names must have been saved. `request_id` as of `pause`.
         """
         wait = WaitSpec(
             reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_ms=timeout_ms, hibernation=hibernation

@@ -66,12 +66,10 @@ class Tokens(Namespace):
         scopes: Sequence[str] = (),
         expires_in_hours: int = 0,
     ) -> NewToken:
-        """Create an API token.
+        """Create an API token, which expires never if `expires_in_hours` is 0.
 
         `principal_id` is whom a holder connects as; no patterns is every workspace; no scopes is
         "connect".
-
-        `expires_in_hours` 0 is never.
         """
         request = pb.TokenCreateRequest(
             name=name,

@@ -85,10 +85,8 @@ class Workspaces(Namespace):
     async def switch(self, workspace: str) -> None:
         """Move this user's window to another workspace; "" leaves the present one.
 
-        For users only.
-
-        Returns when it has happened. Raises PermissionDenied for who is no user, Refused if it
-        failed.
+        Returns when it has happened. Raises PermissionDenied for other participants than users,
+        Refused if it failed.
         """
         await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 
