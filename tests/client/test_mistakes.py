@@ -27,7 +27,7 @@ Call = Callable[[Any], Awaitable[object]]
 
 MISTAKES: list[tuple[str, Call, type[Exception], str]] = [
     ("topic", lambda a: a.send(7, b""), TypeError, "the topic is int, not a text such as 'ag::default::echo::1'"),
-    ("no topic", lambda a: a.publish(None, b""), TypeError, "not NoneType"),
+    ("no topic", lambda a: a.publish(None, b""), TypeError, "the topic is NoneType"),
     ("surrogate", lambda a: a.send("ag::w::i::\ud800", b""), InvalidArgument, "lone surrogate"),
     ("long topic", lambda a: a.send("ag::w::i::" + "ü" * 124, b""), InvalidArgument, "has 258 bytes, more than 256"),
     ("payload", lambda a: a.send(a.topic, 5), TypeError, "is int, not bytes or text"),

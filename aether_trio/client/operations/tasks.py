@@ -74,7 +74,7 @@ class Tasks(TaskFeeds):
         do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
-            raise ValueError("a task has a target or a pool, but not both; leave out one of the two")
+            raise ValueError("target and pool were both given; leave one of them out")
         mode = TaskAssignmentMode.SELF_ASSIGN
         if target or pool:
             mode = TaskAssignmentMode.TARGETED if target else TaskAssignmentMode.POOL
