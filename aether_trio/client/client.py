@@ -287,7 +287,7 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def signals(self) -> Feed[pb.Signal]:
-        """A feed of gateway signals: it drains, or has disconnected this client."""
+        """A feed of gateway signals, such as that it drains or disconnects the client."""
         return self._dispatch.signals
 
     @property

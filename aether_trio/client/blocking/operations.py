@@ -500,7 +500,7 @@ class ClientCalls(Blocking[C], Generic[C]):
 
     @property
     def signals(self) -> BlockingStream[pb.Signal]:
-        """A feed of gateway signals: it drains, or has disconnected this client."""
+        """A feed of gateway signals, such as that it drains or disconnects the client."""
         return BlockingStream(self._bridge, self._target.signals)
 
     @property

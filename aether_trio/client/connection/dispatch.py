@@ -125,7 +125,7 @@ class MessageDispatch:
             self.send_queue.discard(pending.upstream)
 
     def cut(self) -> None:
-        """Settle or requeue what a cut connection leaves, and tell the feeds."""
+        """Requeue or fail messages and requests of a cut connection, and tell the feeds."""
         self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
         self.inbox.cut()
         self.send_queue.cut()

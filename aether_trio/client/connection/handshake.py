@@ -1,4 +1,4 @@
-"""Builds the part of a client's first message that no kind of participant changes."""
+"""Builds a client's first message (InitConnection), all but its identity."""
 
 from __future__ import annotations
 

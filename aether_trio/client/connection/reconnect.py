@@ -306,7 +306,7 @@ class Reconnector:
 
 
 def _alone(error: Exception) -> Exception:
-    """Return the only exception in the groups around it, or the group of several."""
+    """Unwrap exception groups that hold a single exception."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -165,7 +165,7 @@ class SendQueue:
             raise error
 
     def _first_open(self) -> int:
-        """Return the order of the oldest unsettled publication."""
+        """Return the serial number of the oldest unsettled publication."""
         for publication in self._written:
             if not publication.settled:
                 return publication.order
@@ -290,7 +290,7 @@ class SendQueue:
             self._refused[seq] = error
 
     def settle(self, publication: Publication, error: AetherError | None) -> None:
-        """Settle one publication, for transports that confirm each, in order."""
+        """Set the outcome of one publication, on transports that confirm without numbers."""
         self._settle(publication, error)
         while self._written and self._written[0].settled:
             self._written.popleft()
@@ -330,7 +330,7 @@ class SendQueue:
             self.refused += 1
 
     def cut(self) -> None:
-        """Unmark what a cut connection has written; settle what was refused.
+        """After a cut, mark written messages as unwritten, and fail the refused ones.
 
         What it has left unsettled waits for `reopen`, unless its caller gave up.
         """

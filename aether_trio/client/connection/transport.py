@@ -201,7 +201,7 @@ class Transport(abc.ABC):
         self.confirmations = Confirmations(self._client.principal(ack))
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
-        """Settle barriers by a message, or else hand it to the client."""
+        """Take an answer to a barrier request; hand any other message to the client."""
         if message.HasField("error"):
             if self._about_confirmations(message.error):
                 return

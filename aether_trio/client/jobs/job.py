@@ -123,7 +123,7 @@ class JobKeeper(Protocol):
         ...
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle` in the client's task group. Return False if the client has ended."""
+        """Run `settle`, which completes or fails the task, in the client's task group."""
         ...
 
     def check_client(self) -> None:

@@ -285,7 +285,7 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle`, which ends a task, in the client's task group after its block.
+        """Run `settle`, which completes or fails a task, in the client's task group.
 
         Returns False when the client has ended. The worker keeps the task until then, so no other
         block of it begins.

@@ -1,4 +1,4 @@
-"""`agent.authority_requests`: asks a principal for authority, and decides.
+"""`agent.authority_requests`: asks principals for authority, and decides requests.
 
 A request is routed to a principal or to any holder of a capability. Refusals raise Refused or
 PermissionDenied.
