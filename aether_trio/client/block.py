@@ -19,13 +19,13 @@ from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.reconnect import Reconnector, State
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
-__all__ = ["Block"]
+__all__ = ["ClientBlock"]
 
 _HASTY_S: Final = 0.5
 """For the last words of a block that was cancelled."""
 
 
-class Block:
+class ClientBlock:
     """Mixin of clients: connects when `async with` begins, disconnects when it ends."""
 
     def __init__(self, dispatch: MessageDispatch, reconnector: Reconnector) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, Unpack
 
 import anyio
 
-from aether_trio.client.block import Block
+from aether_trio.client.block import ClientBlock
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.handshake import init_for
 from aether_trio.client.connection.outgoing_messages import (
@@ -56,7 +56,7 @@ _OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
 """Extensions that a transport declares for itself."""
 
 
-class Client(Operations, Block, abc.ABC):
+class Client(Operations, ClientBlock, abc.ABC):
     """Base of the async clients of all kinds of participants (AgentClient and so on).
 
         async with AgentClient("aether://localhost:50051", workspace="w", implementation="i",

@@ -92,7 +92,7 @@ class LoopThread:
             self._thread.join()
 
 
-class Bridge:
+class LoopBridge:
     """Calls functions in an event loop's thread, and waits for their results."""
 
     def __init__(self, loop: LoopThread) -> None:
@@ -189,7 +189,7 @@ class BlockingContext(AbstractContextManager[T]):
     _call: _LoopCall[bool] | None = None
     """None until `__init__` has made it, which may be interrupted as well."""
 
-    def __init__(self, bridge: Bridge, manager: AbstractAsyncContextManager[T]) -> None:
+    def __init__(self, bridge: LoopBridge, manager: AbstractAsyncContextManager[T]) -> None:
         self._bridge = bridge
         self._block = _ContextTask(manager)
         self._call = _LoopCall(self._block.run)
@@ -321,7 +321,7 @@ class _LoopCall(Generic[T]):
 class Blocking(Generic[T]):
     """Base of blocking objects: an async object, and the bridge to its event loop."""
 
-    def __init__(self, bridge: Bridge, target: T) -> None:
+    def __init__(self, bridge: LoopBridge, target: T) -> None:
         self._bridge = bridge
         self._target = target
 
@@ -406,7 +406,7 @@ def blocking_stream(
 
 
 def blocking_block(
-    method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[T]], wrap: Callable[[Bridge, T], U]
+    method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[T]], wrap: Callable[[LoopBridge, T], U]
 ) -> Callable[Concatenate[Any, P], AbstractContextManager[U]]:
     """Make a blocking method of one that returns an async context manager."""
 
@@ -421,7 +421,7 @@ def blocking_block(
 
 
 def blocking_value(
-    method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[Bridge, T], U]
+    method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[LoopBridge, T], U]
 ) -> Callable[Concatenate[Any, P], U]:
     """Make a blocking method of an async one, and wrap its result for threads."""
 
@@ -478,15 +478,15 @@ class BlockingAttribute(Generic[B]):
         return self._kind if client is None else self._kind(client._bridge, getattr(client._target, self._name))
 
 
-def streamed(bridge: Bridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
+def streamed(bridge: LoopBridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
     """Wrap an async iterator that a context manager yields, for `blocking_block`."""
     return BlockingStream(bridge, iterator)
 
 
-def streamed_as(wrap: Callable[[Bridge, T], U]) -> Callable[[Bridge, AsyncIterator[T]], Iterator[U]]:
+def streamed_as(wrap: Callable[[LoopBridge, T], U]) -> Callable[[LoopBridge, AsyncIterator[T]], Iterator[U]]:
     """For `blocking_block`: wrap a yielded async iterator, and each of its items."""
 
-    def wrapped(bridge: Bridge, iterator: AsyncIterator[T]) -> Iterator[U]:
+    def wrapped(bridge: LoopBridge, iterator: AsyncIterator[T]) -> Iterator[U]:
         return map(functools.partial(wrap, bridge), BlockingStream(bridge, iterator))
 
     return wrapped

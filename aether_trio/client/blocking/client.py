@@ -28,7 +28,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, U
 
 import anyio
 
-from aether_trio.client.blocking.bridge import BlockingStream, Bridge, LoopThread
+from aether_trio.client.blocking.bridge import BlockingStream, LoopBridge, LoopThread
 from aether_trio.client.blocking.job import SyncJob, run_in_threads, sync_jobs
 from aether_trio.client.blocking.operations import ClientCalls, SyncPublication
 from aether_trio.client.client import Client
@@ -80,7 +80,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     `messages(timeout)`, and `get(timeout)` of the feeds.
     """
 
-    def __init__(self, bridge: Bridge, target: C) -> None:
+    def __init__(self, bridge: LoopBridge, target: C) -> None:
         super().__init__(bridge, target)
         self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
         """The message in hand of each thread.
@@ -237,7 +237,7 @@ class _Connected:
 
     def __enter__(self) -> SyncClient[Any]:
         self._loop = LoopThread()
-        self._bridge = Bridge(self._loop)
+        self._bridge = LoopBridge(self._loop)
         try:
             self._block = self._bridge.entered(self._bridge.run(self._make))
             self._client: SyncClient[Any] = SyncClient(self._bridge, self._block.__enter__())

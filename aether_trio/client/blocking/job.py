@@ -19,7 +19,7 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from aether_trio.client.blocking.bridge import BlockingContext, BlockingStream, Bridge
+from aether_trio.client.blocking.bridge import BlockingContext, BlockingStream, LoopBridge
 from aether_trio.client.blocking.operations import JobCalls
 from aether_trio.client.jobs.job import Job, TaskOver
 
@@ -32,7 +32,7 @@ class SyncJob(JobCalls):
     What waits raises TaskOver when the task is not this worker's any more.
     """
 
-    def __init__(self, bridge: Bridge, target: Job) -> None:
+    def __init__(self, bridge: LoopBridge, target: Job) -> None:
         super().__init__(bridge, target)
         self._block: BlockingContext[Job] | None = None
 
@@ -59,13 +59,13 @@ class SyncJob(JobCalls):
         return isinstance(error, TaskOver) and error.task_id == self.id
 
 
-def sync_jobs(bridge: Bridge, jobs: BlockingStream[Job]) -> Iterator[SyncJob]:
+def sync_jobs(bridge: LoopBridge, jobs: BlockingStream[Job]) -> Iterator[SyncJob]:
     """Iterate over claimed tasks in their blocking form."""
     return map(partial(SyncJob, bridge), jobs)  # a generator would keep the last one
 
 
 async def run_in_threads(
-    bridge: Bridge,
+    bridge: LoopBridge,
     run_tasks: Callable[..., Awaitable[None]],
     handler: Callable[[SyncJob], object],
     concurrency: int,

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from aether_trio.client import ClientClosed, SessionEnded
-from aether_trio.client.blocking.bridge import Bridge, LoopThread, _ContextTask
+from aether_trio.client.blocking.bridge import LoopBridge, LoopThread, _ContextTask
 from tests.client.interrupts import Interrupt
 
 WHY = SessionEnded("ENDED", "an operator did it")
@@ -46,10 +46,10 @@ class Ending:
 
 
 @contextmanager
-def open_bridge() -> Iterator[Bridge]:
+def open_bridge() -> Iterator[LoopBridge]:
     loop = LoopThread()
     try:
-        yield Bridge(loop)
+        yield LoopBridge(loop)
     finally:
         loop.stop()
 
@@ -74,11 +74,11 @@ async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thr
     assert isinstance(manager.left_with, trio.Cancelled)
 
 
-def raised_as_the_loop_ends(work: Callable[[Bridge], object], begun: threading.Event) -> list[BaseException]:
+def raised_as_the_loop_ends(work: Callable[[LoopBridge], object], begun: threading.Event) -> list[BaseException]:
     """Give what a thread raises that has `begun` when the loop ends."""
     raised: list[BaseException] = []
 
-    def run(bridge: Bridge) -> None:
+    def run(bridge: LoopBridge) -> None:
         try:
             work(bridge)
         except BaseException as error:
@@ -158,7 +158,7 @@ def test_a_block_that_is_left_as_the_loop_ends_raises_what_its_body_raised(kind:
             await anyio.sleep_forever()
             raise AssertionError
 
-    def work(bridge: Bridge) -> None:
+    def work(bridge: LoopBridge) -> None:
         with bridge.entered(Slow()):
             raise kind("own")
 
@@ -212,7 +212,7 @@ class Counted:
         Counted.left += 1
 
 
-def in_a_block(bridge: Bridge) -> None:
+def in_a_block(bridge: LoopBridge) -> None:
     with bridge.entered(Counted()):
         bridge.run(anyio.sleep, 0)
 
