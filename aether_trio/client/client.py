@@ -1,16 +1,5 @@
 """The async Python client: one participant's connection to a gateway.
 
-    who = {"workspace": "default", "implementation": "planner", "specifier": "1"}
-    async with AgentClient("aether://localhost:50051", **who) as agent:
-        await agent.send("ag::default::writer::1", b"hello")     # returns when it is committed
-        async for message in agent:                       # acknowledged when the loop goes on
-            await agent.reply(message, b"thanks")
-
-The block is the life of the connection: it begins when the gateway has let us in, and ends with a
-goodbye. In between the client reconnects after a cut, and everything waits for it that
-can. What cannot be mended (refused, thrown out) cancels the block and is raised from it, as itself
-and not in a group.
-
 This module is the part that all kinds of participants share; principals.py has the kinds.
 """
 

@@ -1,19 +1,13 @@
 """The exceptions that the Python client raises.
 
-Every failure that a program may want to tell apart is a separate class.
-
-`AetherError` is the root. Three families below it:
+Every failure that a program may want to tell apart is a separate class. Below `AetherError`:
 
 * a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by
   the gateway's code;
-* the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by
-  its gRPC status;
+* the end of the connection, or a refused connection: the classes in ENDINGS, chosen by its gRPC
+  status;
 * what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer,
   FeedOverflow, MessagesAbandoned, AddressError, TlsRefused.
-
-Each carries `code` (the protocol's spelling, a status name, or a word of the client's own),
-`message`, `retryable` (the same may work later without being changed) and `retry_after_s` (0 when
-unknown).
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Computes how long a client pauses before its next attempt to connect.
 
 The pause is uniform between 0 and a bound that doubles with each failure (full jitter), so that ten
-thousand clients that were cut together do not come back together.
-
-The randomness is an argument, so a test can say what it is.
+thousand clients that were cut together do not come back together. Tests give the randomness.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Finds out if a message without an answer was accepted, by a request behind it.
 
-The answer of that request comes after any refusal of the message.
-
 The protocol answers a send (except on the framed transport), a progress report and a workspace
-switch with nothing when it is well, and with an ErrorResponse without an id when it is not. But an
-answer is a barrier: the gateway answers a request when everything in front of it is settled. So
-behind such messages goes a request that every participant may make (whether oneself is connected),
-and the order says the rest: what was written is a row of sections, each ended by its barrier, and
-an ErrorResponse without an id belongs to the first section whose barrier has not been answered.
+switch with nothing when it is accepted, and with an ErrorResponse without an id when it is not. But
+an answer is a barrier: the gateway answers a request when everything in front of it is settled. So
+behind such messages goes a request that every participant may make (whether it is connected
+itself), and the order says the rest: what was written is a row of sections, each ended by its
+barrier, and an ErrorResponse without an id belongs to the first section whose barrier has not been
+answered.
 
 A section of one message is exact. Where many are written at once and no caller waits for one of
 them they share a section. These are sends with a number, whose refusal says it ("send-17", an

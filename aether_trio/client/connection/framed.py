@@ -29,7 +29,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
-"""Errors that the gateway reports when our bytes did not arrive.
+"""Errors that the gateway reports when the client's bytes did not arrive.
 
 The network between us was cut or stood still.
 """
@@ -44,7 +44,7 @@ class FramedTransport(Transport):
         self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
-        """The number of the PING that stands in for the end of our side.
+        """The number of the PING that stands in for the end of the client's side.
 
         Its PONG says that the gateway has read everything. TLS cannot end one side alone here.
         """

@@ -1,7 +1,5 @@
 """Client side of gRPC: codes messages in the call AetherGateway/Connect on HTTP/2.
 
-The connection carries no other call.
-
 The bytes of a message wait in the codec while the gateway's HTTP/2 windows are full, and no further
 message is taken meanwhile. What the gateway sends is always read: its deliveries have credit
 (message_transport.py), so the windows of this side are opened again at once.

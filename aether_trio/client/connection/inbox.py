@@ -1,14 +1,12 @@
 """Buffers messages delivered to a client, and collects their acknowledgements.
 
-The life of an arrival: buffered, handed to the application, done. It takes credit until it is done,
-so the credit is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and
-envelope.
+A message is buffered, then taken by the application, then acknowledged. Until then it takes credit,
+so `credit_messages` and `credit_bytes` (of payload and envelope) bound what is held.
 
 * Acknowledging is cumulative per topic, so a topic's position moves when everything in front is
   done too (topics.py).
-* It survives connections. What was buffered when the connection was cut stays, and is recognized by
-  (topic, offset) when it comes again. Only a work group's messages are dropped: another member may
-  have got them by then.
+* What was buffered when the connection was cut stays, and is recognized by (topic, offset) when
+  it comes again. Only a work group's messages are dropped: another member may have got them.
 * `acknowledge` writes nothing; it marks, and the writer of the connection collects (`frames`), so
   that a burst of acknowledgements is one frame per topic.
 """

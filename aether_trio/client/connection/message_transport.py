@@ -66,7 +66,7 @@ class MessageCodec(Protocol):
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
         """Decode bytes from the gateway: whole messages, a broken rule, or the end.
 
-        An expected end is one that answers our goodbye.
+        An expected end is one that answers the client's goodbye.
         """
         ...
 

@@ -5,7 +5,7 @@ owns what outlives them: the session id to resume, the send_queue, the inbox, th
 
 * A refusal or an end that is not retryable is final: every waiting caller is told, and the client's
   block is cancelled.
-* "Another client has this identity" is not final when that may be ourselves: an attempt whose
+* "Another client has this identity" is not final when that may be this client: an attempt whose
   answer never came may have taken it, so it is tried again for SELF_DUPLICATE_S.
 * What was published and not settled is sent again when the gateway remembers it (it says for how
   long, and the identity has not changed); else it fails as in doubt. That counts from when it was
@@ -87,7 +87,7 @@ class Reconnector:
         self._remembers_s = 0.0
         self._lost_at = 0.0
         self.assigned = ""
-        """What the gateway has made up of our identity."""
+        """The part of the identity that the gateway has assigned."""
         self._maybe_us_until = 0.0
         self._failures = 0
         self._reached = False

@@ -6,8 +6,8 @@ group's (shared) one by one. Both outlive the connection, so that a repeated mes
 A gateway that has lost its data (a development gateway without a directory) counts from 1 again,
 and what it delivers would look like repetitions. Its HELLO names another log then, and the inbox
 begins anew with each topic. A log that was restored from a copy keeps its name, so two more signs
-are looked for: its position for us is 0 though it had more than RECENT acknowledgements of ours, or
-a "repetition" is not the bytes that came under this offset before.
+are looked for: its position for this client is 0 though more than RECENT messages were
+acknowledged, or a "repetition" is not the bytes that came under this offset before.
 """
 
 from __future__ import annotations

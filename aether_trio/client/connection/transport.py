@@ -45,7 +45,7 @@ It leaves earlier with another write, or when credit is missing.
 LAST_WORDS_S: Final = 0.5
 """For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
-"""How long the gateway has to end its side after ours, or after its GOAWAY.
+"""How long the gateway has to end its side after the client's, or after its GOAWAY.
 
 A GOAWAY may name another time.
 """
@@ -160,7 +160,7 @@ class Transport(abc.ABC):
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
         """Greet the gateway, and return its ConnectionAck.
 
-        Raises the error that refuses us, or anyio's of a broken stream.
+        Raises the error that refuses the client, or anyio's of a broken stream.
         """
         await self._stream.send(self.greet(init))
         while self.ack is None:

@@ -52,7 +52,7 @@ LAST_WORDS_S: Final = 2.0
 REFUSALS: Final = 5
 """Of COMPLETE, then FAIL is said; of FAIL, then it is said behind the block."""
 PAUSE_S: Final = 0.5
-"""Between two tries to settle a task that the gateway says is still ours."""
+"""Between two tries to settle a task that the gateway says is still this worker's."""
 LATE_PAUSE_S: Final = 5.0
 """The same behind the block."""
 

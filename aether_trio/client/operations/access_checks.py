@@ -1,7 +1,5 @@
 """`agent.access`: asks the gateway whether an access to a resource is allowed.
 
-And messages that are delivered only if I may.
-
 A verdict of "no" is an answer, not an error: look at `allowed`.
 """
 

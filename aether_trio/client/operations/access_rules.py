@@ -1,8 +1,7 @@
 """`agent.rules`: manages access rules, fallback levels and recorded decisions.
 
-Groups and roles are in groups.py.
-
-Needs the right to administer access. Refusals raise Refused or PermissionDenied.
+Groups and roles are in groups.py. Needs the right to administer access. Refusals raise Refused or
+PermissionDenied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """`agent.registry`: registers agent implementations, and starts agents.
 
-It also lists the orchestrators that start them.
-
 Needs the right to administer agents. Refusals raise Refused or PermissionDenied.
 """
 

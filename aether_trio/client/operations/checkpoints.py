@@ -1,9 +1,7 @@
 """`agent.checkpoints`: saves state that a participant finds after a restart.
 
-Private to its identity; any principal has them.
-
-A refusal (too large, too many) raises Refused. All of it may be done twice without harm, so a
-reconnect repeats it.
+Checkpoints are private to an identity. A refusal (too large, too many) raises Refused. Every
+operation may be done twice without harm, so a reconnect repeats it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """`agent.grants`: manages grants, which let one participant act for another.
 
-Obtain it, pass it on, renew, revoke, list and check it.
-
-Empty scopes mean "no restriction", so say what is meant. Times are aware, in whole seconds.
-Refusals raise Refused or PermissionDenied.
+Empty scopes mean "no restriction". Times are aware, in whole seconds. Refusals raise Refused or
+PermissionDenied.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """`agent.proxy`: sends HTTP requests to services behind the gateway.
 
-The other end, which answers, is in proxy_service.py.
-
-A target is "sv::billing::1", or "sv::billing" for any instance. An HTTP status of 400 or 500 is an
-answer like any other; ProxyFailed says that there is none, and of what kind that is. Headers have
-one value for each name.
+The other end, which answers, is in proxy_service.py. A target is "sv::billing::1", or "sv::billing"
+for any instance. An HTTP status of 400 or 500 is an answer like any other; ProxyFailed says that
+there is none, and why. Headers have one value for each name.
 """
 
 from __future__ import annotations

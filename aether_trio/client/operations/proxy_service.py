@@ -1,6 +1,4 @@
-"""Answers HTTP requests that reach a service through the gateway.
-
-It is the answering side of `agent.proxy`.
+"""`agent.proxy`, in part: answers HTTP requests of the gateway to this service.
 
     async with agent.proxy.serve() as requests:
         async for request in requests:

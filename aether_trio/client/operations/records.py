@@ -1,7 +1,5 @@
 """Converts protobuf messages to frozen dataclasses (records) and back.
 
-The names and types of their fields say how.
-
 A record is a frozen dataclass whose fields bear the names of the message's fields; `Wire` in an
 annotation gives another name, or the unit of a time. What a type means on the wire:
 

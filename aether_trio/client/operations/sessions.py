@@ -47,10 +47,7 @@ class SessionPage:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Whether a participant is connected, and when it last was.
-
-    None if never or unknown.
-    """
+    """Whether a participant is connected; `last_seen` is None if never or unknown."""
 
     connected: bool
     last_seen: datetime | None

@@ -1,7 +1,5 @@
 """`agent.tunnels`: carries bytes or datagrams to a service behind the gateway.
 
-Both directions have credit.
-
 A tunnel is an anyio ByteStream, so whatever speaks over one of those speaks over it. It does not
 outlive its connection: after a reconnect its peer is gone, and a new one must be opened.
 

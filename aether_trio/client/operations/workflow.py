@@ -1,7 +1,5 @@
 """`agent.workflow`: sends requests to the workflow engine, or answers them as it.
 
-For the engine: hear what is asked, and answer.
-
 Documents are JSON and travel as bytes; the engine says what is in them. Without a connected engine
 the gateway refuses at once. Refusals raise Refused or PermissionDenied.
 """
