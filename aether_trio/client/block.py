@@ -22,7 +22,7 @@ from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 __all__ = ["ClientBlock"]
 
 _HASTY_S: Final = 0.5
-"""For the last words of a block that was cancelled."""
+"""Time for the goodbye of a block that was cancelled."""
 
 
 class ClientBlock:

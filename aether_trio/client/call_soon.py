@@ -17,7 +17,7 @@ import trio
 __all__ = ["CallSoon", "call_soon"]
 
 CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
-"""Has its loop call a function soon.
+"""Has an event loop call a function soon.
 
 It never waits and never raises, and does nothing when the loop has ended.
 """

@@ -273,7 +273,7 @@ ENDINGS: Final[Mapping[Status, type[AetherError]]] = MappingProxyType(
         Status.UNAUTHENTICATED: Unauthenticated,
     }
 )
-"""By the status that a connection ends with. Others are SessionEnded."""
+"""Classes by the status that ends a connection. Others are SessionEnded."""
 
 RETRYABLE_STATUSES: Final = frozenset(
     {

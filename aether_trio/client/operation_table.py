@@ -58,7 +58,7 @@ class Operation:
 
 
 _BY_CLIENT_ID: Final = "client_request_id"
-"""Of operations whose `request_id`, if they have one, is what they are about."""
+"""The `id_field` of operations whose `request_id` is what they are about."""
 _READS: Final = frozenset({"GET", "LIST"})
 
 _ROWS: Final = (

@@ -25,12 +25,12 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["Confirmations", "Settle"]
 
 Settle: TypeAlias = Callable[[AetherError | None], None]
-"""Called once, with None when all is well."""
+"""Called once with the outcome of a message: None if it was accepted, or the error."""
 
 
 _NUMBERED: Final = "send-"
 _DIGITS: Final = 19
-"""Of the largest 64-bit number."""
+"""Digits of the largest 64-bit number."""
 
 
 class _BarrierSection:

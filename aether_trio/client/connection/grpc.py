@@ -34,9 +34,9 @@ __all__ = ["GrpcCodec"]
 _PATH: Final = "/aether.v1.AetherGateway/Connect"
 _STREAM: Final = 1
 _PREFIX_BYTES: Final = 5
-"""Of a message: whether it is compressed, and its length."""
+"""The prefix of a gRPC message: whether it is compressed, and its length."""
 _MAX_SENT_BYTES: Final = 10 * 1024 * 1024
-"""What a gateway takes. It ends the connection for more."""
+"""The longest message that a gateway takes. It ends the connection for more."""
 _WINDOW_BYTES: Final = 1024 * 1024
 _BACKLOG_BYTES: Final = 256 * 1024
 """No further message is taken while this much waits for the gateway's window."""
@@ -59,7 +59,7 @@ class GrpcCodec:
             h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         )
         self._backlog = bytearray()
-        """Of messages: what the gateway's window had no room for."""
+        """Bytes of messages that the gateway's window had no room for."""
         self._received = bytearray()
         self._pending: list[bytes] = []
         self._open = False

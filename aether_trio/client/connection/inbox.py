@@ -81,7 +81,7 @@ class Inbox:
         self.wake_soon: Callable[[], None] = _no_writer
         self._freed_messages = 0
         self._freed_bytes = 0
-        """Since the last CREDIT."""
+        """What was acknowledged since the last CREDIT."""
         self._buffer: deque[DeliveredMessage] = deque()
         self._held_messages = 0
         self._held_bytes = 0
@@ -94,7 +94,7 @@ class Inbox:
         self._channels: dict[int, TopicState] = {}
         self._dirty: set[TopicState] = set()
         self._log = b""
-        """Whose offsets the topics know."""
+        """The id of the gateway's log to which the topics' offsets belong."""
         self._news = anyio.Event()
         self._failure: BaseException | None = None
         self._ended = False

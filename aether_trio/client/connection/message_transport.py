@@ -27,7 +27,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["MAX_RECEIVED_BYTES", "MessageCodec", "MessageTransport", "ProtocolBreak"]
 
 MAX_RECEIVED_BYTES: Final = 8 * 1024 * 1024
-"""Of one message. The gateway sends less than 4 MiB."""
+"""The longest message that is accepted. The gateway sends less than 4 MiB."""
 _SHARED: Final = 256
 """Publications whose caller does not wait share a barrier, at most this many."""
 

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 MESSAGE_TYPES: Final = range(65536)
-"""The framing has two bytes for it."""
+"""The framing has two bytes for the type."""
 
 
 def bytes_of(payload: bytes | str) -> bytes:
@@ -102,7 +102,7 @@ class SendOutcome:
         self.settled = False
         self.error: AetherError | None = None
         self.seen = False
-        """A caller has waited for it, so its refusal is known."""
+        """Whether a caller has waited for the outcome, so that a refusal is known."""
         self._event: anyio.Event | None = None
 
     def settle(self, error: AetherError | None = None) -> None:
@@ -153,11 +153,11 @@ class Publication(SendOutcome):
     ) -> None:
         super().__init__()
         self.order = order
-        """Which one it is, of all that were published."""
+        """The serial number among all messages published by this client."""
         self.seq = 0
         """Its number on the framed transport, from the first time on that it is written."""
         self.first_written: ClockReading | None = None
-        """The gateway has not committed it earlier than that."""
+        """When it was first written: the gateway has not committed it earlier."""
         self.topic = topic
         self.payload = payload
         self.message_type = message_type

@@ -76,7 +76,7 @@ class Reconnector:
         self.resumed = False
         self.connections = 0
         self.failed_attempts = 0
-        """Over the whole life; `_failures` counts those in a row."""
+        """Failed attempts over the client's whole life; `_failures` counts those in a row."""
         self.failure: AetherError | None = None
         self.error: BaseException | None = None
         """A defect of the client's own."""
@@ -91,7 +91,7 @@ class Reconnector:
         self._maybe_us_until = 0.0
         self._failures = 0
         self._reached = False
-        """The present attempt is beyond TCP and TLS."""
+        """Whether the present attempt is beyond TCP and TLS."""
 
     # -- from the client
 

@@ -114,7 +114,7 @@ class Requests:
         self._prefix = secrets.token_hex(4)
         self._counter = itertools.count(1)
         self.made = 0
-        """How many there were."""
+        """How many requests there were."""
 
     def new_id(self) -> str:
         """Return a request id that no other request of any client has."""

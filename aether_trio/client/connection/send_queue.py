@@ -53,13 +53,13 @@ class SendQueue:
         self._room = anyio.Event()
         self._closed: BaseException | None = None
         self.committed = self.refused = self.in_doubt = self.not_sent = 0
-        """What became of those that are settled."""
+        """How many publications were settled in which way."""
         self.resent = 0
-        """Those that were queued again for another connection."""
+        """Publications that were queued again for another connection."""
         self._unseen: list[Publication] = []
         """Refused publications whose caller has not asked: the first `max_unsettled`."""
         self._unseen_more = 0
-        """How many more there were."""
+        """How many more such refusals there were."""
 
     # -- from the application
 

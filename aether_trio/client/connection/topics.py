@@ -44,7 +44,7 @@ class TopicState:
         self.name = name
         self.shared = shared
         self.floor = 0
-        """Everything up to here is done (not of a shared topic)."""
+        """The application has handled all offsets up to here (not of a shared topic)."""
         self._seen = 0  # the greatest offset that came
         self._sent = 0  # the greatest that this connection has acknowledged
         self._outstanding: deque[int] = deque()  # came and not below the floor, in order

@@ -36,14 +36,14 @@ __all__ = ["BROKEN", "ConnectionEnd", "Transport", "TransportClient", "tune"]
 
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
-"""About so much is collected for one write."""
+"""About how many bytes are collected for one write."""
 ACK_DELAY_S: Final = 0.02
 """How long an acknowledgement waits for others.
 
 It leaves earlier with another write, or when credit is missing.
 """
 LAST_WORDS_S: Final = 0.5
-"""For the goodbye of a client that was cancelled."""
+"""Time for the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
 """How long the gateway has to end its side after the client's, or after its GOAWAY.
 
@@ -76,9 +76,9 @@ class TransportClient(Protocol):
     inbox: Inbox
     send_queue: SendQueue
     publisher: bytes
-    """16 bytes: whose numbers the publications have."""
+    """16 bytes that identify the client to which the numbers of publications belong."""
     program: str
-    """For the gateway's log: "name/version"."""
+    """"name/version" of the program, for the gateway's log."""
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
         """Take a message from the gateway that is no durable delivery."""
@@ -104,7 +104,7 @@ class Transport(abc.ABC):
         self._urgent = True
         self._soon = False
         self._control: list[bytes] = []
-        """Frames that are due and belong to nothing else."""
+        """Control frames that are due."""
         self._heard = False
         self.ack: pb.ConnectionAck | None = None
         self.remembers_s = 0.0

@@ -36,7 +36,7 @@ From _STAY_AWAY on they say "stay away".
 """
 _STAY_AWAY: Final = 4200
 _MAX_SENT_BYTES: Final = 2 * 1024 * 1024
-"""What a gateway takes by default. It ends the connection for more."""
+"""The longest message that a gateway takes by default. It ends the connection for more."""
 _MAX_REFUSAL_TEXT: Final = 1024
 
 
@@ -48,7 +48,7 @@ class WebSocketCodec:
         self._connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
         self._pending: list[bytes] = []
         self._partial = bytearray()
-        """The begin of a message that is not whole yet."""
+        """The beginning of a message that is not whole yet."""
         self._accepted = False
         self._refusal: tuple[int, bytearray] | None = None
 

@@ -41,7 +41,7 @@ class AssignmentIntake(Feed[Assignment]):
     def __init__(self, repeated: Callable[[str], None]) -> None:
         super().__init__(IDLE_COUNT, lossy=True)
         self.taking = False
-        """Whether the program takes work, so that what waits is the gateway's affair."""
+        """Whether the program takes work: then the gateway bounds what waits."""
         self.in_hand: set[str] = set()
         self._assigned: dict[str, pb.TaskAssignment | Assignment] = {}
         self._bytes = 0

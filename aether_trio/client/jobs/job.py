@@ -35,7 +35,7 @@ from aether_trio.client.operations.tasks import Tasks
 __all__ = ["OURS", "STOPPED", "Job", "JobEnd", "TaskOver"]
 
 Move = Callable[[], Awaitable[Task]]
-"""Tells the gateway what becomes of a task."""
+"""A request that changes the state of a task."""
 LastMove = Callable[[int | None], Awaitable[None]]
 """Ends a task.
 
@@ -45,16 +45,16 @@ Raises its refusal when it is refused so many times; None: it goes on.
 logger = logging.getLogger("aether_trio.client")
 
 REASON_CHARS: Final = 4_000
-"""Of an exception's text; the rest is cut off."""
+"""The longest text of an exception that is sent; the rest is cut off."""
 STOPPED: Final = "the worker was stopped"
 LAST_WORDS_S: Final = 2.0
-"""For telling the gateway of a block that was cancelled."""
+"""Time to tell the gateway of a block that was cancelled."""
 REFUSALS: Final = 5
-"""Of COMPLETE, then FAIL is said; of FAIL, then it is said behind the block."""
+"""After so many refusals of COMPLETE, FAIL is sent; of FAIL, it is sent behind the block."""
 PAUSE_S: Final = 0.5
-"""Between two tries to settle a task that the gateway says is still this worker's."""
+"""The pause between two tries to settle a task that the gateway says is still this worker's."""
 LATE_PAUSE_S: Final = 5.0
-"""The same behind the block."""
+"""The same pause behind the block."""
 
 NO_INPUT: Final = {"aether.wait_until": "no input"}
 """The match of a wait for a time: no input satisfies it, and none is used up."""
@@ -151,20 +151,20 @@ class Job:
 
     def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
         self.assignment = assignment
-        """As the gateway gave it."""
+        """The gateway's assignment of the task."""
         self.task = task
-        """As it was when it was claimed: its creator, attempt, priority and the rest."""
+        """The task as it was when it was claimed: its creator, attempt, priority and the rest."""
         self.end: JobEnd | None = None
-        """What became of it; None while it is this worker's."""
+        """How the task ended for this worker; None while the worker has it."""
         self.reason = ""
-        """With what text it failed, if it did."""
+        """The error text of the task, if it has failed."""
         self.remark = ""
-        """What is said with COMPLETE.
+        """The text that is sent with COMPLETE.
 
         Its followers hear it as the reason of its last event.
         """
         self.watched = anyio.Event()
-        """What the gateway does to the task is heard of."""
+        """Set when the events of the task reach this job."""
         self._keeper = keeper
         self._closed = closed
         self._phase = _Phase.CLAIMED
@@ -175,9 +175,9 @@ class Job:
         self._refused: Exception | None = None
         """Why COMPLETE was refused, so that the task fails."""
         self._in_doubt = False
-        """A last move was made, and it is not known whether it has arrived."""
+        """COMPLETE or FAIL was sent, and may or may not have arrived."""
         self._settles_late = False
-        """The client goes on saying what has become of it, behind the end of the block."""
+        """Whether COMPLETE or FAIL is still being sent behind the block."""
 
     @property
     def id(self) -> str:

@@ -47,9 +47,9 @@ logger = logging.getLogger("aether_trio.client")
 
 WATCH_AFTER_S: Final = 0.1
 LOOK_S: Final = 5.0
-"""Between two looks at a task that cannot be listened to."""
+"""The pause between two looks at a task whose events cannot be followed."""
 AWAY_S: Final = 0.5
-"""Before a question is asked again that the gateway could not answer now."""
+"""The pause before a request that the gateway could not answer is sent again."""
 UNTAKEN_S: Final = 30.0
 """How long a task waits for another loop after its own was cancelled.
 
@@ -62,7 +62,7 @@ Then another loop of this client may have it.
 """
 LET_GO: Final = "the worker let go of it before its block began"
 NOT_FOUND: Final = "task not found"
-"""What a gateway says of a task that is not there, or that we may not see."""
+"""A gateway's text on a task that is not there, or that this worker may not see."""
 
 LOST: Final = "this assignment is over"
 """The text of a refused move of a task that another worker has."""
@@ -87,7 +87,7 @@ class JobManager:
         self._ending = ending
         """Why the client can ask for nothing any more; None while it lives."""
         self._call_soon: CallSoon | None = None
-        """Of the loop in which work is taken."""
+        """Calls into the event loop in which tasks are taken."""
         self._in_hand: dict[str, JobRef] = {}
         self._watches: dict[str, anyio.CancelScope] = {}
         self._young: deque[tuple[float, JobRef]] = deque()
