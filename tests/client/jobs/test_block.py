@@ -46,7 +46,7 @@ async def test_a_block_that_is_left_well_completes_its_task(boss: AgentClient, o
         assert "open" in repr(job)
     assert job.end is JobEnd.COMPLETED
     assert (await boss.tasks.get(job.id)).status is TaskStatus.COMPLETED
-    with pytest.raises(RuntimeError, match="one block"):
+    with pytest.raises(RuntimeError, match="was entered before"):
         await job.__aenter__()
     with pytest.raises(TaskOver):
         await job.progress(1)
