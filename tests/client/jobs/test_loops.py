@@ -271,6 +271,6 @@ async def test_a_task_whose_block_has_not_begun_is_asked_for(
 
 
 def test_arguments() -> None:
-    with pytest.raises(ValueError, match="one task at a time"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         worker_module.Jobs(None, 0)  # type: ignore[arg-type]
     assert not hasattr(UserClient, "work")

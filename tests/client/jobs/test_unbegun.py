@@ -50,7 +50,7 @@ async def test_let_go_of_when_it_is_listened_to(boss: AgentClient, one: AgentCli
         del job
         task = await wait_for(boss, task_id, TaskStatus.FAILED)
     assert task.error == manager.LET_GO
-    assert one._Works__manager._watches == {}  # type: ignore[attr-defined]
+    assert one._WorkerMethods__manager._watches == {}  # type: ignore[attr-defined]
 
 
 @with_shop()

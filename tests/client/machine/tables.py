@@ -21,7 +21,7 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
     `over`: its block is over. `taken`: so many messages are not done with.
     """
     core: Any = client._dispatch
-    bench: Any = client._Works__manager  # type: ignore[attr-defined]
+    bench: Any = client._WorkerMethods__manager  # type: ignore[attr-defined]
     send_queue, requests, feeds = core.send_queue, core.requests, core.feeds
     lengths = {
         "queue": len(send_queue._queue),
