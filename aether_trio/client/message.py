@@ -27,9 +27,8 @@ class IncomingMessage:
     """A message that this client has received.
 
     `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
-
-    `topic` and `offset` name it for good: a repeated message has the same. They are "" and 0
-    on the WebSocket transport, which does not say them.
+    `topic` and `offset` name it for good: a repeated message has the same. They are "" and 0 on the
+    WebSocket transport, which does not say them.
     """
 
     __slots__ = ("_abandon", "_acknowledge", "acknowledged", "offset", "raw", "topic")
@@ -79,11 +78,9 @@ class IncomingMessage:
     def ack(self) -> None:
         """Acknowledge the message, so that it is not delivered again.
 
-        Never waits; a second call does nothing.
-
-        On the framed transport the gateway moves this participant's position when everything before
-        it in its topic is done too. On WebSocket the gateway counted it as done when it was sent,
-        and this does nothing to it.
+        Never waits; a second call does nothing. On the framed transport the gateway moves this
+        participant's position when everything before it in its topic is done too. On WebSocket the
+        gateway counted it as done when it was sent, and this does nothing to it.
         """
         if not self.acknowledged:
             self.acknowledged = True

@@ -51,11 +51,9 @@ class _StartedByOrchestrator:
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
         """Make the client from the environment variables that an orchestrator has set.
 
-        `aether orchestrate` is one.
-
-        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION,
-        AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises LookupError when it was not
-        started by one, or to be of another class than this.
+        `aether orchestrate` is one. Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE,
+        AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises
+        LookupError when it was not started by one, or to be of another class than this.
         """
         said = os.environ
         missing = [name for name in _WHO if not said.get(name)]
@@ -162,9 +160,8 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
     async def switch_workspace(self, workspace: str) -> None:
         """Move the window to another workspace, and return when the gateway has done it.
 
-        The client goes back there after a reconnect.
-
-        Raises PermissionDenied, InvalidArgument, Refused.
+        The client goes back there after a reconnect. Raises PermissionDenied, InvalidArgument,
+        Refused.
         """
         await self.tell_confirmed(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
 
@@ -172,11 +169,9 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 class OrchestratorClient(ToWork, Client):
     """Connects as an orchestrator, which starts agents and tasks on demand.
 
-    `profiles` are the kinds of launches that it can do, `starts` what is to be started.
-
-    Without profiles it is given nothing to start, and only administers. Without a specifier the
-    gateway makes one up, which stays the same over reconnects: what it has started is still its own
-    then.
+    `profiles` are the kinds of launches that it can do, `starts` what is to be started. Without
+    profiles it is given nothing to start, and only administers. Without a specifier the gateway
+    makes one up, which stays the same over reconnects: what it has started is still its own then.
     """
 
     def __init__(

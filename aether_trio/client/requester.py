@@ -61,9 +61,7 @@ class Requester(Protocol):
         says that asking twice does no harm: the request is then asked again after a reconnect,
         instead of raising ConnectionLost. With `check` an answer that says `success: false` is
         raised as the typed error it stands for; without, it is returned (an ErrorResponse is raised
-        in any case).
-
-        Raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
+        in any case). Raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
         """
         ...
 

@@ -1,9 +1,7 @@
 """Client methods that send messages to agents, tasks, users, services and bridges.
 
-The classes are mixins: a gateway refuses what a kind of participant may not send.
-
-All return when the message is committed, and raise as `send` does. `workspace` is by default the
-sender's own.
+The classes are mixins: a gateway refuses what a kind of participant may not send. All return when
+the message is committed, and raise as `send` does. `workspace` is by default the sender's own.
 """
 
 from __future__ import annotations

@@ -168,11 +168,9 @@ class LoopBridge:
     def entered(self, manager: AbstractAsyncContextManager[T]) -> BlockingContext[T]:
         """Return a blocking context manager for an async one.
 
-        One task of the loop enters and leaves the async one.
-
-        anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block:
-        what it is left with must then be that cancellation, even when the thread leaves with an
-        exception in the same moment.
+        One task of the loop enters and leaves the async one. anyio's `wrap_async_context_manager`
+        would do, but for a manager that cancels its own block: what it is left with must then be
+        that cancellation, even when the thread leaves with an exception in the same moment.
         """
         return BlockingContext(self, manager)
 
@@ -180,10 +178,8 @@ class LoopBridge:
 class BlockingContext(AbstractContextManager[T]):
     """Lets a thread enter and leave an async context manager of the event loop.
 
-    Where the loop does not answer any more, leaving does nothing.
-
-    Invariant: a block whose thread was interrupted while it began or ended is cancelled, and never
-    stays open.
+    Where the loop does not answer any more, leaving does nothing. Invariant: a block whose thread
+    was interrupted while it began or ended is cancelled, and never stays open.
     """
 
     _call: _LoopCall[bool] | None = None

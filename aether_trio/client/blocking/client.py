@@ -73,11 +73,9 @@ class BlockingMessages:
 class SyncClient(ClientCalls[C], Generic[C]):
     """A blocking client, used from any thread; `connect_sync` makes one.
 
-    What its kind cannot do raises AttributeError.
-
-    It has the methods and namespaces of the async clients, with the same arguments and errors.
-    Beside them, what waits for something has a `timeout` in seconds: `receive(timeout)`,
-    `messages(timeout)`, and `get(timeout)` of the feeds.
+    What its kind cannot do raises AttributeError. It has the methods and namespaces of the async
+    clients, with the same arguments and errors. Beside them, what waits for something has a
+    `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
     """
 
     def __init__(self, bridge: LoopBridge, target: C) -> None:

@@ -191,7 +191,7 @@ class SyncGrants(SyncNamespace[Grants]):
 
 
 class SyncKv(SyncNamespace[Kv]):
-    """Key-value operations; help(aether_trio.client.operations.kv) says more."""
+    """Reads and writes the gateway's key-value store."""
 
     compare_and_delete = blocking(Kv.compare_and_delete)
     compare_and_set = blocking(Kv.compare_and_set)

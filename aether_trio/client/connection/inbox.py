@@ -226,10 +226,9 @@ class Inbox:
     async def receive(self) -> IncomingMessage:
         """Wait for the next delivered message and take it.
 
-        Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
-
-        Raises MessagesAbandoned when nothing more can come, as all credit is held by what no task
-        will handle.
+        Raises what the inbox was closed with; StopAsyncIteration when that was nothing. Raises
+        MessagesAbandoned when nothing more can come, as all credit is held by what no task will
+        handle.
         """
         await anyio.lowlevel.checkpoint()
         while not self._buffer:

@@ -177,11 +177,10 @@ class SendQueue:
     def withdraw(self, publication: Publication) -> None:
         """Withdraw a publication whose caller gave up.
 
-        Only a connection that has written it already may still bring it to the gateway.
-
-        What waits for a connection is forgotten here and now, so that neither it nor its memory is
-        still there when the gateway comes back. What the present connection has written takes its
-        course, but is not sent again after a cut.
+        Only a connection that has written it already may still bring it to the gateway. What waits
+        for a connection is forgotten here and now, so that neither it nor its memory is still there
+        when the gateway comes back. What the present connection has written takes its course, but
+        is not sent again after a cut.
         """
         publication.withdrawn = True
         if publication.written or publication.settled:

@@ -42,9 +42,8 @@ class TlsOptions:
 def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -> ssl.SSLContext | None:
     """Return the TLS context for a gateway address, or None for plaintext.
 
-    A context that is given gets the client's ALPN.
-
-    Raises AddressError when the options do not go with the address, or a file cannot be used.
+    A context that is given gets the client's ALPN. Raises AddressError when the options do not go
+    with the address, or a file cannot be used.
     """
     if not address.tls:
         if options is not None:

@@ -585,11 +585,10 @@ class Job:
     ) -> NoReturn:
         """Save `state` and end the block; the task is assigned anew later. Never returns.
 
-        That is at `until`, or when the task is resumed.
-
-        `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it
-        back to the next block. After `timeout` seconds: the task fails, or what `on_timeout` says
-        ("retry" wakes it, "alert" lets it sleep on).
+        That is at `until`, or when the task is resumed. `state` is saved as this participant's
+        checkpoint `key` (the task's id), and `load` gives it back to the next block. After
+        `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets
+        it sleep on).
         """
         await self._checked()
         key = key or self.id

@@ -31,8 +31,6 @@ Handler = Callable[[Job], Awaitable[object]]
 class Jobs:
     """An async iterator over the tasks that the gateway assigns to this worker.
 
-    `async for task in worker.work(): async with task: ...`
-
     The next one comes when fewer than `concurrency` of those before have not ended. Ends when the
     client is closed.
     """

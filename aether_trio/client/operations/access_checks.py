@@ -84,10 +84,7 @@ class Continuation:
 
 
 class Access(Namespace):
-    """Checks accesses to resources, and sends messages on condition of a check.
-
-    help(aether_trio.client.operations.access_checks) says more.
-    """
+    """Checks accesses to resources, and sends messages on condition of a check."""
 
     async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> AccessVerdict:
         """Ask whether an access is allowed. Raises Refused if no verdict is reached."""

@@ -86,10 +86,7 @@ class DecisionPage:
 
 
 class Rules(Groups, AccessExplanations):
-    """Manages access rules, fallback levels and recorded decisions.
-
-    help(aether_trio.client.operations.access_rules) says more.
-    """
+    """Manages access rules, fallback levels and recorded decisions."""
 
     async def list(
         self,

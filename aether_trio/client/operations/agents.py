@@ -61,10 +61,7 @@ class Orchestrator:
 
 
 class Registry(Namespace):
-    """Registers agent implementations, starts agents, and lists orchestrators.
-
-    help(aether_trio.client.operations.agents) says more.
-    """
+    """Registers agent implementations, starts agents, and lists orchestrators."""
 
     async def list(self, *, orchestrator_profile: str = "", limit: int = 0, offset: int = 0) -> RegistrationPage:
         """List the registered implementations for one orchestrator profile, or all."""

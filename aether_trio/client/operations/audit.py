@@ -53,10 +53,7 @@ class AuditPage:
 
 
 class Audit(Namespace):
-    """Searches the gateway's audit log, and adds entries to it.
-
-    help(aether_trio.client.operations.audit) says more.
-    """
+    """Searches the gateway's audit log, and adds entries to it."""
 
     async def query(
         self,

@@ -30,10 +30,7 @@ class Checkpoint:
 
 
 class Checkpoints(Namespace):
-    """Saves and loads state that a participant needs after a restart.
-
-    help(aether_trio.client.operations.checkpoints) says more.
-    """
+    """Saves and loads state that a participant needs after a restart."""
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
         """Save a checkpoint, replacing the one before; return when it was saved.

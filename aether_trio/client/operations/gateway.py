@@ -75,10 +75,7 @@ class Health:
 
 
 class GatewayQueries(Namespace):
-    """Asks one gateway process for its health, counters and connections.
-
-    help(aether_trio.client.operations.gateway) says more.
-    """
+    """Asks one gateway process for its health, counters and connections."""
 
     async def health(self) -> Health:
         """Return the health of the gateway, and of what it depends on."""

@@ -50,8 +50,6 @@ class GrantCache:
     """Caches the gateway's answers about what authority grants allow.
 
     `Grants.cached` makes it. `hits` and `misses` count.
-
-    help(aether_trio.client.operations.grant_cache) says more.
     """
 
     def __init__(self, resolve: Callable[..., Awaitable[ResolvedGrant]], news: Feed[Any], max_age_s: float) -> None:

@@ -30,10 +30,7 @@ _Op = pb.AuthorityGrantOperation
 
 
 class Grants(Namespace):
-    """Manages authority grants, which let one participant act for another.
-
-    help(aether_trio.client.operations.grants) says more.
-    """
+    """Manages authority grants, which let one participant act for another."""
 
     async def exchange(self, request: GrantExchange) -> Grant:
         """Create a root grant: it gives some of a user's rights to an audience."""

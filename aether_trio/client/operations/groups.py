@@ -64,10 +64,7 @@ class RoleAssignment:
 
 
 class Groups(Namespace):
-    """Manages groups and roles, to which access rules may be given.
-
-    help(aether_trio.client.operations.groups) says more.
-    """
+    """Manages groups and roles, to which access rules may be given."""
 
     async def create_group(
         self, name: str, *, description: str = "", created_by: str = "", metadata: Mapping[str, str] | None = None

@@ -90,7 +90,7 @@ class _Entries:
 
 
 class Kv(Namespace):
-    """Key-value operations; help(aether_trio.client.operations.kv) says more."""
+    """Reads and writes the gateway's key-value store."""
 
     async def get(self, key: str, **place: Unpack[KeyPlace]) -> bytes:
         """Return the value of a key, or b"" if there is none.

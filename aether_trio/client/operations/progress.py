@@ -50,10 +50,7 @@ class ProgressUpdate:
 
 
 class Progress(Namespace):
-    """Reports progress of any work to other participants.
-
-    help(aether_trio.client.operations.progress) says more.
-    """
+    """Reports progress of any work to other participants."""
 
     async def report(
         self,

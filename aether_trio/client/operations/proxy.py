@@ -100,8 +100,6 @@ class Proxy(ProxyService):
     """Sends HTTP requests to services behind the gateway, and answers them.
 
     `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
-
-    help(aether_trio.client.operations.proxy) says more.
     """
 
     async def request(

@@ -85,10 +85,7 @@ class ProxiedRequest:
 
 
 class ProxyService(Namespace):
-    """Receives and answers HTTP requests to this service.
-
-    help(aether_trio.client.operations.proxy_service) says more.
-    """
+    """Receives and answers HTTP requests to this service."""
 
     @asynccontextmanager
     async def serve(

@@ -103,10 +103,7 @@ def request_event(message: pb.AuthorityRequestEvent) -> RequestEvent:
 
 
 class AuthorityRequests(Namespace):
-    """Asks principals for authority, and decides such requests.
-
-    help(aether_trio.client.operations.requests) says more.
-    """
+    """Asks principals for authority, and decides such requests."""
 
     async def create(self, wish: AuthorityWish) -> AuthorityRequest:
         """Create a request for authority.

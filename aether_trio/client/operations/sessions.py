@@ -60,10 +60,7 @@ def connection_filter(principal_type: PrincipalKind, workspace: str, limit: int,
 
 
 class Sessions(Namespace):
-    """Lists connected participants, and ends their sessions.
-
-    help(aether_trio.client.operations.sessions) says more.
-    """
+    """Lists connected participants, and ends their sessions."""
 
     async def list(
         self,

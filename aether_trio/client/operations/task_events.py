@@ -97,10 +97,7 @@ def _happening(message: pb.TaskEvent) -> Happening | None:
 
 
 class TaskFeeds(Namespace):
-    """Follows the events of tasks, and receives a worker's assignments.
-
-    help(aether_trio.client.operations.task_events) says more.
-    """
+    """Follows the events of tasks, and receives a worker's assignments."""
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
         """Subscribe to the events of a task; return the id, for `unsubscribe`.

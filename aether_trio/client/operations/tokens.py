@@ -51,10 +51,7 @@ class TokenPage:
 
 
 class Tokens(Namespace):
-    """Manages API tokens, with which other participants may connect.
-
-    help(aether_trio.client.operations.tokens) says more.
-    """
+    """Manages API tokens, with which other participants may connect."""
 
     async def create(
         self,

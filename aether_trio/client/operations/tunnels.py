@@ -185,10 +185,7 @@ class Tunnel(ByteStream):
 
 
 class Tunnels(Namespace):
-    """Opens tunnels to services, and accepts tunnels to this service.
-
-    help(aether_trio.client.operations.tunnels) says more.
-    """
+    """Opens tunnels to services, and accepts tunnels to this service."""
 
     @asynccontextmanager
     async def open(

@@ -49,10 +49,7 @@ class WorkflowAnswer:
 
 
 class Workflow(Namespace):
-    """Sends requests to the workflow engine, through the gateway.
-
-    help(aether_trio.client.operations.workflow) says more.
-    """
+    """Sends requests to the workflow engine, through the gateway."""
 
     async def list_rules(self, workspace: str = "") -> WorkflowAnswer:
         """List the engine's rules: which action follows which event."""

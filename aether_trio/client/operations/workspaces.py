@@ -77,10 +77,7 @@ class MessageFlow:
 
 
 class Workspaces(Namespace):
-    """Manages workspaces, and moves a user's window to another.
-
-    help(aether_trio.client.operations.workspaces) says more.
-    """
+    """Manages workspaces, and moves a user's window to another."""
 
     async def switch(self, workspace: str) -> None:
         """Move this user's window to another workspace; "" leaves the present one.
