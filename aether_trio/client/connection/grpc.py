@@ -17,11 +17,10 @@ import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
 
-from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, ProtocolBreak
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import (
     RETRYABLE_STATUSES,
-    AetherError,
     PayloadTooLarge,
     ProtocolViolation,
     Refused,
@@ -42,10 +41,11 @@ _BACKLOG_BYTES: Final = 256 * 1024
 """No further message is taken while this much waits for the gateway's window."""
 
 
-class GrpcCodec:
+class GrpcCodec(MessageCodec):
     """Codes and decodes messages in a gRPC call; `authority` is the gateway's name."""
 
     def __init__(self, authority: str, *, tls: bool) -> None:
+        super().__init__()
         self._headers = [
             (":method", "POST"),
             (":scheme", "https" if tls else "http"),
@@ -61,7 +61,6 @@ class GrpcCodec:
         self._backlog = bytearray()
         """Bytes of messages that the gateway's window had no room for."""
         self._received = bytearray()
-        self._pending: list[bytes] = []
         self._open = False
         self._ending = False
 
@@ -77,10 +76,6 @@ class GrpcCodec:
     @property
     def can_send(self) -> bool:
         return self._open and not self._ending and len(self._backlog) < _BACKLOG_BYTES
-
-    @property
-    def refusal(self) -> AetherError | None:
-        return None
 
     # -- from the gateway
 
@@ -167,14 +162,6 @@ class GrpcCodec:
     def _take_output(self) -> None:
         if output := self._connection.data_to_send():
             self._pending.append(output)
-
-    @property
-    def has_pending(self) -> bool:
-        return bool(self._pending)
-
-    def pending(self) -> bytes:
-        pending, self._pending = self._pending, []
-        return b"".join(pending)
 
     def ping(self) -> None:
         if self._open:

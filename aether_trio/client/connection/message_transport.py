@@ -11,9 +11,10 @@ A codec turns bytes into messages and back, without I/O: websocket.py and grpc.p
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -43,57 +44,61 @@ class ProtocolBreak:
     why: str
 
 
-class MessageCodec(Protocol):
-    """Protocol: turns messages into bytes of a WebSocket or gRPC connection, and back.
+class MessageCodec(abc.ABC):
+    """Base of the codecs, which turn messages into bytes of a connection, and back.
 
-    It has no I/O: `pending` is what must be written next.
+    A codec has no I/O: `pending` is what must be written next.
     """
 
-    def greeting(self) -> bytes:
-        """Return the first bytes of the connection, which ask to open a message stream."""
-        ...
+    def __init__(self) -> None:
+        self._pending: list[bytes] = []
 
     @property
-    def can_send(self) -> bool:
-        """Whether a message may be sent now: the stream is open, and has room."""
-        ...
+    def has_pending(self) -> bool:
+        """Whether control bytes are due: `pending` would not be empty."""
+        return bool(self._pending)
+
+    def pending(self) -> bytes:
+        """Take the control bytes that are due, such as pings and close frames."""
+        pending, self._pending = self._pending, []
+        return b"".join(pending)
 
     @property
     def refusal(self) -> AetherError | None:
         """Why the gateway did not open the stream, as far as it has said so."""
-        ...
+        return None
 
+    @abc.abstractmethod
+    def greeting(self) -> bytes:
+        """Return the first bytes of the connection, which ask to open a message stream."""
+
+    @property
+    @abc.abstractmethod
+    def can_send(self) -> bool:
+        """Whether a message may be sent now: the stream is open, and has room."""
+
+    @abc.abstractmethod
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
         """Decode bytes from the gateway: whole messages, a broken rule, or the end.
 
         An expected end is one that answers the client's goodbye.
         """
-        ...
 
+    @abc.abstractmethod
     def frame(self, message: bytes) -> bytes:
         """Return the bytes that carry a message. Raises PayloadTooLarge."""
-        ...
 
-    @property
-    def has_pending(self) -> bool:
-        """Whether control bytes are due: `pending` would not be empty."""
-        ...
-
-    def pending(self) -> bytes:
-        """Take the control bytes that are due, such as pings and close frames."""
-        ...
-
+    @abc.abstractmethod
     def ping(self) -> None:
         """Add a ping to the bytes that are due."""
-        ...
 
+    @abc.abstractmethod
     def break_off(self, violation: ProtocolBreak) -> None:
         """Add bytes that tell the gateway which rule it broke, to those due."""
-        ...
 
+    @abc.abstractmethod
     def goodbye(self) -> bytes:
         """Return the last bytes; the gateway then ends its side of the stream."""
-        ...
 
 
 class MessageTransport(Transport):

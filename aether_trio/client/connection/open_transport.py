@@ -45,11 +45,14 @@ async def open_transport(
     tune(socket_stream)
     if context is not None:
         stream = await _secure(socket_stream, address, context, server_name)
-    if address.transport is TransportKind.FRAMED:
-        return FramedTransport(stream, client, ping_interval_s)
-    codec: MessageCodec = WebSocketCodec(address.authority)
-    if address.transport is TransportKind.GRPC:
-        codec = GrpcCodec(address.authority, tls=address.tls)
+    codec: MessageCodec
+    match address.transport:
+        case TransportKind.FRAMED:
+            return FramedTransport(stream, client, ping_interval_s)
+        case TransportKind.WEBSOCKET:
+            codec = WebSocketCodec(address.authority)
+        case TransportKind.GRPC:
+            codec = GrpcCodec(address.authority, tls=address.tls)
     return MessageTransport(stream, client, ping_interval_s, codec)
 
 

@@ -15,7 +15,7 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from aether_trio.client.connection.address import WEBSOCKET_PATH
-from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, ProtocolBreak
+from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import (
     AetherError,
@@ -40,13 +40,13 @@ _MAX_SENT_BYTES: Final = 2 * 1024 * 1024
 _MAX_REFUSAL_TEXT: Final = 1024
 
 
-class WebSocketCodec:
+class WebSocketCodec(MessageCodec):
     """Codes and decodes messages on a WebSocket; `authority` is its Host header."""
 
     def __init__(self, authority: str) -> None:
+        super().__init__()
         self._authority = authority
         self._connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-        self._pending: list[bytes] = []
         self._partial = bytearray()
         """The beginning of a message that is not whole yet."""
         self._accepted = False
@@ -125,14 +125,6 @@ class WebSocketCodec:
             text = f"a message of {len(message)} bytes; WebSocket takes {_MAX_SENT_BYTES} here, the framing (aether://) more"
             raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
         return self._connection.send(ws.BytesMessage(message))
-
-    @property
-    def has_pending(self) -> bool:
-        return bool(self._pending)
-
-    def pending(self) -> bytes:
-        pending, self._pending = self._pending, []
-        return b"".join(pending)
 
     def ping(self) -> None:
         if self._connection.state is ConnectionState.OPEN:
