@@ -12,6 +12,7 @@ import trio.testing
 
 from aether_trio.client import (
     AddressError,
+    AetherError,
     AgentClient,
     ClientClosed,
     DuplicateIdentity,
@@ -23,7 +24,7 @@ from aether_trio.client import (
 from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import QUICK, agent
+from tests.client.gateways import QUICK, agent, open_test_gateway
 from tests.client.peer import incoming, open_peer, scripted
 
 
@@ -56,6 +57,21 @@ async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None
         await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"after all")))
     assert [one for one in seen if isinstance(one, bool)] == [False, False, False, True]
     assert len(seen) == 7
+
+
+@pytest.mark.parametrize("scheme", ["ws", "grpc"])
+async def test_a_gateway_that_drains_says_that_it_is_unavailable(scheme: str) -> None:
+    lost: list[AetherError] = []
+    with trio.fail_after(300):
+        async with (
+            open_test_gateway() as gateway,
+            agent(f"{scheme}://{gateway.address}", "a", on_disconnected=lost.append) as a,
+        ):
+            await gateway.drain()
+            while not lost:
+                await anext(a.states)
+    assert type(lost[0]) is Unavailable
+    assert "shutting down" in lost[0].message
 
 
 async def test_the_duplicate_may_be_ourselves() -> None:

@@ -16,6 +16,8 @@ import h2.connection
 import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
+from h2.frame_buffer import FrameBuffer
+from hyperframe.frame import Frame, GoAwayFrame
 
 from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
@@ -41,6 +43,19 @@ _BACKLOG_BYTES: Final = 256 * 1024
 """No further message is taken while this much waits for the gateway's window."""
 
 
+class _FramesWithoutGoAway(FrameBuffer):
+    """The frames from a gateway, without the GOAWAY with which a drain begins.
+
+    h2 takes nothing more in after a GOAWAY, but the rest of the open stream comes behind it.
+    """
+
+    def __next__(self) -> Frame:
+        frame = super().__next__()
+        while isinstance(frame, GoAwayFrame) and frame.error_code == ErrorCodes.NO_ERROR:
+            frame = super().__next__()
+        return frame
+
+
 class GrpcCodec(MessageCodec):
     """Codes and decodes messages in a gRPC call; `authority` is the gateway's name."""
 
@@ -55,9 +70,8 @@ class GrpcCodec(MessageCodec):
             ("content-type", "application/grpc"),
             ("user-agent", "aether-trio"),
         ]
-        self._connection = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-        )
+        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(True, header_encoding="utf-8"))
+        self._connection.incoming_buffer = _FramesWithoutGoAway()
         self._backlog = bytearray()
         """Bytes of messages that the gateway's window had no room for."""
         self._received = bytearray()
@@ -109,7 +123,7 @@ class GrpcCodec(MessageCodec):
             case h2.events.StreamReset():
                 self._open = False
                 found.append(ConnectionEnd(None, retryable=True, why="the gateway reset the stream"))
-            case h2.events.ConnectionTerminated() if event.error_code != ErrorCodes.NO_ERROR:
+            case h2.events.ConnectionTerminated():
                 self._open = False
                 text = (event.additional_data or b"").decode(errors="replace") or "the gateway ended the connection"
                 if event.error_code == ErrorCodes.HTTP_1_1_REQUIRED:
