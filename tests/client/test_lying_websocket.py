@@ -9,9 +9,9 @@ import tracemalloc
 
 import pytest
 import trio
-from wsproto.events import BytesMessage
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from aether_trio.client import AgentClient, InvalidArgument
+from aether_trio.client import AetherError, AgentClient, InvalidArgument
 from aether_trio.client.connection import websocket
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway
@@ -67,6 +67,20 @@ async def test_what_is_delivered_beyond_the_credit_ends_the_connection_and_is_no
         await line.end()
         await peer.accept("s2")
     assert held == 3
+
+
+async def test_a_broken_rule_and_a_close_in_one_piece_end_the_connection_and_not_the_client() -> None:
+    lost: list[AetherError] = []
+
+    async def body(a: AgentClient) -> None:
+        while a.statistics().connections < 2:
+            await anext(a.states)
+
+    async with scripted_websocket(body, on_disconnected=lost.append) as (peer, line):
+        await line.stream.send_all(line.ws.send(TextMessage(data="x")) + line.ws.send(CloseConnection(1000)))
+        await line.stream.aclose()
+        await peer.accept("s2")
+    assert [error.code for error in lost] == ["UNSUPPORTED_DATA"]
 
 
 async def test_what_comes_in_very_many_pieces_takes_no_more_than_its_bytes() -> None:

@@ -131,7 +131,8 @@ class WebSocketCodec(MessageCodec):
             self._pending.append(self._connection.send(ws.Ping()))
 
     def break_off(self, violation: ProtocolBreak) -> None:
-        if violation.code in CloseReason.__members__:
+        # Behind the broken rule, the same bytes may hold the gateway's close frame.
+        if violation.code in CloseReason.__members__ and self._connection.state is ConnectionState.OPEN:
             reason = CloseReason[violation.code]
             self._pending.append(self._connection.send(ws.CloseConnection(reason, violation.why)))
 
