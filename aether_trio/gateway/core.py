@@ -38,7 +38,7 @@ from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarte
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvHandler, KvService
-from aether_trio.services.presence import PresenceStore
+from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
@@ -74,7 +74,7 @@ class Core:
     locks: IdentityLocks
     directory: SessionDirectory
     authorizer: DevAuthorizer
-    presence: PresenceStore
+    presence: LastSeenStore
     kv: KvService
     checkpoints: CheckpointService
     tasks: TaskService
@@ -157,7 +157,7 @@ async def open_core(
 
         # Services.
         authorizer = DevAuthorizer()
-        presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
+        presence = LastSeenStore(state, clock, keep_s=settings.storage.presence_retention_s)
         kv = KvService(state, clock, settings.limits, authorizer)
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)

@@ -17,7 +17,7 @@ from aether_trio.model.ownership import SessionHistory
 from aether_trio.services.agents import AgentStarter, AutostartQueue
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService
-from aether_trio.services.presence import PresenceStore
+from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
@@ -41,7 +41,7 @@ class ServiceHooks:
     locks: IdentityLocks
     directory: SessionDirectory
     credentials: CredentialChecker
-    presence: PresenceStore
+    presence: LastSeenStore
     kv: KvService
     tasks: TaskService
     conversations: Conversations

@@ -19,7 +19,7 @@ from aether_trio.model.identity import Identity, IdentityError, Kind, parse_prin
 from aether_trio.model.ownership import DisconnectOutcome, SessionFilter, SessionRecord
 from aether_trio.model.text import line, shown
 from aether_trio.services.access import Authorizer
-from aether_trio.services.presence import PresenceStore
+from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
@@ -40,7 +40,7 @@ class SessionService:
     """Handles `session_op` and `connection_status_request`."""
 
     def __init__(
-        self, directory: SessionDirectory, presence: PresenceStore, authorizer: Authorizer, clock: Clock
+        self, directory: SessionDirectory, presence: LastSeenStore, authorizer: Authorizer, clock: Clock
     ) -> None:
         self._directory = directory
         self._presence = presence

@@ -15,7 +15,7 @@ from aether_trio.log.retention import Retention
 from aether_trio.services.agents.autostart import Autostarter
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.kv import KvService
-from aether_trio.services.presence import PresenceStore
+from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.session.registry import SessionRegistry
 from tests.helpers.core import agent, barrier, connect, deadlock_is_an_error, open_world, run_in_virtual_time
 from tests.helpers.direct import SqliteStore
@@ -53,8 +53,8 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Calla
     [
         (Autostarter, "_check"),
         (Autostarter, "_pause_s"),
-        (PresenceStore, "flush"),
-        (PresenceStore, "_sweep_page"),
+        (LastSeenStore, "flush"),
+        (LastSeenStore, "_sweep_page"),
         (Retention, "sweep"),
         (PublisherStore, "sweep"),
         (KvService, "sweep_forever"),
@@ -83,7 +83,7 @@ def test_presence_of_a_session_that_ended_before_the_mistake_is_written(monkeypa
     """Though no other session ends."""
 
     async def main() -> None:
-        fails_once(monkeypatch, PresenceStore, "_write")
+        fails_once(monkeypatch, LastSeenStore, "_write")
         async with opened() as core:
             async with connect(core, agent("w", "a", "1")):
                 pass

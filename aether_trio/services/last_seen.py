@@ -44,7 +44,7 @@ _WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_co
 
 
 @dataclass(frozen=True, slots=True)
-class PresenceRecord:
+class LastSeenRecord:
     """Says when the last session of an identity ended."""
 
     last_seen_ms: int
@@ -52,7 +52,7 @@ class PresenceRecord:
     lock_epoch: int = 0
 
 
-class PresenceStore:
+class LastSeenStore:
     """Writes and reads the last end of sessions. `run` must run while sessions end.
 
     `keep_s`: how long an identity is remembered; 0: without end.
@@ -62,8 +62,8 @@ class PresenceStore:
         self._keep_ms = int(keep_s * 1000)
         self._database = database
         self._clock = clock
-        self._waiting: dict[str, PresenceRecord] = {}
-        self._writing: dict[str, PresenceRecord] = {}
+        self._waiting: dict[str, LastSeenRecord] = {}
+        self._writing: dict[str, LastSeenRecord] = {}
         self._work = AutoResetEvent()
         self._flushing = trio.Lock()
 
@@ -73,12 +73,12 @@ class PresenceStore:
         self._waiting.pop(name, None)
         if len(self._waiting) >= MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[name] = PresenceRecord(
+        self._waiting[name] = LastSeenRecord(
             self._clock.now_ms(), session.history, session.lock.epoch if session.lock else 0
         )
         self._work.set()
 
-    async def seen(self, identity: str) -> PresenceRecord | None:
+    async def seen(self, identity: str) -> LastSeenRecord | None:
         """Return the last end of a session of an identity, or None.
 
         Raises StorageUnavailable.
@@ -93,7 +93,7 @@ class PresenceStore:
         if not rows:
             return None
         last_seen_ms, session_id, initial_ms, reconnections = rows[0]
-        return PresenceRecord(last_seen_ms, SessionHistory(session_id, initial_ms, reconnections))
+        return LastSeenRecord(last_seen_ms, SessionHistory(session_id, initial_ms, reconnections))
 
     async def user_seen_ms(self, user_id: str) -> int:
         """Return when the last session of any window of a user ended (Unix ms), or 0."""
