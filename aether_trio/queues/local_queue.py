@@ -121,9 +121,9 @@ class LocalQueue:
     # -- reading messages that could not be dispatched when they were committed --------------------
 
     def _save_cursor(self) -> None:
-        # In flight is in order of dispatch: a returned message may be older than one dispatched
-        # before it.
-        not_done = self.dispatcher.in_flight + self._returned[:1]
+        # Offsets in flight are in order of dispatch: a returned one may be behind a newer one.
+        not_done = [min(worker.in_flight.offsets) for worker in self.dispatcher.workers if worker.in_flight.offsets]
+        not_done += self._returned[:1]
         self._log.cursors.advance(self.state, CONSUMER, min(not_done) - 1 if not_done else self._position)
 
     @property
