@@ -243,7 +243,8 @@ async def test_when_storage_fails_senders_are_told_and_the_gateway_recovers(core
             error = (await peer.next("error")).error
             assert (error.code, error.retryable) == (Code.PUBLISH_FAILED, True)
             assert error.retry_after_ms > 0
-        assert core.log.statistics().storage_failing
+        statistics = core.log.statistics()
+        assert (statistics.storage_failing, statistics.refused) == (True, 2)
         world.log.failing = False
         peer.send(send("ag::w::a::2", b"after"))
         await barrier(peer)

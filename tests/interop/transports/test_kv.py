@@ -5,9 +5,12 @@ tests/client/operations/test_served.py has the others, on every transport of the
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from aether_trio.client import AetherError, PayloadTooLarge, Refused
+from aether_trio.client.operations import Scope
 from tests.interop.transports.world import World, alive, both, framed, until
 
 
@@ -55,17 +58,22 @@ async def test_60_guarded_counters(world: World) -> None:
         got = await kv.decrement_if("n", delta=delta, floor=floor)
         assert (got.value, got.applied) == (value, applied), (delta, floor)
     with pytest.raises(Refused, match="KV_ERROR"):
+        await kv.increment_if("n", delta=-5, ceiling=100)
+    with pytest.raises(Refused, match="KV_ERROR"):
         await kv.decrement_if("n", delta=-5, floor=100)
     assert await kv.get("n") == b"-1"
 
 
 @framed
 async def test_64_purging_an_identity_needs_a_capability(world: World) -> None:
-    """No client has the capability yet, so nothing is purged."""
+    """No client has the capability yet, so nothing is purged, not even by its owner."""
+    own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
     owner, other = await world.agent("owner"), await world.agent("other")
+    await owner.kv.put("mine", b"kept", **own)
     for client in (owner, other):
         with pytest.raises(AetherError, match=r"KV_ERROR: .*kv_purge_identity"):
-            await client.kv.purge_identity(owner.topic)
+            await client.kv.purge_identity(owner.topic, **own)
+    assert await owner.kv.get("mine", **own) == b"kept"
     await alive(other)
 
 

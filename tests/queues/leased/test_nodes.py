@@ -55,6 +55,14 @@ async def test_a_node_that_has_never_heard_of_the_topic_is_woken_for_it(nodes: W
     await nodes.each_once(5)
 
 
+async def test_work_waits_for_the_first_worker_of_any_node(nodes: WorkNodes) -> None:
+    one, two = await nodes.start(), await nodes.start()
+    await one.publish(*numbers(0, 700))
+    worker = await nodes.join(two)
+    await nodes.wait_for(700)
+    assert worker.frames == numbers(0, 700)
+
+
 async def test_what_a_worker_leaves_goes_to_the_others_of_its_node_first(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     leaver = await nodes.stuck(one, WINDOW)
