@@ -112,7 +112,7 @@ def service_bases(text: str) -> str:
     text = replace(text, "import grpclib.client\n", instead="")
     text = replace(text, "    import grpclib.server\n", after="    import grpclib.client\n")
     text = replace(text, "import abc\n", before="from __future__ import annotations\n\n")
-    constructor = "    def __init__(self, channel: grpclib.client.GrpcChannel) -> None:\n"
+    constructor = "    def __init__(self, channel: grpclib.client.Channel) -> None:\n"
     text = replace(text, constructor, after="        import grpclib.client\n\n")
     return HEADER + text
 
