@@ -101,9 +101,7 @@ class Batcher(Generic[T]):
         await self.wait_written(self._put)
 
     async def flush_within(self, timeout_s: float) -> bool:
-        """Wait for `flush` at most `timeout_s`; return what is left.
-
-        As `Batcher.flush_within`.
+        """Wait for `flush` at most `timeout_s`; return whether all items are written.
 
         After a call that ran out of time, later calls return False at once until the queue has been
         empty: a write may stall for minutes, and each caller would wait the full time.

@@ -30,7 +30,7 @@ from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import Status as StreamStatus
+from aether_trio.model.errors import Status
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks import nodes
@@ -43,7 +43,16 @@ from aether_trio.services.tasks.nodes import TaskNodes
 from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
-from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction import (
+    assignment,
+    child_events,
+    due,
+    retention,
+    sessions,
+    startup,
+    task_rows,
+    tokens,
+)
 from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
@@ -189,7 +198,7 @@ class Engine:
         for attempt in range(IN_DOUBT_TRIES):
             context = self.context(small=small)
             try:
-                result = await run(lambda context=context: program(context))  # type: ignore[misc]
+                result = await run(partial(program, context))
             except CommitUnknown:
                 if attempt == IN_DOUBT_TRIES - 1:
                     self._send_all_again()
@@ -262,7 +271,7 @@ class Engine:
         for mutation in tx.effects.follow_ups:
             self.follow_ups.put(mutation)
         for task_id in tx.effects.unfinished:
-            self.follow_ups.put(lambda tx, task_id=task_id: tx.wake_dependents(task_id))  # type: ignore[misc]
+            self.follow_ups.put(partial(TaskTransaction.wake_dependents, task_id=task_id))
 
     def _push(self, push: NewAssignment, here: str) -> None:
         if push.worker.node != here:
@@ -276,7 +285,7 @@ class Engine:
         session = self._registry.session(session_id)
         if session is not None:
             session.end_after_answer(
-                StreamStatus.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
+                Status.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
             )
 
     def _tell_hibernated(self, task: TaskRow, node: str, here: str) -> None:
@@ -370,8 +379,8 @@ class Engine:
                 await self.writes.flush()
             nursery.cancel_scope.cancel()
 
-    async def _fire(self, unheard: due.SilenceExcuse) -> int:
-        return await self._result(lambda tx: due.fire(tx, shared=self.database.shared, unheard=unheard))
+    async def _fire(self, excuse: due.SilenceExcuse) -> int:
+        return await self._result(partial(due.fire, shared=self.database.shared, excuse=excuse))
 
     async def _result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
         """Run `page` with `perform` and return its result."""
@@ -400,8 +409,7 @@ class Engine:
             await trio.sleep(CHECK_S)
             try:
                 await self.recover()
-                node = self.nodes.node
-                for session_id in await self.database.read(lambda node=node: tokens.sessions_to_end(node)):  # type: ignore[misc]
+                for session_id in await self.database.read(partial(tokens.sessions_to_end, self.nodes.node)):
                     self._end_session(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
@@ -484,7 +492,7 @@ class Engine:
                     pass
                 here = self.nodes.node
                 for task_id in asleep:
-                    task = await self.database.read_small(lambda task_id=task_id: task_rows.load(task_id))  # type: ignore[misc]
+                    task = await self.database.read_small(partial(task_rows.load, task_id))
                     if (
                         task is not None
                         and task.status is StoredStatus.HIBERNATED
@@ -522,8 +530,7 @@ def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[N
         return
     worker = yield from tx.find_worker(task.assigned_to)
     if worker is not None:
-        payload = yield from tx.payload_of(task_id)
-        tx.effects.assignments.append(NewAssignment(task, worker, payload))
+        yield from assignment.send(tx, task, worker)
 
 
 def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[None]:
@@ -544,8 +551,7 @@ def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[Non
             (worker.identity,),
         )
         for task in held:
-            payload = yield from tx.payload_of(task.task_id)
-            tx.effects.assignments.append(NewAssignment(task, worker, payload))
+            yield from assignment.send(tx, task, worker)
         if len(tx.effects.assignments) >= AGAIN_PAGE:
             break
     if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:

@@ -135,10 +135,7 @@ class WriteBatcher:
         await self._batcher.flush()
 
     async def flush_within(self, timeout_s: float) -> Backlog:
-        """Wait for `flush` at most `timeout_s`; return what is left.
-
-        As `Batcher.flush_within`.
-        """
+        """Wait for `flush` as `Batcher.flush_within` does; return what is left."""
         batcher = self._batcher
         was_unavailable, failures = batcher.unavailable, batcher.failures
         all_written = await batcher.flush_within(timeout_s)

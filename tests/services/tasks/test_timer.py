@@ -227,11 +227,11 @@ async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, mon
         timer = core.tasks.engine.timer
         fire = timer._fire
 
-        async def counted(unheard: SilenceExcuse) -> int:
+        async def counted(excuse: SilenceExcuse) -> int:
             nonlocal fired
             fired += 1
             assert fired < 100, "it falls due again and again"
-            return await fire(unheard)
+            return await fire(excuse)
 
         monkeypatch.setattr(timer, "_fire", counted)
         started.cut()
@@ -276,11 +276,11 @@ async def test_a_failure_between_two_pages_of_an_outage_ends_nothing(
         timer, pages = core.tasks.engine.timer, []
         fire = timer._fire
 
-        async def fails_once(unheard: SilenceExcuse) -> int:
-            pages.append(unheard)
+        async def fails_once(excuse: SilenceExcuse) -> int:
+            pages.append(excuse)
             if len(pages) == 2:
                 raise StorageUnavailable("once more")
-            return await fire(unheard)
+            return await fire(excuse)
 
         monkeypatch.setattr(timer, "_fire", fails_once)
         tasks.failing = False
@@ -349,9 +349,9 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
         await trio.lowlevel.checkpoint()
         return NO_BACKLOG
 
-    async def fire(unheard: SilenceExcuse) -> int:
+    async def fire(excuse: SilenceExcuse) -> int:
         await trio.lowlevel.checkpoint()
-        outages.append(unheard.in_outage)
+        outages.append(excuse.in_outage)
         if len(outages) == 1:
             calendar.ms = 400_000
         else:

@@ -218,9 +218,8 @@ class TaskCreator:
             if not created.absent:
                 return created
             await trio.sleep(pause_s)
-        return await run(
-            OfflinePolicy.QUEUE
-        )  # the target is connected, so it will be assigned the task when its row is written
+        # The target is connected, so it will be assigned the task when its row is written.
+        return await run(OfflinePolicy.QUEUE)
 
     async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
         identity = session.identity
@@ -486,7 +485,7 @@ def create_in_transaction(
     key: bytes,
     request: bytes,
     offline: OfflinePolicy,
-    start: Start | None,
+    start: Start,
     target: Identity | None,
     minted: IssuedToken | None,
 ) -> Program[CreateResult]:
@@ -514,10 +513,8 @@ def create_in_transaction(
             return CreateResult("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
     started = False
     if target is not None and offline is not OfflinePolicy.QUEUE and (yield from tx.find_worker(target.text)) is None:
-        if offline is not OfflinePolicy.START or start is None:
-            return CreateResult(
-                "", problem=_ABSENT.get(offline, _ABSENT[OfflinePolicy.UNKNOWN]).format(target.text), absent=True
-            )
+        if offline is not OfflinePolicy.START:
+            return CreateResult("", problem=_ABSENT[offline].format(target.text), absent=True)
         problem = yield from start(tx, target, task)
         if problem:
             return CreateResult("", problem=problem)

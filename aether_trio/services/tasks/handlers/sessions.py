@@ -70,8 +70,8 @@ class TaskSessions:
     def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         """Write that a session was acknowledged. Never blocks.
 
-        `resumed`: its client resumes an earlier session. `rejoined`: it has joined before, and its node
-        has a new lease since.
+        `resumed`: its client resumes an earlier session. `rejoined`: it has joined before, and its
+        node has a new lease since.
         """
         identity, wanted = session.identity, session.worker_tasks
         if is_owner(session):

@@ -162,15 +162,20 @@ def _release(tx: Transaction, identity: str) -> Program[None]:
 
 def _push(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
     """Add an assignment to the effects, or to the rows that the worker's node reads."""
-    payload: bytes | None = b""
-    if worker.node != tx.context.node:
-        yield Deferred(
-            "task_attempts",
-            _TO_PUSH,
-            (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
-        )
-    else:
-        payload = yield from tx.payload_of(task.task_id)
+    if worker.node == tx.context.node:
+        yield from send(tx, task, worker)
+        return
+    yield Deferred(
+        "task_attempts",
+        _TO_PUSH,
+        (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
+    )
+    tx.effects.assignments.append(NewAssignment(task, worker, b""))
+
+
+def send(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
+    """Add an assignment to the effects, with its payload for a worker of this node."""
+    payload = yield from tx.payload_of(task.task_id)
     tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 

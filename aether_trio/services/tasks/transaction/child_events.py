@@ -11,9 +11,8 @@ A child's transaction reads the parent's row. The transaction that collects writ
 reads what the child has inserted: of two serializable transactions that do so one fails. Where
 several nodes share the database, events are therefore collected in locking transactions
 (`Database.separate_queue`): they lock the rows of the parents first, and then delete the events of
-these
-parents. An event of the parent itself collects in its transaction (`collect_for`), which writes the
-same row, so one of the two waits for the other, or runs again.
+these parents. An event of the parent itself collects in its transaction (`collect_for`), which
+writes the same row, so one of the two waits for the other, or runs again.
 
 Invariants: the events of one child keep their order, as a row gets its id when its transaction has
 seen the earlier ones. The parent's log has what its children did before each event of the parent
@@ -67,7 +66,7 @@ class Parent(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether the parent has ended, as `Task.is_final`."""
+        """Whether the parent has ended, as `TaskRow.is_final`."""
         return is_final(self.status, self.next_retry_ms)
 
 

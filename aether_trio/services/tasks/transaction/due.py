@@ -51,7 +51,7 @@ class SilenceExcuse(NamedTuple):
     """Why a worker may seem silent: an outage, or heartbeats that wait to be written."""
 
     in_outage: Outage = NO_OUTAGE
-    signs: frozenset[Heartbeat] = frozenset()
+    heartbeats: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: TaskRow) -> bool:
         """Return whether this task's worker may be silent only for that reason.
@@ -62,13 +62,13 @@ class SilenceExcuse(NamedTuple):
             return True
         name = task.assigned_to
         wanted = (Heartbeat(name), Heartbeat(name, task.task_id), Heartbeat(task.target))
-        return not self.signs.isdisjoint(wanted)
+        return not self.heartbeats.isdisjoint(wanted)
 
 
 NO_EXCUSE: Final = SilenceExcuse()
 
 
-def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUSE) -> Program[int]:
+def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE) -> Program[int]:
     """Do a page of what is due; return how many rows were read.
 
     What falls due because a worker was silent is put off if the `excuse` covers it.
@@ -83,8 +83,8 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
             continue
         if due is None:
             yield from task_rows.save(task, task.changed({"due_ms": next_due(task, tx.context.limits)}))
-        elif unheard.excuses(task) and (excuse := _excuse(task, due, now_ms)):
-            yield from tx.write(task, task.changed(excuse), "")
+        elif excuse.excuses(task) and (changes := _put_off(task, due, now_ms)):
+            yield from tx.write(task, task.changed(changes), "")
         elif due is Due.FORGET:
             yield from task_rows.delete(task.task_id)
             yield from startup.forget_start(task)
@@ -107,7 +107,7 @@ def fire(tx: TaskTransaction, *, shared: bool, unheard: SilenceExcuse = NO_EXCUS
     return len(found)
 
 
-def _excuse(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
+def _put_off(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
     """Return the changes that put off the end of a silence; none for other moments.
 
     By as long as the silence may last, at least a second.

@@ -23,7 +23,6 @@ from aether_trio.model.tasks.status import HELD
 from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.transaction import assignment, startup, task_rows, tokens
-from aether_trio.services.tasks.transaction.interface import NewAssignment
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
@@ -190,13 +189,8 @@ def _send_again(
     told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "begun": 0, "deliveries": task.deliveries + counts})
     if silent:
         yield from tx.write(task, told, "")
-    yield from _push(tx, worker, told)
+    yield from assignment.send(tx, told, worker)
     yield Execute(_MARK_SENT, (task.task_id, task.epoch, worker.node))
-
-
-def _push(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Program[None]:
-    payload = yield from tx.payload_of(task.task_id)
-    tx.effects.assignments.append(NewAssignment(task, worker, payload))
 
 
 def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Program[None]:
@@ -204,7 +198,7 @@ def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Progr
     if task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
         untold: int = yield Execute(f"{_MARK_SENT} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
-            yield from _push(tx, worker, task)
+            yield from assignment.send(tx, task, worker)
 
 
 def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Program[int]:

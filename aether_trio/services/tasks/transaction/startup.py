@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aether_trio.model.identity import Identity
@@ -345,7 +346,7 @@ def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[No
         if may_start_target(task):
             yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type="START_FAILED"))
     if len(waiting) == WAITING_PAGE and any(map(may_start_target, waiting)):
-        tx.effects.follow_ups.append(lambda untold_starts: _fail_waiting_tasks(untold_starts, target, reason))
+        tx.effects.follow_ups.append(partial(_fail_waiting_tasks, target=target, reason=reason))
 
 
 def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
@@ -371,7 +372,7 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
         else:
             yield Execute("UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id))
     if len(waiting) == WAITING_PAGE:
-        tx.effects.follow_ups.append(lambda untold_starts: dispatch_waiting(untold_starts, profile))
+        tx.effects.follow_ups.append(partial(dispatch_waiting, profile=profile))
 
 
 def forget_start(task: TaskRow) -> Program[None]:

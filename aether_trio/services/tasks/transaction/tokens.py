@@ -20,8 +20,7 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import StoredStatus as TaskStatus
-from aether_trio.model.tasks import TaskRow
+from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable, single
@@ -143,7 +142,7 @@ def revoke(task: TaskRow, now_ms: int) -> Program[list[tuple[str, str]]]:
     yield Execute(f"{_REVOKE} task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms, until_ms))
     descends = "hash IN (SELECT d.hash FROM task_descents d WHERE d.task_id = $1)"
     ended = "SELECT node, session_id FROM task_sessions WHERE task_id = $1"
-    if task.status is not TaskStatus.COMPLETED:
+    if task.status is not StoredStatus.COMPLETED:
         yield Execute(
             f"{_REVOKE} {descends} AND revoked_ms = 0",
             (task.task_id, now_ms, until_ms),
