@@ -63,7 +63,7 @@ def _sender_for(topic: str) -> Identity:
     """
     try:
         kind, workspace = _look_at(topic)
-    except errors.AetherError as error:
+    except errors.RequestError as error:
         raise exits.CliError(f"{error.code}: {error.message}") from None
     if kind is TopicKind.USER_EVERYWHERE:
         return made_up(Kind.SERVICE)

@@ -27,7 +27,7 @@ from typing import Protocol
 from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.containment import report
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 
 
@@ -54,7 +54,7 @@ class SendReceipts(Protocol):
         """Whether `take` has news."""
         ...
 
-    def take(self) -> tuple[list[tuple[int, AetherError]], int]:
+    def take(self) -> tuple[list[tuple[int, RequestError]], int]:
         """Take the refused sends, in order, and the number up to which all are settled.
 
         The number is 0 when there is no news.

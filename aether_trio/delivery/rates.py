@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.limits import Limits
 from aether_trio.model.token_bucket import TokenBucket
 
@@ -39,7 +39,7 @@ class Rates:
         return TokenBucket(self._limits.send_rate_per_s, self._limits.send_burst)
 
     def take(self, bucket: TokenBucket, workspace: str, identity: str) -> None:
-        """Take one message. Raises AetherError, which says how long to wait."""
+        """Take one message. Raises RequestError, which says how long to wait."""
         if self.unlimited:
             return
         now = self._clock.monotonic()
@@ -47,7 +47,7 @@ class Rates:
         if workspace and self._limits.workspace_rate_per_s:
             rate = self._limits.workspace_rate_per_s
             if self._bucket(self._workspaces, workspace, rate, now).take(now):
-                raise AetherError(
+                raise RequestError(
                     Code.WORKSPACE_RATE_LIMITED,
                     f"workspace {workspace} may send {rate:g} messages per second",
                     retry_after_ms=WORKSPACE_RETRY_MS,
@@ -55,16 +55,16 @@ class Rates:
         if self._limits.identity_rate_per_s:
             rate = self._limits.identity_rate_per_s
             if self._bucket(self._identities, identity, rate, now).take(now):
-                raise AetherError(
+                raise RequestError(
                     Code.QUOTA, f"{identity} may send {rate:g} messages per second", retry_after_ms=IDENTITY_RETRY_MS
                 )
 
     def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
-        """Take a progress report, which counts for its connection. Raises AetherError."""
+        """Take a progress report, which counts for its connection. Raises RequestError."""
         wait_s = bucket.take(self._clock.monotonic() if now is None else now)
         if wait_s:
             rate = bucket.rate_per_s
-            raise AetherError(
+            raise RequestError(
                 Code.RATE_LIMITED,
                 f"this connection may send {rate:g} messages per second, {bucket.burst:g} at once",
                 retry_after_ms=max(MIN_RETRY_MS, round(1000 / rate)),
@@ -74,11 +74,11 @@ class Rates:
         """Make the bucket for requests: all but messages and progress reports."""
         return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
 
-    def request_refusal(self, bucket: TokenBucket) -> AetherError | None:
+    def request_refusal(self, bucket: TokenBucket) -> RequestError | None:
         """Take one request; return the error if it is refused."""
         if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic())):
             return None
-        return AetherError(
+        return RequestError(
             Code.RATE_LIMITED,
             f"this connection may make {bucket.rate_per_s:g} requests per second, {bucket.burst:g} at once",
             retry_after_ms=max(MIN_RETRY_MS, math.ceil(1000 * wait_s)),

@@ -20,16 +20,16 @@ from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.wire.errors import error_response
 
 __all__ = ["CountedSends", "Receipts", "refusal_frame"]
 
-RefusedSend = tuple[int, AetherError]
+RefusedSend = tuple[int, RequestError]
 
 
 @lru_cache(maxsize=4)
-def refusal_frame(error: AetherError) -> bytes:
+def refusal_frame(error: RequestError) -> bytes:
     """Encode the refusal of a send without a number; all of a group have the same."""
     return error_response(error).SerializeToString()
 
@@ -59,7 +59,7 @@ class Receipts:
         """Whether this send is to be appended.
 
         A send that is in the log, or on its way there, gets the receipt of that append. Raises
-        AetherError for a number that is too old to tell.
+        RequestError for a number that is too old to tell.
         """
         if self.publisher is None:
             return True
@@ -67,7 +67,7 @@ class Receipts:
         if number == IS_NEW:
             return True
         if number == IS_FORGOTTEN:
-            raise AetherError(
+            raise RequestError(
                 Code.SEQUENCE_FORGOTTEN,
                 f"number {seq} is too old to tell whether it was committed; send the message again with a new one",
             )
@@ -80,7 +80,7 @@ class Receipts:
         if self.publisher is not None:
             self.publisher.appended(seq, number)
 
-    def refuse(self, seq: int, error: AetherError) -> None:
+    def refuse(self, seq: int, error: RequestError) -> None:
         """Note that send `seq` was not accepted; keep the error without its traceback."""
         error.__traceback__ = error.__context__ = None
         self._refused.append((seq, error))
@@ -107,7 +107,7 @@ class Receipts:
 
     # -- the log's side ---------------------------------------------------------------------------
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Tell the client that an append was refused, on its latest connection too.
 
         A message without a number (in an envelope) is refused as it is on every transport.
@@ -118,7 +118,7 @@ class Receipts:
         if latest is not None and latest is not self:
             latest.note_refusal(number, error)
 
-    def note_refusal(self, number: int, error: AetherError) -> bool:
+    def note_refusal(self, number: int, error: RequestError) -> bool:
         """Note that an append was refused; return whether it is a numbered send of this
         connection."""
         # the first of its group
@@ -166,17 +166,17 @@ class CountedSends:
             waiting.popitem(last=False)
         waiting[number] = self._count
 
-    def refuse(self, error: AetherError) -> None:
+    def refuse(self, error: RequestError) -> None:
         """Tell the client that its last send was not accepted."""
         self._tell_refusal(error, self._count)
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Tell the client that the append `number` was refused."""
         self._tell_refusal(error, self._waiting.pop(number, 0))
 
     def settled(self, touched: set[Kickable]) -> None:
         """Do nothing: success is silent."""
 
-    def _tell_refusal(self, error: AetherError, count: int) -> None:
+    def _tell_refusal(self, error: RequestError, count: int) -> None:
         request_id = f"send-{count}" if count else ""
         self._outbox.put_control(error_response(error, request_id).SerializeToString())

@@ -5,7 +5,7 @@ access rule, the topic in memory) is decided once for each target, and kept in t
 `ResolvedTarget` until its workspace changes. What remains for each message is a look-up, the rate
 limits, six joined byte strings and an append to a list.
 
-Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing
+Success is silent on the wire; every refusal is an RequestError with the protocol's code. Nothing
 here waits.
 """
 
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from aether_trio.delivery.rates import Rates
 from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import Author, TopicLog
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, check_token
 from aether_trio.model.limits import Limits
 from aether_trio.model.metric import check_metric
@@ -99,7 +99,7 @@ class ResolvedTarget:
 
     topic: Topic
     declared_workspace: str
-    refusal: AetherError | None
+    refusal: RequestError | None
     log_topic: CachedTopic | None
     is_task_input: bool = False
     """Whether it is the input topic of a task."""
@@ -181,7 +181,7 @@ class Router:
         self._refused: dict[tuple[str, str], int] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
-        """Check and append one message. Raises AetherError."""
+        """Check and append one message. Raises RequestError."""
         self.publish(sender, message.target_topic, message.payload, message.message_type, message)
 
     def publish(
@@ -189,7 +189,7 @@ class Router:
     ) -> None:
         """Check and append the usual fields of a message; `rest` has the others, if any.
 
-        Raises AetherError.
+        Raises RequestError.
         """
         try:
             resolved = sender.targets.get(target)
@@ -202,7 +202,7 @@ class Router:
                 topic = resolved.log_topic = self._log.topic(topic.name)
             limits = self._limits
             if len(payload) > limits.payload_bytes:
-                raise AetherError(
+                raise RequestError(
                     Code.PAYLOAD_TOO_LARGE,
                     f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
                 )
@@ -213,7 +213,7 @@ class Router:
             negative = message_type == pb.METRIC and self._check_metric(payload)
             workspace = self._check_rest(sender, rest) if rest is not None else ""
             if negative and not self._rules.may_credit_metrics(sender.identity):
-                raise AetherError(
+                raise RequestError(
                     Code.METRIC_NEGATIVE_FORBIDDEN,
                     "a negative quantity needs the capability metric_credit at level ADMIN",
                 )
@@ -221,7 +221,7 @@ class Router:
                 workspace = resolved.declared_workspace or sender.workspace
             known = sender.suffixes.get((message_type, workspace))
             suffix, count = known if known is not None else self._suffix(sender, message_type, workspace)
-        except AetherError as error:
+        except RequestError as error:
             self._count_refusal(sender.workspace, error.code)
             raise
         count.messages += 1
@@ -244,9 +244,9 @@ class Router:
         if rest.HasField("authorization"):
             why = self._rules.check_send_authority(sender.identity, rest.authorization)
             if why is not None:
-                raise AetherError(Code.PERMISSION_DENIED, why)
+                raise RequestError(Code.PERMISSION_DENIED, why)
         if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
-            raise AetherError(
+            raise RequestError(
                 Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
             )
         workspace = rest.app_workspace
@@ -257,11 +257,11 @@ class Router:
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
         """Return the suffix of the sender's frames and their counter; both are remembered.
 
-        Raises AetherError. Each workspace that a sender names is checked here once: the topic's own
-        or declared one, and the application's.
+        Raises RequestError. Each workspace that a sender names is checked here once: the topic's
+        own or declared one, and the application's.
         """
         if workspace and not sender.allows_workspace(workspace):
-            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+            raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         if len(sender.suffixes) >= MAX_SUFFIXES:
             sender.suffixes.clear()
         counted_type = message_type if message_type in _KNOWN_TYPES else UNKNOWN_TYPE
@@ -274,7 +274,7 @@ class Router:
 
     def _resolve(self, sender: Sender, text: str) -> ResolvedTarget:
         """Decide once whether and where this sender's messages to a target go. Raises
-        AetherError."""
+        RequestError."""
         target = resolve_target(text, sender.workspace, self._strict)
         topic, declared = target
         why = send_refusal(
@@ -285,7 +285,7 @@ class Router:
             workspace=sender.workspace,
             allows_workspace=sender.allows_workspace,
         )
-        refusal = AetherError(Code.PERMISSION_DENIED, why) if why is not None else None
+        refusal = RequestError(Code.PERMISSION_DENIED, why) if why is not None else None
         log_topic: CachedTopic | None = None
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
             log_topic = self._log.topic(topic.text)
@@ -299,18 +299,18 @@ class Router:
     def _choose_instance(self, topic: Topic) -> CachedTopic:
         name = self._pick_service(topic.parts[0])
         if name is None:
-            raise AetherError(
+            raise RequestError(
                 Code.SV_UNAVAILABLE, f"no instance of service {topic.parts[0]} is connected", retry_after_ms=1000
             )
         return self._log.topic(name)
 
     def _check_metric(self, payload: bytes) -> bool:
         if len(payload) > UNCOUNTED_BYTES and too_many_fields(payload, pb.Metric.DESCRIPTOR):
-            raise AetherError(Code.METRIC_INVALID, "the Metric has too many fields")
+            raise RequestError(Code.METRIC_INVALID, "the Metric has too many fields")
         try:
             metric = pb.Metric.FromString(payload)
         except DecodeError:
-            raise AetherError(Code.METRIC_INVALID, "the payload is not a Metric message") from None
+            raise RequestError(Code.METRIC_INVALID, "the payload is not a Metric message") from None
         return check_metric(
             [(entry.name, entry.qty) for entry in metric.entries],
             len(metric.metadata),
@@ -340,4 +340,4 @@ def _check_app_workspace(workspace: str) -> None:
     try:
         check_token(workspace, "app_workspace", last=True)
     except IdentityError as error:
-        raise AetherError(Code.INVALID_ARGUMENT, str(error)) from None
+        raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None

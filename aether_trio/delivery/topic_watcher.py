@@ -70,7 +70,7 @@ class TopicWatcher:
     def open(self, topic: str, from_offset: int | None) -> AsyncGenerator[WatchedMessage, None]:
         """Follow a topic from an offset on (None: from now on). Close the generator.
 
-        Raises AetherError ERR_INVALID_TOPIC at once, and StorageUnavailable while iterating.
+        Raises RequestError ERR_INVALID_TOPIC at once, and StorageUnavailable while iterating.
         """
         if parse_topic(topic).kind is TopicKind.PROGRESS:
             return self._watch_ephemeral(topic)

@@ -32,7 +32,7 @@ import trio
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.log import topic_sql
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.publishers")
@@ -57,7 +57,7 @@ class PublisherConnection(Protocol):
         """Writes to the client what `note_refusal` noted."""
         ...
 
-    def note_refusal(self, number: int, error: AetherError) -> bool:
+    def note_refusal(self, number: int, error: RequestError) -> bool:
         """Note that the append with this number was refused.
 
         Return whether it is a numbered send of this connection.

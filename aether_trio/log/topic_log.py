@@ -53,7 +53,7 @@ from aether_trio.log.deduplication import Publisher
 from aether_trio.log.group_writers import TopicsDeleted, nothing_written, open_group_writer
 from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable, single
 from aether_trio.storage.retry import retry_while_unavailable
 
@@ -87,11 +87,11 @@ RETRY_PUBLISH_MS: Final = 1000
 """When a sender may try again after the log could not be written."""
 
 
-def publish_error(error: StorageUnavailable) -> AetherError:
+def publish_error(error: StorageUnavailable) -> RequestError:
     """Make the senders' error for a group that was not committed, as far as known."""
     if isinstance(error, CommitUnknown):
-        return AetherError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
-    return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
+        return RequestError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
+    return RequestError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Author(Protocol):
     publisher: Publisher | None
     """The publisher whose sequence numbers are committed with the messages."""
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Note that the append was not committed, or that this is not known.
 
         All appends of a group get the same error. An author that `confirms` writes nothing before
@@ -394,7 +394,7 @@ class TopicLog:
             for author in authors:
                 if author.publisher is not None:
                     author.publisher.refused(self._settled + 1)
-            told = AetherError(Code.PUBLISH_FAILED, f"the message cannot be stored: {error}", retryable=False)
+            told = RequestError(Code.PUBLISH_FAILED, f"the message cannot be stored: {error}", retryable=False)
             await self._refuse(batch, authors, told)
             return
         self._take_back_offsets(batch)
@@ -480,7 +480,7 @@ class TopicLog:
                 topic.doubtful = True
                 topic.assigned, topic.assigned_bytes = topic.tail, topic.tail_bytes
 
-    async def _refuse(self, batch: list[PendingMessage], authors: Iterable[Author], told: AetherError) -> None:
+    async def _refuse(self, batch: list[PendingMessage], authors: Iterable[Author], told: RequestError) -> None:
         self._take_back_offsets(batch)
         self._refused += len(batch)
         number = self._settled

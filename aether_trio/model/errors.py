@@ -1,7 +1,7 @@
 """Every error that a client can see, typed once.
 
 Two families. `StatusError` ends a stream with a gRPC status (refused handshakes, evictions,
-drains). `AetherError` is answered inside a live stream as an ErrorResponse or a typed failure. The
+drains). `RequestError` is answered inside a live stream as an ErrorResponse or a typed failure. The
 codes, their spelling and their retryable flags are the protocol's (reference: core.md section 11);
 some lack the ERR_ prefix and must stay so.
 """
@@ -85,8 +85,8 @@ RETRYABLE: Final[frozenset[Code]] = frozenset(
 )
 
 
-class AetherError(Exception):
-    """A refusal inside a live stream.
+class RequestError(Exception):
+    """A request or message that is refused within a live stream, with its Code.
 
     `retryable` follows RETRYABLE unless it is given (a KV quota is final).
     """

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 
 MAX_ENTRIES: Final = 1024
 MAX_METADATA_KEYS: Final = 64
@@ -26,27 +26,29 @@ def check_metric(
     """Check the entries of one metric; return whether a quantity is negative.
 
     An entry is (name, quantity). A negative quantity needs a permission; minus zero is not
-    negative. The receiver checks the kinds of entries. Raises AetherError for the first failure in
+    negative. The receiver checks the kinds of entries. Raises RequestError for the first failure in
     the reference's order: ERR_METRIC_INVALID for too many metadata keys, ERR_METRIC_EMPTY for no
     entries and, as the reference does, for too many, ERR_METRIC_INVALID_ENTRY for an entry without
     a name or with a quantity that is not finite.
     """
     if metadata_keys > max_metadata_keys:
-        raise AetherError(
+        raise RequestError(
             Code.METRIC_INVALID,
             f"the metric has {metadata_keys} metadata keys; at most {max_metadata_keys} are allowed",
         )
     listed = list(entries)
     if not listed:
-        raise AetherError(Code.METRIC_EMPTY, "the metric has no entries")
+        raise RequestError(Code.METRIC_EMPTY, "the metric has no entries")
     if len(listed) > max_entries:
-        raise AetherError(Code.METRIC_EMPTY, f"the metric has {len(listed)} entries; at most {max_entries} are allowed")
+        raise RequestError(
+            Code.METRIC_EMPTY, f"the metric has {len(listed)} entries; at most {max_entries} are allowed"
+        )
     negative = False
     for position, (name, quantity) in enumerate(listed):
         if not name:
-            raise AetherError(Code.METRIC_INVALID_ENTRY, f"entry {position} of the metric has no name")
+            raise RequestError(Code.METRIC_INVALID_ENTRY, f"entry {position} of the metric has no name")
         if not math.isfinite(quantity):
-            raise AetherError(
+            raise RequestError(
                 Code.METRIC_INVALID_ENTRY,
                 f"entry {position} of the metric, {name!r}, is {quantity}, not a finite number",
             )

@@ -30,7 +30,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import SEPARATOR, IdentityError, check_token
 
 MAX_TOPIC_BYTES: Final = 256
@@ -123,7 +123,7 @@ def parse_topic(text: str, strict: bool = True) -> Topic:
     """Read a topic that is no alias.
 
     `strict=False` lifts the rule on characters, as in `check_token`. Raises
-    AetherError(ERR_INVALID_TOPIC), which says what was expected.
+    RequestError(ERR_INVALID_TOPIC), which says what was expected.
     """
     if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes; do not hash or remember a huge text
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
@@ -145,7 +145,7 @@ def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tupl
 
     Returns the topic's text and the declared workspace: the one that an event or a metric is sent
     on behalf of, whose rules apply when it differs from the sender's. It is "" for other topics,
-    and when a sender without a workspace names none. Raises AetherError(ERR_INVALID_TOPIC) for an
+    and when a sender without a workspace names none. Raises RequestError(ERR_INVALID_TOPIC) for an
     alias that names an impossible workspace.
     """
     prefix, separator, rest = text.partition(SEPARATOR)
@@ -257,6 +257,6 @@ def _describe(kind: TopicKind, shape: tuple[str, ...]) -> str:
     return SEPARATOR.join([kind.value, *(name[1:] if name.startswith("=") else f"{{{name}}}" for name in shape)])
 
 
-def _invalid(text: str, why: str) -> AetherError:
+def _invalid(text: str, why: str) -> RequestError:
     shown = text if len(text) <= MAX_TOPIC_BYTES else f"{text[:MAX_TOPIC_BYTES]}..."
-    return AetherError(Code.INVALID_TOPIC, f"{shown!r} is not a topic: {why}")
+    return RequestError(Code.INVALID_TOPIC, f"{shown!r} is not a topic: {why}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.text import shown
 from aether_trio.model.topics import Topic
@@ -161,7 +161,10 @@ class Authorizer(Protocol):
         ...
 
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
-        """Resolve a client's authorization context. Raises AetherError(PERMISSION_DENIED)."""
+        """Resolve a client's authorization context.
+
+        Raises RequestError(PERMISSION_DENIED).
+        """
         ...
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
@@ -283,7 +286,7 @@ class DevAuthorizer:
             return DIRECT
         why = _context_problem(context)
         if why is not None:
-            raise AetherError(Code.PERMISSION_DENIED, why)
+            raise RequestError(Code.PERMISSION_DENIED, why)
         return DIRECT
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.topics import progress_of, progress_of_user
 from aether_trio.session.dispatch import NO_ANSWER
@@ -40,14 +40,14 @@ class ProgressService:
         self._reported = reported
 
     async def handle(self, session: Session, report: pb.ProgressReport) -> Sequence[pb.DownstreamMessage]:
-        """Publish one report. Raises AetherError."""
+        """Publish one report. Raises RequestError."""
         identity = session.identity
         if identity.kind not in REPORTERS:
-            raise AetherError(Code.INVALID_PRINCIPAL, f"{identity.kind.with_article} may not report progress")
+            raise RequestError(Code.INVALID_PRINCIPAL, f"{identity.kind.with_article} may not report progress")
         self._rates.take_connection(session.sender.bucket)
         size = report.ByteSize()
         if size > MAX_REPORT_BYTES:
-            raise AetherError(
+            raise RequestError(
                 Code.PAYLOAD_TOO_LARGE, f"the report has {size} bytes; at most {MAX_REPORT_BYTES} are allowed"
             )
         ephemeral_topic = self._ephemeral_topic(session, report.recipient)
@@ -76,7 +76,7 @@ class ProgressService:
             if user_id is not None:
                 return progress_of_user(user_id)
         if not session.workspace:
-            raise AetherError(
+            raise RequestError(
                 Code.INVALID_ARGUMENT,
                 f"{session.identity.kind.with_article} has no workspace to report to; name a recipient such as us::USER",
             )
@@ -84,12 +84,15 @@ class ProgressService:
 
 
 def _user_of(recipient: str) -> str | None:
-    """Return the user id of a recipient that is a user, else None. Raises AetherError."""
+    """Return the user id of a recipient that is a user, else None.
+
+    Raises RequestError.
+    """
     prefix, _, rest = recipient.partition("::")
     try:
         if prefix == "us" and "::" not in rest:
             return Identity.user(rest, "any").user_id
         identity = Identity.parse(recipient)
     except IdentityError as error:
-        raise AetherError(Code.INVALID_ARGUMENT, f"recipient: {error}") from None
+        raise RequestError(Code.INVALID_ARGUMENT, f"recipient: {error}") from None
     return identity.user_id if identity.kind is Kind.USER else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.session.dispatch import Handler, request_id_of
 from aether_trio.session.session import Session
 from aether_trio.wire.errors import error_response
@@ -82,7 +82,7 @@ _LAST_WORDS = frozenset({"tunnel_close"})
 
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
     """Return the typed failure and the error for an unimplemented operation."""
-    error = AetherError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
+    error = RequestError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
     typed = FAILURES[case]
     request_id = request_id_of(payload)
     answers = [error_response(error, request_id)]

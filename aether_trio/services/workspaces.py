@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import IdentityError, Kind, check_token
 from aether_trio.services.access import Authorizer
 from aether_trio.session.dispatch import NO_ANSWER
@@ -26,10 +26,10 @@ class WorkspaceSwitch:
         self._strict = strict
 
     async def handle(self, session: Session, request: pb.SwitchWorkspace) -> Sequence[pb.DownstreamMessage]:
-        """Switch a user window's workspace; an empty name leaves it. Raises AetherError."""
+        """Switch a user window's workspace; an empty name leaves it. Raises RequestError."""
         workspace = request.new_workspace_id
         if session.identity.kind is not Kind.USER:
-            raise AetherError(
+            raise RequestError(
                 Code.INVALID_PRINCIPAL, f"{session.identity.kind.with_article} cannot switch its workspace"
             )
         if workspace == session.workspace:
@@ -38,17 +38,17 @@ class WorkspaceSwitch:
             try:
                 check_token(workspace, "workspace", strict=self._strict)
             except IdentityError as error:
-                raise AetherError(Code.WORKSPACE_SWITCH_FAILED, str(error)) from None
+                raise RequestError(Code.WORKSPACE_SWITCH_FAILED, str(error)) from None
             if not session.allows_workspace(workspace):
-                raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+                raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
             decision = await self._authorizer.check_workspace(session.identity, workspace)
             if not decision.allowed:
-                raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+                raise RequestError(Code.PERMISSION_DENIED, decision.reason)
         assert session.subscriptions is not None
         try:
             await session.subscriptions.switch(workspace)
         except StorageUnavailable as error:
-            raise AetherError(Code.WORKSPACE_SWITCH_FAILED, str(error), retryable=True) from None
+            raise RequestError(Code.WORKSPACE_SWITCH_FAILED, str(error), retryable=True) from None
         session.sender.moved_to(workspace)
         self._moved(session)
         return NO_ANSWER

@@ -1,7 +1,7 @@
 """The dispatch table: which handler answers which upstream message.
 
 A handler is `async (session, payload) -> messages`; the payload is the value of the oneof. It
-returns the answers in order, and raises AetherError for a refusal that has no typed answer. Every
+returns the answers in order, and raises RequestError for a refusal that has no typed answer. Every
 case of the protocol is in the table (services/unimplemented.py answers those without a service), so
 no request stays without an answer.
 
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
@@ -60,7 +60,7 @@ class Dispatcher:
         """The cases that have a handler."""
         return frozenset(self._handlers)
 
-    async def refuse(self, session: Session, case: str | None, message: pb.UpstreamMessage, why: AetherError) -> None:
+    async def refuse(self, session: Session, case: str | None, message: pb.UpstreamMessage, why: RequestError) -> None:
         """Answer a request with an error, without a handler. Raises only cancellation."""
         await self._log.wait_settled(session.sender.last_append)
         session.put_error(why, request_id_of(getattr(message, case)) if case is not None else "")
@@ -70,7 +70,7 @@ class Dispatcher:
         handler = self._handlers.get(case) if case is not None else None
         if handler is None or case is None:
             await self._log.wait_settled(session.sender.last_append)
-            session.put_error(AetherError(Code.NOT_IMPLEMENTED, "this message has no payload that the gateway knows"))
+            session.put_error(RequestError(Code.NOT_IMPLEMENTED, "this message has no payload that the gateway knows"))
             return
         self.counts[case] += 1
         payload = getattr(message, case)
@@ -89,7 +89,7 @@ class Dispatcher:
             return
         try:
             answers = await handler(session, payload)
-        except AetherError as error:
+        except RequestError as error:
             await self._log.wait_settled(session.sender.last_append)
             session.put_error(error, request_id_of(payload))
             return
@@ -98,7 +98,7 @@ class Dispatcher:
             # identity.
             logger.exception("the handler of a request raised; its client got ERR_INTERNAL", operation=case)
             await self._log.wait_settled(session.sender.last_append)
-            session.put_error(AetherError(Code.INTERNAL, f"{case} failed inside the gateway"), request_id_of(payload))
+            session.put_error(RequestError(Code.INTERNAL, f"{case} failed inside the gateway"), request_id_of(payload))
             return
         if answers:
             await self._log.wait_settled(session.sender.last_append)

@@ -13,7 +13,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.receipts import Receipts
-from aether_trio.model.errors import AetherError, Code, Status, StatusError
+from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.admission import credit_granted
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.session import Session
@@ -105,14 +105,14 @@ class ReadLoop:
         if counted is None:
             try:
                 self._router.send(session.sender, send)
-            except AetherError as error:
+            except RequestError as error:
                 session.put_error(error)
             return
         counted.count()
         try:
             self._router.send(session.sender, send)
             counted.appended(session.sender.last_append)
-        except AetherError as error:
+        except RequestError as error:
             counted.refuse(error)
 
     def _publish(self, session: Session, send: Send) -> None:
@@ -126,15 +126,15 @@ class ReadLoop:
                 rest = _rest_of(send) if send.extra else None
                 self._router.publish(session.sender, send.topic, send.payload, send.message_type, rest)
                 receipts.appended(send.seq, session.sender.last_append)
-        except AetherError as error:
+        except RequestError as error:
             receipts.refuse(send.seq, error)
 
 
 def _rest_of(send: Send) -> pb.SendMessage:
-    """Parse the rarer fields of a numbered send. Raises AetherError."""
+    """Parse the rarer fields of a numbered send. Raises RequestError."""
     if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
-        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
+        raise RequestError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
     try:
         return pb.SendMessage.FromString(send.extra)
     except DecodeError:
-        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND is not a SendMessage") from None
+        raise RequestError(Code.INVALID_ARGUMENT, "the extra part of this SEND is not a SendMessage") from None

@@ -28,7 +28,7 @@ from aether_trio.delivery.receipts import CountedSends, Receipts, refusal_frame
 from aether_trio.delivery.router import Sender
 from aether_trio.log.deduplication import Publisher
 from aether_trio.model.containment import DEFECT, report, run_all
-from aether_trio.model.errors import AetherError, Code, Status, StatusError
+from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
@@ -326,14 +326,14 @@ class Session:
         )
         return [one.SerializeToString() for one in too_large(message, len(frame))]
 
-    def put_error(self, error: AetherError, request_id: str = "") -> None:
+    def put_error(self, error: RequestError, request_id: str = "") -> None:
         """Queue an ErrorResponse."""
         self.put(error_response(error, request_id))
 
     confirms = False
     publisher: Publisher | None = None
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Tell the client that a message without a number could not be committed.
 
         See log.Author.
@@ -363,7 +363,7 @@ class Session:
     def gap_reported(self, topic: str, count: int) -> None:
         """Tell the client how many messages retention deleted before it read them."""
         self.put_error(
-            AetherError(
+            RequestError(
                 Code.BACKPRESSURE,
                 f"{count} messages of {topic} were older than the gateway keeps them and are gone",
             )
@@ -379,7 +379,7 @@ class Session:
             bytes=size,
         )
         text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
-        self.put_error(AetherError(Code.BACKPRESSURE, text))
+        self.put_error(RequestError(Code.BACKPRESSURE, text))
 
     def work_lost(self) -> None:
         """End the session of a worker whose leased messages other workers were given."""
@@ -534,7 +534,7 @@ class _NoAuthor:
     confirms = False
     publisher: Publisher | None = None
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Do nothing."""
 
     def settled(self, touched: set[Kickable]) -> None:
@@ -546,7 +546,7 @@ _NO_AUTHOR = _NoAuthor()
 
 @lru_cache(maxsize=1)
 def _ephemeral_notice() -> bytes:
-    error = AetherError(
+    error = RequestError(
         Code.BACKPRESSURE, "this client reads too slowly: the oldest progress updates are being dropped"
     )
     return error_response(error).SerializeToString()

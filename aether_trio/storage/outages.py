@@ -5,21 +5,21 @@ It says that the request was not done, or that this is not known.
 
 from __future__ import annotations
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 
 
-def outage(error: StorageUnavailable) -> AetherError:
+def outage(error: StorageUnavailable) -> RequestError:
     """Make the client's error: retryable only if nothing was done.
 
     So no request is done twice.
     """
     if isinstance(error, CommitUnknown):
-        return AetherError(
+        return RequestError(
             Code.OUTCOME_UNKNOWN,
             f"the gateway's storage did not say whether this was done; look before you try again: {error}",
         )
-    return AetherError(Code.CIRCUIT_OPEN, f"the gateway's storage does not answer: {error}")
+    return RequestError(Code.CIRCUIT_OPEN, f"the gateway's storage does not answer: {error}")
 
 
 def outage_text(error: StorageUnavailable) -> str:

@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from aether_trio.config import OpsSettings, is_loopback
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from aether_trio.model.topics import parse_topic
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.telemetry.health import GatewayHealth
@@ -156,7 +156,7 @@ class OpsServer:
             topic = str(parse_topic(query["topic"][-1]).text)
         except KeyError:
             raise _RequestRefused(400, "the topic is missing; ask for /v1/tail?topic=ag::default::echo::1") from None
-        except AetherError as exc:
+        except RequestError as exc:
             raise _RequestRefused(400, exc.message) from None
         start = query.get("from", ["now"])[-1]
         if start == "now":

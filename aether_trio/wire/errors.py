@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.limits import Limits
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -70,7 +70,7 @@ _IDS: Final = ("request_id", "client_request_id", "tunnel_id", "task_id", "subsc
 """What a response repeats of its request."""
 
 
-def error_response(error: AetherError, request_id: str = "") -> pb.DownstreamMessage:
+def error_response(error: RequestError, request_id: str = "") -> pb.DownstreamMessage:
     """An ErrorResponse, for the request with this id if there is one."""
     return pb.DownstreamMessage(
         error=pb.ErrorResponse(
@@ -110,7 +110,7 @@ def _failed(answer: str, about: Any, code: Code, text: str) -> list[pb.Downstrea
         name: value for name in _IDS if (value := getattr(about, name, "")) and len(value.encode()) <= Limits.name_bytes
     }
     request_id = ids.get("client_request_id") or ids.get("request_id", "")
-    error = AetherError(_CODES.get(answer, code), text)
+    error = RequestError(_CODES.get(answer, code), text)
     error_first = answer in _ERROR_FIRST
     answers = [] if answer in TYPED_ONLY else [error_response(error, "" if error_first else request_id)]
     if answer in ANSWERS.values() and (request_id or answer not in _ONLY_WITH_ID):
@@ -125,7 +125,7 @@ def _failed(answer: str, about: Any, code: Code, text: str) -> list[pb.Downstrea
     return answers
 
 
-def _explain(response: Any, error: AetherError) -> None:
+def _explain(response: Any, error: RequestError) -> None:
     fields = response.DESCRIPTOR.fields_by_name
     if "error_code" in fields:
         response.error_code, response.error_message = error.code, error.message
@@ -133,14 +133,14 @@ def _explain(response: Any, error: AetherError) -> None:
         response.error = error.message
 
 
-def _explain_proxy(response: pb.ProxyHttpResponse, error: AetherError) -> None:
+def _explain_proxy(response: pb.ProxyHttpResponse, error: RequestError) -> None:
     response.error.kind, response.error.message = pb.ProxyError.SIDECAR_UNAVAILABLE, error.message
 
 
-def _explain_tunnel(response: pb.TunnelClose, error: AetherError) -> None:
+def _explain_tunnel(response: pb.TunnelClose, error: RequestError) -> None:
     response.reason, response.detail = pb.TunnelClose.ERROR, error.message
 
 
-_EXPLAIN: Final[Mapping[str, Callable[[Any, AetherError], None]]] = MappingProxyType(
+_EXPLAIN: Final[Mapping[str, Callable[[Any, RequestError], None]]] = MappingProxyType(
     {"proxy_http_response": _explain_proxy, "tunnel_close": _explain_tunnel}
 )

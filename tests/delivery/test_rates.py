@@ -7,14 +7,14 @@ import pytest
 from aether_trio.delivery import rates
 from aether_trio.delivery.rates import Rates
 from aether_trio.model.clock import ManualClock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.limits import Limits
 
 
 def code_of(limiter: Rates, bucket: object, workspace: str = "w", identity: str = "i") -> Code | None:
     try:
         limiter.take(bucket, workspace, identity)  # type: ignore[arg-type]
-    except AetherError as error:
+    except RequestError as error:
         return error.code
     return None
 

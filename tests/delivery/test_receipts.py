@@ -11,13 +11,13 @@ import trio
 
 from aether_trio.delivery.receipts import Receipts, refusal_frame
 from aether_trio.log.deduplication import Publisher
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.log_bench import Bench, Reader
 
 TOPIC = "ag::w::a::1"
-NO = AetherError(Code.INVALID_TOPIC, "no such topic")
-FULL = AetherError(Code.PUBLISH_FAILED, "the disk is full", retryable=True)
+NO = RequestError(Code.INVALID_TOPIC, "no such topic")
+FULL = RequestError(Code.PUBLISH_FAILED, "the disk is full", retryable=True)
 
 
 class Connection:
@@ -168,7 +168,7 @@ async def test_a_number_that_is_too_old_is_neither_sent_nor_acknowledged(bench: 
     publisher_ = connection.receipts.publisher
     assert publisher_ is not None
     publisher_.refused(10**9)
-    with pytest.raises(AetherError) as caught:
+    with pytest.raises(RequestError) as caught:
         connection.receipts.wanted(7)
     assert caught.value.code is Code.SEQUENCE_FORGOTTEN
     assert "number 7 " in caught.value.message

@@ -10,7 +10,7 @@ import trio
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.topic_watcher import TopicWatcher
 from aether_trio.model.clock import VirtualClock
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import Bench
 
@@ -81,5 +81,5 @@ async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) 
 
 async def test_what_is_no_topic_is_refused_at_once(bench: Bench) -> None:
     tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
-    with pytest.raises(AetherError, match="ERR_INVALID_TOPIC"):
+    with pytest.raises(RequestError, match="ERR_INVALID_TOPIC"):
         tail.open("nonsense", None)

@@ -13,7 +13,7 @@ from aether_trio.delivery.outbox import Outbox, OutboxLimits
 from aether_trio.delivery.subscription import Subscription
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.model.clock import VirtualClock
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from tests.helpers.inline import InlineDatabase
 
 MOST_PULLS = 10_000
@@ -71,7 +71,7 @@ class Collector:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         self.reasons.append(error.message.partition(": ")[2])
 
     def settled(self, touched: set[Kickable]) -> None:

@@ -17,7 +17,7 @@ from aether_trio.delivery.receipts import Receipts
 from aether_trio.log.deduplication import IS_COMMITTED, IS_NEW, Publisher, PublisherStore
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.clock import VirtualClock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.helpers.inline import InlineDatabase, open_inline
@@ -140,7 +140,7 @@ async def run(database: InlineDatabase, script: Script) -> Client:
                     case ("refuse",):
                         client.last += 1
                         payload = client.open[client.last] = b"refused %d" % client.last
-                        client.receipts.refuse(client.last, AetherError(Code.INVALID_TOPIC, "no"))
+                        client.receipts.refuse(client.last, RequestError(Code.INVALID_TOPIC, "no"))
                         assert payload not in client.acked
                     case ("settle",):
                         await bench.log.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.model.errors import RETRYABLE, AetherError, Code, Status, StatusError
+from aether_trio.model.errors import RETRYABLE, Code, RequestError, Status, StatusError
 
 # The reference's table of ErrorResponse codes (core.md section 11): code, retryable.
 ON_THE_STREAM = [
@@ -46,7 +46,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(("code", "retryable"), ON_THE_STREAM)
 def test_retryable_as_the_reference(code: str, retryable: bool) -> None:
-    error = AetherError(Code(code), "why")
+    error = RequestError(Code(code), "why")
     assert error.retryable is retryable
     assert (Code(code) in RETRYABLE) is retryable
     assert str(error) == f"{code}: why"
@@ -60,9 +60,9 @@ def test_the_reference_codes_are_all_there() -> None:
 
 
 def test_a_refusal_may_say_otherwise() -> None:
-    quota = AetherError(Code.QUOTA, "the value is too large", retryable=False)
+    quota = RequestError(Code.QUOTA, "the value is too large", retryable=False)
     assert not quota.retryable
-    limited = AetherError(Code.RATE_LIMITED, "slow down", retry_after_ms=10)
+    limited = RequestError(Code.RATE_LIMITED, "slow down", retry_after_ms=10)
     assert (limited.retryable, limited.retry_after_ms) == (True, 10)
 
 

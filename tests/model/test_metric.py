@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.metric import check_metric
 
 
@@ -35,7 +35,7 @@ def test_one_to_1024_entries(count: int) -> None:
 def test_refusals_the_first_of_several_reasons_wins(
     entries: list[tuple[str, float]], metadata_keys: int, code: Code, message: str
 ) -> None:
-    with pytest.raises(AetherError, match=message) as caught:
+    with pytest.raises(RequestError, match=message) as caught:
         check_metric(entries, metadata_keys)
     assert caught.value.code is code
     assert not caught.value.retryable
@@ -51,9 +51,9 @@ def test_negative_quantities_are_flagged_wherever_they_are(quantity: float, nega
 
 def test_an_iterator_will_do_and_bounds_can_be_set() -> None:
     assert check_metric(((name, 1.0) for name in "ab"), 0, max_entries=2) is False
-    with pytest.raises(AetherError, match="at most 2"):
+    with pytest.raises(RequestError, match="at most 2"):
         check_metric(((name, 1.0) for name in "abc"), 0, max_entries=2)
-    with pytest.raises(AetherError, match="at most 0"):
+    with pytest.raises(RequestError, match="at most 0"):
         check_metric([("a", 1.0)], 1, max_metadata_keys=0)
 
 
@@ -62,7 +62,7 @@ def test_accepted_exactly_when_every_entry_is_sound(entries: list[tuple[str, flo
     sound = bool(entries) and all(name and math.isfinite(quantity) for name, quantity in entries)
     try:
         negative = check_metric(entries, 0)
-    except AetherError:
+    except RequestError:
         assert not sound
     else:
         assert sound

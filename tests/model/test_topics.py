@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model import topics
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity
 from aether_trio.model.topics import TopicKind, parse_topic, resolve_target, rewrite_alias
 from tests.model.strategies import identities, inner_tokens, raw_tokens
@@ -100,7 +100,7 @@ MALFORMED = [
 @pytest.mark.parametrize(("text", "message"), MALFORMED)
 def test_malformed_topics(text: str, message: str) -> None:
     for _ in range(2):  # a refusal must not be remembered as something else
-        with pytest.raises(AetherError, match=message) as caught:
+        with pytest.raises(RequestError, match=message) as caught:
             parse_topic(text)
         assert caught.value.code is Code.INVALID_TOPIC
         assert not caught.value.retryable
@@ -111,7 +111,7 @@ def test_malformed_topics(text: str, message: str) -> None:
 def test_a_part_too_many_or_an_empty_last_one_is_refused(kind: str, parts: tuple[str, ...]) -> None:
     wrong = ["::".join([kind, *parts[:-1], ""]), "::".join([kind, *parts, *["more"] * (4 - len(parts))])]
     for text, why in zip(wrong, (f"{kind}::.* is empty$|expected {kind}::", f"expected {kind}::"), strict=True):
-        with pytest.raises(AetherError, match=why):
+        with pytest.raises(RequestError, match=why):
             parse_topic(text)
 
 
@@ -130,14 +130,14 @@ def test_up_to_256_bytes(tail: str) -> None:
         assert resolve_target(text, "ws").topic.text == text
     text = agent_topic(257, tail)
     for refused in (lambda: parse_topic(text), lambda: resolve_target(text, "ws")):
-        with pytest.raises(AetherError, match=r"257 bytes long; at most 256|longer than 256 bytes") as caught:
+        with pytest.raises(RequestError, match=r"257 bytes long; at most 256|longer than 256 bytes") as caught:
             refused()
         assert caught.value.code is Code.INVALID_TOPIC
 
 
 def test_a_huge_topic_is_refused_with_a_short_message() -> None:
     for refused in (lambda: parse_topic("ag::" + "x" * 1_000_000), lambda: resolve_target("x" * 1_000_000, "")):
-        with pytest.raises(AetherError, match="longer than 256 bytes") as caught:
+        with pytest.raises(RequestError, match="longer than 256 bytes") as caught:
             refused()
         assert len(caught.value.message) < 400
 
@@ -146,9 +146,10 @@ def test_the_character_rule_can_be_switched_off_but_not_the_shape() -> None:
     assert parse_topic("ag::w s::im*pl::>", strict=False).parts == ("w s", "im*pl", ">")
     assert resolve_target("event::w s", "", strict=False).declared_workspace == "w s"
     for text in ("ag::ws::impl", "ag::ws::impl::", "ga::ws:"):
-        with pytest.raises(AetherError):
+        with pytest.raises(RequestError):
             parse_topic(text, strict=False)
-    with pytest.raises(AetherError):  # what one setting let through is not remembered for the other
+    # what one setting let through is not remembered for the other
+    with pytest.raises(RequestError):
         parse_topic("ag::w s::im*pl::>")
 
 
@@ -194,7 +195,7 @@ NO_ALIASES = ["", "ag", "event", "nonsense", "::", "tu::ws::impl::", "ag::ws::im
 @pytest.mark.parametrize("text", [*NO_ALIASES, "ta::ws::impl::x::"])
 def test_what_is_no_alias_is_left_as_it_is(text: str) -> None:
     assert rewrite_alias(text, "ws") == (text, "")
-    with pytest.raises(AetherError) as caught:
+    with pytest.raises(RequestError) as caught:
         resolve_target(text, "ws")
     assert caught.value.code is Code.INVALID_TOPIC
 
@@ -203,7 +204,7 @@ def test_what_is_no_alias_is_left_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("workspace", ["a::b", "w s", "**", "a*", "ws:", ":", "w" * 129, "\ud800", ">", "receiver0::x"])
 def test_an_alias_for_an_impossible_workspace_is_refused(plane: str, workspace: str) -> None:
     for call in (rewrite_alias, resolve_target):
-        with pytest.raises(AetherError, match="workspace") as caught:
+        with pytest.raises(RequestError, match="workspace") as caught:
             call(f"{plane}::{workspace}", "ws")
         assert caught.value.code is Code.INVALID_TOPIC
         caught.value.message.encode()
@@ -212,13 +213,13 @@ def test_an_alias_for_an_impossible_workspace_is_refused(plane: str, workspace: 
 @pytest.mark.parametrize("text", ["event::receiver1", "event::receiver00", "metric::receiver17"])
 def test_a_receiver_that_does_not_exist_is_refused_not_lost(text: str) -> None:
     assert rewrite_alias(text, "ws") == (text, "ws")
-    with pytest.raises(AetherError, match="::receiver0"):
+    with pytest.raises(RequestError, match="::receiver0"):
         resolve_target(text, "ws")
 
 
 def test_the_class_alias_needs_both_its_parts() -> None:
     for text in ("ta::::impl::", "ta::ws::::", "ta::::::"):
-        with pytest.raises(AetherError, match="is empty"):
+        with pytest.raises(RequestError, match="is empty"):
             resolve_target(text, "ws")
 
 
@@ -253,8 +254,8 @@ def test_any_text_is_kept_exactly_or_refused(kind: TopicKind, parts: list[str]) 
     text = "::".join([kind, *parts])
     try:
         topic = parse_topic(text)
-    except AetherError:
-        with pytest.raises(AetherError) as caught:
+    except RequestError:
+        with pytest.raises(RequestError) as caught:
             parse_topic(text)
         assert caught.value.code is Code.INVALID_TOPIC
         caught.value.message.encode()
@@ -270,8 +271,8 @@ def test_resolving_is_rewriting_then_parsing(prefix: str, parts: list[str], send
     try:
         rewritten, declared = rewrite_alias(text, sender)
         expected = parse_topic(rewritten), declared
-    except AetherError:
-        with pytest.raises(AetherError):
+    except RequestError:
+        with pytest.raises(RequestError):
             resolve_target(text, sender)
     else:
         assert resolve_target(text, sender) == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.topics import parse_topic
 from aether_trio.services.access import DIRECT, Admin, Authority, Capability, DevAuthorizer
@@ -69,7 +69,7 @@ async def test_acting_for_others_fails_closed(identity: Identity) -> None:
         identity, "x", "workspace", "w1", "w1", AccessLevel.READ, Authority(grant_id="g", subject="u")
     )
     assert not decision.allowed
-    with pytest.raises(AetherError, match="access rules") as caught:
+    with pytest.raises(RequestError, match="access rules") as caught:
         await rules.authority(identity, pb.AuthorizationContext(authority_mode="on_behalf_of", grant_id="g"))
     assert caught.value.code is Code.PERMISSION_DENIED
 

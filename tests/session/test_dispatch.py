@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.session.dispatch import request_id_of
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -30,7 +30,7 @@ async def test_a_message_without_content_is_answered_and_the_stream_goes_on(peer
     ("error", "code"),
     [
         (KeyError("a mistake of ours"), Code.INTERNAL),
-        (AetherError(Code.PERMISSION_DENIED, "no"), Code.PERMISSION_DENIED),
+        (RequestError(Code.PERMISSION_DENIED, "no"), Code.PERMISSION_DENIED),
     ],
 )
 async def test_a_handler_that_raises_costs_one_answer(

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.delivery.receipts import CountedSends
-from aether_trio.model.errors import AetherError, Code, Status, StatusError
+from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.admission import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -115,14 +115,14 @@ def test_what_the_log_refuses_later_has_its_number_and_settled_sends_are_forgott
         counted.count()
         counted.appended(number)
     counted.count()
-    counted.refuse(AetherError(Code.INVALID_TOPIC, "no"))
-    counted.refused(20, AetherError(Code.PUBLISH_FAILED, "full"))
-    counted.refused(25, AetherError(Code.PUBLISH_FAILED, "full"))  # an append that was no send
+    counted.refuse(RequestError(Code.INVALID_TOPIC, "no"))
+    counted.refused(20, RequestError(Code.PUBLISH_FAILED, "full"))
+    counted.refused(25, RequestError(Code.PUBLISH_FAILED, "full"))  # an append that was no send
     assert [error.request_id for error in outbox.said] == ["send-4", "send-2", ""]
     log.settled = 10
     counted.count()
     counted.appended(40)
-    counted.refused(30, AetherError(Code.PUBLISH_FAILED, "full"))
+    counted.refused(30, RequestError(Code.PUBLISH_FAILED, "full"))
     assert outbox.said[-1].request_id == "send-3", "it was not settled with the first one"
     log.settled = 40
     counted.count()

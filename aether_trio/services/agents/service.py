@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
@@ -46,9 +46,9 @@ class AgentService:
         try:
             decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")
             if not decision.allowed:
-                raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+                raise RequestError(Code.PERMISSION_DENIED, decision.reason)
             await self._operate(session, op, response)
-        except AetherError as error:
+        except RequestError as error:
             response.error = str(error)
             return [pb.DownstreamMessage(agent=response), error_response(error, op.request_id)]
         except StorageUnavailable as error:
@@ -59,7 +59,7 @@ class AgentService:
         match op.op:
             case Op.REGISTER | Op.UPDATE | Op.DELETE if not session.reaches_everything:
                 # A registration counts in every workspace.
-                raise AetherError(
+                raise RequestError(
                     Code.PERMISSION_DENIED,
                     "registering agents needs a credential that reaches all workspaces; this one does not",
                 )
@@ -126,7 +126,7 @@ class AgentService:
             response.error = str(error)
             return
         if not session.allows_workspace(target.workspace):
-            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {target.workspace}")
+            raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {target.workspace}")
         begun = await self._starter.launch(target, params.param_overrides, session.identity.text)
         if begun.problem:
             response.error = begun.problem

@@ -162,8 +162,8 @@ class AgentStarter:
     def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         """Assign startup tasks to an orchestrator whose session has begun.
 
-        `resumed`: the orchestrator has resumed a session, and knows its assignments. `rejoined`: other
-        nodes took its node for dead meanwhile.
+        `resumed`: the orchestrator has resumed a session, and knows its assignments. `rejoined`:
+        other nodes took its node for dead meanwhile.
         """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
         worker = Worker(

@@ -30,7 +30,7 @@ from typing import Final, TypeAlias
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.model.text import shown
@@ -250,7 +250,7 @@ class KvService:
             return DIRECT
         try:
             return await self._authorizer.authority(identity, op.authorization)
-        except AetherError as exc:
+        except RequestError as exc:
             raise _KvRefused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
 
     def _check_sizes(self, op: pb.KVOperation) -> None:
@@ -294,7 +294,7 @@ def _text_keys(page: ranges.KvPage) -> dict[str, bytes]:
 
 
 def _error(op: pb.KVOperation, code: Code, text: str, *, retryable: bool = False) -> pb.DownstreamMessage:
-    return error_response(AetherError(code, text, retryable=retryable), op.request_id)
+    return error_response(RequestError(code, text, retryable=retryable), op.request_id)
 
 
 def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:

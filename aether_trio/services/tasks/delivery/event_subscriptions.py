@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.services.tasks.delivery import event_replay
 from aether_trio.services.tasks.transaction.interface import RecordedEvent
 from aether_trio.session.session import Session
@@ -111,10 +111,10 @@ class EventSubscriptions:
             self._followed[subscription.session.session_id] += 1
 
     def follow(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Follow further tasks before `start`. Raises AetherError QUOTA."""
+        """Follow further tasks before `start`. Raises RequestError QUOTA."""
         new = [task_id for task_id in task_ids if task_id not in subscription.positions]
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
-            raise AetherError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
+            raise RequestError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
         for task_id in new:
             self._follow(subscription, task_id, None)
 
@@ -266,8 +266,8 @@ class EventSubscriptions:
         return set()
 
 
-def _too_many(subscription: EventSubscription) -> AetherError:
-    return AetherError(
+def _too_many(subscription: EventSubscription) -> RequestError:
+    return RequestError(
         Code.QUOTA,
         f"subscription {subscription.subscription_id} to all below task {subscription.task_id} follows at most "
         f"{MAX_FOLLOWED} tasks, and a session {MAX_OF_SESSION}; those that are made from now on are left out",
@@ -287,13 +287,13 @@ class Beginning(NamedTuple):
 def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
     """Read a task and the tasks `below` it, with all positions, in one snapshot.
 
-    `node` is this node's name if there are other nodes. Raises AetherError QUOTA.
+    `node` is this node's name if there are other nodes. Raises RequestError QUOTA.
     """
     wanted = [task_id]
     if below is not None:
         wanted += yield from below
     if len(wanted) > MAX_FOLLOWED:
-        raise AetherError(
+        raise RequestError(
             Code.QUOTA,
             f"a subscription follows at most {MAX_FOLLOWED} tasks, and task {task_id} has more below it; "
             "follow some of them instead",

@@ -17,7 +17,7 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.log.deduplication import Publisher
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.model.errors import AetherError
+from aether_trio.model.errors import RequestError
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable
 from aether_trio.storage.retry import retry_while_unavailable
 
@@ -44,7 +44,7 @@ class OutboxPublisher:
         """Publish soon, as messages were added. Never blocks."""
         self._work.set()
 
-    def refused(self, number: int, error: AetherError) -> None:
+    def refused(self, number: int, error: RequestError) -> None:
         """Remember that the log has refused an append."""
         self._refused.add(number)
 

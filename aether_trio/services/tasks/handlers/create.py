@@ -28,7 +28,7 @@ import trio
 
 from aether_trio.delivery.router import send_refusal
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
@@ -141,9 +141,9 @@ class TaskCreator:
         except StorageUnavailable as error:
             told = outage(error)
             return _refused(
-                request, told if told.code is Code.OUTCOME_UNKNOWN else AetherError(Code.INTERNAL, told.message)
+                request, told if told.code is Code.OUTCOME_UNKNOWN else RequestError(Code.INTERNAL, told.message)
             )
-        except AetherError as error:
+        except RequestError as error:
             return _refused(request, error)
         response.request_id = request.request_id
         return [pb.DownstreamMessage(create_task=response)] if request.request_id else []
@@ -224,7 +224,7 @@ class TaskCreator:
     async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
         identity = session.identity
         if not session.allows_workspace(workspace):
-            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+            raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         authority = DIRECT
         if request.HasField("authorization"):
             authority = await self.authorizer.authority(identity, request.authorization)
@@ -234,19 +234,19 @@ class TaskCreator:
             identity, "task_create", "workspace", workspace, workspace, AccessLevel.READWRITE, authority
         )
         if not decision.allowed:
-            raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+            raise RequestError(Code.PERMISSION_DENIED, decision.reason)
 
     def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
         """Check that a task reaches only participants that a message reaches.
 
         Made before anything is read about the target, or the workers of the pool. Raises
-        AetherError PERMISSION_DENIED.
+        RequestError PERMISSION_DENIED.
         """
         kind = session.identity.kind
         if target is None:
             pooled = MODES.get(request.assignment_mode) is Mode.POOL
             if pooled and not may_send(kind, TopicKind.TASK_CLASS):
-                raise AetherError(Code.PERMISSION_DENIED, f"{kind.with_article} may not give others work")
+                raise RequestError(Code.PERMISSION_DENIED, f"{kind.with_article} may not give others work")
             return
         why = send_refusal(
             self.authorizer,
@@ -257,12 +257,12 @@ class TaskCreator:
             allows_workspace=session.allows_workspace,
         )
         if why is not None:
-            raise AetherError(Code.PERMISSION_DENIED, why)
+            raise RequestError(Code.PERMISSION_DENIED, why)
 
     async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> OfflinePolicy:
         """Decide what happens if the target is not connected.
 
-        Raises AetherError TASK_CREATE_FAILED.
+        Raises RequestError TASK_CREATE_FAILED.
         """
         kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
         if target is None or kept:
@@ -326,7 +326,7 @@ class TaskCreator:
 def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bool) -> str:
     """Check the identifiers and return the task's workspace.
 
-    Raises AetherError INVALID_IDENTIFIER, which the reference answers without a typed response.
+    Raises RequestError INVALID_IDENTIFIER, which the reference answers without a typed response.
     """
     workspace = request.workspace or own_workspace
     try:
@@ -334,39 +334,39 @@ def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bo
         if request.target_implementation:
             check_token(request.target_implementation, "target_implementation", strict=strict)
     except IdentityError as error:
-        raise AetherError(Code.INVALID_IDENTIFIER, str(error)) from None
+        raise RequestError(Code.INVALID_IDENTIFIER, str(error)) from None
     return workspace
 
 
 def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
     """Check the sizes of a request.
 
-    Raises AetherError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT.
+    Raises RequestError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT.
     """
     if len(request.payload) > payload_bytes:
-        raise AetherError(
+        raise RequestError(
             Code.TASK_PAYLOAD_TOO_LARGE,
             f"the payload has {len(request.payload)} bytes; at most {payload_bytes} are allowed",
         )
     for name in _BOUNDED_TEXTS:
         text = getattr(request, name)
         if len(text.encode()) > MAX_TEXT_BYTES or "\x00" in text:
-            raise AetherError(Code.INVALID_ARGUMENT, f"{name} has more than {MAX_TEXT_BYTES} bytes, or a zero byte")
+            raise RequestError(Code.INVALID_ARGUMENT, f"{name} has more than {MAX_TEXT_BYTES} bytes, or a zero byte")
     rest = request.ByteSize() - len(request.payload)
     if rest > MAX_REQUEST_BYTES:
-        raise AetherError(
+        raise RequestError(
             Code.INVALID_ARGUMENT,
             f"the request has {rest} bytes beside its payload; at most {MAX_REQUEST_BYTES} are allowed",
         )
 
 
-def _failed(text: str) -> AetherError:
+def _failed(text: str) -> RequestError:
     """Make the error of a task that cannot be created."""
-    return AetherError(Code.TASK_CREATE_FAILED, text)
+    return RequestError(Code.TASK_CREATE_FAILED, text)
 
 
 def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None:
-    """Parse the target of a TARGETED task. Raises AetherError TASK_CREATE_FAILED."""
+    """Parse the target of a TARGETED task. Raises RequestError TASK_CREATE_FAILED."""
     if MODES.get(request.assignment_mode) is not Mode.TARGETED:
         return None
     try:
@@ -379,7 +379,7 @@ def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None
 
 
 def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
-    """Read the deadlines in the metadata. Raises AetherError TASK_CREATE_FAILED."""
+    """Read the deadlines in the metadata. Raises RequestError TASK_CREATE_FAILED."""
     found = {}
     for name in DEADLINES:
         text = request.metadata.get(name, "")
@@ -394,7 +394,7 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
 
 
 def check_policy(request: pb.CreateTaskRequest) -> None:
-    """Check what happens on a parent's end. Raises AetherError TASK_CREATE_FAILED."""
+    """Check what happens on a parent's end. Raises RequestError TASK_CREATE_FAILED."""
     policy = request.metadata.get(ON_PARENT_CANCELLED, ABANDON)
     if policy not in (ABANDON, CANCEL):
         raise _failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
@@ -415,7 +415,7 @@ def new_task(
     now_ms: int,
     order_us: int,
 ) -> TaskRow:
-    """Make the row of a request. Raises AetherError TASK_CREATE_FAILED."""
+    """Make the row of a request. Raises RequestError TASK_CREATE_FAILED."""
     mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
     if mode is Mode.POOL and not request.target_implementation:
         raise _failed("a POOL task needs target_implementation")
@@ -551,7 +551,7 @@ def _word(task: TaskRow, *, started: bool) -> str:
     return "orchestration_triggered" if started else "queued"
 
 
-def _refused(request: pb.CreateTaskRequest, error: AetherError) -> list[pb.DownstreamMessage]:
+def _refused(request: pb.CreateTaskRequest, error: RequestError) -> list[pb.DownstreamMessage]:
     answers = [error_response(error)]
     if request.request_id:
         failed = pb.CreateTaskResponse(

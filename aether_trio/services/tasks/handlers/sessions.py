@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.services.tasks.engine import Engine
@@ -258,7 +258,7 @@ class TaskSessions:
 
 def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[str]) -> None:
     if lost and not session.detached:
-        session.put(error_response(AetherError(Code.INVALID_ARGUMENT, lost[0]), report.request_id))
+        session.put(error_response(RequestError(Code.INVALID_ARGUMENT, lost[0]), report.request_id))
 
 
 def _may_replace(identity: Identity, other: Identity) -> bool:

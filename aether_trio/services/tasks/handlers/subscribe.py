@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import TaskRow
 from aether_trio.services.access import Authorizer
@@ -59,7 +59,7 @@ class TaskSubscriber:
                 response.error = f"unknown task subscription operation {op.op}"
         except StorageUnavailable as error:
             response.error = str(outage(error))
-        except AetherError as error:
+        except RequestError as error:
             response.error = error.message
         return [answer]
 
@@ -72,12 +72,12 @@ class TaskSubscriber:
     ) -> None:
         subscriptions = self._engine.event_subscriptions
         if subscriptions.count(session) >= MAX_SUBSCRIPTIONS:
-            raise AetherError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
+            raise RequestError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
         task = await load_visible(
             self._engine.database, self._authorizer, session, op.task_id, operation="task_subscribe"
         )
         if task is None:
-            raise AetherError(Code.INVALID_ARGUMENT, NOT_FOUND)
+            raise RequestError(Code.INVALID_ARGUMENT, NOT_FOUND)
         # A worker of another workspace sees its own task, and nothing else of the task's workspace.
         recursive = op.recursive and session.allows_workspace(task.workspace)
         since_ms = max(op.start_timestamp_unix_ms, 0)
