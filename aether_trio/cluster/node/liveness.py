@@ -28,7 +28,6 @@ import trio
 from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import END_HOLDS, END_LEASE_SESSIONS, Lease
 from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
-from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool
@@ -242,16 +241,20 @@ class Nodes:
         await run_in_asyncio(self._server, self._with_connection(work))
 
     async def run(self) -> None:
-        """Sweep every few seconds until cancelled. Every node does, which does no harm."""
-        await PeriodicTask(
-            "the sweep of the nodes", self._sweep_twice, self._random, every_s=self._limits.sweep_s
-        ).run()
+        """Sweep every few seconds until cancelled. Every node does, which does no harm.
 
-    async def _sweep_twice(self, _periodic: bool) -> None:
-        if self._lease.held and await self.sweep():
-            await trio.sleep(self._limits.look_again_s)
-            await self.look()
-            await self.look_for_silent()
+        A sweep that failed is not repeated soon, as a PeriodicTask would: the next look decides, so
+        a node needs time before it to get its lease back.
+        """
+        while True:
+            await trio.sleep(self._limits.sweep_s * self._random.uniform(0.5, 1.2))
+            try:
+                if self._lease.held and await self.sweep():
+                    await trio.sleep(self._limits.look_again_s)
+                    await self.look()
+                    await self.look_for_silent()
+            except StorageUnavailable as exc:
+                logger.info("the sweep of the nodes failed; the next one is in a few seconds", reason=str(exc))
 
     async def look(self) -> bool:
         """Declare dead the nodes that had no lease at two looks in a row.
