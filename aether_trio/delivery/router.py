@@ -5,7 +5,7 @@ access rule, the topic in memory) is decided once for each target, and kept in t
 `ResolvedTarget` until its workspace changes. What remains for each message is a look-up, the rate
 limits, six joined byte strings and an append to a list.
 
-Success is silent on the wire; every refusal is an RequestError with the protocol's code. Nothing
+Success is silent on the wire; every refusal is a RequestError with the protocol's code. Nothing
 here waits.
 """
 

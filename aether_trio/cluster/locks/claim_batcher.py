@@ -50,8 +50,6 @@ logger = structlog.get_logger("aether.cluster")
 MAX_BATCH: Final = 256  # claims of one statement: bounds how long their rows stay locked
 MAX_RELEASES: Final = 1000
 MAX_TRIES: Final = 5
-RETRY_S: Final = RETRY_DELAY_S
-"""Before releases and answers that storage did not take are tried again."""
 
 _CLAIM: Final = "SELECT * FROM aether_claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _RELEASE: Final = "SELECT aether_release($1, $2, $3, $4, $5, $6, $7)"
@@ -260,7 +258,7 @@ class ClaimBatcher:
         finally:
             self._working = False
             if self._owes:
-                self._later = self._server.loop.call_later(RETRY_S, self._work_soon)
+                self._later = self._server.loop.call_later(RETRY_DELAY_S, self._work_soon)
             else:
                 self._settled.set()
 

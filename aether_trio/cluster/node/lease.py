@@ -87,7 +87,7 @@ _RE_STAMP: Final = f"""
     {_LOCK_MINE} SET node_epoch = $2 FROM mine WHERE h.identity = mine.identity AND h.node_id = $1
     RETURNING h.identity, h.session_id
 """
-END_HOLDS: Final = f"""
+END_LOCKS: Final = f"""
     {_LOCK_MINE} SET ended_ms = aether_now_ms() FROM mine WHERE h.identity = mine.identity AND h.node_id = $1
 """
 _NEXT_EPOCH: Final = """
@@ -425,7 +425,7 @@ class Lease:
             epoch = await connection.fetchval(_NEXT_EPOCH, node_id, epoch)
             rows = []
             if empty:
-                await connection.execute(END_HOLDS, node_id)
+                await connection.execute(END_LOCKS, node_id)
             else:
                 rows = await connection.fetch(_RE_STAMP, node_id, epoch)
         await connection.execute("COMMIT")

@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from aether_trio.cluster.limits import ClusterLimits
-from aether_trio.cluster.node.lease import END_HOLDS, END_LEASE_SESSIONS, Lease
+from aether_trio.cluster.node.lease import END_LEASE_SESSIONS, END_LOCKS, Lease
 from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
@@ -83,13 +83,13 @@ _END_VOID: Final = """
         ORDER BY h.identity LIMIT $2 FOR UPDATE OF h SKIP LOCKED
     ) AND n.node_id = identity_locks.node_id AND NOT n.alive
 """
-_FORGET_HOLDS: Final = """
+_FORGET_LOCKS: Final = """
     DELETE FROM identity_locks WHERE identity IN (
         SELECT identity FROM identity_locks WHERE ended_ms < aether_now_ms() - $1::bigint
         ORDER BY identity LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
-_FORGET_ASKS: Final = "DELETE FROM lock_requests WHERE asked_ms < aether_now_ms() - $1::bigint"
+_FORGET_REQUESTS: Final = "DELETE FROM lock_requests WHERE asked_ms < aether_now_ms() - $1::bigint"
 _FORGET_NODES: Final = """
     DELETE FROM nodes n WHERE NOT alive AND ended_ms < aether_now_ms() - $1::bigint
         AND NOT EXISTS (SELECT FROM identity_locks h WHERE h.node_id = n.node_id)
@@ -235,7 +235,7 @@ class Nodes:
 
         async def work(connection: Any) -> None:
             async with connection.transaction():
-                await connection.execute(END_HOLDS, node_id)
+                await connection.execute(END_LOCKS, node_id)
                 await connection.execute(_END_LEASE, node_id, epoch)
 
         await run_in_asyncio(self._server, self._with_connection(work))
@@ -293,10 +293,10 @@ class Nodes:
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
-        await self.fetch(_FORGET_ASKS, old_ms)
+        await self.fetch(_FORGET_REQUESTS, old_ms)
         await self.fetch(f"{_END_VOID} RETURNING identity_locks.identity", old_ms, SWEEP_ROWS)
         tombstone_ms = int(limits.tombstone_s * 1000)
-        self._swept += len(await self.fetch(f"{_FORGET_HOLDS} RETURNING identity", tombstone_ms, SWEEP_ROWS))
+        self._swept += len(await self.fetch(f"{_FORGET_LOCKS} RETURNING identity", tombstone_ms, SWEEP_ROWS))
         await self.fetch(_FORGET_NODES, int(FORGET_NODES_S * 1000))
         return suspects
 

@@ -239,22 +239,22 @@ class Autostarter:
         queue = self._queue
         if (queue.waiting or queue.unregistered or queue.ended) and self._names_due() <= now:
             await self._read_names(now)
-        for identity in [one for one, at in self._queue.ended.items() if at <= now]:
+        for identity in [one for one, at in queue.ended.items() if at <= now]:
             if self._is_registered(identity):
                 await in_halves([identity], self._check_unread, _report_defect)
             # Else the agent has come and ended again meanwhile.
-            if self._queue.ended[identity] <= now:
-                del self._queue.ended[identity]
-        due = [one for one in self._queue.waiting if one not in self._checked][:BATCH]
+            if queue.ended[identity] <= now:
+                del queue.ended[identity]
+        due = [one for one in queue.waiting if one not in self._checked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
-            trigger_ms = self._queue.waiting.pop(identity)
+            trigger_ms = queue.waiting.pop(identity)
             assert trigger_ms is not None
             if self._is_registered(identity):
                 wanted[identity] = trigger_ms
             else:
-                self._queue.unregistered.pop(identity)
-                self._queue.unregistered.offer(identity, (trigger_ms, now + UNREGISTERED_S))
+                queue.unregistered.pop(identity)
+                queue.unregistered.offer(identity, (trigger_ms, now + UNREGISTERED_S))
         if wanted:
             try:
                 await in_halves(
@@ -262,7 +262,7 @@ class Autostarter:
                 )
             except BaseException:
                 for identity, trigger_ms in wanted.items():
-                    self._queue.waiting.keep(identity, trigger_ms)
+                    queue.waiting.keep(identity, trigger_ms)
                 raise
 
     def _names_due(self) -> float:
