@@ -43,7 +43,7 @@ import structlog
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
-from aether_trio.concurrency.kicks import Kickable
+from aether_trio.concurrency.kicks import Kickable, kick_all
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log import topic_sql_postgres
@@ -220,7 +220,7 @@ class LeasedQueues:
             await self._current_lease()
             for queue in queues:
                 queue.dispatch_ready(touched)
-            await self._kick(touched)
+            await kick_all(touched)
             lease = await self._current_lease()
         except StorageUnavailable as error:
             await self._fail(queues, error)
@@ -261,7 +261,7 @@ class LeasedQueues:
                 for_others.append(queue.state)
         if for_others and self._log.relay is not None:
             self._log.relay.committed(for_others)
-        await self._kick(touched)
+        await kick_all(touched)
 
     async def _current_lease(self) -> LeaseEpoch:
         """Return the node lease to lease messages under; revoke what an older one leased.
@@ -309,15 +309,6 @@ class LeasedQueues:
             self._failing.pop(queue, None)
             queue.state.waiting -= 1
 
-    @staticmethod
-    async def _kick(touched: set[Kickable]) -> None:
-        kicks = 0
-        while touched:
-            touched.pop().kick()
-            kicks += 1
-            if kicks % 64 == 0:
-                await trio.lowlevel.checkpoint()
-
     # -- looking for messages that no notification announced ---------------------------------------
 
     async def _poll(self) -> None:
@@ -331,9 +322,8 @@ class LeasedQueues:
                 try:
                     lease = await self._current_lease()
                     await self._peek(lease)
-                    if (
-                        lease[0] > 0 and pause.cancelled_caught
-                    ):  # after a departure the last poll may have been just now
+                    # After a departure the last poll may have been just now.
+                    if lease[0] > 0 and pause.cancelled_caught:
                         for queue in self._queues.values():
                             queue.return_stuck()
                 except StorageUnavailable as error:
