@@ -20,8 +20,8 @@ import trio
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.delivery.subscription import Subscription
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.storage.base import Row
-from aether_trio.storage.retry import retry_while_unavailable
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 logger = structlog.get_logger("aether.catchup")
 
@@ -90,13 +90,15 @@ class CatchUp:
         topic = subscription.state
         # what the page can know of: further messages may be committed during the read
         tail = topic.tail
-
-        async def read() -> list[Row]:
-            return await self._log.read(
+        try:
+            rows = await self._log.read(
                 topic, subscription.position, rows=PAGE_ROWS, max_bytes=self._outbox.limits.delivery_bytes // 2
             )
-
-        rows = await retry_while_unavailable(read, f"catch-up of {topic.name}", logger)
+        except StorageUnavailable as error:
+            # The next subscription has its turn: perhaps only this topic cannot be read.
+            logger.warning("catch-up waits until storage answers", topic=topic.name, reason=str(error))
+            await trio.sleep(RETRY_DELAY_S)
+            return True
         if subscription not in self._lagging:
             return True  # closed in the meantime
         taken = True

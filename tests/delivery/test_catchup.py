@@ -5,8 +5,13 @@ It does not spin.
 
 from __future__ import annotations
 
+import pytest
 import trio
 
+from aether_trio.delivery.catchup import CatchUp
+from aether_trio.delivery.subscription import Subscription
+from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.storage.base import Row, StorageUnavailable
 from tests.helpers.core import pump
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import SMALL, Bench, Reader
@@ -112,6 +117,40 @@ async def test_a_database_that_cannot_be_read_is_tried_again(bench: Bench, datab
     database.failing = False
     await trio.sleep(3)
     assert reader.frames == numbers(0, 5)
+
+
+async def test_a_topic_that_cannot_be_read_delays_no_other_one_and_is_not_read_when_it_is_closed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged, intact = TOPIC, "ag::w::a::2"
+    for topic in (damaged, intact):
+        await bench.publish(topic, *numbers(0, 5))
+    reader, read, failed = Reader(), bench.log.read, 0
+
+    async def read_intact(topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
+        nonlocal failed
+        if topic.name == damaged:
+            failed += 1
+            raise StorageUnavailable("a damaged page")
+        return await read(topic, after, rows=rows, max_bytes=max_bytes)
+
+    monkeypatch.setattr(bench.log, "read", read_intact)
+    catch_up = CatchUp(bench.log, reader.outbox, bench.nursery, reader.noted)
+    first, second = [
+        Subscription(topic, reader.outbox, bench.log.cursors, "me", 0, catch_up.add)
+        for topic, _ in await bench.log.load([(damaged, "me"), (intact, "me")])
+    ]
+    first.open()
+    second.open()
+    await trio.sleep(3)
+    assert reader.frames == numbers(0, 5)
+    assert failed > 1
+    first.close()
+    catch_up.remove(first)
+    await trio.sleep(3)
+    before = failed
+    await trio.sleep(3)
+    assert failed == before
 
 
 async def test_many_slow_subscriptions_of_one_outbox_share_it(bench: Bench) -> None:
