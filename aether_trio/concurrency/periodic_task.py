@@ -12,6 +12,7 @@ from random import Random
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.retry import RETRY_DELAY_S
 
@@ -42,7 +43,7 @@ class PeriodicTask:
         self._random = random
         self._every_s = every_s
         self._min_interval_s = min_interval_s
-        self._triggered = trio.Event()
+        self._triggered = AutoResetEvent()
 
     def trigger(self) -> None:
         """Request a run soon. Never blocks."""
@@ -55,7 +56,6 @@ class PeriodicTask:
         """
         while True:
             periodic = await self._wait()
-            self._triggered = trio.Event()
             try:
                 await self._work(periodic)
             except StorageUnavailable as error:

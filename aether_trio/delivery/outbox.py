@@ -320,7 +320,7 @@ class Outbox:
         else:
             frames = _take(self._control, max_bytes)
             self.control_bytes -= sum(map(len, frames))
-        if self.control_has_room or not self._control:
+        if not self._control or self.control_has_room:
             self._room.set()
         return frames
 

@@ -43,7 +43,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from aether_trio.concurrency.events import RepeatedEvent
+from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.concurrency.kicks import KICKS_PER_SLICE, Kickable, kick_all
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log import topic_sql
@@ -196,7 +196,8 @@ class TopicLog:
         self.identity = identity
         """16 random bytes, made with the database. Offsets of a log with other bytes mean
         nothing here."""
-        self.cursors = CursorStore(self._wake)
+        self._work = AutoResetEvent()
+        self.cursors = CursorStore(self._work.set)
         self.grown: dict[str, CachedTopic] = {}
         """Topics that have grown so far that retention is to look at them
         (CachedTopic.sweep_bytes)."""
@@ -219,7 +220,6 @@ class TopicLog:
         self._pending_bytes = 0
         self._in_commit_bytes = 0
         self._in_commit_messages = 0
-        self._work = trio.Event()
         self._group_settled = RepeatedEvent()
         self._appended = 0
         self._settled = 0
@@ -257,7 +257,7 @@ class TopicLog:
         self._pending.append((topic, frame, author))
         self._pending_bytes += len(frame)
         self._appended += 1
-        self._wake()
+        self._work.set()
         return self._appended
 
     def is_settled(self, sequence: int) -> bool:
@@ -273,10 +273,6 @@ class TopicLog:
         """Wait until all messages that were appended are settled."""
         await self.wait_settled(self._appended)
 
-    def _wake(self) -> None:
-        if not self._work.is_set():
-            self._work.set()
-
     def void(self) -> None:
         """Refuse all messages that are not committed by now: this node has lost its lease.
 
@@ -284,7 +280,7 @@ class TopicLog:
         successors. No checkpoint. Later appends are written under a later lease.
         """
         self._void_upto = self._appended
-        self._wake()
+        self._work.set()
 
     # -- commit -----------------------------------------------------------------------------------
 
@@ -298,7 +294,6 @@ class TopicLog:
                 else:
                     with trio.move_on_at(next_cursor_flush if self.cursors.dirty else trio.current_time() + PROBE_S):
                         await self._work.wait()
-                self._work = trio.Event()
             batch = self._take_group()
             cursors_due = self.cursors.dirty and (self.cursors.hurry or trio.current_time() >= next_cursor_flush)
             if cursors_due:
@@ -618,9 +613,8 @@ class TopicLog:
         Raises StorageUnavailable.
         """
         [(topic, cursor)] = await self.load([(identity, identity)])
-        latest = self.cursors.unwritten(topic, identity)
         self.unpin([topic])
-        position = max(cursor or 0, latest or 0)
+        position = cursor or 0
         return position, max(topic.end - position, 0)
 
     @staticmethod
