@@ -5,10 +5,9 @@ to a socket. `Kicks` collects outboxes and kicks each of them a little later, so
 outbox gets in the meantime shares one write. If something else kicks the outbox first, it sends
 what it has then, and the later kick finds nothing and costs next to nothing.
 
-A kick that raises is reported, and the other outboxes are kicked all the same.
-
-Invariants of `Kicks`: an outbox that is added is kicked once, `pause_s` and its turn later, as long
-as `run` runs; when `run` ends, all outboxes that wait are kicked.
+Invariants of `Kicks`: a kick that raises is reported, and the other outboxes are kicked all the
+same; an outbox that is added is kicked once, `pause_s` and its turn later, as long as `run` runs;
+when `run` ends, all outboxes that wait are kicked.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row
@@ -109,7 +110,7 @@ async def drop_older(database: Database, oldest_ms: int) -> int:
     gone = 0
     for one in await database.read(partitions):
         if one.upper_ms <= oldest_ms:
-            gone += await database.run(lambda table=one.table: drop_partition(table))  # type: ignore[misc]
+            gone += await database.run(partial(drop_partition, one.table))
     return gone
 
 

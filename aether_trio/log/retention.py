@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -248,7 +249,7 @@ class Retention:
             bounds.now_ms - bounds.look_ms,
             TOPICS_PER_STEP,
         ):
-            looked = await self._database.run(lambda topics=topics: look(topics, bounds))  # type: ignore[misc]
+            looked = await self._database.run(partial(look, topics, bounds))
             gone += looked.gone
             if looked.empty:
                 self.deleted_topics += await self._log.delete_topics(looked.empty)

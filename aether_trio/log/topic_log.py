@@ -54,7 +54,7 @@ from aether_trio.log.group_writers import TopicsDeleted, nothing_written, open_g
 from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
-from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable, single
+from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable
 from aether_trio.storage.retry import retry_while_unavailable
 
 __all__ = ["Author", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open_log"]
@@ -428,7 +428,7 @@ class TopicLog:
                 # have been promoted.
                 latest = max(max(topic.end, topic.assigned) for topic in lost)
                 with nothing_written():
-                    await self.database.run(lambda latest=latest: single(topic_sql.raise_floor(latest)))  # type: ignore[misc]
+                    await self.database.write(topic_sql.raise_floor(latest))
                 for topic in lost:
                     topic.topic_id = None
 

@@ -337,7 +337,7 @@ class LeasedQueues:
         topic_ids = list(known)
         for start in range(0, len(topic_ids), QUEUES_PER_PEEK):
             part = topic_ids[start : start + QUEUES_PER_PEEK]
-            found = await self._database.read(lambda part=part: peek(lease, part))  # type: ignore[misc]
+            found = await self._database.read(partial(peek, lease, part))
             if lease != self._lease:
                 return
             for topic_id, (waits, held) in found.items():

@@ -45,9 +45,7 @@ class WorkQueues(Protocol):
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
         """Read a queue's topic state and cursor, for `join`.
 
-        The state is pinned, as by TopicLog.warm.
-
-        Raises StorageUnavailable.
+        The state is pinned, as by TopicLog.load. Raises StorageUnavailable.
         """
         ...
 

@@ -29,7 +29,7 @@ which has `pushed` 0 until that node has taken it up.
 each task, and written with the row that it tells of; docs/architecture.md says why it is not in
 `messages`. `task_watchers` says on which nodes a client follows a task. `task_child_events` are
 events of children that the logs of their parents do not have yet
-(services/tasks/transaction/children.py): `task_id` is the parent's, `id` orders the rows of one
+(services/tasks/transaction/child_events.py): `task_id` is the parent's, `id` orders the rows of one
 child; `has_children` marks the parents. `task_cancelled_parents` are cancelled tasks whose children
 have not all been looked at.
 
