@@ -19,7 +19,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.rates import Rates
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import Author, TopicLog
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, check_token
@@ -170,6 +170,7 @@ class Router:
         on_absent: Callable[[str], None],
     ) -> None:
         self._log = log
+        self._topics = log.topics
         self._rates = rates
         self._limits = limits
         self._rules = rules
@@ -198,8 +199,8 @@ class Router:
             topic = resolved.log_topic
             if topic is None:
                 topic = self._choose_instance(resolved.topic)
-            elif not self._log.current(topic):
-                topic = resolved.log_topic = self._log.topic(topic.name)
+            elif not self._topics.is_current(topic):
+                topic = resolved.log_topic = self._topics.ensure(topic.name)
             limits = self._limits
             if len(payload) > limits.payload_bytes:
                 raise RequestError(
@@ -288,7 +289,7 @@ class Router:
         refusal = RequestError(Code.PERMISSION_DENIED, why) if why is not None else None
         log_topic: CachedTopic | None = None
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
-            log_topic = self._log.topic(topic.text)
+            log_topic = self._topics.ensure(topic.text)
         if len(sender.targets) >= MAX_TARGETS:
             sender.targets.clear()
         is_task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
@@ -302,7 +303,7 @@ class Router:
             raise RequestError(
                 Code.SV_UNAVAILABLE, f"no instance of service {topic.parts[0]} is connected", retry_after_ms=1000
             )
-        return self._log.topic(name)
+        return self._topics.ensure(name)
 
     def _check_metric(self, payload: bytes) -> bool:
         if len(payload) > UNCOUNTED_BYTES and too_many_fields(payload, pb.Metric.DESCRIPTOR):

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
+from aether_trio.log.topic_cache import CachedTopic
 
 
 class Subscription:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aether_trio.concurrency.events import RepeatedEvent
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 
 Key = tuple[CachedTopic, str]
 

@@ -15,8 +15,8 @@ import structlog
 import trio
 
 from aether_trio.log import topic_sql, topic_sql_postgres
-from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.partitions import PartitionKeeper
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql import TopicSql
 from aether_trio.log.topic_sql_postgres import CommitGroup
 from aether_trio.storage.base import CommitUnknown, Database, StorageUnavailable, Value

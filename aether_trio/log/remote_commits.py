@@ -28,7 +28,7 @@ import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kickable, kick_all
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql_postgres import DELETED, TailRow, read_tails
 from aether_trio.storage.base import Database
 from aether_trio.storage.retry import retry_while_unavailable

@@ -31,8 +31,8 @@ from functools import partial
 import structlog
 import trio
 
-from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.partitions import drop_older
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_sql import key_of, last_message, offset_of
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable

@@ -47,11 +47,11 @@ from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.concurrency.kicks import KICKS_PER_SLICE, Kickable, kick_all
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log import topic_sql
-from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.deduplication import Publisher
 from aether_trio.log.group_writers import TopicsDeleted, nothing_written, open_group_writer
 from aether_trio.log.remote_commits import RemoteCommitReader
+from aether_trio.log.topic_cache import CachedTopic, TopicCache
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable
@@ -78,8 +78,6 @@ spin."""
 DRAIN_S: Final = 10.0
 """How long the end of the log waits for messages that are not settled."""
 
-MAX_UNSUBSCRIBED_TOPICS: Final = 50_000
-"""Topics in memory without a subscriber (about 300 bytes each); beyond it they are forgotten."""
 RENEWALS_PER_GROUP: Final = 500
 """Topics whose positions are written again in one group."""
 
@@ -196,6 +194,7 @@ class TopicLog:
         self.identity = identity
         """16 random bytes, made with the database. Offsets of a log with other bytes mean
         nothing here."""
+        self.topics = TopicCache()
         self._work = AutoResetEvent()
         self.cursors = CursorStore(self._work.set)
         self.grown: dict[str, CachedTopic] = {}
@@ -211,8 +210,6 @@ class TopicLog:
         self._limits = limits
         self._writer = open_group_writer(database, limits.partition_ms)
         self._sql = self._writer.sql
-        self._topics: dict[str, CachedTopic] = {}
-        self._topics_limit = MAX_UNSUBSCRIBED_TOPICS
         self._remote = RemoteCommitReader(self.refresh, database, self.grown)
         self._node_left: list[Callable[[], None]] = []
         self._on_group = on_group
@@ -557,23 +554,6 @@ class TopicLog:
 
     # -- topics in memory -------------------------------------------------------------------------
 
-    def topic(self, name: str) -> CachedTopic:
-        """Return the topic in memory, made if it is missing, without a database read."""
-        topic = self._topics.get(name)
-        if topic is None:
-            if len(self._topics) >= self._topics_limit:
-                self._forget_topics()
-            topic = self._topics[name] = CachedTopic(name)
-        return topic
-
-    def current(self, topic: CachedTopic) -> bool:
-        """Whether `topic` is the object in use for its name; it may have been forgotten."""
-        return self._topics.get(topic.name) is topic
-
-    def _forget_topics(self) -> None:
-        self._topics = {name: topic for name, topic in self._topics.items() if not topic.forgettable}
-        self._topics_limit = len(self._topics) + MAX_UNSUBSCRIBED_TOPICS
-
     async def load(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[CachedTopic, int | None]]:
         """Load (topic, consumer) pairs from the database; return topics and cursors.
 
@@ -592,7 +572,7 @@ class TopicLog:
             # Pinned before the read: a topic that was forgotten and made again meanwhile would
             # learn from an old snapshot.
             for name, _ in wanted:
-                topic = self.topic(name)
+                topic = self.topics.ensure(name)
                 topic.waiting += 1
                 topics.append(topic)
                 known.append(topic.topic_id)
@@ -661,10 +641,6 @@ class TopicLog:
                 topic.tail = topic.head
                 topic.look()
 
-    def subscribed_topics(self) -> list[CachedTopic]:
-        """Return the topics that have a subscriber on this node."""
-        return [topic for topic in self._topics.values() if topic.subscribers]
-
     # -- other nodes ------------------------------------------------------------------------------
 
     @contextmanager
@@ -686,7 +662,7 @@ class TopicLog:
     def on_remote_commits(self, names: Iterable[str]) -> None:
         """Have new messages of another node in these topics read. Never blocks."""
         for name in names:
-            topic = self._topics.get(name)
+            topic = self.topics.find(name)
             if topic is None:
                 continue
             if topic.subscribers and not topic.is_read and topic.topic_id is not None:
@@ -761,7 +737,7 @@ class TopicLog:
 
     async def renew_positions(self) -> None:
         """Write live subscribers' positions again, so that retention sees their use."""
-        subscribed = self.subscribed_topics()
+        subscribed = self.topics.subscribed()
         for start in range(0, len(subscribed), RENEWALS_PER_GROUP):
             for topic in subscribed[start : start + RENEWALS_PER_GROUP]:
                 for subscriber in list(topic.subscribers):
@@ -780,7 +756,7 @@ class TopicLog:
             ids = [topic_id for topic_id, _ in topics]
             return len(await self.database.run(lambda: self._sql.delete_topics(ids)))
         async with self._writing:
-            known = {topic_id: self._topics.get(name) for topic_id, name in topics}
+            known = {topic_id: self.topics.find(name) for topic_id, name in topics}
             going = [topic_id for topic_id, topic in known.items() if topic is None or topic.forgettable]
             self._deleting = trio.Event()
             gone: list[int] = []
@@ -808,8 +784,8 @@ class TopicLog:
             groups=self._groups,
             pending_messages=len(self._pending) + self._in_commit_messages,
             pending_bytes=self._pending_bytes + self._in_commit_bytes,
-            topics=len(self._topics),
-            subscriptions=sum(len(topic.subscribers) for topic in self._topics.values()),
+            topics=len(self.topics),
+            subscriptions=self.topics.subscriptions,
             storage_failing=self._failing or self._writer.unsure,
             remote_reads=self._remote.reads,
             remote_messages=self._remote.messages,

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.cached_topic import CachedTopic, Subscriber
+from aether_trio.log.topic_cache import CachedTopic, Subscriber
 
 __all__ = ["InFlight", "QueueBackend", "QueueDispatcher", "QueueWorker", "ignore_loss"]
 

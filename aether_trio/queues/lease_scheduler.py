@@ -47,7 +47,7 @@ from aether_trio.concurrency.kicks import Kickable, kick_all
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log import topic_sql_postgres
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.containment import report
 from aether_trio.queues.dispatcher import QueueWorker, ignore_loss

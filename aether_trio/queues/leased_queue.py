@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from aether_trio.queues.lease_exchange import WorkRequest, WorkResponse
 

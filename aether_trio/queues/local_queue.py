@@ -22,7 +22,7 @@ import trio
 from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.containment import alone
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker, ignore_loss

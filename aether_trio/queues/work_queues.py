@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueWorker
 
 CONSUMER: Final = "*"

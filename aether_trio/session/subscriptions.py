@@ -16,7 +16,7 @@ from aether_trio.delivery.catchup import CatchUp
 from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.delivery.subscription import Subscription
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model import topics
 from aether_trio.model.identity import Identity, Kind

@@ -10,7 +10,7 @@ import trio
 
 from aether_trio.delivery.catchup import CatchUp
 from aether_trio.delivery.subscription import Subscription
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.storage.base import Row, StorageUnavailable
 from tests.helpers.core import pump
 from tests.helpers.inline import InlineDatabase

@@ -33,7 +33,7 @@ class Connection:
         last = 0
         for seq in numbers:
             if self.receipts.wanted(seq):
-                last = self.log.append_nowait(self.log.topic(TOPIC), b"%d" % seq, self.receipts)
+                last = self.log.append_nowait(self.log.topics.ensure(TOPIC), b"%d" % seq, self.receipts)
                 self.receipts.appended(seq, last)
         return last
 
@@ -109,7 +109,7 @@ async def test_what_the_log_refuses_is_refused_by_its_number(bench: Bench) -> No
 async def test_what_the_log_refuses_and_came_without_a_number_is_answered(bench: Bench) -> None:
     connection = Connection(bench)
     bench.database.fail_writes = 100
-    number = bench.log.append_nowait(bench.log.topic(TOPIC), b"x", connection.receipts)
+    number = bench.log.append_nowait(bench.log.topics.ensure(TOPIC), b"x", connection.receipts)
     await bench.log.wait_settled(number)
     assert connection.envelopes() == [Code.PUBLISH_FAILED]
     assert connection.receipts.take() == ([], 0)

@@ -44,7 +44,7 @@ async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
     await bench.publish(TOPIC, b"1")
     async with aclosing(tail.open(TOPIC, 1)) as entries:
         assert await anext(entries) == (1, bench.log.clock.now_ms(), b"1")
-    assert bench.log.topic(TOPIC).forgettable
+    assert bench.log.topics.ensure(TOPIC).forgettable
 
 
 async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Bench, database: InlineDatabase) -> None:

@@ -71,7 +71,7 @@ async def test_a_framed_client_finishes_behind_a_goaway_and_ends_the_drain() -> 
         while (await a.next(framing.Ack)).seq < 4:
             pass
         log = gateway.core.log
-        assert log.topic(B).tail == 2
+        assert log.topics.ensure(B).tail == 2
         assert (await log.unread(A))[0] == 1  # its position
         with trio.fail_after(300):
             await a.finish()
@@ -122,7 +122,7 @@ async def test_what_has_come_is_served_before_the_end(transport: str, monkeypatc
             assert (await a.next("kv")).kv.request_id == "1"
             assert (await a.next("kv")).kv.request_id == "2"
             assert await a.status() is Status.UNAVAILABLE
-        assert gateway.core.log.topic(B).tail == 1
+        assert gateway.core.log.topics.ensure(B).tail == 1
 
 
 @pytest.mark.parametrize("transport", ["grpc", "websocket"])
@@ -239,5 +239,5 @@ async def test_what_a_client_has_sent_that_is_leaving_itself_is_served() -> None
             late = message_to(B, b"on its way").SerializeToString()
             await client.send(data(1, message(late)), frame(frames.PING, frames.ACK, 0, ping.body))
             assert (await client.trailers(1))["grpc-status"] == "14"
-        assert gateway.core.log.topic(B).tail == 1
+        assert gateway.core.log.topics.ensure(B).tail == 1
         await client.rest()

@@ -56,7 +56,7 @@ def store(gateway: Gateway, topic: str, payload: bytes) -> None:
     """Put a message into the log that no sender could."""
     sender = session_of(gateway, A)
     frame = encode_delivery(sender.sender.prefix, payload, b"")
-    sender.sender.last_append = gateway.core.log.append_nowait(gateway.core.log.topic(topic), frame, sender)
+    sender.sender.last_append = gateway.core.log.append_nowait(gateway.core.log.topics.ensure(topic), frame, sender)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -92,7 +92,7 @@ class Bench:
         """Queue messages; the number of the last one."""
         number = 0
         for frame in frames:
-            number = self.log.append_nowait(self.log.topic(topic), frame, self.author)
+            number = self.log.append_nowait(self.log.topics.ensure(topic), frame, self.author)
         return number
 
     async def publish(self, topic: str, *frames: bytes) -> None:

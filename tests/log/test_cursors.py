@@ -9,8 +9,8 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
+from aether_trio.log.topic_cache import CachedTopic
 
 
 def make() -> tuple[CursorStore, CachedTopic, list[bool]]:

@@ -80,7 +80,7 @@ class Client:
         receipts = self.receipts
         assert receipts is not None
         if receipts.wanted(seq):  # it keeps to the window, so none is forgotten
-            number = bench.log.append_nowait(bench.log.topic(TOPIC), payload, receipts)
+            number = bench.log.append_nowait(bench.log.topics.ensure(TOPIC), payload, receipts)
             receipts.appended(seq, number)
 
     def read(self) -> None:
@@ -220,7 +220,7 @@ async def test_an_identity_keeps_its_latest_publisher(database: InlineDatabase) 
         store = PublisherStore(database, VirtualClock(trio.current_time), window=WINDOW, lifetime_s=3600)
         for token in (TOKEN, b"q" * 16):
             receipts = Receipts(bench.log, Reader().outbox, (await store.find(ME, token))())
-            receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), token, receipts))
+            receipts.appended(1, bench.log.append_nowait(bench.log.topics.ensure(TOPIC), token, receipts))
             await bench.log.drain()
             assert receipts.publisher is not None
             store.release(receipts.publisher, receipts)
@@ -235,7 +235,7 @@ async def test_the_sweep_forgets_who_is_gone_for_long_and_renews_who_is_here(dat
             Receipts(bench.log, Reader().outbox, (await store.find(name, TOKEN))()) for name in ("here", "gone")
         ]
         for receipts in (here, gone):
-            receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), b"x", receipts))
+            receipts.appended(1, bench.log.append_nowait(bench.log.topics.ensure(TOPIC), b"x", receipts))
         await bench.log.drain()
         assert gone.publisher is not None
         store.release(gone.publisher, gone)

@@ -40,7 +40,7 @@ async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
     await bench.publish(TOPIC, b"4")
     assert reader.frames == [b"1", b"2", b"3", b"4"]
     assert bench.refusals == []
-    assert bench.log.topic(TOPIC).waiting == 0
+    assert bench.log.topics.ensure(TOPIC).waiting == 0
     assert database.query("SELECT count(*) FROM messages") == [(4,)]
 
 
@@ -77,7 +77,7 @@ async def test_what_was_appended_under_a_lost_lease_is_refused_and_what_comes_th
     assert bench.refusals == ["this gateway had lost its lease"] * 2
     assert reader.frames == [b"1", b"2", b"5"]
     assert not bench.log.statistics().storage_failing
-    assert bench.log.topic(TOPIC).waiting == 0
+    assert bench.log.topics.ensure(TOPIC).waiting == 0
 
 
 @pytest.mark.parametrize("lost_answers", [1, 2])

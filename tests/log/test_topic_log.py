@@ -81,7 +81,7 @@ async def test_a_group_that_was_written_although_it_failed_does_not_stop_the_log
     await pump()
     # Its senders will send again; what is in the log is delivered all the same, in its place.
     assert reader.frames == stored(database) == numbers(0, 9)
-    state = bench.log.topic(TOPIC)
+    state = bench.log.topics.ensure(TOPIC)
     assert (state.tail, state.assigned) == (9, 9)
 
 
@@ -182,14 +182,14 @@ async def test_a_failing_disk_is_not_asked_all_the_time(bench: Bench, database: 
 
 
 async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aether_trio.log.topic_log.MAX_UNSUBSCRIBED_TOPICS", 100)
-    bench.log._topics_limit = 100
+    monkeypatch.setattr("aether_trio.log.topic_cache.MAX_UNSUBSCRIBED_TOPICS", 100)
+    bench.log.topics._limit = 100
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
     for number in range(1000):
         await bench.log.wait_settled(bench.append(f"ag::w::b::{number}", b"x"))
     assert bench.log.statistics().topics <= 102
-    assert bench.log.current(bench.log.topic(TOPIC))  # it has a subscriber
+    assert bench.log.topics.is_current(bench.log.topics.ensure(TOPIC))  # it has a subscriber
     await bench.publish("ag::w::b::7", b"again")
     late = Reader()
     await bench.subscribe("ag::w::b::7", late)
@@ -200,17 +200,17 @@ async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypat
 async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, database: InlineDatabase) -> None:
     """A topic made anew would learn an old tail, and give out offsets again."""
     await bench.publish(TOPIC, *numbers(0, 3))
-    bench.log._topics.clear()
-    bench.log._topics_limit = 1
+    bench.log.topics._topics.clear()
+    bench.log.topics._limit = 1
     reader = Reader()
     database.after_read.close()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.subscribe, TOPIC, reader, "me")
         await database.after_read.arrival()
         await bench.publish(TOPIC, *numbers(3, 6))
-        bench.log.topic("ag::w::b::1")  # one too many
-        bench.log._topics_limit = 1
-        bench.log.topic("ag::w::b::2")
+        bench.log.topics.ensure("ag::w::b::1")  # one too many
+        bench.log.topics._limit = 1
+        bench.log.topics.ensure("ag::w::b::2")
         database.after_read.open()
     await bench.publish(TOPIC, *numbers(6, 9))
     assert reader.frames == numbers(0, 9)
@@ -220,14 +220,14 @@ async def test_a_failed_read_pins_nothing(bench: Bench, database: InlineDatabase
     database.failing = True
     with pytest.raises(Exception, match="does not answer"):
         await bench.log.load([(TOPIC, "me"), ("ga::w", None)])
-    assert all(state.forgettable for state in bench.log._topics.values())
+    assert all(state.forgettable for state in bench.log.topics._topics.values())
 
 
 async def test_a_cancelled_read_pins_nothing(bench: Bench, database: InlineDatabase) -> None:
     database.after_read.close()
     with trio.move_on_after(1):
         await bench.log.load([(TOPIC, "me"), ("ga::w", None)])
-    assert all(state.forgettable for state in bench.log._topics.values())
+    assert all(state.forgettable for state in bench.log.topics._topics.values())
 
 
 async def test_a_broadcast_to_thousands_lets_others_run(bench: Bench) -> None:
@@ -266,6 +266,6 @@ async def test_a_message_that_the_database_does_not_take_costs_no_other_its_comm
     assert len(bench.refusals) == 1
     assert reader.frames == [b"before", *numbers(0, 6), b"after"]
     assert not bench.log.statistics().storage_failing
-    assert bench.log.topic(TOPIC).waiting == 0
+    assert bench.log.topics.ensure(TOPIC).waiting == 0
     assert bench.log.has_room
     assert bench.log.statistics().pending_bytes == 0

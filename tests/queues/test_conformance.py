@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues import open_work_queues
 from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.local_queue import CONSUMER, WINDOW
@@ -113,7 +113,7 @@ async def test_an_empty_queue_is_forgotten(queues: Queues) -> None:
     await queues.publish(*numbers(0, 5))
     queues.leave(reader)
     await trio.sleep(1)
-    state = queues.bench.log.topic(TOPIC)
+    state = queues.bench.log.topics.ensure(TOPIC)
     assert state.forgettable
     statistics = queues.queues.statistics()
     assert (statistics.queues, statistics.idle, statistics.workers) == (0, 0, 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from aether_trio.concurrency.kicks import Kickable
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from tests.helpers.log_bench import SMALL, Reader
 

@@ -81,5 +81,5 @@ async def test_a_session_that_ends_while_it_switches_leaves_nothing(core: Core, 
         world.log.after_read.open()
     await core.log.drain()
     await pump()
-    assert not core.log.topic("gu::w").subscribers
-    assert core.log.topic("gu::w").waiting == 0
+    assert not core.log.topics.ensure("gu::w").subscribers
+    assert core.log.topics.ensure("gu::w").waiting == 0

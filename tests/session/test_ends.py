@@ -222,7 +222,7 @@ async def test_a_session_evicted_while_it_opens_opens_nothing(core: Core, world:
         await second.next("connection_ack")
         await barrier(second)
         assert core.router.statistics().accepted == {}
-        assert [state.waiting for state in core.log._topics.values() if not state.subscribers] == []
+        assert [state.waiting for state in core.log.topics._topics.values() if not state.subscribers] == []
         second.finish()
 
 
@@ -253,7 +253,7 @@ async def test_an_offer_in_the_moment_of_an_end_does_no_harm(core: Core) -> None
             nursery.start_soon(core.sessions.serve, link)
             link.send(agent("w", "a", "1"))
             await link.next("config")
-            state = core.log.topic(ONE)
+            state = core.log.topics.ensure(ONE)
             assert len(state.subscribers) == 1
             link.finish()
             while link.ended is None:
@@ -340,7 +340,7 @@ async def test_many_sessions_come_and_go_and_leave_nothing(core: Core) -> None:
     assert len(core.registry) == 0
     await core.log.drain()
     await trio.sleep(1)  # cursors are written
-    assert [state for state in core.log._topics.values() if not state.forgettable] == []
+    assert [state for state in core.log.topics._topics.values() if not state.forgettable] == []
 
 
 async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(core: Core, world: World) -> None:
@@ -355,5 +355,5 @@ async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(co
         world.log.failing = True
         world.log.after_read.open()
         assert (await silent_end(link)).status is Status.UNAVAILABLE
-    assert [state.waiting for state in core.log._topics.values()] == [0] * len(core.log._topics)
+    assert [state.waiting for state in core.log.topics._topics.values()] == [0] * len(core.log.topics._topics)
     world.log.failing = False

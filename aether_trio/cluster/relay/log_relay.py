@@ -37,7 +37,7 @@ from aether_trio.cluster.relay.interest import Interest
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.bisection import in_halves
@@ -120,7 +120,7 @@ class ClusterLogRelay:
             self._queries,
             cluster.lease,
             "topic_interest",
-            lambda: [state.name for state in log.subscribed_topics()],
+            lambda: [state.name for state in log.topics.subscribed()],
             limits.linger_s,
         )
         self._news: dict[str, None] = {}
@@ -203,7 +203,7 @@ class ClusterLogRelay:
     async def _look_around(self, _periodic: bool) -> None:
         await self._interest.look_after()
         self._looks += 1
-        heard = self._log.subscribed_topics()
+        heard = self._log.topics.subscribed()
         for start in range(0, len(heard), TOPICS_AT_ONCE):
             await self._log.refresh(heard[start : start + TOPICS_AT_ONCE])
             await trio.sleep(PART_PAUSE_S)  # a look at very many topics is in no hurry

@@ -29,7 +29,7 @@ FIVE = [b"%d" % number for number in range(5)]
 
 async def follow(gateway: Gateway, topic: str, upto: int) -> None:
     """Wait until this node has given its listeners everything up to that offset."""
-    await until(lambda: gateway.core.log.topic(topic).tail >= upto)
+    await until(lambda: gateway.core.log.topics.ensure(topic).tail >= upto)
 
 
 # -- positions -------------------------------------------------------------------------------------

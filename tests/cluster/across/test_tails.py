@@ -33,7 +33,7 @@ VISITS = 15
 async def nothing_is_pinned(fabric: Fabric) -> None:
     """When all listeners have left, no topic is held in memory."""
     for gateway in fabric.gateways:
-        topics = gateway.core.log._topics
+        topics = gateway.core.log.topics._topics
         await until(lambda: all(state.forgettable for state in topics.values()))  # noqa: B023
 
 

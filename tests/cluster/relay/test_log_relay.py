@@ -20,12 +20,19 @@ from aether_trio.cluster.relay.log_relay import (
     open_log_relay,
     split_in_payloads,
 )
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import LogRelay, TopicLog
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
 
 LATE = LogRelayLimits(poll_s=10 * LONG_S)
 ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::é漢😀::1", "%n"]
+
+
+class HeardTopics(list[CachedTopic]):
+    """Stands in for a TopicCache in which each topic has a subscriber."""
+
+    def subscribed(self) -> list[CachedTopic]:
+        return self
 
 
 class Ears:
@@ -36,7 +43,7 @@ class Ears:
 
     def __init__(self) -> None:
         self.relay: LogRelay | None = None
-        self.topics: list[CachedTopic] = []
+        self.topics = HeardTopics()
         self.told: list[str] = []
         self.looked = 0
 
@@ -45,9 +52,6 @@ class Ears:
         self.relay = relay
         yield
         self.relay = None
-
-    def subscribed_topics(self) -> list[CachedTopic]:
-        return self.topics
 
     def on_remote_commits(self, names: Iterable[str]) -> None:
         self.told += names

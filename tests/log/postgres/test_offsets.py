@@ -48,7 +48,7 @@ async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
     for _ in range(count):
         for topic in chance.sample(TOPICS, chance.randint(1, len(TOPICS))):
             sent[topic] += 1
-            last = log.append_nowait(log.topic(topic), f"{name}:{sent[topic]}".encode(), author)
+            last = log.append_nowait(log.topics.ensure(topic), f"{name}:{sent[topic]}".encode(), author)
         if chance.random() < 0.5:
             await log.wait_settled(last - chance.randrange(10))
     await log.drain()
@@ -117,7 +117,7 @@ async def test_nodes_that_append_to_the_same_topics_leave_no_gap_for_those_who_f
 async def test_a_group_is_one_round_trip(postgres_engine: PostgresEngine) -> None:
     async with opened(postgres_engine, cursor_flush_s=0.0) as (database, log):
         author = Collector()
-        states = [log.topic(topic) for topic in TOPICS]
+        states = [log.topics.ensure(topic) for topic in TOPICS]
         for state in states:
             await log.wait_settled(log.append_nowait(state, b"first", author))
         before = database.statistics()
@@ -154,7 +154,7 @@ async def test_a_commit_that_dies_is_done_again(postgres_engine: PostgresEngine)
         postgres_engine.outside(DIES_ONCE.format(schema=postgres_engine.schema))
         author = Collector()
         for number in range(8):
-            await log.wait_settled(log.append_nowait(log.topic(TOPICS[0]), b"%d" % number, author))
+            await log.wait_settled(log.append_nowait(log.topics.ensure(TOPICS[0]), b"%d" % number, author))
         assert author.reasons == []
         assert database.statistics().losses == 1
         assert await database.fetch("SELECT data FROM messages ORDER BY message_key") == [
@@ -176,7 +176,7 @@ async def test_topics_that_a_promoted_standby_does_not_have_are_made_again_behin
     async with opened(postgres_engine) as (_, log):
         reader, author = Reader(), Collector()
         [(state, _)] = await log.load([("ag::w::lost::1", "me")])
-        other = log.topic("ag::w::kept::1")
+        other = log.topics.ensure("ag::w::kept::1")
         subscription = Subscription(state, reader.outbox, log.cursors, "me", 0, lambda _: None)
         subscription.open()
         for payload in (b"1", b"2"):

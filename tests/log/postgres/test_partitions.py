@@ -57,7 +57,7 @@ async def test_messages_lie_in_their_time_and_go_with_it(log_database: Database)
     clock = ManualClock()
     author = Collector()
     async with open_log(log_database, clock, LogLimits(partition_ms=HOUR_MS)) as log:
-        state = log.topic(TOPIC)
+        state = log.topics.ensure(TOPIC)
         for hour in range(5):
             for number in range(3):
                 await log.wait_settled(log.append_nowait(state, b"%d.%d" % (hour, number), author))
@@ -82,7 +82,7 @@ async def test_a_partition_that_is_dropped_under_a_writer_is_made_again(log_data
     """
     author = Collector()
     async with open_log(log_database, ManualClock(), LogLimits()) as log:
-        state = log.topic(TOPIC)
+        state = log.topics.ensure(TOPIC)
         await log.wait_settled(log.append_nowait(state, b"1", author))
         assert await drop_older(log_database, 2**50) == 1
         await log.wait_settled(log.append_nowait(state, b"2", author))

@@ -184,7 +184,7 @@ async def test_a_gateway_that_was_alone_before_has_its_position(nodes: WorkNodes
     """The database has a cursor of the queue, and no row of leases."""
     one = await nodes.start()
     await one.publish(*numbers(0, 10))
-    state = one.log.topic(TOPIC)
+    state = one.log.topics.ensure(TOPIC)
     nodes.engine.outside(f"INSERT INTO cursors VALUES ({state.topic_id}, '*', 7, 0)")
     worker = await nodes.join(one)
     await nodes.wait_for(3)

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from aether_trio.delivery.outbox import OutboxLimits
-from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.model.clock import SystemClock
 from aether_trio.queues import open_work_queues
@@ -129,7 +129,7 @@ class WorkNode:
     def append(self, *frames: bytes, topic: str = TOPIC) -> int:
         number = 0
         for frame in frames:
-            number = self.log.append_nowait(self.log.topic(topic), frame, self.author)
+            number = self.log.append_nowait(self.log.topics.ensure(topic), frame, self.author)
         return number
 
     async def publish(self, *frames: bytes, topic: str = TOPIC) -> None:
@@ -138,7 +138,7 @@ class WorkNode:
 
     @property
     def topic_id(self) -> int:
-        found = self.log.topic(TOPIC).topic_id
+        found = self.log.topics.ensure(TOPIC).topic_id
         assert found is not None
         return found
 

@@ -19,7 +19,7 @@ B = "ag::w::b::1"
 async def test_an_ack_means_committed_and_covers_all_before_it(transport: TransportServer, a: FramedPeer) -> None:
     await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 101)))
     await a.acked(100)
-    assert transport.core.log.topic(B).tail == 100
+    assert transport.core.log.topics.ensure(B).tail == 100
 
 
 async def test_only_refusals_are_acknowledged_too(a: FramedPeer) -> None:
@@ -136,7 +136,7 @@ async def test_another_publisher_counts_anew(transport: TransportServer) -> None
         await a.send(framing.Send(1, B, token))
         await a.next(framing.Ack)
         await a.finish()
-    assert transport.core.log.topic(B).tail == 2
+    assert transport.core.log.topics.ensure(B).tail == 2
 
 
 async def test_a_number_beyond_the_window_is_forgotten(transport: TransportServer) -> None:

@@ -77,7 +77,7 @@ class OutboxPublisher:
         if not self._log.has_room:
             await self._log.wait_room()
         self._refused.clear()
-        numbers = [self._log.append_nowait(self._log.topic(topic), frame, self) for _, _, topic, frame in found]
+        numbers = [self._log.append_nowait(self._log.topics.ensure(topic), frame, self) for _, _, topic, frame in found]
         await self._log.wait_settled(numbers[-1])
         if self._refused:
             raise StorageUnavailable("the topic log did not take them")

@@ -32,7 +32,10 @@ from typing import Final, Protocol
 
 from aether_trio.concurrency.kicks import Kickable
 
-__all__ = ["SWEEP_REQUESTED", "CachedTopic", "Subscriber"]
+__all__ = ["SWEEP_REQUESTED", "CachedTopic", "Subscriber", "TopicCache"]
+
+MAX_UNSUBSCRIBED_TOPICS: Final = 50_000
+"""Topics in memory without a subscriber (about 300 bytes each); beyond it they are forgotten."""
 
 SWEEP_REQUESTED: Final = 2**62
 """`sweep_bytes` of a topic that retention has been told to look at."""
@@ -134,3 +137,44 @@ class CachedTopic:
     def forgettable(self) -> bool:
         """Whether the database knows all that this object knows."""
         return not self.subscribers and not self.waiting
+
+
+class TopicCache:
+    """The topics in one node's memory; forgets unused ones when there are too many."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, CachedTopic] = {}
+        self._limit = MAX_UNSUBSCRIBED_TOPICS
+
+    def __len__(self) -> int:
+        return len(self._topics)
+
+    def ensure(self, name: str) -> CachedTopic:
+        """Return the topic in memory; add an empty one if it is missing."""
+        topic = self._topics.get(name)
+        if topic is None:
+            if len(self._topics) >= self._limit:
+                self._forget_unused()
+            topic = self._topics[name] = CachedTopic(name)
+        return topic
+
+    def find(self, name: str) -> CachedTopic | None:
+        """Return the topic if it is in memory."""
+        return self._topics.get(name)
+
+    def is_current(self, topic: CachedTopic) -> bool:
+        """Whether `topic` is still the object in use for its name, and not forgotten."""
+        return self._topics.get(topic.name) is topic
+
+    def subscribed(self) -> list[CachedTopic]:
+        """Return the topics that have a subscriber on this node."""
+        return [topic for topic in self._topics.values() if topic.subscribers]
+
+    @property
+    def subscriptions(self) -> int:
+        """The number of subscribers of all topics on this node."""
+        return sum(len(topic.subscribers) for topic in self._topics.values())
+
+    def _forget_unused(self) -> None:
+        self._topics = {name: topic for name, topic in self._topics.items() if not topic.forgettable}
+        self._limit = len(self._topics) + MAX_UNSUBSCRIBED_TOPICS
