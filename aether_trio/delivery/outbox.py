@@ -26,6 +26,8 @@ from typing import Protocol
 
 from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.concurrency.kicks import Kickable
+from aether_trio.delivery.origin import Delivery, Origin
+from aether_trio.delivery.oversized_messages import skip_oversized_message
 from aether_trio.model.containment import report
 from aether_trio.model.errors import RequestError
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
@@ -62,42 +64,6 @@ class SendReceipts(Protocol):
         ...
 
 
-class Origin(Protocol):
-    """The subscription that a delivery belongs to."""
-
-    @property
-    def topic(self) -> str:
-        """The name of its topic."""
-        ...
-
-    @property
-    def position_done(self) -> int:
-        """The offset up to which the consumer is known to be done; 0: no meaning."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether several consumers share the topic, so that each is done separately."""
-        ...
-
-    @property
-    def is_open(self) -> bool:
-        """Whether further messages may be delivered."""
-        ...
-
-    def delivered(self, offset: int) -> None:
-        """Note that the kernel has all messages that were offered here up to `offset`."""
-        ...
-
-    def acknowledged(self, offset: int) -> None:
-        """Note that the application is done up to `offset`, or only with it if `shared`."""
-        ...
-
-
-Delivery = tuple[bytes, Origin, int]
-"""A serialized DownstreamMessage, its subscription, its offset in the topic."""
-
-
 @dataclass(frozen=True, slots=True)
 class OutboxLimits:
     """The bytes that may wait in each queue."""
@@ -130,7 +96,7 @@ class Outbox:
         "_on_cut",
         "_on_ephemeral_drop",
         "_on_failure",
-        "_on_passed_over",
+        "_on_oversized",
         "_room",
         "broken",
         "closed",
@@ -154,13 +120,13 @@ class Outbox:
         on_cut: Callable[[], None] | None = None,
         gate: DeliveryGate = _OPEN,
         on_failure: Callable[[Exception], None] | None = None,
-        on_passed_over: Callable[[str, int, int], None] | None = None,
+        on_oversized: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._link = link
         self._gate = gate
         self._on_cut = on_cut
         self._on_failure = on_failure
-        self._on_passed_over = on_passed_over
+        self._on_oversized = on_oversized
         self.limits = limits
         # Lists: an empty deque has 620 bytes, and a pull mostly takes a whole queue.
         self._control: list[bytes] = []
@@ -218,11 +184,11 @@ class Outbox:
         """Queue a durable message; return False when there is no room.
 
         The caller kicks, once for many messages. A message that is larger than any client takes is
-        passed over, and its consumer is told.
+        skipped (oversized_messages.py).
         """
         size = len(frame)
         if size > CLIENT_MESSAGE_BYTES:
-            return self._pass_over(origin, offset, size)
+            return not self.closed and skip_oversized_message(origin, offset, size, self._on_oversized)
         waiting = self.delivery_bytes
         if waiting and waiting + size > self.limits.delivery_bytes:
             # The burst may be ahead of a socket that is free: give the link one chance before
@@ -235,19 +201,6 @@ class Outbox:
             return False
         self._deliveries.append((frame, origin, offset))
         self.delivery_bytes = waiting + size
-        return True
-
-    def _pass_over(self, origin: Origin, offset: int, size: int) -> bool:
-        """Pass over a message that no client takes, and tell its consumer.
-
-        Waiting for room would hold up the topic for ever.
-        """
-        if self.closed:
-            return False
-        if self._on_passed_over is not None:
-            self._on_passed_over(origin.topic, offset, size)
-        if origin.shared or origin.position_done == offset - 1:
-            origin.acknowledged(offset)
         return True
 
     @property
@@ -419,7 +372,7 @@ class Outbox:
         self.receipts = None
         self._on_cut = None
         self._on_failure = None
-        self._on_passed_over = None
+        self._on_oversized = None
         self._on_ephemeral_drop = _nothing
 
     async def wait_control_sent(self) -> None:

@@ -137,7 +137,9 @@ class Session:
         self.identity = identity = claim.identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.ephemeral_dropped, self.cut, gate, self.failed, self.passed_over)
+        self.outbox = Outbox(
+            link, outbox_limits, self.ephemeral_dropped, self.cut, gate, self.failed, self.oversized_skipped
+        )
         self._registry = registry
         self._on_detached = on_detached
         self.requests = rates.request_bucket()
@@ -369,7 +371,7 @@ class Session:
             )
         )
 
-    def passed_over(self, topic: str, offset: int, size: int) -> None:
+    def oversized_skipped(self, topic: str, offset: int, size: int) -> None:
         """Tell the client that a message was skipped: it is larger than clients take."""
         logger.error(
             "a message is too large for its client and is skipped",

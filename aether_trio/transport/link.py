@@ -21,7 +21,8 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.delivery.outbox import Delivery, Origin, SendReceipts
+    from aether_trio.delivery.origin import Delivery, Origin
+    from aether_trio.delivery.outbox import SendReceipts
 
 
 Upstream: TypeAlias = UpstreamMessage | Send

@@ -168,7 +168,7 @@ def test_a_message_that_no_client_takes_is_passed_over_and_its_consumer_told() -
         SimpleNamespace(kick=lambda: None),
         SMALL,
         lambda: None,
-        on_passed_over=lambda topic, offset, size: told.append((topic, offset, size)),
+        on_oversized=lambda topic, offset, size: told.append((topic, offset, size)),
     )
     offsets, largest = Offsets(), bytes(CLIENT_MESSAGE_BYTES)
     assert outbox.try_deliver(largest + b"x", offsets, 1)
@@ -208,7 +208,7 @@ def test_the_owner_hears_of_the_end_until_it_is_forgotten() -> None:
         lambda: heard.append("topic"),
         lambda: heard.append("cut"),
         on_failure=heard.append,
-        on_passed_over=lambda *passed: heard.append(passed),
+        on_oversized=lambda *passed: heard.append(passed),
     )
     error = OSError("the link")
     outbox.put_control(b"answer")

@@ -1,0 +1,41 @@
+"""The subscription that a message in an outbox was queued for, as links know it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Origin(Protocol):
+    """The subscription that a delivery belongs to."""
+
+    @property
+    def topic(self) -> str:
+        """The name of its topic."""
+        ...
+
+    @property
+    def position_done(self) -> int:
+        """The offset up to which the consumer is known to be done; 0: no meaning."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether several consumers share the topic, so that each is done separately."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether further messages may be delivered."""
+        ...
+
+    def delivered(self, offset: int) -> None:
+        """Note that the kernel has all messages that were offered here up to `offset`."""
+        ...
+
+    def acknowledged(self, offset: int) -> None:
+        """Note that the application is done up to `offset`, or only with it if `shared`."""
+        ...
+
+
+Delivery = tuple[bytes, Origin, int]
+"""A serialized DownstreamMessage, its subscription, its offset in the topic."""
