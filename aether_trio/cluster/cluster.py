@@ -54,14 +54,19 @@ class Cluster:
         self.peers = Peers(self.nodes, self.bus, random, limits.poll_s)
         make_batcher = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
         self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_batcher)
-        self.on_renewal: list[Callable[[], None]] = []
-        """Called in one step when this node has a lease again after it was declared dead: other
-        nodes may have deleted rows of this node."""
+        self._on_renewal: list[Callable[[], None]] = []
 
     @property
     def node_id(self) -> int:
         """This node's number; another one after a failover that lost its registration."""
         return self.lease.node_id
+
+    def when_renewed(self, call: Callable[[], None]) -> None:
+        """Call this in one step whenever this node has a lease again after it was declared dead.
+
+        Other nodes may have deleted rows of this node.
+        """
+        self._on_renewal.append(call)
 
     def leaving(self) -> list[str]:
         """Return the identities whose session has ended here.
@@ -90,7 +95,7 @@ class Cluster:
 
     def lease_renewed(self) -> None:
         """See LeaseWatcher."""
-        for notify in self.on_renewal:
+        for notify in self._on_renewal:
             notify()
 
     def questions(self) -> None:

@@ -29,7 +29,6 @@ from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.clock import Clock, SystemClock
-from aether_trio.model.errors import Status
 from aether_trio.model.ids import IdFactory
 from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
@@ -50,14 +49,11 @@ from aether_trio.session.dispatch import Dispatcher, Handler
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lifecycle import SessionServer
 from aether_trio.session.registry import SessionRegistry
+from aether_trio.session.stalled_sessions import end_stalled_sessions
 from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.telemetry.health import GatewayHealth
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.version import __version__
-from aether_trio.wire.pb import aether_pb2 as pb
-
-STALL_CHECKS = 10
-"""Checks of every session per write timeout: a stalled one ends at most a tenth of it late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,34 +82,6 @@ class Core:
     hooks: ServiceHooks
     sessions: SessionServer
     tail: TopicWatcher
-
-    async def end_stalled_sessions(self, write_timeout_s: float) -> None:
-        """End sessions whose client has read nothing for so long while data waits for it.
-
-        Runs until cancelled. Durable messages wait in the log; the identity must not stay with such
-        a client.
-        """
-        while True:
-            await trio.sleep(write_timeout_s / STALL_CHECKS)
-            latest = trio.current_time() - write_timeout_s
-            for session in self.registry:
-                stalled_since = session.link.stalled_since
-                if stalled_since is not None and stalled_since < latest:
-                    session.end(Status.UNAVAILABLE, f"this client has read nothing for {write_timeout_s:g} seconds")
-
-    async def let_sessions_go(self, reason: str, within_s: float = 0.0) -> None:
-        """Ask every client to connect elsewhere, in slices, without a wait for their ends.
-
-        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
-        blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get
-        the status alone: both clients of that SDK answer it by reconnecting.
-        """
-        self.sessions.handshake.turn_away()
-        for count, session in enumerate(self.registry):
-            signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
-            session.leave(reason, within_s, signal)
-            if count % 64 == 63:
-                await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
@@ -149,9 +117,9 @@ async def open_core(
         )
         ephemeral_topics = EphemeralTopics()
         membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, ephemeral_topics))
-        registry, directory = membership.registry, membership.directory
+        registry, directory, cluster = membership.registry, membership.directory, membership.cluster
         nursery = await stack.enter_async_context(trio.open_nursery())
-        queues = open_work_queues(log, nursery)
+        queues = open_work_queues(log, nursery, None if cluster is None else cluster.lease)
         framed = settings.framed
         publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
 
@@ -161,9 +129,7 @@ async def open_core(
         kv = KvService(state, clock, settings.limits, authorizer)
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
-        task_nodes: TaskNodes = (
-            SingleNode(ids.unique()) if membership.cluster is None else ClusterNodes(membership.cluster)
-        )
+        task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
         engine = Engine(
             tasks_database,
             clock,
@@ -216,8 +182,11 @@ async def open_core(
             starter=starter,
             autostart_queue=autostart_queue,
         )
-        if membership.cluster is not None:
-            membership.cluster.on_renewal.append(hooks.node_renewed)
+        if cluster is not None:
+            # A renewal frees what this node itself had leased before.
+            cluster.peers.when_dead(queues.node_left)
+            cluster.when_renewed(queues.node_left)
+            cluster.when_renewed(hooks.node_renewed)
         rates = Rates(settings.limits, clock)
         router = Router(
             log,
@@ -316,7 +285,7 @@ async def open_core(
         if tasks_database.shared:
             nursery.start_soon(keep_running, "conversations", conversations.run, name="conversations")
         if write_timeout_s := settings.grpc.write_timeout_s:
-            end_stalled = partial(core.end_stalled_sessions, write_timeout_s)
+            end_stalled = partial(end_stalled_sessions, registry, write_timeout_s)
             nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
         try:
             # The engine settles what it has taken on before it ends, so it ends before everything

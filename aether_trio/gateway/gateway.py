@@ -91,7 +91,7 @@ class Gateway:
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._ports.drain, deadline_s)
-            await core.let_sessions_go(DRAIN_NOTICE, notice_s(deadline_s))
+            await core.sessions.ask_to_reconnect(DRAIN_NOTICE, notice_s(deadline_s))
         await core.log.drain()
         logger.info("drained")
         self._closed.set()

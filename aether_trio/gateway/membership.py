@@ -100,9 +100,6 @@ async def _join_cluster(
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(open_cluster(server, sessions, info, limits=limits))
         locks = NodeIdentityLocks(sessions, cluster.locks)
-        log.join_cluster(lambda: (cluster.lease.node_id, cluster.lease.epoch), cluster.lease.wait_sure)
-        cluster.peers.on_death.append(log.on_node_left)
-        cluster.on_renewal.append(log.on_node_left)  # the work that this node had is free, too
         directory = await stack.enter_async_context(open_directory(server, cluster, registry, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000
         progress = await stack.enter_async_context(

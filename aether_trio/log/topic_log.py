@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -174,14 +174,6 @@ GroupReport = Callable[[float, int], None]
 the number of its messages."""
 
 
-def _single_node() -> tuple[int, int]:
-    return 0, 0
-
-
-async def _always_confirmed() -> None:
-    """A single node needs no lease."""
-
-
 class TopicLog:
     """The log of one node; described at the top of this file. Made by `open_log`."""
 
@@ -202,16 +194,10 @@ class TopicLog:
         (CachedTopic.sweep_bytes)."""
         self.relay: LogRelay | None = None
         """Notifies other nodes; None on a single node."""
-        self.node: Callable[[], tuple[int, int]] = _single_node
-        """Returns node id and epoch of this process's lease; node 0 is alone on its database."""
-        self.wait_lease_confirmed: Callable[[], Awaitable[None]] = _always_confirmed
-        """Waits until this node is known to have held its lease a moment ago. No checkpoint at
-        its end. Raises StorageUnavailable."""
         self._limits = limits
         self._writer = open_group_writer(database, limits.partition_ms)
         self._sql = self._writer.sql
         self._remote = RemoteCommitReader(self.refresh, database, self.grown)
-        self._node_left: list[Callable[[], None]] = []
         self._on_group = on_group
         self._pending: list[PendingMessage] = []
         self._pending_bytes = 0
@@ -652,13 +638,6 @@ class TopicLog:
         finally:
             self.relay = None
 
-    def join_cluster(
-        self, node: Callable[[], tuple[int, int]], wait_lease_confirmed: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Take work as a node of a cluster from now on, under the lease of `node`."""
-        self.node = node
-        self.wait_lease_confirmed = wait_lease_confirmed
-
     def on_remote_commits(self, names: Iterable[str]) -> None:
         """Have new messages of another node in these topics read. Never blocks."""
         for name in names:
@@ -669,15 +648,6 @@ class TopicLog:
                 topic.look()
             elif topic.subscribers or topic.waiting:
                 self._remote.request(topic)
-
-    def when_node_left(self, call: Callable[[], None]) -> None:
-        """Call this whenever the lease of a node has ended, so that what it held is free."""
-        self._node_left.append(call)
-
-    def on_node_left(self) -> None:
-        """Call all of `when_node_left`. No checkpoint, never blocks."""
-        for call in self._node_left:
-            call()
 
     # -- reading ----------------------------------------------------------------------------------
 

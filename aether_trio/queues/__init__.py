@@ -7,14 +7,28 @@ import trio
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.queues.lease_scheduler import LeasedQueues
 from aether_trio.queues.local_queue import LocalQueues
-from aether_trio.queues.work_queues import WorkQueues
+from aether_trio.queues.work_queues import NodeLease, WorkQueues
 
 __all__ = ["open_work_queues"]
 
 
-def open_work_queues(log: TopicLog, nursery: trio.Nursery) -> WorkQueues:
-    """Return local queues, or leased ones where several nodes write to the database.
+class SingleNodeLease:
+    """The NodeLease of a gateway that is alone on its database: always held."""
 
-    The tasks of the queues run in `nursery`, which must end before the log does.
+    node_id = epoch = 0
+
+    async def wait_sure(self) -> None:
+        """Return at once."""
+
+
+def open_work_queues(log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease | None = None) -> WorkQueues:
+    """Return local work queues, or leased ones where several nodes write to the database.
+
+    `node_lease` is None on a gateway without a cluster. The tasks of the queues run in `nursery`,
+    which must end before the log does.
     """
-    return LeasedQueues(log, nursery) if log.database.shared else LocalQueues(log, nursery)
+    return (
+        LeasedQueues(log, nursery, node_lease or SingleNodeLease())
+        if log.database.shared
+        else LocalQueues(log, nursery)
+    )

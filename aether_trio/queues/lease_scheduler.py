@@ -53,7 +53,7 @@ from aether_trio.model.containment import report
 from aether_trio.queues.dispatcher import QueueWorker, ignore_loss
 from aether_trio.queues.lease_exchange import LeaseEpoch, WorkRequest, exchange, peek, responses
 from aether_trio.queues.leased_queue import LeasedQueue
-from aether_trio.queues.work_queues import CONSUMER, WorkStatistics
+from aether_trio.queues.work_queues import CONSUMER, NodeLease, WorkStatistics
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.retry import RETRY_DELAY_S, retry_while_unavailable
 
@@ -84,7 +84,7 @@ NO_LEASE: Final = (-1, -1)
 class LeasedQueues:
     """Leases and returns the messages of all work queues of one node; a WorkQueues."""
 
-    def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
+    def __init__(self, log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease) -> None:
         self._log = log
         self._database = log.database.separate_queue()
         self._nursery = nursery
@@ -97,7 +97,7 @@ class LeasedQueues:
         """Queues that raised an unexpected error, and when each is served again (trio's clock)."""
         self._wake = RepeatedEvent()
         self._departed = AutoResetEvent()
-        log.when_node_left(self._departed.set)
+        self._node_lease = node_lease
         self._lease: LeaseEpoch = NO_LEASE
         self._epoch_alone = 0
         self._requests = 0
@@ -122,6 +122,10 @@ class LeasedQueues:
             state.waiting += 1  # until the queue is forgotten
             queue = self._queues[state.name] = LeasedQueue(state, self)
         return queue.join(outbox, on_lost)
+
+    def node_left(self) -> None:
+        """Look at once for the messages that a node had whose lease has ended. Never blocks."""
+        self._departed.set()
 
     def statistics(self) -> WorkStatistics:
         """Return the counts of queues and workers, and of exchanges since start."""
@@ -269,8 +273,8 @@ class LeasedQueues:
         There is no checkpoint behind the look at the node lease: messages that are dispatched then
         are this node's, however long the process was stopped before. Raises StorageUnavailable.
         """
-        await self._log.wait_lease_confirmed()
-        node_id, epoch = self._log.node()
+        await self._node_lease.wait_sure()
+        node_id, epoch = self._node_lease.node_id, self._node_lease.epoch
         if node_id == 0:
             if not self._epoch_alone:
                 # The gateway is alone: the leases of the process before it are free. The numbers
@@ -317,7 +321,7 @@ class LeasedQueues:
                 await self._departed.wait()
             # With one node, no other node leases or dies; only a statement that was given up can
             # have leased messages.
-            if self._log.node()[0] > 0 or self._failed_before:
+            if self._node_lease.node_id > 0 or self._failed_before:
                 self._failed_before = False
                 try:
                     lease = await self._current_lease()

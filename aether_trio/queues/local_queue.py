@@ -224,6 +224,9 @@ class LocalQueues:
             self._queues[state.name] = queue
         return queue.join(outbox, on_lost)
 
+    def node_left(self) -> None:
+        """Do nothing: there are no other nodes."""
+
     def statistics(self) -> WorkStatistics:
         """Return the counts of queues and workers."""
         workers = sum(len(queue.dispatcher.workers) for queue in self._queues.values())

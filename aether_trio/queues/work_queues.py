@@ -39,6 +39,27 @@ class WorkStatistics:
     failed: int = 0
 
 
+class NodeLease(Protocol):
+    """The lease of this node in its cluster, under which it leases messages of work queues."""
+
+    @property
+    def node_id(self) -> int:
+        """This node's number; 0 is a gateway that is alone on its database."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever the node comes back after its lease had ended."""
+        ...
+
+    async def wait_sure(self) -> None:
+        """Wait until this node is known to have held its lease a moment ago.
+
+        No checkpoint at its end. Raises StorageUnavailable.
+        """
+        ...
+
+
 class WorkQueues(Protocol):
     """Finds the work queues of one node, and adds workers to them."""
 
@@ -55,6 +76,10 @@ class WorkQueues(Protocol):
         `on_lost` is called when other workers may have been given what this worker was sent: the
         session is to end.
         """
+        ...
+
+    def node_left(self) -> None:
+        """Note that the lease of a node has ended: messages that it had are free. Never blocks."""
         ...
 
     def statistics(self) -> WorkStatistics:

@@ -19,6 +19,7 @@ from aether_trio.session.read_loop import ReadLoop
 from aether_trio.session.session import Session
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.transport.link import Link, LinkBroken
+from aether_trio.wire.pb import aether_pb2 as pb
 
 CLOSE_S = 5.0
 """How long the end of a stream waits for its client to read the answers to its last requests."""
@@ -65,6 +66,20 @@ class SessionServer:
         finally:
             if session is not None:
                 run_all(session.who, partial(self._release_publisher, session), session.forget)
+
+    async def ask_to_reconnect(self, reason: str, within_s: float = 0.0) -> None:
+        """Ask every client to connect to another node, in slices, without a wait for their ends.
+
+        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
+        blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get
+        the status alone: both clients of that SDK answer it by reconnecting.
+        """
+        self.handshake.turn_away()
+        for count, session in enumerate(self._parts.registry):
+            signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
+            session.leave(reason, within_s, signal)
+            if count % 64 == 63:
+                await trio.lowlevel.checkpoint()
 
     async def _close(self, link: Link, ending: Exception | None, who: str) -> None:
         """Close the stream with the status of its ending; report an unexpected one.

@@ -302,7 +302,7 @@ async def test_answers_come_before_the_end(peer: MemoryLink) -> None:
 @pytest.mark.parametrize(("sdk", "signalled"), [("python", False), ("go", True), ("", True)])
 async def test_a_drain_ends_with_unavailable(core: Core, sdk: str, signalled: bool) -> None:
     async with connect(core, agent("w", "a", "1", client_sdk=sdk)) as peer:
-        await core.let_sessions_go("going down")
+        await core.sessions.ask_to_reconnect("going down")
         assert [one.signal.type for one in peer.waiting("signal")] == [pb.Signal.GRACEFUL_DISCONNECT] * signalled
         ended = await peer.wait_end()
         assert (ended.status, ended.message) == (Status.UNAVAILABLE, "going down")
@@ -318,7 +318,7 @@ async def test_a_drain_ends_a_session_that_is_opening_before_it_says_anything(co
     world.state.after_read.close()
     async with connect(core, agent("w", "a", "1", client_sdk="go"), wait_ack=False) as peer:
         await world.state.after_read.arrival()
-        await core.let_sessions_go("going down")
+        await core.sessions.ask_to_reconnect("going down")
         # A first message of any kind would read as "connected".
         assert (await silent_end(peer)).status is Status.UNAVAILABLE
         world.state.after_read.open()

@@ -183,7 +183,7 @@ class ClusterDirectory:
             wait_s=limits.wait_s,
         )
         cluster.locks.on_change.append(self._on_locks_changed)
-        cluster.peers.on_death.append(self._services.trigger)
+        cluster.peers.when_dead(self._services.trigger)
         cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.trigger())
         cluster.bus.handle(NEWS, self._on_lock_news)
 

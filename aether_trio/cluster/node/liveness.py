@@ -136,8 +136,7 @@ class Nodes:
         self._unlocked: set[tuple[int, int]] = set()
         self._silent: set[tuple[int, int, Any]] = set()
         self._declared = self._cut_off = self._swept = 0
-        self.on_dead: list[Callable[[int], None]] = []
-        """Called in one step with the number of each node that this node has declared dead."""
+        self._on_dead: list[Callable[[int], None]] = []
         own = server.limits
         # Statements find their rows by key, but a plan is made once, when the tables may still be
         # empty.
@@ -152,6 +151,10 @@ class Nodes:
             patience_s=limits.lease_grace_s,
             watch=server.watch,
         )
+
+    def when_declared_dead(self, call: Callable[[int], None]) -> None:
+        """Call this in one step with the number of each node that this node declares dead."""
+        self._on_dead.append(call)
 
     def statistics(self) -> NodesStatistics:
         """Return counters since start."""
@@ -204,7 +207,7 @@ class Nodes:
                 logger.info(
                     "the lease of another node has ended; its identities are free", node_id=node_id, epoch=epoch
                 )
-                for notify in self.on_dead:
+                for notify in self._on_dead:
                     notify(node_id)
             finally:
                 del self._looking[key]

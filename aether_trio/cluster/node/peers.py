@@ -40,13 +40,19 @@ class Peers:
         self._search = PeriodicTask("the search for other nodes", self._look, random, every_s=every_s)
         self.empty = True
         """Whether no other node is known."""
-        self.on_join: list[Callable[[], None]] = []
-        """Called in one step when another node has joined, or may have."""
-        self.on_death: list[Callable[[], None]] = []
-        """Called in one step when a node of the cluster has been declared dead, or may have."""
-        nodes.on_dead.append(self._on_found_dead)
+        self._on_join: list[Callable[[], None]] = []
+        self._on_death: list[Callable[[], None]] = []
+        nodes.when_declared_dead(self._on_found_dead)
         bus.handle(JOINED, self._on_joined)
         bus.handle(DIED, self._on_died)
+
+    def when_joined(self, call: Callable[[], None]) -> None:
+        """Call this in one step whenever another node has joined, or may have."""
+        self._on_join.append(call)
+
+    def when_dead(self, call: Callable[[], None]) -> None:
+        """Call this in one step whenever a node has been declared dead, or may have been."""
+        self._on_death.append(call)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look for peers until cancelled; started when the peers know this node.
@@ -73,7 +79,7 @@ class Peers:
         self._joined += 1
         if body == ALL:
             self._search.trigger()
-        for notify in self.on_join:
+        for notify in self._on_join:
             notify()
 
     def _on_found_dead(self, node_id: int) -> None:
@@ -81,5 +87,5 @@ class Peers:
         self._on_died(node_id, "")
 
     def _on_died(self, _sender: int, _body: str) -> None:
-        for notify in self.on_death:
+        for notify in self._on_death:
             notify()

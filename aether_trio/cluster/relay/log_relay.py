@@ -128,7 +128,7 @@ class ClusterLogRelay:
         self._committed = self._lookups = self._looks = 0
         self._statements = self._notifies = self._wakes = self._woken = 0
         cluster.bus.handle(WAKE, self._on_wake)
-        cluster.on_renewal.append(self._renew)
+        cluster.when_renewed(self._renew)
 
     def statistics(self) -> LogRelayStatistics:
         """Return counters since start, and the number of interests."""

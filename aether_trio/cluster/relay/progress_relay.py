@@ -170,8 +170,8 @@ class ProgressRelay:
         self._woken_all = False
         self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
         cluster.bus.handle(WAKE, self._on_wake)
-        cluster.peers.on_join.append(self._read_all)
-        cluster.on_renewal.append(self._renew)
+        cluster.peers.when_joined(self._read_all)
+        cluster.when_renewed(self._renew)
 
     def statistics(self) -> ProgressRelayStatistics:
         """Return counters since start, and what waits now."""

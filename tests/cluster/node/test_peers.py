@@ -16,7 +16,7 @@ POLLS = replace(STEADY, poll_s=0.3)
 def deaths(node: Node) -> list[int]:
     """A list that grows when the node is told of a death."""
     told: list[int] = []
-    node.cluster.peers.on_death.append(lambda: told.append(1))
+    node.cluster.peers.when_dead(lambda: told.append(1))
     return told
 
 

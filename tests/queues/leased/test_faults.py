@@ -39,7 +39,7 @@ async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_pol
     await until(lambda: two.queues.statistics().exchanges > 0)
     await nodes.kill(one)
     assert survivor.frames == []
-    two.log.on_node_left()
+    two.queues.node_left()
     await until(lambda: len(survivor.frames) == WINDOW)
 
 
@@ -136,7 +136,7 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
     goes_on = trio.Event()
 
     async def stop() -> None:  # the process, while the answer is in the kernel
-        one.log.wait_lease_confirmed = goes_on.wait
+        one.node_lease.wait = goes_on.wait
 
     go_on_writing = one.delay_answers(stop)
     worker = await nodes.join(one)

@@ -114,17 +114,34 @@ class Wakes:
                 node.log.on_remote_commits(names)
 
 
+class ScriptedLease:
+    """A NodeLease that is sure at once, unless a test gives another `wait`."""
+
+    def __init__(self, node_id: int) -> None:
+        self.node_id = node_id
+        self.epoch = 1
+        self.wait: Callable[[], Awaitable[object]] | None = None
+
+    async def wait_sure(self) -> None:
+        if self.wait is not None:
+            await self.wait()
+
+
 class WorkNode:
     """One node. Writes are fenced by its lease, as a cluster does it."""
 
-    def __init__(self, server: PostgresServer, log: TopicLog, queues: LeasedQueues, lease: tuple[int, int]) -> None:
+    def __init__(self, server: PostgresServer, log: TopicLog, queues: LeasedQueues, lease: ScriptedLease) -> None:
         self.server = server
         self.log = log
         self.queues = queues
-        self.lease = lease
+        self.node_lease = lease
         self.author = Collector()
-        log.node = lambda: self.lease
         server.fence_writes(lambda: "SELECT aether_fence({}, {})".format(*self.lease))
+
+    @property
+    def lease(self) -> tuple[int, int]:
+        """The number and the epoch under which the node leases messages now."""
+        return self.node_lease.node_id, self.node_lease.epoch
 
     def append(self, *frames: bytes, topic: str = TOPIC) -> int:
         number = 0
@@ -204,7 +221,7 @@ class WorkNodes:
         """The node comes back with the next epoch."""
         node_id, epoch = node.lease
         self.engine.outside(f"UPDATE nodes SET alive = true, epoch = {epoch + 1} WHERE node_id = {node_id}")
-        node.lease = (node_id, epoch + 1)
+        node.node_lease.epoch = epoch + 1
 
     def worker(self, node: WorkNode, **options: Any) -> ScriptedWorker:
         return ScriptedWorker(node, self.history, **options)
@@ -255,15 +272,15 @@ class WorkNodes:
                 [(node_id,)] = await database.write(Fetch(_REGISTER))
                 clock, limits = SystemClock(trio.current_time), LogLimits(cursor_flush_s=0.05)
                 async with open_log(database, clock, limits) as log, trio.open_nursery() as nursery:
-                    queues = open_work_queues(log, nursery)
+                    lease = ScriptedLease(node_id)
+                    queues = open_work_queues(log, nursery, lease)
                     assert isinstance(queues, LeasedQueues)
-                    node = WorkNode(server, log, queues, (node_id, 1))
-                    log.relay = Wakes(node, self)
-                    self.all.append(node)
-                    self._ends[node] = (stop, stopped)
-                    task_status.started(node)
-                    await stop.wait()
-                    log.relay = None
+                    node = WorkNode(server, log, queues, lease)
+                    with log.relayed_by(Wakes(node, self)):
+                        self.all.append(node)
+                        self._ends[node] = (stop, stopped)
+                        task_status.started(node)
+                        await stop.wait()
                     nursery.cancel_scope.cancel()
         finally:
             stopped.set()

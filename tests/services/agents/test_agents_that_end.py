@@ -49,7 +49,7 @@ async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
 async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> None:
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (_, _, _, asked):
-            await core.let_sessions_go("the gateway is shutting down")
+            await core.sessions.ask_to_reconnect("the gateway is shutting down")
             await trio.sleep(0.1)
         async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
             await trio.sleep(30)
@@ -77,7 +77,7 @@ async def test_one_that_runs_for_days_comes_back_when_its_gateway_starts_again(w
                 for _ in range(3):
                     clock.ahead_ms += 20 * 3600 * 1000
                     await trio.sleep(60)
-                await core.let_sessions_go("the gateway is shutting down")
+                await core.sessions.ask_to_reconnect("the gateway is shutting down")
                 await trio.sleep(0.1)
         async with world.open(clock=clock) as core, connect(core, hello) as back:
             assert back.waiting("connection_ack") == []  # it has been let in
@@ -94,7 +94,7 @@ async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goe
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (orchestrator, _, _, asked):
             await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
-            await core.let_sessions_go("the gateway is shutting down")
+            await core.sessions.ask_to_reconnect("the gateway is shutting down")
             await trio.sleep(0.1)
         async with world.open() as core:
             await trio.sleep(1)

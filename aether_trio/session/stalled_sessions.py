@@ -1,0 +1,28 @@
+"""Ends the sessions of a gateway whose client has read nothing for minutes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.session.registry import SessionRegistry
+
+CHECKS_PER_TIMEOUT: Final = 10
+"""Checks of every session per write timeout: a stalled one ends at most a tenth of it late."""
+
+
+async def end_stalled_sessions(registry: SessionRegistry, write_timeout_s: float) -> None:
+    """End sessions whose client has taken no byte for so long while data waits for it.
+
+    Runs until cancelled. Durable messages wait in the log; the identity must not stay with such a
+    client.
+    """
+    while True:
+        await trio.sleep(write_timeout_s / CHECKS_PER_TIMEOUT)
+        latest = trio.current_time() - write_timeout_s
+        for session in registry:
+            stalled_since = session.link.stalled_since
+            if stalled_since is not None and stalled_since < latest:
+                session.end(Status.UNAVAILABLE, f"this client has read nothing for {write_timeout_s:g} seconds")
