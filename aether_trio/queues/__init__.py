@@ -22,7 +22,7 @@ class SingleNodeLease:
 
 
 def open_work_queues(log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease | None = None) -> WorkQueues:
-    """Return local work queues, or leased ones where several nodes write to the database.
+    """Return local work queues, or leased ones where nodes share the database.
 
     `node_lease` is None on a gateway without a cluster. The tasks of the queues run in `nursery`,
     which must end before the log does.

@@ -124,7 +124,7 @@ class LeasedQueues:
         return queue.join(outbox, on_lost)
 
     def node_left(self) -> None:
-        """Look at once for the messages that a node had whose lease has ended. Never blocks."""
+        """Look at once for messages that a dead node had leased. Never blocks."""
         self._departed.set()
 
     def statistics(self) -> WorkStatistics:

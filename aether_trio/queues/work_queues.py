@@ -40,7 +40,7 @@ class WorkStatistics:
 
 
 class NodeLease(Protocol):
-    """The lease of this node in its cluster, under which it leases messages of work queues."""
+    """The cluster lease of a node, under which it leases messages of queues."""
 
     @property
     def node_id(self) -> int:
@@ -79,7 +79,7 @@ class WorkQueues(Protocol):
         ...
 
     def node_left(self) -> None:
-        """Note that the lease of a node has ended: messages that it had are free. Never blocks."""
+        """Look at once for messages that a dead node had leased. Never blocks."""
         ...
 
     def statistics(self) -> WorkStatistics:

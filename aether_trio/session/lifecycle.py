@@ -68,9 +68,9 @@ class SessionServer:
                 run_all(session.who, partial(self._release_publisher, session), session.forget)
 
     async def ask_to_reconnect(self, reason: str, within_s: float = 0.0) -> None:
-        """Ask every client to connect to another node, in slices, without a wait for their ends.
+        """Ask every client, in slices, to connect to another node.
 
-        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
+        Waits for no end; sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
         blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get
         the status alone: both clients of that SDK answer it by reconnecting.
         """
