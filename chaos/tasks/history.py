@@ -96,7 +96,7 @@ async def read(place: Place, history: TaskHistory) -> None:
         )
     ]
     # The latest assignment is in the task's own row, those before it have rows of their own
-    # (services/tasks/transaction/assignment.py). One to a worker of another node is in both, and
+    # (services/tasks/transaction/worker_choice.py). One to a worker of another node is in both, and
     # its own row does not say how it ended.
     latest = "GREATEST" if _is_postgres(place) else "MAX"
     attempts: dict[tuple[str, int], Attempt] = {}

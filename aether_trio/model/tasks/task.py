@@ -2,7 +2,7 @@
 
 `epoch` counts assignments: a worker with an older one has lost the task. `events` is the number of
 the task's latest event. The last group of fields follows from the others whenever a row is written
-(`queue_of`, `holder_of`, `keeper_of`, `next_due`), so that indexes can be small.
+(`waiting_queue.queue_of`, `holder_of`, `keeper_of`, `due.next_due`), so that indexes can be small.
 """
 
 from __future__ import annotations
@@ -209,25 +209,6 @@ COLUMNS: Final = tuple(item.name for item in fields(TaskRow))
 _STATUSES: Final = {status.value: status for status in StoredStatus}
 _MODES: Final = {mode.value: mode for mode in Mode}
 _new: Final = object.__new__
-
-
-def pool_queue(workspace: str, implementation: str) -> str:
-    """Return the name of a pool's queue; it begins with "pool", as no identity does."""
-    return f"pool::{workspace}::{implementation}"
-
-
-def queue_of(task: TaskRow) -> str:
-    """Return where a task waits for an assignment: a pool's queue or an identity.
-
-    "" if it does not wait.
-    """
-    if task.status is not StoredStatus.PENDING:
-        return ""
-    if task.task_type == AGENT_STARTUP:
-        return ""  # orchestrator_profiles decides who gets it
-    if task.mode is Mode.POOL:
-        return pool_queue(task.workspace, task.target_implementation)
-    return task.target if task.mode is Mode.TARGETED else task.creator
 
 
 def keeper_of(task: TaskRow) -> str:

@@ -35,7 +35,7 @@ from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks import nodes
 from aether_trio.services.tasks.delivery import status_updates
-from aether_trio.services.tasks.delivery.assignments import AssignmentSender
+from aether_trio.services.tasks.delivery.assignment_push import AssignmentSender
 from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions
 from aether_trio.services.tasks.delivery.input_consumer import InputConsumer
 from aether_trio.services.tasks.delivery.outbox_publisher import OutboxPublisher
@@ -44,7 +44,6 @@ from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import (
-    assignment,
     child_events,
     due,
     retention,
@@ -52,6 +51,7 @@ from aether_trio.services.tasks.transaction import (
     startup,
     task_rows,
     tokens,
+    worker_choice,
 )
 from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.session_batch import merge
@@ -530,7 +530,7 @@ def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[N
         return
     worker = yield from tx.find_worker(task.assigned_to)
     if worker is not None:
-        yield from assignment.send(tx, task, worker)
+        yield from worker_choice.send(tx, task, worker)
 
 
 def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[None]:
@@ -551,7 +551,7 @@ def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[Non
             (worker.identity,),
         )
         for task in held:
-            yield from assignment.send(tx, task, worker)
+            yield from worker_choice.send(tx, task, worker)
         if len(tx.effects.assignments) >= AGAIN_PAGE:
             break
     if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:

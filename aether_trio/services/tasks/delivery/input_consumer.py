@@ -1,6 +1,6 @@
 """Wake tasks by messages to their input topics, `tk::{workspace}::{task}::input`.
 
-    sender ──▶ topic log ──▶ rows of the tasks database (input_rows.py) ──▶ the wait that takes it
+    sender ──▶ topic log ──▶ rows of the database (unused_inputs.py) ──▶ the wait that takes it
 
 The payload is JSON with `metadata`, an object of strings. A task that waits for input goes on if
 every pair of its `input_match` is in the metadata (tasks.md 1.8; the reference sends no such
@@ -36,9 +36,9 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
-from aether_trio.services.tasks.transaction import input_rows, task_rows
-from aether_trio.services.tasks.transaction.input_rows import Metadata
+from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
+from aether_trio.services.tasks.transaction.unused_inputs import Metadata
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.retry import RETRY_DELAY_S
@@ -289,9 +289,9 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
             task = (yield from task_rows.load(task.task_id)) or task
             wait = _wait_of(task)
             continue
-        room = room or (yield from input_rows.room(task.task_id))
+        room = room or (yield from unused_inputs.room(task.task_id))
         if room.take(metadata):
-            yield from input_rows.keep(task.task_id, offset, metadata)
+            yield from unused_inputs.keep(task.task_id, offset, metadata)
         else:
             dropped.append(page.place)
     return dropped

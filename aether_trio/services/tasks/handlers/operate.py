@@ -33,7 +33,7 @@ from aether_trio.services.tasks.handlers.permissions import (
 from aether_trio.services.tasks.handlers.sanitize import reason, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named, show
-from aether_trio.services.tasks.transaction import input_rows, startup, task_rows
+from aether_trio.services.tasks.transaction import startup, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.session import Session
@@ -306,11 +306,11 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
     """Wake a task if the input that it waits for is kept; return whether it was."""
     if not task.input_offset or task.waits_for is None:
         return False
-    kept = yield from input_rows.kept(task.task_id)
+    kept = yield from unused_inputs.kept(task.task_id)
     tx.charge(len(kept))
     for offset, metadata in kept:
         if task.waits_for.takes(metadata):
-            yield from input_rows.use(task.task_id, offset)
+            yield from unused_inputs.use(task.task_id, offset)
             yield from tx.wake(task)
             return True
     return False

@@ -1,7 +1,7 @@
 """What a transaction on tasks knows, its effects, and its interface for parts.
 
 TaskTransaction (task_transaction.py) implements `Transaction`. The parts of a transaction
-(assignment.py, child_events.py, startup.py) use it only through this Protocol: applying a move
+(worker_choice.py, child_events.py, startup.py) use it only through this Protocol: applying a move
 calls the parts, and the parts apply further moves.
 """
 

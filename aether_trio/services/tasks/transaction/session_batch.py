@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from aether_trio.model.tasks.task import pool_queue
+from aether_trio.model.tasks.waiting_queue import pool_queue
 from aether_trio.services.tasks.transaction import sessions
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction

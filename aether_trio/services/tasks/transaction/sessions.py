@@ -22,7 +22,7 @@ from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import HELD
 from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks.transaction import assignment, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction import startup, task_rows, tokens, worker_choice
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
@@ -138,7 +138,7 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
         yield from mark_disconnected(tx, task, missing=missed)
     current = yield from tx.find_worker(worker.identity)
     if current is not None:
-        yield from assignment.fill_worker(tx, current)
+        yield from worker_choice.fill_worker(tx, current)
 
 
 def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
@@ -189,7 +189,7 @@ def _send_again(
     told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "begun": 0, "deliveries": task.deliveries + counts})
     if silent:
         yield from tx.write(task, told, "")
-    yield from assignment.send(tx, told, worker)
+    yield from worker_choice.send(tx, told, worker)
     yield Execute(_MARK_SENT, (task.task_id, task.epoch, worker.node))
 
 
@@ -198,7 +198,7 @@ def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Progr
     if task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
         untold: int = yield Execute(f"{_MARK_SENT} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
-            yield from assignment.send(tx, task, worker)
+            yield from worker_choice.send(tx, task, worker)
 
 
 def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Program[int]:

@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Final
 
 from aether_trio.model.tasks.task import COLUMNS, TaskRow
-from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row, Value, placeholders
+from aether_trio.services.tasks.transaction import payloads
+from aether_trio.storage.base import Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
@@ -34,13 +35,6 @@ _INSERT_AND_LEAVE: Final = f"""WITH made AS ({_INSERT} RETURNING task_id)
     INSERT INTO task_child_events (task_id, at_ms, event)
     SELECT ${len(COLUMNS) + 2}::text, ${len(COLUMNS) + 3}::bigint, ${len(COLUMNS) + 4}::bytea FROM made"""  # noqa: S608
 _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
-
-
-KEPT_PAYLOAD_BYTES: Final = 512
-"""Size of payloads that are kept in the task's row.
-
-Longer ones are in `task_payloads`, so that a change of status does not write them again.
-"""
 
 
 class OvertakenError(Exception):
@@ -79,13 +73,11 @@ def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = 
     the parent's log (child_events.INSERT), inserted in the same statement; only on a shared
     database.
     """
-    kept = payload if len(payload) <= KEPT_PAYLOAD_BYTES else None
+    inline = payloads.inline_part(payload)
     sql, more = (_INSERT, ()) if left is None else (_INSERT_AND_LEAVE, left)
-    count: int = yield Execute(sql, (*task.values(), kept, *more))
-    if count and kept is None:
-        yield Deferred(
-            "task_payloads", "INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload)
-        )
+    count: int = yield Execute(sql, (*task.values(), inline, *more))
+    if count and inline is None:
+        yield from payloads.insert_large(task.task_id, payload)
     return bool(count)
 
 
@@ -104,16 +96,6 @@ def save(before: TaskRow, after: TaskRow) -> Program[None]:
     count: int = yield Execute(_update(tuple(changes)), args)
     if count != 1:
         raise OvertakenError(f"task {before.task_id} is not {before.status} with epoch {before.epoch} any more")
-
-
-def payload_of(task_id: str) -> Program[bytes]:
-    """Read the payload of a task."""
-    for table in ("tasks", "task_payloads"):
-        rows: list[Row] = yield Fetch(f"SELECT payload FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
-        if rows and rows[0][0] is not None:
-            payload: bytes = rows[0][0]
-            return payload
-    return b""
 
 
 def delete(task_id: str) -> Program[None]:

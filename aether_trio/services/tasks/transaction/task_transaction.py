@@ -24,10 +24,19 @@ from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision, MoveRefusal, RefusedMove
-from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of
+from aether_trio.model.tasks.waiting_queue import queue_of
 from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.protobuf import ends_with_parent
-from aether_trio.services.tasks.transaction import assignment, child_events, input_rows, startup, task_rows, tokens
+from aether_trio.services.tasks.transaction import (
+    child_events,
+    payloads,
+    startup,
+    task_rows,
+    tokens,
+    unused_inputs,
+    worker_choice,
+)
 from aether_trio.services.tasks.transaction.interface import Context, Effects, LargeError, RecordedEvent, Transaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Deferred, Execute, ExecuteMany, Fetch, Program, Row, placeholders
@@ -115,7 +124,7 @@ class TaskTransaction:
         task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
         task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
-        if task.queue and (worker := (yield from assignment.reserve_worker(self, task))) is not None:
+        if task.queue and (worker := (yield from worker_choice.reserve_worker(self, task))) is not None:
             given = decide(task, Move.ASSIGN, self.facts(worker.identity))
             assert isinstance(given, MoveStep)
             row, reason = given.after, given.reason
@@ -126,7 +135,7 @@ class TaskTransaction:
             self.effects.child_events = True
         if not (yield from task_rows.insert(row, payload, left)):
             if worker is not None:
-                yield from assignment.release_reservation(task, worker)
+                yield from worker_choice.release_reservation(task, worker)
             return False
         self.payloads[task.task_id] = payload
         self._falls_due(row)
@@ -155,7 +164,7 @@ class TaskTransaction:
         """Write a changed row with all that follows from the change.
 
         `push`: the worker is sent the task. `reserved`: the worker that counts the task already
-        (`assignment.reserve_worker`).
+        (`worker_choice.reserve_worker`).
         """
         if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
@@ -179,7 +188,7 @@ class TaskTransaction:
         if _has_event(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.effects.status_changes.append(after)
-        yield from assignment.update_workers(self, before, after, push=push, reserved=reserved)
+        yield from worker_choice.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
             yield from self._on_end(after)
         if after.status is not before.status:
@@ -188,7 +197,7 @@ class TaskTransaction:
             # The former worker has room now, and may have been assigned this task again already.
             waiting = (yield from task_rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
-                yield from assignment.assign_waiting(self, waiting)
+                yield from worker_choice.assign_waiting(self, waiting)
         if after.task_type == AGENT_STARTUP:
             yield from startup.moved(self, before, after)
 
@@ -199,7 +208,7 @@ class TaskTransaction:
             return known
         if self.payload_bytes >= PAYLOAD_BYTES:
             return None
-        payload = yield from task_rows.payload_of(task_id)
+        payload = yield from payloads.load(task_id)
         self.payload_bytes += len(payload)
         return payload
 
@@ -253,7 +262,7 @@ class TaskTransaction:
                 (task.task_id, task.workspace, task.error, task.error_type, task.retry_count, now_ms),
             )
         if task.input_offset:
-            yield from input_rows.forget(task.task_id)
+            yield from unused_inputs.forget(task.task_id)
         yield from self._write_completion(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)

@@ -11,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.limits import KIB
 from aether_trio.services.tasks.delivery import input_consumer
-from aether_trio.services.tasks.transaction import input_rows
+from aether_trio.services.tasks.transaction import unused_inputs
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -153,13 +153,13 @@ async def test_those_from_another_workspace_are_not_the_tasks(core: Core) -> Non
 async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all_the_same(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_rows, "KEPT_INPUTS", 3)
+    monkeypatch.setattr(unused_inputs, "KEPT_INPUTS", 3)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
         task_id = await own(peer)
         for number in range(5):
             give(peer, task_id, n=str(number))
-        give(peer, task_id, n="1" * input_rows.KEPT_BYTES)
+        give(peer, task_id, n="1" * unused_inputs.KEPT_BYTES)
         await barrier(peer)
         await moved_on(world, 6)
         assert tasks.query(KEPT) == [(3,)]

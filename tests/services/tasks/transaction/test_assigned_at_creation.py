@@ -6,7 +6,7 @@ import pytest
 
 from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction import payloads
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Deferred, Execute, Fetch, single
@@ -41,15 +41,15 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Stored
     assert (task.status, task.queue != "") == (StoredStatus.PENDING, True)
 
 
-@pytest.mark.parametrize("size", [0, 1, task_rows.KEPT_PAYLOAD_BYTES, task_rows.KEPT_PAYLOAD_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, payloads.INLINE_BYTES, payloads.INLINE_BYTES + 1])
 def test_a_payload_is_found_wherever_it_lies(store: Store, size: int) -> None:
     place = store.place()
     direct = place.direct("tasks")
     payload = bytes(range(256)) * 3
     task = TaskRow("t1", "t", "w", creator="ag::w::c::1")
     direct.drive(lambda: TaskTransaction(Context(1000, "n1", TimeLimits())).create(task, payload[:size]))
-    found = direct.drive(lambda: task_rows.payload_of("t1"))
+    found = direct.drive(lambda: payloads.load("t1"))
     apart = direct.drive(lambda: single(Fetch("SELECT task_id FROM task_payloads")))
     place.close()
     assert found == payload[:size]
-    assert bool(apart) == (size > task_rows.KEPT_PAYLOAD_BYTES)
+    assert bool(apart) == (size > payloads.INLINE_BYTES)

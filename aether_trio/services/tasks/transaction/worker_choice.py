@@ -21,7 +21,8 @@ from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, MoveStep, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import TERMINAL
-from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.waiting_queue import pool_queue
 from aether_trio.services.tasks.protobuf import may_start_target
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction

@@ -22,7 +22,7 @@ import structlog
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.services.tasks.protobuf import assignment
-from aether_trio.services.tasks.transaction import startup, task_rows
+from aether_trio.services.tasks.transaction import payloads, startup, task_rows
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.tokens import hash_token, new_token
@@ -147,5 +147,5 @@ class AssignmentSender:
 
 def _with_payload(task_id: str) -> Program[tuple[TaskRow | None, bytes]]:
     task = yield from task_rows.load(task_id)
-    payload = yield from task_rows.payload_of(task_id)
+    payload = yield from payloads.load(task_id)
     return task, payload
