@@ -278,11 +278,10 @@ class MessageStream:
         return message
 
     def _wait_for_news(self) -> Awaitable[object]:
-        if self._need > self._largest and not self.stream.has_news:
-            length = self._need - PREFIX_BYTES
-            if length > self._largest:
-                # The rest would be waited for, and is longer than this peer may send now.
-                self._connection.plane.fail(self.stream, messages.too_large_to_open(length, self._largest))
+        length = self._need - PREFIX_BYTES
+        if length > self._largest and not self.stream.has_news:
+            # The rest would be waited for, and is longer than this peer may send now.
+            self._connection.plane.fail(self.stream, messages.too_large_to_open(length, self._largest))
         return self._connection.wait_for_news(self.stream)
 
     def _raise_what_happened(self) -> None:

@@ -520,10 +520,6 @@ class DataPlane:
                 raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
         self._unblock(list(self.blocked))
 
-    def forget_ready(self) -> None:
-        """Replace the empty table of ready streams, to free its 0.2 KiB."""
-        self.ready = {}
-
     def _unblock(self, streams: list[Http2Stream]) -> None:
         for stream in streams:
             if self.room(stream) > 0:

@@ -149,17 +149,14 @@ class Http2Stream:
         """Whether a reader finds a message, the end or an error without waiting."""
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
-    def begin_reading(self) -> None:
-        """Mark the stream as having a reader. Raises BusyResourceError if it had one."""
+    def park_reader(self) -> Awaitable[object]:
+        """Suspend the reader until `wake` finds something for it. Await the result at once.
+
+        Raises BusyResourceError if one waits.
+        """
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True
-
-    def park_reader(self) -> Awaitable[object]:
-        """Suspend the reader until `wake` finds something for it.
-
-        After `begin_reading`, without a checkpoint in between; await the result at once.
-        """
         self._reader = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(self._stop_reading)  # noqa: ASYNC105 -- the caller awaits it
 
@@ -203,7 +200,8 @@ class Http2Stream:
 
     def drained(self) -> None:
         """Resume the sender: the kernel has taken all bytes of this stream."""
-        self._resume_sender()
+        if self._sender is not None:
+            self._resume_sender()
         self.handler.on_drained()
 
     def broken(self, reason: str) -> None:

@@ -1,7 +1,7 @@
-"""Reads and sends a connection's bytes, with TLS or without, for HTTP/1.1.
+"""Reads and sends a connection's bytes, with TLS or without, for HTTP/1.1 and WebSocket.
 
-The socket is a plain non-blocking one, closed by the Acceptor. `send` never blocks and never
-waits: what the kernel does not take is handed back.
+The socket is a plain non-blocking one, closed by the Acceptor. A WebSocket is only read through
+this; it sends by a SocketWriter (writer.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RECEIVE_BYTES = 64 * 1024
 
 
 class ByteStream:
-    """Reads and sends the bytes of one HTTP/1.1 connection, with TLS or without.
+    """Reads and sends the bytes of one connection, with TLS or without.
 
     One task reads, and one task at a time sends. `head` is read first.
     """
@@ -65,31 +65,21 @@ class ByteStream:
         except OSError:
             return b""
 
-    def send(self, data: bytes) -> memoryview | None:
-        """Give `data` to the kernel and return what it did not take, for `send_rest`.
+    async def send_all(self, data: bytes) -> None:
+        """Send all of `data`, while no other task sends. A checkpoint. Raises OSError."""
+        rest = self._send(memoryview(data if self.tls is None else self.tls.seal(data)))
+        if not rest:
+            await trio.lowlevel.checkpoint()
+        while rest:
+            await trio.lowlevel.wait_writable(self.sock)
+            rest = self._send(rest)
 
-        Under TLS these are records. Raises OSError.
-        """
-        if self.tls is not None:
-            data = self.tls.seal(data)
-        return self.send_rest(memoryview(data))
-
-    def send_rest(self, data: memoryview) -> memoryview | None:
-        """Give the kernel what `send` returned, and return what still remains."""
+    def _send(self, data: memoryview) -> memoryview:
+        """Give `data` to the kernel and return what it did not take."""
         try:
-            sent = self.sock.send(data)
+            return data[self.sock.send(data) :]
         except BlockingIOError:
             return data
-        return None if sent == len(data) else data[sent:]
-
-    async def send_all(self, data: bytes) -> None:
-        """Send all of `data`, while no other task sends. Raises OSError."""
-        rest = self.send(data)
-        if rest is None:
-            await trio.lowlevel.checkpoint()
-        while rest is not None:
-            await trio.lowlevel.wait_writable(self.sock)
-            rest = self.send_rest(rest)
 
     async def linger(self, seconds: float) -> None:
         """Shut down sending, then read and drop until the peer ends or `seconds` passed."""

@@ -210,8 +210,8 @@ class Acceptor:
             report(error, f"accepted from {address_text(address)}")
         finally:
             self._open -= 1
-            # Without notify_closing: only tasks of the handler could wait for this socket,
-            # and has ended.
+            # Without notify_closing: only tasks of the handler could wait for this socket, and they
+            # have ended.
             sock.close()
 
 
