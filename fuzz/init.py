@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
-from aether_trio.session.admission import Claim, read_claim
+from aether_trio.session.init_connection import Claim, read_claim
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.undecodable import undecodable
 from fuzz.feeding import choices

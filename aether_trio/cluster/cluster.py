@@ -21,7 +21,6 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.claim_batcher import ClaimBatcher
 from aether_trio.cluster.locks.cluster_locks import NEWS, ClusterLocks
 from aether_trio.cluster.node.bus import ALL, Bus
@@ -29,6 +28,7 @@ from aether_trio.cluster.node.lease import Lease, LockRows, NodeInfo
 from aether_trio.cluster.node.liveness import Nodes
 from aether_trio.cluster.node.peers import Peers
 from aether_trio.cluster.session_host import SessionHost
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer

@@ -16,7 +16,7 @@ from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.log.partitions import length_ms
 from aether_trio.log.retention import RetentionLimits
 from aether_trio.log.topic_log import LogLimits
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2.limits import Allowance, Allowances

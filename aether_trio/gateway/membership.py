@@ -86,11 +86,11 @@ async def _join_cluster(
 ) -> AsyncIterator[ClusterMembership]:
     """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
-    from aether_trio.cluster.limits import ClusterLimits
     from aether_trio.cluster.locks.directory import open_directory
     from aether_trio.cluster.node.lease import NodeInfo
     from aether_trio.cluster.relay.log_relay import open_log_relay
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
+    from aether_trio.cluster.timeouts import ClusterLimits
 
     # The cluster counts the connections of a workspace, all nodes together.
     registry = SessionRegistry()

@@ -21,9 +21,9 @@ from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
-from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.identity_locks import IdentityLocks
+from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.telemetry.metrics import Metrics

@@ -42,7 +42,7 @@ class Limits:
     """The protocol's, not a setting."""
 
     name_bytes: ClassVar[int] = 1 * KIB
-    """One name in a request: an id, a topic, a word (session/bounds.py). Not a setting; the
+    """One name in a request: an id, a topic, a word (session/request_bounds.py). Not a setting; the
     reference has no bound."""
     text_bytes: ClassVar[int] = 16 * KIB
     """One text for people in a request, such as a description."""

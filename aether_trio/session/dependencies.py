@@ -17,9 +17,9 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.queues.work_queues import WorkQueues
-from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.identity_locks import IdentityLocks
+from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.lease_gate import LeaseGate
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session

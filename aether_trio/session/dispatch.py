@@ -7,9 +7,9 @@ no request stays without an answer.
 
 Invariants: the answer to a request is later than all that its connection sent before. The
 dispatcher holds each answer back until the connection's last message is committed or refused
-(`TopicLog.wait_settled`). No handler gets a request with a field beyond its bound (bounds.py). The
-programs of a handler are counted in its session's name (storage/session_writes.py), so it is known
-when all that an ended session has begun is over.
+(`TopicLog.wait_settled`). No handler gets a request with a field beyond its bound
+(request_bounds.py). The programs of a handler are counted in its session's name
+(storage/session_writes.py), so it is known when all that an ended session has begun is over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import structlog
 
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Code, RequestError
-from aether_trio.session.bounds import excess_of
+from aether_trio.session.request_bounds import excess_of
 from aether_trio.session.session import Session
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
 from aether_trio.wire.errors import refusal_of

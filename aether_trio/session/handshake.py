@@ -19,8 +19,9 @@ from aether_trio.delivery.receipts import CountedSends, Receipts
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
-from aether_trio.session.admission import Authenticated, Claim, read_claim, undeclared_extensions
 from aether_trio.session.dependencies import SessionDependencies
+from aether_trio.session.duplicate_grace import let_predecessor_end
+from aether_trio.session.init_connection import Authenticated, Claim, read_claim, undeclared_extensions
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.transport.link import Link, LinkBroken, Upstream
@@ -28,9 +29,6 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
-
-DUPLICATE_GRACE_S = 0.1
-"""How long a second client of an identity waits for the end of the first before it is refused."""
 
 
 class Handshake:
@@ -81,7 +79,7 @@ class Handshake:
             admitted = await parts.hooks.authenticate(claim, link.peer)
             session = self._make_session(link, claim, admitted)
             history = await self._recall(claim)
-            await self._let_predecessor_end(claim)
+            await let_predecessor_end(parts.registry, claim)
             self._check_wanted(session)
             displaced, continued = await parts.locks.take(session, claim)
             if displaced is not None:
@@ -209,19 +207,6 @@ class Handshake:
             return await self._parts.hooks.recall(claim.identity.text, claim.resume_session_id)
         except StorageUnavailable:
             return None
-
-    async def _let_predecessor_end(self, claim: Claim) -> None:
-        """Give an ending owner of the identity the moment that its end needs.
-
-        A script that closes its client and opens the next one races against itself: the new stream
-        can arrive before the end of the old one. A duplicate is refused only after this moment.
-        """
-        owner = self._parts.registry.holder(claim.identity.text)
-        if owner is not None and owner.session_id != claim.resume_session_id:
-            with trio.move_on_after(DUPLICATE_GRACE_S):
-                await owner.wait_detached()
-            if not owner.detached and owner.link.peer_has_ended():
-                owner.end(Status.CANCELLED, "the stream had ended")  # and its task hangs in storage
 
     def _check_wanted(self, session: Session) -> None:
         if self._draining:

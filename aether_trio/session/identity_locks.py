@@ -26,7 +26,7 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
-from aether_trio.session.admission import Claim
+from aether_trio.session.init_connection import Claim
 from aether_trio.session.node_sessions import Leaving, NodeSessions
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session

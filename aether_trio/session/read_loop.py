@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.receipts import Receipts
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
-from aether_trio.session.admission import credit_granted
 from aether_trio.session.dependencies import SessionDependencies
+from aether_trio.session.init_connection import credit_granted
 from aether_trio.session.session import Session
 from aether_trio.transport.link import Upstream
 from aether_trio.wire.framing import Send

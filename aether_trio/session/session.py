@@ -32,7 +32,7 @@ from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
-from aether_trio.session.admission import Authenticated, Claim
+from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.transport.link import Link, Upstream

@@ -21,8 +21,8 @@ import structlog
 import trio
 
 from aether_trio.cluster.cluster import open_cluster
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import NodeInfo
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.model.ownership import LockRequest
 from aether_trio.storage.postgres.database import open_postgres
 from tests.cluster.nodes import FEW, Host, Node

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
+from aether_trio.cluster.timeouts import ClusterLimits
 from tests.cluster.nodes import until
 
 ROOT = Path(__file__).parents[2]

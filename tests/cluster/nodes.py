@@ -14,8 +14,8 @@ from random import Random
 import trio
 
 from aether_trio.cluster.cluster import Cluster, open_cluster
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import NodeInfo
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from aether_trio.cluster.errors import FencedError, LeaseLost
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import LeaseState
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.devtools.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.nodes import HISTORY, SHORT_GRACE, STEADY, Node, Nodes, open_nodes, until

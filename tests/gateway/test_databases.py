@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.config import Settings
 from aether_trio.gateway.core import open_core
 from aether_trio.storage.base import StorageUnavailable
@@ -72,7 +72,7 @@ async def test_a_database_that_goes_away_while_a_gateway_joins_is_said_in_one_li
         await trio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr("aether_trio.cluster.limits.ClusterLimits", partial(ClusterLimits, lease_grace_s=0.5))
+    monkeypatch.setattr("aether_trio.cluster.timeouts.ClusterLimits", partial(ClusterLimits, lease_grace_s=0.5))
     monkeypatch.setattr(f"aether_trio.{part}", fails)
     said = await said_at_the_start(settings_on(postgres_engine))
     assert said == f"this gateway could not join the cluster: {text}."

@@ -315,7 +315,7 @@ async def test_each_declared_extension_is_answered(core: Core) -> None:
 
 
 async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aether_trio.session.admission.KNOWN_EXTENSIONS", frozenset({"urn:a", "urn:b", "urn:c"}))
+    monkeypatch.setattr("aether_trio.session.init_connection.KNOWN_EXTENSIONS", frozenset({"urn:a", "urn:b", "urn:c"}))
     ack = await visit(core, agent("w", "a", "1", extensions=[extension("urn:b", required=True)]))
     [answer] = ack.negotiated_extensions
     assert (answer.uri, answer.supported, answer.rejection_reason) == ("urn:b", True, "")

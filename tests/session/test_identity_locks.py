@@ -19,8 +19,8 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
-from aether_trio.session.admission import Authenticated, Claim
 from aether_trio.session.identity_locks import CURSORS_S, NodeIdentityLocks
+from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.node_sessions import NodeSessions
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session

@@ -18,7 +18,7 @@ import trio
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.handlers.operate import OperationRequest, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction import sessions

@@ -15,7 +15,7 @@ import pytest
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.handlers import query
 from aether_trio.services.tasks.handlers.operate import OperationRequest, operate
 from aether_trio.services.tasks.handlers.permissions import Caller

@@ -7,7 +7,7 @@ import trio
 
 from aether_trio.delivery.receipts import CountedSends
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
-from aether_trio.session.admission import DELIVERY_CREDIT, NUMBERED_SENDS
+from aether_trio.session.init_connection import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import open_test_gateway

@@ -15,7 +15,7 @@ from aether_trio.model.errors import RETRYABLE, Code, Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.permissions import sendable
 from aether_trio.model.topics import _SHAPES, TopicKind, _describe, parse_topic
-from aether_trio.session.admission import KNOWN_EXTENSIONS
+from aether_trio.session.init_connection import KNOWN_EXTENSIONS
 from aether_trio.transport.framed import link as framed_link
 from aether_trio.transport.websocket import close_codes
 from aether_trio.transport.websocket.deliveries import MOST_NOT_DONE

@@ -33,9 +33,9 @@ import outcome
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import Lease, lock_class
 from aether_trio.cluster.node.postgres_calls import run_repeatable
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError, StorageUnavailable

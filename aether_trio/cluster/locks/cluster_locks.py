@@ -29,12 +29,12 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.claim_batcher import ClaimBatcher, Full, Granted, HeldBy, OwnerAnswer, Release
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, LeaseState, LockRows
 from aether_trio.cluster.node.liveness import Nodes
 from aether_trio.cluster.session_host import SessionHost
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError

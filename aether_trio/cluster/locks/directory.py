@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.cluster_locks import NEWS
-from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics
+from aether_trio.cluster.locks.remote_disconnects import Disconnects, DisconnectStatistics
 from aether_trio.cluster.locks.service_instances import ServiceInstances
 from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.session_host import LocalSessions
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.model.identity import Identity

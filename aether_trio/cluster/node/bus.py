@@ -34,7 +34,6 @@ import msgspec
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import Lease
 from aether_trio.cluster.node.postgres_calls import (
     open_connection,
@@ -42,6 +41,7 @@ from aether_trio.cluster.node.postgres_calls import (
     retry_at_start,
     run_in_asyncio,
 )
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer

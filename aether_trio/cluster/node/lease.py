@@ -42,13 +42,13 @@ import structlog
 import trio
 
 from aether_trio.cluster.errors import LeaseLost
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.postgres_calls import (
     close_connection,
     open_connection_from_trio,
     retry_at_start,
     run_in_asyncio,
 )
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import describe

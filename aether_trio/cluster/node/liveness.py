@@ -25,9 +25,9 @@ from typing import Any, Final
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import END_LEASE_SESSIONS, END_LOCKS, Lease
 from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool

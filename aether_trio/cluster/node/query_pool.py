@@ -11,8 +11,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool

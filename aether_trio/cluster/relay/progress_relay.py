@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import structlog
 import trio
 
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.relay.interest import Interest
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running

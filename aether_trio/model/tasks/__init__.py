@@ -1,13 +1,13 @@
 """What a task is and how it may change. No I/O, no clock.
 
 Statuses, retry policies, waits, deadlines and the table of moves. A store keeps `TaskRow` rows;
-`table.decide` returns what a move makes of a row, `due.next_due` when time alone moves it.
+`transitions.decide` returns what a move makes of a row, `timed_transitions.next_due` when time alone moves it.
 """
 
 from aether_trio.model.tasks.retry import Backoff, RetrySchedule
 from aether_trio.model.tasks.status import GraceClass, StoredStatus
-from aether_trio.model.tasks.table import Facts, Move, MoveRefusal, MoveStep, RefusedMove, Repeat, decide
 from aether_trio.model.tasks.task import Mode, TaskRow
+from aether_trio.model.tasks.transitions import Facts, Move, MoveRefusal, MoveStep, RefusedMove, Repeat, decide
 from aether_trio.model.tasks.wait import Reason, Wait
 
 __all__ = [

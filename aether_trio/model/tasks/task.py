@@ -2,7 +2,7 @@
 
 `epoch` counts assignments: a worker with an older one has lost the task. `events` is the number of
 the task's latest event. The last group of fields follows from the others whenever a row is written
-(`waiting_queue.queue_of`, `holder_of`, `keeper_of`, `due.next_due`), so that indexes can be small.
+(`waiting_queue.queue_of`, `holder_of`, `keeper_of`, `timed_transitions.next_due`), so that indexes can be small.
 """
 
 from __future__ import annotations

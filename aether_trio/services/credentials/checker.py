@@ -38,7 +38,7 @@ from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
 from aether_trio.model.patterns import ANY, fits_identity, matches
 from aether_trio.model.text import shown
 from aether_trio.services.credentials.throttle import Throttle
-from aether_trio.session.admission import Authenticated, Claim
+from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"

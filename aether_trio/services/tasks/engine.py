@@ -32,7 +32,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks import StoredStatus, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks import nodes
 from aether_trio.services.tasks.delivery import status_updates
 from aether_trio.services.tasks.delivery.assignment_push import AssignmentSender

@@ -1,8 +1,8 @@
 """Convert task rows to protocol messages, and requests to rows.
 
 The protocol has no field for the number of an assignment. A client that asks for it
-(session/admission.py) finds it in metadata, and names the assignment that it means after the task's
-id: "TASK_ID@3". The gateway makes the ids, which have no "@".
+(session/init_connection.py) finds it in metadata, and names the assignment that it means after the
+task's id: "TASK_ID@3". The gateway makes the ids, which have no "@".
 
 Times on the wire are Unix seconds, 0 for what has not happened. Payloads and launch parameters are
 never shown.

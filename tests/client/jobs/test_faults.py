@@ -20,7 +20,7 @@ from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.devtools.random_faults import RandomFaults
-from aether_trio.model.tasks.table import MAX_DELIVERIES
+from aether_trio.model.tasks.transitions import MAX_DELIVERIES
 from tests.client.gateways import agent, open_test_gateway
 from tests.client.jobs.shop import known, one_of, order, ordered, wait_for, worker
 from tests.helpers.engines import PostgresEngine

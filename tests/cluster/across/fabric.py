@@ -157,7 +157,7 @@ async def open_fabric(
     """Gateways on this schema. `settings` are sections for all of them."""
     limits = partial(replace, STEADY, lease_grace_s=lease_grace_s)
     with (
-        mock.patch("aether_trio.cluster.limits.ClusterLimits", limits),
+        mock.patch("aether_trio.cluster.timeouts.ClusterLimits", limits),
         mock.patch("aether_trio.cluster.relay.log_relay.LogRelayLimits", partial(LogRelayLimits, poll_s=poll_s)),
         trio.fail_after(2 * LONG_S),
     ):

@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from aether_trio.cluster.errors import FencedError, LeaseLost
-from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.lease import SURE_S, LeaseState, lock_class
+from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.model.errors import Status, StatusError
 from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine

@@ -22,10 +22,18 @@ from aether_trio.model.tasks import (
     Wait,
     decide,
 )
-from aether_trio.model.tasks.due import Due, TimeLimits, happening, moments, move_of, next_due, start_delay_ms
 from aether_trio.model.tasks.retry import MAX_DELAY_MS
 from aether_trio.model.tasks.status import grace_ms, priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
+from aether_trio.model.tasks.timed_transitions import (
+    Due,
+    TimeLimits,
+    happening,
+    moments,
+    move_of,
+    next_due,
+    start_delay_ms,
+)
 from aether_trio.model.tasks.waiting_queue import queue_of
 
 S = StoredStatus

@@ -13,7 +13,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import startup
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
-from aether_trio.session.admission import ASSIGNMENTS
+from aether_trio.session.init_connection import ASSIGNMENTS
 from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction.startup import ATTEMPTS, GATEWAY_GRACE_MS
 from aether_trio.testing.memory import MemoryLink, StreamEnded

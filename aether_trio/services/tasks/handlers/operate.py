@@ -2,7 +2,7 @@
 
     handle ──▶ OPERATIONS: which move? ──▶ operate: permission, refusals ──▶ TaskTransaction.apply
 
-model/tasks/table.py says what each move does to a task.
+model/tasks/transitions.py says what each move does to a task.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Move, MoveStep, Reason, RefusedMove, StoredStatus, TaskRow, Wait, decide
-from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.transitions import RULES, Decision
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.permissions import (

@@ -1,8 +1,8 @@
 """Do what falls due, a page in each transaction, and find the next moment.
 
-model/tasks/due.py says what falls due when. The transaction that reads a due row and writes it does
-the move: the transaction of another node runs again then, and finds a later moment. On a shared
-database, rows that another node has locked are skipped.
+model/tasks/timed_transitions.py says what falls due when. The transaction that reads a due row and
+writes it does the move: the transaction of another node runs again then, and finds a later moment.
+On a shared database, rows that another node has locked are skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks import MoveStep, StoredStatus, TaskRow
-from aether_trio.model.tasks.due import Due, happening, move_of, next_due
+from aether_trio.model.tasks.timed_transitions import Due, happening, move_of, next_due
 from aether_trio.services.tasks.transaction import startup, task_rows
 from aether_trio.services.tasks.transaction.sessions import restarted_grace
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from aether_trio.model.tasks import Facts, Move, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.model.tasks.table import Decision
+from aether_trio.model.tasks.timed_transitions import TimeLimits
+from aether_trio.model.tasks.transitions import Decision
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Program
 

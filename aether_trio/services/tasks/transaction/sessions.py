@@ -20,8 +20,8 @@ from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import HELD
-from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.transitions import MAX_DELIVERIES
 from aether_trio.services.tasks.transaction import startup, task_rows, tokens, worker_choice
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker

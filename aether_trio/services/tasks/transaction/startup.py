@@ -27,10 +27,10 @@ from typing import Final
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
-from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
-from aether_trio.model.tasks.table import Decision, MoveRefusal, RefusedMove, Repeat
 from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
+from aether_trio.model.tasks.timed_transitions import start_delay_ms
+from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove, Repeat
 from aether_trio.services.tasks.protobuf import ASSIGNMENT, hibernation_of, may_start_target
 from aether_trio.services.tasks.transaction import task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, Transaction

@@ -21,10 +21,10 @@ from functools import partial
 from typing import Any, Final
 
 from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow, Wait, decide
-from aether_trio.model.tasks.due import next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
-from aether_trio.model.tasks.table import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of
+from aether_trio.model.tasks.timed_transitions import next_due
+from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.waiting_queue import queue_of
 from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.protobuf import ends_with_parent

@@ -9,7 +9,7 @@ import pytest
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.protobuf import named
-from aether_trio.session.admission import ASSIGNMENTS
+from aether_trio.session.init_connection import ASSIGNMENTS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect

@@ -6,7 +6,7 @@ import pytest
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks import Move
-from aether_trio.model.tasks.table import RULES
+from aether_trio.model.tasks.transitions import RULES
 from aether_trio.services.tasks.handlers import operate as handler
 from aether_trio.services.tasks.handlers.operate import OPERATIONS, OperationRule
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.transaction import payloads
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction

@@ -11,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.operate import OperationRequest
 from aether_trio.services.tasks.handlers.operate import operate as operate_on

@@ -12,7 +12,7 @@ import trio
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import create
 from aether_trio.services.tasks.handlers.create import CreateResult, OfflinePolicy

@@ -36,8 +36,8 @@ from aether_trio.model.tasks import (
     Wait,
     decide,
 )
-from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING
+from aether_trio.model.tasks.timed_transitions import TimeLimits, next_due
 from aether_trio.services.tasks.handlers import create as creating
 from aether_trio.services.tasks.handlers.create import OfflinePolicy, new_task
 from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate

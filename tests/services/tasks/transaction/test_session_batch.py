@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aether_trio.model.tasks import Mode, TaskRow
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.session_batch import Join, Leave, merge
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft

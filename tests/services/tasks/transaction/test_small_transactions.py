@@ -11,7 +11,7 @@ import pytest
 from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
-from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.handlers.operate import OperationRequest, OperationResult, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction import task_rows

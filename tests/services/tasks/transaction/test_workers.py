@@ -12,7 +12,7 @@ from aether_trio.services.tasks.handlers.operate import OperationRequest
 from aether_trio.services.tasks.handlers.operate import operate as move
 from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction.task_transaction import Mutation
-from aether_trio.session.admission import WORKER_TASKS
+from aether_trio.session.init_connection import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, service

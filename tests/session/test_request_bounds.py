@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, KIB, MIB, Limits
-from aether_trio.session.bounds import CHECKED_BY_OPERATION, excess_of
+from aether_trio.session.request_bounds import CHECKED_BY_OPERATION, excess_of
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.delivery import varint

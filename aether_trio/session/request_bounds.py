@@ -32,7 +32,7 @@ CHECKED_BY_OPERATION: Final = frozenset(
         "aether.v1.ProgressStep.detail",
         "aether.v1.ProgressStep.step_type",
         # Cut, not refused: a task that fails with a long text has failed
-        # (services/tasks/handlers/sanitize.py, cluster/locks/disconnects.py).
+        # (services/tasks/handlers/sanitize.py, cluster/locks/remote_disconnects.py).
         "aether.v1.TaskOperation.reason",
         "aether.v1.SessionOperation.reason",
         # A header of HTTP, and a credential.

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aether_trio.model.tasks.status import GraceClass, StoredStatus
-from aether_trio.model.tasks.table import Facts, Move
 from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, TaskRow
+from aether_trio.model.tasks.transitions import Facts, Move
 
 S = StoredStatus
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.cluster.locks.directory import DirectoryLimits
-from aether_trio.cluster.locks.disconnects import MAX_REASON
+from aether_trio.cluster.locks.remote_disconnects import MAX_REASON
 from aether_trio.model.errors import Status
 from aether_trio.model.ownership import DisconnectOutcome, DisconnectResult
 from aether_trio.wire.pb import aether_pb2 as pb

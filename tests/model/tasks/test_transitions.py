@@ -22,7 +22,7 @@ from aether_trio.model.tasks import (
     Wait,
 )
 from aether_trio.model.tasks.status import HELD, PAUSED, TERMINAL
-from aether_trio.model.tasks.table import RULES, decide
+from aether_trio.model.tasks.transitions import RULES, decide
 
 S = StoredStatus
 WORKER, CREATOR, OTHER = "ag::w::i::worker", "ag::w::c::creator", "ag::w::i::other"

@@ -1,0 +1,25 @@
+"""Lets an ending connection of an identity end before a new one is a duplicate."""
+
+from __future__ import annotations
+
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.session.init_connection import Claim
+from aether_trio.session.registry import SessionRegistry
+
+DUPLICATE_GRACE_S = 0.1
+
+
+async def let_predecessor_end(registry: SessionRegistry, claim: Claim) -> None:
+    """Give an ending session of the claimed identity DUPLICATE_GRACE_S to end.
+
+    A script that closes its client and opens the next one races against itself: the new stream can
+    arrive before the end of the old one.
+    """
+    owner = registry.holder(claim.identity.text)
+    if owner is not None and owner.session_id != claim.resume_session_id:
+        with trio.move_on_after(DUPLICATE_GRACE_S):
+            await owner.wait_detached()
+        if not owner.detached and owner.link.peer_has_ended():
+            owner.end(Status.CANCELLED, "the stream had ended")  # and its task hangs in storage
