@@ -71,8 +71,6 @@ class Screen:
         row.add_row(f"{self.elapsed_s:.1f}s", *cells)
         self.console.print(row)
 
-    # -- what is shown -----------------------------------------------------------------------------
-
     def title(self, text: str) -> None:
         """Print the first line."""
         self.console.print(Text(text, style="bold"))

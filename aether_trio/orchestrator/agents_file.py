@@ -1,4 +1,4 @@
-"""Reads the YAML file with the agents that can be started, and names each mistake.
+"""Reads the YAML file of the agents that an orchestrator can start (agents.yaml).
 
     agents:
       echo:
@@ -43,7 +43,7 @@ _WORDS: Final = {
 
 
 class AgentsFileError(Exception):
-    """The file cannot be used; `problems` are sentences for a person."""
+    """The agents file cannot be used; `problems` are sentences for a person."""
 
     def __init__(self, path: str, problems: list[str]) -> None:
         super().__init__(
@@ -54,7 +54,7 @@ class AgentsFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """Says how one implementation is started.
+    """Says how an orchestrator starts one agent implementation.
 
     The gateway knows its `profile`; `manner` says what the orchestrator runs.
     """
@@ -64,13 +64,13 @@ class AgentSpec:
     manner: Manner
     command: tuple[str, ...]
     directory: Path
-    """Where a process runs; absolute."""
+    """The absolute working directory of a process."""
     environment: Mapping[str, str]
     params: Mapping[str, str]
     """Launch parameters that a start can override."""
     description: str
     most: int
-    """How many run at once; 0 for as many as the orchestrator allows."""
+    """The number of agents that run at once; 0: as many as the orchestrator allows."""
     image: str = ""
     network: str = "host"
     inherit: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class _Agent(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _OneMapping(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice."""
+    """Loads safe YAML, and refuses a mapping that has a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -119,10 +119,7 @@ def load_agents(path: str | Path) -> dict[str, AgentSpec]:
 
 
 def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
-    """Return the agents that `text` describes.
-
-    Relative directories are below `directory`.
-    """
+    """Return the agents of a YAML text; relative directories are below `directory`."""
     try:
         body = yaml.load(text, _OneMapping)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
@@ -159,15 +156,17 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
     except ValueError as error:
         raise ValueError(f"command {agent.command!r}: {error}") from None
     if command and not command[0]:
-        raise ValueError("command begins with nothing; its first word is the program")
+        raise ValueError("the first word of command is empty; it must be the program")
     manner: Manner = DOCKER if agent.image else PROCESS
     if agent.profile == PROCESS and agent.image:
-        raise ValueError("profile process runs a command here; an image needs profile docker")
+        raise ValueError(
+            "the agent has an image and profile process, which runs a command; an image needs profile docker"
+        )
     if agent.profile == DOCKER and not agent.image:
-        raise ValueError("profile docker needs an image")
+        raise ValueError("profile docker needs an image, and the agent names none")
     if manner == PROCESS:
         if not command:
-            raise ValueError("it has neither a command nor an image, so there is nothing to start")
+            raise ValueError("the agent has neither a command nor an image, so there is nothing to start")
         if agent.arguments or agent.network != "host":
             raise ValueError("network and arguments are for docker, and this agent has no image")
     elif agent.directory:
@@ -177,9 +176,9 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
             raise ValueError(f"params cannot have {key}: {instead}")
     named = [*agent.environment, *agent.inherit]
     if wrong := sorted(key for key in named if not key or "=" in key or "\0" in key):
-        raise ValueError(f"{wrong[0]!r} is no name of a variable")
+        raise ValueError(f"{wrong[0]!r} is not the name of an environment variable")
     if agent.most < 0:
-        raise ValueError(f"most is {agent.most}; it is how many agents may run at once, 0 for no limit")
+        raise ValueError(f"most is {agent.most}; it must be the number of agents that may run at once, 0 for no limit")
     where = directory / agent.directory
     if not where.is_dir():
         raise ValueError(f"there is no directory {where}")
@@ -207,7 +206,7 @@ _TAKEN: Final = {
 
 
 def _in_words(error: Exception) -> str:
-    """Return msgspec's complaint about an entry in the words of YAML."""
+    """Return msgspec's complaint about an agent's entry in the words of YAML."""
     text = str(error)
     if unknown := _UNKNOWN.search(text):
         known = [field.name for field in msgspec.structs.fields(_Agent)]
@@ -226,5 +225,5 @@ def _in_words(error: Exception) -> str:
 
 
 def _texts(values: Mapping[str, str | int | float | bool]) -> dict[str, str]:
-    """Return the values as text: YAML reads 8080 and true as a number and a bool."""
+    """Return YAML values as texts: YAML reads 8080 and true as a number and a bool."""
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}

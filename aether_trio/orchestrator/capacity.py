@@ -1,4 +1,4 @@
-"""Decides which starts may run now, by limits of processes and by priority.
+"""Decides which agent starts an orchestrator may run now.
 
 Invariants: no more than `most` processes run, nor more than an agent's own limit. Of the starts
 that wait, the most urgent gets the next free place, and of equally urgent ones the first that came.
@@ -6,7 +6,7 @@ that wait, the most urgent gets the next free place, and of equally urgent ones 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,17 +16,12 @@ from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.launch_plan import AgentStart
 
 WAIT_S: Final = 30.0
-"""Seconds that a start waits for a free place before it is refused, so that another orchestrator
-gets it.
-"""
+"""Seconds that a start waits before it is refused, and another orchestrator gets it."""
 
 
 @dataclass(slots=True, eq=False)
 class _QueuedStart:
-    """A start that waits for a free place.
-
-    `replaced`: the gateway has asked for the same agent again.
-    """
+    """An agent start that waits for a free place; `replaced` by a newer start."""
 
     start: AgentStart
     room: trio.Event = field(default_factory=trio.Event)
@@ -34,16 +29,16 @@ class _QueuedStart:
 
 
 class Capacity:
-    """Counts running processes, and lets starts wait for a free place.
+    """Counts an orchestrator's processes, and lets agent starts wait for a place.
 
-    `running()` returns the starts that run by identity; `spec_of(start)` how an agent is started,
-    None if unknown.
+    `running()` returns the starts that run; `spec_of(start)` how an agent is started, None if
+    unknown.
     """
 
     def __init__(
         self,
         most: int,
-        running: Callable[[], Mapping[str, AgentStart]],
+        running: Callable[[], list[AgentStart]],
         spec_of: Callable[[AgentStart], AgentSpec | None],
     ) -> None:
         self._most = most
@@ -52,7 +47,7 @@ class Capacity:
         self._queued: dict[str, _QueuedStart] = {}
 
     def __len__(self) -> int:
-        """Count the starts that wait."""
+        """Count the agent starts that wait."""
         return len(self._queued)
 
     def problem(self, start: AgentStart) -> str:
@@ -63,7 +58,7 @@ class Capacity:
         spec = self._spec_of(start)
         if spec is None or not spec.most:
             return ""
-        replicas = sum(1 for one in running.values() if self._spec_of(one) is spec)
+        replicas = sum(1 for one in running if self._spec_of(one) is spec)
         if replicas >= spec.most:
             return f"{replicas} agents {spec.implementation!r} run here, which is their limit"
         return ""
@@ -96,10 +91,7 @@ class Capacity:
         return None if queued.replaced else self.problem(start)
 
     def changed(self) -> None:
-        """Wake the most urgent start that can run now.
-
-        When it has its place, it wakes the next one.
-        """
+        """Wake the most urgent agent start that can run now, which wakes the next one."""
         for queued in sorted(self._queued.values(), key=lambda one: -one.start.priority):
             if not self.problem(queued.start) and not queued.room.is_set():
                 queued.room.set()

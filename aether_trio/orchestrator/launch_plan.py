@@ -48,51 +48,28 @@ IDENTITY: Final = "target_identity"
 PRIORITY: Final = "priority"
 NORMAL: Final = 30
 """The priority of a start without one."""
-INHERITED: Final = frozenset(
-    [
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TERM",
-        "COLORTERM",
-        "NO_COLOR",
-        "TMPDIR",
-        "TMP",
-        "TEMP",
-        "VIRTUAL_ENV",
-        "CONDA_PREFIX",
-        "PYTHONPATH",
-        "PYTHONHOME",
-        "LD_LIBRARY_PATH",
-        "DYLD_LIBRARY_PATH",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-    ]
-)
+INHERITED: Final = frozenset([
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "NO_COLOR",
+    "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR",
+])  # fmt: skip
 """Inherited variables: where programs and libraries are, the language and the terminal."""
 INHERITED_PREFIXES: Final = ("LC_", "XDG_")
 DOCKER_PREFIX: Final = "DOCKER_"
 DOCKER_ALSO: Final = frozenset({"SSH_AUTH_SOCK"})
-"""Variables besides DOCKER_PREFIX by which the docker command finds its server.
-
-Containers do not get them."""
+"""Variables besides DOCKER_PREFIX that the docker command gets, and no container."""
 DOCKER_ANSWERS_S: Final = 30.0
 
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class DockerError(Exception):
-    """Containers cannot be started on this machine; the text says why."""
+    """Docker containers cannot be started on this machine; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStart:
-    """Asks for the start of one agent."""
+    """The gateway's request to an orchestrator to start one agent."""
 
     task_id: str
     identity: Identity
@@ -108,7 +85,7 @@ class AgentStart:
 
     @classmethod
     def of(cls, assignment: Assignment) -> AgentStart:
-        """Read an assignment. Raises IdentityError."""
+        """Read a start from the assignment of a startup task. Raises IdentityError."""
         params = dict(assignment.launch_params)
         token = params.pop(TOKEN, "")
         named = assignment.metadata.get(IDENTITY, "")
@@ -134,7 +111,7 @@ class AgentStart:
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddresses:
-    """Has the gateway's addresses, for the environment of agents."""
+    """The gateway's addresses, for the environment of started agents."""
 
     gateway: str
     """HOST:PORT, for gRPC."""
@@ -146,9 +123,9 @@ class GatewayAddresses:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """Says which command to run, where, and in which environment.
+    """The command, environment and directory of an agent's process.
 
-    `kill` is the command that kills it where signals do not reach it, () for none.
+    `kill` is the command that kills the agent where signals do not reach it, () for none.
     """
 
     command: tuple[str, ...]
@@ -158,7 +135,7 @@ class LaunchPlan:
 
 
 def plan_launch(spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses) -> LaunchPlan:
-    """Return the command and environment of an agent."""
+    """Return the command and environment that start an agent."""
     own = own_variables(spec, start, addresses, os.environ)
     inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
     if spec.manner == DOCKER:
@@ -187,10 +164,7 @@ def _finds_docker(name: str) -> bool:
 def own_variables(
     spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return an agent's own variables: the table in the module's docstring.
-
-    `environ` is the orchestrator's environment.
-    """
+    """Return an agent's own environment variables; `environ` is the orchestrator's."""
     identity = start.identity
     return {
         **{name: environ[name] for name in spec.inherit if name in environ},
@@ -227,12 +201,12 @@ def missing_commands(agents: Iterable[AgentSpec]) -> list[str]:
 
 
 def _search_path(environment: Mapping[str, str]) -> str:
-    """Return a PATH on which `python` is the Python that runs this."""
+    """Return a PATH on which `python` is the Python that runs the orchestrator."""
     return os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
 
 
 def cannot_run(plan: LaunchPlan, error: OSError | ValueError) -> str:
-    """Return why the process could not be started, and what to do about it."""
+    """Return why an agent's process could not be started, and what to do about it."""
     command = plan.command[0]
     if plan.directory is not None and not plan.directory.is_dir():
         return f"cannot run {command}: the agent's directory {plan.directory} is not there any more"
@@ -247,10 +221,7 @@ def cannot_run(plan: LaunchPlan, error: OSError | ValueError) -> str:
 
 
 def check_docker() -> str:
-    """Return the version of the docker server.
-
-    Raises DockerError. Blocks for a moment.
-    """
+    """Return the docker server's version. Raises DockerError. Blocks for a moment."""
     if shutil.which("docker") is None:
         raise DockerError("there is no docker command on the PATH")
     try:

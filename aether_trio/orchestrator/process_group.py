@@ -1,4 +1,4 @@
-"""Runs one process with its process group: its lines, its end, how it is stopped.
+"""Runs an agent's process and its process group; stops all of the group.
 
     async with trio.open_nursery() as nursery:
         ended = await run_process(plan, on_line=print, on_started=..., grace_s=10)
@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,15 +30,10 @@ from aether_trio.orchestrator.launch_plan import LaunchPlan
 MAX_LINE_BYTES: Final = 8 * KIB
 """A longer line is shown in pieces."""
 LAST_WORDS_S: Final = 1.0
-"""Seconds after its end for reading the pipe.
-
-Processes that it started may keep the pipe open.
-"""
+"""Seconds for reading the pipe of an ended process; its children may keep it open."""
 RATE_BYTES_S: Final = 512 * KIB
 BURST_S: Final = 2.0
-"""Output is read at that rate, after a burst of so many seconds' worth.
-
-A process that prints more waits, and no other does."""
+"""Output is read at RATE_BYTES_S, after a burst of so many seconds' worth; the process waits."""
 KILL_S: Final = 10.0
 """Seconds for the command that kills what signals do not reach."""
 LOOK_S: Final = 0.05
@@ -47,10 +42,9 @@ LOOK_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ProcessEnd:
-    """Says how a process has ended.
+    """How an agent's process has ended.
 
-    `returncode` is negative for a signal, `lived_s` are seconds, `last_line` is what it printed
-    last.
+    `returncode` is negative for a signal; `last_line` is the last line that the process printed.
     """
 
     returncode: int
@@ -68,7 +62,7 @@ class ProcessEnd:
 
 
 class _Lines:
-    """Splits bytes into lines."""
+    """Splits a process's output into lines."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
@@ -98,9 +92,7 @@ class _Lines:
 async def run_process(
     plan: LaunchPlan, *, on_line: Callable[[str], None], on_started: Callable[[int], None], grace_s: float
 ) -> ProcessEnd:
-    """Start the process, and return when it has ended.
-
-    Raises OSError if it cannot start.
+    """Run a planned process to its end. Raises OSError if it cannot start.
 
     `on_started` gets the process id. Neither callback may wait.
     """
@@ -117,14 +109,8 @@ async def run_process(
     on_started(process.pid)
     lines = _Lines(on_line)
     try:
-        async with trio.open_nursery() as nursery:
-            ended, heard_all = trio.Event(), trio.Event()
-            nursery.start_soon(_read, process, lines, ended, heard_all)
+        async with _reading(process, lines):
             await process.wait()
-            ended.set()
-            with trio.move_on_after(LAST_WORDS_S):
-                await heard_all.wait()
-            nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await _stop(process, lines, plan, grace_s)
@@ -132,8 +118,21 @@ async def run_process(
     return ProcessEnd(process.returncode, trio.current_time() - since, lines.last)
 
 
+@asynccontextmanager
+async def _reading(process: trio.Process, lines: _Lines) -> AsyncIterator[None]:
+    """Read a process's output until its end within the block, and LAST_WORDS_S longer."""
+    async with trio.open_nursery() as nursery:
+        ended, heard_all = trio.Event(), trio.Event()
+        nursery.start_soon(_read, process, lines, ended, heard_all)
+        yield
+        ended.set()
+        with trio.move_on_after(LAST_WORDS_S):
+            await heard_all.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_all: trio.Event) -> None:
-    """Read the output, at RATE_BYTES_S until the process has ended."""
+    """Read a process's output, at RATE_BYTES_S until the process has ended."""
     assert process.stdout is not None
     paid_s = 0.0
     async for chunk in process.stdout:
@@ -151,23 +150,15 @@ async def _stop(process: trio.Process, lines: _Lines, plan: LaunchPlan, grace_s:
         # The docker client has failed or was killed, and the container may run on.
         await _kill_by(plan)
     if process.returncode is None or _lives(process.pid):
-        async with trio.open_nursery() as nursery:
-            ended, heard_all = trio.Event(), trio.Event()
-            nursery.start_soon(_read, process, lines, ended, heard_all)
+        async with _reading(process, lines):
             _signal(process, signal.SIGTERM)
-            gone = False
-            with trio.move_on_after(grace_s):
+            with trio.move_on_after(grace_s) as grace:
                 await _wait_for_group(process)
-                gone = True
-            if not gone:
+            if grace.cancelled_caught:
                 if plan.kill:
                     await _kill_by(plan)
                 _signal(process, signal.SIGKILL)
                 await _wait_for_group(process)
-            ended.set()
-            with trio.move_on_after(LAST_WORDS_S):
-                await heard_all.wait()
-            nursery.cancel_scope.cancel()
     lines.end()
     if process.stdout is not None:
         await process.stdout.aclose()
@@ -180,9 +171,7 @@ async def _wait_for_group(process: trio.Process) -> None:
 
 
 def _lives(group: int) -> bool:
-    """Whether a process of this group runs.
-
-    The group's number is not reused while one does.
+    """Whether a process of this group runs; its number is not reused while one does.
 
     A zombie does not run; without a process that reaps orphans, zombies stay.
     """
@@ -206,10 +195,7 @@ def _runs_in(process: Path, group: int) -> bool:
 
 
 def _signal(process: trio.Process, number: signal.Signals) -> None:
-    """Signal the whole group.
-
-    One process of it runs or is not waited for, so its id is in use.
-    """
+    """Signal a group with a process that runs or is not waited for: its id is in use."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

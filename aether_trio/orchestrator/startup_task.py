@@ -1,4 +1,4 @@
-"""Follows one startup task at the gateway, and reports a failed start.
+"""Follows the startup task of an agent at the gateway; reports a failed start.
 
 A startup task is the gateway's record of a start. The gateway may cancel it, let it fail, or assign
 it to another orchestrator; then the process that was started for it has to stop.
@@ -21,19 +21,14 @@ from aether_trio.orchestrator.launch_plan import AgentStart
 RETRY_DELAY_S: Final = 0.5
 """Seconds before a call is repeated that failed with the connection."""
 POLL_S: Final = 30.0
-"""Seconds between two checks of a startup task whose agent has not connected: another orchestrator
-may have it.
-"""
+"""Seconds between two checks whether another orchestrator got the task of an absent agent."""
 REPORT_S: Final = 60.0
-"""Seconds for a report of a failed start.
-
-A startup task without a report fails later, by its own time limit.
-"""
+"""Seconds for the report of a failed start; without it the startup task times out later."""
 _FINAL: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
 
 async def watch_startup_task(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
-    """Call `stop(why)` when the process of `start` has to stop.
+    """Call `stop(why)` when the process of an agent's start has to stop.
 
     Returns when the startup task cannot be followed any more: the process then goes on.
     """
@@ -54,15 +49,11 @@ async def watch_startup_task(client: OrchestratorClient, start: AgentStart, stop
 
 
 async def _follow(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
-    """Read the status of the startup task, then follow its changes.
-
-    Raises AetherError.
-    """
+    """Follow the status changes of a startup task. Raises AetherError."""
     async with client.tasks.follow(start.task_id) as events:
         status = (await client.tasks.get(start.task_id)).status
         while True:
-            # The token of a failed start is void: its agent cannot reconnect, and may run
-            # elsewhere.
+            # The token of a failed start is void: its agent cannot reconnect.
             if status is TaskStatus.CANCELLED:
                 stop("its start was cancelled")
             elif status is TaskStatus.FAILED:
@@ -79,10 +70,7 @@ async def _follow(client: OrchestratorClient, start: AgentStart, stop: Callable[
 
 
 async def _check_assignment(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
-    """Call `stop` if another orchestrator was assigned the startup task meanwhile.
-
-    Raises AetherError.
-    """
+    """Call `stop` if another orchestrator got the startup task. Raises AetherError."""
     if start.reference == start.task_id:
         return  # this gateway does not number assignments
     try:
@@ -94,11 +82,11 @@ async def _check_assignment(client: OrchestratorClient, start: AgentStart, stop:
 
 
 async def report_failure(client: OrchestratorClient, reference: str, reason: str) -> str:
-    """Report to the gateway that a start has failed; return "" or why that failed.
+    """Tell the gateway that a start failed; return "", or why that was not possible.
 
-    The gateway refuses the report if it knows better: the agent has connected, or the start is
-    over. The report is repeated when the connection was lost, since messages may wait for the old
-    process until the gateway knows.
+    The gateway refuses the report if the agent has connected or the start is over. A report that
+    was lost with the connection is repeated: messages may wait for the old process until it
+    arrives.
     """
     error: AetherError | None = None
     with trio.move_on_after(REPORT_S):

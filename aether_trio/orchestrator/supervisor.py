@@ -36,7 +36,7 @@ DEFAULT_GRACE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorLimits:
-    """Bounds how many processes run, and the seconds that one has to obey SIGTERM."""
+    """The most agent processes at once, and the seconds each has to obey SIGTERM."""
 
     most: int = DEFAULT_MOST
     grace_s: float = DEFAULT_GRACE_S
@@ -44,7 +44,7 @@ class OrchestratorLimits:
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorStatistics:
-    """Counts starts since the supervisor was made.
+    """Counts an orchestrator's agent processes since the supervisor was made.
 
     `refused` starts got no process, the processes of `failed` ones could not be started, `ended`
     processes have run.
@@ -59,7 +59,7 @@ class OrchestratorStatistics:
 
 @dataclass(slots=True, eq=False)
 class _AgentProcess:
-    """Is an agent's process that runs or is about to start."""
+    """An agent's process that runs or is about to start."""
 
     start: AgentStart
     pid: int = 0
@@ -70,7 +70,7 @@ class _AgentProcess:
 
 
 class AgentSupervisor:
-    """Starts, stops and reports the processes of one orchestrator."""
+    """Starts, stops and reports the agent processes of one orchestrator."""
 
     def __init__(
         self,
@@ -85,49 +85,43 @@ class AgentSupervisor:
         self._limits = limits or OrchestratorLimits()
         self._processes: dict[str, _AgentProcess] = {}
         self._capacity = Capacity(
-            self._limits.most,
-            lambda: {name: process.start for name, process in self._processes.items()},
-            self._spec_of,
+            self._limits.most, lambda: [process.start for process in self._processes.values()], self._spec_of
         )
         self._started = self._refused = self._failed = self._ended = 0
 
     @property
     def profiles(self) -> list[str]:
-        """The profiles to connect with: those of all agents."""
+        """The launch profiles of all agents, with which the orchestrator connects."""
         return sorted({spec.profile for spec in self._agents.values()})
 
     @property
     def described(self) -> str:
-        """The agents and profiles in one line, for a person."""
+        """The agents and launch profiles in one line, for a person."""
         names = ", ".join(sorted(self._agents))
         return f"{names} (profile{'s' if len(self.profiles) > 1 else ''} {', '.join(self.profiles)})"
 
     def replace(self, agents: Mapping[str, AgentSpec]) -> None:
-        """Start these agents from now on; running processes go on.
-
-        Raises ValueError for other profiles.
-        """
+        """Start these agents from now on. Raises ValueError for other profiles."""
         before, self._agents = self._agents, agents
         if {spec.profile for spec in agents.values()} != {spec.profile for spec in before.values()}:
             self._agents = before
-            raise ValueError("its profiles have changed; restart the orchestrator, which sends them when it connects")
+            raise ValueError(
+                "the launch profiles have changed; restart the orchestrator, which sends them when it connects"
+            )
         self._capacity.changed()  # a limit may be higher
 
     def kill_all(self) -> None:
-        """Kill all processes: those that are being stopped have had enough time."""
+        """Kill all agent processes, also those that are being stopped."""
         for process in self._processes.values():
             if process.pid:
                 kill_group(process.pid)
 
     def statistics(self) -> OrchestratorStatistics:
-        """Return what runs now, and what has happened so far."""
+        """Return how many agent processes run, and how starts have ended."""
         return OrchestratorStatistics(len(self._processes), self._started, self._refused, self._failed, self._ended)
 
     async def register(self, client: OrchestratorClient) -> None:
-        """Register all agents with the gateway; older registrations are replaced.
-
-        Raises AetherError.
-        """
+        """Register all agents with the gateway, again if need be. Raises AetherError."""
         for spec in self._agents.values():
             await client.registry.register(
                 Registration(
@@ -139,7 +133,7 @@ class AgentSupervisor:
             )
 
     async def run(self, client: OrchestratorClient, *, on_serving: Callable[[], None] = lambda: None) -> None:
-        """Start what the open `client` is asked for, until cancelled.
+        """Start the agents that the open `client` is asked for, until cancelled.
 
         Raises AetherError when the connection has ended for good.
         """
@@ -147,8 +141,6 @@ class AgentSupervisor:
             on_serving()
             async for assignment in client.starts:
                 nursery.start_soon(self._serve, client, assignment, nursery)
-
-    # -- one start ---------------------------------------------------------------------------------
 
     async def _serve(self, client: OrchestratorClient, assignment: Assignment, nursery: trio.Nursery) -> None:
         try:
@@ -165,8 +157,7 @@ class AgentSupervisor:
         if before is not None and (before.start.task_id, before.start.token) == (start.task_id, start.token):
             return  # the same assignment came twice
         while before is not None:
-            # The gateway has no connection of this agent: its process hangs, or has lost its
-            # connection for good.
+            # The gateway has no connection of this agent, whose process hangs or cannot reconnect.
             self._reporter.event(name, "is wanted again; the old process is stopped first")
             before.replaced = True
             before.scope.cancel()
@@ -194,7 +185,7 @@ class AgentSupervisor:
             await self._report(client, start.reference, name, reason)
 
     def _spec_of(self, start: AgentStart) -> AgentSpec | None:
-        """Return how the agent is started; an agent "name:version" also as "name"."""
+        """Return how an agent is started; for "name:version" also the spec of "name"."""
         implementation = start.identity.implementation
         return self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
 
@@ -208,7 +199,7 @@ class AgentSupervisor:
         await self._report(client, start.reference, start.identity.text, why)
 
     async def _run(self, spec: AgentSpec, process: _AgentProcess) -> str:
-        """Run the process to its end; return how it ended, for the gateway."""
+        """Run an agent's process to its end; return how it ended, for the gateway."""
         name = process.start.identity.text
         plan = plan_launch(spec, process.start, self._addresses)
         report = self._reporter
@@ -239,7 +230,7 @@ class AgentSupervisor:
         return reason or "its process was stopped"
 
     async def _watch(self, client: OrchestratorClient, process: _AgentProcess, scope: trio.CancelScope) -> None:
-        """Stop the process when its startup task is over or another orchestrator's."""
+        """Stop a process whose startup task is over or another orchestrator's."""
 
         def stop(why: str) -> None:
             self._reporter.event(process.start.identity.text, f"is stopped, as {why}")

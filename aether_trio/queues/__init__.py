@@ -27,8 +27,6 @@ def open_work_queues(log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease
     `node_lease` is None on a gateway without a cluster. The tasks of the queues run in `nursery`,
     which must end before the log does.
     """
-    return (
-        LeasedQueues(log, nursery, node_lease or SingleNodeLease())
-        if log.database.shared
-        else LocalQueues(log, nursery)
-    )
+    if log.database.shared:
+        return LeasedQueues(log, nursery, node_lease or SingleNodeLease())
+    return LocalQueues(log, nursery)

@@ -1,4 +1,4 @@
-"""Decides which worker gets which message of one work queue.
+"""Chooses the worker of this node that gets the next message of a work queue.
 
 A backend has the messages: `LocalQueue` reads them from the log, `LeasedQueue` leases them in
 PostgreSQL. The dispatcher has the queue's workers on this node, and the messages that are on their
@@ -32,33 +32,24 @@ __all__ = ["InFlight", "QueueBackend", "QueueDispatcher", "QueueWorker", "ignore
 
 
 def ignore_loss() -> None:
-    """Do nothing: the `on_lost` of a worker without a session."""
+    """Do nothing about revoked messages: the `on_lost` of a worker without a session."""
 
 
 class QueueBackend(Subscriber, Protocol):
-    """Stores the messages of one work queue. No method blocks or raises."""
+    """Provides the messages of one work queue. No method blocks or raises."""
 
     def on_room(self) -> None:
-        """React to a worker that may have credit again."""
-        ...
+        """Dispatch more messages of the queue: one of its workers may have room."""
 
     def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
-        """Note that `worker` is done with the messages at `offsets`."""
-        ...
+        """Record that `worker` is done with the queue's messages at `offsets`."""
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Take back the unacknowledged messages of a worker that has left.
-
-        It may have been the last worker.
-        """
-        ...
+        """Take back the unacknowledged messages of a worker, perhaps the last, that left."""
 
 
 class InFlight:
-    """Lists the messages that were given to one worker and are not acknowledged.
-
-    It is the Origin of their deliveries.
-    """
+    """Tracks the unacknowledged messages that one queue worker was given; an Origin."""
 
     __slots__ = ("_dispatcher", "_worker", "offsets")
 
@@ -73,16 +64,16 @@ class InFlight:
 
     @property
     def topic(self) -> str:
-        """The queue's topic name."""
+        """The name of the queue's topic."""
         return self._dispatcher.state.name
 
     @property
     def is_open(self) -> bool:
-        """Whether these messages still belong to their worker."""
+        """Whether the unacknowledged messages still belong to their worker."""
         return self._worker.in_flight is self and self._worker in self._dispatcher.workers
 
     def delivered(self, offset: int) -> None:
-        """Count the message at `offset`, and all that were dispatched before it, as done."""
+        """Count the message at `offset`, and all dispatched before it, as done."""
         if offset in self.offsets:
             count = self.offsets.index(offset) + 1
             done = self.offsets[:count]
@@ -90,19 +81,19 @@ class InFlight:
             self._dispatcher.backend.on_done(self._worker, done)
 
     def acknowledged(self, offset: int) -> None:
-        """Count the message at `offset` alone as done."""
+        """Count only the message at `offset` as done."""
         if offset in self.offsets:
             self.offsets.remove(offset)
             self._dispatcher.backend.on_done(self._worker, [offset])
 
     def take_all(self) -> list[int]:
-        """Return the unacknowledged offsets, and forget them."""
+        """Return the offsets of the unacknowledged messages, and forget them."""
         offsets, self.offsets = self.offsets, []
         return offsets
 
 
 class QueueWorker:
-    """Represents one connected worker of a queue."""
+    """Represents one connected worker of a work queue."""
 
     __slots__ = ("_dispatcher", "_on_lost", "in_flight", "outbox")
 
@@ -118,37 +109,34 @@ class QueueWorker:
         return len(self.in_flight.offsets) < self._dispatcher.window and self.outbox.wants_deliveries
 
     def leave(self) -> None:
-        """Remove the worker; messages that it was not sent go to other workers.
-
-        Idempotent, no checkpoint.
-        """
+        """Remove the worker; other workers get its unsent messages. Idempotent."""
         self._on_lost = ignore_loss  # the old one refers to the worker's session
         self._dispatcher.remove(self)
 
     def revoke(self) -> None:
-        """Withdraw the worker's messages from its outbox, and forget those in flight."""
+        """Withdraw unsent messages from the worker's outbox, and forget the sent ones."""
         revoked, self.in_flight = self.in_flight, InFlight(self._dispatcher, self)
         self.outbox.withdraw((revoked,))
         revoked.take_all()
 
     def report_loss(self) -> None:
-        """Call `on_lost`: other workers may have been given what this worker has."""
+        """Tell the worker's session that other workers may have got its messages."""
         self._on_lost()
 
 
 class QueueDispatcher:
-    """Gives the messages of one queue to its workers on this node."""
+    """Gives the messages of one work queue to its workers on this node."""
 
     def __init__(self, state: CachedTopic, backend: QueueBackend, window: int) -> None:
         self.state = state
         self.backend = backend
         self.window = window
-        """Messages in flight to one worker at most."""
+        """The largest number of messages in flight to one worker."""
         self.workers: list[QueueWorker] = []
         self._turn = 0
 
     def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Add a worker that takes messages through `outbox`."""
+        """Add a worker that takes the queue's messages through `outbox`."""
         if not self.workers:
             self.state.subscribers[self.backend] = None
         worker = QueueWorker(self, outbox, on_lost)
@@ -158,10 +146,7 @@ class QueueDispatcher:
         return worker
 
     def remove(self, worker: QueueWorker) -> None:
-        """Remove a worker, and give its unacknowledged messages back to the backend.
-
-        Idempotent.
-        """
+        """Remove a worker; the backend gets its unacknowledged messages. Idempotent."""
         if worker not in self.workers:
             return
         self.workers.remove(worker)
@@ -172,18 +157,18 @@ class QueueDispatcher:
 
     @property
     def has_credit(self) -> bool:
-        """Whether any worker can be given another message."""
+        """Whether any worker of the queue can be given another message."""
         return any(worker.has_credit for worker in self.workers)
 
     @property
     def in_flight(self) -> list[int]:
-        """The offsets that are on their way to any worker."""
+        """The offsets of the messages that are in flight to any worker of the queue."""
         return [offset for worker in self.workers for offset in worker.in_flight.offsets]
 
     def dispatch(self, offset: int, frame: bytes) -> Outbox | None:
-        """Give a message to the next worker in turn that has room for it.
+        """Give a message to the queue's next worker in turn that has room for it.
 
-        Returns the outbox that took it, which the caller kicks, or None if no worker has room.
+        Returns the worker's outbox, which the caller kicks, or None if no worker has room.
         """
         workers = self.workers
         for step in range(len(workers)):

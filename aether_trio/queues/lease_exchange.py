@@ -1,4 +1,4 @@
-"""Builds the SQL that leases messages: one statement for many work queues.
+"""SQL that leases messages of many work queues to one node, in one statement.
 
 The statement calls functions of storage/schema/work_queues.py. Requests go into the database as
 arrays with one element for each queue, and come back as rows, which `responses` sorts by queue.
@@ -27,7 +27,7 @@ _PEEK: Final = "SELECT l.topic, l.waits, l.held FROM aether_work_look($1::bigint
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
-    """Reports what a node has done of one queue, and asks for more.
+    """Reports what a node has done of one work queue, and asks for more messages.
 
     `request` numbers a node's requests, upwards. A request whose response was lost is sent again as
     it was, and gets the same response. `want` is how many messages to lease at most, `max_bytes`
@@ -50,12 +50,11 @@ class WorkRequest:
 
 @dataclass(slots=True)
 class WorkResponse:
-    """Answers a WorkRequest.
+    """The database's response to a WorkRequest: the messages that the node leased.
 
-    `messages` are the (offset, frame) that the node has leased with the request; the frame is None
-    if the node has it in memory. `position` is the largest offset that any node has leased, `more`
-    says whether messages wait that no node has leased, `held` how many offsets of the queue the
-    node has leased, these included.
+    `messages` are (offset, frame); the frame is None if the node has it in memory. `position` is
+    the largest offset that any node has leased, `more` says whether messages wait that no node has
+    leased, `held` how many offsets of the queue the node has leased, these included.
     """
 
     position: int = 0
@@ -65,7 +64,7 @@ class WorkResponse:
 
 
 def exchange(lease: LeaseEpoch, now_ms: int, requests: Sequence[WorkRequest]) -> Fetch:
-    """Return the statement for `requests`, of which each is for another queue."""
+    """Return the SQL statement for requests of one node, each for another work queue."""
     requests = sorted(requests, key=lambda request: request.topic_id)
     return Fetch(
         _EXCHANGE,
@@ -88,7 +87,7 @@ def exchange(lease: LeaseEpoch, now_ms: int, requests: Sequence[WorkRequest]) ->
 
 
 def responses(rows: Iterable[Row]) -> dict[int, WorkResponse]:
-    """Read the rows of an `exchange`: one response for each queue, by topic id."""
+    """Read the rows of an `exchange`: a response for each work queue, by topic id."""
     found: dict[int, WorkResponse] = {}
     for topic_id, first, many, frame, held in rows:
         response = found.get(topic_id)

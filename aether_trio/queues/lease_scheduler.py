@@ -1,4 +1,4 @@
-"""Decides when a node leases and returns messages of its work queues.
+"""Sends the requests of a node's leased work queues to the database.
 
     queues (leased_queue.py) ── done, wanted, returned ──▶ one statement at a time for many queues
                              ◀── leased, committed ──────
@@ -8,15 +8,16 @@ lock of each queue's row. So a busy queue costs one commit for some dozen messag
 nothing. While a statement runs, the next one gathers. A queue that only reports done messages waits
 `LAZY_S`.
 
-The statement goes through a queue of statements for itself (`Database.beside`): it locks rows of
-queues, and a commit of the log locks rows of topics; together in one transaction they could lock in
-one order here and in the other order on another node.
+The statement goes through a queue of statements for itself (`Database.separate_queue`): it locks
+rows of queues, and a commit of the log locks rows of topics; together in one transaction they could
+lock in one order here and in the other order on another node.
 
 Why the database, and not messages between the nodes: some lock must decide which of two nodes gets
 a message, and a lock in the database ends with its holder. Why there is no row for each leased
 message: storage/schema/work_queues.py.
 
 Faults
+
 * A node dies: its leased messages count as returned as soon as its node lease has ended. The next
   statement leases them, or a node with idle workers finds them: at once when it is notified of the
   death, or within `POLL_S`. Messages that were done, with the report not yet written, are delivered
@@ -63,14 +64,10 @@ LAZY_S: Final = 0.25
 """Seconds in which a done message is reported: as for any position (log.offset_flush_s)."""
 
 POLL_S: Final = 5.0
-"""Seconds between two looks for messages that no notification announced.
-"""
+"""Seconds between two looks for messages that no notification announced."""
 
 IN_DOUBT_S: Final = 0.1
-"""Seconds before a statement with a lost response runs again.
-
-The statement may have leased messages that other nodes wait for.
-"""
+"""Seconds until a statement with a lost response runs again: it may keep messages leased."""
 
 END_S: Final = 3.0
 """Seconds for returning all leased messages at the end."""
@@ -82,7 +79,7 @@ NO_LEASE: Final = (-1, -1)
 
 
 class LeasedQueues:
-    """Leases and returns the messages of all work queues of one node; a WorkQueues."""
+    """Leases and returns messages of one node's work queues; implements WorkQueues."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease) -> None:
         self._log = log
@@ -140,8 +137,6 @@ class LeasedQueues:
             self._failed,
         )
 
-    # -- QueueScheduler ----------------------------------------------------------------------------
-
     def schedule(self, queue: LeasedQueue) -> None:
         """Send the request of `queue` to the database with the next statement."""
         if not self._scheduled:
@@ -154,8 +149,6 @@ class LeasedQueues:
             self._later_at = trio.current_time() + LAZY_S
             self._wake.set()
         self._scheduled_later[queue] = None
-
-    # -- the task that exchanges -------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
@@ -201,10 +194,7 @@ class LeasedQueues:
                 self._scheduled[queue] = None
 
     async def _serve_all(self, queues: Sequence[LeasedQueue]) -> None:
-        """Serve `queues` together, or one by one if that fails.
-
-        So a defect that one queue meets costs the other queues nothing.
-        """
+        """Serve queues together, or one by one if a defect in one queue fails them all."""
         try:
             await self._serve(queues)
         except Exception as error:
@@ -268,7 +258,7 @@ class LeasedQueues:
         await kick_all(touched)
 
     async def _current_lease(self) -> LeaseEpoch:
-        """Return the node lease to lease messages under; revoke what an older one leased.
+        """Return this node's lease; if it is a new one, revoke all leased messages.
 
         There is no checkpoint behind the look at the node lease: messages that are dispatched then
         are this node's, however long the process was stopped before. Raises StorageUnavailable.
@@ -312,8 +302,6 @@ class LeasedQueues:
             self._scheduled_later.pop(queue, None)
             self._failing.pop(queue, None)
             queue.state.waiting -= 1
-
-    # -- looking for messages that no notification announced ---------------------------------------
 
     async def _poll(self) -> None:
         while True:

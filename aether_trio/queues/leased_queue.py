@@ -1,4 +1,4 @@
-"""A work queue whose messages several nodes dispatch: this node's share of it.
+"""One node's share of a work queue whose messages several nodes dispatch.
 
     database ──▶ ready ──▶ in flight to a worker ──▶ done     ──▶ database
                    │                 │
@@ -35,16 +35,10 @@ from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from aether_trio.queues.lease_exchange import WorkRequest, WorkResponse
 
 WINDOW: Final = 16
-"""Messages in flight to one worker at most.
-
-Fewer than in a local queue: idle workers of other nodes cannot get them.
-"""
+"""Messages in flight to one worker at most: idle workers of other nodes cannot get them."""
 
 LOW: Final = WINDOW // 2
-"""Messages in flight to a worker up to which more are leased for it.
-
-So a statement leases at least eight messages while there are enough.
-"""
+"""Messages in flight to a worker up to which more are leased: at least eight at once."""
 
 LEASE_MESSAGES: Final = 256
 """Messages of a queue in one statement at most."""
@@ -57,22 +51,17 @@ KNOWN_BYTES: Final = 64 * 1024
 
 
 class QueueScheduler(Protocol):
-    """Runs the exchanges of queues with the database. Neither call blocks."""
+    """Plans when leased queues send requests to the database. Neither call blocks."""
 
     def schedule(self, queue: LeasedQueue) -> None:
-        """Serve the queue soon: it has messages to return, to lease or to dispatch."""
-        ...
+        """Send the queue's request soon: it has messages to return, lease or dispatch."""
 
     def schedule_later(self, queue: LeasedQueue) -> None:
-        """Serve the queue in a moment: it has finished messages to report."""
-        ...
+        """Send the queue's request in a moment: it has finished messages to report."""
 
 
 class LeasedQueue:
-    """Leases one queue's messages, dispatches them and reports what is done.
-
-    No method blocks.
-    """
+    """One node's share of a work queue: its leased messages. No method blocks."""
 
     reads = False
 
@@ -102,7 +91,7 @@ class LeasedQueue:
 
     @property
     def forgettable(self) -> bool:
-        """Whether the database has all that this object knows."""
+        """Whether the database has all that this queue object knows."""
         return not (
             self.dispatcher.workers
             or self._ready
@@ -114,14 +103,12 @@ class LeasedQueue:
         )
 
     def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Add a worker; messages that wait are leased and dispatched to it soon."""
+        """Add a worker; waiting messages are leased and dispatched to it soon."""
         self._behind = True
         return self.dispatcher.join(outbox, on_lost)
 
-    # -- QueueBackend ------------------------------------------------------------------------------
-
     def on_room(self) -> None:
-        """Lease or dispatch more, if there may be more."""
+        """Lease or dispatch more messages, as a worker may have room again."""
         self._blocked = False
         if self._behind or self._ready:
             self._scheduler.schedule(self)
@@ -133,7 +120,7 @@ class LeasedQueue:
         self.on_room()
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Return a worker's messages to the database; without workers, the ready ones too."""
+        """Return a worker's messages to the database; the ready ones too after the last."""
         self._returned += offsets
         if self.dispatcher.workers:
             self._behind = True
@@ -141,8 +128,6 @@ class LeasedQueue:
             self._return_ready()
             self.forget_frames()
         self._scheduler.schedule(self)
-
-    # -- Subscriber of the topic -------------------------------------------------------------------
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
         """Keep the frame of a message that this node committed, and lease soon."""
@@ -156,17 +141,15 @@ class LeasedQueue:
         self.look()
 
     def look(self) -> None:
-        """Lease soon: there may be new messages."""
+        """Lease messages soon, as there may be new ones in the topic."""
         self._behind = True
         self._scheduler.schedule(self)
 
     def renew(self) -> None:
-        """Do nothing: a queue without a position starts at the oldest message."""
-
-    # -- dispatching -------------------------------------------------------------------------------
+        """Do nothing: a queue without a cursor starts at the topic's oldest message."""
 
     def dispatch_ready(self, touched: set[Kickable]) -> None:
-        """Dispatch what is ready, as workers have room; add their outboxes to `touched`."""
+        """Dispatch leased messages while workers have room; add outboxes to `touched`."""
         while self._ready:
             offset, frame = self._ready.popleft()
             outbox = self.dispatcher.dispatch(offset, frame)
@@ -177,7 +160,7 @@ class LeasedQueue:
             touched.add(outbox)
 
     def return_stuck(self) -> None:
-        """Return messages that found no room since the last call, for another node."""
+        """Return messages that no worker had room for since the last call."""
         if not self._ready:
             self._passed_over = 0
         elif self._passed_over == self._ready[0][0]:
@@ -191,10 +174,8 @@ class LeasedQueue:
         self._returned += [offset for offset, _ in self._ready]
         self._ready.clear()
 
-    # -- requests and responses --------------------------------------------------------------------
-
     def report_done(self) -> None:
-        """Report what is done with the next request, even if it has no other reason."""
+        """Report finished messages in the next request, even if they alone cause it."""
         self._report_now = True
 
     def next_request(self, number: int) -> WorkRequest | None:
@@ -225,7 +206,7 @@ class LeasedQueue:
         return request
 
     def last_request(self, number: int) -> WorkRequest | None:
-        """Return the request that returns all leased messages: the node ends."""
+        """Return the request that gives back all leased messages, as the node ends."""
         if self.state.topic_id is None:
             return None
         done = [*self._done, *(self._unanswered.done if self._unanswered is not None else ())]
@@ -286,7 +267,7 @@ class LeasedQueue:
             worker.report_loss()
 
     def verify(self, held: int) -> None:
-        """Ask again if the database counts more or fewer leased offsets than this node.
+        """Ask again if `held`, the database's count of leased offsets, differs from ours.
 
         `held` may be newer than what this node knows, so a difference is only a reason to ask.
         """
@@ -310,13 +291,8 @@ class LeasedQueue:
                 room += outbox.limits.delivery_bytes - outbox.delivery_bytes
         return min(want, LEASE_MESSAGES), min(room, LEASE_BYTES)
 
-    # -- frames that this node committed -----------------------------------------------------------
-
     def _known_range(self, max_bytes: int) -> tuple[int, int]:
-        """Return the first and last offset of known frames that fit into `max_bytes`.
-
-        The first frame counts as fitting.
-        """
+        """Return the first and last offset in memory that fit `max_bytes`, at least one."""
         if not self._known:
             return 1, 0
         first = last = next(iter(self._known))
@@ -329,7 +305,7 @@ class LeasedQueue:
         return first, last
 
     def forget_frames(self) -> None:
-        """Forget the frames in memory, and read all from the database.
+        """Forget the frames in memory; messages are read from the database.
 
         After a failover of the database an offset may be that of another message.
         """

@@ -33,17 +33,16 @@ from aether_trio.storage.retry import retry_while_unavailable
 logger = structlog.get_logger("aether.work")
 
 WINDOW: Final = 64
-"""Messages in flight to one worker at most: enough to fill a pipe, few enough to share work evenly.
-"""
+"""Messages in flight to one worker at most: they fill a pipe, and few share work evenly."""
 
 PAGE_BYTES: Final = 128 * 1024
 
 MAX_IDLE_QUEUES: Final = 10_000
-"""Queues without a worker that remember what was done out of order (some hundred bytes each)."""
+"""Queues without a worker that remember what was done out of order (some 100 bytes each)."""
 
 
 class LocalQueue:
-    """Reads one queue's messages from the log, and keeps the queue's cursor."""
+    """Dispatches the messages of one work queue from the log, and saves its cursor."""
 
     reads = True
 
@@ -67,19 +66,17 @@ class LocalQueue:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether messages are done that the cursor alone would deliver again."""
+        """Whether the saved cursor alone would dispatch finished messages again."""
         return bool(self._returned) and len(self._returned) <= self._position - self._returned[0]
 
     def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Add a worker; messages that wait are dispatched to it at once."""
+        """Add a worker to the queue; waiting messages are dispatched to it at once."""
         worker = self.dispatcher.join(outbox, on_lost)
         self._read_if_behind()
         return worker
 
-    # -- QueueBackend ------------------------------------------------------------------------------
-
     def on_room(self) -> None:
-        """Let the task that reads the log try again, if it waits for a worker with room."""
+        """Wake the task that reads the log, if it waits for a worker with room."""
         self._room.set()
 
     def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
@@ -89,7 +86,7 @@ class LocalQueue:
         self._read_if_behind()
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Dispatch a worker's messages to the other workers, or keep them for the next."""
+        """Dispatch a departed worker's messages to others, or keep them for the next."""
         for offset in offsets:
             heapq.heappush(self._returned, offset)
         self._room.set()
@@ -99,10 +96,8 @@ class LocalQueue:
             self._save_cursor()
             self._on_empty(self)
 
-    # -- Subscriber of the topic -------------------------------------------------------------------
-
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
-        """Dispatch a message that was committed just now, unless older ones come first."""
+        """Dispatch a message that was just committed, unless older ones come first."""
         if not self._reading and not self._returned and offset == self._position + 1:
             outbox = self.dispatcher.dispatch(offset, frame)
             if outbox is not None:
@@ -112,13 +107,11 @@ class LocalQueue:
         self._read_if_behind()
 
     def look(self) -> None:
-        """Read new messages from the log."""
+        """Start to read the topic's new messages from the log."""
         self._read_if_behind()
 
     def renew(self) -> None:
-        """Do nothing: a queue without a cursor starts at the oldest message."""
-
-    # -- reading messages that could not be dispatched when they were committed --------------------
+        """Do nothing: a queue without a cursor starts at the topic's oldest message."""
 
     def _save_cursor(self) -> None:
         # Offsets in flight are in order of dispatch: a returned one may be behind a newer one.
@@ -151,10 +144,7 @@ class LocalQueue:
             self._reading = False
 
     async def _dispatch_page(self) -> bool:
-        """Read some messages from the log and dispatch them, returned ones first.
-
-        False if no worker had room for one.
-        """
+        """Dispatch a page of messages from the log; return False if no worker had room."""
         if not self.dispatcher.workers:
             return True
         if self._returned:
@@ -188,9 +178,9 @@ class LocalQueue:
 
 
 class LocalQueues:
-    """Opens, remembers and forgets the local queues of a gateway; a WorkQueues.
+    """Opens and forgets a lone gateway's work queues; implements WorkQueues.
 
-    It has the queues with a worker, and those whose cursor alone would repeat work.
+    Queues stay in memory that have a worker, or whose cursor alone would repeat work.
     """
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
@@ -207,10 +197,7 @@ class LocalQueues:
     def join(
         self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
     ) -> QueueWorker:
-        """Make the session that has `outbox` a worker of the queue.
-
-        `on_lost` is never called. No checkpoint.
-        """
+        """Make a session's `outbox` a queue worker. Never calls `on_lost`. No checkpoint."""
         state = found[0]
         queue = self._queues.get(state.name)
         if queue is None and (queue := self._idle.pop(state.name, None)) is not None:
@@ -228,7 +215,7 @@ class LocalQueues:
         """Do nothing: there are no other nodes."""
 
     def statistics(self) -> WorkStatistics:
-        """Return the counts of queues and workers."""
+        """Return how many queues and workers this gateway has."""
         workers = sum(len(queue.dispatcher.workers) for queue in self._queues.values())
         return WorkStatistics(len(self._queues), len(self._idle), workers)
 

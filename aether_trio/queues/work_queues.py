@@ -1,4 +1,4 @@
-"""Defines what a session calls of work queues, local or leased.
+"""The interface of work queues, local or leased, to client sessions.
 
 A work queue is a topic `tb::WORKSPACE::IMPLEMENTATION`: each of its messages goes to exactly one of
 the connected task workers of that implementation, and waits in the log while there is none.
@@ -15,15 +15,12 @@ from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueWorker
 
 CONSUMER: Final = "*"
-"""The name of a queue's position in the cursor table.
-
-No identity can have this name.
-"""
+"""The name of a queue's position in the cursor table; no identity can have this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkStatistics:
-    """Counts queues, workers and messages of this node.
+    """Counts work queues, their workers and their messages on this node.
 
     `queues` have workers or something to write down; `idle` queues have no worker and remember what
     was done out of order. Of leased queues, since start: `exchanges` with the database, messages
@@ -68,15 +65,13 @@ class WorkQueues(Protocol):
 
         The state is pinned, as by TopicLog.load. Raises StorageUnavailable.
         """
-        ...
 
     def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue. No checkpoint.
 
-        `on_lost` is called when other workers may have been given what this worker was sent: the
-        session is to end.
+        The queue calls `on_lost` if other workers may have got this worker's messages: the session
+        ends.
         """
-        ...
 
     def node_left(self) -> None:
         """Look at once for messages that a dead node had leased. Never blocks."""
@@ -84,4 +79,3 @@ class WorkQueues(Protocol):
 
     def statistics(self) -> WorkStatistics:
         """Return the counts of queues and workers, and of exchanges since start."""
-        ...

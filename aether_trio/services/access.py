@@ -28,7 +28,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class Admin(enum.StrEnum):
-    """Names the administrative categories; the value is the resource id."""
+    """Resource ids of the administrative categories, for access checks."""
 
     SESSIONS = "admin/sessions"
     WORKSPACES = "admin/workspaces"
@@ -39,7 +39,7 @@ class Admin(enum.StrEnum):
 
 
 class Capability(enum.StrEnum):
-    """Names single permissions; the value is the resource id, the comment the level."""
+    """Resource ids of single permissions; each comment names the access level."""
 
     KV_PURGE_IDENTITY = "capability/kv_purge_identity"  # MANAGE
     METRIC_CREDIT = "capability/metric_credit"  # ADMIN
@@ -54,10 +54,7 @@ class Capability(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AccessDecision:
-    """Answers a check. `reason` is the error text of a refusal.
-
-    The text names nothing that the client may not see.
-    """
+    """Answers an access check; `reason` tells the client why, and no secrets."""
 
     allowed: bool
     reason: str = ""
@@ -68,7 +65,7 @@ ALLOWED: Final = AccessDecision(True)
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Says on whose behalf an operation runs. `grant_id` empty: on the client's."""
+    """On whose behalf an operation runs; without a grant id: the client's."""
 
     grant_id: str = ""
     subject: str = ""
@@ -82,7 +79,7 @@ DIRECT: Final = Authority()
 
 
 class Reach(Protocol):
-    """Says what a client's credential reaches, besides all rules. A Session is one.
+    """What a client's credential reaches, whatever access rules say; a Session is one.
 
     Services check each workspace that an operation touches, named by the client or found.
     """
@@ -92,17 +89,15 @@ class Reach(Protocol):
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
         """Whether the credential reaches a participant, and a workspace that it is in."""
-        ...
 
 
 class _Everywhere:
-    """Reaches everything: for calls by parts of the gateway."""
+    """Reaches all participants and workspaces: for calls by parts of the gateway."""
 
     def __init__(self) -> None:
         self.allows_workspace: Callable[[str], bool] = lambda workspace: True
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """Whether the credential reaches a participant: always."""
         return True
 
 
@@ -110,7 +105,7 @@ EVERYWHERE: Final[Reach] = _Everywhere()
 
 
 class Authorizer(Protocol):
-    """Answers permission checks. An implementation refuses when it cannot find out."""
+    """Answers access checks, and refuses when it cannot find out."""
 
     async def check(
         self,
@@ -122,31 +117,20 @@ class Authorizer(Protocol):
         level: AccessLevel,
         authority: Authority = DIRECT,
     ) -> AccessDecision:
-        """Whether `identity` may perform `operation` on a resource at `level`.
-
-        `operation` is a name in the audit trail.
-
-        """
-        ...
+        """Whether `identity` may do `operation` (for the audit) at `level` to a resource."""
 
     async def check_workspace(
         self, identity: Identity, workspace: str, level: AccessLevel = AccessLevel.READ, operation: str = "connect"
     ) -> AccessDecision:
         """Whether `identity` may enter (or, at other levels, use) a workspace."""
-        ...
 
     async def check_admin(
         self, identity: Identity, category: str, level: AccessLevel = AccessLevel.ADMIN, operation: str = "admin"
     ) -> AccessDecision:
-        """Whether `identity` may administer a category of Admin, given without "admin/"."""
-        ...
+        """Whether `identity` may administer a category of Admin, without "admin/"."""
 
     async def check_query_connections(self, identity: Identity) -> AccessDecision:
-        """Whether `identity` may ask if another participant is connected.
-
-        A participant may always ask about itself.
-        """
-        ...
+        """Whether `identity` may ask if another participant is connected."""
 
     async def check_kv(
         self,
@@ -157,37 +141,26 @@ class Authorizer(Protocol):
         level: AccessLevel,
         authority: Authority = DIRECT,
     ) -> AccessDecision:
-        """Whether `identity` may use `key` in the shared scope `scope`, such as "global"."""
-        ...
+        """Whether `identity` may use `key` in the shared KV scope, such as "global"."""
 
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
-        """Resolve a client's authorization context.
-
-        Raises RequestError(PERMISSION_DENIED).
-        """
-        ...
+        """Resolve a client's authorization context. Raises RequestError(PERMISSION_DENIED)."""
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
-        """Return why `identity`, now in `workspace`, may not send to `topic`, or None.
+        """Return why `identity` may not send to `topic`, or None. Never waits.
 
-        Never waits.
-
-        `declared_workspace` is what an event or metric claims to be about; it differs from the
-        sender's own when the sender broadcasts into another one.
+        The sender is in `workspace`. An event or a metric claims to be about `declared_workspace`,
+        which is another one if the sender broadcasts there.
         """
-        ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """Return why a message's authorization `context` is refused, or None. Never waits."""
-        ...
+        """Return why a message's authorization context is refused, or None. Never waits."""
 
     def may_credit_metrics(self, identity: Identity) -> bool:
         """Whether `identity` may report negative quantities. Never waits."""
-        ...
 
 
-# Without rules everything is open, except what would let one participant act on all others (core.md
-# 4.3).
+# Without rules all is open, except acts of one participant on all others (core.md 4.3).
 _NEED_RULES: Final = frozenset(
     {
         *Admin,
@@ -200,19 +173,15 @@ _NEED_RULES: Final = frozenset(
     }
 )
 _WORK: Final = "task_work"
-"""The operation of a client that acts as another identity's worker.
-
-See services/tasks/handlers/permissions.py. Without rules only system kinds may do it."""
-# Two kinds have these permissions without a rule (core.md section 10; sdk.md section 5 for tokens).
+"""The operation of a client that acts as another identity's worker: only system kinds may."""
+# System kinds need no rule for these (core.md section 10; sdk.md section 5 for tokens).
 _SYSTEM_KINDS: Final = frozenset({Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR})
 _SYSTEM_HOLDS: Final = frozenset({*Admin, Capability.QUERY_CONNECTIONS, Capability.RESOLVE_AUTHORITY})
-
-
 _NO_RULES: Final = "acting on behalf of others needs access rules, and none are configured"
 
 
 def _context_problem(context: pb.AuthorizationContext) -> str | None:
-    """Return why a context is refused without grants, or None for a direct one."""
+    """Return why an authorization context is refused without access rules, or None."""
     mode = context.authority_mode
     if mode in {"", "direct"}:
         if context.grant_id or context.HasField("subject"):
@@ -224,10 +193,9 @@ def _context_problem(context: pb.AuthorizationContext) -> str | None:
 
 
 class DevAuthorizer:
-    """Allows what the reference allows without an ACL service; it has no rules.
+    """Allows what the reference allows without an ACL service; it has no access rules.
 
-    `granted` are capabilities and admin categories that every identity has; tests and
-    demonstrations use it.
+    `granted` are capabilities and admin categories of every identity, for tests and demonstrations.
     """
 
     def __init__(self, granted: frozenset[str] = frozenset()) -> None:

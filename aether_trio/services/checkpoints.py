@@ -32,14 +32,13 @@ MAX_KEYS: Final = 10_000
 MAX_KEY_BYTES: Final = 256  # times MAX_KEYS: 2.5 MiB
 MAX_EXPIRES_MS: Final = 2**62  # a later end would overflow the column; it is as good as none
 SWEEP_PAGE: Final = 100
-# Expired checkpoints are invisible at once; this only gives their room back.
-SWEEP_INTERVAL_S: Final = 60.0
+SWEEP_INTERVAL_S: Final = 60.0  # only to give room back: expired checkpoints are invisible at once
 
 Op = pb.CheckpointOperation
 
 
 class CheckpointService:
-    """Performs checkpoint operations on the "state" database.
+    """Performs clients' checkpoint operations on the "state" database.
 
     `default_ttl_s` is what a negative ttl means; 0: the checkpoint does not expire.
     """
@@ -53,10 +52,7 @@ class CheckpointService:
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
-        """Perform one checkpoint operation; return its reply.
-
-        Raises nothing for a client's mistake, nor if storage is unavailable.
-        """
+        """Perform one checkpoint operation; its reply has every failure."""
         try:
             return await self._respond(identity, op)
         except CommitUnknown as exc:
@@ -159,10 +155,7 @@ _UPSERT: Final = (
 
 
 def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None, most_bytes: int) -> Program[str]:
-    """Write a checkpoint; return "", or why the identity's quota forbids it.
-
-    `most_bytes` 0: any number of bytes.
-    """
+    """Write a checkpoint; return "", or why its size or quota (0: none) forbids it."""
     [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
     if count >= MAX_KEYS:
         return f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first"

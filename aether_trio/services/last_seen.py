@@ -1,7 +1,7 @@
 """Stores when each identity was last seen, and the history of its last session.
 
 Ends of sessions are written in batches; those that are not written yet are read from memory. After
-a kill -9 a live session has the time of the end before: presence is information, and never a lock.
+a kill -9 a live session has the time of the end before: the time is information, and never a lock.
 Clients choose the names, so a name is forgotten some time after its last session.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 import trio
@@ -25,10 +26,7 @@ from aether_trio.storage.retry import retry_while_unavailable
 logger = structlog.get_logger("aether.presence")
 
 MAX_WAITING = 50_000
-"""Ended sessions that wait to be written.
-
-Beyond it, if storage is unavailable for long, the oldest are forgotten.
-"""
+"""Ended sessions that wait for storage; beyond it the oldest are forgotten."""
 
 SWEEP_PAGE = 500
 SWEEP_INTERVAL_S = 60.0
@@ -45,7 +43,7 @@ _WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_co
 
 @dataclass(frozen=True, slots=True)
 class LastSeenRecord:
-    """Says when the last session of an identity ended."""
+    """When the last session of an identity ended, and under which lock epoch."""
 
     last_seen_ms: int
     history: SessionHistory
@@ -53,7 +51,7 @@ class LastSeenRecord:
 
 
 class LastSeenStore:
-    """Writes and reads the last end of sessions. `run` must run while sessions end.
+    """Writes and reads when identities were last seen; `run` must run meanwhile.
 
     `keep_s`: how long an identity is remembered; 0: without end.
     """
@@ -68,21 +66,17 @@ class LastSeenStore:
         self._flushing = trio.Lock()
 
     def ended(self, session: Session) -> None:
-        """Remember that this session has ended."""
+        """Record the end of a session, to be written soon."""
         name = session.identity.text
         self._waiting.pop(name, None)
         if len(self._waiting) >= MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[name] = LastSeenRecord(
-            self._clock.now_ms(), session.history, session.lock.epoch if session.lock else 0
-        )
+        epoch = session.lock.epoch if session.lock else 0
+        self._waiting[name] = LastSeenRecord(self._clock.now_ms(), session.history, epoch)
         self._work.set()
 
     async def seen(self, identity: str) -> LastSeenRecord | None:
-        """Return the last end of a session of an identity, or None.
-
-        Raises StorageUnavailable.
-        """
+        """Return when an identity was last seen, or None. Raises StorageUnavailable."""
         found = self._waiting.get(identity) or self._writing.get(identity)
         if found is not None:
             return found
@@ -98,14 +92,11 @@ class LastSeenStore:
     async def user_seen_ms(self, user_id: str) -> int:
         """Return when the last session of any window of a user ended (Unix ms), or 0."""
         prefix = f"us::{user_id}::"
-        waiting = [seen.last_seen_ms for name, seen in self._waiting.items() if name.startswith(prefix)]
-        waiting += [seen.last_seen_ms for name, seen in self._writing.items() if name.startswith(prefix)]
-        # Identity strings order by their bytes, so the windows of a user are a range: ";" comes
-        # right behind ":".
+        unwritten = chain(self._waiting.items(), self._writing.items())
+        waiting = [seen.last_seen_ms for name, seen in unwritten if name.startswith(prefix)]
+        # The windows of a user are a range: identities order by their bytes, and ";" follows ":".
         rows = await self._database.fetch(
-            "SELECT MAX(last_seen_ms) FROM presence WHERE identity >= $1 AND identity < $2",
-            prefix,
-            f"us::{user_id}:;",
+            "SELECT MAX(last_seen_ms) FROM presence WHERE identity >= $1 AND identity < $2", prefix, f"us::{user_id}:;"
         )
         return max([*waiting, rows[0][0] or 0])
 
@@ -115,7 +106,7 @@ class LastSeenStore:
         return found.history if found is not None and found.history.session_id == session_id else None
 
     async def run(self) -> None:
-        """Write ended sessions until cancelled."""
+        """Write the ends of sessions to storage until cancelled."""
         while True:
             if not self._waiting:
                 await self._work.wait()
@@ -135,7 +126,7 @@ class LastSeenStore:
         return count
 
     async def flush_at_end(self) -> None:
-        """Write the ended sessions that wait, or log that they are lost."""
+        """Write the ends of sessions that wait, or log that they are lost."""
         try:
             await self.flush()
         except StorageUnavailable as error:
@@ -144,9 +135,7 @@ class LastSeenStore:
             )
 
     async def flush(self) -> None:
-        """Write the ended sessions that wait.
-
-        Raises StorageUnavailable; then they wait on.
+        """Write the ends of sessions that wait. Raises StorageUnavailable; they wait on.
 
         One flush runs at a time: the last one, when the gateway stops, waits for the one before.
         """

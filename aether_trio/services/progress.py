@@ -25,7 +25,7 @@ MAX_REPORT_BYTES = 64 * 1024
 
 
 class ProgressService:
-    """Handles `progress`. `reported` is called with each report that was published."""
+    """Handles clients' `progress` reports; `reported` is called with each one."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ProgressService:
         self._reported = reported
 
     async def handle(self, session: Session, report: pb.ProgressReport) -> Sequence[pb.DownstreamMessage]:
-        """Publish one report. Raises RequestError."""
+        """Publish one progress report. Raises RequestError."""
         identity = session.identity
         if identity.kind not in REPORTERS:
             raise RequestError(Code.INVALID_PRINCIPAL, f"{identity.kind.with_article} may not report progress")

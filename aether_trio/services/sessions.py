@@ -1,4 +1,4 @@
-"""Lists, shows and ends sessions, and says whether a principal is connected.
+"""Lists, shows and ends sessions, and answers whether a principal is connected.
 
 Reference: core.md section 9. Filled in here and not there: remote address, last activity, the
 reason of a disconnect, `last_seen_at`, a user reference that names no window (any of its windows
@@ -31,13 +31,11 @@ MAX_PAGE = 1000
 MAX_SESSION_ID = 128
 """Characters of a session id in a request. The gateway's ids have 36."""
 MAX_REASON = 1024
-"""Characters of the reason of a DISCONNECT; a longer reason is cut.
-
-The reason goes through the cluster's tables and into a status."""
+"""Characters of a DISCONNECT's reason, cut to fit the cluster's tables and a status."""
 
 
 class SessionService:
-    """Handles `session_op` and `connection_status_request`."""
+    """Handles `session_op` and `connection_status_request` of clients."""
 
     def __init__(
         self, directory: SessionDirectory, presence: LastSeenStore, authorizer: Authorizer, clock: Clock
@@ -47,13 +45,8 @@ class SessionService:
         self._authorizer = authorizer
         self._clock = clock
 
-    # -- session_op --------------------------------------------------------------------------------
-
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
-        """Perform a session operation: LIST, GET or DISCONNECT.
-
-        A refusal is in the typed reply.
-        """
+        """Perform LIST, GET or DISCONNECT; a refusal is in the typed reply."""
         response = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         try:
@@ -81,7 +74,7 @@ class SessionService:
             response.error = f"unknown session operation {op.op}"
 
     async def _may_look_around(self, session: Session, op: pb.SessionOperation) -> bool:
-        """Whether this is a LIST of the session's own workspace, which it may read."""
+        """Whether a request is a LIST of the session's workspace, which it may read."""
         workspace = session.workspace
         if op.op != pb.SessionOperation.LIST or not workspace or op.filter.workspace != workspace:
             return False
@@ -101,7 +94,7 @@ class SessionService:
     async def _list_for_administrator(
         self, session: Session, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse
     ) -> None:
-        """List sessions; those of all workspaces need a credential that reaches all."""
+        """List sessions; all workspaces need a credential that reaches all."""
         if wanted.workspace and not session.allows_workspace(wanted.workspace):
             response.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
         elif not wanted.workspace and not session.reaches_everything:
@@ -157,13 +150,8 @@ class SessionService:
             last_activity=connection.last_activity_ms // 1000,
         )
 
-    # -- connection_status_request -----------------------------------------------------------------
-
     async def status(self, session: Session, request: pb.ConnectionStatusRequest) -> Sequence[pb.DownstreamMessage]:
-        """Say whether a principal is connected, and when it was last seen.
-
-        A refusal is in the typed reply.
-        """
+        """Answer whether and when a principal was connected; a refusal is in the reply."""
         response = pb.ConnectionStatusResponse(request_id=request.request_id)
         try:
             await self._status(session, request.principal, response)

@@ -99,4 +99,4 @@ def _handler(case: str) -> Handler:
 
 
 HANDLERS: Final = {case: _handler(case) for case in FAILURES}
-"""A handler for each operation of the table."""
+"""A handler for each operation of FAILURES."""

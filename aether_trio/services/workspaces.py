@@ -18,7 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class WorkspaceSwitch:
-    """Handles `switch_workspace`. `moved` is called after every switch."""
+    """Handles users' `switch_workspace`; `moved` is called after every switch."""
 
     def __init__(self, authorizer: Authorizer, moved: Callable[[Session], None], *, strict: bool = True) -> None:
         self._authorizer = authorizer

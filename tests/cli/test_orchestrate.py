@@ -40,7 +40,7 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_starts(
     shell: Shell, tmp_path: Path, command: list[str]
 ) -> None:
     shell.fails(3, "No such file", *command, str(tmp_path / "none.yaml"))
-    shell.fails(3, "agents.a: it has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}"))
+    shell.fails(3, "agents.a: the agent has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}"))
 
 
 @pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
@@ -83,7 +83,7 @@ def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:
         process.line()
         for text, said in (
             ("agents: {echo: {}}", "not used, what was read before stays: "),
-            ("agents: {echo: {command: python, profile: gpu}}", "its profiles have changed"),
+            ("agents: {echo: {command: python, profile: gpu}}", "the launch profiles have changed"),
             (
                 "agents: {echo: {command: python}, second: {command: python}}",
                 "used; it starts echo, second (profile process)",

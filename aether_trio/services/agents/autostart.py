@@ -1,4 +1,4 @@
-"""Decides which agents are started because messages wait for them.
+"""Starts registered agents for which messages wait.
 
     router ── target_absent(identity) ──▶ AutostartQueue ──▶ a check of many ──▶ start_all
                                                              (registered? connected to any node?)
@@ -47,27 +47,23 @@ CHECK_PAUSE_S: Final = 1.0
 REFRESH_S: Final = 5.0
 """Seconds between two looks at the registered implementations."""
 UNREGISTERED_S: Final = 60.0
-"""Seconds for which a message to an implementation that is not registered can still start an agent.
-"""
+"""Seconds for which a message can start an agent that is registered after it."""
 BATCH: Final = 100
 """Identities in one check at most."""
 MAX_RESTARTS: Final = 3
-"""Starts of an agent that ends each time before it has read a message: after 1, 2 and 4 seconds."""
+"""Starts of an agent that ends each time before it has read a message: after 1, 2 and 4 s."""
 MAX_WAITING: Final = 10_000
-"""Identities that are remembered.
-
-Beyond it a message starts no agent, and the next message may.
-"""
+"""Identities that are remembered; beyond it a message starts no agent, the next one may."""
 SHARE: Final = 10
 """A workspace gets the tenth part of MAX_WAITING, so that it keeps no other from its agents."""
 
 
 @dataclass(frozen=True, slots=True)
 class AutostartStatistics:
-    """Counts the starts that messages caused on this node.
+    """Counts the agent starts that messages caused on this node, since its start.
 
-    `started` agents and `given_up` ones (they ended again and again at the same message) count
-    since start; `waiting` identities are to be checked.
+    `given_up` agents ended again and again at the same message; `waiting` identities are to be
+    checked.
     """
 
     started: int
@@ -105,10 +101,7 @@ class _FairMap(Generic[V]):
         return True
 
     def keep(self, identity: str, value: V) -> None:
-        """Add an identity that was accepted before, even if there is no room.
-
-        It keeps a present value.
-        """
+        """Add an identity with or without room for it; a present value stays."""
         if identity not in self._values:
             self._values[identity] = value
             self._counts[_workspace_of(identity)] += 1
@@ -129,9 +122,9 @@ def _workspace_of(identity: str) -> str:
 
 
 class AutostartQueue:
-    """Collects identities for an Autostarter, from parts that are made before it.
+    """Collects identities that an Autostarter checks. No method blocks.
 
-    It is the AgentHooks of the task engine. No method blocks.
+    It is the AgentHooks of the task engine.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -141,8 +134,7 @@ class AutostartQueue:
         self.ended: dict[str, float] = {}
         """Started agents that have ended, and when each is to be checked (trio's clock)."""
         self.unregistered = _FairMap[tuple[int, float]]()
-        """Identities that are not registered: when the message was sent, and until when it counts.
-        """
+        """Unregistered identities: when the message was sent, and until when it counts."""
         self.registrations = 0
         """How many times a registration was written or deleted on this node."""
         self.changed = AutoResetEvent()
@@ -163,7 +155,7 @@ class AutostartQueue:
         self.agent_ended(identity)
 
     def unstarted_ended(self, identity: str) -> None:
-        """Report the end of a participant that was not started: it has seen its messages."""
+        """Report the end of a participant that was not started: it saw its messages."""
         self.unregistered.pop(identity)
 
     def registration_changed(self) -> None:
@@ -177,8 +169,7 @@ class Autostarter:
     """Starts registered agents for which messages wait.
 
     `connected(identity)` says whether a participant is connected to any node. `unread(identity)`
-    returns the position up to which it has read its topic, and how many messages are behind that
-    position.
+    returns the position up to which it has read its topic, and how many messages are behind that.
     """
 
     def __init__(
@@ -197,9 +188,7 @@ class Autostarter:
         self._connected = connected
         self._unread = unread
         self._restarts: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Agents that ended with unread messages: the position, and how many times they ended
-        there.
-        """
+        """Agents that ended with unread messages: the position, and how many times there."""
         self._checked: dict[str, float] = {}
         """When an identity was checked (trio's clock): its next check is CHECK_PAUSE_S later."""
         self._names: frozenset[str] = frozenset()
@@ -209,11 +198,11 @@ class Autostarter:
         self._started = self._given_up = 0
 
     def statistics(self) -> AutostartStatistics:
-        """Return what waits now, and what has happened since start."""
+        """Return the counts of agents started, given up and waiting to be checked."""
         return AutostartStatistics(self._started, self._given_up, len(self._queue.waiting) + len(self._queue.ended))
 
     async def run(self) -> None:
-        """Check identities until cancelled."""
+        """Check absent identities, and start their agents, until cancelled."""
         while True:
             with trio.move_on_after(self._pause_s()):
                 await self._queue.changed.wait()
@@ -242,8 +231,7 @@ class Autostarter:
         for identity in [one for one, at in queue.ended.items() if at <= now]:
             if self._is_registered(identity):
                 await in_halves([identity], self._check_unread, _report_defect)
-            # Else the agent has come and ended again meanwhile.
-            if queue.ended[identity] <= now:
+            if queue.ended[identity] <= now:  # else the agent has ended again meanwhile
                 del queue.ended[identity]
         due = [one for one in queue.waiting if one not in self._checked][:BATCH]
         wanted: dict[str, int] = {}
@@ -266,11 +254,11 @@ class Autostarter:
                 raise
 
     def _names_due(self) -> float:
-        """Return when the names are to be read again (trio's clock)."""
+        """Return when the registered names are to be read again (trio's clock)."""
         return self._names_until if self._names_of == self._queue.registrations else -1.0
 
     async def _read_names(self, now: float) -> None:
-        """Read the registered implementations, and let messages wait that have one by now."""
+        """Read the registered names; unregistered identities that now have one wait."""
         # Set before the read: the next read finds what is registered during this one.
         self._names_until = now + REFRESH_S
         self._names_of = self._queue.registrations
@@ -330,19 +318,18 @@ class Autostarter:
             return ()
         for identity, begun in (await self._starter.start_all(absent)).items():
             if begun.problem:
-                logger.info("a message cannot start its receiver", identity=identity.text, reason=begun.problem)
+                logger.info(
+                    "a message waits for an agent that cannot be started", identity=identity.text, reason=begun.problem
+                )
             elif begun.created:
                 self._started += 1
                 task_id = begun.task and begun.task.task_id
-                logger.info("a message starts its receiver", identity=identity.text, task=task_id)
+                logger.info("an agent is started, as a message waits for it", identity=identity.text, task=task_id)
             elif begun.missing:
                 self._queue.waiting.keep(identity.text, absent[identity])
         return ()
 
 
 def _report_defect(identity: str, error: Exception) -> None:
-    """Report an unexpected error; the next message for `identity` may start it.
-
-    Another try would meet the error again, and keep all other identities waiting.
-    """
+    """Report why the start of an agent failed; its message causes no other start."""
     report(error, f"the start of {identity} for a message")

@@ -51,7 +51,7 @@ _UPSERT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AgentRegistration:
-    """One implementation. `info` is complete, with its profile and its times."""
+    """A registered agent implementation; `info` has its profile and its times too."""
 
     info: pb.AgentRegistrationInfo
 
@@ -61,7 +61,7 @@ class AgentRegistration:
 
     @property
     def profile(self) -> str:
-        """Which orchestrators may start the agent; "" if none can."""
+        """The launch profile of orchestrators that may start the agent; "": none can."""
         return self.info.launch_params.get(PROFILE, "")
 
     @property
@@ -71,10 +71,7 @@ class AgentRegistration:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationRefusal:
-    """Says why a registration was not written, for the client.
-
-    `conflict`: a prefix has another owner.
-    """
+    """Why a registration was not written; `conflict`: a prefix has another owner."""
 
     reason: str
     conflict: bool = False
@@ -82,7 +79,7 @@ class RegistrationRefusal:
 
 @dataclass(frozen=True, slots=True)
 class AgentRegistrationPage:
-    """Has registrations that match, by implementation, and how many match in all."""
+    """Matching registrations by implementation, and how many match in all."""
 
     registrations: Sequence[AgentRegistration]
     total: int
@@ -131,16 +128,14 @@ def normalised(
 
 
 def _prefix_key(prefix: str) -> str:
-    """Return the key of a prefix: with and without a trailing slash it is the same."""
+    """Return the key of a resource prefix: a trailing slash makes no difference."""
     return prefix.rstrip("/")
 
 
 class AgentRegistry:
-    """Reads and writes registrations, `most` at most (0: any number).
+    """Reads and writes agent registrations, `most` at most (0: any number).
 
-    Coroutines raise StorageUnavailable.
-
-    `on_change` is called when a registration was written or deleted on this node.
+    Coroutines raise StorageUnavailable. `on_change` is called when one was written or deleted here.
     """
 
     def __init__(
@@ -159,9 +154,7 @@ class AgentRegistry:
         return await self._database.read_small(partial(find, implementation))
 
     async def page(self, profile: str, offset: int, limit: int) -> AgentRegistrationPage:
-        """Return registrations of a profile ("" for all).
-
-        `limit` 0: as many as one message can have."""
+        """Return registrations of a profile ("": all); `limit` 0: all that fit a message."""
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
     async def put(self, info: pb.AgentRegistrationInfo, implementation: str) -> AgentRegistration | RegistrationRefusal:
@@ -196,10 +189,7 @@ def _read(row: Row) -> AgentRegistration:
 
 
 def find(implementation: str) -> Program[AgentRegistration | None]:
-    """Return the registration of an implementation, or of its name without a version.
-
-    Part of a program.
-    """
+    """Read the registration of an implementation, or of its name without a version."""
     names = [implementation]
     if ":" in implementation:
         names.append(implementation.rpartition(":")[0])

@@ -1,4 +1,4 @@
-"""Handles `agent_op`: registrations and LAUNCH (reference: tasks.md 6.5).
+"""Handles clients' `agent_op`: registrations and LAUNCH (reference: tasks.md 6.5).
 
 A client without permission gets a typed reply and an ErrorResponse: the reference sends the latter
 alone, and a caller of the published SDK then waits for its time limit (sdk.md, scenario 95). Other
@@ -30,7 +30,7 @@ DEFAULT: Final = "default"
 
 
 class AgentService:
-    """Handles `agent_op`."""
+    """Handles clients' `agent_op`: registrations, LAUNCH and lists of orchestrators."""
 
     def __init__(
         self, registry: AgentRegistry, starter: AgentStarter, authorizer: Authorizer, *, strict: bool = True

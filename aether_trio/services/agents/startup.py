@@ -1,4 +1,4 @@
-"""Starts agents: makes a startup task, which an orchestrator is assigned.
+"""Makes startup tasks, which orchestrators are assigned to start agents.
 
 Three things cause a start: a TARGETED task whose target is not connected (`start`, as the Starter
 of the task service), a message to an absent agent (`start_all`, called by autostart.py), and the
@@ -29,40 +29,27 @@ from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
 NOT_OVERRIDDEN: Final = frozenset({startup.PROFILE, startup.TOKEN})
-"""Launch parameters that only a registration and the gateway set: the profile and the agent's
-token.
-"""
+"""Launch parameters that only a registration and the gateway set."""
 STARTABLE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK})
 CAPACITY: Final = 1 << 40
-"""Of an orchestrator as a worker: startup tasks do not count against it, so any large number will
-do.
-"""
+"""Of an orchestrator as a worker: startup tasks do not count, so any large number will do."""
 _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 
 class AgentStarter:
-    """Makes startup tasks, and keeps the table of orchestrators that get them."""
+    """Makes startup tasks of agents, and keeps the table of orchestrators."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        agents: AgentRegistry,
-        ids: IdFactory,
-    ) -> None:
+    def __init__(self, engine: Engine, agents: AgentRegistry, ids: IdFactory) -> None:
         self._engine = engine
         self._agents = agents
         self._ids = ids
 
-    # -- startup tasks -----------------------------------------------------------------------------
-
     async def knows(self, implementation: str) -> bool:
-        """Whether this implementation is registered. Raises StorageUnavailable."""
+        """Whether an agent implementation is registered. Raises StorageUnavailable."""
         return await self._agents.find(implementation) is not None
 
     def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
-        """Have `target` started, in the transaction that creates `cause`.
-
-        Returns "", or why it cannot be started.
+        """Start `target` in the transaction of the task `cause`; return "" or why not.
 
         If `cause` is a startup task itself, it becomes the target's startup task.
         """
@@ -82,14 +69,12 @@ class AgentStarter:
     async def start_all(
         self, wanted: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
     ) -> dict[Identity, StartResult]:
-        """Start these participants, each with the time of its trigger (Unix ms).
+        """Start participants, each with the time of its trigger (Unix ms).
 
         A participant that is connected gets neither a startup task nor a problem. `overrides`
         replace launch parameters of the registration. Without them, the first task that waits for a
         participant gives the overrides: the participant may have been started for this task before,
-        and hibernated or failed since.
-
-        Raises StorageUnavailable.
+        and hibernated or failed since. Raises StorageUnavailable.
         """
         task_ids = {target: self._ids.unique() for target in wanted}
         found: dict[Identity, StartResult] = {}
@@ -130,10 +115,7 @@ class AgentStarter:
         wish = AgentStartRequest(
             task_id,
             target,
-            {
-                **registration.launch_params,
-                **{name: overrides[name] for name in overrides if name not in NOT_OVERRIDDEN},
-            },
+            {**registration.launch_params, **{k: v for k, v in overrides.items() if k not in NOT_OVERRIDDEN}},
             trigger_ms,
             order_us=tx.context.now_ms * 1000,
             creator=creator,
@@ -142,22 +124,17 @@ class AgentStarter:
         return (yield from startup.request_start(tx, wish))
 
     async def connected(self, identities: Sequence[str]) -> set[str]:
-        """Return which of these are connected to any node. Raises StorageUnavailable.
+        """Return which identities are connected to any node. Raises StorageUnavailable.
 
         The workers of a node that was killed count as connected for some seconds.
         """
         return await self._engine.database.read(lambda: startup.connected_among(identities))
 
     async def current_start(self, identity: Identity) -> TaskRow | None:
-        """Return the startup task of this identity that has not ended, or None.
-
-        Raises StorageUnavailable.
-        """
+        """Return an identity's startup task that runs, or None. Raises StorageUnavailable."""
         if identity.kind not in STARTABLE:
             return None
         return await self._engine.database.read_small(lambda: startup.current_start(identity.text))
-
-    # -- orchestrators -----------------------------------------------------------------------------
 
     def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         """Assign startup tasks to an orchestrator whose session has begun.
@@ -172,9 +149,7 @@ class AgentStarter:
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             if session.detached:
-                # This is written late: an orchestrator of that name may be connected to another
-                # node.
-                return
+                return  # an orchestrator of that name may be connected to another node by now
             yield from sessions.join(tx, sessions.WorkerJoined(worker, resumed, rejoined=rejoined))
             if not resumed:
                 here = worker._replace(node=tx.context.node)
@@ -197,12 +172,8 @@ class AgentStarter:
         self._engine.writes.put(mutation)
 
     async def orchestrators(self) -> list[tuple[str, Sequence[str], int]]:
-        """Return (identity, profiles, connected since) of all orchestrators.
-
-        Raises StorageUnavailable.
-        """
-        # Orchestrators whose sessions have begun on this node are in it.
-        await self._engine.writes.flush()
+        """Return (identity, profiles, connected since) of each. Raises StorageUnavailable."""
+        await self._engine.writes.flush()  # with it the sessions that have begun on this node
         found: dict[str, tuple[list[str], int]] = {}
         for name, profile, connected_ms in await self._engine.database.read(startup.orchestrator_rows):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())

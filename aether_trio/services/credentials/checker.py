@@ -155,26 +155,21 @@ class TokenAdmission(Protocol):
     @property
     def task_id(self) -> str:
         """The id of the task that the token is for."""
-        ...
 
     @property
     def token(self) -> bytes:
         """The token's hash."""
-        ...
 
     @property
     def workspaces(self) -> frozenset[str]:
         """The workspaces that the token reaches."""
-        ...
 
     @property
     def lineage(self) -> tuple[str, ...]:
         """The tasks at whose end the token expires."""
-        ...
 
     def covers(self, identity: Identity) -> bool:
         """Whether the token reaches all that a token for `identity` would."""
-        ...
 
 
 TokenCheck = Callable[[Identity, Mapping[str, str]], Awaitable[TokenAdmission | None]]
