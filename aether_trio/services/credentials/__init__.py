@@ -1,4 +1,4 @@
-"""Checks the credentials of clients, and slows down guessing."""
+"""Checks the credentials of connecting clients, and slows down guessing."""
 
 from aether_trio.services.credentials.checker import (
     KEY_PREFIX,

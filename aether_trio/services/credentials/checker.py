@@ -1,4 +1,4 @@
-"""Checks keys, task tokens and certificates against the claimed identity.
+"""Checks API keys, task tokens and certificates against claimed identities.
 
 The session calls `CredentialChecker.admit` once, before anything is sent. It returns what was
 accepted, or raises the StatusError that ends the stream. Rules, and where they differ from the
@@ -43,9 +43,7 @@ from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"
 KEY_BYTES: Final = 32
-# A certificate for transport only: it proves nothing about the client.
-ANONYMOUS_NAME: Final = "_anonymous"
-
+ANONYMOUS_NAME: Final = "_anonymous"  # a certificate for transport only: it names no client
 API_KEY_NAMES: Final = ("api_key", "x-api-key")
 _OTHER_KINDS: Final = {
     "token": "task tokens",
@@ -62,18 +60,18 @@ _USER: Final = "user"
 
 
 def hash_api_key(key: str) -> str:
-    """Return a key's hash for the settings: SHA-256 in lower-case hexadecimal."""
+    """Return an API key's hash for the settings: SHA-256 in lower-case hexadecimal."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def new_api_key(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> str:
-    """Return a new key: "aek_" and 32 random bytes in base64url without padding."""
+    """Return a new API key: "aek_" and 32 random bytes in base64url without padding."""
     return KEY_PREFIX + base64.urlsafe_b64encode(random_bytes(KEY_BYTES)).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True, slots=True)
 class CertifiedName:
-    """Says whom a certificate names, and how much of the name counts. None: any."""
+    """Whom a client certificate names, and how much of the name counts; None: any."""
 
     mode: CertificateMode
     type_name: str
@@ -82,19 +80,19 @@ class CertifiedName:
     identity: Identity | None = None
 
     def fits(self, claimed: Identity) -> bool:
-        """Whether the claimed identity fits the name, as strictly as the mode says."""
+        """Whether the claimed identity fits the certificate, as strictly as the mode says."""
         if self.mode == "strict":
             return self.identity == claimed
         if self.type_name != claimed.type_name:
             return False
         if self.mode == "relaxed":
             return True
-        # A user connects in no workspace: the name's is the one that it may enter.
+        # A user connects in no workspace, and the name has the one that it may enter.
         in_workspace = self.workspace in {None, claimed.workspace} or claimed.kind is Kind.USER
         return in_workspace and self.implementation in {None, claimed.implementation}
 
     def allows_workspace(self, workspace: str) -> bool:
-        """Whether the name reaches a workspace: only a user's name can be limited to one.
+        """Whether the certificate reaches a workspace; it can limit only users.
 
         What agents and tasks may do in other workspaces is decided by access rules.
         """
@@ -102,16 +100,13 @@ class CertifiedName:
 
     @property
     def everywhere(self) -> bool:
-        """Whether the name reaches all workspaces."""
+        """Whether the certificate reaches all workspaces."""
         return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCredential:
-    """Says what a client was admitted with: an API key, a certificate, or nothing.
-
-    Nothing is enough in development mode.
-    """
+    """The API key or certificate that a client was admitted with; in development none."""
 
     key: ApiKey | None = None
     certificate: CertifiedName | None = None
@@ -124,13 +119,13 @@ class AcceptedCredential:
 
     @property
     def everywhere(self) -> bool:
-        """Whether the credential reaches all workspaces, and what belongs to no workspace."""
+        """Whether the credential reaches all workspaces, and what is in no workspace."""
         if self.key is not None:
             return ANY in self.key.workspaces
         return self.certificate is None or self.certificate.everywhere
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a token for this participant would reach no more than the credential.
+        """Whether a task token for a participant would reach no more than the credential.
 
         A key for agents counts as one for tasks, and the other way round: they create tasks for
         each other.
@@ -150,7 +145,7 @@ NO_CREDENTIAL: Final = AcceptedCredential()
 
 
 class TokenAdmission(Protocol):
-    """Says what an accepted task token reaches (services/tasks/transaction/tokens.py)."""
+    """What an accepted task token reaches (services/tasks/transaction/tokens.py)."""
 
     @property
     def task_id(self) -> str:
@@ -177,7 +172,7 @@ TokenCheck = Callable[[Identity, Mapping[str, str]], Awaitable[TokenAdmission | 
 
 
 async def no_tokens(identity: Identity, credentials: Mapping[str, str]) -> TokenAdmission | None:
-    """Return None: the TokenCheck of a gateway without tasks."""
+    """Return None: the check of task tokens in a gateway without tasks."""
     return None
 
 
@@ -190,7 +185,7 @@ class CredentialChecker:
         self.throttle = Throttle(settings, clock)
 
     async def admit(self, claim: Claim, peer: Peer) -> Authenticated:
-        """Accept the claim, or raise StatusError.
+        """Accept a client's claimed identity, or raise StatusError.
 
         UNAUTHENTICATED: no valid credential; PERMISSION_DENIED: a credential for another identity;
         UNAVAILABLE: throttled, try again. The transport has verified `peer.certificate` against
@@ -248,19 +243,14 @@ class CredentialChecker:
     def check(
         self, identity: Identity, credentials: Mapping[str, str], certified: CertifiedName | None = None
     ) -> AcceptedCredential:
-        """Accept a key or a certificate, or any client in development mode.
-
-        Raises StatusError.
-        """
+        """Accept a key or certificate; in development any client. Raises StatusError."""
         key = next((credentials[name] for name in API_KEY_NAMES if credentials.get(name)), None)
         if key is not None and (self._settings.api_keys or not self._settings.allow_anonymous):
             return self._check_key(key, identity)
         if certified is not None:
             return AcceptedCredential(certificate=certified)
         if self._settings.allow_anonymous:
-            # Development: unknown tokens pass, because the SDK's orchestrator invents tokens for
-            # its agents.
-            return NO_CREDENTIAL
+            return NO_CREDENTIAL  # with any token: the SDK's orchestrator invents some
         raise self._nothing_accepted(identity, credentials)
 
     def _check_key(self, key: str, identity: Identity) -> AcceptedCredential:
@@ -289,10 +279,7 @@ class CredentialChecker:
 
 
 def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
-    """Return the record of this key, or None.
-
-    All records are compared, so that the time says nothing about which one matches.
-    """
+    """Return an API key's record, or None. Comparing all leaks nothing by its time."""
     digest = hash_api_key(key)
     found: ApiKey | None = None
     for record in records:
@@ -302,7 +289,7 @@ def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
 
 
 def key_problem(record: ApiKey, identity: Identity) -> str | None:
-    """Return why a key does not fit an identity, as the end of a sentence, or None."""
+    """Return why an API key does not fit an identity (a sentence's end), or None."""
     if record.principal not in {"*", identity.type_name}:
         return f"is for principals of type {record.principal}, not {identity.type_name}"
     if not fits_identity(record.identity, identity):
@@ -316,22 +303,15 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
 
 
 def _subject(claim: Claim) -> str:
-    """Return the claimed identity without the part that the gateway assigned.
-
-    With that part, a client would be new to the throttle at each attempt.
-    """
+    """Return the claimed identity without the part that differs at each attempt."""
     text = claim.identity.text
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:
-    """Return a hash of the credentials and the certificate."""
-    certificate = peer.certificate
-    shown_things = (
-        sorted(claim.credentials.items()),
-        certificate and (certificate.common_name, certificate.serial_number),
-    )
-    return hashlib.sha256(repr(shown_things).encode()).digest()
+    """Return a hash of a client's credentials and certificate."""
+    certificate = peer.certificate and (peer.certificate.common_name, peer.certificate.serial_number)
+    return hashlib.sha256(repr((sorted(claim.credentials.items()), certificate)).encode()).digest()
 
 
 def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
@@ -348,8 +328,6 @@ def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
                 return CertifiedName(mode, _USER, workspace)
             case ["tb" | "ta", workspace, implementation]:
                 return CertifiedName(mode, "task", workspace, implementation)
-            case _:
-                pass
     try:
         identity = Identity.parse(name)
     except IdentityError:

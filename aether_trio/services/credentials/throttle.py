@@ -37,7 +37,7 @@ _IPV6_NETWORK: Final = 64
 
 
 class Throttle:
-    """Counts failed authentications, and refuses clients over a bound.
+    """Counts failed authentications, and refuses clients that have too many.
 
     `address` is a Peer's; `subject` is the claimed identity without an assigned part; `proof` is a
     hash of the credentials.
@@ -51,7 +51,7 @@ class Throttle:
         self._let_in: _Recent[tuple[str, str], bytes] = _Recent(settings.max_tracked_identities)
 
     def check(self, address: str, subject: str, proof: Callable[[], bytes]) -> None:
-        """Raise StatusError while this client is refused without a check."""
+        """Raise StatusError while a client's credentials are refused without a check."""
         place = network_of(address)
         pair = place, subject
         left_s = self._pairs.left_s(pair)
@@ -62,8 +62,7 @@ class Throttle:
             )
         left_s = self._addresses.left_s(place)
         if left_s > 0 and not self._was_let_in(pair, proof):
-            # Another client of this address may have failed, so UNAVAILABLE: try again, not
-            # UNAUTHENTICATED.
+            # Another client of this address may have failed, so UNAVAILABLE: try again.
             raise StatusError(
                 Status.UNAVAILABLE,
                 f"authentication from your address is throttled after {self._addresses.most} failures; "
@@ -147,7 +146,7 @@ class _Failures(Generic[K]):
 
 
 def network_of(address: str) -> str:
-    """Return the network whose failures count together: a host, or the /64 of IPv6."""
+    """Return the network whose failed authentications count together: a host or a /64."""
     host = address.rpartition(":")[0] or address
     return _ipv6_network(host.strip("[]")) if ":" in host else host
 

@@ -1,4 +1,4 @@
-"""Handles `kv_op`: answers with the service, and counts by operation and scope."""
+"""Answers clients' key-value requests (`kv_op`), and counts them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class KvHandler:
-    """Answers `kv_op` requests of sessions and counts them."""
+    """Answers `kv_op` requests of sessions, and counts them by operation and scope."""
 
     def __init__(self, service: KvService, metrics: Metrics, clock: Clock) -> None:
         self._service = service
@@ -18,7 +18,7 @@ class KvHandler:
         self._clock = clock
 
     async def handle(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        """Perform one KV operation within the reach of the session's credential."""
+        """Perform one key-value operation within the reach of the session's credential."""
         started = self._clock.monotonic()
         answers = await self._service.handle(session.identity, op, session)
         operation, scope = _labels(op)
@@ -30,7 +30,7 @@ class KvHandler:
 
 
 def _labels(op: pb.KVOperation) -> tuple[str, str]:
-    """Return operation and scope as labels; numbers unknown to the protocol share one."""
+    """Return a request's operation and scope as labels; "UNKNOWN" for other numbers."""
     operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
     operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
     scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"

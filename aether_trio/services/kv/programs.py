@@ -1,4 +1,4 @@
-"""Performs operations on single keys, each in one transaction.
+"""Reads and writes single keys of the key-value store, each in one transaction.
 
 Each change of a space is counted (usage.py), so a space never has more than its quota.
 
@@ -33,7 +33,7 @@ _UPSERT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Names one key of one space, at one moment."""
+    """One key of one space of the key-value store, at one moment."""
 
     space: bytes
     key: bytes
@@ -47,7 +47,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class KvOutcome:
-    """Has the fields of the response. Those that an operation does not use stay empty."""
+    """The result of a key-value operation; fields that it does not use stay empty."""
 
     value: bytes = b""
     counter: int = 0
@@ -56,7 +56,7 @@ class KvOutcome:
 
 @dataclass(frozen=True, slots=True)
 class KvRefusal:
-    """Says why nothing was done, for the client. `quota`: because the space is full."""
+    """Why a key-value operation did nothing; `quota`: because the space is full."""
 
     reason: str
     quota: bool = False
@@ -88,7 +88,7 @@ _IS_NOT_INTEGER: Final = KvRefusal("the value of this key is not a 64-bit intege
 
 
 def get(slot: Slot) -> Program[KvOutcome | KvRefusal]:
-    """Return the value; an absent key has an empty value."""
+    """Return the value of a key; an absent key has an empty value."""
     entry = yield from _live(slot)
     if entry is None:
         return _DONE
@@ -96,10 +96,7 @@ def get(slot: Slot) -> Program[KvOutcome | KvRefusal]:
 
 
 def put(slot: Slot, value: bytes, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Write the key, and replace a value or set.
-
-    Without a ttl the key does not expire.
-    """
+    """Write a key over its value or set. Without a ttl the key does not expire."""
     old = yield from _stored(slot)
     return (yield from _write(slot, old, value, slot.expiry(ttl_s))) or _DONE
 
@@ -117,7 +114,7 @@ def set_if_absent(slot: Slot, value: bytes, ttl_s: int) -> Program[KvOutcome | K
 
 
 def compare_and_set(slot: Slot, expected: bytes, value: bytes, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Write if the live value is `expected`, else return the live value.
+    """Write a key if its live value is `expected`, else return the live value.
 
     An absent key differs from every expected value.
     """
@@ -144,7 +141,7 @@ def compare_and_delete(slot: Slot, expected: bytes) -> Program[KvOutcome | KvRef
 
 
 def add(slot: Slot, delta: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Add to a counter: INCREMENT and DECREMENT.
+    """Add to a counter: INCREMENT and DECREMENT of the key-value store.
 
     The ttl counts only if an increment yields 1: that is a counter's first hit.
     """
@@ -164,13 +161,10 @@ def add(slot: Slot, delta: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
 
 
 def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Add to a counter within a bound: INCREMENT_IF and DECREMENT_IF.
+    """Add to a counter up to `guard` (INCREMENT_IF) or down to it (DECREMENT_IF).
 
-    The result is at most `guard` for INCREMENT_IF, at least `guard` for DECREMENT_IF.
-
-    The ttl counts if the key was absent.
-
-    A guard is itself a 64-bit integer, so a result that passes it cannot overflow.
+    The ttl counts if the key was absent. A guard is itself a 64-bit integer, so a result within it
+    cannot overflow.
     """
     old = yield from _stored(slot)
     entry = old if old is not None and old.is_live(slot.now_ms) else None
@@ -186,7 +180,7 @@ def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[KvOutc
 
 
 def set_add(slot: Slot, member: bytes, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Add a member to a set; return the set's size. Only a new member renews the ttl."""
+    """Add a member to a key's set; return the set's size. A new member renews the ttl."""
     old = yield from _stored(slot)
     entry = old if old is not None and old.is_live(slot.now_ms) else None
     if entry is not None and not entry.is_set:
@@ -197,8 +191,7 @@ def set_add(slot: Slot, member: bytes, ttl_s: int) -> Program[KvOutcome | KvRefu
     if not (yield from fits(slot.space, items, more, slot.quota)):
         found = entry is not None and (
             yield Fetch(
-                "SELECT 1 FROM kv_members WHERE space = $1 AND key = $2 AND member = $3",
-                (slot.space, slot.key, member),
+                "SELECT 1 FROM kv_members WHERE space = $1 AND key = $2 AND member = $3", (slot.space, slot.key, member)
             )
         )
         return KvOutcome(counter=entry.items, applied=False) if entry is not None and found else _full(slot)
@@ -232,7 +225,7 @@ def set_size(slot: Slot) -> Program[KvOutcome | KvRefusal]:
 
 
 def _stored(slot: Slot) -> Program[_StoredEntry | None]:
-    """Return the key's entry, expired or not."""
+    """Return a key's entry in the key-value store, expired or not."""
     rows = yield Fetch(_SELECT, (slot.space, slot.key))
     return _StoredEntry(*rows[0]) if rows else None
 
@@ -243,10 +236,7 @@ def _live(slot: Slot) -> Program[_StoredEntry | None]:
 
 
 def _write(slot: Slot, old: _StoredEntry | None, value: bytes, expires_ms: int | None) -> Program[KvRefusal | None]:
-    """Replace the key's entry, if the quota allows it.
-
-    A set is deleted first, with its members.
-    """
+    """Replace a key's value or set, if the quota allows it; return why not."""
     units = units_of(slot.key, value)
     items, more = (1, units) if old is None else (1 - old.items, units - old.units)
     if not (yield from change(slot.space, items, more, slot.quota)):

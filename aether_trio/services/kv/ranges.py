@@ -1,4 +1,4 @@
-"""Performs operations on many keys: LIST, snapshot, PURGE_IDENTITY, sweep.
+"""Lists and deletes ranges of keys in the key-value store, a page at a time.
 
 Pages are keyset pages: a cursor names the last key of a page, and the next page begins after it in
 key order. So a key that exists all the time is returned exactly once, though other keys are written
@@ -23,12 +23,12 @@ _CURSOR_VERSION: Final = b"1"
 
 
 class CursorError(ValueError):
-    """A LIST has a cursor that this store has not made."""
+    """A LIST of keys has a cursor that no LIST has returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvPage:
-    """Has keys in order with their values, empty for a set.
+    """A page of keys in order, with their values (empty for a set).
 
     The last page has no cursor.
     """
@@ -42,7 +42,7 @@ def encode_cursor(key: bytes) -> str:
 
 
 def decode_cursor(cursor: str) -> bytes:
-    """Return the last key of the page that a cursor ends. Raises CursorError."""
+    """Return the last key of the page before a cursor. Raises CursorError."""
     try:
         raw = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError):

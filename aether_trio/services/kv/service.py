@@ -1,4 +1,4 @@
-"""Performs KV operations on a database (reference: core.md section 6).
+"""Performs clients' key-value operations (reference: core.md section 6).
 
 Order of checks: the client's kind; the operation; the authorization context; scope and its
 parameters; key; value size; access. Every refusal has the request id. Its shape is the reference's,
@@ -49,15 +49,12 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.KVOperation
 SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[KvOutcome | KvRefusal]]
 
-# Clients refuse messages over 4 MiB; the rest is for the envelope.
-MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB
-# To write more takes an event loop longer than the changes of thread that it saves.
-SMALL_VALUE_BYTES: Final = 16 * KIB
+MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB
+SMALL_VALUE_BYTES: Final = 16 * KIB  # a larger one blocks the loop longer than a thread costs
 SNAPSHOT_KEYS: Final = 100  # of each kind, as in the reference
 PURGE_PAGE: Final = 1000
 SWEEP_PAGE: Final = 500
-# Expired keys are invisible at once; this only gives their room back.
-SWEEP_INTERVAL_S: Final = 30.0
+SWEEP_INTERVAL_S: Final = 30.0  # only to give room back: expired keys are invisible at once
 
 _MAY_USE: Final = frozenset(
     {Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE, Kind.WORKFLOW_ENGINE, Kind.METRICS_BRIDGE}
@@ -83,7 +80,7 @@ _KNOWN: Final = frozenset({*_READS, *_WRITES, Op.LIST, Op.PURGE_IDENTITY})
 
 
 class _KvRefused(Exception):
-    """An operation is refused with these messages."""
+    """A key-value operation is refused with these messages to the client."""
 
     def __init__(self, *messages: pb.DownstreamMessage) -> None:
         super().__init__()
@@ -91,7 +88,7 @@ class _KvRefused(Exception):
 
 
 class KvService:
-    """Performs KV operations on the "state" database."""
+    """Performs clients' key-value operations on the "state" database."""
 
     def __init__(self, db: Database, clock: Clock, limits: Limits, authorizer: Authorizer) -> None:
         self._db = db
@@ -99,16 +96,12 @@ class KvService:
         self._limits = limits
         self._authorizer = authorizer
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
-        # Else a GET could not be delivered.
-        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)
+        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # so that a GET fits
 
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
     ) -> list[pb.DownstreamMessage]:
-        """Perform one KV operation; return the client's messages in order.
-
-        `reach` is that of the client's credential.
-        """
+        """Perform one key-value operation within `reach`; return the client's messages."""
         try:
             return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
         except _KvRefused as refused:
@@ -215,17 +208,10 @@ class KvService:
     async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority, reach: Reach) -> pb.KVResponse:
         """Delete the target's exclusive keys, or those that begin with `key`.
 
-        Each page is one transaction: a purge that is cut off has deleted some keys, and can be sent
-        again.
+        Each page is one transaction: a purge that is cut off can be sent again.
         """
         decision = await self._authorizer.check(
-            identity,
-            "kv_purge_identity",
-            "capability",
-            Capability.KV_PURGE_IDENTITY,
-            "",
-            AccessLevel.MANAGE,
-            authority,
+            identity, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
         )
         if not decision.allowed:
             raise _refused(op, decision.reason)
@@ -264,10 +250,7 @@ class KvService:
             raise _refused(op, "delta_value is negative; use the opposite operation")
 
     async def _check_access(self, identity: Identity, op: pb.KVOperation, scope: KvScope, authority: Authority) -> None:
-        """Check access rules; none apply to a client's exclusive keys.
-
-        LIST of them is allowed too, unlike in the reference [Q].
-        """
+        """Check access rules; none apply to a client's exclusive keys, nor to their LIST."""
         if scope.is_exclusive and authority.is_direct:
             return
         level = AccessLevel.READ if op.op in {Op.GET, Op.LIST, Op.SET_CARD} else AccessLevel.READWRITE

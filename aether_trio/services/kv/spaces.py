@@ -1,4 +1,4 @@
-"""Maps a scope and a client to a space: the namespace of its keys.
+"""Maps a key-value scope and a client to a space: the namespace of its keys.
 
 The reference writes a namespace as text joined by ":" and "|" and replaces those in its parts by
 "_", so that an agent "a:b" and an agent "a_b" read each other's exclusive keys. Stored names are
@@ -20,19 +20,15 @@ from typing import Final
 from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
-# Of a user id or a workspace in an operation: twice as long as in an identity.
-MAX_PART_BYTES: Final = 256
+MAX_PART_BYTES: Final = 256  # of a user id or a workspace: twice as long as in an identity
 
 
 class ScopeError(ValueError):
-    """An operation lacks parts of its scope, or the client cannot have such keys."""
+    """A key-value operation lacks parts of its scope, or the client has no such scope."""
 
 
 class KvScope(enum.IntEnum):
-    """Numbers scopes as the wire does.
-
-    `label` is the name in access rules and the SDK.
-    """
+    """Key-value scopes by wire number; `label` names one in access rules and the SDK."""
 
     GLOBAL = pb.KVOperation.GLOBAL
     WORKSPACE = pb.KVOperation.WORKSPACE
@@ -70,16 +66,12 @@ _RULES: Final = {
     KvScope.USER_WORKSPACE_SHARED: _Rule(exclusive=False, user=True, workspace=True),
 }
 
-# Kinds whose implementation and specifier are chosen by the participant and come back with it. A
-# non-unique task gets a new last part at every connection, the two singletons have neither.
+# Kinds with an implementation and a specifier that the participant chooses and keeps.
 _HAVE_EXCLUSIVE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.SERVICE})
 
 
 def parse_scope(number: int) -> KvScope:
-    """Return the scope of a wire number; 0 (unspecified) is WORKSPACE.
-
-    Raises ScopeError.
-    """
+    """Return the scope of a wire number; 0 is WORKSPACE. Raises ScopeError."""
     try:
         return KvScope(number or KvScope.WORKSPACE)
     except ValueError:
@@ -87,7 +79,7 @@ def parse_scope(number: int) -> KvScope:
 
 
 def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -> bytes:
-    """Return the space that `identity` means by `scope`. Raises ScopeError.
+    """Return the space that a client means by a key-value scope. Raises ScopeError.
 
     An empty workspace means the client's.
     """
@@ -102,10 +94,7 @@ def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -
 
 
 def exclusive_root(identity: Identity, what: str) -> bytes:
-    """Return the prefix of all exclusive spaces of `identity`. Raises ScopeError.
-
-    It ends with "/".
-    """
+    """Return the prefix ("…/") of an identity's exclusive spaces. Raises ScopeError."""
     if identity.kind not in _HAVE_EXCLUSIVE:
         raise ScopeError(
             f"{what} needs an identity with an implementation and a specifier; {identity.kind.with_article} has none"
@@ -116,8 +105,7 @@ def exclusive_root(identity: Identity, what: str) -> bytes:
 def after(prefix: bytes) -> bytes:
     """Return the smallest byte string above all that begin with `prefix` (not empty).
 
-    Keys and spaces are UTF-8, where the byte 0xff does not occur, so the last byte can always be
-    raised by one.
+    Keys and spaces are UTF-8, which has no byte 0xff, so the last byte can always be raised by one.
     """
     return prefix[:-1] + bytes([prefix[-1] + 1])
 

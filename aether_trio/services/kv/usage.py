@@ -1,4 +1,4 @@
-"""Counts what each space has, within the transactions that change it.
+"""Counts what each key-value space has, in the transactions that change it.
 
 The table is in storage/schema/state.py.
 
@@ -9,7 +9,6 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +20,7 @@ MOST: Final = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Bounds a space: values and members of sets, and units of UNIT_BYTES begun."""
+    """Bounds a key-value space: values and set members, and units of UNIT_BYTES begun."""
 
     items: int = MOST
     units: int = MOST
@@ -89,9 +88,5 @@ def deleted(rows: list[Row]) -> Program[None]:
     for space, members, units in rows:
         items_before, units_before = gone.get(space, (0, 0))
         gone[space] = items_before + (1 if members is None else members), units_before + units
-    yield from _shrink(gone)
-
-
-def _shrink(gone: Mapping[bytes, tuple[int, int]]) -> Program[None]:
     for space, (items, units) in sorted(gone.items()):
         yield from change(space, -items, -units, UNLIMITED)
