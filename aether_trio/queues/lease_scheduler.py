@@ -322,10 +322,8 @@ class LeasedQueues:
                     logger.info("polling the work queues failed; the next poll tries again", reason=str(error))
 
     async def _peek(self, lease: LeaseEpoch) -> None:
-        known: dict[int, LeasedQueue] = {}
-        for queue in self._queues.values():
-            if queue.state.topic_id is not None:
-                known[queue.state.topic_id] = queue
+        queues = self._queues.values()
+        known = {queue.state.topic_id: queue for queue in queues if queue.state.topic_id is not None}
         topic_ids = list(known)
         for start in range(0, len(topic_ids), QUEUES_PER_PEEK):
             part = topic_ids[start : start + QUEUES_PER_PEEK]

@@ -37,24 +37,21 @@ class WorkStatistics:
 
 
 class NodeLease(Protocol):
-    """The cluster lease of a node, under which it leases messages of queues."""
+    """The cluster lease of a node, under which it leases messages of work queues."""
 
     @property
     def node_id(self) -> int:
         """This node's number; 0 is a gateway that is alone on its database."""
-        ...
 
     @property
     def epoch(self) -> int:
         """Grows whenever the node comes back after its lease had ended."""
-        ...
 
     async def wait_sure(self) -> None:
-        """Wait until this node is known to have held its lease a moment ago.
+        """Wait until this node surely holds its lease, or raise StorageUnavailable.
 
-        No checkpoint at its end. Raises StorageUnavailable.
+        There is no checkpoint at its end.
         """
-        ...
 
 
 class WorkQueues(Protocol):
@@ -75,7 +72,6 @@ class WorkQueues(Protocol):
 
     def node_left(self) -> None:
         """Look at once for messages that a dead node had leased. Never blocks."""
-        ...
 
     def statistics(self) -> WorkStatistics:
         """Return the counts of queues and workers, and of exchanges since start."""
