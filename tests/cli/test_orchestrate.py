@@ -40,7 +40,9 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_starts(
     shell: Shell, tmp_path: Path, command: list[str]
 ) -> None:
     shell.fails(3, "No such file", *command, str(tmp_path / "none.yaml"))
-    shell.fails(3, "agents.a: the agent has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}"))
+    shell.fails(
+        3, "agents.a: the agent has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}")
+    )
 
 
 @pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
