@@ -11,7 +11,7 @@ from typing import Final
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire.browser import CODECS, JSON, MSGPACK
-from aether_trio.wire.browser.amount import UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
+from aether_trio.wire.browser.value_count import UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
 from aether_trio.wire.pb import aether_pb2 as pb
 from fuzz.feeding import choices
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
+from aether_trio.cli.node_supervisor import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_nodes
 from aether_trio.cli.output import announce
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
@@ -148,7 +148,7 @@ async def _run(
                 nursery.start_soon(sidecar.run, _Front(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
-        stopped_by = await run_fleet(
+        stopped_by = await run_nodes(
             nodes, announce, address=front.address, ready=ready, sidecar=sidecar, ends_with_output=True
         )
         nursery.cancel_scope.cancel()

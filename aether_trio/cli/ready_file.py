@@ -61,7 +61,7 @@ class ReadyFile:
 
         Addresses are HOST:PORT, `ops` may be empty; `transports` has one for each transport.
 
-        `nodes` are the processes that a command has started for itself (fleet.py).
+        `nodes` are the processes that a command has started for itself (node_supervisor.py).
         """
         body: dict[str, Any] = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "transports": dict(transports)}
         if nodes:

@@ -1,10 +1,10 @@
-"""Runs a gateway as a command: signals, the ready line, the ready file.
+"""Run a gateway as a command: signals, the ready line, the ready file.
 
-Order: settings are checked, logging is set up, the gateway opens everything, and only when all is
-served the ready line and the ready file appear. The first SIGTERM or SIGINT drains; the second one
-stops at once. A signal that comes while the gateway is still opening stops it right away, because
-nothing has been promised yet. A gateway that another process has started for itself (fleet.py)
-takes the end of its standard input for a SIGTERM.
+Order: settings are checked, logging is set up, the gateway opens everything, and only then the
+ready line and the ready file appear. The first SIGTERM or SIGINT drains; the second one stops at
+once. A signal while the gateway is still opening stops it right away, because nothing has been
+promised yet. A gateway that another process has started (node_supervisor.py) takes the end of its
+standard input for a SIGTERM.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import arguments_of, count_of, run, run_fleet
+from aether_trio.cli.node_supervisor import arguments_of, count_of, run, run_nodes
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import data_text, manner_text, refuse_missing_files, refuse_open_gateway
 from aether_trio.cli.start_errors import start_error
@@ -74,7 +74,7 @@ def run_workers(
             nodes.append(NodeProcess(f"{base}-{number + 1}", arguments, directory, output=STDERR))
         if ready is not None:
             stack.callback(ready.remove)
-        run(partial(run_fleet, nodes, partial(_announce, settings), ready=ready))
+        run(partial(run_nodes, nodes, partial(_announce, settings), ready=ready))
 
 
 @contextmanager

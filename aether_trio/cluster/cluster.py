@@ -62,7 +62,7 @@ class Cluster:
         return self.lease.node_id
 
     def when_renewed(self, call: Callable[[], None]) -> None:
-        """Call this in one step whenever this node has a lease again after it was declared dead.
+        """Have `call` called when this node gets its lease again after it counted as dead.
 
         Other nodes may have deleted rows of this node.
         """

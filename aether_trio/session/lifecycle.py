@@ -70,9 +70,9 @@ class SessionServer:
     async def ask_to_reconnect(self, reason: str, within_s: float = 0.0) -> None:
         """Ask every client, in slices, to connect to another node.
 
-        Waits for no end; sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
-        blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get
-        the status alone: both clients of that SDK answer it by reconnecting.
+        Waits for no end; sessions that stay end with UNAVAILABLE after `within_s`. The published
+        Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
+        clients get the status alone: both clients of that SDK answer it by reconnecting.
         """
         self.handshake.turn_away()
         for count, session in enumerate(self._parts.registry):

@@ -1,7 +1,4 @@
-"""Turn refusals into wire form: an ErrorResponse and the typed response.
-
-Nothing else does this.
-"""
+"""Turn refusals into wire form: an ErrorResponse and the typed response."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ _IDS: Final = ("request_id", "client_request_id", "tunnel_id", "task_id", "subsc
 
 
 def error_response(error: RequestError, request_id: str = "") -> pb.DownstreamMessage:
-    """An ErrorResponse, for the request with this id if there is one."""
+    """Make the ErrorResponse for a refused request with this id, if there is one."""
     return pb.DownstreamMessage(
         error=pb.ErrorResponse(
             code=error.code,
@@ -84,22 +81,23 @@ def error_response(error: RequestError, request_id: str = "") -> pb.DownstreamMe
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, cut between characters to at most `most` bytes of UTF-8."""
+    """Cut a text between characters to at most `most` bytes of UTF-8."""
     if len(text) * 4 <= most or len(data := text.encode(errors="replace")) <= most:
         return text
     return data[: most - 3].decode(errors="ignore") + "…"
 
 
 def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]:
-    """Refuse a request before it is handled: its typed failure, and the error if any.
+    """Answer a request that is refused before it is handled, as its client expects.
 
-    An id that is too long to be repeated is left out.
+    The typed response with its failure, and the ErrorResponse where there is one; an id that is too
+    long to be repeated is left out.
     """
     return _failed(ANSWERS.get(case, ""), payload, Code.INVALID_ARGUMENT, text)
 
 
 def too_large(message: pb.DownstreamMessage, size: int) -> list[pb.DownstreamMessage]:
-    """Give the failure that replaces an answer too large for any client."""
+    """Make the refusal that replaces an answer too large for any client."""
     case = message.WhichOneof("payload") or ""
     text = f"the answer has {size} bytes, which is more than a client takes; ask for less at a time"
     return _failed(case, getattr(message, case), Code.PAYLOAD_TOO_LARGE, text)

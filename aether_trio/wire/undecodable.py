@@ -1,8 +1,8 @@
-"""Why a client's message cannot be decoded, for the status that ends its stream.
+"""Tells why a client's protobuf message cannot be decoded, and in which field.
 
 protobuf says only that it cannot. The usual mistake is a text that is no UTF-8 (a lone surrogate,
-or bytes in a text field), and with the field's name its author finds it. Only a short message is
-searched: the search costs a thousand times what decoding does.
+or bytes in a text field). Only a short message is searched: the search costs a thousand times what
+decoding does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FIXED: Final = {1: 8, 5: 4}
 
 
 def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
-    """Give INVALID_ARGUMENT for a message that raised `error`, and its field if known."""
+    """Make the INVALID_ARGUMENT for an UpstreamMessage that cannot be decoded."""
     field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "", [_SEARCHED_FIELDS]) if isinstance(data, bytes) else None
     reason = f"{field} is not UTF-8" if field else str(error)
     return StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {reason}")
 
 
 def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -> str | None:
-    """The path of the first text field that is no UTF-8.
+    """Find the path of the first text field that is no UTF-8.
 
     None: there is none among as many fields as are `left`, or no message.
     """
@@ -59,7 +59,7 @@ def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -
 
 
 def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes]]:
-    """(field number, value) of texts, bytes and messages.
+    """Yield (field number, value) of texts, bytes and messages.
 
     Raises IndexError where the data ends early, and when no field is `left`.
     """
@@ -68,30 +68,37 @@ def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes
         left[0] -= 1
         if left[0] < 0:
             raise IndexError
-        tag, position = _varint(data, position)
+        tag, position = read_varint(data, position)
         wire_type = tag & 7
         if wire_type == _LENGTH_DELIMITED:
-            size, position = _varint(data, position)
+            size, position = read_varint(data, position)
             if position + size > len(data):
                 raise IndexError
             yield tag >> 3, data[position : position + size]
             position += size
         elif wire_type == 0:
-            _, position = _varint(data, position)
+            _, position = read_varint(data, position)
         elif wire_type in _FIXED:
             position += _FIXED[wire_type]
         else:
             raise IndexError  # no wire type of proto3
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the varint at a position, and the position behind it.
+
+    Raises IndexError.
+    """
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
     while True:
-        byte = data[position]
-        position += 1
+        at += 1
+        byte = data[at]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, position
+            return value, at + 1
         shift += 7
         if shift > 63:
             raise IndexError

@@ -1,8 +1,7 @@
-"""A client's message from protobuf, within a bound on how much of a message it is.
+"""Parse a client's protobuf message, within a bound on its number of fields.
 
 A message of n bytes may hold n/2 empty messages, and protobuf makes an object of each: 10 MiB are
-300 ms of the loop. What is long for a good reason is so for its payload, so the fields of long
-messages are counted before they are made.
+300 ms of the event loop. So the fields of long messages are counted before they are made.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
-from aether_trio.wire.undecodable import undecodable
+from aether_trio.wire.undecodable import read_varint, undecodable
 
 UNCOUNTED_BYTES: Final = 64 * 1024
 """The longest message whose fields are not counted: full of the smallest fields it takes 2 ms."""
@@ -28,7 +27,7 @@ _parse: Final = UpstreamMessage.FromString
 
 
 def decode_upstream(data: bytes) -> UpstreamMessage:
-    """Raises StatusError INVALID_ARGUMENT for what is no message, or too much of one."""
+    """Parse an UpstreamMessage; refuse too many fields. Raises StatusError."""
     if len(data) > UNCOUNTED_BYTES and too_many_fields(data, UpstreamMessage.DESCRIPTOR):
         raise StatusError(Status.INVALID_ARGUMENT, f"a message of more than {MAX_FIELDS} fields")
     try:
@@ -38,7 +37,7 @@ def decode_upstream(data: bytes) -> UpstreamMessage:
 
 
 def too_many_fields(data: bytes, descriptor: Any) -> bool:
-    """Whether `data`, of a message of this type, has more than MAX_FIELDS fields.
+    """Whether serialized `data` of this message type has more than MAX_FIELDS fields.
 
     False where it is no such message.
     """
@@ -54,10 +53,10 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
             fields += 1
             if fields > MAX_FIELDS:
                 return True
-            tag, at = _varint(data, at)
+            tag, at = read_varint(data, at)
             kind = tag & 7
             if kind == 2:
-                size, at = _varint(data, at)
+                size, at = read_varint(data, at)
                 part = parts.get(tag >> 3)
                 if part is not None:
                     enclosing.append((end, parts))
@@ -65,7 +64,7 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
                 else:
                     at += size
             elif kind == 0:
-                _, at = _varint(data, at)
+                _, at = read_varint(data, at)
             elif kind == 1:
                 at += 8
             elif kind == 5:
@@ -74,26 +73,6 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
         return False  # it ends too early, which the parser will say
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    byte = data[at]
-    if byte < 0x80:
-        return byte, at + 1
-    value, shift = byte & 0x7F, 7
-    while True:
-        at += 1
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at + 1
-        shift += 7
-        if shift > 63:
-            raise IndexError
-
-
 @cache
 def _parts_of(descriptor: Descriptor) -> dict[int, Descriptor]:
-    """The types of the fields that are messages, by number.
-
-    Bounded by the number of message types.
-    """
     return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}

@@ -17,7 +17,7 @@ import trio
 
 from aether_trio.client import AgentClient
 from tests.cli.shell import AETHER, LIMIT_S, Shell, fails, sets
-from tests.cli.test_fleet import wait_until
+from tests.cli.test_node_supervisor import wait_until
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 
 ECHO = "agents: {echo: {command: [python, echo.py], params: {voice: loud}, description: Says it again}}\n"

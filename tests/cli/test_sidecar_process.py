@@ -10,7 +10,7 @@ from typing import Any, cast
 import trio
 import trio.testing
 
-from aether_trio.cli.fleet import Fleet
+from aether_trio.cli.node_supervisor import NodeSupervisor
 from aether_trio.cli.running import _Stop
 from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.devtools.node_process import NodeProcess, Ready
@@ -87,8 +87,8 @@ async def test_beside_one_gateway() -> None:
 async def test_beside_several() -> None:
     story: list[str] = []
     async with slow_sidecar(story) as sidecar:
-        fleet = Fleet([cast("NodeProcess", Node(story))])
+        supervisor = NodeSupervisor([cast("NodeProcess", Node(story))])
         with trio.CancelScope() as scope:
-            after_one = await two_signals(lambda heard: fleet.obey(heard, scope, sidecar), story)
+            after_one = await two_signals(lambda heard: supervisor.obey(heard, scope, sidecar), story)
         assert after_one == ["is to end"]
     assert story == ["is to end", "is killed", "SIGTERM", "has ended", "SIGTERM"]

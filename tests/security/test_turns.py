@@ -71,7 +71,7 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
     watch(RpcAcceptor, "_open")
     watch(FramedLink, "_count_control")
     watch(h11._readers, "validate")
-    watch(undecodable, "_varint")
+    watch(undecodable, "read_varint")
     watch(ControlPlane, "adopt")
 
     trio.lowlevel.add_instrument(found)

@@ -153,7 +153,7 @@ class Nodes:
         )
 
     def when_declared_dead(self, call: Callable[[int], None]) -> None:
-        """Call this in one step with the number of each node that this node declares dead."""
+        """Have `call` called with the number of each node that this node declares dead."""
         self._on_dead.append(call)
 
     def statistics(self) -> NodesStatistics:

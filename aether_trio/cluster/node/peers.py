@@ -47,11 +47,11 @@ class Peers:
         bus.handle(DIED, self._on_died)
 
     def when_joined(self, call: Callable[[], None]) -> None:
-        """Call this in one step whenever another node has joined, or may have."""
+        """Have `call` called whenever another node has joined, or may have."""
         self._on_join.append(call)
 
     def when_dead(self, call: Callable[[], None]) -> None:
-        """Call this in one step whenever a node has been declared dead, or may have been."""
+        """Have `call` called whenever a node was declared dead, or may have been."""
         self._on_death.append(call)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

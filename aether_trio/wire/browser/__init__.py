@@ -1,19 +1,19 @@
-"""The three codecs of the WebSocket transport.
+"""The three codecs of the WebSocket transport, without sockets.
 
 One WebSocket message is one UpstreamMessage or DownstreamMessage.
 
     aether.v1.proto     binary   serialized protobuf
-    aether.v1.msgpack   binary   MessagePack of a plain map; bytes are bin, integers are integers
+    aether.v1.msgpack   binary   MessagePack of a map of fields; bytes are bin
     aether.v1.json      text     proto3 JSON with the proto's own snake_case names
 
-The name is the WebSocket subprotocol. codecs.py has them, plain.py what JSON and MessagePack have
-in common. Sans-I/O.
+The name is the WebSocket subprotocol. codecs.py has the codecs, json_mapping.py what JSON and
+MessagePack have in common.
 
     codec = CODECS["aether.v1.json"]
     message = codec.decode(data)                        # gateway: an UpstreamMessage
     data = codec.encode(message.SerializeToString())    # gateway: a DownstreamMessage as bytes
     data = codec.encode_upstream(message)               # client
-    message = codec.decode_downstream(data)
+    message = codec.decode_downstream(data)             # client
 """
 
 from __future__ import annotations

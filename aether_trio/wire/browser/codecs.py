@@ -1,9 +1,8 @@
-"""The codecs by subprotocol. See the package for what each of them is.
+"""The WebSocket transport's codecs by subprotocol: protobuf, MessagePack and JSON.
 
 Deliveries are what a gateway encodes most, and every subscriber is given the same bytes, so the
-last encodings are kept, by the bytes that they were made from. Measured for a delivery of 200
-bytes: JSON 2.8 us anew and 0.17 us when kept, MessagePack 2.5 and 0.10; decoding a SendMessage 2.6
-and 1.9.
+last encodings are kept. Measured for a delivery of 200 bytes: JSON 2.8 us anew and 0.17 us when
+kept, MessagePack 2.5 and 0.10; decoding a SendMessage 2.6 and 1.9.
 
 Errors: `decode` and `decode_downstream` raise StatusError INVALID_ARGUMENT, with the path of the
 offending field where there is one, as in `send.payload: expected base64 text, not 'x'`. Encoding
@@ -20,8 +19,8 @@ import msgspec
 from google.protobuf.message import DecodeError, Message
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.wire.browser.amount import MAX_VALUES, UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
-from aether_trio.wire.browser.plain import Plainer, PlainError
+from aether_trio.wire.browser.json_mapping import ConversionError, MapConverter
+from aether_trio.wire.browser.value_count import MAX_VALUES, UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.upstream import decode_upstream
 
@@ -40,9 +39,9 @@ _KEPT_BYTES: Final = 4096
 
 
 class Codec(Protocol):
-    """Between messages and the data of WebSocket messages.
+    """Converts protobuf messages to the data of WebSocket messages, and back.
 
-    Stateless towards its callers: one serves all connections.
+    Stateless towards its callers: one codec serves all connections.
     """
 
     subprotocol: str
@@ -50,50 +49,50 @@ class Codec(Protocol):
     """The WebSocket messages are text, and their data is UTF-8; otherwise binary."""
 
     def decode(self, data: bytes | str) -> pb.UpstreamMessage:
-        """What a client has sent."""
+        """Decode the data that a client has sent. Raises StatusError."""
         ...
 
     def encode(self, serialized: bytes) -> bytes:
-        """What a client is sent, for a serialized DownstreamMessage."""
+        """Encode a serialized DownstreamMessage for a client."""
         ...
 
     def encode_upstream(self, message: pb.UpstreamMessage) -> bytes:
-        """For a client: what to send."""
+        """Encode a client's message to the gateway."""
         ...
 
     def decode_downstream(self, data: bytes | str) -> pb.DownstreamMessage:
-        """For a client: what has come."""
+        """Decode the data that a client got from the gateway. Raises StatusError."""
         ...
 
 
 class ProtoCodec:
-    """Serialized protobuf, untouched."""
+    """The Codec of serialized protobuf."""
 
     subprotocol = "aether.v1.proto"
     text = False
 
     def decode(self, data: bytes | str) -> pb.UpstreamMessage:
-        """See Codec."""
+        """Parse an UpstreamMessage. Raises StatusError."""
         return decode_upstream(data)  # type: ignore[arg-type]  # binary messages only
 
     def encode(self, serialized: bytes) -> bytes:
-        """See Codec."""
+        """Return the serialized DownstreamMessage unchanged."""
         return serialized
 
     def encode_upstream(self, message: pb.UpstreamMessage) -> bytes:
-        """See Codec."""
+        """Serialize an UpstreamMessage."""
         return message.SerializeToString()
 
     def decode_downstream(self, data: bytes | str) -> pb.DownstreamMessage:
-        """See Codec."""
+        """Parse a DownstreamMessage. Raises StatusError."""
         try:
             return pb.DownstreamMessage.FromString(data)  # type: ignore[arg-type]  # binary messages only
         except DecodeError as error:
             raise StatusError(Status.INVALID_ARGUMENT, f"cannot decode DownstreamMessage: {error}") from None
 
 
-class PlainCodec:
-    """JSON or MessagePack of a plain map."""
+class MapCodec:
+    """The Codec of messages as JSON or MessagePack maps of their fields."""
 
     def __init__(
         self,
@@ -108,14 +107,14 @@ class PlainCodec:
         self.subprotocol = subprotocol
         self.text = text
         self._what = what
-        self._plainer = Plainer(json=text)
+        self._converter = MapConverter(json=text)
         self._encode = encode
         self._decode = decode
         self._has_too_many = has_too_many
         self._recall = lru_cache(_KEPT)(self._encode_anew)
 
     def decode(self, data: bytes | str) -> pb.UpstreamMessage:
-        """See Codec."""
+        """Decode an UpstreamMessage, unless it has too many values. Raises StatusError."""
         if len(data) > UNCOUNTED_BYTES and self._has_too_many(data):
             raise StatusError(
                 Status.INVALID_ARGUMENT, f"cannot decode {self._what}: it has more than {MAX_VALUES} values"
@@ -123,20 +122,20 @@ class PlainCodec:
         return self._read(data, pb.UpstreamMessage())
 
     def decode_downstream(self, data: bytes | str) -> pb.DownstreamMessage:
-        """See Codec."""
+        """Decode a DownstreamMessage. Raises StatusError."""
         return self._read(data, pb.DownstreamMessage())
 
     def encode(self, serialized: bytes) -> bytes:
-        """See Codec."""
+        """Encode a serialized DownstreamMessage; keep the encoding of a short one."""
         return self._recall(serialized) if len(serialized) <= _KEPT_BYTES else self._encode_anew(serialized)
 
     def encode_upstream(self, message: pb.UpstreamMessage) -> bytes:
-        """See Codec."""
-        return self._encode(self._plainer.to_plain(message))
+        """Encode an UpstreamMessage."""
+        return self._encode(self._converter.to_map(message))
 
     def _encode_anew(self, serialized: bytes) -> bytes:
         message = pb.DownstreamMessage.FromString(serialized)
-        return self._encode(self._plainer.to_plain(message))
+        return self._encode(self._converter.to_map(message))
 
     def _read(self, data: bytes | str, message: M) -> M:
         try:
@@ -148,14 +147,14 @@ class PlainCodec:
             text = f"cannot decode {self._what}: {str(error)[:_TEXT]}"
         else:
             try:
-                return self._plainer.from_plain(plain, message)
-            except PlainError as error:
+                return self._converter.fill_from_map(plain, message)
+            except ConversionError as error:
                 text = str(error)
         raise StatusError(Status.INVALID_ARGUMENT, text)
 
 
 PROTO: Final = ProtoCodec()
-MSGPACK: Final = PlainCodec(
+MSGPACK: Final = MapCodec(
     "aether.v1.msgpack",
     "MessagePack",
     text=False,
@@ -163,7 +162,7 @@ MSGPACK: Final = PlainCodec(
     decode=msgspec.msgpack.decode,
     has_too_many=msgpack_has_too_many,
 )
-JSON: Final = PlainCodec(
+JSON: Final = MapCodec(
     "aether.v1.json",
     "JSON",
     text=True,

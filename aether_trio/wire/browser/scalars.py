@@ -1,7 +1,7 @@
-"""Convert single values from and to their plain form; plain.py converts messages.
+"""Convert single values of protobuf fields for JSON and MessagePack, and back.
 
 A reader takes what a JSON or MessagePack decoder made and returns what protobuf takes for the
-field, or raises PlainError. A writer is None where the value is plain already.
+field, or raises ConversionError. A writer is None where the value needs no conversion.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _NAMES: Final = {
 }
 
 
-class PlainError(ValueError):
-    """A value that has no place in the message.
+class ConversionError(ValueError):
+    """A value of a JSON or MessagePack map that its protobuf field cannot take.
 
     `str()` names the field, as in `send.payload: expected base64 text`.
     """
@@ -53,8 +53,8 @@ class PlainError(ValueError):
         self.problem = problem
         self.path: list[str] = []
 
-    def within(self, step: str) -> PlainError:
-        """The same error, seen from one level further out."""
+    def within(self, step: str) -> ConversionError:
+        """Return this error with the field that encloses the wrong value in its path."""
         self.path.insert(0, step)
         return self
 
@@ -63,18 +63,18 @@ class PlainError(ValueError):
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in words."""
+    """Return the kind of a JSON or MessagePack value in words, such as "a list"."""
     return _NAMES.get(type(value), "a value of another type")
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: short, and on one line."""
+    """Return a value as an error quotes it: short, and on one line."""
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def scalar_writer(field: Any, *, json: bool) -> Convert | None:
-    """For one value of a field that is no message."""
+    """Return the function that converts a protobuf field's value for JSON."""
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
@@ -87,7 +87,7 @@ def scalar_writer(field: Any, *, json: bool) -> Convert | None:
 
 
 def scalar_reader(field: Any, *, json: bool) -> Convert:
-    """For one value of a field that is no message."""
+    """Return the function that reads a protobuf field's value from JSON."""
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_STRING:
         if field.type != FieldDescriptor.TYPE_BYTES:
@@ -111,18 +111,18 @@ def _write_float(value: float) -> float | str:
 def _read_text(value: Any) -> str:
     if type(value) is str:
         return value
-    raise PlainError(f"expected text, not {kind_of(value)}")
+    raise ConversionError(f"expected text, not {kind_of(value)}")
 
 
 def _read_bytes(value: Any) -> bytes:
     if type(value) is bytes:
         return value
-    raise PlainError(f"expected bytes, not {kind_of(value)}")
+    raise ConversionError(f"expected bytes, not {kind_of(value)}")
 
 
 def _read_base64(value: Any) -> bytes:
     if type(value) is not str:
-        raise PlainError(f"expected base64 text, not {kind_of(value)}")
+        raise ConversionError(f"expected base64 text, not {kind_of(value)}")
     try:
         return binascii.a2b_base64(value, strict_mode=True)
     except ValueError:
@@ -131,13 +131,13 @@ def _read_base64(value: Any) -> bytes:
     try:
         return binascii.a2b_base64(value.translate(_TO_STANDARD) + "=" * (-len(value) % 4), strict_mode=True)
     except ValueError:
-        raise PlainError(f"expected base64 text, not {shown(value)}") from None
+        raise ConversionError(f"expected base64 text, not {shown(value)}") from None
 
 
 def _read_bool(value: Any) -> bool:
     if type(value) is bool:
         return value
-    raise PlainError(f"expected true or false, not {kind_of(value)}")
+    raise ConversionError(f"expected true or false, not {kind_of(value)}")
 
 
 def _read_float(value: Any) -> float:
@@ -145,10 +145,10 @@ def _read_float(value: Any) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise PlainError(f"{shown(value)} is out of range") from None
+            raise ConversionError(f"{shown(value)} is out of range") from None
     if type(value) is str and value in _NOT_FINITE:
         return _NOT_FINITE[value]
-    raise PlainError(f"expected a number, not {shown(value)}")
+    raise ConversionError(f"expected a number, not {shown(value)}")
 
 
 def _integer_reader(lowest: int, highest: int) -> Convert:
@@ -156,7 +156,7 @@ def _integer_reader(lowest: int, highest: int) -> Convert:
         number = value if type(value) is int else _integer(value)
         if lowest <= number <= highest:
             return number
-        raise PlainError(f"{shown(value)} is out of range ({lowest} to {highest})")
+        raise ConversionError(f"{shown(value)} is out of range ({lowest} to {highest})")
 
     return read_integer
 
@@ -166,7 +166,7 @@ def _integer(value: Any) -> int:
         return int(value)
     if type(value) is str and len(value) <= _MAX_DIGITS and value.isascii() and value.removeprefix("-").isdigit():
         return int(value)
-    raise PlainError(f"expected an integer, not {shown(value)}")
+    raise ConversionError(f"expected an integer, not {shown(value)}")
 
 
 def _enum_reader(enum: Any) -> Convert:
@@ -177,10 +177,10 @@ def _enum_reader(enum: Any) -> Convert:
         if type(value) is str:
             number: int | None = numbers.get(value)
             if number is None:
-                raise PlainError(f"{shown(value)} is not a value of {enum.name}")
+                raise ConversionError(f"{shown(value)} is not a value of {enum.name}")
             return number
         if type(value) is not int:
-            raise PlainError(f"expected the name of a {enum.name}, not {shown(value)}")
+            raise ConversionError(f"expected the name of a {enum.name}, not {shown(value)}")
         known: int = read_number(value)  # an unknown one is kept, as protobuf itself does
         return known
 

@@ -1,8 +1,7 @@
-"""Our own binary framing, without sockets. docs/wire.md is its specification.
+"""The binary framing without sockets; docs/wire.md is its specification.
 
-Servers, clients, load generators and fuzzers share this: `FramedConnection` is a whole end of it,
-`FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here
-waits, and nothing knows protobuf.
+`FramedConnection` is a whole end of a connection; `FrameDecoder` and the `encode_*` functions are
+its two halves without the rules. Servers, clients, load generators and fuzzers share them.
 """
 
 from aether_trio.wire.framing.connection import FramedConnection

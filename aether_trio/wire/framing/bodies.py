@@ -1,6 +1,6 @@
-"""Decode the bodies of frames to events; decode.py decodes SEND and DELIVER.
+"""Decode the bodies of the framing's rarer frames; decode.py has SEND and DELIVER.
 
-A reader takes the body of one frame, whose length and flags SHAPES has accepted, and raises
+A reader takes the body of one frame, whose length and flags _SHAPES has accepted, and raises
 RemoteProtocolError.
 """
 
@@ -44,12 +44,12 @@ _SERVER_HELLO: Final = msgspec.msgpack.Decoder(events.ServerHello)
 
 
 def malformed(message: str) -> NoReturn:
-    """Refuse a frame that cannot be read."""
+    """Raise the RemoteProtocolError for a frame of the peer that cannot be read."""
     raise RemoteProtocolError(ErrorCode.MALFORMED, message)
 
 
 def text_of(data: bytes, limit: int, what: str) -> str:
-    """UTF-8 of at most `limit` bytes."""
+    """Decode UTF-8 of at most `limit` bytes; refuse what is not."""
     if len(data) > limit:
         malformed(f"{what} of {len(data)} bytes; {limit} are allowed")
     try:
@@ -156,7 +156,7 @@ _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
 
 
 def reader_of(length: int, kind: int) -> Reader | None:
-    """The reader of a frame that is not hot; None for one to skip.
+    """Return the reader of a frame that is neither SEND nor DELIVER; None to skip it.
 
     Refuses by the header alone, before the body comes.
     """

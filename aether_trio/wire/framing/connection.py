@@ -1,4 +1,4 @@
-"""The protocol of one framed connection without its socket, for both ends.
+"""One framed connection without its socket: the protocol rules, for both ends.
 
 Received bytes become events; events that are sent become bytes.
 
@@ -8,10 +8,9 @@ Received bytes become events; events that are sent become bytes.
     data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
 
 It checks what docs/wire.md says: who may send what when (states.py), numbers, channels and credit
-(ledger.py), and both frame limits. It keeps no messages, sends only what it is told to, and knows
-no time: answering a Ping, repeating what was not acknowledged, and budgets against floods are the
-caller's. The preface goes in front of the first frame that is sent, and is taken off the first one
-that comes.
+(ledger.py), and both frame limits. It keeps no messages and knows no time: answering a Ping,
+repeating what was not acknowledged, and budgets against floods are the caller's. The preface goes
+in front of the first frame that is sent, and is taken off the first one that comes.
 
 Invariants: a call that raises LocalProtocolError has changed nothing; after RemoteProtocolError
 every `receive` raises it, and an Error may still be sent.
@@ -46,12 +45,10 @@ _FINISHING: Final = frozenset({ConnectionState.LEAVING, ConnectionState.DONE})
 
 
 class FramedConnection:
-    """See the module docstring.
+    """One end of a framed connection, which checks the rules of the framing.
 
-    `max_frame_bytes` is what we accept, and what our HELLO has to say.
-
-    `at_once`: the most events that one `receive` returns; while `more` is true, it has others
-    without new bytes.
+    `max_frame_bytes` is what this end accepts, and what its HELLO has to say. `at_once`: the most
+    events that one `receive` returns; while `more` is true, it has others without new bytes.
     """
 
     __slots__ = (
@@ -92,17 +89,17 @@ class FramedConnection:
 
     @property
     def state(self) -> ConnectionState:
-        """Of our side."""
+        """The protocol state of this end."""
         return self._states[self.role]
 
     @property
     def peer_state(self) -> ConnectionState:
-        """Of the other side."""
+        """The protocol state of the other end."""
         return self._states[self.role.peer]
 
     @property
     def send_limit_bytes(self) -> int:
-        """How long a frame may be now, behind its header.
+        """The longest frame that may be sent now, without its header.
 
         A client's limit grows when it has been accepted.
         """
@@ -117,28 +114,27 @@ class FramedConnection:
 
     @property
     def held_bytes(self) -> int:
-        """What is kept of a frame that is not whole; 0 while there is `more`."""
+        """Bytes kept of an incomplete received frame; 0 while there is `more`."""
         return 0 if self._decoder.more else self._decoder.held_bytes
 
     @property
     def more(self) -> bool:
-        """Whether bytes have come that no `receive` has looked at: the next one takes b""."""
+        """Whether received bytes wait undecoded: the next `receive` takes b""."""
         return self._decoder.more
 
     def give_up(self) -> None:
-        """Drop the frame that is not whole.
-
-        The peer is at its end, and every further `receive` raises RemoteProtocolError.
-        """
+        """Drop an incomplete frame of the peer; every later `receive` raises."""
         self._decoder.fail(ErrorCode.TIMEOUT, "the rest of a frame is not waited for any more")
         self._move(self.role.peer, ConnectionState.DONE)
 
     def statistics(self) -> DecoderStatistics:
-        """What was received so far."""
         return self._decoder.statistics()
 
     def send(self, event: ev.Event) -> bytes:
-        """The bytes of one event, which the caller sends. Raises LocalProtocolError."""
+        """Return the bytes of one event, for the caller to send.
+
+        Raises LocalProtocolError.
+        """
         if isinstance(event, ev.Deliver):
             return self.send_deliver(event.channel, event.offset, event.message)
         kind = type(event)
@@ -154,7 +150,7 @@ class FramedConnection:
         return frame
 
     def send_deliver(self, channel: int, offset: int, message: bytes) -> bytes:
-        """As `send(Deliver(channel, offset, message))`, without making one."""
+        """Return a delivery's frame, as `send(Deliver(...))` without the record."""
         frame = encode.encode_deliver(channel, offset, message)
         self.count_deliver(channel, offset, len(message))
         return frame
@@ -171,15 +167,14 @@ class FramedConnection:
             raise LocalProtocolError(breach.code, breach.message) from None
 
     def end(self) -> None:
-        """We end our side of the stream."""
+        """Note that this end has ended its side of the stream."""
         self._move(self.role, ConnectionState.DONE)
 
     def receive(self, data: bytes | bytearray | memoryview) -> Sequence[ev.Event]:
-        """The events that the next bytes complete.
+        """Return the events that the next received bytes complete.
 
-        A Delivered that comes too late for its channel is left out.
-
-        Raises RemoteProtocolError, with the events before the mistake.
+        A Delivered that comes too late for its channel is left out. Raises RemoteProtocolError,
+        with the events before the mistake.
         """
         failed: RemoteProtocolError | None = None
         found: Sequence[ev.Event]
@@ -224,7 +219,7 @@ class FramedConnection:
         return found
 
     def receive_end(self) -> None:
-        """The peer has ended its side.
+        """Note that the peer has ended its side of the stream.
 
         Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
         """

@@ -1,6 +1,4 @@
-"""The numbers of the framing, each with its reason.
-
-docs/wire.md is the specification; this file repeats its tables.
+"""The constants of the binary framing, as in the tables of docs/wire.md.
 
 All integers on the wire are big-endian. Sequence numbers and offsets are signed 64-bit and
 positive, so that languages without unsigned integers can hold them.
@@ -35,7 +33,7 @@ chunks.
 
 
 class FrameType(enum.IntEnum):
-    """The type byte of a frame."""
+    """The type byte of a frame of the binary framing."""
 
     HELLO = 0x01
     SEND = 0x02
@@ -53,9 +51,9 @@ class FrameType(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Bits of the flags byte; what a bit means depends on the type.
+    """The bits of a frame's flags byte; the others must be 0.
 
-    All others must be 0.
+    What a bit means depends on the frame's type.
     """
 
     FROM_SERVER = 0x01
@@ -71,7 +69,7 @@ class Flag(enum.IntFlag):
 class ErrorCode(enum.IntEnum):
     """Codes of ERROR frames from 256 on: mistakes in the framing.
 
-    Below, they are gRPC statuses (model.errors.Status).
+    Below are gRPC statuses (model.errors.Status).
     """
 
     BAD_PREFACE = 0x100
@@ -91,7 +89,7 @@ class ErrorCode(enum.IntEnum):
 
 
 class GoAwayReason(enum.IntEnum):
-    """Why a side leaves. Open: a reader takes an unknown number for LEAVING."""
+    """Why a side leaves a framed connection; an unknown number means LEAVING."""
 
     LEAVING = 0
     DRAINING = 1

@@ -1,13 +1,12 @@
-"""Bytes to events: the decoder of one direction of one connection.
+"""Decode received bytes of the binary framing to events.
 
 Invariants: whatever the bytes, `receive` returns events or raises RemoteProtocolError; the same
-stream gives the same events, however it is split; nothing is allocated for a length that was
-declared, only for bytes that came, and a declared length beyond the limit is refused when its
-header is read. Between two calls at most one incomplete frame is kept, and with `at_once` what came
-behind so many events. So a connection holds at most `max_frame_bytes` and one read here, and twice
-that while a frame becomes events.
+stream gives the same events, however it is split; a declared length beyond the limit is refused
+when its header is read, and nothing is allocated for a declared length. Between two calls at most
+one incomplete frame is kept, and with `at_once` what came behind so many events. So a connection
+holds at most `max_frame_bytes` and one read here, and twice that while a frame becomes events.
 
-The decoder knows frames, not conversations: which frame may come when is Connection's business.
+Which frame may come when is the business of FramedConnection.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ it.
 
 @dataclass(frozen=True, slots=True)
 class DecoderStatistics:
-    """Counters since the connection began, and the size of the incomplete frame."""
+    """What a decoder received since the connection began, and its incomplete frame."""
 
     frames: int
     bytes: int
@@ -59,9 +58,10 @@ class DecoderStatistics:
 
 
 class FrameDecoder:
-    """See the module docstring. `max_frame_bytes` may be changed between two calls.
+    """Decodes the frames of one direction of one framed connection.
 
-    `at_once`: the most events of one call. With `more` left, the next call takes b"".
+    `max_frame_bytes` may be changed between two calls. `at_once`: the most events of one call. With
+    `more` left, the next call takes b"".
     """
 
     __slots__ = (
@@ -94,16 +94,15 @@ class FrameDecoder:
         self._bytes = 0
 
     def statistics(self) -> DecoderStatistics:
-        """A frozen record of now."""
         return DecoderStatistics(self._frames, self._bytes, len(self._partial))
 
     @property
     def held_bytes(self) -> int:
-        """Of the frame that is not whole."""
+        """Bytes kept of an incomplete frame."""
         return len(self._partial)
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
-        """What the next bytes complete, in order. The data is not kept.
+        """Return the events that the next bytes complete, in order.
 
         Raises RemoteProtocolError, with the events before the mistake; from then on every call
         does, without events.
@@ -138,16 +137,13 @@ class FrameDecoder:
         return found
 
     def fail(self, code: ErrorCode, message: str) -> None:
-        """Fail every further call: the caller found a mistake that the decoder cannot see."""
+        """Make every later call fail: the caller found a mistake of the peer."""
         self._failed = code, message
         self.more = False
         self._partial.clear()
 
     def finish(self) -> None:
-        """The peer has ended its side.
-
-        Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
-        """
+        """Note the end of the stream. Raises RemoteProtocolError inside of a frame."""
         if self._partial or not self._prefaced:
             raise RemoteProtocolError(ErrorCode.TRUNCATED, f"the stream ended {len(self._partial)} bytes into a frame")
 
@@ -169,7 +165,7 @@ class FrameDecoder:
         return _PREFACE_BYTES
 
     def _read(self, data: bytes, found: list[events.Event]) -> int:
-        """Append the events of all whole frames; the number of bytes they took.
+        """Append the events of all whole frames; return how many bytes they took.
 
         Sets `_needed` for the rest.
         """

@@ -1,15 +1,12 @@
-"""Events to bytes.
+"""Encode events of the binary framing; each function returns one whole frame.
 
-Each function returns one whole frame; `encode` finds the function for an event.
+The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that no event is made only
+to be encoded. What no correct peer could accept raises LocalProtocolError. What may be sent when,
+and the peer's frame limit, are the business of FramedConnection.
 
-The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that no event is made only to
-be encoded. What no correct peer could accept raises LocalProtocolError and encodes nothing. They do
-not know the connection: what may be sent when, and the peer's frame limit, are Connection's
-business.
-
-`deliver_header` is for those who write many deliveries at once: `join([header, message, header,
-message])` copies each message once, `join` of encoded frames twice. A frame is the same for all
-receivers that have the same number for the channel.
+`deliver_header` is for many deliveries at once: `join([header, message, header, message])` copies
+each message once, `join` of encoded frames twice. A frame is the same for all receivers that have
+the same number for the channel.
 """
 
 from __future__ import annotations
@@ -99,7 +96,6 @@ def _positive(value: int, what: str) -> None:
 
 
 def _text(text: str) -> bytes:
-    """Encode a text as UTF-8, cut to MAX_TEXT_BYTES between two characters."""
     data = text.encode(errors="replace")
     if len(data) > MAX_TEXT_BYTES:
         data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode()
@@ -107,7 +103,7 @@ def _text(text: str) -> bytes:
 
 
 def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, extra: bytes = b"") -> bytes:
-    """SEND: the topic and the lengths in 16 bits, the payload untouched."""
+    """Encode SEND, which publishes a message; topic and `extra` up to 65,535 bytes."""
     if seq < 1:
         raise _refuse(f"seq is {seq}; it counts from 1")
     try:
@@ -120,7 +116,7 @@ def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, ext
 
 
 def deliver_header(channel: int, offset: int, size: int) -> bytes:
-    """What goes in front of a delivery of `size` bytes."""
+    """Encode what precedes a serialized message of `size` bytes in a DELIVER."""
     if offset < 1:
         raise _refuse(f"offset is {offset}; it counts from 1")
     try:
@@ -130,7 +126,7 @@ def deliver_header(channel: int, offset: int, size: int) -> bytes:
 
 
 def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
-    """DELIVER: the serialized DownstreamMessage as it is."""
+    """Encode DELIVER, which carries a serialized DownstreamMessage to a subscriber."""
     if offset < 1:
         raise _refuse(f"offset is {offset}; it counts from 1")
     try:
@@ -140,13 +136,13 @@ def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
 
 
 def encode_ack(seq: int) -> bytes:
-    """ACK of every SEND up to `seq`."""
+    """Encode ACK, which settles every SEND up to `seq`."""
     _positive(seq, "seq")
     return _pack(_ACK, 8, _ACK_TYPE, seq)
 
 
 def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
-    """NACK of one SEND. A longer text than MAX_TEXT_BYTES is cut; a code is never."""
+    """Encode NACK, which refuses one SEND; a text over MAX_TEXT_BYTES is cut."""
     _positive(seq, "seq")
     try:
         name = code.encode()
@@ -160,44 +156,41 @@ def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = Fal
 
 
 def encode_delivered(channel: int, offset: int) -> bytes:
-    """DELIVERED: done up to `offset`, or with `offset` alone on a shared channel."""
+    """Encode DELIVERED: done up to `offset`, or with it alone on a shared channel."""
     _positive(offset, "offset")
     return _pack(_DELIVERED, 12, _DELIVERED_TYPE, channel, offset)
 
 
 def encode_credit(message_count: int = 0, byte_count: int = 0) -> bytes:
-    """CREDIT for so many more messages and bytes."""
+    """Encode CREDIT, which allows so many more messages and bytes."""
     if message_count < 0 or byte_count < 0 or not (message_count or byte_count):
         raise _refuse(f"credit of {message_count} messages and {byte_count} bytes; credit only grows")
     return _pack(_CREDIT, 16, _CREDIT_TYPE, message_count, byte_count)
 
 
 def encode_envelope(message: bytes) -> bytes:
-    """ENVELOPE around a serialized UpstreamMessage or DownstreamMessage."""
+    """Encode ENVELOPE, which carries a serialized protobuf message."""
     return _pack(_HEADER, len(message), _ENVELOPE_TYPE) + message
 
 
 def encode_ping(number: int = 0) -> bytes:
-    """PING with any unsigned 64-bit number."""
+    """Encode PING with any unsigned 64-bit number."""
     return _pack(_PING, 8, _PING_TYPE, number)
 
 
 def encode_pong(number: int) -> bytes:
-    """PONG for the PING of that number, and those before it."""
+    """Encode PONG, which answers the PINGs up to that number."""
     return _pack(_PING, 8, _PONG_TYPE, number)
 
 
 def encode_goaway(reason: int = 0, within_ms: int = 0, message: str = "") -> bytes:
-    """GOAWAY. `reason`: see GoAwayReason."""
+    """Encode GOAWAY, with which a side leaves for a GoAwayReason."""
     text = _text(message)
     return _pack(_GOAWAY, _GOAWAY_FIXED + len(text), _GOAWAY_TYPE, reason, within_ms) + text
 
 
 def encode_error(code: int, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
-    """Encode ERROR: a gRPC status or an ErrorCode.
-
-    0 is no error: a stream that ends well sends none.
-    """
+    """Encode ERROR with a gRPC status or an ErrorCode; 0 is refused."""
     _positive(code, "code")
     text = _text(message)
     kind = _ERROR_TYPE | (Flag.RETRYABLE if retryable else 0)
@@ -205,7 +198,7 @@ def encode_error(code: int, message: str = "", *, retryable: bool = False, retry
 
 
 def encode_channel(channel: int, topic: str, position: int = 0, *, shared: bool = False) -> bytes:
-    """CHANNEL: `channel` is `topic` from now on."""
+    """Encode CHANNEL, which gives a topic its number in this connection."""
     if position < 0:
         raise _refuse(f"position is {position}; it is 0 in front of everything")
     try:
@@ -219,12 +212,12 @@ def encode_channel(channel: int, topic: str, position: int = 0, *, shared: bool 
 
 
 def encode_channel_closed(channel: int) -> bytes:
-    """CHANNEL with the flag CLOSED."""
+    """Encode CHANNEL with the flag CLOSED, which frees a channel number."""
     return _pack(_CHANNEL_CLOSED, 4, _CHANNEL_TYPE | Flag.CLOSED, channel)
 
 
 def encode_hello(hello: events.ClientHello | events.ServerHello) -> bytes:
-    """HELLO of either side. Checks what the peer will check."""
+    """Encode HELLO of either side. Checks what the peer will check."""
     try:
         body = msgspec.msgpack.encode(hello)
         msgspec.msgpack.decode(body, type=type(hello))
@@ -271,12 +264,12 @@ _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
 
 
 def encode(event: events.Event) -> bytes:
-    """The frame of any event."""
+    """Encode any event of the binary framing as a frame."""
     return _ENCODERS[type(event)](event)
 
 
 def join(parts: Iterable[bytes]) -> bytes:
-    """Many frames, or headers and messages in turn, as what one `send_all` takes."""
+    """Join frames, or headers and messages in turn, for one `send_all`."""
     return b"".join(parts)
 
 

@@ -1,10 +1,8 @@
-"""What a misuse of the framing raises: our own, or the peer's.
+"""The errors of the binary framing: a mistake of ours, or of the peer (as in h11).
 
-The distinction is h11's.
-
-The decoder and `Connection.receive` raise RemoteProtocolError and nothing else, whatever the bytes;
-encoders and `Connection.send` raise LocalProtocolError. After a RemoteProtocolError the connection
-is dead: tell the peer with `encode_error(error.code, str(error))` and close.
+The decoder and `FramedConnection.receive` raise RemoteProtocolError and nothing else, whatever the
+bytes; encoders and `FramedConnection.send` raise LocalProtocolError. After a RemoteProtocolError
+the connection is dead: tell the peer with `encode_error(error.code, str(error))` and close.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProtocolError(Exception):
-    """Not raised itself: see the two kinds below."""
+    """A violation of the binary framing; raised as one of its two subclasses."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -30,7 +28,7 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """We were about to send what the peer would have to refuse.
+    """This side was about to send a frame that the peer would have to refuse.
 
     Nothing was encoded, and no state has changed.
     """

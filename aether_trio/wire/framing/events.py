@@ -1,12 +1,8 @@
-"""The frames as frozen records: what a decoder gives and `Connection.send` takes.
+"""The frames of the binary framing as frozen records.
 
-They are msgspec Structs rather than dataclasses because a frozen dataclass of five fields costs
-0.63 µs to make and such a Struct 0.06 (CPython 3.11), and SEND and DELIVER are made for every
-message. Otherwise they are the same thing: frozen, slotted, compared and hashed by value. None can
-be part of a reference cycle, hence gc=False.
-
-A record holds what was on the wire and interprets nothing: protobuf stays bytes, times are
-milliseconds.
+msgspec Structs, because a frozen dataclass of five fields costs 0.63 µs to make and such a Struct
+0.06 (CPython 3.11), and SEND and DELIVER are made for every message. None can be part of a
+reference cycle, hence gc=False. Protobuf stays bytes, times are milliseconds.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ Window: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_PUBLISH_WINDOW)]
 
 
 class ClientHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=False):
-    """HELLO of a client. A bound of None is no bound."""
+    """HELLO of a framed client. A bound of None is no bound."""
 
     minor: Minor = MINOR
     max_frame: MaxFrame = DEFAULT_MAX_FRAME_BYTES
@@ -58,7 +54,7 @@ class ClientHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
 
 
 class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=False):
-    """HELLO of a server."""
+    """HELLO of a framed server."""
 
     minor: Minor = MINOR
     """What is spoken from here on: at most the client's."""
@@ -77,7 +73,7 @@ class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Publish a message.
+    """SEND: a client publishes a message.
 
     `extra` is a serialized SendMessage with the rarer fields only, mostly empty.
     """
@@ -90,10 +86,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):
-    """A durable message; `message` is a serialized DownstreamMessage{msg}.
-
-    Its bytes are encoded once for all receivers.
-    """
+    """DELIVER: a durable message to a subscriber, a serialized DownstreamMessage{msg}."""
 
     channel: int
     offset: int
@@ -101,13 +94,13 @@ class Deliver(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
-    """All SENDs of this connection up to `seq` are settled: committed or NACKed."""
+    """ACK: all SENDs of the connection up to `seq` are settled: committed or NACKed."""
 
     seq: int
 
 
 class Nack(msgspec.Struct, frozen=True, gc=False):
-    """One SEND was refused. `code` as in ErrorResponse."""
+    """NACK: one SEND was refused. `code` as in ErrorResponse."""
 
     seq: int
     code: str
@@ -117,7 +110,7 @@ class Nack(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
-    """The application is done with everything of the channel up to `offset`.
+    """DELIVERED: the application is done with the channel's messages up to `offset`.
 
     Of a shared channel it is done with that one message only.
     """
@@ -134,25 +127,25 @@ class GrantCredit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
-    """A serialized UpstreamMessage of a client, or DownstreamMessage of a server."""
+    """ENVELOPE: a serialized UpstreamMessage of a client, or DownstreamMessage."""
 
     message: bytes
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False):
-    """To be answered by a Pong with the same number."""
+    """PING: asks for a Pong with the same number."""
 
     number: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, gc=False):
-    """Answers the Ping with that number, and those before it."""
+    """PONG: answers the Ping with that number, and those before it."""
 
     number: int = 0
 
 
 class GoAway(msgspec.Struct, frozen=True, gc=False):
-    """The sender starts nothing new; the peer has `within_ms` to finish (0: unsaid).
+    """GOAWAY: its sender starts nothing new; the peer has `within_ms` (0: unsaid).
 
     `reason`: see GoAwayReason.
     """
@@ -163,7 +156,7 @@ class GoAway(msgspec.Struct, frozen=True, gc=False):
 
 
 class Error(msgspec.Struct, frozen=True, gc=False):
-    """The last frame of its sender.
+    """ERROR: the last frame of its sender.
 
     `code` below 256 is a gRPC status, from 256 on an ErrorCode.
     """
@@ -175,7 +168,7 @@ class Error(msgspec.Struct, frozen=True, gc=False):
 
 
 class Channel(msgspec.Struct, frozen=True, gc=False):
-    """From now on `channel` stands for the log of `topic`.
+    """CHANNEL: `channel` stands for the log of `topic` from now on.
 
     Deliveries have offsets beyond `position`.
     """
@@ -187,16 +180,13 @@ class Channel(msgspec.Struct, frozen=True, gc=False):
 
 
 class ChannelClosed(msgspec.Struct, frozen=True, gc=False):
-    """The number stands for nothing any more, until it is announced again."""
+    """CHANNEL with CLOSED: the channel's number is free until it is announced again."""
 
     channel: int
 
 
 class Skipped(msgspec.Struct, frozen=True, gc=False):
-    """An optional frame of a type that this version does not know.
-
-    Decoded for counting, never sent.
-    """
+    """An optional frame of a type that this version does not know; never sent."""
 
     kind: int
     size: int

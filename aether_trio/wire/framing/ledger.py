@@ -1,8 +1,7 @@
-"""Count the sequence numbers, channels and credit of one connection.
+"""Count the sequence numbers, channels and credit of one framed connection.
 
-Both ends count the same frames, the one as it sends them, the other as it receives them, and both
-find the same mistakes. Methods raise `Breach`, which Connection turns into the local or the remote
-error.
+Both ends count the same frames and find the same mistakes. Methods raise `Breach`, which
+FramedConnection turns into the local or the remote error.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from aether_trio.wire.framing.constants import MAX_CHANNELS, MAX_CREDIT, ErrorCo
 
 
 class Breach(Exception):
-    """A rule was broken; by whom is for the caller to say."""
+    """A rule of the framing was broken, by either end of the connection."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -22,14 +21,11 @@ class Breach(Exception):
 
 
 class Late(Breach):
-    """A DELIVERED for nothing that is open.
-
-    Of the peer it is no mistake: it did not know yet, and is not listened to.
-    """
+    """A DELIVERED for a channel that is closed: no mistake of a peer that cannot know."""
 
 
 class Sequence:
-    """Sends and their settlement.
+    """Counts SENDs and their settlement by ACK and NACK.
 
     Numbers grow, with gaps; an ACK is never beyond the last SEND, and never repeated.
     """
@@ -44,7 +40,7 @@ class Sequence:
         """How far `last` may be ahead of `acked`; set by the server's HELLO."""
 
     def send(self, seq: int) -> None:
-        """A SEND with this number."""
+        """Count a SEND; refuse numbers that do not grow or exceed the window."""
         if seq <= self.last:
             raise Breach(ErrorCode.BAD_SEQUENCE, f"SEND {seq} after {self.last}; numbers grow")
         acked = self.acked if self.last else seq - 1
@@ -56,20 +52,20 @@ class Sequence:
         self.last = seq
 
     def ack(self, seq: int) -> None:
-        """An ACK up to this number."""
+        """Count an ACK up to this number."""
         if not self.acked < seq <= self.last:
             raise Breach(ErrorCode.BAD_SEQUENCE, f"ACK {seq}, while {self.acked} is settled and {self.last} was sent")
         self.acked = seq
 
     def nack(self, seq: int) -> None:
-        """A NACK of this number."""
+        """Check a NACK of this number."""
         if not self.acked < seq <= self.last:
             raise Breach(ErrorCode.BAD_SEQUENCE, f"NACK {seq}, while {self.acked} is settled and {self.last} was sent")
 
 
 @dataclass(slots=True)
 class OpenChannel:
-    """A channel; `position` is its greatest delivered offset, or where it began."""
+    """An open channel; `position` is its greatest delivered offset, or its start."""
 
     topic: str
     position: int
@@ -77,7 +73,7 @@ class OpenChannel:
 
 
 class Channels:
-    """The open channels by number."""
+    """The open channels of a framed connection by number."""
 
     __slots__ = ("_open",)
 
@@ -88,11 +84,11 @@ class Channels:
         return len(self._open)
 
     def get(self, number: int) -> OpenChannel | None:
-        """The channel, if it is open."""
+        """Return the channel with this number, None if it is not open."""
         return self._open.get(number)
 
     def open(self, number: int, topic: str, position: int, *, shared: bool) -> None:
-        """CHANNEL."""
+        """Open a channel for a topic, as a CHANNEL frame does."""
         if number in self._open:
             raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is open already")
         if len(self._open) >= MAX_CHANNELS:
@@ -100,12 +96,12 @@ class Channels:
         self._open[number] = OpenChannel(topic, position, shared)
 
     def close(self, number: int) -> None:
-        """CHANNEL with CLOSED."""
+        """Close a channel, as a CHANNEL frame with CLOSED does."""
         if self._open.pop(number, None) is None:
             raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
 
     def deliver(self, number: int, offset: int) -> None:
-        """DELIVER."""
+        """Advance a channel to the offset of a DELIVER."""
         channel = self._open.get(number)
         if channel is None:
             raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
@@ -117,7 +113,7 @@ class Channels:
             )
 
     def delivered(self, number: int, offset: int) -> None:
-        """DELIVERED.
+        """Check a DELIVERED of this channel and offset.
 
         Raises Late when the channel was closed, or closed and opened again further back.
         """
@@ -131,7 +127,7 @@ class Channels:
 
 
 class Credit:
-    """What may still be delivered. A bound of None is no bound.
+    """Counts the messages and bytes that may still be delivered; None is no bound.
 
     The last delivery may take the bytes below zero, so that a message longer than all the credit is
     not stuck.
@@ -151,7 +147,7 @@ class Credit:
         return (messages is None or messages > 0) and (size is None or size > 0)
 
     def take(self, size: int) -> None:
-        """One delivery of `size` bytes, for which credit is available."""
+        """Subtract one delivery of `size` bytes; credit must be available."""
         assert self.available
         if self.message_count is not None:
             self.message_count -= 1
@@ -159,7 +155,7 @@ class Credit:
             self.byte_count -= size
 
     def grant(self, message_count: int, byte_count: int) -> None:
-        """CREDIT."""
+        """Add the credit of a CREDIT frame."""
         after = []
         for what, held, more in (
             ("messages", self.message_count, message_count),

@@ -1,11 +1,8 @@
 """Find how deeply a MessagePack value is nested, without decoding it.
 
-No recursion is used.
-
 What a decoder does with a value that is nested thousands deep depends on the interpreter's stack,
-which is no rule for a protocol. The bytes are walked with a list of "how many values are still due
-at this level"; a value that is cut short or of an unknown type ends the walk, because the decoder
-will say so better.
+which is no rule for a protocol. So no recursion is used. A value that is cut short or of an
+unknown type ends the walk, because the decoder will say so better.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ _CONTAINERS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 
 def nesting(data: bytes, limit: int) -> int:
-    """The deepest nesting of containers in `data`, counted up to `limit` + 1."""
+    """Return the deepest nesting of containers in MessagePack, up to `limit` + 1."""
     due = [1]
     deepest = at = 0
     while due and at < len(data):

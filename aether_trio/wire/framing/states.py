@@ -1,9 +1,9 @@
-"""Who may send what when, as tables.
+"""Which side may send which frame when, as tables of the binary framing.
 
 As in h11, both ends run the same machine over the same frames: each connection has a state for the
 client's side and one for the server's. A frame moves the state of the side that sent it (BY_FRAME;
 what is not in the table is illegal). Where a side has to wait for the other, the pair of states
-moves it on (BY_PAIR), so the one step that an implementation could forget is in a table as well:
+moves it on (BY_PAIR):
 
     client  GREETING --HELLO--> OPENING --ENVELOPE (Init)--> WAITING ==server's HELLO==> LIVE
             --GOAWAY--> LEAVING
@@ -32,19 +32,21 @@ from aether_trio.wire.framing import events as ev
 
 
 class Side(enum.Enum):
-    """A side of a connection."""
+    """A side of a framed connection: client or server."""
 
     CLIENT = "client"
     SERVER = "server"
 
     @property
     def peer(self) -> Side:
-        """The other side."""
         return Side.SERVER if self is Side.CLIENT else Side.CLIENT
 
 
 class ConnectionState(enum.Enum):
-    """Of one side. IDLE and ANSWERING are the server's only, WAITING the client's."""
+    """The protocol state of one side of a framed connection.
+
+    IDLE and ANSWERING are the server's only, WAITING the client's.
+    """
 
     IDLE = "idle"
     """Nothing but an ERROR before the client's HELLO is here. No frame leads here."""
@@ -129,7 +131,7 @@ START: Final[Mapping[Side, ConnectionState]] = MappingProxyType(
 
 
 class States:
-    """The pair of one connection."""
+    """The protocol states of both sides of one framed connection."""
 
     __slots__ = ("_client", "_server")
 
@@ -141,11 +143,11 @@ class States:
         return self._client if role is Side.CLIENT else self._server
 
     def moves(self, role: Side) -> Mapping[type, ConnectionState]:
-        """What `role` may send now, and the state it is in afterwards."""
+        """Return the frames that a side may send now, each with the state that follows."""
         return BY_FRAME[role][self[role]]
 
     def move(self, role: Side, after: ConnectionState) -> None:
-        """`role` has sent what brings it to `after`; DONE when its stream has ended."""
+        """Move a side to a state, and on by BY_PAIR; DONE when its stream has ended."""
         if role is Side.CLIENT:
             self._client = after
         else:

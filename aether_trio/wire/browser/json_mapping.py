@@ -1,17 +1,15 @@
-"""Messages as plain maps, and back: what the JSON and the MessagePack codec share.
+"""Convert protobuf messages to maps of their fields, for JSON and MessagePack.
 
-Driven by the descriptors alone.
-
-A message is a map from the proto's own field names to values. A field that holds its default is
-left out, and null means the same as leaving it out; a message field is in the map when it is
-present, however empty. Repeated fields are lists, map fields are maps, enums are names (a number is
-accepted, and is what an unknown value is written as). For JSON, bytes become standard base64 when
-they are written, 64-bit integers are decimal texts, and the numbers that JSON lacks are the texts
-"NaN", "Infinity" and "-Infinity"; all as in proto3's own JSON mapping.
+The descriptors alone decide. A message is a map from the proto's own field names to values. A
+field that holds its default is left out, and null means the same; a message field is in the map
+when it is present, however empty. Repeated fields are lists, map fields are maps, enums are names
+(a number is accepted, and is what an unknown value is written as). For JSON, bytes are standard
+base64, 64-bit integers are decimal texts, and the numbers that JSON lacks are the texts "NaN",
+"Infinity" and "-Infinity"; all as in proto3's own JSON mapping.
 
 Invariants: what is written reads back as an equal message; what is read is refused, with the path
-of the field, unless every part of it has a place in the message: unknown fields, two members of one
-oneof, numbers out of range, wrong types. The depth of what is read is bounded by the messages
+of the field, unless every part of it has a place in the message: unknown fields, two members of
+one oneof, numbers out of range, wrong types. The depth of what is read is bounded by the messages
 themselves: none of aether.v1 contains itself.
 """
 
@@ -25,21 +23,21 @@ from typing import Any, TypeAlias, TypeVar
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from aether_trio.wire.browser.scalars import Convert, PlainError, kind_of, scalar_reader, scalar_writer, shown
+from aether_trio.wire.browser.scalars import ConversionError, Convert, kind_of, scalar_reader, scalar_writer, shown
 
-__all__ = ["Plain", "PlainError", "Plainer"]
+__all__ = ["ConversionError", "MapConverter"]
 
 M = TypeVar("M", bound=Message)
-Plain: TypeAlias = dict[str, Any]
+FieldMap: TypeAlias = dict[str, Any]
 Fill: TypeAlias = Callable[[Message, Any], None]
 """Sets one field of a message from its plain value."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """What is known of a message type, by field name.
+class _MessageFields:
+    """How the fields of one message type are converted, by field name.
 
-    `groups` has the members of each real oneof.
+    `groups` has the oneof of each member of a real oneof.
     """
 
     writers: dict[str, Convert | None]
@@ -47,54 +45,54 @@ class _Shape:
     groups: dict[str, str]
 
 
-class Plainer:
-    """Conversions in one dialect.
+class MapConverter:
+    """Converts protobuf messages to maps for JSON or for MessagePack, and back.
 
-    Made once; it learns each message type when it first meets it.
+    Learns the fields of a message type when it first meets the type.
     """
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
-        self._shape = cache(self._learn)  # bounded by the number of message types
+        self._fields_of = cache(self._learn)  # bounded by the number of message types
 
-    def to_plain(self, message: Message) -> Plain:
-        """The map for `message`.
+    def to_map(self, message: Message) -> FieldMap:
+        """Return `message` as a map of its fields.
 
-        Bytes stay bytes: both encoders of msgspec write them as the dialect has them.
+        Bytes stay bytes: both encoders of msgspec write them as JSON or MessagePack has them.
         """
-        writers = self._shape(message.DESCRIPTOR).writers
-        plain: Plain = {}
+        writers = self._fields_of(message.DESCRIPTOR).writers
+        plain: FieldMap = {}
         for field, value in message.ListFields():
             name = field.name
             write = writers[name]
             plain[name] = value if write is None else write(value)
         return plain
 
-    def from_plain(self, plain: object, message: M) -> M:
-        """Fill the empty `message` from `plain`. Raises PlainError."""
+    def fill_from_map(self, plain: object, message: M) -> M:
+        """Fill the empty `message` from a map of fields. Raises ConversionError."""
         if type(plain) is not dict:
-            raise PlainError(f"expected a map of fields, not {kind_of(plain)}")
-        shape = self._shape(message.DESCRIPTOR)
+            raise ConversionError(f"expected a map of fields, not {kind_of(plain)}")
+        shape = self._fields_of(message.DESCRIPTOR)
         if shape.groups and len(plain) > 1:
             _refuse_two_members(plain, shape.groups)
         fillers = shape.fillers
         for name, value in plain.items():
             fill = fillers.get(name)
             if fill is None:
-                raise PlainError(f"unknown field {shown(name)} in {message.DESCRIPTOR.name}")
+                raise ConversionError(f"unknown field {shown(name)} in {message.DESCRIPTOR.name}")
             if value is not None:
                 try:
                     fill(message, value)
-                except PlainError as error:
+                except ConversionError as error:
                     raise error.within(name) from None
         return message
 
     # -- learning a message type -------------------------------------------------------------------
 
-    def _learn(self, descriptor: Descriptor) -> _Shape:
+    def _learn(self, descriptor: Descriptor) -> _MessageFields:
         # Any: protobuf's stubs type a field's message as optional.
         fields: list[Any] = list(descriptor.fields)
-        return _Shape(
+        return _MessageFields(
             {field.name: self._writer(field) for field in fields},
             {field.name: self._filler(field) for field in fields},
             {
@@ -119,7 +117,7 @@ class Plainer:
         return lambda entries: {key: write(entries[key]) for key in entries}
 
     def _value_writer(self, field: Any) -> Convert | None:
-        return self.to_plain if field.message_type is not None else scalar_writer(field, json=self._json)
+        return self.to_map if field.message_type is not None else scalar_writer(field, json=self._json)
 
     def _filler(self, field: Any) -> Fill:
         if _is_map(field):
@@ -135,14 +133,14 @@ class Plainer:
         def fill(message: Message, value: Any) -> None:
             part = getattr(message, name)
             part.SetInParent()  # an empty one counts as well
-            self.from_plain(value, part)
+            self.fill_from_map(value, part)
 
         return fill
 
     def _list_of_messages_filler(self, name: str) -> Fill:
         def fill(message: Message, values: Any) -> None:
             add = getattr(message, name).add
-            _each(values, lambda value: self.from_plain(value, add()))
+            _each(values, lambda value: self.fill_from_map(value, add()))
 
         return fill
 
@@ -154,15 +152,15 @@ class Plainer:
 
         def fill(message: Message, entries: Any) -> None:
             if type(entries) is not dict:
-                raise PlainError(f"expected a map, not {kind_of(entries)}")
+                raise ConversionError(f"expected a map, not {kind_of(entries)}")
             target = getattr(message, name)
             for key, value in entries.items():
                 try:
                     if read is None:
-                        self.from_plain(value, target[read_key(key)])
+                        self.fill_from_map(value, target[read_key(key)])
                     else:
                         target[read_key(key)] = read(value)
-                except PlainError as error:
+                except ConversionError as error:
                     raise error.within(shown(key)) from None
 
         return fill
@@ -178,23 +176,23 @@ def _list_filler(name: str, read: Convert) -> Fill:
 
 def _each(values: Any, read: Convert) -> list[Any]:
     if type(values) is not list:
-        raise PlainError(f"expected a list, not {kind_of(values)}")
+        raise ConversionError(f"expected a list, not {kind_of(values)}")
     done: list[Any] = []
     for value in values:
         try:
             done.append(read(value))
-        except PlainError as error:
+        except ConversionError as error:
             raise error.within(str(len(done))) from None
     return done
 
 
-def _refuse_two_members(plain: Plain, groups: dict[str, str]) -> None:
+def _refuse_two_members(plain: FieldMap, groups: dict[str, str]) -> None:
     seen: dict[str, str] = {}
     for name, value in plain.items():
         group = groups.get(name)
         if group is not None and value is not None:
             if group in seen:
-                raise PlainError(f"{seen[group]} and {name} exclude each other ({group})")
+                raise ConversionError(f"{seen[group]} and {name} exclude each other ({group})")
             seen[group] = name
 
 

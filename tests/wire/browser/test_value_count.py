@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.wire.browser import CODECS, JSON, MSGPACK, amount
-from aether_trio.wire.browser.amount import MAX_VALUES, UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
+from aether_trio.wire.browser import CODECS, JSON, MSGPACK, value_count
+from aether_trio.wire.browser.value_count import MAX_VALUES, UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
 from aether_trio.wire.pb import aether_pb2 as pb
 
 MIB = 1024 * 1024
@@ -44,7 +44,7 @@ def marks(document: Any) -> int:
 @given(document=documents, most=st.integers(0, 60))
 def test_values_are_counted(document: Any, most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amount, "MAX_VALUES", most)
+        patch.setattr(value_count, "MAX_VALUES", most)
         assert msgpack_has_too_many(msgspec.msgpack.encode(document)) == (values(document) > most)
         text = msgspec.json.encode(document).decode()
         assert json_has_too_many(text) == (marks(document) > most)

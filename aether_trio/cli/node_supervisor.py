@@ -6,7 +6,7 @@ Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains 
 stops them at once; a third one kills what is still there. Before all serve, the first one stops
 them. However this process ends, they drain (node_process.py).
 
-Invariant: when `run_fleet` returns or raises, none of them is left.
+Invariant: when `run_nodes` returns or raises, none of them is left.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-class Fleet:
+class NodeSupervisor:
     """The processes, and whether they are to be there."""
 
     def __init__(self, nodes: Sequence[NodeProcess]) -> None:
@@ -169,13 +169,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def open_fleet(nodes: Sequence[NodeProcess]) -> AsyncIterator[Fleet]:
+async def supervised_nodes(nodes: Sequence[NodeProcess]) -> AsyncIterator[NodeSupervisor]:
     """All started, none left behind the block."""
-    fleet = Fleet(nodes)
+    supervisor = NodeSupervisor(nodes)
     try:
-        yield fleet
+        yield supervisor
     finally:
-        await fleet.end()
+        await supervisor.end()
 
 
 def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
@@ -193,7 +193,7 @@ def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
         raise SystemExit(128 + stopped_by)
 
 
-async def run_fleet(
+async def run_nodes(
     nodes: Sequence[NodeProcess],
     announce: Callable[[Sequence[Ready]], str],
     *,
@@ -210,19 +210,19 @@ async def run_fleet(
     `announce` starts, ends before they drain. Raises CliError.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:
-            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope, sidecar)
+        async with trio.open_nursery() as nursery, supervised_nodes(nodes) as supervisor:
+            nursery.start_soon(supervisor.obey, signals, nursery.cancel_scope, sidecar)
             if ends_with_output:
-                nursery.start_soon(fleet.watch_output, nursery.cancel_scope, sidecar)
-            await fleet.start()
-            tell(announce(fleet.ready), lines=True)
+                nursery.start_soon(supervisor.watch_output, nursery.cancel_scope, sidecar)
+            await supervisor.start()
+            tell(announce(supervisor.ready), lines=True)
             if ready is not None:
-                first = fleet.ready[0]
-                ready.write(address or first.gateway, first.ops, first.transports, fleet.ready)
-            await fleet.keep()
+                first = supervisor.ready[0]
+                ready.write(address or first.gateway, first.ops, first.transports, supervisor.ready)
+            await supervisor.keep()
             nursery.cancel_scope.cancel()
-    early = len(fleet.ready) < len(nodes)
-    return fleet.signals[-1] if fleet.signals and (early or len(fleet.signals) > 1) else None
+    early = len(supervisor.ready) < len(nodes)
+    return supervisor.signals[-1] if supervisor.signals and (early or len(supervisor.signals) > 1) else None
 
 
 def first_of(group: BaseExceptionGroup[E]) -> E:

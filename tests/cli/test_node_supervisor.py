@@ -19,7 +19,7 @@ import trio
 from click.testing import CliRunner
 
 from aether_trio.cli.app import app
-from aether_trio.cli.fleet import arguments_of
+from aether_trio.cli.node_supervisor import arguments_of
 from aether_trio.cli.workers import reserved_ports
 from aether_trio.client import AgentClient
 from aether_trio.config import Settings, load_settings
@@ -70,7 +70,7 @@ def agent_of(address: str, implementation: str) -> AgentClient:
 async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:
     """Let an agent receive the text, which it sends to itself if it is not there."""
     with trio.fail_after(LIMIT_S):
-        async with agent_of(address, "fleet") as agent:
+        async with agent_of(address, "supervisor") as agent:
             if not receive_only:
                 await agent.send(agent.topic, text)
             async for message in agent:
@@ -83,7 +83,7 @@ async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> 
 async def leave_a_message(address: str, text: bytes) -> None:
     with trio.fail_after(LIMIT_S):
         async with agent_of(address, "sender") as agent:
-            await agent.send("ag::default::fleet::1", text)
+            await agent.send("ag::default::supervisor::1", text)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def data_dir() -> Iterator[Path]:
 
     Root's database runs as another user all the same.
     """
-    place = Path(tempfile.mkdtemp(prefix="aether-fleet-"))
+    place = Path(tempfile.mkdtemp(prefix="aether-supervisor-"))
     yield place / "data"
     shutil.rmtree(place, ignore_errors=True)
 

@@ -1,8 +1,7 @@
-"""How many values a JSON or MessagePack document has, found without decoding it.
+"""Bound the values of a JSON or MessagePack document without decoding it.
 
-A decoder makes an object of each value: 2 MiB of empty arrays are two million objects and 100 MiB,
-and most of a second of the loop. A message that is long for a good reason is so for its payload,
-which is one value.
+A decoder makes an object of each value: 2 MiB of empty arrays are two million objects, 100 MiB,
+and most of a second of the event loop. An honest message is long for its payload, one value.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def _json_values(document: str) -> int:
 def msgpack_has_too_many(document: bytes) -> bool:
     """Whether a MessagePack document has more than MAX_VALUES values; keys count.
 
-    False where it is none.
+    False for bytes that are no MessagePack.
     """
     at, size, due, values = 0, len(document), 1, 0
     while due and at < size:
