@@ -1,7 +1,5 @@
 """Clients of an Aether gateway for trio, asyncio and blocking scripts.
 
-docs/clients.md says how to use them.
-
     from aether_trio.client import AgentClient
 
     who = {"workspace": "default", "implementation": "planner", "specifier": "1"}
@@ -10,17 +8,9 @@ docs/clients.md says how to use them.
         async for message in agent:                    # acknowledged when the loop goes on
             await agent.reply(message, b"thanks")
 
-* To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient,
-  OrchestratorClient, WorkflowEngineClient, MetricsBridgeClient. What they have in common is
-  `Client`; `connect_sync` makes a SyncClient of any of them.
-* How to connect: the keywords in ClientOptions, with TlsOptions and Retry.
-* Work: `agent.work()` gives tasks, each a Job with its JobEnd; docs/tasks.md is about them.
-* Received: IncomingMessage with its MessageType, and a Feed of everything else.
-* What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages
-  at once.
-* How it is going: State, ClientStatistics.
-* Operations, such as `agent.kv`: aether_trio.client.operations, which also has what they take
-  (Scope, ProgressStep, ...). They are built on what a Requester can do.
+The client classes connect as one kind of participant each, with the keywords in ClientOptions;
+`connect_sync` makes a SyncClient of any of them. `agent.work()` gives tasks, each a Job. Operations
+such as `agent.kv` are in aether_trio.client.operations. docs/clients.md says how to use them.
 """
 
 from aether_trio.client.blocking.client import SyncClient, SyncPublication, connect_sync

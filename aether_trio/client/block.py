@@ -50,10 +50,7 @@ class ClientBlock:
             raise ending
 
     def _check_begun(self) -> None:
-        """Raise ClientClosed outside of the client's `async with` block.
-
-        Readers raise a failure when they are read.
-        """
+        """Raise ClientClosed outside of the client's block; a failure is for readers."""
         if self._reconnector.failure is None and (ending := self._ending) is not None:
             raise ending
 
@@ -104,10 +101,7 @@ class ClientBlock:
         return swallowed and last_words is None
 
     async def _say_goodbye(self) -> None:
-        """Wait until all messages are settled, then end the connection.
-
-        Raises the first refusal that no caller has seen, or ConnectionLost.
-        """
+        """Settle all messages, then disconnect. Raises unseen refusals, ConnectionLost."""
         settings = self._reconnector.settings
         send_queue = self._dispatch.send_queue
         with anyio.move_on_after(settings.close_timeout_s):
@@ -124,9 +118,8 @@ class ClientBlock:
         """End the client's background tasks. Return whether `error` is swallowed.
 
         Only cancellation is shown to the group, which swallows its own. The client swallows a group
-        of nothing but its failure and cancellations: tasks of the body met the failure before they
-        were cancelled. A cancellation from around the client does not replace an exception of the
-        body.
+        of nothing but its failure and cancellations. A cancellation from around the client does not
+        replace an exception of the body.
         """
         group.cancel_scope.cancel()
         if error is None:

@@ -17,18 +17,11 @@ import trio
 __all__ = ["CallSoon", "call_soon"]
 
 CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
-"""Has an event loop call a function soon.
-
-It never waits and never raises, and does nothing when the loop has ended.
-"""
+"""Has an event loop call a function soon. Never waits, never raises."""
 
 
 def call_soon() -> CallSoon:
-    """Return a function that calls other functions soon in the running event loop.
-
-    Those must not raise. They have the context of this call: that of a foreign thread may say that
-    another kind of loop runs here.
-    """
+    """Return a function that calls others, which must not raise, in this event loop."""
     enter: Callable[[Callable[[], object]], object]
     if sniffio.current_async_library() == "trio":
         enter = trio.lowlevel.current_trio_token().run_sync_soon

@@ -1,7 +1,4 @@
-"""The async Python client: one participant's connection to a gateway.
-
-This module is the part that all kinds of participants share; principals.py has the kinds.
-"""
+"""The async Python client: the part that all kinds of participants share."""
 
 from __future__ import annotations
 
@@ -51,24 +48,17 @@ class Client(Operations, ClientBlock, abc.ABC):
         async with AgentClient("aether://localhost:50051", workspace="w", implementation="i",
         specifier="1") as agent: ...
 
-    The block is the connection's life. It begins when the gateway has accepted the client, or
-    raises why not; after a cut the client reconnects; and it ends with a goodbye, after which
-    everything is settled. What cannot be mended (a refusal, an end of the session) cancels the
-    block and is raised from it. A client has one block, and works inside of it only.
-
-    Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`,
-    `tasks` and so on, see aether_trio.client.operations. They are built on `request`, `tell` and
-    `open_feed`, which every program may use.
+    The block begins when the gateway has accepted the client, or raises why not; after a cut the
+    client reconnects; and it ends with a goodbye, after which everything is settled. What cannot be
+    mended (a refusal, an end of the session) cancels the block and is raised from it. A client has
+    one block, and works inside of it only. `kv`, `tasks` and so on are the other operations.
     """
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         """Check the gateway address and the options; nothing is connected yet.
 
-        `address` is "aether://HOST:PORT" (or aethers, ws, wss). The options are those of
-        ClientOptions.
-
-        Raises AddressError, ValueError for a part of the identity or a limit that cannot be,
-        TypeError for an unknown option.
+        `address` is "aether://HOST:PORT" (or aethers, ws, wss, grpc, grpcs). Raises AddressError,
+        ValueError for a value that cannot be, TypeError for an unknown option.
         """
         self._settings = settings_for(address, options)
         self._workspace = ""
@@ -84,10 +74,7 @@ class Client(Operations, ClientBlock, abc.ABC):
 
     @abc.abstractmethod
     def _identity(self, assigned_id: str) -> Identity:
-        """Return the identity of this participant.
-
-        `assigned_id` is the part that the gateway has assigned, for kinds that may leave one to it.
-        """
+        """Return this participant's identity, with the part that the gateway has assigned."""
 
     def _init(self) -> pb.InitConnection:
         init = init_for(self._settings, self._reconnector.session_id)
@@ -139,10 +126,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         return self._reconnector.connections
 
     def statistics(self) -> ClientStatistics:
-        """Return counts of messages, requests and connections of this client.
-
-        Works after the block, too.
-        """
+        """Return counts of messages, requests and connections, also after the block."""
         return statistics_of(self._reconnector, self._dispatch)
 
     @property
@@ -157,10 +141,7 @@ class Client(Operations, ClientBlock, abc.ABC):
 
     @property
     def config(self) -> pb.ConfigSnapshot | None:
-        """The configuration that the gateway has sent to this agent or task, or None.
-
-        It comes right behind the connection.
-        """
+        """The configuration that the gateway sends an agent or task behind the connection."""
         return self._dispatch.config
 
     @property
@@ -182,13 +163,9 @@ class Client(Operations, ClientBlock, abc.ABC):
         """Send a message, and return when the gateway has committed it, to be delivered.
 
         `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a
-        SendMessage (authorization, app_workspace, checked_access, authority_continuation).
-
-        Raises the typed refusal, or ConnectionLost when the connection was cut and the gateway
-        cannot tell a repetition (`in_doubt`: it may have been committed).
-
-        Cancelled, it is not sent any more: neither when the gateway is back nor again after a cut.
-        Only what this connection has written already may still be committed.
+        SendMessage. Raises the typed refusal, or ConnectionLost when the connection was cut and the
+        gateway cannot tell a repetition (`in_doubt`: it may have been committed). Cancelled, it is
+        not sent any more; what this connection has written already may still be committed.
         """
         publication = await self._publish(target, payload, type, details, confirm=True)
         try:
@@ -227,10 +204,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         return await self._dispatch.send_queue.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
-        """Wait until everything that was published so far is committed.
-
-        Raises the first refusal that no caller has seen.
-        """
+        """Wait until all published so far is committed. Raises the first unseen refusal."""
         await self._dispatch.send_queue.flush()
 
     async def reply(
@@ -247,10 +221,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         )
 
     async def receive(self) -> IncomingMessage:
-        """Wait for the next message, which the caller acknowledges (`message.ack()`).
-
-        Raises ClientClosed at the end.
-        """
+        """Wait for the next message, which `message.ack()` acknowledges, or ClientClosed."""
         await self._check_open()
         try:
             return await self._dispatch.inbox.receive()
@@ -261,8 +232,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         """Iterate over messages; the program, or the next iteration, acknowledges each.
 
         Each is acknowledged when the same task asks for the next one, or leaves the block well;
-        with manual_acks the program does it. Several tasks may iterate; each message goes to one of
-        them.
+        with manual_acks the program does it. Several tasks may share the messages.
         """
         self._check_begun()
         return self._dispatch.messages(manual=self._settings.manual_acks)
@@ -348,16 +318,9 @@ class Client(Operations, ClientBlock, abc.ABC):
             raise
 
     def open_feed(
-        self,
-        *cases: str,
-        match: Callable[[Any], bool] | None = None,
-        capacity: int = 1024,
-        lossy: bool = False,
+        self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> AbstractContextManager[Feed[Any]]:
-        """Open a feed of gateway messages of these oneof cases, while the block lasts.
-
-        Raises ValueError for a case that the protocol does not have.
-        """
+        """Open a feed of gateway messages of these cases in a block. Raises ValueError."""
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
         if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
             raise ValueError(f"{min(unknown)!r} is no case of DownstreamMessage, so a feed cannot listen to it")

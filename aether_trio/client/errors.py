@@ -56,8 +56,8 @@ class AetherError(Exception):
     """Base class of all exceptions of the client.
 
     `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of
-    the client's own; `message` the reason for people. `retryable`: the same may work later without
-    being changed. `retry_after_s`: how long to wait before, 0 when that is unknown.
+    the client; `message` the reason for people. `retryable`: the same may work later without being
+    changed. `retry_after_s`: how long to wait before, 0 when that is unknown.
     """
 
     request_id: str = ""
@@ -112,10 +112,7 @@ class RateLimited(AetherError):
 
 
 class Unavailable(AetherError):
-    """The gateway, or the service behind it, is not available now.
-
-    The gateway drains or cannot be reached, no instance is connected, or the log cannot be written.
-    """
+    """The gateway, or the service behind it, is not available now."""
 
 
 class OutcomeUnknown(AetherError):
@@ -135,27 +132,18 @@ class ProtocolViolation(AetherError):
 
 
 class SessionEnded(AetherError):
-    """The gateway has ended this session for good: the client does not reconnect.
-
-    An operator has ended it, or another client has taken it over.
-    """
+    """The gateway has ended this session for good: the client does not reconnect."""
 
 
 class TlsRefused(AetherError):
-    """The TLS handshake with the gateway failed.
-
-    The certificate is not trusted, is for another name, or the peer speaks no TLS.
-    """
+    """The TLS handshake with the gateway failed, as for an untrusted certificate."""
 
     def __init__(self, message: str) -> None:
         super().__init__("TLS_REFUSED", message)
 
 
 class ConnectionLost(AetherError):
-    """The connection was cut before a message or request was confirmed.
-
-    `in_doubt` False: it was never sent. True: it may have been carried out.
-    """
+    """The connection was cut before a confirmation; `in_doubt`: it may have been done."""
 
     def __init__(self, message: str, *, in_doubt: bool) -> None:
         super().__init__("CONNECTION_LOST", message, retryable=True)
@@ -191,11 +179,7 @@ class FeedOverflow(AetherError):
 
 
 class MessagesAbandoned(AetherError):
-    """Failed tasks or threads hold all messages that may be delivered at once.
-
-    Nothing more comes to this client. They come again at the next connection of its identity: leave
-    the block, and connect.
-    """
+    """Failed tasks hold all messages that may be delivered; reconnect to get them."""
 
     def __init__(self, count: int) -> None:
         text = f"{count} messages were taken by tasks that have failed, and no more may be delivered before they are handled"
@@ -238,10 +222,7 @@ REFUSALS: Final[Mapping[str, type[AetherError]]] = MappingProxyType(
         Code.AUDIT_DISABLED: NotImplementedByGateway,
     }
 )
-"""Classes by the code of an ErrorResponse, a NACK or a typed failure.
-
-Other codes are Refused, or what _BY_WORD finds in them.
-"""
+"""Classes by the code of a refusal; others are Refused, or what _BY_WORD finds."""
 
 _BY_WORD: Final[tuple[tuple[str, type[AetherError]], ...]] = (
     ("PERMISSION_DENIED", PermissionDenied),
@@ -301,10 +282,7 @@ def from_code(code: str, message: str, *, retryable: bool = False, retry_after_m
 
 
 def from_text(text: str, default_code: str) -> AetherError:
-    """Make the exception for the error text of an answer that reports a failure.
-
-    Most begin with their code: "ERR_NOT_IMPLEMENTED: ...".
-    """
+    """Make the exception for the error text of an answer, such as "ERR_QUOTA: ..."."""
     if found := _CODED_TEXT.fullmatch(text):
         code, message = found.groups()
     else:
@@ -313,10 +291,7 @@ def from_text(text: str, default_code: str) -> AetherError:
 
 
 def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
-    """Make the exception for the code of an ERROR frame.
-
-    It is a gRPC status, or from 256 on a mistake in the framing.
-    """
+    """Make the exception for an ERROR frame's code: a gRPC status, or framing's."""
     after = retry_after_ms / 1000
     if number >= min(ErrorCode):
         name = ErrorCode(number).name if number in set(ErrorCode) else f"FRAMING_{number:#x}"

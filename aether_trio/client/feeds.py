@@ -1,11 +1,7 @@
 """A client's feeds: bounded streams of progress, signals, assignments and so on.
 
-`put` is synchronous and never waits, so the reader of the connection is never held up by who does
-not listen. A feed that is full drops its oldest (lossy), or breaks: the next read raises
-FeedOverflow, so nothing is lost in silence.
-
-Invariant: an iterator that is waiting is woken by a `put`, a `close`, or the failure that `close`
-was given.
+`put` never waits, so a reader of the connection is never held up by who does not listen. A feed
+that is full drops its oldest (lossy), or breaks: the next read raises FeedOverflow.
 """
 
 from __future__ import annotations
@@ -32,8 +28,7 @@ class Feed(Generic[T]):
     """An async iterator over gateway messages of some kinds, as they come.
 
     It ends when the client does, or raises why that has failed. `len` is how many things wait,
-    `capacity` how many may. A feed is one queue: when several tasks read it, each thing goes to one
-    of them.
+    `capacity` how many may. When several tasks read a feed, each thing goes to one of them.
     """
 
     def __init__(
@@ -61,11 +56,7 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add an item, if it matches and the feed is open. Never waits, never raises.
-
-        It is converted when it is read. An exception of `match` closes the feed: its reader is
-        told, and no other part of the client.
-        """
+        """Add an item, if it matches; close if `match` raises. Never waits, never raises."""
         if self._closed:
             return
         try:
@@ -85,10 +76,7 @@ class Feed(Generic[T]):
         self._wake()
 
     def close(self, failure: BaseException | None = None) -> None:
-        """End the feed: nothing more comes.
-
-        What waits can still be read; then iteration ends, or raises `failure`.
-        """
+        """End the feed: what waits can be read, then iteration ends or raises `failure`."""
         if not self._closed:
             self._closed = True
             self._failure = failure

@@ -26,9 +26,8 @@ class MessageType(enum.IntEnum):
 class IncomingMessage:
     """A message that this client has received.
 
-    `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
-    `topic` and `offset` name it for good: a repeated message has the same. They are "" and 0 on the
-    WebSocket transport, which does not say them.
+    `raw` is the protobuf message, for the rarer fields. `topic` and `offset` name it for good: a
+    repeated message has the same; on WebSocket and gRPC they are "" and 0.
     """
 
     __slots__ = ("_abandon", "_acknowledge", "acknowledged", "offset", "raw", "topic")
@@ -78,19 +77,16 @@ class IncomingMessage:
     def ack(self) -> None:
         """Acknowledge the message, so that it is not delivered again.
 
-        Never waits; a second call does nothing. On the framed transport the gateway moves this
-        participant's position when everything before it in its topic is done too. On WebSocket the
-        gateway counted it as done when it was sent, and this does nothing to it.
+        Never waits; a second call does nothing. The gateway moves this participant's position when
+        all before it in its topic is done too; on WebSocket and gRPC it has done so at the
+        delivery.
         """
         if not self.acknowledged:
             self.acknowledged = True
             self._acknowledge()
 
     def abandon(self) -> None:
-        """Note that the task or thread with this message ended without handling it.
-
-        The gateway delivers it again at the next connection.
-        """
+        """Note that the message's task failed: it is delivered again after a reconnect."""
         if not self.acknowledged:
             self._abandon()
 

@@ -33,10 +33,7 @@ class MessagesInHand:
         self._closed = False
 
     def take(self, message: IncomingMessage) -> None:
-        """Note that the current task has received a message.
-
-        A message that is read after the end cannot be acknowledged any more.
-        """
+        """Note that the current task has received a message, unless the client has ended."""
         if self._closed:
             return
         if sniffio.current_async_library() == "trio":
@@ -57,10 +54,7 @@ class MessagesInHand:
         self.ended(trio.lowlevel.current_task() if trio_runs else asyncio.current_task(), well=True)
 
     def ended(self, task: object, *, well: bool) -> None:
-        """Acknowledge or abandon the message of a task that ends or asks for the next.
-
-        `well`: it is done with the one it had.
-        """
+        """Acknowledge (`well`) or abandon a message: its task ends or takes another one."""
         message = self._by_task.pop(task, None)
         if message is None:
             return

@@ -1,8 +1,6 @@
 """Table of all client operations: how each is answered, refused and repeated.
 
-One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an
-answer, what a refusal looks like, whether a request may be repeated after a reconnect, and what may
-still be sent to a gateway that drains. The methods with their arguments are in
+One row for each case of UpstreamMessage but `init`. The methods with their arguments are in
 aether_trio.client.operations, one namespace for each family.
 """
 
@@ -24,10 +22,7 @@ class Operation:
 
     case: str
     namespace: str
-    """The attribute of a client with the methods for this message.
-
-    "" for the client's own methods.
-    """
+    """The attribute of a client with its methods; "" for the client's own methods."""
     response: str = ""
     """The case of DownstreamMessage that answers it; "" when nothing does."""
     id_field: str = "request_id"
@@ -35,10 +30,7 @@ class Operation:
     success_field: str = "success"
     """The field of the response that is false for a refusal; "" when there is none."""
     repeatable: bool | frozenset[str] = False
-    """Whether the request may be sent again after a reconnect: always, or for these values of `op`.
-
-    The texts are beginnings of the names of the values.
-    """
+    """Whether it may be sent again: always, or if its op begins with one of these."""
     repeatable_with: str = ""
     """The field whose text, if any, makes the request safe to send again."""
     refused_without_id: bool = False

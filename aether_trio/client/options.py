@@ -1,8 +1,4 @@
-"""The options of the Python clients, and the checks of their values.
-
-`ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`);
-`ClientSettings` is the checked result. Times in seconds.
-"""
+"""The options of the Python clients, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -50,30 +46,19 @@ class ClientOptions(TypedDict, total=False):
     extensions: Sequence[pb.ExtensionDeclaration | str]
     """Protocol extensions; a text is the URI of an optional one."""
     worker_tasks: int
-    """How many tasks this participant is given at once; 0 is none from pools.
-
-    `work()` has as many open.
-
-    Without it the gateway's setting decides (100), and `work()` has one open.
-    """
+    """Tasks given (100) and open by `work()` (1) at once; 0 is none from pools."""
     resume_session_id: str
     """The session of an earlier process, to take over from it."""
     program: str
     """"name/version", for the gateway's log."""
     connect_timeout: float
-    """Seconds for the first connection, over all attempts (10).
-
-    `math.inf` waits for a gateway that is not there yet.
-    """
+    """Seconds for the first connection, in all attempts (10); math.inf waits."""
     handshake_timeout: float
     """For one attempt, from the socket to the gateway's answer (10)."""
     close_timeout: float
     """For the goodbye: what was published is settled, acknowledgements are sent (5)."""
     ping_interval: float | None
-    """A connection that is silent for twice this long is cut (20).
-
-    None leaves it to TCP.
-    """
+    """A connection silent for twice these seconds (20) is cut; None leaves it to TCP."""
     retry: Retry
     """How to come back after a cut."""
     manual_acks: bool
@@ -83,25 +68,13 @@ class ClientOptions(TypedDict, total=False):
     """How much may be delivered that is not acknowledged yet (1,024 messages; 8 MiB)."""
     max_unsettled: int
     max_unsettled_bytes: int
-    """How much may be published and not confirmed (4,096 messages; 16 MiB).
-
-    `publish` waits for room.
-    """
+    """How much `publish` leaves unconfirmed (4,096 messages; 16 MiB), then it waits."""
     repeat_in_doubt: bool
-    """After a cut, send again even what the gateway does not recognize.
-
-    Nothing is lost, but some messages may come twice.
-    """
+    """After a cut, send again what is in doubt: none is lost, some may come twice."""
     on_connected: Callable[[bool], None]
-    """Called at each connection, with whether the session was resumed.
-
-    It must not wait. What it raises is logged.
-    """
+    """Called at each connection with if the session was resumed. Must not wait."""
     on_disconnected: Callable[[AetherError], None]
-    """Called with the reason when a connection was lost and the client comes back.
-
-    What it raises is logged.
-    """
+    """Called with the reason when a connection was lost and the client comes back."""
 
 
 _TIMES: Final = frozenset({"connect_timeout", "handshake_timeout", "close_timeout", "ping_interval"})
@@ -118,10 +91,7 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
         "retry": Retry,
     }
 )
-"""The type that each option must have.
-
-A wrong one would be found in the middle of a connection, or at its end.
-"""
+"""The type that each option must have, checked before a connection needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +122,7 @@ class ClientSettings:
 
 
 def settings_for(address: str, options: ClientOptions) -> ClientSettings:
-    """Check a client's address and options, and return them as its settings.
-
-    Raises AddressError, ValueError, TypeError for an option that does not exist or is of another
-    kind.
-    """
+    """Check an address and options. Raises AddressError, ValueError, TypeError."""
     if unknown := sorted(options.keys() - ClientOptions.__annotations__.keys()):
         raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(ClientOptions.__annotations__))}")
     parsed = parse_address(address)
@@ -201,10 +167,7 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
 
 
 def _checked(options: ClientOptions) -> ClientOptions:
-    """Check the types of the options, and return those that are not None.
-
-    The text of an error has no values.
-    """
+    """Check the types of the options, and return those that are not None."""
     given = {name: value for name, value in options.items() if value is not None or name == "ping_interval"}
     for name, value in given.items():
         kinds = _KINDS.get(name, object)

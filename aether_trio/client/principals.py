@@ -1,7 +1,4 @@
-"""The client classes, one for each kind of participant: agents, users, services.
-
-They differ in how they name themselves, and in what they may send.
-"""
+"""The client classes, one for each kind of participant: agents, users, services."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ _STARTED: Final = {"ag::": "AgentClient", "tu::": "TaskClient"}
 
 
 class _StartedByOrchestrator:
-    """Mixin of clients that an orchestrator may have started in this process.
-
-    Its class is made with an address and the three names.
-    """
+    """Mixin of clients that an orchestrator may have started in this process."""
 
     _prefix: ClassVar[str]
 
@@ -51,9 +45,9 @@ class _StartedByOrchestrator:
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
         """Make the client from the environment variables that an orchestrator has set.
 
-        `aether orchestrate` is one. Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE,
-        AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises
-        LookupError when it was not started by one, or to be of another class than this.
+        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION,
+        AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises LookupError when it was not
+        started by one, or to be of another class.
         """
         said = os.environ
         missing = [name for name in _WHO if not said.get(name)]
@@ -73,10 +67,7 @@ class _StartedByOrchestrator:
 
 
 class AgentClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """Connects as a lasting agent, "ag::{workspace}::{implementation}::{specifier}".
-
-    Messages wait for it while it is away.
-    """
+    """Connects as a lasting agent, "ag::{workspace}::{implementation}::{specifier}"."""
 
     _prefix = "ag::"
 
@@ -101,8 +92,7 @@ class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, 
     """Connects as a task: a worker, with a unique specifier or one of several alike.
 
     With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and
-    any number of the same implementation share the work that is sent to
-    "tb::{workspace}::{implementation}".
+    all of the implementation share what is sent to "tb::{workspace}::{implementation}".
     """
 
     _prefix = "tu::"
@@ -141,10 +131,7 @@ class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, 
 
 
 class UserClient(ToWork, ToParticipants, ToEveryone, Client):
-    """Connects as one browser window of a user, "us::{user_id}::{window_id}".
-
-    It sees a workspace after `switch_workspace`.
-    """
+    """Connects as one browser window of a user, "us::{user_id}::{window_id}"."""
 
     def __init__(self, address: str, *, user_id: str, window_id: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **options)
@@ -158,20 +145,15 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
         return self.__identity
 
     async def switch_workspace(self, workspace: str) -> None:
-        """Move the window to another workspace, and return when the gateway has done it.
-
-        The client goes back there after a reconnect. Raises PermissionDenied, InvalidArgument,
-        Refused.
-        """
+        """Move this window, also for reconnects, to a workspace. Raises PermissionDenied."""
         await self.tell_confirmed(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
 
 
 class OrchestratorClient(ToWork, Client):
     """Connects as an orchestrator, which starts agents and tasks on demand.
 
-    `profiles` are the kinds of launches that it can do, `starts` what is to be started. Without
-    profiles it is given nothing to start, and only administers. Without a specifier the gateway
-    makes one up, which stays the same over reconnects: what it has started is still its own then.
+    `profiles` are the kinds of launches that it can do; without them it only administers. Without a
+    specifier the gateway makes one up, which stays the same over reconnects.
     """
 
     def __init__(
@@ -227,10 +209,7 @@ class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone
 
 
 class MetricsBridgeClient(Client):
-    """Connects as the metrics bridge, of which there is one.
-
-    It receives metrics, and sends nothing.
-    """
+    """Connects as the one metrics bridge, which receives metrics and sends nothing."""
 
     def _identify(self, init: pb.InitConnection) -> None:
         init.metrics_bridge.SetInParent()

@@ -1,10 +1,7 @@
 """Protocol of what operations need of a client: requests, messages and feeds.
 
-The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they
-know nothing of transports, reconnects or correlation, and a test gives them a fake in ten lines.
-
-Upstream messages are handed over as `pb.UpstreamMessage`; the requester fills in the id of a
-request when it is empty, so a message must not be used for a second request.
+The requester fills in the id of a request when it is empty, so a message must not be used for a
+second request.
 """
 
 from __future__ import annotations
@@ -23,25 +20,16 @@ DEFAULT_TIMEOUT_S = 10.0
 
 
 class Requester(Protocol):
-    """Protocol: sends requests and messages to a gateway, and opens feeds.
-
-    Everything raises ClientClosed outside of the client's block.
-    """
+    """Protocol: sends requests and messages to a gateway, and opens feeds."""
 
     @property
     def workspace(self) -> str:
-        """The workspace that this participant is in.
-
-        "" when its kind has none, or it has not switched to one.
-        """
+        """The workspace that this participant is in; "" when it is in none."""
         ...
 
     @property
     def topic(self) -> str:
-        """The identity and topic of this participant, such as "ag::default::planner::1".
-
-        "" before it is known (assigned by the gateway).
-        """
+        """The identity and topic of this participant; "" before the gateway assigned it."""
         ...
 
     async def request(
@@ -54,51 +42,39 @@ class Requester(Protocol):
     ) -> Any:
         """Send a request, and return the payload of the gateway's answer.
 
-        A `kv_op` is answered by a `pb.KVResponse`, and so on. The answer is a barrier: everything
-        this client sent before is then committed or refused.
-
-        `timeout` in seconds counts waiting for a connection too; None waits for ever. `idempotent`
-        says that asking twice does no harm: the request is then asked again after a reconnect,
-        instead of raising ConnectionLost. With `check` an answer that says `success: false` is
-        raised as the typed error it stands for; without, it is returned (an ErrorResponse is raised
-        in any case). Raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
+        The answer is a barrier: everything this client sent before is then committed or refused.
+        `timeout` in seconds counts waiting for a connection too; None waits for ever. `idempotent`:
+        after a reconnect the request is asked again, instead of raising ConnectionLost. With
+        `check` an answer that says `success: false` is raised as its typed error; without, it is
+        returned (an ErrorResponse is raised in any case). Raises AetherError: a refusal by its
+        code, RequestTimeout, ConnectionLost.
         """
         ...
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Send a message that is not answered, and return when it is written.
 
-        It waits while there is no connection, and while the peer does not read. A refusal, if one
-        comes, is in the feed `errors`. Whether it arrives when the connection is cut is not known.
+        It waits while there is no connection, and while the peer does not read. A refusal is in the
+        feed `errors`. After a cut it is not known whether the message has arrived.
         """
         ...
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Send a message that is answered only if refused; wait until it is accepted.
 
-        Done with a barrier, a request sent right behind it. Raises the typed refusal,
-        RequestTimeout, ConnectionLost.
+        Raises the typed refusal, RequestTimeout, ConnectionLost.
         """
         ...
 
     def open_feed(
-        self,
-        *cases: str,
-        match: Callable[[Any], bool] | None = None,
-        capacity: int = 1024,
-        lossy: bool = False,
+        self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> AbstractContextManager[Feed[Any]]:
         """Open a feed of gateway messages of these oneof cases, while the block lasts.
 
-            with client.open_feed("proxy_http_response", match=mine) as feed:
-                await client.tell(request)
-                async for payload in feed: ...
-
-        `match` is asked with each payload. A feed does not take a message from others: every feed
-        that listens gets it, except answers to `request`, which go to their callers alone.
-        `CONNECTION_LOST` (feeds.py) may be listened to as well. `capacity` bounds what waits to be
-        read: a lossy feed drops the oldest (`feed.dropped` counts), another one raises FeedOverflow
-        when it is read next. What `match` raises closes the feed, and is raised where the feed is
-        read.
+        `match` is asked with each payload. Every feed that listens gets a message, except answers
+        to `request`, which go to their callers alone. `CONNECTION_LOST` (feeds.py) may be listened
+        to as well. `capacity` bounds what waits to be read: a lossy feed drops the oldest
+        (`feed.dropped` counts), another one raises FeedOverflow when it is read next. What `match`
+        raises is raised there too.
         """
         ...

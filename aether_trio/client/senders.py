@@ -1,7 +1,7 @@
 """Client methods that send messages to agents, tasks, users, services and bridges.
 
-The classes are mixins: a gateway refuses what a kind of participant may not send. All return when
-the message is committed, and raise as `send` does. `workspace` is by default the sender's own.
+A gateway refuses what a kind of participant may not send. All return when the message is committed,
+and raise as `send` does. `workspace` is by default the sender's own.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ class ToWork(_Sender):
     ) -> None:
         """Send the input that a task waits for (`Job.wait_for_input`).
 
-        The task goes on if `metadata` has all that it wants to match. A task that does not wait
-        just now keeps it for its next wait that it matches; the input of a task that has ended is
-        dropped.
+        The task goes on if `metadata` has all that it wants to match; one that does not wait just
+        now keeps the input for its next wait that it matches.
         """
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
@@ -141,10 +140,7 @@ class ToParticipants(_Sender):
         specifier: str | None = None,
         type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
     ) -> None:
-        """Send to one instance of a service, or to any one if no specifier is given.
-
-        Raises Unavailable when there is none.
-        """
+        """Send to one service instance, or any if not specified. Raises Unavailable."""
         try:
             if specifier is None:
                 target = any_service(check_token(implementation, "implementation"))

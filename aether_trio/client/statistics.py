@@ -31,20 +31,14 @@ class ClientStatistics:
     refused: int
     """By the gateway, or because the transport cannot carry them."""
     in_doubt: int
-    """They were sent, and it is not known whether they were committed.
-
-    ConnectionLost was raised.
-    """
+    """Sent, and perhaps committed or not: ConnectionLost was raised."""
     not_sent: int
     """Given up before a connection had written them: withdrawn, or the client ended."""
     unsettled: int
     """On their way now. `max_unsettled` bounds them."""
     unsettled_bytes: int
     resent: int
-    """Messages sent again on another connection.
-
-    The gateway recognizes them (framed), or may not (`repeat_in_doubt`).
-    """
+    """Messages sent again on another connection, which gateways may not recognize."""
 
     received: int
     """Messages that the program has taken."""

@@ -73,10 +73,7 @@ class LoopThread:
 
     @property
     def answers(self) -> bool:
-        """Whether the loop's thread could run a call now.
-
-        It lives, is another thread than this one, and the interpreter still schedules it.
-        """
+        """Whether the loop's thread lives, is not this thread, and could run a call now."""
         return (
             not self.forked
             and not sys.is_finalizing()
@@ -133,19 +130,13 @@ class LoopBridge:
             raise ClientClosed from error
 
     def _end(self, call: _LoopCall[Any]) -> None:
-        """Cancel a call that still runs in the event loop, and wait for its end.
-
-        An interrupt may have come before there was a future, or after.
-        """
+        """Cancel a call that still runs in the event loop, and wait for its end."""
         with contextlib.suppress(ClientClosed):  # the loop ends, and cancels it
             if not call.ended.is_set() and self._loop.answers and self._wait(self._begin(call.give_up)):
                 call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
-        """Wait for the result of a future of the event loop, and return it.
-
-        Raises ClientClosed when the loop has ended, or has cancelled the call because it ends.
-        """
+        """Wait for a future of the event loop. Raises ClientClosed when the loop ends."""
         while True:
             try:
                 # An interrupt that comes just before a thread falls asleep does not wake it: Python
@@ -168,9 +159,9 @@ class LoopBridge:
     def entered(self, manager: AbstractAsyncContextManager[T]) -> BlockingContext[T]:
         """Return a blocking context manager for an async one.
 
-        One task of the loop enters and leaves the async one. anyio's `wrap_async_context_manager`
-        would do, but for a manager that cancels its own block: what it is left with must then be
-        that cancellation, even when the thread leaves with an exception in the same moment.
+        anyio's `wrap_async_context_manager` does not do for a manager that cancels its own block:
+        it must be left with that cancellation, even when the thread leaves with an exception in the
+        same moment.
         """
         return BlockingContext(self, manager)
 
@@ -178,8 +169,7 @@ class LoopBridge:
 class BlockingContext(AbstractContextManager[T]):
     """Lets a thread enter and leave an async context manager of the event loop.
 
-    Where the loop does not answer any more, leaving does nothing. Invariant: a block whose thread
-    was interrupted while it began or ended is cancelled, and never stays open.
+    Invariant: a block whose thread was interrupted while it began or ended does not stay open.
     """
 
     _call: _LoopCall[bool] | None = None
@@ -241,10 +231,7 @@ def _is_group_of(failure: AetherError, error: BaseException) -> bool:
 
 
 class _ContextTask(Generic[T]):
-    """Enters and leaves one async context manager, as one task of the event loop.
-
-    `error` is what the thread has left it with.
-    """
+    """Enters and leaves one async context manager, as one task of the event loop."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.entered: Future[tuple[T, anyio.Event]] = Future()
@@ -326,10 +313,7 @@ class Blocking(Generic[T]):
 
 
 class BlockingStream(Blocking[AsyncIterator[T]]):
-    """A blocking iterator over an async one of the event loop.
-
-    Iterating waits; `get` and `within` wait for so long only.
-    """
+    """A blocking iterator over an async one; `get` and `within` limit the wait."""
 
     _limit_s: float | None = None
 
@@ -347,10 +331,7 @@ class BlockingStream(Blocking[AsyncIterator[T]]):
             raise StopIteration from None
 
     def get(self, timeout: float | None = None) -> T:
-        """Wait for the next item and return it.
-
-        Raises RequestTimeout after `timeout` seconds, LookupError at the end of the stream.
-        """
+        """Take the next item; raises RequestTimeout (`timeout` s), LookupError at the end."""
         try:
             return self._bridge.run(self._next, timeout)
         except _IteratorEnded:
@@ -430,10 +411,7 @@ def blocking_value(
 
 
 def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a blocking object's method that runs the async object's in this thread.
-
-    For methods that only read.
-    """
+    """Make a blocking method of one that only reads; it runs in the caller's thread."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -454,10 +432,7 @@ def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Conc
 
 
 class BlockingAttribute(Generic[B]):
-    """Descriptor: the blocking form of an attribute of the async object.
-
-    On the class it is that form's class.
-    """
+    """Descriptor: the blocking form of an attribute of the async object."""
 
     def __init__(self, kind: type[B]) -> None:
         self._kind = kind

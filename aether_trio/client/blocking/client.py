@@ -46,10 +46,7 @@ T = TypeVar("T")
 
 
 class BlockingMessages:
-    """A blocking iterator over a client's messages.
-
-    Each is acknowledged when the same thread asks for the next one.
-    """
+    """A blocking iterator over messages: a thread's next one acknowledges its last."""
 
     def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
         self._client = client
@@ -73,18 +70,14 @@ class BlockingMessages:
 class SyncClient(ClientCalls[C], Generic[C]):
     """A blocking client, used from any thread; `connect_sync` makes one.
 
-    What its kind cannot do raises AttributeError. It has the methods and namespaces of the async
-    clients, with the same arguments and errors. Beside them, what waits for something has a
-    `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
+    It has the methods and namespaces of the async clients, with the same arguments and errors. What
+    its kind cannot do raises AttributeError. Each `timeout` is in seconds.
     """
 
     def __init__(self, bridge: LoopBridge, target: C) -> None:
         super().__init__(bridge, target)
         self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
-        """The message in hand of each thread.
-
-        The key is an object of the thread, as a later thread may have the same ident again.
-        """
+        """The message in hand of each thread, by an object of that thread: idents repeat."""
         self._mine = threading.local()
         self._returned: deque[IncomingMessage] = deque()
         self._manual_acks = target._settings.manual_acks
@@ -92,10 +85,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- messages
 
     def receive(self, timeout: float | None = None) -> IncomingMessage:
-        """Wait for the next message, which the caller must acknowledge.
-
-        Raises RequestTimeout after so many seconds, and ClientClosed.
-        """
+        """Wait for a message, to be acknowledged. Raises RequestTimeout, ClientClosed."""
         while True:
             try:
                 message = self._returned.popleft()
@@ -106,10 +96,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return message
 
     async def _receive(self, timeout: float | None) -> None:
-        """Receive a message in the event loop, and put it where a thread takes it.
-
-        A later call takes it if this thread was interrupted just then.
-        """
+        """Receive a message in the event loop, and put it where some thread takes it."""
         with anyio.move_on_after(timeout):
             self._returned.append(await self._target.receive())
             return
@@ -151,18 +138,12 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- tasks
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
-        """Iterate over the tasks that the gateway assigns to this worker, claimed.
-
-        With `timeout` the loop ends when nothing was given for so many seconds.
-        """
+        """Iterate over this worker's claimed tasks; `timeout` s without one end the loop."""
         stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
-        """Call `handler` in a thread for each assigned task, `concurrency` at once.
-
-        The task's block is open while its handler runs.
-        """
+        """Call `handler` in a thread for each task, in its block, `concurrency` at once."""
         count = concurrency or self._target._settings.worker_tasks or 1
         self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, count)
 
@@ -216,11 +197,9 @@ def connect_sync(
 def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any) -> Any:
     """Return a context manager that connects an agent, or another `kind` of client.
 
-    The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async
-    with` block does.
-
-    A block that is still open when the interpreter ends is left as by an exception. In a fork of
-    the process the client is closed, and leaving the block does nothing.
+    Arguments and errors are those of the class (AgentClient, UserClient, ...). A block that is
+    still open when the interpreter ends is left as by an exception; in a fork of the process the
+    client is closed, and leaving the block does nothing.
     """
     return _Connected(kind, address, args, kwargs)
 

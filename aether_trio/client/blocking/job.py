@@ -27,10 +27,7 @@ __all__ = ["SyncJob"]
 
 
 class SyncJob(JobCalls):
-    """A claimed task for a blocking worker: the body of `with task:` works on it.
-
-    What waits raises TaskOver when the task is not this worker's any more.
-    """
+    """A claimed task: the body of `with task:` works on it. Raises TaskOver when lost."""
 
     def __init__(self, bridge: LoopBridge, target: Job) -> None:
         super().__init__(bridge, target)

@@ -56,7 +56,7 @@ N = TypeVar("N", bound=Namespace)
 
 
 class SyncGrantCache(Blocking[GrantCache]):
-    """Caches the gateway's answers about what authority grants allow."""
+    """Caches the gateway's answers about what grants allow; `Grants.cached` makes one."""
 
     forget = called_in_loop(GrantCache.forget)
     resolve = blocking(GrantCache.resolve)
@@ -78,7 +78,7 @@ class SyncProxiedRequest(Blocking[ProxiedRequest]):
 
 
 class SyncPublication(Blocking[Publication]):
-    """A published message on its way to the gateway."""
+    """A published message; `error` is its refusal, None if committed or not settled."""
 
     committed = blocking(SendOutcome.committed)
 

@@ -1,14 +1,5 @@
 """Parses a client's address of a gateway, such as "aether://localhost:50051".
 
-| scheme | transport | TLS |
-|---|---|---|
-| aether | binary framing | no |
-| aethers | binary framing | yes |
-| ws | WebSocket | no |
-| wss | WebSocket | yes |
-| grpc | gRPC | no |
-| grpcs | gRPC | yes |
-
 An address is a scheme, a host, and mostly a port. Whatever else a URL can have is refused,
 credentials above all: they are arguments of a client, and would end up in logs here.
 """
@@ -71,10 +62,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Parse the text of a gateway address, and fill in the scheme's default port.
-
-    Raises AddressError, which says what is wrong and never repeats a credential, or TypeError.
-    """
+    """Parse a gateway address. Raises AddressError, without credentials, or TypeError."""
     if not isinstance(text, str):
         raise TypeError(f"the address is no text such as 'aether://localhost:50051', but {type(text).__name__}")
     expected = "expected aether://HOST[:PORT], aethers://, ws://, wss://, grpc:// or grpcs://"

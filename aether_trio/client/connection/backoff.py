@@ -21,10 +21,7 @@ class Retry:
     """The bound of the first pause."""
     cap_s: float = 30.0
     max_attempts: int | None = None
-    """Attempts in a row that may fail before the client gives up.
-
-    None tries for ever, 0 never reconnects.
-    """
+    """Attempts in a row that may fail; None tries for ever, 0 never reconnects."""
     steady_s: float = 1.0
     """A connection that lasted this long resets the count of failures."""
     random: Callable[[], float] = random.random
@@ -44,9 +41,6 @@ class Retry:
         return self.max_attempts is not None and failures > self.max_attempts
 
     def pause_s(self, failures: int, retry_after_s: float = 0.0) -> float:
-        """Return how long to wait to connect after `failures` failed attempts in a row.
-
-        0 failures: the connection was lost just now. The pause is at least `retry_after_s`.
-        """
+        """Return the pause after `failures` failed attempts, at least `retry_after_s`."""
         bound = min(self.cap_s, self.base_s * 2.0 ** min(failures, 64))
         return retry_after_s + bound * self.random()

@@ -34,10 +34,7 @@ _DIGITS: Final = 19
 
 
 class _BarrierSection:
-    """Messages in front of one barrier request, which confirms them when answered.
-
-    `waiting` has the number of each send, 0 for other messages; `error` is the refusal of those.
-    """
+    """Messages (a send's number or 0, callback) that one barrier request confirms."""
 
     __slots__ = ("error", "request_id", "waiting")
 
@@ -75,10 +72,7 @@ class Confirmations:
         self._unguarded = True
 
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """Return the bytes of a message followed by a barrier request for it alone.
-
-        `frame` makes transport bytes of an UpstreamMessage. `number` is that of a numbered send.
-        """
+        """Return the bytes of a message followed by a barrier request for it alone."""
         parts = [self.guard(frame), message]
         if number:
             self._open_numbers.add(number)
@@ -106,10 +100,7 @@ class Confirmations:
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 
     def refused(self, response: pb.ErrorResponse) -> bool:
-        """Assign an ErrorResponse without an id to the oldest unconfirmed message.
-
-        Return False when no caller waits for that message.
-        """
+        """Assign an ErrorResponse without id to the oldest unconfirmed message, if any."""
         section = self._sections[0] if self._sections else None
         if section is None or all(number for number, _ in section.waiting):
             return False
@@ -118,20 +109,14 @@ class Confirmations:
         return True
 
     def refused_send(self, response: pb.ErrorResponse) -> bool:
-        """Assign an ErrorResponse whose id is a send's number to that send.
-
-        Return False when no caller waits for such a send.
-        """
+        """Assign an ErrorResponse with a send's number to that send, if it still waits."""
         if (number := _number(response.request_id)) not in self._open_numbers:
             return False
         self._refusals.setdefault(number, _error(response))
         return True
 
     def answered(self, request_id: str) -> bool:
-        """Settle the messages in front of a barrier request that was answered.
-
-        A refused barrier counts as answered. Returns False for the id of another request.
-        """
+        """Settle the messages before a barrier, answered or refused; False if not one."""
         if not any(section.request_id == request_id for section in self._sections):
             return False
         while True:

@@ -1,8 +1,4 @@
-"""Keeps a client's state across connections, and dispatches incoming messages.
-
-The transports see it as their TransportClient: deliveries go to the inbox, settlements to the
-send queue, answers to the requests, and all else to the feeds.
-"""
+"""Keeps a client's state across connections, and dispatches incoming messages."""
 
 from __future__ import annotations
 
@@ -133,10 +129,7 @@ class MessageDispatch:
             self.ask(pending)
 
     def close(self, error: AetherError) -> None:
-        """End all queues, requests and feeds of the client with `error`.
-
-        Readers of messages see the end, or the failure.
-        """
+        """End the client's queues, requests and feeds with `error`."""
         final = None if error.code == "CLIENT_CLOSED" else error
         self.inbox.close(final)
         self.cursors.close()

@@ -1,8 +1,4 @@
-"""Client side of the binary framing transport (docs/wire.md).
-
-Confirmation, positions and credit are frames here, so this module mostly hands events to the
-send_queue and the inbox, and their frames to the socket. Answers to requests come as envelopes.
-"""
+"""Client side of the binary framing transport (docs/wire.md)."""
 
 from __future__ import annotations
 
@@ -29,10 +25,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
-"""Errors that the gateway reports when the client's bytes did not arrive.
-
-The network between us was cut or stood still.
-"""
+"""Errors that the gateway reports when the client's bytes did not arrive: a cut."""
 _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 
 
@@ -44,10 +37,7 @@ class FramedTransport(Transport):
         self._connection = FramedConnection(Side.CLIENT)
         self._pings = 0
         self._last_ping: int | None = None
-        """The number of the PING that stands in for the end of the client's side.
-
-        Its PONG says that the gateway has read everything. TLS cannot end one side alone here.
-        """
+        """The PING whose PONG says that all was read: TLS cannot end one side alone."""
 
     # -- the first words
 
@@ -189,10 +179,7 @@ class FramedTransport(Transport):
             self._control.append(self._connection.send(framing.Ping(self._pings)))
 
     async def goodbye(self) -> None:
-        """Send GOAWAY, then end the client's half of the stream.
-
-        TLS cannot half-close here, so there a PONG says that all was read.
-        """
+        """Send GOAWAY, then end the client's half of the stream; on TLS by a PING."""
         connection = self._connection
         if connection.state is not ConnectionState.LIVE:
             return

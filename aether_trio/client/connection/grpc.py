@@ -21,13 +21,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 
 from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
-from aether_trio.client.errors import (
-    RETRYABLE_STATUSES,
-    PayloadTooLarge,
-    ProtocolViolation,
-    Refused,
-    from_status,
-)
+from aether_trio.client.errors import RETRYABLE_STATUSES, PayloadTooLarge, ProtocolViolation, Refused, from_status
 from aether_trio.model.errors import Status
 
 __all__ = ["GrpcCodec"]
@@ -44,10 +38,7 @@ _BACKLOG_BYTES: Final = 256 * 1024
 
 
 class _FramesWithoutGoAway(FrameBuffer):
-    """The frames from a gateway, without the GOAWAY with which a drain begins.
-
-    h2 takes nothing more in after a GOAWAY, but the rest of the open stream comes behind it.
-    """
+    """Frames without the GOAWAY of a drain: h2 would refuse the stream's rest behind."""
 
     def __next__(self) -> Frame:
         frame = super().__next__()

@@ -40,10 +40,7 @@ MAX_TOPICS: Final = 1024
 
 
 class DeliveredMessage:
-    """One message in a client's inbox: its topic, its offset, and its bytes.
-
-    The offset is 0 on WebSocket. The bytes are dropped when the application takes the message.
-    """
+    """One message in a client's inbox; its bytes are dropped when it is taken."""
 
     __slots__ = ("data", "offset", "size", "topic")
 
@@ -59,10 +56,7 @@ class DeliveredMessage:
 
 
 class Inbox:
-    """A client's delivered messages, bounded by the credit it gives to the gateway.
-
-    `wake` and `wake_soon` are called when there is something for the connection's writer.
-    """
+    """A client's delivered messages, bounded by the credit it gives to the gateway."""
 
     def __init__(self, credit_messages: int, credit_bytes: int) -> None:
         if credit_messages < 1 or credit_bytes < 1:
@@ -86,10 +80,7 @@ class Inbox:
         self._held_messages = 0
         self._held_bytes = 0
         self._abandoned: set[DeliveredMessage] = set()
-        """Messages taken by tasks that ended without handling them.
-
-        They hold credit, and the gateway delivers them to the next client again.
-        """
+        """Messages of tasks that ended without handling them; they hold credit."""
         self._topics: dict[str, TopicState] = {}
         self._channels: dict[int, TopicState] = {}
         self._dirty: set[TopicState] = set()
@@ -129,10 +120,7 @@ class Inbox:
             self.wake_soon()
 
     def _forget_oldest(self) -> None:
-        """Forget the topic that was opened longest ago.
-
-        Open topics and those with messages in the application's hands stay.
-        """
+        """Forget the topic opened longest ago that is not open and has no open messages."""
         opened = set(self._channels.values())
         oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)
         if oldest is not None:
@@ -224,12 +212,7 @@ class Inbox:
         return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
 
     async def receive(self) -> IncomingMessage:
-        """Wait for the next delivered message and take it.
-
-        Raises what the inbox was closed with; StopAsyncIteration when that was nothing. Raises
-        MessagesAbandoned when nothing more can come, as all credit is held by what no task will
-        handle.
-        """
+        """Take the next message. Raises a failure, MessagesAbandoned, StopAsyncIteration."""
         await anyio.lowlevel.checkpoint()
         while not self._buffer:
             if self._failure is not None:
@@ -282,10 +265,7 @@ class Inbox:
         self._held_bytes -= arrival.size
 
     def close(self, failure: BaseException | None) -> None:
-        """End the inbox: no more messages come.
-
-        What is buffered can still be read, unless there was a failure.
-        """
+        """End the inbox; unless it failed, buffered messages can still be read."""
         if not self._ended:
             self._ended = True
             self._failure = failure

@@ -1,12 +1,8 @@
 """Client side of WebSocket and gRPC: both carry whole protobuf messages.
 
 These two have no acknowledgements and no offsets. So a publication is confirmed by a barrier behind
-it (confirmations.py), and a message counts as done when the gateway has sent it. Two extensions of
-the gateway do what the framing has frames for: the refusal of a send says which send it was, and
-messages are delivered for credit, so that answers are always read and what is buffered is bounded
-all the same.
-
-A codec turns bytes into messages and back, without I/O: websocket.py and grpc.py have one each.
+it (confirmations.py), and a message counts as done when the gateway has sent it. Two extensions do
+what the framing has frames for: a refusal says which send it was, and deliveries have credit.
 """
 
 from __future__ import annotations
@@ -35,20 +31,14 @@ _SHARED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class ProtocolBreak:
-    """A rule of the transport that the gateway broke.
-
-    `code` is a name of wsproto's CloseReason, or a name of the codec's own.
-    """
+    """A transport rule that the gateway broke; `code` is a CloseReason or the codec's."""
 
     code: str
     why: str
 
 
 class MessageCodec(abc.ABC):
-    """Base of the codecs, which turn messages into bytes of a connection, and back.
-
-    A codec has no I/O: `pending` is what must be written next.
-    """
+    """Base of the codecs, without I/O: messages to bytes of a connection, and back."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
@@ -79,10 +69,7 @@ class MessageCodec(abc.ABC):
 
     @abc.abstractmethod
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
-        """Decode bytes from the gateway: whole messages, a broken rule, or the end.
-
-        An expected end is one that answers the client's goodbye.
-        """
+        """Decode bytes from the gateway: whole messages, a broken rule, or the end."""
 
     @abc.abstractmethod
     def frame(self, message: bytes) -> bytes:

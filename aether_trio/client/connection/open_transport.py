@@ -33,10 +33,7 @@ async def open_transport(
     client: TransportClient,
     ping_interval_s: float | None,
 ) -> Transport:
-    """Connect to the gateway, and return a transport whose handshake is still to come.
-
-    Raises Unavailable, TlsRefused, ProtocolViolation.
-    """
+    """Connect, without handshake. Raises Unavailable, TlsRefused, ProtocolViolation."""
     stream: anyio.abc.ByteStream
     try:
         stream = socket_stream = await anyio.connect_tcp(address.host, address.port)
@@ -57,10 +54,7 @@ async def open_transport(
 
 
 def _reason(error: Exception) -> str:
-    """Return the system's texts of why no address could be connected.
-
-    anyio's own error says only that all attempts failed; theirs are its cause.
-    """
+    """Return the causes of anyio's general error: why each address failed."""
     cause = error.__cause__ or error
     causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
     return ", ".join(dict.fromkeys(map(_text, causes)))

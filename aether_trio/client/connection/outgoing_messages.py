@@ -1,7 +1,4 @@
-"""A client's messages on their way to the gateway, and checks of their arguments.
-
-send_queue.py keeps them in order.
-"""
+"""A client's messages on their way to the gateway, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -31,10 +28,7 @@ MESSAGE_TYPES: Final = range(65536)
 
 
 def bytes_of(payload: bytes | str) -> bytes:
-    """Return a payload as bytes; text becomes UTF-8.
-
-    Raises TypeError: `bytes(5)` would be five zeros, and `bytes({})` nothing.
-    """
+    """Return a payload as bytes, text as UTF-8. Raises TypeError: bytes(5) is zeros."""
     if isinstance(payload, str):
         return payload.encode()
     if isinstance(payload, bytes | bytearray | memoryview):
@@ -43,11 +37,7 @@ def bytes_of(payload: bytes | str) -> bytes:
 
 
 def checked_topic(target: str) -> str:
-    """Return the topic if a frame can hold it; the gateway checks the rest.
-
-    Raises TypeError when it is no text, and InvalidArgument when UTF-8 or a frame cannot hold it:
-    the task that writes would fail, and the client with it.
-    """
+    """Return a topic that a frame can hold. Raises TypeError, InvalidArgument."""
     if not isinstance(target, str):
         raise TypeError(f"the topic is {type(target).__name__}, not a text such as 'ag::default::echo::1'")
     try:
@@ -63,10 +53,7 @@ def checked_topic(target: str) -> str:
 
 
 def checked_type(kind: int) -> int:
-    """Return the message type as a number.
-
-    Raises TypeError for the name of a type, and ValueError for a number out of range.
-    """
+    """Return a message type as a number. Raises TypeError, ValueError if out of range."""
     if not isinstance(kind, int):
         raise TypeError(f"the message type is {kind!r}, not a MessageType such as MessageType.CHAT")
     if kind not in MESSAGE_TYPES:
@@ -75,10 +62,7 @@ def checked_type(kind: int) -> int:
 
 
 class ClockReading(NamedTuple):
-    """A point in time by two clocks: the event loop's and the calendar's.
-
-    The event loop's clock stands still while the machine sleeps, and the calendar may be set.
-    """
+    """A time by two clocks: a sleeping machine stops the loop's, a calendar is set."""
 
     loop_s: float
     calendar_s: float
@@ -114,10 +98,7 @@ class SendOutcome:
                 self._event.set()
 
     async def committed(self) -> None:
-        """Wait until the gateway has stored the message.
-
-        Raises why it was refused, or ConnectionLost.
-        """
+        """Wait until the gateway has stored the message. Raises why not, ConnectionLost."""
         self.seen = True
         if self.settled:
             await anyio.lowlevel.checkpoint()
@@ -130,10 +111,7 @@ class SendOutcome:
 
 
 class Publication(SendOutcome):
-    """A published message on its way to the gateway.
-
-    `error` is why it was refused; None while it is not `settled`, and when it is committed.
-    """
+    """A published message; `error` is its refusal, None if committed or not settled."""
 
     __slots__ = (
         "confirm",
@@ -163,10 +141,7 @@ class Publication(SendOutcome):
         self.message_type = message_type
         self.extra = extra
         self.confirm = confirm
-        """The caller waits for this message.
-
-        A transport without acknowledgements sends a barrier behind it.
-        """
+        """The caller waits, so a barrier follows on transports without acknowledgements."""
         self.written = False
         """The present connection has written it."""
         self.withdrawn = False
@@ -174,10 +149,7 @@ class Publication(SendOutcome):
 
     @property
     def ever_written(self) -> bool:
-        """Whether any connection has written the message to its socket.
-
-        Only a written message has a number.
-        """
+        """Whether any connection has written the message, which numbers it."""
         return bool(self.seq)
 
 
@@ -213,10 +185,7 @@ class MessageEncoder(Protocol):
     """Protocol: how a transport encodes the messages of the send queue."""
 
     def encode_publication(self, publication: Publication) -> bytes | None:
-        """Return the bytes of a publication; None when the send window has no room.
-
-        Raises AetherError when this message can never be sent on this transport.
-        """
+        """Return a publication's bytes; None if the window is full. Raises AetherError."""
         ...
 
     def encode_upstream(self, upstream: OutgoingMessage) -> bytes:

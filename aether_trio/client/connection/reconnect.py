@@ -96,11 +96,7 @@ class Reconnector:
     # -- from the client
 
     async def run(self, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Connect, and reconnect after cuts, until the client leaves or has failed.
-
-        The first connection is made before `started`; its failure is raised. Later ones cancel
-        `scope`.
-        """
+        """Connect and reconnect; raise the first failure, cancel `scope` at later ones."""
         settings = self.settings
         try:
             transport = await self._first()
@@ -140,10 +136,7 @@ class Reconnector:
         scope.cancel()
 
     def leave(self) -> None:
-        """Say goodbye to the gateway, and do not reconnect.
-
-        `run` returns when the gateway has answered, or has had its time.
-        """
+        """Say goodbye to the gateway, and do not reconnect; then `run` returns."""
         self._closing = True
         if self._transport is not None:
             self._transport.leave()
@@ -240,10 +233,7 @@ class Reconnector:
         return transport
 
     async def _abandon(self, transport: Transport | None) -> None:
-        """Close the transport of an attempt to connect that failed.
-
-        The gateway may have accepted it without the client knowing.
-        """
+        """Close a failed attempt's transport; the gateway may have accepted the client."""
         if transport is not None:
             self._maybe_us_until = anyio.current_time() + SELF_DUPLICATE_S
             await transport.aclose()
@@ -289,10 +279,7 @@ class Reconnector:
         return ended
 
     def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:
-        """Call the program's callback `hook` with `what`.
-
-        Its exception is logged: it is no reason to lose the connection.
-        """
+        """Call the program's callback `hook` with `what`; log its exception."""
         if hook is not None:
             try:
                 hook(what)

@@ -25,10 +25,7 @@ _KV_REASON_WAIT_S: Final = 2.0
 
 
 class PendingRequest:
-    """A request that waits to be sent or answered.
-
-    `written` says that the current or an earlier connection has sent it.
-    """
+    """A request that waits to be sent or answered; `written`: a connection sent it."""
 
     __slots__ = (
         "answer",
@@ -78,10 +75,7 @@ class PendingRequest:
 
 
 def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
-    """Return the oneof case and the id of a request; fill in the id if it has none.
-
-    Raises ValueError for what has no answer.
-    """
+    """Return a request's case and id, made if empty. Raises ValueError if unanswered."""
     operation = operation_of(message)
     if operation is None or not operation.response:
         raise ValueError(

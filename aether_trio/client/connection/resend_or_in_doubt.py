@@ -13,9 +13,8 @@ __all__ = ["in_doubt"]
 def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: float) -> set[Publication]:
     """Return the unconfirmed messages that must not be sent again.
 
-    A repetition might be a duplicate, so each of them fails as in doubt. With `repeat`, one that
-    was first written less than `within_s` ago is not among them: the gateway remembers a message
-    for so long from when it has committed it.
+    A repetition might be a duplicate. With `repeat` the gateway still recognizes a message that was
+    first written less than `within_s` seconds ago.
     """
     if not repeat:
         return set(publications)

@@ -30,10 +30,7 @@ _YIELD_EVERY: Final = 64
 
 
 class SendQueue:
-    """A client's outgoing messages in order: publications, requests and answers.
-
-    At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way.
-    """
+    """A client's outgoing messages in order; limits bound unsettled publications."""
 
     def __init__(self, max_unsettled: int, max_unsettled_bytes: int) -> None:
         if max_unsettled < 1 or max_unsettled_bytes < 1:
@@ -94,10 +91,7 @@ class SendQueue:
         return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
 
     def has_room(self, size: int) -> bool:
-        """Return whether a message of this size fits the limits of unsettled ones.
-
-        A single one always may.
-        """
+        """Return whether the limits of unsettled messages let this size in; one always."""
         return not self._open or (
             self._open < self.max_unsettled and self._open_bytes + size <= self.max_unsettled_bytes
         )
@@ -105,11 +99,7 @@ class SendQueue:
     async def publish(
         self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
     ) -> Publication:
-        """Queue a message as soon as the limits of unsettled ones have room for it.
-
-        A checkpoint for cancellation, which yields now and then: if every call did, each message
-        would be a separate write.
-        """
+        """Queue a message when the limits of unsettled ones have room for it."""
         if confirm or not self._count % _YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
         else:
@@ -129,10 +119,7 @@ class SendQueue:
         return publication
 
     def put(self, upstream: OutgoingMessage) -> None:
-        """Queue a request, answer or other message that is no publication.
-
-        Its caller waits for an answer, which bounds the queue.
-        """
+        """Queue a request, answer or other message that is no publication."""
         self._check_open()
         upstream.queued = True
         self._queue.append(upstream)
@@ -144,10 +131,7 @@ class SendQueue:
         self._queue.appendleft(upstream)
 
     async def flush(self) -> None:
-        """Wait until everything that was published so far is settled.
-
-        Raises the first refusal that no caller has seen.
-        """
+        """Wait until all published so far is settled. Raises the first unseen refusal."""
         await anyio.lowlevel.checkpoint()
         target = self._count
         while self._open and self._first_open() <= target:
@@ -177,10 +161,8 @@ class SendQueue:
     def withdraw(self, publication: Publication) -> None:
         """Withdraw a publication whose caller gave up.
 
-        Only a connection that has written it already may still bring it to the gateway. What waits
-        for a connection is forgotten here and now, so that neither it nor its memory is still there
-        when the gateway comes back. What the present connection has written takes its course, but
-        is not sent again after a cut.
+        What waits for a connection is forgotten at once. What the present connection has written
+        takes its course, but is not sent again after a cut.
         """
         publication.withdrawn = True
         if publication.written or publication.settled:
@@ -202,10 +184,7 @@ class SendQueue:
     # -- from the connection
 
     def pull(self, encoder: MessageEncoder, max_bytes: int, *, starting: bool) -> list[bytes]:
-        """Encode and return the next messages, about `max_bytes` of them.
-
-        With `starting` False only answers: the gateway is leaving.
-        """
+        """Encode and return about `max_bytes` of messages; only answers unless `starting`."""
         if not starting:
             return self._pull_answers(encoder)
         frames: list[bytes] = []
@@ -236,10 +215,7 @@ class SendQueue:
         return frames
 
     def _number(self, publication: Publication, encoder: MessageEncoder, now: ClockReading) -> bytes | None:
-        """Number and encode a publication; None when the send window has no room.
-
-        A number is spent only on what is written.
-        """
+        """Number and encode a publication; neither, and None, if the window is full."""
         fresh = not publication.seq
         if fresh:
             publication.seq = self._last_seq + 1
@@ -279,10 +255,7 @@ class SendQueue:
             self._settle(publication, refused.pop(publication.seq, None) if refused else None)
 
     def nack(self, seq: int, error: AetherError) -> None:
-        """Note that the gateway refused the publication with this number.
-
-        Known to its sender at once when nothing in front of it is open.
-        """
+        """Note a publication's refusal, and settle it when none before it is open."""
         if self._written and self._written[0].seq == seq:
             self._settle(self._written.popleft(), error)
         else:
@@ -306,10 +279,7 @@ class SendQueue:
         self._room.set()
 
     def _note_unseen(self, publication: Publication) -> None:
-        """Keep the refusal of a publication for `flush`, which raises the first one.
-
-        The first is mostly the cause of the others.
-        """
+        """Keep a refusal for `flush`, which raises the first: mostly the others' cause."""
         if len(self._unseen) >= self.max_unsettled:
             if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
                 self._unseen = [one for one in self._unseen if not one.seen]
@@ -329,10 +299,7 @@ class SendQueue:
             self.refused += 1
 
     def cut(self) -> None:
-        """After a cut, mark written messages as unwritten, and fail the refused ones.
-
-        What it has left unsettled waits for `reopen`, unless its caller gave up.
-        """
+        """After a cut, mark written messages as unwritten, and fail the refused ones."""
         for publication in self._written:
             publication.written = False
             error = self._refused.pop(publication.seq, None)
@@ -343,11 +310,7 @@ class SendQueue:
         self._refused.clear()
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """Queue unconfirmed publications again for a new connection, or fail them.
-
-        They are those that the last connection has written, and those that it was to repeat and has
-        not come to. resend_or_in_doubt.py decides.
-        """
+        """Queue unconfirmed publications again for a new connection, or fail them."""
         written = [publication for publication in self._written if not publication.settled]
         self._written.clear()
         queued = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
@@ -363,10 +326,7 @@ class SendQueue:
                 self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
-        """Fail all queued and unconfirmed messages with `error`.
-
-        What was written fails as in doubt.
-        """
+        """Fail all queued messages with `error`, and written ones as in doubt."""
         if self._closed is not None:
             return
         self._closed = error

@@ -30,21 +30,14 @@ class TlsOptions:
 
     ca_file: str | os.PathLike[str] | None = None
     cert_file: str | os.PathLike[str] | None = None
-    """The client's certificate, with its chain.
-
-    `key_file` is its key unless it is in the same file.
-    """
+    """The client's certificate with its chain, and its key if there is no `key_file`."""
     key_file: str | os.PathLike[str] | None = None
     server_name: str | None = None
     """The name in the gateway's certificate, when it is not the host of the address."""
 
 
 def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -> ssl.SSLContext | None:
-    """Return the TLS context for a gateway address, or None for plaintext.
-
-    A context that is given gets the client's ALPN. Raises AddressError when the options do not go
-    with the address, or a file cannot be used.
-    """
+    """Return the TLS context for an address, None for plaintext. Raises AddressError."""
     if not address.tls:
         if options is not None:
             secure = f"{address.scheme}s"

@@ -109,10 +109,7 @@ class TopicState:
         return True
 
     def forget(self, offset: int) -> None:
-        """Forget an offset of a shared topic: its message was dropped unread.
-
-        The gateway may deliver it again.
-        """
+        """Forget an offset of a shared topic: its message was dropped unread."""
         self._hashes.pop(offset, None)
 
     def done(self, offset: int) -> None:
@@ -149,10 +146,7 @@ class TopicState:
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
     def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
-        """Return the DELIVERED frames that acknowledge the topic on this connection.
-
-        They name only offsets that this connection has delivered.
-        """
+        """Return the DELIVERED frames that are due, for offsets that came here."""
         channel = self._channel
         opened = connection.channels.get(channel) if channel is not None else None
         if channel is None or opened is None:

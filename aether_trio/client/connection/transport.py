@@ -38,17 +38,11 @@ READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About how many bytes are collected for one write."""
 ACK_DELAY_S: Final = 0.02
-"""How long an acknowledgement waits for others.
-
-It leaves earlier with another write, or when credit is missing.
-"""
+"""How long an acknowledgement waits for others, unless credit is missing."""
 LAST_WORDS_S: Final = 0.5
 """Time for the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
-"""How long the gateway has to end its side after the client's, or after its GOAWAY.
-
-A GOAWAY may name another time.
-"""
+"""How long the gateway has to end its side, unless its GOAWAY names another time."""
 
 NOTICES: Final = frozenset({Code.BACKPRESSURE})
 """Codes of an ErrorResponse that reports and refuses nothing."""
@@ -126,10 +120,7 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def feed(self, data: bytes) -> None:
-        """Decode bytes from the gateway, and handle the messages in them.
-
-        Sets `ack` and `_ended` when the bytes say so.
-        """
+        """Decode bytes from the gateway, and handle them; set `ack` and `_ended`."""
 
     @abc.abstractmethod
     def collect(self) -> bytes:
@@ -158,10 +149,7 @@ class Transport(abc.ABC):
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
-        """Greet the gateway, and return its ConnectionAck.
-
-        Raises the error that refuses the client, or anyio's of a broken stream.
-        """
+        """Greet the gateway; return its ConnectionAck. Raises a refusal, or anyio's error."""
         await self._stream.send(self.greet(init))
         while self.ack is None:
             if self._ended is not None:
@@ -172,10 +160,7 @@ class Transport(abc.ABC):
         return self.ack
 
     async def run(self) -> ConnectionEnd:
-        """Read and write until the connection ends, and return how it ended.
-
-        Cancelling it leaves the stream to `aclose`.
-        """
+        """Read and write until the connection ends; return how. Leaves it to `aclose`."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group.cancel_scope)
             if self._ping_interval_s is not None:
@@ -219,10 +204,7 @@ class Transport(abc.ABC):
     def confirming(
         self, upstream: OutgoingMessage, data: bytes, frame: Callable[[bytes], bytes], number: int = 0
     ) -> bytes:
-        """Return the bytes of an encoded message, with the barriers that confirm it.
-
-        `number`: of a send, on a transport that counts them.
-        """
+        """Return a message's bytes with barriers that confirm it; `number` is a send's."""
         if upstream.settle is not None:
             return self.confirmations.alone(data, upstream.settle, frame, number)
         if upstream.unanswered:
@@ -251,10 +233,7 @@ class Transport(abc.ABC):
         self.wake()
 
     async def last_words(self) -> None:
-        """Send acknowledgements and a goodbye after `run` was cancelled.
-
-        It waits for no answer.
-        """
+        """Send acknowledgements and a goodbye after a cancelled `run`; await no answer."""
         if self._mid_write or self._ended is not None or self._said_goodbye:
             return
         self._leaving = self._said_goodbye = True

@@ -1,7 +1,4 @@
-"""Client side of WebSocket: codes messages for subprotocol aether.v1.proto.
-
-Each binary message holds one protobuf message.
-"""
+"""Client side of WebSocket: one protobuf message in each binary message."""
 
 from __future__ import annotations
 
@@ -17,23 +14,13 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from aether_trio.client.connection.address import WEBSOCKET_PATH
 from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
-from aether_trio.client.errors import (
-    AetherError,
-    PayloadTooLarge,
-    ProtocolViolation,
-    Refused,
-    Unavailable,
-    from_status,
-)
+from aether_trio.client.errors import AetherError, PayloadTooLarge, ProtocolViolation, Refused, Unavailable, from_status
 
 __all__ = ["WEBSOCKET_SUBPROTOCOL", "WebSocketCodec"]
 
 WEBSOCKET_SUBPROTOCOL: Final = "aether.v1.proto"
 _RECONNECT: Final = 4100
-"""Base of the close codes that say "come back": this plus a gRPC status.
-
-From _STAY_AWAY on they say "stay away".
-"""
+"""Base of close codes that say "come back", plus a gRPC status; then "stay away"."""
 _STAY_AWAY: Final = 4200
 _MAX_SENT_BYTES: Final = 2 * 1024 * 1024
 """The longest message that a gateway takes by default. It ends the connection for more."""

@@ -5,9 +5,7 @@
             async with task:              # left well: COMPLETED; by an exception: FAILED
                 await task.progress(0.5, "half of it")
 
-docs/tasks.md says how to use it, and `Job` what may happen to a block. The parts: intake.py has the
-tasks that were assigned and are not begun, job.py a task and its block, manager.py all tasks of one
-client, worker.py the loop that a client offers, and blocking/job.py the same for threads.
+docs/tasks.md says how to use it.
 """
 
 from aether_trio.client.jobs.job import Job, JobEnd, TaskOver

@@ -1,13 +1,12 @@
 """Keeps the task assignments of a client's worker that it has not begun.
 
 A feed that listens from the client's first connection on, as work comes right behind the answer
-that lets it in. Of each task the latest assignment is kept. A cut empties it: the gateway tells a
-worker that comes back what it has not claimed, and may have given the rest to others. What was
-given back stays: it may be claimed, and then no gateway tells it again.
+that lets it in. A cut empties it: the gateway tells a worker that comes back what it has not
+claimed, and may have given the rest to others. What was given back stays: it may be claimed, and
+then no gateway tells it again.
 
 Invariants: a task that is in hand is not taken again before its block has ended; what waits is
-bounded by what a gateway gives one worker at once, and in a program that takes no work by
-IDLE_COUNT and IDLE_BYTES.
+bounded by what a gateway gives one worker at once, else by IDLE_COUNT and IDLE_BYTES.
 """
 
 from __future__ import annotations
@@ -26,17 +25,11 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 IDLE_COUNT: Final = 10_000
 IDLE_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of payloads that are kept for a program that takes no tasks.
-
-Beyond it the oldest are dropped.
-"""
+"""Payload bytes that are kept for a program that takes no tasks, the newest ones."""
 
 
 class AssignmentIntake(Feed[Assignment]):
-    """A feed of a worker's task assignments; of each task it keeps the latest.
-
-    `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait.
-    """
+    """A feed of a worker's task assignments; of each task it keeps the latest."""
 
     def __init__(self, repeated: Callable[[str], None]) -> None:
         super().__init__(IDLE_COUNT, lossy=True)
@@ -86,10 +79,7 @@ class AssignmentIntake(Feed[Assignment]):
             self._wake()
 
     def give_back(self, assignment: Assignment) -> None:
-        """Put back an assignment that was taken and not begun: it is taken next.
-
-        A newer assignment of the task goes first.
-        """
+        """Put back an assignment that was not begun: it is next, if none is newer."""
         task_id = assignment.task_id
         if not self._closed and task_id not in self._assigned:
             self._assigned = {task_id: assignment, **self._assigned}
@@ -109,10 +99,7 @@ class AssignmentIntake(Feed[Assignment]):
         return True
 
     async def __anext__(self) -> Assignment:
-        """Wait for an assignment of a task that the worker does not have, and take it.
-
-        Raises StopAsyncIteration at the end, or why the client failed.
-        """
+        """Take an assignment of a task not in hand. Raises a failure, StopAsyncIteration."""
         self.taking = True
         await anyio.lowlevel.checkpoint()
         while True:

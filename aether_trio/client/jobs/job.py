@@ -37,10 +37,7 @@ __all__ = ["OURS", "STOPPED", "Job", "JobEnd", "TaskOver"]
 Move = Callable[[], Awaitable[Task]]
 """A request that changes the state of a task."""
 LastMove = Callable[[int | None], Awaitable[None]]
-"""Ends a task.
-
-Raises its refusal when it is refused so many times; None: it goes on.
-"""
+"""Ends a task; raises its refusal when it is refused so many times (None: never)."""
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -68,19 +65,13 @@ class JobEnd(enum.Enum):
 
     COMPLETED = "completed"
     FAILED = "failed"
-    """By its worker, or by a deadline.
-
-    Its retry policy says whether it is tried again.
-    """
+    """By its worker or a deadline. Its retry policy says whether it is tried again."""
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     HIBERNATED = "hibernated"
     """It sleeps, and will be assigned again."""
     LOST = "lost"
-    """Another worker has the task, or will have it.
-
-    The gateway took it back while this worker was away, or it was retried.
-    """
+    """Another worker has the task, or will: it was taken back or retried meanwhile."""
 
 
 _ENDS: Final = {
@@ -93,10 +84,7 @@ _ENDS: Final = {
 
 
 class TaskOver(AetherError):
-    """The task is no longer this worker's. The block of the task swallows this.
-
-    It was cancelled, has hibernated, or another worker has it.
-    """
+    """The task is no longer this worker's. The block of the task swallows this."""
 
     def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
         super().__init__("TASK_OVER", f"task {task_id} is {end.value}" + (f": {reason}" if reason else ""))
@@ -143,10 +131,9 @@ class Job:
     """A task that this worker has claimed; the body of `async with job:` works on it.
 
     The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the
-    exception goes on; left by a cancellation from outside it is FAIL too, "the worker was stopped".
-    If the gateway ends the task meanwhile (it was cancelled, a deadline has passed, it was given to
-    another worker), the block is cancelled, and the program goes on behind it; `end` says what has
-    happened.
+    exception goes on; left by a cancellation it is FAIL too. If the gateway ends the task meanwhile
+    (cancelled, a deadline, another worker), the block is cancelled, and the program goes on behind
+    it; `end` says what has happened.
     """
 
     def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
@@ -159,10 +146,7 @@ class Job:
         self.reason = ""
         """The error text of the task, if it has failed."""
         self.remark = ""
-        """The text that is sent with COMPLETE.
-
-        Its followers hear it as the reason of its last event.
-        """
+        """The text that is sent with COMPLETE, as the reason of the task's last event."""
         self.watched = anyio.Event()
         """Set when the events of the task reach this job."""
         self._keeper = keeper
@@ -239,10 +223,7 @@ class Job:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Send COMPLETE or FAIL, by how the block was left, also when it is cancelled.
-
-        Raises why COMPLETE was refused, if it was; then the task has failed.
-        """
+        """Send COMPLETE or FAIL, as the block was left. Raises why COMPLETE was refused."""
         last: LastMove = self._complete
         if error is not None:
             last = partial(self._fail, STOPPED if _stopped(error) else describe(error))
@@ -278,11 +259,7 @@ class Job:
         await self._settle(lambda: self._keeper.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Send COMPLETE or FAIL in spite of a cancellation: at once, then after the block.
-
-        Nothing is waited for any more when another one comes through the shield, as asyncio's own
-        do, and Ctrl-C.
-        """
+        """Send COMPLETE or FAIL in spite of a cancellation: at once, then after the block."""
         try:
             with anyio.move_on_after(LAST_WORDS_S, shield=True):
                 await last(REFUSALS)
@@ -306,10 +283,7 @@ class Job:
         closed()
 
     def begins_too_late(self) -> None:
-        """Mark the task as lost, because its block has not begun in time.
-
-        Another worker may have the task. A block that begins yet is cancelled.
-        """
+        """Mark the task as lost, as its block has not begun in time; cancel a late block."""
         if self.end is None:
             self._take_away(JobEnd.LOST, "its block has not begun in time")
         self._close()
@@ -324,10 +298,7 @@ class Job:
             self._keeper.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Repeat the last request of the task until it is accepted, or the task is lost.
-
-        Raises the last of so many refusals (None: never), and why the client has ended.
-        """
+        """Repeat a task's last request until it is accepted, or refused so often, or lost."""
         pause_s = 0.0
         while True:
             try:
@@ -463,11 +434,7 @@ class Job:
         step: ProgressStep | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Report progress of the task: `completion` is from 0 to 1, or -1 when unknown.
-
-        It is also a sign of life. Followers of the task and the agents of the workspace are told.
-        It is sent, and not confirmed.
-        """
+        """Report `completion` (0 to 1; -1 unknown): a sign of life. It is not confirmed."""
         await self._checked()
         await self._keeper.progress.report(
             self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
@@ -476,9 +443,8 @@ class Job:
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
         """Pause the task until it is resumed, or is sent an input that has all of `match`.
 
-        An input that has come before is used, the oldest one first; each is used once. After
-        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
-        input.
+        Each input is used once, the oldest first, also one that has come before. After `timeout`
+        seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
         await self._wait_as(wait)
@@ -495,19 +461,12 @@ class Job:
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None
     ) -> None:
-        """Pause the task until all of these tasks have ended, or any one of them.
-
-        After `timeout` seconds the task fails ("wait timeout").
-        """
+        """Pause until these tasks have ended, or any; after `timeout` s the task fails."""
         tasks = self._keeper.tasks
         await self._wait(
             lambda request_id: tasks.wait_for(
-                self._reference,
-                task_ids,
-                any_of_them=any_of_them,
-                timeout_ms=_ms(timeout),
-                request_id=request_id,
-            ),
+                self._reference, task_ids, any_of_them=any_of_them, timeout_ms=_ms(timeout), request_id=request_id
+            )
         )
 
     async def wait_until(self, when: datetime) -> None:
@@ -537,10 +496,7 @@ class Job:
             self._waiting = False
 
     async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Pause the task; after a cut, ask again unless it is paused already.
-
-        It is the same pause, whose wait may have ended meanwhile.
-        """
+        """Pause the task; after a cut, ask for that pause again unless it is paused."""
         request_id = str(uuid.uuid4())
         while True:
             try:
@@ -585,10 +541,9 @@ class Job:
     ) -> NoReturn:
         """Save `state` and end the block; the task is assigned anew later. Never returns.
 
-        That is at `until`, or when the task is resumed. `state` is saved as this participant's
-        checkpoint `key` (the task's id), and `load` gives it back to the next block. After
-        `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets
-        it sleep on).
+        That is at `until`, or when the task is resumed; `load` gives the next block the `state`,
+        which is this participant's checkpoint `key` (the task's id). After `timeout` seconds the
+        task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
         """
         await self._checked()
         key = key or self.id
@@ -610,10 +565,7 @@ class Job:
         raise self._over()  # it was called from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """Return the checkpoint that the task saved when it hibernated.
-
-        None if it never did, or if another participant has saved it.
-        """
+        """Return the checkpoint of the task's hibernation; None if there is none here."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
@@ -639,10 +591,7 @@ def _nothing() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return the kind and text of an exception, as the reason why a task failed.
-
-    Of a group, those of its members.
-    """
+    """Return an exception's kind and text, a group's members', as a failure reason."""
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     else:

@@ -51,15 +51,9 @@ LOOK_S: Final = 5.0
 AWAY_S: Final = 0.5
 """The pause before a request that the gateway could not answer is sent again."""
 UNTAKEN_S: Final = 30.0
-"""How long a task waits for another loop after its own was cancelled.
-
-That loop was claiming it.
-"""
+"""How long a claimed task waits for another loop after its own was cancelled."""
 UNBEGUN_S: Final = 300.0
-"""How long a task may be handed out before its block begins.
-
-Then another loop of this client may have it.
-"""
+"""How long a task waits for its block to begin, before another loop may have it."""
 LET_GO: Final = "the worker let go of it before its block began"
 NOT_FOUND: Final = "task not found"
 """A gateway's text on a task that is not there, or that this worker may not see."""
@@ -99,11 +93,7 @@ class JobManager:
     # -- taking and putting down
 
     async def take(self, closed: Callable[[], None]) -> Job:
-        """Wait for the next assigned task, claim it, and return it as a Job.
-
-        `closed` is called when its block has ended. Raises StopAsyncIteration when the client is
-        closed, or why it has failed.
-        """
+        """Claim the next task, or raise StopAsyncIteration; `closed` hears a block's end."""
         while True:
             assignment = await anext(self.intake)
             try:
@@ -119,10 +109,7 @@ class JobManager:
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
-        """Offer the task of a cancelled loop to the next loop, or fail it later.
-
-        The claim may have arrived or not. A second one changes nothing.
-        """
+        """Offer the task of a cancelled loop to the next loop, or fail it later."""
         assignment = replace(assignment)  # not the object of a loop that was cancelled before
         self.intake.give_back(assignment)
         self._start(self._end_untaken, assignment)
@@ -134,10 +121,7 @@ class JobManager:
             await self._give_up(assignment, STOPPED)
 
     async def _give_up(self, assignment: Assignment, reason: str) -> None:
-        """Fail a task that was claimed and that no loop works on.
-
-        One whose claim has not arrived is any loop's again.
-        """
+        """Fail a task that was claimed and that no loop works on; unclaimed, offer it."""
         try:
             task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
@@ -167,11 +151,7 @@ class JobManager:
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
     async def _is_meant(self, assignment: Assignment) -> bool:
-        """Return whether a task is still this worker's, though a claim was refused.
-
-        Then the refusal was a passing trouble of the gateway. No other worker is given a task that
-        a worker has been given and let fall.
-        """
+        """Return whether a task is still this worker's, though a claim was refused."""
         task = await self.look_up(assignment.task_id)
         ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
         return task is not None and task.status in ours and self._is_same(assignment, task)
@@ -197,10 +177,7 @@ class JobManager:
         return job
 
     def put_down(self, job: Job) -> None:
-        """Forget a task whose block has ended, so that it may be taken again.
-
-        Nothing happens if it was put down before: others may have the task in hand now.
-        """
+        """Forget a task whose block has ended, so that it may be taken again."""
         if self._job(job.id) is job:
             self._forget(job.id)
             self.intake.put_down(job.id)
@@ -218,10 +195,7 @@ class JobManager:
     # -- what never begins
 
     def _let_go(self, soon: CallSoon, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
-        """Fail the task of a Job that was garbage collected before its block began.
-
-        Called by the garbage collector: in any thread, and in the middle of anything.
-        """
+        """Fail the task of a Job that was garbage collected unbegun, in whatever thread."""
         soon(partial(self._was_let_go, assignment, closed, ref))
 
     def _was_let_go(self, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
@@ -238,10 +212,7 @@ class JobManager:
             self._start(self._take_back_the_unbegun)
 
     async def _take_back_the_unbegun(self) -> None:
-        """Take claimed tasks back whose blocks have not begun within UNBEGUN_S.
-
-        It ends when there is none any more, and is started again.
-        """
+        """Take claimed tasks back whose blocks have not begun within UNBEGUN_S."""
         while self._unbegun:
             at, ref = self._unbegun.popleft()
             if _waits_for_block(ref):
@@ -267,10 +238,7 @@ class JobManager:
             self._give_back(job.assignment)
 
     def _repeated(self, task_id: str) -> None:
-        """Look up a task that is assigned again while this worker has it.
-
-        The client has reconnected, or the time of this block is over.
-        """
+        """Look up a task that is assigned again while this worker has it."""
         if (ref := self._in_hand.get(task_id)) is not None and _is_open(ref):
             self._start(self._doubt, ref, task_id)
 
@@ -285,11 +253,7 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle`, which completes or fails a task, in the client's task group.
-
-        Returns False when the client has ended. The worker keeps the task until then, so no other
-        block of it begins.
-        """
+        """Run `settle` with the task still in hand; False when the client has ended."""
         return self._start(self._settle_late, job, settle)
 
     async def _settle_late(self, job: Job, settle: Callable[[], Awaitable[None]]) -> None:
@@ -301,20 +265,14 @@ class JobManager:
             self.put_down(job)
 
     def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
-        """Run a function in the client's task group. Return False if the client has ended.
-
-        A block in a thread may outlive the client.
-        """
+        """Run a function in the client's task group. Return False if the client has ended."""
         if self._ending() is not None:
             return False
         self._start_soon(function, *args)
         return True
 
     def check_client(self) -> None:
-        """Raise why the client has ended, if it has.
-
-        A request that failed by it is no cut: no connection will answer it again.
-        """
+        """Raise why the client has ended, if it has: no connection will answer again."""
         if (ending := self._ending()) is not None:
             raise ending
 
@@ -327,10 +285,7 @@ class JobManager:
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
-        """Ask the gateway for the task, again after cuts; None if it may not be seen.
-
-        Raises the client's own end, and refusals that do not pass.
-        """
+        """Ask the gateway for a task, also after cuts; None if unseen. Raises refusals."""
         while True:
             try:
                 return await self.tasks.get(task_id)
@@ -357,10 +312,7 @@ class JobManager:
                 await anyio.sleep(LOOK_S)
 
     async def _watch_the_old(self) -> None:
-        """Follow the events of every task that this worker has had for WATCH_AFTER_S.
-
-        It ends when there is none any more, and is started again.
-        """
+        """Follow the events of every task that this worker has had for WATCH_AFTER_S."""
         while self._young:
             at, ref = self._young.popleft()
             if _is_open(ref):
@@ -371,10 +323,7 @@ class JobManager:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Follow the task, and return when every later event reaches its job.
-
-        Raises why the client has ended.
-        """
+        """Follow a task, until its events reach its job. Raises why the client has ended."""
         await anyio.lowlevel.checkpoint()
         self.check_client()
         self._start_watch(self._in_hand[job.id])

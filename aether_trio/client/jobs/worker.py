@@ -29,11 +29,7 @@ Handler = Callable[[Job], Awaitable[object]]
 
 
 class Jobs:
-    """An async iterator over the tasks that the gateway assigns to this worker.
-
-    The next one comes when fewer than `concurrency` of those before have not ended. Ends when the
-    client is closed.
-    """
+    """An async iterator over a worker's tasks, at most `concurrency` of them open."""
 
     def __init__(self, manager: JobManager, concurrency: int) -> None:
         if concurrency < 1:
@@ -88,9 +84,9 @@ class WorkerMethods(_Client):
                 async with task:
                     await worker.send(task.creator, shrink(task.payload))
 
-        `concurrency` is how many may be open at once, for a program that starts a new task
-        for each; by default it is the client's `worker_tasks`, or 1. Several loops share the work.
-        What is left of it goes to other workers when the client's block ends.
+        `concurrency` may be open at once; by default it is the client's `worker_tasks`, or 1.
+        Several loops share the work. What is left of it goes to other workers when the client's
+        block ends.
         """
         self._check_begun()
         return Jobs(self.__manager, self.__concurrency(concurrency))

@@ -3,11 +3,8 @@
     await agent.kv.put("greeting", b"hello", scope=Scope.WORKSPACE)
     task = await agent.tasks.create("summarize", payload, pool="summarizer")
 
-`Operations` is the table of namespaces and gives a client its attributes. This package also exports
-the values and enums that the operations take, and the errors and objects that aether_trio.client
-does not have. The records that they return are described in the module of each family, such as
-aether_trio.client.operations.kv. An operation that the gateway does not serve raises
-NotImplementedByGateway.
+This package exports the values and enums that the operations take; what they return is in the
+module of each family. An operation that the gateway does not serve raises NotImplementedByGateway.
 """
 
 from __future__ import annotations
@@ -128,10 +125,7 @@ N = TypeVar("N", bound=Namespace)
 
 
 class NamespaceAttribute(Generic[N]):
-    """Descriptor: makes a client's namespace, such as `kv`, when it is read.
-
-    On the class it is itself.
-    """
+    """Descriptor: makes a client's namespace, such as `kv`, when it is read."""
 
     def __init__(self, namespace: type[N]) -> None:
         self.namespace = namespace
@@ -146,10 +140,7 @@ class NamespaceAttribute(Generic[N]):
 
 
 class Operations:
-    """Mixin that gives a client its namespaces: one attribute for each.
-
-    The blocking form is generated from this table.
-    """
+    """Mixin that gives a client its namespaces; their blocking form is generated."""
 
     access = NamespaceAttribute(Access)
     audit = NamespaceAttribute(Audit)

@@ -1,7 +1,4 @@
-"""`agent.access`: asks the gateway whether an access to a resource is allowed.
-
-A verdict of "no" is an answer, not an error: look at `allowed`.
-"""
+"""`agent.access`: asks if an access is allowed; "no" is an answer, not an error."""
 
 from __future__ import annotations
 
@@ -25,10 +22,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessRequest:
-    """An access to a resource that is to be checked: resource, operation, level.
-
-    `workspace` is where the resource is; "" if it is in none.
-    """
+    """An access to be checked; `workspace` is where the resource is, "" if in none."""
 
     resource_type: str
     resource_id: str
@@ -113,11 +107,7 @@ class Access(Namespace):
         continuation: Continuation | None = None,
         authorization: Authorization | None = None,
     ) -> None:
-        """Send a message that is delivered only if the access is allowed.
-
-        The verdict travels with it. Returns when the gateway has taken it; raises the refusal if
-        not.
-        """
+        """Send a message, with the verdict, if an access is allowed. Raises the refusal."""
         message = pb.SendMessage(
             target_topic=topic,
             payload=payload,

@@ -1,8 +1,4 @@
-"""`agent.rules`: manages access rules, fallback levels and recorded decisions.
-
-Groups and roles are in groups.py. Needs the right to administer access. Refusals raise Refused or
-PermissionDenied.
-"""
+"""`agent.rules`: manages access rules, fallback levels and recorded decisions."""
 
 from __future__ import annotations
 

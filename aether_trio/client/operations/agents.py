@@ -1,7 +1,4 @@
-"""`agent.registry`: registers agent implementations, and starts agents.
-
-Needs the right to administer agents. Refusals raise Refused or PermissionDenied.
-"""
+"""`agent.registry`: registers agent implementations, and starts agents."""
 
 from __future__ import annotations
 
@@ -27,10 +24,7 @@ class ResourceSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """An agent implementation, with what an orchestrator needs to start it.
-
-    The times are the gateway's to fill. `launch_params` are handed to the orchestrator.
-    """
+    """An agent implementation, with what an orchestrator needs to start it."""
 
     implementation: str
     orchestrator_profile: str = ""
@@ -74,10 +68,7 @@ class Registry(Namespace):
         return read(Registration, (await self._do(_Op(op=_Op.GET, implementation=implementation))).agent)
 
     async def register(self, registration: Registration) -> Registration:
-        """Register an agent implementation.
-
-        A clash of resource prefixes is refused with ERR_PREFIX_CONFLICT.
-        """
+        """Register an agent implementation; clashing prefixes are ERR_PREFIX_CONFLICT."""
         return await self._write(_Op.REGISTER, registration)
 
     async def update(self, registration: Registration) -> Registration:
@@ -110,9 +101,7 @@ class Registry(Namespace):
 
     async def _write(self, kind: pb.AgentOperation.OpType.ValueType, registration: Registration) -> Registration:
         op = _Op(
-            op=kind,
-            implementation=registration.implementation,
-            agent=write(registration, pb.AgentRegistrationInfo()),
+            op=kind, implementation=registration.implementation, agent=write(registration, pb.AgentRegistrationInfo())
         )
         profile = registration.orchestrator_profile
         if profile and "profile" not in registration.launch_params:

@@ -1,7 +1,4 @@
-"""`agent.audit`: searches the gateway's audit log, and adds entries to it.
-
-Refusals raise Refused or PermissionDenied.
-"""
+"""`agent.audit`: searches the gateway's audit log, and adds entries to it."""
 
 from __future__ import annotations
 
@@ -79,10 +76,7 @@ class Audit(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> AuditPage:
-        """List the audit entries that fit every filter given.
-
-        Times are aware, in whole seconds. `limit` 0 is 100; at most 500.
-        """
+        """List audit entries that fit every filter. `limit` 0 is 100, and 500 the most."""
         query = pb.AuditQuery(
             start_time=from_time(start),
             end_time=from_time(end),
@@ -120,10 +114,7 @@ class Audit(Namespace):
         error_message: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Add an audit entry of type message, kv, task or custom.
-
-        Who and when are the gateway's to fill.
-        """
+        """Add an audit entry of type message, kv, task or custom, by the caller, now."""
         event = pb.SubmitAuditEventRequest(
             event_type=event_type,
             operation=operation,

@@ -1,8 +1,4 @@
-"""`agent.checkpoints`: saves state that a participant finds after a restart.
-
-Checkpoints are private to an identity. A refusal (too large, too many) raises Refused. Every
-operation may be done twice without harm, so a reconnect repeats it.
-"""
+"""`agent.checkpoints`: saves state that a participant finds after a restart."""
 
 from __future__ import annotations
 
@@ -33,10 +29,7 @@ class Checkpoints(Namespace):
     """Saves and loads state that a participant needs after a restart."""
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
-        """Save a checkpoint, replacing the one before; return when it was saved.
-
-        `ttl_s` 0 keeps it for good, -1 as the gateway likes.
-        """
+        """Save a checkpoint; return when. `ttl_s` 0: for good, -1: as the gateway is set."""
         answer: pb.CheckpointResponse = await self._ask(
             "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s)
         )

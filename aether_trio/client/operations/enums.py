@@ -1,8 +1,4 @@
-"""The protocol's enums for the Python client: the same numbers, without prefixes.
-
-Member 0 is what the wire calls unspecified, or its default. Numbers of a later protocol read as
-member 0.
-"""
+"""The protocol's enums without prefixes; unknown numbers read as member 0."""
 
 from __future__ import annotations
 
@@ -26,11 +22,8 @@ class PrincipalKind(enum.IntEnum):
 class Scope(enum.IntEnum):
     """Who shares a key of the key-value store: a workspace, a user, and so on.
 
-    The exclusive scopes, and USER and USER_WORKSPACE, belong to one identity, its workspace
-    included.
-
-    USER, USER_WORKSPACE, USER_SHARED and USER_WORKSPACE_SHARED need a `user_id`; those named after
-    a workspace are about the caller's own unless `workspace` says another.
+    The exclusive scopes, USER and USER_WORKSPACE belong to one identity. Those of a user need a
+    `user_id`; those of a workspace are the caller's own unless `workspace` says another.
     """
 
     UNSPECIFIED = 0
@@ -79,10 +72,7 @@ class TaskAssignmentMode(enum.IntEnum):
 
 
 class TaskClass(enum.IntEnum):
-    """How long a task may go without its worker.
-
-    Interactive ones are the least patient.
-    """
+    """How long a task may go without its worker; INTERACTIVE ones the shortest."""
 
     UNSPECIFIED = 0
     INTERACTIVE = 1

@@ -1,7 +1,4 @@
-"""`agent.gateway`: asks one gateway process for its health, counters, connections.
-
-Refusals raise Refused or PermissionDenied.
-"""
+"""`agent.gateway`: asks one gateway process for its health, counters, connections."""
 
 from __future__ import annotations
 

@@ -3,10 +3,9 @@
     async with agent.grants.cached() as cache:
         resolved = await cache.resolve(grant_id, actor=message.source, subject=who)
 
-An answer is remembered for `max_age_s`, but not beyond the grant's expiry, and not after a
-revocation was heard of. A gateway tells those who may use a grant of its revocation, and no other
-else, so `max_age_s` is how late an enforcer may learn of it. Tasks that ask for the same one at
-once ask the gateway once. A refusal is not remembered.
+An answer is remembered for `max_age_s`, not beyond the grant's expiry, and not after a revocation
+was heard of. A gateway tells only those who may use a grant of its revocation, so `max_age_s` is
+how late an enforcer may learn of it. A refusal is not remembered.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ class _Entry:
 
 
 class GrantCache:
-    """Caches the gateway's answers about what authority grants allow.
-
-    `Grants.cached` makes it. `hits` and `misses` count.
-    """
+    """Caches the gateway's answers about what grants allow; `Grants.cached` makes one."""
 
     def __init__(self, resolve: Callable[..., Awaitable[ResolvedGrant]], news: Feed[Any], max_age_s: float) -> None:
         self._resolve = resolve
@@ -87,11 +83,7 @@ class GrantCache:
                     return entry.resolved
                 self.misses += 1
                 resolved = await self._resolve(
-                    grant_id,
-                    actor=key.actor,
-                    subject=key.subject,
-                    audience_type=audience_type,
-                    audience_id=audience_id,
+                    grant_id, actor=key.actor, subject=key.subject, audience_type=audience_type, audience_id=audience_id
                 )
                 entry.until = anyio.current_time() + self._good_for_s(resolved)
                 entry.resolved = resolved
@@ -109,10 +101,7 @@ class GrantCache:
         return min(self._max_age_s, (grant.expires_at - datetime.now(UTC)).total_seconds())
 
     def _hear(self) -> None:
-        """Drop cached grants whose revocations have come.
-
-        After a cut some may have been missed, so nothing is believed any more.
-        """
+        """Drop grants whose revocations have come; all after a cut, which may hide some."""
         if self._news.dropped != self._dropped:
             self._dropped = self._news.dropped
             self._entries.clear()

@@ -1,7 +1,4 @@
-"""Values of authority grants: requests for them, and the grants themselves.
-
-Times are aware, in whole seconds.
-"""
+"""Values of authority grants and of requests for them; times in whole seconds."""
 
 from __future__ import annotations
 
@@ -39,10 +36,7 @@ class GrantExchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
-    """A request for a narrower grant, derived from one that the caller holds.
-
-    It may not exceed its parent in scope, level, time or hops.
-    """
+    """A request for a narrower grant, derived from one that the caller holds."""
 
     parent_grant_id: str
     delegate: Principal

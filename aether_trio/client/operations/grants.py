@@ -1,8 +1,4 @@
-"""`agent.grants`: manages grants, which let one participant act for another.
-
-Empty scopes mean "no restriction". Times are aware, in whole seconds. Refusals raise Refused or
-PermissionDenied.
-"""
+"""`agent.grants`: manages grants, which let one participant act for another."""
 
 from __future__ import annotations
 
@@ -56,10 +52,7 @@ class Grants(Namespace):
         return read(Grant, answer.grant)
 
     async def derive_for_target(self, request: DeriveForTarget) -> Grant:
-        """Derive a grant for a participant that is to be called.
-
-        A fitting one that exists is used again.
-        """
+        """Derive a grant for a participant that is to be called, or find a fitting one."""
         derive = write(request, pb.AuthorityGrantDeriveForTargetRequest())
         answer = await self._do(_Op(op=_Op.DERIVE_FOR_TARGET, derive_for_target_request=derive))
         return read(Grant, answer.grant)
@@ -71,10 +64,7 @@ class Grants(Namespace):
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
     ) -> Grant:
-        """Renew a grant until a time, or by a span from now on, in whole seconds.
-
-        It must be within the renewal window. The span takes precedence.
-        """
+        """Renew a grant in its window: by `extend_by` from now, else until `expires_at`."""
         extend_s = 0 if extend_by is None else int(extend_by.total_seconds())
         request = pb.ACLRenewAuthorityGrantRequest(
             grant_id=grant_id, expires_at=from_time(expires_at), extend_seconds=extend_s
@@ -132,10 +122,7 @@ class Grants(Namespace):
         audience_type: str = "",
         audience_id: str = "",
     ) -> ResolvedGrant:
-        """Return what a grant allows `actor` to do for `subject`, in order to enforce it.
-
-        Raises Refused if it is not good, or not the caller's to ask about.
-        """
+        """Return what a grant lets `actor` do for `subject`, or raise Refused if invalid."""
         request = pb.ResolveAuthorityRequest(
             actor=principal_ref(actor),
             grant_id=grant_id,

@@ -89,13 +89,7 @@ class Groups(Namespace):
         return tuple(read(Group, one) for one in answer.groups)
 
     async def add_member(
-        self,
-        group: str,
-        member_type: str,
-        member_id: str,
-        *,
-        granted_by: str = "",
-        expires_at: datetime | None = None,
+        self, group: str, member_type: str, member_id: str, *, granted_by: str = "", expires_at: datetime | None = None
     ) -> None:
         """Add a member to a group; a member may be a group itself."""
         request = pb.ACLGroupMemberRequest(

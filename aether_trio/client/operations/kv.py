@@ -1,12 +1,9 @@
 """`agent.kv`: reads and writes the gateway's key-value store.
 
-Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords
-(`KeyPlace`): `scope` (by default WORKSPACE), `user_id` for scopes about a user, `workspace` when it
-is not the caller's own, and `authorization` to act for another principal. `ttl_s` is in
-whole seconds; 0 keeps the entry for good, and a write always replaces the ttl that was there.
-
-Every method raises Refused for what the gateway refuses (scope, key, size, access), and
-PermissionDenied for what the caller may not do.
+Keys are texts of 1 to 256 bytes, values are bytes. Where a key is, each method takes as keywords
+(`KeyPlace`): `scope` (by default WORKSPACE), `user_id`, `workspace` when it is not the caller's,
+and `authorization` to act for another principal. `ttl_s` is in whole seconds; 0 keeps the entry for
+good, and a write always replaces the ttl that was there.
 """
 
 from __future__ import annotations
@@ -93,10 +90,7 @@ class Kv(Namespace):
     """Reads and writes the gateway's key-value store."""
 
     async def get(self, key: str, **place: Unpack[KeyPlace]) -> bytes:
-        """Return the value of a key, or b"" if there is none.
-
-        The protocol does not tell a missing key from an empty value.
-        """
+        """Return the value of a key; b"" if there is none, as for an empty value."""
         return (await self._do(_Op(op=_Op.GET, key=key), place)).value
 
     async def put(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> None:
@@ -110,10 +104,7 @@ class Kv(Namespace):
     async def list(
         self, prefix: str = "", *, limit: int = 0, cursor: str = "", **place: Unpack[KeyPlace]
     ) -> KvEntryPage:
-        """Return one page of the entries whose keys begin with `prefix`.
-
-        `limit` 0 is 100, which is also the most. `cursor` is the `next_cursor` of the page before.
-        """
+        """Return one page, of 100 at most, of the entries whose keys begin with `prefix`."""
         answer = await self._do(_Op(op=_Op.LIST, key=prefix, limit=limit, cursor=cursor), place)
         return KvEntryPage(
             {key: answer.kv_map[key] for key in answer.keys}, answer.next_cursor if answer.has_more else ""
@@ -122,17 +113,11 @@ class Kv(Namespace):
     def items(
         self, prefix: str = "", *, page_size: int = 0, **place: Unpack[KeyPlace]
     ) -> AsyncIterator[tuple[str, bytes]]:
-        """Iterate over all entries whose keys begin with `prefix`, page by page.
-
-        A key that stays is seen once; one that comes or goes meanwhile may be seen or not.
-        """
+        """Iterate over all entries whose keys begin with `prefix`, page by page."""
         return _Entries(lambda cursor: self.list(prefix, limit=page_size, cursor=cursor, **place))
 
     async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
-        """Add 1 to a counter, which is 0 if it is absent; return the new value.
-
-        A value that is no number is refused.
-        """
+        """Add 1 to a counter, 0 if absent; return the new value. Refused if no number."""
         return (await self._do(_Op(op=_Op.INCREMENT, key=key, ttl=ttl_s), place)).counter_value
 
     async def decrement(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
@@ -142,10 +127,7 @@ class Kv(Namespace):
     async def increment_if(
         self, key: str, *, ceiling: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> CounterChange:
-        """Add `delta` to a counter, unless it would go above `ceiling`.
-
-        `delta` is not negative; 0 is read as 1.
-        """
+        """Add `delta` (0 is read as 1) to a counter, unless it would go above `ceiling`."""
         op = _Op(op=_Op.INCREMENT_IF, key=key, guard_value=ceiling, delta_value=delta, ttl=ttl_s)
         answer = await self._do(op, place)
         return CounterChange(answer.counter_value, answer.applied)
@@ -153,10 +135,7 @@ class Kv(Namespace):
     async def decrement_if(
         self, key: str, *, floor: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> CounterChange:
-        """Take `delta` from a counter, unless it would go below `floor`.
-
-        `delta` is not negative; 0 is read as 1.
-        """
+        """Take `delta` (0 is read as 1) from a counter, unless it would go below `floor`."""
         op = _Op(op=_Op.DECREMENT_IF, key=key, guard_value=floor, delta_value=delta, ttl=ttl_s)
         answer = await self._do(op, place)
         return CounterChange(answer.counter_value, answer.applied)
@@ -168,10 +147,7 @@ class Kv(Namespace):
     async def compare_and_set(
         self, key: str, expected: bytes, value: bytes, *, ttl_s: int = 0, **place: Unpack[KeyPlace]
     ) -> SwapResult:
-        """Write a value only if the present one is `expected`.
-
-        An absent key never is, not even with b"".
-        """
+        """Write a value only if the present one is `expected`; an absent key never is."""
         op = _Op(op=_Op.COMPARE_AND_SET, key=key, expected_value=expected, value=value, ttl=ttl_s)
         answer = await self._do(op, place)
         return SwapResult(answer.applied, b"" if answer.applied else answer.value)
@@ -200,10 +176,7 @@ class Kv(Namespace):
         workspace: str = "",
         authorization: Authorization | None = None,
     ) -> int:
-        """Delete the keys that only `identity` can see, in one scope or all; count them.
-
-        Needs the capability kv_purge_identity.
-        """
+        """Delete and count keys that only `identity` sees; needs kv_purge_identity."""
         op = _Op(op=_Op.PURGE_IDENTITY, key=prefix, target_identity=identity)
         place = KeyPlace(scope=scope, user_id=user_id, workspace=workspace, authorization=authorization)
         return (await self._do(op, place)).counter_value

@@ -1,7 +1,4 @@
-"""Base of a client's namespaces such as `kv`: sends requests, and opens feeds.
-
-A namespace holds no state and may be kept, shared between tasks and made anew at will.
-"""
+"""Base of a client's namespaces such as `kv`: sends requests, and opens feeds."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ class Namespace:
         self._timeout_s = timeout_s
 
     def within(self, timeout_s: float | None) -> Self:
-        """Return this namespace with another time limit for answers; None waits for ever.
-
-        value = await agent.kv.within(2).get("key")
-        """
+        """Return this namespace with another time limit in seconds; None waits for ever."""
         return type(self)(self._requester, timeout_s=timeout_s)
 
     async def _ask(self, case: str, payload: Message) -> Any:

@@ -21,20 +21,14 @@ _USER = "us::"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant, by its kind ("agent", "user", ...) and its id.
-
-    The id is the bare user id of a user, and the identity text of others.
-    """
+    """A participant: kind ("agent", "user", ...) and identity text, or a user's id."""
 
     kind: Annotated[str, Wire("principal_type")]
     id: Annotated[str, Wire("principal_id")]
 
     @classmethod
     def of(cls, who: Principal | str) -> Principal:
-        """Return the principal of an identity text; a user's window gives the user.
-
-        Raises IdentityError (a ValueError).
-        """
+        """Return an identity's principal; a window's is the user. Raises IdentityError."""
         if isinstance(who, Principal):
             return who
         if who.startswith(_USER):

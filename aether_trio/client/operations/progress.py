@@ -1,7 +1,4 @@
-"""`agent.progress`: reports progress of any work to other participants.
-
-Ephemeral: a receiver that cannot keep up misses some.
-"""
+"""`agent.progress`: reports progress; receivers that cannot keep up miss some."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """`agent.proxy`: sends HTTP requests to services behind the gateway.
 
-The other end, which answers, is in proxy_service.py. A target is "sv::billing::1", or "sv::billing"
-for any instance. An HTTP status of 400 or 500 is an answer like any other; ProxyFailed says that
-there is none, and why. Headers have one value for each name.
+A target is "sv::billing::1", or "sv::billing" for any instance. An HTTP status of 400 or 500 is an
+answer like any other; ProxyFailed says that there is none, and why.
 """
 
 from __future__ import annotations
@@ -15,13 +14,7 @@ from typing import Any, Final, Self
 
 import anyio
 
-from aether_trio.client.errors import (
-    AetherError,
-    NotImplementedByGateway,
-    RequestTimeout,
-    UnexpectedAnswer,
-    from_text,
-)
+from aether_trio.client.errors import AetherError, NotImplementedByGateway, RequestTimeout, UnexpectedAnswer, from_text
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.access_checks import AccessRequest, access_message
 from aether_trio.client.operations.bodies import PIECE_BYTES, BodyAssembly, pieces
@@ -39,10 +32,7 @@ _PIECES_WAITING: Final = 1024
 
 
 class ProxyFailed(AetherError):
-    """An HTTP request through the gateway got no response; `kind` says why.
-
-    TIMEOUT and SIDECAR_UNAVAILABLE may be tried again if that is safe.
-    """
+    """An HTTP request through the gateway got no response; `kind` says why."""
 
     def __init__(self, kind: ProxyFailure, message: str) -> None:
         retryable = kind in {ProxyFailure.TIMEOUT, ProxyFailure.SIDECAR_UNAVAILABLE}
@@ -75,10 +65,7 @@ class StreamedResponse:
         return self
 
     async def __anext__(self) -> bytes:
-        """Wait for the next piece of the HTTP body.
-
-        Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long.
-        """
+        """Wait for the next piece of the body. Raises ProxyFailed, RequestTimeout."""
         await anyio.lowlevel.checkpoint()
         if self._inline:
             piece, self._inline = self._inline, b""
@@ -97,10 +84,7 @@ class StreamedResponse:
 
 
 class Proxy(ProxyService):
-    """Sends HTTP requests to services behind the gateway, and answers them.
-
-    `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
-    """
+    """Sends HTTP requests to services behind the gateway, and answers them."""
 
     async def request(
         self,
@@ -160,9 +144,6 @@ class Proxy(ProxyService):
         """Yield an HTTP response whose body still comes, while the block lasts.
 
         `timeout_s` limits the wait for its head, `idle_s` the wait for each piece.
-
-        async with agent.proxy.stream("sv::feed", "GET", "/events") as response:
-            async for piece in response: ...
         """
         message = _message(
             target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization
@@ -177,10 +158,7 @@ class Proxy(ProxyService):
     async def _exchange(
         self, message: pb.ProxyHttpRequest, body: bytes, timeout_s: float
     ) -> AsyncIterator[tuple[pb.ProxyHttpResponse, Feed[Any]]]:
-        """Send an HTTP request; yield the head of its response, and a feed of the rest.
-
-        The body may be sent while the head comes.
-        """
+        """Send an HTTP request; yield the head of its response, and a feed of the rest."""
         request_id = message.request_id
 
         def mine(payload: Any) -> bool:

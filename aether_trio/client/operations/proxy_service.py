@@ -27,10 +27,7 @@ MAX_INCOMPLETE: Final = 256
 
 
 class ProxiedRequest:
-    """An HTTP request to this service, to be answered at once or in pieces.
-
-    At once with `respond` or `fail`, in pieces with `start`, `send` and `finish`.
-    """
+    """An HTTP request to this service, to be answered at once or in pieces."""
 
     def __init__(self, service: ProxyService, message: pb.ProxyHttpRequest, body: bytes) -> None:
         self.method = message.method
@@ -91,10 +88,7 @@ class ProxyService(Namespace):
     async def serve(
         self, *, capacity: int = 1024, max_request_bytes: int = MAX_REQUEST_BYTES
     ) -> AsyncIterator[AsyncIterator[ProxiedRequest]]:
-        """Yield the HTTP requests to this service, while the block lasts.
-
-        One whose body is over `max_request_bytes`, or arrives with gaps, is refused here.
-        """
+        """Yield the HTTP requests to this service; refuse long or incomplete bodies."""
         cases = ("proxy_http_request", "proxy_http_body_chunk")
         with self._feed(*cases, match=_of_a_request, capacity=capacity) as feed:
             yield _Complete(self, feed, max_request_bytes)
@@ -134,10 +128,7 @@ class _Complete:
                 return ProxiedRequest(self._service, payload, payload.body)
 
     async def _add(self, piece: pb.ProxyHttpBodyChunk) -> ProxiedRequest | None:
-        """Add a piece of a body; return its request if that was the last.
-
-        One that cannot be put together is refused.
-        """
+        """Add a piece of a body; return the request if complete, refuse what is bad."""
         if piece.request_id not in self._waiting:
             return None
         request, assembly = self._waiting[piece.request_id]

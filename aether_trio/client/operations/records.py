@@ -41,10 +41,7 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """Annotates a record's field with how its protobuf field differs.
-
-    `name` is its name in the message, `unit` that of a time ("s" or "ms") or a level.
-    """
+    """Says of a record's field its name in protobuf, and its unit (s, ms, level)."""
 
     name: str = ""
     unit: str = "s"
@@ -59,10 +56,7 @@ Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
-    """Convert a count of seconds or milliseconds since the epoch to a datetime.
-
-    None for 0 and for what no datetime can hold.
-    """
+    """Convert a count of seconds or milliseconds since the epoch; None for 0."""
     try:
         return _EPOCH + count * _UNITS[unit] if count else None
     except OverflowError:
@@ -70,10 +64,7 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 
 
 def from_time(when: datetime | None, unit: str = "s") -> int:
-    """Convert a datetime to whole units since the epoch, rounded down; None to 0.
-
-    As 0 is none, whatever is not behind the epoch is 1. Raises ValueError without a time zone.
-    """
+    """Convert an aware datetime to units since the epoch, at least 1; None to 0."""
     if when is None:
         return 0
     if when.tzinfo is None:
@@ -105,10 +96,7 @@ def _value(field: _Field, message: Message) -> Any:
 
 
 def write(record: Any, message: M) -> M:
-    """Fill `message` from the record, and return it.
-
-    Fields that are None or empty stay unset.
-    """
+    """Fill `message` from the record, and return it; None and empty stay unset."""
     for field in _fields_of(type(record)):
         value = getattr(record, field.name)
         if value is not None:

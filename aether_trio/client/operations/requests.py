@@ -1,8 +1,4 @@
-"""`agent.authority_requests`: asks principals for authority, and decides requests.
-
-A request is routed to a principal or to any holder of a capability. Refusals raise Refused or
-PermissionDenied.
-"""
+"""`agent.authority_requests`: asks principals for authority, and decides requests."""
 
 from __future__ import annotations
 
@@ -106,11 +102,7 @@ class AuthorityRequests(Namespace):
     """Asks principals for authority, and decides such requests."""
 
     async def create(self, wish: AuthorityWish) -> AuthorityRequest:
-        """Create a request for authority.
-
-        The answer is the request as it stands, not the decision: follow `events`, or pause a task
-        until then.
-        """
+        """Create a request for authority; `events` tells its decision."""
         payload = write(wish, pb.CreateAuthorityRequestPayload())
         return await self._one(_Op(op=_Op.CREATE, create=payload))
 
@@ -151,10 +143,7 @@ class AuthorityRequests(Namespace):
         remaining_hops: int = 0,
         reason: str = "",
     ) -> AuthorityRequest:
-        """Approve a request, by default with all the authority that it asks for.
-
-        `duration` is in whole seconds.
-        """
+        """Approve a request, by default as asked for; `duration` in whole seconds."""
         decision = _Decision(
             decision=_Decision.APPROVE,
             granted_workspace_scope=workspace_scope,

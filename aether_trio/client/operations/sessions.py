@@ -1,8 +1,7 @@
 """`agent.sessions`: lists connected participants, and ends their sessions.
 
-All but `connection_status` need the right to administer sessions, or for `list`, to be in the
-workspace that is asked about; session ids and addresses are then left out. Refusals raise Refused
-or PermissionDenied.
+All but `connection_status` need the right to administer sessions. `list` also serves the members of
+a workspace, without session ids and addresses.
 """
 
 from __future__ import annotations
@@ -71,10 +70,7 @@ class Sessions(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> SessionPage:
-        """List the sessions of this participant type and workspace, by identity.
-
-        `limit` 0 is 100; at most 1,000.
-        """
+        """List sessions by participant type and workspace; `limit` is 100, at most 1,000."""
         wanted = connection_filter(principal_type, workspace, limit, offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted), authorization)
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)

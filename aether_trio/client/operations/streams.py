@@ -13,10 +13,7 @@ T = TypeVar("T")
 
 
 class ConvertedFeed(Generic[T]):
-    """Iterates over the items of `feed`, each converted by `convert`.
-
-    A conversion to None is left out, and one that raises ends the loop with that.
-    """
+    """Iterates over the items of `feed`, each converted by `convert`; leaves out None."""
 
     def __init__(self, feed: AsyncIterator[Any], convert: Callable[[Any], T | None]) -> None:
         self._feed = feed

@@ -100,11 +100,7 @@ class TaskFeeds(Namespace):
     """Follows the events of tasks, and receives a worker's assignments."""
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
-        """Subscribe to the events of a task; return the id, for `unsubscribe`.
-
-        `follow` yields the events too. `recursive` takes in the descendants that exist now; `since`
-        replays what happened since then.
-        """
+        """Subscribe to a task's events, replayed from `since` on; return the id."""
         op = _Sub(
             op=_Sub.SUBSCRIBE, task_id=task_id, recursive=recursive, start_timestamp_unix_ms=from_time(since, "ms")
         )
@@ -146,10 +142,7 @@ class TaskFeeds(Namespace):
 
     @asynccontextmanager
     async def assignments(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Assignment]]:
-        """Yield the assignments to this worker or orchestrator, while the block lasts.
-
-        Open it before work can come: what arrives before is lost to this client.
-        """
+        """Yield the assignments to this participant in the block; earlier ones are lost."""
         with self._feed("task_assignment", capacity=capacity) as feed:
             yield ConvertedFeed(feed, lambda message: read(Assignment, message))
 
@@ -161,11 +154,7 @@ class TaskFeeds(Namespace):
 
 
 def _event_of(subscription: str, message: Any) -> TaskEvent | None:
-    """Convert a received event of this subscription; None for any other.
-
-    Events may come before the answer that names their subscription, so they are sorted here, not by
-    the feed.
-    """
+    """Convert an event of this subscription, None for another's; it may come early."""
     if isinstance(message, ConnectionLost):
         raise message
     return task_event(message) if message.subscription_id in {"", subscription} else None

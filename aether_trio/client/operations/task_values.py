@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
-from aether_trio.client.operations.enums import (
-    BackoffStrategy,
-    TaskClass,
-    TaskPriority,
-    TaskStatus,
-    WaitReason,
-)
+from aether_trio.client.operations.enums import BackoffStrategy, TaskClass, TaskPriority, TaskStatus, WaitReason
 from aether_trio.client.operations.principals import Authorization
 from aether_trio.client.operations.records import Millis, Seconds, Wire
 
@@ -137,18 +131,12 @@ class CreatedTask:
     """assigned, orchestration_triggered or pending_pool; "" for a repeated request."""
     assigned_to: str
     task_token: str = field(repr=False)
-    """The token with which the `target_identity` may connect.
-
-    "" if none was asked for, or the creator may not have one.
-    """
+    """The token with which `target_identity` may connect; "" if not asked or allowed."""
     authority_grant_id: str
 
 
 NUMBER: Final = "_assignment"
-"""The metadata key of the number of a task's latest assignment.
-
-Gateways tell it to clients that ask for it.
-"""
+"""The metadata key of the number of a task's latest assignment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +170,7 @@ class Assignment:
 
     @property
     def reference(self) -> str:
-        """The task's id with the assignment's number, for requests about the task.
-
-        A later assignment of the same worker is not moved by them.
-        """
+        """The task's id with the assignment's number, for requests about the task."""
         return f"{self.task_id}@{self.number}" if self.number else self.task_id
 
 

@@ -1,8 +1,4 @@
-"""`agent.tasks`: creates tasks, finds them, and changes their states.
-
-A task that may not be seen is reported as one that does not exist. Refusals raise Refused,
-PermissionDenied, PayloadTooLarge and so on, by the gateway's code.
-"""
+"""`agent.tasks`: creates tasks, finds them, and changes their states."""
 
 from __future__ import annotations
 
@@ -68,10 +64,10 @@ class Tasks(TaskFeeds):
         """Create a task for the identity `target`, the workers of `pool`, or the caller.
 
         The payload has at most 512 KiB by default. A second request with the same `idempotency_key`
-        within a day gets the first one's task. Deadlines are `metadata`, texts of milliseconds:
+        within a day gets the first one's task. Deadlines are `metadata`, in milliseconds:
         "schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms"
         (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to
-        do the task. Raises ValueError for both `target` and `pool`.
+        do the task.
         """
         if target and pool:
             raise ValueError("target and pool were both given; leave one of them out")
@@ -135,10 +131,7 @@ class Tasks(TaskFeeds):
         offset: int = 0,
         page_token: str = "",
     ) -> TaskPage:
-        """List the tasks that fit every filter given.
-
-        `limit` 0 is 100; at most 1,000. `page_token` is the `next_page_token` before.
-        """
+        """List tasks that fit every filter. `limit` 0 is 100; at most 1,000 on a page."""
         about = None if subject is None else Principal.of(subject)
         wanted = pb.TaskFilter(
             statuses=[_status(one) for one in statuses],
@@ -169,10 +162,7 @@ class Tasks(TaskFeeds):
         return TaskPage(tuple(read(Task, one) for one in answer.tasks), answer.next_page_token)
 
     async def claim(self, task_id: str) -> Task:
-        """Claim a task that was assigned to the caller, and begin to work on it.
-
-        A second claim changes nothing.
-        """
+        """Claim a task that was assigned to the caller. A second claim changes nothing."""
         return await self._move(_Op(op=_Op.CLAIM, task_id=task_id))
 
     async def complete(self, task_id: str, *, reason: str = "") -> Task:
@@ -198,9 +188,8 @@ class Tasks(TaskFeeds):
     async def pause(self, task_id: str, wait: WaitSpec, *, reason: str = "", request_id: str = "") -> Task:
         """Pause a running task until `wait` ends: for input, for authority, until a time.
 
-        The answer is a task that runs if an input is there already. A pause whose answer was lost
-        is asked for again with the same `request_id`: what it waited for may have come meanwhile,
-        and then the task goes on. "" is a new id.
+        The answer is a task that runs if its input is there already. After a lost answer, ask again
+        with the same `request_id` ("" is a new one): the wait may have ended meanwhile.
         """
         spec = write(wait, pb.WaitSpec())
         return await self._move(
@@ -216,10 +205,7 @@ class Tasks(TaskFeeds):
         timeout_ms: int = 0,
         request_id: str = "",
     ) -> Task:
-        """Pause a running task until all tasks `depends_on` have ended, or any one.
-
-        `timeout_ms` 0 is no limit, `request_id` as of `pause`.
-        """
+        """Pause a task until all `depends_on` ended, or any; `timeout_ms` 0 is no limit."""
         wait = WaitSpec(
             reason=WaitReason.DEPENDENCY, depends_on=tuple(depends_on), wake_on_any=any_of_them, timeout_ms=timeout_ms
         )
@@ -236,10 +222,7 @@ class Tasks(TaskFeeds):
         reason: str = "",
         request_id: str = "",
     ) -> Task:
-        """Put a task to sleep until a time or an event; its worker may leave.
-
-        The checkpoint that `hibernation` names must have been saved. `request_id` as of `pause`.
-        """
+        """Put a task with a saved checkpoint to sleep until a time or an event."""
         wait = WaitSpec(
             reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_ms=timeout_ms, hibernation=hibernation
         )

@@ -1,7 +1,4 @@
-"""`agent.tokens`: manages API tokens, with which other participants connect.
-
-Needs the right to administer tokens. Refusals raise Refused or PermissionDenied.
-"""
+"""`agent.tokens`: manages API tokens, with which other participants connect."""
 
 from __future__ import annotations
 
@@ -65,8 +62,7 @@ class Tokens(Namespace):
     ) -> NewToken:
         """Create an API token, which expires never if `expires_in_hours` is 0.
 
-        `principal_id` is whom a holder connects as; no patterns is every workspace; no scopes is
-        "connect".
+        A holder connects as `principal_id`; no patterns is every workspace; no scopes is "connect".
         """
         request = pb.TokenCreateRequest(
             name=name,

@@ -30,10 +30,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 INITIAL_CREDIT: Final = 1024 * 1024
 GRANT_BYTES: Final = 256 * 1024
-"""Bytes read since the last grant at which credit is granted again.
-
-The window of a peer is never smaller.
-"""
+"""Credit is granted again for so many read bytes; no window of a peer is smaller."""
 FRAME_BYTES: Final = 256 * 1024
 _FRAMES_WAITING: Final = 8192
 """Frames that may wait. Credit bounds bytes, this bounds very small frames."""
@@ -49,10 +46,7 @@ class TunnelClosed(AetherError):
 
 
 class Tunnel(ByteStream):
-    """One open tunnel to or from a service; an anyio ByteStream.
-
-    `receive` raises EndOfStream after the other side's end, and TunnelClosed if it was cut.
-    """
+    """One open tunnel to or from a service; an anyio ByteStream."""
 
     def __init__(self, requester: Requester, tunnel_id: str, data: Feed[Any], credit: Feed[Any]) -> None:
         self.tunnel_id = tunnel_id
@@ -71,10 +65,7 @@ class Tunnel(ByteStream):
         self._sending = anyio.Lock()
 
     async def send(self, item: bytes) -> None:
-        """Send bytes; wait while the other side has not read enough of those before.
-
-        Raises TunnelClosed.
-        """
+        """Send bytes when the other side has read enough of those before, or TunnelClosed."""
         async with self._sending:
             if self._finished or self._closed:
                 raise anyio.ClosedResourceError
@@ -94,10 +85,7 @@ class Tunnel(ByteStream):
                 await self._send_frame(b"", fin=True)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Wait for at least one byte, and return at most `max_bytes`.
-
-        Raises EndOfStream, TunnelClosed, RequestTimeout, ConnectionLost.
-        """
+        """Return 1 to `max_bytes` bytes. Raises EndOfStream, TunnelClosed, ConnectionLost."""
         await anyio.lowlevel.checkpoint()
         if self._closed:
             raise anyio.ClosedResourceError
@@ -129,10 +117,7 @@ class Tunnel(ByteStream):
         await anyio.lowlevel.checkpoint()
 
     def raise_if_refused(self) -> None:
-        """Raise TunnelClosed if the gateway or the service has closed the tunnel.
-
-        Nothing that came is lost.
-        """
+        """Raise TunnelClosed if the gateway or the service has closed the tunnel."""
         while (first := self._grants.get_nowait()) is not None:
             self._take_grant(first)
         if self._end is not None:
@@ -202,14 +187,11 @@ class Tunnels(Namespace):
     ) -> AsyncIterator[Tunnel]:
         """Open a tunnel to the service "sv::db::1", or to any instance of "sv::db".
 
-        It lasts as long as the block.
-
             async with agent.tunnels.open("sv::db", remote_hint="postgres:5432") as tunnel:
                 await tunnel.send(b"...")
-                answer = await tunnel.receive()
 
-        `max_bytes` 0 is no limit. Refusals of the gateway are raised here; the service has no way
-        to say yes, so the refusal of a service comes with the first `receive` (TunnelClosed).
+        `max_bytes` 0 is no limit. Refusals of the gateway are raised here, that of a service by the
+        first `receive` (TunnelClosed).
         """
         message = pb.TunnelOpen(
             tunnel_id=f"tunnel-{secrets.token_hex(8)}",
@@ -229,10 +211,7 @@ class Tunnels(Namespace):
 
     @asynccontextmanager
     async def incoming(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.TunnelOpen]]:
-        """Yield the tunnels that others open to this service, while the block lasts.
-
-        Take one with `accept`, before anything else is awaited, or refuse it with `refuse`.
-        """
+        """Yield the tunnels opened to this service; `accept` each before another await."""
         with self._feed("tunnel_data", match=_is_opening, capacity=capacity) as feed:
             yield ConvertedFeed(feed, _opening)
 
@@ -267,10 +246,7 @@ class Tunnels(Namespace):
 
 
 def _is_opening(payload: Any) -> bool:
-    """Return whether this is frame 0 of a tunnel, which holds its TunnelOpen.
-
-    The protocol has no other message for it.
-    """
+    """Return whether this is frame 0 of a tunnel, which holds its TunnelOpen."""
     return _opening(payload) is not None
 
 

@@ -1,8 +1,4 @@
-"""`agent.workflow`: sends requests to the workflow engine, or answers them as it.
-
-Documents are JSON and travel as bytes; the engine says what is in them. Without a connected engine
-the gateway refuses at once. Refusals raise Refused or PermissionDenied.
-"""
+"""`agent.workflow`: sends requests to the workflow engine, or answers them as it."""
 
 from __future__ import annotations
 
@@ -23,10 +19,7 @@ _Kind: TypeAlias = pb.WorkflowOperation.OpType.ValueType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleScope:
-    """The authority that a schedule of the workflow engine needs when it fires.
-
-    Times are aware, in whole seconds.
-    """
+    """The authority that a schedule needs when it fires; times in whole seconds."""
 
     max_access_level: int
     workspace_scope: tuple[str, ...] = ()
@@ -181,10 +174,7 @@ class Workflow(Namespace):
 
     @asynccontextmanager
     async def requests(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.WorkflowOperation]]:
-        """Yield requests to the workflow engine, which the caller is, in the block.
-
-        Answer each with `respond`.
-        """
+        """Yield requests to the workflow engine, which the caller is, for `respond`."""
         with self._feed("workflow_op", capacity=capacity) as feed:
             yield feed
 

@@ -1,8 +1,4 @@
-"""`agent.workspaces`: manages workspaces, and moves a user's window to another.
-
-All but `switch` need the right to administer workspaces. Refusals raise Refused or
-PermissionDenied.
-"""
+"""`agent.workspaces`: manages workspaces, and moves a user's window to another."""
 
 from __future__ import annotations
 
@@ -80,11 +76,7 @@ class Workspaces(Namespace):
     """Manages workspaces, and moves a user's window to another."""
 
     async def switch(self, workspace: str) -> None:
-        """Move this user's window to another workspace; "" leaves the present one.
-
-        Returns when it has happened. Raises PermissionDenied for other participants than users,
-        Refused if it failed.
-        """
+        """Move this user's window to a workspace, "" for none. Raises PermissionDenied."""
         await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 
     async def list(self, *, tenant_id: str = "", limit: int = 0, offset: int = 0) -> WorkspacePage:
