@@ -64,10 +64,7 @@ ATTRIBUTES: Final[dict[type, dict[str, tuple[str, str]]]] = {
     },
     Job: {
         "assignment": ("Assignment", "The gateway's assignment of this task to this worker."),
-        "end": (
-            "JobEnd | None",
-            "How the task ended for this worker; None while the worker has it.",
-        ),
+        "end": ("JobEnd | None", "How the task ended for this worker; None while the worker has it."),
         "reason": ("str", "The error text with which the task failed."),
         "remark": ("str", "The text that is sent with COMPLETE. It may be set."),
         "task": ("Task", "The task as it was when this worker claimed it."),

@@ -547,8 +547,7 @@ def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[Non
         assert worker is not None
         after = worker.identity
         held = yield from task_rows.select(
-            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us",
-            (worker.identity,),
+            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us", (worker.identity,)
         )
         for task in held:
             yield from worker_choice.send(tx, task, worker)

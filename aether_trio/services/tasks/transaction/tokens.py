@@ -143,15 +143,11 @@ def revoke(task: TaskRow, now_ms: int) -> Program[list[tuple[str, str]]]:
     descends = "hash IN (SELECT d.hash FROM task_descents d WHERE d.task_id = $1)"
     ended = "SELECT node, session_id FROM task_sessions WHERE task_id = $1"
     if task.status is not StoredStatus.COMPLETED:
-        yield Execute(
-            f"{_REVOKE} {descends} AND revoked_ms = 0",
-            (task.task_id, now_ms, until_ms),
-        )
+        yield Execute(f"{_REVOKE} {descends} AND revoked_ms = 0", (task.task_id, now_ms, until_ms))
         gone: list[Row] = yield Fetch(ended, (task.task_id,))
         return [(node, session_id) for node, session_id in gone]
     yield Execute(
-        f"{_REVOKE} {descends} AND identity = $4 AND revoked_ms = 0",
-        (task.task_id, now_ms, until_ms, task.assigned_to),
+        f"{_REVOKE} {descends} AND identity = $4 AND revoked_ms = 0", (task.task_id, now_ms, until_ms, task.assigned_to)
     )
     if task.task_type != AGENT_STARTUP:
         return []
