@@ -1,4 +1,4 @@
-"""Tasks: durable work that outlives its workers (reference: tasks.md)."""
+"""The gateway's task service: durable tasks that outlive their workers (tasks.md)."""
 
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.nodes import ClusterNodes, SingleNode, TaskNodes

@@ -1,4 +1,4 @@
-"""Run the transactions on tasks of one node, and what follows from their commits.
+"""The gateway's task engine: runs transactions on tasks and acts on their commits.
 
     perform(mutation) ──▶ database.run ──▶ after_commit: assignments to sessions, events to
         subscribers, status updates, the next due moment, notifications to other nodes
@@ -9,8 +9,7 @@ recognizes that it was made. Afterwards the workers of this node are sent again 
 assigned, and subscribers read the table.
 
 Invariants: a worker's row names the lease of its node (nodes.py). When a lease has ended, some node
-ends the sessions under it, a page in each transaction. A node with a new lease joins its sessions
-again (`renewed`).
+ends the sessions under it. A node with a new lease joins its sessions again (`renewed`).
 """
 
 from __future__ import annotations
@@ -81,10 +80,7 @@ IN_DOUBT_PAUSE_S: Final = 0.2
 CHECK_S: Final = 5.0
 """Seconds between two checks for what other nodes have left."""
 SETTLE_S: Final = 5.0
-"""How long a stopping gateway writes the ends of sessions.
-
-What is not written in time is written by the next process, or by another node.
-"""
+"""How long a stopping gateway writes the ends of sessions; others write the rest."""
 RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
 AGAIN_PAGE: Final = 200
@@ -98,11 +94,7 @@ WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CON
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """Counters of this node since its start; `followed` is the number now.
-
-    Assignments sent, rows read because they were due, progress reports dropped, inputs dropped, and
-    tasks that sessions of this node follow.
-    """
+    """Counters of this node's task engine since its start."""
 
     assignments: int
     due: int
@@ -112,7 +104,7 @@ class TaskStatistics:
 
 
 class Engine:
-    """Runs transactions and, within `running`, the background tasks."""
+    """Runs transactions on tasks and, within `running`, the tasks' background loops."""
 
     def __init__(
         self,
@@ -138,10 +130,7 @@ class Engine:
         self._status_kicks = Kicks(STATUS_UPDATE_S)
         self.writes = WriteBatcher(self._perform, merge)
         self.follow_ups = WriteBatcher(self._perform, max_group=1)
-        """Further pages of what follows from a move, each in a separate transaction.
-
-        So a session that begins or reports meanwhile waits for one page.
-        """
+        """Further pages of work, one to a transaction, so a session waits for one page at most."""
         self.timer = TaskTimer(database, clock, self._fire, self.writes.flush_within)
         self.input_consumer = InputConsumer(log, database, self.perform)
         self.outbox_publisher = OutboxPublisher(database, log, lambda: task_nodes.node)
@@ -164,7 +153,7 @@ class Engine:
         """Leases whose end this node has handled."""
 
     def statistics(self) -> TaskStatistics:
-        """Return the counters since start."""
+        """Return this node's counters of assignments, due rows and drops since its start."""
         followed = sum(1 for _ in self.event_subscriptions.watched)
         return TaskStatistics(
             self.assignments.pushed, self.timer.fired, self.writes.dropped, self.input_consumer.dropped, followed
@@ -173,11 +162,11 @@ class Engine:
     # -- writing -----------------------------------------------------------------------------------
 
     def context(self, *, small: bool = False) -> Context:
-        """Return what a transaction that runs now knows."""
+        """Return time, node and limits for a transaction on tasks that begins now."""
         return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run a program that is mostly small; again, if its commit is in doubt.
+        """Run a program of SQL statements on tasks; again, if its commit is in doubt.
 
         The caller calls `after_commit`. Raises StorageUnavailable.
         """
@@ -211,7 +200,7 @@ class Engine:
         raise AssertionError
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
-        """Run a mutation in one transaction, then do what follows from its commit.
+        """Commit a change of tasks in one transaction, then send what follows from it.
 
         `locking` as in `Database.separate_queue`. Raises StorageUnavailable.
         """
@@ -229,7 +218,7 @@ class Engine:
         await self.perform(mutation)
 
     def _send_all_again(self) -> None:
-        """Send and check everything again, after a transaction whose commit was in doubt."""
+        """Send assignments and events of tasks again, as a commit was in doubt."""
         logger.warning("a transaction on tasks ran again, as it was not known whether it was committed")
         self.timer.look()
         self.event_subscriptions.look("*")
@@ -241,7 +230,7 @@ class Engine:
         self.outbox_publisher.wake()
 
     def after_commit(self, tx: TaskTransaction) -> None:
-        """Do what follows from a committed transaction. Never blocks."""
+        """Send assignments, events and notifications of a committed transaction on tasks."""
         # Compare with the lease of the transaction: this node may have another one by now.
         here = tx.context.node
         for push in tx.effects.assignments:
@@ -305,7 +294,7 @@ class Engine:
     # -- a lease that was lost ---------------------------------------------------------------------
 
     def renewed(self) -> None:
-        """Write under a new lease what this node follows, as its former lease has ended.
+        """Write under the node's new lease which tasks its subscribers follow.
 
         The sessions join again (`TaskSessions.joined`). Never blocks.
         """
@@ -322,11 +311,7 @@ class Engine:
     # -- running -----------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """End the sessions of nodes that have ended. Raises StorageUnavailable.
-
-        A node that left no row may still have ended in the middle of what its clients did, so what
-        follows from that is looked for too.
-        """
+        """End the task sessions of nodes that have ended. Raises StorageUnavailable."""
         ended = await self.nodes.ended_leases()
         if await self._end_sessions_of_ended_nodes() or ended - self._ended:
             await self.perform(TaskTransaction.find_unfinished)
@@ -335,7 +320,7 @@ class Engine:
         self._ended = ended
 
     async def _end_sessions_of_ended_nodes(self) -> bool:
-        """End the sessions of nodes that have ended; return whether there were any."""
+        """End the task sessions of nodes that have ended; return whether there were any."""
         found = await self.database.read(sessions.nodes_with_rows)
         gone = await self.nodes.ended_among(found)
         for node in gone:
@@ -347,7 +332,7 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the background tasks while the block runs.
+        """Run the task engine's background loops while the block runs.
 
         What ended nodes have left is handled before the block begins.
         """
@@ -383,7 +368,6 @@ class Engine:
         return await self._result(partial(due.fire, shared=self.database.shared, excuse=excuse))
 
     async def _result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
-        """Run `page` with `perform` and return its result."""
         results: list[T] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:
@@ -417,7 +401,7 @@ class Engine:
             self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:
-        """Move child events to the log of one task, or of all tasks.
+        """Append events of child tasks to the log of one parent, or of all parents.
 
         Raises StorageUnavailable.
         """
@@ -431,10 +415,7 @@ class Engine:
                 pass
 
     async def _collect_unlocked_child_events(self) -> Collection[str]:
-        """Move the child events of all parents that no other transaction has locked.
-
-        Returns the parents that were locked.
-        """
+        """Append child events to the logs of unlocked parents; return the locked parents."""
         locked: frozenset[str] = frozenset()
         last = 0
         while True:
@@ -460,10 +441,7 @@ class Engine:
             await trio.sleep(child_events.GATHER_S)
 
     async def _report_absent_again(self) -> None:
-        """Report absent targets of waiting tasks again, after a gateway has ended.
-
-        The ended gateway had its reports in memory only.
-        """
+        """Report absent targets of tasks again, as an ended gateway may not have done it."""
         while True:
             await self._absent_unseen.wait()
             await trio.sleep(CHECK_S)  # the clients of that gateway reconnect meanwhile
@@ -482,7 +460,7 @@ class Engine:
                 logger.info("absent targets of tasks are reported when storage answers", reason=str(error))
 
     async def _collect_forever(self) -> None:
-        """Send the assignments that other nodes have made for workers of this node."""
+        """Send this node's workers the assignments that other nodes have made for them."""
         while True:
             with trio.move_on_after(CHECK_S):
                 await self._assigned_elsewhere.wait()
@@ -504,10 +482,7 @@ class Engine:
 
 
 def _collect(tx: TaskTransaction) -> Program[int]:
-    """Take a page of assignments that other nodes made for workers of this node.
-
-    Returns how many there were.
-    """
+    """Take a page of other nodes' assignments for workers here; return its size."""
     found: list[Row] = yield Fetch(
         "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
         (tx.context.node, COLLECT_PAGE),
@@ -519,7 +494,7 @@ def _collect(tx: TaskTransaction) -> Program[int]:
 
 
 def _find_sessions_to_end(tx: TaskTransaction) -> Program[None]:
-    """Find sessions of this node to end, of which no notification may have come."""
+    """Find sessions whose token was revoked, in case another node's message was lost."""
     node = tx.context.node
     tx.effects.sessions_to_end.extend((node, session_id) for session_id in (yield from tokens.sessions_to_end(node)))
 
@@ -534,10 +509,7 @@ def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[N
 
 
 def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[None]:
-    """Send again what the workers of this node were assigned and have not begun.
-
-    A page of tasks in each transaction.
-    """
+    """Send this node's workers again a page of assigned tasks that have not begun."""
     found: list[Row] = yield Fetch(
         f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
         (tx.context.node, after, AGAIN_PAGE),

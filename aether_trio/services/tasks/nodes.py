@@ -1,7 +1,7 @@
-"""What the task engine knows of other nodes, and how it notifies them.
+"""How the task engine knows and notifies the other nodes that share its tables.
 
 A notification says that rows of its topic may have changed. It may be lost: each node also reads
-the tables every few seconds. A single gateway notifies no other node.
+the tables every few seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Handler = Callable[[str], None]
 
 
 class TaskNodes(Protocol):
-    """The nodes that share the tables.
+    """The task engine's interface to the nodes that share the tasks' tables.
 
     `node` names this node's lease in the tables. A lease that has ended does not come back, so any
     node may take what it finds under that name. A node that was declared dead writes what it still
@@ -36,14 +36,11 @@ class TaskNodes(Protocol):
     def node(self) -> str: ...
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """Notify one node. Never blocks."""
+        """Send another node a notification about tasks. Never blocks."""
         ...
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """Call `handler` with the body of each notification of this topic.
-
-        The handler may only schedule work.
-        """
+        """Register a handler, which may only schedule work, for a topic's notifications."""
         ...
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
@@ -51,7 +48,7 @@ class TaskNodes(Protocol):
         ...
 
     async def is_only_node(self) -> bool:
-        """Return whether there is no other node. Raises StorageUnavailable."""
+        """Return whether no other node is alive. Raises StorageUnavailable."""
         ...
 
     async def ended_leases(self) -> frozenset[str]:
@@ -60,23 +57,23 @@ class TaskNodes(Protocol):
 
 
 class SingleNode:
-    """A single gateway: other names in the tables are those of its earlier processes."""
+    """The TaskNodes of a gateway without a cluster: other names are earlier processes."""
 
     def __init__(self, node: str) -> None:
         self.node = node
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """Do nothing: there is no other node."""
+        """Do nothing: a gateway without a cluster has no other node to notify."""
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """Do nothing: no notification comes."""
+        """Do nothing: no other node notifies a gateway without a cluster."""
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """Return all names but that of this process."""
+        """Return all nodes but this process."""
         return [node for node in nodes if node != self.node]
 
     async def is_only_node(self) -> bool:
-        """Return True."""
+        """Return True: a gateway without a cluster is the only node."""
         return True
 
     async def ended_leases(self) -> frozenset[str]:
@@ -85,39 +82,36 @@ class SingleNode:
 
 
 class ClusterNodes:
-    """A node of a cluster."""
+    """The TaskNodes of a node in a cluster: its lease, and notifications by the bus."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
     @property
     def node(self) -> str:
-        """This node's lease.
-
-        It changes when the node was declared dead or its row was lost.
-        """
+        """The name of this node's lease, which changes when the node was declared dead."""
         lease = self._cluster.lease
         return f"{lease.node_id}.{lease.epoch}"
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """Send a notification through the cluster's bus."""
+        """Send a node a notification about tasks through the cluster's bus."""
         number = node.partition(".")[0]
         if number.isdigit():
             self._cluster.bus.send(int(number), topic, body)
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """Register the handler with the cluster's bus."""
+        """Register a handler of task notifications with the cluster's bus."""
         self._cluster.bus.handle(topic, lambda _sender, body: handler(body))
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """Return those of `nodes` that are no leases of live nodes."""
+        """Return those of `nodes` that are no leases of live cluster nodes."""
         alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]
 
     async def is_only_node(self) -> bool:
-        """Return whether at most one node is alive."""
+        """Return whether at most one node of the cluster is alive."""
         return len(await self._cluster.nodes.alive()) <= 1
 
     async def ended_leases(self) -> frozenset[str]:
-        """Return the ended leases that the cluster knows."""
+        """Return the leases of cluster nodes that have ended."""
         return frozenset(f"{node_id}.{epoch}" for node_id, epoch in await self._cluster.nodes.ended())

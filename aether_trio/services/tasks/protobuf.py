@@ -1,4 +1,4 @@
-"""Convert task rows to protocol messages, and requests to rows.
+"""Convert rows of tasks to protocol messages, and requests to rows.
 
 The protocol has no field for the number of an assignment. A client that asks for it
 (session/init_connection.py) finds it in metadata, and names the assignment that it means after the
@@ -21,15 +21,9 @@ RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
 ASSIGNMENT: Final = "_assignment"
 """Metadata key: the number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
-"""Metadata key of a FAILED task that gets no further attempt.
-
-Its value is "true", or the name of who has resolved the dead letter.
-"""
+"""Metadata key of a dead task: "true", or the name of who has resolved the dead letter."""
 ON_PARENT_CANCELLED: Final = "on_parent_cancelled"
-"""Metadata key of a child: what happens to it when its parent is cancelled.
-
-The protocol has no field for it.
-"""
+"""Metadata key of a child, as the protocol has no field: its end if its parent's is CANCELLED."""
 ABANDON: Final = "abandon"
 """The child goes on; the default."""
 CANCEL: Final = "cancel"
@@ -50,7 +44,7 @@ _KEPT: Final = frozenset(
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
-    """Encode the parts of a request for which a task's row has no columns."""
+    """Encode the parts of a CreateTaskRequest for which the task's row has no columns."""
     kept = pb.CreateTaskRequest()
     for field, value in request.ListFields():
         name = field.name
@@ -66,7 +60,7 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
 
 
 def may_start_target(task: TaskRow) -> bool:
-    """Return whether the creator lets the target be started when it is not connected."""
+    """Return whether the gateway may start the task's target if it is not connected."""
     policy = _kept(task).target_offline_policy
     return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
 
@@ -77,7 +71,7 @@ def ends_with_parent(task: TaskRow) -> bool:
 
 
 def policy_of(request: pb.CreateTaskRequest) -> RetrySchedule | None:
-    """Return the retry policy of a request, if it has one."""
+    """Return the retry policy of a CreateTaskRequest, if it has one."""
     if not request.HasField("retry_policy"):
         return None
     policy = request.retry_policy
@@ -94,7 +88,7 @@ def policy_of(request: pb.CreateTaskRequest) -> RetrySchedule | None:
 
 
 def named(text: str) -> tuple[str, int]:
-    """Split a task's id from the number of an assignment (0: none is named)."""
+    """Split "TASK_ID@3" into the task's id and the number of its assignment (0: none)."""
     task_id, at, number = text.rpartition("@")
     if not at or not (number.isascii() and number.isdigit() and len(number) <= 9):
         return text, 0
@@ -102,15 +96,12 @@ def named(text: str) -> tuple[str, int]:
 
 
 def info(task: TaskRow, *, numbered: bool = False) -> pb.TaskInfo:
-    """Return a task as a participant is shown it."""
+    """Convert the row of a task to the TaskInfo that participants are shown."""
     return show(pb.TaskInfo(), task, numbered=numbered)
 
 
 def show(shown: pb.TaskInfo, task: TaskRow, *, numbered: bool = False) -> pb.TaskInfo:
-    """Write `info` into an empty message.
-
-    Most tasks lack most optional fields, and an unset field costs nothing.
-    """
+    """Write the row of a task into an empty TaskInfo; unset fields cost nothing."""
     row = task.__dict__
     shown.status = pb.TaskStatus.ValueType(task.status.wire)
     for name in _SHOWN:
@@ -172,12 +163,12 @@ _NOTHING_KEPT: Final = pb.CreateTaskRequest()
 
 
 def _kept(task: TaskRow) -> pb.CreateTaskRequest:
-    """Decode the kept parts of the request; the result may only be read."""
+    """Decode a row's kept parts of the CreateTaskRequest, which may only be read."""
     return pb.CreateTaskRequest.FromString(task.spec) if task.spec else _NOTHING_KEPT
 
 
 def assignment(task: TaskRow, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
-    """Return a task as its worker is sent it."""
+    """Make the TaskAssignment that a worker is sent for its task."""
     kept = _kept(task)
     given = pb.TaskAssignment(
         task_id=task.task_id,
@@ -205,7 +196,7 @@ def descriptor(task: TaskRow) -> pb.HibernationDescriptor:
 
 
 def hibernation_of(task: TaskRow) -> dict[str, str]:
-    """Return metadata of a task that has hibernated: where it left its state."""
+    """Return metadata that names the checkpoint and session of a hibernated task."""
     if not task.checkpoint_key:
         return {}
     return {CHECKPOINT_KEY: task.checkpoint_key, RESUME_SESSION_ID: task.resume_session_id}
@@ -225,7 +216,7 @@ def _metadata(task: TaskRow, kept: pb.CreateTaskRequest, *, numbered: bool) -> d
 
 
 def resolved_by(task: TaskRow, by: str) -> TaskRow:
-    """Return a dead task with a note of who resolved it.
+    """Return a dead task with a note of who resolved its dead letter.
 
     The note does not count if the task is retried and dies again.
     """

@@ -1,4 +1,4 @@
-"""The task service: one handler for each kind of request.
+"""The gateway's task service: one handler for each kind of request on tasks.
 
 Every refusal is a sentence in the typed answer. A task that the caller may not see is answered like
 a task that does not exist.
@@ -24,9 +24,7 @@ from aether_trio.session.session import Session
 
 
 class TaskService:
-    """Makes the handlers of tasks.
-
-    `handlers` has them by the name of the request's field.
+    """Makes the handlers of requests on tasks; `handlers` has them by request field.
 
     `has_checkpoint(identity, key)` and `connected(identity)` raise StorageUnavailable; the latter
     says whether a participant is connected to any node. `capacity` is the maximum number of live
@@ -71,9 +69,6 @@ class TaskService:
         )
 
     def ended(self, session: Session) -> None:
-        """End the subscriptions of a session and write its end.
-
-        Called once for each session.
-        """
+        """End the task subscriptions of a session that has ended, and write its end."""
         self._subscriber.ended(session)
         self.sessions.ended(session)

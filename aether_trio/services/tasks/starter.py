@@ -1,4 +1,4 @@
-"""What the task service calls of the part that starts agents, and tells it."""
+"""Interfaces between the task service and the service that starts agents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from aether_trio.storage.base import Program
 
 
 class AgentHooks(Protocol):
-    """Told after a commit which agents may have to be started.
-
-    The methods may only schedule work.
-    """
+    """Callbacks that schedule the start of agents after a commit on tasks."""
 
     def target_absent(self, identity: str) -> None:
-        """Note that a task waits for this participant, which is not connected."""
+        """Note that a task waits for this agent, which is not connected."""
         ...
 
     def gateway_lost(self, identity: str) -> None:
@@ -26,14 +23,14 @@ class AgentHooks(Protocol):
 
 
 class Starter(Protocol):
-    """Starts agents that are not running."""
+    """Starts agents that are not connected, for tasks that are targeted at them."""
 
     async def knows(self, implementation: str) -> bool:
-        """Return whether this implementation is registered. Raises StorageUnavailable."""
+        """Return whether an agent implementation is registered. Raises StorageUnavailable."""
         ...
 
     def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
-        """Start the target of `cause`, in the transaction that creates `cause`.
+        """Start a new task's target in the transaction that creates the task `cause`.
 
         A start that is in progress already is a success. Returns "", or why the target cannot be
         started, as a sentence for the creator; then nothing has been written.

@@ -1,9 +1,9 @@
-"""Waits for the next due moment of any task, and then lets the due moves happen.
+"""The gateway's timer for tasks: waits for the next deadline, then has it handled.
 
-The timer reads the next moment from the table when it starts, so what fell due while the gateway
-was down happens then, once. Every few seconds it reads the clock, which may have been set
-meanwhile. Where several nodes share the table it reads the table too: a node may have ended before
-a moment that it wrote.
+It reads the next moment from the table when it starts, so what fell due while the gateway was down
+happens then, once. Every few seconds it reads the clock, which may have been set meanwhile. Where
+several nodes share the table it reads the table too: a node may have ended before a moment that it
+wrote.
 
 While the database is away nothing falls due, and participants cannot report. Before anything is
 done the mutations that wait are written (`flush_within`), and `fire` is given a SilenceExcuse: when
@@ -38,7 +38,7 @@ FLUSH_S: Final = 5.0
 
 
 class TaskTimer:
-    """Calls `fire` whenever a task is due.
+    """Handles tasks' deadlines, retries and timeouts when they fall due.
 
     `fire(excuse)` handles a page of due rows, returns how many it read, and raises
     StorageUnavailable. `flush_within(timeout_s)` writes the waiting mutations and returns those
@@ -62,20 +62,17 @@ class TaskTimer:
         self.fired = 0
 
     def note(self, due_ms: int) -> None:
-        """Note that something falls due at this moment (Unix ms; 0 for never).
-
-        Never blocks.
-        """
+        """Wake the timer earlier if a task falls due at this moment (Unix ms; 0: never)."""
         if due_ms and (not self._next_ms or due_ms < self._next_ms):
             self._next_ms = due_ms
             self._earlier.set()
 
     def look(self) -> None:
-        """Read the next moment from the table again. Never blocks."""
+        """Have the timer read the tasks' next due moment from the table again."""
         self._earlier.set()
 
     async def run(self) -> None:
-        """Wait and fire, until cancelled."""
+        """Wait for due tasks and handle them, until cancelled."""
         failing = False
         there_ms = self._clock.now_ms()
         while True:

@@ -1,12 +1,11 @@
-"""Write mutations that no client waits for: sessions and progress of tasks.
+"""Writes task changes for which no client waits: joins, leaves, progress reports.
 
 They are written in order, many to a transaction (concurrency/batcher.py). A storm of connections
 costs a few transactions, and what one session does takes effect in the order in which it did it.
 
 Invariants: no mutation is lost while storage is unavailable; MAX_WAITING and MAX_BYTES bound the
-memory, beyond which progress is dropped, as only fresh progress is worth something, but never the
-begin or end of a session. No session has more than its SHARE of these limits, so a session that
-reports without a pause neither drops nor much delays the progress of other sessions.
+memory, beyond which progress is dropped, but never the begin or end of a session. No session has
+more than its SHARE of these limits, so none delays the progress of other sessions much.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def _nothing() -> None:
 
 
 class _Queued(NamedTuple):
-    """A mutation.
+    """A change of tasks that waits to be written.
 
     `session_id` is the session whose share it uses, "" for none; `size` in bytes.
     """
@@ -47,7 +46,7 @@ class _Queued(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """How many mutations were not written in time, and the heartbeats among them.
+    """Changes of tasks that a flush left unwritten: their number and their heartbeats.
 
     `failed`: storage was unavailable at some time during the wait.
     """
@@ -61,7 +60,7 @@ NO_BACKLOG: Final = Backlog(failed=False)
 
 
 class WriteBatcher:
-    """Writes mutations in groups; bounds what waits, and knows which heartbeats wait.
+    """Writes queued changes of tasks, many to a transaction; drops excess progress.
 
     `perform(mutation)` runs one mutation in a transaction and raises StorageUnavailable.
     `merge(group)` may return fewer mutations that do the same.
@@ -84,7 +83,7 @@ class WriteBatcher:
     def put(
         self, mutation: Mutation, on_written: Callable[[], None] = _nothing, *, heartbeat: Heartbeat | None = None
     ) -> int:
-        """Queue a mutation in the caller's name; return its number for `wait_written`.
+        """Queue a change of tasks; return its number for `wait_written`.
 
         `on_written` is called after the commit.
         """
@@ -99,9 +98,9 @@ class WriteBatcher:
         session_id: str,
         size: int,
     ) -> int:
-        """Queue a mutation as `put` does, or drop it and return 0 when too much waits.
+        """Queue a change as `put` does, or drop it and return 0 if too much waits.
 
-        The limits are those of all sessions and of the session; `size` is in bytes.
+        The limits are those of all sessions and of this one; `size` is in bytes.
         """
         count, session_bytes = self._shares.get(session_id, (0, 0))
         full = len(self._batcher) >= MAX_WAITING or self._bytes + size > MAX_BYTES
@@ -119,23 +118,23 @@ class WriteBatcher:
 
     @property
     def dropped(self) -> int:
-        """How many mutations were dropped since start."""
+        """How many progress reports of tasks were dropped since the gateway's start."""
         return self._dropped
 
     def is_written(self, number: int) -> bool:
-        """Return whether the mutation with this number is committed."""
+        """Return whether the queued change with this number is committed."""
         return self._batcher.is_written(number)
 
     async def wait_written(self, number: int) -> None:
-        """Wait until the mutation with this number is committed."""
+        """Wait until the queued change with this number is committed."""
         await self._batcher.wait_written(number)
 
     async def flush(self) -> None:
-        """Wait until all mutations that are queued now are committed."""
+        """Wait until all changes of tasks that are queued now are committed."""
         await self._batcher.flush()
 
     async def flush_within(self, timeout_s: float) -> Backlog:
-        """Wait for `flush` as `Batcher.flush_within` does; return what is left."""
+        """Wait for `flush` at most this long; return what is left unwritten."""
         batcher = self._batcher
         was_unavailable, failures = batcher.unavailable, batcher.failures
         all_written = await batcher.flush_within(timeout_s)
@@ -146,7 +145,7 @@ class WriteBatcher:
         return Backlog(failed, len(left), frozenset(one.heartbeat for one in left if one.heartbeat))
 
     async def run(self) -> None:
-        """Write mutations until cancelled."""
+        """Write queued changes of tasks to the database until cancelled."""
         await self._batcher.run()
 
     async def _write(self, group: Sequence[_Queued]) -> None:

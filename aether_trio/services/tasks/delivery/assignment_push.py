@@ -1,4 +1,4 @@
-"""Send assignments to the workers of this node.
+"""The gateway sends assignments of tasks to the workers connected to this node.
 
 A worker that reads is sent its assignments at once, in one write with its other messages of this
 turn of the event loop. For a worker that does not read only the ids of its tasks are kept, and the
@@ -40,9 +40,10 @@ RunMint = Callable[[Callable[[Context], Program[list[TaskRow | None]]]], Awaitab
 
 
 class AssignmentSender:
-    """Sends assignments; `kick` has an outbox written at the end of this turn.
+    """Sends task assignments to workers, and agent starts to orchestrators.
 
-    `run_program` runs a transaction that makes tokens. Raises StorageUnavailable.
+    `kick` has an outbox written at the end of this turn. `run_program` runs a transaction that
+    makes tokens, and raises StorageUnavailable.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class AssignmentSender:
         self.pushed = 0
 
     def push(self, session: Session, task: TaskRow, payload: bytes | None) -> None:
-        """Send a worker a task. Never blocks.
+        """Send a worker its assigned task, or queue the task's id until it has room.
 
         A payload that is None is read when there is room. A session that has ended is skipped, as
-        its end gives the task back.
+        its end gives the task back. Never blocks.
         """
         if session.detached or session.nursery is None:
             return
@@ -101,10 +102,7 @@ class AssignmentSender:
             del self._starts[session.session_id]
 
     async def send_starts(self, session: Session, starts: Sequence[TaskRow]) -> None:
-        """Send an orchestrator of this node starts with fresh tokens.
-
-        Ends with the session.
-        """
+        """Send an orchestrator agent starts with fresh tokens. Ends with the session."""
         minted = [(task, new_token(self._random_bytes)) for task in starts]
 
         def mint(context: Context) -> Program[list[TaskRow | None]]:

@@ -1,4 +1,4 @@
-"""Subscribe users' windows to the conversations of tasks in which they take part.
+"""The gateway subscribes users' windows to the message topics of their tasks.
 
     commit ──▶ status update for the user ──▶ each node with windows of that user ──▶ check
     a window enters a workspace ─────────────────────────────────────────────────────▶ check
@@ -36,7 +36,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.tasks")
 
 MAX_CONVERSATIONS: Final = 256
-"""Conversations of one window: those of its user's tasks that began last."""
+"""Task conversations of one window: those of its user's tasks that began last."""
 MAX_READ: Final = 4 * MAX_CONVERSATIONS
 """Tasks of a user that are read, as some of them have no conversation."""
 PAGE: Final = 64
@@ -50,7 +50,7 @@ _TAKING_PART: Final = """SELECT task_id, spec FROM tasks WHERE subject_id = $1 A
 
 @dataclass(slots=True, eq=False)
 class _Window:
-    """One window of a user.
+    """A user's window (browser session), subscribed to the conversations of its tasks.
 
     `open` are the tasks to which it is subscribed, `over` those of them that have ended, with a
     mark for each end.
@@ -64,16 +64,13 @@ class _Window:
     again: bool = False
 
     def moved(self) -> None:
-        """Check a window in its new workspace.
-
-        Its former subscriptions are closed already.
-        """
+        """Drop the window's former conversations and check those of its new workspace."""
         self.open.clear()
         self.over.clear()
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Check soon, in the session's nursery. Never blocks."""
+        """Schedule a check of which task conversations a window follows. Never blocks."""
         self.again = True
         nursery = self.session.nursery
         if not self.looking and nursery is not None:
@@ -94,7 +91,7 @@ class _Window:
             self.looking = False
 
     async def _settle(self) -> None:
-        """Subscribe to the conversations that the table names, and leave the others."""
+        """Subscribe a window to the conversations of its user's tasks; leave ended ones."""
         session = self.session
         workspace, user_id = session.workspace, session.identity.user_id
         wanted = await self.database.read(lambda: _taking_part(user_id, workspace)) if workspace else []
@@ -129,7 +126,7 @@ class _Window:
 
 
 class _User:
-    """The windows of one user, and the listener for the user's status updates."""
+    """The windows of one user on this node, checked at each status update of a task."""
 
     def __init__(self, user_id: str) -> None:
         self.ephemeral_topic = progress_of_user(user_id)
@@ -137,17 +134,17 @@ class _User:
         self.windows: dict[Session, _Window] = {}
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Check all windows when the gateway has sent a status update."""
+        """Check the user's windows when the gateway has sent a task's status update."""
         if pb.DownstreamMessage.FromString(frame).progress_update.source == SOURCE:
             for window in self.windows.values():
                 window.look_soon()
 
     def kick(self) -> None:
-        """Do nothing: nothing is buffered."""
+        """Do nothing: this listener buffers no messages."""
 
 
 class Conversations:
-    """The windows of a node that are, or were, in a workspace."""
+    """Keeps users' windows on this node subscribed to conversations of their tasks."""
 
     def __init__(self, database: Database, ephemeral_topics: EphemeralTopics) -> None:
         self._database = database
@@ -155,7 +152,7 @@ class Conversations:
         self._users: dict[str, _User] = {}
 
     def moved(self, session: Session) -> None:
-        """Check a session that has entered a workspace. Never blocks."""
+        """Check the task conversations of a window that has entered a workspace."""
         if session.identity.kind is not Kind.USER or session.detached:
             return
         user = self._users.get(session.identity.user_id)
@@ -168,7 +165,7 @@ class Conversations:
         window.moved()
 
     def ended(self, session: Session) -> None:
-        """Forget a session that has ended. Idempotent."""
+        """Forget the window of a session that has ended. Idempotent."""
         user = self._users.get(session.identity.user_id)
         if user is not None:
             user.windows.pop(session, None)
@@ -177,10 +174,7 @@ class Conversations:
                 del self._users[session.identity.user_id]
 
     async def run(self) -> None:
-        """Check all windows again and again, until cancelled.
-
-        Needed where other nodes write to the tasks.
-        """
+        """Check all windows' task conversations periodically; needed with other nodes."""
         while True:
             windows = [window for user in self._users.values() for window in user.windows.values()]
             for window in windows:
@@ -192,7 +186,7 @@ class Conversations:
 
 
 def _taking_part(user_id: str, workspace: str) -> Program[list[str]]:
-    """Read the tasks in which a user takes part, the one that began last first."""
+    """Read the ids of the tasks in which a user takes part, the latest begun first."""
     found: list[str] = []
     for offset in range(0, MAX_READ, PAGE):  # clients choose the size of what is kept of a task
         page: list[Row] = yield Fetch(_TAKING_PART, (user_id, workspace, PAGE, offset))

@@ -1,10 +1,10 @@
-"""Read the events of many tasks in the order of their time, a page at a time.
+"""Read stored events of many tasks in the order of their time, a page at a time.
 
     sizes of the next events of each task ──▶ the earliest of all, up to PAGE_BYTES ──▶ read whole
          ▲                                          │ the known sizes of a task are used up
          └──────────────────────────────────────────┘
 
-Between two pages the positions of the next events are kept, and no event. Clients choose the size
+Between two pages the positions of the next events are kept, and no event: clients choose the size
 and the number of events.
 """
 
@@ -30,7 +30,7 @@ PART: Final = 500
 
 
 class EventPosition(NamedTuple):
-    """The position of an event: its number in its task, its size and its time.
+    """The number of an event in its task, its size in bytes and its time.
 
     The time is not before that of events with lower numbers.
     """
@@ -41,9 +41,9 @@ class EventPosition(NamedTuple):
 
 
 class UpcomingEvents(NamedTuple):
-    """The next events of a task.
+    """The positions of a task's next events; `more`: further ones follow.
 
-    `more`: further ones follow. `at_ms` is the latest time among those that were read.
+    `at_ms` is the latest time among those that were read.
     """
 
     places: tuple[EventPosition, ...]
@@ -56,13 +56,14 @@ Ahead = dict[str, UpcomingEvents]
 
 
 def used_up(ahead: Mapping[str, UpcomingEvents]) -> list[str]:
-    """Return the tasks whose known sizes are used up."""
+    """Return the tasks whose known event sizes are used up."""
     return [task_id for task_id, coming in ahead.items() if not coming.places]
 
 
 def read_on(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int]) -> Program[tuple[list[Row], Ahead]]:
-    """Read the next page of (task id, number, event); return it and what is ahead.
+    """Read the next page of stored events of several tasks, earliest first.
 
+    Returns (task id, number, event) of each, and the positions of the events after the page.
     `wanted` are the tasks whose sizes are to be read, with the number of the last known event of
     each. Tasks whose known sizes are used up must be among them.
     """
@@ -83,7 +84,7 @@ def read_on(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int]) -> P
 
 
 def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
-    """Add the sizes of the next events of these tasks."""
+    """Add the positions of these tasks' next events to `rest`."""
     news = (yield from _with_news(wanted)) if len(wanted) > 1 else list(wanted)
     if not news:
         return
@@ -106,7 +107,7 @@ def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], rest: 
 
 
 def _take(rest: Ahead) -> list[tuple[str, int]]:
-    """Take (task id, number) of the earliest events that are ahead."""
+    """Remove the earliest events of all tasks from `rest`, up to PAGE_BYTES of them."""
     heads = [(coming.places[0].at_ms, task_id) for task_id, coming in rest.items()]
     heapify(heads)
     used: dict[str, int] = {}
@@ -135,10 +136,7 @@ def _take(rest: Ahead) -> list[tuple[str, int]]:
 
 
 def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
-    """Return the tasks that have events after these numbers.
-
-    Of many tasks, most have none.
-    """
+    """Return the tasks that have events after these numbers; most have none."""
     found: list[str] = []
     for names, marks in in_parts(wanted):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
@@ -147,7 +145,7 @@ def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
 
 
 def in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Split task ids for statements, each with the placeholders for its part.
+    """Split task ids for statements, each part with its SQL placeholders.
 
     The numbers are rounded up, so that there are few different statements.
     """

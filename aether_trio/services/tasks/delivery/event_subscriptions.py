@@ -1,4 +1,4 @@
-"""Send task events to subscribers in the order of their numbers.
+"""The gateway sends task events to subscribers in the order of their numbers.
 
     commit ──▶ offer(events) ──▶ is it the next number, and has the client room? ──▶ sent
                                      │ no: the task is behind
@@ -42,10 +42,9 @@ logger = structlog.get_logger("aether.tasks")
 MAX_SUBSCRIPTIONS: Final = 256
 """Subscriptions of one session."""
 MAX_FOLLOWED: Final = 4_096
-"""Tasks of one recursive subscription.
+"""Tasks of one recursive subscription; one that would begin with more is refused.
 
-A subscription that would begin with more is refused. A descendant that is created later is not
-followed beyond it, and the client is told so once.
+A descendant that is created later is not followed beyond it, and the client is told so once.
 """
 MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
 """Tasks of all subscriptions of a session, counted for each subscription."""
@@ -53,7 +52,7 @@ MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
 
 @dataclass(slots=True, eq=False)
 class EventSubscription:
-    """A session's subscription to the events of a task, or of all tasks below it too.
+    """A session's subscription to the events of a task, or of its descendants too.
 
     `positions` are the numbers of the latest events sent, None while they are read. `behind` are
     tasks whose events are to be read from the table.
@@ -74,7 +73,7 @@ class EventSubscription:
 
 
 class EventSubscriptions:
-    """All event subscriptions of a node."""
+    """All subscriptions of this node's sessions to task events."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -85,7 +84,7 @@ class EventSubscriptions:
 
     @property
     def watched(self) -> Iterable[str]:
-        """Every task that a subscription of this node follows."""
+        """The ids of all tasks that subscriptions of this node follow."""
         return self._by_task.keys()
 
     def watches(self, task_id: str) -> bool:
@@ -93,13 +92,13 @@ class EventSubscriptions:
         return task_id in self._by_task
 
     def count(self, session: Session) -> int:
-        """Return the number of a session's subscriptions."""
+        """Return the number of a session's task subscriptions."""
         return len(self._by_session.get(session.session_id, ()))
 
     # -- subscribing -------------------------------------------------------------------------------
 
     def open(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Follow these tasks from now on; events before `start` mark them as behind."""
+        """Have a subscription follow these tasks; their events are sent after `start`."""
         self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
         for task_id in task_ids:
             self._follow(subscription, task_id, None)
@@ -111,7 +110,7 @@ class EventSubscriptions:
             self._followed[subscription.session.session_id] += 1
 
     def follow(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Follow further tasks before `start`. Raises RequestError QUOTA."""
+        """Add descendants of a subscription's task, before `start`. May raise QUOTA."""
         new = [task_id for task_id in task_ids if task_id not in subscription.positions]
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
             raise RequestError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
@@ -119,7 +118,7 @@ class EventSubscriptions:
             self._follow(subscription, task_id, None)
 
     def start(self, subscription: EventSubscription, positions: dict[str, int], *, replay: bool) -> None:
-        """Begin to send after these positions.
+        """Begin to send a subscriber events after these positions.
 
         `replay`: there are events after them already.
         """
@@ -131,18 +130,12 @@ class EventSubscriptions:
         self._catch_up_soon(subscription)
 
     def close(self, session: Session, subscription_id: str) -> list[str]:
-        """End a subscription. Idempotent.
-
-        Returns the tasks that no subscription of this node follows any more.
-        """
+        """End a task subscription; return the tasks that no subscription follows any more."""
         subscription = self._by_session.get(session.session_id, {}).pop(subscription_id, None)
         return [] if subscription is None else self._drop(subscription)
 
     def close_all(self, session: Session) -> list[str]:
-        """End a session's subscriptions.
-
-        Returns the tasks that no subscription of this node follows any more.
-        """
+        """End a session's subscriptions; return the tasks that none follows any more."""
         found = self._by_session.pop(session.session_id, {}).values()
         return [task_id for subscription in found for task_id in self._drop(subscription)]
 
@@ -165,7 +158,7 @@ class EventSubscriptions:
     # -- sending -----------------------------------------------------------------------------------
 
     def offer(self, events: Iterable[RecordedEvent]) -> None:
-        """Send these committed events, or mark their tasks as behind. Never blocks."""
+        """Send subscribers these committed events, or mark their tasks as behind."""
         for event in events:
             for subscription in tuple(self._by_task.get(event.task_id, ())):
                 position = subscription.positions[event.task_id]
@@ -179,17 +172,14 @@ class EventSubscriptions:
                     self._catch_up_soon(subscription)
 
     def look(self, task_id: str) -> None:
-        """Read events of a task ("*": of all) that may not have been offered here."""
+        """Read a task's events for its subscribers ("*": all), as some may be missed."""
         for one in list(self._by_task) if task_id == "*" else [task_id]:
             for subscription in self._by_task.get(one, ()):
                 subscription.behind.add(one)
                 self._catch_up_soon(subscription)
 
     async def look_for_missed(self) -> None:
-        """Find events that were not offered here, of all tasks that are followed.
-
-        Raises StorageUnavailable.
-        """
+        """Find missed events of followed tasks in the table. Raises StorageUnavailable."""
         followed = list(self._by_task)
         for names, marks in event_replay.in_parts(followed):
             latest = await self._database.fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", *names)  # noqa: S608
@@ -253,7 +243,7 @@ class EventSubscriptions:
             subscription.reading = False
 
     def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
-        """Send events in order; return the tasks of those without room.
+        """Send a subscriber stored events; return the tasks of those it has no room for.
 
         These are read again later: no event is kept for a client that does not read.
         """
@@ -275,7 +265,7 @@ def _too_many(subscription: EventSubscription) -> RequestError:
 
 
 class Beginning(NamedTuple):
-    """Where a subscription begins.
+    """The event positions at which a new task subscription begins.
 
     `unwatched` are tasks of which other nodes do not notify this node.
     """
@@ -285,7 +275,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
-    """Read a task and the tasks `below` it, with all positions, in one snapshot.
+    """Read the event positions of a task and of the tasks `below` it in one snapshot.
 
     `node` is this node's name if there are other nodes. Raises RequestError QUOTA.
     """
@@ -312,7 +302,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
 
 
 def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
-    """Return positions before the first event since `since_ms`, or the latest."""
+    """Return tasks' latest event numbers, or those before the events since `since_ms`."""
     found: dict[str, int] = {}
     for names, marks in event_replay.in_parts(task_ids):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608

@@ -1,4 +1,4 @@
-"""Wake tasks by messages to their input topics, `tk::{workspace}::{task}::input`.
+"""The gateway wakes tasks by messages to `tk::{workspace}::{task}::input`.
 
     sender ──▶ topic log ──▶ rows of the database (unused_inputs.py) ──▶ the wait that takes it
 
@@ -76,10 +76,7 @@ class _Page(NamedTuple):
 
 
 class _Waiting:
-    """Topics with new messages in the order of their turns.
-
-    With the number of the last append to each that was made on this node, 0 for none.
-    """
+    """Input topics with new messages, each with the number of its last append here."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -89,7 +86,7 @@ class _Waiting:
         return bool(self._numbers)
 
     def put(self, topic: str, number: int) -> bool:
-        """Add a topic, or its new append; return False if there is no room for it."""
+        """Queue an input topic to be copied; return False if its workspace has no room."""
         if topic not in self._numbers:
             workspace = _workspace_of(topic)
             if len(self._numbers) >= MAX_WAITING or self._counts[workspace] >= max(MAX_WAITING // SHARE, 1):
@@ -99,11 +96,11 @@ class _Waiting:
         return True
 
     def first(self) -> dict[str, int]:
-        """Return the topics whose turn it is; they stay."""
+        """Return the next input topics to be copied; they stay queued."""
         return dict(islice(self._numbers.items(), GROUP))
 
     def had_turn(self, topic: str, number: int, *, unfinished: bool) -> None:
-        """Remove a topic that was copied up to this append, or queue it again for more."""
+        """Remove an input topic that was copied up to this append, or queue it again."""
         latest = self._numbers.pop(topic)
         if unfinished or latest != number:
             self._numbers[topic] = latest
@@ -114,7 +111,10 @@ class _Waiting:
 
 
 class InputConsumer:
-    """Copies inputs from the log; `perform` runs a transaction."""
+    """Copies task inputs from the topic log to the database, and wakes waiting tasks.
+
+    `perform` runs a transaction.
+    """
 
     def __init__(self, log: TopicLog, database: Database, perform: Callable[[Mutation], Awaitable[object]]) -> None:
         self._log = log
@@ -131,22 +131,19 @@ class InputConsumer:
         """How many inputs were dropped without room, since start."""
 
     def put(self, topic: str, number: int) -> None:
-        """Note an append to an input topic, by its number in the log. Never blocks."""
+        """Note that a message was appended to a task's input topic. Never blocks."""
         self._appended = number
         if not self._waiting.put(topic, number):
             self._all = True
         self._work.set()
 
     def look(self) -> None:
-        """Check all topics: some may have messages of which no append was noted.
-
-        Never blocks.
-        """
+        """Have all input topics checked: some may have messages that were not noted."""
         self._all = True
         self._work.set()
 
     async def run(self) -> None:
-        """Copy inputs until cancelled."""
+        """Copy task inputs from the topic log until cancelled."""
         while True:
             try:
                 if self._waiting:
@@ -162,7 +159,7 @@ class InputConsumer:
                 await trio.sleep(RETRY_DELAY_S)
 
     async def _begin_to_look(self) -> None:
-        """Begin a check of all topics; topics that are created later are noted by `put`."""
+        """Begin a check of all input topics; `put` notes topics that are created later."""
         self._all = False  # a topic that is put meanwhile, and finds no room, causes another check
         try:
             await self._log.wait_settled(self._appended)
@@ -186,10 +183,7 @@ class InputConsumer:
             self._waiting.had_turn(topic, number, unfinished=topic in unfinished)
 
     async def _take_over(self, topics: Sequence[str]) -> list[str]:
-        """Copy a page of each of these topics; return those that have more.
-
-        Raises StorageUnavailable.
-        """
+        """Copy a page of inputs of each topic; return the topics that have more."""
         places = [place for topic in topics if (place := _place(topic)) is not None]
         known = await self._database.read(lambda: _positions(places))
         wanted = [(place.topic, after) for place, after in known]
@@ -232,7 +226,6 @@ class InputConsumer:
 
 
 def _place(topic: str) -> _Place | None:
-    """Parse the name of an input topic; None for any other topic."""
     parts = topic.split("::")
     if len(parts) != 4 or parts[0] != "tk" or parts[3] != "input":
         return None
@@ -244,7 +237,7 @@ def _workspace_of(topic: str) -> str:
 
 
 async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metadata]]:
-    """Decode messages of the log; large ones take time, so other tasks run in between."""
+    """Decode inputs from the log; large ones take time, so other tasks run in between."""
     inputs = []
     size = 0
     for offset, frame in messages:
@@ -257,7 +250,7 @@ async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metada
 
 
 def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
-    """Read how far the inputs of existing tasks are copied."""
+    """Read up to which log number the inputs of existing tasks are copied."""
     found: list[tuple[_Place, int]] = []
     for place in places:
         known: list[Row] = yield Fetch(
@@ -269,7 +262,7 @@ def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
 
 
 def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
-    """Copy a page of one task's inputs; return those without room."""
+    """Copy a page of inputs to one task; return those that it has no room to keep."""
     dropped: list[_Place] = []
     task = yield from task_rows.load(page.place.task_id)
     if task is None:
@@ -298,18 +291,16 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
 
 
 def _wait_of(task: TaskRow) -> Wait | None:
-    """Return the wait of this task that an input may end."""
     return task.waits_for if task.status is StoredStatus.WAITING_INPUT else None
 
 
 def _payload(frame: bytes) -> bytes:
-    """Return the payload of a message of the log."""
     payload: bytes = pb.DownstreamMessage.FromString(frame).msg.payload
     return payload
 
 
 def metadata_of(payload: bytes) -> Metadata:
-    """Return the metadata of an input; empty if it has none."""
+    """Return the `metadata` object of an input's JSON payload; {} if it has none."""
     try:
         found = json.loads(payload)
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""Append the messages of `task_outbox` to the topic log, then delete them.
+"""The gateway appends completion messages of tasks to the topic log.
 
-Transactions on tasks write these messages with their rows (the pattern is called transactional
-outbox). Log and tasks are different databases, so a crash in between appends a message twice, and
-none is lost: at least once, as the log itself delivers. The node that ends the sessions of an ended
-node takes over its messages.
+Transactions on tasks write these messages to `task_outbox` with their rows (the pattern is called
+transactional outbox). Log and tasks are different databases, so a crash in between appends a
+message twice, and none is lost: at least once, as the log itself delivers. The node that ends the
+sessions of an ended node takes over its messages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAGE: Final = 100
 
 
 class OutboxPublisher:
-    """Appends messages to the log, as their author (log/topic_log.py)."""
+    """Appends messages of `task_outbox` to the topic log, then deletes their rows."""
 
     confirms = False
     publisher: Publisher | None = None
@@ -41,18 +41,18 @@ class OutboxPublisher:
         self._refused: set[int] = set()
 
     def wake(self) -> None:
-        """Publish soon, as messages were added. Never blocks."""
+        """Publish soon, as rows were added to `task_outbox`. Never blocks."""
         self._work.set()
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Remember that the log has refused an append."""
+        """Remember that the topic log has refused an append, so that it is repeated."""
         self._refused.add(number)
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: `wait_settled` waits for the appends."""
+        """Do nothing: `_publish` waits for its appends with `wait_settled`."""
 
     async def run(self) -> None:
-        """Publish messages until cancelled."""
+        """Publish messages of `task_outbox` until cancelled."""
         while True:
             await self._work.wait()
             try:
@@ -66,7 +66,7 @@ class OutboxPublisher:
             pass
 
     async def _publish(self) -> bool:
-        """Publish a page; return whether there may be more."""
+        """Publish a page of `task_outbox`; return whether there may be more."""
         found = await self._database.fetch(
             "SELECT task_id, number, topic, frame FROM task_outbox WHERE node = $1 ORDER BY task_id, number LIMIT $2",
             self._node(),

@@ -1,7 +1,7 @@
-"""Send a task's creator a progress update at each new status (tasks.md 1.14).
+"""The gateway sends a task's creator a progress update at each new status.
 
-Updates are for people, and for clients that listen to progress anyhow. One may be lost: a client
-that must see each change subscribes to the task's events.
+Updates are for people, and for clients that listen to progress anyhow (tasks.md 1.14). One may be
+lost: a client that must see each change subscribes to the task's events.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTICIPANT: Final = "subject_participant"
 def publish(
     ephemeral_topics: EphemeralTopics, task: TaskRow, now_ms: int, kick: Callable[[EphemeralSink], None]
 ) -> None:
-    """Send a task's new status to its creator, and to the user that takes part.
+    """Send a task's new status to its creator, and to the user who takes part in it.
 
     `kick` as in `EphemeralTopics.publish`.
     """
@@ -60,7 +60,7 @@ def publish(
 
 @lru_cache(maxsize=4096)
 def _ephemeral_topic_of(creator: str, workspace: str) -> str:
-    """Return the progress topic of a creator; "" for one without a topic."""
+    """Return the progress topic of a task's creator; "" for one without a topic."""
     try:
         identity = Identity.parse(creator, strict=False)
     except IdentityError:

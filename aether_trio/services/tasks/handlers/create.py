@@ -1,11 +1,11 @@
-"""`create_task`: checks, row and transaction of a request (tasks.md 2.2).
+"""Handles `create_task`: checks a request, makes the task's row and writes it.
 
     handle ──▶ checks in the reference's order ──▶ new_task ──▶ create_in_transaction ──▶ response
 
-An idempotency key is written in the transaction that creates its task. A creation that fails leaves
-no key, and of two requests at the same moment, on any two nodes, one creates the task and the other
-finds it. Keys are separate for each workspace: those of the reference are not, and would tell one
-workspace the ids of another workspace's tasks.
+An idempotency key is written in the transaction that creates its task (tasks.md 2.2). A creation
+that fails leaves no key, and of two requests at the same moment, on any two nodes, one creates the
+task and the other finds it. Keys are separate for each workspace: those of the reference are not,
+and would tell one workspace the ids of another workspace's tasks.
 
 A connected target is assigned its task even if its implementation is not registered, which the
 reference demands: a registration says what can be started, and this target runs already.
@@ -103,10 +103,10 @@ Start = Callable[[Transaction, Identity, TaskRow], Program[str]]
 
 
 class CreateResult(NamedTuple):
-    """The result of a request.
+    """The result of a CreateTaskRequest: the task's id and row, or the problem.
 
-    `task` is None for a repeated request, whose task has the id `task_id`. `problem`: no task was
-    created, and why. `started`: the target is being started.
+    `task` is None for a repeated request, whose task has the id `task_id`. `started`: the target is
+    being started.
     """
 
     task_id: str
@@ -120,7 +120,7 @@ class CreateResult(NamedTuple):
 
 @dataclass(slots=True)
 class TaskCreator:
-    """Handles create_task."""
+    """Handles `create_task` requests."""
 
     engine: Engine
     sessions: TaskSessions
@@ -135,7 +135,7 @@ class TaskCreator:
     _latest_us: int = 0
 
     async def handle(self, session: Session, request: pb.CreateTaskRequest) -> list[pb.DownstreamMessage]:
-        """Answer one request; a refusal is in both answers."""
+        """Answer a `create_task` request, also when it is refused or storage fails."""
         try:
             response = await self._create(session, request)
         except StorageUnavailable as error:
@@ -206,7 +206,7 @@ class TaskCreator:
         target: Identity,
         offline: OfflinePolicy,
     ) -> CreateResult:
-        """Create the task of an absent target: wait for its row, or start the target.
+        """Create a task whose target has no row: wait for the row, or start the target.
 
         The target may have connected just now, to a node that has yet to write its row.
         """
@@ -237,7 +237,7 @@ class TaskCreator:
             raise RequestError(Code.PERMISSION_DENIED, decision.reason)
 
     def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
-        """Check that a task reaches only participants that a message reaches.
+        """Check that a task's creator may send messages to its target or pool.
 
         Made before anything is read about the target, or the workers of the pool. Raises
         RequestError PERMISSION_DENIED.
@@ -260,10 +260,7 @@ class TaskCreator:
             raise RequestError(Code.PERMISSION_DENIED, why)
 
     async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> OfflinePolicy:
-        """Decide what happens if the target is not connected.
-
-        Raises RequestError TASK_CREATE_FAILED.
-        """
+        """Decide if a task for an absent target is queued, refused, or starts the target."""
         kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
         if target is None or kept:
             return OfflinePolicy.QUEUE
@@ -274,12 +271,10 @@ class TaskCreator:
         return OfflinePolicy.UNKNOWN
 
     async def _token(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
-        """Make a token for the identity that is to do the task.
+        """Make a task token for the identity that the request names as its worker.
 
-        Returns the token and the identity.
-
-        ("", "") if the request asks for none, or may have none. The token gives no more rights than
-        the creator's credential.
+        Returns the token and the identity, ("", "") if the request asks for none, or may have none.
+        The token gives no more rights than the creator's credential.
         """
         creator = session.identity
         if not request.target_identity:
@@ -304,10 +299,7 @@ class TaskCreator:
         return (new_token(self.random_bytes), owner.text) if decision.allowed else ("", "")
 
     def _next_order_us(self) -> int:
-        """Return the time in microseconds, larger than ever before on this node.
-
-        So of two tasks the earlier one is assigned first.
-        """
+        """Return an increasing time in microseconds, which orders the node's tasks."""
         self._latest_us = max(self.engine.clock.now_ms() * 1000, self._latest_us + 1)
         return self._latest_us
 
@@ -324,10 +316,7 @@ class TaskCreator:
 
 
 def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bool) -> str:
-    """Check the identifiers and return the task's workspace.
-
-    Raises RequestError INVALID_IDENTIFIER, which the reference answers without a typed response.
-    """
+    """Check a task's identifiers; return its workspace. Raises INVALID_IDENTIFIER."""
     workspace = request.workspace or own_workspace
     try:
         check_token(workspace, "workspace", strict=strict)
@@ -339,10 +328,7 @@ def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bo
 
 
 def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
-    """Check the sizes of a request.
-
-    Raises RequestError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT.
-    """
+    """Check the sizes of a task's payload and texts. Raises RequestError."""
     if len(request.payload) > payload_bytes:
         raise RequestError(
             Code.TASK_PAYLOAD_TOO_LARGE,
@@ -361,7 +347,6 @@ def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
 
 
 def _failed(text: str) -> RequestError:
-    """Make the error of a task that cannot be created."""
     return RequestError(Code.TASK_CREATE_FAILED, text)
 
 
@@ -379,7 +364,7 @@ def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None
 
 
 def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
-    """Read the deadlines in the metadata. Raises RequestError TASK_CREATE_FAILED."""
+    """Read a task's deadlines from its metadata, in ms. Raises TASK_CREATE_FAILED."""
     found = {}
     for name in DEADLINES:
         text = request.metadata.get(name, "")
@@ -394,7 +379,7 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
 
 
 def check_policy(request: pb.CreateTaskRequest) -> None:
-    """Check what happens on a parent's end. Raises RequestError TASK_CREATE_FAILED."""
+    """Check a task's metadata `on_parent_cancelled`. Raises TASK_CREATE_FAILED."""
     policy = request.metadata.get(ON_PARENT_CANCELLED, ABANDON)
     if policy not in (ABANDON, CANCEL):
         raise _failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
@@ -415,7 +400,7 @@ def new_task(
     now_ms: int,
     order_us: int,
 ) -> TaskRow:
-    """Make the row of a request. Raises RequestError TASK_CREATE_FAILED."""
+    """Make the row of the task that a request asks for. Raises TASK_CREATE_FAILED."""
     mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
     if mode is Mode.POOL and not request.target_implementation:
         raise _failed("a POOL task needs target_implementation")
@@ -460,7 +445,7 @@ def new_task(
 
 
 def key_hash(workspace: str, key: str) -> bytes:
-    """Return the hash under which an idempotency key is kept."""
+    """Return the hash under which a task's idempotency key is stored."""
     return hashlib.sha256(f"{workspace}\x00{key}".encode()).digest()
 
 
@@ -538,10 +523,7 @@ def create_in_transaction(
 
 
 def _word(task: TaskRow, *, started: bool) -> str:
-    """Return the protocol's word for what became of a task.
-
-    "queued" is our word for a task that waits for a target which is not started.
-    """
+    """Return the status word of a created task in the response; "queued" is our word."""
     if task.task_type == AGENT_STARTUP:
         return "orchestration_triggered"
     if task.mode is Mode.POOL:

@@ -1,4 +1,4 @@
-"""Dead letters: tasks without a further attempt, kept until a person has acted.
+"""The gateway's dead letters: failed tasks that await an operator's decision.
 
 They are listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The
 protocol has no operation to resolve one: the command line does it through the ops port
@@ -24,7 +24,7 @@ _FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, r
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter.
+    """A failed task without a further attempt, with the reason and its resolution.
 
     Times are Unix milliseconds, `resolved_ms` is 0 while it is open.
     """
@@ -41,7 +41,7 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """Lists and resolves dead letters. Its coroutines raise StorageUnavailable."""
+    """Lists, requeues and resolves dead letters of tasks. Raises StorageUnavailable."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -60,7 +60,7 @@ class DeadLetters:
         return [DeadLetter(*row) for row in found]
 
     async def show(self, task_id: str) -> tuple[DeadLetter | None, TaskRow | None]:
-        """Return a dead letter and its task, as far as they exist."""
+        """Return the dead letter of a task and the task's row, as far as they exist."""
 
         def program() -> Program[tuple[DeadLetter | None, TaskRow | None]]:
             found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_dead_letters WHERE task_id = $1", (task_id,))  # noqa: S608
@@ -70,10 +70,9 @@ class DeadLetters:
         return await self._engine.database.read(program)
 
     async def requeue(self, task_id: str, by: str) -> bool:
-        """Retry the task of a dead letter, as if it had never failed.
+        """Retry a dead task, as if it had never failed; return False if there is none.
 
-        Returns False if no dead task has this id, or if it is a start whose agent has a later
-        start.
+        False, too, for a start of an agent that has a later start.
         """
         done: list[bool] = []
 
@@ -94,7 +93,7 @@ class DeadLetters:
         return any(done)
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
-        """Mark a dead letter as resolved; return False if there is no open one."""
+        """Mark a task's dead letter as resolved; return False if there is no open one."""
         done: list[bool] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:

@@ -1,4 +1,4 @@
-"""`task_op`: the operations on tasks, each one move (tasks.md 6.3).
+"""Handles `task_op`: operations on tasks such as CLAIM, COMPLETE (tasks.md 6.3).
 
     handle ──▶ OPERATIONS: which move? ──▶ operate: permission, refusals ──▶ TaskTransaction.apply
 
@@ -47,10 +47,7 @@ MAX_DEPENDENCIES: Final = 1_000
 MAX_CIRCLE: Final = 10_000
 """Tasks that are read to find out whether tasks would wait for each other in a circle."""
 CIRCLE_PART: Final = 50
-"""Rows of these that one statement reads.
-
-Each names up to MAX_DEPENDENCIES tasks, which are decoded while the process does nothing else.
-"""
+"""Rows of these that one statement reads: each may name MAX_DEPENDENCIES tasks."""
 MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
 """Ten years: longer waits might overflow a column when they are added to a time."""
 MAX_WAKE_MS: Final = 2**62
@@ -87,7 +84,7 @@ HOLDING_MOVES: Final = frozenset({Move.CLAIM, Move.RESUME, Move.PAUSE})
 
 
 class OperationRequest(NamedTuple):
-    """One operation on one task.
+    """A participant's request for one operation on one task.
 
     `wait` belongs to PAUSE and WAIT_FOR; `checked`: its dependencies must be in the task's
     workspace. `number` is the assignment that the caller means, 0 for its latest. A PAUSE with the
@@ -106,7 +103,7 @@ class OperationRequest(NamedTuple):
 
 
 class OperationResult(NamedTuple):
-    """The result of an operation.
+    """The result of an operation on a task: the task's row, or why it is refused.
 
     `tx` is None when nothing was written; `task` is None when the caller may not know of the task.
     `needs`: nothing was done, and an access rule of this workspace has to allow it first.
@@ -140,7 +137,7 @@ class TaskOperator:
         self._has_checkpoint = has_checkpoint
 
     async def handle(self, session: Session, op: pb.TaskOperation) -> Sequence[pb.DownstreamMessage]:
-        """Answer one request. A refusal is a sentence in the typed response."""
+        """Answer a `task_op`. A refusal is a sentence in the typed response."""
         message = pb.DownstreamMessage(task_op=pb.TaskOperationResponse(request_id=op.request_id))
         response = message.task_op
         try:
@@ -225,7 +222,7 @@ class TaskOperator:
 
 
 def operate(context: Context, caller: Caller, request: OperationRequest, since_ms: int = 0) -> Program[OperationResult]:
-    """Apply one move that a participant asks for.
+    """Apply a participant's operation on a task in one transaction, if it may.
 
     `since_ms`: an earlier run began at that moment, and it is not known whether it was committed.
     """
@@ -291,10 +288,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
 
 
 def _pause_key(task: TaskRow, caller: Caller, request: OperationRequest, epoch: int | None) -> str:
-    """Return a key that is equal for the same PAUSE of the same assignment.
-
-    "" for a PAUSE that cannot be recognized, and for other moves.
-    """
+    """Return a key that is equal for repeated requests of the same PAUSE; else ""."""
     if request.move is not Move.PAUSE or request.wait is None or not request.request_id:
         return ""
     number = task.epoch if epoch is None else epoch
@@ -303,7 +297,7 @@ def _pause_key(task: TaskRow, caller: Caller, request: OperationRequest, epoch: 
 
 
 def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
-    """Wake a task if the input that it waits for is kept; return whether it was."""
+    """Wake a task if an input that it waits for is kept; return whether one was."""
     if not task.input_offset or task.waits_for is None:
         return False
     kept = yield from unused_inputs.kept(task.task_id)
@@ -317,7 +311,7 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
 
 
 def _was_made(tx: TaskTransaction, task: TaskRow, request: OperationRequest, since_ms: int) -> Program[bool]:
-    """Return whether an earlier run of this operation was committed.
+    """Return whether the task's events have an earlier run of this operation.
 
     Only for moves whose row does not tell who has made them.
     """
@@ -342,7 +336,7 @@ _LEADS_TO: Final[Mapping[Move, frozenset[int]]] = MappingProxyType(
 
 
 def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> str:
-    """Return why this caller may not claim a pool's task; "" if it may."""
+    """Return why a caller may not CLAIM a pool's task; "" if it may."""
     if request.move is not Move.CLAIM or task.status is not StoredStatus.PENDING or task.mode is not Mode.POOL:
         return ""
     if may_be_given(task, caller.identity):
@@ -353,7 +347,7 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
 
 
 def _check_wait(tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest) -> Program[str]:
-    """Return why this wait cannot begin; "" if it can."""
+    """Return why a task may not begin to wait as the PAUSE asks; "" if it may."""
     wait = request.wait
     if request.move is not Move.PAUSE or wait is None:
         return ""
@@ -375,7 +369,7 @@ def _check_wait(tx: TaskTransaction, task: TaskRow, caller: Caller, request: Ope
 
 
 def _check_circle(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[str]:
-    """Return why this task would wait for its own end; "" if it would not.
+    """Return why a task would wait for its own end in a circle; "" if it would not.
 
     The rows of waiting tasks say what they wait for. A task for which no other has ever waited is
     in no circle, and costs no statement here.
@@ -405,14 +399,14 @@ def _check_circle(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[str
 
 
 def _wait_for(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[None]:
-    """Begin to wait for other tasks; wake the task if all of them have ended."""
+    """Write which tasks a task waits for; wake it if all of them have ended."""
     yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (task.task_id,))
     if (yield from tx.add_dependencies(task, wait)):
         yield from tx.wake(task)
 
 
 def read_wait(op: pb.TaskOperation) -> Wait | None:
-    """Return the wait of a PAUSE or WAIT_FOR; None without one."""
+    """Convert the wait_spec of a PAUSE or WAIT_FOR to a Wait; None without one."""
     if not op.HasField("wait_spec"):
         return None
     spec = op.wait_spec

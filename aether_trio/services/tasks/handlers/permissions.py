@@ -1,4 +1,4 @@
-"""Decide who may see and move a task (reference: tasks.md 6.1).
+"""Decides which participants may see a task and change its status (tasks.md 6.1).
 
 The worker of a task may, in any workspace, as its creator reached both workspaces. Of participants
 whose credential reaches the task's workspace these may: the creator, the user on whose behalf it
@@ -33,7 +33,7 @@ WORK = "task_work"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The participant that asks, in its `workspace`.
+    """The participant that asks for a task, and the workspace that it asks from.
 
     `allowed`: an access rule has allowed it. `reaches` returns whether the credential is good for a
     workspace; None: only for the caller's workspace.
@@ -46,7 +46,7 @@ class Caller:
 
     @classmethod
     def of(cls, session: Session) -> Caller:
-        """Return the participant of this session."""
+        """Make the caller of requests from this session."""
         return cls(session.identity, session.workspace, reaches=session.allows_workspace)
 
     @property
@@ -59,7 +59,7 @@ class Caller:
 
 
 def is_party(task: TaskRow, caller: Caller) -> bool:
-    """Return whether the caller needs no access rule for this task."""
+    """Return whether a caller may see and move a task without an access rule."""
     if caller.name == task.assigned_to and caller.name != task.creator:
         return True
     if not caller.can_reach(task.workspace):
@@ -73,7 +73,7 @@ def is_party(task: TaskRow, caller: Caller) -> bool:
 
 
 def may_be_given(task: TaskRow, identity: Identity) -> bool:
-    """Return whether a task is for this participant: target, creator or pool worker."""
+    """Return whether a task may be assigned to this target, creator or pool worker."""
     if task.task_type == AGENT_STARTUP:
         return False  # a start is assigned to an orchestrator
     if task.mode is Mode.POOL:
@@ -85,14 +85,14 @@ def may_be_given(task: TaskRow, identity: Identity) -> bool:
 
 
 def waits_for(task: TaskRow, caller: Caller) -> bool:
-    """Return whether the task waits and may be assigned to this caller."""
+    """Return whether a task waits for a worker and may be assigned to this caller."""
     return task.status is StoredStatus.PENDING and may_be_given(task, caller.identity)
 
 
 async def load_visible(
     database: Database, authorizer: Authorizer, session: Session, task_id: str, *, operation: str
 ) -> TaskRow | None:
-    """Load a task that the session may see; None otherwise. Raises StorageUnavailable."""
+    """Load a task if the session may see it, else None. Raises StorageUnavailable."""
     task = await database.read_small(lambda: task_rows.load(storable(task_id)))
     caller = Caller.of(session)
     if task is None or is_party(task, caller):
@@ -103,7 +103,7 @@ async def load_visible(
 async def may(
     authorizer: Authorizer, caller: Caller, workspace: str, operation: str, level: AccessLevel = AccessLevel.MANAGE
 ) -> bool:
-    """Return whether an access rule allows an operation on the tasks of a workspace."""
+    """Return whether an access rule allows an operation on a workspace's tasks."""
     if (caller.workspace and caller.workspace != workspace) or not caller.can_reach(workspace):
         return False
     return (await authorizer.check_workspace(caller.identity, workspace, level, operation)).allowed

@@ -1,4 +1,4 @@
-"""`task_query`: GET, and LIST with a filter in pages (reference: tasks.md 6.2).
+"""Handles `task_query`: GET a task, and LIST tasks in pages (tasks.md 6.2).
 
 Order: latest change first, then by id. A page token names the last row of its page. A task that
 changes between two pages moves to the front, so it is never listed twice; a task that does not
@@ -71,12 +71,12 @@ _PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FR
 
 
 class TokenError(ValueError):
-    """A page token that no query has returned."""
+    """The page token of a task list is not one that a query has returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryPage:
-    """Rows, and the token of the next page, "" at the end."""
+    """A page of listed tasks, and the token of the next page, "" at the end."""
 
     tasks: list[TaskRow]
     token: str = ""
@@ -84,7 +84,7 @@ class QueryPage:
 
 @dataclass(slots=True)
 class _Where:
-    """A condition with its arguments, made part by part."""
+    """A WHERE clause of a task list and its arguments, built condition by condition."""
 
     parts: list[str] = field(default_factory=list)
     args: list[Value] = field(default_factory=list)
@@ -103,7 +103,7 @@ class _Where:
 
 
 class TaskReader:
-    """Handles `task_query`: GET and LIST."""
+    """Handles `task_query`: GET a task by its id, and LIST tasks by a filter."""
 
     def __init__(self, engine: Engine, sessions: TaskSessions, authorizer: Authorizer) -> None:
         self._database = engine.database
@@ -111,7 +111,7 @@ class TaskReader:
         self._authorizer = authorizer
 
     async def handle(self, session: Session, asked: pb.TaskQuery) -> Sequence[pb.DownstreamMessage]:
-        """Answer one query. A refusal is a sentence in the typed response."""
+        """Answer a `task_query`. A refusal is a sentence in the typed response."""
         response = pb.TaskQueryResponse(request_id=asked.request_id)
         try:
             await self._sessions.wait_written(session)
@@ -136,10 +136,7 @@ class TaskReader:
         show(response.task, task, numbered=session.numbered)
 
     async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
-        """Add a page of a workspace's tasks.
-
-        All tasks for a reader of the workspace, else those of the caller.
-        """
+        """Add a page of a workspace's tasks: all for a reader of it, else the caller's."""
         workspace = wanted.workspace or session.workspace
         if not workspace:
             response.error = "filter.workspace is required: this participant is in no workspace"
@@ -165,15 +162,12 @@ class TaskReader:
 
 
 def encode_token(task: TaskRow) -> str:
-    """Make the token of a row: unpadded base64url of `<unix micros>|<task_id>`.
-
-    The reference has the same format.
-    """
+    """Make a list's page token, as the reference: base64url of `<micros>|<task_id>`."""
     return base64.urlsafe_b64encode(f"{task.updated_ms * 1000}|{task.task_id}".encode()).rstrip(b"=").decode()
 
 
 def decode_token(token: str) -> tuple[int, str]:
-    """Return (updated_ms, task_id) of a token. Raises TokenError."""
+    """Return (updated_ms, task_id) of a list's page token. Raises TokenError."""
     try:
         raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
         micros, separator, task_id = raw.partition("|")
@@ -190,7 +184,7 @@ def _statuses(numbers: Iterable[int]) -> set[Value]:
 
 
 class Part(enum.Enum):
-    """Which tasks of a workspace a participant is shown."""
+    """Which tasks of a workspace a participant is shown in a list."""
 
     ANY = "any"
     OWN = "own"
@@ -202,7 +196,7 @@ class Part(enum.Enum):
 def condition(
     wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
 ) -> tuple[str, Sequence[Value]]:
-    """Make a WHERE clause with its arguments, followed by ORDER BY and LIMIT.
+    """Make the WHERE clause of a task filter and its arguments, with order and limit.
 
     `party` is the caller's identity. Raises TokenError.
     """
@@ -259,7 +253,6 @@ def condition(
 
 
 def _creator(name: str) -> str:
-    """Return the identity text of a name, which may be an identity's topic."""
     try:
         return Identity.parse(name, strict=False).text
     except IdentityError:
@@ -267,12 +260,12 @@ def _creator(name: str) -> str:
 
 
 def limit_of(wanted: pb.TaskFilter) -> int:
-    """Return the maximum number of rows of a page."""
+    """Return the maximum number of tasks in a page of this filter."""
     return min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
 
 
 def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPage]:
-    """Read one page; fewer rows than `limit` when they are large.
+    """Read a page of a task list; fewer than `limit` tasks when their rows are large.
 
     The sizes are summed before a row is read whole.
     """
@@ -288,7 +281,7 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPag
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
-    """Find the ids of tasks below a task in its workspace, at most `limit`."""
+    """Find the ids of at most `limit` tasks below a task in its workspace."""
     found: list[Row] = yield Fetch(
         f"SELECT task_id FROM tasks WHERE {_DESCENDANTS.format('$1')} AND workspace = $2 LIMIT $3",  # noqa: S608
         (task_id, workspace, limit),

@@ -9,12 +9,12 @@ MAX_REASON: Final = 4_096
 
 
 def storable(text: str) -> str:
-    """Replace zero bytes by a visible character. No stored name has that character."""
+    """Replace zero bytes by a visible character that no stored name has."""
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
 def number_of(text: str, most: int) -> int | None:
-    """Read a number from 0 to `most`; None for any other text.
+    """Parse a number from 0 to `most` in a client's text; None for any other text.
 
     Python refuses to read more than 4,300 digits, and takes long for fewer.
     """
@@ -25,5 +25,5 @@ def number_of(text: str, most: int) -> int | None:
 
 
 def reason(text: str) -> str:
-    """Cut off a reason that is too long."""
+    """Shorten a client's reason to MAX_REASON characters, and make it storable."""
     return storable(text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…")

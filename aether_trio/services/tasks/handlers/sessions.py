@@ -1,4 +1,4 @@
-"""Write the begin, end and progress of sessions for their tasks.
+"""Writes for tasks when the sessions of workers begin, end or report progress.
 
 A session that begins or ends, and each report of progress, puts a mutation into the engine's
 WriteBatcher. A request of a session waits (`wait_written`) until what the session did before the
@@ -34,7 +34,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def is_owner(session: Session) -> bool:
-    """Return whether this session is a worker only while it owns a task.
+    """Return whether a session can only work on tasks that its participant created.
 
     Orchestrators and sessions of a task token have a row from their begin.
     """
@@ -43,7 +43,7 @@ def is_owner(session: Session) -> bool:
 
 
 class TaskSessions:
-    """Writes what the sessions of this node do; see the module docstring.
+    """Writes joins, ends and progress reports of this node's sessions for their tasks.
 
     `capacity` is the maximum number of live tasks that a worker is assigned.
     """
@@ -68,7 +68,7 @@ class TaskSessions:
         return await tokens.admit(self._engine.database, identity, credentials, self._engine.clock.now_ms())
 
     def joined(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
-        """Write that a session was acknowledged. Never blocks.
+        """Write for its tasks that a worker's session has begun. Never blocks.
 
         `resumed`: its client resumes an earlier session. `rejoined`: it has joined before, and its
         node has a new lease since.
@@ -91,10 +91,7 @@ class TaskSessions:
             self._joins[session.session_id] = number
 
     def ended(self, session: Session) -> None:
-        """Write that a session ended; called once for each, acknowledged or not.
-
-        Never blocks.
-        """
+        """Write for its tasks that a worker's session has ended. Never blocks."""
         self._reports.pop(session.session_id, None)
         self._claiming.discard(session.session_id)
         self._joins.pop(session.session_id, None)
@@ -111,7 +108,7 @@ class TaskSessions:
     # -- owners ------------------------------------------------------------------------------------
 
     async def register_owner(self, session: Session) -> None:
-        """Give an owner a row, as it is about to work on its task; workers have one."""
+        """Write a worker's row for a participant that is about to work on its own task."""
         if not is_owner(session):
             return
         number = self._registered_owners.get(session.session_id)
@@ -158,20 +155,18 @@ class TaskSessions:
     # -- claims ------------------------------------------------------------------------------------
 
     def is_first_claim(self, session: Session) -> bool:
-        """Return whether a claim is the first sign that the client claims its tasks."""
+        """Return whether a CLAIM is the first sign that the session's client claims tasks."""
         return not session.numbered and session.session_id not in self._claiming
 
     def claimed(self, session: Session) -> None:
-        """Remember that a session has claimed a task."""
+        """Remember that a session's client has claimed a task."""
         if not session.detached:
             self._claiming.add(session.session_id)
 
     # -- progress ----------------------------------------------------------------------------------
 
     def reported(self, session: Session, report: pb.ProgressReport) -> None:
-        """Write a progress report that names a task: a heartbeat and an event.
-
-        Never blocks.
+        """Write a worker's progress report as a heartbeat and an event. Never blocks.
 
         If the task has ended, or another worker has it, the report is no event. The worker is sent
         an error instead, and so learns of a cancellation.
@@ -219,14 +214,14 @@ class TaskSessions:
     # -- waiting -----------------------------------------------------------------------------------
 
     async def wait_joined(self, session: Session) -> None:
-        """Wait until the task of a session's token is assigned to the session."""
+        """Wait until a session that a task token let in is assigned that task."""
         number = self._joins.get(session.session_id, 0)
         if number:
             await self._writes.wait_written(number)
             self._joins.pop(session.session_id, None)
 
     async def wait_written(self, session: Session) -> None:
-        """Wait until the begin of a session, and all that it has reported, is written."""
+        """Wait until a session's begin and its progress reports are written."""
         await self.wait_joined(session)
         number = self._reports.pop(session.session_id, 0)
         if number:
@@ -235,9 +230,7 @@ class TaskSessions:
     # -- checkpoints -------------------------------------------------------------------------------
 
     async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
-        """Find the former worker that saved the checkpoint of a task of `identity`.
-
-        The task was hibernated with that checkpoint.
+        """Return whose checkpoint the new worker of a hibernated task may load.
 
         None if it is `identity`, or may not share its checkpoints with it.
         """
@@ -262,6 +255,5 @@ def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[str])
 
 
 def _may_replace(identity: Identity, other: Identity) -> bool:
-    """Return whether one worker may continue the work of another."""
     same_place = identity.workspace == other.workspace or "" in (identity.workspace, other.workspace)
     return identity.implementation == other.implementation and same_place

@@ -1,4 +1,4 @@
-"""`task_subscription_op`: SUBSCRIBE to task events, UNSUBSCRIBE (tasks.md 6.4).
+"""Handles `task_subscription_op`: subscriptions to task events (tasks.md 6.4).
 
 Where several nodes share the database, a node writes to `task_watchers` which tasks its subscribers
 follow; the other nodes notify it of new events of these tasks.
@@ -32,7 +32,7 @@ Op = pb.TaskSubscriptionOperation
 
 
 class TaskSubscriber:
-    """Handles `task_subscription_op`, and ends the subscriptions of sessions that end."""
+    """Handles `task_subscription_op`: SUBSCRIBE to task events and UNSUBSCRIBE."""
 
     def __init__(self, engine: Engine, ids: IdFactory, authorizer: Authorizer) -> None:
         self._engine = engine
@@ -40,7 +40,7 @@ class TaskSubscriber:
         self._authorizer = authorizer
 
     async def handle(self, session: Session, op: pb.TaskSubscriptionOperation) -> Sequence[pb.DownstreamMessage]:
-        """Answer one request. A refusal is a sentence in the typed response."""
+        """Answer a `task_subscription_op`. A refusal is a sentence in the typed response."""
         response = pb.TaskSubscriptionOperationResponse(client_request_id=op.client_request_id, task_id=op.task_id)
         answer = pb.DownstreamMessage(task_subscription_response=response)
         response = answer.task_subscription_response
@@ -64,7 +64,7 @@ class TaskSubscriber:
         return [answer]
 
     def ended(self, session: Session) -> None:
-        """End the subscriptions of a session that has ended. Never blocks."""
+        """End the task subscriptions of a session that has ended. Never blocks."""
         self._unwatch(self._engine.event_subscriptions.close_all(session))
 
     async def _subscribe(
@@ -99,7 +99,7 @@ class TaskSubscriber:
         subscriptions.start(subscription, positions, replay=since_ms > 0)
 
     async def _begin(self, subscription: EventSubscription, task: TaskRow, since_ms: int) -> dict[str, int]:
-        """Find the tasks of a subscription, with the last event before it of each.
+        """Return the tasks of a new subscription, with the last event before it of each.
 
         A child that is created meanwhile is among them, or its "spawned" event comes after.
         """
@@ -123,7 +123,7 @@ class TaskSubscriber:
             await self._watch(subscription.session, found.unwatched)
 
     async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:
-        """Ask other nodes for notifications of new events.
+        """Ask other nodes to notify this node of new events of these tasks.
 
         Written in one queue with `_unwatch`, so that no row of a session that ends meanwhile stays.
         """

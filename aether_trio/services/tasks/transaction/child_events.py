@@ -1,4 +1,4 @@
-"""Write the events of children to their parent's log, without contention.
+"""Write events of child tasks to their parent's event log, without contention.
 
     a child's transaction ──▶ a separate row in task_child_events
                           ──▶ collected: numbered in the parent's log, a page at a time
@@ -54,7 +54,10 @@ _COUNT: Final = """UPDATE tasks SET events = events + taken.number
 
 
 class Parent(NamedTuple):
-    """What a new child reads of its parent; `watchers` counts nodes that follow it."""
+    """The columns that a new child task reads of its parent.
+
+    `watchers` counts the nodes that follow the parent.
+    """
 
     workspace: str
     creator: str
@@ -66,12 +69,15 @@ class Parent(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether the parent has ended, as `TaskRow.is_final`."""
+        """Whether the parent has ended and is not retried."""
         return is_final(self.status, self.next_retry_ms)
 
 
 class Collected(NamedTuple):
-    """The end of a page: the id of its last row, 0 if no further row follows."""
+    """The result of collecting a page of child events.
+
+    `last` is the id of the page's last row, 0 if no further row follows.
+    """
 
     last: int
     locked: frozenset[str] = frozenset()
@@ -79,7 +85,7 @@ class Collected(NamedTuple):
 
 
 def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
-    """Load the parent of a new child; None if there is none."""
+    """Load the parent of a new child task; None if there is none."""
     found: list[Row] = yield Fetch(_LOAD_SHARED if tx.context.shared else _LOAD, (task_id,))
     if not found:
         return None
@@ -97,18 +103,18 @@ def mark_parent(task_id: str) -> Program[None]:
 
 
 def add(tx: Transaction, event: pb.TaskEvent) -> Program[None]:
-    """Add an event for the log of the task that it names."""
+    """Insert a child's event for its parent's log; it is collected after the commit."""
     yield Deferred("task_child_events", INSERT, insert_args(event))
     tx.effects.child_events = True
 
 
 def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
-    """Return the arguments of INSERT."""
+    """Return the arguments of the statement INSERT for a child's event."""
     return event.task_id, event.emitted_at_unix_ms, event.SerializeToString()
 
 
 def collect(tx: Transaction) -> Program[Collected]:
-    """Collect the oldest page, where no other process writes."""
+    """Move the oldest page of child events to their parents' logs, on a single node."""
     found: list[Row] = yield Fetch(
         "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (PAGE,)
     )
@@ -120,9 +126,10 @@ def collect(tx: Transaction) -> Program[Collected]:
 
 
 def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Program[Collected]:
-    """Collect a page after the row `after`, in a locking transaction that never waits.
+    """Move a page of child events to the logs of parents that are not locked.
 
-    Skips the parents `without`: earlier events of theirs are not collected.
+    The page begins after the row `after`. Skips the parents `without`, as earlier events of theirs
+    are not collected.
     """
     found: list[Row] = yield Fetch(
         "SELECT id, task_id FROM task_child_events WHERE id > $1 ORDER BY id LIMIT $2", (after, PAGE)
@@ -140,10 +147,7 @@ def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Pro
 
 
 def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
-    """Collect a page for one task in a locking transaction; return how many events.
-
-    Waits until no other transaction has locked the task's row.
-    """
+    """Lock a task and move a page of its children's events to its log."""
     parents: dict[str, str] = dict((yield Fetch(_LOCK, ([task_id],))))
     found: list[Row] = yield Fetch(
         "SELECT id FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
@@ -154,7 +158,7 @@ def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
 
 
 def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
-    """Number the events of these tasks up to the row `last`.
+    """Append the child events up to the row `last` to the logs of these parents.
 
     `parents` has those that are locked, with their parents; events of other tasks are deleted.
     """
@@ -175,7 +179,7 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
 
 
 def collect_for(tx: Transaction, task_id: str) -> Program[int]:
-    """Collect a page for one task whose row this transaction writes.
+    """Move a page of child events to the log of a task that this transaction writes.
 
     Returns how many events.
     """
@@ -201,7 +205,6 @@ def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) ->
 
 
 def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
-    """Return the events with the id of their task's parent."""
     events = []
     for at_ms, encoded in left:
         event = pb.TaskEvent.FromString(encoded)

@@ -1,4 +1,4 @@
-"""Do what falls due, a page in each transaction, and find the next moment.
+"""Handles due deadlines, retries and timeouts of tasks, and finds the next one.
 
 model/tasks/timed_transitions.py says what falls due when. The transaction that reads a due row and
 writes it does the move: the transaction of another node runs again then, and finds a later moment.
@@ -28,10 +28,7 @@ _DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
 
 
 class Outage(NamedTuple):
-    """When the database was away, in Unix ms.
-
-    From its last answer before the outage to the first answer after the latest failure.
-    """
+    """From the database's last answer before an outage to its first after (Unix ms)."""
 
     since_ms: int
     until_ms: int
@@ -41,20 +38,20 @@ NO_OUTAGE: Final = Outage(0, 0)
 
 
 class Heartbeat(NamedTuple):
-    """A participant has reported on a task or, if `task_id` is empty, has connected."""
+    """A participant's report on a task or, if `task_id` is empty, its connection."""
 
     identity: str
     task_id: str = ""
 
 
 class SilenceExcuse(NamedTuple):
-    """Why a worker may seem silent: an outage, or heartbeats that wait to be written."""
+    """Why a worker may seem silent: an outage, or heartbeats that are not yet written."""
 
     in_outage: Outage = NO_OUTAGE
     heartbeats: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: TaskRow) -> bool:
-        """Return whether this task's worker may be silent only for that reason.
+        """Return whether the outage or an unwritten heartbeat explains a worker's silence.
 
         A started agent connects under the name of the task's target.
         """
@@ -69,7 +66,7 @@ NO_EXCUSE: Final = SilenceExcuse()
 
 
 def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE) -> Program[int]:
-    """Do a page of what is due; return how many rows were read.
+    """Handle a page of due tasks; return how many rows were read.
 
     What falls due because a worker was silent is put off if the `excuse` covers it.
     """
@@ -108,10 +105,7 @@ def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE
 
 
 def _put_off(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
-    """Return the changes that put off the end of a silence; none for other moments.
-
-    By as long as the silence may last, at least a second.
-    """
+    """Return the changes that put off the end of a silence; none if no silence is due."""
     match due:
         case Due.GRACE_OVER if not task.process_ended:
             return restarted_grace(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
@@ -126,7 +120,7 @@ _NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def next_moment() -> Program[int]:
-    """Return the next moment at which something falls due, 0 for never."""
+    """Return when the next task, key or token falls due (Unix ms); 0 for never."""
     moments = []
     for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
         found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608

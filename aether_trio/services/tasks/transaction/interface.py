@@ -1,4 +1,4 @@
-"""What a transaction on tasks knows, its effects, and its interface for parts.
+"""What a transaction on tasks knows, its effects, and its interface for its parts.
 
 TaskTransaction (task_transaction.py) implements `Transaction`. The parts of a transaction
 (worker_choice.py, child_events.py, startup.py) use it only through this Protocol: applying a move
@@ -19,14 +19,11 @@ from aether_trio.storage.base import Program
 
 
 class LargeError(Exception):
-    """A small transaction would read more rows than it may.
-
-    Nothing is written; the caller runs the program again as a transaction of any size.
-    """
+    """A small transaction on tasks would read too many rows; it is run as a large one."""
 
 
 class Context(NamedTuple):
-    """What a transaction knows of the world.
+    """The time, node, limits and kind of database of one transaction on tasks.
 
     `node` names this node's lease in the tables.
     """
@@ -46,7 +43,7 @@ class Context(NamedTuple):
 
 
 class RecordedEvent(NamedTuple):
-    """An event as it was written: a serialized TaskEvent without its subscription."""
+    """A written event of a task: number, time and TaskEvent without its subscription."""
 
     task_id: str
     number: int
@@ -67,7 +64,7 @@ class NewAssignment(NamedTuple):
 
 @dataclass(slots=True)
 class Effects:
-    """What the engine does after the commit (`Engine.after_commit`)."""
+    """What the task engine does after a transaction's commit (`Engine.after_commit`)."""
 
     events: list[RecordedEvent] = field(default_factory=list)
     """Events for subscribers of this node."""
@@ -95,10 +92,7 @@ class Effects:
 
 
 class Transaction(Protocol):
-    """One transaction on tasks, as its parts use it.
-
-    Methods that return a Program are parts of a program.
-    """
+    """Interface of a transaction on tasks; methods that return a Program are parts."""
 
     context: Context
     effects: Effects
@@ -108,11 +102,11 @@ class Transaction(Protocol):
     """Tasks of which no other node follows the events."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
-        """Count rows that are about to be read, and tasks to be moved; raises LargeError."""
+        """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
         ...
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
-        """Return the facts of a move that happens now."""
+        """Make the facts (time, caller, reason) of a move that happens now."""
         ...
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
@@ -120,25 +114,25 @@ class Transaction(Protocol):
         ...
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
-        """Read the payload for a worker of this node; None after PAYLOAD_BYTES."""
+        """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
         ...
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a move and, if it is allowed, write its result with all that follows."""
+        """Decide on a move of a task; if it is allowed, write the row and what follows."""
         ...
 
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row with all that follows from the change."""
+        """Write a changed row of a task, and what follows from the change."""
         ...
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
-        """Write a new task and assign it if a worker has room; False if it exists."""
+        """Write a new task, assigned if a worker has room; return False if it exists."""
         ...
 
     def wake(self, task: TaskRow) -> Program[None]:
-        """Let a paused task go on, as what it waited for has happened."""
+        """Let a waiting task go on, as what it waited for has happened."""
         ...
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:

@@ -1,4 +1,4 @@
-"""Delete what is kept of participants and of tasks that are over, oldest first.
+"""Deletes old rows of absent participants and of resolved dead letters.
 
 Clients choose the names of participants and tasks, so every table with such a name as its key has
 an age at which its rows are deleted, a page in each transaction:
@@ -31,10 +31,7 @@ INTERVAL_S: Final = 600.0
 
 
 def forget_memories(tx: TaskTransaction) -> Program[int]:
-    """Delete the memories of participants that have been away for long.
-
-    Returns how many, a page at most.
-    """
+    """Delete a page of `task_memories` of long absent participants; return how many."""
     count: int = yield Execute(
         "DELETE FROM task_memories WHERE identity IN ("
         "SELECT m.identity FROM task_memories m WHERE m.since_ms < $1 "
@@ -45,10 +42,7 @@ def forget_memories(tx: TaskTransaction) -> Program[int]:
 
 
 def forget_resolved(tx: TaskTransaction) -> Program[int]:
-    """Delete dead letters that were resolved long ago, and their tasks.
-
-    Returns how many, a page at most.
-    """
+    """Delete a page of long resolved dead letters with their tasks; return how many."""
     keep_ms = tx.context.limits.resolved_ms
     if not keep_ms:
         return 0

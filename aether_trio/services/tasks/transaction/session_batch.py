@@ -1,4 +1,4 @@
-"""Write the joins and leaves of many sessions with a few statements.
+"""Writes the joins and leaves of many workers' sessions with a few SQL statements.
 
     group of mutations ──▶ runs of joins and leaves of different identities
         ──▶ one query: which identities hold tasks, or have tasks that wait for them?
@@ -34,7 +34,7 @@ _POOLED: Final = "EXISTS (SELECT 1 FROM tasks WHERE target_implementation = name
 
 
 class Join:
-    """The mutation of a session that begins."""
+    """The queued write of a worker's session that has begun."""
 
     __slots__ = ("joined",)
 
@@ -43,7 +43,6 @@ class Join:
 
     @property
     def identity(self) -> str:
-        """The identity of the session."""
         return self.joined.worker.identity
 
     @property
@@ -52,12 +51,11 @@ class Join:
         return bool(self.joined.task_id)
 
     def __call__(self, tx: TaskTransaction) -> Program[None]:
-        """Run `sessions.join`."""
         return sessions.join(tx, self.joined)
 
 
 class Leave:
-    """The mutation of a session that has ended."""
+    """The queued write of a worker's session that has ended."""
 
     __slots__ = ("left",)
 
@@ -66,7 +64,6 @@ class Leave:
 
     @property
     def identity(self) -> str:
-        """The identity of the session."""
         return self.left.identity
 
     @property
@@ -75,12 +72,11 @@ class Leave:
         return self.left.by_token
 
     def __call__(self, tx: TaskTransaction) -> Program[None]:
-        """Run `sessions.leave`."""
         return sessions.leave(tx, self.left)
 
 
 def merge(group: Sequence[Mutation]) -> list[Mutation]:
-    """Return mutations that do the same as the group, with joins and leaves combined."""
+    """Combine the joins and leaves among queued writes of tasks to a few statements."""
     merged: list[Mutation] = []
     run: list[Join | Leave] = []
     for mutation in group:
@@ -162,7 +158,7 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
 
 
 def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]]:
-    """Return the names for which one of these conditions on `name` holds.
+    """Return the names for which an SQL condition on `name` holds.
 
     Their number is rounded up, so that there are few different statements.
     """

@@ -1,4 +1,4 @@
-"""What the begin and end of a session mean to tasks (tasks.md 1.12, 2.4).
+"""What happens to a worker's tasks as its session begins or ends (tasks.md 1.12).
 
 Each function is a part of a program. A worker that connects is assigned what waits for it. A client
 that resumes a session goes on with what it had. A client that starts anew has lost its memory, so
@@ -29,10 +29,7 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
 EXCUSE_PAGE: Final = 100
 RETURN_MS: Final = 60_000
-"""How long workers have for their return to a gateway that was away, at most.
-
-A missing report counts afterwards, however long the grace window is.
-"""
+"""How long workers have for their return to a gateway that was away, at most."""
 REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2)
     ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms"""
 _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
@@ -56,7 +53,7 @@ JOIN_IDLE: Final = _JOIN.replace(
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A session that begins.
+    """A session of a worker that begins, to be written for its tasks.
 
     `resumed`: its client continues an earlier session. `task_id`: its token is for this task.
     `rejoined`: it joined before, and its node has a new lease since. The worker's node is the one
@@ -72,17 +69,14 @@ class WorkerJoined:
     """The tasks whose end ends the session."""
     rejoined: bool = False
     has_ended: Callable[[], bool] = lambda: False
-    """Returns whether the session has ended by now.
-
-    A join that is written late must not replace the row of a later session on another node.
-    """
+    """Whether the session has ended: a late join must not replace a later session's row."""
     only_if_busy: bool = False
     """Whether the session takes no tasks of others, and has a row only if it holds a task."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeft:
-    """A session that has ended.
+    """A session of a worker that has ended, to be written for its tasks.
 
     `clean`: its client ended the stream on purpose. `by_gateway`: the gateway ended it.
     """
@@ -96,9 +90,9 @@ class WorkerLeft:
 
 
 def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
-    """Write the begin of a session; nothing if it has ended by now.
+    """Write that a worker's session has begun, and assign it waiting tasks.
 
-    Its end would change nothing either, if a later session of its identity has begun.
+    Nothing if the session has ended: its end changes nothing if its identity has a later session.
     """
     if joined.has_ended():
         return
@@ -142,9 +136,9 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
 
 
 def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
-    """Return the tasks that a participant was assigned, and its own ones.
+    """Return a participant's live tasks: those it was assigned, and those it created.
 
-    In the order of their assignment, without ended ones.
+    In the order of their assignment.
     """
     found = yield from task_rows.select_either(
         "holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,)
@@ -170,7 +164,7 @@ def _presumed_begun(held: Sequence[TaskRow]) -> TaskRow | None:
 def _send_again(
     tx: TaskTransaction, worker: Worker, task: TaskRow, *, resumed: bool, silent: bool, begun: bool
 ) -> Program[None]:
-    """Send a worker a task again that it has not begun.
+    """Send a worker again a task that it has not begun, or give the task back.
 
     `silent`: its former session was of a client that never claims; `begun`: that client is presumed
     to have begun this task. A new client does not know what the former client did.
@@ -194,7 +188,7 @@ def _send_again(
 
 
 def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Program[None]:
-    """Send a worker what another node assigned to it while its node had no lease."""
+    """Send a worker a task that another node assigned while its node had no lease."""
     if task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
         untold: int = yield Execute(f"{_MARK_SENT} AND pushed = 0", (task.task_id, task.epoch, worker.node))
         if untold:
@@ -202,7 +196,7 @@ def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Progr
 
 
 def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Program[int]:
-    """Return since when the client of this session remembers its tasks.
+    """Return since when (Unix ms) the client of a session remembers its tasks.
 
     A client that resumes may have started anew after another client of its name was lost.
     """
@@ -214,7 +208,7 @@ def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Pr
 
 
 def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[Value, ...]:
-    """Return the arguments of the join of a worker with `live` live tasks."""
+    """Return the SQL arguments of a worker's join; `live` is its number of live tasks."""
     return (
         worker.identity,
         worker.session_id,
@@ -267,20 +261,17 @@ def mark_disconnected(
 
 
 def return_ms(task: TaskRow) -> int:
-    """Return how long the worker has for its return to a gateway that was away."""
+    """Return how long a task's worker has to return to a gateway that was away."""
     return min(task.grace_ms, RETURN_MS)
 
 
 def restarted_grace(task: TaskRow, now_ms: int) -> dict[str, int]:
-    """Return changes that start the grace of a task again, as its gateway was away."""
+    """Return changes that begin a task's grace window anew, as its gateway was away."""
     return {"disconnected_ms": now_ms, "excused_ms": now_ms + return_ms(task)}
 
 
 def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
-    """Start the grace of missing workers again, after no gateway was up.
-
-    Returns how many tasks were changed, a page at most.
-    """
+    """Begin a page of missing workers' grace windows anew; return how many tasks."""
     page = 0
     for column in ("holder", "keeper"):
         found = yield from task_rows.select(
@@ -296,7 +287,10 @@ def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
 
 
 def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
-    """Write the end of a session; nothing if its identity has a later session."""
+    """Write that a worker's session has ended, and give back or suspend its tasks.
+
+    Nothing if its identity has a later session.
+    """
     if left.by_token:
         yield from tokens.remove_session(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))
@@ -340,7 +334,7 @@ def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Progra
 
 
 def nodes_with_rows() -> Program[list[str]]:
-    """Return every node that is named in a row."""
+    """Return the names of all nodes that rows of the tasks' tables have."""
     names: dict[str, None] = {}
     for table in _NAMED_IN:
         rows_found: list[Row] = yield Fetch(_NODES.format(table))
@@ -349,10 +343,7 @@ def nodes_with_rows() -> Program[list[str]]:
 
 
 def end_sessions_of(tx: TaskTransaction, node: str, page: int) -> Program[int]:
-    """End the sessions of a node that has ended, uncleanly.
-
-    Returns how many, a page at most.
-    """
+    """End a page of the worker sessions of an ended node; return how many."""
     found: list[Row] = yield Fetch(
         "SELECT identity, session_id FROM task_workers WHERE node = $1 ORDER BY identity LIMIT $2", (node, page)
     )

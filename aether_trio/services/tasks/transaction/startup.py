@@ -1,4 +1,4 @@
-"""Starts of agents: tasks of type agent_startup, from request to connection.
+"""Starts of agents (tasks of type agent_startup), from request to connection.
 
     request_start ──▶ PENDING ── dispatch ──▶ STARTING, assigned to an orchestrator
                          ▲                        │ the agent connects ──▶ RUNNING, until it ends
@@ -43,10 +43,7 @@ PROFILE: Final = "profile"
 TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
 IDENTITY: Final = "target_identity"
-"""Metadata of a start: the agent's identity in full.
-
-The other fields do not tell an agent from a unique task.
-"""
+"""Metadata of a start: the identity; other fields do not tell agents from unique tasks."""
 CATEGORY: Final = "orchestrated"
 WAITING_PAGE: Final = 50
 GATEWAY_GRACE_MS: Final = 60_000
@@ -96,9 +93,9 @@ class AgentStartRequest:
 
 @dataclass(frozen=True, slots=True)
 class StartResult:
-    """The current start of the agent.
+    """The result of a request to start an agent: its current start, or the problem.
 
-    `created`: this request made it. `woken`: it had hibernated. `problem`: why there can be none.
+    `created`: this request made it. `woken`: it had hibernated.
     """
 
     task: TaskRow | None = None
@@ -108,35 +105,32 @@ class StartResult:
 
     @property
     def missing(self) -> bool:
-        """Whether the agent has lost its connection.
-
-        Then it may return, or its start ends soon.
-        """
+        """Whether the started agent has lost its connection, and may return."""
         return self.task is not None and bool(self.task.disconnected_ms)
 
 
 def current_start(identity: str) -> Program[TaskRow | None]:
-    """Return the start of this identity that has not ended; None if there is none."""
+    """Return the start of an agent that has not ended; None if there is none."""
     found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
     task = (yield from task_rows.load(found[0][0])) if found else None
     return task if task is not None and not task.is_final else None
 
 
 def was_started(identity: str) -> Program[bool]:
-    """Return whether this participant is an agent that was started."""
+    """Return whether a participant is an agent that the gateway had started."""
     found: list[Row] = yield Fetch("SELECT 1 FROM agent_starts WHERE identity = $1", (identity,))
     return bool(found)
 
 
 def connected_among(identities: Sequence[str]) -> Program[set[str]]:
-    """Return which of these participants are connected, by the table of workers."""
+    """Return which of these participants are connected, by the table `task_workers`."""
     sql = f"SELECT identity FROM task_workers WHERE identity IN ({placeholders(len(identities))})"  # noqa: S608
     found: list[Row] = yield Fetch(sql, identities)
     return {identity for (identity,) in found}
 
 
 def absent_targets(after: str) -> Program[tuple[list[str], str]]:
-    """Find a page of absent targets whose waiting tasks may start them.
+    """Find a page of absent agents that may be started for tasks that wait for them.
 
     Returns them and the beginning of the next page, "" at the end.
     """
@@ -155,7 +149,7 @@ def absent_targets(after: str) -> Program[tuple[list[str], str]]:
 
 
 def new_start(wish: AgentStartRequest, context: Context) -> TaskRow:
-    """Make the row of a start."""
+    """Make the row of a task that starts an agent."""
     target, now_ms = wish.target, context.now_ms
     spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
     return TaskRow(
@@ -204,7 +198,7 @@ def request_start(tx: Transaction, wish: AgentStartRequest) -> Program[StartResu
 
 
 def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[None]:
-    """Raise the priority of a start to that of another task that needs the agent."""
+    """Raise the priority of an agent's start to that of another task that needs it."""
     if priority > task.priority and task.status not in _BEGUN:
         yield from tx.write(task, task.changed({"priority": priority}), "")
         yield Execute(
@@ -214,7 +208,7 @@ def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[No
 
 
 def _become_the_start(task: TaskRow) -> Program[None]:
-    """Make this the current start of its identity; the former one has ended."""
+    """Write that this start is the current one of its agent; the former one has ended."""
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
@@ -224,10 +218,7 @@ def _become_the_start(task: TaskRow) -> Program[None]:
 
 
 def reopen(task: TaskRow) -> Program[str]:
-    """Make a start that has ended current again, as it is retried.
-
-    Returns why it cannot be, "" if it can.
-    """
+    """Make an ended start current again for its retry; return why it cannot be, or ""."""
     under_way = yield from current_start(task.target)
     if under_way is not None and under_way.task_id != task.task_id:
         return f"{task.target} is being started already (task {under_way.task_id})"
@@ -236,7 +227,7 @@ def reopen(task: TaskRow) -> Program[str]:
 
 
 def refusal_of(task: TaskRow, move: Move) -> str:
-    """Return why a participant may not make this move of a start; "" if it may.
+    """Return why a participant may not move an agent's start; "" if it may.
 
     A start is RUNNING only when its agent has connected, and COMPLETED only when the agent has done
     its work. An orchestrator that means "I have launched it" by either move would leave its agent
@@ -250,7 +241,7 @@ def refusal_of(task: TaskRow, move: Move) -> str:
 
 
 def confirm_launch(task: TaskRow, caller: str, epoch: int) -> Decision | None:
-    """Answer an orchestrator's CLAIM of a start; None for other claims.
+    """Answer an orchestrator's CLAIM of an agent's start; None for other claims.
 
     It says that it was told of the start, or asks whether its process is the one of the start. Only
     the agent's connection makes the start RUNNING. The process of an agent that connected without a
@@ -264,7 +255,7 @@ def confirm_launch(task: TaskRow, caller: str, epoch: int) -> Decision | None:
 
 
 def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
-    """Return the launch parameters and priority of the first task that waits for it."""
+    """Return launch parameters and priority of the first task that waits for an agent."""
     waiting = yield from task_rows.select(
         "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,)
     )
@@ -272,7 +263,7 @@ def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
 
 
 def attach(tx: Transaction, task: TaskRow, identity: str, token: bytes = b"") -> Program[None]:
-    """Attach the agent that has connected, with the token of this hash if it had one."""
+    """Write that a start's agent has connected, with the token of this hash if any."""
     if task.next_retry_ms:
         # Between two attempts, the connection is the next attempt.
         yield from tx.apply(task, Move.RETRY, tx.facts())
@@ -301,10 +292,9 @@ def agent_lost(tx: Transaction, task: TaskRow, *, by_gateway: bool) -> Program[N
 
 
 def dispatch(tx: Transaction, task: TaskRow) -> Program[None]:
-    """Assign a waiting start to the orchestrator whose turn it is.
+    """Assign an agent's start to the orchestrator whose turn it is, or let it wait.
 
-    Without one, write that the start waits. A grace that ended with the former process is set
-    again.
+    A grace that ended with the former process is set again.
     """
     if task.process_ended:
         ended, task = task, task.changed({"grace_ms": tx.context.limits.start_grace_ms})
@@ -325,7 +315,7 @@ def dispatch(tx: Transaction, task: TaskRow) -> Program[None]:
 
 
 def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
-    """Dispatch a waiting start; fail the tasks of one that ended without its agent."""
+    """Assign a waiting agent start again; fail the tasks that wait for a failed one."""
     if after.status is StoredStatus.PENDING:
         yield from dispatch(tx, after)
     elif after.is_final and after.status is not StoredStatus.COMPLETED and before.status not in _BEGUN | PAUSED:
@@ -334,10 +324,7 @@ def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
 
 
 def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[None]:
-    """Fail a page of the tasks that wait for a target which cannot be started.
-
-    Their retry policies may retry them.
-    """
+    """Fail a page of the tasks that wait for an agent which cannot be started."""
     waiting = yield from task_rows.select(
         "queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE)
     )
@@ -350,7 +337,7 @@ def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[No
 
 
 def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
-    """Add an orchestrator, behind all that wait for a turn; it has a worker's row."""
+    """Add a connected orchestrator to its profiles, as the last whose turn it is."""
     yield Execute("DELETE FROM orchestrator_profiles WHERE orchestrator = $1", (orchestrator,))
     for profile in sorted({one.encode() for one in profiles}):
         yield Execute(_JOIN, (profile, orchestrator, session_id, tx.context.now_ms))
@@ -359,7 +346,7 @@ def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, pro
 
 
 def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
-    """Dispatch a page of the starts that wait for a profile; further ones follow."""
+    """Assign a page of the agent starts that wait for a profile's orchestrator."""
     waiting: list[Row] = yield Fetch(
         "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 "
         "ORDER BY priority DESC, order_us LIMIT $2",
@@ -376,13 +363,13 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
 
 
 def forget_start(task: TaskRow) -> Program[None]:
-    """Forget the start of a deleted task, unless its identity has a later one."""
+    """Delete the `agent_starts` row of a deleted start, unless it is of a later one."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
 
 
 def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
-    """Remove an orchestrator; its row in task_workers gives back its starts."""
+    """Remove an orchestrator from its profiles; `leave` gives back its starts."""
     yield Execute(
         "DELETE FROM orchestrator_profiles WHERE orchestrator = $1 AND session_id = $2", (orchestrator, session_id)
     )
@@ -398,7 +385,7 @@ def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[TaskRow]]:
 
 
 def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[TaskRow | None]:
-    """Write a token for the agent of a start; None if the orchestrator lost the start."""
+    """Write a token for a start's agent; None if the orchestrator has lost the start."""
     task = yield from task_rows.load(task_id)
     if task is None or task.epoch != epoch or task.status is not StoredStatus.STARTING:
         return None
@@ -412,7 +399,7 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
 
 
 def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
-    """Handle an orchestrator's report of a failed start or an ended process.
+    """Handle an orchestrator's report that an agent's launch failed or process ended.
 
     Returns None for an ordinary FAIL of a worker. Before the agent has connected, the report is a
     failed attempt. Later the agent's connection decides, but the orchestrator knows of an end
@@ -442,12 +429,12 @@ def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reas
 
 
 def launch_params(task: TaskRow) -> dict[str, str]:
-    """Return the launch parameters of a start."""
+    """Return the launch parameters of an agent's start."""
     return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
 
 
 def start_assignment(task: TaskRow, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
-    """Return a start as its orchestrator is sent it.
+    """Make the TaskAssignment that an orchestrator is sent for an agent's start.
 
     The reference sends no metadata, so its orchestrators do not know the exact identity, the
     trigger, or that the agent hibernated.

@@ -1,4 +1,4 @@
-"""Load, insert and save rows of tasks, in SQL that both engines take.
+"""Load, insert, save and delete rows of tasks, in SQL that both databases take.
 
 Each function is a program or a part of one.
 """
@@ -38,26 +38,23 @@ _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
 
 
 class OvertakenError(Exception):
-    """A row changed since this transaction read it, which an engine must not allow."""
+    """A task's row changed since this transaction read it, which is a bug."""
 
 
 def load(task_id: str) -> Program[TaskRow | None]:
-    """Load the task with this id; None if there is none."""
+    """Load the row of the task with this id; None if there is none."""
     rows: list[Row] = yield Fetch(_LOAD, (task_id,))
     return TaskRow.from_row(rows[0]) if rows else None
 
 
 def select(where: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
-    """Load the tasks of a condition, which may include ORDER BY and LIMIT."""
+    """Load the tasks that match an SQL condition, with its ORDER BY and LIMIT."""
     rows: list[Row] = yield Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args)  # noqa: S608
     return [TaskRow.from_row(row) for row in rows]
 
 
 def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
-    """Load tasks of two conditions in one statement.
-
-    Each condition has its ORDER BY and LIMIT.
-    """
+    """Load tasks that match one of two SQL conditions, each with ORDER BY and LIMIT."""
     sql = " UNION ALL ".join(
         f"SELECT * FROM (SELECT {FIELDS} FROM tasks WHERE {where}) AS {name}"  # noqa: S608
         for name, where in (("one", one), ("other", other))
@@ -67,7 +64,7 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
 
 
 def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
-    """Insert a row; return False if the id exists.
+    """Insert the row of a new task; return False if its id exists.
 
     It exists if the same program ran before and its commit was not answered. `left` is an event for
     the parent's log (child_events.INSERT), inserted in the same statement; only on a shared
@@ -88,7 +85,7 @@ def _update(names: tuple[str, ...]) -> str:
 
 
 def save(before: TaskRow, after: TaskRow) -> Program[None]:
-    """Write what differs, if the row still has the status and epoch of `before`."""
+    """Write a task's changed columns. Raises OvertakenError if the row is newer."""
     changes = before.differences(after)
     if not changes:
         return
@@ -105,7 +102,7 @@ def delete(task_id: str) -> Program[None]:
 
 
 def resolve_dead_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
-    """Resolve the dead letter of a task; return how many were open: one or none."""
+    """Mark a task's open dead letter as resolved; return how many there were: 0 or 1."""
     count: int = yield Execute(
         "UPDATE task_dead_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
         (task_id, now_ms, by, notes),
@@ -114,7 +111,7 @@ def resolve_dead_letter(task_id: str, now_ms: int, by: str, notes: str) -> Progr
 
 
 def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
-    """Return the epoch of a worker's latest former assignment of a task, or None."""
+    """Return the number of a worker's latest former assignment of a task, or None."""
     rows: list[Row] = yield Fetch(
         "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker = $2", (task_id, worker)
     )

@@ -1,4 +1,4 @@
-"""One transaction on tasks: applies moves and collects their effects.
+"""A transaction on tasks: applies status moves and collects their effects.
 
     tx = TaskTransaction(context)        within the program, as a program may run again
     decision = yield from tx.apply(task, move, facts)
@@ -8,8 +8,6 @@ What a move causes happens in its transaction: a worker that has room again is a
 task of its queues, a waiting task is assigned to the least busy worker, tasks that depend on an
 ended one are woken, tokens are revoked. So between two transactions no task waits while a worker of
 its queue has room, and every event is true.
-
-Cost: a few statements by key or by the first row of an index, however many tasks wait.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ MOVED_ROWS: Final = 5
 
 @dataclass(slots=True)
 class TaskTransaction:
-    """Implements Transaction. Make one within the program, as a program may run again."""
+    """One database transaction on tasks, made within the program, which may run again."""
 
     context: Context
     effects: Effects = field(default_factory=Effects)
@@ -91,19 +89,19 @@ class TaskTransaction:
     """Rows of other tasks that were read, as `charge` counts them."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
-        """Count rows that are about to be read, and tasks to be moved; raises LargeError."""
+        """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
         self.rows_read += rows + moved * MOVED_ROWS
         if self.context.small and self.rows_read > SMALL_ROWS:
             raise LargeError
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
-        """Return the facts of a move that happens now."""
+        """Make the facts (time, caller, reason) of a move that happens now."""
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
     # -- moves -------------------------------------------------------------------------------------
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a move and, if it is allowed, write its result with all that follows.
+        """Decide on a move of a task; if it is allowed, write the row and what follows.
 
         `reserved` as in `write`.
         """
@@ -117,10 +115,7 @@ class TaskTransaction:
         return decision
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
-        """Write a new task; return False if it exists.
-
-        The task is assigned at once if a worker has room.
-        """
+        """Write a new task, assigned if a worker has room; return False if it exists."""
         task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
         task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
@@ -161,7 +156,7 @@ class TaskTransaction:
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row with all that follows from the change.
+        """Write a changed row of a task, and what follows from the change.
 
         `push`: the worker is sent the task. `reserved`: the worker that counts the task already
         (`worker_choice.reserve_worker`).
@@ -175,7 +170,7 @@ class TaskTransaction:
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
     def _derive(self, before: TaskRow, after: TaskRow) -> None:
-        """Set the fields of a row that follow from its other fields."""
+        """Set queue, holder, due time and number of events in a task's changed row."""
         after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
         after.due_ms = next_due(after, self.context.limits)
         if _has_event(before, after):
@@ -184,7 +179,7 @@ class TaskTransaction:
     def _follow(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool, reserved: Worker | None
     ) -> Program[None]:
-        """Do what follows from a change whose row is written."""
+        """Write events, assignments and wake-ups that follow from a changed task."""
         if _has_event(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.effects.status_changes.append(after)
@@ -202,7 +197,7 @@ class TaskTransaction:
             yield from startup.moved(self, before, after)
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
-        """Read the payload for a worker of this node; None after PAYLOAD_BYTES."""
+        """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
         known = self.payloads.get(task_id)
         if known is not None:
             return known
@@ -217,11 +212,11 @@ class TaskTransaction:
 
     @property
     def due_ms(self) -> int:
-        """The earliest moment at which a written task falls due, 0 for never."""
+        """The earliest moment (Unix ms) at which a written task falls due, 0 for never."""
         return min(filter(None, self.moments.values()), default=0)
 
     def _on_status_change(self, before: TaskRow, after: TaskRow) -> Program[None]:
-        """Do what a change of status means to other rows."""
+        """Update dead letter, dependencies and parent of a task whose status has changed."""
         if before.status is StoredStatus.DLQ:
             yield from task_rows.resolve_dead_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is StoredStatus.WAITING_DEPENDENCY:
@@ -270,10 +265,9 @@ class TaskTransaction:
             yield from self._cancel_children_later(task)
 
     def _cancel_children_later(self, task: TaskRow) -> Program[None]:
-        """Write that the children which end with a cancelled task are to be cancelled.
+        """Have children of a cancelled task that end with it cancelled later.
 
-        They are cancelled in separate transactions. The row lets another process do it if this one
-        ends.
+        The row lets another process do it if this one ends.
         """
         yield Execute(
             "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
@@ -281,7 +275,7 @@ class TaskTransaction:
         self.effects.follow_ups.append(partial(cancel_children, parent_id=task.task_id))
 
     def wake_dependents(self, task_id: str) -> Program[None]:
-        """Wake a page of tasks that waited for this task, which has ended or was deleted."""
+        """Wake a page of the tasks that wait for a task which has ended or was deleted."""
         found: list[Row] = yield Fetch(
             "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
         )
@@ -299,17 +293,14 @@ class TaskTransaction:
                 yield from self.wake(waiting)
 
     def find_unfinished(self) -> Program[None]:
-        """Find ended tasks for which other tasks still wait.
-
-        The process that was waking them has ended.
-        """
+        """Find ended tasks whose dependents or children an ended process has not handled."""
         found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
         self.effects.unfinished.extend(task_id for (task_id,) in found)
         parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
         self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
     def add_dependencies(self, task: TaskRow, wait: Wait) -> Program[bool]:
-        """Write for which tasks a task waits; return whether the wait is over already.
+        """Write for which tasks a task waits; return whether its wait is over already.
 
         A task that will be retried has not ended.
         """
@@ -332,7 +323,7 @@ class TaskTransaction:
         return wait.is_over(ended)
 
     def wake(self, task: TaskRow) -> Program[None]:
-        """Let a paused task go on, as what it waited for has happened."""
+        """Let a waiting task go on, as what it waited for has happened."""
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
@@ -389,7 +380,7 @@ class TaskTransaction:
             task.events += count
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
-        """Read the events of a task since a moment, at most the KEPT_EVENTS latest."""
+        """Read at most KEPT_EVENTS latest events of a task since a moment (Unix ms)."""
         found: list[Row] = yield Fetch(
             "SELECT event FROM task_events WHERE task_id = $1 AND at_ms >= $2 ORDER BY number DESC LIMIT $3",
             (task_id, since_ms, KEPT_EVENTS),
@@ -397,10 +388,9 @@ class TaskTransaction:
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
     def record_event_once(self, task: TaskRow, event: pb.TaskEvent, since_ms: int) -> Program[None]:
-        """Write an event as `record_event` does, unless an earlier run has written it.
+        """Write an event of a task, unless a run of the program since `since_ms` has.
 
-        The earlier run began at `since_ms`. Equal events of several callers are counted, and each
-        is written once.
+        Equal events of several callers are counted, and each is written once.
         """
         written = yield from self.events_since(task.task_id, since_ms)
         same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
@@ -420,7 +410,7 @@ class TaskTransaction:
             yield from self._record(task, numbers[0][0], event)
 
     def _child_event(self, task: TaskRow, lifecycle: str) -> pb.TaskEvent:
-        """Make the event that tells a parent of its child."""
+        """Make the event that tells a parent of its child's creation, end or pause."""
         child = pb.TaskChildLifecycleEvent(
             child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
         )
@@ -432,7 +422,7 @@ class TaskTransaction:
         )
 
     def _write_completion(self, task: TaskRow) -> Program[None]:
-        """Write the completion message that the creator asked for to `task_outbox`."""
+        """Write the completion message that the task's creator asked for to `task_outbox`."""
         if not task.spec:
             return
         spec = pb.CreateTaskRequest.FromString(task.spec)
@@ -492,10 +482,7 @@ def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program
 
 
 def _has_event(before: TaskRow, after: TaskRow) -> bool:
-    """Return whether a change has an event.
-
-    It has one if the status on the wire changes, or if a retry is given up.
-    """
+    """Return whether a task's change is an event: a new wire status or no more retry."""
     if after.status is before.status:
         return False
     buried = after.status is StoredStatus.DLQ and before.status is StoredStatus.FAILED

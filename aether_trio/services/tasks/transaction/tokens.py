@@ -1,13 +1,11 @@
-"""Task tokens: a participant with one is let in as the task's worker.
-
-Reference: tasks.md 1.13.
+"""Task tokens: credentials that let in a participant as its task's worker.
 
 A token is 32 random bytes after a prefix, stored as its SHA-256: so long a secret needs no slow
-hash and no key of the server. A token ends with its task. A token that has let in no session ends
-after a day as well, unless it is the latest of a start: an agent comes back with its token however
-old it is. A token that was made by a session which a token had let in ends with that token's task
-as well, unless that task was completed. The prefix tells task tokens from other credentials, so an
-unknown one is refused even where unknown credentials pass.
+hash and no key of the server (tasks.md 1.13). A token ends with its task. A token that has let in
+no session ends after a day as well, unless it is the latest of a start: an agent comes back with
+its token however old it is. A token that was made by a session which a token had let in ends with
+that token's task as well, unless that task was completed. The prefix tells task tokens from other
+credentials, so an unknown one is refused even where unknown credentials pass.
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ _REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE ex
 
 @dataclass(frozen=True, slots=True)
 class AdmittedToken:
-    """A token that was accepted, by its hash.
+    """A task token that let in a session: its hash, its task and its workspaces.
 
-    `task_id` is its task, `workspaces` those in which its holder may act. `lineage` are the tasks
-    with which it ends: its task, and those of the tokens that let in its makers.
+    `lineage` are the tasks with which it ends: its task, and those of the tokens that let in its
+    makers.
     """
 
     task_id: str
@@ -51,17 +49,17 @@ class AdmittedToken:
     lineage: tuple[str, ...]
 
     def covers(self, identity: Identity) -> bool:
-        """Return whether a token for this participant would give no more rights."""
+        """Return whether a new token for this participant would give no more rights."""
         return identity.workspace in self.workspaces
 
 
 def new_token(random_bytes: Callable[[int], bytes]) -> str:
-    """Make a fresh token, to be shown once."""
+    """Make a fresh task token, to be shown once."""
     return PREFIX + base64.urlsafe_b64encode(random_bytes(TOKEN_BYTES)).rstrip(b"=").decode()
 
 
 class IssuedToken(NamedTuple):
-    """A token that is to be written for a participant; `lineage` is that of its maker."""
+    """A task token that is to be written for its `owner`; `lineage` is its maker's."""
 
     digest: bytes
     owner: str
@@ -73,7 +71,7 @@ class IssuedToken(NamedTuple):
 
 
 def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
-    """Write a token for a task; return False if its maker may make none.
+    """Write a new token for a task; return False if its maker may make none.
 
     That is so if the task that let in the maker has ended, or its lineage is too long.
     """
@@ -105,7 +103,7 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
 
 
 def supersede(task_id: str, now_ms: int) -> Program[None]:
-    """End the earlier tokens of a start after a day, unless an agent uses one of them."""
+    """Let the earlier tokens of an agent's start end after a day, unless one is used."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = $2 WHERE task_id = $1 AND expires_ms = 0 AND revoked_ms = 0",
         (task_id, now_ms + TOKEN_MS),
@@ -113,30 +111,30 @@ def supersede(task_id: str, now_ms: int) -> Program[None]:
 
 
 def mark_used(digest: bytes) -> Program[None]:
-    """Keep a token as long as its task, as it has let in a session."""
+    """Keep a task token as long as its task, as it has let in a session."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = 0 WHERE hash = $1 AND expires_ms > 0 AND revoked_ms = 0", (digest,)
     )
 
 
 def epoch_of(digest: bytes) -> Program[int]:
-    """Return the assignment of a start for which a token was made; 0 for other tokens."""
+    """Return the assignment of the agent start for which a token was made; else 0."""
     found: list[Row] = yield Fetch("SELECT epoch FROM task_tokens WHERE hash = $1", (digest,))
     return found[0][0] if found else 0
 
 
 def is_revoked(digest: bytes) -> Program[bool]:
-    """Return whether the task of a token has ended."""
+    """Return whether a task token is revoked, as its task has ended."""
     found: list[Row] = yield Fetch("SELECT revoked_ms FROM task_tokens WHERE hash = $1", (digest,))
     return bool(found) and found[0][0] > 0
 
 
 def revoke(task: TaskRow, now_ms: int) -> Program[list[tuple[str, str]]]:
-    """Revoke the tokens of a task that has ended.
+    """Revoke the tokens of a task that has ended; return which sessions end with it.
 
-    Returns (node, session id) of the sessions that end with it. A completed task does not end the
-    sessions that its worker's tokens have let in, but tokens that a worker has made for itself are
-    revoked. A started agent ends with its start.
+    They are (node, session id) each. A completed task does not end the sessions that its worker's
+    tokens have let in, but tokens that a worker has made for itself are revoked. A started agent
+    ends with its start.
     """
     until_ms = now_ms + TOKEN_MS
     yield Execute(f"{_REVOKE} task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms, until_ms))
@@ -156,7 +154,7 @@ def revoke(task: TaskRow, now_ms: int) -> Program[list[tuple[str, str]]]:
 
 
 def add_session(lineage: Sequence[str], session_id: str, identity: str, node: str) -> Program[None]:
-    """Write a session that a token has let in, or that its node has a new lease."""
+    """Write that a task token has let in a session, or that its node has a new lease."""
     for task_id in lineage:
         yield Execute(
             "INSERT INTO task_sessions (task_id, session_id, identity, node) VALUES ($1, $2, $3, $4) "
@@ -166,12 +164,12 @@ def add_session(lineage: Sequence[str], session_id: str, identity: str, node: st
 
 
 def remove_session(session_id: str) -> Program[None]:
-    """Delete a session that has ended."""
+    """Delete the rows of a session that a task token had let in."""
     yield Execute("DELETE FROM task_sessions WHERE session_id = $1", (session_id,))
 
 
 def sessions_to_end(node: str) -> Program[list[str]]:
-    """Find the sessions of this node whose token was revoked."""
+    """Find the sessions of a node that end because their task token was revoked."""
     found: list[Row] = yield Fetch(
         "SELECT DISTINCT s.session_id FROM task_sessions s JOIN tasks t ON t.task_id = s.task_id WHERE s.node = $1 "
         "AND t.next_retry_ms = 0 AND (t.status IN ('failed', 'cancelled', 'dlq', 'rejected') "
@@ -182,7 +180,7 @@ def sessions_to_end(node: str) -> Program[list[str]]:
 
 
 def hash_token(token: str) -> bytes:
-    """Return the hash under which a token is stored."""
+    """Return the hash under which a task token is stored."""
     return hashlib.sha256(token.encode()).digest()
 
 

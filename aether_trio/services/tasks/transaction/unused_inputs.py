@@ -1,4 +1,4 @@
-"""Inputs that were copied from the log, and that no wait has used yet.
+"""Rows of task inputs copied from the topic log that no wait has used yet.
 
 A row for each, by task and number in the log. The wait that takes an input deletes it in the
 transaction that ends the wait. A task's `input_offset` is the number of its last copied input, so
@@ -31,14 +31,14 @@ def kept(task_id: str) -> Program[list[tuple[int, Metadata]]]:
 
 
 class Room:
-    """Counts the kept inputs of a task within one transaction."""
+    """Counts the unused inputs of a task within one transaction, up to its limits."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count = count
         self._size = size
 
     def take(self, metadata: Metadata) -> bool:
-        """Count one more input; return False if there is no room for it."""
+        """Count one more input of the task; return False if it is over a limit."""
         size = self._size + len(_encoded(metadata))
         if self._count >= KEPT_INPUTS or size > KEPT_BYTES:
             return False
@@ -47,7 +47,7 @@ class Room:
 
 
 def room(task_id: str) -> Program[Room]:
-    """Read how much is kept for a task."""
+    """Read number and size of a task's unused inputs."""
     [[count, size]] = yield Fetch(
         "SELECT COUNT(*), COALESCE(SUM(LENGTH(metadata)), 0) FROM task_inputs WHERE task_id = $1", (task_id,)
     )
@@ -55,7 +55,7 @@ def room(task_id: str) -> Program[Room]:
 
 
 def keep(task_id: str, offset: int, metadata: Metadata) -> Program[None]:
-    """Keep an input for a later wait; `Room` has counted it."""
+    """Insert an input of a task for a later wait; `Room` has counted it."""
     yield Execute(
         "INSERT INTO task_inputs (task_id, log_offset, metadata) VALUES ($1, $2, $3)",
         (task_id, offset, _encoded(metadata)),
@@ -67,10 +67,10 @@ def _encoded(metadata: Metadata) -> bytes:
 
 
 def use(task_id: str, offset: int) -> Program[None]:
-    """Delete the input that a wait has taken."""
+    """Delete an input of a task that a wait has taken."""
     yield Execute("DELETE FROM task_inputs WHERE task_id = $1 AND log_offset = $2", (task_id, offset))
 
 
 def forget(task_id: str) -> Program[None]:
-    """Delete all inputs of a task."""
+    """Delete all unused inputs of a task."""
     yield Execute("DELETE FROM task_inputs WHERE task_id = $1", (task_id,))

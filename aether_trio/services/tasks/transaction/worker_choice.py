@@ -1,4 +1,4 @@
-"""Assign waiting tasks to workers; parts of a transaction (interface.py).
+"""Chooses the worker of a waiting task, and the next task of a worker with room.
 
     a task waits        reserve_worker ──▶ its target, or the least busy worker of its pool:
                                            one statement finds it and counts the task
@@ -63,10 +63,7 @@ _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushe
 
 
 def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
-    """Find a worker with room for a waiting task, and count the task as its.
-
-    The statement that finds the worker counts the task.
-    """
+    """Find a worker with room for a waiting task and count the task, in one statement."""
     turn = tx.context.now_ms * 1000
     worker: Worker | None
     if task.mode is Mode.POOL:
@@ -86,7 +83,7 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
 
 
 def release_reservation(task: TaskRow, worker: Worker) -> Program[None]:
-    """Undo `reserve_worker`, as the task was not assigned."""
+    """Undo `reserve_worker`: the worker was not assigned the task."""
     if task.mode is not Mode.SELF_ASSIGN:
         yield Execute(_LESS, (worker.identity,))
 
@@ -131,7 +128,7 @@ def _first_for(worker: Worker) -> Program[TaskRow | None]:
 def update_workers(
     tx: Transaction, before: TaskRow, after: TaskRow, *, push: bool, reserved: Worker | None
 ) -> Program[None]:
-    """Update the workers that had and have a task, and its attempts.
+    """Count a changed task for its new worker instead of its former one, and send it.
 
     `reserved` is the worker that counts the task already.
     """
@@ -162,7 +159,7 @@ def _release(tx: Transaction, identity: str) -> Program[None]:
 
 
 def _push(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
-    """Add an assignment to the effects, or to the rows that the worker's node reads."""
+    """Have a task sent to its worker by this node, or by the node of the worker."""
     if worker.node == tx.context.node:
         yield from send(tx, task, worker)
         return
@@ -175,7 +172,7 @@ def _push(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
 
 
 def send(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
-    """Add an assignment to the effects, with its payload for a worker of this node."""
+    """Have a task sent to its worker, with its payload, after the commit."""
     payload = yield from tx.payload_of(task.task_id)
     tx.effects.assignments.append(NewAssignment(task, worker, payload))
 

@@ -13,10 +13,10 @@ WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.S
 
 
 class Worker(NamedTuple):
-    """A connected participant that may be assigned tasks.
+    """A connected participant that may be assigned tasks: a row of WORKER_FIELDS.
 
-    `pooled`: also from the pool of its implementation. A row of WORKER_FIELDS. It is a tuple, like
-    other values that transactions make often: a frozen dataclass takes five times as long to make.
+    `pooled`: also from the pool of its implementation. It is a tuple, like other values that
+    transactions make often: a frozen dataclass takes five times as long to make.
     """
 
     identity: str
@@ -34,7 +34,7 @@ class Worker(NamedTuple):
     """Whether it says when it begins, so that it has not begun what it has not claimed."""
 
     def knows_of(self, task: TaskRow) -> bool:
-        """Return whether its client was there when it last reported on this task.
+        """Return whether this client of the worker has itself reported on a task.
 
         Another client of the same name does not remember the task. The agent of a start is its
         worker in any process.
@@ -51,5 +51,5 @@ WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, p
 
 
 def read_worker(rows: list[Row]) -> Worker | None:
-    """Return the first of rows of WORKER_FIELDS; None without rows."""
+    """Return the worker in the first row of WORKER_FIELDS; None without rows."""
     return Worker._make(rows[0]) if rows else None
