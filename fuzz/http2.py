@@ -27,7 +27,7 @@ from aether_trio.transport.grpc.messages import PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.h2_engine import SharedH2State
 from aether_trio.transport.http2.server_connection import ServerConnection
 from aether_trio.transport.http2.statistics import Http2Counters
 from aether_trio.transport.http2.stream import Http2Stream
@@ -100,7 +100,7 @@ class Server:
             Accepted(sock, address),
             LIMITS,
             flood_budgets.allowance_table(LIMITS.allowances),
-            SharedControl(LIMITS, client_side=False),
+            SharedH2State(LIMITS, client_side=False),
             self.counters,
             nursery,
             self._accept,
@@ -152,7 +152,7 @@ class Server:
         assert self.budget.assembling <= LIMITS.max_assembling_bytes
         if not connection.wire.closing:
             assert sum(map(len, plane.out)) <= LIMITS.max_backlog_bytes
-        engine = connection.control_plane._h2
+        engine = connection.settings_and_headers._h2
         if engine is not None:
             assert engine.buffered_bytes <= LIMITS.max_header_block_bytes + len(frames.PREFACE)
             assert len(engine._h2.streams) <= LIMITS.max_concurrent_streams + 1

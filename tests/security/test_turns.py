@@ -22,7 +22,7 @@ from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.grpc import link as grpc_link
 from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.control import ControlPlane
+from aether_trio.transport.http2.h2_engine import H2Engine
 from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE
 from aether_trio.wire import framing, undecodable
 from tests.security.clients import FramedTalker, gateway_with, talkers
@@ -72,7 +72,7 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
     watch(FramedLink, "_count_control")
     watch(h11._readers, "validate")
     watch(undecodable, "read_varint")
-    watch(ControlPlane, "adopt")
+    watch(H2Engine, "adopt")
 
     trio.lowlevel.add_instrument(found)
     yield found

@@ -30,11 +30,11 @@ from aether_trio.model.errors import StatusError
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.connection import Http2Connection
-from aether_trio.transport.http2.control import ControlPlane, SharedControl
+from aether_trio.transport.http2.connection_io import ConnectionIo
 from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frame_checks import parse_goaway
 from aether_trio.transport.http2.frames import Http2ErrorCode
+from aether_trio.transport.http2.h2_engine import H2Engine, SharedH2State
 from aether_trio.transport.http2.limits import NO_ALLOWANCES
 from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
 from aether_trio.transport.http2.stream import Http2Stream
@@ -208,24 +208,24 @@ class GrpcCall:
 class GrpcChannel:
     """A client's connection to one gRPC server; `open_channel` makes it."""
 
-    __slots__ = ("_authority", "_calls", "_control_plane", "_counters", "_failure", "_scheme", "budget", "wire")
+    __slots__ = ("_authority", "_calls", "_counters", "_engine", "_failure", "_scheme", "budget", "wire")
 
     def __init__(
         self, sock: socket.socket, session: TlsSession | None, authority: str, limits: GrpcLimits, nursery: trio.Nursery
     ) -> None:
-        shared = SharedControl(limits, client_side=True)
+        shared = SharedH2State(limits, client_side=True)
         self._counters = Http2Counters()
         budgets = FloodBudgets(_TABLE, trio.current_time)
-        self.wire = Http2Connection(self, sock, session, limits, budgets, self._counters, nursery, client_side=True)
+        self.wire = ConnectionIo(self, sock, session, limits, budgets, self._counters, nursery, client_side=True)
         self.budget = AssemblyBudget(limits)
-        self._control_plane = ControlPlane(shared, client_side=True)
+        self._engine = H2Engine(shared, client_side=True)
         self._calls: dict[int, GrpcCall] = {}
         """Those that are open, by the id of their stream."""
         self._authority = authority
         self._scheme = "http" if session is None else "https"
         self._failure: str | None = None
         plane = self.wire.plane
-        plane.out += [frames.PREFACE, self._control_plane.settings(shared), plane.opening_window_update()]
+        plane.out += [frames.PREFACE, self._engine.settings(shared), plane.opening_window_update()]
 
     def statistics(self) -> Http2Statistics:
         return self._counters.snapshot()
@@ -296,11 +296,11 @@ class GrpcChannel:
         if timeout is not None:
             headers.append(("grpc-timeout", encode_timeout(timeout)))
         headers += encode_metadata(metadata or {})
-        stream_id = self._control_plane.next_stream_id()
+        stream_id = self._engine.next_stream_id()
         call = self._calls[stream_id] = GrpcCall(stream_id, self, reply_type)
         encoded = [(name.encode(), value.encode()) for name, value in headers]
         self.wire.plane.open(call.http2)
-        self.wire.plane.out.append(self._control_plane.send_headers(stream_id, encoded, end_stream=False))
+        self.wire.plane.out.append(self._engine.send_headers(stream_id, encoded, end_stream=False))
         self.wire.writer.kick()
         try:
             if timeout is None:
@@ -315,16 +315,16 @@ class GrpcChannel:
 
     def end_of_request(self, call: GrpcCall) -> None:
         """Half-close a call's HTTP/2 stream: send END_STREAM."""
-        self.wire.plane.out.append(self._control_plane.end_stream(call.http2.stream_id))
+        self.wire.plane.out.append(self._engine.end_stream(call.http2.stream_id))
         self.wire.writer.kick()
 
     def _close_call(self, call: GrpcCall) -> None:
         stream = call.http2
         if self._calls.pop(stream.stream_id, None) is not None:
-            self.wire.plane.out.append(self._control_plane.reset(stream.stream_id, Http2ErrorCode.CANCEL))
+            self.wire.plane.out.append(self._engine.reset(stream.stream_id, Http2ErrorCode.CANCEL))
             self.wire.plane.close(stream)
             self.wire.dirty.pop(stream, None)
-            self._control_plane.forget(stream.stream_id)
+            self._engine.forget(stream.stream_id)
             self.wire.writer.kick()
 
     # What the connection asks (ConnectionOwner) ---------------------------------------------------
@@ -345,10 +345,10 @@ class GrpcChannel:
         elif kind == frames.GOAWAY:
             self._goaway(stream_id, frame)
         elif kind != frames.PRIORITY and kind <= frames.CONTINUATION:
-            events = self._control_plane.receive(frame)
+            events = self._engine.receive(frame)
             for event in events:
                 self._event(event)
-            output = self._control_plane.take_output()
+            output = self._engine.take_output()
             if output:
                 self.wire.plane.out.append(output)
 
@@ -363,7 +363,7 @@ class GrpcChannel:
         if isinstance(event, h2.events.RemoteSettingsChanged):
             changed = {int(code): setting.new_value for code, setting in event.changed_settings.items()}
             self.wire.plane.peer_settings(changed.get(4), changed.get(5))
-            self._control_plane.settings_changed()
+            self._engine.settings_changed()
             return
         call = self._calls.get(getattr(event, "stream_id", 0) or 0)
         if call is None:
@@ -384,14 +384,14 @@ class GrpcChannel:
 
     def end_of_stream(self, stream: Http2Stream) -> None:
         """Note that the server ended a call by DATA, without the trailers that gRPC needs."""
-        self._control_plane.end_of_stream(stream.stream_id)
+        self._engine.end_of_stream(stream.stream_id)
         self._calls[stream.stream_id].over()
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """Reset one call because of an HTTP/2 error on its stream."""
         call = self._calls.get(stream_id)
         if call is not None:
-            self.wire.plane.out.append(self._control_plane.reset(stream_id, code))
+            self.wire.plane.out.append(self._engine.reset(stream_id, code))
             call.http2.broken(text)
 
 

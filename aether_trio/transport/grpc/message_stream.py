@@ -27,7 +27,7 @@ from aether_trio.transport.link import LinkBroken
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.limits import GrpcLimits
-    from aether_trio.transport.http2.connection import Http2Connection
+    from aether_trio.transport.http2.connection_io import ConnectionIo
     from aether_trio.transport.socket.unfinished_input import InputAccount
 
 
@@ -86,7 +86,7 @@ class MessageStream:
         self,
         stream_id: int,
         handler: StreamHandler,
-        connection: Http2Connection,
+        connection: ConnectionIo,
         budget: AssemblyBudget,
         *,
         encoding: str = "identity",

@@ -24,7 +24,7 @@ from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.http2 import flood_budgets
-from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.h2_engine import SharedH2State
 from aether_trio.transport.http2.server_connection import ServerConnection
 from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
 from aether_trio.transport.socket.accepted import Accepted
@@ -68,7 +68,7 @@ class GrpcServer:
         for service in services:
             self._handlers.update(service.__mapping__())
         self._allowances = flood_budgets.allowance_table(self.limits.allowances)
-        self._shared = SharedControl(self.limits, client_side=False)
+        self._shared = SharedH2State(self.limits, client_side=False)
         self._counters = Http2Counters()
         self._connections: set[ServerConnection] = set()
         self._draining = False

@@ -4,7 +4,7 @@ The first request of a connection is the dear part of opening it: about 90 µs o
 Python. But while a connection's dynamic table is empty, what a block means, and what it leaves in
 the table, follow from its bytes and two sizes alone; and clients of one kind send the same bytes.
 So results are kept by exactly that key, and with them, once h2 has taken a block for a sound
-request, that request (server_control.py).
+request, that request (server_settings_and_headers.py).
 
 Bounds: entries, and bytes per entry; the oldest goes first. A block with a never-indexed field (a
 secret, by RFC 7541 section 7.1.3) is not kept.

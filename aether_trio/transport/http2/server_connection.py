@@ -23,13 +23,18 @@ import trio
 from aether_trio.model.containment import DEFECT, report
 from aether_trio.model.errors import Status
 from aether_trio.transport.http2 import flood_budgets, frames, header_blocks
-from aether_trio.transport.http2.connection import Http2Connection
-from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.connection_io import ConnectionIo
 from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frame_checks import check_ping, check_priority, parse_goaway, parse_reset
 from aether_trio.transport.http2.frames import STREAM_MASK, Http2ErrorCode, Http2Violation
+from aether_trio.transport.http2.h2_engine import SharedH2State
 from aether_trio.transport.http2.ping_strikes import PingStrikes
-from aether_trio.transport.http2.server_control import SETTINGS_ACK, ServerControl, as_text, size_of
+from aether_trio.transport.http2.server_settings_and_headers import (
+    SETTINGS_ACK,
+    ServerSettingsAndHeaders,
+    as_text,
+    size_of,
+)
 from aether_trio.transport.http2.statistics import Http2ConnectionStatistics, Http2Counters
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.socket.accepted import Accepted, address_text
@@ -68,7 +73,6 @@ class ServerConnection:
         "_waits_for_room",
         "address",
         "certificate",
-        "control_plane",
         "counters",
         "draining",
         "goaway_limit",
@@ -76,6 +80,7 @@ class ServerConnection:
         "lingering",
         "nursery",
         "plane",
+        "settings_and_headers",
         "started",
         "wire",
     )
@@ -85,7 +90,7 @@ class ServerConnection:
         accepted: Accepted,
         limits: Http2Limits,
         allowances: tuple[Allowance, ...],
-        shared: SharedControl,
+        shared: SharedH2State,
         counters: Http2Counters,
         nursery: trio.Nursery,
         accept: AcceptStream,
@@ -94,11 +99,11 @@ class ServerConnection:
         self.counters = counters
         self.nursery = nursery
         budgets = FloodBudgets(allowances, trio.current_time)
-        self.wire = Http2Connection(
+        self.wire = ConnectionIo(
             self, accepted.sock, accepted.tls, limits, budgets, counters, nursery, client_side=False
         )
         self.plane = self.wire.plane
-        self.control_plane = ServerControl(shared, self.plane)
+        self.settings_and_headers = ServerSettingsAndHeaders(shared, self.plane)
         self.address = accepted.address
         """The peer's, as `accept` returned it."""
         self.certificate = accepted.certificate
@@ -272,7 +277,7 @@ class ServerConnection:
             self._header_bytes -= stream.header_bytes
             self.wire.dirty.pop(stream, None)
             self.answers_moved()
-            self.control_plane.forget(stream.stream_id)
+            self.settings_and_headers.forget(stream.stream_id)
             self.counters.streams_open -= 1
             self.arm_idle_deadline()
             self.end_if_done()
@@ -290,7 +295,7 @@ class ServerConnection:
     def refuse(self, stream_id: int, code: Http2ErrorCode) -> None:
         """Reset a stream that never became an RPC."""
         self.plane.out.append(frames.rst_stream(stream_id, code))
-        self.control_plane.forget(stream_id, reset_by_us=True)
+        self.settings_and_headers.forget(stream_id, reset_by_us=True)
 
     def closed_locally(self, stream: Http2Stream) -> None:
         """Remove a stream whose trailers or reset are queued, and send these."""
@@ -300,18 +305,18 @@ class ServerConnection:
     def reset(self, stream: Http2Stream, code: Http2ErrorCode) -> None:
         """Queue an RST_STREAM; the caller is about to forget the stream."""
         self.plane.out.append(frames.rst_stream(stream.stream_id, code))
-        self.control_plane.forget(stream.stream_id, reset_by_us=True)
+        self.settings_and_headers.forget(stream.stream_id, reset_by_us=True)
 
     def end_of_stream(self, stream: Http2Stream) -> None:
         """Tell h2 that the client ended a stream with a DATA frame."""
-        self.control_plane.end_of_stream(stream.stream_id)
+        self.settings_and_headers.end_of_stream(stream.stream_id)
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """Reset a stream after the client's error and charge it to the client's allowance."""
         stream = self.plane.streams.get(stream_id)
         if stream is None:
             # What was on its way when we reset a stream needs no second word.
-            if not self.control_plane.reset_by_us(stream_id):
+            if not self.settings_and_headers.reset_by_us(stream_id):
                 self.plane.budgets.spend(flood_budgets.STRAY_DATA_FLOOD)
                 self.plane.out.append(frames.rst_stream(stream_id, code))
             return
@@ -356,13 +361,13 @@ class ServerConnection:
             self._header_block(kind, flags, stream_id, frame)
 
     def _header_block(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        headers = self.control_plane.known_request(flags, stream_id, frame) if kind == frames.HEADERS else None
+        headers = self.settings_and_headers.known_request(flags, stream_id, frame) if kind == frames.HEADERS else None
         if headers is not None:
             self._request(stream_id, headers)
             if flags & frames.END_STREAM:
                 self._ended(stream_id)
             return
-        for event in self.control_plane.receive(kind, flags, frame):
+        for event in self.settings_and_headers.receive(kind, flags, frame):
             if isinstance(event, h2.events.RequestReceived | h2.events.TrailersReceived):
                 self.plane.charge(len(event.headers))
             if isinstance(event, h2.events.RequestReceived):
@@ -431,12 +436,12 @@ class ServerConnection:
 
     def _settings(self, flags: int, frame: bytes) -> None:
         if flags & frames.ACK:
-            self.control_plane.acked(frame)
+            self.settings_and_headers.acked(frame)
             # The handshake is done: from here on only idleness is bounded.
             self.arm_idle_deadline()
             return
         self.plane.budgets.spend(flood_budgets.SETTINGS_FLOOD)
-        values = self.control_plane.settings(frame)
+        values = self.settings_and_headers.settings(frame)
         frame_bytes = values.get(_MAX_FRAME_SIZE)
         self.plane.out.append(SETTINGS_ACK)
         self.plane.peer_settings(

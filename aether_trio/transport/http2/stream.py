@@ -150,10 +150,7 @@ class Http2Stream:
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
     def park_reader(self) -> Awaitable[object]:
-        """Suspend the reader until `wake` finds something for it. Await the result at once.
-
-        Raises BusyResourceError if one waits.
-        """
+        """Suspend the reader until `wake`; await at once. Raises BusyResourceError."""
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True

@@ -1,7 +1,7 @@
-"""Reads and sends a connection's bytes, with TLS or without, for HTTP/1.1 and WebSocket.
+"""Reads and sends a connection's bytes, with or without TLS.
 
-The socket is a plain non-blocking one, closed by the Acceptor. A WebSocket is only read through
-this; it sends by a SocketWriter (writer.py).
+HTTP/1.1 uses both directions; a WebSocket is only read here and sends by a SocketWriter
+(writer.py). The socket is a plain non-blocking one, closed by the Acceptor.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opens TCP listeners and accepts their connections.
 
-Plain non-blocking sockets throughout (see http2/connection.py for why). `Acceptor` hands each
+Plain non-blocking sockets throughout (see http2/connection_io.py for why). `Acceptor` hands each
 accepted socket, configured, to a handler in a new task: a Port (port.py), which chooses the
 transport.
 

@@ -94,7 +94,7 @@ async def test_many_unknown_settings_are_not_remembered(server: GrpcServer, clie
     await client.send(frame(frames.SETTINGS, 0, 0, body), client.request(1), data(1, message(b"fine")))
     assert await client.payload(1, 9) == message(b"fine")
     (connection,) = server.connections
-    assert len(connection.control_plane._h2._h2.remote_settings) < 10
+    assert len(connection.settings_and_headers._h2._h2.remote_settings) < 10
 
 
 @pytest.mark.parametrize(

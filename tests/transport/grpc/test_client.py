@@ -13,7 +13,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from aether_trio.transport.grpc.client import GrpcCall, GrpcChannel, open_channel
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
-from aether_trio.transport.http2.connection import Http2Connection
+from aether_trio.transport.http2.connection_io import ConnectionIo
 from aether_trio.transport.http2.frames import Http2ErrorCode, goaway
 from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
@@ -54,14 +54,14 @@ async def test_an_answer_that_comes_before_our_end_is_one(
     channel: GrpcChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that has read the request answers, and resets what it need not read."""
-    wait_drained = Http2Connection.wait_drained
+    wait_drained = ConnectionIo.wait_drained
 
-    async def late(connection: Http2Connection, stream: Http2Stream) -> None:
+    async def late(connection: ConnectionIo, stream: Http2Stream) -> None:
         while isinstance(stream.handler, GrpcCall) and stream.broken_reason is None:
             await trio.sleep(0.01)
         await wait_drained(connection, stream)
 
-    monkeypatch.setattr(Http2Connection, "wait_drained", late)
+    monkeypatch.setattr(ConnectionIo, "wait_drained", late)
     with trio.fail_after(300):
         assert await one(channel, "x") == "x"
 

@@ -15,9 +15,9 @@ from trio.testing import wait_all_tasks_blocked
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.control import SharedControl
 from aether_trio.transport.http2.frames import Http2Violation
-from aether_trio.transport.http2.server_control import ServerControl, as_text
+from aether_trio.transport.http2.h2_engine import SharedH2State
+from aether_trio.transport.http2.server_settings_and_headers import ServerSettingsAndHeaders, as_text
 from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
 from tests.transport.grpc.harness import Frame, Port, RawClient, data, frame, message, settings
 
@@ -153,10 +153,10 @@ async def test_the_second_of_a_kind_needs_no_h2_and_gets_one_when_it_says_someth
         await client.send(request(plain(), 1), data(1, message(b"a")))
         await client.payload(1, 6)
         (connection,) = server.connections
-        assert (connection.control_plane._h2 is not None) is expected
+        assert (connection.settings_and_headers._h2 is not None) is expected
         await client.send(request(plain(), 3, ("x-new", str(number))), data(3, message(b"b"), end=True))
         assert await client.trailers(3)
-        assert connection.control_plane._h2 is not None
+        assert connection.settings_and_headers._h2 is not None
         await client.send(data(1, b"", end=True))
         assert await client.trailers(1)
         await client.stream.aclose()
@@ -174,7 +174,7 @@ async def test_settings_are_bounded_and_applied_each_time(server: GrpcServer, po
 
 
 class Plane:
-    """What a ServerControl asks of its plane."""
+    """What a ServerSettingsAndHeaders asks of its plane."""
 
     def __init__(self) -> None:
         self.streams: dict[int, Http2Stream] = {}
@@ -186,11 +186,11 @@ class Plane:
 
 
 class Peer:
-    """One connection: carries out steps on a ServerControl, and notes the results."""
+    """Carries out steps on one ServerSettingsAndHeaders and notes the results."""
 
-    def __init__(self, shared: SharedControl) -> None:
+    def __init__(self, shared: SharedH2State) -> None:
         self.plane = Plane()
-        self.control = ServerControl(shared, self.plane)  # type: ignore[arg-type]
+        self.control = ServerSettingsAndHeaders(shared, self.plane)  # type: ignore[arg-type]
         self.encoder = hpack.Encoder()
         self.seen: list[object] = []
 
@@ -277,9 +277,9 @@ def test_any_history_is_judged_alike_whatever_is_remembered(
     first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]
 ) -> None:
     limits = GrpcLimits()
-    warm = SharedControl(limits, client_side=False)
+    warm = SharedH2State(limits, client_side=False)
     for steps in (first, second, second):
-        alone, among_others = Peer(SharedControl(limits, client_side=False)), Peer(warm)
+        alone, among_others = Peer(SharedH2State(limits, client_side=False)), Peer(warm)
         alone.control._engine()  # h2 from the beginning
         for step in steps:
             if not (alone.do(step) & among_others.do(step)):

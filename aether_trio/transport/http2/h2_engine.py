@@ -4,7 +4,7 @@ A thin shell that trims what h2 keeps per connection and turns its exceptions in
 Frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come
 here. GOAWAY must not reach h2 at all: it would then refuse every later frame, while a client that
 says GOAWAY still waits for its answers. A client has one of these for each connection; of a
-server's connections only those that need it (server_control.py), and for what arrives.
+server's connections only those that need it (server_settings_and_headers.py), and for what arrives.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SETTING_BYTES: Final = 6
 _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
 
 
-class SharedControl:
+class SharedH2State:
     """SETTINGS and decoded header blocks that a server's connections share."""
 
     __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
@@ -70,16 +70,16 @@ class SharedControl:
         self.blocks = BlockCache()
         self.peer_settings: dict[bytes, dict[int, int]] = {}
         """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by
-        server_control.py.
+        server_settings_and_headers.py.
         """
 
 
-class ControlPlane:
+class H2Engine:
     """One connection's h2 state machine, reduced to what the transport uses."""
 
     __slots__ = ("_h2", "decoder")
 
-    def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
+    def __init__(self, shared: SharedH2State, *, client_side: bool) -> None:
         self._h2 = LeanH2Connection(_CONFIGS[client_side])
         self.decoder = self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
         # No table for what we send: our few headers are static entries or short. An empty deque is
@@ -87,7 +87,7 @@ class ControlPlane:
         self._h2.encoder.header_table_size = 0
         self._h2.encoder.header_table.dynamic_entries = []  # type: ignore[assignment]
 
-    def settings(self, shared: SharedControl) -> bytes:
+    def settings(self, shared: SharedH2State) -> bytes:
         """Return our SETTINGS frame, whose values count once the peer acknowledges it."""
         # What h2's update_settings does, without building the same frame for every connection.
         self._h2.local_settings.update(shared.settings)

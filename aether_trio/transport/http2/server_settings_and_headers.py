@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import h2.events
 
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.control import ControlPlane, SharedControl
+from aether_trio.transport.http2.h2_engine import H2Engine, SharedH2State
 from aether_trio.transport.http2.h2_internals import EMPTY_TABLE
 from aether_trio.transport.http2.hpack_cache import Key
 
@@ -52,7 +52,7 @@ def size_of(headers: Iterable[tuple[str, str]]) -> int:
     return sum(map(len, chain.from_iterable(headers)))
 
 
-class ServerControl:
+class ServerSettingsAndHeaders:
     """Handles SETTINGS and header blocks of one server connection, with h2 if needed.
 
     `plane` says which streams are open and which ids have been used.
@@ -60,10 +60,10 @@ class ServerControl:
 
     __slots__ = ("_acked", "_h2", "_plane", "_resets", "_settings", "_shared", "_table")
 
-    def __init__(self, shared: SharedControl, plane: DataPlane) -> None:
+    def __init__(self, shared: SharedH2State, plane: DataPlane) -> None:
         self._shared = shared
         self._plane = plane
-        self._h2: ControlPlane | None = None
+        self._h2: H2Engine | None = None
         self._settings = _NO_SETTINGS
         self._acked = False
         self._table = EMPTY_TABLE
@@ -137,7 +137,7 @@ class ServerControl:
             self._plane.out.append(output)
         return events
 
-    def _key(self, engine: ControlPlane, flags: int, frame: bytes) -> Key | None:
+    def _key(self, engine: H2Engine, flags: int, frame: bytes) -> Key | None:
         """Return the cache's key of a decoded header block; None if it is not kept."""
         table = engine.decoder.header_table
         if flags & ~_PLAIN or not flags & frames.END_HEADERS or table.dynamic_entries:
@@ -175,14 +175,14 @@ class ServerControl:
     def _largest_table(self) -> int:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
 
-    def _engine(self) -> ControlPlane:
+    def _engine(self) -> H2Engine:
         """Return the connection's h2, made and brought up to date when first needed.
 
         It is told the SETTINGS of both sides, open and closed streams, and the HPACK table.
         """
         engine = self._h2
         if engine is None:
-            engine = ControlPlane(self._shared, client_side=False)
+            engine = H2Engine(self._shared, client_side=False)
             engine.settings(self._shared)
             if self._settings:
                 engine.receive(frames.settings(self._settings))

@@ -51,7 +51,7 @@ class ConnectionOwner(FrameOwner, Protocol):
         ...
 
 
-class Http2Connection:
+class ConnectionIo:
     """Reads, sends and ends one HTTP/2 connection; its owner interprets the frames."""
 
     __slots__ = (
