@@ -1,11 +1,8 @@
-"""A real Chromium, a real gateway, a real agent.
+"""Fixtures of the browser tests: Chromium, a gateway process and agent processes.
 
-One Chromium and one gateway for each module; each test has browser contexts of its own, which are
-like browsers of their own: they share no storage. Tests are synchronous: Playwright's synchronous
-API drives its own loop.
-
-Every page of a test is watched: an exception in it, or something that its Content-Security-Policy
-forbids, fails the test.
+Each module has one Chromium and one gateway. Each test makes new browser contexts, which share no
+storage, as if they were several browsers. An exception in a page, or something that its
+Content-Security-Policy forbids, fails the test.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 CHAT_AGENT = ROOT / "docs" / "examples" / "chat_agent.py"
 LIMIT_MS = 60_000
 ELSEWHERE = "elsewhere.test"
-"""A site of somebody else: every port of it is this machine's."""
+"""A host of another site, which resolves to this machine."""
 
 Run = Callable[..., Any]
 
@@ -62,10 +59,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 class Visitors:
-    """Browsers of one test.
-
-    `page()` is a tab of the first one, `elsewhere()` of another one.
-    """
+    """The browsers of one test: `page()` is a tab of the first, `elsewhere()` not."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -115,7 +109,7 @@ class Agents:
     def start(
         self, gateway: GatewayProcess, workspace: str, name: str = "guide", pace_s: float = 0.02, *more: str
     ) -> subprocess.Popen[str]:
-        """Start one; it is connected when this returns."""
+        """Start an agent and wait until it is connected."""
         command = [sys.executable, str(CHAT_AGENT), gateway.address, "--workspace", workspace, "--name", name]
         process = self._stack.enter_context(
             subprocess.Popen(
@@ -140,7 +134,7 @@ def agents() -> Iterator[Agents]:
 
 @pytest.fixture
 def own_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
-    """Start a gateway that belongs to this test; takes what start_gateway takes."""
+    """Start a gateway for this test alone; takes what start_gateway takes."""
     with ExitStack() as stack:
 
         def start(**options: object) -> GatewayProcess:
@@ -154,7 +148,7 @@ def own_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
 def locked_gateway(
     own_gateway: Callable[..., GatewayProcess], tmp_path: Path
 ) -> Callable[..., tuple[GatewayProcess, str]]:
-    """Start a gateway that asks for a key, with settings of its WebSocket: (it, the key)."""
+    """Start a gateway that asks for a key; takes settings of its WebSocket port."""
 
     def start(**websocket: object) -> tuple[GatewayProcess, str]:
         command = [sys.executable, "-m", "aether_trio"]
@@ -169,7 +163,7 @@ def locked_gateway(
 
 
 class Site:
-    """A web server of somebody who writes a page: `put` a page, and open it under one of two names."""
+    """A web server for pages that tests write; it is reached under two host names."""
 
     def __init__(self, server: ThreadingHTTPServer, pages: dict[str, tuple[str, dict[str, str]]]) -> None:
         self._pages = pages
@@ -213,9 +207,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def run(gateway: GatewayProcess) -> Run:
-    """`run(page, "(aether, ...given) => ...", *given)` calls a function of JavaScript with the
-    module.
-    """
+    """Call a JavaScript function in a page with the module aether.js and values."""
 
     def call(page: Page, function: str, *given: object, at: GatewayProcess = gateway) -> Any:
         return page.evaluate(
@@ -243,9 +235,9 @@ def page(visitors: Visitors, site: Site) -> Page:
 
 @pytest.fixture
 def open_client(page: Page, run: Run) -> Callable[..., None]:
-    """Connect `window.client`, without a storage; `then` is run behind that.
+    """Connect `window.client` without a storage, then run the JavaScript `then`.
 
-    `window.changes` has its states from then on, each as [state, code, close code].
+    `window.changes` has each later state as [state, code, close code].
     """
 
     def connect(then: str = "", **options: object) -> None:
@@ -272,9 +264,9 @@ def let_in(
     said: Sequence[object] = (),
     refused: Container[int] = (),
 ) -> list[WebSocketRoute]:
-    """Stand in for the gateway: accept each connection but those `refused`; return them, in order.
+    """Accept connections as a gateway would, but those `refused`; return all in order.
 
-    After the ack it says what is `said`. `answer` is given everything behind the Init.
+    Messages of `said` follow the ack; `answer` is given all that the page sends behind its Init.
     """
     sockets: list[WebSocketRoute] = []
 

@@ -1,6 +1,4 @@
-"""aether.js in a page of somebody who writes one: served by another web server, importing the
-module from the gateway.
-"""
+"""aether.js in a page of another web server; the module comes from the gateway."""
 
 from __future__ import annotations
 
@@ -127,7 +125,7 @@ def test_what_is_too_much_is_refused_before_it_is_sent_and_what_is_wrong_after(p
           const told = [];
           client.addEventListener("error", ({ detail }) => told.push(detail.code));
           client.send("no such topic", "one");
-          client.send("ag::limits::nobody::1", "waits for it");
+          client.send("ag::limits::absent::1", "waits for it");
           client.send("zz::x", "two");
           const refused = await client.flush().catch((error) => error);
           codes.push(refused.code, refused.refusals.length, told.length);
@@ -215,8 +213,7 @@ def test_a_page_that_is_loaded_again_gets_what_came_meanwhile_once(
     page.wait_for_function("got.includes('40')")
     got += page.evaluate("got")
     assert got == [str(n) for n in range(41)]
-    # A copy of the tab, which has a copy of its storage, is another window and takes nothing from
-    # it.
+    # A copy of the tab, with a copy of its storage, is another window and takes nothing from it.
     with page.expect_popup() as opened:
         page.evaluate("window.open(location.href)")
     copy = opened.value
@@ -225,8 +222,7 @@ def test_a_page_that_is_loaded_again_gets_what_came_meanwhile_once(
     assert other != window
     assert not resumed
     assert page.evaluate("client.state") == "open"
-    # Without a storage there is nothing to come back to, and forgetting makes the next one a new
-    # one.
+    # After close({ forget: true }) the next client is a new window.
     copy.evaluate("client.close({ forget: true })")
     assert run(copy, LISTEN)[0] not in (window, other)
 

@@ -1,4 +1,4 @@
-"""docs/browser.md: every snippet of it, run as it stands but for the gateway's address."""
+"""Run every snippet of docs/browser.md, with the address of the test's gateway."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What the browser's client keeps, believes and gives up when its gateway, or a scripted one in its
-place, says the worst.
-"""
+"""What aether.js keeps and gives up when a gateway breaks the protocol."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ def delivery(offset: object, topic: object = "us::maya::w", log: object = "a", t
 def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done_with_it(
     page: Page, open_client: Callable[..., None]
 ) -> None:
-    """Messages for everybody in a workspace are not repeated, and a page that stands still may
-    reconnect very often.
-    """
+    """Broadcasts are not sent again, so they stay buffered."""
     rooms: list[int] = []
     offsets = iter(range(1, 1000))
     here = [0]
@@ -90,7 +86,7 @@ def test_what_comes_again_is_counted_once(page: Page, open_client: Callable[...,
 
 @pytest.fixture
 def lies(page: Page, open_client: Callable[..., None]) -> Callable[..., list[object]]:
-    """The state, code and close code of a client whose gateway says this, once it is in."""
+    """Connect a client whose gateway then says this; give state, code, close code."""
 
     def say(*texts: str, **options: int) -> list[object]:
         sockets = let_in(page)
@@ -147,9 +143,7 @@ def test_an_error_with_a_foreign_id_is_told_and_refuses_no_send(page: Page, run:
 
 
 def test_a_barrier_that_the_gateway_refuses_is_an_answer(page: Page, run: Run) -> None:
-    """A page beyond its rate of requests: what stands in front of the refused question has been
-    done all the same.
-    """
+    """A refused request is an answer to all that was sent before it."""
 
     def answer(socket: WebSocketRoute, message: dict[str, Any]) -> None:
         if "connection_status_request" in message:

@@ -1,6 +1,4 @@
-"""aether.js and what cannot be right: of who writes a page, of the browser, of a gateway; and what
-nobody waits for any more.
-"""
+"""Mistakes around aether.js: wrong calls, refused sockets, undecodable messages."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ WRONG = [
 
 
 def test_what_cannot_be_right_is_said_at_once_and_costs_nothing_else(page: Page, run: Run) -> None:
-    """The gateway ends a connection for what it cannot decode, and with it everything else that
-    this page had sent.
-    """
+    """A wrong call raises; sent, it would end the connection with all other messages."""
     result = run(
         page,
         """async ({ connect, Client }, calls) => {
@@ -97,14 +93,14 @@ def test_what_is_no_message_ends_the_client_and_is_said(page: Page, run: Run, te
         page,
         """async ({ connect }) => {
           const client = await connect({ userId: "maya", storage: null });
-          client.send("ag::w::nobody::1", "x");
+          client.send("ag::w::absent::1", "x");
           return await client.flush().catch((error) => error.code);
         }""",
     )
     assert code == "PROTOCOL"
 
 
-def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run: Run) -> None:
+def test_a_completion_that_is_no_number_is_unknown(page: Page, run: Run) -> None:
     """JSON has no NaN, so it comes as text, and <progress> throws for both."""
     updates = [{"completion": value} for value in ("NaN", "Infinity", "-Infinity", 0.5)] + [{}]
 
@@ -124,7 +120,7 @@ def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run
     ) == [-1, -1, -1, 0.5, 0]
 
 
-def test_requests_that_nobody_waits_for_any_more_are_not_asked_when_the_gateway_is_back(
+def test_requests_that_timed_out_are_not_sent_when_the_gateway_is_back(
     page: Page, open_client: Callable[..., None]
 ) -> None:
     asked: list[str] = []

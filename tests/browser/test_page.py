@@ -22,7 +22,7 @@ from tests.helpers.gateway import GatewayProcess
 
 @dataclass(frozen=True)
 class Scene:
-    """A gateway, browsers and agents in the workspace of one test, so that tests do not meet."""
+    """The gateway, browsers and agents of one test, in a workspace for it alone."""
 
     gateway: GatewayProcess
     visitors: Visitors
@@ -30,7 +30,7 @@ class Scene:
     workspace: str
 
     def at_the_door(self, name: str = "", page: Page | None = None) -> Page:
-        """A page that asks for the name and the workspace, with these filled in, if there is one."""
+        """Open the entry form; fill in name and workspace if a name is given."""
         page = page or self.visitors.page()
         page.goto(f"http://{self.gateway.address}/")
         if name:
@@ -48,7 +48,7 @@ class Scene:
         return talk_to(self.come_in(page, name))
 
     def start(self, *options: Any) -> subprocess.Popen[str]:
-        """An agent, the guide if it has no other name."""
+        """Start an agent, which is called guide unless `options` give a name."""
         return self.agents.start(self.gateway, self.workspace, *options)
 
     def agent(self, implementation: str) -> AbstractContextManager[SyncClient[AgentClient]]:
@@ -199,13 +199,13 @@ def test_an_agent_that_leaves_is_shown_as_gone_and_what_is_written_waits_for_it(
     expect(lines(page).nth(1)).to_contain_text("3 words")
 
 
-def test_the_windows_of_a_person_stay_in_step(scene: Scene) -> None:
+def test_the_windows_of_a_user_stay_in_step(scene: Scene) -> None:
     scene.start("guide", 0.2)
     # Two tabs, and another browser.
     pages = [scene.visitors.page(), scene.visitors.page(), scene.visitors.elsewhere()]
     for page in pages:
         scene.talk(page)
-    stranger = scene.talk(scene.visitors.elsewhere(), "noor")
+    noor = scene.talk(scene.visitors.elsewhere(), "noor")
     assert len({window_of(page) for page in pages}) == 3
     for number, page in enumerate(pages):
         say(page, f"from window {number}")
@@ -219,8 +219,8 @@ def test_the_windows_of_a_person_stay_in_step(scene: Scene) -> None:
     people = pages[0].locator("#people")
     expect(people.get_by_role("listitem").filter(has_text="maya (you)")).to_contain_text("3 windows")
     expect(people.get_by_text("noor")).to_be_visible()
-    expect(lines(stranger)).to_have_count(0)  # what two say to each other is nobody else's
-    expect(stranger.get_by_role("progressbar")).to_have_count(0)
+    expect(lines(noor)).to_have_count(0)  # another user does not see a conversation
+    expect(noor.get_by_role("progressbar")).to_have_count(0)
 
 
 def test_a_reload_resumes(scene: Scene) -> None:
@@ -302,16 +302,16 @@ def test_a_gateway_that_is_killed_and_comes_back_loses_nothing(own_scene: Callab
     expect(lines(page)).to_have_count(2)
     scene.gateway.kill()
     expect(page.get_by_role("alert").filter(has_text="No connection")).to_be_visible()
-    say(page, "said to nobody")
+    say(page, "said while unreachable")
     expect(page.get_by_text("sending…")).to_be_visible()
-    page.get_by_role("button", name="Try now").click()  # nobody is there yet
+    page.get_by_role("button", name="Try now").click()  # the gateway is not back yet
     expect(page.get_by_text("sending…")).to_be_visible()
     scene.gateway.restart()
-    # Not a person's click: it may have come back by itself.
+    # A click of a person would fail if the client has reconnected already and hides the button.
     page.locator("#banner-button").dispatch_event("click")
     expect(page.get_by_text("✓ kept")).to_have_count(2)
     expect(lines(page)).to_have_count(4)
-    expect(lines(page).nth(3)).to_contain_text("3 words; the longest is “nobody”")
+    expect(lines(page).nth(3)).to_contain_text("3 words; the longest is “unreachable”")
     expect(page.locator("#banner")).to_be_hidden()
     expect(page.locator("#workspace-name")).to_have_text(scene.workspace)
 
@@ -347,7 +347,7 @@ def test_what_was_said_a_moment_ago_in_a_tab_that_is_gone_is_sent_too(scene: Sce
     expect(lines(page).filter(has_text="4 words")).to_be_visible()
 
 
-def test_when_nobody_answers_the_way_in_says_so(own_scene: Callable[..., Scene]) -> None:
+def test_the_form_says_when_the_gateway_does_not_answer(own_scene: Callable[..., Scene]) -> None:
     scene = own_scene()
     page = scene.visitors.page()
     page.clock.install()
@@ -384,7 +384,7 @@ def test_a_gateway_that_asks_for_a_key(locked_gateway: Callable[..., tuple[Gatew
     expect(page.get_by_role("button", name="Enter")).to_be_visible()
 
 
-def test_who_is_thrown_out_is_told_and_does_not_come_back_by_itself(scene: Scene) -> None:
+def test_a_page_that_an_operator_disconnects_says_why_and_waits_for_a_click(scene: Scene) -> None:
     page = scene.come_in()
     aether = [sys.executable, "-m", "aether_trio", "sessions", "--gateway", scene.gateway.address]
     rows = json.loads(subprocess.check_output([*aether, "--workspace", scene.workspace, "--json"], text=True))

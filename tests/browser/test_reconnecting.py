@@ -1,8 +1,4 @@
-"""The browser's client between two connections, and what it keeps meanwhile.
-
-A scripted gateway stands in where a real one would not do what the test needs: it lets the client
-in and may say nothing more.
-"""
+"""aether.js between two connections, and what it keeps meanwhile."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ def test_credentials_that_never_come_cost_one_attempt(page: Page, run: Run) -> N
     page.evaluate("runOut()")
     page.wait_for_function("client.state === 'open' && asked >= 3")
     assert "reconnecting TIMEOUT" in page.evaluate("states")
-    # What comes after all opens no second connection.
+    # Credentials that come late open no further connection.
     page.evaluate("late({})")
     page.evaluate("new Promise((resolve) => setTimeout(resolve))")
     assert len(sockets) == 2

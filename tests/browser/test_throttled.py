@@ -1,5 +1,4 @@
-"""A page of chance in a slow tab: it is frozen, stands still, is cut and loaded again, while
-messages come.
+"""Freeze, stall, cut and reload a slow tab at random while messages arrive.
 
 The model: at least once and in order over the loads, each offset once in the life of a page.
 """

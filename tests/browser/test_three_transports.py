@@ -1,6 +1,4 @@
-"""One port, three transports at once, each by the real thing: the published SDK over gRPC, our
-client over the framing, and a window in Chromium.
-"""
+"""Three transports on one port: the published SDK, our client, and a page."""
 
 from __future__ import annotations
 
@@ -33,10 +31,7 @@ HEAR = "async () => { const { value } = await heard.next(); return [value.source
 
 
 class Participant(NamedTuple):
-    """`say(topic, payload)` returns when it is with the gateway.
-
-    `hear()` waits for the next message.
-    """
+    """A participant: `say` waits for the acknowledgement, `hear` for a message."""
 
     topic: str
     say: Callable[[str, bytes], None]
@@ -68,7 +63,7 @@ def by_chromium(page: Page, topic: str) -> Participant:
     return Participant(topic, lambda to, payload: page.evaluate(SEND, [to, base64.b64encode(payload).decode()]), hear)
 
 
-def test_everybody_talks_to_everybody(gateway: GatewayProcess, visitors: Visitors) -> None:
+def test_all_participants_send_to_each_other(gateway: GatewayProcess, visitors: Visitors) -> None:
     """In all six directions, in order, byte for byte, with the right sender and type."""
     page, rounds, address = visitors.page(), 20, f"aether://{gateway.address}"
     with (
