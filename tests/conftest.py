@@ -61,10 +61,7 @@ def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSessio
 
 @pytest.fixture(scope="session")
 def postgres_store(postgres_server: PostgresServer) -> Iterator[PostgresStore]:
-    """A store on PostgreSQL whose places are used again by every file.
-
-    `store` is made anew whenever its parameter changes.
-    """
+    """A store on PostgreSQL whose places every test file uses again."""
     with open_postgres_session(postgres_server.dsn()) as session:
         yield PostgresStore(session)
 

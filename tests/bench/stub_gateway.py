@@ -36,10 +36,7 @@ class Stub:
     async def connect(
         self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_transports.Context
     ) -> AsyncIterator[pb.DownstreamMessage]:
-        """Serve the one RPC.
-
-        On a transport with acknowledgements, an empty message follows what each send has caused.
-        """
+        """Serve the one RPC; with acknowledgements, a marker follows each send's effects."""
         init = (await anext(requests)).init
         kind = init.WhichOneof("client_type")
         if kind == "agent":

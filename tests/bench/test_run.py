@@ -29,10 +29,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Start]:
-    """Start the stub gateway on a transport, with some faults.
-
-    Gives the arguments that aim the bench at it.
-    """
+    """Start the stub gateway with some faults; give the bench's arguments for it."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(transport: str, *faults: str) -> list[str]:

@@ -210,10 +210,6 @@ def test_a_bad_history_is_found(name: str) -> None:
 
 
 def test_a_turn_that_its_client_hears_of_late_comes_where_its_epoch_is() -> None:
-    """A turn whose ack is late is ordered by its epoch.
-
-    The third holder reads by then.
-    """
     history = good()
     late = Turn(SHARED, "rival-late", 2.65, "s-late")
     history.turns = [replace(turn, session=f"s-{turn.reader}") for turn in history.turns] + [late]

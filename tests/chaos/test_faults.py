@@ -1,7 +1,4 @@
-"""Faults are done to what is there.
-
-What the moment does not allow is counted as missed.
-"""
+"""Faults hit what is there; those that the moment rules out count as missed."""
 
 from __future__ import annotations
 

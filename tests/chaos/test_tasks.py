@@ -1,7 +1,4 @@
-"""The invariants of tasks find what violates them.
-
-And a short run for real on each engine, with a kill of each kind.
-"""
+"""Task invariants find violations; a short real run on each engine holds them."""
 
 from __future__ import annotations
 

@@ -37,10 +37,7 @@ class Hostile(NamedTuple):
 
 
 def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
-    """Run a command on a terminal; give its exit code and its output.
-
-    It ends after so many lines. `errors`: the terminal shows standard error too.
-    """
+    """Run a command on a terminal until `lines` are out; give exit code and output."""
     ours, theirs = pty.openpty()
     env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
     command = [*AETHER, *arguments]

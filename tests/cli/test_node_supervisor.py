@@ -88,10 +88,7 @@ async def leave_a_message(address: str, text: bytes) -> None:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Below a directory that only this user may enter, as a home is.
-
-    Root's database runs as another user all the same.
-    """
+    """Below a directory of this user alone; root's database runs as another user."""
     place = Path(tempfile.mkdtemp(prefix="aether-supervisor-"))
     yield place / "data"
     shutil.rmtree(place, ignore_errors=True)

@@ -26,10 +26,7 @@ FINALIZERS: Final = frozenset({"__del__", "abandon"})
 
 
 class Interrupt:
-    """An interrupt the n-th time that Python looks for signals in these files.
-
-    It comes in this thread; `files` are ends of file names.
-    """
+    """Interrupts this thread at the n-th check for signals in these files."""
 
     def __init__(self, number: int, files: tuple[str, ...]) -> None:
         self._left = number

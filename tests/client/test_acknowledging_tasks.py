@@ -1,7 +1,4 @@
-"""Test that the task or thread that has a message acknowledges it.
-
-No later one does, which may have the same id.
-"""
+"""The task or thread that has a message acknowledges it, no later one of its id."""
 
 from __future__ import annotations
 

@@ -144,10 +144,7 @@ async def test_an_end_for_good_is_raised_out_of_everything_that_waits() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("own", [False, True])
 async def test_a_group_of_nothing_but_the_end_for_good_is_that_end(backend: str, own: bool) -> None:
-    """Tasks of the body may meet it before they are cancelled.
-
-    An exception of the body itself keeps its group.
-    """
+    """Tasks of the body may meet it before they are cancelled."""
 
     async def read(a: AgentClient) -> None:
         with anyio.CancelScope(shield=True):

@@ -1,7 +1,4 @@
-"""Test clients and a real gateway with faults: cuts, restarts, drains.
-
-No message is lost, and none comes twice.
-"""
+"""Clients and a real gateway with cuts, restarts, drains: no loss, no repetition."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ class Conversation:
         return agent(self.address, specifier, connect_timeout=60.0, close_timeout=60.0)
 
     async def run(self, *, group: int = 10) -> None:
-        """All of it.
-
-        The senders wait for every `group`th message, so faults meet a conversation and not a burst.
-        """
+        """Send all; each sender waits for every `group`th message."""
         with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)

@@ -1,7 +1,4 @@
-"""Test a gateway on WebSocket that lies: the client ends that connection.
-
-It comes back, and holds no more than its credit.
-"""
+"""A gateway on WebSocket lies: the client reconnects and keeps to its credit."""
 
 from __future__ import annotations
 

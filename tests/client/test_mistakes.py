@@ -1,7 +1,4 @@
-"""Test that a mistake of the program raises where it was made.
-
-The client goes on with its connection.
-"""
+"""A mistake of the program raises where it was made; the connection goes on."""
 
 from __future__ import annotations
 

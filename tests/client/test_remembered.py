@@ -1,9 +1,4 @@
-"""Test how long a written message that is not settled is sent again after a cut.
-
-It is, for as long as the gateway remembers it, counted from its first writing.
-
-The gateway may have noticed an end of the connection long before the client does.
-"""
+"""A message is sent again after a cut while the gateway remembers its number."""
 
 from __future__ import annotations
 

@@ -88,10 +88,7 @@ class Child:
 
 @asynccontextmanager
 async def open_children(dsn: str, schema: str, limits: ClusterLimits, number: int = 1) -> AsyncIterator[list[Child]]:
-    """So many nodes, each in its process.
-
-    Killed at the end, whatever state they are in.
-    """
+    """Start nodes, each in a process, and kill them at the end."""
     command = [sys.executable, "-m", "tests.cluster.child", dsn, schema, json.dumps(asdict(limits))]
     async with trio.open_nursery() as nursery:
         children = []

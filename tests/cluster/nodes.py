@@ -1,7 +1,4 @@
-"""Nodes of a cluster in this process, with hosts that do what the test says.
-
-Each node has a separate engine and loop.
-"""
+"""Nodes of a cluster in this process, each with an engine, a loop and a host."""
 
 from __future__ import annotations
 
@@ -44,10 +41,7 @@ async def until(what: Callable[[], bool | Awaitable[bool]]) -> None:
 
 @dataclass
 class Host:
-    """A SessionHost.
-
-    What it lets go is in `resumable` by the session's id; `gate` holds it up before that.
-    """
+    """A SessionHost; `resumable` are ended sessions, `gate` delays their end."""
 
     told: list[str] = field(default_factory=list)
     lost: list[IdentityLock] = field(default_factory=list)
@@ -108,17 +102,11 @@ class Node:
             return await self.cluster.locks.claim(request)
 
     async def write(self, identity: str, epoch: int) -> None:
-        """What a session writes, with the epoch of its hold, in the order of the commits.
-
-        Raises FencedError.
-        """
+        """Write with the epoch of the session's lock; raises FencedError."""
         await self.database.run(lambda: _write(identity, epoch))
 
     async def write_as_holder(self, identity: str, epoch: int) -> None:
-        """`write` of a session that ends when its hold is lost.
-
-        Raises FencedError, SessionEnded.
-        """
+        """Write, and end the session when its lock is lost."""
         hold = self.cluster.locks.mine(identity)
         if hold is None or hold.epoch != epoch:
             raise SessionEnded(identity)
@@ -155,10 +143,7 @@ def history_is_ordered(place: PostgresEngine) -> dict[str, list[int]]:
 
 
 class Nodes:
-    """Starts and stops the nodes of one cluster.
-
-    Each node has a task, because the loop of an engine belongs to a task.
-    """
+    """Starts and stops nodes of one cluster, each in a task with its loop."""
 
     def __init__(self, nursery: trio.Nursery, dsn: str, schema: str, limits: ClusterLimits) -> None:
         self._nursery = nursery

@@ -29,10 +29,7 @@ _numbers = count(1)
 
 @dataclass(eq=False)
 class Guest:
-    """What the registry and the directory know of a session.
-
-    `ends` are the calls of `end`.
-    """
+    """A session as registry and directory know it; `ends` are calls of `end`."""
 
     identity: Identity
     session_id: str

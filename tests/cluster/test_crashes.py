@@ -1,7 +1,4 @@
-"""Nodes in separate processes, killed and stopped.
-
-Their identities are free in time, and they write nothing afterwards.
-"""
+"""Killed and stopped node processes: identities are free, and nothing is written."""
 
 from __future__ import annotations
 
@@ -87,11 +84,7 @@ async def _write(child: Child, identity: str, epoch: int, refused: list[BaseExce
 async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_its_locks(
     nodes: Nodes, place: PostgresEngine, prepared: bool
 ) -> None:
-    """Its transaction holds the row that has to say that it is dead.
-
-    For PostgreSQL it is idle in a transaction if its connection knows the statement, and active if
-    it has just prepared it.
-    """
+    """It may be idle in its transaction, or active: it has just prepared a statement."""
     node = await nodes.start(limits=SHORT_GRACE)
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         x = await child.claim(X, "x1")

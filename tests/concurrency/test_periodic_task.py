@@ -15,10 +15,7 @@ from aether_trio.storage.retry import RETRY_DELAY_S
 
 
 class Work:
-    """Takes as long as `gate` is shut, and fails as often as `failures` says.
-
-    `done` are the times, with whether there was no request.
-    """
+    """Waits at `gate`, fails `failures` times; `done` are times, and if unrequested."""
 
     def __init__(self) -> None:
         self.began = 0

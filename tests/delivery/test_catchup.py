@@ -1,7 +1,4 @@
-"""A lagging subscription catches up: all messages, in order, bounded memory.
-
-It does not spin.
-"""
+"""A lagging subscription catches up in order, in bounded memory, without spinning."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ async def test_a_large_message_behind_a_small_one_does_not_make_it_spin(bench: B
 
 
 async def test_messages_committed_while_a_page_is_read_are_not_skipped(bench: Bench, database: InlineDatabase) -> None:
-    """The page finds that retention took all it asked for.
-
-    What came after its question is still there.
-    """
+    """Retention took all that the page asked for, and nothing of what came since."""
     await bench.publish(TOPIC, *numbers(0, 5))
     await database.execute("DELETE FROM messages")  # as retention does
     reader = Reader()

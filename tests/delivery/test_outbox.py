@@ -1,7 +1,4 @@
-"""What waits for one participant: bounded, in order, reported by the kernel.
-
-A delivery counts as sent only when the kernel has it.
-"""
+"""Messages for one participant: bounded, in order, sent when the kernel has them."""
 
 from __future__ import annotations
 

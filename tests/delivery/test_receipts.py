@@ -141,10 +141,7 @@ async def test_a_refused_group_costs_each_of_its_messages_the_same_numbered_or_n
 
 
 async def test_a_repeated_number_has_its_receipt_from_the_first(bench: Bench) -> None:
-    """One that is on its way is settled when that one is.
-
-    One that is in the log, at once. Neither is a second message.
-    """
+    """At once if the first is in the log, else with it; neither is a second message."""
     mine = publisher()
     first = Connection(bench, mine)
     last = first.send(1, 2)

@@ -27,10 +27,7 @@ _MARKER: Final = re.compile(r"^<!--\s*(skip|background|file|prepare):\s*(.*?)\s*
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Holds one fenced block and the comment before it.
-
-    `marker` is "", "skip", "background", "file" or "prepare"; `note` is the text after it.
-    """
+    """A fenced block and the comment before it: its marker ("" for none) and note."""
 
     line: int
     language: str

@@ -1,8 +1,4 @@
-"""Run every example of the README and the docs against a new gateway.
-
-The examples of a page run in order in one fresh directory, like a reader's terminal. Pages have the
-default addresses; the test replaces them by those of its gateway, which has free ports.
-"""
+"""Run every example of the README and the docs, page by page, at a new gateway."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Fault tests kill, starve and disconnect real gateway processes.
-
-All of them are marked `crash`.
-"""
+"""Fault tests, marked `crash`: they kill, starve and disconnect real gateways."""
 
 from __future__ import annotations
 

@@ -16,9 +16,6 @@ def payload(number: int) -> bytes:
 
 
 def find(downstream: bytes) -> tuple[int, int] | None:
-    """Find the number and sending time in a serialised DownstreamMessage.
-
-    The time is CLOCK_MONOTONIC in nanoseconds; None when the message carries none.
-    """
+    """Find number and sending time (CLOCK_MONOTONIC, ns) in a DownstreamMessage."""
     at = downstream.find(MARK)
     return _HEAD.unpack_from(downstream, at + len(MARK)) if at >= 0 else None

@@ -51,10 +51,7 @@ def init_of(ws: str, key: str = "") -> bytes:
 
 
 async def is_acked(peer: RawPeer) -> bool:
-    """Whether the handshake went well.
-
-    Anything but ALREADY_EXISTS instead is a failure.
-    """
+    """Tell whether the handshake went well; anything but ALREADY_EXISTS fails."""
     batch = await peer.receive()
     if batch:
         assert upstream.Down.FromString(batch[0]).WhichOneof("payload") == "connection_ack"
@@ -72,10 +69,7 @@ async def holder(address: str, ws: str) -> AsyncIterator[RawPeer]:
 
 
 async def time_until_free(address: str, ws: str, *, key: str = "", limit_s: float = LIMIT_S) -> float:
-    """Take the identity as soon as it is free; give the seconds until the ack.
-
-    The new holder must get its messages.
-    """
+    """Take the identity when it is free and receive with it; give the seconds."""
     started = trio.current_time()
     with trio.fail_after(limit_s):
         while True:
@@ -195,10 +189,7 @@ async def test_the_gateway_is_killed(ws: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(0)
 async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
-    """Half-open: no FIN, no RST, no answer.
-
-    Only the gateway's kernel, or its pings, can find out.
-    """
+    """Half-open: only the gateway's kernel, or its pings, can find out."""
     key, record = new_key()
     with contextlib.ExitStack() as stack:
         try:

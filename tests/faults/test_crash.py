@@ -40,10 +40,7 @@ END = b"end"
 
 @dataclass
 class Sender:
-    """One sending agent over all its connections.
-
-    Numbers are never used again, whatever became of them.
-    """
+    """One sending agent over all connections; it never uses a number twice."""
 
     name: str
     quota: int
@@ -52,10 +49,7 @@ class Sender:
     unknown: set[int] = field(default_factory=set)
 
     def crashed(self) -> None:
-        """What was sent and not accepted may or may not have been committed.
-
-        No client can know.
-        """
+        """Note a crash: what was sent and not accepted may have been committed."""
         self.unknown |= set(range(self.accepted, self.sent))
         self.accepted = self.sent
 
@@ -75,10 +69,7 @@ class Target:
     at_end: bool = False
 
     def deliver(self, payload: bytes, position: int | None) -> int:
-        """Take one delivery of a connection that has come to `position` in the log.
-
-        Its new position.
-        """
+        """Take one delivery of a connection; give its new position in the log."""
         place = self.places.get(payload)
         if position is None:
             position = len(self.log) if place is None else place  # where a new connection takes up
@@ -153,10 +144,7 @@ class Run:
     @staticmethod
     @contextlib.asynccontextmanager
     async def cut_is_an_end() -> AsyncIterator[None]:
-        """A connection that was cut ends both of its tasks.
-
-        Anything else is a failure of the test.
-        """
+        """End both tasks of a connection when it is cut; other errors fail the test."""
         try:
             yield
         except* (Disconnected, OSError):

@@ -60,10 +60,7 @@ class Publisher:
         await event.wait()
 
     async def flood(self, count: int, swarm: Swarm) -> None:
-        """Send as fast as the fifty readers follow.
-
-        If they fell behind, their full outboxes would be measured.
-        """
+        """Send as fast as the fifty readers follow, so that no outbox is full."""
         for start in range(0, count, BARRIER_EVERY):
             batch = range(self.sent, self.sent + min(BARRIER_EVERY, count - start))
             await self.peer.send(*(upstream.message(self.topic, numbered.payload(n)) for n in batch))

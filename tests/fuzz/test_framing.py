@@ -1,7 +1,4 @@
-"""The fuzz target's check holds for the vectors and for arbitrary bytes.
-
-`nox -s fuzz` looks further.
-"""
+"""Check the vectors and arbitrary bytes as the fuzz target of the framing does."""
 
 from __future__ import annotations
 

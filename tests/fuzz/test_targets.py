@@ -1,7 +1,4 @@
-"""Every fuzz target over its seeds and over mutations of them, without atheris.
-
-`nox -s fuzz` looks further.
-"""
+"""Run every fuzz target over its seeds and mutations of them, without atheris."""
 
 from __future__ import annotations
 

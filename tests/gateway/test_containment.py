@@ -49,10 +49,7 @@ async def still_works(one: Participant) -> None:
 
 @asynccontextmanager
 async def two_clients(transport: str, **sections: Mapping[str, Any]) -> AsyncIterator[tuple[Participant, Session]]:
-    """Client a, and the session of client b, which the block lets fail.
-
-    Afterwards b's connection has ended, a's goes on, and b can connect again.
-    """
+    """Client a and b's session, which fails in the block; a goes on, b reconnects."""
     async with (
         open_test_gateway(**sections) as gateway,
         participant("grpc", gateway.address, agent("w", "a", "1")) as a,

@@ -30,10 +30,7 @@ async def until(engine: PostgresEngine, sql: str, value: object) -> None:
 
 
 async def no_locks_are_left(engine: PostgresEngine) -> None:
-    """The server takes a moment to see that a connection was cut.
-
-    No other gateway is on it now.
-    """
+    """Wait until the server has seen that the gateway's connections were cut."""
     await until(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted", 0)
 
 

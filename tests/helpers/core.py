@@ -70,10 +70,7 @@ def use_virtual_time(
 
 
 def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
-    """Development settings without a directory.
-
-    `changes` are sections, each a mapping of its fields.
-    """
+    """Development settings without a directory; `changes` are sections."""
     settings = load_settings(flags={"gateway.dev": True})
     changes = {"gateway": {"ephemeral": True}, "log": {"offset_flush_s": 0.05}, **changes}
     for section, fields in changes.items():
@@ -153,10 +150,7 @@ def open_world(store: Store) -> Iterator[World]:
 
 @asynccontextmanager
 async def deadlock_is_an_error() -> AsyncIterator[None]:
-    """In virtual time hours pass at once when nothing can go on.
-
-    Then the test has failed.
-    """
+    """Fail the test when virtual time jumps for hours, as nothing can go on."""
 
     async def give_up() -> None:
         await trio.sleep(7200)
@@ -271,10 +265,7 @@ def errors(peer: MemoryLink) -> list[pb.ErrorResponse]:
 
 
 async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
-    """Everything that still arrives until the gateway ends the stream.
-
-    `peer.ended` says how it did.
-    """
+    """Give all that arrives until the gateway ends the stream; `peer.ended` says how."""
     messages: list[pb.DownstreamMessage] = []
     while True:
         try:
@@ -284,10 +275,7 @@ async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
 
 
 def hang_kv(core: Core) -> trio.Event:
-    """Let KV requests wait until they are cancelled.
-
-    The event is set when the first one does.
-    """
+    """Let KV requests wait until cancelled; the event is set by the first."""
     hanging = trio.Event()
 
     async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:

@@ -1,7 +1,4 @@
-"""Fixtures of the folders whose tests run a whole core in virtual time.
-
-Their conftest.py import them.
-"""
+"""Fixtures for conftest.py of folders that run a whole core in virtual time."""
 
 from __future__ import annotations
 

@@ -50,10 +50,7 @@ def _in_transaction(cursor: sqlite3.Cursor, program: ProgramFactory[T]) -> T:
 
 @cache
 def _upgraded(name: str) -> sqlite3.Connection:
-    """The logical database `name` with its tables and nothing in them, to be copied.
-
-    It stays open as long as the process.
-    """
+    """The logical database `name` with empty tables, to be copied."""
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     _in_transaction(connection.cursor(), lambda: upgrade(name, SQLITE, "in memory"))
     return connection
@@ -142,10 +139,7 @@ class PostgresPlace:
         return result
 
     def read(self, program: ProgramFactory[T]) -> T:
-        """Run without a transaction, which is most of the round trips.
-
-        A place has one connection, so nothing comes between.
-        """
+        """Run without a transaction; a place has one connection, so nothing comes between."""
         result: T = self._session.call(self._read(program))
         return result
 

@@ -53,10 +53,7 @@ def on_postgres(engine: PostgresEngine) -> list[str]:
 
 
 class GatewayFailed(AssertionError):
-    """The process ended or stayed silent instead of becoming ready.
-
-    The message carries its output.
-    """
+    """The process ended or never became ready; the message has its output."""
 
 
 class GatewayProcess:
@@ -89,10 +86,7 @@ class GatewayProcess:
     # -- life
 
     def start(self, port: int = 0, ops_port: int = 0) -> GatewayProcess:
-        """Start, and return once everything is served.
-
-        Raises GatewayFailed with the output otherwise.
-        """
+        """Start and wait until everything is served; raises GatewayFailed."""
         assert self._process is None or self._process.poll() is not None, "it is still running"
         self._ready_file.unlink(missing_ok=True)
         arguments = [*self.command, "--port", str(port), "--ops-port", str(ops_port)]
@@ -149,10 +143,7 @@ class GatewayProcess:
             self.wait()
 
     def terminate(self) -> None:
-        """SIGTERM: the gateway drains.
-
-        Use wait() for the end; a second one stops it at once.
-        """
+        """Send SIGTERM: the gateway drains, or stops at once the second time."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -212,10 +203,7 @@ class GatewayProcess:
 
 
 def start_gateway(*args: Any, port: int = 0, ops_port: int = 0, **options: Any) -> GatewayProcess:
-    """Start a gateway with the arguments of GatewayProcess, and return once it serves.
-
-    Use as a context manager, or call close().
-    """
+    """Start a GatewayProcess (a context manager), and return once it serves."""
     process = GatewayProcess(*args, **options)
     try:
         return process.start(port, ops_port)

@@ -14,10 +14,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class GrpcStream:
-    """Messages out, messages in.
-
-    Raises StatusError when the gateway ends the stream with a status.
-    """
+    """Messages out and in; raises StatusError when the gateway ends the stream."""
 
     def __init__(self, call: GrpcCall) -> None:
         self._call = call

@@ -1,9 +1,4 @@
-"""A network namespace behind a veth pair: another machine, as far as TCP can tell.
-
-Needs root.
-
-`vanish` takes its link down: its kernel is gone, without a FIN, a RST, or anyone to answer a probe.
-"""
+"""Another machine for TCP: a network namespace behind a veth pair; needs root."""
 
 from __future__ import annotations
 

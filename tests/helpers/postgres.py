@@ -19,10 +19,7 @@ from aether_trio.storage.postgres.embedded import FAST, EmbeddedPostgres
 
 
 class PostgresServer(EmbeddedPostgres):
-    """One server with its own data directory.
-
-    `start` and `stop` may be called again and again.
-    """
+    """One server with its data directory; it may start and stop again and again."""
 
     def __init__(self, home: Path, *, durable: bool = False, port: int | None = None) -> None:
         super().__init__(home, port=port, settings={"max_connections": "100", **({} if durable else FAST)})

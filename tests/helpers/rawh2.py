@@ -44,9 +44,7 @@ class Ended:
 
 
 class RawH2:
-    """Sans-I/O client of one open Connect stream.
-
-    The first `outgoing` holds preface, settings and headers."""
+    """A sans-I/O client of one stream; the first `outgoing` has the preface, too."""
 
     def __init__(
         self, *, window: int = MAX_WINDOW, keep_window_open: bool = True, headers: tuple[tuple[str, str], ...] = ()
@@ -130,10 +128,7 @@ class Disconnected(Exception):
 
 
 class RawPeer:
-    """A RawH2 on a trio socket.
-
-    One task may send while another receives; sending may wait for windows, so keep receiving.
-    """
+    """A RawH2 on a trio socket; one task sends, another one keeps receiving."""
 
     def __init__(self, stream: trio.SocketStream, h2: RawH2) -> None:
         self.stream, self.h2 = stream, h2
@@ -141,11 +136,7 @@ class RawPeer:
         self._fed = trio.Event()
 
     async def flush(self) -> None:
-        """Write what is due.
-
-        When another task is writing, it takes this along, so that a reader never waits for a
-        writer.
-        """
+        """Write what is due, unless another task is writing and takes it along."""
         while not self._writing.locked():
             async with self._writing:
                 out = self.h2.outgoing()
@@ -167,10 +158,7 @@ class RawPeer:
             await self.flush()
 
     async def receive(self) -> list[bytes]:
-        """The next messages, at least one, or [] once the stream has ended with a status.
-
-        Raises Disconnected.
-        """
+        """The next messages, or [] after a status; raises Disconnected."""
         while True:
             try:
                 data = await self.stream.receive_some(262_144)

@@ -65,10 +65,7 @@ def in_asyncio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 async def eventually(
     probe: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], what: str, limit_s: float = LIMIT_S
 ) -> Any:
-    """Repeat `probe` until `good` accepts its result.
-
-    For things that only time brings (an expiry).
-    """
+    """Repeat `probe` until `good` accepts its result: for what only time brings."""
     deadline = time.monotonic() + limit_s
     while True:
         got = await probe()
@@ -79,10 +76,7 @@ async def eventually(
 
 
 def answered(response: Any, what: str) -> Any:
-    """A response that came and reports success.
-
-    The SDK turns a missing response into None, not into an exception.
-    """
+    """Check that a response came (the SDK gives None for none) and reports success."""
     assert response is not None, f"{what}: no response with this request's id (the SDK's call timed out)"
     assert response.success, f"{what}: refused: {getattr(response, 'error', '') or response}"
     return response
@@ -96,10 +90,7 @@ def declined(response: Any, what: str) -> Any:
 
 
 class SdkLog(logging.Handler):
-    """What the SDK logs.
-
-    A status that ends a stream for good is reported nowhere else.
-    """
+    """The SDK's log lines, which alone report a status that ends a stream for good."""
 
     NAMES = ("aether.client", "aether.client.async")
 
@@ -202,10 +193,7 @@ class Peer:
         assert self.session_id, f"{self.topic}: no ConnectionAck with a session_id"
 
     async def refused(self) -> None:
-        """Wait for the end of a connection that must not have come up.
-
-        The client must have given up for good.
-        """
+        """Wait until a client that must not connect has given up for good."""
         async with asyncio.timeout(LIMIT_S):
             await self.gone.wait()
         assert self.connects.empty(), f"{self.topic}: was sent a message before its refusal"
@@ -229,10 +217,7 @@ class Peer:
     async def take(
         self, wanted: Callable[[Any], bool] = lambda message: True, box: asyncio.Queue[Any] | None = None
     ) -> Any:
-        """The next item of the inbox (or of another queue) that is wanted.
-
-        Others before it are dropped.
-        """
+        """Drop items of the inbox (or another queue) up to the one that is wanted."""
         box = self.inbox if box is None else box
         skipped: list[Any] = []
         try:
@@ -259,10 +244,7 @@ class Peer:
         return error
 
     async def only(self, probe: Peer, *expected: bytes) -> list[Any]:
-        """Everything in the inbox, proved complete by a marker that `probe` sends here.
-
-        Its payloads are `expected`.
-        """
+        """Check all payloads in the inbox up to a marker that `probe` sends."""
         await probe.barrier()
         marker = f"marker {uuid.uuid4().hex}".encode()
         await probe.send(self.topic, marker)
@@ -277,10 +259,7 @@ class Peer:
 
 
 class Peers:
-    """The peers of one scenario, in a workspace that no other scenario knows.
-
-    A subclass makes async or threaded clients.
-    """
+    """The peers of one scenario, in a new workspace; subclasses make the clients."""
 
     def __init__(self, target: str, **client_settings: Any) -> None:
         self.target = target
@@ -300,9 +279,7 @@ class Peers:
         return self._peer("Task", f"tu::{self.ws}::{self.impl}::{spec}", self.ws, self.impl, spec, **settings)
 
     def task(self, **settings: Any) -> Any:
-        """A task without a specifier, whose topic the gateway invents.
-
-        The topic is known from what the task sends."""
+        """A task without a specifier; its topic is known from what it sends."""
         return self._peer("Task", f"ta::{self.ws}::{self.impl}::?", self.ws, self.impl, **settings)
 
     def user(self, window: str, *, uid: str = "", **settings: Any) -> Any:
@@ -318,10 +295,7 @@ class Peers:
 
 
 class World(Peers):
-    """Peers with async clients; closes all of them at its end.
-
-    `target` may be several addresses with commas between them: each peer takes the next one.
-    """
+    """Async peers, closed at the end; they take turns at the addresses of `target`."""
 
     def __init__(self, target: str, **client_settings: Any) -> None:
         super().__init__(target, **client_settings)
@@ -351,10 +325,7 @@ class World(Peers):
 
 
 class SyncPeer:
-    """One threaded client of the SDK.
-
-    Its callbacks run in the client's reader thread and only enqueue.
-    """
+    """One threaded client of the SDK, whose callbacks only enqueue."""
 
     def __init__(self, client: Any, topic: str, target: str) -> None:
         self.client, self.topic, self.target = client, topic, target
@@ -448,10 +419,7 @@ class SyncWorld(Peers):
 
 
 class StreamEnded(AssertionError):
-    """A raw stream has ended.
-
-    An assertion error, so that an end that the test did not ask for fails the test with its status.
-    """
+    """A raw stream has ended; an assertion error, so the status fails the test."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(f"the stream ended with {code.name}: {details}")

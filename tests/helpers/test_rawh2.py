@@ -1,7 +1,4 @@
-"""The raw client speaks to grpcio's server, which judges its frames.
-
-tests/bench/test_grpc_codec.py has the codec in it.
-"""
+"""The raw HTTP/2 client speaks to grpcio's server, which judges its frames."""
 
 from __future__ import annotations
 

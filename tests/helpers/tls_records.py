@@ -50,10 +50,7 @@ class RecordClient:
 
     @classmethod
     def over(cls, sock: socket.socket, context: ssl.SSLContext, folder: Path) -> RecordClient:
-        """Do the handshake on a blocking socket.
-
-        The context's cipher must be TLS_AES_256_GCM_SHA384, OpenSSL's first.
-        """
+        """Do a TLS_AES_256_GCM_SHA384 handshake on a blocking socket."""
         log = folder / f"keys-{sock.fileno()}"
         context.keylog_filename = str(log)
         session, outgoing = handshake(sock, context, "127.0.0.1")

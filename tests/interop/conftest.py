@@ -57,10 +57,7 @@ def any_target(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def own_gateway() -> Iterator[Callable[..., GatewayProcess]]:
-    """Start gateways that belong to this test.
-
-    Whatever still runs at its end is killed.
-    """
+    """Start gateways for one test, and kill them at its end."""
     with ExitStack() as stack:
 
         def start(*args: Any, **kwargs: Any) -> GatewayProcess:
@@ -77,10 +74,7 @@ def new_gateway(own_gateway: Callable[..., GatewayProcess]) -> GatewayProcess:
 
 @pytest.fixture(scope="session")
 def idle_watch(shared_gateway: GatewayProcess) -> Iterator[IdleWatch]:
-    """The idle client of scenario 25.
-
-    It needs 35 seconds of nothing, so it idles while the other scenarios run.
-    """
+    """The client of scenario 25, which idles for 35 s beside other scenarios."""
     with IdleWatch(shared_gateway.address) as watch:
         yield watch
 
@@ -93,10 +87,7 @@ def start_idling_early(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every scenario here is marked.
-
-    Scenario 25 comes last, when its client has idled long enough.
-    """
+    """Mark every scenario; put 25 last, when its client has idled long enough."""
     for item in items:
         if "tests/interop/" in item.nodeid:
             item.add_marker(pytest.mark.interop)

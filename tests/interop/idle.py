@@ -1,7 +1,4 @@
-"""Scenario 25: an SDK agent in a separate process that only stays connected.
-
-It goes through a forwarder that counts HTTP/2 frames, because the SDK hides pings and GOAWAYs.
-"""
+"""Scenario 25: an idle SDK agent in a process, behind a proxy that counts frames."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class IdleWatch:
-    """Owns the forwarder and the idle process.
-
-    `finish` lets it idle out and returns what it saw.
-    """
+    """Owns forwarder and idle process; `finish` waits and returns what it saw."""
 
     def __init__(self, target: str) -> None:
         self.idle_s = 185.0 if os.environ.get("TESTS_SLOW") else 35.0

@@ -16,10 +16,7 @@ from tests.interop.keys import SERVE, new_key, serve_arguments
 
 
 class Certificates:
-    """A private authority, a server certificate for 127.0.0.1, and a client's.
-
-    Clients dial an address, not a name.
-    """
+    """A private authority, a client's certificate, and a server's for 127.0.0.1."""
 
     def __init__(self, directory: Path) -> None:
         self.ca, self.foreign_ca = trustme.CA(), trustme.CA()

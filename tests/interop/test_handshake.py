@@ -115,11 +115,7 @@ async def test_24_r_required_unknown_extension_is_refused(world: World, target: 
 
 @in_asyncio
 async def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
-    """A refused SDK client runs out of its two retries instead of looping.
-
-    FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter: an ack
-    before the status would make it loop without a pause.
-    """
+    """It runs out of two retries; an ack before the status would reset its counter."""
     with Forwarder(target) as path:
         async with World(path.address) as world:
             extensions = [make_extension(uri=UNKNOWN_EXTENSION, required=True)]

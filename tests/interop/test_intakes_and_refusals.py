@@ -1,7 +1,4 @@
-"""Scenarios 42 to 52: commands, event and metric intakes, and refused sends.
-
-The stream stays up.
-"""
+"""Scenarios 42 to 52: commands, event and metric intakes, refused sends."""
 
 from __future__ import annotations
 

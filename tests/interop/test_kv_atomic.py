@@ -63,11 +63,7 @@ def agent(target: str) -> Iterator[SyncPeer]:
 
 
 def test_59_q_a_long_row_of_requests_is_no_flood(target: str) -> None:
-    """Thousands of quick round trips of grpcio are no flood.
-
-    grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for the
-    connection. The connection is a separate one, so that nothing else counts.
-    """
+    """grpcio answers each small message with two WINDOW_UPDATEs; on a new connection."""
     with Forwarder(target) as path, SyncWorld(path.address) as world:
         agent = world.agent("busy").open()
         for n in range(1, 4001):

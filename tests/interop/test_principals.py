@@ -151,10 +151,7 @@ async def test_09_r_bridge_sends_as_br(world: World, target: str) -> None:
 
 @in_asyncio
 async def test_09_r_task_ack_names_the_invented_id(world: World, target: str) -> None:
-    """The ack names the id of a task, which so learns its own topic.
-
-    The reference leaves assigned_id empty.
-    """
+    """The reference leaves assigned_id empty."""
     (agent,) = await world.open(world.agent("a"))
     identity = pb.TaskIdentity(workspace=world.ws, implementation=world.impl)
     async with raw_stream(target, task=identity) as task:

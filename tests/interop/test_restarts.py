@@ -38,10 +38,7 @@ async def test_22_a_client_resumes_after_a_drain(new_gateway: GatewayProcess) ->
 
 
 def test_25_a_idle_connection_with_pings_is_left_alone(idle_watch: IdleWatch) -> None:
-    """35 s, that is three pings, beside the other scenarios.
-
-    With TESTS_SLOW=1 the three minutes of the checklist.
-    """
+    """35 s are three pings; with TESTS_SLOW=1 the three minutes of the checklist."""
     seen = idle_watch.finish()
     assert seen["alive"]
     assert seen["connects"] == 1

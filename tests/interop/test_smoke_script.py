@@ -48,10 +48,7 @@ async def test_smoke_script_on_a_cluster() -> None:
 
 
 def run_script(target: str) -> None:
-    """All must pass.
-
-    What has only run into the script's own limit, on a machine that stalls, is tried again.
-    """
+    """All pass; what only ran into the script's own limit is tried again."""
     lines = said(target, ALL)
     failed = [line for line in lines if line.startswith("FAIL")]
     late = [found[1] for line in failed if (found := FAILED.match(line)) and float(found[2]) >= ITS_LIMIT_S]

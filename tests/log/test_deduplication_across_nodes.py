@@ -34,10 +34,7 @@ steps = steps_on_a_node | st.tuples(st.just("move"), st.booleans(), st.booleans(
 
 
 async def wander(database: InlineDatabase, script: Script) -> Client:
-    """Run a script; `move` goes to the other node, with more or less left behind.
-
-    The client has read its receipts or not, and its old connection is closed or not.
-    """
+    """Run a script; `move` changes the node, with or without receipts, cut or not."""
     client = Client()
     database.renew()
     lingering: list[tuple[PublisherStore, Receipts]] = []

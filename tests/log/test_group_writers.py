@@ -1,7 +1,4 @@
-"""Groups on a database that other nodes write: lost answers and lost leases.
-
-They run in virtual time. tests/log/postgres has the tests on a real server.
-"""
+"""Groups on a database that other nodes write: lost answers and lost leases."""
 
 from __future__ import annotations
 

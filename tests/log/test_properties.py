@@ -78,10 +78,7 @@ class World:
         return b"%d:" % self.sent + b"x" * size
 
     def look_into_the_log(self) -> None:
-        """The database says what was committed.
-
-        Only its order and content are under test elsewhere.
-        """
+        """Take from the database what was committed; other tests check its order."""
         for topic in TOPICS:
             rows = self.database.query(
                 "SELECT data FROM messages JOIN topics ON message_key >> 36 = topics.id WHERE name = $1 "
@@ -193,10 +190,7 @@ class World:
 
 
 def check_in_order_with_repeats(seen: list[bytes], committed: list[bytes]) -> None:
-    """Every message, each first seen in order.
-
-    A repetition goes back and then on without a hole.
-    """
+    """Check that each message is first seen in order, and repeats leave no hole."""
     place = {frame: number for number, frame in enumerate(committed)}
     expected = 0
     for frame in seen:

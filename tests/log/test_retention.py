@@ -164,10 +164,7 @@ SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_
 async def test_a_window_misses_nothing_whose_position_was_used(
     world: World, visits: int, stays_s: float, away_s: float
 ) -> None:
-    """Its position has not moved for longer than positions are kept.
-
-    Without it the window would start at the tail.
-    """
+    """Without its old position the window would start at the tail."""
     async with world.open(log=SHORT) as core, connect(core, service("s", "1")) as sender:
         for _ in range(visits):
             async with connect(core, user("u", "1")) as window:

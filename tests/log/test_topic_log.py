@@ -251,10 +251,7 @@ async def test_a_broadcast_to_thousands_lets_others_run(bench: Bench) -> None:
 
 @pytest.mark.parametrize("at", [0, 3, 6])
 async def test_a_message_that_the_database_does_not_take_costs_no_other_its_commit(bench: Bench, at: int) -> None:
-    """No client can send one, as far as is known.
-
-    One that could would take the gateway with it.
-    """
+    """No client can send one, as far as is known; else it would stop the gateway."""
     reader = Reader()
     await bench.subscribe(TOPIC, reader)
     await bench.publish(TOPIC, b"before")

@@ -1,8 +1,4 @@
-"""Identity parts and identities for hypothesis.
-
-They have many colons, because colons are where the
-trouble is.
-"""
+"""Identity parts with many colons, and identities, for Hypothesis."""
 
 from __future__ import annotations
 

@@ -64,10 +64,7 @@ def assignment(
 
 
 class Client:
-    """Plays the OrchestratorClient of an AgentSupervisor.
-
-    `failed` are the reported (task, reason), `registered` the registrations.
-    """
+    """A double of OrchestratorClient that keeps failures and registrations."""
 
     def __init__(self) -> None:
         self.starts: Feed[Assignment] = Feed(100, lossy=False, convert=lambda message: read(Assignment, message))

@@ -51,10 +51,7 @@ class Authority:
         authority: bool | None = False,
         usages: Sequence[x509.ObjectIdentifier] | None = (ExtendedKeyUsageOID.CLIENT_AUTH,),
     ) -> Path:
-        """A PEM file of a certificate and its key.
-
-        `authority` None: without basicConstraints; `usages` None: without any.
-        """
+        """Write a certificate and key as PEM; None leaves an extension out."""
         signer = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
         key = ec.generate_private_key(ec.SECP256R1())

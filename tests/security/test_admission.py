@@ -128,11 +128,7 @@ async def test_a_certificate_that_is_no_clients(
 
 @EVERY_TRANSPORT
 async def test_a_servers_certificate_is_no_clients(authority: Authority, transport: str) -> None:
-    """OpenSSL refuses it in the handshake.
-
-    Were that to change, the gateway reads it as well
-    (tests/transport/socket/test_client_certificates.py).
-    """
+    """OpenSSL refuses it; transport/socket/test_client_certificates.py has our check."""
     certificate = authority.issue("ag::red::worker::1", usages=[ExtendedKeyUsageOID.SERVER_AUTH])
     async with serving(authority) as gateway:
         # Whichever way the transport's client hears of a broken handshake.

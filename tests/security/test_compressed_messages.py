@@ -1,7 +1,4 @@
-"""Compressed messages are inflated only when read, and never much at once.
-
-Before the acknowledgement only a little is inflated.
-"""
+"""Compressed messages are inflated when read, and little at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a gateway keeps can be read by its user alone, wherever it lies.
-
-And what it is not to keep goes.
-"""
+"""A gateway's files can be read by its user alone, and unneeded ones are deleted."""
 
 from __future__ import annotations
 

@@ -302,10 +302,7 @@ async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
 
 
 def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
-    """Give the texts of refusals for want of reach.
-
-    What a client cannot reach is refused, or answered as missing.
-    """
+    """Give the texts that refuse, or answer as missing, what is beyond reach."""
     texts = []
     for message in said:
         payload = getattr(message, message.WhichOneof("payload") or "error")

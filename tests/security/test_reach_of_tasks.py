@@ -1,7 +1,4 @@
-"""A key limited to one workspace touches no task, agent or token of another.
-
-Issue 10: H1, H3, H5, H12, H18.
-"""
+"""A key limited to one workspace touches no task, agent or token of another."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A TLS peer without a credential cannot make a gateway keep much.
-
-It sends records after its end, or records without data.
-"""
+"""A TLS peer without a credential cannot make a gateway keep much."""
 
 from __future__ import annotations
 

@@ -76,10 +76,7 @@ async def test_the_end_that_a_worker_brings_about_is_answered_first(
 async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(
     core: Core, world: World, what: str, creator: MemoryLink
 ) -> None:
-    """The task that admitted a session is its own from the first request on.
-
-    Its session is written behind its acknowledgement, here late.
-    """
+    """Its session is written behind its acknowledgement, here late."""
     task_id, token = await token_for(creator, "ag::w::i::1")
     await pump(100)
     world.databases["tasks"].fail_writes = 1

@@ -1,7 +1,4 @@
-"""A connection that sends ten thousand small things leaves turns to the others.
-
-What is counted is how much one step of a task does, which no machine's speed changes.
-"""
+"""Ten thousand small things of one connection leave turns to the others."""
 
 from __future__ import annotations
 

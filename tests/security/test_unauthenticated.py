@@ -1,7 +1,4 @@
-"""An unauthenticated client makes no metric label, and bounded escaped log lines.
-
-Issue 10, H16.
-"""
+"""An unauthenticated client makes no metric label, and bounded escaped log lines."""
 
 from __future__ import annotations
 
@@ -108,10 +105,7 @@ async def test_types_of_messages_that_do_not_exist_are_counted_together() -> Non
 
 
 async def test_the_headers_of_unauthenticated_calls_are_bounded_together() -> None:
-    """A call without credentials may last as long as its caller likes.
-
-    So do its headers.
-    """
+    """Calls, and so their headers, may last as long as their callers like."""
     async with serving() as gateway:
         client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
         with trio.fail_after(300):

@@ -1,7 +1,4 @@
-"""Only its workers work on a task, and a worker's checkpoints are its own.
-
-Issue 10: H4, H15.
-"""
+"""Only its workers work on a task, and a worker's checkpoints are its own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A zero byte in any text of a request is refused or stored, alike on each engine.
-
-Text in PostgreSQL cannot hold it.
-
-Never a defect of the gateway, which would fail the requests that share its statement.
-"""
+"""A zero byte in a request is refused or stored, alike on each engine."""
 
 from __future__ import annotations
 

@@ -130,10 +130,7 @@ async def test_a_kick_signals_force_and_ends_with_a_status_that_is_not_ok(core: 
 
 
 async def test_a_kick_waits_a_moment_for_a_reader_that_is_behind(core: Core) -> None:
-    """The signal decides whether the client comes back.
-
-    A full socket must not swallow it.
-    """
+    """The signal, which tells whether to come back, must not be lost in a full socket."""
     async with connect(core, orchestrator("ops", "1")) as operator, connect(core, agent("w", "a", "1")) as peer:
         peer.pause()
         operator.send(disconnect(session_id_of(core, ONE)))
@@ -241,10 +238,7 @@ class EndingLink(MemoryLink):
 
 
 async def test_an_offer_in_the_moment_of_an_end_does_no_harm(core: Core) -> None:
-    """A subscriber that begins to lag starts a task in its session's nursery.
-
-    There must be no moment without one.
-    """
+    """A lagging subscriber starts a task in its session's nursery at any moment."""
     touched: set[Kickable] = set()
     # Tasks run in random order, and the moment is one turn of the scheduler long.
     for _ in range(20):

@@ -1,7 +1,4 @@
-"""The lock of a session on a cluster node: the row first, then the registry.
-
-Real sessions and a real registry; the rows and the log do what the test says.
-"""
+"""A session's lock on a cluster node: the row first, then the registry."""
 
 from __future__ import annotations
 
@@ -102,10 +99,7 @@ class Log:
 
 
 class Node:
-    """One node's locks, and sessions on it.
-
-    `told` is what rows and log were told, in order.
-    """
+    """One node's locks and sessions; `told` are calls of rows and log, in order."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -256,10 +250,7 @@ async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder
 
 
 async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
-    """The first one ends while the second one is asking to take over.
-
-    Both end before what the first has written is settled.
-    """
+    """The first ends while the second asks to take over, both before it has settled."""
     node.log.settled = trio.Event()
     first, _ = await node.hold("s1", last_append=1)
     node.rows.gate = trio.Event()

@@ -1,7 +1,4 @@
-"""A client that reads nothing for long is asked to come back.
-
-One that reads slowly is not.
-"""
+"""A client that reads nothing for long is disconnected; one that reads slowly not."""
 
 from __future__ import annotations
 

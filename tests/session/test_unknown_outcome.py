@@ -1,7 +1,4 @@
-"""A client is told that the outcome of its write is unknown, and not to try again.
-
-One that obeyed "try again" would count an INCREMENT twice.
-"""
+"""A client whose write may or may not be stored is not told to try again."""
 
 from __future__ import annotations
 

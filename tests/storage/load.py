@@ -83,10 +83,7 @@ class Load:
 
 
 async def no_connection_is_half_used(database: PostgresDatabase, server: PostgresServer) -> None:
-    """Every connection that is kept is idle, outside of a transaction, and counted.
-
-    One that was cut is counted until it is used.
-    """
+    """Check that every kept connection is idle, outside a transaction, and counted."""
     states = server.psql(
         "SELECT state, count(*) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' GROUP BY 1"
     )

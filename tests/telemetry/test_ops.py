@@ -28,10 +28,7 @@ def delivered(text: bytes, offset: int) -> tuple[int, int, bytes]:
 
 
 class Bytes:
-    """A trio stream as the HTTP server sees a connection.
-
-    Closed when it has been served.
-    """
+    """A stream in memory for the HTTP server; it ends with the request."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream

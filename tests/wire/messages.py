@@ -80,10 +80,7 @@ def enveloped_plans(draw: st.DrawFn, message: Descriptor) -> Plan:
 
 
 def build(plan: Plan, message: Message) -> Message:
-    """Fill `message` by the plan.
-
-    An empty plan for a sub-message makes it present and empty.
-    """
+    """Fill `message` by the plan; an empty plan makes a sub-message present."""
     message.SetInParent()
     for name, value in plan.items():
         field: Any = message.DESCRIPTOR.fields_by_name[name]

@@ -42,10 +42,7 @@ def number(text: str) -> int:
 
 
 def takes(kind: FrameType, length: int) -> bool:
-    """Whether a body of this length goes beyond the header.
-
-    Hot frames are judged with their bodies.
-    """
+    """Tell whether a body of this length is taken; hot frames are judged whole."""
     try:
         reader_of(length, kind << 8)
     except RemoteProtocolError:

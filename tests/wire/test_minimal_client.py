@@ -1,7 +1,4 @@
-"""A client written from docs/wire.md alone does what the framing is for.
-
-It uses socket, struct and msgpack only.
-"""
+"""A client written from docs/wire.md with socket, struct and msgpack alone."""
 
 from __future__ import annotations
 
@@ -54,10 +51,7 @@ def run(arguments: list[str]) -> str:
 
 
 def converse(gateway: GatewayProcess, libraries: Path, script: str) -> Any:
-    """Run a script in an interpreter without site-packages and PYTHONPATH.
-
-    It prints its results as JSON.
-    """
+    """Run a script without site-packages and PYTHONPATH; read its results as JSON."""
     host, _, port = gateway.address.rpartition(":")
     prelude = PRELUDE.format(paths=[str(libraries)], address=(host, int(port)))
     return json.loads(run([sys.executable, "-I", "-S", "-c", prelude + script]))

@@ -17,10 +17,7 @@ MIB = 1024 * 1024
 
 
 def fields(message: Any) -> int:
-    """Set fields, those of parts included.
-
-    An entry of a map is a part with two fields.
-    """
+    """Set fields and those of parts; a map's entry is a part with two fields."""
     count = 0
     for field, value in message.ListFields():
         repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED

@@ -1,7 +1,4 @@
-"""Connect a creator and a worker, for the tests of work.
-
-They are on a real gateway, or on a scripted one that says what the test tells it to.
-"""
+"""Connect a creator and a worker to a real or a scripted gateway."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Test cuts, refusals and repetitions of work, against a scripted gateway.
-
-What is in doubt is looked up, and what is another worker's is let go.
-"""
+"""Cuts, refusals and repetitions of work, against a scripted gateway."""
 
 from __future__ import annotations
 

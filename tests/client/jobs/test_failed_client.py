@@ -1,7 +1,4 @@
-"""Test that a client that has failed for good ends its blocks at once.
-
-It never asks what no connection will answer.
-"""
+"""A client that has failed for good ends its blocks at once, without requests."""
 
 from __future__ import annotations
 

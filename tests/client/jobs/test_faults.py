@@ -1,7 +1,4 @@
-"""Test workers, real gateways and the faults between them.
-
-Every task is done, and no worker works on the task of another one.
-"""
+"""Workers, real gateways and faults: each task is done, by its worker alone."""
 
 from __future__ import annotations
 
@@ -62,11 +59,7 @@ class Ledger:
 
 
 async def wait_until_done(boss: AgentClient, task_id: str) -> None:
-    """Return when the task is completed.
-
-    On a slow machine cuts come faster than workers begin: then it is a dead letter, and tried
-    again.
-    """
+    """Wait until the task is completed; a dead letter is tried again."""
     tasks = boss.tasks.within(LIMIT_S)
     while (task := await tasks.get(task_id)).status is not TaskStatus.COMPLETED:
         if task.status is TaskStatus.FAILED and task.error == f"given {MAX_DELIVERIES} times and never begun":

@@ -28,10 +28,7 @@ RUNNING, FAILED, CANCELLED = 2, 4, 5
 
 
 class Gateway:
-    """Answers at once.
-
-    `said` is which moves were made: (virtual time, task, move, its reason).
-    """
+    """Answers at once; `said` are moves: (virtual time, task, move, reason)."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.feeds = Feeds()

@@ -51,10 +51,7 @@ def _sending(inner: Generator[Any, Any, object], value: object) -> Any:
 
 
 async def stopped_at(number: int | None, coroutine: Coroutine[Any, Any, object], *, crash: bool) -> None:
-    """Run a coroutine, and cancel it where it waits for the n-th time.
-
-    With `crash`, Crash is raised there.
-    """
+    """Run a coroutine and cancel it, or raise Crash, where it waits for the n-th time."""
     if number is None:
         await coroutine
         return

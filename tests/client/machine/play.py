@@ -67,10 +67,7 @@ App = Callable[[AgentClient, random.Random], Coroutine[Any, Any, None]]
 
 
 class Weather:
-    """What happens between the client and the gateway.
-
-    May be called from threads of the test's trio run.
-    """
+    """Disturbs the connection; may be called from threads of the trio run."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -170,10 +167,7 @@ class Ledger:
         self._in_hand.discard(number)
 
     def end_life(self, *, in_peace: bool) -> int:
-        """What is in hand by now may be acknowledged or not.
-
-        How many have been taken in this life and not handled.
-        """
+        """Let messages in hand be acknowledged or not; give how many were not handled."""
         unhandled = sum(number not in self._handled for number in self._taken)
         self._maybe |= self._in_hand
         self._in_hand.clear()

@@ -16,10 +16,7 @@ ANSWERED: Final = 256
 
 
 def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
-    """Give the tables of an idle client that are longer than its work explains.
-
-    `over`: its block is over. `taken`: so many messages are not done with.
-    """
+    """Give the tables of an idle client that are longer than its work explains."""
     core: Any = client._dispatch
     bench: Any = client._WorkerMethods__manager  # type: ignore[attr-defined]
     send_queue, requests, feeds = core.send_queue, core.requests, core.feeds

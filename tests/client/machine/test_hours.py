@@ -24,10 +24,7 @@ STEPS_EACH = 30
 
 
 class Program:
-    """Handles, sends, asks and works, and takes every error for one that passes.
-
-    `done` counts what it has done.
-    """
+    """Handles, sends, asks, works, and goes on after errors; `done` counts."""
 
     def __init__(self, gateway: Moody, chance: random.Random) -> None:
         self._gateway = gateway

@@ -33,10 +33,7 @@ NOTHING_S = 0.05
 
 
 class Threads:
-    """Each thread handles some messages and ends or raises, or sends.
-
-    The main thread moves.
-    """
+    """Threads that handle messages and end or raise, or send; the main one moves."""
 
     def __init__(self, seed: int, proxied: str, weather: Weather, feed: Any) -> None:
         self._chance = random.Random(seed)

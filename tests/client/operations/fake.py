@@ -13,10 +13,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class FakeRequester:
-    """See the module's text.
-
-    `answers` may give the payload for a case, or a function from the request to it.
-    """
+    """Answers requests from `answers`: payloads by case, or functions of a request."""
 
     workspace = "prod"
     topic = "ag::prod::planner::1"

@@ -97,10 +97,7 @@ async def _maybe(read: Callable[..., Any], fails: Callable[[], bool], *args: Any
 
 
 class Fabric:
-    """Made by `open_fabric`.
-
-    `settings` are sections for every core, `poll_s` how often nodes look without a hint.
-    """
+    """Several cores; `settings` are sections for each, `poll_s` how often nodes poll."""
 
     def __init__(self, nursery: trio.Nursery, engine: PostgresEngine, settings: Mapping[str, Any]) -> None:
         self._nursery = nursery

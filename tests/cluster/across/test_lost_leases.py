@@ -65,10 +65,7 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
 
 @asynccontextmanager
 async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, *, aware: bool) -> AsyncIterator[None]:
-    """Let other nodes do all that they do for a dead node, and forget its interest.
-
-    They forget the interest of a node that was away for a minute.
-    """
+    """Let other nodes do all that they do for a dead node, and forget its interest."""
     node_id = gateway.cluster.node_id
     async with without_lease(gateway, engine, aware=aware):
         await declare_dead(gateway, by)

@@ -19,10 +19,7 @@ def figures(core: Core) -> dict[str, float]:
 
 
 def documented() -> list[str]:
-    """Names in the section on the cluster.
-
-    "_wakes_total" stands for the rest of a name like the one before it.
-    """
+    """Names of the page's section; "_wakes_total" continues the name before it."""
     section = OPERATIONS.read_text().partition("### Is the cluster well?")[2].partition("###")[0]
     return re.findall(r"`(?:aether)?(_[a-z_]+)`", section)
 

@@ -1,7 +1,4 @@
-"""A node without workers is killed, and other nodes finish what it had begun.
-
-No row of it stays.
-"""
+"""A node without workers is killed, and other nodes finish what it had begun."""
 
 from __future__ import annotations
 

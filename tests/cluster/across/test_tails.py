@@ -46,10 +46,7 @@ async def send_numbers(
     sent: list[int] | None = None,
     pace_s: float = 0.004,
 ) -> None:
-    """`name:number` to all topics, in the order given, a few at a time.
-
-    `sent` has the first number that is not sent yet.
-    """
+    """Send `name:number` to all topics in order; `sent` has the next number."""
     async with join(gateway, service("sender", str(name))) as sender:
         at = 0
         while at < count:
@@ -112,10 +109,7 @@ async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(fabri
 
 
 async def test_hints_are_what_makes_it_quick(fabric: Fabric) -> None:
-    """A notification that is never sent would hang every other test of this file.
-
-    None of them finds anything by polling.
-    """
+    """Without notifications all other tests of this file would hang: none polls."""
     one, two = await fabric.start_many(2)
     a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
     looks = two.tails.statistics().looks
@@ -143,10 +137,7 @@ async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[No
 async def visit(
     fabric: Fabric, name: str, chance: random.Random, sent: list[int], counts: list[int]
 ) -> tuple[list[bytes], list[int]]:
-    """Listen on a node for a while, slow now and then.
-
-    Gives what was heard, and what had been sent when it began to count.
-    """
+    """Listen for a while, slow now and then; give what was heard, and from where."""
     async with join(chance.choice(fabric.gateways), agent("w", "visitor", name)) as link:
         since = list(sent)
         for _ in range(chance.randint(1, 5)):
@@ -172,10 +163,7 @@ def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
 async def test_a_listener_hears_everything_from_its_beginning_to_its_end(
     postgres_engine: PostgresEngine, seed: int
 ) -> None:
-    """Listeners come, go, lag and lose notifications while nodes write one topic.
-
-    Reads fail now and then.
-    """
+    """Listeners come, go, lag and lose notifications; reads fail now and then."""
     counts = [150, 150, 150]
     heard: list[tuple[list[bytes], list[int]]] = []
     refusals: set[Status] = set()

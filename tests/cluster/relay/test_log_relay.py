@@ -36,10 +36,7 @@ class HeardTopics(list[CachedTopic]):
 
 
 class Ears:
-    """What ClusterLogRelay needs of a TopicLog.
-
-    It listens to what it was told to expect.
-    """
+    """The part of a TopicLog that ClusterLogRelay needs; listens to a given set."""
 
     def __init__(self) -> None:
         self.relay: LogRelay | None = None

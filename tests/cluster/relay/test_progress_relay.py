@@ -1,7 +1,4 @@
-"""Progress updates between nodes: in order, once or not at all.
-
-A node without listeners gets none.
-"""
+"""Progress between nodes: in order, once or not at all, only where it is heard."""
 
 from __future__ import annotations
 

@@ -12,10 +12,7 @@ SELF, TARGETED, POOL = pb.SELF_ASSIGN, pb.TARGETED, pb.POOL
 
 
 async def ask(peer: Peer, world: World, task_type: str = "work", *, mode: int = POOL, **fields: Any) -> Any:
-    """Ask for a new task; the response.
-
-    A POOL task is for the world's implementation unless another is named.
-    """
+    """Ask for a task, by default of the world's pool; give the response."""
     if mode == POOL:
         fields.setdefault("target_implementation", world.impl)
     response = await peer.client.create_task_sync(

@@ -1,7 +1,4 @@
-"""Capacity of workers, checkpoints they may load, and dead letters on the wire.
-
-No scenario of the SDK covers these.
-"""
+"""Capacity of workers, checkpoints they may load, dead letters: no scenarios."""
 
 from __future__ import annotations
 

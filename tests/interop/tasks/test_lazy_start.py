@@ -1,7 +1,4 @@
-"""Scenarios 87, 88 and 91: agents started by tasks and messages.
-
-With the SDK's own orchestrator, too.
-"""
+"""Scenarios 87, 88 and 91: agents started by tasks, messages and orchestrators."""
 
 from __future__ import annotations
 
@@ -132,10 +129,7 @@ def echo_orchestrator(gateway: str, folder: Path) -> Iterator[EchoOrchestrator]:
 
 
 def test_91_s_the_orchestrator_of_the_sdk(gateway: str, tmp_path: Path) -> None:
-    """From a message to a real process that has it.
-
-    Killed with -9, the next message starts it again.
-    """
+    """A message starts a real process, and again after kill -9."""
 
     async def write(payload: bytes, *, register: bool = False) -> None:
         async with World(gateway) as world:

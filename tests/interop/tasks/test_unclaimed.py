@@ -16,11 +16,7 @@ from tests.interop.tasks import steps
 
 
 def create(creator: SyncPeer, world: SyncWorld) -> str:
-    """A new task for the world's implementation; its id.
-
-    Its grace window is five minutes, which no slow machine uses up. The client's own method knows
-    no class of tasks.
-    """
+    """Create a task with a class and a long grace window; give its id."""
     request_id = uuid.uuid4().hex
     wanted = pb.CreateTaskRequest(
         request_id=request_id,

@@ -1,4 +1,1 @@
-"""Conformance scenarios through our own client, on its transports.
-
-The numbers are those of the tests of the SDK beside.
-"""
+"""Scenarios of the SDK's tests with our own client, on its transports."""

@@ -114,10 +114,7 @@ async def alive(client: Client) -> None:
 
 
 async def until(probe: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    """Repeat until the result is this: for what only time brings.
-
-    The world's limit ends it.
-    """
+    """Repeat within the world's limit until the result is this."""
     while await probe() != wanted:
         await trio.sleep(POLL_S)
 

@@ -1,7 +1,4 @@
-"""Several nodes append: offsets without gaps, in commit order, one round trip.
-
-A message is written once even if the answer is lost.
-"""
+"""Appends of several nodes: no gaps, commit order, each message written once."""
 
 from __future__ import annotations
 
@@ -37,10 +34,7 @@ async def opened(engine: PostgresEngine, **limits: Any) -> AsyncIterator[tuple[P
 
 
 async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
-    """Append to random topics, a few messages at a time.
-
-    So groups of all sizes and orders of topics occur.
-    """
+    """Append to random topics, a few messages at a time: groups of all sizes."""
     chance = random.Random(seed)
     author = Collector()
     sent = dict.fromkeys(TOPICS, 0)
@@ -56,10 +50,7 @@ async def append_many(log: TopicLog, name: str, seed: int, count: int) -> None:
 
 
 async def follow(database: Database, topic: str, ended: trio.Event) -> list[bytes]:
-    """Read the end of a topic again and again, as another node does.
-
-    The next message always has the next offset.
-    """
+    """Read a topic's end again and again as another node does, without a gap."""
     frames: list[bytes] = []
     while True:
         last_round = ended.is_set()

@@ -76,10 +76,7 @@ async def test_messages_lie_in_their_time_and_go_with_it(log_database: Database)
 
 
 async def test_a_partition_that_is_dropped_under_a_writer_is_made_again(log_database: Database) -> None:
-    """As when a clock runs behind by more than messages are kept.
-
-    One group is refused, and said to be.
-    """
+    """A clock runs far behind: one group is refused, and said to be."""
     author = Collector()
     async with open_log(log_database, ManualClock(), LogLimits()) as log:
         state = log.topics.ensure(TOPIC)

@@ -1,7 +1,4 @@
-"""How PostgreSQL runs the statements of a group: by key.
-
-That holds even if it planned them when there were no topics yet.
-"""
+"""PostgreSQL runs a group's statements by key, even if planned without topics."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Leased queues of several nodes under random events from a seed.
-
-Nodes and workers come, stall, leave and die; responses and notifications get lost.
-"""
+"""Leased queues of several nodes under random events: stalls, deaths, losses."""
 
 from __future__ import annotations
 
@@ -17,9 +14,7 @@ pytestmark = pytest.mark.usefixtures("short_polls")
 
 
 class Weather:
-    """Nodes and workers that come, stall and go at random while messages are sent.
-    `deaths`: nodes are killed, too.
-    """
+    """Disturbs nodes and workers at random; `deaths`: nodes are killed, too."""
 
     def __init__(self, nodes: WorkNodes, seed: int, *, deaths: bool) -> None:
         self.nodes = nodes
@@ -92,10 +87,7 @@ class Weather:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("deaths", [False, True], ids=["no node dies", "nodes die and lose their leases"])
 async def test_workers_come_and_go_and_answers_and_wakes_get_lost(nodes: WorkNodes, seed: int, deaths: bool) -> None:
-    """Each message goes to a second worker only if the first left it behind.
-
-    Or, where nodes die, if the node of one of them lost its lease.
-    """
+    """A second worker gets a message only if the first left it or lost its lease."""
     weather = Weather(nodes, seed, deaths=deaths)
     for _ in range(3 if deaths else 2):
         weather.watch(await nodes.start())

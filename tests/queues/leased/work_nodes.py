@@ -160,10 +160,7 @@ class WorkNode:
         return found
 
     def delay_answers(self, hold: Callable[[], Awaitable[object]]) -> Callable[[], None]:
-        """Call `hold` between a statement of the work queues and its response.
-
-        Return how to end that.
-        """
+        """Call `hold` between a statement and its response; return how to end that."""
         database = self.queues._database
         write = database.write
 

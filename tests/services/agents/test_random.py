@@ -36,11 +36,7 @@ def until_the_stream_ends() -> Iterator[None]:
 
 
 class Weather:
-    """Runs random events.
-
-    `calm` is set when all participants behave; `read` are the messages that agents got, by
-    identity.
-    """
+    """Runs random events; `calm` ends misbehaviour, `read` has agents' messages."""
 
     def __init__(self, core: Core, seed: int) -> None:
         self.core = core

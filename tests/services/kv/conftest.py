@@ -19,10 +19,7 @@ BOB = Identity.agent("w1", "bob", "1")
 
 
 class Caller:
-    """Performs operations as `identity`: `await caller.PUT(key="a", value=b"x")`.
-
-    Returns `.kv` of the answer if it succeeds.
-    """
+    """Performs `await caller.PUT(key="a", value=b"x")` and gives its `.kv`."""
 
     def __init__(self, service: KvService, identity: Identity, **defaults: Any) -> None:
         self.service = service

@@ -54,10 +54,7 @@ class DirectDatabase:
 
 
 class Model:
-    """Models the store: key -> (value or set of members, expiry or None).
-
-    Time removes nothing.
-    """
+    """Models the store as key -> (value or members, expiry); time removes nothing."""
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[bytes | frozenset[bytes], int | None]] = {}

@@ -1,7 +1,4 @@
-"""What only PostgreSQL promises: its pool, limits on time, conflicts of nodes.
-
-test_conformance.py has the promises of a Database.
-"""
+"""What only PostgreSQL promises: its pool, limits on time, conflicts of nodes."""
 
 from __future__ import annotations
 
@@ -161,10 +158,7 @@ async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres
 async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
     postgres_engine: PostgresEngine,
 ) -> None:
-    """Write skew: each inserts only while the table is empty; one is refused.
-
-    Their rows do not clash.
-    """
+    """Write skew: each inserts only while the table is empty; one is refused."""
 
     def if_empty(number: int) -> Callable[[], Program[bool]]:
         def program() -> Program[bool]:

@@ -1,7 +1,4 @@
-"""The PostgreSQL of the extra: starts, keeps data, never outlives its parent.
-
-No PostgreSQL is installed.
-"""
+"""The embedded PostgreSQL starts, keeps data, and never outlives its parent."""
 
 from __future__ import annotations
 

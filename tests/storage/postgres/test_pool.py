@@ -27,10 +27,7 @@ class Connection:
 
 
 class Loop:
-    """What a pool needs of a loop.
-
-    Its time is what the test says, and timers fire when the test says so.
-    """
+    """A loop for a pool, whose time and timers the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

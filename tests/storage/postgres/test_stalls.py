@@ -1,7 +1,4 @@
-"""Stalled connections are found by asking the server.
-
-The limits on time are far away in these tests.
-"""
+"""Stalled PostgreSQL connections are found by asking the server, before any limit."""
 
 from __future__ import annotations
 
@@ -189,10 +186,7 @@ async def test_a_watch_that_reaches_no_server_decides_nothing(tcp_server: Postgr
 
 
 async def test_the_turn_of_a_node_that_is_not_heard_of_ends(tcp_server: PostgresServer) -> None:
-    """It has the turn and does not know: it stands still, or its network stalls.
-
-    No other node watches here.
-    """
+    """It has the turn unknowingly, as it or its network stalls; no other node watches."""
     limits = replace(NO_LIMITS, slow_s=NEVER_S, idle_in_transaction_s=0.5)
     async with proxied(tcp_server, limits) as (database, proxy):
         await database.run(insert(1))
@@ -217,10 +211,7 @@ async def until_turn_is_taken(server: PostgresServer) -> None:
 
 
 async def test_who_keeps_the_turn_without_a_limit_is_ended(postgres_engine: PostgresEngine) -> None:
-    """A server without a limit for a client that stops within a statement.
-
-    That is PostgreSQL before version 17.
-    """
+    """PostgreSQL before 17 has no limit for a client that stops within a statement."""
     limits = replace(NO_LIMITS, lock_s=0.2, idle_in_transaction_s=0.1)
     async with postgres_engine.open(limits=limits) as database:
         await database.execute(CREATE)

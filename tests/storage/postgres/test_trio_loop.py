@@ -1,7 +1,4 @@
-"""asyncio inside of trio: in order, with trio's clock, and cancellable.
-
-It leaves no trace in asyncio elsewhere.
-"""
+"""asyncio inside trio: in order, with trio's clock, cancellable, without a trace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What only SQLite promises: its files and its threads.
-
-test_conformance.py has the promises of a Database.
-"""
+"""What only SQLite promises: its files and its threads."""
 
 from __future__ import annotations
 

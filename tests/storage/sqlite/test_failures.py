@@ -1,7 +1,4 @@
-"""Bad weather: a full disk, a locked file, a file that is not ours.
-
-The engine says so and recovers.
-"""
+"""SQLite on a full disk, with a locked file, or with a foreign file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Small programs, which run in the trio thread, with those of the writer's.
-
-test_conformance.py has the promises that they share with `run` and `read`.
-"""
+"""Small programs, which run in the trio thread, among those of the writer."""
 
 from __future__ import annotations
 

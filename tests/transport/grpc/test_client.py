@@ -116,10 +116,7 @@ async def test_no_server() -> None:
 
 @pytest.mark.parametrize("limits", [GrpcLimits(max_receive_message_bytes=1000)])
 async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest(channel: GrpcChannel) -> None:
-    """A message over the server's cap is refused by its length.
-
-    What it did not read would fill the windows for ever.
-    """
+    """What a server refuses by its length would fill the windows for ever."""
     async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call:
         with trio.fail_after(300), pytest.raises(GRPCError) as caught:
             await call.send(ask("x" * 20_000_000))

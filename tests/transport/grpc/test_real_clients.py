@@ -1,7 +1,4 @@
-"""grpcio (sync and asyncio) and grpclib, unmodified, against our server.
-
-They run in threads; the server is on trio.
-"""
+"""grpcio and grpclib, unmodified, in threads against our gRPC server."""
 
 from __future__ import annotations
 

@@ -170,10 +170,7 @@ def test_every_split_of_a_valid_stream_gives_the_same_messages(
     "kind", [frames.DATA, frames.HEADERS, frames.PING, frames.WINDOW_UPDATE, frames.GOAWAY, frames.RST_STREAM]
 )
 def test_the_first_frame_is_settings_or_what_a_server_says_instead(kind: int, is_client: bool) -> None:
-    """A port that speaks something else tells a client by GOAWAY.
-
-    Nothing tells a server anything in front of SETTINGS.
-    """
+    """A port that speaks something else tells a client by GOAWAY."""
     side = Side(is_client=is_client)
     first = (b"" if is_client else frames.PREFACE) + frame(kind, 0, 0, bytes(8))
     if is_client and kind == frames.GOAWAY:

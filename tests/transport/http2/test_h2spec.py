@@ -1,7 +1,4 @@
-"""h2spec judges the HTTP/2 of a gateway process.
-
-docs/wire.md says why it is not content with everything.
-"""
+"""h2spec judges the HTTP/2 of a gateway process; docs/wire.md has the exceptions."""
 
 from __future__ import annotations
 

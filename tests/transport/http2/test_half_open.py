@@ -1,7 +1,4 @@
-"""A peer whose machine vanishes, as the kernel's keepalive finds it.
-
-Needs network namespaces.
-"""
+"""The kernel's keepalive finds a peer whose machine vanished (network namespaces)."""
 
 from __future__ import annotations
 

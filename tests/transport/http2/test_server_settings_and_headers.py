@@ -117,10 +117,7 @@ CONVERSATIONS = [
 
 
 async def answers(port: Port, steps: list[bytes]) -> list[Frame]:
-    """What the server says to the steps.
-
-    The next goes out when a ping shows that the one before has been served.
-    """
+    """Send each step when a ping shows that the last is served; give all answers."""
     client = await RawClient.connect(port)
     client.acks_settings = False
     for number, step in enumerate(steps):

@@ -37,9 +37,7 @@ WAIT_S = 300.0
 
 
 class TransportServer:
-    """The transport under test. `address` is (host, port).
-
-    `core` is None when links are served by a function of the test."""
+    """A WebSocket port; `core` is None when a test's function serves its links."""
 
     def __init__(self, core: Core | None, server: HttpServer, ports: Ports) -> None:
         self.core = core

@@ -1,7 +1,4 @@
-"""Both ends of a connection: what they refuse to send, count, and limit.
-
-What they refuse to hear is in the vectors.
-"""
+"""Both ends of a framed connection: what they refuse to send, count and limit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The vectors mean what they say.
-
-They were written without the codec, from the specification.
-"""
+"""The framing's vectors, written from the specification, mean what they say."""
 
 from __future__ import annotations
 
