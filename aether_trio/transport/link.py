@@ -71,14 +71,12 @@ class FrameSource(Protocol):
         [] when there is nothing to send. Stops once `max_bytes` is reached, so only the last
         message may go beyond it. Never raises.
         """
-        ...
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
         """Take the next answers and signals for the client, and no topic messages.
 
         A transport that tells kinds apart uses these three instead of `pull`.
         """
-        ...
 
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
@@ -87,18 +85,15 @@ class FrameSource(Protocol):
 
         `flush_is_done` false: positions do not move by `flushed`, but by `acknowledged`.
         """
-        ...
 
     def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
         """Take the next ephemeral messages for the client, which no log keeps."""
-        ...
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
         """Note that the client has processed a message that `pull_deliveries` gave.
 
         Nothing happens after a detach.
         """
-        ...
 
     control_bytes: int
     delivery_bytes: int
@@ -110,7 +105,6 @@ class FrameSource(Protocol):
 
     def flushed(self) -> None:
         """Note that everything pulled so far is with the kernel; called once per burst."""
-        ...
 
     def cut(self) -> None:
         """Tell the session that its stream has broken and pulls nothing more.
@@ -118,14 +112,12 @@ class FrameSource(Protocol):
         A session that waits for room is to look again. A session that waits for its peer to read
         does not call `receive`, so it would not learn it there.
         """
-        ...
 
     def failed(self, error: Exception) -> None:
         """Report that writing this source's messages raised an error.
 
         The source reports it, drops what waits, and has its session end with UNKNOWN. Never raises.
         """
-        ...
 
 
 class Link(Protocol):
@@ -141,27 +133,22 @@ class Link(Protocol):
         what cannot be decoded or is over the limit. Backpressure: not calling `receive` stops the
         peer.
         """
-        ...
 
     def attach(self, source: FrameSource) -> None:
         """Set the source from which the link pulls the messages that it sends.
 
         Once, before the first `kick`. A broken link cuts its source at once.
         """
-        ...
 
     def accept(self) -> None:
         """Allow messages of full length from now on: the client's session is accepted."""
-        ...
 
     def kick(self) -> None:
         """Send what the source has, now or when there is room. Cheap to call twice."""
-        ...
 
     @property
     def stalled_since(self) -> float | None:
         """The trio time since which pulled bytes wait for the client; None if none do."""
-        ...
 
     def peer_has_ended(self) -> bool:
         """Return whether the stream broke or the client ended it, even with unread input.
@@ -169,12 +156,10 @@ class Link(Protocol):
         Asked about a session that is held up by something else, when its identity is wanted by
         another one.
         """
-        ...
 
     @property
     def has_input(self) -> bool:
         """Whether the client has sent something that `receive` has not returned yet."""
-        ...
 
     async def round_trip(self) -> None:
         """Wait for all input that the client sent before it was asked to leave.
@@ -182,11 +167,9 @@ class Link(Protocol):
         The transport bounds the wait in time. For ever on a transport whose peer is told to go,
         finishes what it has begun, and ends its side.
         """
-        ...
 
     async def close(self, status: Status, message: str = "") -> None:
         """End the stream with a status, after sending what was pulled already.
 
         Idempotent; bounded in time by the transport.
         """
-        ...

@@ -33,9 +33,5 @@ class FramedCounters:
 
     def snapshot(self) -> FramedStatistics:
         return FramedStatistics(
-            self.connections_open,
-            self.connections_total,
-            self.bytes_received,
-            self.bytes_sent,
-            dict(self.rejects),
+            self.connections_open, self.connections_total, self.bytes_received, self.bytes_sent, dict(self.rejects)
         )

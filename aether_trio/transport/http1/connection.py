@@ -74,15 +74,12 @@ class HttpStream(Protocol):
 
     async def receive(self) -> bytes:
         """Return received bytes, at least one; b"" at the end. Raises OSError."""
-        ...
 
     async def send_all(self, data: bytes) -> None:
         """Send all of `data`. Raises OSError."""
-        ...
 
     async def linger(self, seconds: float) -> None:
         """Shut down sending, then read and drop until the client ends or `seconds` passed."""
-        ...
 
 
 class BadRequest(Exception):

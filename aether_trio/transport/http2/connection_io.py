@@ -44,11 +44,9 @@ class ConnectionOwner(FrameOwner, Protocol):
 
     def on_defect(self, error: Exception) -> None:
         """Handle an internal error in sending, which makes the connection useless."""
-        ...
 
     def on_half_close(self) -> None:
         """Prepare for the end: our side of the connection is about to be shut down."""
-        ...
 
 
 class ConnectionIo:

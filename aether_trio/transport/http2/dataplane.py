@@ -65,15 +65,12 @@ class FrameOwner(Protocol):
 
         May open and close streams; may raise Http2Violation.
         """
-        ...
 
     def end_of_stream(self, stream: Http2Stream) -> None:
         """Handle that the peer ended `stream` with a DATA frame."""
-        ...
 
     def stream_error(self, stream_id: int, code: Http2ErrorCode, text: str) -> None:
         """Reset a stream, which may be closed already, because of an HTTP/2 error."""
-        ...
 
 
 class DataPlane:

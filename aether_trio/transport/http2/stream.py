@@ -28,19 +28,15 @@ class PayloadReader(Protocol):
 
     def read(self, data: bytes, position: int, stop: int) -> None:
         """Take DATA `data[position:stop]`; for a bad message set the stream's `failure`."""
-        ...
 
     def end(self) -> None:
         """Handle the peer's end of a stream that has not failed."""
-        ...
 
     def after_read(self) -> None:
         """Handle the end of a socket read that brought DATA for the stream."""
-        ...
 
     def drop(self) -> None:
         """Drop the message that is still arriving."""
-        ...
 
 
 class StreamHandler(Protocol):
@@ -49,45 +45,35 @@ class StreamHandler(Protocol):
     @property
     def answered(self) -> bool:
         """Whether the RPC's response has begun."""
-        ...
 
     @property
     def has_source(self) -> bool:
         """Whether the stream pulls its messages when there is room, so that few wait."""
-        ...
 
     @property
     def is_public(self) -> bool:
         """Whether the RPC needs no credential (health, reflection)."""
-        ...
 
     def fill(self) -> bool:
         """Put bytes to send into the data plane; return whether more can follow now."""
-        ...
 
     def on_drained(self) -> None:
         """Handle that the kernel has taken all bytes of the stream."""
-        ...
 
     def on_stall(self) -> None:
         """Handle that the stream's bytes must wait for the peer to make room."""
-        ...
 
     def on_moved(self) -> None:
         """Handle that some of the stream's waiting bytes have left."""
-        ...
 
     def on_peer_ended(self) -> None:
         """Handle that the peer ended the stream while no task waits to read."""
-        ...
 
     def on_broken(self) -> None:
         """Handle, once, that the stream ended abnormally (`broken_reason`)."""
-        ...
 
     def evict(self, status: int, message: str) -> None:
         """End the RPC's stream now with a status."""
-        ...
 
 
 class Http2Stream:

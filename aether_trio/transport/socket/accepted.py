@@ -73,7 +73,6 @@ class TransportServer(Protocol):
 
     async def serve(self, accepted: Accepted) -> None:
         """Serve one connection to its end. Raises nothing but cancellation."""
-        ...
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ask all clients to leave, and wait until they have gone.
@@ -81,4 +80,3 @@ class TransportServer(Protocol):
         After `deadline_s` cut what is left. Started when all have been asked. They have
         `notice_s(deadline_s)`; then the core ends their sessions.
         """
-        ...

@@ -75,14 +75,12 @@ class MessageReceiver(Protocol):
     @property
     def awaits_rest(self) -> bool:
         """Whether the peer could send the rest now: a task reads, and there is room."""
-        ...
 
     def give_up(self, error: StatusError) -> None:
         """Drop the unfinished message and let its reader get `error`.
 
         Any task may call it; never blocks.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,33 +39,27 @@ class WriteSource(Protocol):
 
     def fill(self) -> None:
         """Put at most BURST_BYTES and one message to send into the writer's queue."""
-        ...
 
     def flushed(self) -> bool:
         """Note that the kernel took all queued bytes; return whether more may follow.
 
         May be called without new bytes.
         """
-        ...
 
     def on_stall(self, *, moved: bool) -> None:
         """Note that the writer begins to wait for the peer to make room.
 
         With `moved`, it has sent some of the backlog and waits again.
         """
-        ...
 
     def on_overflow(self) -> None:
         """Note that too many bytes wait for a stuck peer; `on_broken` follows."""
-        ...
 
     def on_broken(self) -> None:
         """Note, once, that the connection broke or was aborted: nothing more is sent."""
-        ...
 
     def on_defect(self, error: Exception) -> None:
         """Handle an internal error that a method of this source raised."""
-        ...
 
 
 class Sealer(Protocol):
@@ -74,15 +68,12 @@ class Sealer(Protocol):
     @property
     def ended(self) -> bool:
         """Whether the peer has ended its side of the TLS connection."""
-        ...
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt `data` into TLS records."""
-        ...
 
     def open(self, data: bytes) -> bytes:
         """Decrypt received TLS records and return the bytes of the complete ones."""
-        ...
 
 
 class SentBytes(Protocol):

@@ -83,9 +83,7 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
         )
     if request.query is not None:
         raise UpgradeRefused(
-            "query",
-            HTTPStatus.BAD_REQUEST,
-            "the address has a query; remove it: credentials go into the first message",
+            "query", HTTPStatus.BAD_REQUEST, "the address has a query; remove it: credentials go into the first message"
         )
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     chosen = next((name for name in offered if name in _SUBPROTOCOLS), None)
