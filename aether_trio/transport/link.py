@@ -42,20 +42,14 @@ class PeerCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The client at the other end of a link: address, transport, headers.
-
-    `address` is "host:port"; `transport` is "grpc", "framed", "websocket" or "memory"; `metadata`
-    has lower-case keys.
-    """
+    """A link's client: "host:port", transport ("grpc", ...), lower-case metadata."""
 
     address: str
     transport: str
     certificate: PeerCertificate | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     publisher: bytes | None = None
-    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection
-    (framed transport).
-    """
+    """The owner of its sends' numbers, if they outlast the connection (framed transport)."""
 
 
 class LinkBroken(Exception):
@@ -73,10 +67,7 @@ class FrameSource(Protocol):
         """
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
-        """Take the next answers and signals for the client, and no topic messages.
-
-        A transport that tells kinds apart uses these three instead of `pull`.
-        """
+        """Take the next answers and signals for the client, and no topic messages."""
 
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
@@ -90,10 +81,7 @@ class FrameSource(Protocol):
         """Take the next ephemeral messages for the client, which no log keeps."""
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
-        """Note that the client has processed a message that `pull_deliveries` gave.
-
-        Nothing happens after a detach.
-        """
+        """Note that the client processed a pulled delivery; nothing after a detach."""
 
     control_bytes: int
     delivery_bytes: int
@@ -107,17 +95,10 @@ class FrameSource(Protocol):
         """Note that everything pulled so far is with the kernel; called once per burst."""
 
     def cut(self) -> None:
-        """Tell the session that its stream has broken and pulls nothing more.
-
-        A session that waits for room is to look again. A session that waits for its peer to read
-        does not call `receive`, so it would not learn it there.
-        """
+        """Tell the session, which may be waiting for room, that its stream has broken."""
 
     def failed(self, error: Exception) -> None:
-        """Report that writing this source's messages raised an error.
-
-        The source reports it, drops what waits, and has its session end with UNKNOWN. Never raises.
-        """
+        """End the session with UNKNOWN: writing its messages raised `error`. Never raises."""
 
 
 class Link(Protocol):
@@ -135,10 +116,7 @@ class Link(Protocol):
         """
 
     def attach(self, source: FrameSource) -> None:
-        """Set the source from which the link pulls the messages that it sends.
-
-        Once, before the first `kick`. A broken link cuts its source at once.
-        """
+        """Set, once, the source of messages to send; a broken link cuts it at once."""
 
     def accept(self) -> None:
         """Allow messages of full length from now on: the client's session is accepted."""
@@ -151,25 +129,14 @@ class Link(Protocol):
         """The trio time since which pulled bytes wait for the client; None if none do."""
 
     def peer_has_ended(self) -> bool:
-        """Return whether the stream broke or the client ended it, even with unread input.
-
-        Asked about a session that is held up by something else, when its identity is wanted by
-        another one.
-        """
+        """Return whether the stream broke or the client ended it, even with unread input."""
 
     @property
     def has_input(self) -> bool:
         """Whether the client has sent something that `receive` has not returned yet."""
 
     async def round_trip(self) -> None:
-        """Wait for all input that the client sent before it was asked to leave.
-
-        The transport bounds the wait in time. For ever on a transport whose peer is told to go,
-        finishes what it has begun, and ends its side.
-        """
+        """Wait for input sent before the client was asked to leave, or until it has left."""
 
     async def close(self, status: Status, message: str = "") -> None:
-        """End the stream with a status, after sending what was pulled already.
-
-        Idempotent; bounded in time by the transport.
-        """
+        """Send what was pulled, then the status, within a bounded time. Idempotent."""

@@ -9,10 +9,7 @@ from aether_trio.wire.framing.constants import DEFAULT_MAX_FRAME_BYTES, DEFAULT_
 
 @dataclass(frozen=True, slots=True)
 class FramedLimits:
-    """Limits of one framed connection; the HELLO tells some of them to the client.
-
-    These are `payload_bytes`, `publish_window` and `dedup_s`.
-    """
+    """Limits of one framed (binary protocol) connection; HELLO tells clients some."""
 
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     payload_bytes: int = 1024 * 1024

@@ -51,9 +51,7 @@ RETRYABLE: Final = frozenset(
 )
 """Ends after which a client connects again automatically."""
 RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
-"""Those that need no defect of the client: it may have been too fast, too slow, or cut off by
-something in between.
-"""
+"""Errors without a defect of the client: too fast, too slow, or cut off on the way."""
 
 
 class FramedLink:
@@ -230,10 +228,7 @@ class FramedLink:
         return events
 
     def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
-        """Return the frames that the session must see; handle the other ones here.
-
-        A mistake that came behind them is told when they have been served.
-        """
+        """Return the frames for the session; handle the others, except mistakes, here."""
         batch: list[Upstream] = []
         behind = self._failure
         for event in events:

@@ -28,16 +28,11 @@ if TYPE_CHECKING:
     from aether_trio.transport.socket.accepted import Accepted
 
 CHANNELS_BEFORE_SWEEP: Final = 16
-"""A participant has fewer open. Until then topics that it has left stay open, so that DELIVEREDs on
-their way count.
-"""
+"""Topics left before this many are open stay, as DELIVEREDs may be on their way."""
 
 
 class FramedOutput:
-    """The sending half of a framed (binary protocol) connection of the gateway.
-
-    `connection` is its codec, which the link reads with.
-    """
+    """Sends on one framed connection of the gateway; `connection` is the link's codec."""
 
     __slots__ = (
         "_channels",
@@ -147,11 +142,7 @@ class FramedOutput:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """Handle an internal error that was raised while sending.
-
-        The session ends and its client is told; without one, or at the second time, the stream is
-        cut.
-        """
+        """End the session after an internal error; the second time, cut the connection."""
         if self._source is not None and not self._failed:
             self._failed = True
             self._source.failed(error)

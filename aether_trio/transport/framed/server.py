@@ -88,10 +88,7 @@ class FramedServer:
                 self._gone.set()
 
     async def _greet(self, accepted: Accepted, output: FramedOutput, reader: FramedLink) -> bool:
-        """Read the client's HELLO frame and answer it.
-
-        False when the client did not get so far. Raises LinkBroken.
-        """
+        """Read the client's HELLO and answer it; False if none came. Raises LinkBroken."""
         events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
         if not events and reader.waits_for_hello:
             events = await self._wait_for_hello(reader)
@@ -144,11 +141,7 @@ class FramedServer:
         return events
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send GOAWAY to all framed clients and wait until they have gone.
-
-        Clients that know GOAWAY leave. The core ends the sessions of the others, and connections
-        that have sent no HELLO end at once.
-        """
+        """Send framed clients GOAWAY and wait for their end; cut those without a HELLO."""
         self._draining = True
         for waiting in self._greeting:
             waiting.cancel()

@@ -57,10 +57,7 @@ class ProtobufMessage(Protocol):
 
 
 class GrpcCall:
-    """The client's end of one gRPC call: sends requests and reads replies.
-
-    One reader and one sender at a time. Made by `GrpcChannel.stream`.
-    """
+    """The client's end of one gRPC call, for one reader and one sender at a time."""
 
     __slots__ = ("_channel", "_decode", "_headers", "_messages", "_stream", "_trailers")
 
@@ -87,10 +84,7 @@ class GrpcCall:
         await self.send_bytes([message.SerializeToString() for message in messages])
 
     async def send_bytes(self, batch: list[bytes]) -> None:
-        """Send messages that are serialized already, in the manner of `send`.
-
-        Raises GRPCError when the server has ended the call, LinkBroken when it broke.
-        """
+        """Send serialized messages. Raises GRPCError (call ended) and LinkBroken (cut)."""
         if self._stream.ended:
             await trio.lowlevel.checkpoint()
             self._raise_for_status()
@@ -110,10 +104,7 @@ class GrpcCall:
             self._channel.end_of_request(self)
 
     async def receive_bytes(self) -> Sequence[bytes]:
-        """Return serialized replies, at least one; [] once the call ended with status OK.
-
-        Raises GRPCError for any other status.
-        """
+        """Return serialized replies, at least one; [] after OK. Raises GRPCError."""
         try:
             batch = await self._messages.receive_batch()
         except StatusError as error:
@@ -277,10 +268,7 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[GrpcCall]:
-        """Open a gRPC call of any kind for the block; its end cancels an unfinished call.
-
-        `timeout` in seconds also goes to the server.
-        """
+        """Open a gRPC call for the block, whose end cancels it; `timeout` in seconds."""
         await trio.lowlevel.checkpoint()
         if self._failure is not None or self.wire.closing:
             raise LinkBroken(self._failure or "the channel is closed")
@@ -426,10 +414,7 @@ async def open_channel(
 
 @asynccontextmanager
 async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery that raises its block's error without an exception group.
-
-    Users can so catch GRPCError around a channel.
-    """
+    """Open a nursery that raises its block's error without an exception group."""
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:

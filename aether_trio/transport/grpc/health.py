@@ -27,10 +27,7 @@ NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
 
 
 class GrpcHealth(HealthBase):
-    """The gRPC health service: answers Check and Watch from a table of statuses.
-
-    Every known service starts as NOT_SERVING.
-    """
+    """The gRPC health service: Check and Watch. Known services start as NOT_SERVING."""
 
     def __init__(self, services: tuple[str, ...] = (OVERALL, GATEWAY)) -> None:
         self._statuses: dict[str, ServingStatus] = dict.fromkeys(services, NOT_SERVING)
@@ -62,10 +59,7 @@ class GrpcHealth(HealthBase):
             await stream.send_message(HealthCheckResponse(status=status))
 
     async def Watch(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
-        """Stream the health status of a service: once now and at each change.
-
-        An unknown service has the status SERVICE_UNKNOWN until it becomes known.
-        """
+        """Stream the health status of a service: once now and at each change."""
         request = await _request(stream)
         last: ServingStatus | None = None
         while True:

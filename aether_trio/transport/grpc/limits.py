@@ -9,21 +9,13 @@ from aether_trio.transport.http2.limits import MIB, SECONDS, Http2Limits
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits(Http2Limits):
-    """Limits of a gRPC connection; the defaults suit a port open to the public.
-
-    Reference values where the reference has one (core.md section 0, sdk.md section 3).
-    """
+    """Limits of a gRPC connection; the defaults suit a port open to the public."""
 
     max_receive_message_bytes: int = 10 * MIB
     max_opening_message_bytes: int | None = None
-    """Of a stream whose client is not accepted, as long as its reader waits for it; None: as of any
-    other. A gateway has some: who calls must be known before much of it is kept, and health checks
-    and reflection need no credential.
-    """
+    """For a waiting reader whose client is not accepted yet; None: no smaller limit."""
     max_assembling_bytes: int = 40 * MIB
-    """Declared lengths of messages still arriving, over one connection; a stream that goes beyond
-    is refused.
-    """
+    """Declared lengths of unfinished messages on one connection; beyond it streams fail."""
     max_connection_age_s: float | None = None
     max_connection_age_grace_s: float = 5 * SECONDS
 

@@ -17,10 +17,7 @@ from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
-    """The Link of one client that is connected by gRPC.
-
-    Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task.
-    """
+    """The Link of one gRPC client; its RPC's task gets LinkBroken, not Cancelled."""
 
     __slots__ = ("_failure", "_stream", "peer")
 
@@ -77,10 +74,7 @@ class GrpcLink:
         await self._stream.connection.wait_round_trip()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Send what was pulled, then the trailers with the status.
-
-        If the peer makes no room within `close_timeout_s`, without the rest of it.
-        """
+        """Send what was pulled, for `close_timeout_s` at most, then trailers with `status`."""
         stream = self._stream
         if stream.finished:
             await trio.lowlevel.checkpoint()

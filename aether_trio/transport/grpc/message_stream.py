@@ -98,9 +98,7 @@ class MessageStream:
         self._budget = budget
         self._encoding = encoding
         self._largest = budget.limits.opening_bytes
-        """The longest message that a reader waits for, in bytes: little until the client is
-        accepted.
-        """
+        """The longest message that a reader waits for, in bytes: little before `accept`."""
         self._partial: bytearray | None = None
         """The beginning of a message, prefix included."""
         self._need = 0
@@ -234,10 +232,7 @@ class MessageStream:
 
     @property
     def awaits_rest(self) -> bool:
-        """Whether the peer could send the rest now: a reader waits, the window is open.
-
-        A peer whose window is shut because nothing is read is not slow.
-        """
+        """Whether the peer could send the rest now: a reader waits, the window is open."""
         return self.stream.reading and self._connection.plane.has_room
 
     def give_up(self, error: StatusError) -> None:
@@ -249,11 +244,7 @@ class MessageStream:
     # Receiving ------------------------------------------------------------------------------------
 
     async def receive_batch(self) -> list[bytes]:
-        """Return the next 1 to MESSAGES_AT_ONCE messages; [] once the peer has ended.
-
-        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken
-        for a cut stream.
-        """
+        """Return the next messages; [] at the end. Raises StatusError and LinkBroken."""
         await self._wait_for_news()
         if self.stream.inbox:
             return await self._unpack() if self._packed else self._connection.take(self.stream)
@@ -261,10 +252,7 @@ class MessageStream:
         return []
 
     async def receive_one(self) -> bytes | None:
-        """Return the next message; None once the peer has ended the stream.
-
-        The others stay unread and hold the window shut.
-        """
+        """Return the next message; None once the peer has ended the stream."""
         await self._wait_for_news()
         inbox = self.stream.inbox
         if not inbox:
@@ -291,10 +279,7 @@ class MessageStream:
             raise LinkBroken(self.stream.broken_reason)
 
     async def _unpack(self) -> list[bytes]:
-        """Return the messages before the first compressed one, or decompress that one.
-
-        The others stay unread and hold the window shut.
-        """
+        """Return the messages before the first compressed one, or decompress that one."""
         inbox = self.stream.inbox
         count = next(index for index, message in enumerate(inbox) if isinstance(message, CompressedMessage))
         count = min(count, MESSAGES_AT_ONCE)
@@ -342,10 +327,7 @@ class MessageStream:
         self.check_sendable()
 
     def check_sendable(self) -> None:
-        """Raise if nothing more can be sent on the stream.
-
-        LinkBroken: the stream was cut. ProtocolError: this side has ended the stream itself.
-        """
+        """Raise LinkBroken if the stream was cut, ProtocolError if we have ended it."""
         if self.stream.broken_reason is not None:
             raise LinkBroken(self.stream.broken_reason)
         if self.stream.finished:

@@ -18,9 +18,7 @@ SLICE_BYTES: Final = 256 * 1024
 """Decompressed at once: a few tenths of a millisecond."""
 
 MAX_STATUS_MESSAGE: Final = 2048
-"""Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the
-message.
-"""
+"""Characters; beyond the client's limit of headers (8 KiB) the status would be lost."""
 
 ACCEPT_ENCODING: Final = "identity,deflate,gzip"
 _WBITS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
@@ -57,10 +55,7 @@ def compressed_message(flag: int, message: bytes, encoding: str) -> CompressedMe
 
 
 class Decompression:
-    """Decompresses one gRPC message, a slice at a time.
-
-    A slice is at most SLICE_BYTES in and out, and takes less than a millisecond.
-    """
+    """Decompresses one gRPC message in slices of at most SLICE_BYTES, in and out."""
 
     __slots__ = ("_at", "_encoding", "_largest", "_parts", "_rest", "_source", "_zlib", "size")
 
@@ -76,11 +71,7 @@ class Decompression:
         """Bytes so far."""
 
     def step(self) -> bool:
-        """Decompress one slice; return True when the message is complete.
-
-        Raises StatusError when the data is no such thing, ends too early, or grows beyond
-        `max_bytes`.
-        """
+        """Decompress one slice; return True after the last. Raises StatusError."""
         decompressor = self._zlib
         piece: bytes | memoryview = self._rest
         if not piece:
@@ -114,19 +105,12 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
-    """Return the error for a too long message before the client's session is accepted.
-
-    A client should not send such a message again, unlike one that is `too_large`, after which it
-    can go on with others.
-    """
+    """Return the final error for a too long message of a client not yet accepted."""
     text = f"a message of {size_bytes} bytes; at most {max_bytes} are allowed from a client that is not accepted"
     return StatusError(Status.INVALID_ARGUMENT, text)
 
 
 def status_message(text: str) -> bytes:
-    """Encode a text as the value of the grpc-message trailer.
-
-    Any text will do: what UTF-8 cannot say is replaced, and the rest cut off.
-    """
+    """Encode any text as the value of the grpc-message trailer; cut it if too long."""
     sayable = text[:MAX_STATUS_MESSAGE].encode("utf-8", "replace").decode("utf-8")
     return encode_grpc_message(sayable).encode("ascii")

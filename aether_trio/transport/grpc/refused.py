@@ -25,10 +25,7 @@ WAIT_S: Final = 1.0
 
 
 class RefusedRequest:
-    """A request that is not gRPC: its body is dropped, then it is refused.
-
-    `length` is the request's content-length, if it has one.
-    """
+    """A request that is not gRPC; `length` is its content-length. Refused at its end."""
 
     __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal", "stream")
 

@@ -1,7 +1,4 @@
-"""Encodes a gRPC server's response headers and trailers as HPACK bytes.
-
-Pure. grpclib's `encode_metadata` and this module see to it that values are what a header can hold.
-"""
+"""Encodes a gRPC server's response headers and trailers as HPACK bytes."""
 
 from __future__ import annotations
 

@@ -98,10 +98,7 @@ class RpcAcceptor:
 
 
 def _timeout(value: str) -> float:
-    """Return the seconds of a grpc-timeout header. Raises RpcRefused.
-
-    The specification allows eight digits, and Python's numbers would go much further.
-    """
+    """Return the seconds of a grpc-timeout header (8 digits). Raises RpcRefused."""
     try:
         if len(value) <= _TIMEOUT_CHARACTERS:
             return decode_timeout(value)

@@ -34,9 +34,7 @@ from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 _ROUND_TRIP_S: Final = 1.0
 """Waited for the client's word between the two GOAWAYs of a drain."""
 _PUBLIC_S: Final = 1.0
-"""What calls of the health and reflection services have after the second one; they take
-milliseconds.
-"""
+"""What calls of the health and reflection services have after the second GOAWAY."""
 _GOING: Final = "the server is shutting down"
 _AGE_CHECK_S: Final = 10.0
 
@@ -48,11 +46,7 @@ class Servable(Protocol):
 
 
 class GrpcServer:
-    """Serves gRPC services on the connections that a port hands over.
-
-    `unfinished` is what its connections share with those of other transports; its deadline is kept
-    by who made it.
-    """
+    """Serves gRPC services; `unfinished` bounds messages of all transports together."""
 
     def __init__(
         self,
@@ -113,10 +107,7 @@ class GrpcServer:
             await linger(accepted.sock, self.limits.linger_s)
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send GOAWAY twice, wait for the RPCs, and end the rest after `deadline_s`.
-
-        The rest ends with UNAVAILABLE. Connections that come later are told to go at once.
-        """
+        """Send GOAWAY twice, wait for the RPCs; after `deadline_s` send UNAVAILABLE."""
         self._draining = True
         for count, connection in enumerate(tuple(self._connections)):
             connection.ask_to_leave()
@@ -134,10 +125,7 @@ class GrpcServer:
             await self._cut_rest()
 
     async def _end_public(self) -> None:
-        """End the calls of the gRPC health and reflection services.
-
-        They need no credential, and their client decides how long they last.
-        """
+        """End the health and reflection calls, whose clients decide how long they last."""
         if any(connection.has_public for connection in self._connections):
             await trio.sleep(_PUBLIC_S)
             for connection in tuple(self._connections):

@@ -51,10 +51,7 @@ class StreamPeer:
 
 
 class ServerStream:
-    """The server's end of one RPC, as its handler uses it.
-
-    `handler` says which message types travel; `headers` are the request's, pseudo headers included.
-    """
+    """The server's end of one RPC; `headers` include the pseudo headers of HTTP/2."""
 
     __slots__ = (
         "_closing",
@@ -90,9 +87,7 @@ class ServerStream:
         self.deadline = deadline
         """trio time, from grpc-timeout."""
         self._scope: trio.CancelScope | None = None
-        """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken
-        instead.
-        """
+        """Cancelled when the stream breaks; None when its reader gets LinkBroken instead."""
         self.stalled_since: float | None = None
         """trio time since when what it sends waits for room; None when nothing waits."""
         self._source: FrameSource | None = None
@@ -122,11 +117,7 @@ class ServerStream:
 
     @property
     def metadata(self) -> MultiDict[Any]:
-        """The caller's metadata, without HTTP/2's and gRPC's own headers.
-
-        `-bin` values are bytes. Raises GRPCError for a binary value that is none: the caller's
-        mistake, not the handler's.
-        """
+        """The caller's metadata; `-bin` values are bytes. Raises GRPCError for a bad one."""
         try:
             return decode_metadata(self.headers)
         except ValueError as error:
@@ -197,11 +188,7 @@ class ServerStream:
         return self._messages.receive_batch()
 
     async def recv_message(self) -> Any:
-        """Return the next message, decoded; None once the client has ended its side.
-
-        As in grpclib, a cut is StreamTerminatedError. Raises GRPCError for what is no such message:
-        the caller's mistake, not the handler's.
-        """
+        """Return the next decoded message; None at the end. Raises as grpclib's stream."""
         try:
             message = await self._messages.receive_one()
         except LinkBroken as error:
@@ -361,10 +348,7 @@ class ServerStream:
         self.finish(status.value, status_message, metadata or ())
 
     def finish(self, status: int, message: str | None, metadata: MetadataLike = ()) -> None:
-        """Send the trailers with the RPC's status; do nothing on an ended stream.
-
-        It is a trailers-only response when nothing was sent before.
-        """
+        """Send the RPC's status as trailers, with headers if none were sent. Idempotent."""
         if self._stream.finished:
             return
         self._stream.finished = self._closing = True

@@ -44,10 +44,7 @@ class LifespanFailed(Exception):
 
 
 class AsgiHost:
-    """Runs one ASGI application: its lifespan and its requests.
-
-    `root_path` is where it is mounted; requests keep it in their path.
-    """
+    """Runs one ASGI application under the path `root_path`: lifespan and requests."""
 
     def __init__(self, app: AsgiApplication, *, root_path: str = "") -> None:
         self._app = app
@@ -56,11 +53,7 @@ class AsgiHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the ASGI application's startup before the block and its shutdown after it.
-
-        Raises LifespanFailed. An application without a lifespan (it raises for that scope) is
-        served as it is.
-        """
+        """Run the application's lifespan, if any, around the block. Raises LifespanFailed."""
         lifespan = _Lifespan(self._app, self._state)
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.run)

@@ -29,13 +29,9 @@ Headers = list[tuple[str, str]]
 
 KIB: Final = 1024
 MAX_HEAD_BYTES: Final = 16 * KIB
-"""Request line and headers. Browsers stay far below it; cookies of other services on the same host
-are what is long.
-"""
+"""Request line and headers: browsers may send long cookies of other services on the host."""
 MAX_HEAD_LINES: Final = 128
-"""Browsers send twenty. h11 takes some microseconds for each, as soon as the head is whole, however
-many there are.
-"""
+"""Browsers send twenty; h11 takes some microseconds for each."""
 _AT_ONCE: Final = 1024
 """Bytes of a head that h11 is given at once: a read may bring thousands of lines."""
 
@@ -83,10 +79,7 @@ class HttpStream(Protocol):
 
 
 class BadRequest(Exception):
-    """Raised for an HTTP request that cannot be served; status and text say why.
-
-    The connection is of no more use.
-    """
+    """Raised for an HTTP request that cannot be served; status and text say why."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -95,11 +88,7 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of one HTTP request: method, target and headers.
-
-    In `headers` names are in lower case, and values of repeated ones are joined with commas (RFC
-    9110).
-    """
+    """An HTTP request's head; `headers` has lower-case names, repeated ones joined."""
 
     method: str
     target: str
@@ -121,10 +110,7 @@ class Request:
 
 
 class Http1Connection:
-    """The server's side of one HTTP/1.1 connection, used by one task.
-
-    While a request is answered, `wait_for_end` may run in another one.
-    """
+    """The server's side of one HTTP/1.1 connection, used by one task."""
 
     __slots__ = (
         "_before",
@@ -202,10 +188,7 @@ class Http1Connection:
         return request
 
     def _check_length(self, event: h11.Request) -> None:
-        """Refuse a request head above `max_head_bytes`. Raises BadRequest.
-
-        h11 bounds only heads that are not whole; one read may bring a longer one that is.
-        """
+        """Refuse a request head above `max_head_bytes`, whole or not. Raises BadRequest."""
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
             raise _head_too_long(f"request line and headers have more than {self._limits.max_head_bytes} bytes")
@@ -255,10 +238,7 @@ class Http1Connection:
         return self._h11.their_state is not h11.SEND_BODY
 
     async def receive_body(self) -> bytes:
-        """Return the next part of the request's body; b"" at its end.
-
-        A checkpoint. Raises BadRequest and OSError.
-        """
+        """Return the next part of the request's body; b"" at its end. Raises BadRequest."""
         await trio.lowlevel.checkpoint()
         if self.body_is_read:
             return b""
@@ -299,10 +279,7 @@ class Http1Connection:
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
     async def wait_for_end(self) -> None:
-        """Wait until the client has ended its side or the connection has broken.
-
-        For ever once it has sent the next request ahead.
-        """
+        """Wait until the client ends; forever once it sent the next request ahead."""
         while not self._rest:
             try:
                 self._rest = await self._receive()
@@ -342,18 +319,11 @@ class Http1Connection:
         await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
-        """Send a response's status and headers; `send_body` and `end_response` follow.
-
-        Raises OSError and TooSlowError. Without a Content-Length the body is chunked (for HTTP/1.0:
-        ends with the connection).
-        """
+        """Send status and headers; without a Content-Length the body is chunked."""
         await self._send(self._head(status, headers, close=close))
 
     async def send_body(self, data: bytes) -> None:
-        """Send a part of the response's body; nothing where HTTP allows none.
-
-        A checkpoint. Raises OSError and TooSlowError.
-        """
+        """Send a part of the response's body. Raises OSError and TooSlowError."""
         if data and not self._no_body:
             await self._send(h11.Data(data=data))
         else:

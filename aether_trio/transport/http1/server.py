@@ -18,21 +18,13 @@ LINGER_S: Final = 1.0
 """For a client to read why its request was refused, before its socket is closed."""
 
 Answer: TypeAlias = Callable[[Http1Connection, Request], Awaitable[bool]]
-"""Answers one request. Returns False when this was the last: the connection was upgraded, or is to
-be closed.
-
-May raise BadRequest (from reading the body), OSError and trio.TooSlowError (from writing).
-"""
+"""Answers one request; False after the last. Raises BadRequest, OSError, TooSlowError."""
 
 
 async def serve_requests(
     http: Http1Connection, answer: Answer, *, on_refused: Callable[[BadRequest], None] = lambda _refused: None
 ) -> None:
-    """Pass each HTTP request to `answer` until that returns False or the client ends.
-
-    `on_refused` is told of a mistake that ends it. Raises OSError when the client has gone, and
-    trio.TooSlowError when it does not read.
-    """
+    """Pass each HTTP request to `answer`, until False or the end. Raises as Answer."""
     try:
         while (request := await http.next_request()) is not None:
             if not await answer(http, request):

@@ -32,17 +32,13 @@ _TYPES: Final = {
     ".woff2": "font/woff2",
     ".txt": "text/plain; charset=utf-8",
 }
-"""By the end of the name. Files of any other kind are not served: a folder may hold a README or
-Python's own files.
-"""
+"""By the end of the name; files of no other kind are served."""
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Scripts and styles from files of the gateway only, none inline; connections to the gateway only;
-and no page may frame it.
-"""
+"""Scripts, styles and connections of the gateway only; no page may frame it."""
 
 _ALL: Final[Headers] = [
     ("X-Content-Type-Options", "nosniff"),

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 
 RECV_BYTES: Final = 64 * 1024
 ANSWER_TURNS: Final = 6
-"""Turns of the scheduler in which a new stream may answer: enough for a session that waits for no
-other thread.
-"""
+"""Turns of the scheduler for a new stream's answer, if that waits for no other thread."""
 
 
 class ConnectionOwner(FrameOwner, Protocol):
@@ -124,10 +122,7 @@ class ConnectionIo:
                 return "closed"
 
     async def received(self, data: bytes) -> bool:
-        """Process the bytes of one read; return False when the connection is ending.
-
-        A checkpoint only when they opened streams, or are too many for one turn.
-        """
+        """Process the bytes of one read; return False when the connection is ending."""
         while self.scan(data):
             # Other tasks have their turn before more of the read is looked at; what is to be sent
             # leaves with the last of it.
@@ -145,10 +140,7 @@ class ConnectionIo:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Parse received bytes and wake the readers of streams that got something.
-
-        Returns whether unparsed bytes remain: then pass b"".
-        """
+        """Parse received bytes and wake readers; True if unparsed bytes remain: pass b""."""
         plane = self.plane
         try:
             plane.receive(data)
@@ -162,10 +154,7 @@ class ConnectionIo:
         return plane.more
 
     async def _let_answer(self) -> None:
-        """Give new streams a few turns to answer before acknowledgements are sent.
-
-        Both then leave in one send instead of two.
-        """
+        """Give new streams a few turns, so that acknowledgements leave with their answers."""
         for _ in range(ANSWER_TURNS):
             await trio.lowlevel.cancel_shielded_checkpoint()
             if not self.plane.out:
@@ -186,11 +175,7 @@ class ConnectionIo:
         self._opened = True
 
     def wait_for_news(self, stream: Http2Stream) -> Awaitable[object]:
-        """Wait until a stream has received a message or its end. A checkpoint.
-
-        Await the result at once. This is no coroutine because an idle stream waits here, and a
-        coroutine costs 0.5 KiB.
-        """
+        """Wait until a stream has a message or its end. A checkpoint; await it at once."""
         if stream.has_news:
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105 -- the caller awaits it
         if stream.unread:

@@ -40,31 +40,21 @@ from aether_trio.transport.http2.limits import Http2Limits
 from aether_trio.transport.http2.stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, Http2Stream
 
 CONTROL_AT_ONCE: Final = 4096
-"""Bytes of control frames, each of which counts for CONTROL_FRAME_BYTES more: a request costs 0.2
-ms when h2 has to look at its headers, and one with 150 headers 1 ms.
-"""
+"""Bytes of control frames in one turn, CONTROL_FRAME_BYTES added for each: about 1 ms."""
 CONTROL_FRAME_BYTES: Final = 192
 CONTROL_FIELD_BYTES: Final = 16
-"""What each header field counts for beside: one that is in HPACK's table has one byte, and costs
-what others cost.
-"""
+"""Added for each header field, which may have one byte in HPACK's table."""
 DATA_AT_ONCE: Final = 256
 """DATA frames; 64 KiB may hold five thousand."""
 UPDATES_PER_FRAME: Final = 4
-"""WINDOW_UPDATEs that one DATA frame earns. grpc-core answers each small message with two, for the
-stream and for the connection, and a large frame that is read in pieces with some more. A flood
-earns nothing, for it sends without reading.
-"""
+"""WINDOW_UPDATEs that a DATA frame earns; grpc-core sends two or more for each message."""
 
 
 class FrameOwner(Protocol):
     """Protocol: handles the frames and stream errors that a DataPlane passes on."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """Handle one whole frame that is neither DATA nor WINDOW_UPDATE.
-
-        May open and close streams; may raise Http2Violation.
-        """
+        """Handle one frame that is neither DATA nor WINDOW_UPDATE; may open streams."""
 
     def end_of_stream(self, stream: Http2Stream) -> None:
         """Handle that the peer ended `stream` with a DATA frame."""
@@ -111,9 +101,7 @@ class DataPlane:
         self.budgets = budgets
         self.streams: dict[int, Http2Stream] = {}
         self.highest_stream_id = 0
-        """Of the streams that were ever opened: above it a stream is idle, below it one that is not
-        known is closed.
-        """
+        """Of the streams ever opened: above it a stream is idle, below it known or closed."""
         self.out: list[bytes | memoryview] = []
         """Whole frames, in the order in which they must leave."""
         self.ready: dict[Http2Stream, None] = {}
@@ -126,9 +114,7 @@ class DataPlane:
         self.data_frames_sent = 0
         self.limits = limits
         self.touched: list[Http2Stream] = []
-        """Streams with news for their reader since the owner last emptied this list; may hold one
-        twice.
-        """
+        """Streams with news for their reader since this was emptied; may hold one twice."""
         self.settings_seen = False
         self.more = False
         """Bytes are kept that were not looked at."""
@@ -156,10 +142,7 @@ class DataPlane:
     # Streams --------------------------------------------------------------------------------------
 
     def opening_window_update(self) -> bytes:
-        """Return the WINDOW_UPDATE that widens the connection window to our size.
-
-        To be sent right behind our SETTINGS.
-        """
+        """Return the WINDOW_UPDATE that widens the connection window, to follow SETTINGS."""
         extra = self.limits.connection_window_bytes - frames.DEFAULT_WINDOW_BYTES
         return frames.window_update(0, extra) if extra else b""
 
@@ -184,10 +167,7 @@ class DataPlane:
     # Receiving ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Parse bytes from the socket and handle or pass on their frames.
-
-        Raises Http2Violation; then the connection is of no more use.
-        """
+        """Parse bytes from the socket and handle their frames. Raises Http2Violation."""
         self.more = False
         if self._tail:
             data = self._tail + data
@@ -375,10 +355,7 @@ class DataPlane:
     # Giving room back -----------------------------------------------------------------------------
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """Take the complete messages of a stream, at most MESSAGES_AT_ONCE.
-
-        When its reader has read them all, their room goes back to the peer.
-        """
+        """Take a stream's messages, MESSAGES_AT_ONCE at most; return room to the peer."""
         batch = stream.inbox
         if len(batch) > MESSAGES_AT_ONCE:
             stream.inbox = batch[MESSAGES_AT_ONCE:]
@@ -402,10 +379,7 @@ class DataPlane:
         self._give_connection_credit()
 
     def _connection_credit(self, size: int) -> None:
-        """Give received bytes back to the connection window, read or unread.
-
-        So one stream whose reader waits does not stall the others.
-        """
+        """Open the connection window again by bytes that may be unread: others go on."""
         self._credit += size
         self._give_connection_credit()
 
@@ -501,10 +475,7 @@ class DataPlane:
             self._unblock([stream])
 
     def peer_settings(self, initial_window: int | None, frame_bytes: int | None) -> None:
-        """Apply the window and frame sizes in the peer's SETTINGS.
-
-        A smaller window may turn open ones negative.
-        """
+        """Apply window and frame size of the peer's SETTINGS; windows may turn negative."""
         if frame_bytes is not None:
             self.peer_frame_bytes = frame_bytes
         if initial_window is None:
@@ -524,10 +495,7 @@ class DataPlane:
                 self.ready[stream] = None
 
     def is_idle(self, stream_id: int) -> bool:
-        """Return whether a stream of this id was never opened.
-
-        We accept only the client's odd ids, and a client's own streams are odd as well.
-        """
+        """Return whether no client has opened a stream of this id; even ids are idle."""
         return stream_id > self.highest_stream_id or stream_id % 2 == 0
 
 

@@ -49,10 +49,7 @@ def allowance_table(allowances: Allowances) -> tuple[Allowance, ...]:
 
 
 class FloodBudgets:
-    """Counts one HTTP/2 connection's costly frames, by kind, against the allowances.
-
-    Nothing is allocated until the first frame that is counted.
-    """
+    """Counts one HTTP/2 connection's costly frames, by kind, against the allowances."""
 
     __slots__ = ("_clock", "_counters", "_started", "_table")
 
@@ -63,10 +60,7 @@ class FloodBudgets:
         self._counters: list[int] | None = None
 
     def spend(self, kind: int, earned: int = 0) -> None:
-        """Count one frame of `kind`; raise Http2Violation when it is one too many.
-
-        `earned` is the connection's running total of events that excuse one frame each.
-        """
+        """Count a frame of `kind`, unless `earned` excuses it. Raises Http2Violation."""
         counters = self._counters
         if counters is None:
             # Spent, then forgiven so far, per kind.

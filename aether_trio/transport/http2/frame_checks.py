@@ -1,7 +1,4 @@
-"""Checks HTTP/2's PING, PRIORITY, RST_STREAM and GOAWAY frames without h2.
-
-See RFC 9113 sections 6.3, 6.4, 6.7 and 6.8. Pure.
-"""
+"""Checks PING, PRIORITY, RST_STREAM and GOAWAY frames of HTTP/2 without h2."""
 
 from __future__ import annotations
 

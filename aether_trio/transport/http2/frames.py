@@ -57,10 +57,7 @@ class Http2ErrorCode(enum.IntEnum):
 
 
 class Http2Violation(Exception):
-    """Raised when the peer breaks HTTP/2 or a limit; ends the connection with GOAWAY.
-
-    `reason` is the counter's name in statistics; `debug` travels in the GOAWAY frame.
-    """
+    """Raised when the peer breaks HTTP/2 or limit `reason`; `debug` goes into GOAWAY."""
 
     def __init__(self, code: Http2ErrorCode, reason: str, debug: str = "") -> None:
         super().__init__(f"{code.name}: {debug or reason}")

@@ -41,9 +41,7 @@ _CONFIGS: Final = {
 
 
 _LEAST_REQUEST: Final = b"\x83\x86\x84\x01\x01x"
-"""`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without
-effect on a dynamic one.
-"""
+"""`:method POST, :scheme http, :path /, :authority x`, without an HPACK dynamic table."""
 _SETTING_BYTES: Final = 6
 _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
 
@@ -69,9 +67,7 @@ class SharedH2State:
         self.header_table_bytes = limits.header_table_bytes
         self.blocks = BlockCache()
         self.peer_settings: dict[bytes, dict[int, int]] = {}
-        """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by
-        server_settings_and_headers.py.
-        """
+        """Values in SETTINGS bodies that h2 found valid (server_settings_and_headers.py)."""
 
 
 class H2Engine:
@@ -97,10 +93,7 @@ class H2Engine:
         return shared.settings_frame
 
     def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
-        """Feed h2 a SETTINGS frame without unknown settings. Raises Http2Violation.
-
-        h2 would remember every identifier that it has seen.
-        """
+        """Feed h2 only known SETTINGS, as it keeps all it sees. Raises Http2Violation."""
         body = frame[frames.HEADER_BYTES :]
         if len(body) % _SETTING_BYTES == 0:
             entries = [body[at : at + _SETTING_BYTES] for at in range(0, len(body), _SETTING_BYTES)]

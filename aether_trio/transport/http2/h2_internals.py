@@ -57,11 +57,7 @@ class LeanSettings(h2.settings.Settings):
 
 
 class LeanH2Connection(h2.connection.H2Connection):
-    """An h2 connection with less memory and no scan of all streams at each HEADERS.
-
-    The transport counts streams itself, refuses with REFUSED_STREAM instead of ending the
-    connection, and says when a stream can be forgotten.
-    """
+    """An h2 connection with less memory; the transport counts and forgets streams."""
 
     MAX_CLOSED_STREAMS = 64
 

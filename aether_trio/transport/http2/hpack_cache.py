@@ -27,10 +27,7 @@ Key = tuple[bytes, int, int]
 
 
 class KnownBlock:
-    """A decoded header block, and the HPACK table that it leaves.
-
-    `request`: the same as h2 has checked and normalized it, when it did.
-    """
+    """A decoded header block, and the HPACK table that it leaves."""
 
     __slots__ = ("headers", "request", "table")
 
@@ -69,10 +66,7 @@ class BlockCache:
 
 
 class CachingDecoder(LenientDecoder):
-    """One connection's HPACK decoder, which asks the shared cache first.
-
-    Exactly hpack's, answered from the cache when the dynamic table is empty.
-    """
+    """One connection's HPACK decoder, which asks the shared cache first."""
 
     def __init__(self, cache: BlockCache, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)

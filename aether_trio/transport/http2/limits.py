@@ -51,43 +51,27 @@ NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """Limits of an HTTP/2 connection; the defaults suit a port open to the public.
-
-    Reference values where the reference has one (core.md section 0, sdk.md section 3).
-    """
+    """Limits of an HTTP/2 connection; the defaults suit a port open to the public."""
 
     stream_window_bytes: int = 65_535
-    """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much
-    before our SETTINGS.
-    """
+    """Held for an RPC that does not read; at least 65,535, allowed before our SETTINGS."""
     connection_window_bytes: int = 1 * MIB
     max_unread_bytes: int = 8 * MIB
-    """Unread by all RPCs of a connection together, MESSAGE_BYTES for each message included; beyond
-    it the connection window stays shut until they read.
-    """
+    """Unread on one connection, MESSAGE_BYTES added for each message; beyond it it must wait."""
     max_unread_answers_bytes: int = 256 * KIB
-    """Of calls that are answered as they ask (health, reflection), over one connection: beyond it
-    their next requests wait. No setting: as much as one participant's, and such calls need no
-    credential.
-    """
+    """Of health and reflection calls on one connection: beyond it their requests wait."""
     max_unauthenticated_unread_bytes: int = 256 * KIB
     """In place of `max_unread_bytes` on a connection of whose clients none is accepted yet."""
     max_unauthenticated_header_bytes: int = 512 * KIB
-    """Of the requests of open calls together, on such a connection: a thousand of a gRPC library
-    have 300 KiB. No setting, as above.
-    """
+    """Of requests of open calls before a client is accepted; a thousand have 300 KiB."""
     max_header_list_bytes: int = 16 * KIB
     max_header_block_bytes: int = 32 * KIB
     max_continuation_frames: int = 8
     header_table_bytes: int = 0
-    """HPACK memory that we offer the peer. 0: an idle connection keeps nothing, a header list costs
-    some bytes more.
-    """
+    """HPACK memory that we offer the peer; with 0 an idle connection keeps nothing."""
     max_concurrent_streams: int = 1_000
     max_backlog_bytes: int = 64 * KIB
-    """Control replies (acks, resets, window updates) waiting for a peer that does not read. No
-    setting, as above.
-    """
+    """Replies (acks, resets, window updates) for a peer that does not read. No setting."""
 
     handshake_timeout_s: float = 10 * SECONDS
     """For the HTTP/2 preface, its SETTINGS, and their acknowledgement."""

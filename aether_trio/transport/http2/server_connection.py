@@ -48,16 +48,11 @@ _LARGEST_FRAME_BYTES: Final = 64 * 1024
 """Ours, whatever more the peer allows: one stream's frame is what the others wait for."""
 
 AcceptStream = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
-"""`accept(connection, stream_id, headers)` starts an RPC for a request, or refuses it. Called while
-a read is scanned.
-"""
+"""`accept(connection, stream_id, headers)` starts or refuses an RPC, while a read is scanned."""
 
 
 class ServerConnection:
-    """The server's side of one client's HTTP/2 connection.
-
-    `wire` reads and sends; this class decides what streams and control frames mean.
-    """
+    """The server's side of an HTTP/2 connection: decides what frames of a client mean."""
 
     __slots__ = (
         "_accept",
@@ -209,10 +204,7 @@ class ServerConnection:
         return f"grpc with {address_text(self.address)}"
 
     def on_defect(self, error: Exception) -> None:
-        """Report an internal error in sending and end all calls with UNKNOWN.
-
-        At the second time, cut the connection.
-        """
+        """Report an internal error and end all calls with UNKNOWN; cut the second time."""
         report(error, self.who)
         if self._defective:
             self.wire.writer.abort()
@@ -240,10 +232,7 @@ class ServerConnection:
     # Streams --------------------------------------------------------------------------------------
 
     async def wait_answers_room(self) -> None:
-        """Wait while the client has too many unread bytes of answers.
-
-        Messages of links do not count. A checkpoint only when it waits.
-        """
+        """Wait while the client leaves too much unread, apart from messages of links."""
         while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
             if self._waits_for_room is None:
                 self._waits_for_room = trio.lowlevel.ParkingLot()
@@ -465,10 +454,7 @@ class ServerConnection:
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
 
     def _priority(self, stream_id: int, frame: bytes) -> None:
-        """Check a PRIORITY frame and ignore it, as streams take turns here.
-
-        RFC 9113 section 5.3 deprecates the scheme.
-        """
+        """Check a PRIORITY frame and ignore it: deprecated by RFC 9113 section 5.3."""
         self.plane.budgets.spend(flood_budgets.PRIORITY_FLOOD)
         check_priority(stream_id, frame)
 

@@ -36,9 +36,7 @@ _MAX_KNOWN_SETTINGS: Final = 64
 _MAX_SETTINGS_BYTES: Final = 60
 _MAX_REMEMBERED_RESETS: Final = 64
 _MAX_ADOPTED: Final = 32
-"""Streams that are opened without h2, which is told of all of them at once when it is made: a
-millisecond or two.
-"""
+"""Streams opened without h2, which is told of all of them at once: a millisecond or two."""
 _NO_SETTINGS: Final[dict[int, int]] = {}
 
 
@@ -53,10 +51,7 @@ def size_of(headers: Iterable[tuple[str, str]]) -> int:
 
 
 class ServerSettingsAndHeaders:
-    """Handles SETTINGS and header blocks of one server connection, with h2 if needed.
-
-    `plane` says which streams are open and which ids have been used.
-    """
+    """Handles SETTINGS and header blocks of one server connection, with h2 if needed."""
 
     __slots__ = ("_acked", "_h2", "_plane", "_resets", "_settings", "_shared", "_table")
 
@@ -72,10 +67,7 @@ class ServerSettingsAndHeaders:
     # SETTINGS -------------------------------------------------------------------------------------
 
     def acked(self, frame: bytes) -> None:
-        """Note that the client has acknowledged our SETTINGS.
-
-        Raises Http2Violation for a malformed frame.
-        """
+        """Note the client's acknowledgement of our SETTINGS. Raises Http2Violation."""
         if self._h2 is not None or frame != SETTINGS_ACK:
             self._engine().receive(frame)
         self._acked = True
@@ -119,10 +111,7 @@ class ServerSettingsAndHeaders:
         return block.request
 
     def receive(self, kind: int, flags: int, frame: bytes) -> list[h2.events.Event]:
-        """Feed HEADERS or CONTINUATION to h2 and return its events.
-
-        Raises Http2Violation. What h2 answers goes into the plane's output.
-        """
+        """Feed h2 HEADERS or CONTINUATION and return the events. Raises Http2Violation."""
         engine = self._engine()
         key = self._key(engine, flags, frame) if kind == frames.HEADERS else None
         events = engine.receive(frame)
@@ -152,10 +141,7 @@ class ServerSettingsAndHeaders:
             self._h2.end_of_stream(stream_id)
 
     def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
-        """Remove a stream that is over on both sides, however it ended.
-
-        `reset_by_us`: frames for it may still be on their way.
-        """
+        """Remove a stream; after `reset_by_us` frames for it may still arrive."""
         if reset_by_us:
             resets = self._resets
             if resets is None:
@@ -176,10 +162,7 @@ class ServerSettingsAndHeaders:
         return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
 
     def _engine(self) -> H2Engine:
-        """Return the connection's h2, made and brought up to date when first needed.
-
-        It is told the SETTINGS of both sides, open and closed streams, and the HPACK table.
-        """
+        """Return the connection's h2, made and told what it missed when first needed."""
         engine = self._h2
         if engine is None:
             engine = H2Engine(self._shared, client_side=False)

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Http2Statistics:
-    """HTTP/2 totals since the server was made; `*_open` are the numbers of now.
-
-    `rejects` counts by reason what was refused or cut off.
-    """
+    """HTTP/2 totals since the start, `rejects` by reason; `*_open` are numbers of now."""
 
     connections_open: int
     connections_total: int

@@ -149,10 +149,7 @@ class Http2Stream:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        """Resume the waiting reader if there is something for it to read.
-
-        Without a reader, tell the handler if the peer has ended its side.
-        """
+        """Resume a waiting reader that has news; without one tell the handler of the end."""
         if self._reader is not None:
             self._resume_reader()
         elif self.ended:

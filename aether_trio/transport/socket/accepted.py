@@ -35,10 +35,7 @@ def peer_of(sock: socket.socket) -> str:
 
 @dataclass(slots=True)
 class Accepted:
-    """One accepted connection, as the port hands it to a transport.
-
-    `head` is what was read of it already, without TLS; mostly the client's whole first flight.
-    """
+    """One accepted connection; `head` is what was read already, decrypted."""
 
     sock: socket.socket
     address: Any
@@ -58,9 +55,7 @@ class Accepted:
 
 
 _NOTICE_SHARE: Final = 0.9
-"""Of a drain's deadline; the rest is for telling those who are still here why their connection
-ends.
-"""
+"""Of a drain's deadline; the rest is for telling remaining clients why they are cut."""
 
 
 def notice_s(deadline_s: float) -> float:

@@ -1,8 +1,4 @@
-"""Reads and sends a connection's bytes, with or without TLS.
-
-HTTP/1.1 uses both directions; a WebSocket is only read here and sends by a SocketWriter
-(writer.py). The socket is a plain non-blocking one, closed by the Acceptor.
-"""
+"""Reads and sends a connection's bytes, with or without TLS."""
 
 from __future__ import annotations
 
@@ -18,10 +14,7 @@ RECEIVE_BYTES = 64 * 1024
 
 
 class ByteStream:
-    """Reads and sends the bytes of one connection, with TLS or without.
-
-    One task reads, and one task at a time sends. `head` is read first.
-    """
+    """One connection's bytes, for one reader and one sender; `head` is read first."""
 
     __slots__ = ("head", "sock", "tls")
 
@@ -31,10 +24,7 @@ class ByteStream:
         self.head = accepted.head
 
     async def receive(self) -> bytes:
-        """Return received bytes, at least one; b"" at the end.
-
-        Raises OSError. A checkpoint, except for the head.
-        """
+        """Return received bytes; b"" at the end. Raises OSError. Checkpoint save `head`."""
         if self.head:
             head, self.head = self.head, b""
             return head

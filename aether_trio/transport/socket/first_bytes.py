@@ -22,9 +22,7 @@ FRAMED: Final = "framed"
 WEBSOCKET: Final = "websocket"
 
 ALPN: Final = {FRAMED: "aether/1", WEBSOCKET: "http/1.1", GRPC: "h2"}
-"""In the order of our preference. Browsers offer http/1.1 and h2 and must get the former: HTTP/2
-here is gRPC alone, whose clients offer nothing else.
-"""
+"""By our preference: browsers offer h2 too, but get http/1.1, as HTTP/2 here is only gRPC."""
 
 _HTTP2: Final = b"PRI * HTTP/2.0"
 _METHODS: Final = tuple(

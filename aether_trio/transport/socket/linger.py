@@ -10,11 +10,7 @@ _READ_BYTES = 64 * 1024
 
 
 async def linger(sock: socket.socket, seconds: float) -> None:
-    """Shut down sending, then read and drop until the peer ends or `seconds` passed.
-
-    A socket closed with unread bytes in it sends a reset, and a reset makes the peer's kernel throw
-    away what it has received and not read: the GOAWAY that says why.
-    """
+    """Shut down sending and drop input: a close with unread input would send a reset."""
     with trio.move_on_after(seconds):
         try:
             sock.shutdown(socket.SHUT_WR)

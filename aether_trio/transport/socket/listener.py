@@ -27,9 +27,7 @@ from aether_trio.transport.socket.accepted import address_text
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.1
-"""After the process or the system ran out of descriptors or memory: long enough for some connection
-to end.
-"""
+"""After the process or the system ran out of descriptors or memory."""
 _QUIET_S: Final = 60.0
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTS_PER_TURN: Final = 64
@@ -38,10 +36,7 @@ _ACCEPTS_PER_TURN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TcpSettings:
-    """Options of TCP listeners and of the sockets that they accept.
-
-    The keepalive values let the kernel find a dead peer in about 50 s.
-    """
+    """Options of TCP sockets; by the keepalive values a dead peer is found in 50 s."""
 
     backlog: int = 1024
     max_connections: int = 100_000
@@ -49,9 +44,7 @@ class TcpSettings:
     keepalive_interval_s: int = 10
     keepalive_probes: int = 3
     user_timeout_ms: int = 30_000
-    """Unacknowledged data for this long ends the connection (TCP_USER_TIMEOUT); 0 leaves it to
-    retransmission.
-    """
+    """Longest time without an acknowledgement (TCP_USER_TIMEOUT); 0: the kernel's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +60,7 @@ Handler = Callable[[socket.socket, Any], Awaitable[None]]
 """
 
 _INHERITS: Final = sys.platform == "linux"
-"""Accepted sockets have the listener's options, so six system calls for each of them are made once
-(tcp(7)).
-"""
+"""Accepted sockets have the listener's options (tcp(7)), which saves six system calls."""
 
 
 def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -128,11 +119,7 @@ def _close_all(sockets: list[socket.socket]) -> None:
 
 
 class Acceptor:
-    """Accepts TCP connections and runs a handler task for each.
-
-    The connections live in `nursery`, which outlives the accepting. Several `serve` may run at
-    once, with a handler each; the limit of connections is theirs together.
-    """
+    """Accepts TCP connections and runs a handler task for each in `nursery`."""
 
     def __init__(self, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:
         self._nursery = nursery
@@ -174,10 +161,7 @@ class Acceptor:
                 self._start(sock, address, handler)
 
     def _complain(self, error: OSError) -> None:
-        """Log that no connection can be accepted, at most once a minute.
-
-        It would be ten lines a second, onto a disk that may be full as well.
-        """
+        """Log that no connection can be accepted, at most once a minute."""
         now = trio.current_time()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_S
@@ -216,10 +200,7 @@ class Acceptor:
 
 
 def set_options(sock: socket.socket, settings: TcpSettings) -> None:
-    """Switch Nagle's algorithm off and TCP keepalive on for a socket.
-
-    A keepalive idle time of 0 leaves keepalive off.
-    """
+    """Switch Nagle's algorithm off and TCP keepalive on, unless its idle time is 0."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, settings.keepalive_idle_s > 0)
     for name, value in (

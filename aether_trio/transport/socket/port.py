@@ -50,10 +50,7 @@ class PortStatistics:
 
 
 class _ConnectionRefused(Exception):
-    """Raised when a connection cannot be served; `text` tells the client why.
-
-    Without a text TLS has said what there is to say, or the peer would not read it.
-    """
+    """Raised when a connection cannot be served; `text`, if any, tells the client why."""
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(reason)
@@ -62,11 +59,7 @@ class _ConnectionRefused(Exception):
 
 
 class Port:
-    """Detects the protocol of each connection of one port and picks its transport.
-
-    `transports` are those spoken there, by name. `tls` is a context that offers
-    `alpn_of(transports)`; None for a plaintext port.
-    """
+    """Picks a transport by a connection's first bytes; `tls` None: a plaintext port."""
 
     def __init__(
         self,
@@ -90,10 +83,7 @@ class Port:
         return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
 
     async def serve(self, sock: socket.socket, address: Any) -> None:
-        """Detect the transport of one accepted socket and serve the socket to its end.
-
-        A Handler of an Acceptor, which closes it.
-        """
+        """Detect the transport of one accepted socket and serve the socket to its end."""
         accepted = Accepted(sock, address)
         transport = self._at_once(accepted)
         if transport is None:

@@ -77,11 +77,7 @@ class Ports:
                     task_status.started()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept no more connections, and drain every transport.
-
-        At the latest after `deadline_s` their connections have ended. Started when every client has
-        been asked to go.
-        """
+        """Accept no more, ask every client to leave, and end all after `deadline_s`."""
         self._accepting.cancel()
         async with trio.open_nursery() as nursery:
             for transport in self._transports.values():

@@ -26,13 +26,9 @@ ALPN_H2: Final = "h2"
 _RECORDS_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
 _FRUITLESS_BYTES: Final = 64 * 1024
-"""Of records that bring no plain byte: key updates, empty records. One record that is not complete
-has 17 KiB at most.
-"""
+"""Of records without plain bytes (key updates, empty ones), or of one incomplete record."""
 _UNASKED_BYTES: Final = 4 * 1024
-"""Of answers to key updates that wait for the next `seal`: a hundred. A peer updates its keys once
-in 2**24 records.
-"""
+"""Of answers to key updates before the next `seal`: a hundred."""
 
 
 class ClientCertificates(StrEnum):
@@ -53,11 +49,7 @@ class TlsFiles:
 
 
 def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
-    """Make a server's TLS context: TLS 1.3, without session tickets.
-
-    A ticket would cost a kilobyte for each connection, and long streams rarely resume. Raises
-    OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
-    """
+    """Make a server's TLS 1.3 context, without tickets. Raises OSError with the file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load_chain(context, settings.cert_file, settings.key_file)
@@ -115,11 +107,7 @@ def client_context(
 
 
 class TlsSession:
-    """One connection's TLS state: encrypts and decrypts bytes without a socket.
-
-    `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats. Holds
-    at most one record that is not complete, and _UNASKED_BYTES of answers.
-    """
+    """One connection's TLS state, without I/O; `open` and `seal` raise ssl.SSLError."""
 
     __slots__ = ("_fruitless", "_incoming", "_object", "_outgoing", "ended")
 
@@ -136,10 +124,7 @@ class TlsSession:
         """The peer has said close_notify: it is at its end, whatever more its socket brings."""
 
     async def handshake(self, sock: socket.socket, head: bytes = b"") -> None:
-        """Do the TLS handshake on `sock`; on failure, send the alert that says why.
-
-        Raises ssl.SSLError or OSError; the caller sets the deadline.
-        """
+        """Do the TLS handshake on `sock`, or send an alert and raise. Raises OSError."""
         self._incoming.write(head)
         try:
             while True:

@@ -43,9 +43,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 PROGRESS_BYTES: Final = 64 * KIB
-"""In each `wait_s`. In 30 s that is 17 kbit/s: a third of what a phone has at the edge of its
-network.
-"""
+"""In each `wait_s`: 17 kbit/s, a third of what a phone has at its network's edge."""
 LOOKS: Final = 6
 """In each `wait_s`: a message is given up at most a sixth too late."""
 _A_TURN: Final = 256
@@ -57,9 +55,7 @@ class UnfinishedLimits:
     """A gateway's limits on messages that clients began and did not finish."""
 
     total_bytes: int = 64 * MIB
-    """Six of the largest messages at once; it is reached by them alone, for others are finished
-    when they are seen.
-    """
+    """Six of the largest messages at once; smaller ones are finished when they are seen."""
     free_bytes: int = 64 * KIB
     """Of each connection, not counted: one read."""
     wait_s: float = 30.0
@@ -77,18 +73,12 @@ class MessageReceiver(Protocol):
         """Whether the peer could send the rest now: a task reads, and there is room."""
 
     def give_up(self, error: StatusError) -> None:
-        """Drop the unfinished message and let its reader get `error`.
-
-        Any task may call it; never blocks.
-        """
+        """Drop the unfinished message and let its reader get `error`. Never blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedStatistics:
-    """Unfinished messages that a gateway holds now, and totals of those given up.
-
-    `messages` and `bytes` include those within the allowances; `counted_bytes` fill the budget.
-    """
+    """A gateway's unfinished messages now, those over the allowances, and totals."""
 
     messages: int
     bytes: int
@@ -121,10 +111,7 @@ class InputAccount:
         self.counted = 0
 
     def note(self, receiver: MessageReceiver, held: int, *, anew: bool = False) -> None:
-        """Record how many bytes `receiver` holds of an unfinished message; 0 for none.
-
-        `anew`: not of the one that it held before.
-        """
+        """Record the bytes held of a receiver's unfinished message; `anew`: a new one."""
         message = self.begun.get(receiver)
         if not held:
             if message is not None:
@@ -243,10 +230,7 @@ class UnfinishedInput:
 
 
 def _host_of(address: Any) -> str:
-    """Return the host of an address: IPv4 as it is, IPv6 as its /64 network.
-
-    One host may use all addresses of its network.
-    """
+    """Return the host of an address: IPv4 as it is, IPv6 as its /64 network."""
     host = str(address[0]) if isinstance(address, tuple) and address else ""
     if ":" not in host:
         return host

@@ -41,16 +41,10 @@ class WriteSource(Protocol):
         """Put at most BURST_BYTES and one message to send into the writer's queue."""
 
     def flushed(self) -> bool:
-        """Note that the kernel took all queued bytes; return whether more may follow.
-
-        May be called without new bytes.
-        """
+        """Note that the kernel took all queued bytes, if any; return whether more follow."""
 
     def on_stall(self, *, moved: bool) -> None:
-        """Note that the writer begins to wait for the peer to make room.
-
-        With `moved`, it has sent some of the backlog and waits again.
-        """
+        """Note that the writer waits for room, or with `moved` that it sent some of it."""
 
     def on_overflow(self) -> None:
         """Note that too many bytes wait for a stuck peer; `on_broken` follows."""
@@ -83,10 +77,7 @@ class SentBytes(Protocol):
 
 
 class SocketWriter:
-    """Writes the bytes of a connection (`source`) to its socket, without blocking.
-
-    `nursery` holds the task that waits for room.
-    """
+    """Writes the bytes of a connection (`source`) to its socket, without blocking."""
 
     __slots__ = (
         "_again",
@@ -290,10 +281,7 @@ class SocketWriter:
             self._source.on_broken()
 
     def release(self) -> None:
-        """Send nothing more, and drop the reference to the source.
-
-        To be called before the socket is closed. Idempotent.
-        """
+        """Send nothing more and drop the source, before the socket is closed. Idempotent."""
         self.is_broken = True
         self._drop()
         self._source = None

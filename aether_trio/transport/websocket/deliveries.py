@@ -26,9 +26,7 @@ SUBPROTOCOL: Final = "aether.v1.json.acks"
 """JSON, with deliveries that are acknowledged."""
 
 MOST_NOT_DONE: Final = 16_384
-"""Deliveries that a client is not done with, however many it has room for: each is remembered, in
-some hundred bytes.
-"""
+"""Most deliveries that a client has not acknowledged; each costs some hundred bytes."""
 _MARK: Final = b'"deliveries"'
 _MARK_WITHIN: Final = 64
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
@@ -54,10 +52,7 @@ def is_statement(data: bytes) -> bool:
 
 
 class Deliveries:
-    """The messages sent to one WebSocket client that it has not acknowledged yet.
-
-    `log` names the log that the offsets are of.
-    """
+    """The messages sent to one WebSocket client that it has not acknowledged yet."""
 
     __slots__ = ("_bytes", "_done", "_log", "_max_bytes", "_max_messages", "_open", "_sent")
 
@@ -75,10 +70,7 @@ class Deliveries:
         return (messages, size) if messages > 0 and size > 0 else (0, 0)
 
     def deliver(self, encoded: bytes, origin: Origin, offset: int, size: int) -> bytes:
-        """Return a message's JSON with its topic and offset, and count it as sent.
-
-        `size`: of the serialized message.
-        """
+        """Count a message of `size` bytes as sent; return it as JSON, with its offset."""
         self._open.append((origin, offset, size))
         self._bytes += size
         self._sent += 1

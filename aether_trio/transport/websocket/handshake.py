@@ -38,10 +38,7 @@ _SUBPROTOCOLS: Final[dict[str, Codec]] = {**CODECS, ACKNOWLEDGED: JSON}
 
 
 class UpgradeRefused(Exception):
-    """Raised when a WebSocket upgrade is refused; holds the HTTP answer.
-
-    `reason`, for the statistics: no_websocket, version, key, origin, query, subprotocol.
-    """
+    """Raised when a WebSocket upgrade is refused, with the HTTP answer and a `reason`."""
 
     def __init__(self, reason: str, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
         super().__init__(text)

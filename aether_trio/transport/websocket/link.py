@@ -55,9 +55,7 @@ ANY_KIND: Final = "*"
 FRAMES_AT_ONCE: Final = 256
 """A few tenths of a millisecond; 64 KiB may hold ten thousand."""
 OPENING_BYTES: Final = OPENING_FRAME_BYTES
-"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the
-framed transport.
-"""
+"""Longest message of a client that is not accepted yet, in the bytes of its codec."""
 
 
 _NOT_PINGED: Final = trio.Event()
@@ -308,10 +306,7 @@ class WebSocketLink:
         return self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
 
     async def round_trip(self) -> None:
-        """Send a ping and wait for a pong, ROUND_TRIP_S at most.
-
-        A pong that answers an earlier ping was sent later than that, too.
-        """
+        """Send a ping and wait for a pong to this or an earlier one, at most ROUND_TRIP_S."""
         self._ponged = trio.Event()
         self._output.pong(PING)
         with trio.move_on_after(ROUND_TRIP_S):
@@ -320,10 +315,7 @@ class WebSocketLink:
     # -- ending ------------------------------------------------------------------------------------
 
     async def close(self, status: Status, message: str = "") -> None:
-        """End the WebSocket with a close frame that carries the status.
-
-        Waits up to ANSWER_S for the peer's own close frame.
-        """
+        """Send a close frame with the status; wait up to ANSWER_S for the peer's own."""
         output = self._output
         if output.writer.is_broken or self._closing:
             await trio.lowlevel.checkpoint()
@@ -341,11 +333,7 @@ class WebSocketLink:
         output.release()
 
     async def _await_answer(self) -> None:
-        """Read and drop input until the client's close frame or the connection's end.
-
-        A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop
-        our close frame.
-        """
+        """Drop input until the client's close frame, so no reset makes it lose ours."""
         self._account.note(self, 0)
         with trio.move_on_after(ANSWER_S):
             if not self._deaf and not self._frames.held_bytes and await self._read_to_close():
@@ -357,10 +345,7 @@ class WebSocketLink:
                 pass
 
     async def _read_to_close(self) -> bool:
-        """Drop the client's frames until its close frame; return whether it came.
-
-        True when the peer has closed; False when the rest is too much to be taken apart for this.
-        """
+        """Drop frames until a close frame; False when the rest is too much to parse."""
         reader = self._frames
         reader.max_message_bytes = RECEIVE_BYTES
         event: frames.Event | None = None

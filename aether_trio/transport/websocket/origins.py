@@ -26,10 +26,7 @@ _ORIGIN: Final = re.compile(
 
 
 class OriginPolicy:
-    """Decides by a page's Origin header whether it may open a WebSocket.
-
-    `allowed` has exact origins, origins with `:*` for a port, and "*" for every page there is.
-    """
+    """Allows WebSockets by a page's Origin: an origin, `:*` for any port, "*" for all."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         entries = {entry.strip().rstrip("/").lower() for entry in allowed}
@@ -38,10 +35,7 @@ class OriginPolicy:
         self._exact = frozenset(entries)
 
     def allows(self, origin: str | None, host: str, *, secure: bool, loopback: bool) -> bool:
-        """Return whether a page of `origin` may connect to `host` (the Host header).
-
-        `secure`: the connection is TLS; `loopback`: it came in on a loopback address.
-        """
+        """Return whether a page of `origin` may connect to `host`; `secure`: over TLS."""
         if origin is None or self._any:
             return True
         origin = origin.lower()

@@ -78,10 +78,7 @@ class WebSocketOutput:
             source.cut()
 
     def pong(self, frame: bytes) -> None:
-        """Send a pong frame, or a ping of our own.
-
-        Of the answers that wait for room only the latest is kept (RFC 6455 section 5.5.3).
-        """
+        """Send a pong, or a ping of ours; of those that wait only the latest is kept."""
         self._pong = frame
         self.writer.kick()
 
@@ -92,10 +89,7 @@ class WebSocketOutput:
         self._sent = False
 
     def stated(self, data: bytes) -> None:
-        """Apply the client's acknowledgement of deliveries and tell the session.
-
-        The caller kicks, as there may be room. Raises StatusError.
-        """
+        """Apply the client's acknowledgement of deliveries. Raises StatusError."""
         assert self._deliveries is not None
         for origin, offset in self._deliveries.stated(data):
             if self._source is not None:
@@ -123,10 +117,7 @@ class WebSocketOutput:
             self._sent = True
 
     def _pull(self, source: FrameSource) -> list[bytes]:
-        """Take the session's next messages, encoded for this WebSocket.
-
-        Of acknowledged deliveries what the client has room for.
-        """
+        """Take the session's next messages, encoded for this WebSocket."""
         encode, deliveries = self._codec.encode, self._deliveries
         if deliveries is None:
             return [encode(frame) for frame in source.pull(BURST_BYTES)]
@@ -164,11 +155,7 @@ class WebSocketOutput:
             self._source.cut()
 
     def on_defect(self, error: Exception) -> None:
-        """Handle an internal error that was raised while sending.
-
-        The session ends and its client is told; without one, or at the second time, the stream is
-        cut.
-        """
+        """End the session after an internal error; the second time, cut the connection."""
         if self._source is not None and not self._failed:
             self._failed = self._stopped = True
             self._unflushed = False

@@ -50,10 +50,7 @@ _METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions"
 
 @dataclass(frozen=True, slots=True)
 class HttpStatistics:
-    """Counts what the WebSocket port serves now, and has served since its start.
-
-    `_total` and `rejects` (by reason, see link.py and handshake.py) count since start.
-    """
+    """Numbers of the WebSocket port now; `_total` and `rejects` count since its start."""
 
     fetching: int
     websockets: int
@@ -126,11 +123,7 @@ class HttpServer:
             stream.shutdown()
 
     async def keep_alive(self) -> None:
-        """Ping WebSockets that were sent nothing for `ping_interval_s`, until cancelled.
-
-        Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut
-        quiet connections.
-        """
+        """Ping WebSockets idle for `ping_interval_s`, so that proxies do not cut them."""
         interval_s = self._settings.ping_interval_s
         while interval_s:
             await trio.sleep(interval_s)
