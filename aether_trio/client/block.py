@@ -19,8 +19,6 @@ from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.reconnect import Reconnector, State
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
-__all__ = ["ClientBlock"]
-
 _HASTY_S: Final = 0.5
 """Time for the goodbye of a block that was cancelled."""
 

@@ -14,8 +14,6 @@ from typing import TypeAlias
 import sniffio
 import trio
 
-__all__ = ["CallSoon", "call_soon"]
-
 CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
 """Has an event loop call a function soon. Never waits, never raises."""
 

@@ -35,9 +35,6 @@ from aether_trio.model.identity import Identity
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Client"]
-
-
 _OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
 """Extensions that a transport declares for itself."""
 

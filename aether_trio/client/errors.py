@@ -20,37 +20,6 @@ from typing import Final
 from aether_trio.model.errors import RETRYABLE, Code, Status
 from aether_trio.wire.framing import ErrorCode
 
-__all__ = [
-    "AddressError",
-    "AetherError",
-    "AlreadyExists",
-    "ClientClosed",
-    "ConnectionLost",
-    "DuplicateIdentity",
-    "FailedPrecondition",
-    "FeedOverflow",
-    "InternalGatewayError",
-    "InvalidArgument",
-    "MessagesAbandoned",
-    "NotFound",
-    "NotImplementedByGateway",
-    "OutcomeUnknown",
-    "PayloadTooLarge",
-    "PermissionDenied",
-    "ProtocolViolation",
-    "RateLimited",
-    "Refused",
-    "RequestTimeout",
-    "SessionEnded",
-    "TlsRefused",
-    "Unauthenticated",
-    "Unavailable",
-    "UnexpectedAnswer",
-    "from_code",
-    "from_status",
-    "from_text",
-]
-
 
 class AetherError(Exception):
     """Base class of all exceptions of the client.

@@ -16,8 +16,6 @@ import anyio.lowlevel
 
 from aether_trio.client.errors import FeedOverflow
 
-__all__ = ["CONNECTION_LOST", "Feed", "Feeds"]
-
 CONNECTION_LOST: Final = "connection_lost"
 """The case of a feed that gets a ConnectionLost at the end of each connection."""
 

@@ -8,8 +8,6 @@ from functools import partial
 
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["IncomingMessage", "MessageType"]
-
 
 class MessageType(enum.IntEnum):
     """The type of a message; gateways check METRIC only, and pass on all others."""

@@ -21,8 +21,6 @@ import trio
 from aether_trio.client.connection.inbox import Inbox
 from aether_trio.client.message import IncomingMessage
 
-__all__ = ["Messages", "MessagesInHand"]
-
 
 class MessagesInHand:
     """The unacknowledged message that each task of the program works on."""

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["OPERATIONS", "RESPONSES", "Operation", "operation_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:

@@ -14,8 +14,6 @@ from aether_trio.client.connection.tls import TlsOptions, context_for
 from aether_trio.client.errors import AetherError
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["ClientOptions", "ClientSettings", "settings_for"]
-
 CREDIT_MESSAGES: Final = 1024
 CREDIT_BYTES: Final = 8 * 1024 * 1024
 MAX_UNSETTLED: Final = 4096

@@ -17,15 +17,9 @@ from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = [
-    "AgentClient",
-    "BridgeClient",
-    "MetricsBridgeClient",
-    "OrchestratorClient",
-    "ServiceClient",
-    "TaskClient",
-    "UserClient",
-    "WorkflowEngineClient",
-]
+    "AgentClient", "BridgeClient", "MetricsBridgeClient", "OrchestratorClient", "ServiceClient", "TaskClient",
+    "UserClient", "WorkflowEngineClient",
+]  # fmt: skip
 
 
 STARTS: Final = 4096

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 from aether_trio.client.feeds import Feed
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Requester"]
-
 DEFAULT_TIMEOUT_S = 10.0
 """For an answer, when the caller does not say; the published SDK's."""
 

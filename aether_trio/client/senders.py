@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 else:
     _Sender = object
 
-__all__ = ["ToEveryone", "ToParticipants", "ToUsersEverywhere", "ToWork", "WithTelemetry"]
-
 _OPAQUE: Final = MessageType.OPAQUE
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.reconnect import Reconnector, State
 
-__all__ = ["ClientStatistics", "statistics_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStatistics:

@@ -23,8 +23,6 @@ from aether_trio.client.blocking.bridge import BlockingContext, BlockingStream, 
 from aether_trio.client.blocking.operations import JobCalls
 from aether_trio.client.jobs.job import Job, TaskOver
 
-__all__ = ["SyncJob"]
-
 
 class SyncJob(JobCalls):
     """A claimed task: the body of `with task:` works on it. Raises TaskOver when lost."""

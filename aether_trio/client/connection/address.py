@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 
 from aether_trio.client.errors import AddressError
 
-__all__ = ["DEFAULT_PORT", "WEBSOCKET_PATH", "Address", "TransportKind", "parse_address"]
-
 DEFAULT_PORT: Final = 50051
 WEBSOCKET_PATH: Final = "/v1/connect"
 

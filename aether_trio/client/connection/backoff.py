@@ -10,8 +10,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Retry"]
-
 
 @dataclass(frozen=True, slots=True)
 class Retry:

@@ -22,8 +22,6 @@ from typing import Final, TypeAlias
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Confirmations", "Settle"]
-
 Settle: TypeAlias = Callable[[AetherError | None], None]
 """Called once with the outcome of a message: None if it was accepted, or the error."""
 

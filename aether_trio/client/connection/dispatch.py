@@ -19,8 +19,6 @@ from aether_trio.client.operations.progress import ProgressUpdate, progress_upda
 from aether_trio.client.options import ClientSettings
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["MessageDispatch"]
-
 _EPHEMERAL: Final = 256
 """Progress and notices that wait for a reader; beyond it the oldest are dropped."""
 

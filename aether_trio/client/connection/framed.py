@@ -22,8 +22,6 @@ from aether_trio.wire import framing
 from aether_trio.wire.framing import ConnectionState, FramedConnection, Side
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["FramedTransport"]
-
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
 """Errors that the gateway reports when the client's bytes did not arrive: a cut."""
 _HEARING: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})

@@ -24,8 +24,6 @@ from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import RETRYABLE_STATUSES, PayloadTooLarge, ProtocolViolation, Refused, from_status
 from aether_trio.model.errors import Status
 
-__all__ = ["GrpcCodec"]
-
 _PATH: Final = "/aether.v1.AetherGateway/Connect"
 _STREAM: Final = 1
 _PREFIX_BYTES: Final = 5

@@ -8,8 +8,6 @@ from aether_trio.client.options import ClientSettings
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["init_for"]
-
 
 def init_for(settings: ClientSettings, resume_session_id: str) -> pb.InitConnection:
     """Build an InitConnection with everything but the participant's identity."""

@@ -29,8 +29,6 @@ from aether_trio.wire.framing import FramedConnection, GrantCredit
 from aether_trio.wire.framing.constants import MAX_CREDIT
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["DeliveredMessage", "Inbox"]
-
 _GRANT_SHARE: Final = 4
 """Credit is granted when a quarter of it is missing, not for every message."""
 

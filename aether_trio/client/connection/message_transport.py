@@ -21,8 +21,6 @@ from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViola
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["MAX_RECEIVED_BYTES", "MessageCodec", "MessageTransport", "ProtocolBreak"]
-
 MAX_RECEIVED_BYTES: Final = 8 * 1024 * 1024
 """The longest message that is accepted. The gateway sends less than 4 MiB."""
 _SHARED: Final = 256

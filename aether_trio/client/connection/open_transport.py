@@ -19,8 +19,6 @@ from aether_trio.client.connection.transport import Transport, TransportClient, 
 from aether_trio.client.connection.websocket import WebSocketCodec
 from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 
-__all__ = ["open_transport"]
-
 _NO_ISSUER: Final = frozenset((18, 19, 20, 21))
 """OpenSSL's X509_V_ERR_... for a certificate whose authority is not at hand."""
 _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")

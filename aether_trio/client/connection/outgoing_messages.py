@@ -12,17 +12,6 @@ import anyio.lowlevel
 from aether_trio.client.errors import AetherError, InvalidArgument
 from aether_trio.model.topics import MAX_TOPIC_BYTES
 
-__all__ = [
-    "ClockReading",
-    "MessageEncoder",
-    "OutgoingMessage",
-    "Publication",
-    "SendOutcome",
-    "bytes_of",
-    "checked_topic",
-    "checked_type",
-]
-
 MESSAGE_TYPES: Final = range(65536)
 """The framing has two bytes for the type."""
 

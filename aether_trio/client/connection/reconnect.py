@@ -39,8 +39,6 @@ from aether_trio.client.feeds import Feed
 from aether_trio.client.options import ClientSettings
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["Reconnector", "State"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("aether_trio.client")

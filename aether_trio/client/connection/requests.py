@@ -18,8 +18,6 @@ from aether_trio.client.errors import AetherError, ConnectionLost, from_code, fr
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES, operation_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["PendingRequest", "Requests", "failure_of", "prepare"]
-
 _REMEMBERED: Final = 256
 _KV_REASON_WAIT_S: Final = 2.0
 

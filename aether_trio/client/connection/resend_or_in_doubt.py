@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from aether_trio.client.connection.outgoing_messages import ClockReading, Publication
 
-__all__ = ["in_doubt"]
-
 
 def in_doubt(publications: Sequence[Publication], *, repeat: bool, within_s: float) -> set[Publication]:
     """Return the unconfirmed messages that must not be sent again.

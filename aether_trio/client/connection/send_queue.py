@@ -24,8 +24,6 @@ from aether_trio.client.connection.outgoing_messages import ClockReading, Messag
 from aether_trio.client.connection.resend_or_in_doubt import in_doubt
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 
-__all__ = ["SendQueue"]
-
 _YIELD_EVERY: Final = 64
 
 

@@ -17,8 +17,6 @@ from typing import Final
 from aether_trio.client.connection.address import Address, TransportKind
 from aether_trio.client.errors import AddressError
 
-__all__ = ["ALPN", "TlsOptions", "context_for"]
-
 ALPN: Final[Mapping[TransportKind, str]] = MappingProxyType(
     {TransportKind.FRAMED: "aether/1", TransportKind.WEBSOCKET: "http/1.1", TransportKind.GRPC: "h2"}
 )

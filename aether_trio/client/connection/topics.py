@@ -17,8 +17,6 @@ from typing import Final
 
 from aether_trio.wire.framing import Delivered, FramedConnection
 
-__all__ = ["RECENT", "TopicState"]
-
 RECENT: Final = 1024
 """Messages of which a topic remembers a hash; of a shared topic, their offsets."""
 

@@ -32,8 +32,6 @@ from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["BROKEN", "ConnectionEnd", "Transport", "TransportClient", "tune"]
-
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About how many bytes are collected for one write."""

@@ -16,8 +16,6 @@ from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, 
 from aether_trio.client.connection.transport import ConnectionEnd
 from aether_trio.client.errors import AetherError, PayloadTooLarge, ProtocolViolation, Refused, Unavailable, from_status
 
-__all__ = ["WEBSOCKET_SUBPROTOCOL", "WebSocketCodec"]
-
 WEBSOCKET_SUBPROTOCOL: Final = "aether.v1.proto"
 _RECONNECT: Final = 4100
 """Base of close codes that say "come back", plus a gRPC status; then "stay away"."""

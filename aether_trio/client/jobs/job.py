@@ -32,8 +32,6 @@ from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
 from aether_trio.client.operations.task_values import NUMBER, Assignment, Hibernation, Task, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
 
-__all__ = ["OURS", "STOPPED", "Job", "JobEnd", "TaskOver"]
-
 Move = Callable[[], Awaitable[Task]]
 """A request that changes the state of a task."""
 LastMove = Callable[[int | None], Awaitable[None]]

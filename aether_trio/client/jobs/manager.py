@@ -41,8 +41,6 @@ from aether_trio.client.operations.tasks import Tasks
 if TYPE_CHECKING:
     from aether_trio.client.requester import Requester
 
-__all__ = ["JobManager"]
-
 logger = logging.getLogger("aether_trio.client")
 
 WATCH_AFTER_S: Final = 0.1

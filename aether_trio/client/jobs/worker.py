@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 else:
     _Client = object
 
-__all__ = ["Handler", "Jobs", "WorkerMethods"]
-
 logger = logging.getLogger("aether_trio.client")
 
 FORGOTTEN_S: Final = 10.0
