@@ -154,7 +154,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         target: str,
         payload: bytes | str,
         *,
-        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = MessageType.OPAQUE,
         details: pb.SendMessage | None = None,
     ) -> None:
         """Send a message, and return when the gateway has committed it, to be delivered.
@@ -176,7 +176,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         target: str,
         payload: bytes | str,
         *,
-        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = MessageType.OPAQUE,
         details: pb.SendMessage | None = None,
     ) -> Publication:
         """Queue one of many messages to be sent, and return when there is room for more.
@@ -209,7 +209,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         message: IncomingMessage,
         payload: bytes | str,
         *,
-        type: MessageType | int | None = None,  # noqa: A002 - the protocol's word
+        type: MessageType | int | None = None,
         details: pb.SendMessage | None = None,
     ) -> None:
         """Send an answer to the sender of `message`, by default with the same type."""

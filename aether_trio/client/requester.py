@@ -23,12 +23,10 @@ class Requester(Protocol):
     @property
     def workspace(self) -> str:
         """The workspace that this participant is in; "" when it is in none."""
-        ...
 
     @property
     def topic(self) -> str:
         """The identity and topic of this participant; "" before the gateway assigned it."""
-        ...
 
     async def request(
         self,
@@ -47,7 +45,6 @@ class Requester(Protocol):
         returned (an ErrorResponse is raised in any case). Raises AetherError: a refusal by its
         code, RequestTimeout, ConnectionLost.
         """
-        ...
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Send a message that is not answered, and return when it is written.
@@ -55,14 +52,12 @@ class Requester(Protocol):
         It waits while there is no connection, and while the peer does not read. A refusal is in the
         feed `errors`. After a cut it is not known whether the message has arrived.
         """
-        ...
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Send a message that is answered only if refused; wait until it is accepted.
 
         Raises the typed refusal, RequestTimeout, ConnectionLost.
         """
-        ...
 
     def open_feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
@@ -75,4 +70,3 @@ class Requester(Protocol):
         (`feed.dropped` counts), another one raises FeedOverflow when it is read next. What `match`
         raises is raised there too.
         """
-        ...

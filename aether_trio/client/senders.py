@@ -7,7 +7,8 @@ and raise as `send` does. `workspace` is by default the sender's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from aether_trio.client.errors import InvalidArgument
@@ -34,8 +35,12 @@ def _here(sender: _Sender, workspace: str | None) -> str:
     return chosen
 
 
-def _invalid(error: IdentityError) -> InvalidArgument:
-    return InvalidArgument(Code.INVALID_TOPIC, str(error))
+@contextmanager
+def _invalid_topic() -> Iterator[None]:
+    try:
+        yield
+    except IdentityError as error:
+        raise InvalidArgument(Code.INVALID_TOPIC, str(error)) from None
 
 
 class ToWork(_Sender):
@@ -48,13 +53,11 @@ class ToWork(_Sender):
         payload: bytes | str,
         *,
         workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = _OPAQUE,
     ) -> None:
         """Send to one agent; the message waits while the agent is not connected."""
-        try:
+        with _invalid_topic():
             target = Identity.agent(_here(self, workspace), implementation, specifier)
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(target.topic, payload, type=type)
 
     async def send_to_task(
@@ -64,13 +67,11 @@ class ToWork(_Sender):
         payload: bytes | str,
         *,
         workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = _OPAQUE,
     ) -> None:
         """Send to the one task with this specifier."""
-        try:
+        with _invalid_topic():
             target = Identity.unique_task(_here(self, workspace), implementation, specifier)
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(target.topic, payload, type=type)
 
     async def send_to_workers(
@@ -79,7 +80,7 @@ class ToWork(_Sender):
         payload: bytes | str,
         *,
         workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = _OPAQUE,
     ) -> None:
         """Send to any one of the workers of this implementation that have no specifier."""
         await self.send(workers_of(_here(self, workspace), implementation), payload, type=type)
@@ -94,10 +95,8 @@ class ToWork(_Sender):
         """
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
-        try:
+        with _invalid_topic():
             topic = task_topic(check_token(place, "workspace"), check_token(task_id, "task id"), "input")
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(topic, payload, type=MessageType.EVENT)
 
 
@@ -105,27 +104,15 @@ class ToParticipants(_Sender):
     """Mixin of clients that may send to users, services and bridges."""
 
     async def send_to_window(
-        self,
-        user_id: str,
-        window_id: str,
-        payload: bytes | str,
-        *,
-        type: MessageType | int = _OPAQUE,  # noqa: A002
+        self, user_id: str, window_id: str, payload: bytes | str, *, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to one window of a user."""
-        try:
+        with _invalid_topic():
             target = Identity.user(user_id, window_id)
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(target.topic, payload, type=type)
 
     async def send_to_user(
-        self,
-        user_id: str,
-        payload: bytes | str,
-        *,
-        workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
+        self, user_id: str, payload: bytes | str, *, workspace: str | None = None, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to the windows of a user that are in the workspace."""
         await self.send(user_in(user_id, _here(self, workspace)), payload, type=type)
@@ -136,31 +123,22 @@ class ToParticipants(_Sender):
         payload: bytes | str,
         *,
         specifier: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002 - the protocol's word
+        type: MessageType | int = _OPAQUE,
     ) -> None:
         """Send to one service instance, or any if not specified. Raises Unavailable."""
-        try:
+        with _invalid_topic():
             if specifier is None:
                 target = any_service(check_token(implementation, "implementation"))
             else:
                 target = Identity.service(implementation, specifier).topic
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(target, payload, type=type)
 
     async def send_to_bridge(
-        self,
-        implementation: str,
-        specifier: str,
-        payload: bytes | str,
-        *,
-        type: MessageType | int = _OPAQUE,  # noqa: A002
+        self, implementation: str, specifier: str, payload: bytes | str, *, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to a bridge to another system."""
-        try:
+        with _invalid_topic():
             target = Identity.bridge(implementation, specifier)
-        except IdentityError as error:
-            raise _invalid(error) from None
         await self.send(target.topic, payload, type=type)
 
 
@@ -168,21 +146,13 @@ class ToEveryone(_Sender):
     """Mixin of clients that may send to all agents or users of a workspace."""
 
     async def send_to_agents(
-        self,
-        payload: bytes | str,
-        *,
-        workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002
+        self, payload: bytes | str, *, workspace: str | None = None, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to every agent of the workspace."""
         await self.send(agents_of(_here(self, workspace)), payload, type=type)
 
     async def send_to_users(
-        self,
-        payload: bytes | str,
-        *,
-        workspace: str | None = None,
-        type: MessageType | int = _OPAQUE,  # noqa: A002
+        self, payload: bytes | str, *, workspace: str | None = None, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to every user's window that is in the workspace."""
         await self.send(users_of(_here(self, workspace)), payload, type=type)
@@ -192,11 +162,7 @@ class ToUsersEverywhere(_Sender):
     """Mixin of clients that may send to a user in every workspace."""
 
     async def send_to_user_everywhere(
-        self,
-        user_id: str,
-        payload: bytes | str,
-        *,
-        type: MessageType | int = _OPAQUE,  # noqa: A002
+        self, user_id: str, payload: bytes | str, *, type: MessageType | int = _OPAQUE
     ) -> None:
         """Send to every window of a user, in whatever workspace it is."""
         await self.send(user_everywhere(user_id), payload, type=type)

@@ -69,8 +69,8 @@ class Inbox:
         """Messages that the application has taken."""
         self.duplicates = 0
         """Deliveries that had come before, and were dropped."""
-        self.wake: Callable[[], None] = _no_writer
-        self.wake_soon: Callable[[], None] = _no_writer
+        self.wake: Callable[[], None] = lambda: None
+        self.wake_soon: Callable[[], None] = lambda: None
         self._freed_messages = 0
         self._freed_bytes = 0
         """What was acknowledged since the last CREDIT."""
@@ -271,7 +271,3 @@ class Inbox:
                 while self._buffer:
                     self._release(self._buffer.popleft())
             self._news.set()
-
-
-def _no_writer() -> None:
-    """Do nothing: no connection has a writer to wake."""

@@ -175,8 +175,6 @@ class MessageEncoder(Protocol):
 
     def encode_publication(self, publication: Publication) -> bytes | None:
         """Return a publication's bytes; None if the window is full. Raises AetherError."""
-        ...
 
     def encode_upstream(self, upstream: OutgoingMessage) -> bytes:
         """Return the bytes of an UpstreamMessage, with the barrier that confirms it."""
-        ...

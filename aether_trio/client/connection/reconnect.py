@@ -267,7 +267,7 @@ class Reconnector:
         finally:
             self._lost_at = anyio.current_time()
             self._transport = None
-            self._dispatch.attach(_no_writer, _no_writer)
+            self._dispatch.attach(lambda: None, lambda: None)
             with anyio.CancelScope(shield=True):
                 await transport.aclose()
             transport.confirmations.cut()
@@ -295,7 +295,3 @@ def _alone(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _no_writer() -> None:
-    """Do nothing: no connection has a writer to wake."""

@@ -74,15 +74,12 @@ class TransportClient(Protocol):
 
     def downstream(self, message: pb.DownstreamMessage) -> None:
         """Take a message from the gateway that is no durable delivery."""
-        ...
 
     def awaiting(self) -> bool:
         """Return whether any sent request still waits for its answer."""
-        ...
 
     def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
         """Return the client's kind and identity, once the gateway has let it in."""
-        ...
 
 
 class Transport(abc.ABC):

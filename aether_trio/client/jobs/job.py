@@ -106,23 +106,18 @@ class JobKeeper(Protocol):
 
     def put_down(self, job: Job) -> None:
         """Forget a task whose block has ended."""
-        ...
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
         """Run `settle`, which completes or fails the task, in the client's task group."""
-        ...
 
     def check_client(self) -> None:
         """Raise why the client has ended, if it has."""
-        ...
 
     async def look_up(self, task_id: str) -> Task | None:
         """Ask the gateway for the task; return None when this worker may not see it."""
-        ...
 
     async def watch(self, job: Job) -> None:
         """Subscribe to the task, and return when every later event reaches the job."""
-        ...
 
 
 class Job:
@@ -277,7 +272,7 @@ class Job:
 
     def _close(self) -> None:
         """Tell the worker's loop that it has room for one more task."""
-        closed, self._closed = self._closed, _nothing
+        closed, self._closed = self._closed, lambda: None
         closed()
 
     def begins_too_late(self) -> None:
@@ -582,10 +577,6 @@ class Job:
         if self.end is not None:
             await anyio.lowlevel.checkpoint()
         self._check()
-
-
-def _nothing() -> None:
-    """Do nothing: the worker's loop was told before that it has room."""
 
 
 def describe(error: BaseException) -> str:

@@ -124,7 +124,7 @@ class JobManager:
             task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
             if task is not None and same and task.status in OURS:
-                await self._take_in_hand(assignment, task, _nothing).give_up(reason)
+                await self._take_in_hand(assignment, task, lambda: None).give_up(reason)
             elif task is not None and same and task.status is TaskStatus.QUEUED:
                 self.intake.give_back(assignment)
             else:
@@ -387,7 +387,3 @@ def _heard(ref: JobRef, event: TaskEvent) -> None:
 def _watched(ref: JobRef) -> None:
     if (job := ref()) is not None:
         job.watched.set()
-
-
-def _nothing() -> None:
-    """Do nothing: no loop waits for this task to end."""
