@@ -71,14 +71,14 @@ class Feed(Generic[T]):
             self._waiting.popleft()
             self.dropped += 1
         self._waiting.append(thing)
-        self._wake()
+        self._news.set()
 
     def close(self, failure: BaseException | None = None) -> None:
         """End the feed: what waits can be read, then iteration ends or raises `failure`."""
         if not self._closed:
             self._closed = True
             self._failure = failure
-            self._wake()
+            self._news.set()
 
     def get_nowait(self) -> T | None:
         """Return the next item, or None when nothing waits."""
@@ -90,21 +90,22 @@ class Feed(Generic[T]):
     async def __anext__(self) -> T:
         await anyio.lowlevel.checkpoint()
         while not self._waiting:
-            if self._failure is not None:
-                raise self._failure
-            if self._closed:
-                raise StopAsyncIteration
-            if self._news.is_set():
-                self._news = anyio.Event()
-            await self._news.wait()
+            await self._wait_for_news()
         return self._take()
+
+    async def _wait_for_news(self) -> None:
+        """Wait for an item. Raises the feed's failure, or StopAsyncIteration at the end."""
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StopAsyncIteration
+        if self._news.is_set():
+            self._news = anyio.Event()
+        await self._news.wait()
 
     def _take(self) -> T:
         thing = self._waiting.popleft()
         return thing if self._convert is None else self._convert(thing)
-
-    def _wake(self) -> None:
-        self._news.set()
 
 
 class Feeds:

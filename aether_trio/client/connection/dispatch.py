@@ -47,16 +47,13 @@ class MessageDispatch:
         self.cursors = MessagesInHand()
         self.restore: dict[str, pb.UpstreamMessage] = {}
         """Messages that every later connection sends first: the gateway forgets them."""
-        self._principal = principal
+        self.principal = principal
+        """Returns the kind and identity of this client, once the gateway has let it in."""
 
     def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
         """Set the functions that wake a connection's writer, at once or soon."""
         self.send_queue.wake = self.inbox.wake = wake
         self.inbox.wake_soon = wake_soon
-
-    def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
-        """Return the kind and identity of this client, once the gateway has let it in."""
-        return self._principal(ack)
 
     def awaiting(self) -> bool:
         """Return whether any sent request still waits for its answer."""

@@ -75,8 +75,9 @@ class Inbox:
         self._freed_bytes = 0
         """What was acknowledged since the last CREDIT."""
         self._buffer: deque[DeliveredMessage] = deque()
-        self._held_messages = 0
-        self._held_bytes = 0
+        self.held_messages = 0
+        self.held_bytes = 0
+        """Of the messages that are buffered, or taken and not yet acknowledged."""
         self._abandoned: set[DeliveredMessage] = set()
         """Messages of tasks that ended without handling them; they hold credit."""
         self._topics: dict[str, TopicState] = {}
@@ -92,7 +93,7 @@ class Inbox:
 
     def hello_credit(self) -> tuple[int, int]:
         """Return how much a new gateway connection may deliver: credit less held messages."""
-        return max(self.credit_messages - self._held_messages, 0), max(self.credit_bytes - self._held_bytes, 0)
+        return max(self.credit_messages - self.held_messages, 0), max(self.credit_bytes - self.held_bytes, 0)
 
     def reads(self, log: bytes) -> None:
         """Forget all topics if the gateway's HELLO names another log than before."""
@@ -146,8 +147,8 @@ class Inbox:
         self._add(DeliveredMessage(None, 0, message, size))
 
     def _add(self, arrival: DeliveredMessage) -> None:
-        self._held_messages += 1
-        self._held_bytes += arrival.size
+        self.held_messages += 1
+        self.held_bytes += arrival.size
         self._buffer.append(arrival)
         self._news.set()
 
@@ -167,8 +168,8 @@ class Inbox:
 
     def grant_due(self, messages: int, size: int) -> tuple[int, int] | None:
         """Return the messages and bytes of credit to grant, or None while little is used."""
-        messages = self.credit_messages - self._held_messages - messages
-        size = self.credit_bytes - self._held_bytes - size
+        messages = self.credit_messages - self.held_messages - messages
+        size = self.credit_bytes - self.held_bytes - size
         if messages * _GRANT_SHARE < self.credit_messages and size * _GRANT_SHARE < self.credit_bytes:
             return None
         self._freed_messages = self._freed_bytes = 0
@@ -195,19 +196,9 @@ class Inbox:
         return len(self._buffer)
 
     @property
-    def held_messages(self) -> int:
-        """How many messages are buffered or taken and not yet acknowledged."""
-        return self._held_messages
-
-    @property
-    def held_bytes(self) -> int:
-        """The size of the messages that are buffered or not yet acknowledged."""
-        return self._held_bytes
-
-    @property
     def _full(self) -> bool:
         """Whether no credit is left for one more delivery."""
-        return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
+        return self.held_messages >= self.credit_messages or self.held_bytes >= self.credit_bytes
 
     async def receive(self) -> IncomingMessage:
         """Take the next message. Raises a failure, MessagesAbandoned, StopAsyncIteration."""
@@ -217,7 +208,7 @@ class Inbox:
                 raise self._failure
             if self._ended:
                 raise StopAsyncIteration
-            if self._full and len(self._abandoned) == self._held_messages:
+            if self._full and len(self._abandoned) == self.held_messages:
                 raise MessagesAbandoned(len(self._abandoned))
             if self._news.is_set():
                 self._news = anyio.Event()
@@ -259,8 +250,8 @@ class Inbox:
             self.wake_soon()
 
     def _release(self, arrival: DeliveredMessage) -> None:
-        self._held_messages -= 1
-        self._held_bytes -= arrival.size
+        self.held_messages -= 1
+        self.held_bytes -= arrival.size
 
     def close(self, failure: BaseException | None) -> None:
         """End the inbox; unless it failed, buffered messages can still be read."""

@@ -42,9 +42,12 @@ class SendQueue:
         self._written: deque[Publication] = deque()
         self._refused: dict[int, AetherError] = {}
         self._last_seq = 0
-        self._count = 0
-        self._open = 0
-        self._open_bytes = 0
+        self.published = 0
+        """How many messages the application has ever published."""
+        self.unsettled = 0
+        """How many publications are neither committed nor refused yet."""
+        self.unsettled_bytes = 0
+        """The payload bytes of the publications that are not settled yet."""
         self._room = anyio.Event()
         self._closed: BaseException | None = None
         self.committed = self.refused = self.in_doubt = self.not_sent = 0
@@ -57,21 +60,6 @@ class SendQueue:
         """How many more such refusals there were."""
 
     # -- from the application
-
-    @property
-    def published(self) -> int:
-        """How many messages the application has ever published."""
-        return self._count
-
-    @property
-    def unsettled(self) -> int:
-        """How many publications are neither committed nor refused yet."""
-        return self._open
-
-    @property
-    def unsettled_bytes(self) -> int:
-        """The payload bytes of the publications that are not settled yet."""
-        return self._open_bytes
 
     @property
     def waiting(self) -> bool:
@@ -90,15 +78,15 @@ class SendQueue:
 
     def has_room(self, size: int) -> bool:
         """Return whether the limits of unsettled messages let this size in; one always."""
-        return not self._open or (
-            self._open < self.max_unsettled and self._open_bytes + size <= self.max_unsettled_bytes
+        return not self.unsettled or (
+            self.unsettled < self.max_unsettled and self.unsettled_bytes + size <= self.max_unsettled_bytes
         )
 
     async def publish(
         self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
     ) -> Publication:
         """Queue a message when the limits of unsettled ones have room for it."""
-        if confirm or not self._count % _YIELD_EVERY:
+        if confirm or not self.published % _YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
@@ -108,10 +96,10 @@ class SendQueue:
                 self._room = anyio.Event()
             await self._room.wait()
             self._check_open()
-        self._count += 1
-        publication = Publication(self._count, topic, payload, message_type, extra, confirm=confirm)
-        self._open += 1
-        self._open_bytes += len(payload)
+        self.published += 1
+        publication = Publication(self.published, topic, payload, message_type, extra, confirm=confirm)
+        self.unsettled += 1
+        self.unsettled_bytes += len(payload)
         self._queue.append(publication)
         self.wake()
         return publication
@@ -131,8 +119,8 @@ class SendQueue:
     async def flush(self) -> None:
         """Wait until all published so far is settled. Raises the first unseen refusal."""
         await anyio.lowlevel.checkpoint()
-        target = self._count
-        while self._open and self._first_open() <= target:
+        target = self.published
+        while self.unsettled and self._first_open() <= target:
             if self._room.is_set():
                 self._room = anyio.Event()
             await self._room.wait()
@@ -154,7 +142,7 @@ class SendQueue:
         for item in self._queue:
             if isinstance(item, Publication) and not item.settled:
                 return item.order
-        return self._count + 1
+        return self.published + 1
 
     def withdraw(self, publication: Publication) -> None:
         """Withdraw a publication whose caller gave up.
@@ -268,8 +256,8 @@ class SendQueue:
     def _settle(self, publication: Publication, error: AetherError | None) -> None:
         if publication.settled:
             return
-        self._open -= 1
-        self._open_bytes -= len(publication.payload)
+        self.unsettled -= 1
+        self.unsettled_bytes -= len(publication.payload)
         publication.settle(error)
         self._count_outcome(error)
         if error is not None and not publication.confirm and not publication.seen:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import ConnectionLost
@@ -60,7 +59,7 @@ class AssignmentIntake(Feed[Assignment]):
         if thing.task_id in self.in_hand:
             self._repeated(thing.task_id)
         else:
-            self._wake()
+            self._news.set()
 
     def has(self, task_id: str) -> bool:
         """Return whether an assignment of this task waits to be taken."""
@@ -76,7 +75,7 @@ class AssignmentIntake(Feed[Assignment]):
         """Note that the worker has ended this task: it may be taken again if reassigned."""
         self.in_hand.discard(task_id)
         if task_id in self._assigned:
-            self._wake()
+            self._news.set()
 
     def give_back(self, assignment: Assignment) -> None:
         """Put back an assignment that was not begun: it is next, if none is newer."""
@@ -106,10 +105,4 @@ class AssignmentIntake(Feed[Assignment]):
             for task_id, message in self._assigned.items():
                 if self._take_task(task_id):
                     return message if isinstance(message, Assignment) else read(Assignment, message)
-            if self._failure is not None:
-                raise self._failure
-            if self._closed:
-                raise StopAsyncIteration
-            if self._news.is_set():
-                self._news = anyio.Event()
-            await self._news.wait()
+            await self._wait_for_news()

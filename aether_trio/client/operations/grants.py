@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from aether_trio.client.operations.grant_cache import MAX_AGE_S, GrantCache
 from aether_trio.client.operations.grant_values import (
@@ -23,6 +24,7 @@ from aether_trio.client.operations.streams import ConvertedFeed
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.AuthorityGrantOperation
+_Kind: TypeAlias = pb.AuthorityGrantOperation.OpType.ValueType
 
 
 class Grants(Namespace):
@@ -85,14 +87,7 @@ class Grants(Namespace):
         offset: int = 0,
     ) -> GrantPage:
         """List the grants that the caller may use, as their delegate."""
-        wanted = pb.AuthorityGrantListRequest(
-            audience_type=audience_type,
-            audience_id=audience_id,
-            include_revoked=include_revoked,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._list(_Op(op=_Op.LIST_MY_GRANTS, list_request=wanted))
+        return await self._list(_Op.LIST_MY_GRANTS, audience_type, audience_id, include_revoked, limit, offset)
 
     async def list_on_me(
         self,
@@ -104,14 +99,7 @@ class Grants(Namespace):
         offset: int = 0,
     ) -> GrantPage:
         """List the grants with which others act for the caller."""
-        wanted = pb.AuthorityGrantListRequest(
-            audience_type=audience_type,
-            audience_id=audience_id,
-            include_revoked=include_revoked,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._list(_Op(op=_Op.LIST_GRANTS_ON_ME, list_request=wanted))
+        return await self._list(_Op.LIST_GRANTS_ON_ME, audience_type, audience_id, include_revoked, limit, offset)
 
     async def resolve(
         self,
@@ -147,8 +135,17 @@ class Grants(Namespace):
         ) as news:
             yield GrantCache(self.resolve, news, max_age_s)
 
-    async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
-        answer = await self._do(op)
+    async def _list(
+        self, kind: _Kind, audience_type: str, audience_id: str, include_revoked: bool, limit: int, offset: int
+    ) -> GrantPage:
+        wanted = pb.AuthorityGrantListRequest(
+            audience_type=audience_type,
+            audience_id=audience_id,
+            include_revoked=include_revoked,
+            limit=limit,
+            offset=offset,
+        )
+        answer = await self._do(_Op(op=kind, list_request=wanted))
         return GrantPage(tuple(read(Grant, one) for one in answer.grants), answer.total, answer.cache_hint_ttl_seconds)
 
     async def _do(self, op: pb.AuthorityGrantOperation) -> pb.AuthorityGrantResponse:
