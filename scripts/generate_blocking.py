@@ -193,7 +193,7 @@ def _wrapper(module: Module, yielded: str) -> str:
     item = _inner(yielded)
     if item in by_name:
         return f"{_called(module, 'streamed_as')}({by_name[item]})"
-    return _called(module, "streamed")
+    return _called(module, "BlockingStream")
 
 
 def reading(module: Module, name: str, found: property) -> str:

@@ -213,9 +213,8 @@ class Client(Operations, ClientBlock, abc.ABC):
         details: pb.SendMessage | None = None,
     ) -> None:
         """Send an answer to the sender of `message`, by default with the same type."""
-        await self.send(
-            message.source, payload, type=message.raw.message_type if type is None else type, details=details
-        )
+        kind = message.raw.message_type if type is None else type
+        await self.send(message.source, payload, type=kind, details=details)
 
     async def receive(self) -> IncomingMessage:
         """Wait for the next message, which `message.ack()` acknowledges, or ClientClosed."""

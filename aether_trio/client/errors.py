@@ -1,13 +1,7 @@
 """The exceptions that the Python client raises.
 
-Every failure that a program may want to tell apart is a separate class. Below `AetherError`:
-
-* a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by
-  the gateway's code;
-* the end of the connection, or a refused connection: the classes in ENDINGS, chosen by its gRPC
-  status;
-* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer,
-  FeedOverflow, MessagesAbandoned, AddressError, TlsRefused.
+The gateway's code chooses the class of a refusal (REFUSALS), its gRPC status that of the end of a
+connection (ENDINGS). The client itself raises those that have an `__init__`.
 """
 
 from __future__ import annotations
@@ -18,7 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from aether_trio.model.errors import RETRYABLE, Code, Status
-from aether_trio.wire.framing import ErrorCode
+from aether_trio.wire.framing import ErrorCode, Nack
+from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class AetherError(Exception):
@@ -248,6 +243,12 @@ def from_code(code: str, message: str, *, retryable: bool = False, retry_after_m
     if kind is None:
         kind = next((kind for word, kind in _BY_WORD if word in code), Refused)
     return kind(code, message, retryable=retryable, retry_after_s=retry_after_ms / 1000)
+
+
+def from_response(refusal: pb.ErrorResponse | Nack) -> AetherError:
+    """Make the exception for an ErrorResponse or a NACK frame."""
+    after_ms = refusal.retry_after_ms
+    return from_code(refusal.code, refusal.message, retryable=refusal.retryable, retry_after_ms=after_ms)
 
 
 def from_text(text: str, default_code: str) -> AetherError:

@@ -118,10 +118,9 @@ class TaskClient(_StartedByOrchestrator, WorkerMethods, ToWork, ToParticipants, 
         )
 
     def _identity(self, assigned_id: str) -> Identity:
-        given = self.__given
-        return (
-            given if self.__unique else Identity.task(given.workspace, given.implementation, assigned_id or "unknown")
-        )
+        if self.__unique:
+            return self.__given
+        return Identity.task(self.__given.workspace, self.__given.implementation, assigned_id or "unknown")
 
 
 class UserClient(ToWork, ToParticipants, ToEveryone, Client):
@@ -187,9 +186,8 @@ class OrchestratorClient(ToWork, Client):
     def _identity(self, assigned_id: str) -> Identity:
         if self.__named:
             return self.__given
-        return Identity.orchestrator(
-            self.__given.implementation, assigned_id or self._reconnector.assigned or "unknown"
-        )
+        specifier = assigned_id or self._reconnector.assigned or "unknown"
+        return Identity.orchestrator(self.__given.implementation, specifier)
 
 
 class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):

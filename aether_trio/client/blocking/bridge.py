@@ -449,11 +449,6 @@ class BlockingAttribute(Generic[B]):
         return self._kind if client is None else self._kind(client._bridge, getattr(client._target, self._name))
 
 
-def streamed(bridge: LoopBridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
-    """Wrap an async iterator that a context manager yields, for `blocking_block`."""
-    return BlockingStream(bridge, iterator)
-
-
 def streamed_as(wrap: Callable[[LoopBridge, T], U]) -> Callable[[LoopBridge, AsyncIterator[T]], Iterator[U]]:
     """For `blocking_block`: wrap a yielded async iterator, and each of its items."""
 

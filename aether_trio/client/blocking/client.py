@@ -139,7 +139,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
         """Iterate over this worker's claimed tasks; `timeout` s without one end the loop."""
-        stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
+        stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency=concurrency))
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
     def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
@@ -158,16 +158,12 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     # -- what is not a message
 
+    @contextmanager
     def open_feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
-    ) -> AbstractContextManager[BlockingStream[Any]]:
-        """Open a feed of gateway messages of these oneof cases, while the block lasts."""
-        return self._open_feed(cases, match, capacity, lossy)
-
-    @contextmanager
-    def _open_feed(
-        self, cases: tuple[str, ...], match: Callable[[Any], bool] | None, capacity: int, lossy: bool
     ) -> Iterator[BlockingStream[Any]]:
+        """Open a feed of gateway messages of these oneof cases, while the block lasts."""
+
         @asynccontextmanager
         async def opened() -> AsyncIterator[AsyncIterator[Any]]:
             with self._target.open_feed(*cases, match=match, capacity=capacity, lossy=lossy) as feed:
@@ -210,7 +206,7 @@ class _Connected:
     def __init__(
         self, kind: Callable[..., Client], address: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self._make = functools.partial(_made, kind, address, *args, **kwargs)
+        self._make = functools.partial(_called, kind, address, *args, **kwargs)
 
     def __enter__(self) -> SyncClient[Any]:
         self._loop = LoopThread()
@@ -253,11 +249,6 @@ def _leave_open_blocks() -> None:
             connected.__exit__(ClientClosed, error, None)
 
 
-async def _called(work: Callable[..., T], concurrency: int | None) -> T:
-    """Call `WorkerMethods.work` in the event loop, to which its semaphore belongs."""
-    return work(concurrency=concurrency)
-
-
-async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:
-    """Make a client in the event loop, to which its events belong."""
-    return kind(*args, **kwargs)
+async def _called(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function in the event loop, to which the events that it makes belong."""
+    return function(*args, **kwargs)

@@ -18,7 +18,6 @@ from aether_trio.client.blocking.bridge import (
     blocking_value,
     called_at_once,
     called_in_loop,
-    streamed,
     streamed_as,
 )
 from aether_trio.client.client import Client
@@ -149,7 +148,7 @@ class SyncAuthorityRequests(SyncNamespace[AuthorityRequests]):
     cancel = blocking(AuthorityRequests.cancel)
     create = blocking(AuthorityRequests.create)
     deny = blocking(AuthorityRequests.deny)
-    events = blocking_block(AuthorityRequests.events, streamed)
+    events = blocking_block(AuthorityRequests.events, BlockingStream)
     get = blocking(AuthorityRequests.get)
     list_pending = blocking(AuthorityRequests.list_pending)
 
@@ -186,7 +185,7 @@ class SyncGrants(SyncNamespace[Grants]):
     list_on_me = blocking(Grants.list_on_me)
     renew = blocking(Grants.renew)
     resolve = blocking(Grants.resolve)
-    revocations = blocking_block(Grants.revocations, streamed)
+    revocations = blocking_block(Grants.revocations, BlockingStream)
     revoke = blocking(Grants.revoke)
 
 
@@ -282,16 +281,16 @@ class SyncSessions(SyncNamespace[Sessions]):
 class SyncTasks(SyncNamespace[Tasks]):
     """Creates tasks, finds them, and changes their states."""
 
-    assignments = blocking_block(Tasks.assignments, streamed)
+    assignments = blocking_block(Tasks.assignments, BlockingStream)
     cancel = blocking(Tasks.cancel)
     claim = blocking(Tasks.claim)
     complete = blocking(Tasks.complete)
     create = blocking(Tasks.create)
     fail = blocking(Tasks.fail)
-    follow = blocking_block(Tasks.follow, streamed)
+    follow = blocking_block(Tasks.follow, BlockingStream)
     get = blocking(Tasks.get)
     hibernate = blocking(Tasks.hibernate)
-    hibernations = blocking_block(Tasks.hibernations, streamed)
+    hibernations = blocking_block(Tasks.hibernations, BlockingStream)
     pause = blocking(Tasks.pause)
     query = blocking(Tasks.query)
     reject = blocking(Tasks.reject)
@@ -316,7 +315,7 @@ class SyncTunnels(SyncNamespace[Tunnels]):
     """Opens tunnels to services, and accepts tunnels to this service."""
 
     accept = blocking_block(Tunnels.accept, SyncTunnel)
-    incoming = blocking_block(Tunnels.incoming, streamed)
+    incoming = blocking_block(Tunnels.incoming, BlockingStream)
     open = blocking_block(Tunnels.open, SyncTunnel)
     refuse = blocking(Tunnels.refuse)
 
@@ -348,7 +347,7 @@ class SyncWorkflow(SyncNamespace[Workflow]):
     list_schedules = blocking(Workflow.list_schedules)
     list_state_machines = blocking(Workflow.list_state_machines)
     list_workflows = blocking(Workflow.list_workflows)
-    requests = blocking_block(Workflow.requests, streamed)
+    requests = blocking_block(Workflow.requests, BlockingStream)
     respond = blocking(Workflow.respond)
     send_event = blocking(Workflow.send_event)
     update_rule = blocking(Workflow.update_rule)

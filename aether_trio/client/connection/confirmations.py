@@ -1,12 +1,10 @@
 """Finds out if a message without an answer was accepted, by a request behind it.
 
 The protocol answers a send (except on the framed transport), a progress report and a workspace
-switch with nothing when it is accepted, and with an ErrorResponse without an id when it is not. But
-an answer is a barrier: the gateway answers a request when everything in front of it is settled. So
-behind such messages goes a request that every participant may make (whether it is connected
-itself), and the order says the rest: what was written is a row of sections, each ended by its
-barrier, and an ErrorResponse without an id belongs to the first section whose barrier has not been
-answered.
+switch only with a refusal, an ErrorResponse without an id. But an answer is a barrier: the gateway
+answers a request when everything in front of it is settled. So behind such messages goes a request
+that every participant may make (whether it is connected itself), and an ErrorResponse without an id
+belongs to the first section of messages whose barrier has not been answered.
 
 A section of one message is exact. Where many are written at once and no caller waits for one of
 them they share a section. These are sends with a number, whose refusal says it ("send-17", an
@@ -19,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from aether_trio.client.errors import AetherError, ConnectionLost, from_code
+from aether_trio.client.errors import AetherError, ConnectionLost, from_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Settle: TypeAlias = Callable[[AetherError | None], None]
@@ -98,23 +96,23 @@ class Confirmations:
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 
     def refused(self, response: pb.ErrorResponse) -> bool:
-        """Assign an ErrorResponse without id to the oldest unconfirmed message, if any."""
+        """Give an ErrorResponse without an id to the oldest unconfirmed message, if any."""
         section = self._sections[0] if self._sections else None
         if section is None or all(number for number, _ in section.waiting):
             return False
         if section.error is None:
-            section.error = _error(response)
+            section.error = from_response(response)
         return True
 
     def refused_send(self, response: pb.ErrorResponse) -> bool:
-        """Assign an ErrorResponse with a send's number to that send, if it still waits."""
+        """Give an ErrorResponse with the number of a send to that send, if it waits."""
         if (number := _number(response.request_id)) not in self._open_numbers:
             return False
-        self._refusals.setdefault(number, _error(response))
+        self._refusals.setdefault(number, from_response(response))
         return True
 
     def answered(self, request_id: str) -> bool:
-        """Settle the messages before a barrier, answered or refused; False if not one."""
+        """Settle the messages before a barrier that was answered; False if it is none."""
         if not any(section.request_id == request_id for section in self._sections):
             return False
         while True:
@@ -146,9 +144,3 @@ def _number(request_id: str) -> int:
     # Python refuses to read thousands of them.
     plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS
     return int(text) if plain and request_id.startswith(_NUMBERED) else 0
-
-
-def _error(response: pb.ErrorResponse) -> AetherError:
-    return from_code(
-        response.code, response.message, retryable=response.retryable, retry_after_ms=response.retry_after_ms
-    )

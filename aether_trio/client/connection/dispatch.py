@@ -11,7 +11,7 @@ from aether_trio.client.connection.inbox import Inbox
 from aether_trio.client.connection.outgoing_messages import OutgoingMessage
 from aether_trio.client.connection.requests import PendingRequest, Requests
 from aether_trio.client.connection.send_queue import SendQueue
-from aether_trio.client.errors import AetherError, ConnectionLost, from_code
+from aether_trio.client.errors import AetherError, ConnectionLost, from_response
 from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.messages import Messages, MessagesInHand
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES
@@ -79,7 +79,7 @@ class MessageDispatch:
     def _error(self, error: pb.ErrorResponse) -> None:
         if error.request_id and self.requests.fail(error):
             return
-        refusal = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
+        refusal = from_response(error)
         refusal.request_id = error.request_id
         self.feeds.publish("error", refusal)
 
@@ -91,9 +91,8 @@ class MessageDispatch:
         """Queue unconfirmed messages, and those of `restore`, for a new connection."""
         self.send_queue.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
-            self.send_queue.put_first(
-                OutgoingMessage(message.SerializeToString(), lambda _error: None, unanswered=True)
-            )
+            again = OutgoingMessage(message.SerializeToString(), lambda _error: None, unanswered=True)
+            self.send_queue.put_first(again)
 
     def ask(self, pending: PendingRequest) -> None:
         """Queue a request for the connection's writer."""
@@ -104,9 +103,8 @@ class MessageDispatch:
             else:
                 pending.fail(error)
 
-        pending.upstream = OutgoingMessage(
-            pending.data, written, unanswered=OPERATIONS[pending.asked].refused_without_id
-        )
+        unanswered = OPERATIONS[pending.asked].refused_without_id
+        pending.upstream = OutgoingMessage(pending.data, written, unanswered=unanswered)
         self.send_queue.put(pending.upstream)
 
     def forget(self, pending: PendingRequest) -> None:

@@ -15,7 +15,7 @@ from aether_trio.client.errors import (
     InvalidArgument,
     PayloadTooLarge,
     ProtocolViolation,
-    from_code,
+    from_response,
     from_status,
 )
 from aether_trio.wire import framing
@@ -37,8 +37,6 @@ class FramedTransport(Transport):
         self._last_ping: int | None = None
         """The PING whose PONG says that all was read: TLS cannot end one side alone."""
 
-    # -- the first words
-
     def greet(self, init: pb.InitConnection) -> bytes:
         messages, size = self._client.inbox.hello_credit()
         hello = framing.ClientHello(
@@ -51,8 +49,6 @@ class FramedTransport(Transport):
         greeting = connection.send(hello)
         message = pb.UpstreamMessage(init=init).SerializeToString()
         return greeting + connection.send(framing.Envelope(message))
-
-    # -- from the gateway
 
     def feed(self, data: bytes) -> None:
         try:
@@ -95,10 +91,7 @@ class FramedTransport(Transport):
             case framing.Envelope():
                 self._envelope(event.message)
             case framing.Nack():
-                error = from_code(
-                    event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
-                )
-                client.send_queue.nack(event.seq, error)
+                client.send_queue.nack(event.seq, from_response(event))
             case framing.Channel():
                 client.inbox.open_channel(event)
             case framing.ChannelClosed():
@@ -115,12 +108,9 @@ class FramedTransport(Transport):
                 self.draining = True
                 self._drain_by = anyio.current_time() + (event.within_ms / 1000 or GOODBYE_S)
             case framing.Error():
-                self._ended = ConnectionEnd(
-                    from_status(
-                        event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
-                    ),
-                    retryable=event.retryable or event.code in _CUT,
-                )
+                after_ms = event.retry_after_ms
+                error = from_status(event.code, event.message, retryable=event.retryable, retry_after_ms=after_ms)
+                self._ended = ConnectionEnd(error, retryable=event.retryable or event.code in _CUT)
             case _:
                 pass
 
@@ -137,8 +127,6 @@ class FramedTransport(Transport):
         else:
             self.downstream(message)
 
-    # -- to the gateway
-
     def collect(self) -> bytes:
         connection = self._connection
         if connection.state not in _HEARING:
@@ -154,11 +142,9 @@ class FramedTransport(Transport):
         sequence = self._connection.sequence
         if sequence.last and publication.seq - sequence.acked > sequence.window:
             return None
-        event = framing.Send(
-            publication.seq, publication.topic, publication.payload, publication.message_type, publication.extra
-        )
+        one = publication
         try:
-            return self._connection.send(event)
+            return self._connection.send(framing.Send(one.seq, one.topic, one.payload, one.message_type, one.extra))
         except framing.LocalProtocolError as error:
             raise _refusal(error) from error
 

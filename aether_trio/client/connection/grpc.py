@@ -80,8 +80,6 @@ class GrpcCodec(MessageCodec):
     def can_send(self) -> bool:
         return self._open and not self._ending and len(self._backlog) < _BACKLOG_BYTES
 
-    # -- from the gateway
-
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
         found: list[bytes | ProtocolBreak | ConnectionEnd] = []
         try:
@@ -118,9 +116,8 @@ class GrpcCodec(MessageCodec):
                 if event.error_code == ErrorCodes.HTTP_1_1_REQUIRED:
                     found.append(ConnectionEnd(Refused("HTTP_1_1_REQUIRED", text), retryable=False))
                 else:
-                    found.append(
-                        ConnectionEnd(ProtocolViolation(f"GOAWAY_{int(event.error_code or 0)}", text), retryable=True)
-                    )
+                    broken = ProtocolViolation(f"GOAWAY_{int(event.error_code or 0)}", text)
+                    found.append(ConnectionEnd(broken, retryable=True))
             case _:
                 pass
 
@@ -138,8 +135,6 @@ class GrpcCodec(MessageCodec):
             else:
                 found.append(bytes(received[_PREFIX_BYTES : _PREFIX_BYTES + size]))
                 del received[: _PREFIX_BYTES + size]
-
-    # -- to the gateway
 
     def frame(self, message: bytes) -> bytes:
         if len(message) > _MAX_SENT_BYTES:
@@ -189,6 +184,5 @@ def _ended(text: str, headers: Mapping[str, str]) -> ConnectionEnd:
     if number == Status.OK:
         return ConnectionEnd(None, retryable=True, expected=True, why="the gateway ended the connection")
     again = number in RETRYABLE_STATUSES
-    return ConnectionEnd(
-        from_status(number, unquote(headers.get("grpc-message", "")), retryable=again), retryable=again
-    )
+    error = from_status(number, unquote(headers.get("grpc-message", "")), retryable=again)
+    return ConnectionEnd(error, retryable=again)

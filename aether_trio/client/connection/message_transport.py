@@ -99,8 +99,6 @@ class MessageTransport(Transport):
         self._credit_messages = self._credit_bytes = 0
         """What the gateway may still deliver."""
 
-    # -- the first messages
-
     def greet(self, init: pb.InitConnection) -> bytes:
         messages, size = self._credit_messages, self._credit_bytes = self._client.inbox.hello_credit()
         for uri, version in ((NUMBERED_SENDS, ""), (DELIVERY_CREDIT, f"{messages}/{size}")):
@@ -123,8 +121,6 @@ class MessageTransport(Transport):
                 raise self._codec.refusal or anyio.BrokenResourceError(why)
             self.feed(data)
         return self.ack
-
-    # -- from the gateway
 
     def feed(self, data: bytes) -> None:
         for found in self._codec.receive(data):
@@ -162,8 +158,6 @@ class MessageTransport(Transport):
             error = ProtocolViolation(violation.code, violation.why)
             self._ended = ConnectionEnd(error, retryable=self.ack is not None)
             self._codec.break_off(violation)
-
-    # -- to the gateway
 
     @property
     def _owes_bytes(self) -> bool:

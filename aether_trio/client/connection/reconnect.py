@@ -1,16 +1,12 @@
 """Connects a client, and connects again after each cut until the client ends.
 
-One task runs this (`Reconnector.run`). It is the only one that opens and ends connections, and it
-owns what outlives them: the session id to resume, the send_queue, the inbox, the requests.
-
 * A refusal or an end that is not retryable is final: every waiting caller is told, and the client's
   block is cancelled.
 * "Another client has this identity" is not final when that may be this client: an attempt whose
   answer never came may have taken it, so it is tried again for SELF_DUPLICATE_S.
 * What was published and not settled is sent again when the gateway remembers it (it says for how
   long, and the identity has not changed); else it fails as in doubt. That counts from when it was
-  first written: the gateway may have committed it just then, and have known for long that the
-  connection is dead.
+  first written: the gateway may have committed it just then.
 """
 
 from __future__ import annotations

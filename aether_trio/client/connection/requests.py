@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 
 from aether_trio.client.connection.outgoing_messages import OutgoingMessage
-from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
+from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_response, from_text
 from aether_trio.client.operation_table import OPERATIONS, RESPONSES, operation_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -76,9 +76,8 @@ def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
     """Return a request's case and id, made if empty. Raises ValueError if unanswered."""
     operation = operation_of(message)
     if operation is None or not operation.response:
-        raise ValueError(
-            f"{message.WhichOneof('payload') or 'an empty message'} is never answered; send it with tell()"
-        )
+        case = message.WhichOneof("payload") or "an empty message"
+        raise ValueError(f"{case} is never answered; send it with tell()")
     payload = getattr(message, operation.case)
     request_id = str(getattr(payload, operation.id_field))
     if not request_id:
@@ -156,7 +155,7 @@ class Requests:
 
     def fail(self, error: pb.ErrorResponse) -> bool:
         """Hand an ErrorResponse to its caller. Return False when no request has its id."""
-        failure = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
+        failure = from_response(error)
         pending = self._open.get(error.request_id)
         if pending is not None:
             pending.error = failure
@@ -191,9 +190,6 @@ class Requests:
     def close(self, error: AetherError) -> None:
         """Fail all open requests: sent ones as in doubt, the others with `error`."""
         for pending in list(self._open.values()):
-            pending.error = (
-                ConnectionLost(f"the connection ended before {pending.asked} was answered", in_doubt=True)
-                if pending.written
-                else error
-            )
+            text = f"the connection ended before {pending.asked} was answered"
+            pending.error = ConnectionLost(text, in_doubt=True) if pending.written else error
             self._finish(pending)

@@ -1,8 +1,7 @@
 """Queues a client's outgoing messages, and keeps them until they are confirmed.
 
 The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one
-write. What was written and is not settled is kept for the next connection; `cut` and `reopen` say
-what becomes of it.
+write. What was written and is not settled is kept for the next connection.
 
 Invariants: publications are settled once, with None or an error; numbers grow in the order of the
 queue, have no gaps when they are first written, and are never used for a second message; what is

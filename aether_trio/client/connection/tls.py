@@ -38,15 +38,10 @@ def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -
     """Return the TLS context for an address, None for plaintext. Raises AddressError."""
     if not address.tls:
         if options is not None:
-            secure = f"{address.scheme}s"
-            raise AddressError(
-                f"{address.scheme}:// is plaintext, but tls= was given; the encrypted scheme is {secure}://"
-            )
+            text = f"{address.scheme}:// is plaintext, but tls= was given; the encrypted scheme is {address.scheme}s://"
+            raise AddressError(text)
         return None
-    if isinstance(options, ssl.SSLContext):
-        context = options
-    else:
-        context = _build(options or TlsOptions())
+    context = options if isinstance(options, ssl.SSLContext) else _build(options or TlsOptions())
     context.set_alpn_protocols([ALPN[address.transport]])
     return context
 

@@ -1,9 +1,5 @@
 """Base of a client's transports: reads, writes, pings and ends one connection.
 
-A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then
-`run` until the end. It says how it ended (`ConnectionEnd`); reconnect.py decides whether to
-connect again.
-
 The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that
 is due, so a burst becomes few writes and a slow socket bounds what is encoded. `wake` tells it to
 look again.

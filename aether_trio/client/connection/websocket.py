@@ -49,8 +49,6 @@ class WebSocketCodec(MessageCodec):
     def refusal(self) -> AetherError | None:
         return None if self._refusal is None else _http_error(*self._refusal)
 
-    # -- from the gateway
-
     def receive(self, data: bytes) -> Sequence[bytes | ProtocolBreak | ConnectionEnd]:
         found: list[bytes | ProtocolBreak | ConnectionEnd] = []
         try:
@@ -102,8 +100,6 @@ class WebSocketCodec(MessageCodec):
             found.append(whole)
         else:
             found.append(data)
-
-    # -- to the gateway
 
     def frame(self, message: bytes) -> bytes:
         if len(message) > _MAX_SENT_BYTES:

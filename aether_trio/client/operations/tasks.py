@@ -192,9 +192,8 @@ class Tasks(TaskFeeds):
         with the same `request_id` ("" is a new one): the wait may have ended meanwhile.
         """
         spec = write(wait, pb.WaitSpec())
-        return await self._move(
-            _Op(op=_Op.PAUSE, task_id=task_id, reason=reason, request_id=request_id, wait_spec=spec)
-        )
+        op = _Op(op=_Op.PAUSE, task_id=task_id, reason=reason, request_id=request_id, wait_spec=spec)
+        return await self._move(op)
 
     async def wait_for(
         self,
