@@ -48,11 +48,7 @@ class Keepers:
 
     def _make(self, specifier: str, given: ClientOptions) -> Client:
         return AgentClient(
-            f"aether://{self._load.address}",
-            workspace=WORKSPACE,
-            implementation="keeper",
-            specifier=specifier,
-            **given,
+            f"aether://{self._load.address}", workspace=WORKSPACE, implementation="keeper", specifier=specifier, **given
         )
 
     async def _key(self, name: str, client: Client) -> None:

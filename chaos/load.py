@@ -162,12 +162,7 @@ class Load:
     def _worker(self, given: ClientOptions) -> Client:
         return TaskClient(f"aether://{self.address}", workspace=WORKSPACE, implementation="work", **given)
 
-    async def stay(
-        self,
-        name: str,
-        make: Make,
-        works: Sequence[Callable[[str, Client], Awaitable[None]]],
-    ) -> None:
+    async def stay(self, name: str, make: Make, works: Sequence[Callable[[str, Client], Awaitable[None]]]) -> None:
         """One client for the whole run.
 
         One that gives up is noted, and there is another one.

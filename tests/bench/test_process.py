@@ -37,9 +37,7 @@ def test_several_processes_are_added_up(burner: subprocess.Popen[bytes]) -> None
     assert ProcessProbe([burner.pid, os.getpid()]).rss_kib() > ProcessProbe([burner.pid]).rss_kib()
 
 
-def test_the_ticks_serve_where_the_clock_is_refused(
-    burner: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ticks_serve_where_a_clock_fails(burner: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(clock: int) -> int:
         raise PermissionError(clock)
 

@@ -125,9 +125,7 @@ def test_a_refusal_is_reported_by_its_code(transport: str, stub: Start, bench: C
     ("transport", "words"),
     [("grpc", "gRPC status 7"), ("framed", "framed error 7"), ("websocket", "WebSocket close 4207")],
 )
-def test_a_refused_connection_tells_the_servers_reason(
-    transport: str, words: str, stub: Start, bench: Callable[..., Any]
-) -> None:
+def test_a_refused_connection_has_a_reason(transport: str, words: str, stub: Start, bench: Callable[..., Any]) -> None:
     status, found = bench("routed-1", *stub(transport, "--refuse-all"))
     (result,) = found.values()
     assert status == 1
@@ -148,9 +146,7 @@ def test_no_listener_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
     assert "refused" in found["kv"]["failed"]
 
 
-def test_our_own_gateway_is_started_measured_and_ended_on_every_transport(
-    bench: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_our_gateway_is_started_measured_and_ended_on_each_transport(bench: Callable[..., Any], tmp_path: Path) -> None:
     status, found = bench("connect", "idle", "routed-16", "--data-root", str(tmp_path))
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(found, "")
     assert status == 0

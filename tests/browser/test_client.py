@@ -196,9 +196,7 @@ SEND = """async ({ connect }, to, first, last) => {
 }"""
 
 
-def test_a_page_that_is_loaded_again_gets_what_came_meanwhile_once(
-    visitors: Visitors, page: Page, site: Site, run: Run
-) -> None:
+def test_a_reloaded_page_gets_what_came_meanwhile_once(visitors: Visitors, page: Page, site: Site, run: Run) -> None:
     sender = visitors.elsewhere()
     sender.goto(site.address())
     window, resumed = run(page, LISTEN)
@@ -262,9 +260,7 @@ def test_a_gateway_that_is_killed_under_a_client_loses_and_repeats_nothing(
     assert page.evaluate("[states.filter((one) => one === 'open').length, maya.statistics().reconnections]") == [2, 2]
 
 
-def test_a_page_that_takes_no_messages_is_sent_what_it_has_room_for_and_then_all_of_them_once(
-    page: Page, run: Run
-) -> None:
+def test_a_page_that_takes_no_messages_is_sent_what_it_has_room_for_then_all_once(page: Page, run: Run) -> None:
     buffered, here, connections, got = run(
         page,
         """async ({ connect }) => {
@@ -329,9 +325,7 @@ CLOSES = [
 
 
 @pytest.mark.parametrize(("close_code", "state", "code"), CLOSES)
-def test_what_a_close_code_means(
-    page: Page, open_client: Callable[..., None], close_code: int, state: str, code: str
-) -> None:
+def test_close_codes(page: Page, open_client: Callable[..., None], close_code: int, state: str, code: str) -> None:
     sockets = let_in(page)
     open_client(maxBackoffMs=1)
     sockets[0].close(code=close_code, reason="because")

@@ -31,9 +31,7 @@ def talk(page: Page) -> None:
     expect(page.get_by_role("progressbar")).to_be_hidden()
 
 
-def test_the_page_of_the_document_talks_to_an_agent(
-    gateway: GatewayProcess, visitors: Visitors, agents: Agents, site: Site
-) -> None:
+def test_the_documents_page_talks(gateway: GatewayProcess, visitors: Visitors, agents: Agents, site: Site) -> None:
     (html,) = of_kind("html")
     agents.start(gateway, "default", "guide", 0.5)
     site.put("/page.html", here(html.body, gateway))

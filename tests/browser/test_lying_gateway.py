@@ -178,9 +178,7 @@ def test_offsets_are_remembered_of_the_latest_topics(page: Page, open_client: Ca
 
 
 @pytest.mark.parametrize(("session", "place"), [(5, "localStorage"), ("s", "localStorage"), ({}, "sessionStorage")])
-def test_a_storage_that_something_else_has_written_to_costs_no_connection(
-    page: Page, run: Run, session: object, place: str
-) -> None:
+def test_a_storage_with_foreign_values_costs_no_connection(page: Page, run: Run, session: object, place: str) -> None:
     states = run(
         page,
         """async ({ connect }, place, sessionId) => {

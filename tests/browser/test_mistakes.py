@@ -120,9 +120,7 @@ def test_a_completion_that_is_no_number_is_unknown(page: Page, run: Run) -> None
     ) == [-1, -1, -1, 0.5, 0]
 
 
-def test_requests_that_timed_out_are_not_sent_when_the_gateway_is_back(
-    page: Page, open_client: Callable[..., None]
-) -> None:
+def test_requests_that_timed_out_are_not_sent_after_a_reconnect(page: Page, open_client: Callable[..., None]) -> None:
     asked: list[str] = []
     sockets = let_in(page, lambda _, message: asked.extend(message))
     open_client("window.away = until(client, 'reconnecting');", maxBackoffMs=3_600_000)

@@ -81,9 +81,7 @@ def test_a_topic_that_cannot_be_is_refused_before_connecting() -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [["sessions"], ["kv", "get", "k"], ["send", "ag::default::echo::1", "x"]],
-    ids=lambda parts: parts[0],
+    "command", [["sessions"], ["kv", "get", "k"], ["send", "ag::default::echo::1", "x"]], ids=lambda parts: parts[0]
 )
 def test_no_gateway_is_exit_code_4_with_a_hint(command: list[str]) -> None:
     with held_port() as port:

@@ -36,9 +36,7 @@ def test_a_file_is_checked_without_a_gateway(shell: Shell, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
-def test_what_is_wrong_with_a_file_is_said_before_anything_starts(
-    shell: Shell, tmp_path: Path, command: list[str]
-) -> None:
+def test_a_mistake_in_a_file_is_said_before_anything_starts(shell: Shell, tmp_path: Path, command: list[str]) -> None:
     shell.fails(3, "No such file", *command, str(tmp_path / "none.yaml"))
     shell.fails(
         3, "agents.a: the agent has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}")
@@ -46,9 +44,7 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_starts(
 
 
 @pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
-def test_containers_are_refused_where_there_is_no_docker(
-    gateway: GatewayProcess, tmp_path: Path, command: list[str]
-) -> None:
+def test_containers_are_refused_without_docker(gateway: GatewayProcess, tmp_path: Path, command: list[str]) -> None:
     file = written(tmp_path, "agents: {big: {image: 'example/big:1'}}")
     shell = Shell(gateway, PATH=str(tmp_path))
     shell.fails(3, "big: to be started as a container, and there is no docker command on the PATH", *command, file)
@@ -211,9 +207,7 @@ def starts(shell: Shell) -> set[str]:
 
 
 @pytest.mark.parametrize("where", ["beside", "inside", "postgres"])
-def test_messages_start_real_processes_also_after_they_were_killed(
-    where: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_messages_start_processes_also_killed_ones(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "echo.py").write_text(AGENT, encoding="utf-8")
     file = written(tmp_path, ECHO)
     options = [] if where == "beside" else ["--agents", file]

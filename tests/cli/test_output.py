@@ -82,9 +82,7 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
         writer.close()
 
 
-def test_one_that_waits_ends_when_its_output_is_closed(
-    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_waits_ends_with_its_output(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pipe
     monkeypatch.setattr(sys, "stdout", writer)
 
@@ -115,9 +113,7 @@ def test_what_is_typed_at_a_terminal_is_no_end_of_it(monkeypatch: pytest.MonkeyP
     os.close(master)
 
 
-def test_no_handler_of_failures_takes_a_closed_output_for_one(
-    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_output_is_no_failure_of_a_command(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pipe
     monkeypatch.setattr(sys, "stdout", writer)
 
@@ -130,9 +126,7 @@ def test_no_handler_of_failures_takes_a_closed_output_for_one(
     announce("lost as well")
 
 
-def test_what_a_command_returns_and_raises_comes_as_it_is(
-    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_command_returns_or_raises_passes(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pipe
     monkeypatch.setattr(sys, "stdout", writer)
 
@@ -177,11 +171,7 @@ def test_values_and_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
         while more := os.read(master, 4096):
             told += more
     os.close(master)
-    assert [line.rstrip() for line in told.split(b"\r\n")] == [
-        rb"\x1b\xff",
-        b"a  1.5 'x' /tmp http://localhost",
-        b"",
-    ]
+    assert [line.rstrip() for line in told.split(b"\r\n")] == [rb"\x1b\xff", b"a  1.5 'x' /tmp http://localhost", b""]
 
 
 def test_an_output_without_a_descriptor_is_never_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +187,7 @@ def test_an_output_without_a_descriptor_is_never_closed(monkeypatch: pytest.Monk
         assert run_client(main) == "done"
 
 
-def test_what_is_left_for_a_closed_output_fails_no_longer(
-    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_for_a_closed_output_is_lost(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pipe
     monkeypatch.setattr(sys, "stdout", writer)
     monkeypatch.setattr(sys, "stderr", None)

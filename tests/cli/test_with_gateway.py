@@ -263,10 +263,9 @@ class TestRunning:
     def test_a_taken_port_is_named(self, option: str, gateway: GatewayProcess) -> None:
         address = gateway.ops_address if option == "--ops-port" else gateway.address
         port = int(address.rpartition(":")[2])
-        taken: dict[str, Any] = {
-            "--port": {"port": port},
-            "--ops-port": {"ops_port": port},
-        }.get(option, {"extra_args": sets(f"websocket.port={port}")})
+        taken: dict[str, Any] = {"--port": {"port": port}, "--ops-port": {"ops_port": port}}.get(
+            option, {"extra_args": sets(f"websocket.port={port}")}
+        )
         with pytest.raises(GatewayFailed) as caught:
             start_gateway(ephemeral=True, **taken)
         assert "ended with 3" in str(caught.value)

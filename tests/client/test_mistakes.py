@@ -71,9 +71,7 @@ async def test_a_mistake_is_told_to_who_made_it_and_the_client_goes_on(transport
         ({"manual_acks": "no"}, TypeError, "manual_acks must be bool, not str"),
     ],
 )
-def test_an_option_of_another_kind_is_refused_before_anything_happens(
-    options: dict[str, Any], kind: type[Exception], why: str
-) -> None:
+def test_an_option_of_another_kind_is_refused_at_once(options: dict[str, Any], kind: type[Exception], why: str) -> None:
     who = {"workspace": "w", "implementation": "i", "specifier": "1"}
     with pytest.raises(kind, match=why) as caught:
         AgentClient("aether://localhost", **{**who, **options})

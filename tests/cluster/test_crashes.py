@@ -124,9 +124,7 @@ async def test_a_process_that_stands_still_loses_its_lease_although_no_node_requ
             await child.do("write", identity=X, epoch=x)
 
 
-async def test_a_process_that_looks_at_its_lease_keeps_it_however_little_it_does(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_a_process_that_looks_at_its_lease_keeps_it_when_idle(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start(limits=replace(STEADY, sweep_s=LONG_S, silent_s=0.0))
     looked = "SELECT max(state_change) FROM pg_stat_activity WHERE application_name = 'aether-lease' AND pid = {}"
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:

@@ -46,9 +46,7 @@ async def held(node: Node) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
-async def test_a_restart_of_the_database_within_the_grace_ends_no_session(
-    nodes: Nodes, fragile: PostgresServer, signum: int
-) -> None:
+async def test_a_short_database_restart_ends_no_session(nodes: Nodes, fragile: PostgresServer, signum: int) -> None:
     a, b = await nodes.start(), await nodes.start()
     x, y = await a.claim(X), await b.claim(Y)
     await trio.to_thread.run_sync(lambda: fragile.stop(signum=signum))
@@ -113,9 +111,7 @@ def stall(*connections: ProxiedConnection) -> None:
         connection.downstream.stall()
 
 
-async def test_a_link_that_stalls_is_noticed_and_the_lease_taken_back_over_another(
-    nodes: Nodes, fragile: PostgresServer
-) -> None:
+async def test_a_stalled_link_is_noticed_and_the_lease_taken_by_another(nodes: Nodes, fragile: PostgresServer) -> None:
     async with behind_a_proxy(nodes, fragile, NOTICES) as (proxy, a):
         x = await a.claim(X)
         stall(*proxy.open.values())
@@ -132,9 +128,7 @@ async def test_a_link_that_stalls_is_noticed_and_the_lease_taken_back_over_anoth
         assert (await b.claim(X, resume=x.lock.session_id)).lock.epoch == 2
 
 
-async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
-    nodes: Nodes, fragile: PostgresServer
-) -> None:
+async def test_a_node_that_is_cut_off_loses_wanted_locks_after_the_grace(nodes: Nodes, fragile: PostgresServer) -> None:
     b = await nodes.start(limits=SHORT_GRACE)
     async with behind_a_proxy(nodes, fragile, replace(NOTICES, lease_grace_s=3.0)) as (proxy, a):
 
@@ -162,9 +156,7 @@ async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
         assert (await b.claim(Y)).lock.epoch == 2
 
 
-async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterwards(
-    nodes: Nodes, fragile: PostgresServer
-) -> None:
+async def test_a_claim_on_a_lost_connection_takes_nothing_afterwards(nodes: Nodes, fragile: PostgresServer) -> None:
     """It would take the row from a later session of the same node."""
     async with behind_a_proxy(nodes, fragile, replace(STEADY, statement_s=1.0)) as (proxy, a):
         await a.claim(Y)  # so that there is a connection

@@ -62,7 +62,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Calla
         (SessionRegistry, "__iter__"),
     ],
 )
-def test_it_runs_again(
+def test_it_runs_anew(
     owner: type, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

@@ -85,9 +85,7 @@ async def test_a_gap_is_told_once_with_its_size(bench: Bench, database: InlineDa
     assert reader.gaps == [(TOPIC, 7)]
 
 
-async def test_a_subscription_closed_while_its_page_is_read_gets_nothing(
-    bench: Bench, database: InlineDatabase
-) -> None:
+async def test_a_subscription_closed_while_a_page_is_read_gets_nothing(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, *numbers(0, 5))
     reader = Reader()
     subscription = await bench.subscribe(TOPIC, reader, "me")

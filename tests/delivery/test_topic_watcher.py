@@ -24,9 +24,7 @@ async def watch(tail: TopicWatcher, topic: str, from_offset: int | None, into: l
 
 
 @pytest.mark.parametrize(("from_offset", "first"), [(None, 4), (0, 1), (1, 1), (3, 3), (4, 4)])
-async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
-    bench: Bench, from_offset: int | None, first: int
-) -> None:
+async def test_a_tail_starts_where_told_and_goes_on_live(bench: Bench, from_offset: int | None, first: int) -> None:
     tail, entries = (
         TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)),
         list[tuple[int, bytes]](),

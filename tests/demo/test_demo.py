@@ -97,9 +97,7 @@ def read_until(process: subprocess.Popen[str], wanted: str) -> str:
     raise AssertionError(f"no {wanted!r} in:\n{text}")
 
 
-def test_it_serves_on_and_says_how_to_talk_to_it(
-    serving: subprocess.Popen[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_it_says_how_to_talk_to_it(serving: subprocess.Popen[str], tmp_path: Path, environment: dict[str, str]) -> None:
     text = read_until(serving, "Ctrl-C ends it")
     suggested = re.search(r"(send \S+) \"(.*?)\" (--gateway \S+)", text)
     assert suggested is not None, text

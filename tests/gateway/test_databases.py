@@ -88,9 +88,7 @@ async def said_at_the_start(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("most", [1, 6])
-async def test_a_server_without_enough_connections_is_said_in_one_line(
-    postgres_engine: PostgresEngine, most: int
-) -> None:
+async def test_too_few_connections_of_a_server_are_one_line(postgres_engine: PostgresEngine, most: int) -> None:
     """With one this gateway cannot join, with six it has joined and cannot go on."""
     role = f"role_{postgres_engine.schema}"
     postgres_engine.outside(

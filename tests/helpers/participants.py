@@ -163,12 +163,7 @@ async def connection(
 
 @asynccontextmanager
 async def participant(
-    transport: str,
-    address: str,
-    init: pb.UpstreamMessage,
-    *,
-    codec: Codec = PROTO,
-    tls: ssl.SSLContext | None = None,
+    transport: str, address: str, init: pb.UpstreamMessage, *, codec: Codec = PROTO, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Participant]:
     """Connect and be acknowledged. Raises StatusError for a refusal."""
     async with connection(transport, address, codec=codec, tls=tls) as one:

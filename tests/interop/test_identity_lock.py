@@ -46,9 +46,7 @@ def test_10_s_second_holder_is_refused_and_the_first_unaffected(target: str) -> 
     ids=["07-workflow-engine", "08-metrics-bridge", "11-user-window", "11-service", "11-unique-task"],
 )
 @in_asyncio
-async def test_a_second_holder_of_other_kinds_is_refused(
-    world: World, make: Callable[..., Peer], names: list[str]
-) -> None:
+async def test_second_holders_of_a_kind_are_refused(world: World, make: Callable[..., Peer], names: list[str]) -> None:
     (first,) = await world.open(make(world, *names))
     await make(world, *names, auto_reconnect=True).refused_with("ALREADY_EXISTS")
     await first.barrier()

@@ -31,9 +31,7 @@ def test_smoke_script(target: str) -> None:
 
 
 @needs_script
-def test_smoke_script_on_postgresql(
-    own_gateway: Callable[..., GatewayProcess], postgres_engine: PostgresEngine
-) -> None:
+def test_smoke_script_on_postgres(own_gateway: Callable[..., GatewayProcess], postgres_engine: PostgresEngine) -> None:
     gateway = own_gateway(extra_args=on_postgres(postgres_engine))
     run_script(gateway.address)
     gateway.terminate()

@@ -126,9 +126,7 @@ def test_users_that_are_refused_for_good_give_up(transport: str, strict: Gateway
 
 
 @pytest.mark.parametrize("transport", ["framed", "grpc-raw"])
-def test_refused_messages_are_counted_by_code_and_not_as_lost(
-    transport: str, strict: GatewayProcess, tmp_path: Path
-) -> None:
+def test_refused_messages_are_counted_by_code_not_lost(transport: str, strict: GatewayProcess, tmp_path: Path) -> None:
     done, report = load(
         tmp_path, "--transport", transport, "--target", strict.address, "--credential", f"api_key={KEY}"
     )

@@ -17,16 +17,7 @@ from aether_trio.model.clock import VirtualClock
 from tests.helpers.direct import Store
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import open_bench
-from tests.log.test_deduplication import (
-    LIMITS,
-    ME,
-    TOKEN,
-    WINDOW,
-    Client,
-    Script,
-    check_receipts,
-    steps_on_a_node,
-)
+from tests.log.test_deduplication import LIMITS, ME, TOKEN, WINDOW, Client, Script, check_receipts, steps_on_a_node
 
 on_postgres = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 

@@ -118,9 +118,7 @@ async def test_a_group_that_is_under_way_when_the_lease_is_lost_does_not_come_af
     assert len(bench.refusals) == 1
 
 
-async def test_a_group_of_which_nothing_is_known_is_never_refused(
-    bench: Bench, database: InlineDatabase, reader: Reader
-) -> None:
+async def test_a_group_of_unknown_fate_is_not_refused(bench: Bench, database: InlineDatabase, reader: Reader) -> None:
     """However long that lasts: who was refused what is in the log would send it again."""
     database.unanswered_writes = 10_000_000
     number = bench.append(TOPIC, b"2")

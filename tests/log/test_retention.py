@@ -60,9 +60,7 @@ async def test_what_is_too_much_goes_and_other_topics_stay(bench: Bench, databas
     assert offsets(database) == [*range(41, 51), *range(1, 6)]
 
 
-async def test_what_is_newer_than_a_message_fills_the_limit_before_it_goes(
-    bench: Bench, database: InlineDatabase
-) -> None:
+async def test_newer_messages_fill_the_limit_before_one_goes(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, b"x" * 5000)
     sweeper = Retention(bench.log, RetentionLimits(age_s=0, topic_bytes=1000))
     assert await sweeper.sweep() == 0
@@ -118,9 +116,7 @@ def cursors(database: InlineDatabase) -> dict[str, int]:
     return dict(database.query("SELECT consumer, msg_offset FROM cursors"))
 
 
-async def test_an_unused_position_in_front_of_everything_kept_is_forgotten(
-    bench: Bench, database: InlineDatabase
-) -> None:
+async def test_an_unused_position_in_front_of_the_log_is_forgotten(bench: Bench, database: InlineDatabase) -> None:
     reader = Reader()
     subscription = await bench.subscribe(TOPIC, reader, "me")
     await bench.publish(TOPIC, b"1", b"2")
@@ -161,9 +157,7 @@ SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_
 @pytest.mark.parametrize(
     ("visits", "stays_s", "away_s"), [(1, 900, 20), (5, 0, 500)], ids=["stays for long", "comes now and then"]
 )
-async def test_a_window_misses_nothing_whose_position_was_used(
-    world: World, visits: int, stays_s: float, away_s: float
-) -> None:
+async def test_a_window_with_a_position_misses_none(world: World, visits: int, stays_s: float, away_s: float) -> None:
     """Without its old position the window would start at the tail."""
     async with world.open(log=SHORT) as core, connect(core, service("s", "1")) as sender:
         for _ in range(visits):

@@ -68,9 +68,7 @@ async def test_groups_are_bounded(database: InlineDatabase) -> None:
     assert len(stored(database)) == 31
 
 
-async def test_a_group_that_was_written_although_it_failed_does_not_stop_the_log(
-    bench: Bench, database: InlineDatabase
-) -> None:
+async def test_a_group_that_failed_and_was_written_stops_no_log(bench: Bench, database: InlineDatabase) -> None:
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
     await bench.publish(TOPIC, *numbers(0, 3))

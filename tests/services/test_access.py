@@ -48,9 +48,7 @@ async def test_the_state_of_others_is_for_the_two_system_kinds(identity: Identit
         (Capability.MINT_USER_TOKENS, AccessLevel.MANAGE),
     ],
 )
-async def test_the_strong_capabilities_have_to_be_granted(
-    identity: Identity, capability: Capability, level: AccessLevel
-) -> None:
+async def test_strong_capabilities_are_granted(identity: Identity, capability: Capability, level: AccessLevel) -> None:
     for rules, expected in ((DevAuthorizer(), False), (DevAuthorizer(frozenset({capability})), True)):
         assert (await rules.check(identity, "x", "capability", capability, "", level)).allowed is expected
         if capability is Capability.METRIC_CREDIT:

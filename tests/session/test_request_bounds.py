@@ -116,9 +116,7 @@ async def test_a_failure_with_a_long_reason_is_a_failure(peer: MemoryLink) -> No
 
 
 @pytest.mark.parametrize("case", ["kv_op", "task_query", "agent_op"])
-async def test_an_answer_that_no_client_takes_becomes_its_refusal(
-    core: Core, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+async def test_an_answer_that_is_too_large_is_a_refusal(core: Core, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     answer = ANSWERS[case]
 
     async def too_much(session: Session, payload: Any) -> list[pb.DownstreamMessage]:

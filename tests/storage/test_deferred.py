@@ -41,9 +41,7 @@ async def test_a_statement_that_names_their_table_sees_them(database: Database) 
     assert await database.run(program) == [[(1,)], 2]
 
 
-async def test_one_that_fails_leaves_no_trace_of_its_program_and_harms_no_other(
-    engine: Engine, database: Database
-) -> None:
+async def test_one_that_fails_leaves_no_trace_and_harms_no_other(engine: Engine, database: Database) -> None:
     await database.run(insert(1))
     failed: list[Exception] = []
 

@@ -114,9 +114,7 @@ print(json.dumps([client.refused.pop(bad), client.refused, settled, [client.rece
     assert (refused, settled, received) == ({}, None, ["1", "3"])
 
 
-def test_a_repetition_is_found_and_what_was_not_acknowledged_comes_again(
-    gateway: GatewayProcess, libraries: Path
-) -> None:
+def test_a_repetition_is_found_and_unacknowledged_messages_come_again(gateway: GatewayProcess, libraries: Path) -> None:
     script = """
 one = ("default", "repeats", "1")
 topic = "ag::default::repeats::1"

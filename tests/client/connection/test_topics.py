@@ -17,10 +17,7 @@ def connected() -> tuple[FramedConnection, FramedConnection]:
     return client, server
 
 
-@given(
-    st.lists(st.integers(1, 3), min_size=1, max_size=30),
-    st.data(),
-)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=30), st.data())
 def test_a_position_is_never_beyond_what_is_done_and_gets_there(gaps: list[int], data: st.DataObject) -> None:
     client, server = connected()
     client.receive(server.send(framing.Channel(1, "ag::w::i::a", 0)))

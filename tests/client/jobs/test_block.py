@@ -69,9 +69,7 @@ class Silent(Exception):
     ids=["exception", "group", "Ctrl-C", "no UTF-8", "no text"],
 )
 @with_shop()
-async def test_a_block_that_raises_fails_its_task(
-    boss: AgentClient, one: AgentClient, error: BaseException, reason: str
-) -> None:
+async def test_an_error_fails_the_task(boss: AgentClient, one: AgentClient, error: BaseException, reason: str) -> None:
     job = await ordered(boss, one)
     with pytest.raises(type(error)) as caught:
         async with job:
@@ -148,9 +146,7 @@ async def test_a_task_past_its_deadline_ends_its_block_and_is_given_again(boss: 
 
 @pytest.mark.parametrize(("given", "reason"), [("no paper", "no paper"), ("\ud800", "�")], ids=["text", "no text"])
 @with_shop()
-async def test_a_program_fails_its_task_with_a_reason(
-    boss: AgentClient, one: AgentClient, given: str, reason: str
-) -> None:
+async def test_a_task_is_failed_with_a_reason(boss: AgentClient, one: AgentClient, given: str, reason: str) -> None:
     job = await ordered(boss, one)
     async with job:
         await job.fail(given)

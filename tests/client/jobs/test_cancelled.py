@@ -137,9 +137,7 @@ async def one_claim(one: AgentClient) -> None:
     ids=["complete", "fail"],
 )
 @pytest.mark.parametrize("arrived", [False, True])
-async def test_a_cancellation_while_the_last_word_is_under_way(
-    work: Work, kind: int, end: int, *, arrived: bool
-) -> None:
+async def test_a_cancellation_while_the_end_is_under_way(work: Work, kind: int, end: int, *, arrived: bool) -> None:
     """An unanswered move is looked up, and repeated only if it has not arrived."""
     async with open_shift(work) as (shift, peer):
         await moved(peer, Op.CLAIM, RUNNING)
@@ -180,9 +178,7 @@ async def failing(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("work", "reason"), [(for_ever, STOPPED), (failing, "ValueError: x")])
-async def test_a_second_cancellation_while_the_last_word_is_under_way(
-    work: Callable[[Job], Awaitable[None]], reason: str
-) -> None:
+async def test_a_second_cancellation_while_the_end_is_sent(work: Callable[[Job], Awaitable[None]], reason: str) -> None:
     """The client lives on, so it must tell the gateway, behind the block."""
     heard = threading.Event()
     with trio.fail_after(LIMIT_S):
@@ -245,9 +241,7 @@ async def test_a_task_whose_claim_was_cancelled_is_the_next_ones(concurrency: in
 
 
 @pytest.mark.parametrize("status", [RUNNING, QUEUED])
-async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
-    monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
+async def test_a_task_of_a_cancelled_claim_that_no_loop_takes(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     """A claimed task fails; another one waits for a loop of this client."""
     monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
     async with open_shift(one_claim) as (shift, peer):
@@ -276,9 +270,7 @@ async def test_a_task_whose_claim_was_cancelled_and_that_is_not_ours_any_more(
 
 
 @pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
-async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
-    monkeypatch: pytest.MonkeyPatch, *, loop: bool
-) -> None:
+async def test_a_task_whose_claim_was_cancelled_before_a_cut(monkeypatch: pytest.MonkeyPatch, *, loop: bool) -> None:
     """The claim has arrived, so no gateway tells of the task again."""
     monkeypatch.setattr(manager, "UNTAKEN_S", LIMIT_S if loop else 0.01)
     async with open_shift(one_claim) as (shift, peer):

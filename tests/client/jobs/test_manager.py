@@ -128,9 +128,7 @@ async def test_a_task_is_listened_to_though_it_cannot_be_looked_up_at_once(autoj
         assert job.end is JobEnd.CANCELLED
 
 
-async def test_a_claim_that_is_cancelled_again_waits_for_a_loop_as_long_as_the_first_one(
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_claim_that_is_cancelled_again_waits_for_a_loop_as_long_as_before(autojump_clock: MockClock) -> None:
     async with open_bench() as (gateway, opened):
         gateway.claims = trio.Event()
         jobs = Jobs(opened, 1)

@@ -64,11 +64,7 @@ class FakeRequester:
 
     @contextmanager
     def open_feed(
-        self,
-        *cases: str,
-        match: Callable[[Any], bool] | None = None,
-        capacity: int = 1024,
-        lossy: bool = False,
+        self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> Iterator[Feed[Any]]:
         """A real feed, which `publish` fills."""
         with self.feeds.opened(Feed(capacity, lossy=lossy, match=match), *cases) as feed:

@@ -151,9 +151,7 @@ def stall_at_commit(proxy: FaultProxy, gateway: Gateway, *, answers_only: bool) 
 
 
 @pytest.mark.parametrize("answers_only", [True, False], ids=["the answer", "the commit"])
-async def test_an_increment_whose_commit_is_not_answered_counts_once(
-    tcp_engine: PostgresEngine, answers_only: bool
-) -> None:
+async def test_an_increment_without_its_answer_counts_once(tcp_engine: PostgresEngine, answers_only: bool) -> None:
     async with two_nodes(tcp_engine) as (proxy, one, _), join(one, agent("w", "a", "1")) as peer:
         stalled = stall_at_commit(proxy, one, answers_only=answers_only)
         for expected in (1, 2):

@@ -76,9 +76,7 @@ async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, 
 
 
 @pytest.mark.parametrize("aware", [True, False])
-async def test_workers_of_a_node_that_was_taken_for_dead_get_work(
-    fabric: Fabric, postgres_engine: PostgresEngine, aware: bool
-) -> None:
+async def test_workers_of_a_revived_node_get_work(fabric: Fabric, postgres_engine: PostgresEngine, aware: bool) -> None:
     one, two = await fabric.start_many(2)
     pooled, targeted = await one.join(agent("w", "i", "1")), await one.join(agent("w", "t", "1"))
     boss = await two.join(agent("w", "boss", "1"))
@@ -100,9 +98,7 @@ async def test_workers_of_a_node_that_was_taken_for_dead_get_work(
     await until(lambda: self_made in given(pooled))
 
 
-async def test_what_others_gave_to_its_workers_before_they_knew_is_told(
-    fabric: Fabric, postgres_engine: PostgresEngine
-) -> None:
+async def test_what_others_gave_its_workers_meanwhile_is_told(fabric: Fabric, postgres_engine: PostgresEngine) -> None:
     one, two = await fabric.start_many(2)
     worker, starts = await one.join(agent("w", "i", "1")), await one.join(starter("1", "process"))
     boss = await two.join(agent("w", "boss", "1"))
@@ -145,9 +141,7 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
     await until(lambda: len(given(worker)) == 1)
 
 
-async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(
-    fabric: Fabric, postgres_engine: PostgresEngine
-) -> None:
+async def test_an_orchestrator_of_a_revived_node_starts_agents(fabric: Fabric, postgres_engine: PostgresEngine) -> None:
     one, two = await fabric.start_many(2)
     starts, boss = await one.join(starter("1", "process")), await two.join(agent("w", "boss", "1"))
     await register(starts, "echo")
@@ -198,9 +192,7 @@ async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgre
             assert (await get(worker, task_id)).task_id == task_id
 
 
-async def test_work_queues_of_a_node_that_was_taken_for_dead_go_on(
-    fabric: Fabric, postgres_engine: PostgresEngine
-) -> None:
+async def test_work_queues_of_a_revived_node_go_on(fabric: Fabric, postgres_engine: PostgresEngine) -> None:
     one, two = await fabric.start_many(2)
     worker, boss = await one.join(task("w", "resize")), await two.join(agent("w", "boss", "1"))
     async with taken_for_dead(one, two, postgres_engine, aware=False):

@@ -96,9 +96,7 @@ async def test_a_session_of_the_past_is_not_resumed_where_it_was(fabric: Fabric)
     assert (third.ack.resumed, third.ack.reconnection_count) == (False, 0)
 
 
-async def test_what_a_reader_has_not_read_goes_to_its_successor_on_another_node(
-    postgres_engine: PostgresEngine,
-) -> None:
+async def test_what_a_reader_has_not_read_goes_to_a_successor_on_another_node(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine, log={"outbox_bytes": 4096, "offset_flush_s": 30.0}) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, me()) as first, join(two, agent("w", "sender", "1")) as sender:

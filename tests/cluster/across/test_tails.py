@@ -160,9 +160,7 @@ def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_listener_hears_everything_from_its_beginning_to_its_end(
-    postgres_engine: PostgresEngine, seed: int
-) -> None:
+async def test_a_listener_hears_all_from_its_beginning_to_its_end(postgres_engine: PostgresEngine, seed: int) -> None:
     """Listeners come, go, lag and lose notifications; reads fail now and then."""
     counts = [150, 150, 150]
     heard: list[tuple[list[bytes], list[int]]] = []

@@ -60,9 +60,7 @@ async def looked(asker: Node) -> None:
     await until(lambda: asker.cluster.locks.batcher.statistics().claim_statements >= statements + 2)
 
 
-async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_naming_a_session_takes_over_from_another_node_at_its_end(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     first = await a.claim(X, session="s1")
     a.host.gate = trio.Event()
@@ -141,9 +139,7 @@ async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
     await b.claim(X)
 
 
-async def test_a_lock_that_its_node_does_not_know_is_released_when_another_node_asks(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_a_lock_unknown_to_its_node_is_free_when_another_node_asks(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     await a.claim(X)
     del a.cluster.locks._mine[X]  # as if the answer to the claim had been lost

@@ -206,9 +206,7 @@ async def test_who_is_leaving_is_not_listed_by_its_node(nodes: Nodes) -> None:
         assert await listed(a) == ["us::ada::2"]
 
 
-async def test_status_says_whether_a_participant_is_connected_and_since_when_not(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_status_says_if_a_participant_is_connected_or_since_when_not(nodes: Nodes, place: PostgresEngine) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         assert await b.directory.last_seen("us::ada::1") == await b.directory.user_last_seen("ada")
         assert (await b.directory.user_last_seen("ada")).last_ms == 0
@@ -268,9 +266,7 @@ async def test_the_sessions_of_a_killed_node_vanish_after_two_lists(nodes: Nodes
             assert node.cluster.nodes.statistics().declared == 1
 
 
-async def test_a_node_that_lost_its_lease_for_a_moment_keeps_its_sessions_in_the_lists(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_a_node_without_a_lease_for_a_moment_keeps_sessions_listed(nodes: Nodes, place: PostgresEngine) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         await a.connect("ag::lab::x::1")
         place.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aether-lease'")

@@ -169,7 +169,7 @@ async def test_one_holder_at_a_time_when_all_is_well(nodes: Nodes, place: Postgr
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_one_holder_at_a_time_when_sessions_of_the_database_end_at_random(
+async def test_one_holder_at_once_when_connections_end_at_random(
     nodes: Nodes, place: PostgresEngine, seed: int
 ) -> None:
     chance = random.Random(seed)

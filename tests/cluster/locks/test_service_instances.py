@@ -106,9 +106,7 @@ async def test_the_services_of_a_node_that_leaves_are_gone(nodes: Nodes) -> None
 
 
 @pytest.mark.crash
-async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_services_of_a_killed_node_are_gone_when_it_is_found_dead(nodes: Nodes, place: PostgresEngine) -> None:
     a_node, b_node = await nodes.start(), await nodes.start()
     async with (
         open_children(place.server.dsn(), place.schema, STEADY) as [child],

@@ -67,9 +67,7 @@ async def test_a_lease_that_no_node_declared_dead_goes_on(nodes: Nodes, place: P
     await a.write(X, x.lock.epoch)
 
 
-async def test_a_node_declared_dead_comes_back_with_the_locks_that_no_node_took(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_a_node_declared_dead_comes_back_with_locks_that_none_took(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(), await nodes.start()
     x, y = await a.claim(X), await a.claim(Y)
     # The lease ends, and another node finds the lock free before the node knows. (This thread
@@ -168,9 +166,7 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
     await a.write(X, x.lock.epoch)
 
 
-async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_back_empty(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_after_the_grace_without_a_lease_a_node_comes_back_empty(nodes: Nodes, place: PostgresEngine) -> None:
     a, b = await nodes.start(limits=SHORT_GRACE), await nodes.start()
     await a.claim(X)
     await b.claim(Y)

@@ -311,9 +311,7 @@ async def test_old_updates_of_all_nodes_are_deleted(nodes: Nodes, place: Postgre
         await hears(ear, b"1", b"2")
 
 
-async def test_interests_that_a_crash_of_the_server_took_are_made_known_again(
-    nodes: Nodes, place: PostgresEngine
-) -> None:
+async def test_interests_that_a_crashed_server_lost_are_made_known_again(nodes: Nodes, place: PostgresEngine) -> None:
     async with stages(await nodes.start(), await nodes.start(), limits=ProgressRelayLimits(poll_s=0.3)) as (a, b):
         ears = [await b.listen(f"pg::us::{number}") for number in range(30)]
         place.outside(

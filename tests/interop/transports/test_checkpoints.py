@@ -17,9 +17,7 @@ async def load(client: Any, key: str = "default") -> bytes | None:
 
 
 @both
-async def test_67_a_checkpoint_outlives_the_gateway_and_a_ttl_ends(
-    own_gateway: Callable[..., GatewayProcess], transport: str
-) -> None:
+async def test_67_a_checkpoint_lasts_until_its_ttl(own_gateway: Callable[..., GatewayProcess], transport: str) -> None:
     gateway = await trio.to_thread.run_sync(own_gateway)
     async with World(gateway.address, transport) as world:
         a = await world.talker("a")

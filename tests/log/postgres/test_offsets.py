@@ -67,9 +67,7 @@ async def follow(database: Database, topic: str, ended: trio.Event) -> list[byte
         await trio.sleep(0.001)
 
 
-async def test_nodes_that_append_to_the_same_topics_leave_no_gap_for_those_who_follow(
-    postgres_engine: PostgresEngine,
-) -> None:
+async def test_nodes_that_append_to_the_same_topics_leave_followers_no_gap(postgres_engine: PostgresEngine) -> None:
     names = ("one", "two", "three")
     seen: dict[str, list[bytes]] = {}
     ended = trio.Event()

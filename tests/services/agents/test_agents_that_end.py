@@ -234,9 +234,7 @@ async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_
                 assert await statuses(core) == ["failed" if whose == "first" else "running"]
 
 
-async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_once(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_process_of_another_attempt_has_its_grace_too(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """One transaction writes the end of one process and the connection of the other."""
     async with cast(core) as (orchestrator, _):
         await launch(orchestrator, "1")

@@ -110,9 +110,7 @@ async def test_sets_and_values_are_not_taken_for_each_other(alice: Caller) -> No
 
 
 @pytest.mark.parametrize(("op", "most"), [("INCREMENT", 50), ("INCREMENT_IF", 7)])
-async def test_concurrent_increments_lose_none_repeat_none_and_keep_their_guard(
-    alice: Caller, bob: Caller, op: str, most: int
-) -> None:
+async def test_concurrent_increments_count_once_within_a_guard(alice: Caller, bob: Caller, op: str, most: int) -> None:
     seen: list[int] = []
 
     async def increment(caller: Caller) -> None:

@@ -99,9 +99,7 @@ async def test_what_has_expired_makes_room_for_what_takes_its_place(
     await full(narrow, "PUT", key="d", value=b"x")
 
 
-async def test_a_set_in_an_expired_place_may_be_smaller_than_a_lowered_quota_allows(
-    database: Database, clock: ManualClock
-) -> None:
+async def test_a_set_in_an_expired_place_may_exceed_a_lowered_quota(database: Database, clock: ManualClock) -> None:
     wide = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
     narrow = Caller(KvService(database, clock, Limits(kv_keys_per_scope=1), DevAuthorizer()), ALICE)
     await wide.PUT(key="k", value=b"x")

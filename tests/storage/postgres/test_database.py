@@ -155,9 +155,7 @@ async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres
         assert await one.fetch("SELECT length(data) FROM items") == [(2 * rounds,), (2 * rounds,)]
 
 
-async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
-    postgres_engine: PostgresEngine,
-) -> None:
+async def test_two_programs_that_read_of_each_other_run_one_after_the_other(postgres_engine: PostgresEngine) -> None:
     """Write skew: each inserts only while the table is empty; one is refused."""
 
     def if_empty(number: int) -> Callable[[], Program[bool]]:

@@ -188,9 +188,7 @@ def test_nothing_is_left_of_the_copy_when_its_process_was_killed(installed_in_cl
 
 
 @as_root
-def test_temporary_files_go_where_the_server_may_enter(
-    installed_in_closed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_files_are_where_the_server_may(installed_in_closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (installed_in_closed / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(installed_in_closed / "tmp"))
     with running(installed_in_closed / "postgres") as server:

@@ -75,9 +75,7 @@ async def test_idle_connections_that_were_cut_are_not_noticed(fragile: PostgresS
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
-async def test_a_server_that_ends_and_comes_back_under_load_is_a_pause(
-    fragile: PostgresServer, signum: signal.Signals
-) -> None:
+async def test_a_server_that_restarts_under_load_is_a_pause(fragile: PostgresServer, signum: signal.Signals) -> None:
     async def weather() -> None:
         for _ in range(2):
             await trio.to_thread.run_sync(lambda: fragile.stop(signum=signum))

@@ -72,9 +72,7 @@ async def test_a_statement_with_the_fence_in_it_is_refused_alike(postgres_engine
         assert await ids(database) == [1, 2]
 
 
-async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_committed(
-    postgres_engine: PostgresEngine,
-) -> None:
+async def test_a_statement_with_the_fence_holds_the_lease_until_committed(postgres_engine: PostgresEngine) -> None:
     async with opened(postgres_engine) as (database, fence):
         fence(1)
         with open_postgres_session(postgres_engine.server.dsn()) as other:

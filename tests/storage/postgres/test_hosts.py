@@ -147,9 +147,7 @@ def tcp_server() -> Iterator[PostgresServer]:
         yield server
 
 
-async def test_hosts_that_are_silent_or_away_do_not_keep_from_the_primary(
-    deaf: str, tcp_server: PostgresServer
-) -> None:
+async def test_silent_or_absent_hosts_do_not_keep_from_the_primary(deaf: str, tcp_server: PostgresServer) -> None:
     # Only the first would be asked if these limits were for all together.
     limits = PostgresLimits(connect_s=LONG_S, patience_s=2 * LONG_S)
     with held_port() as nobodys, trio.fail_after(LONG_S / 2):

@@ -87,9 +87,7 @@ async def test_what_has_become_of_a_commit_is_found_out(tcp_server: PostgresServ
         assert database.statistics().stalls >= 1
 
 
-async def test_what_could_not_be_found_out_is_said_and_is_decided_before_anything_else_is_written(
-    tcp_server: PostgresServer,
-) -> None:
+async def test_an_unknown_outcome_is_said_and_decided_before_the_next_write(tcp_server: PostgresServer) -> None:
     """The commit is on its way when its program is answered, and may arrive later."""
     pending = SessionWrites()
     async with proxied(tcp_server, replace(NO_LIMITS, transaction_s=1.0, patience_s=0.5)) as (database, proxy):

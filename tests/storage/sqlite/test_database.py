@@ -12,9 +12,7 @@ from aether_trio.storage.sqlite.threads import WAL_CHECK_GROUPS
 from tests.storage.programs import CREATE, ids, insert
 
 
-async def test_a_file_and_no_file_take_more_groups_than_the_log_is_left_alone_for(
-    sqlite_database: SqliteDatabase,
-) -> None:
+async def test_a_file_and_no_file_take_many_groups_past_a_checkpoint(sqlite_database: SqliteDatabase) -> None:
     """After WAL_CHECK_GROUPS commits the log's size is read; memory has no log."""
     before = sqlite_database.statistics().groups
     count = 2 * WAL_CHECK_GROUPS + 1

@@ -50,9 +50,7 @@ async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: S
     assert await ids(sqlite_database) == [2, 4]
 
 
-async def test_a_file_locked_by_another_process_fails_writes_not_reads(
-    file_database: SqliteDatabase, path: Path
-) -> None:
+async def test_a_file_of_another_process_fails_writes_not_reads(file_database: SqliteDatabase, path: Path) -> None:
     await file_database.run(insert(1))
     with locked_file(path, "EXCLUSIVE"):
         with pytest.raises(StorageUnavailable, match="locked"):

@@ -16,9 +16,7 @@ from aether_trio.storage.sqlite.database import SqliteDatabase
 from tests.storage.programs import LONG_S, append, held_writer, ids, insert, locked_file, pragma, queued
 
 
-async def test_those_that_wait_become_one_group_of_the_thread_that_waits_for_the_disk(
-    sqlite_database: SqliteDatabase,
-) -> None:
+async def test_programs_that_wait_become_one_group_of_the_writer_thread(sqlite_database: SqliteDatabase) -> None:
     before = sqlite_database.statistics()
     threads: set[int] = set()
 

@@ -73,9 +73,7 @@ async def test_without_delivery_acks_the_position_moves_when_the_kernel_has_the_
     assert await b.payload() == b"two"
 
 
-async def test_what_is_cut_without_an_acknowledgement_comes_again(
-    transport: TransportServer, a: FramedPeer, b: FramedPeer
-) -> None:
+async def test_unacknowledged_messages_come_again(transport: TransportServer, a: FramedPeer, b: FramedPeer) -> None:
     await a.send(framing.Send(1, B, b"one"))
     await b.delivery()
     b.cut()
@@ -83,9 +81,7 @@ async def test_what_is_cut_without_an_acknowledgement_comes_again(
     assert await b.payload() == b"one"
 
 
-async def test_a_work_queue_takes_back_what_a_worker_did_not_acknowledge(
-    transport: TransportServer, a: FramedPeer
-) -> None:
+async def test_a_work_queue_takes_back_unacknowledged_messages(transport: TransportServer, a: FramedPeer) -> None:
     first = await transport.connect(task("w", "job"))
     topic = "tb::w::job"
     await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
@@ -206,9 +202,7 @@ async def test_a_resume_takes_over(transport: TransportServer) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "end"])
-async def test_an_identity_is_free_though_its_session_hangs_in_a_request(
-    transport: TransportServer, a: FramedPeer, how: str
-) -> None:
+async def test_an_identity_of_a_hanging_session_is_free(transport: TransportServer, a: FramedPeer, how: str) -> None:
     hanging = hang_kv(transport.core)
     await a.request(kv_get("x"))
     await a.send(framing.Send(1, B, b"unread"))

@@ -53,10 +53,7 @@ def each(client: RawClient, count: int, more: Callable[[int], bytes] = lambda _:
         (lambda c: each(c, 1) + frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"\0" * 5) * 100, "empty_data_flood"),
         (lambda _: frames.window_update(0, 1) * 100, "window_update_flood"),
         (lambda _: frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10") * 100, "priority_flood"),
-        (
-            lambda c: each(c, 1) + frames.rst_stream(1, Http2ErrorCode.CANCEL) + data(1, b"x") * 100,
-            "stray_data_flood",
-        ),
+        (lambda c: each(c, 1) + frames.rst_stream(1, Http2ErrorCode.CANCEL) + data(1, b"x") * 100, "stray_data_flood"),
         (lambda _: frame(0x77, 0, 0, b"?") * 100, "unknown_frame_flood"),
     ],
 )
@@ -116,9 +113,7 @@ async def test_many_unknown_settings_are_not_remembered(server: GrpcServer, clie
         (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff"), Http2ErrorCode.COMPRESSION_ERROR),
     ],
 )
-async def test_malformed_control_frames_are_answered_by_goaway(
-    client: RawClient, content: bytes, code: Http2ErrorCode
-) -> None:
+async def test_malformed_control_frames_get_a_goaway(client: RawClient, content: bytes, code: Http2ErrorCode) -> None:
     await client.send(content)
     _, got, _ = await client.goaway()
     # h2 reports every failure of HPACK as PROTOCOL_ERROR.

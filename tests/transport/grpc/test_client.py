@@ -50,9 +50,7 @@ async def test_large_messages_cross_every_window(channel: GrpcChannel) -> None:
     assert channel.statistics().bytes_sent > 3 * len(big)
 
 
-async def test_an_answer_that_comes_before_our_end_is_one(
-    channel: GrpcChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_before_our_end_counts(channel: GrpcChannel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that has read the request answers, and resets what it need not read."""
     wait_drained = ConnectionIo.wait_drained
 

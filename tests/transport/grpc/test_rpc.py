@@ -84,9 +84,7 @@ async def test_a_unary_call(server: GrpcServer, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["bug", "silent"])
-async def test_a_handlers_mistake_is_logged_and_not_told(
-    server: GrpcServer, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handlers_mistake_is_logged(server: GrpcServer, how: str, caplog: pytest.LogCaptureFixture) -> None:
     async with connected(server) as client:
         with caplog.at_level(logging.ERROR):
             await client.send(client.request(1, "/probe.Probe/Fail"), data(1, body(how), end=True))

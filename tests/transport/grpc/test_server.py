@@ -60,9 +60,7 @@ async def test_streams_of_one_connection_take_turns(port: Port) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("limits", [GrpcLimits(linger_s=0.05)])
-async def test_shuffled_and_damaged_sessions_end_cleanly(
-    server: GrpcServer, seed: int, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_damaged_sessions_end_cleanly(server: GrpcServer, seed: int, caplog: pytest.LogCaptureFixture) -> None:
     randomness = random.Random(seed)
     for _ in range(100):
         near, far = socket.socketpair()
@@ -147,9 +145,7 @@ def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
                 yield from _tasks(child)
 
 
-async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arrive(
-    server: GrpcServer, port: Port
-) -> None:
+async def test_large_answers_on_many_streams_all_reach_a_slow_reader(server: GrpcServer, port: Port) -> None:
     streams, body = range(1, 16, 2), message(b"l" * 1_000_000)
     client = await RawClient.connect(port, settings(window=2**30))
     await client.send(frames.window_update(0, 2**30), *map(client.request, streams))

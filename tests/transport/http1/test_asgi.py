@@ -227,9 +227,7 @@ async def test_a_body_that_the_application_does_not_read_ends_the_connection_aft
 @pytest.mark.parametrize(
     ("path", "what"), [("raises", "failed at"), ("silent", "without a"), ("confused", "failed at")]
 )
-async def test_a_mistake_of_the_application_is_answered_and_logged(
-    path: str, what: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_application_mistake_is_logged(path: str, what: str, caplog: pytest.LogCaptureFixture) -> None:
     async with hosting(App()) as served, served.connect() as client:
         assert (await client.ask(f"/{path}"))[::2] == (500, b"Internal Server Error\n")
         assert await client.rest() == b""

@@ -141,9 +141,7 @@ async def test_an_answer_may_end_the_connection(client: Client) -> None:
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n", 400),
     ],
 )
-async def test_what_cannot_be_served_is_said_and_ends_the_connection(
-    served: Served, sent: bytes, status: int | None
-) -> None:
+async def test_what_cannot_be_served_ends_the_connection(served: Served, sent: bytes, status: int | None) -> None:
     async with served.connect() as client:
         await client.send(sent)
         # More than the limit comes in pieces: it is refused when the limit is passed.
@@ -220,9 +218,7 @@ async def test_many_small_chunks_leave_other_tasks_their_turns(client: Client) -
     chunked=st.booleans(),
     cuts=st.lists(st.integers(1, 2_000), max_size=20),
 )
-def test_every_split_of_valid_requests_gives_the_same_bodies(
-    bodies: list[list[bytes]], chunked: bool, cuts: list[int]
-) -> None:
+def test_every_split_gives_the_same_bodies(bodies: list[list[bytes]], chunked: bool, cuts: list[int]) -> None:
     whole = b""
     for parts in bodies:
         body = b"".join(parts)

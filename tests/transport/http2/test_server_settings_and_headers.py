@@ -142,9 +142,7 @@ async def test_remembered_or_judged_makes_no_difference(port: Port, conversation
         assert await answers(port, conversation()) == first
 
 
-async def test_the_second_of_a_kind_needs_no_h2_and_gets_one_when_it_says_something_new(
-    server: GrpcServer, port: Port
-) -> None:
+async def test_the_second_of_a_kind_gets_an_h2_when_it_says_something_new(server: GrpcServer, port: Port) -> None:
     for number, expected in enumerate((True, False, False)):
         client = await RawClient.connect(port)
         await client.send(request(plain(), 1), data(1, message(b"a")))
@@ -270,9 +268,7 @@ STEPS = st.one_of(
 
 
 @given(first=st.lists(STEPS, max_size=12), second=st.lists(STEPS, max_size=12))
-def test_any_history_is_judged_alike_whatever_is_remembered(
-    first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]
-) -> None:
+def test_any_history_is_judged_as_by_h2_alone(first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]) -> None:
     limits = GrpcLimits()
     warm = SharedH2State(limits, client_side=False)
     for steps in (first, second, second):

@@ -60,9 +60,7 @@ async def test_each_connection_gets_its_handler_and_is_closed_after_it() -> None
     ],
     ids=["keepalive", "without keepalive"],
 )
-async def test_accepted_sockets_look_for_dead_peers_as_they_are_told(
-    settings: TcpSettings, expected: dict[str, int]
-) -> None:
+async def test_accepted_sockets_look_for_dead_peers_as_set(settings: TcpSettings, expected: dict[str, int]) -> None:
     async def look(sock: socket.socket, _address: Any) -> None:
         assert sock.getblocking() is False
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -132,9 +130,7 @@ async def test_accepting_survives_what_the_kernel_says(number: int) -> None:
     assert listener.failures == []
 
 
-async def test_running_out_is_said_once_and_with_advice(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_running_out_is_said_with_advice(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     listener = Flaky(*[errno.EMFILE] * 1000)
     async with trio.open_nursery() as nursery:
         acceptor = Acceptor(nursery)

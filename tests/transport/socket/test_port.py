@@ -180,9 +180,7 @@ async def test_a_transport_serves_in_the_task_that_looked(where: Place) -> None:
         ([b"\x16"], b"the client began TLS, but there is no TLS here", "tls_unexpected"),
     ],
 )
-async def test_what_is_no_transport_is_told_what_is_spoken(
-    where: Place, parts: list[bytes], says: bytes, reason: str
-) -> None:
+async def test_other_clients_hear_what_is_spoken(where: Place, parts: list[bytes], says: bytes, reason: str) -> None:
     assert (await where.answer_to(*parts)).startswith(says)
     assert where.statistics.rejects == {reason: 1}
     assert not any(transport.heads for transport in where.transports.values())
@@ -207,9 +205,7 @@ async def test_a_transport_that_is_off_refuses_in_its_own_language(transport: st
 @pytest.mark.parametrize(
     ("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"the connection ended too early")]
 )
-async def test_a_client_that_ends_before_it_has_said_enough(
-    where: Place, said: bytes, reason: str, says: bytes
-) -> None:
+async def test_a_client_that_ends_before_saying_enough(where: Place, said: bytes, reason: str, says: bytes) -> None:
     assert (await where.answer_to(said, eof=True)).startswith(says)
     assert where.statistics.rejects == {reason: 1}
 
@@ -251,9 +247,7 @@ async def test_bytes_that_dribble_do_not_move_the_deadline(where: Place, jumpy: 
 
 
 @pytest.mark.parametrize(("protocol", "transport"), [("h2", "grpc"), ("aether/1", "framed"), ("http/1.1", "websocket")])
-async def test_the_alpn_answer_chooses_the_transport_before_a_word_is_said(
-    secure: Place, protocol: str, transport: str
-) -> None:
+async def test_the_alpn_answer_chooses_the_transport_before_bytes(secure: Place, protocol: str, transport: str) -> None:
     async with secure.over_tls("unheard-of", protocol) as stream:
         assert stream.selected_alpn_protocol() == protocol
         assert await everything(stream) == f"{transport} serves unnamed".encode()
@@ -266,9 +260,7 @@ async def test_a_browser_that_would_take_http2_too_gets_http1(secure: Place) -> 
 
 @pytest.mark.parametrize("offer", [(), ("unheard-of",)])
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_without_an_alpn_answer_the_first_plain_bytes_choose(
-    secure: Place, transport: str, offer: tuple[str, ...]
-) -> None:
+async def test_without_alpn_the_first_bytes_choose(secure: Place, transport: str, offer: tuple[str, ...]) -> None:
     async with secure.over_tls(*offer) as stream:
         for byte in FLIGHTS[transport][: WORD_BYTES[transport]]:
             await stream.send_all(bytes((byte,)))  # a record each
@@ -318,9 +310,7 @@ async def test_a_handshake_that_is_none_fails_and_is_counted(secure: Place, said
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x40\x00\x01"])
-async def test_a_handshake_that_does_not_go_on_is_closed_at_the_deadline(
-    secure: Place, said: bytes, jumpy: MockClock
-) -> None:
+async def test_a_stalled_handshake_is_closed_at_the_deadline(secure: Place, said: bytes, jumpy: MockClock) -> None:
     assert await secure.answer_to(said) == b""
     assert secure.statistics.rejects == {"timeout": 1}
 

@@ -146,9 +146,7 @@ async def test_the_host_that_holds_the_most_gives_way(budget: UnfinishedInput) -
         (["2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1"], False),
     ],
 )
-async def test_addresses_of_one_network_are_one_host(
-    others: list[str], together: bool, budget: UnfinishedInput
-) -> None:
+async def test_a_network_is_one_host(others: list[str], together: bool, budget: UnfinishedInput) -> None:
     honest = receiver(budget, "2001:db8:9::1")
     honest.take(350 * KIB)
     await trio.sleep(1)
@@ -204,9 +202,7 @@ async def test_time_in_which_no_task_reads_does_not_count(watched: UnfinishedInp
     assert one.error is None
 
 
-async def test_a_gateway_that_stood_still_has_waited_for_one_look(
-    watched: UnfinishedInput, mock_clock: MockClock
-) -> None:
+async def test_a_gateway_that_stood_still_waited_one_look(watched: UnfinishedInput, mock_clock: MockClock) -> None:
     one = receiver(watched)
     one.take(100)
     for _ in range(LOOKS):

@@ -82,8 +82,7 @@ async def test_no_more_is_delivered_than_there_is_room_for(transport: TransportS
 
 
 async def test_what_is_delivered_and_not_done_is_bounded_whatever_room_there_is_said_to_be(
-    transport: TransportServer,
-    monkeypatch: pytest.MonkeyPatch,
+    transport: TransportServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "MOST_NOT_DONE", 3)
     async with open_page(transport) as page:
@@ -109,9 +108,7 @@ async def test_what_is_delivered_and_not_done_is_bounded_whatever_room_there_is_
         {"done": 0, "messages": 1, "bytes": 1, "more": 1},
     ],
 )
-async def test_a_statement_that_cannot_be_true_ends_the_connection(
-    transport: TransportServer, said: dict[str, Any]
-) -> None:
+async def test_an_impossible_statement_ends_the_connection(transport: TransportServer, said: dict[str, Any]) -> None:
     async with open_page(transport) as page:
         await state(page, **said)
         closed = await page.closed()

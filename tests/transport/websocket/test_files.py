@@ -148,9 +148,7 @@ async def test_nothing_else_can_be_reached(browser: Client, path: str) -> None:
 # -- draining --------------------------------------------------------------------------------------
 
 
-async def test_a_drain_ends_connections_that_fetch_files_and_refuses_upgrades(
-    transport: TransportServer, browser: Client
-) -> None:
+async def test_a_drain_ends_file_connections_and_refuses_upgrades(transport: TransportServer, browser: Client) -> None:
     assert (await browser.ask("/"))[0] == 200
     async with await trio.open_tcp_stream(*transport.address) as late:
         await late.send_all(b"GET / HT")

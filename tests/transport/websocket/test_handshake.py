@@ -72,9 +72,7 @@ async def test_the_example_of_the_rfc(transport: TransportServer) -> None:
         ({"Content_Length": "5"}, 413, "requests with a body"),
     ],
 )
-async def test_what_is_refused(
-    transport: TransportServer, changes: dict[str, str | None], status: int, words: str
-) -> None:
+async def test_refusals(transport: TransportServer, changes: dict[str, str | None], status: int, words: str) -> None:
     got, answer = await ask(transport, **changes)
     assert got == status
     assert words in answer
@@ -102,9 +100,7 @@ async def test_upgrade_is_a_get(transport: TransportServer) -> None:
         (["mqtt", "aether.v2.proto", "aether.v1.proto", "aether.v1.json"], "aether.v1.proto"),
     ],
 )
-async def test_the_first_subprotocol_that_is_ours_is_chosen(
-    transport: TransportServer, offered: list[str], chosen: str
-) -> None:
+async def test_our_first_subprotocol_is_taken(transport: TransportServer, offered: list[str], chosen: str) -> None:
     status, answer = await ask(transport, Sec_WebSocket_Protocol=", ".join(offered))
     assert status == 101
     assert f"\r\nSec-WebSocket-Protocol: {chosen}\r\n" in answer

@@ -84,9 +84,7 @@ async def test_what_came_while_a_window_was_away_is_there_after_its_resume(trans
     ],
     ids=["bad window id", "no init", "agent", "wrong credentials"],
 )
-async def test_a_first_message_that_is_refused(
-    first: pb.UpstreamMessage, auth: dict[str, Any], code: int, says: str
-) -> None:
+async def test_a_refused_first_message(first: pb.UpstreamMessage, auth: dict[str, Any], code: int, says: str) -> None:
     async with open_transport(auth=auth) as transport, open_socket(transport) as client:
         await client.send(first)
         closed = await client.closed()
