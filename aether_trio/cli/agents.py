@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import GatewayTarget, client_options
+from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.client import Client
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
-F = TypeVar("F", bound=Callable[..., Any])
 Op = pb.AgentOperation
 
 _PAGE = 500
@@ -42,28 +39,10 @@ def command() -> None:
     """
 
 
-def _options(function: F) -> F:
-    """What every subcommand takes: the gateway and who asks, handed over as `who`."""
-
-    @click.option(
-        "--as",
-        "viewer",
-        metavar="IDENTITY",
-        help="Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]",
-    )
-    @client_options
-    @functools.wraps(function)
-    def wrapper(target: GatewayTarget, viewer: str | None, **kwargs: Any) -> Any:
-        who = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
-        return function(target=target, who=who, **kwargs)
-
-    return wrapper  # type: ignore[return-value]  # click replaces it anyway
-
-
 @command.command("list")
 @click.option("--profile", default="", help="Only those of this launch profile.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@_options
+@administrator_options
 def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: bool) -> None:
     """Show the registered implementations."""
     rows = run_client(_list, target, who, profile)
@@ -86,7 +65,7 @@ def _params_text(row: pb.AgentRegistrationInfo) -> str:
 @click.option("--profile", required=True, help="Which orchestrators may start it.")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter; may be repeated.")
 @click.option("--description", default="", help="What it is for.")
-@_options
+@administrator_options
 def register(
     target: GatewayTarget, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
 ) -> None:
@@ -100,7 +79,7 @@ def register(
 
 @command.command()
 @click.argument("implementation")
-@_options
+@administrator_options
 def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
     """Forget an implementation. What runs goes on."""
     run_client(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
@@ -112,7 +91,7 @@ def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
 @click.option(
     "--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter for this start; may be repeated."
 )
-@_options
+@administrator_options
 def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[str, ...]) -> None:
     """Start an agent without a message. Prints the id of its startup task."""
     try:
@@ -141,7 +120,7 @@ async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@_options
+@administrator_options
 def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
     """Show who is connected and can start agents."""
     rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
@@ -156,13 +135,7 @@ def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
 
 
 def _params(given: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--param")
-        found[name] = value
-    return found
+    return dict(name_and_value(one, "--param") for one in given)
 
 
 def _print_json(rows: Any) -> None:

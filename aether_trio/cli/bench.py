@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from aether_trio.cli import exits
-from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, is_not_spoken, options_of
+from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, on_first_spoken, options_of
 from aether_trio.cli.options import DEFAULT_GATEWAY, GatewayTarget, client_options
 from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
 from aether_trio.client import (
@@ -93,9 +93,17 @@ def command(
     except (AddressError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     show = _progress(sys.stderr.isatty() and not as_json)
-    report = _measured(
-        urls, lambda url: run_client(_run, url, partial(make, url), pairs, payload, window, seconds, rate, show)
-    )
+    url = ""
+
+    def measure(address: str) -> dict[str, Any]:
+        nonlocal url
+        url = address
+        return run_client(_run, url, partial(make, url), pairs, payload, window, seconds, rate, show)
+
+    try:
+        report = on_first_spoken(urls, measure)
+    except (AetherError, OSError) as error:
+        raise _explain(url, error) from None
     show("")
     if as_json:
         print_json(report)
@@ -103,24 +111,6 @@ def command(
         _print(report)
     if report["unanswered"] or report["errors"] or report["late"]:
         raise SystemExit(exits.FAILED)
-
-
-def _measured(urls: Sequence[str], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """The report about the first of the addresses whose transport the gateway speaks.
-
-    Raises CliError.
-    """
-    *others, last = urls
-    for url in others:
-        try:
-            return measure(url)
-        except (AetherError, OSError) as error:
-            if not (isinstance(error, AetherError) and is_not_spoken(error)):
-                raise _explain(url, error) from None
-    try:
-        return measure(last)
-    except (AetherError, OSError) as error:
-        raise _explain(last, error) from None
 
 
 def addresses_for(target: GatewayTarget, given: str | None) -> list[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -44,6 +44,8 @@ from aether_trio.client import (
 )
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
+
+T = TypeVar("T")
 
 TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
 """The schemes of the addresses that a command tries, without and with TLS.
@@ -165,6 +167,21 @@ async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Ident
             if not is_not_spoken(error):
                 raise
     return await stack.enter_async_context(client_for(identity, last, options))
+
+
+def on_first_spoken(addresses: Sequence[str], attempt: Callable[[str], T]) -> T:
+    """Return `attempt(address)` of the first address whose transport the gateway speaks.
+
+    Raises AetherError of the last attempt.
+    """
+    *others, last = addresses
+    for address in others:
+        try:
+            return attempt(address)
+        except AetherError as error:
+            if not is_not_spoken(error):
+                raise
+    return attempt(last)
 
 
 def is_refusal(error: AetherError) -> bool:

@@ -5,11 +5,13 @@ One line to the person, a number to the script.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import click
 
 from aether_trio.cli.output import visible
+
+E = TypeVar("E", bound=Exception)
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -44,3 +46,11 @@ class CliError(click.ClickException):
     def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:
         super().__init__(visible(message, lines=lines))
         self.exit_code = code  # type: ignore[misc]  # click wants it per class; ours differs per error
+
+
+def first_of(group: BaseExceptionGroup[E]) -> E:
+    """One of the exceptions in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return cast("E", error)

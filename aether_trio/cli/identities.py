@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 
+from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.model.identity import Identity, IdentityError, Kind
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def made_up(kind: Kind, workspace: str = "default") -> Identity:
@@ -29,3 +35,27 @@ def parse_identity(text: str) -> Identity:
         return Identity.parse(text)
     except IdentityError as error:
         raise click.BadParameter(str(error), param_hint="--as") from None
+
+
+def asking_options(kind: Kind, who_may: str) -> Callable[[F], F]:
+    """Add --as and the client options to a command, which gets `target` and `who`.
+
+    `kind` is that of the identity that is made up without --as.
+    """
+
+    def add(function: F) -> F:
+        @click.option("--as", "viewer", metavar="IDENTITY", help=who_may)
+        @client_options
+        @functools.wraps(function)
+        def wrapper(target: GatewayTarget, viewer: str | None, **kwargs: Any) -> Any:
+            return function(target=target, who=parse_identity(viewer) if viewer else made_up(kind), **kwargs)
+
+        return wrapper  # type: ignore[return-value]  # click replaces it anyway
+
+    return add
+
+
+administrator_options: Final = asking_options(
+    Kind.ORCHESTRATOR, "Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]"
+)
+"""The options of commands that administer the gateway."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 import trio
 
@@ -24,8 +24,6 @@ from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.devtools.node_process import NodeFailed, NodeProcess, Ready
-
-E = TypeVar("E", bound=Exception)
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
@@ -80,7 +78,7 @@ class NodeSupervisor:
                 for node in self.nodes:
                     nursery.start_soon(node.start)
         except* NodeFailed as group:
-            raise exits.CliError(str(first_of(group)), exits.SETTINGS, lines=True) from None
+            raise exits.CliError(str(exits.first_of(group)), exits.SETTINGS, lines=True) from None
 
     async def keep(self) -> None:
         """Start again whatever ends, until `stop`; then wait until all have ended."""
@@ -186,9 +184,9 @@ def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
     try:
         stopped_by = trio.run(main, *args)
     except* exits.CliError as group:
-        raise first_of(group) from None
+        raise exits.first_of(group) from None
     except* OSError as group:
-        raise first_of(group) from None
+        raise exits.first_of(group) from None
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
 
@@ -223,14 +221,6 @@ async def run_nodes(
             nursery.cancel_scope.cancel()
     early = len(supervisor.ready) < len(nodes)
     return supervisor.signals[-1] if supervisor.signals and (early or len(supervisor.signals) > 1) else None
-
-
-def first_of(group: BaseExceptionGroup[E]) -> E:
-    """One of the exceptions in a group of groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return cast("E", error)
 
 
 async def _end(node: NodeProcess) -> None:

@@ -56,6 +56,14 @@ def split_address(text: str, default_port: int | None = None) -> tuple[str, int]
     return host.strip("[]"), int(port)
 
 
+def name_and_value(text: str, option: str) -> tuple[str, str]:
+    """Split the NAME=VALUE of an option. Raises click.BadParameter."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
+    return name, value
+
+
 def serving_options(command: F) -> F:
     """What `aether dev` and `aether serve` share: ports, data, ready file and logging."""
     options = [

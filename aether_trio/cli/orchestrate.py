@@ -11,7 +11,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.connect import addresses_of, innermost, is_not_spoken, options_of
+from aether_trio.cli.connect import addresses_of, innermost, on_first_spoken, options_of
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import announce, print_table, wait_output_closed
 from aether_trio.client import AetherError, ClientOptions, OrchestratorClient
@@ -114,22 +114,18 @@ def command(
     agents = read_agents(agents_file)
     if check:
         show_agents(agents)
-        return None
+        return
     require_docker(agents)
     try:
         Identity.orchestrator(name, specifier or "made-up")
     except IdentityError as error:
         raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
     limits = OrchestratorLimits(most, grace_s)
-    *others, last = addresses_of(target)
-    for address in others:
-        try:
-            return _orchestrate(target, address, agents, limits, name, specifier, agents_file, register)
-        except AetherError as error:
-            if not is_not_spoken(error):
-                raise _explained(error, str(target)) from None
     try:
-        _orchestrate(target, last, agents, limits, name, specifier, agents_file, register)
+        on_first_spoken(
+            addresses_of(target),
+            lambda address: _orchestrate(target, address, agents, limits, name, specifier, agents_file, register),
+        )
     except AetherError as error:
         raise _explained(error, str(target)) from None
 

@@ -17,7 +17,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol
 
 import trio
 
@@ -31,8 +31,6 @@ from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.hosts import where
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
-
-E = TypeVar("E", bound=Exception)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -123,9 +121,9 @@ def run_gateway(
     try:
         stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar)
     except* OSError as group:
-        raise start_error(_first(group), settings) from group
+        raise start_error(exits.first_of(group), settings) from group
     except* StorageSetupError as group:
-        raise exits.CliError(str(_first(group)), exits.SETTINGS, lines=True) from group
+        raise exits.CliError(str(exits.first_of(group)), exits.SETTINGS, lines=True) from group
     finally:
         if ready is not None:
             ready.remove()
@@ -322,10 +320,3 @@ def _transports_text(gateway: RunningGateway) -> str:
         ", ".join(names) + ("" if address == gateway.address else f" on {address}")
         for address, names in by_address.items()
     )
-
-
-def _first(group: BaseExceptionGroup[E]) -> E:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return cast("E", error)

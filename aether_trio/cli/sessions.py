@@ -8,10 +8,10 @@ from typing import Any, Final
 import click
 
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import GatewayTarget, client_options
+from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, print_table, run_client, say
-from aether_trio.model.identity import Identity, Kind, PrincipalType
+from aether_trio.model.identity import Identity, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _PAGE: Final = 500
@@ -39,33 +39,26 @@ Examples:
 @click.option(
     "--reason", default="disconnected by an operator", show_default=True, help="What --disconnect tells the client."
 )
-@click.option(
-    "--as",
-    "viewer",
-    metavar="IDENTITY",
-    help="Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]",
-)
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@client_options
+@administrator_options
 def command(
     target: GatewayTarget,
+    who: Identity,
     kind: str | None,
     workspace: str,
     session_id: str | None,
     reason: str,
-    viewer: str | None,
     as_json: bool,
 ) -> None:
     """Show who is connected. The command's own connection is left out."""
-    identity = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
     if session_id:
-        run_client(_disconnect, target, identity, session_id, reason)
+        run_client(_disconnect, target, who, session_id, reason)
         say(f"disconnected {session_id}")
         return
     wanted = pb.ConnectionFilter(workspace=workspace)
     if kind:
         wanted.type = pb.PrincipalType.Value(f"PRINCIPAL_{kind.upper()}")
-    rows = [row for row in run_client(_list, target, identity, wanted) if row.identity != str(identity)]
+    rows = [row for row in run_client(_list, target, who, wanted) if row.identity != str(who)]
     if as_json:
         print_json([_as_json(row) for row in rows], indent=2)
         return

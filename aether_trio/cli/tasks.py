@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, refusal_text
-from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import GatewayTarget, client_options
+from aether_trio.cli.identities import asking_options, parse_identity
+from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, refused
 from aether_trio.cli.task_texts import as_json, print_list, print_one
@@ -23,8 +22,6 @@ from aether_trio.client.operations import RetryPolicy, TargetOfflinePolicy, Task
 from aether_trio.client.operations.task_values import CreatedTask, Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity, Kind
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _PAGE: Final = 500
 _LIST: Final = 50
@@ -63,18 +60,7 @@ def command() -> None:
     """
 
 
-def task_options(function: F) -> F:
-    """Add the options of every subcommand: `target` and `who`."""
-
-    @click.option("--as", "viewer", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
-    @client_options
-    @functools.wraps(function)
-    def wrapper(target: GatewayTarget, viewer: str | None, **kwargs: Any) -> Any:
-        who = parse_identity(viewer) if viewer else made_up(Kind.SERVICE)
-        return function(target=target, who=who, **kwargs)
-
-    return wrapper  # type: ignore[return-value]  # click replaces it anyway
-
+task_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a made-up service]")
 
 workspace_option = click.option(
     "--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace."
@@ -225,7 +211,7 @@ def create(
         "pool": pool,
         "target": identity,
         "workspace": workspace,
-        "metadata": dict(_pair(one) for one in metadata),
+        "metadata": dict(name_and_value(one, "--metadata") for one in metadata),
         "priority": PRIORITIES[priority],
         "task_class": CLASSES[task_class] if task_class else TaskClass.UNSPECIFIED,
         "offline_policy": OFFLINE[offline] if offline else TargetOfflinePolicy.UNSPECIFIED,
@@ -238,13 +224,6 @@ def create(
         print_json({"task_id": task.task_id, "status": task.status, "assigned_to": task.assigned_to})
     else:
         say(task.task_id)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--metadata")
-    return name, value
 
 
 async def _create(target: GatewayTarget, who: Identity, task_type: str, wanted: dict[str, Any]) -> CreatedTask:
