@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line of this process; the console script `aether` calls it."""
+    """Run the `aether` command line of this process (the console script)."""
     from aether_trio.cli.app import app
 
     app(prog_name="aether")

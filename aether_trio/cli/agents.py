@@ -44,7 +44,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @administrator_options
 def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: bool) -> None:
-    """Show the registered implementations."""
+    """Show the registered agent implementations."""
     rows = run_client(_list, target, who, profile)
     if as_json:
         _print_json(rows)
@@ -69,7 +69,7 @@ def _params_text(row: pb.AgentRegistrationInfo) -> str:
 def register(
     target: GatewayTarget, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
 ) -> None:
-    """Register an implementation, or replace its registration."""
+    """Register an agent implementation, or replace its registration."""
     info = pb.AgentRegistrationInfo(
         implementation=implementation, description=description, launch_params={**_params(params), "profile": profile}
     )
@@ -81,7 +81,7 @@ def register(
 @click.argument("implementation")
 @administrator_options
 def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
-    """Forget an implementation. What runs goes on."""
+    """Delete the registration of an agent implementation. Running agents go on."""
     run_client(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
     say(f"{implementation} is not registered any more")
 
@@ -122,7 +122,7 @@ async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @administrator_options
 def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
-    """Show who is connected and can start agents."""
+    """Show the connected orchestrators, which can start agents."""
     rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
     if as_json:
         _print_json(rows)

@@ -1,4 +1,4 @@
-"""The table of commands."""
+"""The table of the subcommands of `aether`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A click group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; Ctrl-C and a closed output end it without a traceback."""
+        """Run a subcommand; Ctrl-C and a closed output end it without a traceback."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:

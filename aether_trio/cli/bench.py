@@ -1,4 +1,4 @@
-"""`aether bench`: how fast a gateway is for our own client, from here."""
+"""`aether bench`: measures a gateway with this package's client."""
 
 from __future__ import annotations
 
@@ -114,10 +114,7 @@ def command(
 
 
 def addresses_for(target: GatewayTarget, given: str | None) -> list[str]:
-    """Return the addresses to try, one for each transport.
-
-    An address with a scheme is the only one.
-    """
+    """Return the addresses to try, one per transport; a full address is the only one."""
     if given is None:
         return addresses_of(target)
     if "://" in given:
@@ -175,8 +172,6 @@ def _explain(url: str, error: BaseException) -> exits.CliError:
 
 
 def _progress(live: bool) -> Callable[[str], None]:
-    """Return a function that overwrites one line of a terminal, or prints nothing."""
-
     def show(text: str) -> None:
         if live:
             progress_line(text)

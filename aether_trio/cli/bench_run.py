@@ -1,9 +1,9 @@
 """Measures for `aether bench`: pairs of clients play ping-pong.
 
-One of a pair says something, the other says it back; a round is two messages. First as many rounds
-as go, with a window of them on their way; then rounds at a given rate, in an open loop: each is
-timed from the moment at which it was due, so a stall counts for all that it delays. Both sides of
-all pairs live in this process, whose CPU is part of what is seen.
+One client of a pair sends a message, the other sends it back: a round. First as many rounds as
+possible, with a window of them in flight; then rounds at a given rate, in an open loop: each is
+timed from the moment at which it was due, so a stall counts for all that it delays. All clients
+live in this process, whose CPU is part of what is measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NS: Final = 1_000_000_000
 
 
 def percentiles_ms(samples_ns: Sequence[int]) -> dict[str, float]:
-    """Nearest rank, in milliseconds; {} without samples."""
+    """Return percentiles by nearest rank in milliseconds; {} without samples."""
     ordered = sorted(samples_ns)
     if not ordered:
         return {}
@@ -41,7 +41,7 @@ def percentiles_ms(samples_ns: Sequence[int]) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Measured:
-    """All results. Times of samples are nanoseconds."""
+    """The results of `aether bench`. Times of samples are nanoseconds."""
 
     connect_ns: list[int] = field(default_factory=list)
     connect_s: float = 0.0
@@ -65,7 +65,7 @@ class Measured:
         return max(0, self.sent - self.answered - self.refused)
 
     def refusal(self, error: AetherError) -> None:
-        """Count by code."""
+        """Count a refused message by its error code."""
         self.refused += 1
         self.errors[error.code] += 1
         self.texts.setdefault(error.code, error.message)
@@ -86,7 +86,7 @@ class _Side:
         self.reap()
 
     def reap(self) -> None:
-        """Count refusals among what is settled."""
+        """Count the refusals among the settled publications."""
         waiting = self._open
         while waiting and waiting[0].settled:
             error = waiting.popleft().error
@@ -95,9 +95,10 @@ class _Side:
 
 
 class Bench:
-    """`make(role, number)` gives an unopened client for one side of a pair.
+    """Runs a benchmark with pairs of clients.
 
-    `show(text)` is told how it goes.
+    `make(role, number)` gives an unopened client for one side of a pair; `show(text)` displays the
+    progress.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Bench:
         self.measured = Measured()
 
     async def run(self, seconds: float, rate: float | None) -> Measured:
-        """Connect, measure for `seconds` in all, leave.
+        """Connect the clients, measure for `seconds` in all, disconnect.
 
         Without a `rate` half of the time finds the maximum.
         """
@@ -203,7 +204,7 @@ class Bench:
                 )
 
     async def _saturate(self, number: int, until: float) -> None:
-        """Keep a window of rounds on their way. A refused one leaves it after a while."""
+        """Keep a window of rounds in flight. A refused one leaves it after a while."""
         slots = self._slots[number]
         while trio.current_time() < until:
             with trio.move_on_after(_STALL_S) as stalled:
@@ -213,7 +214,7 @@ class Bench:
             await self._ask(number, time.perf_counter_ns())
 
     async def _pace(self, number: int, until: float, rate: float) -> None:
-        """This pair's share of the rate, at exponential gaps."""
+        """Begin this pair's share of the rate of rounds, at exponential gaps."""
         mean_s = self._pairs / rate
         offset_ns = time.perf_counter_ns() - int(trio.current_time() * _NS)
         due = trio.current_time() + random.expovariate(1 / mean_s)
@@ -226,7 +227,7 @@ class Bench:
             due += random.expovariate(1 / mean_s)
 
     async def _drain(self) -> None:
-        """Wait until all rounds are over, or nothing has come for a while."""
+        """Wait until all rounds are answered, or none was for a while."""
         self._show("waiting for the last answers")
         last, since = -1, trio.current_time()
         while trio.current_time() - since < _DRAIN_S:

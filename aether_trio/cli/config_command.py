@@ -45,7 +45,7 @@ def default(dev: bool) -> None:
 @click.option("--changed", is_flag=True, help="Only what is not at its default.")
 @click.option("--show-secrets", is_flag=True, help="Do not hide tokens.")
 def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, changed: bool, show_secrets: bool) -> None:
-    """Print the settings that count here, and who set each one."""
+    """Print the settings that are in effect here, and the source of each."""
     loaded = load(config_file, {"gateway.dev": dev}, sets)
     text = describe(loaded.settings, origins=loaded.origins, only_origins=changed, hide_secrets=not show_secrets)
     say(text, lines=True, end="")
@@ -54,9 +54,9 @@ def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, chang
 @command.command()
 @settings_options
 def check(config_file: str | None, sets: tuple[str, ...]) -> None:
-    """Say whether the settings are right.
+    """Say whether the settings are right, and whether `aether serve` would start.
 
-    And whether `aether serve` would start with them. Exit code 3 when not.
+    Exit code 3 when not.
     """
     loaded = load(config_file, {}, sets)
     from aether_trio.cli.running import refuse_missing_files, refuse_open_gateway

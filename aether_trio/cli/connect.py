@@ -1,6 +1,6 @@
-"""Connects a command to a gateway, and explains to a person what failed.
+"""Connects a command to a gateway, and explains a failure to the person.
 
-A command tries the transports in the order of TRANSPORTS. It goes on to the next one when the port
+A command tries the transports in the order of TRANSPORTS and goes on to the next one when the port
 says that it does not speak the one before, so commands work with any set of transports that a
 gateway has switched on.
 """
@@ -75,15 +75,12 @@ _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 
 def addresses_of(target: GatewayTarget) -> list[str]:
-    """The addresses to try for a target, one for each transport."""
+    """Return the addresses to try for a target, one for each transport."""
     return [f"{secure if target.tls else plain}://{target}" for plain, secure in TRANSPORTS]
 
 
 def options_of(target: GatewayTarget) -> ClientOptions:
-    """The client's options for a target: its credential, TLS and time limit.
-
-    Raises CliError for a file it cannot use.
-    """
+    """Return the client's options for a target: credential, TLS and time limit."""
     # The handshake's limit is the lower one, so its error is raised, which says more than that of
     # the whole.
     options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
@@ -95,7 +92,7 @@ def options_of(target: GatewayTarget) -> ClientOptions:
 
 
 def client_for(identity: Identity, address: str, options: ClientOptions) -> Client:
-    """A client that connects as `identity`.
+    """Make a client that connects as `identity`.
 
     Raises AddressError for a TLS file that cannot be used.
     """
@@ -134,8 +131,8 @@ def client_for(identity: Identity, address: str, options: ClientOptions) -> Clie
 async def open_client(target: GatewayTarget, identity: Identity, *, endless: bool = False) -> AsyncIterator[Client]:
     """Connect to the gateway as `identity`. Every failure is a CliError.
 
-    The whole block has `target.timeout_s`; with `endless` only connecting has. A connection that is
-    cut is not made again.
+    The whole block has `target.timeout_s`; with `endless` only connecting has. A lost connection is
+    not made again.
     """
     try:
         with trio.fail_after(target.timeout_s) as limit:
@@ -154,7 +151,7 @@ async def open_client(target: GatewayTarget, identity: Identity, *, endless: boo
 
 
 async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Identity) -> Client:
-    """The client, connected on the first transport that the gateway speaks.
+    """Open a client on the first transport that the gateway speaks.
 
     Raises AetherError of the last attempt.
     """
@@ -185,20 +182,17 @@ def on_first_spoken(addresses: Sequence[str], attempt: Callable[[str], T]) -> T:
 
 
 def is_refusal(error: AetherError) -> bool:
-    """Return whether the gateway has refused an operation, and is still connected."""
+    """Whether the gateway has refused an operation, and is still connected."""
     return error.code not in _TOO_LARGE | _STATUSES and not isinstance(error, _ENDINGS)
 
 
 def is_not_spoken(error: AetherError) -> bool:
-    """Return whether the port does not speak the transport that was tried."""
+    """Whether a port does not speak the transport that was tried."""
     return isinstance(error, NotImplementedByGateway | Refused) and NOT_SPOKEN in error.message
 
 
 def explained(target: GatewayTarget, error: Exception) -> Exception:
-    """The CliError that says to a person what failed and what to do.
-
-    Errors of other kinds are returned as they are.
-    """
+    """Return the CliError for a failed connection, or another error unchanged."""
     inner = innermost(error)
     match inner:
         case trio.TooSlowError() | RequestTimeout():
@@ -234,10 +228,7 @@ def explained(target: GatewayTarget, error: Exception) -> Exception:
 
 
 def innermost(error: Exception) -> Exception:
-    """The error in the groups that nurseries make.
-
-    Of several, one that a command has raised.
-    """
+    """Return the first error in exception groups, a CliError before others."""
     while isinstance(error, ExceptionGroup):
         ours = [one for one in error.exceptions if isinstance(one, exits.CliError)]
         error = ours[0] if ours else error.exceptions[0]
@@ -245,13 +236,12 @@ def innermost(error: Exception) -> Exception:
 
 
 def refusal_text(error: AetherError) -> str:
-    """The code and text of a refused operation, with whether it may work later."""
+    """Return a refused operation's code and text, and whether it may work later."""
     text = error.message if error.code == "REFUSED" else f"{error.code}: {error.message}"
     return f"{text} (it may work later)" if error.retryable else text
 
 
 def _explained_refusal(target: GatewayTarget, error: AetherError) -> exits.CliError:
-    """Return the error for a connection that was refused or ended with a status."""
     hint = f"; {HINTS[error.code]}" if error.code in HINTS else ""
     if not target.tls and "TLS is required" in error.message:
         hint = "; give --tls or --tls-ca"
@@ -266,7 +256,7 @@ def _explained_tls(target: GatewayTarget, error: TlsRefused) -> exits.CliError:
 
 
 def _with_options(text: str) -> str:
-    """Replace the client's arguments in a text by the command's options."""
+    """Replace the client's arguments in an error text by the command's options."""
     for argument, option in _TLS_OPTIONS.items():
         text = text.replace(argument, option)
     return text

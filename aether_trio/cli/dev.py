@@ -1,4 +1,4 @@
-"""`aether dev`."""
+"""`aether dev`: starts a gateway for development."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(
     """Start a gateway for development.
 
     It listens on 127.0.0.1 only, asks for no credentials and limits no message rates. Ctrl-C drains
-    it: clients are told to reconnect, what was accepted is on the disk.
+    it: clients are told to reconnect, accepted messages are on the disk.
 
     One port speaks gRPC, the binary framing, and WebSocket and HTTP: its page in a browser shows
     what the gateway does.

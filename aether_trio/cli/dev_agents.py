@@ -1,7 +1,4 @@
-"""`aether dev --agents`: runs an orchestrator in the gateway's process.
-
-It connects as any other client.
-"""
+"""`aether dev --agents`: runs an orchestrator in the gateway's process."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ NAME: Final = "aether-dev"
 
 
 def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
-    """What starts the agents of this file beside a development gateway.
+    """Make the part that starts a file's agents beside a development gateway.
 
     Raises CliError.
     """
@@ -43,7 +40,7 @@ def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
 
 
 def addresses_of(gateway: Served) -> GatewayAddresses:
-    """How what is started finds this gateway."""
+    """Return the addresses by which started agents find this gateway."""
     transports = gateway.addresses
     address = f"aether://{transports['framed']}" if "framed" in transports else f"ws://{transports['websocket']}"
     return GatewayAddresses(transports.get("grpc", gateway.address), address)

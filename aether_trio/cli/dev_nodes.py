@@ -1,10 +1,10 @@
-"""`aether dev --nodes N`: a cluster on this machine, its database included.
+"""`aether dev --nodes N`: runs a cluster on this machine, with its database.
 
     clients ──▶ front, a node for each connection in turn
                 ──▶ node-1 ... node-N ──▶ PostgreSQL, from a wheel, in the data directory
 
-The front is this process, so it is no measure of what a load balancer can do; each node has an
-address that is separate, too.
+The front is this process, so it is no measure of a load balancer; each node has a separate address,
+too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_dev_nodes(
     ready_file: str | None,
     sidecar: Sidecar | None = None,
 ) -> None:
-    """Run until drained or stopped.
+    """Run a cluster on this machine until it is drained or stopped.
 
     Exits by CliError or SystemExit; returns after a drain.
     """
@@ -86,7 +86,7 @@ def run_dev_nodes(
 
 
 def refuse_without_packages() -> None:
-    """Raise when what a cluster needs is not installed."""
+    """Raise CliError when a package that a cluster needs is not installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise exits.CliError(
@@ -97,7 +97,7 @@ def refuse_without_packages() -> None:
 
 
 def refuse_own_ports(settings: Settings) -> None:
-    """Raise when a transport has a separate port, which the nodes cannot all have."""
+    """Raise CliError when a transport has a separate port, as nodes cannot share it."""
     for transport in TRANSPORTS:
         if getattr(settings, transport).port:
             raise exits.CliError(
@@ -108,7 +108,7 @@ def refuse_own_ports(settings: Settings) -> None:
 
 @contextmanager
 def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
-    """A URL, what a person is told of it, and the server if it is ours.
+    """Yield the database's URL, its description, and the server if it is started here.
 
     Raises StorageSetupError.
     """
@@ -156,7 +156,7 @@ async def _run(
 
 
 class _Front:
-    """The cluster as one gateway: all its transports are at the front."""
+    """The addresses of a cluster whose transports are all at its front."""
 
     def __init__(self, address: str, node: Ready) -> None:
         self.address = address
@@ -164,7 +164,7 @@ class _Front:
 
 
 async def _keep(server: EmbeddedPostgres) -> None:
-    """Start the database again when it has ended, until cancelled."""
+    """Start the database again whenever it has ended, until cancelled."""
     pause_s = FIRST_PAUSE_S
     while True:
         await trio.sleep(LOOK_S)

@@ -1,4 +1,4 @@
-"""`aether dlq`: list, requeue and resolve dead letters."""
+"""`aether dlq`: lists, requeues and resolves dead letters of tasks."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ Examples:
 def command() -> None:
     """List, requeue and resolve dead letters: tasks that get no further attempt.
 
-    They have used up their attempts, or are past their last deadline.
-
-    A failure that a worker has reported is none: `aether tasks list --status failed` shows those.
+    They have used up their attempts, or are past their last deadline. A failure that a worker has
+    reported is none: `aether tasks list --status failed` shows those.
     """
 
 
@@ -88,7 +87,7 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str, limit: int
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @task_options
 def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
-    """Show all that is told of a dead letter."""
+    """Show all fields of a dead letter."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
@@ -104,7 +103,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @task_options
 def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
-    """Try dead letters again, with all their attempts before them."""
+    """Try dead letters again, with all their attempts."""
     for task_id in task_ids:
         run_client(_get, target, who, task_id)
     run_client(move_tasks, target, who, Tasks.retry, task_ids, "queued again")
@@ -116,9 +115,7 @@ def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> 
 @click.option("--by", default=getpass.getuser, metavar="NAME", help="Who has seen to it.  [default: your login]")
 @ops_options
 def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: OpsTarget) -> None:
-    """Say that nothing more is to be done about dead letters.
-
-    They stay FAILED, and are no longer to be seen to.
+    """Mark dead letters as resolved. They stay FAILED.
 
     The protocol has no operation for this, so it goes to the ops port: on loopback in development
     mode, elsewhere with ops.tail_token.

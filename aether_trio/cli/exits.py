@@ -1,7 +1,4 @@
-"""Exit codes, and the errors that carry them.
-
-One line to the person, a number to the script.
-"""
+"""Exit codes of `aether`, and the errors that carry them."""
 
 from __future__ import annotations
 
@@ -37,10 +34,9 @@ Exit codes:
 
 
 class CliError(click.ClickException):
-    """What went wrong and what to do next. Shown as `Error: ...` on standard error.
+    """The failure of a command: what went wrong and what to do next.
 
-    The message is one line, and what participants have chosen in it is shown as it is; with `lines`
-    it has lines of our own.
+    The message is shown on one line; with `lines` it may have several.
     """
 
     def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:
@@ -49,7 +45,7 @@ class CliError(click.ClickException):
 
 
 def first_of(group: BaseExceptionGroup[E]) -> E:
-    """One of the exceptions in a group of groups."""
+    """Return the first exception in nested exception groups."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""Asks an ops port over HTTP/1.1, and reads the lines of the answer."""
+"""Sends a request to an ops port over HTTP/1.1, and reads the answer's lines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 async def stream_lines(
     ops: OpsTarget, path: str, *, method: str = "GET", headers: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of the answer as they come.
+    """Yield the lines of an ops port's answer as they arrive.
 
-    Raises CliError when there is no answer, or one that is not 200.
-
-    `ops.timeout_s` bounds connecting and the answer's head, not the stream.
+    Raises CliError when there is no answer, or one that is not 200. `ops.timeout_s` bounds
+    connecting and the answer's head, not the stream.
     """
     where = f"{ops.host}:{ops.port}"
     token = {"authorization": f"Bearer {ops.token}"} if ops.token else {}

@@ -1,4 +1,4 @@
-"""Reads the identity that a command is given, or makes one up."""
+"""The identity with which a command connects: given by --as, or made up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def made_up(kind: Kind, workspace: str = "default") -> Identity:
-    """A fresh identity of this kind, for one command.
-
-    Random, so that two commands at a time do not collide.
-    """
+    """Make a random identity of this kind, so that two commands do not collide."""
     specifier = secrets.token_hex(4)
     if kind is Kind.AGENT:
         return Identity.agent(workspace, "cli", specifier)
@@ -30,7 +27,7 @@ def made_up(kind: Kind, workspace: str = "default") -> Identity:
 
 
 def parse_identity(text: str) -> Identity:
-    """As Identity.parse, for --as. Raises click.BadParameter."""
+    """Parse the identity that --as gives. Raises click.BadParameter."""
     try:
         return Identity.parse(text)
     except IdentityError as error:
@@ -38,9 +35,10 @@ def parse_identity(text: str) -> Identity:
 
 
 def asking_options(kind: Kind, who_may: str) -> Callable[[F], F]:
-    """Add --as and the client options to a command, which gets `target` and `who`.
+    """Return a decorator that adds --as and the client options to a command.
 
-    `kind` is that of the identity that is made up without --as.
+    The command gets `target` and `who`; `kind` is that of the identity that is made up without
+    --as.
     """
 
     def add(function: F) -> F:

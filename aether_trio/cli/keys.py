@@ -1,4 +1,4 @@
-"""`aether keys`: make an API key and the record of it for the settings."""
+"""`aether keys`: makes an API key and its record for the settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Examples:
 @click.option("--id", "key_id", metavar="NAME", help="Its name in logs and errors. Default: a made-up one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: {key, record}.")
 def new(principal: Principal, workspaces: tuple[str, ...], identity: str, key_id: str | None, as_json: bool) -> None:
-    """Make a key. Prints it once, with the record to put into the gateway's settings."""
+    """Make an API key. Prints it once, with its record for the gateway's settings."""
     if problem := identity_pattern_problem(identity):
         raise click.BadParameter(problem, param_hint="--identity")
     key = new_api_key()

@@ -38,7 +38,7 @@ _FAR: Final = 2**63 - 1  # a bound that no counter reaches
 
 @dataclass(frozen=True, slots=True)
 class KeySpace:
-    """The scope in which a command's keys are, and the identity that asks for them."""
+    """The scope in which a command's keys lie, and the identity that asks for them."""
 
     target: GatewayTarget
     identity: Identity
@@ -47,7 +47,7 @@ class KeySpace:
     user: str
 
     def run(self, ask: Callable[[Kv, KeyPlace], Awaitable[T]]) -> T:
-        """Connect, and call `ask` with the store and the keywords of this scope.
+        """Connect, and call `ask` with the KV operations and this scope's keywords.
 
         Raises CliError.
         """
@@ -83,7 +83,7 @@ def command() -> None:
 
 
 def place_options(function: F) -> F:
-    """--scope, --workspace, --user, --as and the client options, as `keys`."""
+    """Add the options of a KV command, which gets them as a KeySpace `keys`."""
 
     @click.option("--scope", type=click.Choice(list(SCOPES)), default="workspace", show_default=True)
     @click.option("--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace.")
@@ -133,10 +133,7 @@ def get(keys: KeySpace, key: str) -> None:
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
 def put(keys: KeySpace, key: str, value: str, ttl: int | None, if_absent: bool, if_equals: str | None) -> None:
-    """Set KEY to VALUE; - reads standard input.
-
-    Exit code 1 when a condition did not hold.
-    """
+    """Set KEY to VALUE; - reads standard input. Exit code 1 if a condition fails."""
     if if_absent and if_equals is not None:
         raise click.UsageError("--if-absent and --if-equals exclude each other.")
     data = sys.stdin.buffer.read() if value == "-" else value.encode()
@@ -267,7 +264,7 @@ def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
 @click.option("--ttl", type=click.IntRange(1, _FAR), metavar="SECONDS", help="Forget the set after this long.")
 @place_options
 def add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
-    """Add MEMBER to the set KEY and print how many it has."""
+    """Add MEMBER to the set KEY and print how many members it has."""
 
     async def ask(kv: Kv, place: KeyPlace) -> int:
         return (await kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place)).size

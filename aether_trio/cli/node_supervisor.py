@@ -1,12 +1,11 @@
-"""Runs several gateway processes as one command.
+"""Runs several gateway processes as one command, and restarts those that crash.
 
-They start together and drain together, and one that dies is started again.
-
+They start together and drain together; one that ends is started again after a pause, which doubles.
 Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains all, the second one
-stops them at once; a third one kills what is still there. Before all serve, the first one stops
-them. However this process ends, they drain (node_process.py).
+stops them at once; a third one kills them. Before all serve, the first one stops them. However this
+process ends, they drain (node_process.py).
 
-Invariant: when `run_nodes` returns or raises, none of them is left.
+Invariant: when `run_nodes` returns or raises, no process is left.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 def arguments_of(
     command: str, config_file: str | None, flags: Mapping[str, Any], sets: Sequence[str], overrides: Mapping[str, Any]
 ) -> list[str]:
-    """Return the command line of one process: this one's arguments and overrides."""
+    """Return a gateway process's command line: this command's arguments, overridden."""
     given = [f"{name}={_text(value)}" for name, value in flags.items() if value is not None]
     own = [f"{name}={_text(value)}" for name, value in overrides.items()]
     config = ["--config", config_file] if config_file else []
@@ -44,7 +43,7 @@ def arguments_of(
 
 
 def count_of(number: int, what: str) -> str:
-    """ "1 node", "2 nodes"."""
+    """Return a number with its noun: "1 node", "2 nodes"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -53,7 +52,7 @@ def _text(value: Any) -> str:
 
 
 class NodeSupervisor:
-    """The processes, and whether they are to be there."""
+    """Starts, restarts, drains and ends a group of gateway processes."""
 
     def __init__(self, nodes: Sequence[NodeProcess]) -> None:
         self.nodes = nodes
@@ -64,14 +63,13 @@ class NodeSupervisor:
 
     @property
     def ready(self) -> list[Ready]:
-        """What each said of itself; only once all have started."""
+        """The addresses of the gateways that have become ready."""
         return [node.ready for node in self.nodes if node.ready is not None]
 
     async def start(self) -> None:
-        """Start all.
+        """Start all gateway processes.
 
-        Raises CliError when one cannot; then none is of use, because the others have the same
-        settings.
+        Raises CliError when one cannot; the others, with the same settings, are of no use then.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -81,7 +79,7 @@ class NodeSupervisor:
             raise exits.CliError(str(exits.first_of(group)), exits.SETTINGS, lines=True) from None
 
     async def keep(self) -> None:
-        """Start again whatever ends, until `stop`; then wait until all have ended."""
+        """Restart each process that ends, until `stop`; then wait for all to end."""
         async with trio.open_nursery() as nursery:
             for node in self.nodes:
                 nursery.start_soon(self._keep, node)
@@ -111,9 +109,9 @@ class NodeSupervisor:
             tell(f"{node.name} serves again", err=True)
 
     async def obey(self, signals: AsyncIterator[int], scope: trio.CancelScope, sidecar: Sidecar | None = None) -> None:
-        """Do what the signals say.
+        """Drain, stop or kill the processes as this command's signals say.
 
-        `scope` is cancelled when one comes while not all are ready.
+        `scope` is cancelled by a signal that comes before all are ready.
         """
         async with trio.open_nursery() as nursery:
             async for number in signals:
@@ -133,10 +131,7 @@ class NodeSupervisor:
                 self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
 
     async def watch_output(self, scope: trio.CancelScope, sidecar: Sidecar | None = None) -> None:
-        """Drain once nothing reads what this process prints.
-
-        Before all are ready, cancel `scope`.
-        """
+        """Drain once this command's output is closed; before all serve, cancel `scope`."""
         await wait_output_closed()
         if len(self.ready) < len(self.nodes):
             scope.cancel()
@@ -152,13 +147,13 @@ class NodeSupervisor:
         self.stop(signal.SIGTERM)
 
     def stop(self, number: int) -> None:
-        """Send all of them a signal, and start none of them again."""
+        """Send all processes a signal, and restart none of them."""
         self._told.set()
         for node in self.nodes:
             node.send(number)
 
     async def end(self) -> None:
-        """Whatever has happened, none is left after this."""
+        """End all processes: SIGTERM, after STOP_S SIGKILL."""
         self.stop(signal.SIGTERM)
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
@@ -168,7 +163,7 @@ class NodeSupervisor:
 
 @asynccontextmanager
 async def supervised_nodes(nodes: Sequence[NodeProcess]) -> AsyncIterator[NodeSupervisor]:
-    """All started, none left behind the block."""
+    """Yield a supervisor whose processes have all ended after the block."""
     supervisor = NodeSupervisor(nodes)
     try:
         yield supervisor
@@ -177,10 +172,7 @@ async def supervised_nodes(nodes: Sequence[NodeProcess]) -> AsyncIterator[NodeSu
 
 
 def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
-    """Call `trio.run`. Exits by CliError, OSError or SystemExit, or returns.
-
-    It returns after a drain.
-    """
+    """Call `trio.run`. Exits by CliError, OSError or SystemExit; returns after a drain."""
     try:
         stopped_by = trio.run(main, *args)
     except* exits.CliError as group:
@@ -200,12 +192,11 @@ async def run_nodes(
     sidecar: Sidecar | None = None,
     ends_with_output: bool = False,
 ) -> int | None:
-    """Run them until they have drained; the signal that stopped them before that.
+    """Run gateway processes until they have drained.
 
-    `announce` says what is told to a person.
-
-    `address` is where clients come in, None for that of the first. The `sidecar`, which
-    `announce` starts, ends before they drain. Raises CliError.
+    Returns the signal that stopped them before that. `announce` gives the text for the person and
+    starts the `sidecar`, which ends before the drain. `address` is that of clients, None for the
+    first gateway's. Raises CliError.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery, supervised_nodes(nodes) as supervisor:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands of `aether` share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_OPS: Final = "127.0.0.1:9090"
 
 @dataclass(frozen=True, slots=True)
 class GatewayTarget:
-    """How a client command reaches the gateway, and with what credential."""
+    """The address of a client command's gateway, with its credential and TLS files."""
 
     host: str
     port: int
@@ -41,10 +41,7 @@ class GatewayTarget:
 
 
 def split_address(text: str, default_port: int | None = None) -> tuple[str, int]:
-    """("host", port) of "HOST:PORT"; IPv6 hosts in brackets.
-
-    Raises click.BadParameter.
-    """
+    """Split "HOST:PORT" ("[HOST]:PORT" for IPv6). Raises click.BadParameter."""
     if "://" in text:
         scheme, _, rest = text.partition("://")
         raise click.BadParameter(f"{text!r} has a scheme; give {rest!r} without {scheme}://", param_hint="address")
@@ -65,7 +62,7 @@ def name_and_value(text: str, option: str) -> tuple[str, str]:
 
 
 def serving_options(command: F) -> F:
-    """What `aether dev` and `aether serve` share: ports, data, ready file and logging."""
+    """Add the options of `aether dev` and `aether serve` to a command."""
     options = [
         click.option(
             "--port", type=click.IntRange(0, 65535), help="Port of all transports; 0 picks a free one.  [default: 50051]"
@@ -91,7 +88,7 @@ def serving_options(command: F) -> F:
 
 
 def client_options(command: F) -> F:
-    """--gateway, --api-key, TLS and --timeout, handed to the command as `target`."""
+    """Add the options of a gateway's client, which the command gets as `target`."""
 
     @click.option(
         "--gateway", default=DEFAULT_GATEWAY, show_default=True, envvar="AETHER_GATEWAY", show_envvar=True,
@@ -139,7 +136,7 @@ def client_options(command: F) -> F:
 
 
 def settings_options(command: F) -> F:
-    """--config and --set, as `config_file` and `sets`."""
+    """Add --config and --set, which the command gets as `config_file` and `sets`."""
     command = click.option(
         "--set", "sets", multiple=True, metavar="KEY.PATH=VALUE",
         help="Set one setting; may be repeated. `aether config default` lists them all.",
@@ -151,7 +148,7 @@ def settings_options(command: F) -> F:
 
 
 def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) -> Loaded:
-    """All layers of settings, or a CliError with every problem."""
+    """Load all layers of settings. Raises CliError with every problem."""
     try:
         return load_settings_with_origins(config_file, os.environ, flags, sets)
     except SettingsError as error:
@@ -162,7 +159,7 @@ def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) 
 
 @dataclass(frozen=True, slots=True)
 class OpsTarget:
-    """How a command reaches a gateway's ops port."""
+    """The address of a gateway's ops port, with the token for it."""
 
     host: str
     port: int
@@ -171,7 +168,7 @@ class OpsTarget:
 
 
 def ops_options(command: F) -> F:
-    """Adds the options that lead to an OpsTarget, passed as `ops`."""
+    """Add the options of the ops port, which the command gets as `ops`."""
 
     @click.option(
         "--ops", default=DEFAULT_OPS, show_default=True, envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",

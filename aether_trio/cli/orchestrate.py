@@ -1,4 +1,4 @@
-"""`aether orchestrate`: start agents when they are needed."""
+"""`aether orchestrate`: starts agents when they are needed."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _orchestrate(
 ) -> None:
     """Start agents for the gateway at this address until a signal.
 
-    Raises AetherError, as itself and in no group.
+    Raises AetherError outside of any group.
     """
     reporter = TextReporter(announce)
     addresses = GatewayAddresses(str(target), address, tls_variables(target))
@@ -165,10 +165,7 @@ def _orchestrate(
 
 
 def read_agents(path: str) -> dict[str, AgentSpec]:
-    """The agents of a file, or a CliError with every problem.
-
-    What may be a mistake is said.
-    """
+    """Read the agents of a file. Raises CliError with every problem of the file."""
     try:
         agents = load_agents(path)
     except AgentsFileError as error:
@@ -179,7 +176,7 @@ def read_agents(path: str) -> dict[str, AgentSpec]:
 
 
 def require_docker(agents: Mapping[str, AgentSpec]) -> None:
-    """Raise CliError when containers are wanted and cannot be had."""
+    """Raise CliError when agents need Docker and it does not work."""
     wanted = sorted(spec.implementation for spec in agents.values() if spec.manner == DOCKER)
     if not wanted:
         return
@@ -192,7 +189,7 @@ def require_docker(agents: Mapping[str, AgentSpec]) -> None:
 
 
 def show_agents(agents: Mapping[str, AgentSpec]) -> None:
-    """What a file says, as a table."""
+    """Print the agents of a file as a table."""
     columns = ("agent", "profile", "is started as", "most", "description")
     print_table(columns, [_cells(spec) for spec in agents.values()], "no agents")
 
@@ -203,9 +200,9 @@ def _cells(spec: AgentSpec) -> tuple[str, ...]:
 
 
 def tls_variables(target: GatewayTarget) -> dict[str, str]:
-    """How what is started trusts the gateway.
+    """Return the environment by which started agents trust the gateway.
 
-    It is not given this command's certificate: it has a token.
+    They are not given this command's certificate: they have a token.
     """
     found: dict[str, str] = {}
     if target.tls:
@@ -216,9 +213,9 @@ def tls_variables(target: GatewayTarget) -> dict[str, str]:
 
 
 class _Connection:
-    """Reports lost and new connections, and registers the agents again.
+    """Reports lost and new connections to the gateway, and registers agents again.
 
-    A gateway that is back may have forgotten them.
+    A gateway that was restarted may have forgotten them.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -237,7 +234,7 @@ class _Connection:
         self._reporter.event("", f"the gateway is away; what runs goes on meanwhile: {error.message}")
 
     async def keep_registered(self, orchestrator: AgentSupervisor, client: OrchestratorClient) -> None:
-        """Until cancelled."""
+        """Register the agents again after each lost session, until cancelled."""
         while True:
             await self._forgotten.wait()
             self._forgotten = trio.Event()
@@ -255,7 +252,7 @@ async def _run(
     register: bool,
     gateway: str,
 ) -> int | None:
-    """Until a signal comes; the second one, if there was one."""
+    """Start agents until a signal comes; return the second signal, if there was one."""
 
     async def read_again() -> None:
         text = await _read_again(orchestrator, client, agents_file, register)
@@ -279,14 +276,14 @@ async def _run(
 
 
 def ready_text(orchestrator: AgentSupervisor, client: OrchestratorClient, gateway: str) -> str:
-    """What a person wants to know now."""
+    """Return the line that tells which agents are started for which gateway."""
     return f"{client.topic} starts {orchestrator.described} for the gateway at {gateway}; Ctrl-C ends all of them"
 
 
 async def _read_again(
     orchestrator: AgentSupervisor, client: OrchestratorClient, agents_file: str, register: bool
 ) -> str:
-    """What became of it."""
+    """Read the agents' file again and return a text with the result."""
     try:
         orchestrator.replace(read_agents(agents_file))
     except (exits.CliError, ValueError) as error:
@@ -301,9 +298,9 @@ async def _read_again(
 
 
 class _StopSignals:
-    """The first signal ends the block, the second one kills.
+    """Ends a block at the first signal and kills agents at the second.
 
-    SIGHUP has the file read again.
+    SIGHUP makes the agents' file be read again.
     """
 
     def __init__(self, read_again: Callable[[], Awaitable[None]]) -> None:
@@ -313,9 +310,9 @@ class _StopSignals:
         self._first = True
 
     async def watch_output(self) -> None:
-        """A closed output ends the block as a first signal does.
+        """End the block when the output is closed, as a first signal does.
 
-        The signal that comes with it is no second one.
+        A signal that comes with the closed output is no second one.
         """
         await wait_output_closed()
         self.scope.cancel()

@@ -1,9 +1,9 @@
-"""Prints for all commands: only here a participant's words reach a terminal.
+"""Prints for all commands: a participant's text reaches a terminal only from here.
 
 Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control
-characters in them. So no module of the command line prints otherwise than with the functions of
-this one (ruff bans `click.echo`, `print` and rich elsewhere): text goes out with its control
-characters escaped, a table takes texts and no markup, and JSON stays JSON.
+characters in them. So no module of the command line prints otherwise than with these functions
+(ruff bans `click.echo`, `print` and rich elsewhere): text goes out with its control characters
+escaped, a table takes texts and no markup, and JSON stays JSON.
 
 Commands end when their output is closed, as `head` closes it: a function of this module raises
 OutputClosed, and `run_client` ends a command that only waits. A command that serves others uses
@@ -44,23 +44,22 @@ _LOOK_S: Final = 0.5
 
 
 class OutputClosed(BaseException):
-    """What a command prints reaches no reader any more.
+    """A command's output has no reader any more.
 
     Not an Exception: no handler of failures takes it for one.
     """
 
 
 def is_terminal() -> bool:
-    """Whether a person looks at standard output."""
+    """Whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Return `text` on one line, with its control characters as escapes.
+    """Return `text` on one line, with its control characters escaped.
 
-    Characters that change the order of letters are escaped too.
-
-    With `lines` its tabs and ends of lines are the command's own, and stay.
+    Characters that change the order of letters are escaped too. With `lines` tabs and ends of lines
+    stay.
     """
     pattern = _CONTROL_BUT_LINES if lines else _CONTROL
     return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -72,10 +71,7 @@ def say(text: str, *, err: bool = False, lines: bool = False, end: str = "\n") -
 
 
 def announce(text: str, *, err: bool = False, lines: bool = False) -> None:
-    """Print as `say` does, and do nothing when the output is closed.
-
-    For commands that serve others and have to go on.
-    """
+    """Print as `say` does, and do nothing when the output is closed."""
     with contextlib.suppress(OutputClosed):
         say(text, err=err, lines=lines)
 
@@ -86,10 +82,7 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
 
 
 def say_json(document: str) -> None:
-    """Print text that is JSON already.
-
-    What a terminal would obey in its strings becomes escapes of JSON.
-    """
+    """Print JSON text, with characters that a terminal obeys as escapes of JSON."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
     pattern = _CONTROL_BUT_LINES if utf8 else _NOT_ASCII
     _write(pattern.sub(lambda found: json.dumps(found[0])[1:-1], document) + "\n", err=False)
@@ -156,10 +149,7 @@ def _write(text: str, *, err: bool) -> None:
 
 
 def run_client(main: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """`trio.run` for a command that asks a gateway.
-
-    Raises OutputClosed once standard output is closed.
-    """
+    """Run a client command with `trio.run`; raise OutputClosed with a closed output."""
 
     import trio
 
@@ -179,10 +169,7 @@ async def _cancel_when_closed(scope: trio.CancelScope) -> None:
 
 
 async def wait_output_closed() -> None:
-    """Return once nothing reads standard output any more.
-
-    Never, for a file and what has no descriptor.
-    """
+    """Return once standard output has no reader; never for a file."""
     import trio
 
     try:

@@ -1,9 +1,9 @@
-"""The ready file: how a script learns that a gateway serves, and where.
+"""The ready file: tells a script that a gateway serves, and where.
 
-Invariants: a program that sees the file sees all of it. While it is there its gateway serves, or
-has been killed; then the next start takes it away before it opens anything. A gateway that did not
+Invariants: a program that sees the file sees all of it. While the file is there its gateway serves,
+or has been killed; then the next start removes it before it opens anything. A gateway that did not
 write the file leaves it alone, so a second one on the same data directory, which must fail, does
-not take the first one's.
+not remove the first one's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Node(Protocol):
 
 
 class ReadyFile:
-    """Writes the ready file. Call `prepare`, then `write`, at the end `remove`.
+    """Writes the ready file: first `prepare`, then `write`, at the end `remove`.
 
     `prepare` comes before anything is opened, `write` once all is served.
     """
@@ -42,7 +42,7 @@ class ReadyFile:
         self._written = False
 
     def prepare(self) -> None:
-        """Take away what a killed gateway has left.
+        """Remove the ready file of a killed gateway.
 
         Raises CliError when the file could not be written later.
         """
@@ -57,11 +57,10 @@ class ReadyFile:
             ) from None
 
     def write(self, gateway: str, ops: str, transports: Mapping[str, str], nodes: Sequence[Node] = ()) -> None:
-        """Appear, in one step.
+        """Write the ready file, in one step.
 
         Addresses are HOST:PORT, `ops` may be empty; `transports` has one for each transport.
-
-        `nodes` are the processes that a command has started for itself (node_supervisor.py).
+        `nodes` are the processes that a command has started (node_supervisor.py).
         """
         body: dict[str, Any] = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "transports": dict(transports)}
         if nodes:
@@ -74,7 +73,7 @@ class ReadyFile:
         self._written = True
 
     def remove(self) -> None:
-        """Disappear, if it is this process's file."""
+        """Remove the ready file, if this process has written it."""
         if self._written and self._pid() == os.getpid():
             self._path.unlink(missing_ok=True)
 

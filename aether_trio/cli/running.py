@@ -38,7 +38,7 @@ _TRANSPORT_NAMES = {"grpc": "gRPC", "framed": "binary framing", "websocket": "We
 
 
 class RunningGateway(Protocol):
-    """What the command line needs of a gateway (gateway.py's Gateway)."""
+    """A running gateway, as far as the command line needs it (gateway.py's Gateway)."""
 
     @property
     def address(self) -> str: ...
@@ -87,10 +87,7 @@ def refuse_open_gateway(settings: Settings) -> None:
 
 
 def refuse_missing_files(settings: Settings) -> None:
-    """Raise when a file that the settings name cannot be read.
-
-    OpenSSL's own error would not say which.
-    """
+    """Raise CliError that names a file of the TLS settings that cannot be read."""
     for leaf in ("cert", "key", "client_ca"):
         name = getattr(settings.tls, leaf)
         if name is None:
@@ -105,7 +102,7 @@ def refuse_missing_files(settings: Settings) -> None:
 def run_gateway(
     settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, sidecar: Sidecar | None = None
 ) -> None:
-    """Run until drained or stopped.
+    """Run a gateway until it is drained or stopped.
 
     Exits by CliError or SystemExit; returns after a drain.
     """
@@ -163,10 +160,7 @@ async def _run(
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as this user may have.
-
-    Each connection is one, and shells begin with 1,024.
-    """
+    """Allow as many open files as this user may have: one for each connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -174,11 +168,10 @@ def raise_file_limit() -> None:
 
 
 def quieten_collector() -> None:
-    """Keep the cycle collector from looking at everything again and again.
+    """Make the cycle collector run less often, and skip what is loaded by now.
 
     With thousands of connections the defaults (every 700 allocations, a full pass each 25 % of
-    growth) took a fifth of the CPU of a connect storm. What is loaded by now stays for ever and is
-    not looked at any more; the rest is, less often.
+    growth) took a fifth of the CPU of a connect storm.
     """
     gc.collect()
     gc.freeze()
@@ -190,7 +183,7 @@ class _Opener(Protocol):
 
 
 class _Stop:
-    """Turns signals into a drain, then into a stop."""
+    """Turns a gateway process's signals into a drain, then into a stop."""
 
     def __init__(self, scope: trio.CancelScope, *, quiet: bool = False) -> None:
         self._scope = scope
@@ -202,7 +195,7 @@ class _Stop:
         self._draining = False
 
     async def watch_input(self) -> None:
-        """Drain when the process that started this one closes our standard input."""
+        """Drain when the process that started this one closes its standard input."""
         while True:
             await trio.lowlevel.wait_readable(0)
             if not os.read(0, 4096):
@@ -210,10 +203,7 @@ class _Stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
     async def watch_output(self) -> None:
-        """Drain a development gateway whose output is closed.
-
-        The person who started it has gone.
-        """
+        """Drain a development gateway whose output is closed."""
         await wait_output_closed()
         if self.gateway is None:
             self._scope.cancel()
@@ -249,7 +239,7 @@ class _Stop:
 
 
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:
-    """Return what a person wants to know now: addresses, data, and what to type."""
+    """Return the ready line of a gateway: addresses, data, and commands to try."""
     tls = " with TLS" if settings.tls.cert else ""
     lines = [
         f"aether {__version__} is serving on {gateway.address}{tls} ({manner_text(settings)})",
@@ -267,7 +257,7 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
 
 
 def data_text(settings: Settings) -> str:
-    """Where everything is kept, for the ready line."""
+    """Return the place of a gateway's data, for the ready line."""
     if settings.storage.database:
         return f"the PostgreSQL database {where(settings.storage.database)}, schema {settings.storage.schema}"
     return (
@@ -278,7 +268,7 @@ def data_text(settings: Settings) -> str:
 
 
 def manner_text(settings: Settings) -> str:
-    """Who may connect, for the ready line."""
+    """Return which clients may connect, for the ready line."""
     if settings.gateway.dev:
         return "development: this machine only, no credentials, no rates"
     if settings.refuses_every_client:
@@ -287,10 +277,7 @@ def manner_text(settings: Settings) -> str:
 
 
 def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, indent: int = 6) -> list[str]:
-    """What to type next, for the development mode.
-
-    "HOST:PORT" of the gRPC transport and of the ops port.
-    """
+    """Return lines with commands to try, for the addresses of gRPC and ops port."""
     where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
     if tls:
         where += " --tls-ca CA.pem"
@@ -309,7 +296,7 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
 
 
 def _transports_text(gateway: RunningGateway) -> str:
-    """Return the transports as text, with addresses that are not the gateway's.
+    """List the transports, with addresses that are not the gateway's.
 
     "gRPC, binary framing; WebSocket on 127.0.0.1:8080".
     """

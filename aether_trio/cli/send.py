@@ -1,4 +1,4 @@
-"""`aether send`."""
+"""`aether send`: sends one message."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def command(target: GatewayTarget, topic: str, text: str, sender: str | None, me
 
 
 def _sender_for(topic: str) -> Identity:
-    """An agent in the topic's workspace, where most rules allow it.
+    """Make up the identity of a sender: an agent in the topic's workspace.
 
     A service for topics that agents may not send to.
     """

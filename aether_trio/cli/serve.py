@@ -1,4 +1,4 @@
-"""`aether serve`."""
+"""`aether serve`: starts a gateway that others can reach."""
 
 from __future__ import annotations
 

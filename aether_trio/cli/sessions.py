@@ -1,4 +1,4 @@
-"""`aether sessions`."""
+"""`aether sessions`: lists and ends sessions of participants."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def command(
     reason: str,
     as_json: bool,
 ) -> None:
-    """Show who is connected. The command's own connection is left out."""
+    """Show connected participants, without the command's own connection."""
     if session_id:
         run_client(_disconnect, target, who, session_id, reason)
         say(f"disconnected {session_id}")
@@ -92,10 +92,7 @@ async def _disconnect(target: GatewayTarget, identity: Identity, session_id: str
 
 
 def _seconds(unix: int) -> float:
-    """ConnectionInfo.connected_at is in Unix seconds.
-
-    A number that is too large to be one is in milliseconds.
-    """
+    """Convert a connection's time to Unix seconds; larger numbers are milliseconds."""
     return unix / 1000 if unix > 10**11 else float(unix)
 
 

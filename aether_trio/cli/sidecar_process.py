@@ -9,7 +9,7 @@ import trio
 
 
 class Served(Protocol):
-    """Where the gateway is."""
+    """The addresses of a running gateway."""
 
     @property
     def address(self) -> str: ...
@@ -18,11 +18,7 @@ class Served(Protocol):
 
 
 class Sidecar:
-    """A part that runs beside a gateway.
-
-    `run` runs it, once. `end` ends it and returns when it has ended. `kill` ends it without
-    waiting.
-    """
+    """A part that runs beside a gateway, such as an orchestrator."""
 
     def __init__(self, main: Callable[[Served], Awaitable[None]], kill: Callable[[], None] = lambda: None) -> None:
         self._main = main
@@ -31,7 +27,7 @@ class Sidecar:
         self._over = trio.Event()
 
     async def run(self, gateway: Served) -> None:
-        """Until it is over, or `end`."""
+        """Run the part until it returns, or until `end`. Call it once."""
         try:
             with self._scope:
                 await self._main(gateway)
@@ -39,11 +35,11 @@ class Sidecar:
             self._over.set()
 
     async def end(self) -> None:
-        """Only after `run` has been started."""
+        """End the part, and wait for its end. Only after `run` has been started."""
         self._scope.cancel()
         await self._over.wait()
 
     def kill(self) -> None:
-        """End it at once. Never blocks."""
+        """End the part at once. Never blocks."""
         self._scope.cancel()
         self._kill()

@@ -1,4 +1,4 @@
-"""Why a gateway could not open its ports and files, and what to do next."""
+"""Explains why a gateway could not open its ports and files, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_ROOT = 1024
 
 
 def start_error(error: OSError, settings: Settings) -> exits.CliError:
-    """What to tell a person."""
+    """Turn the OSError of a gateway's start into an error for the person."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         wanted = {"gateway.host": settings.gateway.host, "ops.host": settings.ops.host}
         wrong = {name: host for name, host in wanted.items() if _fails(host, 0, error.errno)} or wanted
@@ -44,9 +44,9 @@ def start_error(error: OSError, settings: Settings) -> exits.CliError:
 
 
 def _of(settings: Settings, number: int) -> tuple[str, str]:
-    """The ports on which listening fails in this way, and the options for them.
+    """Return the ports on which listening fails so, and the options for them.
 
-    All that are wanted when none does any more.
+    All wanted ports when none fails any more.
     """
     gateway, ops = settings.gateway, settings.ops
     wanted = {"--port": (gateway.host, gateway.port)}

@@ -1,4 +1,4 @@
-"""`aether tail`."""
+"""`aether tail`: shows a topic's messages as they are committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection of the commands about tasks, whose refusals say what to do next."""
+"""Connects commands about tasks; their refusals say what to do next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEXT: Final = (
 
 @asynccontextmanager
 async def open_tasks(target: GatewayTarget, who: Identity) -> AsyncIterator[Tasks]:
-    """Connect, and yield the operations of tasks. Every failure is a CliError."""
+    """Connect, and yield the client's operations on tasks. Failures are CliErrors."""
     async with open_client(target, who) as client:
         with explained_refusals():
             yield client.tasks.within(None)
@@ -44,6 +44,6 @@ def explained_refusals() -> Iterator[None]:
 
 
 def refused(text: str) -> exits.CliError:
-    """The error for a refusal, with what to do about it."""
+    """Make the error for a refused operation on a task, with what to do about it."""
     hint = next((hint for part, hint in _NEXT if part in text), "")
     return exits.CliError(f"{text}; {hint}" if hint else text)

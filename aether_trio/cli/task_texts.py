@@ -1,4 +1,4 @@
-"""Tasks and their events for people, and as JSON for programs."""
+"""Shows tasks and their events to people, and as JSON to programs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_json(task: Task) -> dict[str, Any]:
 
 
 def event_as_json(event: TaskEvent) -> dict[str, Any]:
-    """An event as a JSON object; `kind` says what its `event` is."""
+    """Return a task's event as a JSON object; `kind` says what its `event` is."""
     told = {name: _plain(value) for name, value in asdict(event).items() if name != "subscription_id"}
     return {"kind": _KINDS.get(type(event.event), "unknown"), **told}
 
@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_list(tasks: Sequence[Task], empty: str) -> None:
-    """A table, one line for each."""
+    """Print a table of tasks, one line for each."""
     columns = ("task", "type", "status", "attempt", "priority", "worker", "created", "error")
     print_table(columns, [_cells(task) for task in tasks], empty)
 
@@ -85,7 +85,7 @@ def _cells(task: Task) -> tuple[str, ...]:
 
 
 def print_one(task: Task, *, as_object: bool) -> None:
-    """Everything that is set, one line for each; or as a JSON object."""
+    """Print a task's fields that are set, one line for each; or a JSON object."""
     if as_object:
         print_json(as_json(task), indent=2)
         return
@@ -101,23 +101,20 @@ def print_one(task: Task, *, as_object: bool) -> None:
 
 
 def _whose(task: Task) -> str:
-    """Return the worker of a task, and its target if that is another one.
-
-    Such as an agent that is to be started.
-    """
+    """Return the worker of a task, and its target if that is another one."""
     if not task.target_topic or task.target_topic == task.assigned_to:
         return task.assigned_to
     return f"{task.assigned_to} for {task.target_topic}".lstrip()
 
 
 def attempt_text(task: Task) -> str:
-    """Which attempt it is at, and of how many."""
+    """Return which attempt of how many a task is at, as "2/3"."""
     failed = task.status is TaskStatus.FAILED
     return f"{max(task.attempt, 1) if failed else task.attempt + 1}/{task.max_attempts}"
 
 
 def status_text(status: TaskStatus) -> str:
-    """In words."""
+    """Return a task's status in words."""
     return status.name.lower().replace("_", " ")
 
 
@@ -142,7 +139,7 @@ def _short(text: str) -> str:
 
 
 def event_line(event: TaskEvent) -> str:
-    """An event as one line for a person."""
+    """Return a task's event as one line for a person."""
     at = event.emitted_at or datetime.now(UTC)
     return f"{at.astimezone().strftime('%H:%M:%S.%f')[:-3]}  {event.task_id}  {_happening(event)}"
 
@@ -164,7 +161,7 @@ def _happening(event: TaskEvent) -> str:
 
 
 def state_line(task: Task) -> str:
-    """The state of a task when a command begins to watch it, as one line."""
+    """Return a task's state when a command begins to watch it, as one line."""
     at = datetime.now(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     worker = f", {task.assigned_to}" if task.assigned_to else ""
     error = f"  {task.error}" if task.error else ""

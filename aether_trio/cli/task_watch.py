@@ -37,10 +37,7 @@ _MS: Final = timedelta(milliseconds=1)
 
 
 class TaskWatch:
-    """What is printed of which tasks.
-
-    `run` prints until Ctrl-C, or `until_end` until all have ended.
-    """
+    """Prints the events of tasks until Ctrl-C, or `until_end` until all have ended."""
 
     def __init__(
         self,
@@ -64,7 +61,10 @@ class TaskWatch:
         self._ends: dict[str, TaskStatus] = {}
 
     async def run(self, target: GatewayTarget, who: Identity) -> dict[str, TaskStatus]:
-        """Their last statuses. Raises CliError."""
+        """Print events until all tasks have ended; return their last statuses.
+
+        Raises CliError.
+        """
         while True:
             try:
                 async with open_client(target, who, endless=True) as client:
@@ -101,10 +101,7 @@ class TaskWatch:
             return self._ends
 
     async def _skip(self, events: Feed[pb.TaskEvent]) -> None:
-        """Skip the past events, and note the time from which a replay begins.
-
-        A connection may be cut before the first new event.
-        """
+        """Skip the past events, and note the time from which a replay begins."""
         with trio.move_on_after(SKIP_S):
             while True:
                 with trio.move_on_after(QUIET_S) as quiet:
@@ -142,7 +139,7 @@ class TaskWatch:
                 self._ends.pop(task_id, None)
 
     async def _is_over(self, tasks: Tasks) -> bool:
-        """Whether all have ended, as the events say and a look confirms."""
+        """Whether all tasks have ended, as the events say and a query confirms."""
         if not self._until_end or len(self._ends) < len(self._task_ids):
             return False
         for task_id in self._task_ids:

@@ -54,7 +54,7 @@ Examples:
 """,
 )
 def command() -> None:
-    """See and change what is to be done.
+    """Create, find, watch, cancel and retry tasks.
 
     A worker is a program: docs/tasks.md says how it is written.
     """
@@ -119,7 +119,7 @@ def _statuses(names: Iterable[str]) -> list[TaskStatus]:
 
 
 async def _list(target: GatewayTarget, who: Identity, wanted: dict[str, Any], limit: int) -> tuple[list[Task], bool]:
-    """At most `limit` tasks, and whether there are more."""
+    """Return at most `limit` tasks, and whether there are more."""
     found: list[Task] = []
     async with open_tasks(target, who) as tasks, aclosing(pages_of(tasks, min(_PAGE, limit + 1), **wanted)) as pages:
         async for page in pages:
@@ -130,7 +130,7 @@ async def _list(target: GatewayTarget, who: Identity, wanted: dict[str, Any], li
 
 
 async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGenerator[Sequence[Task], None]:
-    """All tasks that fit, page by page. `wanted` are the keywords of `Tasks.query`."""
+    """Yield all matching tasks, page by page. `wanted` are keywords of `Tasks.query`."""
     token = ""
     while True:
         page = await tasks.query(limit=size, page_token=token, **wanted)
@@ -145,7 +145,7 @@ async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGener
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @task_options
 def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
-    """Show all that is told of a task. Its payload is its worker's."""
+    """Show all fields of a task but its payload, which is its worker's."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
@@ -243,7 +243,7 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
 
 
 async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
-    """Move tasks one by one, and print what was done.
+    """Move tasks to another state one by one, and print the result of each.
 
     Raises CliError at the first refusal.
     """
@@ -286,7 +286,7 @@ def watch(
     until_end: bool,
     as_lines: bool,
 ) -> None:
-    """Show what happens to tasks, as it happens, until Ctrl-C.
+    """Show the events of tasks as they happen, until Ctrl-C.
 
     A failure that is to be tried again is an end, too.
     """

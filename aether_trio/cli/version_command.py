@@ -1,4 +1,4 @@
-"""`aether version`."""
+"""`aether version`: shows the version."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
 """`aether serve --workers N`: runs N gateway processes on one port.
 
-They share a machine and a database.
-
-Each is a node of the cluster like any other. The kernel spreads connections over them
-(SO_REUSEPORT, socket(7)). This process accepts nothing: it holds the ports, bound and not
-listening, so that no other program takes one while a worker is away; that also turns 0 into a port
-which is the same for all.
+They share a machine and a database; each is a node of the cluster like any other. The kernel
+spreads connections over them (SO_REUSEPORT, socket(7)). This process accepts nothing: it holds the
+ports, bound and not listening, so that no other program takes one while a worker is away; that also
+turns 0 into a port which is the same for all.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ def run_workers(
     sets: Sequence[str],
     ready_file: str | None,
 ) -> None:
-    """Run until drained or stopped.
+    """Run worker processes until they are drained or stopped.
 
     Exits by CliError or SystemExit; returns after a drain.
     """
@@ -79,7 +77,7 @@ def run_workers(
 
 @contextmanager
 def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
-    """The ports of the transports by setting, held until the block ends.
+    """Reserve the ports of the transports until the block ends; yield them by setting.
 
     Raises OSError when another program listens on one.
     """
