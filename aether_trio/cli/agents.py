@@ -99,7 +99,7 @@ def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[st
     except IdentityError as error:
         raise click.BadParameter(str(error)) from None
     if agent.kind is not Kind.AGENT:
-        raise click.BadParameter(f"{identity} is {agent.kind.with_article}; only agents are started")
+        raise click.BadParameter(f"cannot launch {identity}: it is {agent.kind.with_article}, not an agent")
     wanted = pb.AgentLaunchParams(workspace=agent.workspace, specifier=agent.specifier, param_overrides=_params(params))
     op = Op(op=Op.LAUNCH, implementation=agent.implementation, launch_params=wanted)
     say(run_client(_launch, target, who, op))

@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
             if argument is None:
                 raise
             raise CliError(
-                f"{ascii(os.fsencode(argument))[1:]} is not UTF-8; bytes go in by standard input (-)", USAGE
+                f"{ascii(os.fsencode(argument))[1:]} is not UTF-8; give bytes on standard input, with -", USAGE
             ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,7 +85,7 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} There are {', '.join(COMMANDS)}.", ctx) from None
+            raise click.UsageError(f"{error.message} The commands are {', '.join(COMMANDS)}.", ctx) from None
 
 
 @click.group(

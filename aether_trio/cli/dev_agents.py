@@ -25,11 +25,11 @@ def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
     require_docker(agents)
     if settings.tls.cert:
         raise exits.CliError(
-            "--agents is for a gateway without TLS; with it, run `aether orchestrate` beside `aether dev`",
+            "--agents cannot be used with TLS; run `aether orchestrate` beside `aether dev` instead",
             exits.SETTINGS,
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
-        raise exits.CliError("--agents needs the binary framing or the WebSocket transport", exits.SETTINGS)
+        raise exits.CliError("--agents needs framed.enabled or websocket.enabled, by which agents are started", exits.SETTINGS)
     running: list[AgentSupervisor] = []
 
     def kill() -> None:

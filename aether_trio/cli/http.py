@@ -45,7 +45,7 @@ async def stream_lines(
             with trio.fail_after(ops.timeout_s):
                 response = await _next_event(connection, stream)
         except trio.TooSlowError:
-            raise exits.CliError(f"{where} does not answer", exits.UNREACHABLE) from None
+            raise exits.CliError(f"the ops port {where} did not answer in time (--timeout)", exits.UNREACHABLE) from None
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
             raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE) from None
         if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER.encode():
@@ -57,19 +57,19 @@ async def stream_lines(
             try:
                 event = await _next_event(connection, stream)
             except (h11.RemoteProtocolError, trio.BrokenResourceError):
-                raise exits.CliError(f"{where} broke off", exits.UNREACHABLE) from None
+                raise exits.CliError(f"the ops port {where} broke the connection off in the middle of its answer", exits.UNREACHABLE) from None
             if not isinstance(event, h11.Data):
                 break
             *lines, rest = (rest + bytes(event.data)).split(b"\n")
             if len(rest) > _MAX_LINE_BYTES:
-                raise exits.CliError(f"{where} sends a line without end")
+                raise exits.CliError(f"the ops port {where} sent a line of more than {_MAX_LINE_BYTES} bytes")
             if status == 200:
                 for line in lines:
                     yield line
             elif lines:
                 raise exits.CliError(f"{where}: {lines[0].decode(errors='replace')}")
         if status != 200:
-            raise exits.CliError(f"{where} answered {status}")
+            raise exits.CliError(f"the ops port {where} answered with the HTTP status {status}")
 
 
 async def _next_event(connection: h11.Connection, stream: trio.SocketStream) -> object:

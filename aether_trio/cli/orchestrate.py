@@ -184,7 +184,7 @@ def require_docker(agents: Mapping[str, AgentSpec]) -> None:
         check_docker()
     except DockerError as error:
         raise exits.CliError(
-            f"{', '.join(wanted)}: to be started as a container, and {error}", exits.SETTINGS
+            f"cannot start {', '.join(wanted)} as a container: {error}", exits.SETTINGS
         ) from None
 
 

@@ -58,7 +58,7 @@ def refuse_open_gateway(settings: Settings) -> None:
     if settings.open_to_the_world:
         host, port = settings.gateway.host, settings.gateway.port
         raise exits.CliError(
-            f"refusing to listen on {host}:{port} without credentials: anyone who reaches it could be anyone. Choose one:\n"
+            f"refusing to listen on {host}:{port} without credentials: a client that reaches this port could take any identity. Choose one:\n"
             "  keys         aether keys new --principal KIND, and put the record it prints into the file that you give with --config\n"
             "  certificates --set tls.cert=… --set tls.key=… --set tls.client_ca=CA.pem --set tls.require_client_cert=true\n"
             "  this machine --set gateway.host=127.0.0.1\n"
@@ -77,7 +77,7 @@ def refuse_open_gateway(settings: Settings) -> None:
             return
     key = settings.credentials_in_plaintext
     raise exits.CliError(
-        f"refusing to take {what} on {host}:{port} without TLS: all that listen on the network could read and use them. Choose one:\n"
+        f"refusing to take {what} on {host}:{port} without TLS: others on the network could read and use them. Choose one:\n"
         f"{tls}"
         f"  this machine --set {key}=127.0.0.1\n"
         "  a proxy in front that ends TLS, in a private network --set auth.plaintext_credentials=true",
@@ -96,7 +96,7 @@ def refuse_missing_files(settings: Settings) -> None:
             with Path(name).open("rb"):
                 pass
         except OSError as error:
-            raise exits.CliError(f"tls.{leaf}: {name}: {error.strerror}", exits.SETTINGS) from None
+            raise exits.CliError(f"cannot read tls.{leaf}, {name}: {error.strerror}", exits.SETTINGS) from None
 
 
 def run_gateway(

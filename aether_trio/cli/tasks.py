@@ -202,7 +202,7 @@ def create(
     for all of it.
     """
     if bool(pool) == bool(identity):
-        raise click.UsageError("say who is to do it: either --pool IMPLEMENTATION or --target IDENTITY.")
+        raise click.UsageError("a task needs a worker: give either --pool IMPLEMENTATION or --target IDENTITY.")
     retries = (
         RetryPolicy(max_attempts=max_attempts, initial_delay_ms=round(retry_delay * 1000)) if max_attempts else None
     )

@@ -157,9 +157,9 @@ async def probe_while_failing(name: str, database: OpenDatabase) -> None:
                 await database.run(probe_write)
             except StorageUnavailable as error:
                 if not failing:
-                    logger.error("a database fails", database=name, reason=str(error))
+                    logger.error("the gateway cannot write to a database", database=name, reason=str(error))
                 failing = True
                 continue
         if failing:
-            logger.info("a database can be written again", database=name)
+            logger.info("the gateway can write to a database again", database=name)
         failing = False

@@ -140,7 +140,7 @@ class OpsServer:
                 return self._tail_request(parse_qs(url.query), headers)
             case _:
                 raise _RequestRefused(
-                    404, "unknown path; there are /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC"
+                    404, "unknown path; this port serves /healthz, /readyz, /metrics and /v1/tail?topic=TOPIC"
                 )
 
     def _readyz(self) -> _Answer:
@@ -162,7 +162,7 @@ class OpsServer:
         if start == "now":
             return _TailRequest(topic, None)
         if not (start.isascii() and start.isdigit()) or len(start) > 18:
-            raise _RequestRefused(400, "from is neither an offset (0 is the oldest message) nor now")
+            raise _RequestRefused(400, "the parameter from is neither an offset (0 is the oldest message) nor now")
         return _TailRequest(topic, int(start))
 
     def change(self, target: str, headers: dict[str, str]) -> _ResolveRequest:
@@ -178,7 +178,7 @@ class OpsServer:
                 query = parse_qs(url.query)
                 by = query.get("by", [""])[-1]
                 if not by:
-                    raise _RequestRefused(400, "the name of the one who resolves it is missing; add ?by=NAME")
+                    raise _RequestRefused(400, "the name of the person who resolves the dead letter is missing; add ?by=NAME")
                 return _ResolveRequest(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
                 raise _RequestRefused(
@@ -211,7 +211,7 @@ class OpsServer:
         # 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
-            raise _RequestRefused(403, "the request names another host; ask by a loopback address")
+            raise _RequestRefused(403, "the header Host is no loopback address; ask for 127.0.0.1 or localhost")
 
     # -- how it is served
 

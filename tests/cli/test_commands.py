@@ -53,7 +53,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["nonsense"], "No such command 'nonsense'. There are dev, serve,"),
+        (["nonsense"], "No such command 'nonsense'. The commands are dev, serve,"),
         (["dev", "--nonsense"], "No such option"),
         (["send", "ag::a::b::c"], "Missing argument 'TEXT|-'"),
         (["sessions", "--gateway", "host:port"], "'host:port' is not HOST:PORT"),

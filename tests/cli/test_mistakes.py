@@ -27,7 +27,7 @@ HUGE = "9" * 20
     ],
 )
 def test_what_is_no_utf8_is_named(shell: Shell, arguments: tuple[str, ...]) -> None:
-    shell.fails(2, r"'\xff' is not UTF-8; bytes go in by standard input (-)", *arguments)
+    shell.fails(2, r"'\xff' is not UTF-8; give bytes on standard input, with -", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_mistake_in_a_file_is_said_before_anything_starts(shell: Shell, tmp_pa
 def test_containers_are_refused_without_docker(gateway: GatewayProcess, tmp_path: Path, command: list[str]) -> None:
     file = written(tmp_path, "agents: {big: {image: 'example/big:1'}}")
     shell = Shell(gateway, PATH=str(tmp_path))
-    shell.fails(3, "big: to be started as a container, and there is no docker command on the PATH", *command, file)
+    shell.fails(3, "cannot start big as a container: there is no docker command on the PATH", *command, file)
     docker = tmp_path / "docker"
     docker.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n", encoding="utf-8")
     docker.chmod(0o755)
@@ -146,7 +146,7 @@ def test_agents_by_hand(shell: Shell) -> None:
     shell.out("agents", "delete", "by-hand")
     shell.fails(1, "no agent implementation 'by-hand' is registered", "agents", "delete", "by-hand")
     assert "no agent is registered" in shell.out("agents", "list", "--profile", "p")
-    shell.fails(2, "only agents are started", "agents", "launch", "us::u::1")
+    shell.fails(2, "cannot launch us::u::1: it is a user, not an agent", "agents", "launch", "us::u::1")
     shell.fails(1, "ERR_PERMISSION_DENIED", "agents", "list", "--as", "ag::w::a::1")
 
 

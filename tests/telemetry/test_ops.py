@@ -303,7 +303,7 @@ async def test_a_message_of_another_kind_is_shown_in_full(server: OpsServer, log
 class TestWhoMayTail:
     async def test_a_web_page_that_came_by_another_name_may_not(self, server: OpsServer, log: Log) -> None:
         status, _, body = await ask(server, tail_of(host="evil.example"))
-        assert (status, body) == (403, b"the request names another host; ask by a loopback address\n")
+        assert (status, body) == (403, b"the header Host is no loopback address; ask for 127.0.0.1 or localhost\n")
         assert log.asked == []
 
     @pytest.mark.parametrize(("dev", "host"), [(False, "127.0.0.1"), (True, "192.0.2.1")])

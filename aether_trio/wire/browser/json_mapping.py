@@ -192,7 +192,7 @@ def _refuse_two_members(plain: FieldMap, groups: dict[str, str]) -> None:
         group = groups.get(name)
         if group is not None and value is not None:
             if group in seen:
-                raise ConversionError(f"{seen[group]} and {name} exclude each other ({group})")
+                raise ConversionError(f"{seen[group]} and {name} are members of one oneof ({group}); send one of them")
             seen[group] = name
 
 

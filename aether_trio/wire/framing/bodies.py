@@ -60,7 +60,7 @@ def text_of(data: bytes, limit: int, what: str) -> str:
 
 def _positive(value: int, what: str) -> int:
     if value < 1:
-        malformed(f"{what} is {value}; it counts from 1")
+        malformed(f"{what} is {value}; it must be at least 1")
     return value
 
 

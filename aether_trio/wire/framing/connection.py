@@ -193,7 +193,7 @@ class FramedConnection:
             try:
                 if after is ConnectionState.IDLE:  # where no frame leads
                     raise ledger.Breach(
-                        ErrorCode.ILLEGAL_FRAME, f"{kind.__name__} from a {peer.value} that is {state.value}"
+                        ErrorCode.ILLEGAL_FRAME, f"unexpected {kind.__name__} from a {peer.value} in the state {state.value}"
                     )
                 if isinstance(event, ev.Send):  # the hot one, without the detour
                     sequence.send(event.seq)
@@ -230,25 +230,25 @@ class FramedConnection:
         after = self._states.moves(self.role).get(kind)
         if after is None:
             raise LocalProtocolError(
-                ErrorCode.ILLEGAL_FRAME, f"a {self.role.value} that is {self.state.value} sends no {kind.__name__}"
+                ErrorCode.ILLEGAL_FRAME, f"cannot send {kind.__name__} as a {self.role.value} in the state {self.state.value}"
             )
         if kind in LOCALLY_ILLEGAL[self.role] and self.peer_state in _FINISHING:
             raise LocalProtocolError(
                 ErrorCode.ILLEGAL_FRAME,
-                f"no {kind.__name__} to a {self.role.peer.value} that is {self.peer_state.value}",
+                f"cannot send {kind.__name__} to a {self.role.peer.value} in the state {self.peer_state.value}",
             )
         return after
 
     def _may_have(self, size: int) -> None:
         if size > self.send_limit_bytes:
             raise LocalProtocolError(
-                ErrorCode.FRAME_TOO_LARGE, f"a frame of {size} bytes; the peer accepts {self.send_limit_bytes}"
+                ErrorCode.FRAME_TOO_LARGE, f"cannot send a frame of {size} bytes; the peer accepts {self.send_limit_bytes}"
             )
 
     def _account(self, event: ev.Event) -> None:
         if isinstance(event, ev.ClientHello | ev.ServerHello) and event.max_frame != self._max_frame_bytes:
             raise LocalProtocolError(
-                ErrorCode.BAD_HELLO, f"max_frame is {event.max_frame}, but this end accepts {self._max_frame_bytes}"
+                ErrorCode.BAD_HELLO, f"the HELLO has max_frame {event.max_frame}, but this end accepts {self._max_frame_bytes}"
             )
         count = _COUNTS.get(type(event))
         try:
@@ -276,7 +276,7 @@ class FramedConnection:
 
     def _server_hello(self, hello: ev.ServerHello) -> None:
         if hello.minor > self.minor:
-            raise ledger.Breach(ErrorCode.BAD_HELLO, f"the server speaks 1.{hello.minor}, the client 1.{self.minor}")
+            raise ledger.Breach(ErrorCode.BAD_HELLO, f"the server's HELLO has version 1.{hello.minor}, above the client's 1.{self.minor}")
         self.minor = hello.minor
         self.sequence.window = hello.publish_window
         if self.role is Side.CLIENT:
@@ -285,7 +285,7 @@ class FramedConnection:
     def _deliver(self, channel: int, offset: int, size: int) -> None:
         credit = self.credit
         if credit.bounded and not credit.available:
-            raise ledger.Breach(ErrorCode.BAD_CREDIT, "a delivery without credit for it")
+            raise ledger.Breach(ErrorCode.BAD_CREDIT, "DELIVER without credit for one more message")
         self.channels.deliver(channel, offset)
         if credit.bounded:
             credit.take(size)

@@ -153,13 +153,13 @@ class FrameDecoder:
             # Refused at the first wrong byte: a client of another protocol may wait for an answer
             # before it
             # sends the rest.
-            raise RemoteProtocolError(ErrorCode.BAD_PREFACE, f"not this framing: the stream begins with {head!r}")
+            raise RemoteProtocolError(ErrorCode.BAD_PREFACE, f"not the Aether framing: the stream begins with {head!r}")
         if len(head) < _PREFACE_BYTES:
             self._needed = len(head) + 1
             return 0
         if head[-1] != MAJOR:
             raise RemoteProtocolError(
-                ErrorCode.UNSUPPORTED_VERSION, f"version {head[-1]} of the framing; this is version {MAJOR}"
+                ErrorCode.UNSUPPORTED_VERSION, f"unsupported version {head[-1]} of the framing; this end speaks {MAJOR}"
             )
         self._prefaced = True
         return _PREFACE_BYTES
@@ -200,7 +200,7 @@ class FrameDecoder:
                 payload = extra + extra_size
                 if seq < 1 or payload > end:
                     if seq < 1:
-                        malformed(f"SEND: seq is {seq}; it counts from 1")
+                        malformed(f"SEND: seq is {seq}; it must be at least 1")
                     malformed(f"SEND {seq}: {topic_size} + {extra_size} bytes of topic and extra in {length - 16}")
                 raw = data[body:extra]
                 topic = topics.get(raw)
@@ -214,7 +214,7 @@ class FrameDecoder:
                     break
                 channel, offset = CHANNEL_OFFSET(data, body)
                 if offset < 1:
-                    malformed(f"DELIVER: offset is {offset}; it counts from 1")
+                    malformed(f"DELIVER: offset is {offset}; it must be at least 1")
                 append(events.Deliver(channel, offset, data[body + 12 : end]))
             else:
                 reader = reader_of(length, kind)

@@ -92,7 +92,7 @@ def _refuse(what: str, cause: Exception | None = None) -> LocalProtocolError:
 
 def _positive(value: int, what: str) -> None:
     if value < 1:
-        raise _refuse(f"{what} is {value}; it counts from 1")
+        raise _refuse(f"{what} is {value}; it must be at least 1")
 
 
 def _text(text: str) -> bytes:
@@ -105,34 +105,34 @@ def _text(text: str) -> bytes:
 def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, extra: bytes = b"") -> bytes:
     """Encode SEND, which publishes a message; topic and `extra` up to 65,535 bytes."""
     if seq < 1:
-        raise _refuse(f"seq is {seq}; it counts from 1")
+        raise _refuse(f"seq is {seq}; it must be at least 1")
     try:
         target = topic.encode()
         size = len(target)
         head = _SEND(16 + size + len(extra) + len(payload), _SEND_TYPE, seq, message_type, size, len(extra))
     except (struct.error, UnicodeEncodeError) as error:
-        raise _refuse(f"a SEND cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode SEND: {error}", error) from error
     return b"".join((head, target, extra, payload))
 
 
 def deliver_header(channel: int, offset: int, size: int) -> bytes:
     """Encode what precedes a serialized message of `size` bytes in a DELIVER."""
     if offset < 1:
-        raise _refuse(f"offset is {offset}; it counts from 1")
+        raise _refuse(f"offset is {offset}; it must be at least 1")
     try:
         return _DELIVER(size + 12, _DELIVER_TYPE, channel, offset)
     except struct.error as error:
-        raise _refuse(f"a DELIVER cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode DELIVER: {error}", error) from error
 
 
 def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
     """Encode DELIVER, which carries a serialized DownstreamMessage to a subscriber."""
     if offset < 1:
-        raise _refuse(f"offset is {offset}; it counts from 1")
+        raise _refuse(f"offset is {offset}; it must be at least 1")
     try:
         return _DELIVER(len(message) + 12, _DELIVER_TYPE, channel, offset) + message
     except struct.error as error:
-        raise _refuse(f"a DELIVER cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode DELIVER: {error}", error) from error
 
 
 def encode_ack(seq: int) -> bytes:
@@ -147,9 +147,9 @@ def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = Fal
     try:
         name = code.encode()
     except UnicodeEncodeError as error:
-        raise _refuse(f"a code cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode the code of a NACK: {error}", error) from error
     if not 0 < len(name) <= MAX_CODE_BYTES:
-        raise _refuse(f"a code has 1 to {MAX_CODE_BYTES} bytes, not {len(name)}")
+        raise _refuse(f"the code of a NACK has 1 to {MAX_CODE_BYTES} bytes, not {len(name)}")
     text = _text(message)
     kind = _NACK_TYPE | (Flag.RETRYABLE if retryable else 0)
     return _pack(_NACK, _NACK_FIXED + len(name) + len(text), kind, seq, retry_after_ms, len(name)) + name + text
@@ -200,13 +200,13 @@ def encode_error(code: int, message: str = "", *, retryable: bool = False, retry
 def encode_channel(channel: int, topic: str, position: int = 0, *, shared: bool = False) -> bytes:
     """Encode CHANNEL, which gives a topic its number in this connection."""
     if position < 0:
-        raise _refuse(f"position is {position}; it is 0 in front of everything")
+        raise _refuse(f"the position of a CHANNEL is {position}; it must be at least 0")
     try:
         name = topic.encode()
     except UnicodeEncodeError as error:
-        raise _refuse(f"a topic cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode the topic of a CHANNEL: {error}", error) from error
     if not 0 < len(name) <= MAX_TOPIC_BYTES:
-        raise _refuse(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes, not {len(name)}")
+        raise _refuse(f"the topic of a CHANNEL has 1 to {MAX_TOPIC_BYTES} bytes, not {len(name)}")
     kind = _CHANNEL_TYPE | (Flag.SHARED if shared else 0)
     return _pack(_CHANNEL, _DELIVER_FIXED + len(name), kind, channel, position) + name
 
@@ -222,7 +222,7 @@ def encode_hello(hello: events.ClientHello | events.ServerHello) -> bytes:
         body = msgspec.msgpack.encode(hello)
         msgspec.msgpack.decode(body, type=type(hello))
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-        raise _refuse(f"a HELLO cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode HELLO: {error}", error) from error
     assert len(body) <= MAX_HELLO_BYTES
     kind = _HELLO_TYPE | (Flag.FROM_SERVER if isinstance(hello, events.ServerHello) else 0)
     return _HEADER(len(body), kind) + body
@@ -232,11 +232,11 @@ def _pack(pack: Callable[..., bytes], *values: int) -> bytes:
     try:
         return pack(*values)
     except struct.error as error:
-        raise _refuse(f"a frame cannot say this: {error}", error) from error
+        raise _refuse(f"cannot encode a frame: {error}", error) from error
 
 
 def _skipped(event: events.Skipped) -> bytes:
-    raise _refuse(f"an optional frame of type {event.kind:#04x} was skipped, and its content is not known any more")
+    raise _refuse(f"cannot encode a skipped frame of type {event.kind:#04x}: its content was not kept")
 
 
 _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {

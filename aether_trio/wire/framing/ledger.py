@@ -42,11 +42,11 @@ class Sequence:
     def send(self, seq: int) -> None:
         """Count a SEND; refuse numbers that do not grow or exceed the window."""
         if seq <= self.last:
-            raise Breach(ErrorCode.BAD_SEQUENCE, f"SEND {seq} after {self.last}; numbers grow")
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"SEND {seq} after SEND {self.last}; sequence numbers must grow")
         acked = self.acked if self.last else seq - 1
         if seq - acked > self.window:
             raise Breach(
-                ErrorCode.BAD_SEQUENCE, f"SEND {seq} while {acked} is the last ACK; the window is {self.window}"
+                ErrorCode.BAD_SEQUENCE, f"SEND {seq} is beyond the publish window of {self.window}; the last ACK is {acked}"
             )
         self.acked = acked
         self.last = seq
@@ -54,13 +54,13 @@ class Sequence:
     def ack(self, seq: int) -> None:
         """Count an ACK up to this number."""
         if not self.acked < seq <= self.last:
-            raise Breach(ErrorCode.BAD_SEQUENCE, f"ACK {seq}, while {self.acked} is settled and {self.last} was sent")
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"ACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}")
         self.acked = seq
 
     def nack(self, seq: int) -> None:
         """Check a NACK of this number."""
         if not self.acked < seq <= self.last:
-            raise Breach(ErrorCode.BAD_SEQUENCE, f"NACK {seq}, while {self.acked} is settled and {self.last} was sent")
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"NACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}")
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Channels:
         if number in self._open:
             raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is open already")
         if len(self._open) >= MAX_CHANNELS:
-            raise Breach(ErrorCode.BAD_CHANNEL, f"more than {MAX_CHANNELS} channels")
+            raise Breach(ErrorCode.BAD_CHANNEL, f"cannot open more than {MAX_CHANNELS} channels")
         self._open[number] = OpenChannel(topic, position, shared)
 
     def close(self, number: int) -> None:
@@ -109,7 +109,7 @@ class Channels:
             channel.position = offset
         elif not channel.shared:
             raise Breach(
-                ErrorCode.BAD_OFFSET, f"offset {offset} after {channel.position} on channel {number}; offsets grow"
+                ErrorCode.BAD_OFFSET, f"offset {offset} after {channel.position} on channel {number}; offsets must grow"
             )
 
     def delivered(self, number: int, offset: int) -> None:
@@ -122,7 +122,7 @@ class Channels:
             raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
         if offset > channel.position:
             raise Late(
-                ErrorCode.BAD_OFFSET, f"offset {offset} on channel {number}, where {channel.position} is the last"
+                ErrorCode.BAD_OFFSET, f"DELIVERED {offset} on channel {number}, whose last DELIVER was {channel.position}"
             )
 
 
@@ -162,8 +162,8 @@ class Credit:
             ("bytes", self.byte_count, byte_count),
         ):
             if held is None and more:
-                raise Breach(ErrorCode.BAD_CREDIT, f"credit for {what}, of which the HELLO set no bound")
+                raise Breach(ErrorCode.BAD_CREDIT, f"CREDIT for {what}, for which the HELLO set no bound")
             if held is not None and held + more > MAX_CREDIT:
-                raise Breach(ErrorCode.BAD_CREDIT, f"credit for {held} + {more} {what}; {MAX_CREDIT} is the most")
+                raise Breach(ErrorCode.BAD_CREDIT, f"CREDIT of {more} {what} on top of {held}; at most {MAX_CREDIT} are allowed")
             after.append(None if held is None else held + more)
         self.message_count, self.byte_count = after

@@ -197,5 +197,5 @@ def test_topics_are_decoded_once_and_few_are_kept() -> None:
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_below_one_is_named_in_the_refusal(number: int) -> None:
     body = struct.pack(">qHHI", number, 1, 1, 0) + b"t"
-    with pytest.raises(RemoteProtocolError, match=f"SEND: seq is {number}; it counts from 1"):
+    with pytest.raises(RemoteProtocolError, match=f"SEND: seq is {number}; it must be at least 1"):
         FrameDecoder().receive(PREFACE + struct.pack(">IBB", len(body), 2, 0) + body)
