@@ -167,7 +167,7 @@ async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Ident
 
 
 def on_first_spoken(addresses: Sequence[str], attempt: Callable[[str], T]) -> T:
-    """Return `attempt(address)` of the first address whose transport the gateway speaks.
+    """Try addresses in order until the gateway speaks a transport; give the result.
 
     Raises AetherError of the last attempt.
     """

@@ -29,7 +29,9 @@ def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
             exits.SETTINGS,
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
-        raise exits.CliError("--agents needs framed.enabled or websocket.enabled, by which agents are started", exits.SETTINGS)
+        raise exits.CliError(
+            "--agents needs framed.enabled or websocket.enabled, by which agents are started", exits.SETTINGS
+        )
     running: list[AgentSupervisor] = []
 
     def kill() -> None:

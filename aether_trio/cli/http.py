@@ -45,7 +45,9 @@ async def stream_lines(
             with trio.fail_after(ops.timeout_s):
                 response = await _next_event(connection, stream)
         except trio.TooSlowError:
-            raise exits.CliError(f"the ops port {where} did not answer in time (--timeout)", exits.UNREACHABLE) from None
+            raise exits.CliError(
+                f"the ops port {where} did not answer in time (--timeout)", exits.UNREACHABLE
+            ) from None
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
             raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE) from None
         if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER.encode():
@@ -57,7 +59,9 @@ async def stream_lines(
             try:
                 event = await _next_event(connection, stream)
             except (h11.RemoteProtocolError, trio.BrokenResourceError):
-                raise exits.CliError(f"the ops port {where} broke the connection off in the middle of its answer", exits.UNREACHABLE) from None
+                raise exits.CliError(
+                    f"the ops port {where} broke the connection off in the middle of its answer", exits.UNREACHABLE
+                ) from None
             if not isinstance(event, h11.Data):
                 break
             *lines, rest = (rest + bytes(event.data)).split(b"\n")

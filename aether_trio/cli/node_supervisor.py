@@ -172,7 +172,7 @@ async def supervised_nodes(nodes: Sequence[NodeProcess]) -> AsyncIterator[NodeSu
 
 
 def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
-    """Call `trio.run`. Exits by CliError, OSError or SystemExit; returns after a drain."""
+    """Call `trio.run`; return after a drain. Exits by CliError, OSError or SystemExit."""
     try:
         stopped_by = trio.run(main, *args)
     except* exits.CliError as group:

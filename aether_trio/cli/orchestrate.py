@@ -183,9 +183,7 @@ def require_docker(agents: Mapping[str, AgentSpec]) -> None:
     try:
         check_docker()
     except DockerError as error:
-        raise exits.CliError(
-            f"cannot start {', '.join(wanted)} as a container: {error}", exits.SETTINGS
-        ) from None
+        raise exits.CliError(f"cannot start {', '.join(wanted)} as a container: {error}", exits.SETTINGS) from None
 
 
 def show_agents(agents: Mapping[str, AgentSpec]) -> None:

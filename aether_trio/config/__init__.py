@@ -1,9 +1,8 @@
-"""Settings: what can be configured, where values come from, and their description.
+"""The settings: what can be configured, the sources of values, the description.
 
 Layers, the later one wins: defaults, YAML file, environment (`AETHER_SECTION__KEY`), command-line
-flags, `--set KEY.PATH=VALUE`. Nothing is ignored in silence: an unknown key is an error that names
-its source and the nearest known key, and a wrong value is an error that names the type and the unit
-that were expected.
+flags, `--set KEY.PATH=VALUE`. An unknown key is an error that names its source and the nearest
+known key; a wrong value is an error that names the expected type and unit.
 """
 
 from aether_trio.config.describe import describe

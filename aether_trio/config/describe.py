@@ -1,7 +1,4 @@
-"""Show settings as commented YAML.
-
-`aether config default` and `aether config show` print it, and `aether serve` reads it.
-"""
+"""Shows settings as commented YAML, for `aether config default` and `show`."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ def describe(
     only_origins: bool = False,
     hide_secrets: bool = True,
 ) -> str:
-    """Show the whole tree with a comment above each key, and its origin if known.
+    """Return the settings as YAML with a comment above each key, and its origin.
 
     `only_origins` leaves out everything that is at its default.
     """

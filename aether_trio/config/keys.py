@@ -1,7 +1,7 @@
-"""Derive the known keys from the types of settings.py, and check single values.
+"""Derives the known keys of the settings from their types, and checks values.
 
 A key is a leaf of the tree: `grpc.drain_deadline_s`. Each knows its type, default and text, so that
-loading, `aether config` and the error messages can never disagree about what exists.
+loading, `aether config` and the error messages never disagree about what exists.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEPARATOR: Final = "."
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used; `problems` has one line each, ready for a person."""
+    """The settings cannot be used; `problems` has one line for each mistake."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -33,7 +33,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting: where it sits, what it accepts, what it means."""
+    """One setting: its path, type, default and description."""
 
     path: tuple[str, ...]
     type: Any
@@ -46,7 +46,7 @@ class Key:
 
     @property
     def environment(self) -> str:
-        """The variable that always sets this key."""
+        """The environment variable that always sets this key."""
         return "AETHER_" + "__".join(self.path).upper()
 
     @property
@@ -56,7 +56,7 @@ class Key:
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value may hold a credential, and is not shown unless asked for."""
+        """Whether the setting's value may hold a credential, which is hidden by default."""
         return self.path[-1].endswith("token") or self.name == "storage.database"
 
     @property
@@ -65,7 +65,7 @@ class Key:
 
     @property
     def is_text_list(self) -> bool:
-        """Whether it is a list of texts, which one text with commas can say too."""
+        """Whether the setting is a list of texts, also given as one text with commas."""
         return _is_text_list(_bare(self.type))
 
     @property
@@ -74,13 +74,13 @@ class Key:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words, with its unit."""
+        """The values that the setting takes, in words, with the unit."""
         alternatives = [one for one in _alternatives(self.type) if one is not NoneType]
         words = " or ".join(_words(one, self.path[-1]) for one in alternatives)
         return words + (" or null" if self.optional else "")
 
     def check(self, value: Any) -> Any:
-        """The value in this key's own type. Raises ValueError with what is wrong with it."""
+        """Convert a value to the setting's type. Raises ValueError with the mistake."""
         if self.is_text_list and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         try:
@@ -170,18 +170,18 @@ def _walk(section: type, path: tuple[str, ...]) -> Iterator[Key]:
 
 @functools.cache
 def all_keys() -> Mapping[str, Key]:
-    """Every key by its dotted name, in the order of the settings."""
+    """Return every key of the settings by its dotted name, in the settings' order."""
     return {key.name: key for key in _walk(Settings, ())}
 
 
 @functools.cache
 def section_texts() -> Mapping[str, str]:
-    """Every section with what it is about."""
+    """Return every section of the settings with its description."""
     return {name: _description(annotation) for name, annotation, _ in _fields(Settings)}
 
 
 def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
-    """The known key that `word` was probably meant to be."""
+    """Return the known key of the settings that resembles `word` most."""
     names = list(all_keys() if known is None else known)
     # Most slips are in the last part or in the section, so compare whole names first and bare last
     # parts second.

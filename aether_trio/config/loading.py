@@ -1,9 +1,6 @@
-"""Load settings from their layers, and keep the origin of each value.
+"""Loads the settings from their layers, and keeps the origin of each value.
 
-Error messages and `aether config show` name the origins.
-
-All problems of all layers are collected and raised together: a person fixes a file once, not key by
-key.
+All problems of all layers are collected and raised together.
 """
 
 from __future__ import annotations
@@ -77,7 +74,7 @@ DEV_DEFAULTS: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings and, for each key that is not at its default, who set it."""
+    """Loaded settings, with the origin of each value that is not a default."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -90,7 +87,7 @@ class _Given:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without the trap that the second of two equal keys silently wins."""
+    """A YAML loader that refuses a mapping with two equal keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -109,7 +106,7 @@ def load_settings(
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
 ) -> Settings:
-    """Read all layers. Raises SettingsError with every problem of every layer.
+    """Load the settings from all layers. Raises SettingsError with every problem.
 
     `path` is a YAML file or None; `environ` normally os.environ; `flags` maps dotted keys to
     values, None meaning "not given"; `sets` are the KEY.PATH=VALUE texts of `--set`.
@@ -123,7 +120,7 @@ def load_settings_with_origins(
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
 ) -> Loaded:
-    """As load_settings, and say where each value came from."""
+    """Load the settings as load_settings does, with the origin of each value."""
     problems: list[str] = []
     given: dict[str, _Given] = {}
     for layer in (
@@ -220,7 +217,7 @@ def _sections() -> frozenset[str]:
 
 @functools.cache
 def environment_names() -> Mapping[str, str]:
-    """Every variable that sets something, with the key it sets."""
+    """Return every environment variable that sets a key, with that key."""
     single: defaultdict[str, list[str]] = defaultdict(list)
     for key in all_keys().values():
         single[ENVIRONMENT_PREFIX + "_".join(key.path).upper()].append(key.name)
@@ -276,7 +273,7 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _parsed(origin: str, key: Key, text: str, problems: list[str]) -> _Given:
-    """A value that came as text.
+    """Convert a value that came as text.
 
     Text keys take it as it is, lists of texts if it has commas; all others are YAML.
     """

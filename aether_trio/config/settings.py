@@ -1,9 +1,8 @@
-"""Declare the settings: a frozen struct per section, a documented key per field.
+"""Declares the settings: a frozen struct per section, a documented key per field.
 
 Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of
 0 means "not limited", a period of 0 means "never"; each field says so where it applies. Reference
-values are the defaults, unless the text says why not. The structs read no file and no environment;
-loading.py does.
+values are the defaults, unless the text says why not.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of settings."""
+    """A group of settings, such as those of gRPC."""
 
 
 class GatewaySettings(Section, frozen=True):
@@ -115,7 +114,7 @@ class TlsSettings(Section, frozen=True):
 
 
 class ApiKey(Section, frozen=True):
-    """One accepted API key, as its hash. `aether keys new` prints such a record."""
+    """An accepted API key, as its hash. `aether keys new` prints such a record."""
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

@@ -1,10 +1,7 @@
 """One direction of a proxied connection, with the faults it can have.
 
-fault_proxy.py joins two of them.
-
-A task reads up to 64 KiB at a time, another one writes; between them are at most 16 pieces, so a
-direction that does not move keeps 1 MiB and leaves the rest to TCP. All that is done to a direction
-is done where it writes.
+fault_proxy.py joins two of them. A task reads up to 64 KiB at a time, another one writes; between
+them are at most 16 pieces, so a stalled direction keeps 1 MiB and leaves the rest to TCP.
 
 Invariants: bytes leave in the order in which they came, unchanged, or not at all; once one was
 dropped none follows; a fault takes effect on what has not been handed to the kernel, also when the
@@ -29,7 +26,7 @@ _OPENING_BYTES: Final = 8 * 1024
 
 
 class NetworkFault(enum.Enum):
-    """What can happen to a connection; the names of the statistics."""
+    """The faults that a proxy injects into a connection."""
 
     CUT = "cut"
     """RST, to both sides or to one."""
@@ -50,9 +47,9 @@ class NetworkFault(enum.Enum):
 
 
 class Flow:
-    """One direction: from `source` to `sink`.
+    """Forwards one direction of a proxied connection, from `source` to `sink`.
 
-    Made by the proxy; every method may be called at any time from its trio run.
+    Every method may be called at any time from the proxy's trio run.
     """
 
     def __init__(
@@ -77,41 +74,41 @@ class Flow:
     # Faults.
 
     def stall(self, seconds: float = math.inf) -> None:
-        """Forward nothing for so long, or until `release`."""
+        """Forward nothing for this time, or until `release`."""
         self._injected[NetworkFault.STALL] += 1
         self._stalled_until = trio.current_time() + seconds
         self._tell()
 
     def delay(self, seconds: float) -> None:
-        """From now on bytes leave so long after they have come, in their order. 0 ends it."""
+        """Forward every byte this much later than it came, in order; 0 ends the delay."""
         self._injected[NetworkFault.DELAY] += 1
         self._delay_s = seconds
 
     def drip(self, size: int, interval_s: float) -> None:
-        """From now on at most `size` bytes leave at a time, with this pause behind each."""
+        """Forward at most `size` bytes at a time, with a pause after each piece."""
         self._injected[NetworkFault.DRIP] += 1
         self._drip = size, interval_s
 
     def release(self) -> None:
-        """End a stall, a delay and a drip."""
+        """End a stall, a delay and a drip of this direction."""
         self._stalled_until = -math.inf
         self._delay_s = 0.0
         self._drip = None
         self._tell()
 
     def truncate(self, after_bytes: int, then: Callable[[], None]) -> None:
-        """Forward `after_bytes` more bytes, then call `then`, a method of another fault.
+        """Forward `after_bytes` more bytes, drop the rest, and inject another fault.
 
-        Later bytes are dropped.
+        `then` is the other fault's method.
         """
         self._injected[NetworkFault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
 
     def trap(self, catches: Callable[[bytes], bool], then: Callable[[], None]) -> None:
-        """Call `then` once, before the first piece that `catches` accepts is forwarded.
+        """Inject another fault before the first piece of data that `catches` accepts.
 
-        `then` is the method of another fault.
+        `then` is the other fault's method.
         """
         self._trap = catches, then
 
@@ -120,34 +117,31 @@ class Flow:
         self._trap = None
 
     def drop(self) -> None:
-        """Read the rest and throw it away. Neither side is told."""
+        """Read the rest of this direction and drop it. Neither side is told."""
         self._injected[NetworkFault.DROP] += 1
         self.discard()
 
     def half_close(self) -> None:
-        """FIN to the receiver, although the sender has not ended.
-
-        What it still sends is dropped.
-        """
+        """Send FIN to the receiver, although the sender has not ended, and drop the rest."""
         self._injected[NetworkFault.HALF_CLOSE] += 1
         self.finish()
 
     # For scripts.
 
     async def until_forwarded(self, total_bytes: int) -> None:
-        """Wait until this direction has forwarded so many bytes since it began."""
+        """Wait until this direction has forwarded this many bytes since it began."""
         while self.forwarded_bytes < total_bytes:
             await self._news.wait()
 
     # For the proxy.
 
     def discard(self) -> None:
-        """As `drop`, without counting it."""
+        """Drop the rest as `drop` does, without counting a fault."""
         self._dropping = True
         self.release()
 
     def finish(self) -> None:
-        """As `half_close`, without counting it."""
+        """Send FIN as `half_close` does, without counting a fault."""
         self.discard()
         with contextlib.suppress(OSError):
             self._sink.shutdown(socket.SHUT_WR)
@@ -155,7 +149,7 @@ class Flow:
     async def run(self) -> bool:
         """Forward until the sender has ended its side.
 
-        False: one of the sockets has failed, or was closed under us.
+        Returns False when one of the sockets has failed, or was closed.
         """
         whole = True
         try:
@@ -209,7 +203,7 @@ class Flow:
                 await self._news.wait()
 
     def _room(self, size: int) -> tuple[int, float]:
-        """How many bytes may leave now, and the pause behind them.
+        """Return how many bytes may leave now, and the pause after them.
 
         Sets off the fault that follows the last byte.
         """

@@ -51,7 +51,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class FaultProxyStatistics:
-    """Totals since the proxy was opened."""
+    """Counts a fault proxy's connections, bytes and faults since it was opened."""
 
     connections: int
     open: int
@@ -66,7 +66,7 @@ class FaultProxyStatistics:
 
 
 class ProxiedConnection:
-    """A client's connection and ours to `target_address`.
+    """A client's connection through a fault proxy to `target_address`.
 
     `number` counts from 0, in the order of being connected.
     """
@@ -90,9 +90,10 @@ class ProxiedConnection:
         self._ended = trio.Event()
 
     def cut(self, *, client: bool = True, target: bool = True) -> None:
-        """RST.
+        """Send RST to the client, the target or both.
 
-        Who is left out learns nothing: its connection stays open, and what it says is thrown away.
+        A side that is left out learns nothing: its connection stays open, and its bytes are
+        dropped.
         """
         self._injected[NetworkFault.CUT] += 1
         both = client and target
@@ -105,17 +106,17 @@ class ProxiedConnection:
             self._scope.cancel()
 
     def end(self) -> None:
-        """FIN to both sides; what was on its way, and what they still say, is thrown away."""
+        """Send FIN to both sides and drop all bytes that were not forwarded."""
         self._injected[NetworkFault.END] += 1
         self.upstream.finish()
         self.downstream.finish()
 
     async def ended(self) -> None:
-        """Wait until both sockets are closed."""
+        """Wait until both sockets of the connection are closed."""
         await self._ended.wait()
 
     async def run(self, script: Script | None) -> None:
-        """For the proxy: forward until both directions have ended, or one has failed."""
+        """Forward until both directions have ended, or one has failed; for the proxy."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -146,7 +147,7 @@ Script = Callable[[ProxiedConnection], Awaitable[None]]
 
 
 class FaultProxy:
-    """Made by `open_fault_proxy`.
+    """A TCP proxy with its live connections. Made by `open_fault_proxy`.
 
     `address` is "HOST:PORT", for the clients; `target` may be changed for later ones.
     """
@@ -163,7 +164,6 @@ class FaultProxy:
         self._news = trio.Event()
 
     def statistics(self) -> FaultProxyStatistics:
-        """What has happened so far."""
         flows = [(one.upstream, one.downstream) for one in self.open.values()]
         return FaultProxyStatistics(
             self._connections,
@@ -176,22 +176,19 @@ class FaultProxy:
         )
 
     async def connection(self, number: int) -> ProxiedConnection:
-        """The connection of this number, as soon as there is one.
-
-        Raises KeyError when it has ended already.
-        """
+        """Wait for the connection with this number. Raises KeyError when it has ended."""
         while self._connections <= number:
             await self._news.wait()
         return self.open[number]
 
     def cut_all(self, target_address: str | None = None) -> None:
-        """Cut every connection that is open now, or those to one target."""
+        """Cut every open connection, or those to one target."""
         for connection in list(self.open.values()):
             if target_address in {None, connection.target_address}:
                 connection.cut()
 
     async def serve(self, listener: trio.SocketListener) -> None:
-        """For `open_fault_proxy`: accept until cancelled."""
+        """Accept connections until cancelled; for `open_fault_proxy`."""
         await trio.serve_listeners(self._serve, [listener])
 
     async def _serve(self, stream: trio.SocketStream) -> None:
@@ -228,9 +225,9 @@ class FaultProxy:
 async def open_fault_proxy(
     target: Target, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[FaultProxy]:
-    """Listen on a free port (or `port`) and forward to `target` until the block ends.
+    """Forward a free port (or `port`) to `target` until the block ends.
 
-    Then cut what is left.
+    Then cut the connections that are left.
     """
     (listener,) = await trio.open_tcp_listeners(port, host=host)
     bound = listener.socket.getsockname()

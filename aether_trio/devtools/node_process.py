@@ -1,10 +1,8 @@
-"""Start a gateway process, which drains when this process is gone.
-
-Its ready file tells when it serves.
+"""Starts a gateway process, which drains when this process has ended.
 
 This process holds the standard input of the gateway open: when that ends, the gateway drains
 (`--until-stdin-ends`). The gateway is in a separate session, so that Ctrl-C reaches this process,
-who then decides. Everything it prints goes to `output`.
+which then decides.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ _LAST_WORDS: Final = 4000
 
 
 class NodeFailed(Exception):
-    """It ended or stayed silent instead of becoming ready.
+    """A gateway process ended or stayed silent instead of becoming ready.
 
-    The text has its last words when they are kept.
+    The text has its last output when that is kept.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The ready file of a gateway that serves. Addresses are HOST:PORT.
+    """The content of a serving gateway's ready file. Addresses are HOST:PORT.
 
     `ops` is "" when the gateway has no ops port.
     """
@@ -47,10 +45,10 @@ class Ready:
 
 
 class NodeProcess:
-    """Runs `aether ARGUMENTS`; `directory` must exist and has room for its ready file.
+    """Runs `aether ARGUMENTS`, again and again; `directory` is for its files.
 
-    It may be started again and again. `output` is a file or a descriptor for what it prints, None
-    for a file that `said` reads.
+    `output` is a file or a descriptor for what the process prints, None for a file that `said`
+    reads.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class NodeProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, *arguments: str) -> Ready:
-        """Start it with these arguments behind its own, and return once it serves.
+        """Start the gateway with further arguments; return once it serves.
 
         Raises NodeFailed.
         """
@@ -99,31 +97,31 @@ class NodeProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, stopped or not."""
+        """Whether the gateway process exists, stopped or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """Of the process that was started last."""
+        """The process id of the latest start."""
         assert self._process is not None, "it was never started"
         return self._process.pid
 
     def send(self, number: int) -> None:
-        """A signal, if it runs."""
+        """Send the process a signal, if it runs."""
         if self.running:
             assert self._process is not None
             self._process.send_signal(number)
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash: nothing is flushed. Returns when it is gone."""
+        """Kill the process with SIGKILL, and wait for its end."""
         self.send(signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await self.wait()
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code, negative for a signal.
+        """Wait for the process's end; return the exit code, negative for a signal.
 
-        At once when it was never started.
+        Returns at once when it was never started.
         """
         process = self._process
         if process is None:
@@ -140,13 +138,13 @@ class NodeProcess:
         return self.returncode
 
     def said(self) -> str:
-        """The last output of the process behind a colon; "" when it goes to another file."""
+        """Return the end of the process's output behind a colon; "" when not kept."""
         if self._output is not None:
             return ""
         return ":\n" + self._output_file.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
 
     def printed(self) -> str:
-        """The output of the process over all its starts; "" when it goes to another file."""
+        """Return the process's output over all its starts; "" when not kept."""
         if self._output is not None or not self._output_file.exists():
             return ""
         return self._output_file.read_text(errors="replace")
@@ -175,9 +173,9 @@ def _ready_of(body: Mapping[str, Any]) -> Ready:
 
 
 def _python() -> list[str]:
-    """This interpreter, on this program.
+    """Return this interpreter's command line for this program.
 
-    Not the one in the working directory, unless this one came from there.
+    Not the program in the working directory, unless this process runs that one.
     """
     here = {"", str(Path.cwd())} & set(sys.path)
     return [sys.executable, *([] if here else ["-P"]), "-m", "aether_trio"]

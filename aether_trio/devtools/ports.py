@@ -1,4 +1,4 @@
-"""Keep TCP ports for longer than the process that listens on them.
+"""Keeps TCP ports for longer than the process that listens on them.
 
 A port that was free a moment ago, or whose owner has just been killed, may be given to another
 process by the kernel. A port that is bound and not listened on is given to none; a process that
@@ -27,13 +27,13 @@ def held_port(host: str = "127.0.0.1") -> Iterator[int]:
 
 
 class HeldPorts:
-    """The ports of a process that has ended and is to be started again on them."""
+    """Reserves the ports of an ended process that is to be started again on them."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
 
     def hold(self, addresses: Iterable[str]) -> None:
-        """Hold these, "HOST:PORT" or "" for none, instead of what was held before.
+        """Reserve these ports instead of the earlier ones; "HOST:PORT", or "" for none.
 
         A port that is already taken is left to its process.
         """
@@ -44,6 +44,6 @@ class HeldPorts:
                 self._sockets += bind_tcp(host.strip("[]"), int(port))
 
     def release(self) -> None:
-        """Hold nothing any more: the process is there again, or will never be."""
+        """Release the reserved ports."""
         while self._sockets:
             self._sockets.pop().close()

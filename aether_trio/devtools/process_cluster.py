@@ -1,6 +1,4 @@
-"""Start a cluster of processes to break: PostgreSQL, gateways, and fault proxies.
-
-A proxy is on every connection between two of them.
+"""Starts a cluster of processes to break: PostgreSQL, gateways, and fault proxies.
 
     async with open_process_cluster(3) as cluster:
         async with AgentClient(f"aether://{cluster.front.address}", ...) as agent:      # some node
@@ -15,9 +13,7 @@ A proxy is on every connection between two of them.
 
 Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and
 dies with this process. Durability is off (embedded.FAST): what is killed is processes, not the
-machine.
-
-All methods belong to one trio run; those of PostgreSQL take turns.
+machine. All methods belong to one trio run; those of PostgreSQL take turns.
 """
 
 from __future__ import annotations
@@ -53,19 +49,16 @@ SCHEMA: Final = "aether"
 
 @dataclass(frozen=True, slots=True)
 class PostgresSession:
-    """A connection of a node, as PostgreSQL sees it.
-
-    `role` is "writer", "lease", "bus", ...
-    """
+    """A gateway's connection to PostgreSQL; `role` is "writer", "lease", "bus", ..."""
 
     pid: int
     role: str
 
 
 class ClusterNode:
-    """One gateway process.
+    """One gateway process of a ProcessCluster, with its fault proxies.
 
-    `link`, `database_link` and `standby_link` stay where they are when it is started again.
+    `link`, `database_link` and `standby_link` stay the same when it is started again.
     """
 
     def __init__(
@@ -90,12 +83,12 @@ class ClusterNode:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, stopped or not."""
+        """Whether the gateway process exists, stopped or not."""
         return self._process.running
 
     @property
     def serving(self) -> bool:
-        """Whether it runs and has said that it serves, stopped or not."""
+        """Whether the process runs and has become ready, stopped or not."""
         return self.running and self._serves
 
     @property
@@ -104,7 +97,7 @@ class ClusterNode:
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the node itself, without a proxy; the same after each start."""
+        """HOST:PORT of the gateway without a proxy; the same after each start."""
         assert self._process.ready is not None, "it was never started"
         return self._process.ready.gateway
 
@@ -115,21 +108,21 @@ class ClusterNode:
 
     @property
     def returncode(self) -> int | None:
-        """Of its last end; None while it runs."""
+        """The exit code of the process's last end; None while it runs."""
         return None if self.running else self._process.returncode
 
     def output(self) -> str:
-        """The end of what it has printed, over all starts."""
+        """Return the end of the process's output, over all starts."""
         return self._process.said()
 
     def printed(self) -> str:
-        """All that it has printed, over all starts."""
+        """Return all of the process's output, over all starts."""
         return self._process.printed()
 
     async def wait(self) -> int:
-        """Wait until the process has ended without a request to end; give its exit code.
+        """Wait until the process has ended unasked; return its exit code.
 
-        At once when that was before.
+        Returns at once when it ended before.
         """
         code = await self._process.wait()
         self._hold_ports()
@@ -138,7 +131,7 @@ class ClusterNode:
         return code
 
     async def start(self) -> None:
-        """Start it, on the ports it had before. Raises NodeFailed with what it said."""
+        """Start the gateway on the ports it had before. Raises NodeFailed with its output."""
         ready = self._process.ready
         pinned: list[str] = []
         if ready is not None:
@@ -152,51 +145,50 @@ class ClusterNode:
         self._settled()
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash. Returns when it is gone."""
+        """Kill the gateway with SIGKILL, and wait for its end."""
         await self._process.kill()
         self._hold_ports()
         self.stopped = False
         self._settled()
 
     def stop(self) -> None:
-        """SIGSTOP: the process is there and does nothing.
+        """Stop the process with SIGSTOP.
 
-        The kernel still accepts for it, and answers keepalive probes.
+        The kernel still accepts connections for it, and answers keepalive probes.
         """
         self._process.send(signal.SIGSTOP)
         self.stopped = True
         self._settled()
 
     def cont(self) -> None:
-        """SIGCONT."""
+        """Let a stopped process go on, with SIGCONT."""
         self._process.send(signal.SIGCONT)
         self.stopped = False
         self._settled()
 
     async def terminate(self) -> int:
-        """SIGTERM, and wait for the drain; the exit code."""
+        """Send SIGTERM, and wait for the drain; return the exit code."""
         self._process.send(signal.SIGTERM)
         code = await self._process.wait()
         self._hold_ports()
         return code
 
     def _hold_ports(self) -> None:
-        """Its ports stay reserved until it is started again."""
         ready = self._process.ready
         if ready is not None:
             self._ports.hold((ready.gateway, ready.ops))
 
     async def restart(self) -> None:
-        """`terminate` and `start`: an upgrade."""
+        """Drain the gateway and start it again, as an upgrade does."""
         await self.terminate()
         await self.start()
 
     def on_change(self, look: Callable[[], None]) -> None:
-        """For the cluster: called when it was started, killed, stopped or continued."""
+        """Have `look` called when the process was started, killed, stopped or continued."""
         self._settled = look
 
     async def close(self) -> None:
-        """For the cluster: the end, politely if it can."""
+        """End the process, by a drain if possible; for the cluster."""
         self.cont()
         with trio.CancelScope(shield=True):
             with trio.move_on_after(STOP_S):
@@ -207,7 +199,7 @@ class ClusterNode:
 
 
 class ProcessCluster:
-    """Made by `open_process_cluster`.
+    """A running cluster of processes. Made by `open_process_cluster`.
 
     `front` is the load balancer; `turns` its choice.
     """
@@ -260,11 +252,11 @@ class ProcessCluster:
         await self._in_turn(partial(self.postgres.stop, signum=signum))
 
     async def start_postgres(self) -> None:
-        """Start it again, on the same data and port. Returns when it takes connections."""
+        """Start PostgreSQL again, on the same data and port; return when it is ready."""
         await self._in_turn(self.postgres.start)
 
     async def restart_postgres(self, *, signum: int = signal.SIGINT) -> None:
-        """`stop_postgres` and `start_postgres`."""
+        """Stop PostgreSQL with a signal, and start it again."""
         await self._in_turn(partial(self.postgres.restart, signum=signum))
 
     async def fail_over(self, *, signum: int = signal.SIGKILL) -> None:
@@ -275,15 +267,15 @@ class ProcessCluster:
         await self._in_turn(partial(self.postgres.psql, "SELECT pg_promote()"))
 
     async def sql(self, text: str) -> list[list[str]]:
-        """Run statements in a connection of their own, with the nodes' schema.
+        """Run SQL in a new connection with the nodes' schema; return rows as text.
 
-        The rows as text. Raises StorageSetupError.
+        Raises StorageSetupError.
         """
         said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
         return [line.split("|") for line in said.splitlines()]
 
     async def backends(self) -> list[PostgresSession]:
-        """The nodes' connections to PostgreSQL now, in the order of their process ids."""
+        """Return the nodes' connections to PostgreSQL, in the order of their process ids."""
         rows = await self.sql(
             "SELECT pid, substr(application_name, 8) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' ORDER BY pid"
         )
@@ -295,7 +287,7 @@ class ProcessCluster:
         await self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY('{{{chosen}}}')")  # noqa: S608
 
     def _look(self) -> None:
-        """A load balancer's health check."""
+        """Update the front's nodes, as a load balancer's health check does."""
         self.turns.addresses = [node.address for node in self.nodes if node.serving]
         self.turns.out = {node.address for node in self.nodes if node.serving and node.stopped}
 
@@ -317,17 +309,14 @@ async def open_process_cluster(
     keep: Path | None = None,
     checkout: Path | None = None,
 ) -> AsyncIterator[ProcessCluster]:
-    """PostgreSQL and so many nodes, serving; or nodes yet to be started.
-
-    Everything ends with the block.
+    """Open a cluster of PostgreSQL and gateways, serving or yet to be started.
 
     `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside
     embedded.FAST. `command` is what the nodes run. Without `proxied` the nodes' `database_link` is
     not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does. The
-    nodes are of this package, or of the one in the directory `checkout`, to see what another
-    version of it does. With `standby` there is a synchronous hot standby, and the nodes know both.
-    What the processes have printed is left in `keep`. Raises NodeFailed or StorageSetupError with
-    the output of the process that did not start.
+    nodes are of this package, or of the one in the directory `checkout`. With `standby` there is a
+    synchronous hot standby, and the nodes know both. The processes' output is left in `keep`.
+    Raises NodeFailed or StorageSetupError with the output of the process that did not start.
     """
     home = _make_home()
     given = {**FAST, **(postgres or {})}
@@ -394,7 +383,7 @@ async def open_process_cluster(
 
 
 def _follow(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
-    """Start a hot standby without which the primary commits nothing from now on."""
+    """Start a hot standby that the primary waits for in each commit from now on."""
     standby.create_standby(primary)
     standby.start()
     primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
@@ -404,7 +393,7 @@ def _follow(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
 
 
 def _is_all(group: BaseException, error: BaseException) -> bool:
-    """Whether a group, or a group in a group, holds nothing but this error."""
+    """Whether an exception group, or a group in a group, holds only this error."""
     while group is not error:
         if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
             return False
@@ -425,7 +414,7 @@ def _make_home() -> Path:
 
 
 def _environment(checkout: Path | None) -> dict[str, str]:
-    """Give an environment without settings, in which nodes run the tested program."""
+    """Return an environment without settings, in which nodes run the tested program."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
     root = str(checkout or Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))

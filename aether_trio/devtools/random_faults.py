@@ -1,12 +1,12 @@
-"""Choose faults by chance for a fault proxy: which, when and for how long.
+"""Chooses faults by chance for a fault proxy: which, when and for how long.
 
     async with open_fault_proxy(address, RandomFaults(random.Random(7))) as proxy:
         ...
 
-A connection lives for a random time, or for a random number of bytes, until something happens to
-it; bytes let a cut fall into the middle of a frame. What passes by (a stall, a delay, a drip) is
-followed by another draw. The draws of a connection depend on the seed and on its number only; when
-they take effect depends on the traffic.
+A connection lives for a random time, or for a random number of bytes, until a fault; bytes let a
+cut fall into the middle of a frame. A fault that passes (a stall, a delay, a drip) is followed by
+another one. The choices for a connection depend on the seed and on its number only; when they take
+effect depends on the traffic.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ EVERY_FAULT: Final[Mapping[NetworkFault, float]] = MappingProxyType(
 
 
 class RandomFaults:
-    """A script of `open_fault_proxy`.
+    """A script of `open_fault_proxy` that injects random faults.
 
-    Times are in seconds, and means of exponential distributions.
-
-    `weights` says how often each fault is drawn. Something happens after `mean_s`, or after
-    `mean_bytes` of a direction; what passes by lasts `stall_s`. After that time both sides of a
-    DROP are cut: nothing closes there, so only the kernel's keepalive would find it. Once `over()`
-    is true nothing more is drawn.
+    Times are in seconds, and means of exponential distributions. `weights` says how often each
+    fault is drawn. A fault happens after `mean_s`, or after `mean_bytes` of a direction; one that
+    passes lasts `stall_s`. After that time both sides of a DROP are cut: nothing closes there, so
+    only the kernel's keepalive would find it. Once `over()` is true nothing more is drawn.
     """
 
     def __init__(
@@ -67,7 +65,7 @@ class RandomFaults:
         self._seed = chance.getrandbits(64)
 
     async def __call__(self, connection: ProxiedConnection) -> None:
-        """What happens to one connection."""
+        """Inject random faults into one connection until it ends."""
         chance = random.Random(f"{self._seed} {connection.number}")  # noqa: S311
         while not self.over():
             flow = chance.choice((connection.upstream, connection.downstream))

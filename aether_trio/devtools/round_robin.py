@@ -1,4 +1,4 @@
-"""Choose a node for each connection in turn, or the next one that accepts.
+"""Chooses a node for each connection in turn, or the next one that accepts.
 
 async with open_fault_proxy(RoundRobin(["127.0.0.1:50051", "127.0.0.1:50052"])) as front:
     ...
@@ -12,12 +12,11 @@ __all__ = ["RoundRobin"]
 
 
 class RoundRobin:
-    """A Target of `open_fault_proxy`.
+    """A fault proxy's Target that gives each connection to the next of `addresses`.
 
-    `addresses` ("HOST:PORT") may be changed at any time.
-
-    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves no
-    client; a load balancer's health check would have found that.
+    `addresses` ("HOST:PORT") may be changed at any time. An address in `out` is tried last: a node
+    that is stopped accepts, in its kernel, and serves no client; a load balancer's health check
+    would have found that.
     """
 
     def __init__(self, addresses: Iterable[str]) -> None:
@@ -26,7 +25,7 @@ class RoundRobin:
         self._turn = 0
 
     def __call__(self) -> Sequence[str]:
-        """Those to try for one connection."""
+        """Return the addresses to try for one connection, in order."""
         if not self.addresses:
             return ()
         first = self._turn % len(self.addresses)

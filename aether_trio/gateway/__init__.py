@@ -1,4 +1,4 @@
-"""The composition of a gateway: the only place that knows all parts."""
+"""Makes a gateway of its parts: the only package that knows all of them."""
 
 from aether_trio.gateway.gateway import Gateway, open_gateway
 

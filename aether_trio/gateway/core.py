@@ -1,8 +1,7 @@
-"""Make the parts of a gateway but its sockets: databases, log, sessions, services.
+"""Makes the parts of a gateway but its sockets: databases, services, sessions.
 
-`open_core` makes each part with all that it needs; nothing is set on a part afterwards. Tests open
-a core with in-memory links (aether_trio.testing.memory), a seeded randomness and a clock of their
-own.
+`open_core` makes each part with all that it needs. Tests open a core with in-memory links
+(aether_trio.testing.memory), a seeded randomness and a separate clock.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from aether_trio.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The parts between the transports and the databases. Made by `open_core`."""
+    """The parts of a gateway between its transports and its databases."""
 
     settings: Settings
     clock: Clock
@@ -88,7 +87,7 @@ class Core:
 async def open_core(
     settings: Settings, *, clock: Clock | None = None, randomness: random.Random | None = None
 ) -> AsyncIterator[Core]:
-    """Open the gateway without its sockets.
+    """Open the parts of a gateway but its sockets, until the block ends.
 
     Tests give a clock and a seeded `randomness`.
     """

@@ -1,4 +1,4 @@
-"""Open the databases of a gateway: files in a directory, or PostgreSQL.
+"""Opens the databases of a gateway: files in a directory, or PostgreSQL.
 
 storage.database unset ──▶ SQLite: one file per logical database in the data directory, which is
                            locked against a second gateway; a temporary directory for
@@ -35,23 +35,23 @@ logger = structlog.get_logger("aether.core")
 
 
 class Statistics(Protocol):
-    """The statistics that every storage engine has, and more."""
+    """The statistics that every storage engine has."""
 
     @property
     def failing(self) -> bool:
-        """Whether the last group was not written."""
+        """Whether the last group of writes failed."""
         ...
 
 
 class OpenDatabase(Database, Protocol):
-    """A Database with its statistics."""
+    """An open Database with its statistics."""
 
     def statistics(self) -> Statistics: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """The logical databases of one gateway, open."""
+    """The open databases of one gateway: state, log and tasks."""
 
     state: OpenDatabase
     log: OpenDatabase
@@ -62,10 +62,9 @@ class Databases:
 
 @contextmanager
 def starting(failed: str) -> Iterator[Callable[[], None]]:
-    """Raise StorageSetupError for failing storage until the given function is called.
+    """Turn failing storage into StorageSetupError until the yielded call is made.
 
-    `failed` begins the error's text. Parts are opened in nurseries, so the error may be inside
-    exception groups; the first error of a group is reported.
+    `failed` begins the error's text. The error may be inside exception groups of nurseries.
     """
     started = False
 
@@ -86,7 +85,7 @@ def starting(failed: str) -> Iterator[Callable[[], None]]:
 
 @asynccontextmanager
 async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
-    """Open them until the block ends.
+    """Open the databases of a gateway until the block ends.
 
     Raises StorageSetupError, whose text says what to do.
     """
@@ -142,12 +141,10 @@ async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Database
 
 
 async def probe_while_failing(name: str, database: OpenDatabase) -> None:
-    """Write to a database that fails until it can be written again, and log both.
+    """Write to a failing database until it works again, and log both.
 
-    Runs until cancelled.
-
-    Clients that readiness turned away write nothing, so only this finds out that the database works
-    again.
+    Runs until cancelled. Clients that readiness turned away write nothing, so only this probe finds
+    out that the database works again.
     """
     failing = False
     while True:

@@ -1,11 +1,11 @@
-"""Open a gateway: its core (core.py), its transports, its ports and the ops port.
+"""Opens a gateway: its core (core.py), its transports, its ports and the ops port.
 
 Order of opening, and backwards at the end: data directory (locked against a second gateway) ->
 databases -> log and its tasks -> sessions and services -> transports -> ports -> ops port.
 
-Draining loses nothing: nothing more is accepted, each transport asks clients to go, what they sent
-before they knew is served, sessions end with UNAVAILABLE so that they resume elsewhere, then the
-log settles what it was given.
+A drain loses nothing: no client is accepted, each transport asks clients to go, their last requests
+are served, sessions end with UNAVAILABLE so that they resume elsewhere, then the log commits what
+was appended.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ DRAIN_NOTICE = "the gateway is shutting down; connect again"
 
 
 class GatewayService(AetherGatewayBase):
-    """AetherGateway/Connect: each stream becomes a Link for the session server."""
+    """The gRPC service AetherGateway: each stream becomes a Link of a session."""
 
     def __init__(self, serve: Callable[[Link], Awaitable[None]]) -> None:
         self._serve = serve
 
     @told_when_broken
     async def Connect(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
-        """Serve one participant."""
+        """Serve one participant's gRPC stream."""
         await self._serve(GrpcLink(stream))
 
 
 class Gateway:
-    """A running gateway. Made by `open_gateway`."""
+    """A running gateway with its addresses. Made by `open_gateway`."""
 
     def __init__(
         self, core: Core, ports: Ports, health: GrpcHealth, settings: Settings, ops_address: str | None
@@ -72,11 +72,11 @@ class Gateway:
         self._closed = trio.Event()
 
     async def wait_closed(self) -> None:
-        """Wait until a drain has finished."""
+        """Wait until the gateway has drained."""
         await self._closed.wait()
 
     async def drain(self) -> None:
-        """Refuse new work, let clients go elsewhere, settle what was accepted.
+        """Refuse new clients, ask clients to reconnect, commit what was accepted.
 
         Safe to call twice.
         """
@@ -99,7 +99,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
-    """A gateway that serves.
+    """Open a gateway that serves clients, until the block ends.
 
     Raises OSError when a port is taken or the data directory is in use.
     """
@@ -132,10 +132,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 def _open_transports(core: Core, health: GrpcHealth, nursery: trio.Nursery) -> dict[str, TransportServer]:
-    """The transports that are on, by name.
-
-    What they need beside their connections runs in `nursery`.
-    """
+    """Make the transports that are on, by name; their tasks run in `nursery`."""
     settings, serve = core.settings, core.sessions.serve
     transports: dict[str, TransportServer] = {}
     unfinished = UnfinishedInput(limits.unfinished_limits(settings))

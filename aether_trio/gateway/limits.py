@@ -1,8 +1,7 @@
-"""The limits of each part, from the settings.
+"""Makes the limits of each part of a gateway from the settings.
 
-Parts know nothing of the settings file: each has its own record of limits, with defaults, and works
-without a gateway. Each function here spells one record out, so a setting without an effect shows as
-a name that no function reads.
+Parts know nothing of the settings: each has its own record of limits, with defaults. Each function
+here spells one record out, so a setting without an effect shows as a name that no function reads.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FRAMING_BYTES: Final = 64 * 1024
 
 
 def log_limits(settings: Settings) -> LogLimits:
-    """Give the limits of the topic log."""
+    """Make the limits of the topic log."""
     log = settings.log
     return LogLimits(
         pending_bytes=log.pending_bytes,
@@ -43,13 +42,13 @@ def log_limits(settings: Settings) -> LogLimits:
 
 
 def outbox_limits(settings: Settings) -> OutboxLimits:
-    """Give the limits of what may wait for one participant."""
+    """Make the limits of the messages that wait for one participant."""
     log = settings.log
     return OutboxLimits(delivery_bytes=log.outbox_bytes, ephemeral_bytes=log.ephemeral_bytes)
 
 
 def retention_limits(settings: Settings) -> RetentionLimits:
-    """Give what the topic log keeps, and for how long."""
+    """Make the limits of what the topic log keeps, and for how long."""
     log = settings.log
     return RetentionLimits(
         age_s=log.retention_age_s,
@@ -60,7 +59,7 @@ def retention_limits(settings: Settings) -> RetentionLimits:
 
 
 def time_limits(settings: Settings) -> TimeLimits:
-    """Give the deadlines of tasks, and how long tasks are kept after their end."""
+    """Make the deadlines of tasks, and how long tasks are kept after their end."""
     tasks = settings.tasks
     return TimeLimits(
         interactive_ms=round(tasks.interactive_ttl_s * 1000),
@@ -76,7 +75,7 @@ def time_limits(settings: Settings) -> TimeLimits:
 
 
 def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
-    """Give the limits of gRPC.
+    """Make the limits of gRPC.
 
     `opening_bytes` bounds a message of a client that is not accepted yet.
     """
@@ -109,7 +108,7 @@ def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
 
 
 def framed_limits(settings: Settings) -> FramedLimits:
-    """Give the limits of the framed transport."""
+    """Make the limits of the framed transport."""
     framed = settings.framed
     return FramedLimits(
         max_frame_bytes=framed.max_frame_bytes,
@@ -123,7 +122,7 @@ def framed_limits(settings: Settings) -> FramedLimits:
 
 
 def unfinished_limits(settings: Settings) -> UnfinishedLimits:
-    """Give the limits of messages that are only partly received; the largest one fits."""
+    """Make the limits of messages that are partly received; the largest one fits."""
     largest = max(
         settings.grpc.max_receive_bytes, settings.framed.max_frame_bytes, settings.websocket.max_message_bytes
     )
@@ -134,7 +133,7 @@ def unfinished_limits(settings: Settings) -> UnfinishedLimits:
 
 
 def tcp_settings(settings: GrpcSettings) -> TcpSettings:
-    """Give the settings of accepted sockets."""
+    """Make the TCP settings of accepted sockets."""
     return TcpSettings(
         max_connections=settings.max_connections,
         keepalive_idle_s=settings.tcp_keepalive_idle_s,
@@ -163,7 +162,7 @@ def open_ports(settings: Settings, transports: Mapping[str, TransportServer]) ->
 
 
 def tls_settings(settings: TlsSettings) -> tls.TlsFiles | None:
-    """Give the certificate files; None for a port without TLS."""
+    """Return the TLS files of the settings; None for ports without TLS."""
     if settings.cert is None or settings.key is None:
         return None
     required = settings.require_client_cert

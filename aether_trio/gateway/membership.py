@@ -1,13 +1,12 @@
-"""Make a gateway work alone, or as a node of a cluster that knows all sessions.
+"""Makes a gateway work alone, or as a node of a cluster that knows all sessions.
 
     SQLite      ──▶ registry                             nothing else
     PostgreSQL  ──▶ registry + cluster (lease, identity locks, bus) + session directory
                     + progress and log of the other nodes
 
-Nothing of this is asked for by name anywhere else: services and sessions are handed a IdentityLocks
-and a SessionDirectory, the log and the topics get a relay. Leaving a cluster: what sessions
-appended and read is committed first, then everything is given back at once, so that other nodes
-take over without a wait.
+Services and sessions are handed an IdentityLocks and a SessionDirectory, the log and the topics get
+a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is
+given back at once, so that other nodes take over without a wait.
 """
 
 from __future__ import annotations
@@ -48,9 +47,10 @@ SETTLE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ClusterMembership:
-    """`cluster` is None for a gateway that is alone.
+    """The parts by which sessions are known, on one node or in a cluster.
 
-    `statistics` are those of the cluster's parts, by name.
+    `cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by
+    name.
     """
 
     registry: SessionRegistry
@@ -65,7 +65,7 @@ class ClusterMembership:
 async def open_membership(
     settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[ClusterMembership]:
-    """Be a gateway alone, or join the cluster on this database, until the block ends.
+    """Join the cluster on this database, or be a gateway alone, until the block ends.
 
     Raises StorageSetupError.
     """
@@ -84,7 +84,6 @@ async def open_membership(
 async def _join_cluster(
     settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[ClusterMembership]:
-    """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
     from aether_trio.cluster.locks.directory import open_directory
     from aether_trio.cluster.node.lease import NodeInfo

@@ -1,7 +1,7 @@
-"""Show the statistics of each part to Prometheus, by the reference's names.
+"""Registers the statistics of a gateway's parts as Prometheus metrics.
 
-Each function shows one part. Parts count in records of their own (`statistics()`), which are read
-when Prometheus asks (telemetry/metrics.py).
+Parts count in records of their own (`statistics()`), which are read at each scrape
+(telemetry/metrics.py). Names are the reference's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REFERENCE_PREFIXES = ("aether", "aether_metering")
 
 
 def watch_databases(metrics: Metrics, databases: Databases) -> None:
-    """Show the statistics of each logical database."""
+    """Register metrics of each logical database."""
     counters = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses", "stalls"}
     metrics.watch("storage_state", databases.state.statistics, counters=counters)
     metrics.watch("storage_log", databases.log.statistics, counters=counters)
@@ -38,7 +38,7 @@ def watch_databases(metrics: Metrics, databases: Databases) -> None:
 
 
 def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
-    """Show the statistics of the topic log."""
+    """Register metrics of the topic log and its retention."""
     counters = {"appended", "settled", "refused", "groups", "remote_reads", "remote_messages"}
     metrics.watch("log", log.statistics, counters=counters)
     metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
@@ -51,7 +51,7 @@ def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
 
 
 def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: EphemeralTopics, queues: WorkQueues) -> None:
-    """Show messages routed and refused, progress and work queues."""
+    """Register metrics of routed and refused messages, progress and work queues."""
     metrics.watch("progress", ephemeral_topics.statistics, counters={"published", "delivered"})
     metrics.watch("work_queues", queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
     for prefix in REFERENCE_PREFIXES:
@@ -71,7 +71,7 @@ def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: Ephemeral
 
 
 def watch_sessions(metrics: Metrics, registry: SessionRegistry, dispatcher: Dispatcher) -> None:
-    """Show live sessions, and the requests that were answered."""
+    """Register metrics of live sessions and answered requests."""
     metrics.watch("registry", registry.statistics, counters={"claims", "takeovers", "refused"})
     for prefix in REFERENCE_PREFIXES:
         metrics.gauge(
@@ -89,20 +89,20 @@ def watch_sessions(metrics: Metrics, registry: SessionRegistry, dispatcher: Disp
 
 
 def watch_tasks(metrics: Metrics, engine: Engine, autostarter: Autostarter) -> None:
-    """Show the statistics of tasks, and of agents that messages start."""
+    """Register metrics of tasks, and of agents that messages start."""
     metrics.watch("tasks", engine.statistics, counters={"assignments", "due", "reports_dropped", "inputs_dropped"})
     metrics.watch("autostart", autostarter.statistics, counters={"started", "given_up"})
 
 
 def watch_cluster(metrics: Metrics, membership: ClusterMembership) -> None:
-    """Show the statistics of a cluster's parts on this node."""
+    """Register metrics of the cluster's parts on this node."""
     now = {"listening", "held", "waiting", "interests", "node_id", "epoch"}
     for name, statistics in membership.statistics.items():
         metrics.watch(name, statistics, counters={one.name for one in fields(statistics()) if one.name not in now})
 
 
 def watch_ports(metrics: Metrics, ports: Ports) -> None:
-    """Show the statistics of the ports and their listeners."""
+    """Register metrics of the ports and their listeners."""
     metrics.watch("listener", ports.listener_statistics, counters={"accepted", "refused_over_limit", "pauses"})
     metrics.watch("port", ports.statistics)
     metrics.counter(
@@ -120,12 +120,12 @@ def watch_ports(metrics: Metrics, ports: Ports) -> None:
 
 
 def watch_unfinished(metrics: Metrics, unfinished: UnfinishedInput) -> None:
-    """Show the bytes held of messages that are only partly received."""
+    """Register metrics of messages that are only partly received."""
     metrics.watch("unfinished_input", unfinished.statistics, counters={"given_up", "too_slow"})
 
 
 def watch_transport(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:
-    """Show the statistics of a transport; `rejects` by reason."""
+    """Register metrics of a transport; refused connections by reason."""
     metrics.watch(name, statistics, counters={"bytes_received", "bytes_sent"})
     metrics.counter(
         f"aether_{name}_rejects",

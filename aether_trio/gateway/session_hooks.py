@@ -1,7 +1,7 @@
-"""What the services do when a session connects, joins, moves and ends.
+"""Tells the services when a session connects, joins, moves and ends.
 
-The session server (session/lifecycle.py) knows no service: it calls these hooks. Each hook tells
-the parts that are concerned; a part that raises keeps no other part from its call.
+The session server (session/lifecycle.py) knows no service: it calls these hooks. A service that
+raises keeps no other service from its call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class ServiceHooks:
-    """The SessionHooks of a gateway: they call the services at each step of a session."""
+    """The SessionHooks of a gateway: call the services at each step of a session."""
 
     clock: Clock
     metrics: Metrics
@@ -49,35 +49,34 @@ class ServiceHooks:
     autostart_queue: AutostartQueue
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
-        """Check the credentials of a first message. Raises StatusError."""
+        """Check the credentials of a client's first message. Raises StatusError."""
         return await self.credentials.admit(claim, peer)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find a session that ended before this gateway started.
+        """Find the history of a session that ended before this gateway started.
 
         Raises StorageUnavailable.
         """
         return await self.presence.recall(identity, session_id)
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """Count a handshake.
+        """Count a client's handshake by its outcome.
 
-        The workspace of a claim that is not authenticated is no label.
-
-        A client could make up workspaces until there is no room left for those that exist.
+        The workspace is a label only of an authenticated client: others could make up workspaces
+        until there is no room left for those that exist.
         """
         kind = "unknown" if claim is None else claim.identity.type_name
         workspace = claim.identity.workspace if claim is not None and authenticated else ""
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
     async def prepare(self, session: Session) -> None:
-        """Give an agent that was started the task of its start (reference: tasks.md 4.4)."""
+        """Give a started agent the task of its start (reference: tasks.md 4.4)."""
         start = await self.starter.current_start(session.identity)
         if start is not None:
             session.start_agent(start.task_id, task_context(start))
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        """Read what an agent or task is told first: its task and its exclusive KV entries."""
+        """Read an agent's or task's first message: its task and exclusive KV entries."""
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
         return pb.ConfigSnapshot(
             task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
@@ -88,7 +87,7 @@ class ServiceHooks:
         self._join(session, resumed=bool(claim.resume_session_id))
 
     def node_renewed(self) -> None:
-        """Tell the services of all sessions again: other nodes took this one for dead.
+        """Tell the services of all sessions again after this node counted as dead.
 
         The other nodes may have let go of the sessions that this node still has.
         """
@@ -136,9 +135,6 @@ class ServiceHooks:
 
 @lru_cache(maxsize=256)
 def _attempt_label(status: Status) -> str:
-    """Give the reference's word for how a handshake ended.
-
-    It has none for most statuses.
-    """
+    """Return the reference's word for a handshake's status, if it has one."""
     words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
     return words.get(status, status.name.lower())

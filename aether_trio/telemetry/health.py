@@ -1,8 +1,7 @@
 """Tells whether the gateway lives (/healthz) and is ready for work (/readyz).
 
-`/healthz` asks the first question: answering at all is the answer. `/readyz` asks the second: no
-while starting, while draining, and while a probe (storage, say) reports a problem. Probes are plain
-calls that read a flag; they do no I/O, because a readiness check must be quick exactly when the
+A gateway is not ready while starting, while draining, and while a probe (storage, say) reports a
+problem. Probes read a flag and do no I/O, because a readiness check must be quick exactly when the
 disk is not.
 """
 
@@ -35,7 +34,7 @@ class Readiness:
 
 
 class GatewayHealth:
-    """Holds the gateway's phase and its readiness probes."""
+    """Holds a gateway's phase (starting, serving, draining) and its readiness probes."""
 
     def __init__(self) -> None:
         self._phase = Phase.STARTING

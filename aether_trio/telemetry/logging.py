@@ -1,9 +1,8 @@
 """Configures logging: structlog and the standard library write to one output.
 
-Lines go to standard error, so that a command's standard output stays for its result. Console lines
-are for people, JSON lines (one object each) for machines. Never log credentials, payloads or
-message metadata; so tracebacks come without the values of variables, which structlog would show
-(which takes most of a second, in which no client is served).
+Lines go to standard error, so that a command's standard output stays for its result. Never log
+credentials, payloads or message metadata; so tracebacks come without the values of variables, which
+structlog would show (and which take most of a second, in which no client is served).
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ _LEVELS: Final = {
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
     """Send every log line of this process to `stream` in the configured format.
 
-    The default is standard error. Call this before any other logging. With `node` each line says
-    whose it is, for several gateways that write to one place.
+    The default is standard error. Call this before any other logging. With `node` each line names
+    its gateway.
     """
     output = _LogOutput(stream or sys.stderr)
     level = _LEVELS[settings.level]

@@ -1,14 +1,13 @@
 """Prometheus metrics of a gateway, collected at each scrape.
 
 The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have
-`.statistics()` records, and `watch` reads them at scrape time. Names and labels are the reference's
+`.statistics()` records, which `watch` reads at scrape time. Names and labels are the reference's
 (security.md 7.4) where it has them; others follow the OpenTelemetry naming conventions with an
 `aether_` prefix.
 
 Invariants: no label carries an identity, a topic or anything else that a client can make up without
 end. Workspaces are the one label of a client's choosing, so each family keeps at most MAX_SERIES
-label sets and counts the rest under "_other". Every registry is its own; the process-wide default
-one is never touched.
+label sets and counts the rest under "_other". The process-wide default registry is never touched.
 """
 
 from __future__ import annotations
@@ -167,9 +166,8 @@ class Metrics(Collector):
     def watch(self, prefix: str, statistics: Callable[[], Any], *, counters: Collection[str] = ()) -> None:
         """Register the numbers of a `statistics()` record as `aether_{prefix}_{field}`.
 
-        A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and
-        its metric ends in `_total`. Every other is a gauge. Fields that are not numbers are left
-        out.
+        A field whose name is in `counters`, or ends in `_total`, is a counter, and its metric ends
+        in `_total`; every other is a gauge. Fields that are not numbers are left out.
         """
 
         def collect() -> Iterable[Metric]:
@@ -192,7 +190,7 @@ class Metrics(Collector):
             yield from source()
 
     def render(self) -> tuple[str, bytes]:
-        """Return a scrape's (content type, body)."""
+        """Return the content type and body of a Prometheus scrape."""
         return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
     def tally(self, name: str, text: str, labels: Labels = ()) -> Tally:

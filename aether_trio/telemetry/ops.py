@@ -1,9 +1,8 @@
 """Serves the operators' port: health, metrics, topic tails, dead letters.
 
 It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere:
-connections, header bytes, the time for a request to arrive and for each write to be taken. An
-answer is never worth a gateway, so whatever goes wrong in one connection ends that connection and
-nothing else.
+connections, header bytes, the time for a request to arrive and for each write to be taken. A
+failure in one connection ends that connection and nothing else.
 
 `/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a
 loopback address in development mode, or to a client with `ops.tail_token`. `POST
@@ -96,7 +95,7 @@ class _RequestRefused(Exception):
 class OpsServer:
     """Answers HTTP requests of operators about one gateway.
 
-    `tail` and `resolve` are None where there is nothing of the kind.
+    `tail` and `resolve` are None where a gateway does not have them.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class OpsServer:
     # -- what is answered
 
     def answer(self, target: str, headers: dict[str, str]) -> _Answer | _TailRequest:
-        """Return the answer to a GET request. Raises _RequestRefused."""
+        """Answer a GET request by its path. Raises _RequestRefused."""
         url = urlsplit(target)
         match url.path:
             case "/healthz":
@@ -178,7 +177,9 @@ class OpsServer:
                 query = parse_qs(url.query)
                 by = query.get("by", [""])[-1]
                 if not by:
-                    raise _RequestRefused(400, "the name of the person who resolves the dead letter is missing; add ?by=NAME")
+                    raise _RequestRefused(
+                        400, "the name of the person who resolves the dead letter is missing; add ?by=NAME"
+                    )
                 return _ResolveRequest(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
                 raise _RequestRefused(
@@ -292,7 +293,7 @@ async def serve_ops(
 ) -> None:
     """Serve the ops port until cancelled; `task_status.started` gets its "HOST:PORT".
 
-    Raises OSError when it is taken.
+    Raises OSError when the port is taken.
     """
     server = OpsServer(settings, health=health, metrics=metrics, tail=tail, resolve=resolve, dev=dev)
     listeners = open_tcp_listeners(settings.host, settings.port)

@@ -29,7 +29,9 @@ _parse: Final = UpstreamMessage.FromString
 def decode_upstream(data: bytes) -> UpstreamMessage:
     """Parse an UpstreamMessage; refuse too many fields. Raises StatusError."""
     if len(data) > UNCOUNTED_BYTES and too_many_fields(data, UpstreamMessage.DESCRIPTOR):
-        raise StatusError(Status.INVALID_ARGUMENT, f"the message has more than {MAX_FIELDS} fields; send less in one message")
+        raise StatusError(
+            Status.INVALID_ARGUMENT, f"the message has more than {MAX_FIELDS} fields; send less in one message"
+        )
     try:
         return _parse(data)
     except DecodeError as error:

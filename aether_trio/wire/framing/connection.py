@@ -193,7 +193,8 @@ class FramedConnection:
             try:
                 if after is ConnectionState.IDLE:  # where no frame leads
                     raise ledger.Breach(
-                        ErrorCode.ILLEGAL_FRAME, f"unexpected {kind.__name__} from a {peer.value} in the state {state.value}"
+                        ErrorCode.ILLEGAL_FRAME,
+                        f"unexpected {kind.__name__} from a {peer.value} in the state {state.value}",
                     )
                 if isinstance(event, ev.Send):  # the hot one, without the detour
                     sequence.send(event.seq)
@@ -230,7 +231,8 @@ class FramedConnection:
         after = self._states.moves(self.role).get(kind)
         if after is None:
             raise LocalProtocolError(
-                ErrorCode.ILLEGAL_FRAME, f"cannot send {kind.__name__} as a {self.role.value} in the state {self.state.value}"
+                ErrorCode.ILLEGAL_FRAME,
+                f"cannot send {kind.__name__} as a {self.role.value} in the state {self.state.value}",
             )
         if kind in LOCALLY_ILLEGAL[self.role] and self.peer_state in _FINISHING:
             raise LocalProtocolError(
@@ -242,13 +244,15 @@ class FramedConnection:
     def _may_have(self, size: int) -> None:
         if size > self.send_limit_bytes:
             raise LocalProtocolError(
-                ErrorCode.FRAME_TOO_LARGE, f"cannot send a frame of {size} bytes; the peer accepts {self.send_limit_bytes}"
+                ErrorCode.FRAME_TOO_LARGE,
+                f"cannot send a frame of {size} bytes; the peer accepts {self.send_limit_bytes}",
             )
 
     def _account(self, event: ev.Event) -> None:
         if isinstance(event, ev.ClientHello | ev.ServerHello) and event.max_frame != self._max_frame_bytes:
             raise LocalProtocolError(
-                ErrorCode.BAD_HELLO, f"the HELLO has max_frame {event.max_frame}, but this end accepts {self._max_frame_bytes}"
+                ErrorCode.BAD_HELLO,
+                f"the HELLO has max_frame {event.max_frame}, but this end accepts {self._max_frame_bytes}",
             )
         count = _COUNTS.get(type(event))
         try:
@@ -276,7 +280,10 @@ class FramedConnection:
 
     def _server_hello(self, hello: ev.ServerHello) -> None:
         if hello.minor > self.minor:
-            raise ledger.Breach(ErrorCode.BAD_HELLO, f"the server's HELLO has version 1.{hello.minor}, above the client's 1.{self.minor}")
+            raise ledger.Breach(
+                ErrorCode.BAD_HELLO,
+                f"the server's HELLO has version 1.{hello.minor}, above the client's 1.{self.minor}",
+            )
         self.minor = hello.minor
         self.sequence.window = hello.publish_window
         if self.role is Side.CLIENT:

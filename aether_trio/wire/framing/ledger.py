@@ -46,7 +46,8 @@ class Sequence:
         acked = self.acked if self.last else seq - 1
         if seq - acked > self.window:
             raise Breach(
-                ErrorCode.BAD_SEQUENCE, f"SEND {seq} is beyond the publish window of {self.window}; the last ACK is {acked}"
+                ErrorCode.BAD_SEQUENCE,
+                f"SEND {seq} is beyond the publish window of {self.window}; the last ACK is {acked}",
             )
         self.acked = acked
         self.last = seq
@@ -54,13 +55,19 @@ class Sequence:
     def ack(self, seq: int) -> None:
         """Count an ACK up to this number."""
         if not self.acked < seq <= self.last:
-            raise Breach(ErrorCode.BAD_SEQUENCE, f"ACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}")
+            raise Breach(
+                ErrorCode.BAD_SEQUENCE,
+                f"ACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}",
+            )
         self.acked = seq
 
     def nack(self, seq: int) -> None:
         """Check a NACK of this number."""
         if not self.acked < seq <= self.last:
-            raise Breach(ErrorCode.BAD_SEQUENCE, f"NACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}")
+            raise Breach(
+                ErrorCode.BAD_SEQUENCE,
+                f"NACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}",
+            )
 
 
 @dataclass(slots=True)
@@ -122,7 +129,8 @@ class Channels:
             raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
         if offset > channel.position:
             raise Late(
-                ErrorCode.BAD_OFFSET, f"DELIVERED {offset} on channel {number}, whose last DELIVER was {channel.position}"
+                ErrorCode.BAD_OFFSET,
+                f"DELIVERED {offset} on channel {number}, whose last DELIVER was {channel.position}",
             )
 
 
@@ -164,6 +172,8 @@ class Credit:
             if held is None and more:
                 raise Breach(ErrorCode.BAD_CREDIT, f"CREDIT for {what}, for which the HELLO set no bound")
             if held is not None and held + more > MAX_CREDIT:
-                raise Breach(ErrorCode.BAD_CREDIT, f"CREDIT of {more} {what} on top of {held}; at most {MAX_CREDIT} are allowed")
+                raise Breach(
+                    ErrorCode.BAD_CREDIT, f"CREDIT of {more} {what} on top of {held}; at most {MAX_CREDIT} are allowed"
+                )
             after.append(None if held is None else held + more)
         self.message_count, self.byte_count = after

@@ -38,7 +38,10 @@ def problem(codec: Codec, data: bytes | str) -> str:
             "send.message_type: 2147483648 is out of range (-2147483648 to 2147483647)",
         ),
         ({"send": {}, "init": {}}, "send and init are members of one oneof (payload); send one of them"),
-        ({"init": {"agent": {}, "user": {}}}, "init: agent and user are members of one oneof (client_type); send one of them"),
+        (
+            {"init": {"agent": {}, "user": {}}},
+            "init: agent and user are members of one oneof (client_type); send one of them",
+        ),
         ({"init": {"credentials": {"api_key": 7}}}, "init.credentials.'api_key': expected text, not a number"),
         ({"init": {"credentials": [1]}}, "init.credentials: expected a map, not a list"),
         ({"init": {"extensions": {}}}, "init.extensions: expected a list, not a map"),
