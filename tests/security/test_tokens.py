@@ -9,7 +9,6 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.tasks.transaction import tokens
-from aether_trio.services.tasks.transaction.session_batch import Join
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.testing.memory import MemoryLink, StreamEnded
@@ -167,7 +166,7 @@ async def test_a_line_of_tokens_is_short(core: Core, creator: MemoryLink) -> Non
 async def test_an_unknown_token_admits_no_client(core: Core) -> None:
     async with connect(core, worker("att_nonsense"), wait_ack=False) as peer:
         end = await peer.wait_end()
-    assert (end.status, "this task token is not known here" in end.message) == (Status.UNAUTHENTICATED, True)
+    assert (end.status, "this task token is unknown to this gateway" in end.message) == (Status.UNAUTHENTICATED, True)
 
 
 async def test_a_token_that_admits_no_client_is_good_for_a_day(core: Core) -> None:
@@ -193,7 +192,7 @@ async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core, cre
         token=tokens.hash_token(token),
         lineage=(task_id,),
     )
-    work = await core.tasks.engine.perform(Join(joined))
+    work = await core.tasks.engine.perform(joined)
     assert work.effects.sessions_to_end == [(core.tasks.engine.nodes.node, "session")]
     assert await core.tasks.engine.database.fetch("SELECT * FROM task_workers WHERE identity = 'ag::w::i::1'") == []
 

@@ -116,7 +116,9 @@ async def test_no_worker_takes_a_start(core: Core) -> None:
             for op in WORK:
                 assert (await work(peer, op, start)).error == NOT_FOUND
                 assert (await work(asker, op, start)).error == NOT_FOUND
-            assert (await operate(admin, Op.CLAIM, start)).error == "a start is given to an orchestrator"
+            assert (
+                await operate(admin, Op.CLAIM, start)
+            ).error == "an agent's start is assigned to an orchestrator only"
             assert (await get(asker, start)).status == pb.TASK_STATUS_QUEUED
 
 

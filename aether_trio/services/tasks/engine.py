@@ -128,8 +128,8 @@ class Engine:
         self._assignment_kicks = Kicks()
         self.assignments = AssignmentSender(database, self._assignment_kicks.add, self.run_program, random_bytes)
         self._status_kicks = Kicks(STATUS_UPDATE_S)
-        self.writes = WriteBatcher(self._perform, merge)
-        self.follow_ups = WriteBatcher(self._perform, max_group=1)
+        self.writes = WriteBatcher(self.perform, merge)
+        self.follow_ups = WriteBatcher(self.perform, max_group=1)
         """Further pages of work, one to a transaction, so a session waits for one page at most."""
         self.timer = TaskTimer(database, clock, self._fire, self.writes.flush_within)
         self.input_consumer = InputConsumer(log, database, self.perform)
@@ -214,12 +214,19 @@ class Engine:
         self.after_commit(tx)
         return tx
 
-    async def _perform(self, mutation: Mutation) -> None:
-        await self.perform(mutation)
+    async def result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
+        """Run a program of one transaction on tasks with `perform`; return its result."""
+        results: list[T] = []
+
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            results.append((yield from page(tx)))
+
+        await self.perform(mutation, locking=locking)
+        return results[-1]
 
     def _send_all_again(self) -> None:
         """Send assignments and events of tasks again, as a commit was in doubt."""
-        logger.warning("a transaction on tasks ran again, as it was not known whether it was committed")
+        logger.warning("ran a transaction on tasks again, as its commit was not answered")
         self.timer.look()
         self.event_subscriptions.look("*")
         self.writes.put(_send_assignments_again)
@@ -325,7 +332,7 @@ class Engine:
         gone = await self.nodes.ended_among(found)
         for node in gone:
             page = partial(sessions.end_sessions_of, node=node, page=RECOVER_PAGE)
-            while await self._result(page) >= RECOVER_PAGE:
+            while await self.result(page) >= RECOVER_PAGE:
                 pass
             logger.info("ended the task sessions of a node that has ended", node=node)
         return bool(gone)
@@ -340,7 +347,7 @@ class Engine:
         began_ms = self.clock.now_ms()
         await self._end_sessions_of_ended_nodes()
         if await self.nodes.is_only_node():
-            while await self._result(partial(sessions.restart_graces, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
+            while await self.result(partial(sessions.restart_graces, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
                 pass
         await self.perform(TaskTransaction.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.nodes.node)
@@ -365,16 +372,7 @@ class Engine:
             nursery.cancel_scope.cancel()
 
     async def _fire(self, excuse: due.SilenceExcuse) -> int:
-        return await self._result(partial(due.fire, shared=self.database.shared, excuse=excuse))
-
-    async def _result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
-        results: list[T] = []
-
-        def mutation(tx: TaskTransaction) -> Program[None]:
-            results.append((yield from page(tx)))
-
-        await self.perform(mutation, locking=locking)
-        return results[-1]
+        return await self.result(partial(due.fire, shared=self.database.shared, excuse=excuse))
 
     async def _sweep(self) -> None:
         while True:
@@ -383,10 +381,10 @@ class Engine:
             self._child_events_written.set()  # nor for such a transaction
             try:
                 for page in (retention.forget_memories, retention.forget_resolved):
-                    while await self._result(page) >= retention.PAGE:
+                    while await self.result(page) >= retention.PAGE:
                         pass
             except StorageUnavailable as error:
-                logger.info("old rows of tasks stay until storage answers", reason=str(error))
+                logger.info("old rows of tasks are deleted when storage answers", reason=str(error))
 
     async def _check_nodes(self) -> None:
         while True:
@@ -397,7 +395,7 @@ class Engine:
                     self._end_session(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
-                logger.info("the sessions of ended nodes wait for storage", reason=str(error))
+                logger.info("the task sessions of ended nodes are ended when storage answers", reason=str(error))
             self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:
@@ -411,7 +409,7 @@ class Engine:
         names = [task_id] if task_id else await self._collect_unlocked_child_events()
         of = child_events.collect_for_locking if self.database.shared else child_events.collect_for
         for name in names:
-            while await self._result(partial(of, task_id=name), locking=True) >= child_events.PAGE:
+            while await self.result(partial(of, task_id=name), locking=True) >= child_events.PAGE:
                 pass
 
     async def _collect_unlocked_child_events(self) -> Collection[str]:
@@ -422,7 +420,7 @@ class Engine:
             page: Callable[[Transaction], Program[child_events.Collected]] = child_events.collect
             if self.database.shared:
                 page = partial(child_events.collect_locking, after=last, without=locked)
-            taken = await self._result(page, locking=True)
+            taken = await self.result(page, locking=True)
             locked |= taken.locked
             last = taken.last
             if not last:
@@ -435,7 +433,7 @@ class Engine:
                 if await self._collect_unlocked_child_events():
                     self._child_events_written.set()
             except StorageUnavailable as error:
-                logger.info("events of children wait for storage", reason=str(error))
+                logger.info("parents' logs get events of child tasks when storage answers", reason=str(error))
                 self._child_events_written.set()
                 await trio.sleep(CHECK_S)
             await trio.sleep(child_events.GATHER_S)
@@ -457,7 +455,7 @@ class Engine:
                 self._absent_unseen.set()
                 if not isinstance(error, StorageUnavailable):
                     raise
-                logger.info("absent targets of tasks are reported when storage answers", reason=str(error))
+                logger.info("absent agents for waiting tasks are started when storage answers", reason=str(error))
 
     async def _collect_forever(self) -> None:
         """Send this node's workers the assignments that other nodes have made for them."""
@@ -466,7 +464,7 @@ class Engine:
                 await self._assigned_elsewhere.wait()
             asleep, self._hibernated = self._hibernated, set()
             try:
-                while await self._result(_collect) >= COLLECT_PAGE:
+                while await self.result(_collect) >= COLLECT_PAGE:
                     pass
                 here = self.nodes.node
                 for task_id in asleep:
@@ -478,7 +476,7 @@ class Engine:
                     ):
                         self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:
-                logger.info("assignments of other nodes wait for storage", reason=str(error))
+                logger.info("assignments that other nodes made are sent when storage answers", reason=str(error))
 
 
 def _collect(tx: TaskTransaction) -> Program[int]:

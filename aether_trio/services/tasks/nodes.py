@@ -37,23 +37,18 @@ class TaskNodes(Protocol):
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
         """Send another node a notification about tasks. Never blocks."""
-        ...
 
     def on_notification(self, topic: str, handler: Handler) -> None:
         """Register a handler, which may only schedule work, for a topic's notifications."""
-        ...
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
         """Return those of `nodes` that have ended. Raises StorageUnavailable."""
-        ...
 
     async def is_only_node(self) -> bool:
         """Return whether no other node is alive. Raises StorageUnavailable."""
-        ...
 
     async def ended_leases(self) -> frozenset[str]:
         """Return the leases that ended within a day. Raises StorageUnavailable."""
-        ...
 
 
 class SingleNode:
@@ -69,15 +64,12 @@ class SingleNode:
         """Do nothing: no other node notifies a gateway without a cluster."""
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """Return all nodes but this process."""
         return [node for node in nodes if node != self.node]
 
     async def is_only_node(self) -> bool:
-        """Return True: a gateway without a cluster is the only node."""
         return True
 
     async def ended_leases(self) -> frozenset[str]:
-        """Return no lease: the earlier processes ended before this one began."""
         return frozenset()
 
 
@@ -94,24 +86,19 @@ class ClusterNodes:
         return f"{lease.node_id}.{lease.epoch}"
 
     def notify(self, node: str, topic: str, body: str = "") -> None:
-        """Send a node a notification about tasks through the cluster's bus."""
         number = node.partition(".")[0]
         if number.isdigit():
             self._cluster.bus.send(int(number), topic, body)
 
     def on_notification(self, topic: str, handler: Handler) -> None:
-        """Register a handler of task notifications with the cluster's bus."""
         self._cluster.bus.handle(topic, lambda _sender, body: handler(body))
 
     async def ended_among(self, nodes: Collection[str]) -> list[str]:
-        """Return those of `nodes` that are no leases of live cluster nodes."""
         alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]
 
     async def is_only_node(self) -> bool:
-        """Return whether at most one node of the cluster is alive."""
         return len(await self._cluster.nodes.alive()) <= 1
 
     async def ended_leases(self) -> frozenset[str]:
-        """Return the leases of cluster nodes that have ended."""
         return frozenset(f"{node_id}.{epoch}" for node_id, epoch in await self._cluster.nodes.ended())

@@ -15,11 +15,9 @@ class AgentHooks(Protocol):
 
     def target_absent(self, identity: str) -> None:
         """Note that a task waits for this agent, which is not connected."""
-        ...
 
     def gateway_lost(self, identity: str) -> None:
         """Note that the gateway of this started agent has ended."""
-        ...
 
 
 class Starter(Protocol):
@@ -27,7 +25,6 @@ class Starter(Protocol):
 
     async def knows(self, implementation: str) -> bool:
         """Return whether an agent implementation is registered. Raises StorageUnavailable."""
-        ...
 
     def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
         """Start a new task's target in the transaction that creates the task `cause`.
@@ -35,4 +32,3 @@ class Starter(Protocol):
         A start that is in progress already is a success. Returns "", or why the target cannot be
         started, as a sentence for the creator; then nothing has been written.
         """
-        ...

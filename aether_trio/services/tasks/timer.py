@@ -91,7 +91,7 @@ class TaskTimer:
                     continue
             except StorageUnavailable as error:
                 if not failing:
-                    logger.warning("nothing falls due while storage is away", reason=str(error))
+                    logger.warning("deadlines and retries of tasks wait until storage answers", reason=str(error))
                 failing = True
                 await trio.sleep(RETRY_DELAY_S)
                 continue

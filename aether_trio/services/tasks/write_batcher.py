@@ -25,10 +25,7 @@ MAX_WAITING: Final = 10_000
 MAX_BYTES: Final = 32 * MIB
 SHARE: Final = 10
 """One session may have a tenth of either limit."""
-
-
-def _nothing() -> None:
-    return None
+_NOTHING: Final = lambda: None  # noqa: E731
 
 
 class _Queued(NamedTuple):
@@ -38,7 +35,7 @@ class _Queued(NamedTuple):
     """
 
     mutation: Mutation
-    on_written: Callable[[], None]
+    on_written: Callable[[], object]
     pending: SessionWrites | None
     heartbeat: Heartbeat | None = None
     session_id: str = ""
@@ -78,10 +75,11 @@ class WriteBatcher:
         self._batcher = Batcher("sessions and progress of tasks", self._write, self._written, max_group=max_group)
         self._shares: dict[str, tuple[int, int]] = {}
         self._bytes = 0
-        self._dropped = 0
+        self.dropped = 0
+        """How many progress reports of tasks were dropped since the gateway's start."""
 
     def put(
-        self, mutation: Mutation, on_written: Callable[[], None] = _nothing, *, heartbeat: Heartbeat | None = None
+        self, mutation: Mutation, on_written: Callable[[], object] = _NOTHING, *, heartbeat: Heartbeat | None = None
     ) -> int:
         """Queue a change of tasks; return its number for `wait_written`.
 
@@ -92,7 +90,7 @@ class WriteBatcher:
     def offer(
         self,
         mutation: Mutation,
-        on_written: Callable[[], None] = _nothing,
+        on_written: Callable[[], object] = _NOTHING,
         *,
         heartbeat: Heartbeat,
         session_id: str,
@@ -105,7 +103,7 @@ class WriteBatcher:
         count, session_bytes = self._shares.get(session_id, (0, 0))
         full = len(self._batcher) >= MAX_WAITING or self._bytes + size > MAX_BYTES
         if full or count >= MAX_WAITING // SHARE or session_bytes + size > MAX_BYTES // SHARE:
-            self._dropped += 1
+            self.dropped += 1
             return 0
         self._shares[session_id] = count + 1, session_bytes + size
         self._bytes += size
@@ -115,11 +113,6 @@ class WriteBatcher:
         if queued.pending is not None:
             queued.pending.began()
         return self._batcher.put(queued)
-
-    @property
-    def dropped(self) -> int:
-        """How many progress reports of tasks were dropped since the gateway's start."""
-        return self._dropped
 
     def is_written(self, number: int) -> bool:
         """Return whether the queued change with this number is committed."""

@@ -84,7 +84,7 @@ class _Window:
                 try:
                     await self._settle()
                 except StorageUnavailable as error:
-                    logger.info("the conversations of a window wait for storage", reason=str(error))
+                    logger.info("a window follows its tasks' conversations when storage answers", reason=str(error))
                     self.again = True
                     await trio.sleep(RETRY_DELAY_S)
         finally:
@@ -140,7 +140,7 @@ class _User:
                 window.look_soon()
 
     def kick(self) -> None:
-        """Do nothing: this listener buffers no messages."""
+        """Do nothing: no message is buffered."""
 
 
 class Conversations:

@@ -113,7 +113,10 @@ class EventSubscriptions:
         """Add descendants of a subscription's task, before `start`. May raise QUOTA."""
         new = [task_id for task_id in task_ids if task_id not in subscription.positions]
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
-            raise RequestError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
+            raise RequestError(
+                Code.QUOTA,
+                f"this session would follow more than {MAX_OF_SESSION} tasks; unsubscribe first",
+            )
         for task_id in new:
             self._follow(subscription, task_id, None)
 
@@ -232,7 +235,7 @@ class EventSubscriptions:
                 try:
                     found, ahead = await self._database.read(partial(event_replay.read_on, ahead, wanted))
                 except StorageUnavailable as error:
-                    logger.warning("task events wait for storage", reason=str(error))
+                    logger.warning("a subscriber is sent task events when storage answers", reason=str(error))
                     behind.update(task_id for task_id in wanted if task_id not in ahead)
                     await trio.sleep(RETRY_DELAY_S)
                     continue

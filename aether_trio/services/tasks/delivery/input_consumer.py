@@ -155,7 +155,7 @@ class InputConsumer:
                 elif not self._waiting:
                     await self._work.wait()
             except StorageUnavailable as error:
-                logger.warning("inputs of tasks wait for storage", reason=str(error))
+                logger.warning("inputs of tasks are copied from the topic log when storage answers", reason=str(error))
                 await trio.sleep(RETRY_DELAY_S)
 
     async def _begin_to_look(self) -> None:
@@ -245,7 +245,7 @@ async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metada
         if size > STEP_BYTES:
             size = len(frame)
             await trio.lowlevel.checkpoint()
-        inputs.append((offset, metadata_of(_payload(frame))))
+        inputs.append((offset, metadata_of(pb.DownstreamMessage.FromString(frame).msg.payload)))
     return inputs
 
 
@@ -292,11 +292,6 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
 
 def _wait_of(task: TaskRow) -> Wait | None:
     return task.waits_for if task.status is StoredStatus.WAITING_INPUT else None
-
-
-def _payload(frame: bytes) -> bytes:
-    payload: bytes = pb.DownstreamMessage.FromString(frame).msg.payload
-    return payload
 
 
 def metadata_of(payload: bytes) -> Metadata:

@@ -80,7 +80,7 @@ class OutboxPublisher:
         numbers = [self._log.append_nowait(self._log.topics.ensure(topic), frame, self) for _, _, topic, frame in found]
         await self._log.wait_settled(numbers[-1])
         if self._refused:
-            raise StorageUnavailable("the topic log did not take them")
+            raise StorageUnavailable("the topic log refused completion messages of tasks")
         keys = [(task_id, number) for task_id, number, _, _ in found]
         await self._database.run(lambda: _delete(keys))
         return True

@@ -246,7 +246,7 @@ class TaskCreator:
         if target is None:
             pooled = MODES.get(request.assignment_mode) is Mode.POOL
             if pooled and not may_send(kind, TopicKind.TASK_CLASS):
-                raise RequestError(Code.PERMISSION_DENIED, f"{kind.with_article} may not give others work")
+                raise RequestError(Code.PERMISSION_DENIED, f"{kind.with_article} may not create POOL tasks")
             return
         why = send_refusal(
             self.authorizer,
@@ -405,7 +405,7 @@ def new_task(
     if mode is Mode.POOL and not request.target_implementation:
         raise _failed("a POOL task needs target_implementation")
     if request.task_type == AGENT_STARTUP and mode is not Mode.TARGETED:
-        raise _failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
+        raise _failed(f"a task of type {AGENT_STARTUP} must be TARGETED at the agent to start")
     check_policy(request)
     policy = policy_of(request)
     # A start of an agent has no grace window: its orchestrator and its connection decide.

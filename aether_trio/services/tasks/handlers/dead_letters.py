@@ -74,34 +74,29 @@ class DeadLetters:
 
         False, too, for a start of an agent that has a later start.
         """
-        done: list[bool] = []
 
-        def mutation(tx: TaskTransaction) -> Program[None]:
-            done.clear()
+        def retry(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)
             if task is None or task.status is not StoredStatus.DLQ:
-                return
+                return False
             if task.task_type == AGENT_STARTUP and (yield from startup.reopen(task)):
-                return  # its agent has a later start
+                return False  # its agent has a later start
             fresh = task.changed({"retry_count": 0})
             yield from task_rows.save(task, fresh)
             yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, "requeued")
             yield from tx.apply(fresh, Move.RETRY, tx.facts(by))
-            done.append(True)
+            return True
 
-        await self._engine.perform(mutation)
-        return any(done)
+        return await self._engine.result(retry)
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
         """Mark a task's dead letter as resolved; return False if there is no open one."""
-        done: list[bool] = []
 
-        def mutation(tx: TaskTransaction) -> Program[None]:
-            done.clear()
+        def mark(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)
-            if task is not None and (yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, notes)):
-                yield from task_rows.save(task, resolved_by(task, by))
-                done.append(True)
+            if task is None or not (yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, notes)):
+                return False
+            yield from task_rows.save(task, resolved_by(task, by))
+            return True
 
-        await self._engine.perform(mutation)
-        return any(done)
+        return await self._engine.result(mark)

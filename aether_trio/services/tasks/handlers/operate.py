@@ -342,7 +342,7 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
     if may_be_given(task, caller.identity):
         return ""
     if task.task_type == AGENT_STARTUP:
-        return "a start is given to an orchestrator"
+        return "an agent's start is assigned to an orchestrator only"
     return f"the task is for workers of {task.target_implementation}"
 
 

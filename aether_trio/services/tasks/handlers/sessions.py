@@ -23,7 +23,6 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.transaction import sessions, task_rows, tokens
 from aether_trio.services.tasks.transaction.due import Heartbeat
-from aether_trio.services.tasks.transaction.session_batch import Join, Leave
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_KINDS, Worker
@@ -86,7 +85,7 @@ class TaskSessions:
         joined = WorkerJoined(
             worker, resumed, session.task_id, session.token, session.lineage, rejoined, lambda: session.detached
         )
-        number = self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
+        number = self._writes.put(joined, heartbeat=Heartbeat(identity.text))
         if session.task_id:
             self._joins[session.session_id] = number
 
@@ -103,7 +102,7 @@ class TaskSessions:
                 by_gateway=session.ended_by_gateway,
                 by_token=bool(session.lineage),
             )
-            self._writes.put(Leave(left))
+            self._writes.put(left)
 
     # -- owners ------------------------------------------------------------------------------------
 
@@ -136,7 +135,7 @@ class TaskSessions:
         joined = WorkerJoined(
             worker, resumed, rejoined=rejoined, has_ended=lambda: session.detached, only_if_busy=only_if_busy
         )
-        return self._writes.put(Join(joined), heartbeat=Heartbeat(session.identity.text))
+        return self._writes.put(joined, heartbeat=Heartbeat(session.identity.text))
 
     def _worker(self, session: Session, *, pooled: bool, capacity: int, claims: bool = False) -> Worker:
         identity = session.identity

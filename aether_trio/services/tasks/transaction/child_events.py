@@ -54,10 +54,7 @@ _COUNT: Final = """UPDATE tasks SET events = events + taken.number
 
 
 class Parent(NamedTuple):
-    """The columns that a new child task reads of its parent.
-
-    `watchers` counts the nodes that follow the parent.
-    """
+    """The columns that a new child task reads of its parent; `watchers` counts nodes."""
 
     workspace: str
     creator: str

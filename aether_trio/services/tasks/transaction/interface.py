@@ -103,41 +103,36 @@ class Transaction(Protocol):
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
-        ...
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         """Make the facts (time, caller, reason) of a move that happens now."""
-        ...
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
         """Find the connected worker with this identity."""
-        ...
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
         """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
-        ...
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         """Decide on a move of a task; if it is allowed, write the row and what follows."""
-        ...
 
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row of a task, and what follows from the change."""
-        ...
+        """Write a changed row of a task, and what follows from the change.
+
+        `push`: the worker is sent the task. `reserved`: the worker that counts the task already
+        (`worker_choice.reserve_worker`).
+        """
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
         """Write a new task, assigned if a worker has room; return False if it exists."""
-        ...
 
     def wake(self, task: TaskRow) -> Program[None]:
         """Let a waiting task go on, as what it waited for has happened."""
-        ...
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
-        """Write events of several tasks whose rows count them already.
+        """Write events of tasks whose rows count them already.
 
         `events` has, by task id, the number of the first event and (time in ms, event) of each.
         """
-        ...

@@ -33,54 +33,12 @@ _QUEUED: Final = "EXISTS (SELECT 1 FROM tasks WHERE queue = name AND queue <> ''
 _POOLED: Final = "EXISTS (SELECT 1 FROM tasks WHERE target_implementation = name AND queue <> '' AND mode = 'pool')"
 
 
-class Join:
-    """The queued write of a worker's session that has begun."""
-
-    __slots__ = ("joined",)
-
-    def __init__(self, joined: WorkerJoined) -> None:
-        self.joined = joined
-
-    @property
-    def identity(self) -> str:
-        return self.joined.worker.identity
-
-    @property
-    def by_token(self) -> bool:
-        """Whether a task token let the session in."""
-        return bool(self.joined.task_id)
-
-    def __call__(self, tx: TaskTransaction) -> Program[None]:
-        return sessions.join(tx, self.joined)
-
-
-class Leave:
-    """The queued write of a worker's session that has ended."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: WorkerLeft) -> None:
-        self.left = left
-
-    @property
-    def identity(self) -> str:
-        return self.left.identity
-
-    @property
-    def by_token(self) -> bool:
-        """Whether a task token let the session in."""
-        return self.left.by_token
-
-    def __call__(self, tx: TaskTransaction) -> Program[None]:
-        return sessions.leave(tx, self.left)
-
-
 def merge(group: Sequence[Mutation]) -> list[Mutation]:
     """Combine the joins and leaves among queued writes of tasks to a few statements."""
     merged: list[Mutation] = []
-    run: list[Join | Leave] = []
+    run: list[WorkerJoined | WorkerLeft] = []
     for mutation in group:
-        if isinstance(mutation, Join | Leave):
+        if isinstance(mutation, WorkerJoined | WorkerLeft):
             run.append(mutation)
         else:
             merged += _merge(run)
@@ -89,7 +47,7 @@ def merge(group: Sequence[Mutation]) -> list[Mutation]:
     return merged + _merge(run)
 
 
-def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
+def _merge(run: Sequence[WorkerJoined | WorkerLeft]) -> list[Mutation]:
     counts = Counter(mutation.identity for mutation in run)
     batch = [one for one in run if counts[one.identity] == 1 and not one.by_token]
     if len(batch) < MIN_BATCH:
@@ -98,23 +56,23 @@ def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
     return [lambda tx: _write_batch(tx, batch), *(one for one in run if one in singles)]
 
 
-def _write_batch(tx: TaskTransaction, batch: Sequence[Join | Leave]) -> Program[None]:
+def _write_batch(tx: TaskTransaction, batch: Sequence[WorkerJoined | WorkerLeft]) -> Program[None]:
     busy = yield from _busy(batch)
-    memories = yield from _memories([one.identity for one in batch if isinstance(one, Join) and one.joined.resumed])
+    memories = yield from _memories([one.identity for one in batch if isinstance(one, WorkerJoined) and one.resumed])
     now_ms = tx.context.now_ms
     fresh, joining, gone = [], [], []
     for one in batch:
         if one.identity in busy:
             continue
-        if isinstance(one, Leave):
-            gone.append((one.identity, one.left.session_id))
+        if isinstance(one, WorkerLeft):
+            gone.append((one.identity, one.session_id))
             continue
-        if one.joined.has_ended() or one.joined.only_if_busy:
+        if one.has_ended() or one.only_if_busy:
             continue
-        since_ms = memories.get(one.identity, 0) if one.joined.resumed else now_ms
-        worker = one.joined.worker._replace(node=tx.context.node)
+        since_ms = memories.get(one.identity, 0) if one.resumed else now_ms
+        worker = one.worker._replace(node=tx.context.node)
         joining.append(sessions.worker_row(worker, 0, since_ms, now_ms))
-        if not one.joined.resumed:
+        if not one.resumed:
             fresh.append((one.identity, now_ms))
     if fresh:
         yield ExecuteMany(sessions.REMEMBER, fresh)
@@ -127,14 +85,14 @@ def _write_batch(tx: TaskTransaction, batch: Sequence[Join | Leave]) -> Program[
             yield from one(tx)
 
 
-def _busy(batch: Sequence[Join | Leave]) -> Program[set[str]]:
+def _busy(batch: Sequence[WorkerJoined | WorkerLeft]) -> Program[set[str]]:
     """Find the identities that hold tasks, or for which tasks wait."""
     owners: dict[str, set[str]] = {}
     implementations: dict[str, set[str]] = {}
     for one in batch:
-        if isinstance(one, Leave):
+        if isinstance(one, WorkerLeft):
             continue
-        worker = one.joined.worker
+        worker = one.worker
         owners.setdefault(worker.identity, set()).add(worker.identity)
         if worker.pooled and worker.workspace:
             owners.setdefault(pool_queue(worker.workspace, worker.implementation), set()).add(worker.identity)

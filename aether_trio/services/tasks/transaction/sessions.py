@@ -51,7 +51,7 @@ JOIN_IDLE: Final = _JOIN.replace(
 """The join of a worker without a task; reads since when it remembers if not given."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerJoined:
     """A session of a worker that begins, to be written for its tasks.
 
@@ -73,8 +73,19 @@ class WorkerJoined:
     only_if_busy: bool = False
     """Whether the session takes no tasks of others, and has a row only if it holds a task."""
 
+    def __call__(self, tx: TaskTransaction) -> Program[None]:
+        return join(tx, self)
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def identity(self) -> str:
+        return self.worker.identity
+
+    @property
+    def by_token(self) -> bool:
+        return bool(self.task_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerLeft:
     """A session of a worker that has ended, to be written for its tasks.
 
@@ -87,6 +98,9 @@ class WorkerLeft:
     by_gateway: bool = False
     by_token: bool = False
     """Whether a task token let it in."""
+
+    def __call__(self, tx: TaskTransaction) -> Program[None]:
+        return leave(tx, self)
 
 
 def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
@@ -209,20 +223,8 @@ def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Pr
 
 def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[Value, ...]:
     """Return the SQL arguments of a worker's join; `live` is its number of live tasks."""
-    return (
-        worker.identity,
-        worker.session_id,
-        worker.node,
-        worker.workspace,
-        worker.implementation,
-        int(worker.pooled),
-        live,
-        worker.capacity,
-        since_ms,
-        int(worker.claims),
-        int(live < worker.capacity),
-        now_ms * 1000,
-    )
+    numbers = int(worker.pooled), live, worker.capacity, since_ms, int(worker.claims), int(live < worker.capacity)
+    return (*worker[:5], *numbers, now_ms * 1000)
 
 
 def _attach(tx: TaskTransaction, identity: str, joined: WorkerJoined) -> Program[None]:

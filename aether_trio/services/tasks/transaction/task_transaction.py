@@ -89,22 +89,16 @@ class TaskTransaction:
     """Rows of other tasks that were read, as `charge` counts them."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
-        """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
         self.rows_read += rows + moved * MOVED_ROWS
         if self.context.small and self.rows_read > SMALL_ROWS:
             raise LargeError
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
-        """Make the facts (time, caller, reason) of a move that happens now."""
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
     # -- moves -------------------------------------------------------------------------------------
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a move of a task; if it is allowed, write the row and what follows.
-
-        `reserved` as in `write`.
-        """
         decision = decide(task, move, facts)
         if isinstance(decision, MoveStep):
             if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
@@ -115,7 +109,6 @@ class TaskTransaction:
         return decision
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
-        """Write a new task, assigned if a worker has room; return False if it exists."""
         task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
         task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
@@ -133,7 +126,7 @@ class TaskTransaction:
                 yield from worker_choice.release_reservation(task, worker)
             return False
         self.payloads[task.task_id] = payload
-        self._falls_due(row)
+        self.moments[task.task_id] = row.due_ms
         if task.parent_task_id:
             # Nodes that follow all tasks below the parent follow the child from its first event.
             if self.context.shared and task.parent_task_id not in self.unwatched:
@@ -156,17 +149,12 @@ class TaskTransaction:
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row of a task, and what follows from the change.
-
-        `push`: the worker is sent the task. `reserved`: the worker that counts the task already
-        (`worker_choice.reserve_worker`).
-        """
         if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
             after.events = before.events
         self._derive(before, after)
         yield from task_rows.save(before, after)
-        self._falls_due(after)
+        self.moments[after.task_id] = after.due_ms
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
     def _derive(self, before: TaskRow, after: TaskRow) -> None:
@@ -197,7 +185,6 @@ class TaskTransaction:
             yield from startup.moved(self, before, after)
 
     def payload_of(self, task_id: str) -> Program[bytes | None]:
-        """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
         known = self.payloads.get(task_id)
         if known is not None:
             return known
@@ -206,9 +193,6 @@ class TaskTransaction:
         payload = yield from payloads.load(task_id)
         self.payload_bytes += len(payload)
         return payload
-
-    def _falls_due(self, task: TaskRow) -> None:
-        self.moments[task.task_id] = task.due_ms
 
     @property
     def due_ms(self) -> int:
@@ -239,7 +223,6 @@ class TaskTransaction:
         return worker is not None and worker.knows_of(task)
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
-        """Find the connected worker with this identity."""
         return read_worker((yield Fetch(_BY_NAME, (identity,))))
 
     # -- what an end means -------------------------------------------------------------------------
@@ -323,7 +306,6 @@ class TaskTransaction:
         return wait.is_over(ended)
 
     def wake(self, task: TaskRow) -> Program[None]:
-        """Let a waiting task go on, as what it waited for has happened."""
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
@@ -345,17 +327,10 @@ class TaskTransaction:
             yield from self._forget_events(task.task_id, number)
 
     def _forget_events(self, task_id: str, number: int) -> Program[None]:
-        yield Deferred(
-            "task_events",
-            "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
-            (task_id, number - KEPT_EVENTS),
-        )
+        sql = "DELETE FROM task_events WHERE task_id = $1 AND number <= $2"
+        yield Deferred("task_events", sql, (task_id, number - KEPT_EVENTS))
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
-        """Write events of several tasks whose rows count them already.
-
-        `events` has, by task id, the number of the first event and (time in ms, event) of each.
-        """
         recorded = [
             RecordedEvent(task_id, number, *event)
             for task_id, (first, found) in events.items()
@@ -411,9 +386,8 @@ class TaskTransaction:
 
     def _child_event(self, task: TaskRow, lifecycle: str) -> pb.TaskEvent:
         """Make the event that tells a parent of its child's creation, end or pause."""
-        child = pb.TaskChildLifecycleEvent(
-            child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
-        )
+        status = _wire(task.status)
+        child = pb.TaskChildLifecycleEvent(child_task_id=task.task_id, child_status=status, lifecycle=lifecycle)
         return pb.TaskEvent(
             task_id=task.parent_task_id,
             workspace=task.workspace,

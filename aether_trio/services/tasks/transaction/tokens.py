@@ -81,18 +81,11 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
         task = yield from task_rows.load(ancestor)
         if task is None or task.is_final:
             return False
+    expires_ms = 0 if minted.lasting else now_ms + TOKEN_MS
     yield Execute(
         "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch) "
         "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (hash) DO NOTHING",
-        (
-            minted.digest,
-            task_id,
-            minted.owner,
-            now_ms,
-            0 if minted.lasting else now_ms + TOKEN_MS,
-            " ".join(minted.lineage),
-            minted.epoch,
-        ),
+        (minted.digest, task_id, minted.owner, now_ms, expires_ms, " ".join(minted.lineage), minted.epoch),
     )
     for ancestor in minted.lineage:
         yield Execute(
@@ -202,7 +195,7 @@ async def admit(
     except StorageUnavailable as error:
         raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
     if not found:
-        raise StatusError(Status.UNAUTHENTICATED, "this task token is not known here")
+        raise StatusError(Status.UNAUTHENTICATED, "this task token is unknown to this gateway")
     owner, expires_ms, revoked_ms, task_id, lineage, workspace = found[0]
     if revoked_ms or 0 < expires_ms <= now_ms:
         raise StatusError(

@@ -163,11 +163,8 @@ def _push(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
     if worker.node == tx.context.node:
         yield from send(tx, task, worker)
         return
-    yield Deferred(
-        "task_attempts",
-        _TO_PUSH,
-        (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
-    )
+    row = task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms
+    yield Deferred("task_attempts", _TO_PUSH, row)
     tx.effects.assignments.append(NewAssignment(task, worker, b""))
 
 
@@ -184,17 +181,5 @@ def _over(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     else:
         ended_ms = tx.context.now_ms
         outcome = after.status.value if after.epoch == before.epoch else "reassigned"
-    yield Deferred(
-        "task_attempts",
-        _OVER,
-        (
-            before.task_id,
-            before.epoch,
-            before.assigned_to,
-            tx.context.node,
-            before.assigned_ms,
-            before.started_ms,
-            ended_ms,
-            outcome,
-        ),
-    )
+    assigned = before.task_id, before.epoch, before.assigned_to, tx.context.node, before.assigned_ms, before.started_ms
+    yield Deferred("task_attempts", _OVER, (*assigned, ended_ms, outcome))

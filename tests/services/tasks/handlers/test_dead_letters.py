@@ -128,5 +128,5 @@ async def test_an_outage_is_in_the_log_once(core: Core, world: World) -> None:
                 world.databases["tasks"].failing = False
                 await trio.sleep(30)
         assert (await get(creator, task_id)).status == pb.TASK_STATUS_FAILED
-    said = [one["event"] for one in logs if one["event"].startswith("nothing falls due")]
-    assert said == ["nothing falls due while storage is away"] * 2
+    said = [one["event"] for one in logs if one["event"].startswith("deadlines and retries")]
+    assert said == ["deadlines and retries of tasks wait until storage answers"] * 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aether_trio.model.tasks import Mode, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks.transaction.interface import Context
-from aether_trio.services.tasks.transaction.session_batch import Join, Leave, merge
+from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import Worker
@@ -49,13 +49,13 @@ steps = st.lists(
 queues = st.lists(st.sampled_from(["pool i", "pool j", *AGENTS, *SERVICES]), max_size=4)
 
 
-def mutation_of(step: Came | Went) -> Join | Leave:
+def mutation_of(step: Came | Went) -> WorkerJoined | WorkerLeft:
     if isinstance(step, Went):
-        return Leave(WorkerLeft(step.identity, f"s{step.session}", step.clean))
+        return WorkerLeft(step.identity, f"s{step.session}", step.clean)
     kind, *_, implementation, _ = step.identity.split("::")
     workspace = "w" if kind == "ag" else ""
     worker = Worker(step.identity, f"s{step.session}", "n", workspace, implementation, True, 0, 2)
-    return Join(WorkerJoined(worker, step.back))
+    return WorkerJoined(worker, step.back)
 
 
 def task(number: int, queue: str) -> TaskRow:
@@ -75,7 +75,7 @@ def play(
 ) -> None:
     """Write steps one by one, tasks that wait, and a group in one transaction."""
 
-    def one_by_one(now_ms: int, mutations: list[Join | Leave]) -> None:
+    def one_by_one(now_ms: int, mutations: list[WorkerJoined | WorkerLeft]) -> None:
         def program() -> Program[None]:
             tx = TaskTransaction(Context(now_ms, "n", TimeLimits()))
             for mutation in merge(mutations) if merged else mutations:

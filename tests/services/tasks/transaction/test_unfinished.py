@@ -78,5 +78,5 @@ async def test_those_that_were_missing_are_excused_once_though_the_clock_is_set_
         engine = core.tasks.engine
         began_ms = engine.clock.now_ms() + 3_600_000  # an hour later, by the clock of then
         await engine.database.execute("UPDATE tasks SET disconnected_ms = $1", began_ms - 1)
-        found = [await engine._result(partial(sessions.restart_graces, before_ms=began_ms)) for _ in range(2)]
+        found = [await engine.result(partial(sessions.restart_graces, before_ms=began_ms)) for _ in range(2)]
         assert found == [1, 0]
