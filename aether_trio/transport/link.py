@@ -1,13 +1,12 @@
 """The interface between a session and its transport: one client's messages.
 
-The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them.
-A transport pulls when its flow-control window and its socket have room, so a slow peer's backlog
-stays in one place, the session's outbox, where it is bounded and may be replaced by a catch-up read
-from the log.
+The session *offers* downstream bytes; the transport pulls when its window and its socket have room,
+so a slow peer's backlog stays in the session's outbox, where it is bounded and may be replaced by
+a catch-up read from the log.
 
-Invariants: everything here that is not `async` is callable from any task of the same trio run and
-never blocks; `kick` may call back into `FrameSource.pull` and `flushed` before it returns; frames
-leave in the order pulled; after the link has ended it pulls no more.
+Invariants: what is not `async` is callable from any task of the trio run and never blocks; `kick`
+may call `FrameSource.pull` and `flushed` before it returns; frames leave in the order pulled; after
+the link has ended it pulls no more.
 """
 
 from __future__ import annotations
@@ -60,10 +59,9 @@ class FrameSource(Protocol):
     """Supplies the messages that a link sends: the session's side of the link."""
 
     def pull(self, max_bytes: int) -> list[bytes]:
-        """Take the next encoded messages for the client (DownstreamMessage), in order.
+        """Take the next encoded messages, in order; [] for none. Never raises.
 
-        [] when there is nothing to send. Stops once `max_bytes` is reached, so only the last
-        message may go beyond it. Never raises.
+        Stops once `max_bytes` is reached, so only the last message may go beyond it.
         """
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
@@ -107,12 +105,10 @@ class Link(Protocol):
     peer: Peer
 
     async def receive(self) -> Sequence[Upstream]:
-        """Return the client's next messages, at least one; wait until some arrive.
+        """Return the client's next messages; [] once the peer has ended cleanly.
 
-        An empty sequence means that the peer has ended its side cleanly. Raises LinkBroken when the
-        stream was cut, and StatusError (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) when the peer sent
-        what cannot be decoded or is over the limit. Backpressure: not calling `receive` stops the
-        peer.
+        Raises LinkBroken (cut) and StatusError (a message that is too long or cannot be decoded).
+        Not calling `receive` stops the peer.
         """
 
     def attach(self, source: FrameSource) -> None:

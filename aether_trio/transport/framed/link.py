@@ -1,15 +1,9 @@
 """The gateway's end of one framed (binary protocol) connection: reads and closes.
 
-One task reads, and it is the session's own: `receive` waits for the socket and decodes what came.
-Writing needs none (output.py). So an idle connection is one task that waits for its socket.
-
-What the session does not need to know stays here: acknowledged deliveries go to their
-subscriptions, credit and pings to the output. Frames in front of a mistake count; the mistake ends
-the stream when they have been served. At most FRAMES_AT_ONCE frames of a read are looked at before
-the others have their turn.
-
-While the session does something else than `receive`, no task reads, and TCP tells the client. A
-peer that breaks meanwhile is noticed by the next read or write.
+The session's own task reads in `receive`, so an idle connection is one task, and a session that
+does something else stops its client by TCP. Acknowledged deliveries go to their subscriptions,
+credit and pings to the output (output.py). A mistake ends the stream after the frames in front of
+it were served. Others have their turn after FRAMES_AT_ONCE frames of a read.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """Orders and queues what the gateway sends on a framed (binary) connection.
 
-SocketWriter (transport/socket/writer.py) sends it.
-
-For each burst: receipts of the client's sends, then answers and signals, then deliveries within the
-client's credit, then ephemeral updates.
-
-Invariants: nothing is pulled from the session while a backlog exists; nothing here blocks but
-`finish`; a defect ends this connection and no other (model/containment.py).
+In each burst: receipts of the client's sends, answers and signals, deliveries within the client's
+credit, ephemeral updates. Invariants: nothing is pulled from the session while a backlog exists;
+only `finish` blocks; a defect ends this connection and no other (model/containment.py).
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """The gateway's server for framed (binary protocol) connections: HELLO and drain.
 
-    server = FramedServer(core.sessions.serve, limits, nursery)
-    await server.serve(accepted)                    # one connection, to its end
-
 Invariants: one task per connection, the caller's; writers live in `nursery` only while their socket
-takes nothing; the answer to HELLO waits for the answer to `init` when both came together, so that a
-connect costs one write.
+is full; the answer to HELLO waits for the answer to an `init` that came with it: one write.
 """
 
 from __future__ import annotations

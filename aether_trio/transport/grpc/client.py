@@ -2,13 +2,9 @@
 
     async with open_channel("127.0.0.1", 50051) as channel:
         reply = await channel.unary("/pkg.Service/Method", request, Reply)
-        async with channel.stream("/aether.v1.AetherGateway/Connect", DownstreamMessage) as call:
-            await call.send(init)
-            async for message in call: ...
 
 No retries, no name resolution beyond getaddrinfo, no balancing. A call's status other than OK is
-raised as GRPCError; a connection that breaks, or is no longer usable for new calls, raises
-LinkBroken.
+raised as GRPCError; a connection that breaks or takes no new calls raises LinkBroken.
 """
 
 from __future__ import annotations

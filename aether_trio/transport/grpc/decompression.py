@@ -1,13 +1,11 @@
 """Decompresses gRPC messages in slices, so that other tasks run in between.
 
-61 KB can become six messages of 10 MiB. So no message is decompressed while bytes are scanned: it
-waits, compressed and under the stream's window, until its reader asks for it, and the reader's task
-decompresses that one message.
+61 KB can become six messages of 10 MiB. So a message waits, compressed and under the stream's
+window, until its reader asks for it, and the reader's task decompresses that one message.
 
-Invariants: in each turn of the scheduler at most one slice is decompressed, whichever connection it
-belongs to, and they take turns; at most one message longer than a slice is under way at a time, so
-what is half decompressed is bounded by the largest message; a connection that is more than AHEAD_S
-ahead of its rate waits, its peer's window shut, and no other connection waits for it.
+Invariants: in a turn of the scheduler one slice is decompressed, of one connection after the other;
+at most one message longer than a slice is under way; a connection more than AHEAD_S ahead of its
+rate waits, its peer's window shut, and no other connection waits for it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Serves the standard gRPC health service (grpc.health.v1) on trio.
-
-Statuses are set by the gateway; "" stands for the server as a whole.
-
-grpclib's own service is bound to asyncio; its messages and base are used as they are.
-"""
+"""Serves the standard gRPC health service on trio; "" names the server as a whole."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class GrpcLink:
         await self._stream.connection.wait_round_trip()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Send what was pulled, for `close_timeout_s` at most, then trailers with `status`."""
+        """Send what was pulled within `close_timeout_s`, then trailers with `status`."""
         stream = self._stream
         if stream.finished:
             await trio.lowlevel.checkpoint()

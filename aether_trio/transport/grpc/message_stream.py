@@ -1,11 +1,9 @@
 """Assembles, reads and sends gRPC messages on one HTTP/2 stream.
 
-A message's length is judged when its five-byte prefix is complete, before one byte of it is kept.
-What all streams of a connection together have announced is bounded as well (AssemblyBudget): a
-thousand streams with ten megabytes each under way would be allowed one by one. What is held of
-unfinished messages goes to the connection's account of unfinished input, which bounds the gateway's
-(transport/socket/unfinished_input.py). Compressed messages wait as they came until they are read
-(decompression.py).
+A message's length is judged at its five-byte prefix, before one byte of it is kept, together with
+what all streams of the connection have announced (AssemblyBudget). What is held of unfinished
+messages counts in the gateway's account (transport/socket/unfinished_input.py). Compressed messages
+wait as they came until they are read (decompression.py).
 
 Invariants: a message that cannot be accepted becomes the stream's `failure`, behind what came
 before it; every coroutine here is a checkpoint.

@@ -1,9 +1,7 @@
 """Serves gRPC reflection, v1 and v1alpha, from the gateway's own descriptor pool.
 
-grpclib's reflection services touch nothing of asyncio, so they run as they are on our streams; they
-only need a pool in which every served file can be found. Ours is private (the published SDK defines
-the same names in the default pool) and knows nothing of health, hence the second look into the
-default pool.
+grpclib's services need a pool with every served file. Ours is private, as the published SDK defines
+the same names in the default pool, and lacks the health service: that is found in the default pool.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Answers a request that is not gRPC, on the gRPC port, with a plain refusal.
 
-It is answered when the client has ended its side, or soon: what it sends meanwhile is judged by
-HTTP's rules and dropped. A gRPC client, which may wait for an answer before it sends anything,
-never comes here: its content type says what it is.
+The answer follows the end of the request, or comes soon; what is sent meanwhile is dropped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Runs one RPC on the server: finds its handler, keeps the deadline, ends it.
 
-Invariants: every accepted stream ends with exactly one status or one reset; a handler's
-cancellation never leaks into the connection; what a handler raises by mistake is logged here and
-reaches the caller as UNKNOWN without its text.
+Invariants: an accepted stream ends with one status or one reset; a handler's cancellation stays in
+its RPC; an unexpected error of a handler is logged and reaches the caller as UNKNOWN, without text.
 """
 
 from __future__ import annotations

@@ -1,10 +1,5 @@
 """The gateway's gRPC server: runs grpclib services on trio.
 
-    server = GrpcServer([gateway, health])
-    port = Port({"grpc": server})       # see transport/socket/port.py
-    ...
-    await server.drain(deadline_s=10)
-
 Invariant: a connection lives in the task that called `serve` for it, and nowhere else.
 """
 
@@ -140,11 +135,9 @@ class GrpcServer:
             await connection.wait_ended()
 
     async def retire_the_old(self) -> None:
-        """Drain connections that are older than `max_connection_age_s`, in a loop.
+        """Drain connections older than `max_connection_age_s` until cancelled; None: do nothing.
 
         Each has an age between 0.9 and 1.1 times that, so that clients do not come back at once.
-        Runs until cancelled beside the connections; returns when `max_connection_age_s` sets no
-        age.
         """
         max_age_s = self.limits.max_connection_age_s
         if max_age_s is None:

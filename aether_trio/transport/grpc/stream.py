@@ -1,10 +1,8 @@
 """The server's end of one RPC, with the interface of `grpclib.server.Stream`.
 
-The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service
-bases and grpclib's own reflection service run on it unchanged; `receive_batch`, `attach` and `kick`
-are ours, for the hot path.
-
-One reader and one sender per stream at a time. Every coroutine here is a checkpoint.
+So generated service bases and grpclib's reflection run on it unchanged; `receive_batch`, `attach`
+and `kick` are ours, for the hot path. One reader and one sender at a time; every coroutine is a
+checkpoint.
 """
 
 from __future__ import annotations

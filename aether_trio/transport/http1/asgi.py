@@ -4,12 +4,9 @@
     async with host.running():                      # the application's lifespan
         await serve_requests(http, host.answer_on(client=("192.0.2.7", 1234)))
 
-The application must run on trio (or through anyio or sniffio choose it). Specification:
-https://asgi.readthedocs.io, version 3.0.
-
-Invariants: a request costs what the connection's Http1Limits allow, and is read only as fast as the
-application asks for it; an exception of the application is logged and answered with 500, or ends
-the connection when the response has begun.
+The application must run on trio (or through anyio or sniffio choose it). Invariants: a request is
+read only as fast as the application asks for it; an exception of the application is logged and
+answered with 500, or ends the connection when the response has begun.
 """
 
 from __future__ import annotations

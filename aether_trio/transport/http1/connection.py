@@ -1,17 +1,12 @@
 """The server's side of one HTTP/1.1 connection; h11 does the protocol.
 
-    http = Http1Connection(stream, Http1Limits(max_body_bytes=1024 * 1024))
     request = await http.next_request()             # None: the client has gone
     body = await http.read_body()
     await http.respond(HTTPStatus.OK, [("Content-Type", "text/plain")], b"hello")
 
-server.py answers requests in a loop; the WebSocket port, the ops port and ASGI applications
-(asgi.py) are served by it.
-
-Invariants: what a client sends is bounded before it is kept: the head in bytes and lines, the body
-in bytes, and both in time; each write of ours is bounded in time. A request whose body was not read
-is the last of its connection. What cannot be served is BadRequest, whose status and text are the
-answer.
+Invariants: what a client sends is bounded before it is kept, in bytes and time, the head also in
+lines; each write of ours is bounded in time. A request whose body was not read is the last of its
+connection. What cannot be served is BadRequest, whose status and text are the answer.
 """
 
 from __future__ import annotations

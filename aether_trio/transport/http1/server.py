@@ -1,11 +1,4 @@
-"""Answers the requests of one HTTP/1.1 connection, one after the other.
-
-    await serve_requests(Http1Connection(stream, limits), answer)
-
-`answer` is given each request, and answers it by the methods of the connection. What it need not
-care for happens here: requests that cannot be served are answered, and connections that cannot go
-on are ended so that the client reads the answer.
-"""
+"""Answers an HTTP/1.1 connection's requests in turn, and refuses bad ones itself."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
     /client/*      aether_trio/client/browser/    always
     / and /demo/*  aether_trio/web/               when the page is on; / is its index.html
 
-They are package data, read once when the transport is made, into a table by path: what is not in
-the table is not there, so no path can lead anywhere else. Every response is revalidated by its
-ETag, so that a newer gateway is a newer client.
+Package data, read once into a table by path, so no path leads elsewhere. Every response is
+revalidated by its ETag, so that a newer gateway is a newer client.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """Reads and sends on one HTTP/2 connection, on the server's and the client's side.
 
-What frames mean, and how the connection ends, is for its owner: ServerConnection on our server's
-side (server_connection.py), the Channel of our gRPC client. Writing is SocketWriter's
-(transport/socket/writer.py).
-
-Sockets are plain non-blocking ones from the standard library, waited for with
-`trio.lowlevel.wait_readable/writable`: trio documents both for foreign sockets, whereas the send of
-trio's own socket objects is async only and their inner socket private. It also keeps an idle
-connection smaller. The task that opened the socket closes it, after all tasks.
+The owner says what frames mean: ServerConnection (server_connection.py), or GrpcChannel in our gRPC
+client. Sockets are plain non-blocking ones, waited for by trio.lowlevel: the send of trio's own is
+async only, and an idle connection is smaller so. The task that opened the socket closes it.
 
 Invariants: one task reads; what is not `async` never blocks and may be called from any task; a
 defect ends this connection (model/containment.py) or only the stream that it was found in.

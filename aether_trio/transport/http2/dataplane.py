@@ -1,22 +1,16 @@
 """Handles DATA and WINDOW_UPDATE frames of an HTTP/2 connection without h2.
 
-h2 spends about 30 µs on a DATA event and a routed message may cost little more than that
-altogether. So the received bytes are scanned here: DATA goes to the stream's PayloadReader under
-our own windows, WINDOW_UPDATE opens the peer's, and every other frame goes to `FrameOwner.control`
-untouched, in its place, which drives h2. h2 hears of DATA only when it ends a stream, because its
-state machine must move.
-
-Sans-I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`. Invariants:
-* bytes count against a window until they were *read*; a reader that waits reads a message's parts
-  as they come;
-* a Http2Violation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else
-  is ever raised;
-* frames leave in the order they were put into `out`, and DATA never exceeds a window or the peer's
-  frame size;
-* a stream that wants to send and cannot is in `blocked`, and moves to `ready` when the room that it
-  lacks appears, never otherwise (RFC 9113 section 6.9);
-* one call of `receive` costs a millisecond or two, however small the frames and messages are: with
-  `more` left, the next one takes b"".
+h2 spends about 30 µs on a DATA event, as much as a routed message may cost altogether. So DATA goes
+to the stream's PayloadReader under our own windows, WINDOW_UPDATE opens the peer's, and every other
+frame goes to `FrameOwner.control` in its place, which drives h2. h2 hears of DATA only when it ends
+a stream. Without I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`.
+Invariants:
+* bytes count against a window until they were *read*; a waiting reader reads parts as they come;
+* a Http2Violation ends the connection, `FrameOwner.stream_error` a stream; nothing else is raised;
+* frames leave in the order they were put into `out`, DATA within windows and the peer's frame size;
+* a stream that wants to send and cannot is in `blocked`, and moves to `ready` only when the room
+  that it lacks appears (RFC 9113 section 6.9);
+* one call of `receive` costs a millisecond or two: with `more` left, the next one takes b"".
 """
 
 from __future__ import annotations

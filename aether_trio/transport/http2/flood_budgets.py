@@ -1,8 +1,7 @@
 """Limits how often an HTTP/2 peer may send frames that are costly to handle.
 
-One counter per kind. While a counter is below its burst a frame costs one increment and no clock;
-only beyond it is the time asked for, and what has leaked away since is forgiven. A kind that is
-still over its burst ends the connection with ENHANCE_YOUR_CALM. Pure: the clock is handed in.
+One counter per kind, which leaks. Below its burst a frame costs one increment; beyond it the time
+is asked for, and a kind still over its burst ends the connection with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Builds HTTP/2 frames as bytes and names their constants (RFC 9113).
 
-Pure and total: builders take what they are given and never look at a connection. hyperframe does
-the same with an object per frame; on the hot path (DATA, WINDOW_UPDATE) that object costs more than
-the send.
+Pure: builders check nothing. hyperframe's object per frame would cost more than the send.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Drives the h2 library for SETTINGS, header blocks (HPACK) and stream states.
 
-A thin shell that trims what h2 keeps per connection and turns its exceptions into Http2Violation.
-Frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come
-here. GOAWAY must not reach h2 at all: it would then refuse every later frame, while a client that
-says GOAWAY still waits for its answers. A client has one of these for each connection; of a
-server's connections only those that need it (server_settings_and_headers.py), and for what arrives.
+Trims what h2 keeps per connection and turns its exceptions into Http2Violation. PING, PRIORITY,
+unknown frames and GOAWAY do not come here: after a GOAWAY h2 would refuse every frame, while the
+client still waits for answers. Of a server's connections only those that need it have one
+(server_settings_and_headers.py), for what arrives.
 """
 
 from __future__ import annotations
@@ -170,9 +169,8 @@ class H2Engine:
     def settings_changed(self) -> None:
         """Keep the HPACK encoder without a table, whatever size the peer's SETTINGS offer.
 
-        The next block announces that. hpack forgets to announce a size that is set to the same
-        value again before the next block (a peer that offers 0 does that), and then the peer's
-        decoder rightly complains; hence the flag.
+        hpack forgets to announce a size that is set to the same value again before the next
+        block, as for a peer that offers 0, whose decoder then complains; hence the flag.
         """
         encoder = self._h2.encoder
         encoder.header_table_size = 0

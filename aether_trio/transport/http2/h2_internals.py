@@ -1,9 +1,7 @@
 """Trims h2 and hpack; the one file that uses private names of these libraries.
 
-An idle connection should cost little memory, and h2 keeps deques and tables that it never needs
-here. Its public interface has no switch for them, nor for streams that were opened without it.
-tests/transport/http2/test_h2_internals.py fails when a release of h2 or hpack changes what is
-relied on here.
+Their public interfaces cannot drop deques and tables that an idle connection never needs, nor open
+streams without h2. tests/transport/http2/test_h2_internals.py fails when a release changes them.
 """
 
 from __future__ import annotations
@@ -106,11 +104,10 @@ class LenientDecoder(hpack.hpack.Decoder):
     """An HPACK decoder that accepts peers which do not announce a smaller table."""
 
     def _assert_valid_table_size(self) -> None:
-        """Shrink the HPACK table to the size that our SETTINGS allow.
+        """Shrink the HPACK table to the size that our SETTINGS allow, if the peer has not.
 
-        hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to,
-        and many that keep no table do not think of it. Here the table is shrunk for them: a peer
-        that refers to an entry that is gone fails by that reference.
+        hpack would refuse such a peer (RFC 9113 section 4.3.1), as many that keep no table are.
+        A peer that refers to an entry that is gone fails by that reference.
         """
         self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
 

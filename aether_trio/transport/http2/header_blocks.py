@@ -1,12 +1,9 @@
 """Builds HPACK header blocks without an encoder (RFC 7541), and their frames.
 
-A server says almost the same few headers always, so their blocks are bytes made once: entries and
-names of the static table, and literals that enter no table. Nothing here keeps state, hence no
-connection has any. The one thing that must be announced is that we use no dynamic table: a peer may
-offer less than the default of 4,096 bytes and then has to hear, in front of the first block, a size
-that fits (section 4.2). NO_TABLE fits every offer.
-
-Pure. Names are lower-case ASCII and values free of CR, LF and NUL, which the caller sees to.
+A server's few headers are entries and names of the static table, and literals that enter no table,
+so no connection has any state. That must be announced in front of the first block, in a size that
+the peer's offer allows (section 4.2); NO_TABLE fits every offer. Names are lower-case ASCII and
+values free of CR, LF and NUL, which the caller sees to.
 """
 
 from __future__ import annotations

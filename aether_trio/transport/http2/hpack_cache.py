@@ -1,13 +1,10 @@
 """Caches decoded HPACK header blocks for all connections together.
 
-The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in
-Python. But while a connection's dynamic table is empty, what a block means, and what it leaves in
-the table, follow from its bytes and two sizes alone; and clients of one kind send the same bytes.
-So results are kept by exactly that key, and with them, once h2 has taken a block for a sound
-request, that request (server_settings_and_headers.py).
-
-Bounds: entries, and bytes per entry; the oldest goes first. A block with a never-indexed field (a
-secret, by RFC 7541 section 7.1.3) is not kept.
+Decoding a connection's first request takes 90 µs. While its dynamic table is empty, a block's
+meaning and effect follow from its bytes and two sizes, and clients of one kind send the same bytes.
+So results are kept by that key, with the request that h2 made of the block, if it was sound
+(server_settings_and_headers.py). Bounds: entries, and bytes per entry; the oldest goes first. A
+block with a never-indexed field (a secret, RFC 7541 section 7.1.3) is not kept.
 """
 
 from __future__ import annotations

@@ -27,12 +27,9 @@ UNLIMITED: Final = Allowance(2**62, 0.0)
 class Allowances:
     """Limits how often an HTTP/2 peer may send frames that are costly to handle.
 
-    The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life,
-    one BDP ping per 100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer
-    resets (CVE-2023-44487) and those it makes us reset (CVE-2025-8671). `window_updates` are earned
-    back by the DATA frames we send. The last four are constants and no settings of the gateway:
-    nothing that works sends so many of such frames, so a client that met one of these bounds would
-    have to be mended, and no number to tune.
+    grpc-core stays far below: a handful of SETTINGS, one ping per 100 ms, no PRIORITY, no empty
+    DATA. `resets` are the peer's (CVE-2023-44487) and those it makes us send (CVE-2025-8671); our
+    DATA frames earn `window_updates`. The last four are constants: only a broken client meets them.
     """
 
     settings: Allowance = Allowance(20, 1.0)

@@ -1,9 +1,8 @@
 """Counts an HTTP/2 client's pings that come too early, as grpc-core does.
 
-A ping earlier than the interval after the last is a strike; one strike too many ends the
-connection. Whatever we send of headers or DATA wipes the slate, for clients measure the path (BDP
-probes) when data reaches them. Pings without any stream are welcome here: the published SDK sends
-them (reference/sdk.md section 3), and they are the client's way to notice us dead.
+One strike too many ends the connection. What we send of headers or DATA clears them, for clients
+then measure the path (BDP probes). Pings without any stream are welcome: the published SDK sends
+them (reference/sdk.md section 3) to notice a dead server.
 """
 
 from __future__ import annotations

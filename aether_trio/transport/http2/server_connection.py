@@ -1,14 +1,12 @@
 """The server's side of an HTTP/2 connection: streams, control frames, and drain.
 
-Lifecycle: `serve` reads in the caller's task, while `nursery` holds the tasks of the RPCs and of
-the writer. When reading ends, every open stream is told that it broke: tasks whose stream has a
-scope are cancelled, link tasks see LinkBroken, and tasks that are left after `close_timeout_s` are
-cancelled with the nursery. One deadline, the nursery's, covers the handshake, idleness, and that
-last wait.
+`serve` reads in the caller's task; `nursery` holds the tasks of the RPCs and the writer. When
+reading ends, open streams break: tasks whose stream has a scope are cancelled, link tasks see
+LinkBroken, and the nursery's deadline, `close_timeout_s` later, cancels the rest. The same deadline
+bounds handshake and idleness.
 
-Invariants: a stream is open in the plane from `open` to `forget`, and counted as long; headers,
-trailers and resets leave without h2, which is told only that a stream is over; a drained connection
-ends with its last stream.
+Invariants: a stream is open in the plane, and counted, from `open` to `forget`; headers, trailers
+and resets leave without h2; a drained connection ends with its last stream.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Checks SETTINGS and header blocks of server connections, and caches results.
 
-Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header
-block that differs by no more than its authority. What these mean, and whether they are valid,
-follows from the bytes alone (for a block: while no dynamic table is in use), so h2 judges each of
-them the first time that a client sends it, and from then on the answer is looked up. A connection
-has its own h2 only from the first moment that something unheard of comes, be it at once; then
-h2 is told what it has missed. Most connections never need it, and h2 is the dear part of one, in
-time and in memory.
+Clients of one kind send the same SETTINGS and a first header block that differs by its authority at
+most. Their meaning follows from the bytes alone (for a block: while no dynamic table is in use), so
+h2 judges each once. A connection gets its own h2, dear in time and memory, only when something
+unknown comes; then h2 is told what it has missed.
 
 Invariants: what is remembered was accepted by h2; every bound here is a number of entries and of
 bytes per entry; whether a connection has its h2 yet cannot be seen from outside.

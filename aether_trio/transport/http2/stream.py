@@ -1,11 +1,8 @@
 """The state of one open HTTP/2 stream, and the tasks that wait for it.
 
-Three parts share it. The data plane (dataplane.py) does the arithmetic on its plain fields. Its
-PayloadReader makes messages of the DATA that arrives. Its StreamHandler, an RPC, is asked for bytes
-to send and is told how the stream fares.
-
-Invariants: at most one task waits to read, and one for its bytes to leave; a stream that has broken
-stays broken.
+The data plane (dataplane.py) reads and sets its fields, its PayloadReader makes messages of DATA,
+and its StreamHandler (an RPC) gives bytes to send. Invariants: at most one task waits to read, and
+one for its bytes to leave; a stream that has broken stays broken.
 """
 
 from __future__ import annotations

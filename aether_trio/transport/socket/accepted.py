@@ -1,8 +1,6 @@
 """An accepted connection, and the interface of the transports that serve it.
 
-The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does
-the rest. The socket is plain, non-blocking and closed by the Acceptor, after the transport's
-`serve` has returned.
+The Acceptor closes the socket, plain and non-blocking, after the transport's `serve`.
 """
 
 from __future__ import annotations
@@ -70,8 +68,4 @@ class TransportServer(Protocol):
         """Serve one connection to its end. Raises nothing but cancellation."""
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask all clients to leave, and wait until they have gone.
-
-        After `deadline_s` cut what is left. Started when all have been asked. They have
-        `notice_s(deadline_s)`; then the core ends their sessions.
-        """
+        """Ask all clients to leave (then started), and cut the rest after `deadline_s`."""

@@ -1,10 +1,7 @@
 """Checks that a verified TLS certificate is a client's, not an authority's.
 
-See RFC 5280 sections 4.2.1.9 and 4.2.1.12.
-
-OpenSSL verifies the chain and takes an authority's certificate for a client's all the same, so that
-the holder of an authority's key could take its name. Python's ssl gives out no extensions, so
-they are read here from DER; only what is needed is looked at.
+OpenSSL takes an authority's certificate for a client's, so the holder of its key could take any
+name. Python's ssl gives out no extensions (RFC 5280 section 4.2.1), so they are read here from DER.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Detects a connection's protocol by its first bytes, and refuses in its language.
 
-Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior
-knowledge (RFC 9113 section 3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1
-request. A transport is chosen when the whole of such a word is there; until then what has come must
-be the beginning of one, so MAX_WORD_BYTES bound what is waited for.
+The clients of every transport speak first: HTTP/2's preface (RFC 9113 section 3.4), our framing's
+magic (docs/wire.md), an HTTP/1.1 method. Until such a word is whole, what has come must be the
+beginning of one, so MAX_WORD_BYTES bound what is waited for.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """Opens TCP listeners and accepts their connections.
 
-Plain non-blocking sockets throughout (see http2/connection_io.py for why). `Acceptor` hands each
-accepted socket, configured, to a handler in a new task: a Port (port.py), which chooses the
-transport.
-
-Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation
-does.
+Plain non-blocking sockets throughout (http2/connection_io.py says why). Invariant: nothing that a
+peer or the kernel's limits do ends the accept loop; only cancellation does.
 """
 
 from __future__ import annotations
@@ -66,9 +62,7 @@ _INHERITS: Final = sys.platform == "linux"
 def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
     """Bind sockets to one port on every address of `host`; port 0 picks a free one.
 
-    `host` None stands for all interfaces, IPv4 and IPv6. With `reuse_port` other sockets of this
-    user that have it too may be bound there (SO_REUSEPORT, socket(7)): connections are spread over
-    those that listen.
+    `host` None: all interfaces. With `reuse_port` processes of this user share it (SO_REUSEPORT).
     """
     bound: list[socket.socket] = []
     try:

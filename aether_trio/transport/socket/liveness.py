@@ -21,9 +21,7 @@ def has_input(sock: socket.socket) -> bool:
 def has_ended(sock: socket.socket) -> bool:
     """Return whether the peer has reset the connection or ended its side.
 
-    It does not matter how much is unread in front of that. True as well for a socket that is
-    closed. Costs two system calls. Where the kernel does not tell half-closed sockets apart
-    (outside Linux), only resets count.
+    Unread input does not matter. Two system calls. Outside Linux only resets count.
     """
     if sock.fileno() < 0:
         return True

@@ -1,13 +1,8 @@
 """Serves several transports on one port: ends TLS and detects the protocol.
 
-Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its
-first plain bytes. What is no transport of this port gets a short error in its own language and is
-closed.
-
-Invariants: until a transport has been chosen a connection has one deadline for everything, and
-bounded bytes; after that the port costs nothing, since the transport serves in the same task.
-Nearly every client has spoken by the time that it is accepted, so the common case is one `recv` and
-one look.
+Under TLS the ALPN answer decides, without one of ours the first plain bytes. What is no transport
+of this port gets a short error in its own language. Invariants: before a transport is chosen one
+deadline and bounded bytes; after that the port costs nothing, as the transport serves in its task.
 """
 
 from __future__ import annotations
@@ -38,10 +33,9 @@ _LINGER_S: Final = 1.0
 class PortStatistics:
     """A port's connections: those without a transport now, and totals of the others.
 
-    `chosen` counts by transport, `rejects` by reason: silent (ended without a word), timeout,
-    truncated (ended within the first word), unknown (no language of ours), transport_off (one that
-    is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
-    handshake: broken, or without data).
+    `chosen` counts by transport, `rejects` by reason: silent, timeout, truncated (ended within the
+    first word), unknown (protocol), transport_off, tls_unexpected, tls_missing, tls_handshake,
+    tls_records (after the handshake: broken, or without data).
     """
 
     undecided: int

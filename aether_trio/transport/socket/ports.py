@@ -1,12 +1,7 @@
 """Opens and serves all ports of a gateway, with one limit of connections.
 
-    ports = Ports({"grpc": server, "framed": other}, port=50051, own={"framed": 50052})
-    await nursery.start(ports.serve)
-    ports.addresses                     # {"grpc": "0.0.0.0:50051", "framed": "0.0.0.0:50052"}
-    await ports.drain(deadline_s=10)
-
-`serve` returns once it has been drained. Invariant: connections live in `serve`'s nursery and
-nowhere else.
+Ports({"grpc": a, "framed": b}, port=50051, own={"framed": 50052}) opens them; `serve` returns when
+`drain` has ended all connections.
 """
 
 from __future__ import annotations
@@ -25,11 +20,10 @@ from aether_trio.transport.socket.tls import TlsFiles, server_context
 
 
 class Ports:
-    """All ports of a gateway: the shared one, and those of single transports.
+    """All ports of a gateway: the shared one, and those of single transports (`own`).
 
-    The constructor opens them, so that OSError comes early: a port that is taken, a certificate of
-    no use. `own` gives transports a port for themselves; 0 picks a free one. All others share
-    `port`. With `reuse_port` other processes of this user may listen on the same ones.
+    The constructor opens them, so that OSError comes early. Port 0 picks a free one. With
+    `reuse_port` other processes of this user may listen on the same ones.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Makes TLS contexts from certificate files; encrypts and decrypts TLS records.
 
-`TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back.
-trio's SSLStream does the same around a stream, but then sending is a coroutine; here a connection
-seals what it has and sends it at once, so an idle TLS connection needs no writer task either. TLS
-1.3 only: no renegotiation, hence writing never needs a read.
+`TlsSession` wraps an `ssl.SSLObject` on two memory buffers, so that a connection seals what it has
+and sends it at once, without a coroutine: an idle one needs no writer task. TLS 1.3 only: no
+renegotiation, hence writing never needs a read.
 """
 
 from __future__ import annotations
@@ -172,11 +171,9 @@ class TlsSession:
         return self._outgoing.read()
 
     def open(self, data: bytes) -> bytes:
-        """Decrypt received TLS records and return the bytes of the complete ones.
+        """Decrypt TLS records; return b"" without a complete one, or at the end (`ended`).
 
-        b"" when none is complete, or when they hold the end (`ended`). What follows the peer's
-        close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no further, so it would be
-        kept.
+        What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL keeps it.
         """
         if self.ended:
             return b""

@@ -1,32 +1,27 @@
 """Bounds the messages that clients have begun and not finished, in bytes and time.
 
-    unfinished = UnfinishedInput(UnfinishedLimits())
     nursery.start_soon(unfinished.watch)
     account = unfinished.account("192.0.2.7")       # one for each connection
     account.note(receiver, 70_000, anew=True)       # after a read: bytes of its message
     account.note(receiver, 0)                       # nothing any more
 
-A peer that sends all of a message but its last bytes makes the gateway keep it. Every transport
-bounds one message; this bounds all of them together. Messages that are whole when a read ends never
-come here.
+Every transport bounds one message; this bounds all that are unfinished when a read ends together.
 
 The deadline: a message must bring PROGRESS_BYTES, or its end, in every `wait_s` in which its
-receiver waits for it. Time passes in looks, LOOKS in each `wait_s`, so a gateway that stood still
-for a minute has waited for one look.
+receiver waits for it. Time passes in LOOKS for each `wait_s`, so a gateway that stood still for
+a minute has waited for one look.
 
 The budget: beyond the free allowance of each connection, `total_bytes`. When it is full, one
 message is given up:
-
 * of a client that is not accepted yet, if there is any such message;
-* of the host that holds the most (IPv6: of its /64 network), so that a host which fills the budget
-  fills its own part;
-* there, of those that hold at least half of an even share, the one that has been too slow for the
-  most looks, and of equals the one that has been silent for the longest. A message that comes at
-  the speed of its line outlives those that only wait, and a small one is never chosen. Half: those
-  that stay just below an even share would never be chosen, and the one that grows beyond it always.
+* of the host that holds the most (IPv6: its /64), so that a host fills its own part only;
+* there, of those that hold at least half of an even share, the one that was too slow for the most
+  looks, and of equals the one silent for the longest. So a message at the speed of its line
+  outlives those that wait, and a small one is never chosen. Half: otherwise those just below an
+  even share would never be chosen, and the one that grows beyond it always.
 
-Invariants: `note` costs no more than the message's receiver, except when the budget is full; after
-`give_up` the receiver holds nothing; the budget is exceeded by no more than one read.
+Invariants: `note` is cheap, except when the budget is full; after `give_up` the receiver holds
+nothing; the budget is exceeded by no more than one read.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
 """Sends a connection's bytes, with a task only while the socket has no room.
 
-    writer = SocketWriter(source, sock, tls, nursery)
-    writer.kick()                       # the source has something new
-    await writer.wait_flushed()
-
-`kick` asks the source for its next bytes, joins them into one buffer and hands that to the kernel,
-from the task that has the news. Only when the kernel takes less than everything does a task start:
-it waits for room, sends the rest, kicks again, and ends. So an idle connection has no writer task.
-The framed, WebSocket and HTTP/2 transports send through this class.
+`kick` asks the source for its next bytes, joins them and hands them to the kernel, from the task
+that has the news. Only when the kernel takes less than everything does a task start: it waits for
+room, sends the rest, kicks again, and ends. So an idle connection has no writer task.
 
 Invariants:
 * bytes leave in the order in which they entered `queue`;
-* the source is asked for nothing while a backlog exists, so a backlog is one burst and one message
-  at most, and what is put into `queue` meanwhile is bounded by `max_queued_bytes`;
+* with a backlog the source is asked for nothing, so a backlog is one burst and one message at most,
+  and what is put into `queue` meanwhile is bounded by `max_queued_bytes`;
 * what is not `async` never blocks, raises nothing, and may be called from any task of the run;
 * a `kick` inside a `kick` leaves the work to the outer one;
 * after `abort` or `release` nothing is sent, and the task ends.

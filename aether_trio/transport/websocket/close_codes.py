@@ -1,14 +1,7 @@
 """Maps the status of a stream's end to a WebSocket close code.
 
-    1000                    a clean end
-    1002, 1003, 1007, 1009  as in the RFC: protocol error, wrong kind of message, bad UTF-8,
-                            message too big
-    4100 + status           connect again: the gateway or this connection had to stop, and the
-                            client did nothing wrong
-    4200 + status           do not connect again automatically: the next attempt would end alike
-
-`status` is the number of the gRPC status. The reason is its text, cut to what a close frame can
-hold.
+1000: a clean end. 1002, 1003, 1007, 1009: as in the RFC. 4100 + gRPC status: connect again, as the
+gateway or this connection had to stop. 4200 + gRPC status: the next attempt would end alike.
 """
 
 from __future__ import annotations

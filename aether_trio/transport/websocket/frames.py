@@ -1,16 +1,12 @@
-"""Parses the frames of a WebSocket client (RFC 6455 section 5).
+"""Parses the frames of a WebSocket client (RFC 6455 section 5), without I/O.
 
-    reader = FrameReader(max_message_bytes=2 * MIB)
     reader.feed(data)
     while (event := reader.next()) is not None: ...    # FrameError: say its code, and read no more
 
-Pure. Extensions are never agreed upon, so reserved bits are errors.
-
-Invariants: whatever the bytes, `next` returns events or raises FrameError, and after it every call
-does; the same stream gives the same events, however it is split; a frame that would make its
-message too long is refused by its header, before one byte of it is kept; held are at most one
-message, and the bytes that were fed and not taken yet; one call of `next` takes one frame, so the
-caller can stop after any.
+Extensions are never agreed upon, so reserved bits are errors. Invariants: `next` returns events or
+raises FrameError, and then does so for ever; how a stream is split changes no event; a message that
+gets too long is refused by a frame's header; held are at most one message, and the bytes fed and
+not taken yet; one call of `next` takes one frame.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Checks a client's WebSocket upgrade request, without I/O (RFC 6455 section 4.2).
 
-Beyond what the RFC asks: the client must offer one of our subprotocols, the page's origin must be
-allowed, and the URL has no query: addresses end up in logs and histories, so credentials must not
-be in them. Extensions are never agreed upon, permessage-deflate least of all: its window would cost
-64 KiB for each connection.
+Also asked: one of our subprotocols, an allowed origin, and no query, as URLs end up in logs and
+must hold no credentials. No extensions: permessage-deflate would cost 64 KiB for each connection.
 """
 
 from __future__ import annotations

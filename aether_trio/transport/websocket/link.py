@@ -1,19 +1,16 @@
 """Carries one client's session over a WebSocket: the gateway's end.
 
-frames.py checks and takes apart the frames; reading happens in `receive` and nowhere else, so a
-session that does not call it stops its peer, and an idle connection is one task. Pings are answered
-there too, at most once for each look, with the last one (RFC 6455 section 5.5.3).
+Reading happens in `receive` alone, so a session that does not call it stops its peer, and an idle
+connection is one task. Pings are answered there, at most once for each look, with the last one.
 
-Limits: a message is refused as soon as a header makes it longer than `max_message_bytes` (1009), or
-than OPENING_BYTES before the client is accepted; what is held of messages that have begun counts in
-the gateway's budget (transport/socket/unfinished_input.py). At most FRAMES_AT_ONCE frames are
-looked at before the rate is, and the others have their turn. Frames, pings and pongs above
-`max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten
-seconds' worth ahead, and TCP tells it. The first message is checked for a kind of participant that
-may come this way, before its credentials are looked at.
+Limits: a header that makes a message longer than `max_message_bytes` (1009), or than OPENING_BYTES
+before the client is accepted, refuses it; unfinished messages count in the gateway's budget
+(transport/socket/unfinished_input.py). After FRAMES_AT_ONCE frames the others have their turn.
+Above `max_messages_per_s`, ten seconds' worth ahead, reading pauses. The first message's kind of
+participant is checked before its credentials.
 
-How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without
-one is a cut. What the peer did wrong is raised by `receive` after the messages before it.
+The peer's close frame is a clean end, whatever its code; without one a socket's end is a cut.
+`receive` raises the peer's mistakes after the messages before them.
 
 `rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal,
 unfinished_message; paced is a pause of the reading.

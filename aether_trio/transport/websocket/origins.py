@@ -1,13 +1,9 @@
 """Decides which web pages may open a WebSocket (RFC 6455 section 10.2).
 
-A browser lets a page of any site connect to any WebSocket server, and says in Origin whose page it
-is. Requests without Origin do not come from a browser's page. Allowed are the gateway's own pages
-and the origins that are configured.
-
-Own means that Origin and Host name the same host. That alone would let a page in whose name an
-attacker has pointed at this machine (DNS rebinding), so over plain HTTP on a loopback address,
-where a developer's gateway listens, the host must be "localhost" or an address; another name there
-(a reverse proxy's) is to be listed.
+Browsers say in Origin whose page it is; requests without Origin are not a page's. Allowed are the
+configured origins and the gateway's own pages: Origin and Host name the same host. As an attacker's
+name may point at this machine (DNS rebinding), over plain HTTP on a loopback address the host must
+be "localhost" or an address; another name there (a reverse proxy's) is to be listed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Queues what the gateway sends on a WebSocket: pongs, messages, close frame.
 
-SocketWriter (transport/socket/writer.py) sends it.
-
 Invariants: frames leave in the order pulled, a pong ahead of what is pulled with it; nothing is
-pulled while bytes wait for the peer; a defect ends this connection and no other
-(model/containment.py).
+pulled while bytes wait for the peer; a defect ends only this connection (model/containment.py).
 """
 
 from __future__ import annotations

@@ -1,18 +1,11 @@
 """The gateway's HTTP/1.1 server for browsers: static files and WebSockets.
 
-    server = HttpServer(core.sessions.serve, settings.websocket, nursery)
-    ...
-    await server.serve(accepted)          # a connection that speaks HTTP/1.1
-    await server.drain(deadline_s)
-
-`serve` is what a Link is given to; `nursery` outlives the connections and holds the tasks that
-write what a socket did not take at once. GET /v1/connect is the upgrade; every other path is a file
-(http1/static_files.py), or 404.
+GET /v1/connect is the upgrade, whose Link is given to `serve`; every other path is a file
+(http1/static_files.py), or 404. `nursery` outlives the connections and holds their writers.
 
 Limits: a connection's first request within `handshake_timeout_s`, each further one within
-`idle_timeout_s`, responses likewise; http1/connection.py bounds a request's head, link.py the
-messages after the upgrade. A drain answers upgrades with 503, ends connections that only fetch
-files, and waits for the WebSockets, whose sessions the core ends.
+`idle_timeout_s`, responses likewise. A drain answers upgrades with 503, ends connections that only
+fetch files, and waits for the WebSockets, whose sessions the core ends.
 """
 
 from __future__ import annotations
