@@ -1,4 +1,4 @@
-"""Shows two agents and a user that plan a trip while processes are killed.
+"""The demo: two agents and a user plan a trip while processes are killed.
 
 `python -m aether_trio.demo` starts a gateway process, two agents and a user's window. The
 participants use the published SDK (scitrera-aether-client), as users' programs do. The screen shows

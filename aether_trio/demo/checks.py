@@ -1,4 +1,4 @@
-"""Compares what the story claims with what happened."""
+"""Compares what the demo claims with what happened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWERED_BEFORE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class DemoFacts:
-    """Has what was observed, each fact by the process that can observe it.
+    """What happened in the demo, each fact from the process that can observe it.
 
     `keeper_pids`: the processes that the gateway has started for the keeper. `waiting`: texts in
     the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
@@ -38,7 +38,7 @@ class DemoFacts:
 
 @dataclass(frozen=True, slots=True)
 class DemoCheck:
-    """Says whether one claim is true, and what was observed."""
+    """Whether one claim of the demo is true, and what was observed."""
 
     is_true: bool
     claim: str
@@ -46,7 +46,7 @@ class DemoCheck:
 
 
 def verdict(facts: DemoFacts) -> list[DemoCheck]:
-    """Check every claim of the story."""
+    """Check every claim of the demo's story against the observed facts."""
     asked = list(story.QUESTIONS)
     answers = list(dict.fromkeys(facts.answers))
     back = story.came_back(ANSWERED_BEFORE, asked[ANSWERED_BEFORE])

@@ -1,4 +1,4 @@
-"""The keeper of the hut: an agent that a message starts (`aether dev --agents`).
+"""The demo's hut keeper: an agent that a message starts (`aether dev --agents`).
 
 It uses this package's client, and connects with the identity in its environment.
 """

@@ -1,4 +1,4 @@
-"""The planner and the user's window: SDK clients in the demo's process.
+"""The demo's planner and user's window: SDK clients in the demo's process.
 
 Invariant: callbacks only enqueue. The SDK awaits some of them inside the loop that reads the
 stream, so a callback that waits for an answer would wait for itself.
@@ -16,27 +16,20 @@ from scitrera_aether_client.proto import aether_pb2 as pb
 
 from aether_trio.demo import story
 
-# The SDK gives up after five tries and doubles its pauses from a second on; the demo reconnects
-# quickly, and never gives up.
+# The demo reconnects quickly, and never gives up, as the SDK does after five tries.
 CLIENT_SETTINGS: Final[dict[str, Any]] = {
-    "max_retries": 0,
-    "initial_backoff": 0.1,
-    "max_backoff": 0.4,
-    "tls_enabled": False,
-}
+    "max_retries": 0, "initial_backoff": 0.1, "max_backoff": 0.4, "tls_enabled": False
+}  # fmt: skip
 LIMIT_S: Final = 30.0
 """Seconds that any step of the story may take."""
 
 
 class Missed(Exception):
-    """A step of the story did not happen."""
+    """A step of the demo's story did not happen."""
 
 
 def answered(response: Any) -> Any:
-    """Return a successful response. Raises Missed for a failure or None.
-
-    The SDK returns None when no response came in time.
-    """
+    """Return a successful SDK response; raise Missed for a failure or no response."""
     if response is None:
         raise Missed("the gateway did not answer a request in time")
     if not response.success:
@@ -45,10 +38,7 @@ def answered(response: Any) -> Any:
 
 
 async def send_to(client: AsyncAgentClient, topic: str, text: str) -> None:
-    """Send to an agent or a user's window, by topic.
-
-    The SDK has a method for each kind.
-    """
+    """Send a text to the topic of an agent or of a user's window."""
     match topic.split("::"):
         case ["ag", workspace, implementation, specifier]:
             await client.send_message_to_agent(
@@ -59,29 +49,29 @@ async def send_to(client: AsyncAgentClient, topic: str, text: str) -> None:
 
 
 async def say(client: AsyncAgentClient, topic: str, text: str) -> None:
-    """Send to a topic, with a copy to the user, who follows the conversation."""
+    """Send a text to a topic, with a copy to the user, who follows the conversation."""
     await send_to(client, topic, text)
     copy = addressed(topic.split("::")[-2], text).encode()
     await client.send_message_to_user_workspace(story.USER, story.WORKSPACE, copy, message_type=pb.CHAT)
 
 
 def addressed(name: str, text: str) -> str:
-    """Return a line with the name of its receiver."""
+    """Return a line of the conversation with the name of its receiver."""
     return f"@{name} {text}"
 
 
 class Watched:
-    """Lets tasks wait for a change of its state."""
+    """Lets tasks wait for a change of an object's state."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
-        """Wake the tasks that wait, so that they look again."""
+        """Wake the tasks that wait for a change of this object."""
         self._changed.set()
 
     async def until(self, happened: Callable[[], bool], what: str) -> None:
-        """Wait until `happened`. Raises Missed after LIMIT_S."""
+        """Wait until `happened` returns True. Raises Missed after LIMIT_S."""
         try:
             async with asyncio.timeout(LIMIT_S):
                 while not happened():
@@ -92,7 +82,7 @@ class Watched:
 
 
 class Planner(Watched):
-    """Turns a wish into questions for the researcher, and answers into a plan."""
+    """Turns a user's wish into questions for the researcher, and answers into a plan."""
 
     def __init__(self, pace_s: float) -> None:
         super().__init__()
@@ -113,7 +103,7 @@ class Planner(Watched):
         self.changed()
 
     async def work(self) -> None:
-        """Handle messages until cancelled."""
+        """Handle the planner's messages until cancelled."""
         while True:
             message = await self._inbox.get()
             text = message.payload.decode()
@@ -145,17 +135,14 @@ class Planner(Watched):
             await send_to(self.client, story.WINDOW_TOPIC, addressed(story.USER, story.PLAN))
 
     async def barrier(self) -> int:
-        """Return the shared counter. All earlier messages of the planner are stored then."""
+        """Return the shared counter, with all earlier messages of the planner stored."""
         response = answered(await self.client.kv_get(story.COUNTER, scope="workspace"))
         return int(response.value or b"0")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Is one line of the conversation, as the window received it.
-
-    `speaker` is a topic; the gateway vouches for it.
-    """
+    """A line of the conversation; the gateway vouches for the speaker's topic."""
 
     speaker: str
     to: str
@@ -163,7 +150,7 @@ class Line:
 
     @classmethod
     def read(cls, speaker: str, text: str) -> Line:
-        """Read a message; `to` is empty if the text names no receiver."""
+        """Read a line from a message; `to` is empty if the text names no receiver."""
         if not text.startswith("@"):
             return cls(speaker, "", text)
         name, _, rest = text[1:].partition(" ")
@@ -207,13 +194,13 @@ class Window(Watched):
         self.changed()
 
     def heard(self, speaker: str) -> list[str]:
-        """Return what `speaker` said, in order."""
+        """Return what a speaker said in the conversation, in order."""
         return [line.text for line in self.lines if line.speaker == speaker]
 
     def saw(self, speaker: str, *texts: str) -> bool:
-        """Whether `speaker` said all of these."""
+        """Whether the window received all of these texts from a speaker."""
         return set(self.heard(speaker)) >= set(texts)
 
     async def ask(self, text: str, whom: str = story.PLANNER) -> None:
-        """Ask the planner, or another agent."""
+        """Send a text of the user to the planner, or to another agent."""
         await self.client.send_message_to_agent(story.WORKSPACE, whom, "1", text.encode(), message_type=pb.CHAT)

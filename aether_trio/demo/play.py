@@ -1,4 +1,4 @@
-"""Runs the story: which participant starts or is killed when, and what is awaited."""
+"""Runs the demo's story: which participant starts or is killed when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATE_S: Final = 9.0
 
 
 class Play:
-    """Runs the story once. `pace_s` is the pause between two lines."""
+    """Runs the demo's story once; `pace_s` is the pause between two lines."""
 
     def __init__(self, screen: Screen, scratch: Path, pace_s: float) -> None:
         self.screen = screen
@@ -37,10 +37,7 @@ class Play:
         self._waiting: list[str] = []
 
     async def perform(self) -> list[DemoCheck]:
-        """Run the whole story, and check its claims.
-
-        Raises Missed if a step does not happen.
-        """
+        """Run the whole story, and check its claims. Raises Missed if a step fails."""
         await self._enter()
         await self._first_wish()
         await self._lose_the_researcher()
@@ -138,7 +135,7 @@ class Play:
         await self._wake_the_keeper(story.MORE_BEDS, "the next message starts process {}")
 
     async def _wake_the_keeper(self, text: str, told: str) -> int:
-        """Write to the keeper; return the process that was started for the message."""
+        """Send the keeper a message; return the pid that was started for it."""
         before = len(self.gateway.started(story.KEEPER_TOPIC))
         self.screen.line(Line(story.WINDOW_TOPIC, story.KEEPER, text))
         await self.window.ask(text, story.KEEPER)
@@ -198,7 +195,7 @@ def aether_command(python: str, environment: Mapping[str, str]) -> str:
 
 @asynccontextmanager
 async def open_play(screen: Screen, pace_s: float) -> AsyncIterator[Play]:
-    """Open a play; at exit, end its processes and delete its scratch directory."""
+    """Open the demo's story; at exit, end its processes and delete its files."""
     with tempfile.TemporaryDirectory(prefix="aether-demo-") as scratch:
         # The SDK logs lost connections; its log goes to a file, not to the screen.
         logging.basicConfig(filename=Path(scratch) / "clients.log", level=logging.INFO, force=True)
@@ -214,10 +211,7 @@ async def open_play(screen: Screen, pace_s: float) -> AsyncIterator[Play]:
 
 
 async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event) -> bool:
-    """Run the story; return whether all claims are true.
-
-    Without `once` the gateway serves until `stop`.
-    """
+    """Run the demo, until `stop` unless `once`; return whether all claims are true."""
     async with open_play(screen, pace_s) as play:
         planner = asyncio.create_task(play.planner.work())
         stopped = asyncio.create_task(stop.wait())
@@ -246,12 +240,12 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
 
 
 def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
-    """Show the claims; return whether all are true."""
+    """Show the demo's claims; return whether all are true."""
     screen.blank()
     screen.verdict(checks)
     screen.blank()
     if not all(check.is_true for check in checks):
-        screen.failure("Not all of these claims are true.")
+        screen.failure("Not all claims of the demo are true.")
         return False
     screen.note(f"All of these claims are true, after {screen.elapsed_s:.1f} s.")
     return True

@@ -23,7 +23,7 @@ _POLL_S: Final = 0.02
 
 
 class Process:
-    """Runs one program at a time. Its output goes to `log`."""
+    """Runs a demo program, one process at a time, with its output in the file `log`."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -38,7 +38,7 @@ class Process:
         return self._process is not None and self._process.returncode is None
 
     def printed(self) -> str:
-        """Return all that its processes have printed."""
+        """Return all that the program's processes have printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     async def _start(self, *arguments: str) -> None:
@@ -63,7 +63,7 @@ class Process:
         return pid
 
     async def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL if that is not enough."""
+        """Send SIGTERM to the process, and SIGKILL if that does not end it in time."""
         if self._process is None:
             return
         if self.running:
@@ -89,7 +89,7 @@ class GatewayProcess(Process):
         self._agents.write_text(f"agents:\n  {story.KEEPER}:\n    command: {command}\n", encoding="utf-8")
 
     async def start(self) -> None:
-        """Start the gateway, and return when it serves. Raises Missed with its output."""
+        """Start the gateway, and wait until it serves. Raises Missed with its output."""
         self._ready.unlink(missing_ok=True)
         ports = [self.address.rpartition(":")[2] or "0", self.ops_address.rpartition(":")[2] or "0"]
         await self._start(
@@ -108,11 +108,11 @@ class GatewayProcess(Process):
         self.address, self.ops_address = ready["gateway"], ready["ops"]
 
     def started(self, topic: str) -> list[int]:
-        """Return the processes that the gateway has started for this agent."""
+        """Return the pids of the processes that the gateway has started for an agent."""
         return [int(pid) for pid in re.findall(rf"^{topic} : process (\d+)", self.printed(), re.MULTILINE)]
 
     async def starts(self, topic: str, before: int) -> int:
-        """Wait for the next process that the gateway starts for an agent; return its pid.
+        """Wait for the gateway to start one more process for an agent; return its pid.
 
         `before` were started earlier. Raises Missed.
         """
@@ -138,11 +138,11 @@ def _read_lines(url: str, count: int) -> list[dict[str, Any]]:
 
 
 class ResearcherProcess(Process):
-    """Runs the researcher, any number of times."""
+    """Runs the demo's researcher, any number of times."""
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch / "researcher.log")
 
     async def start(self, address: str, pace_s: float) -> None:
-        """Start another process; return at once."""
+        """Start another process of the researcher; return at once."""
         await self._start("aether_trio.demo.researcher", address, str(pace_s))

@@ -1,4 +1,4 @@
-"""The researcher: an agent of the published SDK, in a process that the demo kills.
+"""The demo's researcher: an agent of the published SDK, in a separate process.
 
     python -m aether_trio.demo.researcher HOST:PORT PACE_S
 
@@ -29,7 +29,7 @@ PATIENCE_S = 60.0
 
 @dataclass
 class Notebook:
-    """Has what must survive the process: open and answered questions, with senders.
+    """The researcher's checkpoint: open and answered questions, with senders.
 
     `rung`: the hut was called before.
     """
@@ -39,7 +39,7 @@ class Notebook:
     rung: bool = False
 
     def take(self, question: str, sender: str) -> bool:
-        """Add a question; return False if it is known: the message came again."""
+        """Add a question; return False if the notebook has it, as its message came again."""
         entry = [question, sender]
         if entry in self.done or entry in self.todo:
             return False
@@ -47,17 +47,16 @@ class Notebook:
         return True
 
     def encode(self) -> bytes:
-        """Return the data of a checkpoint."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Notebook:
-        """Read the data of a checkpoint; empty data is an empty notebook."""
+        """Read a notebook from a checkpoint's data; empty data is an empty notebook."""
         return cls(**json.loads(data)) if data else cls()
 
 
 class Researcher:
-    """Answers questions in one process."""
+    """Answers the planner's questions, in one process of the demo's researcher."""
 
     def __init__(self, pace_s: float) -> None:
         self._pace_s = pace_s
@@ -67,7 +66,7 @@ class Researcher:
         self._notes = Notebook()
 
     async def live(self, address: str) -> None:
-        """Connect, load the checkpoint, and work until cancelled."""
+        """Connect, load the checkpoint, and answer questions until cancelled."""
         await self._client.connect(address)
         checkpoint = answered(await self._client.checkpoint_load(story.NOTEBOOK))
         self._notes = Notebook.decode(checkpoint.data)

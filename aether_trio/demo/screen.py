@@ -1,4 +1,4 @@
-"""Prints a transcript, a progress line that stays at the bottom, and the claims.
+"""Prints the demo: a transcript, a progress line at the bottom, and the claims.
 
 In a terminal the progress line is drawn over; elsewhere each report is a new line. Colours and
 width are the terminal's (rich decides; NO_COLOR is honoured), and without UTF-8 the marks are
@@ -28,7 +28,7 @@ _MAX_WIDTH: Final = 110
 
 
 class Screen:
-    """Prints the demo. A context manager: the progress line is drawn within it."""
+    """Prints the demo; the progress line is drawn within it as a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=False)
@@ -72,7 +72,6 @@ class Screen:
         self.console.print(row)
 
     def title(self, text: str) -> None:
-        """Print the first line."""
         self.console.print(Text(text, style="bold"))
         self.console.print()
 
@@ -86,7 +85,6 @@ class Screen:
         self.console.print(row)
 
     def blank(self) -> None:
-        """Print an empty line."""
         self.console.print()
 
     def line(self, line: Line) -> None:
@@ -123,7 +121,7 @@ class Screen:
             self.console.print(bar)
 
     def verdict(self, checks: Sequence[DemoCheck]) -> None:
-        """Print each claim, and what was observed."""
+        """Print each claim of the demo, and what was observed."""
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)
         table.add_column(no_wrap=True)
@@ -135,7 +133,6 @@ class Screen:
         self.console.print(table)
 
     def note(self, text: str) -> None:
-        """Print a remark."""
         self.console.print(Text(text, style="dim"))
 
     def suggest(self, command: str, why: str) -> None:
@@ -150,5 +147,4 @@ class Screen:
 
     @property
     def elapsed_s(self) -> float:
-        """The seconds since the start."""
         return time.monotonic() - self._started

@@ -1,4 +1,4 @@
-"""Has the texts of the story, and the participants' names.
+"""The texts of the demo's story, and its participants' names.
 
 Questions end with "?", so an answer is "QUESTION? answer".
 """
@@ -20,9 +20,7 @@ KEEPER_TOPIC: Final = f"ag::{WORKSPACE}::{KEEPER}::1"
 WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
 
 COUNTER: Final = "steps"
-"""A key of the workspace: one up for each question asked (by the planner) and answered (by the
-researcher).
-"""
+"""A key: one up for each question asked (by the planner) and answered (by the researcher)."""
 NOTEBOOK: Final = "notebook"
 """The researcher's checkpoint."""
 

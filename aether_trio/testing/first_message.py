@@ -1,4 +1,4 @@
-"""Build the first message of a connection, for participants without a client."""
+"""Builds the first message of a connection, for tests that use no client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def first_message(identity: Identity, credentials: dict[str, str]) -> pb.UpstreamMessage:
-    """The InitConnection that claims `identity`."""
+    """Return the InitConnection that claims an identity with these credentials."""
     init = pb.InitConnection(credentials=credentials, client_version=__version__, client_sdk="aether-trio")
     workspace, implementation, specifier = identity.workspace, identity.implementation, identity.specifier
     match identity.kind:

@@ -1,4 +1,4 @@
-"""Script a client's side of a stream against the session code, without sockets.
+"""Connects a test to the gateway's session code in memory, without sockets.
 
     async with open_participant(server, hello) as peer:
         peer.send(pb.UpstreamMessage(...))
@@ -25,15 +25,14 @@ PULL_BYTES = 64 * 1024
 
 
 class Serves(Protocol):
-    """What can serve a link: session/lifecycle.py's SessionServer."""
+    """A server of links, such as session/lifecycle.py's SessionServer."""
 
     async def serve(self, link: Link) -> None:
-        """Serve one stream."""
-        ...
+        """Serve one link until its stream ends."""
 
 
 class StreamEnded(Exception):
-    """The gateway has ended the stream."""
+    """The gateway has ended the stream, with a status and a message."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(f"{status.name}: {message}")
@@ -42,7 +41,7 @@ class StreamEnded(Exception):
 
 
 class MemoryLink:
-    """Both ends of a stream: a Link for the gateway, `send`/`next` for the test."""
+    """Both ends of a stream in memory: a gateway's Link, and `send`/`next` for tests."""
 
     def __init__(self, metadata: Mapping[str, str] | None = None, *, paused: bool = False) -> None:
         self.peer = Peer("memory:0", "memory", metadata=dict(metadata or {}))
@@ -54,14 +53,14 @@ class MemoryLink:
         self._finished = False
         self._broken = False
         self._paused = paused
-        self._stalled_since: float | None = None
+        self.stalled_since: float | None = None
+        """When the paused client left frames unread first (trio's clock)."""
         self.ended: StreamEnded | None = None
-        self.pulled_bytes = 0
 
     # -- the gateway's side ------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[pb.UpstreamMessage]:
-        """See Link."""
+        """Return the client's messages; () after its clean end. Raises LinkBroken."""
         await trio.lowlevel.checkpoint()
         while not self._upstream:
             if self._broken:
@@ -70,58 +69,50 @@ class MemoryLink:
                 return ()
             self._news = trio.Event()
             await self._news.wait()
-        # No checkpoint here: like a socket's transport, a batch that has woken its reader is handed
-        # over though it is cancelled.
+        # No checkpoint here, as on a socket: a batch that woke its reader is never lost.
         batch = tuple(self._upstream)
         self._upstream.clear()
         return batch
 
     def accept(self) -> None:
-        """See Link. Nothing is bounded here."""
+        """Do nothing: no received message counts against a bound here."""
 
     def attach(self, source: FrameSource) -> None:
-        """See Link."""
+        """Take the gateway's frames from `source` from now on."""
         self._source = source
         if self._broken:
             source.cut()
 
     def kick(self) -> None:
-        """See Link."""
+        """Pull the gateway's frames and decode them for the client, unless paused."""
         source = self._source
         if source is None or self._broken or self.ended is not None:
             return
         if self._paused:
-            if self._stalled_since is None:
-                self._stalled_since = trio.current_time()
+            if self.stalled_since is None:
+                self.stalled_since = trio.current_time()
             return
-        self._stalled_since = None
+        self.stalled_since = None
         while frames := source.pull(PULL_BYTES):
-            for frame in frames:
-                self.pulled_bytes += len(frame)
-                self._downstream.append(pb.DownstreamMessage.FromString(frame))
+            self._downstream.extend(pb.DownstreamMessage.FromString(frame) for frame in frames)
         source.flushed()
         self._arrived.set()
 
-    @property
-    def stalled_since(self) -> float | None:
-        """See Link."""
-        return self._stalled_since
-
     def peer_has_ended(self) -> bool:
-        """See Link."""
+        """Whether the client's end was cut."""
         return self._broken
 
     @property
     def has_input(self) -> bool:
-        """See Link."""
+        """Whether the client has sent messages that the gateway has not received."""
         return bool(self._upstream)
 
     async def round_trip(self) -> None:
-        """See Link."""
+        """Return at once: everything sent has arrived."""
         await trio.lowlevel.checkpoint()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """See Link."""
+        """End the stream for the client with a status and a message."""
         if self.ended is None:
             self.kick()
             self.ended = StreamEnded(status, message)
@@ -131,33 +122,33 @@ class MemoryLink:
     # -- the client's side -------------------------------------------------------------------------
 
     def send(self, *messages: pb.UpstreamMessage) -> None:
-        """Give the gateway messages, as one batch."""
+        """Send messages to the gateway, as one batch."""
         self._upstream.extend(messages)
         self._news.set()
 
     def finish(self) -> None:
-        """End the client's side cleanly."""
+        """End the client's side of the stream cleanly."""
         self._finished = True
         self._news.set()
 
     def cut(self) -> None:
-        """Vanish."""
+        """Break the stream, as a reset of the client's connection does."""
         self._broken = True
         self._news.set()
         if self._source is not None:
             self._source.cut()
 
     def pause(self) -> None:
-        """Stop reading."""
+        """Let the client stop reading what the gateway sends."""
         self._paused = True
 
     def resume(self) -> None:
-        """Read again."""
+        """Let the client read again."""
         self._paused = False
         self.kick()
 
     async def receive_message(self) -> pb.DownstreamMessage:
-        """The next message. Raises StreamEnded behind the last one."""
+        """Return the gateway's next message. Raises StreamEnded after the last."""
         while not self._downstream:
             if self.ended is not None:
                 raise self.ended
@@ -167,18 +158,18 @@ class MemoryLink:
         return self._downstream.popleft()
 
     async def next(self, case: str) -> pb.DownstreamMessage:
-        """The next message of one kind, letting others pass. Raises StreamEnded."""
+        """Return the next message of one kind, dropping others. Raises StreamEnded."""
         while True:
             message = await self.receive_message()
             if message.WhichOneof("payload") == case:
                 return message
 
     def waiting(self, case: str) -> list[pb.DownstreamMessage]:
-        """Messages of one kind that have arrived and were not taken, without waiting."""
+        """Return the received messages of one kind that were not taken yet."""
         return [message for message in self._downstream if message.WhichOneof("payload") == case]
 
     async def wait_end(self) -> StreamEnded:
-        """Let everything pass until the gateway ends the stream; how it ended."""
+        """Drop the gateway's messages until it ends the stream; return how it ended."""
         while True:
             try:
                 await self.receive_message()
@@ -187,13 +178,13 @@ class MemoryLink:
 
 
 def agent(workspace: str, implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of an agent."""
+    """Return the InitConnection of an agent; `init` are its other fields."""
     identity = pb.AgentIdentity(workspace=workspace, implementation=implementation, specifier=specifier)
     return pb.UpstreamMessage(init=pb.InitConnection(agent=identity, **init))
 
 
 def message_to(topic: str, payload: bytes, message_type: pb.MessageType.ValueType = pb.OPAQUE) -> pb.UpstreamMessage:
-    """A SendMessage."""
+    """Return a SendMessage to a topic."""
     return pb.UpstreamMessage(send=pb.SendMessage(target_topic=topic, payload=payload, message_type=message_type))
 
 
@@ -201,10 +192,7 @@ def message_to(topic: str, payload: bytes, message_type: pb.MessageType.ValueTyp
 async def open_participant(
     server: Serves, hello: pb.UpstreamMessage, *, metadata: Mapping[str, str] | None = None, wait_ack: bool = True
 ) -> AsyncIterator[MemoryLink]:
-    """Connect a scripted participant.
-
-    At the end its side finishes cleanly, unless it was cut before.
-    """
+    """Connect a scripted client in memory; its side finishes cleanly at exit."""
     link = MemoryLink(metadata)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, link)
