@@ -26,39 +26,33 @@ def _tunnel_closed(payload: Any, text: str) -> pb.DownstreamMessage:
     )
 
 
-FAILURES: dict[str, Failure | None] = {
-    "workspace_op": lambda op, text: pb.DownstreamMessage(
-        workspace=pb.WorkspaceResponse(error=text, request_id=op.request_id)
-    ),
-    "acl_op": lambda op, text: pb.DownstreamMessage(acl=pb.ACLResponse(error=text, request_id=op.request_id)),
-    "workflow_op": lambda op, text: pb.DownstreamMessage(
-        workflow_response=pb.WorkflowResponse(error=text, request_id=op.request_id)
-    ),
-    "token_op": lambda op, text: pb.DownstreamMessage(token=pb.TokenResponse(error=text, request_id=op.request_id)),
-    "audit_query": lambda op, text: pb.DownstreamMessage(
-        audit_response=pb.AuditQueryResponse(error=text, request_id=op.request_id)
-    ),
-    "authority_grant_op": lambda op, text: pb.DownstreamMessage(
-        authority_grant=pb.AuthorityGrantResponse(error=text, request_id=op.request_id)
-    ),
+def _failed_reply(reply: str) -> Failure:
+    def build(op: Any, text: str) -> pb.DownstreamMessage:
+        message: Any = {reply: {"error": text, "request_id": op.request_id}}
+        return pb.DownstreamMessage(**message)
+
+    return build
+
+
+FAILURES: Final[dict[str, Failure | None]] = {
+    "workspace_op": _failed_reply("workspace"),
+    "acl_op": _failed_reply("acl"),
+    "workflow_op": _failed_reply("workflow_response"),
+    "token_op": _failed_reply("token"),
+    "audit_query": _failed_reply("audit_response"),
+    "authority_grant_op": _failed_reply("authority_grant"),
+    "resolve_authority_request": _failed_reply("resolve_authority_response"),
+    "access_check": _failed_reply("access_check_response"),
+    "batch_access_check": _failed_reply("batch_access_check_response"),
     "authority_request_op": lambda op, text: pb.DownstreamMessage(
         authority_request_response=pb.AuthorityRequestOperationResponse(
             error=text, client_request_id=op.client_request_id
         )
     ),
-    "resolve_authority_request": lambda op, text: pb.DownstreamMessage(
-        resolve_authority_response=pb.ResolveAuthorityResponse(error=text, request_id=op.request_id)
-    ),
     "submit_audit_event": lambda op, text: pb.DownstreamMessage(
         submit_audit_event_response=pb.SubmitAuditEventResponse(
             error_code=Code.NOT_IMPLEMENTED, error_message=text, client_request_id=op.client_request_id
         )
-    ),
-    "access_check": lambda op, text: pb.DownstreamMessage(
-        access_check_response=pb.AccessCheckResponse(error=text, request_id=op.request_id)
-    ),
-    "batch_access_check": lambda op, text: pb.DownstreamMessage(
-        batch_access_check_response=pb.BatchAccessCheckResponse(error=text, request_id=op.request_id)
     ),
     "proxy_http_request": lambda op, text: pb.DownstreamMessage(
         proxy_http_response=pb.ProxyHttpResponse(
@@ -68,12 +62,8 @@ FAILURES: dict[str, Failure | None] = {
     "tunnel_open": _tunnel_closed,
     "tunnel_data": _tunnel_closed,
     # No client waits for an answer to these.
-    "tunnel_ack": None,
-    "tunnel_close": None,
-    "proxy_http_body_chunk": None,
-    "proxy_http_response": None,
-    "workflow_response": None,
-    "admin_query": None,
+    **dict.fromkeys(("tunnel_ack", "tunnel_close", "proxy_http_body_chunk", "proxy_http_response")),
+    **dict.fromkeys(("workflow_response", "admin_query")),
 }
 
 _LAST_WORDS = frozenset({"tunnel_close"})
@@ -83,12 +73,9 @@ _LAST_WORDS = frozenset({"tunnel_close"})
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
     """Return the typed failure and the error for an unimplemented operation."""
     error = RequestError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
+    refusal = error_response(error, request_id_of(payload))
     typed = FAILURES[case]
-    request_id = request_id_of(payload)
-    answers = [error_response(error, request_id)]
-    if typed is not None:
-        answers.insert(0, typed(payload, str(error)))
-    return answers
+    return [refusal] if typed is None else [typed(payload, str(error)), refusal]
 
 
 def _handler(case: str) -> Handler:

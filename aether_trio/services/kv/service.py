@@ -40,9 +40,11 @@ from aether_trio.services.kv.programs import KvOutcome, KvRefusal, Slot
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.services.kv.usage import Quota
+from aether_trio.session.session import Session
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.storage.outages import outage
+from aether_trio.telemetry.metrics import Metrics
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -258,6 +260,34 @@ class KvService:
         decision = await self._authorizer.check_kv(identity, scope.label, op.key, workspace, level, authority)
         if not decision.allowed:
             raise _refused(op, decision.reason)
+
+
+class KvHandler:
+    """Answers `kv_op` requests of sessions, and counts them by operation and scope."""
+
+    def __init__(self, service: KvService, metrics: Metrics, clock: Clock) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._clock = clock
+
+    async def handle(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
+        """Perform one key-value operation within the reach of the session's credential."""
+        started = self._clock.monotonic()
+        answers = await self._service.handle(session.identity, op, session)
+        operation, scope = _labels(op)
+        succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
+        self._metrics.metered_kv_operations.add((session.workspace, operation))
+        self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
+        self._metrics.kv_operation_latency.observe(self._clock.monotonic() - started, (operation, scope))
+        return answers
+
+
+def _labels(op: pb.KVOperation) -> tuple[str, str]:
+    """Return a request's operation and scope as labels; "UNKNOWN" for other numbers."""
+    operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
+    operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
+    scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"
+    return operation, scope
 
 
 def _purge_range(op: pb.KVOperation, target: Identity) -> tuple[bytes, bytes]:
