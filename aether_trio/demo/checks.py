@@ -8,8 +8,7 @@ from typing import Final
 
 from aether_trio.demo import story
 
-GIVEN_BEFORE: Final = 3
-"""Questions that the researcher had been sent when it was killed."""
+GIVEN_BEFORE: Final = 3  # questions that the researcher had been sent when it was killed
 ANSWERED_BEFORE: Final = 2
 
 

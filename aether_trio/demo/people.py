@@ -20,8 +20,7 @@ from aether_trio.demo import story
 CLIENT_SETTINGS: Final[dict[str, Any]] = {
     "max_retries": 0, "initial_backoff": 0.1, "max_backoff": 0.4, "tls_enabled": False
 }  # fmt: skip
-LIMIT_S: Final = 30.0
-"""Seconds that any step of the story may take."""
+LIMIT_S: Final = 30.0  # seconds that any step of the story may take
 
 
 class Missed(Exception):

@@ -2,11 +2,9 @@
 
     python -m aether_trio.demo.researcher HOST:PORT PACE_S
 
-It takes questions from all senders, answers one after another, and reports its progress to the
-user. Each step is in its checkpoint before the next, so a new process continues where a killed one
-was. Messages come at least once: a question that it knows already is not taken twice.
-
-It ends when its standard input ends, so it never outlives the demo.
+It answers questions of all senders one after another, and reports its progress to the user. Each
+step is in its checkpoint before the next, so a new process continues where a killed one was. It
+ends when its standard input ends, so it never outlives the demo.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ from scitrera_aether_client import AsyncAgentClient
 from aether_trio.demo import story
 from aether_trio.demo.people import CLIENT_SETTINGS, answered, say
 
-PATIENCE_S = 60.0
-"""Seconds that the telephone rings at the hut, at the first call."""
+PATIENCE_S = 60.0  # seconds that the telephone rings at the hut, at the first call
 
 
 @dataclass

@@ -21,8 +21,7 @@ WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
 
 COUNTER: Final = "steps"
 """A key: one up for each question asked (by the planner) and answered (by the researcher)."""
-NOTEBOOK: Final = "notebook"
-"""The researcher's checkpoint."""
+NOTEBOOK: Final = "notebook"  # the researcher's checkpoint
 
 WEATHER: Final = "How is the weather on Saturday?"
 TRAIN: Final = "When does a train go up?"

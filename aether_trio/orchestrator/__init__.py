@@ -5,9 +5,8 @@
     gateway ── start ──▶ AgentSupervisor ──▶ LaunchPlan ──▶ process (process_group.py)
             ◀─ failure ─┘                                  └─▶ its lines and its end ──▶ Reporter
 
-The gateway decides when an agent is started, and sees whether it connects. The orchestrator starts
-a process, and reports its end. The commands are in the orchestrator's own file: nothing that a
-gateway sends becomes a command.
+The gateway decides when an agent is started, and sees whether it connects. The commands are in the
+orchestrator's own file: nothing that a gateway sends becomes a command.
 """
 
 from aether_trio.orchestrator.agents_file import AgentsFileError, AgentSpec, load_agents

@@ -63,11 +63,9 @@ class AgentSpec:
     profile: str
     manner: Manner
     command: tuple[str, ...]
-    directory: Path
-    """The absolute working directory of a process."""
+    directory: Path  # the absolute working directory of a process
     environment: Mapping[str, str]
-    params: Mapping[str, str]
-    """Launch parameters that a start can override."""
+    params: Mapping[str, str]  # launch parameters that a start can override
     description: str
     most: int
     """The number of agents that run at once; 0: as many as the orchestrator allows."""
@@ -75,8 +73,7 @@ class AgentSpec:
     network: str = "host"
     inherit: tuple[str, ...] = ()
     """Names of further variables that the agent inherits from the orchestrator."""
-    arguments: tuple[str, ...] = ()
-    """Arguments of `docker run`, in front of the image."""
+    arguments: tuple[str, ...] = ()  # arguments of `docker run`, in front of the image
 
 
 class _Agent(msgspec.Struct, forbid_unknown_fields=True):

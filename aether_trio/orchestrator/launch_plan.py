@@ -43,11 +43,9 @@ from aether_trio.orchestrator.agents_file import DOCKER, AgentSpec
 TOKEN: Final = "auth_token"  # noqa: S105  # a name
 """The launch parameter with the agent's token, which the gateway adds."""
 TRIGGER: Final = "trigger_timestamp_ms"
-IDENTITY: Final = "target_identity"
-"""Metadata of an assignment: the full identity to start."""
+IDENTITY: Final = "target_identity"  # metadata of an assignment: the full identity to start
 PRIORITY: Final = "priority"
-NORMAL: Final = 30
-"""The priority of a start without one."""
+NORMAL: Final = 30  # the priority of a start without one
 INHERITED: Final = frozenset([
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "NO_COLOR",
     "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH",
@@ -80,8 +78,7 @@ class AgentStart:
     checkpoint_key: str = ""
     reference: str = ""
     """The assignment to report the end of: this start, not a later one of the same agent."""
-    priority: int = NORMAL
-    """The priority of the most urgent task that waits for the agent."""
+    priority: int = NORMAL  # the priority of the most urgent task that waits for the agent
 
     @classmethod
     def of(cls, assignment: Assignment) -> AgentStart:
@@ -113,10 +110,8 @@ class AgentStart:
 class GatewayAddresses:
     """The gateway's addresses, for the environment of started agents."""
 
-    gateway: str
-    """HOST:PORT, for gRPC."""
-    address: str
-    """For aether_trio's client: aether://HOST:PORT."""
+    gateway: str  # HOST:PORT, for gRPC
+    address: str  # for aether_trio's client: aether://HOST:PORT
     extra: Mapping[str, str] = field(default_factory=dict)
     """Further variables for all agents, such as the path of the CA certificate."""
 

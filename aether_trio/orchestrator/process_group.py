@@ -1,14 +1,10 @@
 """Runs an agent's process and its process group; stops all of the group.
 
-    async with trio.open_nursery() as nursery:
-        ended = await run_process(plan, on_line=print, on_started=..., grace_s=10)
-
 The process has a separate process group, so Ctrl-C in a terminal reaches the orchestrator alone,
 and a signal to the group reaches the processes that it has started. Cancelling `run_process` stops
 it: SIGTERM to the group, `grace_s` to obey, then SIGKILL. When the process has ended and others of
-its group run, they are stopped in the same way: a wrapper that has ended leaves no process that
-could be connected. `run_process` returns or raises only when the group has ended. It does not reach
-a process that has called setsid.
+its group run, they are stopped in the same way. `run_process` returns or raises only when the group
+has ended. It does not reach a process that has called setsid.
 """
 
 from __future__ import annotations
@@ -27,17 +23,14 @@ import trio
 from aether_trio.model.limits import KIB
 from aether_trio.orchestrator.launch_plan import LaunchPlan
 
-MAX_LINE_BYTES: Final = 8 * KIB
-"""A longer line is shown in pieces."""
+MAX_LINE_BYTES: Final = 8 * KIB  # a longer line is shown in pieces
 LAST_WORDS_S: Final = 1.0
 """Seconds for reading the pipe of an ended process; its children may keep it open."""
 RATE_BYTES_S: Final = 512 * KIB
 BURST_S: Final = 2.0
 """Output is read at RATE_BYTES_S, after a burst of so many seconds' worth; the process waits."""
-KILL_S: Final = 10.0
-"""Seconds for the command that kills what signals do not reach."""
-LOOK_S: Final = 0.05
-"""Seconds between two looks at a group whose first process has ended."""
+KILL_S: Final = 10.0  # seconds for the command that kills what signals do not reach
+LOOK_S: Final = 0.05  # seconds between two looks at a group whose first process has ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.orchestrator.launch_plan import AgentStart
 
-RETRY_DELAY_S: Final = 0.5
-"""Seconds before a call is repeated that failed with the connection."""
+RETRY_DELAY_S: Final = 0.5  # seconds before a call is repeated that failed with the connection
 POLL_S: Final = 30.0
 """Seconds between two checks whether another orchestrator got the task of an absent agent."""
 REPORT_S: Final = 60.0

@@ -3,8 +3,7 @@
     client.starts ──▶ one task for each start ──▶ run_process ──▶ report_failure: FAIL
 
 The gateway takes a FAIL as the failure of a start whose agent has not connected: it tries again,
-perhaps with another orchestrator. A FAIL for an agent that has connected changes nothing: the
-agent's own connection shows how it ended.
+perhaps with another orchestrator. For an agent that has connected it changes nothing.
 
 Invariants: one process runs for each identity, and a new start of an identity waits until the old
 process has ended. All processes have ended when `run` returns or raises.
@@ -65,8 +64,7 @@ class _AgentProcess:
     pid: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
-    replaced: bool = False
-    """The gateway has asked for the same agent again."""
+    replaced: bool = False  # the gateway has asked for the same agent again
 
 
 class AgentSupervisor:

@@ -59,8 +59,7 @@ class InFlight:
     def __init__(self, dispatcher: QueueDispatcher, worker: QueueWorker) -> None:
         self._dispatcher = dispatcher
         self._worker = worker
-        self.offsets: list[int] = []
-        """In the order of dispatch."""
+        self.offsets: list[int] = []  # in the order of dispatch
 
     @property
     def topic(self) -> str:
@@ -130,8 +129,7 @@ class QueueDispatcher:
     def __init__(self, state: CachedTopic, backend: QueueBackend, window: int) -> None:
         self.state = state
         self.backend = backend
-        self.window = window
-        """The largest number of messages in flight to one worker."""
+        self.window = window  # the largest number of messages in flight to one worker
         self.workers: list[QueueWorker] = []
         self._turn = 0
 

@@ -4,13 +4,12 @@
                              ◀── leased, committed ──────
 
 The statement deletes what is done, takes back what is returned and leases what is wanted, under the
-lock of each queue's row. So a busy queue costs one commit for some dozen messages, and an idle one
-nothing. While a statement runs, the next one gathers. A queue that only reports done messages waits
-`LAZY_S`.
+lock of each queue's row. While a statement runs, the next one gathers: a busy queue costs one
+commit for some dozen messages, and an idle one nothing.
 
 The statement goes through a queue of statements for itself (`Database.separate_queue`): it locks
-rows of queues, and a commit of the log locks rows of topics; together in one transaction they could
-lock in one order here and in the other order on another node.
+rows of queues, and a commit of the log locks rows of topics; in one transaction two nodes could
+lock them in different orders.
 
 Why the database, and not messages between the nodes: some lock must decide which of two nodes gets
 a message, and a lock in the database ends with its holder. Why there is no row for each leased
@@ -20,16 +19,13 @@ Faults
 
 * A node dies: its leased messages count as returned as soon as its node lease has ended. The next
   statement leases them, or a node with idle workers finds them: at once when it is notified of the
-  death, or within `POLL_S`. Messages that were done, with the report not yet written, are delivered
-  again.
+  death, or within `POLL_S`. Messages whose end was not reported yet are delivered again.
 * This node's lease ends: the fence refuses the statement. Under a new lease the node revokes all
-  that it leased under the old one, as other nodes may have leased it; the sessions of workers that
-  have some of it end.
+  that it leased under the old one; the sessions of workers that have some of it end.
 * The process is stopped, and goes on when other nodes have its messages: it makes sure of its node
   lease before it dispatches.
 * The response to a statement is lost: the statement is sent again as it was, and changes nothing
-  twice. A statement that was given up and runs later shows by the number of leased offsets that the
-  database counts.
+  twice. A statement that was given up and runs later shows by the number of leased offsets.
 * The node ends: it returns everything, in a statement that is shielded from the cancellation.
 """
 
@@ -63,14 +59,12 @@ logger = structlog.get_logger("aether.work")
 LAZY_S: Final = 0.25
 """Seconds in which a done message is reported: as for any position (log.offset_flush_s)."""
 
-POLL_S: Final = 5.0
-"""Seconds between two looks for messages that no notification announced."""
+POLL_S: Final = 5.0  # seconds between two looks for messages that no notification announced
 
 IN_DOUBT_S: Final = 0.1
 """Seconds until a statement with a lost response runs again: it may keep messages leased."""
 
-END_S: Final = 3.0
-"""Seconds for returning all leased messages at the end."""
+END_S: Final = 3.0  # seconds for returning all leased messages at the end
 
 QUEUES_AT_ONCE: Final = 64
 QUEUES_PER_PEEK: Final = 500

@@ -8,18 +8,14 @@ The node leases a few messages for each worker that has little to do, and no mor
 them are done: other nodes can lease the rest. A message that is too large for the room in every
 outbox stays in `ready` until a worker has room.
 
-What a worker leaves undone is returned in the same statement that leases the next messages, and the
-statement leases returned messages first. So the other workers of this node get them if they have
-room, and those of any other node if not.
-
-Frames of messages that this node committed are kept for a moment: leasing them moves no bytes.
-Frames that other nodes committed are read by the statement that leases them.
+One statement returns what a worker left undone and leases the next messages, returned ones first:
+so other workers of this node get them if they have room, and those of any other node if not. Frames
+that this node committed are kept for a moment, so leasing them moves no bytes.
 
 Invariants: an offset that this node has leased is in exactly one of `ready`, a worker's
 `in_flight`, `done`, `returned`, or the request that was not answered (`_unanswered`). Nothing is
 dispatched before its lease is committed. When the node's lease changes, the queue forgets all of it
-(`revoke`), as other nodes may have leased it; later acknowledgements of revoked messages change
-nothing.
+(`revoke`), as other nodes may have leased it; later acknowledgements of it change nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +36,7 @@ WINDOW: Final = 16
 LOW: Final = WINDOW // 2
 """Messages in flight to a worker up to which more are leased: at least eight at once."""
 
-LEASE_MESSAGES: Final = 256
-"""Messages of a queue in one statement at most."""
+LEASE_MESSAGES: Final = 256  # messages of a queue in one statement at most
 
 LEASE_BYTES: Final = 256 * 1024
 """Bytes of a queue's messages in one statement at most; a larger message comes alone."""
@@ -69,10 +64,8 @@ class LeasedQueue:
         self.state = state
         self.dispatcher = QueueDispatcher(state, self, WINDOW)
         self._scheduler = scheduler
-        self._position = 0
-        """The largest offset that any node has leased, as far as this node knows."""
-        self._behind = False
-        """Whether there may be messages to lease."""
+        self._position = 0  # the largest offset that any node has leased, as far as this node knows
+        self._behind = False  # whether there may be messages to lease
         self._ready: deque[tuple[int, bytes]] = deque()
         self._passed_over = 0
         self._blocked = False
@@ -83,8 +76,7 @@ class LeasedQueue:
         self._known: dict[int, bytes] = {}
         self._known_bytes = 0
         self._unanswered: WorkRequest | None = None
-        self._held = 0
-        """How many offsets this node has leased, by all responses so far."""
+        self._held = 0  # how many offsets this node has leased, by all responses so far
         self._report_now = False
         """Whether the next request reports what is done even if it has no other reason."""
         self._verify = self._resync = False

@@ -1,9 +1,8 @@
 """Decides whether an identity may perform an operation on a resource.
 
-A service asks "may this identity do this, at this level, to this resource?" and gets an
-AccessDecision. Today DevAuthorizer answers, which has no rules; rules, roles and grants come later
-behind the same Protocol. What the protocol fixes without rules (which kinds use KV, which sender
-may address which topic) is in model/permissions.py and in the services.
+Today DevAuthorizer answers, which has no rules; rules, roles and grants come later behind the same
+Protocol. What the protocol fixes without rules (which kinds use KV, which sender may address which
+topic) is in model/permissions.py and in the services.
 
 `check` and its named forms may wait for a database. `check_send` and `may_credit_metrics` are on
 the message path and never wait; the router caches their answers by sender and target.
@@ -84,8 +83,7 @@ class Reach(Protocol):
     Services check each workspace that an operation touches, named by the client or found.
     """
 
-    allows_workspace: Callable[[str], bool]
-    """Whether the credential reaches this workspace."""
+    allows_workspace: Callable[[str], bool]  # whether the credential reaches this workspace
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
         """Whether the credential reaches a participant, and a workspace that it is in."""
@@ -144,7 +142,7 @@ class Authorizer(Protocol):
         """Whether `identity` may use `key` in the shared KV scope, such as "global"."""
 
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
-        """Resolve a client's authorization context. Raises RequestError(PERMISSION_DENIED)."""
+        """Resolve an authorization context. Raises RequestError(PERMISSION_DENIED)."""
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
         """Return why `identity` may not send to `topic`, or None. Never waits.

@@ -1,12 +1,11 @@
 """Saves and loads checkpoints of participants (reference: core.md section 7).
 
-A checkpoint is data that a participant saves under its identity, for the time after a restart.
-Checkpoints are private: every statement names the client's identity. Every kind of principal can
-use them. A refusal is `success=false` with a text in the typed reply, without an ErrorResponse.
+A checkpoint is data that a participant saves under its identity, for the time after a restart; no
+other identity can read it. A refusal is `success=false` with a text in the typed reply, without an
+ErrorResponse.
 
-The reference has no limits but its transport's. This gateway refuses a SAVE that could not be
-loaded again (clients refuse messages over 4 MiB). An identity has at most MAX_KEYS checkpoints, so
-that LIST, which has no pages, fits one message.
+Unlike the reference, this gateway refuses a SAVE that could not be loaded again (clients refuse
+messages over 4 MiB), and more than MAX_KEYS: LIST, which has no pages, fits one message.
 """
 
 from __future__ import annotations

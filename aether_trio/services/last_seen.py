@@ -29,8 +29,7 @@ MAX_WAITING = 50_000
 """Ended sessions that wait for storage; beyond it the oldest are forgotten."""
 
 SWEEP_PAGE = 500
-SWEEP_INTERVAL_S = 60.0
-"""Seconds between two sweeps, which delete old rows."""
+SWEEP_INTERVAL_S = 60.0  # seconds between two sweeps, which delete old rows
 
 # A node may write an end late; it must not overwrite a later end that another node has written.
 # Epochs start again when an identity has had no lock for a day, hence half a day in ms.

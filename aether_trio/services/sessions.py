@@ -5,9 +5,9 @@ reason of a disconnect, `last_seen_at`, a user reference that names no window (a
 counts), and `total_count` as the number of matches before paging. Times on the wire are Unix
 seconds.
 
-One thing more than the reference: a participant in a workspace that it may read can LIST the
-sessions there. A person in a browser sees the agents to talk to without being an administrator.
-Such a list has no session ids (knowing one is enough to resume its session) and no addresses.
+Beyond the reference, a participant in a workspace that it may read can LIST the sessions there, as
+a person in a browser looks for agents. Such a list has no session ids (knowing one is enough to
+resume its session) and no addresses.
 """
 
 from __future__ import annotations

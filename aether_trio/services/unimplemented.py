@@ -1,8 +1,7 @@
 """Refuses operations that are not implemented yet with ERR_NOT_IMPLEMENTED.
 
-A client must not wait for its time limit. The typed failure ends the call that waits for it (by id,
-or by order of arrival); the ErrorResponse has the error code. The row of an operation leaves this
-table when the operation is implemented.
+The typed failure ends the client's call that waits for it (by id, or by order of arrival); the
+ErrorResponse has the error code.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ FAILURES: Final[dict[str, Failure | None]] = {
     **dict.fromkeys(("workflow_response", "admin_query")),
 }
 
-_LAST_WORDS = frozenset({"tunnel_close"})
-"""Messages that end something: there is nothing to refuse."""
+_LAST_WORDS = frozenset({"tunnel_close"})  # messages that end something: there is nothing to refuse
 
 
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:

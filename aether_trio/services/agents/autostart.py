@@ -4,19 +4,16 @@
                                                              (registered? connected to any node?)
 
 Such a call costs the message path a dictionary entry, and an identity is checked once a second at
-most, so a burst of messages to an absent agent is cheap. A call that comes just after a check of
-its identity waits for the next check: a message that was sent before a check that finds the agent
-absent always leads to a start. An agent that lost its connection and may come back is checked
-again, until it has come back or its start has ended.
+most. A call that comes just after a check waits for the next: a message that was sent before a
+check that finds the agent absent always leads to a start. An agent that lost its connection is
+checked again, until it has come back or its start has ended.
 
-An agent that was started and has ended, or whose node has died, is checked as well: if its topic
-has messages that it has not read, it is started again. An agent that ends at the same message again
-and again is given up after MAX_RESTARTS starts; then the next message can start it.
+An agent that was started and has ended, or whose node has died, is started again if its topic has
+messages that it has not read. If it ends at the same message again and again, it is given up after
+MAX_RESTARTS starts, until the next message.
 
 The registered implementations are read when one is registered on this node, and every REFRESH_S
-while identities wait: so a registration on another node counts within REFRESH_S. A message to an
-implementation that is not registered is remembered for UNREGISTERED_S: its orchestrator may be
-about to register it.
+while identities wait: so a registration on another node counts within REFRESH_S.
 """
 
 from __future__ import annotations
@@ -44,12 +41,10 @@ V = TypeVar("V")
 
 CHECK_PAUSE_S: Final = 1.0
 """Seconds between two checks of one identity, and after an agent has ended."""
-REFRESH_S: Final = 5.0
-"""Seconds between two looks at the registered implementations."""
+REFRESH_S: Final = 5.0  # seconds between two looks at the registered implementations
 UNREGISTERED_S: Final = 60.0
 """Seconds for which a message can start an agent that is registered after it."""
-BATCH: Final = 100
-"""Identities in one check at most."""
+BATCH: Final = 100  # identities in one check at most
 MAX_RESTARTS: Final = 3
 """Starts of an agent that ends each time before it has read a message: after 1, 2 and 4 s."""
 MAX_WAITING: Final = 10_000
@@ -135,8 +130,7 @@ class AutostartQueue:
         """Started agents that have ended, and when each is to be checked (trio's clock)."""
         self.unregistered = _FairMap[tuple[int, float]]()
         """Unregistered identities: when the message was sent, and until when it counts."""
-        self.registrations = 0
-        """How many times a registration was written or deleted on this node."""
+        self.registrations = 0  # how many times a registration was written or deleted on this node
         self.changed = AutoResetEvent()
 
     def target_absent(self, identity: str) -> None:
@@ -193,8 +187,7 @@ class Autostarter:
         """When an identity was checked (trio's clock): its next check is CHECK_PAUSE_S later."""
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
-        self._names_of = 0
-        """`queue.registrations` when the names were read."""
+        self._names_of = 0  # `queue.registrations` when the names were read
         self._started = self._given_up = 0
 
     def statistics(self) -> AutostartStatistics:

@@ -1,11 +1,8 @@
 """Stores the registered agent implementations (reference: tasks.md section 3).
 
-A row has the registration as its owner sent it, and the keys by which it is found: implementation,
-profile, and the resource prefixes, each of which one implementation owns. REGISTER and UPDATE do
-the same: they replace the registration, and keep the time when it was first made.
-
-Invariants: every prefix has one owner; a registration that is refused writes nothing. Programs
-return a record or a RegistrationRefusal, and never raise.
+REGISTER and UPDATE do the same: they replace a registration, and keep the time when it was first
+made. Invariants: every resource prefix has one owner; a registration that is refused writes
+nothing. Programs return a record or a RegistrationRefusal, and never raise.
 """
 
 from __future__ import annotations
@@ -25,11 +22,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 PROFILE: Final = "profile"
 """The launch parameter that names the orchestrators that may start the agent."""
 MAX_REGISTRATION_BYTES: Final = 64 * KIB
-MAX_PAGE_BYTES: Final = 3 * MIB
-"""Of a list: clients refuse messages over 4 MiB."""
+MAX_PAGE_BYTES: Final = 3 * MIB  # of a list: clients refuse messages over 4 MiB
 MAX_PAGE_ROWS: Final = 10_000
-MAX_TEXT_BYTES: Final = 256
-"""Of a profile and of a resource prefix: they are keys."""
+MAX_TEXT_BYTES: Final = 256  # of a profile and of a resource prefix: they are keys
 
 _SELECT: Final = "SELECT info, registered_ms, updated_ms FROM agents"
 _ONE: Final = f"{_SELECT} WHERE implementation = $1"

@@ -2,8 +2,7 @@
 
 A client without permission gets a typed reply and an ErrorResponse: the reference sends the latter
 alone, and a caller of the published SDK then waits for its time limit (sdk.md, scenario 95). Other
-errors are in the typed reply's `error`. The reply has the request's id, which the reference never
-echoes.
+errors are in the typed reply's `error`. The reply has the request's id, unlike the reference's.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AgentOperation
 
-DEFAULT: Final = "default"
-"""The workspace and the specifier of a LAUNCH that names none."""
+DEFAULT: Final = "default"  # the workspace and the specifier of a LAUNCH that names none
 
 
 class AgentService:

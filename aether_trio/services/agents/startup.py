@@ -1,9 +1,8 @@
 """Makes startup tasks, which orchestrators are assigned to start agents.
 
-Three things cause a start: a TARGETED task whose target is not connected (`start`, as the Starter
-of the task service), a message to an absent agent (`start_all`, called by autostart.py), and the
-operation LAUNCH (`launch`). The registration is read in the transaction that makes the startup
-task, so a registration that was committed before counts.
+Three things cause a start: a TARGETED task whose target is not connected (`start`), a message to an
+absent agent (`start_all`, see autostart.py), and the operation LAUNCH (`launch`). The registration
+is read in the transaction that makes the startup task.
 """
 
 from __future__ import annotations

@@ -1,20 +1,15 @@
 """Checks API keys, task tokens and certificates against claimed identities.
 
-The session calls `CredentialChecker.admit` once, before anything is sent. It returns what was
-accepted, or raises the StatusError that ends the stream. Rules, and where they differ from the
-reference (core.md 1.2-1.3):
+The session calls `CredentialChecker.admit` once, before anything is sent. Rules, and where they
+differ from the reference (core.md 1.2-1.3):
 
 * Outside development mode every kind of principal needs a credential. The reference admits
-  orchestrators, the workflow engine and the metrics bridge by their network position alone; here
-  they need one like every other kind.
+  orchestrators, the workflow engine and the metrics bridge by their network position alone.
 * A certificate that names an identity has to fit the claim, also if a key or a task token comes
-  with it.
-* A certificate whose name is no identity proves nothing about the client, which needs a key as
-  well.
+  with it. One whose name is no identity proves nothing, and the client needs a key as well.
 * With client_cert_mode strict, the claim must equal the certificate's name; the reference silently
   connects the participant under another identity than it claimed.
-* A key that is limited to workspaces is refused for principals that work in all workspaces
-  (services, bridges, ...).
+* A key that is limited to workspaces is refused for principals that work in all workspaces.
 * Kinds of tokens that are not implemented yet (JWT, web sessions) are refused by name.
 
 Invariants: a key is known by its SHA-256 alone (32 random bytes need no slow hash); all records are

@@ -6,15 +6,12 @@ Failures are counted twice, and never for an identity alone, because any client 
                                       owner can still connect from another address
     by address                        a wider bound, against a client that tries many identities
 
-Many clients share an address behind a proxy or a NAT. So credentials that were accepted from an
-address are checked there even if the address is throttled, and other clients of a throttled address
-get UNAVAILABLE: try again. A client that keeps trying a wrong key does not throttle its address,
-since an attempt that was refused without a check is not counted.
+Many clients share an address behind a proxy or a NAT (an IPv6 address counts with its /64). So
+credentials that were accepted from an address are checked there even if it is throttled, and its
+other clients get UNAVAILABLE: try again. An attempt that was refused without a check is not
+counted, so a client that keeps trying a wrong key does not throttle its address.
 
-An IPv6 address counts with the others of its /64, the smallest network that a customer gets.
-
-Invariant: at most `max_tracked_identities` of each kind are remembered; the least recently used
-leave first.
+Invariant: at most `max_tracked_identities` of each kind are remembered, the most recently used.
 """
 
 from __future__ import annotations

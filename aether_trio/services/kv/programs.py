@@ -1,14 +1,9 @@
 """Reads and writes single keys of the key-value store, each in one transaction.
 
-Each change of a space is counted (usage.py), so a space never has more than its quota.
-
-A program never raises for a client's mistake: it returns a KvRefusal before it has written
-anything, so a refused operation costs its commit group nothing. "Live" means not expired at
-`now_ms`: an expired row that the sweep has not reached is treated as absent everywhere, and
-overwritten in place.
-
-Counters are decimal text of a signed 64-bit integer, the canonical form only (what the operations
-themselves write).
+Each change of a space is counted (usage.py), so a space never has more than its quota. A program
+returns a KvRefusal for a client's mistake, before it has written anything. "Live" means not expired
+at `now_ms`: an expired row that the sweep has not reached is absent everywhere, and overwritten in
+place. Counters are the canonical decimal text of a signed 64-bit integer.
 """
 
 from __future__ import annotations

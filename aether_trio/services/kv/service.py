@@ -12,14 +12,9 @@ because clients act on the first reply with their id:
 | authorization context, reach | ErrorResponse ERR_PERMISSION_DENIED, KVResponse{success=false} |
 | commit in doubt | KVResponse (with a request id), ErrorResponse ERR_OUTCOME_UNKNOWN |
 
-"Reach": a workspace or an identity that the client's credential does not reach.
-
-The one difference: the reference sends KV_ERROR alone also for a principal type that may not use
-KV. A user's SDK call is to see success=false (sdk.md, scenario 65), so those get both, in the usual
-order.
-
-`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable:
-nothing was written).
+"Reach": a workspace or an identity that the client's credential does not reach. The one difference:
+the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call
+is to see success=false (sdk.md, scenario 65), so those get both, in the usual order.
 """
 
 from __future__ import annotations
@@ -103,7 +98,10 @@ class KvService:
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
     ) -> list[pb.DownstreamMessage]:
-        """Perform one key-value operation within `reach`; return the client's messages."""
+        """Perform one key-value operation within `reach`; return the client's messages.
+
+        Storage that is unavailable is a retryable KV_ERROR: nothing was written.
+        """
         try:
             return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
         except _KvRefused as refused:

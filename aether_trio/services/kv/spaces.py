@@ -1,14 +1,11 @@
 """Maps a key-value scope and a client to a space: the namespace of its keys.
 
-The reference writes a namespace as text joined by ":" and "|" and replaces those in its parts by
-"_", so that an agent "a:b" and an agent "a_b" read each other's exclusive keys. Stored names are
-never seen on the wire, so ours are free: each part is escaped, "/" joins them, and different parts
-can never give the same space.
+Each part of a space's name is escaped and "/" joins them, so different parts never give the same
+space; in the reference an agent "a:b" and an agent "a_b" read each other's exclusive keys.
 
-Exclusive spaces begin with `own/` and the parts of their owner's identity, so that one range of the
-table is everything that one identity keeps for itself. They belong to the whole identity. In the
-reference they belong to implementation and specifier alone, so that an agent of one workspace reads
-and is sent what its namesake in another one keeps.
+Exclusive spaces begin with `own/` and their owner's whole identity, so they are one range of the
+table. In the reference they belong to implementation and specifier alone, so an agent of one
+workspace reads what its namesake in another one keeps.
 """
 
 from __future__ import annotations

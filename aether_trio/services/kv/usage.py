@@ -1,10 +1,7 @@
 """Counts what each key-value space has, in the transactions that change it.
 
-The table is in storage/schema/state.py.
-
-Invariant: the row of a space is the sum over its entries, or absent if it has none. A program that
-changes entries calls `change` before it writes anything, so a program that is refused has written
-nothing.
+Invariant: the row of a space (storage/schema/state.py) is the sum over its entries, or absent if it
+has none. A program calls `change` before it writes an entry, so one that is refused wrote nothing.
 """
 
 from __future__ import annotations
