@@ -39,10 +39,8 @@ def answered(response: Any) -> Any:
 async def send_to(client: AsyncAgentClient, topic: str, text: str) -> None:
     """Send a text to the topic of an agent or of a user's window."""
     match topic.split("::"):
-        case ["ag", workspace, implementation, specifier]:
-            await client.send_message_to_agent(
-                workspace, implementation, specifier, text.encode(), message_type=pb.CHAT
-            )
+        case ["ag", workspace, name, specifier]:
+            await client.send_message_to_agent(workspace, name, specifier, text.encode(), message_type=pb.CHAT)
         case ["us", user, window]:
             await client.send_message_to_user_session(user, window, text.encode(), message_type=pb.CHAT)
 

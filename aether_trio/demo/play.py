@@ -65,9 +65,8 @@ class Play:
         await self.researcher.start(gateway.address, self._pace_s)
         screen.introduce(story.PLANNER, story.PLANNER_TOPIC, "an agent, written with the published SDK")
         screen.introduce(story.RESEARCHER, story.RESEARCHER_TOPIC, f"another one, in process {self.researcher.pid}")
-        screen.introduce(
-            story.KEEPER, story.KEEPER_TOPIC, "of the hut; no process yet: agents.yaml says how to start one"
-        )
+        keeper = "of the hut; no process yet: agents.yaml says how to start one"
+        screen.introduce(story.KEEPER, story.KEEPER_TOPIC, keeper)
         screen.introduce(story.USER, story.WINDOW_TOPIC, "her window; below is what it receives")
         screen.blank()
         await self.window.until(

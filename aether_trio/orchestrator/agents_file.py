@@ -46,9 +46,7 @@ class AgentsFileError(Exception):
     """The agents file cannot be used; `problems` are sentences for a person."""
 
     def __init__(self, path: str, problems: list[str]) -> None:
-        super().__init__(
-            f"{path}: " + ("\n  ".join(["", *problems]).lstrip("\n") if len(problems) > 1 else problems[0])
-        )
+        super().__init__(f"{path}: " + ("  " if len(problems) > 1 else "") + "\n  ".join(problems))
         self.problems = problems
 
 
@@ -97,9 +95,8 @@ class _OneMapping(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is in this mapping twice", node.start_mark
-                )
+                problem = f"{key!r} is in this mapping twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -156,9 +153,7 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
         raise ValueError("the first word of command is empty; it must be the program")
     manner: Manner = DOCKER if agent.image else PROCESS
     if agent.profile == PROCESS and agent.image:
-        raise ValueError(
-            "the agent has an image and profile process, which runs a command; an image needs profile docker"
-        )
+        raise ValueError("the agent has an image, and profile process runs a command; an image needs profile docker")
     if agent.profile == DOCKER and not agent.image:
         raise ValueError("profile docker needs an image, and the agent names none")
     if manner == PROCESS:

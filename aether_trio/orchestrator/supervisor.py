@@ -205,15 +205,14 @@ class AgentSupervisor:
         def started(pid: int) -> None:
             self._started += 1
             process.pid = pid
-            command = " ".join(spec.command) if not spec.image else f"docker run {spec.image}"
+            command = f"docker run {spec.image}" if spec.image else " ".join(spec.command)
             report.event(name, f"process {pid}: {command}")
 
         reason = ""
         with process.scope:
             try:
-                ended = await run_process(
-                    plan, on_line=partial(report.line, name), on_started=started, grace_s=self._limits.grace_s
-                )
+                on_line, grace_s = partial(report.line, name), self._limits.grace_s
+                ended = await run_process(plan, on_line=on_line, on_started=started, grace_s=grace_s)
                 self._ended += 1
                 reason = f"its process {ended}"
                 report.event(name, str(ended))

@@ -47,7 +47,7 @@ from aether_trio.log import topic_sql_postgres
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.containment import report
-from aether_trio.queues.dispatcher import QueueWorker, ignore_loss
+from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.lease_exchange import LeaseEpoch, WorkRequest, exchange, peek, responses
 from aether_trio.queues.leased_queue import LeasedQueue
 from aether_trio.queues.work_queues import CONSUMER, NodeLease, WorkStatistics
@@ -100,9 +100,7 @@ class LeasedQueues:
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
-    def join(
-        self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
-    ) -> QueueWorker:
+    def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue. No checkpoint."""
         if not self._running:
             self._running = True
@@ -261,18 +259,15 @@ class LeasedQueues:
         node_id, epoch = self._node_lease.node_id, self._node_lease.epoch
         if node_id == 0:
             if not self._epoch_alone:
-                # The gateway is alone: the leases of the process before it are free. The numbers
-                # only grow.
+                # The gateway is alone: earlier processes' leases are free. The numbers only grow.
                 statement = topic_sql_postgres.new_writer(self._log.clock.now_ms())
                 [[self._epoch_alone]] = await self._database.write(statement)
             epoch = self._epoch_alone
         lease = (node_id, epoch)
         if lease != self._lease:
             if self._lease != NO_LEASE:
-                logger.warning(
-                    "the node has a new lease; it revokes all messages leased under the old one",
-                    queues=len(self._queues),
-                )
+                count = len(self._queues)
+                logger.warning("the node has a new lease; it revokes messages leased under the old one", queues=count)
                 for queue in self._queues.values():
                     queue.revoke()
             self._lease = lease

@@ -25,7 +25,7 @@ from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.containment import alone
-from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker, ignore_loss
+from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from aether_trio.queues.work_queues import CONSUMER, WorkStatistics
 from aether_trio.storage.base import Row
 from aether_trio.storage.retry import retry_while_unavailable
@@ -194,9 +194,7 @@ class LocalQueues:
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
-    def join(
-        self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
-    ) -> QueueWorker:
+    def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
         """Make a session's `outbox` a queue worker. Never calls `on_lost`. No checkpoint."""
         state = found[0]
         queue = self._queues.get(state.name)

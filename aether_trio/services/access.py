@@ -212,14 +212,11 @@ class DevAuthorizer:
         if not authority.is_direct:
             return AccessDecision(False, _NO_RULES)
         if operation == _WORK and identity.kind not in _SYSTEM_KINDS:
-            return AccessDecision(
-                False, f"{operation} needs an access rule that allows it, and this gateway has no rules"
-            )
+            return AccessDecision(False, f"{operation} needs an access rule, and this gateway has no rules")
         if self._holds(identity, resource_id):
             return ALLOWED
-        return AccessDecision(
-            False, f"{operation} needs {resource_id} at {level.name}, which this gateway has granted to no identity"
-        )
+        why = f"{operation} needs {resource_id} at {level.name}, which this gateway has granted to no identity"
+        return AccessDecision(False, why)
 
     async def check_workspace(
         self, identity: Identity, workspace: str, level: AccessLevel = AccessLevel.READ, operation: str = "connect"
@@ -232,9 +229,8 @@ class DevAuthorizer:
         return await self.check(identity, operation, "admin", Admin(f"admin/{category}"), "", level)
 
     async def check_query_connections(self, identity: Identity) -> AccessDecision:
-        return await self.check(
-            identity, "connection_status", "capability", Capability.QUERY_CONNECTIONS, "", AccessLevel.READ
-        )
+        query = Capability.QUERY_CONNECTIONS
+        return await self.check(identity, "connection_status", "capability", query, "", AccessLevel.READ)
 
     async def check_kv(
         self,
@@ -250,8 +246,7 @@ class DevAuthorizer:
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
         if context is None:
             return DIRECT
-        why = _context_problem(context)
-        if why is not None:
+        if (why := _context_problem(context)) is not None:
             raise RequestError(Code.PERMISSION_DENIED, why)
         return DIRECT
 

@@ -136,15 +136,10 @@ class CheckpointHandler:
         return [pb.DownstreamMessage(checkpoint=answer)]
 
 
-_LOAD: Final = (
-    "SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND (expires_ms IS NULL OR expires_ms > $3)"
-)
-_EXISTS: Final = (
-    "SELECT 1 FROM checkpoints WHERE identity = $1 AND key = $2 AND (expires_ms IS NULL OR expires_ms > $3)"
-)
-_LIST: Final = (
-    "SELECT key FROM checkpoints WHERE identity = $1 AND (expires_ms IS NULL OR expires_ms > $2) ORDER BY key LIMIT $3"
-)
+_LIVE: Final = "(expires_ms IS NULL OR expires_ms > "
+_LOAD: Final = f"SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE}$3)"  # noqa: S608
+_EXISTS: Final = f"SELECT 1 FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE}$3)"  # noqa: S608
+_LIST: Final = f"SELECT key FROM checkpoints WHERE identity = $1 AND {_LIVE}$2) ORDER BY key LIMIT $3"  # noqa: S608
 _COUNT_OTHERS: Final = "SELECT count(*), COALESCE(SUM(LENGTH(data)), 0) FROM checkpoints WHERE identity = $1 AND key <> $2 AND (expires_ms IS NULL OR expires_ms > $3)"
 _UPSERT: Final = (
     "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5) "

@@ -129,9 +129,7 @@ class LastSeenStore:
         try:
             await self.flush()
         except StorageUnavailable as error:
-            logger.warning(
-                "the last-seen times that waited at stop are lost: storage is unavailable", reason=str(error)
-            )
+            logger.warning("last-seen times that waited at stop are lost: storage is unavailable", reason=str(error))
 
     async def flush(self) -> None:
         """Write the ends of sessions that wait. Raises StorageUnavailable; they wait on.

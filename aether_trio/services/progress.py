@@ -47,10 +47,9 @@ class ProgressService:
         self._rates.take_connection(session.sender.bucket)
         size = report.ByteSize()
         if size > MAX_REPORT_BYTES:
-            raise RequestError(
-                Code.PAYLOAD_TOO_LARGE, f"the report has {size} bytes; at most {MAX_REPORT_BYTES} are allowed"
-            )
-        ephemeral_topic = self._ephemeral_topic(session, report.recipient)
+            why = f"the report has {size} bytes; at most {MAX_REPORT_BYTES} are allowed"
+            raise RequestError(Code.PAYLOAD_TOO_LARGE, why)
+        topic = self._topic(session, report.recipient)
         update = pb.ProgressUpdate(
             source=identity.topic,
             task_id=report.task_id,
@@ -65,16 +64,14 @@ class ProgressService:
             recipient=report.recipient,
             kind=report.kind,
         )
-        self._ephemeral_topics.publish(ephemeral_topic, identity.topic, report.recipient, encode_progress(update))
+        self._ephemeral_topics.publish(topic, identity.topic, report.recipient, encode_progress(update))
         self._reported(session, report)
         return NO_ANSWER
 
     @staticmethod
-    def _ephemeral_topic(session: Session, recipient: str) -> str:
-        if recipient:
-            user_id = _user_of(recipient)
-            if user_id is not None:
-                return progress_of_user(user_id)
+    def _topic(session: Session, recipient: str) -> str:
+        if recipient and (user_id := _user_of(recipient)) is not None:
+            return progress_of_user(user_id)
         if not session.workspace:
             raise RequestError(
                 Code.INVALID_ARGUMENT,

@@ -37,41 +37,39 @@ MAX_REASON = 1024
 class SessionService:
     """Handles `session_op` and `connection_status_request` of clients."""
 
-    def __init__(
-        self, directory: SessionDirectory, presence: LastSeenStore, authorizer: Authorizer, clock: Clock
-    ) -> None:
+    def __init__(self, directory: SessionDirectory, store: LastSeenStore, authorizer: Authorizer, clock: Clock) -> None:
         self._directory = directory
-        self._presence = presence
+        self._store = store
         self._authorizer = authorizer
         self._clock = clock
 
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform LIST, GET or DISCONNECT; a refusal is in the typed reply."""
-        response = pb.SessionOperationResponse(request_id=op.request_id)
+        reply = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         try:
             if decision.allowed:
-                await self._operate(session, op, response)
+                await self._operate(session, op, reply)
             elif await self._may_look_around(session, op):
-                await self._list(op.filter, response)
-                for connection in response.connections:
+                await self._list(op.filter, reply)
+                for connection in reply.connections:
                     connection.ClearField("session_id")
                     connection.ClearField("remote_addr")
             else:
-                response.error = decision.reason
+                reply.error = decision.reason
         except StorageUnavailable as error:
-            response.error = outage_text(error)
-        return [pb.DownstreamMessage(session_response=response)]
+            reply.error = outage_text(error)
+        return [pb.DownstreamMessage(session_response=reply)]
 
-    async def _operate(self, session: Session, op: pb.SessionOperation, response: pb.SessionOperationResponse) -> None:
+    async def _operate(self, session: Session, op: pb.SessionOperation, reply: pb.SessionOperationResponse) -> None:
         if op.op == pb.SessionOperation.LIST:
-            await self._list_for_administrator(session, op.filter, response)
+            await self._list_for_administrator(session, op.filter, reply)
         elif op.op == pb.SessionOperation.GET:
-            await self._get(session, op.session_id, response)
+            await self._get(session, op.session_id, reply)
         elif op.op == pb.SessionOperation.DISCONNECT:
-            await self._disconnect(session, op, response)
+            await self._disconnect(session, op, reply)
         else:
-            response.error = f"unknown session operation {op.op}"
+            reply.error = f"unknown session operation {op.op}"
 
     async def _may_look_around(self, session: Session, op: pb.SessionOperation) -> bool:
         """Whether a request is a LIST of the session's workspace, which it may read."""
@@ -80,27 +78,27 @@ class SessionService:
             return False
         return (await self._authorizer.check_workspace(session.identity, workspace, operation="session_op")).allowed
 
-    async def _list(self, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse) -> None:
+    async def _list(self, wanted: pb.ConnectionFilter, reply: pb.SessionOperationResponse) -> None:
         kinds = frozenset(kind for kind in Kind if int(kind.principal_type) == wanted.type)
         if wanted.type and not kinds:
-            response.success = True  # an unknown kind has no sessions
+            reply.success = True  # an unknown kind has no sessions
             return
         limit = min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
         page = await self._directory.page(SessionFilter(kinds, wanted.workspace), max(wanted.offset, 0), limit)
-        response.connections.extend(self._info(connection) for connection in page.sessions)
-        response.total_count = page.total
-        response.success = True
+        reply.connections.extend(self._info(connection) for connection in page.sessions)
+        reply.total_count = page.total
+        reply.success = True
 
     async def _list_for_administrator(
-        self, session: Session, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse
+        self, session: Session, wanted: pb.ConnectionFilter, reply: pb.SessionOperationResponse
     ) -> None:
         """List sessions; all workspaces need a credential that reaches all."""
         if wanted.workspace and not session.allows_workspace(wanted.workspace):
-            response.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
+            reply.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
         elif not wanted.workspace and not session.reaches_everything:
-            response.error = "this credential does not reach all workspaces; name one in filter.workspace"
+            reply.error = "this credential does not reach all workspaces; name one in filter.workspace"
         else:
-            await self._list(wanted, response)
+            await self._list(wanted, reply)
 
     async def _find(self, session: Session, session_id: str) -> SessionRecord | None:
         """Return a live session that the client's credential reaches, or None."""
@@ -109,31 +107,29 @@ class SessionService:
         found = await self._directory.find(session_id)
         return found if found is not None and session.reaches(found.identity, found.workspace) else None
 
-    async def _get(self, session: Session, session_id: str, response: pb.SessionOperationResponse) -> None:
+    async def _get(self, session: Session, session_id: str, reply: pb.SessionOperationResponse) -> None:
         connection = await self._find(session, session_id)
         if connection is None:
-            response.error = f"no session {shown(session_id)} is connected"
+            reply.error = f"no session {shown(session_id)} is connected"
             return
-        response.connection.CopyFrom(self._info(connection))
-        response.success = True
+        reply.connection.CopyFrom(self._info(connection))
+        reply.success = True
 
-    async def _disconnect(
-        self, session: Session, op: pb.SessionOperation, response: pb.SessionOperationResponse
-    ) -> None:
+    async def _disconnect(self, session: Session, op: pb.SessionOperation, reply: pb.SessionOperationResponse) -> None:
         if await self._find(session, op.session_id) is None:
-            response.error = f"no session {shown(op.session_id)} is connected"
+            reply.error = f"no session {shown(op.session_id)} is connected"
             return
         disconnected = await self._directory.disconnect(op.session_id, line(op.reason, MAX_REASON))
         if disconnected.outcome is DisconnectOutcome.UNKNOWN:
-            response.error = f"no session {shown(op.session_id)} is connected"
+            reply.error = f"no session {shown(op.session_id)} is connected"
         elif disconnected.outcome is DisconnectOutcome.UNCONFIRMED:
-            response.error = (
+            reply.error = (
                 f"the node that has {disconnected.identity} has not confirmed the end; it ends the session when it "
                 "reads the request, so check whether it is connected before asking again"
             )
         else:
-            response.message = f"{disconnected.identity} was disconnected"
-            response.success = True
+            reply.message = f"{disconnected.identity} was disconnected"
+            reply.success = True
 
     def _info(self, connection: SessionRecord) -> pb.ConnectionInfo:
         identity = connection.identity
@@ -152,39 +148,37 @@ class SessionService:
 
     async def status(self, session: Session, request: pb.ConnectionStatusRequest) -> Sequence[pb.DownstreamMessage]:
         """Answer whether and when a principal was connected; a refusal is in the reply."""
-        response = pb.ConnectionStatusResponse(request_id=request.request_id)
+        reply = pb.ConnectionStatusResponse(request_id=request.request_id)
         try:
-            await self._status(session, request.principal, response)
+            await self._status(session, request.principal, reply)
         except IdentityError as error:
-            response.error = f"principal: {error}"
+            reply.error = f"principal: {error}"
         except StorageUnavailable as error:
-            response.error = outage_text(error)
-        return [pb.DownstreamMessage(connection_status_response=response)]
+            reply.error = outage_text(error)
+        return [pb.DownstreamMessage(connection_status_response=reply)]
 
-    async def _status(
-        self, session: Session, principal: pb.PrincipalRef, response: pb.ConnectionStatusResponse
-    ) -> None:
+    async def _status(self, session: Session, principal: pb.PrincipalRef, reply: pb.ConnectionStatusResponse) -> None:
         user_id, identity = _read_principal(principal)
         own = session.identity
         itself = (identity is not None and identity == own) or (user_id and own.user_id == user_id)
         if not itself:
             decision = await self._authorizer.check_query_connections(own)
             if not decision.allowed:
-                response.error = decision.reason
+                reply.error = decision.reason
                 return
             if not (session.reaches(identity) if identity is not None else session.reaches_everything):
-                response.error = f"this credential does not reach {identity or shown(user_id)}"
+                reply.error = f"this credential does not reach {identity or shown(user_id)}"
                 return
         if identity is None:
             seen = await self._directory.user_last_seen(user_id)
-            last_ms = 0 if seen.connected else await self._presence.user_seen_ms(user_id)
+            last_ms = 0 if seen.connected else await self._store.user_seen_ms(user_id)
         else:
             seen = await self._directory.last_seen(identity.text)
-            before = None if seen.connected else await self._presence.seen(identity.text)
+            before = None if seen.connected else await self._store.seen(identity.text)
             last_ms = before.last_seen_ms if before is not None else 0
-        response.ok = True
-        response.connected = seen.connected
-        response.last_seen_at = max(seen.last_ms, last_ms) // 1000
+        reply.ok = True
+        reply.connected = seen.connected
+        reply.last_seen_at = max(seen.last_ms, last_ms) // 1000
 
 
 def _read_principal(principal: pb.PrincipalRef) -> tuple[str, Identity | None]:

@@ -28,10 +28,9 @@ class WorkspaceSwitch:
     async def handle(self, session: Session, request: pb.SwitchWorkspace) -> Sequence[pb.DownstreamMessage]:
         """Switch a user window's workspace; an empty name leaves it. Raises RequestError."""
         workspace = request.new_workspace_id
-        if session.identity.kind is not Kind.USER:
-            raise RequestError(
-                Code.INVALID_PRINCIPAL, f"{session.identity.kind.with_article} cannot switch its workspace"
-            )
+        kind = session.identity.kind
+        if kind is not Kind.USER:
+            raise RequestError(Code.INVALID_PRINCIPAL, f"{kind.with_article} cannot switch its workspace")
         if workspace == session.workspace:
             return NO_ANSWER
         if workspace:

@@ -12,7 +12,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues import open_work_queues
-from aether_trio.queues.dispatcher import QueueWorker
+from aether_trio.queues.dispatcher import QueueWorker, ignore_loss
 from aether_trio.queues.local_queue import CONSUMER, WINDOW
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads, pump, task
 from tests.helpers.inline import InlineDatabase
@@ -34,7 +34,7 @@ class Queues:
         """A worker, which reads nothing if it is paused."""
         reader = Reader(paused=paused)
         found = await self.queues.find(TOPIC)
-        self._joined[reader] = self.queues.join(found, reader.outbox), found[0]
+        self._joined[reader] = self.queues.join(found, reader.outbox, ignore_loss), found[0]
         await trio.testing.wait_all_tasks_blocked()
         return reader
 
@@ -168,7 +168,7 @@ async def test_work_committed_while_a_page_is_read_is_not_skipped(queues: Queues
     # Where several nodes worker out work, what is read comes with the answer to a write.
     gate = database.side.after_write if database.shared else database.after_read
     gate.close()
-    queues.queues.join(found, reader.outbox)
+    queues.queues.join(found, reader.outbox, ignore_loss)
     await gate.arrival()
     await queues.publish(*numbers(5, 8))
     gate.open()
@@ -215,7 +215,7 @@ async def test_a_database_that_cannot_be_read_is_tried_again(queues: Queues, dat
     reader = Reader()
     found = await queues.queues.find(TOPIC)
     database.failing = True
-    queues.queues.join(found, reader.outbox)
+    queues.queues.join(found, reader.outbox, ignore_loss)
     await trio.sleep(3)
     assert reader.frames == []
     database.failing = False

@@ -311,9 +311,7 @@ class Autostarter:
             return ()
         for identity, begun in (await self._starter.start_all(absent)).items():
             if begun.problem:
-                logger.info(
-                    "a message waits for an agent that cannot be started", identity=identity.text, reason=begun.problem
-                )
+                logger.info("a message cannot start its receiver", identity=identity.text, reason=begun.problem)
             elif begun.created:
                 self._started += 1
                 task_id = begun.task and begun.task.task_id

@@ -116,9 +116,8 @@ def normalised(
             )
         seen.add(prefix)
     if stored.ByteSize() > MAX_REGISTRATION_BYTES:
-        return RegistrationRefusal(
-            f"the registration has {stored.ByteSize()} bytes; at most {MAX_REGISTRATION_BYTES} are allowed"
-        )
+        size = stored.ByteSize()
+        return RegistrationRefusal(f"the registration has {size} bytes; at most {MAX_REGISTRATION_BYTES} are allowed")
     return stored
 
 
@@ -218,11 +217,9 @@ def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[Agen
             )
     prefixes = sorted(_prefix_key(entry.resource_type_prefix).encode() for entry in info.resource_schema)
     for prefix in prefixes:
-        owners = yield Fetch("SELECT implementation FROM agent_prefixes WHERE prefix = $1", (prefix,))
-        if owners and owners[0][0] != implementation:
-            return RegistrationRefusal(
-                f"resource_type_prefix {prefix.decode()!r} belongs to {owners[0][0]}", conflict=True
-            )
+        found = yield Fetch("SELECT implementation FROM agent_prefixes WHERE prefix = $1", (prefix,))
+        if found and (owner := found[0][0]) != implementation:
+            return RegistrationRefusal(f"resource_type_prefix {prefix.decode()!r} belongs to {owner}", conflict=True)
     profile = info.launch_params.get(PROFILE, "").encode()
     rows = yield Fetch(_UPSERT, (implementation, profile, info.SerializeToString(), now_ms))
     yield Execute("DELETE FROM agent_prefixes WHERE implementation = $1", (implementation,))

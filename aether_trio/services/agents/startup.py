@@ -66,7 +66,7 @@ class AgentStarter:
         return (await self.start_all({target: self._engine.clock.now_ms()}, overrides, creator))[target]
 
     async def start_all(
-        self, wanted: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
+        self, targets: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
     ) -> dict[Identity, StartResult]:
         """Start participants, each with the time of its trigger (Unix ms).
 
@@ -75,21 +75,19 @@ class AgentStarter:
         participant gives the overrides: the participant may have been started for this task before,
         and hibernated or failed since. Raises StorageUnavailable.
         """
-        task_ids = {target: self._ids.unique() for target in wanted}
+        task_ids = {target: self._ids.unique() for target in targets}
         found: dict[Identity, StartResult] = {}
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             found.clear()
-            for target, trigger_ms in wanted.items():
+            for target, trigger_ms in targets.items():
                 if (yield from tx.find_worker(target.text)) is not None:
                     found[target] = StartResult()
                     continue
-                wanted_params, priority = yield from startup.wanted_start(target.text)
-                if overrides is not None:
-                    wanted_params = overrides
-                found[target] = yield from self._begin(
-                    tx, task_ids[target], target, wanted_params, trigger_ms, creator, priority
-                )
+                wanted, priority = yield from startup.wanted_start(target.text)
+                params = wanted if overrides is None else overrides
+                begun = yield from self._begin(tx, task_ids[target], target, params, trigger_ms, creator, priority)
+                found[target] = begun
 
         await self._engine.perform(mutation)
         return found
@@ -105,9 +103,8 @@ class AgentStarter:
         priority: int,
     ) -> Program[StartResult]:
         if target.kind not in STARTABLE:
-            return StartResult(
-                problem=f"{target.text} is {target.kind.with_article}; only agents and unique tasks are started"
-            )
+            kind = target.kind.with_article
+            return StartResult(problem=f"{target.text} is {kind}; only agents and unique tasks are started")
         registration = yield from find(target.implementation)
         if registration is None:
             return StartResult(problem=f"no agent implementation {target.implementation!r} is registered")
@@ -142,9 +139,8 @@ class AgentStarter:
         other nodes took its node for dead meanwhile.
         """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
-        worker = Worker(
-            name, session_id, self._engine.nodes.node, "", session.identity.implementation, False, 0, CAPACITY
-        )
+        implementation = session.identity.implementation
+        worker = Worker(name, session_id, self._engine.nodes.node, "", implementation, False, 0, CAPACITY)
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             if session.detached:

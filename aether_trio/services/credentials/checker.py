@@ -230,9 +230,8 @@ class CredentialChecker:
                 "ag::workspace::implementation::specifier (auth.client_cert_mode=relaxed would take any name, beside a key)",
             )
         if not certified.fits(identity):
-            raise StatusError(
-                Status.PERMISSION_DENIED, f"identity mismatch: the certificate is for {shown(name)}, not {identity}"
-            )
+            why = f"identity mismatch: the certificate is for {shown(name)}, not {identity}"
+            raise StatusError(Status.PERMISSION_DENIED, why)
         return certified
 
     def check(
@@ -251,9 +250,8 @@ class CredentialChecker:
     def _check_key(self, key: str, identity: Identity) -> AcceptedCredential:
         record = find_key(self._settings.api_keys, key)
         if record is None:
-            raise StatusError(
-                Status.UNAUTHENTICATED, "credential authentication failed: this gateway does not know the API key"
-            )
+            why = "credential authentication failed: this gateway does not know the API key"
+            raise StatusError(Status.UNAUTHENTICATED, why)
         problem = key_problem(record, identity)
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
@@ -324,9 +322,7 @@ def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
             case ["tb" | "ta", workspace, implementation]:
                 return CertifiedName(mode, "task", workspace, implementation)
     try:
-        identity = Identity.parse(name)
+        named = Identity.parse(name)
     except IdentityError:
         return None
-    return CertifiedName(
-        mode, identity.type_name, identity.workspace or None, identity.implementation or None, identity
-    )
+    return CertifiedName(mode, named.type_name, named.workspace or None, named.implementation or None, named)

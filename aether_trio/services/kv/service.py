@@ -222,11 +222,10 @@ class KvService:
             floor, end = _purge_range(op, target)
         except (ScopeError, IdentityError) as exc:
             raise _refused(op, str(exc)) from None
-        total, now_ms = 0, self._clock.now_ms()
+        total = 0
+        purge = partial(ranges.purge_page, floor, end, op.key.encode(), PURGE_PAGE, self._clock.now_ms())
         while True:
-            deleted, live = await self._db.run(
-                partial(ranges.purge_page, floor, end, op.key.encode(), PURGE_PAGE, now_ms)
-            )
+            deleted, live = await self._db.run(purge)
             total += live
             if deleted < PURGE_PAGE:
                 return pb.KVResponse(success=True, counter_value=total, request_id=op.request_id)

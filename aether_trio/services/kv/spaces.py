@@ -93,9 +93,8 @@ def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -
 def exclusive_root(identity: Identity, what: str) -> bytes:
     """Return the prefix ("…/") of an identity's exclusive spaces. Raises ScopeError."""
     if identity.kind not in _HAVE_EXCLUSIVE:
-        raise ScopeError(
-            f"{what} needs an identity with an implementation and a specifier; {identity.kind.with_article} has none"
-        )
+        kind = identity.kind.with_article
+        raise ScopeError(f"{what} needs an identity with an implementation and a specifier; {kind} has none")
     return b"own/%b/" % b"/".join(map(_escape, identity.text.split(SEPARATOR)))
 
 
@@ -110,8 +109,8 @@ def after(prefix: bytes) -> bytes:
 def _part(text: str, what: str, scope: KvScope) -> bytes:
     if not text:
         raise ScopeError(f"scope {scope.label} needs a {what}")
-    if len(text.encode()) > MAX_PART_BYTES:
-        raise ScopeError(f"{what} has {len(text.encode())} bytes; at most {MAX_PART_BYTES} are allowed")
+    if (size := len(text.encode())) > MAX_PART_BYTES:
+        raise ScopeError(f"{what} has {size} bytes; at most {MAX_PART_BYTES} are allowed")
     return _escape(text)
 
 
