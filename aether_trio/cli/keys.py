@@ -15,7 +15,7 @@ from aether_trio.cli.output import print_json, say
 from aether_trio.config import ApiKey
 from aether_trio.config.settings import Principal
 from aether_trio.model.patterns import identity_pattern_problem
-from aether_trio.services.credentials import hash_api_key, new_api_key
+from aether_trio.services.credentials.checker import hash_api_key, new_api_key
 
 
 @click.group(name="keys")

@@ -17,7 +17,7 @@ from typing import Final
 from aether_trio.demo import story
 from aether_trio.demo.checks import DemoCheck, DemoFacts, verdict
 from aether_trio.demo.people import Line, Missed, Planner, Window
-from aether_trio.demo.processes import GatewayProcess, ResearcherProcess
+from aether_trio.demo.processes import GatewayProcess, Process
 from aether_trio.demo.screen import Screen
 
 LATE_S: Final = 9.0
@@ -30,7 +30,7 @@ class Play:
     def __init__(self, screen: Screen, scratch: Path, pace_s: float) -> None:
         self.screen = screen
         self.gateway = GatewayProcess(scratch)
-        self.researcher = ResearcherProcess(scratch)
+        self.researcher = Process(scratch / "researcher.log")
         self.planner = Planner(pace_s)
         self.window = Window(screen.line, screen.progress)
         self._normal_pace_s = pace_s
@@ -62,7 +62,7 @@ class Play:
         await self.window.until(lambda: self.window.connections == 1, "the user's window is connected")
         await self.planner.client.connect(gateway.address)
         await self.planner.until(lambda: self.planner.connections == 1, "the planner is connected")
-        await self.researcher.start(gateway.address, self._pace_s)
+        await self._start_the_researcher()
         screen.introduce(story.PLANNER, story.PLANNER_TOPIC, "an agent, written with the published SDK")
         screen.introduce(story.RESEARCHER, story.RESEARCHER_TOPIC, f"another one, in process {self.researcher.pid}")
         keeper = "of the hut; no process yet: agents.yaml says how to start one"
@@ -72,6 +72,9 @@ class Play:
         await self.window.until(
             lambda: self.window.saw(story.RESEARCHER_TOPIC, story.ARRIVED), "the researcher says that it is there"
         )
+
+    async def _start_the_researcher(self) -> None:
+        await self.researcher.start_module("aether_trio.demo.researcher", self.gateway.address, str(self._pace_s))
 
     async def _wish(self, text: str) -> None:
         self.screen.line(Line(story.WINDOW_TOPIC, story.PLANNER, text))
@@ -112,7 +115,7 @@ class Play:
         await self.window.until(lambda: self.window.connections == 2, "the window is connected again")
         self.screen.event("planner and window have reconnected")
         await self._breathe()
-        await self.researcher.start(self.gateway.address, self._pace_s)
+        await self._start_the_researcher()
         self.screen.event(f"the researcher's second life, process {self.researcher.pid}")
 
     async def _finish(self) -> None:

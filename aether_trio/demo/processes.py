@@ -41,7 +41,8 @@ class Process:
         """Return all that the program's processes have printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    async def _start(self, *arguments: str) -> None:
+    async def start_module(self, *arguments: str) -> None:
+        """Start `python -m` with these arguments; return at once."""
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -92,7 +93,7 @@ class GatewayProcess(Process):
         """Start the gateway, and wait until it serves. Raises Missed with its output."""
         self._ready.unlink(missing_ok=True)
         ports = [self.address.rpartition(":")[2] or "0", self.ops_address.rpartition(":")[2] or "0"]
-        await self._start(
+        await self.start_module(
             "aether_trio", "dev", "--port", ports[0], "--ops-port", ports[1], "--data-dir", str(self.data),
             "--ready-file", str(self._ready), "--agents", str(self._agents),
         )  # fmt: skip
@@ -135,14 +136,3 @@ class GatewayProcess(Process):
 def _read_lines(url: str, count: int) -> list[dict[str, Any]]:
     with urllib.request.urlopen(url, timeout=LIMIT_S) as lines:  # noqa: S310  # our own gateway on loopback
         return [json.loads(lines.readline()) for _ in range(count)]
-
-
-class ResearcherProcess(Process):
-    """Runs the demo's researcher, any number of times."""
-
-    def __init__(self, scratch: Path) -> None:
-        super().__init__(scratch / "researcher.log")
-
-    async def start(self, address: str, pace_s: float) -> None:
-        """Start another process of the researcher; return at once."""
-        await self._start("aether_trio.demo.researcher", address, str(pace_s))

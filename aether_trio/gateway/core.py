@@ -34,7 +34,7 @@ from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
-from aether_trio.services.credentials import CredentialChecker
+from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.kv import KvHandler, KvService
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.progress import ProgressService

@@ -15,7 +15,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.services.agents import AgentStarter, AutostartQueue
-from aether_trio.services.credentials import CredentialChecker
+from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.kv import KvService
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService

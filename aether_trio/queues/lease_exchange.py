@@ -22,6 +22,8 @@ _EXCHANGE: Final = f"""
     ) AS w
 """  # noqa: S608  # a constant
 
+_FIELDS: Final = ("topic_id", "request", "want", "max_bytes", "all_but", "known_from", "known_upto")
+
 _PEEK: Final = "SELECT l.topic, l.waits, l.held FROM aether_work_look($1::bigint, $2::bigint, $3::bigint[]) AS l"
 
 
@@ -71,13 +73,7 @@ def exchange(lease: LeaseEpoch, now_ms: int, requests: Sequence[WorkRequest]) ->
         (
             *lease,
             now_ms,
-            [request.topic_id for request in requests],
-            [request.request for request in requests],
-            [request.want for request in requests],
-            [request.max_bytes for request in requests],
-            [request.all_but for request in requests],
-            [request.known_from for request in requests],
-            [request.known_upto for request in requests],
+            *([getattr(request, field) for request in requests] for field in _FIELDS),
             [len(request.done) for request in requests],
             [offset for request in requests for offset in request.done],
             [len(request.returned) for request in requests],

@@ -109,7 +109,7 @@ class LeasedQueues:
         queue = self._queues.get(state.name)
         if queue is None:
             state.waiting += 1  # until the queue is forgotten
-            queue = self._queues[state.name] = LeasedQueue(state, self)
+            queue = self._queues[state.name] = LeasedQueue(state, self.schedule, self.schedule_later)
         return queue.join(outbox, on_lost)
 
     def node_left(self) -> None:

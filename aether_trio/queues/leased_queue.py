@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
@@ -45,25 +46,22 @@ KNOWN_BYTES: Final = 64 * 1024
 """Bytes of committed frames that are kept in memory for one queue until they are leased."""
 
 
-class QueueScheduler(Protocol):
-    """Plans when leased queues send requests to the database. Neither call blocks."""
-
-    def schedule(self, queue: LeasedQueue) -> None:
-        """Send the queue's request soon: it has messages to return, lease or dispatch."""
-
-    def schedule_later(self, queue: LeasedQueue) -> None:
-        """Send the queue's request in a moment: it has finished messages to report."""
-
-
 class LeasedQueue:
-    """One node's share of a work queue: its leased messages. No method blocks."""
+    """One node's share of a work queue: its leased messages. No method blocks.
+
+    `schedule` sends the queue's request to the database soon: the queue has messages to return, to
+    lease or to dispatch. `schedule_later` sends it in a moment: it has finished messages to report.
+    """
 
     reads = False
 
-    def __init__(self, state: CachedTopic, scheduler: QueueScheduler) -> None:
+    def __init__(
+        self, state: CachedTopic, schedule: Callable[[LeasedQueue], None], schedule_later: Callable[[LeasedQueue], None]
+    ) -> None:
         self.state = state
         self.dispatcher = QueueDispatcher(state, self, WINDOW)
-        self._scheduler = scheduler
+        self._schedule = partial(schedule, self)
+        self._schedule_later = partial(schedule_later, self)
         self._position = 0  # the largest offset that any node has leased, as far as this node knows
         self._behind = False  # whether there may be messages to lease
         self._ready: deque[tuple[int, bytes]] = deque()
@@ -103,12 +101,12 @@ class LeasedQueue:
         """Lease or dispatch more messages, as a worker may have room again."""
         self._blocked = False
         if self._behind or self._ready:
-            self._scheduler.schedule(self)
+            self._schedule()
 
     def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
         """Report finished messages to the database in a moment."""
         self._done.update(dict.fromkeys(offsets, worker))
-        self._scheduler.schedule_later(self)
+        self._schedule_later()
         self.on_room()
 
     def on_left(self, offsets: Sequence[int]) -> None:
@@ -119,7 +117,7 @@ class LeasedQueue:
         else:
             self._return_ready()
             self.forget_frames()
-        self._scheduler.schedule(self)
+        self._schedule()
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
         """Keep the frame of a message that this node committed, and lease soon."""
@@ -135,7 +133,7 @@ class LeasedQueue:
     def look(self) -> None:
         """Lease messages soon, as there may be new ones in the topic."""
         self._behind = True
-        self._scheduler.schedule(self)
+        self._schedule()
 
     def renew(self) -> None:
         """Do nothing: a queue without a cursor starts at the topic's oldest message."""
@@ -158,7 +156,7 @@ class LeasedQueue:
         elif self._passed_over == self._ready[0][0]:
             self._return_ready()
             self._blocked = True  # not to lease it again before there is more room
-            self._scheduler.schedule(self)
+            self._schedule()
         else:
             self._passed_over = self._ready[0][0]
 
@@ -232,11 +230,11 @@ class LeasedQueue:
                 self._ready.append((offset, known))
         self._forget_leased_frames()
         if self._done:
-            self._scheduler.schedule_later(self)
+            self._schedule_later()
         if not self.dispatcher.workers:
             self._return_ready()
         if self._behind or self._returned or self._resync or not self.dispatcher.workers:
-            self._scheduler.schedule(self)
+            self._schedule()
 
     def revoke(self) -> None:
         """Forget all leased messages: the node's lease has ended, others may have them.
@@ -265,7 +263,7 @@ class LeasedQueue:
         """
         if held != self._held and self._unanswered is None:
             self._verify = True
-            self._scheduler.schedule(self)
+            self._schedule()
 
     def _leased(self) -> list[int]:
         return [offset for offset, _ in self._ready] + self._returned + self.dispatcher.in_flight

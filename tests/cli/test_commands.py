@@ -12,7 +12,7 @@ from aether_trio.cli.app import COMMANDS
 from aether_trio.cli.running import data_text
 from aether_trio.config import Settings, load_settings
 from aether_trio.devtools.ports import held_port
-from aether_trio.services.credentials import KEY_PREFIX, hash_api_key
+from aether_trio.services.credentials.checker import KEY_PREFIX, hash_api_key
 from aether_trio.version import __version__
 from tests.cli.shell import aether, fails, leaves
 

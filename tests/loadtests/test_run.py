@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aether_trio.config import ApiKey, describe, load_settings
-from aether_trio.services.credentials import hash_api_key
+from aether_trio.services.credentials.checker import hash_api_key
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ import trio
 from aether_trio.client import AgentClient, OrchestratorClient, UserClient
 from aether_trio.config import ApiKey
 from aether_trio.gateway import Gateway
-from aether_trio.services.credentials import hash_api_key
+from aether_trio.services.credentials.checker import hash_api_key
 from tests.client.gateways import QUICK, open_test_gateway
 
 LIMIT_S: Final = 300.0

@@ -10,7 +10,7 @@ from aether_trio.config import ApiKey, AuthSettings
 from aether_trio.model.clock import ManualClock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
-from aether_trio.services.credentials import (
+from aether_trio.services.credentials.checker import (
     KEY_PREFIX,
     NO_CREDENTIAL,
     AcceptedCredential,

@@ -7,7 +7,7 @@ nothing. Programs return a record or a RegistrationRefusal, and never raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,6 +18,8 @@ from aether_trio.model.identity import IdentityError, check_token
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
+
+Registration = pb.AgentRegistrationInfo
 
 PROFILE: Final = "profile"
 """The launch parameter that names the orchestrators that may start the agent."""
@@ -45,26 +47,6 @@ _UPSERT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class AgentRegistration:
-    """A registered agent implementation; `info` has its profile and its times too."""
-
-    info: pb.AgentRegistrationInfo
-
-    @property
-    def implementation(self) -> str:
-        return self.info.implementation
-
-    @property
-    def profile(self) -> str:
-        """The launch profile of orchestrators that may start the agent; "": none can."""
-        return self.info.launch_params.get(PROFILE, "")
-
-    @property
-    def launch_params(self) -> Mapping[str, str]:
-        return dict(self.info.launch_params)
-
-
-@dataclass(frozen=True, slots=True)
 class RegistrationRefusal:
     """Why a registration was not written; `conflict`: a prefix has another owner."""
 
@@ -76,18 +58,16 @@ class RegistrationRefusal:
 class AgentRegistrationPage:
     """Matching registrations by implementation, and how many match in all."""
 
-    registrations: Sequence[AgentRegistration]
+    registrations: Sequence[Registration]
     total: int
 
 
-def normalised(
-    info: pb.AgentRegistrationInfo, implementation: str, *, strict: bool
-) -> pb.AgentRegistrationInfo | RegistrationRefusal:
+def normalised(info: Registration, implementation: str, *, strict: bool) -> Registration | RegistrationRefusal:
     """Return a registration as it is stored: its profile in launch_params, no times.
 
     A profile that is only in `orchestrator_profile` counts too; the reference forgets it there.
     """
-    stored = pb.AgentRegistrationInfo()
+    stored = Registration()
     stored.CopyFrom(info)
     stored.implementation = implementation
     try:
@@ -141,7 +121,7 @@ class AgentRegistry:
         self._strict = strict
         self._on_change = on_change
 
-    async def find(self, implementation: str) -> AgentRegistration | None:
+    async def find(self, implementation: str) -> Registration | None:
         """Return an implementation's registration; for "name:version" also that of "name"."""
         if "\0" in implementation:  # PostgreSQL's text cannot have it, so it is not registered
             return None
@@ -151,7 +131,7 @@ class AgentRegistry:
         """Return registrations of a profile ("": all); `limit` 0: all that fit a message."""
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
-    async def put(self, info: pb.AgentRegistrationInfo, implementation: str) -> AgentRegistration | RegistrationRefusal:
+    async def put(self, info: Registration, implementation: str) -> Registration | RegistrationRefusal:
         """Add or replace a registration."""
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, RegistrationRefusal):
@@ -173,16 +153,16 @@ class AgentRegistry:
         return frozenset(name for (name,) in await self._database.fetch("SELECT implementation FROM agents"))
 
 
-def _read(row: Row) -> AgentRegistration:
+def _read(row: Row) -> Registration:
     data, registered_ms, updated_ms = row
-    info = pb.AgentRegistrationInfo.FromString(data)
+    info = Registration.FromString(data)
     info.orchestrator_profile = info.launch_params.get(PROFILE, "")
     info.registered_at = registered_ms // 1000
     info.updated_at = updated_ms // 1000
-    return AgentRegistration(info)
+    return info
 
 
-def find(implementation: str) -> Program[AgentRegistration | None]:
+def find(implementation: str) -> Program[Registration | None]:
     """Read the registration of an implementation, or of its name without a version."""
     names = [implementation]
     if ":" in implementation:
@@ -205,7 +185,7 @@ def _page(profile: bytes, offset: int, limit: int) -> Program[AgentRegistrationP
     return AgentRegistrationPage([_read(row) for row in rows], int(counted[0][0]))
 
 
-def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[AgentRegistration | RegistrationRefusal]:
+def _put(info: Registration, now_ms: int, most: int) -> Program[Registration | RegistrationRefusal]:
     implementation = info.implementation
     known = yield Fetch("SELECT 1 FROM agents WHERE implementation = $1", (implementation,))
     if most and not known:

@@ -80,7 +80,7 @@ class AgentService:
 
     async def _list(self, wanted: pb.AgentFilter, response: pb.AgentResponse) -> None:
         page = await self._registry.page(wanted.orchestrator_profile, max(wanted.offset, 0), max(wanted.limit, 0))
-        response.agents.extend(one.info for one in page.registrations)
+        response.agents.extend(page.registrations)
         response.total_count = page.total
         response.success = True
 
@@ -89,7 +89,7 @@ class AgentService:
         if found is None:
             response.error = not_registered(implementation)
             return
-        response.agent.CopyFrom(found.info)
+        response.agent.CopyFrom(found)
         response.success = True
 
     async def _write(self, op: pb.AgentOperation, implementation: str, response: pb.AgentResponse) -> None:
@@ -100,7 +100,7 @@ class AgentService:
         if isinstance(written, RegistrationRefusal):
             response.error = f"{Code.PREFIX_CONFLICT}: {written.reason}" if written.conflict else written.reason
             return
-        response.agent.CopyFrom(written.info)
+        response.agent.CopyFrom(written)
         response.message = f"{implementation} is registered"
         response.success = True
 

@@ -113,24 +113,16 @@ def compare_and_set(slot: Slot, expected: bytes, value: bytes, ttl_s: int) -> Pr
 
     An absent key differs from every expected value.
     """
-    entry = yield from _live(slot)
-    if entry is None:
-        return KvOutcome(applied=False)
-    if entry.value is None:
-        return _IS_SET
-    if entry.value != expected:
-        return KvOutcome(value=entry.value, applied=False)
+    entry = yield from _expected(slot, expected)
+    if not isinstance(entry, _StoredEntry):
+        return entry
     return (yield from _write(slot, entry, value, slot.expiry(ttl_s))) or KvOutcome(applied=True)
 
 
 def compare_and_delete(slot: Slot, expected: bytes) -> Program[KvOutcome | KvRefusal]:
-    entry = yield from _live(slot)
-    if entry is None:
-        return KvOutcome(applied=False)
-    if entry.value is None:
-        return _IS_SET
-    if entry.value != expected:
-        return KvOutcome(value=entry.value, applied=False)
+    entry = yield from _expected(slot, expected)
+    if not isinstance(entry, _StoredEntry):
+        return entry
     yield from _delete(slot, entry)
     return KvOutcome(applied=True)
 
@@ -228,6 +220,16 @@ def _stored(slot: Slot) -> Program[_StoredEntry | None]:
 def _live(slot: Slot) -> Program[_StoredEntry | None]:
     entry = yield from _stored(slot)
     return entry if entry is not None and entry.is_live(slot.now_ms) else None
+
+
+def _expected(slot: Slot, expected: bytes) -> Program[_StoredEntry | KvOutcome | KvRefusal]:
+    """Return the live entry if its value is `expected`, else the outcome of a comparison."""
+    entry = yield from _live(slot)
+    if entry is None:
+        return KvOutcome(applied=False)
+    if entry.value is None:
+        return _IS_SET
+    return entry if entry.value == expected else KvOutcome(value=entry.value, applied=False)
 
 
 def _write(slot: Slot, old: _StoredEntry | None, value: bytes, expires_ms: int | None) -> Program[KvRefusal | None]:
