@@ -137,7 +137,6 @@ class Play:
         await self._wake_the_keeper(story.MORE_BEDS, "the next message starts process {}")
 
     async def _wake_the_keeper(self, text: str, told: str) -> int:
-        """Send the keeper a message; return the pid that was started for it."""
         before = len(self.gateway.started(story.KEEPER_TOPIC))
         self.screen.line(Line(story.WINDOW_TOPIC, story.KEEPER, text))
         await self.window.ask(text, story.KEEPER)
@@ -242,7 +241,6 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
 
 
 def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
-    """Show the demo's claims; return whether all are true."""
     screen.blank()
     screen.verdict(checks)
     screen.blank()

@@ -13,6 +13,7 @@ import signal
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,14 +98,7 @@ class GatewayProcess(Process):
             "aether_trio", "dev", "--port", ports[0], "--ops-port", ports[1], "--data-dir", str(self.data),
             "--ready-file", str(self._ready), "--agents", str(self._agents),
         )  # fmt: skip
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                while not self._ready.exists():
-                    if not self.running:
-                        raise Missed(f"the gateway ended at once:\n{self.printed()}")
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            raise Missed(f"the gateway was not ready within {LIMIT_S:g} s:\n{self.printed()}") from None
+        await self._until(self._ready.exists, "the gateway was not ready")
         ready = json.loads(self._ready.read_text())
         self.address, self.ops_address = ready["gateway"], ready["ops"]
 
@@ -117,15 +111,18 @@ class GatewayProcess(Process):
 
         `before` were started earlier. Raises Missed.
         """
+        await self._until(lambda: len(self.started(topic)) > before, f"the gateway did not start {topic}")
+        return self.started(topic)[-1]
+
+    async def _until(self, happened: Callable[[], bool], failure: str) -> None:
         try:
             async with asyncio.timeout(LIMIT_S):
-                while len(pids := self.started(topic)) <= before:
+                while not happened():
                     if not self.running:
                         raise Missed(f"the gateway has ended:\n{self.printed()}")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            raise Missed(f"the gateway did not start {topic} within {LIMIT_S:g} s:\n{self.printed()}") from None
-        return pids[-1]
+            raise Missed(f"{failure} within {LIMIT_S:g} s:\n{self.printed()}") from None
 
     async def log_of(self, topic: str, count: int) -> list[dict[str, Any]]:
         """Return the first `count` messages of a topic, read through the ops port."""

@@ -132,28 +132,18 @@ class LaunchPlan:
 def plan_launch(spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses) -> LaunchPlan:
     """Return the command and environment that start an agent."""
     own = own_variables(spec, start, addresses, os.environ)
-    inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
+    inherited = {key: os.environ[key] for key in os.environ if key in INHERITED or key.startswith(INHERITED_PREFIXES)}
     if spec.manner == DOCKER:
         name = _UNFIT.sub("-", f"aether-{spec.implementation}-{start.identity.specifier}-{secrets.token_hex(4)}")
-        # Values are in the environment of the command and not on its line, where every user of this
-        # machine could read the token.
+        # Values are not on the command's line, where every user of the machine could read them.
         passed = [part for variable in own for part in ("--env", variable)]
         run = ["docker", "run", "--rm", "--init", "--name", name, "--network", spec.network, *passed]
         command = (*run, *spec.arguments, spec.image, *spec.command)
-        found = {name: value for name, value in os.environ.items() if _finds_docker(name)}
+        found = {key: os.environ[key] for key in os.environ if key in DOCKER_ALSO or key.startswith(DOCKER_PREFIX)}
         return LaunchPlan(command, {**inherited, **found, **own}, None, kill=("docker", "kill", name))
     environment = {**inherited, "PATH": _search_path(inherited), "PYTHONUNBUFFERED": "1", **own}
     first = shutil.which(spec.command[0], path=environment["PATH"]) or spec.command[0]
     return LaunchPlan((first, *spec.command[1:]), environment, spec.directory)
-
-
-def is_inherited(name: str) -> bool:
-    """Whether every agent inherits this variable from the orchestrator."""
-    return name in INHERITED or name.startswith(INHERITED_PREFIXES)
-
-
-def _finds_docker(name: str) -> bool:
-    return name in DOCKER_ALSO or name.startswith(DOCKER_PREFIX)
 
 
 def own_variables(

@@ -48,7 +48,6 @@ async def watch_startup_task(client: OrchestratorClient, start: AgentStart, stop
 
 
 async def _follow(client: OrchestratorClient, start: AgentStart, stop: Callable[[str], None]) -> None:
-    """Follow the status changes of a startup task. Raises AetherError."""
     async with client.tasks.follow(start.task_id) as events:
         status = (await client.tasks.get(start.task_id)).status
         while True:

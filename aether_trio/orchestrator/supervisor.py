@@ -197,7 +197,6 @@ class AgentSupervisor:
         await self._report(client, start.reference, start.identity.text, why)
 
     async def _run(self, spec: AgentSpec, process: _AgentProcess) -> str:
-        """Run an agent's process to its end; return how it ended, for the gateway."""
         name = process.start.identity.text
         plan = plan_launch(spec, process.start, self._addresses)
         report = self._reporter
@@ -227,7 +226,6 @@ class AgentSupervisor:
         return reason or "its process was stopped"
 
     async def _watch(self, client: OrchestratorClient, process: _AgentProcess, scope: trio.CancelScope) -> None:
-        """Stop a process whose startup task is over or another orchestrator's."""
 
         def stop(why: str) -> None:
             self._reporter.event(process.start.identity.text, f"is stopped, as {why}")

@@ -96,12 +96,10 @@ class LeasedQueues:
         self._exchanges = self._taken = self._returned = self._failed = 0
 
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
-        """Read a queue's topic state and cursor, for `join`. Raises StorageUnavailable."""
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
     def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Make the session that has `outbox` a worker of the queue. No checkpoint."""
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run, name="work-queues")
@@ -117,7 +115,6 @@ class LeasedQueues:
         self._departed.set()
 
     def statistics(self) -> WorkStatistics:
-        """Return the counts of queues and workers, and of exchanges since start."""
         workers = [len(queue.dispatcher.workers) for queue in self._queues.values()]
         return WorkStatistics(
             len(workers),
@@ -177,7 +174,6 @@ class LeasedQueues:
         return queues
 
     def _put_off_failing(self) -> None:
-        """Keep a queue that failed from being served before its pause is over."""
         for queue, again_at in list(self._failing.items()):
             if trio.current_time() < again_at:
                 self._scheduled.pop(queue, None)

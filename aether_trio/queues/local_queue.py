@@ -190,7 +190,6 @@ class LocalQueues:
         self._idle: dict[str, LocalQueue] = {}
 
     async def find(self, topic: str) -> tuple[CachedTopic, int]:
-        """Read a queue's topic state and cursor, for `join`. Raises StorageUnavailable."""
         ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
@@ -213,7 +212,6 @@ class LocalQueues:
         """Do nothing: there are no other nodes."""
 
     def statistics(self) -> WorkStatistics:
-        """Return how many queues and workers this gateway has."""
         workers = sum(len(queue.dispatcher.workers) for queue in self._queues.values())
         return WorkStatistics(len(self._queues), len(self._idle), workers)
 

@@ -125,7 +125,6 @@ class CheckpointHandler:
         self._former_owner = former_owner
 
     async def handle(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
-        """Perform one checkpoint operation of a session."""
         answer = await self._service.handle(session.identity, op)
         if op.op == Op.LOAD and answer.success and not answer.saved_at:
             owner = await self._former_owner(session.identity, op.key)

@@ -92,7 +92,6 @@ class SessionService:
     async def _list_for_administrator(
         self, session: Session, wanted: pb.ConnectionFilter, reply: pb.SessionOperationResponse
     ) -> None:
-        """List sessions; all workspaces need a credential that reaches all."""
         if wanted.workspace and not session.allows_workspace(wanted.workspace):
             reply.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
         elif not wanted.workspace and not session.reaches_everything:
@@ -101,7 +100,6 @@ class SessionService:
             await self._list(wanted, reply)
 
     async def _find(self, session: Session, session_id: str) -> SessionRecord | None:
-        """Return a live session that the client's credential reaches, or None."""
         if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
             return None  # the gateway's ids are shorter, and PostgreSQL's text has no zero byte
         found = await self._directory.find(session_id)

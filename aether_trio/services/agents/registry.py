@@ -7,7 +7,7 @@ nothing. Programs return a record or a RegistrationRefusal, and never raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -52,14 +52,6 @@ class RegistrationRefusal:
 
     reason: str
     conflict: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AgentRegistrationPage:
-    """Matching registrations by implementation, and how many match in all."""
-
-    registrations: Sequence[Registration]
-    total: int
 
 
 def normalised(info: Registration, implementation: str, *, strict: bool) -> Registration | RegistrationRefusal:
@@ -127,8 +119,11 @@ class AgentRegistry:
             return None
         return await self._database.read_small(partial(find, implementation))
 
-    async def page(self, profile: str, offset: int, limit: int) -> AgentRegistrationPage:
-        """Return registrations of a profile ("": all); `limit` 0: all that fit a message."""
+    async def page(self, profile: str, offset: int, limit: int) -> tuple[list[Registration], int]:
+        """Return a page of registrations of a profile ("": all), and how many there are.
+
+        `limit` 0: as many as one message can have.
+        """
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
     async def put(self, info: Registration, implementation: str) -> Registration | RegistrationRefusal:
@@ -174,7 +169,7 @@ def find(implementation: str) -> Program[Registration | None]:
     return None
 
 
-def _page(profile: bytes, offset: int, limit: int) -> Program[AgentRegistrationPage]:
+def _page(profile: bytes, offset: int, limit: int) -> Program[tuple[list[Registration], int]]:
     window = (limit if limit > 0 else MAX_PAGE_ROWS, offset, MAX_PAGE_BYTES)
     if profile:
         counted = yield Fetch("SELECT count(*) FROM agents WHERE profile = $1", (profile,))
@@ -182,7 +177,7 @@ def _page(profile: bytes, offset: int, limit: int) -> Program[AgentRegistrationP
     else:
         counted = yield Fetch("SELECT count(*) FROM agents")
         rows = yield Fetch(_ALL, window)
-    return AgentRegistrationPage([_read(row) for row in rows], int(counted[0][0]))
+    return [_read(row) for row in rows], int(counted[0][0])
 
 
 def _put(info: Registration, now_ms: int, most: int) -> Program[Registration | RegistrationRefusal]:

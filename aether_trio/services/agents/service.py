@@ -79,9 +79,9 @@ class AgentService:
                 response.error = f"unknown agent operation {op.op}"
 
     async def _list(self, wanted: pb.AgentFilter, response: pb.AgentResponse) -> None:
-        page = await self._registry.page(wanted.orchestrator_profile, max(wanted.offset, 0), max(wanted.limit, 0))
-        response.agents.extend(page.registrations)
-        response.total_count = page.total
+        offset, limit = max(wanted.offset, 0), max(wanted.limit, 0)
+        found, response.total_count = await self._registry.page(wanted.orchestrator_profile, offset, limit)
+        response.agents.extend(found)
         response.success = True
 
     async def _get(self, implementation: str, response: pb.AgentResponse) -> None:

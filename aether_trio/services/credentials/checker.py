@@ -95,7 +95,6 @@ class CertifiedName:
 
     @property
     def everywhere(self) -> bool:
-        """Whether the certificate reaches all workspaces."""
         return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
 
 
@@ -107,7 +106,6 @@ class AcceptedCredential:
     certificate: CertifiedName | None = None
 
     def allows_workspace(self, workspace: str) -> bool:
-        """Whether the credential reaches this workspace."""
         if self.key is not None:
             return any(matches(pattern, workspace) for pattern in self.key.workspaces)
         return self.certificate is None or self.certificate.allows_workspace(workspace)
@@ -245,7 +243,11 @@ class CredentialChecker:
             return AcceptedCredential(certificate=certified)
         if self._settings.allow_anonymous:
             return NO_CREDENTIAL  # with any token: the SDK's orchestrator invents some
-        raise self._nothing_accepted(identity, credentials)
+        offered = next((kind for name, kind in _OTHER_KINDS.items() if credentials.get(name)), None)
+        why = f"{identity.kind.with_article} needs a credential here: an api_key (made by `aether keys new`) or a client certificate"
+        if offered:
+            why = f"{offered} are not accepted by this gateway yet; connect with an api_key or a client certificate"
+        raise StatusError(Status.UNAUTHENTICATED, why)
 
     def _check_key(self, key: str, identity: Identity) -> AcceptedCredential:
         record = find_key(self._settings.api_keys, key)
@@ -256,19 +258,6 @@ class CredentialChecker:
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
         return AcceptedCredential(key=record)
-
-    @staticmethod
-    def _nothing_accepted(identity: Identity, credentials: Mapping[str, str]) -> StatusError:
-        offered = next((_OTHER_KINDS[name] for name in _OTHER_KINDS if credentials.get(name)), None)
-        if offered:
-            return StatusError(
-                Status.UNAUTHENTICATED,
-                f"{offered} are not accepted by this gateway yet; connect with an api_key or a client certificate",
-            )
-        return StatusError(
-            Status.UNAUTHENTICATED,
-            f"{identity.kind.with_article} needs a credential here: an api_key (made by `aether keys new`) or a client certificate",
-        )
 
 
 def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
@@ -302,7 +291,6 @@ def _subject(claim: Claim) -> str:
 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:
-    """Return a hash of a client's credentials and certificate."""
     certificate = peer.certificate and (peer.certificate.common_name, peer.certificate.serial_number)
     return hashlib.sha256(repr((sorted(claim.credentials.items()), certificate)).encode()).digest()
 

@@ -212,7 +212,6 @@ def set_size(slot: Slot) -> Program[KvOutcome | KvRefusal]:
 
 
 def _stored(slot: Slot) -> Program[_StoredEntry | None]:
-    """Return a key's entry in the key-value store, expired or not."""
     rows = yield Fetch(_SELECT, (slot.space, slot.key))
     return _StoredEntry(*rows[0]) if rows else None
 
@@ -223,7 +222,7 @@ def _live(slot: Slot) -> Program[_StoredEntry | None]:
 
 
 def _expected(slot: Slot, expected: bytes) -> Program[_StoredEntry | KvOutcome | KvRefusal]:
-    """Return the live entry if its value is `expected`, else the outcome of a comparison."""
+    """Return the live entry if its value is `expected`, else the comparison's outcome."""
     entry = yield from _live(slot)
     if entry is None:
         return KvOutcome(applied=False)

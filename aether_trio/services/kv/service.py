@@ -206,10 +206,6 @@ class KvService:
         )
 
     async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority, reach: Reach) -> pb.KVResponse:
-        """Delete the target's exclusive keys, or those that begin with `key`.
-
-        Each page is one transaction: a purge that is cut off can be sent again.
-        """
         decision = await self._authorizer.check(
             identity, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
         )
@@ -280,7 +276,6 @@ class KvHandler:
 
 
 def _labels(op: pb.KVOperation) -> tuple[str, str]:
-    """Return a request's operation and scope as labels; "UNKNOWN" for other numbers."""
     operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
     operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
     scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"
@@ -288,7 +283,6 @@ def _labels(op: pb.KVOperation) -> tuple[str, str]:
 
 
 def _purge_range(op: pb.KVOperation, target: Identity) -> tuple[bytes, bytes]:
-    """Return the range of spaces to purge: all exclusive ones, or one scope's."""
     if op.scope == Op.SCOPE_UNSPECIFIED:
         root = exclusive_root(target, "a purge")
         return root, after(root)
@@ -308,7 +302,6 @@ def _error(op: pb.KVOperation, code: Code, text: str, *, retryable: bool = False
 
 
 def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-    """Return a typed failure, if the request has an id."""
     if not op.request_id:
         return []
     return [pb.DownstreamMessage(kv=pb.KVResponse(success=False, request_id=op.request_id))]
