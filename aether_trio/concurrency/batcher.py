@@ -30,12 +30,11 @@ MAX_GROUP: Final = 64
 class Batcher(Generic[T]):
     """Writes items in groups, in the order in which they were put.
 
-    `await write(group)` writes all of a group or nothing.
-
-    `write` may raise StorageUnavailable: the group is written again after RETRY_DELAY_S. When it
-    raises any other exception, the items of the group are written one by one, and an item that
-    fails alone is logged and given up. `on_written(item)` is called for each item that is written
-    or given up; it may not raise. `what` names the items in the log.
+    `await write(group)` writes all of a group or nothing. When it raises StorageUnavailable, the
+    group is written again after RETRY_DELAY_S. When it raises any other exception, the items of the
+    group are written one by one, and an item that fails alone is logged and given up.
+    `on_written(item)` is called for each item that is written or given up; it may not raise. `what`
+    names the items in the log.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class Batcher(Generic[T]):
         return not self._late
 
     async def run(self) -> None:
-        """Write groups until cancelled."""
+        """Write groups of queued items until cancelled."""
         while True:
             if not self._queue:
                 self._late = False

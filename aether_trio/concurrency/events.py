@@ -8,17 +8,13 @@ __all__ = ["AutoResetEvent", "RepeatedEvent"]
 
 
 class RepeatedEvent:
-    """Wakes all tasks that wait, at each `set`.
-
-    A task that waits after a `set` waits for the next.
-    """
+    """An event of which each `set` wakes all tasks that wait then, and no later one."""
 
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
         self._event: trio.Event | None = None
-        """Made by the first task that waits, as most objects that have a RepeatedEvent never wait.
-        """
+        """Made by the first task that waits, which most RepeatedEvents never get."""
 
     def set(self) -> None:
         """Wake the tasks that wait now. Never blocks; costs nothing when no task waits."""
@@ -34,7 +30,7 @@ class RepeatedEvent:
 
 
 class AutoResetEvent:
-    """Remembers a `set` until one task has waited for it."""
+    """An event that remembers a `set` until one task has waited for it."""
 
     __slots__ = ("_event",)
 
@@ -42,7 +38,7 @@ class AutoResetEvent:
         self._event = trio.Event()
 
     def set(self) -> None:
-        """Let the next `wait` return, or the one that waits now. Never blocks. Idempotent."""
+        """Let the next or current `wait` return. Never blocks. Idempotent."""
         self._event.set()
 
     def is_set(self) -> bool:

@@ -1,9 +1,8 @@
-"""Kicks: telling an outbox that it has something new to write to its socket.
+"""Kicks tell an outbox that it has something new to write to its socket.
 
 Many outboxes are kicked in slices, with a checkpoint after each slice, because each kick may write
 to a socket. `Kicks` collects outboxes and kicks each of them a little later, so that all that the
-outbox gets in the meantime shares one write. If something else kicks the outbox first, it sends
-what it has then, and the later kick finds nothing and costs next to nothing.
+outbox gets in the meantime shares one write; a kick that finds nothing is cheap.
 
 Invariants of `Kicks`: a kick that raises is reported, and the other outboxes are kicked all the
 same; an outbox that is added is kicked once, `pause_s` and its turn later, as long as `run` runs;
@@ -24,10 +23,10 @@ __all__ = ["KICKS_PER_SLICE", "Kickable", "Kicks", "kick_all"]
 
 
 class Kickable(Protocol):
-    """An outbox, a link, or anything else that writes when it is kicked."""
+    """An outbox, a link, or another writer to a socket that writes when it is kicked."""
 
     def kick(self) -> None:
-        """Write what is new. Never blocks."""
+        """Write to the socket what is new. Never blocks."""
         ...
 
 
@@ -36,7 +35,7 @@ KICKS_PER_SLICE = 64
 
 
 async def kick_all(touched: set[Kickable]) -> None:
-    """Kick each of these outboxes, in slices; the set is empty afterwards."""
+    """Kick all outboxes of the set, with checkpoints, and empty the set."""
     kicks = 0
     while touched:
         touched.pop().kick()
@@ -46,10 +45,7 @@ async def kick_all(touched: set[Kickable]) -> None:
 
 
 class Kicks:
-    """Kicks outboxes a little later.
-
-    With `pause_s` 0, after all tasks that are ready to run now.
-    """
+    """Kicks outboxes `pause_s` later; with 0, after all tasks that are ready now."""
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self._pause_s = pause_s
@@ -85,7 +81,7 @@ class Kicks:
 
 
 def _kick(one: Kickable) -> None:
-    """Kick one outbox and report what it raises, so that the others get their kick."""
+    """Kick an outbox and report what it raises, so that others are kicked too."""
     try:
         one.kick()
     except Exception as error:

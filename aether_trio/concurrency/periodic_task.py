@@ -22,7 +22,9 @@ logger = structlog.get_logger("aether.periodic")
 class PeriodicTask:
     """Calls `work(periodic)` on each trigger and each `every_s` seconds.
 
-    `periodic` is True for a call without a trigger.
+    `periodic` is True for a call without a trigger. `every_s` None: only on a trigger.
+    `min_interval_s` is the pause after each run, in which further triggers become one. `what` names
+    the work in the log.
     """
 
     def __init__(
@@ -34,10 +36,6 @@ class PeriodicTask:
         every_s: float | None,
         min_interval_s: float = 0.0,
     ) -> None:
-        """Name the work `what` in the log. `every_s` None: only on a trigger.
-
-        `min_interval_s` is the pause after each run, in which further triggers become one.
-        """
         self._what = what
         self._work = work
         self._random = random
@@ -46,14 +44,11 @@ class PeriodicTask:
         self._triggered = AutoResetEvent()
 
     def trigger(self) -> None:
-        """Request a run soon. Never blocks."""
+        """Request a run of the work soon. Never blocks."""
         self._triggered.set()
 
     async def run(self) -> None:
-        """Work until cancelled.
-
-        What `work` raises, other than StorageUnavailable, ends the task.
-        """
+        """Run the work until cancelled; an error other than StorageUnavailable ends it."""
         while True:
             periodic = await self._wait()
             try:

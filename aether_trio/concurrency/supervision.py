@@ -1,9 +1,8 @@
 """Keep the gateway's background tasks running after an exception.
 
-A mistake that one connection provokes in such a task must not end the task for all connections.
-
-What such a task was in the middle of may be lost; so it keeps what waits outside of itself, and
-looks at that before it waits for more.
+A mistake that one connection provokes in such a task must not end the task for all connections. A
+task may lose what it was in the middle of; so it keeps what waits outside of itself, and looks at
+that before it waits for more.
 """
 
 from __future__ import annotations
@@ -21,15 +20,12 @@ RESTART_S: Final = 1.0
 
 
 async def keep_running(what: str, run: Callable[[], Awaitable[object]]) -> None:
-    """Call `run()` until it returns or is cancelled.
-
-    An exception is logged, and `run()` is called again after RESTART_S.
-    """
+    """Call `run()` until it returns; after an exception again in RESTART_S seconds."""
     while True:
         try:
             await run()
         except Exception as error:
-            log.error("what runs for all connections failed and is started again: %s", what, exc_info=error)
+            log.error("a background task failed and is started again in a second: %s", what, exc_info=error)
             await trio.sleep(RESTART_S)
         else:
             return

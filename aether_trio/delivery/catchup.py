@@ -29,7 +29,7 @@ PAGE_ROWS = 256
 
 
 class CatchUp:
-    """Reads for the lagging subscriptions of one outbox.
+    """Reads the log for a session's subscriptions that lag behind their topics.
 
     `on_gap(subscription, count)` is told how many messages retention has deleted before they were
     read.
@@ -82,7 +82,7 @@ class CatchUp:
             await self._drained.wait()
 
     async def _page(self, subscription: Subscription) -> bool:
-        """Read a page and queue it; return False when a message found no room.
+        """Queue a page of a topic's messages; return False when one found no room.
 
         Then the next flush after this page (`_drained`) is to be awaited. An outbox that is nearly
         empty may have no room for a large message, so another page would not help before.

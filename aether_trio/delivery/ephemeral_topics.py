@@ -20,22 +20,21 @@ from aether_trio.model.identity import has_all_parts
 
 
 class EphemeralSink(Protocol):
-    """Takes updates: an Outbox, or a watcher."""
+    """Takes progress updates for a listener: an Outbox, or an operator's watcher."""
 
     def put_ephemeral(self, frame: bytes) -> None:
         """Take an update, and drop old ones if there is no room."""
         ...
 
     def kick(self) -> None:
-        """Write what is new. Never blocks."""
+        """Write the updates that were put. Never blocks."""
         ...
 
 
 class EphemeralListener:
-    """One participant that listens to a topic.
+    """A participant that listens to an ephemeral topic for progress updates.
 
-    `identity` is its identity string, which the recipient filter compares. A watcher gets
-    `everything`, without a filter.
+    `identity` is what recipients are compared with. A watcher gets `everything`, without a filter.
     """
 
     __slots__ = ("everything", "identity", "outbox", "topic")
@@ -60,7 +59,7 @@ class EphemeralListener:
 
 
 class _EphemeralTopic:
-    """The listeners of one topic.
+    """The listeners of one ephemeral topic.
 
     `named` has one listener for each identity; `others` are watchers, and further listeners of an
     identity.
@@ -76,14 +75,12 @@ class _EphemeralTopic:
         return len(self.named) + len(self.others)
 
     def add(self, listener: EphemeralListener) -> None:
-        """Add a listener. Idempotent."""
         if listener in self.others:
             return
         if listener.everything or self.named.setdefault(listener.identity, listener) is not listener:
             self.others = (*self.others, listener)
 
     def remove(self, listener: EphemeralListener) -> None:
-        """Remove a listener. Idempotent."""
         if self.named.get(listener.identity) is listener:
             del self.named[listener.identity]
         else:
@@ -98,14 +95,14 @@ class _EphemeralTopic:
 
 
 class EphemeralRelay(Protocol):
-    """Carries updates to the listeners on other nodes."""
+    """Carries progress updates to the listeners on other nodes."""
 
     async def expect(self, topics: Sequence[str]) -> None:
         """Announce that this node will listen to these topics. Raises StorageUnavailable."""
         ...
 
     def listening(self, topic: str) -> None:
-        """Note that a topic has its first listener here. Never blocks."""
+        """Note that a topic has its first listener on this node. Never blocks."""
         ...
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
@@ -115,7 +112,7 @@ class EphemeralRelay(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EphemeralStatistics:
-    """The counters since start, and the listeners of now."""
+    """Progress updates published and delivered since start; listeners of now."""
 
     published: int
     delivered: int
@@ -127,7 +124,7 @@ def _kick(sink: EphemeralSink) -> None:
 
 
 class EphemeralTopics:
-    """All ephemeral topics of one node. `run` is its one task."""
+    """Delivers progress updates to the listeners of ephemeral topics on a node."""
 
     def __init__(self) -> None:
         self._relay: EphemeralRelay | None = None
@@ -137,10 +134,7 @@ class EphemeralTopics:
         self._delivered = 0
 
     async def run(self) -> None:
-        """Kick most listeners of an update that has many, until cancelled.
-
-        So one report does not hold up the gateway.
-        """
+        """Kick listeners' outboxes a few at a time, until cancelled."""
         await self._kicks.run()
 
     @contextmanager
@@ -161,7 +155,7 @@ class EphemeralTopics:
             await self._relay.expect(topics)
 
     def listen(self, topic: str, listener: EphemeralListener) -> None:
-        """Give this listener the updates of a topic, from now on."""
+        """Give this listener the updates of a topic from now on."""
         if self._relay is not None and topic not in self._listeners:
             self._relay.listening(topic)
         ephemeral_topic = self._listeners.get(topic)
@@ -178,7 +172,7 @@ class EphemeralTopics:
         return list(self._listeners)
 
     def unlisten(self, topic: str, listener: EphemeralListener) -> None:
-        """Undo `listen`. Idempotent."""
+        """Give this listener no further updates of a topic. Idempotent."""
         ephemeral_topic = self._listeners.get(topic)
         if ephemeral_topic is not None:
             ephemeral_topic.remove(listener)
@@ -188,10 +182,10 @@ class EphemeralTopics:
     def publish(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Give an update to the listeners it is for, on all nodes.
+        """Give an update to its listeners on all nodes; return how many are here.
 
-        Return how many of them are on this node. `kick` is called with each of their sinks, which
-        has the update already; it may kick it later (concurrency/kicks.py).
+        `kick` is called with each of their sinks, which has the update already; it may kick it
+        later (concurrency/kicks.py).
         """
         self._published += 1
         if self._relay is not None:
@@ -201,7 +195,7 @@ class EphemeralTopics:
     def deliver(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Give an update to this node's listeners it is for; return how many they are."""
+        """Give an update to its listeners on this node; return how many they are."""
         ephemeral_topic = self._listeners.get(topic)
         if ephemeral_topic is None:
             return 0
@@ -218,5 +212,4 @@ class EphemeralTopics:
         return count
 
     def statistics(self) -> EphemeralStatistics:
-        """The counters since start, and the listeners of now."""
         return EphemeralStatistics(self._published, self._delivered, sum(map(len, self._listeners.values())))

@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Origin(Protocol):
-    """The subscription that a delivery belongs to."""
+    """The subscription that a message in an outbox was queued for."""
 
     @property
     def topic(self) -> str:
-        """The name of its topic."""
+        """The name of the subscription's topic."""
         ...
 
     @property
@@ -25,11 +25,11 @@ class Origin(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether further messages may be delivered."""
+        """Whether further messages may be delivered to the subscription."""
         ...
 
     def delivered(self, offset: int) -> None:
-        """Note that the kernel has all messages that were offered here up to `offset`."""
+        """Note that the kernel has all messages that were offered up to `offset`."""
         ...
 
     def acknowledged(self, offset: int) -> None:

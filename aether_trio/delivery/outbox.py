@@ -3,11 +3,10 @@
 Three queues, drained in this order:
 
 * control: acknowledgements, replies, errors, signals. The session's own task fills it, and waits
-  for room before it takes the next request. So a client that asks and never reads is no longer
-  served, and costs no more than that.
+  for room before it takes the next request, so a client that asks and never reads is no longer
+  served.
 * deliveries: durable messages. When it is full, the subscription is marked lagging and its messages
-  stay in the log; the catch-up reader (delivery/catchup.py) reads them when there is room. None is
-  dropped.
+  stay in the log; the catch-up reader (delivery/catchup.py) reads them when there is room.
 * ephemeral: progress updates. When it is full, the oldest one is dropped and counted, and the
   client is told once.
 
@@ -49,24 +48,21 @@ _OPEN = _OpenGate()
 
 
 class SendReceipts(Protocol):
-    """What a numbered client is told of its sends (delivery/receipts.py)."""
+    """Receipts of a client's numbered sends, which the link asks for when it writes."""
 
     @property
     def due(self) -> bool:
-        """Whether `take` has news."""
+        """Whether `take` has receipts or refusals to write."""
         ...
 
     def take(self) -> tuple[list[tuple[int, RequestError]], int]:
-        """Take the refused sends, in order, and the number up to which all are settled.
-
-        The number is 0 when there is no news.
-        """
+        """Take refused sends, and the number up to which all are settled (0: no news)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxLimits:
-    """The bytes that may wait in each queue."""
+    """Limits of the bytes that may wait in each queue of an outbox."""
 
     control_bytes: int = 256 * 1024
     delivery_bytes: int = 256 * 1024
@@ -75,7 +71,7 @@ class OutboxLimits:
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatistics:
-    """The bytes that wait now, and how many updates were dropped since start."""
+    """Bytes that wait in an outbox now; progress updates dropped since start."""
 
     control_bytes: int
     delivery_bytes: int
@@ -157,7 +153,7 @@ class Outbox:
     # -- filling ----------------------------------------------------------------------------------
 
     def put_control(self, *frames: bytes) -> None:
-        """Queue replies and try to write them."""
+        """Queue replies and have the link write."""
         self.queue_control(*frames)
         self._link.kick()
 
@@ -176,7 +172,7 @@ class Outbox:
         return self.control_bytes < self.limits.control_bytes or self.broken
 
     async def wait_control_room(self) -> None:
-        """Wait until `control_has_room`."""
+        """Wait until another request may be taken from this client."""
         while not self.control_has_room:
             await self._room.wait()
 
@@ -205,11 +201,11 @@ class Outbox:
 
     @property
     def wants_deliveries(self) -> bool:
-        """Whether the catch-up reader should read a page: the queue is at most half full."""
+        """Whether the catch-up reader should read a page: the queue is half empty."""
         return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Queue an update, and drop the oldest ones without room; the caller kicks."""
+        """Queue a progress update; without room drop the oldest. The caller kicks."""
         if self.closed:
             return
         self._ephemeral.append(frame)
@@ -223,14 +219,14 @@ class Outbox:
             self._on_ephemeral_drop()
 
     def kick(self) -> None:
-        """Have the link write what it can."""
+        """Have the link write what it can, unless the outbox is detached."""
         if not self.closed:
             self._link.kick()
 
     # -- FrameSource ------------------------------------------------------------------------------
 
     def pull(self, max_bytes: int) -> list[bytes]:
-        """Take frames for the link, `max_bytes` and one frame beyond at most."""
+        """Take frames for the link: `max_bytes`, and one frame beyond at most."""
         frames = self.pull_control(max_bytes)
         budget = max_bytes - sum(map(len, frames)) if frames else max_bytes
         if self._deliveries and budget > 0:
@@ -258,7 +254,7 @@ class Outbox:
         self.kick()
 
     def report_receipts(self, receipts: SendReceipts) -> None:
-        """Have the link write these receipts from now on."""
+        """Have the link write these receipts of the client's sends from now on."""
         self.receipts = receipts
 
     def stop_deliveries(self) -> None:
@@ -280,8 +276,10 @@ class Outbox:
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """Take durable messages for the link; with `flush_is_done`, `flushed` moves their
-        positions."""
+        """Take durable messages for the link; by default `flushed` moves positions.
+
+        Without `flush_is_done`, the client acknowledges messages instead.
+        """
         if self._gate.paused:
             return []
         deliveries = self._deliveries
@@ -303,7 +301,7 @@ class Outbox:
         return found
 
     def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
-        """Take updates for the link, as `pull` does."""
+        """Take progress updates for the link, as `pull` does."""
         if self.ephemeral_bytes <= max_bytes:
             frames, self._ephemeral = self._ephemeral, []
             self.ephemeral_bytes = 0
@@ -318,7 +316,7 @@ class Outbox:
             origin.acknowledged(offset)
 
     def flushed(self) -> None:
-        """Note that the kernel has all that was pulled; move the positions."""
+        """Note that the kernel has all frames that were pulled; move positions."""
         if self._flushing:
             done, self._flushing = self._flushing, {}
             for origin, offset in done.items():
@@ -327,14 +325,14 @@ class Outbox:
             drained()
 
     def cut(self) -> None:
-        """Note that the stream has broken, and wake the tasks that wait for room."""
+        """Note that the client's stream broke, and wake the tasks that wait for room."""
         self.broken = True
         self._room.set()
         if self._on_cut is not None:
             self._on_cut()
 
     def failed(self, error: Exception) -> None:
-        """Note that writing raised, a defect: drop what waits, and end the session."""
+        """Drop waiting replies and end the session, as writing raised (a defect)."""
         self._control.clear()
         self.control_bytes = 0
         self._room.set()
@@ -364,10 +362,7 @@ class Outbox:
         # `receipts` stay: the client may still be told what is settled by now.
 
     def forget(self) -> None:
-        """Drop the references to the link, which is closed, and to the owner.
-
-        Both refer to this outbox.
-        """
+        """Drop the references to the closed link and the owner, which refer back here."""
         self._link = _NO_LINK
         self.receipts = None
         self._on_cut = None
@@ -385,11 +380,11 @@ class Outbox:
         self.listeners = (*self.listeners, drained)
 
     def unlisten(self, drained: Callable[[], None]) -> None:
-        """Undo `listen`. Idempotent."""
+        """Call `drained` no more after flushes. Idempotent."""
         self.listeners = tuple(one for one in self.listeners if one != drained)
 
     def statistics(self) -> OutboxStatistics:
-        """Return what waits now."""
+        """Return the bytes that wait now, and the dropped updates."""
         return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.ephemeral_bytes, self.ephemeral_dropped)
 
 

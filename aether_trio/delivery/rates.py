@@ -1,9 +1,8 @@
-"""Message rates of connections, workspaces and identities; request rates.
+"""Rate limits of messages (by connection, workspace, identity) and of requests.
 
 A message is checked in the protocol's order: connection, workspace, identity. In a cluster each
 node has its own buckets. The rate of an identity holds for the cluster all the same, because an
-identity is on one node at a time. The rate of a workspace is one gateway's, as in the reference,
-whose buckets for workspaces are in the memory of each gateway too.
+identity is on one node at a time. The rate of a workspace is one gateway's, as in the reference.
 
 Invariants: a refused message takes nothing from the buckets behind the one that refused it; the
 maps of buckets are bounded, because a bucket that is full again may be forgotten.
@@ -25,7 +24,7 @@ MIN_RETRY_MS = 10
 
 
 class Rates:
-    """The rate limits of one node; the top of this file says more on clusters."""
+    """The message and request rate limits of one node."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
@@ -35,11 +34,11 @@ class Rates:
         self.unlimited = not (limits.send_rate_per_s or limits.workspace_rate_per_s or limits.identity_rate_per_s)
 
     def connection_bucket(self) -> TokenBucket:
-        """Make the bucket of a new connection."""
+        """Make the token bucket for messages of a new connection."""
         return TokenBucket(self._limits.send_rate_per_s, self._limits.send_burst)
 
     def take(self, bucket: TokenBucket, workspace: str, identity: str) -> None:
-        """Take one message. Raises RequestError, which says how long to wait."""
+        """Count a message, or raise RequestError that says how long to wait."""
         if self.unlimited:
             return
         now = self._clock.monotonic()
@@ -60,7 +59,7 @@ class Rates:
                 )
 
     def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
-        """Take a progress report, which counts for its connection. Raises RequestError."""
+        """Count a progress report for its connection. Raises RequestError."""
         wait_s = bucket.take(self._clock.monotonic() if now is None else now)
         if wait_s:
             rate = bucket.rate_per_s
@@ -71,11 +70,11 @@ class Rates:
             )
 
     def request_bucket(self) -> TokenBucket:
-        """Make the bucket for requests: all but messages and progress reports."""
+        """Make a connection's token bucket for requests other than messages."""
         return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
 
     def request_refusal(self, bucket: TokenBucket) -> RequestError | None:
-        """Take one request; return the error if it is refused."""
+        """Count a request; return the error if its connection makes too many."""
         if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic())):
             return None
         return RequestError(

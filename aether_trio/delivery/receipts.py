@@ -30,12 +30,12 @@ RefusedSend = tuple[int, RequestError]
 
 @lru_cache(maxsize=4)
 def refusal_frame(error: RequestError) -> bytes:
-    """Encode the refusal of a send without a number; all of a group have the same."""
+    """Encode the refusal of a send without a number, the same for a whole group."""
     return error_response(error).SerializeToString()
 
 
 class Receipts:
-    """Keeps one connection's numbered sends without a receipt; an Author of the log."""
+    """Receipts of one connection's numbered sends: settled up to where, refusals."""
 
     __slots__ = ("_by_number", "_indexed", "_log", "_refused", "_waiting", "outbox", "publisher")
 
@@ -56,10 +56,10 @@ class Receipts:
     # -- the session's side -----------------------------------------------------------------------
 
     def wanted(self, seq: int) -> bool:
-        """Whether this send is to be appended.
+        """Whether this send is to be appended: it is neither in the log nor pending.
 
-        A send that is in the log, or on its way there, gets the receipt of that append. Raises
-        RequestError for a number that is too old to tell.
+        Else it gets the receipt of its earlier append. Raises RequestError for a number that is too
+        old to tell.
         """
         if self.publisher is None:
             return True
@@ -88,15 +88,12 @@ class Receipts:
 
     @property
     def due(self) -> bool:
-        """Whether `take` has news."""
+        """Whether `take` has receipts or refusals to write."""
         waiting = self._waiting
         return bool(self._refused) or bool(waiting and self._log.is_settled(waiting[0][0]))
 
     def take(self) -> tuple[list[RefusedSend], int]:
-        """Take the refused sends, in order, and the number up to which all are settled.
-
-        The number is 0 when there is no news.
-        """
+        """Take refused sends, and the number up to which all are settled (0: no news)."""
         refused, self._refused = self._refused, []
         waiting, is_settled = self._waiting, self._log.is_settled
         self._by_number, self._indexed = {}, 0
@@ -119,8 +116,7 @@ class Receipts:
             latest.note_refusal(number, error)
 
     def note_refusal(self, number: int, error: RequestError) -> bool:
-        """Note that an append was refused; return whether it is a numbered send of this
-        connection."""
+        """Note a refused append; return whether it is a send of this connection."""
         # the first of its group
         if number not in self._by_number and self._indexed != len(self._waiting):
             self._by_number, self._indexed = dict(self._waiting), len(self._waiting)
@@ -130,7 +126,7 @@ class Receipts:
         return seq is not None
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Have the outboxes of this and of the publisher's latest connection kicked."""
+        """Have the outboxes of this and the publisher's latest connection kicked."""
         touched.add(self.outbox)
         latest = self.publisher.connection if self.publisher is not None else None
         if latest is not None and latest is not self:
@@ -138,7 +134,7 @@ class Receipts:
 
 
 class CountedSends:
-    """Counts a connection's sends and tells which were refused; an Author of the log.
+    """Counts a connection's sends to say which were refused, without numbers.
 
     It keeps the sends that are not settled, whose number the log bounds.
     """
@@ -175,7 +171,7 @@ class CountedSends:
         self._tell_refusal(error, self._waiting.pop(number, 0))
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: success is silent."""
+        """Do nothing, as the client is told of refusals only."""
 
     def _tell_refusal(self, error: RequestError, count: int) -> None:
         request_id = f"send-{count}" if count else ""

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.rates import Rates
 from aether_trio.log.topic_cache import CachedTopic
-from aether_trio.log.topic_log import Author, TopicLog
+from aether_trio.log.topic_log import AppendAuthor, TopicLog
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, check_token
 from aether_trio.model.limits import Limits
@@ -56,10 +56,10 @@ def send_refusal(
     workspace: str,
     allows_workspace: Callable[[str], bool],
 ) -> str | None:
-    """Say why a sender may not send to the target `text`; None when it may.
+    """Say in a sentence why a sender may not send to target `text`; None if it may.
 
-    `workspace` is the one that the sender is in. The answer is a sentence. It holds for messages to
-    a topic, and for tasks for its participant.
+    `workspace` is the one that the sender is in. The answer holds for messages to a topic, and for
+    tasks for its participant.
     """
     topic, declared = target
     if not may_send(identity.kind, topic.kind):
@@ -72,13 +72,10 @@ def send_refusal(
 
 
 class SendRules(Protocol):
-    """The part of the Authorizer (services/access.py) that judges sends.
-
-    It is synchronous, because it is asked for each message.
-    """
+    """Access rules of sends, asked synchronously for each message."""
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
-        """Say why this sender may not send there, as a sentence; None when it may."""
+        """Say why this sender may not send to a topic, as a sentence; None if it may."""
         ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
@@ -86,13 +83,13 @@ class SendRules(Protocol):
         ...
 
     def may_credit_metrics(self, identity: Identity) -> bool:
-        """Whether this sender may report negative quantities."""
+        """Whether this sender may report metrics with negative quantities."""
         ...
 
 
 @dataclass(slots=True)
 class ResolvedTarget:
-    """What was decided about one target of one sender.
+    """What the router decided once about one target of one sender.
 
     `log_topic` is None where the topic is chosen for each message (an instance of a service).
     """
@@ -109,20 +106,20 @@ class ResolvedTarget:
 
 @dataclass(slots=True)
 class Sender:
-    """The router's record of one session."""
+    """The router's record of one session that sends messages."""
 
     identity: Identity
     workspace: str
     bucket: TokenBucket
     prefix: bytes
-    author: Author
+    author: AppendAuthor
     allows_workspace: Callable[[str], bool]
     last_append: int = 0
     targets: dict[str, ResolvedTarget] = field(default_factory=dict)
     suffixes: dict[tuple[int, str], tuple[bytes, SendCount]] = field(default_factory=dict)
 
     def moved_to(self, workspace: str) -> None:
-        """Forget all decisions, as the sender is in another workspace."""
+        """Forget all decisions about targets, as the sender is in another workspace."""
         self.workspace = workspace
         self.targets.clear()
         self.suffixes.clear()
@@ -130,7 +127,7 @@ class Sender:
 
 @dataclass(slots=True)
 class SendCount:
-    """Counts messages and payload bytes of one (type, workspace)."""
+    """Counts accepted messages and their payload bytes of one (type, workspace)."""
 
     messages: int = 0
     payload_bytes: int = 0
@@ -138,7 +135,7 @@ class SendCount:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Counters since start.
+    """Messages accepted and refused since start.
 
     `accepted` has (messages, payload bytes) by (workspace, type); `refused` has messages by
     (workspace, code).
@@ -149,7 +146,7 @@ class RouterStatistics:
 
 
 class Router:
-    """Checks and appends messages; described at the top of this file.
+    """Checks messages of clients and appends them to the log.
 
     * `pick_service(implementation)` returns the topic of a live instance of a service, by turns.
     * `on_task_input(topic, number)` is called after each append to the input topic of a task.
@@ -182,13 +179,13 @@ class Router:
         self._refused: dict[tuple[str, str], int] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
-        """Check and append one message. Raises RequestError."""
+        """Check one message of a client and append it to the log. Raises RequestError."""
         self.publish(sender, message.target_topic, message.payload, message.message_type, message)
 
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """Check and append the usual fields of a message; `rest` has the others, if any.
+        """Check a message and append it; `rest` has its rarer fields, if any.
 
         Raises RequestError.
         """
@@ -241,7 +238,7 @@ class Router:
         self._refused[key] = self._refused.get(key, 0) + 1
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
-        """Check the rarer fields; return the application's workspace, if it is named."""
+        """Check a message's rarer fields; return the workspace that it names, or ""."""
         if rest.HasField("authorization"):
             why = self._rules.check_send_authority(sender.identity, rest.authorization)
             if why is not None:
@@ -256,10 +253,10 @@ class Router:
         return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
-        """Return the suffix of the sender's frames and their counter; both are remembered.
+        """Return and remember the end of a sender's frames, and their counter.
 
-        Raises RequestError. Each workspace that a sender names is checked here once: the topic's
-        own or declared one, and the application's.
+        Each workspace that a sender names is checked here once: the topic's own or declared one,
+        and the application's. Raises RequestError.
         """
         if workspace and not sender.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
@@ -274,8 +271,7 @@ class Router:
         return found
 
     def _resolve(self, sender: Sender, text: str) -> ResolvedTarget:
-        """Decide once whether and where this sender's messages to a target go. Raises
-        RequestError."""
+        """Decide once whether and where a sender's messages to a target go."""
         target = resolve_target(text, sender.workspace, self._strict)
         topic, declared = target
         why = send_refusal(
@@ -320,7 +316,7 @@ class Router:
         )
 
     def statistics(self) -> RouterStatistics:
-        """Return the counters since start."""
+        """Return the messages accepted and refused since start."""
         accepted: dict[tuple[str, str], tuple[int, int]] = {}
         for (message_type, workspace), count in self._accepted.items():
             key = (workspace, _type_name(message_type))
@@ -330,7 +326,6 @@ class Router:
 
 
 def _type_name(message_type: int) -> str:
-    """Return the label of a message type; all unknown numbers have one label."""
     if message_type in _KNOWN_TYPES:
         return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
     return OTHER

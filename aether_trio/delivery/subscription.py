@@ -1,4 +1,4 @@
-"""The place of one participant in the log of one topic.
+"""A participant's subscription: its place in the log of one topic.
 
 A subscription is either *live* or *lagging*. A live one has been offered all messages up to the
 topic's tail, and takes new messages as they are committed. A lagging one is behind, because its
@@ -21,7 +21,7 @@ from aether_trio.log.topic_cache import CachedTopic
 
 
 class Subscription:
-    """One participant's place in one topic; described at the top of this file.
+    """One participant's place in one topic, which offers messages to its outbox.
 
     `consumer` is None for a subscription that starts at the tail each time. With `renews`, opening,
     closing, and retention now and then write the cursor again though it has not moved, so that
@@ -80,15 +80,15 @@ class Subscription:
                 self.delivered(self.cursor)
 
     def renew(self) -> None:
-        """Write the cursor again, if it is to be renewed."""
+        """Write the cursor again, for retention to keep, if the subscription `renews`."""
         if self._renews:
             self.delivered(self.cursor)
 
     def skip(self, upto: int) -> int:
-        """Go on behind `upto`; return how many messages the consumer has missed.
+        """Go on behind `upto`, as retention deleted messages; return how many it missed.
 
-        Retention has deleted the messages up to there. The cursor follows when all messages in
-        front of the gap are delivered, so the consumer is told of a gap once.
+        The cursor follows when all messages in front of the gap are delivered, so the consumer is
+        told of a gap once.
         """
         before = self._skip[0] if self._skip is not None and self._skip[1] == self.position else self.position
         missed = max(upto - max(self.position, self.state.base), 0)
@@ -106,7 +106,7 @@ class Subscription:
             self._on_lag(self)
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
-        """Put the message into the outbox, or lag. Never blocks."""
+        """Put a committed message into the outbox, or lag. Never blocks."""
         if self.lagging or offset <= self.position:
             return
         if offset == self.position + 1 and self.outbox.try_deliver(frame, self, offset):
@@ -116,7 +116,7 @@ class Subscription:
             self.lag()
 
     def look(self) -> None:
-        """Lag, if the tail has moved beyond the position."""
+        """Lag if the topic's tail has moved beyond the position."""
         if self.position < self.state.tail:
             self.lag()
 
@@ -132,19 +132,19 @@ class Subscription:
 
     @property
     def topic(self) -> str:
-        """The name of the topic."""
+        """The name of the subscribed topic."""
         return self.state.name
 
     @property
     def position_done(self) -> int:
-        """The cursor."""
+        """The cursor: all messages up to it are done."""
         return self.cursor
 
     shared = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes messages."""
+        """Whether the subscription takes messages."""
         return self in self.state.subscribers
 
     def acknowledged(self, offset: int) -> None:

@@ -1,8 +1,7 @@
 """Follows a topic for an operator (`aether tail`), without being a consumer.
 
-A watcher gets the topic's log and its live end. A watcher has no position in the database and
-delays no consumer. It reads from the log at its own pace; of an ephemeral topic it gets the updates
-that pass, and misses those that it is too slow for.
+A watcher has no position in the database and delays no consumer. It reads from the log at its own
+pace; of an ephemeral topic it gets the updates that pass, and misses those that it is too slow for.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ topic from 1."""
 
 
 class _NewMessageSignal:
-    """A subscriber that takes no message, and signals that there is a new one."""
+    """A log subscriber that takes no message, and signals that there is a new one."""
 
     reads = True
 
@@ -46,7 +45,7 @@ class _NewMessageSignal:
 
 
 class _RecentUpdates:
-    """An EphemeralSink that keeps the last few updates."""
+    """Keeps the last few progress updates of an ephemeral topic."""
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque(maxlen=RECENT_UPDATES)
@@ -60,7 +59,7 @@ class _RecentUpdates:
 
 
 class TopicWatcher:
-    """Opens generators that follow topics; one per gateway."""
+    """Opens generators that follow topics for operators; one per gateway."""
 
     def __init__(self, log: TopicLog, ephemeral_topics: EphemeralTopics, clock: Clock) -> None:
         self._log = log

@@ -25,20 +25,7 @@ Key = tuple[CachedTopic, str]
 
 
 class CursorStore:
-    """Keeps dirty cursors by (topic, consumer); `wake` tells the log of the first."""
-
-    __slots__ = (
-        "_begun",
-        "_dirty",
-        "_dropped",
-        "_flushed",
-        "_flushing",
-        "_readers",
-        "_saved",
-        "_wake",
-        "_written",
-        "hurry",
-    )
+    """Keeps the consumers' cursors in topics that moved and are not written yet."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._dirty: dict[Key, int] = {}
@@ -54,30 +41,29 @@ class CursorStore:
 
     @property
     def dirty(self) -> bool:
-        """Whether a cursor waits to be written."""
+        """Whether a moved cursor waits to be written."""
         return bool(self._dirty)
 
     @property
     def void(self) -> bool:
-        """Whether the cursors being written must not be written under a later lease."""
+        """Whether cursors being written must not be written under a later node lease."""
         return bool(self._dropped)
 
     def advance(self, topic: CachedTopic, consumer: str, offset: int) -> None:
-        """Note that the consumer has got all messages up to and including `offset`."""
+        """Note that the consumer has all messages of a topic up to and with `offset`."""
         key = (topic, consumer)
         known = self._dirty.get(key)
         if known is None:
             if not self._dirty:
                 self._wake()
-            # A dirty cursor holds its topic in memory: the pair below counts as a message in
-            # flight.
+            # A dirty cursor holds its topic in memory, as a message in flight does.
             topic.waiting += 1
             self._dirty[key] = offset
         elif offset > known:
             self._dirty[key] = offset
 
     def unwritten(self, topic: CachedTopic, consumer: str) -> int | None:
-        """Return the cursor as memory knows it, or None when the database is up to date."""
+        """Return a consumer's cursor in memory; None when the database has the latest."""
         key = (topic, consumer)
         if key in self._dirty:
             return self._dirty[key]
@@ -86,10 +72,7 @@ class CursorStore:
         return self._written.get(key)
 
     def drop(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget the unwritten cursors of consumers that are not kept.
-
-        The node that holds their identity now gets the messages again.
-        """
+        """Forget unwritten cursors of consumers whose identities other nodes hold now."""
         for topic, consumer in [key for key in self._dirty if not is_kept(key[1])]:
             del self._dirty[topic, consumer]
             topic.waiting -= 1
@@ -98,10 +81,7 @@ class CursorStore:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Remember the cursors that are written while cursors are read from the database.
-
-        The snapshot of that read may not have them.
-        """
+        """Keep cursors that are written during a read whose snapshot may not have them."""
         self._readers += 1
         try:
             yield
@@ -121,7 +101,7 @@ class CursorStore:
             await self._flushed.wait()
 
     def begin_flush(self) -> list[CachedTopic]:
-        """Take the dirty cursors; return their topics. end_flush or abort_flush follows."""
+        """Take the moved cursors to be written, until end_flush or abort_flush."""
         assert not self._flushing
         self._flushing, self._dirty = self._dirty, {}
         self._begun += 1
@@ -129,10 +109,7 @@ class CursorStore:
         return [topic for topic, _ in self._flushing]
 
     def rows(self, now_ms: int) -> list[tuple[int, str, int, int]]:
-        """Return the rows of the flush, for `topic_sql.save_cursors`.
-
-        Its topics must have their ids.
-        """
+        """Return the rows of the cursors being written, whose topics must have ids."""
         rows = []
         for (topic, consumer), offset in self._flushing.items():
             assert topic.topic_id is not None
@@ -140,7 +117,7 @@ class CursorStore:
         return rows
 
     def end_flush(self) -> None:
-        """Note that the rows are durable."""
+        """Note that the cursors being written are durable."""
         for topic, _ in self._flushing:
             topic.waiting -= 1
         if self._readers:
@@ -151,7 +128,7 @@ class CursorStore:
         self._flushed.set()
 
     def abort_flush(self) -> None:
-        """Note that the rows were not written: they are dirty, unless newer ones are."""
+        """Keep the cursors being written for a later flush, as this write failed."""
         for key, offset in self._flushing.items():
             if key in self._dirty or key in self._dropped:
                 key[0].waiting -= 1

@@ -1,4 +1,4 @@
-"""Recognises repeated sends: which numbers of a publisher are in the log.
+"""Recognises repeated sends: remembers which sequence numbers the log has.
 
 A client of the framed transport numbers its sends, and may send again what was not acknowledged
 when its connection broke (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16
@@ -7,11 +7,8 @@ for. Of each identity the latest publisher is kept.
 
 Numbers are written in the transaction of the messages that bear them, so a crash forgets both or
 neither. A high-water mark would not do: a number below it may have been refused, or may never have
-arrived.
-
-Where several nodes write the log, an identity may have been on another node since its publisher was
-last used here. So the numbers in memory are joined with the row whenever a client connects; both
-are committed.
+arrived. Where several nodes write the log, an identity may have been on another node meanwhile; so
+the numbers in memory are joined with the row whenever a client connects.
 
 Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; whether a
 number at or below `floor` was committed is forgotten; `ranges` is sorted, and its ranges neither
@@ -50,23 +47,20 @@ _RANGES: Final = msgspec.msgpack.Decoder(list[list[int]])
 
 
 class PublisherConnection(Protocol):
-    """The connection that is told what becomes of a publisher's numbers."""
+    """The client connection that is told which of a publisher's sends were refused."""
 
     @property
     def outbox(self) -> Kickable:
-        """Writes to the client what `note_refusal` noted."""
+        """Writes to the client the refusals that `note_refusal` noted."""
         ...
 
     def note_refusal(self, number: int, error: RequestError) -> bool:
-        """Note that the append with this number was refused.
-
-        Return whether it is a numbered send of this connection.
-        """
+        """Note a refused append; return whether it is a send of this connection."""
         ...
 
 
 class Publisher:
-    """The sequence numbers of one publisher; the latest `window` are remembered."""
+    """Sequence numbers of a publisher's sends: pending ones, and committed ranges."""
 
     __slots__ = (
         "_committing",
@@ -98,20 +92,20 @@ class Publisher:
 
     @property
     def floor(self) -> int:
-        """The greatest number that is forgotten."""
+        """The greatest sequence number for which it is forgotten whether it committed."""
         return max(self.highest - self.window, 0)
 
     @property
     def idle(self) -> bool:
-        """Whether no connection uses it, and the database knows all that it knows."""
+        """Whether no connection uses the publisher, and the database has all numbers."""
         return self.connection is None and not self.pending
 
     def connect(self, connection: PublisherConnection) -> None:
-        """Tell this connection what becomes of pending numbers, from now on."""
+        """Report refusals of pending sends to this connection from now on."""
         self.connection = connection
 
     def judge(self, seq: int) -> int:
-        """Return IS_NEW, IS_COMMITTED, IS_FORGOTTEN, or the number of the append."""
+        """Return IS_NEW, IS_COMMITTED or IS_FORGOTTEN, or the append of a pending send."""
         if seq > self.highest:
             return IS_NEW
         number = self.pending.get(seq)
@@ -123,13 +117,13 @@ class Publisher:
         return IS_FORGOTTEN if seq <= self.floor else IS_NEW
 
     def appended(self, seq: int, number: int) -> None:
-        """Note that this send is the append `number` of the log."""
+        """Note that send `seq` is pending as the append `number` of the log."""
         self.pending[seq] = number
         self._in_flight.append((number, seq))
         self.highest = max(self.highest, seq)
 
     def join(self, ranges: Iterable[list[int]], written_ms: int) -> None:
-        """Add the ranges of the publisher's row, which are committed as well."""
+        """Add committed ranges of numbers from the publisher's row in the database."""
         ranges = list(ranges)
         if ranges:
             self.highest = max(self.highest, ranges[-1][1])
@@ -142,26 +136,26 @@ class Publisher:
     # -- the log's side: a group is committed or refused as a whole -------------------------------
 
     def begin(self, upto: int) -> bytes:
-        """Return the row for the group up to this append, which is being written."""
+        """Return the row with the numbers up to this append, for its commit group."""
         self._take(upto)
         self._next_ranges = _with(self.ranges, self._committing, self.highest - self.window)
         return msgspec.msgpack.encode(self._next_ranges)
 
     def committed(self, now_ms: int) -> None:
-        """Note that the row is durable."""
+        """Note that the row of `begin` is durable."""
         self.ranges = self._next_ranges
         self.written_ms = now_ms
         self._settle()
 
     def retry_in_parts(self) -> None:
-        """Note that the group was not written, and is written again in smaller groups."""
+        """Make numbers pending again: their commit group is written again in parts."""
         pending = self.pending
         self._in_flight.extendleft((pending[seq], seq) for seq in reversed(self._committing))
         self._committing = []
         self._next_ranges = []
 
     def refused(self, upto: int) -> None:
-        """Free the numbers up to this append: neither row nor messages were written."""
+        """Free the numbers up to this append, whose messages were not written."""
         self._take(upto)
         self._settle()
 
@@ -212,7 +206,6 @@ def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) 
 
 
 def _insert(merged: list[list[int]], seq: int) -> None:
-    """Add a number to ranges that have greater ones."""
     at = bisect_right(merged, seq, key=_first)
     joins_left = at > 0 and merged[at - 1][1] >= seq - 1
     joins_right = at < len(merged) and merged[at][0] == seq + 1
@@ -228,7 +221,7 @@ def _insert(merged: list[list[int]], seq: int) -> None:
 
 
 class PublisherStore:
-    """Keeps the publishers of connected identities; the others are in the database."""
+    """Keeps the publishers of connected identities in memory; sweeps old rows."""
 
     def __init__(self, database: Database, clock: Clock, *, window: int, lifetime_s: int) -> None:
         self._database = database
@@ -241,10 +234,10 @@ class PublisherStore:
         return len(self._live)
 
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
-        """Read a publisher's numbers. Raises StorageUnavailable.
+        """Read a publisher's numbers; return a function that puts it into use.
 
-        The returned function makes the publisher the live one of its identity, without a
-        checkpoint.
+        The function makes it the live publisher of its identity, without a checkpoint. Raises
+        StorageUnavailable.
         """
         rows = (
             []
@@ -260,8 +253,7 @@ class PublisherStore:
                     ranges, written_ms = _RANGES.decode(numbers), stored_ms
             known = self._known(identity, token)
             if known is None:
-                # The publisher of another connection may still be live; its appends are settled
-                # without it.
+                # Another connection's publisher may be live; its appends are settled without it.
                 known = self._live[identity] = Publisher(identity, token, self._window, ranges, written_ms)
             elif rows:
                 known.join(ranges, written_ms)
@@ -274,13 +266,13 @@ class PublisherStore:
         return known if known is not None and known.token == token else None
 
     def release(self, publisher: Publisher, connection: PublisherConnection) -> None:
-        """Note the end of a connection; numbers on their way keep the publisher in memory."""
+        """Note the end of a connection; pending sends keep the publisher in memory."""
         if publisher.connection is connection:
             publisher.connection = None
         self.forget_if_idle(publisher)
 
     def forget_if_idle(self, publisher: Publisher) -> None:
-        """Forget a publisher that no connection uses, if the database knows all of it."""
+        """Forget a publisher that no connection uses and the database knows in full."""
         if publisher.idle and self._live.get(publisher.identity) is publisher:
             age_ms = self._clock.now_ms() - publisher.written_ms
             if publisher.ranges and age_ms * TOUCH_SHARE > self._lifetime_ms:
@@ -288,22 +280,16 @@ class PublisherStore:
             del self._live[publisher.identity]
 
     async def sweep_forever(self) -> None:
-        """Sweep often enough that no live row gets too old, until cancelled.
-
-        A database that does not answer only postpones a sweep.
-        """
+        """Call `sweep` until cancelled, before any live publisher's row gets too old."""
         while True:
             await trio.sleep(max(self._lifetime_ms / 1000 / TOUCH_SHARE / 2, SHORTEST_SWEEP_S))
             try:
                 await self.sweep()
             except StorageUnavailable as error:
-                logger.warning("sweep of publishers postponed, as storage does not answer", reason=str(error))
+                logger.warning("removing old publishers is postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Renew connected publishers, delete old rows, and return how many were deleted.
-
-        Raises StorageUnavailable.
-        """
+        """Renew connected publishers' rows; delete old rows and return their number."""
         now_ms = self._clock.now_ms()
         live = [one for one in self._live.values() if one.ranges and not one.pending]
         old = [one for one in live if (now_ms - one.written_ms) * TOUCH_SHARE > self._lifetime_ms]

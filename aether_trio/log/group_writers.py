@@ -1,4 +1,4 @@
-"""How a group of messages gets its offsets and is written (SQLite, PostgreSQL).
+"""Give a commit group of messages its offsets and write it (SQLite, PostgreSQL).
 
 `LocalGroupWriter` counts offsets in memory, as no other process gives them out (SQLite); it never
 writes a topic's counter. `PostgresGroupWriter` is told the offsets by the database
@@ -24,36 +24,33 @@ from aether_trio.storage.base import CommitUnknown, Database, StorageUnavailable
 logger = structlog.get_logger("aether.log")
 
 Message = tuple[CachedTopic, bytes]
+Cursors = Sequence[topic_sql.CursorRow]
+Numbers = Sequence[topic_sql.PublisherRow]
 
 UNSURE_PAUSE_S: Final = 0.1
 """Pause before a group is sent again while it is not known whether it was written."""
 
 
 class GroupWriter(Protocol):
-    """Writes one group after another; the topics of all its messages have ids by then."""
+    """Commits groups of messages and cursors; all topics have ids by then."""
 
     sql: TopicSql
     unsure: bool
     """Whether the writer does not know now whether its last group was written, and finds it out."""
 
     async def append(
-        self,
-        messages: Sequence[Message],
-        now_ms: int,
-        cursors: Sequence[tuple[int, str, int, int]],
-        numbers: Sequence[tuple[str, bytes, bytes, int]],
-        is_void: Callable[[], bool],
+        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
     ) -> list[int] | None:
         """Commit a group; return its offsets, or None when they are not known.
 
-        A group that `is_void` is not written. Raises StorageUnavailable: nothing was written,
-        unless it is CommitUnknown. Raises TopicsDeleted: nothing was written.
+        A group that `is_void` is not written. Raises StorageUnavailable or TopicsDeleted when
+        nothing was written, CommitUnknown (a StorageUnavailable) when that is not known.
         """
         ...
 
 
 class TopicsDeleted(Exception):
-    """Another node has deleted topics of a group, which are to be made again."""
+    """Raised when another node has deleted topics of a group: make them again."""
 
     def __init__(self, topic_ids: frozenset[int]) -> None:
         super().__init__(f"topics {sorted(topic_ids)} were deleted")
@@ -61,15 +58,12 @@ class TopicsDeleted(Exception):
 
 
 class GroupVoided(StorageUnavailable):
-    """The group was not written, because the node lost its lease before."""
+    """Raised when a group was not written, as the node had lost its lease before."""
 
 
 @contextmanager
 def nothing_written() -> Iterator[None]:
-    """Turn CommitUnknown into StorageUnavailable, for writes that precede a group.
-
-    Their outcome may be unknown; that the group itself was not written is known.
-    """
+    """Turn CommitUnknown into StorageUnavailable, for writes that precede a group."""
     try:
         yield
     except CommitUnknown as error:
@@ -77,10 +71,7 @@ def nothing_written() -> Iterator[None]:
 
 
 class LocalGroupWriter:
-    """Writes groups to a database that no other process writes.
-
-    The log takes refused offsets back.
-    """
+    """Writes groups to a database that no other process writes (SQLite)."""
 
     sql: TopicSql = topic_sql
     unsure = False
@@ -89,14 +80,8 @@ class LocalGroupWriter:
         self._database = database
 
     async def append(
-        self,
-        messages: Sequence[Message],
-        now_ms: int,
-        cursors: Sequence[tuple[int, str, int, int]],
-        numbers: Sequence[tuple[str, bytes, bytes, int]],
-        is_void: Callable[[], bool],
+        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
     ) -> list[int]:
-        """Commit a group and return its offsets. Raises StorageUnavailable."""
         offsets: list[int] = []
         flat: list[Value] = []
         for topic, frame in messages:
@@ -129,14 +114,8 @@ class PostgresGroupWriter:
         self.unsure = False
 
     async def append(
-        self,
-        messages: Sequence[Message],
-        now_ms: int,
-        cursors: Sequence[tuple[int, str, int, int]],
-        numbers: Sequence[tuple[str, bytes, bytes, int]],
-        is_void: Callable[[], bool],
+        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
     ) -> list[int] | None:
-        """Commit a group and return its offsets, as GroupWriter says."""
         rows = [(topic.topic_id, frame) for topic, frame in messages if topic.topic_id is not None]
         assert len(rows) == len(messages)
         try:
@@ -178,14 +157,16 @@ class PostgresGroupWriter:
                     if is_void():
                         if self.unsure and await self._was_written(group):
                             return []
-                        raise GroupVoided("this gateway had lost its lease")
+                        raise GroupVoided("this gateway had lost its lease in the cluster")
                     answer: list[tuple[int, int]] = await self._database.write(statement)
                     return answer
                 except GroupVoided:
                     raise
                 except CommitUnknown:
                     if not self.unsure:
-                        logger.warning("it is not known whether a log group was committed; the gateway asks again")
+                        logger.warning(
+                            "it is not known whether a group of messages was committed; the gateway asks again"
+                        )
                     self.unsure = True
                 except StorageUnavailable:
                     if not self.unsure:
@@ -195,15 +176,12 @@ class PostgresGroupWriter:
             self.unsure = False
 
     async def _was_written(self, group: CommitGroup) -> bool:
-        """Whether the group was written, now or ever. Raises StorageUnavailable.
-
-        May be called again after an error.
-        """
+        """Close the group's number; return whether the group was written before."""
         rows: list[tuple[int]] = await self._database.write(topic_sql_postgres.close_group(group.writer, group.number))
         self._groups = group.number + 1  # this number may be the one that was taken
         return rows == [(group.number,)]
 
 
 def open_group_writer(database: Database, partition_ms: int) -> GroupWriter:
-    """Make the writer for this database; `partition_ms` is for PostgreSQL."""
+    """Make the writer of commit groups; `partition_ms` is for PostgreSQL."""
     return PostgresGroupWriter(database, partition_ms) if database.shared else LocalGroupWriter(database)

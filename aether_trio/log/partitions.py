@@ -1,10 +1,9 @@
-"""Partitions by time of the messages in PostgreSQL, for retention.
+"""Partitions of PostgreSQL's `messages` by time: retention drops whole tables.
 
-Retention drops a table instead of deleting rows. A partition holds the messages that were appended
-between two moments. Each node makes the partition for now before it appends, unless it knows that
-the partition exists. There is no default partition: its rows would have to be searched whenever
-another one is made. The catalog is the only list of partitions, and a lock in the database makes
-one process at a time change it.
+A partition holds the messages that were appended between two moments. Each node makes the partition
+for now before it appends, unless it knows that the partition exists. There is no default partition:
+its rows would have to be searched whenever another one is made. The catalog is the only list of
+partitions, and a lock in the database makes one process at a time change it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from typing import Final
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row
 
 SHARE_OF_AGE: Final = 8
-"""A message is kept for at most an eighth of its age longer; a query looks into some ten
-partitions."""
+"""A message is kept an eighth of its age longer at most; a query looks into some ten tables."""
 
 SHORTEST_S: Final = 60.0
 UNLIMITED_S: Final = 30 * 24 * 3600.0
@@ -37,7 +35,7 @@ _BOUNDS: Final = re.compile(r"FROM \('(-?\d+)'\) TO \('(-?\d+)'\)")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """Messages with lower_ms <= ts_ms < upper_ms."""
+    """A table of the messages with lower_ms <= ts_ms < upper_ms."""
 
     lower_ms: int
     upper_ms: int
@@ -50,7 +48,7 @@ def length_ms(age_s: float) -> int:
 
 
 def partitions() -> Program[list[Partition]]:
-    """List all partitions, the oldest first."""
+    """List all partitions of `messages`, the oldest first."""
     rows: list[Row] = yield Fetch(_LIST)
     found = []
     for table, text in rows:
@@ -61,7 +59,7 @@ def partitions() -> Program[list[Partition]]:
 
 
 def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
-    """Return the partition for messages of `now_ms`, which is made if there is none.
+    """Return the partition for messages of `now_ms`; make it if there is none.
 
     Its bounds are multiples of `length`, unless a neighbour leaves less room.
     """
@@ -77,8 +75,7 @@ def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
         else:
             upper = min(upper, one.lower_ms)
     made = Partition(lower, upper, f"messages_{lower}".replace("-", "before_"))
-    # ATTACH lets other nodes read and append meanwhile; CREATE TABLE ... PARTITION OF would wait
-    # for them, and they for it.
+    # ATTACH lets other nodes read and append; CREATE TABLE ... PARTITION OF would wait for them.
     yield Execute(f"CREATE TABLE {made.table} (LIKE messages INCLUDING ALL)")
     yield Execute(f"ALTER TABLE messages ATTACH PARTITION {made.table} FOR VALUES FROM ({lower}) TO ({upper})")
     return made
@@ -89,8 +86,7 @@ def drop_partition(table: str) -> Program[int]:
     yield Fetch(_LOCK)
     if not any(one.table == table for one in (yield from partitions())):
         return 0
-    # Readers and appenders queue up behind this statement while it waits: give up soon and try
-    # again later.
+    # Readers and appenders queue behind this statement while it waits: give up soon, try later.
     yield Execute("SET LOCAL lock_timeout = '1s'")
     [[size, estimate]] = yield Fetch(
         "SELECT pg_table_size(oid), reltuples FROM pg_class WHERE oid = $1::text::regclass", (table,)
@@ -103,10 +99,7 @@ def drop_partition(table: str) -> Program[int]:
 
 
 async def drop_older(database: Database, oldest_ms: int) -> int:
-    """Drop partitions with only messages from before `oldest_ms`.
-
-    Return about how many messages went.
-    """
+    """Drop partitions of messages before `oldest_ms`; return about how many went."""
     gone = 0
     for one in await database.read(partitions):
         if one.upper_ms <= oldest_ms:
@@ -115,7 +108,7 @@ async def drop_older(database: Database, oldest_ms: int) -> int:
 
 
 class PartitionKeeper:
-    """Makes partitions for the writer of one node."""
+    """Makes the partitions that one node's log writer needs."""
 
     def __init__(self, database: Database, length: int) -> None:
         self._database = database
@@ -123,12 +116,11 @@ class PartitionKeeper:
         self._known: Partition | None = None
 
     async def ensure(self, now_ms: int) -> None:
-        """Make the partition for messages of `now_ms` if it is missing. Raises
-        StorageUnavailable."""
+        """Make the partition for `now_ms` if unknown. Raises StorageUnavailable."""
         known = self._known
         if known is None or not known.lower_ms <= now_ms < known.upper_ms:
             self._known = await self._database.run(lambda: ensure_partition(now_ms, self._length))
 
     def doubt(self) -> None:
-        """Read the catalog before the next group, as the partition may be dropped."""
+        """Have `ensure` read the catalog again, as a partition may have been dropped."""
         self._known = None

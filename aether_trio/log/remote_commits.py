@@ -44,7 +44,7 @@ OFFERS_PER_SLICE: Final = 2_000
 
 
 class RemoteCommitReader:
-    """Reads and offers other nodes' messages; described at the top of this file.
+    """Reads messages that other nodes committed and offers them to subscribers.
 
     `run` is its one task. `refresh` reads where topics end. `grown` collects topics for retention.
     """
@@ -64,26 +64,23 @@ class RemoteCommitReader:
         """Counters since start."""
 
     def request(self, topic: CachedTopic) -> None:
-        """Have this topic read, as it may have messages that were not offered here. Never
-        blocks."""
+        """Have a topic read that may have commits of other nodes. Never blocks."""
         if topic not in self._behind:
             topic.waiting += 1  # it must not be forgotten meanwhile
             self._behind[topic] = None
             self._requested.set()
 
     async def run(self) -> None:
-        """Read and offer until cancelled."""
+        """Read the requested topics and offer their messages, until cancelled."""
         while True:
             while self._behind:
                 await retry_while_unavailable(self._read_some, "reading the messages of other nodes", logger)
             await self._requested.wait()
 
     async def _read_some(self) -> None:
-        """Read once for some of the topics. After StorageUnavailable all of them are still
-        behind."""
+        """Read and offer once for some topics; after an error all stay requested."""
         topics = list(self._behind)[:TOPICS_PER_READ]
-        # A topic without subscribers needs its tail for the next one that subscribes, and no
-        # messages.
+        # A topic without subscribers needs no messages, only its tail for the next subscriber.
         tail_only = [topic for topic in topics if topic.topic_id is None or not topic.is_read]
         if tail_only:
             await self._refresh(tail_only)
@@ -121,10 +118,7 @@ class RemoteCommitReader:
             await self._refresh_deleted(deleted)
 
     async def _refresh_deleted(self, topics: Sequence[CachedTopic]) -> None:
-        """Look up topics that another node's retention has deleted.
-
-        They may have new rows by now.
-        """
+        """Look up deleted topics, which may have new rows by now."""
         for topic in topics:
             topic.waiting += 1
         try:

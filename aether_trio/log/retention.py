@@ -9,8 +9,8 @@ The cost of a sweep grows with what it deletes, not with what there is. A topic 
 oldest message is, else some time after its last look (`look_ms`, a day at most), and an index finds
 the topics that are due. A topic that is too large is one that this node has seen grow
 (`TopicLog.grown`). A look also forgets positions that are out of use. A topic without messages and
-positions, for as long as an unused position is kept, is deleted: clients name topics as they like,
-so nothing may stay of a name for ever.
+positions, for as long as an unused position is kept, is deleted: nothing may stay of a name for
+ever.
 
 In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may
 stay for an eighth of the age longer. Several nodes may sweep at a time, as each step reads again
@@ -42,13 +42,11 @@ logger = structlog.get_logger("aether.retention")
 ROWS_PER_STEP = 500
 TOPICS_PER_STEP = 50
 LOOK_MS = 24 * 3600 * 1000
-"""Longest time between two looks at a topic: a limit that was lowered counts a day later at
-most."""
+"""Longest time between two looks at a topic: a lowered limit counts a day later at most."""
 KEEP_MS = 7 * 24 * 3600 * 1000
 """How long an empty topic is kept where positions are kept for ever."""
 RENEWALS = 4
-"""How often a position in use is written again within the time after which it would be
-forgotten."""
+"""How often a position in use is renewed within the time after which it would be forgotten."""
 GROWTH = 16
 """A topic at its size limit is looked at after each growth by a sixteenth of the limit."""
 FOR_EVER_MS = -(2**62)
@@ -58,7 +56,7 @@ WRITER_AGE_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """Limits of what is kept; 0 is unlimited.
+    """Limits of age, size and positions that retention keeps; 0 is unlimited.
 
     Messages older than `age_s` go, and the oldest ones of a topic with more than `topic_bytes`.
     Positions go that have not moved for `cursor_age_s` and lie before all messages. A sweep begins
@@ -72,7 +70,7 @@ class RetentionLimits:
 
 
 def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tuple[int, int]]:
-    """Find what goes from this topic in one step: (last offset, topic_bytes), or 0s."""
+    """Find the expired messages of a topic for one step: (last offset, topic_bytes)."""
     rows: list[Row] = yield Fetch(
         "SELECT message_key, ts_ms, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
         "ORDER BY message_key LIMIT $3",
@@ -127,12 +125,12 @@ def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Prog
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """The bounds of one sweep, in Unix milliseconds and bytes.
+class SweepBounds:
+    """The times (Unix ms) and sizes that one retention sweep compares with.
 
-    `age_ms` 0: no message is deleted for its age. `topic_bytes` 0: no message is deleted for its
-    topic's size. Positions not written since `positions_ms` go, and topics that have been empty
-    since `emptied_ms`. A topic is looked at again after `look_ms`.
+    `age_ms` and `topic_bytes` 0: no message is deleted for its age, or its topic's size. Positions
+    not written since `positions_ms` go, and topics that have been empty since `emptied_ms`. A topic
+    is looked at again after `look_ms`.
     """
 
     now_ms: int
@@ -144,24 +142,24 @@ class Bounds:
 
     @property
     def oldest_ms(self) -> int:
-        """The moment before which messages go."""
+        """The Unix time in ms before which messages are deleted."""
         return self.now_ms - self.age_ms if self.age_ms else FOR_EVER_MS
 
 
 @dataclass(slots=True)
-class LookResult:
-    """The result of a look: messages deleted, and topics (id, name) to delete."""
+class SweepStep:
+    """The result of a sweep step: messages deleted, topics (id, name) to delete."""
 
     gone: int
     empty: list[tuple[int, str]]
 
 
-def look(topics: Sequence[Row], bounds: Bounds) -> Program[LookResult]:
-    """Do what is due for these topics, (id, name, emptied_ms) each.
+def sweep_topics(topics: Sequence[Row], bounds: SweepBounds) -> Program[SweepStep]:
+    """Delete what is due in these topics, (id, name, emptied_ms) each.
 
     A topic with more than one step of messages to delete stays due.
     """
-    found = LookResult(0, [])
+    found = SweepStep(0, [])
     for topic_id, name, emptied_ms in topics:
         if found.gone >= ROWS_PER_STEP:
             break
@@ -190,7 +188,7 @@ def look(topics: Sequence[Row], bounds: Bounds) -> Program[LookResult]:
 
 
 class Retention:
-    """Sweeps one log."""
+    """Sweeps one topic log for expired messages, positions and topics."""
 
     def __init__(self, log: TopicLog, limits: RetentionLimits) -> None:
         self._log = log
@@ -202,10 +200,7 @@ class Retention:
         self.deleted_topics = 0
 
     async def sweep_forever(self) -> None:
-        """Sweep every `sweep_s`, until cancelled.
-
-        A database that does not answer postpones a sweep.
-        """
+        """Sweep every `sweep_s` until cancelled; postpone while storage is unavailable."""
         while True:
             await trio.sleep(self._limits.sweep_s)
             try:
@@ -214,9 +209,9 @@ class Retention:
                 logger.warning("retention postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Do what is due; return how many messages went.
+        """Delete what is due; return how many messages went, partitions estimated.
 
-        The number is an estimate where whole partitions go. Raises StorageUnavailable.
+        Raises StorageUnavailable.
         """
         limits = self._limits
         now_ms = self._clock.now_ms()
@@ -229,7 +224,7 @@ class Retention:
         if self._database.shared:
             gone = await drop_older(self._database, now_ms - age_ms if age_ms else FOR_EVER_MS)
             await self._database.execute("DELETE FROM log_writers WHERE updated_ms < $1", now_ms - WRITER_AGE_MS)
-        bounds = Bounds(
+        bounds = SweepBounds(
             now_ms=now_ms,
             age_ms=0 if self._database.shared else age_ms,
             topic_bytes=limits.topic_bytes,
@@ -242,20 +237,20 @@ class Retention:
         self.expired += gone
         return gone
 
-    async def _look_at_due(self, bounds: Bounds) -> int:
+    async def _look_at_due(self, bounds: SweepBounds) -> int:
         gone = 0
         while topics := await self._database.fetch(
             "SELECT id, name, emptied_ms FROM topics WHERE checked_ms < $1 ORDER BY checked_ms LIMIT $2",
             bounds.now_ms - bounds.look_ms,
             TOPICS_PER_STEP,
         ):
-            looked = await self._database.run(partial(look, topics, bounds))
+            looked = await self._database.run(partial(sweep_topics, topics, bounds))
             gone += looked.gone
             if looked.empty:
                 self.deleted_topics += await self._log.delete_topics(looked.empty)
         return gone
 
-    async def _look_at_grown(self, bounds: Bounds) -> int:
+    async def _look_at_grown(self, bounds: SweepBounds) -> int:
         grown = self._log.grown
         gone = 0
         while grown:
@@ -265,7 +260,7 @@ class Retention:
             grown.pop(name, None)
         return gone
 
-    async def _cut(self, topic: CachedTopic, bounds: Bounds) -> int:
+    async def _cut(self, topic: CachedTopic, bounds: SweepBounds) -> int:
         if topic.tail_bytes <= bounds.topic_bytes:
             topic.sweep_bytes = bounds.topic_bytes + 1
             return 0

@@ -1,4 +1,4 @@
-"""What one node keeps in memory of one topic: its end and its subscribers.
+"""The topics that one node has in memory: their ends, subscribers, and eviction.
 
 A `CachedTopic` is made at the first publish or subscribe. It may be forgotten while it has no
 subscriber and nothing of it waits for a commit, because the database then knows all that it knows.
@@ -21,8 +21,7 @@ Fields and invariants:
 * `base`: a consumer without a position has not missed the messages up to this offset.
 * `waiting` counts what needs this very object: messages and cursors that wait for a commit, and
   sessions that looked the topic up and have not yet closed their subscription.
-* `watchers` counts the subscribers that only look on (delivery/topic_watcher.py) and receive
-  nothing.
+* `watchers` counts the subscribers that only look on (delivery/topic_watcher.py).
 * `sweep_bytes`: when `tail_bytes` reaches it, retention looks at the topic.
 """
 
@@ -42,32 +41,30 @@ SWEEP_REQUESTED: Final = 2**62
 
 
 class Subscriber(Protocol):
-    """Gets each committed message of a topic, in order."""
+    """Is offered each committed message of a topic, in order."""
 
     reads: bool
     """Whether it is offered the messages that other nodes commit. A subscriber without this is told
     to `look`, and reads what it wants from the database."""
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
-        """Queue the message, or note that the log has it. Never blocks or raises.
+        """Queue a message and add its outbox to `touched`, to be kicked once a burst.
 
-        Adds the outbox that has something new to write to `touched`, so that a burst costs one
-        write.
+        Or note that the log has the message. Never blocks or raises.
         """
         ...
 
     def look(self) -> None:
-        """Note that the tail moved without an offer: read the log. Never blocks or raises."""
+        """Read the log, as the tail moved without an offer. Never blocks or raises."""
         ...
 
     def renew(self) -> None:
-        """Write the consumer's position again, so that retention keeps it. Never blocks or
-        raises."""
+        """Write the position again, for retention to keep. Never blocks or raises."""
         ...
 
 
 class CachedTopic:
-    """One topic in one node's memory; the top of this file describes the fields."""
+    """One topic of the log in a node's memory; this file's top describes its fields."""
 
     __slots__ = (
         "assigned",
@@ -100,16 +97,16 @@ class CachedTopic:
 
     @property
     def is_read(self) -> bool:
-        """Whether a subscriber here wants the messages that other nodes commit."""
+        """Whether a subscriber here is offered the messages that other nodes commit."""
         return any(subscriber.reads for subscriber in self.subscribers)
 
     def look(self) -> None:
-        """Have all subscribers read what is new from the log."""
+        """Have all subscribers read the topic's new messages from the log."""
         for subscriber in list(self.subscribers):
             subscriber.look()
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable], grown: dict[str, CachedTopic]) -> int:
-        """Make a committed message the tail, and offer it; return the number of offers.
+        """Offer a committed message to the subscribers; return the number of offers.
 
         Adds the topic to `grown` when retention is to look at it. No checkpoint.
         """
@@ -135,12 +132,12 @@ class CachedTopic:
 
     @property
     def forgettable(self) -> bool:
-        """Whether the database knows all that this object knows."""
+        """Whether the database knows all that memory knows of this topic."""
         return not self.subscribers and not self.waiting
 
 
 class TopicCache:
-    """The topics in one node's memory; forgets unused ones when there are too many."""
+    """Holds the topics in one node's memory; forgets unused ones beyond a limit."""
 
     def __init__(self) -> None:
         self._topics: dict[str, CachedTopic] = {}

@@ -8,23 +8,21 @@ the next one gathers: the busier the node, the cheaper a message.
                                                        │ committed
                         senders go on ◀── _fan_out ┴──▶ CachedTopic.offer ──▶ outboxes are kicked
 
-A topic is in memory (`CachedTopic`) while it has subscribers or something of it waits, and as long
-as there is room for topics without subscribers. `load` reads topics from the database before a
-session subscribes, several topics with one read. Where other nodes write as well (PostgreSQL), a
-read, or a notification from another node, may find more than was offered here; then
-`RemoteCommitReader` reads and offers the rest.
+`load` reads topics from the database before a session subscribes, several topics with one read.
+Where other nodes write as well (PostgreSQL), a read, or a notification from another node, may find
+more than was offered here; then `RemoteCommitReader` reads and offers the rest.
 
-Invariants
-* Only committed messages are offered.
-* Order: messages of one topic are committed and offered in the order in which they were appended.
+Invariants:
+
+* Only committed messages are offered; those of one topic are committed and offered in the order in
+  which they were appended.
 * A sequence number is *settled* once its group is committed or refused; numbers settle in order. A
   response that waits for the last append of its connection is therefore a barrier.
 * Where other nodes write as well, a message of this node that is not its topic's next one waits for
   the messages in front of it (remote_commits.py). A subscriber that is offered an offset that is
   not its next one reads the messages between from the log (delivery/catchup.py).
 * A group that cannot be written (disk full, file locked) is refused as a whole: every sender is
-  told, the offsets are given back, and the next group tries again. No message of a refused group is
-  offered.
+  told, the offsets are given back, and the next group tries again.
 * Memory: appends are admitted only while `has_room`; the connections' readers wait for room, and so
   does TCP.
 * A topic that is pinned, that has subscribers, or that waits for a commit is never forgotten;
@@ -57,24 +55,21 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable
 from aether_trio.storage.retry import retry_while_unavailable
 
-__all__ = ["Author", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open_log"]
+__all__ = ["AppendAuthor", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open_log"]
 
 logger = structlog.get_logger("aether.log")
 
 OFFERS_PER_SLICE: Final = 2_000
-"""Offers between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves
-no task."""
+"""Offers between two checkpoints: about 1 ms of work, so that a broadcast starves no task."""
 OFFERS_PER_KICK: Final = 8_000
-"""Offers before subscribers write: a burst of broadcasts costs each of them one send, which is
-the cost of a delivery, and the first message of the burst waits some 4 ms for the others at
-most."""
+"""Offers before subscribers write: a burst of broadcasts costs each of them one send, and its first
+message waits some 4 ms at most."""
 
 IDENTITY_BYTES: Final = 16
 PROBE_S: Final = 1.0
 """Pause between two attempts to write to a failing database while there is nothing to write."""
 REFUSED_PAUSE_S: Final = 0.05
-"""Pause after a refused group: a failing database may answer at once, and cursors alone must not
-spin."""
+"""Pause after a refused group: a failing database may answer at once, and cursors must not spin."""
 DRAIN_S: Final = 10.0
 """How long the end of the log waits for messages that are not settled."""
 
@@ -86,7 +81,7 @@ RETRY_PUBLISH_MS: Final = 1000
 
 
 def publish_error(error: StorageUnavailable) -> RequestError:
-    """Make the senders' error for a group that was not committed, as far as known."""
+    """Make the senders' error for a commit group that failed or may have failed."""
     if isinstance(error, CommitUnknown):
         return RequestError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
     return RequestError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
@@ -94,10 +89,9 @@ def publish_error(error: StorageUnavailable) -> RequestError:
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """Bounds of the log's queue and of its groups.
+    """Limits of the messages that wait for a commit, and of one commit group.
 
-    At most `pending_bytes` and `pending_messages` wait for a commit. A group takes at most
-    `group_messages`, and about `group_bytes`. Moved cursors are written every `cursor_flush_s`.
+    Moved cursors are written every `cursor_flush_s`. A group takes about `group_bytes`.
     """
 
     pending_bytes: int = 16 * 1024 * 1024
@@ -111,7 +105,10 @@ class LogLimits:
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """Counters since start, and what waits; `settled - refused` messages are durable."""
+    """Counters of the log since start, and what waits now.
+
+    `settled - refused` messages are durable.
+    """
 
     appended: int
     settled: int
@@ -128,17 +125,16 @@ class LogStatistics:
     """The messages that these reads brought."""
 
 
-class Author(Protocol):
-    """Appends messages, and is told whether they were committed."""
+class AppendAuthor(Protocol):
+    """The author of appends to the log, told whether they were committed."""
 
     confirms: bool
-    """Whether it wants `settled`, and may have a `publisher`. It is read for every message, so
-    it is a class attribute mostly."""
+    """Whether it wants `settled`, and may have a `publisher`. Read for every message."""
     publisher: Publisher | None
     """The publisher whose sequence numbers are committed with the messages."""
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Note that the append was not committed, or that this is not known.
+        """Note that an append was not committed, or that this is not known.
 
         All appends of a group get the same error. An author that `confirms` writes nothing before
         `settled`.
@@ -146,16 +142,15 @@ class Author(Protocol):
         ...
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Add the outboxes that have something to say, now that a group of its appends is
-        settled."""
+        """Add the outboxes to kick, now that a group of this author's appends is settled."""
         ...
 
 
 class LogRelay(Protocol):
-    """Notifies the other nodes that write to the same log. The cluster implements it."""
+    """Notifies the other nodes that write to the same log; the cluster implements it."""
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Make known that this node subscribes to these topics. Raises StorageUnavailable.
+        """Announce that this node subscribes to these topics. Raises StorageUnavailable.
 
         A message that is not in a topic's tail when the tail is read after this call is notified.
         """
@@ -166,7 +161,7 @@ class LogRelay(Protocol):
         ...
 
 
-PendingMessage = tuple[CachedTopic, bytes, Author]
+PendingMessage = tuple[CachedTopic, bytes, AppendAuthor]
 """A message that waits for its commit: topic, encoded frame, author."""
 
 GroupReport = Callable[[float, int], None]
@@ -175,7 +170,7 @@ the number of its messages."""
 
 
 class TopicLog:
-    """The log of one node; described at the top of this file. Made by `open_log`."""
+    """The durable topic log of one node, made by `open_log`: see this file's top."""
 
     def __init__(
         self, database: Database, clock: Clock, limits: LogLimits, identity: bytes, on_group: GroupReport
@@ -184,14 +179,12 @@ class TopicLog:
         self.clock = clock
         """Dates the messages."""
         self.identity = identity
-        """16 random bytes, made with the database. Offsets of a log with other bytes mean
-        nothing here."""
+        """16 random bytes, made with the database: offsets of other logs mean nothing here."""
         self.topics = TopicCache()
         self._work = AutoResetEvent()
         self.cursors = CursorStore(self._work.set)
         self.grown: dict[str, CachedTopic] = {}
-        """Topics that have grown so far that retention is to look at them
-        (CachedTopic.sweep_bytes)."""
+        """Topics that retention is to look at, as they have grown (CachedTopic.sweep_bytes)."""
         self.relay: LogRelay | None = None
         """Notifies other nodes; None on a single node."""
         self._limits = limits
@@ -218,21 +211,21 @@ class TopicLog:
 
     @property
     def has_room(self) -> bool:
-        """Whether an append is within the limits of what may wait."""
+        """Whether the log takes an append: bytes and messages that wait are in bounds."""
         return (
             self._pending_bytes + self._in_commit_bytes < self._limits.pending_bytes
             and len(self._pending) + self._in_commit_messages < self._limits.pending_messages
         )
 
     async def wait_room(self) -> None:
-        """Wait until `has_room`."""
+        """Wait until the log has room for an append."""
         while not self.has_room:
             await self._group_settled.wait()
 
-    def append_nowait(self, topic: CachedTopic, frame: bytes, author: Author) -> int:
-        """Queue a message and return its sequence number. Never blocks.
+    def append_nowait(self, topic: CachedTopic, frame: bytes, author: AppendAuthor) -> int:
+        """Queue a message for the next commit group; return its sequence number.
 
-        Call it only while `has_room`; one batch beyond that is tolerated.
+        Never blocks. Call it only while `has_room`; one batch beyond that is tolerated.
         """
         topic.waiting += 1
         if not self._pending:
@@ -248,16 +241,16 @@ class TopicLog:
         return sequence <= self._settled
 
     async def wait_settled(self, sequence: int) -> None:
-        """Wait until `is_settled(sequence)`."""
+        """Wait until the append with this number was committed or refused."""
         while sequence > self._settled:
             await self._group_settled.wait()
 
     async def drain(self) -> None:
-        """Wait until all messages that were appended are settled."""
+        """Wait until all messages that were appended are committed or refused."""
         await self.wait_settled(self._appended)
 
     def void(self) -> None:
-        """Refuse all messages that are not committed by now: this node has lost its lease.
+        """Refuse all appends that are not committed: this node has lost its lease.
 
         Their senders may no longer hold their identities, and other nodes may write as their
         successors. No checkpoint. Later appends are written under a later lease.
@@ -324,8 +317,7 @@ class TopicLog:
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
         authors = list(dict.fromkeys(author for _, _, author in batch if author.confirms))
-        # In the order of their first messages: of two publishers of one identity the later one's
-        # row stays.
+        # In their first messages' order: of two publishers of one identity the later one stays.
         upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
 
@@ -337,7 +329,9 @@ class TopicLog:
             for publisher in publishers:
                 publisher.refused(upto)
             if not self._failing:
-                logger.error("log group refused", messages=len(batch), reason=str(error))
+                logger.error(
+                    "messages could not be stored; their senders are told", messages=len(batch), reason=str(error)
+                )
             self._failing = True
             await self._refuse(batch, authors, publish_error(error))
             await trio.sleep(REFUSED_PAUSE_S)
@@ -360,15 +354,17 @@ class TopicLog:
                 await self._fan_out(batch, offsets, authors)
 
     async def _commit_in_halves(
-        self, batch: list[PendingMessage], authors: Iterable[Author], *, alone: bool, error: Exception
+        self, batch: list[PendingMessage], authors: Iterable[AppendAuthor], *, alone: bool, error: Exception
     ) -> None:
         """Find the message that the database never takes, refuse it, commit the others."""
         if not batch:
-            logger.error("positions cannot be written", reason=repr(error))
+            logger.error("consumers' positions cannot be written", reason=repr(error))
             await trio.sleep(PROBE_S)
             return
         if alone and len(batch) == 1:
-            logger.error("a message cannot be written", topic=batch[0][0].name, reason=repr(error))
+            logger.error(
+                "the database does not take a message; its sender is told", topic=batch[0][0].name, reason=repr(error)
+            )
             for author in authors:
                 if author.publisher is not None:
                     author.publisher.refused(self._settled + 1)
@@ -391,8 +387,7 @@ class TopicLog:
         publishers: Sequence[Publisher],
         upto: int,
     ) -> tuple[list[int] | None, int]:
-        """Write a group; return its offsets (group_writers.py) and its time. Raises
-        StorageUnavailable."""
+        """Write a commit group; return its offsets, if known, and its time."""
 
         def is_void() -> bool:
             return self.cursors.void or (bool(messages) and upto <= self._void_upto)
@@ -407,8 +402,7 @@ class TopicLog:
                 return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
             except TopicsDeleted as deleted:
                 lost = [topic for topic in topics if topic.topic_id in deleted.topic_ids]
-                # Retention has raised the floor already; but a standby without these topics may
-                # have been promoted.
+                # Retention raised the floor; but a standby without these topics may be promoted.
                 latest = max(max(topic.end, topic.assigned) for topic in lost)
                 with nothing_written():
                     await self.database.write(topic_sql.raise_floor(latest))
@@ -416,11 +410,7 @@ class TopicLog:
                     topic.topic_id = None
 
     async def _probe(self) -> None:
-        """Try whether the database can be written again.
-
-        While the log is failing the gateway admits no senders, so no message may come to find it
-        out.
-        """
+        """Try a write, as a failing log admits no sender whose message would find out."""
         try:
             await self.database.run(topic_sql.probe_write)
         except StorageUnavailable:
@@ -442,15 +432,13 @@ class TopicLog:
     @staticmethod
     def _settle_doubt(topic: CachedTopic, facts: topic_sql.TopicFacts) -> None:
         # A database may commit and fail to say so. Such messages are in the log, though their
-        # senders were refused: offsets go on behind them, and subscribers, who see that some are
-        # missing, read them from there.
+        # senders were refused: offsets go on behind them, and subscribers read them from there.
         topic.doubtful = False
         if facts.tail > topic.tail:
             topic.tail = topic.assigned = facts.tail
             topic.tail_bytes = topic.assigned_bytes = facts.total_bytes
 
     def _take_back_offsets(self, batch: list[PendingMessage]) -> None:
-        """Take back the offsets that this process gave to a group."""
         if self.database.shared:
             return
         for topic, _, _ in batch:
@@ -458,12 +446,12 @@ class TopicLog:
                 topic.doubtful = True
                 topic.assigned, topic.assigned_bytes = topic.tail, topic.tail_bytes
 
-    async def _refuse(self, batch: list[PendingMessage], authors: Iterable[Author], told: RequestError) -> None:
+    async def _refuse(self, batch: list[PendingMessage], authors: Iterable[AppendAuthor], told: RequestError) -> None:
         self._take_back_offsets(batch)
         self._refused += len(batch)
         number = self._settled
         self._settle(len(batch))
-        silent: list[tuple[Author, int]] = []
+        silent: list[tuple[AppendAuthor, int]] = []
         for topic, _, author in batch:
             number += 1
             topic.waiting -= 1
@@ -471,8 +459,7 @@ class TopicLog:
                 author.refused(number, told)
             else:
                 silent.append((author, number))
-        # These write to their clients at once, and receipts that are asked for then must know of
-        # every refusal.
+        # These write to their clients at once, and receipts asked for then must know all refusals.
         for refusals, (author, number) in enumerate(silent, start=1):
             author.refused(number, told)
             if refusals % KICKS_PER_SLICE == 0:
@@ -482,12 +469,11 @@ class TopicLog:
             author.settled(touched)
         await kick_all(touched)
 
-    async def _fan_out(self, batch: list[PendingMessage], offsets: list[int], authors: Iterable[Author]) -> None:
+    async def _fan_out(self, batch: list[PendingMessage], offsets: list[int], authors: Iterable[AppendAuthor]) -> None:
         touched: set[Kickable] = set()
         offers = unkicked = 0
         shared, grown = self.database.shared, self.grown
-        # Senders may go on as soon as their messages are durable; they do not wait for the
-        # delivery.
+        # Senders go on as soon as their messages are durable, before the delivery.
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
@@ -507,16 +493,14 @@ class TopicLog:
                     await trio.lowlevel.checkpoint()
         await kick_all(touched)
 
-    async def _offer_from_log(self, batch: list[PendingMessage], authors: Iterable[Author]) -> None:
+    async def _offer_from_log(self, batch: list[PendingMessage], authors: Iterable[AppendAuthor]) -> None:
         """Have subscribers read a committed group whose offsets are not known."""
         touched: set[Kickable] = set()
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
         topics = list(dict.fromkeys(topic for topic, _, _ in batch))
-        await retry_while_unavailable(
-            lambda: self.refresh(topics), "reading the tails of topics", logger, delay_s=PROBE_S
-        )
+        await retry_while_unavailable(lambda: self.refresh(topics), "reading topics' tails", logger, delay_s=PROBE_S)
         for topic, _, _ in batch:
             topic.waiting -= 1
         await kick_all(touched)
@@ -536,12 +520,15 @@ class TopicLog:
                 rows = self.cursors.rows(self.clock.now_ms())
                 await self.database.run(lambda: topic_sql.save_cursors(rows))
             except StorageUnavailable as error:
-                logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))
+                logger.warning(
+                    "consumers' positions were not saved at stop; some messages will be delivered again",
+                    reason=str(error),
+                )
 
     # -- topics in memory -------------------------------------------------------------------------
 
     async def load(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[CachedTopic, int | None]]:
-        """Load (topic, consumer) pairs from the database; return topics and cursors.
+        """Load and pin topics; return each with its consumer's cursor.
 
         Cursors that wait to be written count as written. Each topic is pinned (`waiting`) until the
         caller hands it to `unpin`, or subscribes. In a cluster this node counts as a subscriber of
@@ -555,8 +542,7 @@ class TopicLog:
         found: list[tuple[CachedTopic, int | None]] = []
         known: list[int | None] = []
         try:
-            # Pinned before the read: a topic that was forgotten and made again meanwhile would
-            # learn from an old snapshot.
+            # Pinned before the read: a topic made again meanwhile would learn from an old snapshot.
             for name, _ in wanted:
                 topic = self.topics.ensure(name)
                 topic.waiting += 1
@@ -574,10 +560,7 @@ class TopicLog:
         return found
 
     async def unread(self, identity: str) -> tuple[int, int]:
-        """Return a participant's position in its topic, and how many messages follow.
-
-        Raises StorageUnavailable.
-        """
+        """Return a participant's position in its topic, and how many messages follow."""
         [(topic, cursor)] = await self.load([(identity, identity)])
         self.unpin([topic])
         position = cursor or 0
@@ -585,12 +568,12 @@ class TopicLog:
 
     @staticmethod
     def unpin(topics: Iterable[CachedTopic]) -> None:
-        """Undo the pins of `load`."""
+        """Let topics that `load` pinned in memory be forgotten again."""
         for topic in topics:
             topic.waiting -= 1
 
     async def refresh(self, topics: Sequence[CachedTopic]) -> None:
-        """Read where these topics end; offer new messages. Raises StorageUnavailable."""
+        """Read where topics end; offer new messages. Raises StorageUnavailable."""
         wanted = [(topic.name, None) for topic in topics]
         known = [topic.topic_id for topic in topics]
         facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
@@ -598,10 +581,7 @@ class TopicLog:
             self._apply_facts(topic, fact, topic_id)
 
     def _apply_facts(self, topic: CachedTopic, facts: topic_sql.TopicFacts, known: int | None) -> None:
-        """Take over what the database says of a topic.
-
-        `known` is the id that the topic had here before the read.
-        """
+        """Take over what the database says of a topic, whose id was `known` before."""
         if facts.topic_id is None:
             if self.database.shared and known is not None and topic.topic_id == known:
                 topic.deleted()  # by another node
@@ -631,7 +611,7 @@ class TopicLog:
 
     @contextmanager
     def relayed_by(self, relay: LogRelay) -> Iterator[None]:
-        """Notify other nodes through `relay` until the block ends."""
+        """Notify other nodes of commits through `relay` until the block ends."""
         self.relay = relay
         try:
             yield
@@ -639,7 +619,7 @@ class TopicLog:
             self.relay = None
 
     def on_remote_commits(self, names: Iterable[str]) -> None:
-        """Have new messages of another node in these topics read. Never blocks."""
+        """Request reads of topics in which other nodes committed. Never blocks."""
         for name in names:
             topic = self.topics.find(name)
             if topic is None:
@@ -652,7 +632,7 @@ class TopicLog:
     # -- reading ----------------------------------------------------------------------------------
 
     async def read(self, topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
-        """Read committed messages (offset, ts_ms, frame) behind `after`, oldest first.
+        """Read a topic's messages (offset, ts_ms, frame) behind `after`, oldest first.
 
         Raises StorageUnavailable.
         """
@@ -664,7 +644,7 @@ class TopicLog:
     async def read_topics(
         self, wanted: Sequence[tuple[str, int]], *, rows: int, max_bytes: int
     ) -> list[tuple[list[Row], bool]]:
-        """Read the messages of several topics behind an offset each, from the database.
+        """Read messages of several topics, behind one offset each, from the database.
 
         Return for each (topic name, offset) the committed messages (offset, ts_ms, frame), and
         whether there are more: at most `rows` of each topic, and `max_bytes` in all, one message
@@ -675,17 +655,14 @@ class TopicLog:
         return await self.database.read(lambda: topic_sql.read_topics(self._sql, wanted, rows, max_bytes))
 
     async def read_at(self, topic: CachedTopic, offsets: Sequence[int]) -> list[Row]:
-        """Read the messages (offset, frame) at these offsets that retention has left.
-
-        Raises StorageUnavailable.
-        """
+        """Read a topic's messages (offset, frame) at these offsets, if still there."""
         topic_id = topic.topic_id
         if topic_id is None:
             return []
         return await self.database.read(lambda: self._sql.read_some(topic_id, offsets))
 
     async def last_topic(self) -> int:
-        """Return the newest topic's id, 0 if there is none. Raises StorageUnavailable."""
+        """Return the newest topic's id, or 0. Raises StorageUnavailable."""
         found = await self.database.fetch("SELECT COALESCE(MAX(id), 0) FROM topics")
         return int(found[0][0])
 
@@ -706,7 +683,7 @@ class TopicLog:
     # -- retention --------------------------------------------------------------------------------
 
     async def renew_positions(self) -> None:
-        """Write live subscribers' positions again, so that retention sees their use."""
+        """Write live subscribers' positions again, so that retention keeps them."""
         subscribed = self.topics.subscribed()
         for start in range(0, len(subscribed), RENEWALS_PER_GROUP):
             for topic in subscribed[start : start + RENEWALS_PER_GROUP]:
@@ -715,7 +692,7 @@ class TopicLog:
             await self.cursors.save()
 
     async def delete_topics(self, topics: Sequence[tuple[int, str]]) -> int:
-        """Delete unused rows of these topics, (id, name) each; return how many went.
+        """Delete unused topics, (id, name) each; return how many went.
 
         Where only this node writes, the ids are given to other topics again, so no id of these may
         be in use while they go: no group is being written (`_writing`), no session looks topics up
@@ -734,8 +711,7 @@ class TopicLog:
                 gone = await self.database.run(lambda: self._sql.delete_topics(going))
                 return len(gone)
             finally:
-                # Also after a failure, which may be that of an answer alone: then their ids are
-                # read again.
+                # Also after a failure, which may be that of an answer alone: ids are read again.
                 for topic_id in going:
                     if (topic := known[topic_id]) is not None:
                         topic.topic_id = None
@@ -746,7 +722,7 @@ class TopicLog:
                 event.set()
 
     def statistics(self) -> LogStatistics:
-        """Return the counters since start, and what waits now."""
+        """Return the log's counters since start, and what waits now."""
         return LogStatistics(
             appended=self._appended,
             settled=self._settled,
@@ -766,7 +742,7 @@ class TopicLog:
 async def open_log(
     database: Database, clock: Clock, limits: LogLimits, on_group: GroupReport = lambda seconds, messages: None
 ) -> AsyncIterator[TopicLog]:
-    """Run a log on an open database that has the log's schema, until the block ends.
+    """Run the topic log of a database until the block ends, then drain it.
 
     Leaving the block settles the messages that were appended, and saves the cursors.
     """
@@ -786,7 +762,7 @@ async def open_log(
 
 
 async def _identity_of(database: Database) -> bytes:
-    """Return the random bytes that identify this log; nodes agree on them."""
+    """Return the random bytes that identify a log, made at the first call."""
     wanted = "SELECT identity FROM log_identity"
     rows = await database.fetch(wanted)
     if not rows:

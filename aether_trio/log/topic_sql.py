@@ -1,8 +1,7 @@
-"""The SQL of the topic log, as programs for a Database (storage/base.py).
+"""The SQL of the topic log, for SQLite and mostly for PostgreSQL.
 
-Most of it runs on SQLite and PostgreSQL alike. The functions of the protocol `TopicSql` are
-SQLite's here, where one node writes the file; PostgreSQL, where several nodes write, has its own in
-topic_sql_postgres.py.
+The functions of the protocol `TopicSql` are SQLite's here, where one node writes the file;
+PostgreSQL, where several nodes write, has its own in topic_sql_postgres.py.
 
 Offsets start at 1; a cursor of 0 has seen no message. A topic's tail is the larger of its last
 message and its `floor_offset`, which retention raises when it deletes. So a topic whose messages
@@ -20,8 +19,7 @@ from typing import Protocol
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 ROWS_PER_INSERT = 128
-"""Rows in one INSERT: one statement, and one release of Python's lock, for many rows of 4
-parameters."""
+"""Rows in one INSERT: one release of Python's lock for many rows of 4 parameters."""
 
 _COLUMNS = 4
 
@@ -30,21 +28,28 @@ OFFSET_BITS = 36
 topics."""
 
 
+CursorRow = tuple[int, str, int, int]
+"""(topic id, consumer, offset, now_ms)"""
+PublisherRow = tuple[str, bytes, bytes, int]
+"""(identity, publisher, its sequence numbers, now_ms)"""
+
+
 def key_of(topic_id: int, offset: int) -> int:
-    """Return a message's key, which orders messages by topic, then by offset."""
+    """Return a message's primary key, ordered by topic id, then by offset."""
     return topic_id << OFFSET_BITS | offset
 
 
 def offset_of(key: int) -> int:
-    """Return the offset in a message's key."""
+    """Return the offset in a message's primary key."""
     return key & ((1 << OFFSET_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """A topic as the database knows it. `topic_id` is None for a topic without a row.
+    """A topic's id, end and one consumer's cursor, as the database has them.
 
-    A consumer without a cursor starts behind `base`: no message at or before it counts as missed.
+    `topic_id` is None for a topic without a row. A consumer without a cursor starts behind `base`:
+    no message at or before it counts as missed.
     """
 
     topic_id: int | None
@@ -55,7 +60,7 @@ class TopicFacts:
 
 
 class TopicSql(Protocol):
-    """The programs that SQLite and PostgreSQL each have; two modules implement it."""
+    """The SQL programs of the log of which SQLite and PostgreSQL each have a version."""
 
     def create_topics(self, names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]: ...
 
@@ -77,7 +82,7 @@ def _insert_sql(rows: int) -> str:
 
 
 def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
-    """Make missing rows of topics, behind the offsets of deleted ones; return facts."""
+    """Make missing rows of topics, behind all deleted topics' offsets; return facts."""
     found: dict[str, TopicFacts] = {}
     for name in names:
         yield Execute(
@@ -92,7 +97,7 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
-    """Delete the rows of those topics that are unused, and return their ids.
+    """Delete those topics that are still unused; return their ids.
 
     A topic is unused when it has neither messages nor positions, and had none at retention's last
     look.
@@ -115,7 +120,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
 
 
 def raise_floor(offset: int) -> Execute:
-    """Have new topics begin behind this offset, or behind a later one."""
+    """Have new topics' offsets begin behind this offset, or behind a later one."""
     return Execute(
         "INSERT INTO topic_floor (id, floor_offset) VALUES (1, $1) ON CONFLICT (id) DO UPDATE "
         "SET floor_offset = excluded.floor_offset WHERE topic_floor.floor_offset < excluded.floor_offset",
@@ -124,7 +129,7 @@ def raise_floor(offset: int) -> Execute:
 
 
 def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
-    """Read a topic's id and tail, and where `consumer` (if one is named) has read to."""
+    """Read a topic's id and tail, and the cursor of `consumer`, if one is named."""
     rows: list[Row] = yield Fetch(
         "SELECT id, floor_offset, floor_bytes, base_offset FROM topics WHERE name = $1", (name,)
     )
@@ -142,7 +147,7 @@ def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
 
 
 def last_message(topic_id: int) -> Program[tuple[int, int] | None]:
-    """Read (offset, topic_bytes) of the newest message that is still there."""
+    """Read (offset, topic_bytes) of a topic's newest message that is still there."""
     rows: list[Row] = yield Fetch(
         "SELECT message_key, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
         "ORDER BY message_key DESC LIMIT 1",
@@ -152,7 +157,7 @@ def last_message(topic_id: int) -> Program[tuple[int, int] | None]:
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
-    """Read the facts of several (topic, consumer) pairs from one snapshot."""
+    """Read ids, tails and cursors of several (topic, consumer) pairs."""
     facts = []
     for name, consumer in wanted:
         facts.append((yield from topic_facts(name, consumer)))
@@ -160,14 +165,11 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 
 
 def append_messages(
-    flat: Sequence[Value],
-    cursors: Sequence[tuple[int, str, int, int]],
-    numbers: Sequence[tuple[str, bytes, bytes, int]] = (),
+    flat: Sequence[Value], cursors: Sequence[CursorRow], numbers: Sequence[PublisherRow] = ()
 ) -> Program[None]:
-    """Write one group of messages, cursors and publishers' sequence numbers.
+    """Write a commit group of messages, cursors and publishers' sequence numbers.
 
-    `flat` is key, ts_ms, topic_bytes, data for each message, one after another. `numbers` are rows
-    of `publishers`: identity, publisher, its numbers, now_ms.
+    `flat` is key, ts_ms, topic_bytes, data for each message, one after another.
     """
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
@@ -184,11 +186,8 @@ def append_messages(
         )
 
 
-def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
-    """Store cursors: (topic_id, consumer, offset, now_ms) each.
-
-    A cursor never moves back; writing the same one again renews its age.
-    """
+def save_cursors(cursors: Sequence[CursorRow]) -> Program[None]:
+    """Write cursors (topic_id, consumer, offset, now_ms); none moves back."""
     yield ExecuteMany(
         "INSERT INTO cursors (topic_id, consumer, msg_offset, updated_ms) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, "
@@ -206,9 +205,9 @@ def publisher_numbers(identity: str) -> Program[list[Row]]:
 
 
 def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> Program[int]:
-    """Renew publishers in use, delete those older than `before_ms`; return how many.
+    """Renew `used` publishers, (identity, publisher, now_ms); delete older ones.
 
-    `used` has (identity, publisher, now_ms) for each publisher in use.
+    Return how many had not been updated since `before_ms`.
     """
     if used:
         yield ExecuteMany("UPDATE publishers SET updated_ms = $3 WHERE identity = $1 AND publisher = $2", used)
@@ -217,12 +216,12 @@ def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> 
 
 
 def probe_write() -> Program[None]:
-    """Write a row without a change; this fails when a group would fail."""
+    """Write a row without a change, which fails when a commit group would fail."""
     yield Execute("UPDATE schema_version SET version = version")
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
-    """Read messages (offset, ts_ms, data) with after < offset <= upto, oldest first.
+    """Read a topic's messages (offset, ts_ms, data) with after < offset <= upto.
 
     At most `rows` of them, and no more than `max_bytes` unless a single message is larger. Sizes
     are read first, so that no message is read that the page has no room for.
@@ -269,7 +268,7 @@ def read_topics(
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
-    """Read the messages (offset, data) at these offsets, as far as they still exist."""
+    """Read a topic's messages (offset, data) at these offsets that still exist."""
     found: list[Row] = []
     for offset in offsets:
         rows: list[Row] = yield Fetch("SELECT data FROM messages WHERE message_key = $1", (key_of(topic_id, offset),))

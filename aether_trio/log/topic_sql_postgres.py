@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aether_trio.log.topic_sql import OFFSET_BITS, TopicFacts, key_of, offset_of, raise_floor
+from aether_trio.log.topic_sql import OFFSET_BITS, CursorRow, PublisherRow, TopicFacts, key_of, offset_of, raise_floor
 from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, StorageUnavailable, Value
 
 DELETED: Final = -1
@@ -154,23 +154,23 @@ TailRow = tuple[int, int, bytes, bool]
 
 @dataclass(frozen=True, slots=True)
 class CommitGroup:
-    """The rows that one statement writes; `messages` are (topic id, frame) in order."""
+    """The rows of one commit group; `messages` are (topic id, frame) in order."""
 
     writer: int
     number: int
     now_ms: int
     messages: Sequence[tuple[int, bytes]]
-    cursors: Sequence[tuple[int, str, int, int]]
-    publishers: Sequence[tuple[str, bytes, bytes, int]]
+    cursors: Sequence[CursorRow]
+    publishers: Sequence[PublisherRow]
 
 
 def new_writer(now_ms: int) -> Fetch:
-    """Make a row whose id identifies this process's writer until the process ends."""
+    """Make a row whose id identifies this process's log writer until it ends."""
     return Fetch("INSERT INTO log_writers (group_number, updated_ms) VALUES (0, $1) RETURNING id", (now_ms,))
 
 
 def close_group(writer: int, number: int) -> Fetch:
-    """Keep a group of this number from having an effect from now on.
+    """Take a commit group's number, so that the group has no effect from now on.
 
     The answer is one row: `number` if the group was written before, else the next number. The
     statement may be sent again, if the writer does not use the next number.
@@ -179,7 +179,7 @@ def close_group(writer: int, number: int) -> Fetch:
 
 
 def append_group(group: CommitGroup) -> Fetch:
-    """Write a group.
+    """Write a commit group, unless it was written before.
 
     The answer is (topic id, the topic's last offset before the group) for each topic, and a row (0,
     0). Without the row (0, 0) nothing was written: rows (topic id, DELETED) name the topics that
@@ -212,8 +212,7 @@ def append_group(group: CommitGroup) -> Fetch:
             bytes_so_far,
             frames,
             *_columns(group.cursors, 3),
-            # A statement cannot write one row twice: of two publishers of one identity the later
-            # one stays.
+            # A statement writes a row once: of two publishers of one identity the later one stays.
             *_columns(list({row[0]: row for row in group.publishers}.values()), 3),
         ),
     )
@@ -233,7 +232,7 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
         facts = yield from many_topic_facts([(name, None) for name in names])
         if all(fact.topic_id is not None for fact in facts):
             return dict(zip(names, facts, strict=True))
-    raise StorageUnavailable("topics are deleted as fast as they are made")
+    raise StorageUnavailable("topics were deleted by another node as fast as this one made them; try again")
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
@@ -256,7 +255,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
-    """Read ids and tails of topics, and how far the named consumers have read."""
+    """Read ids, tails and cursors of several (topic, consumer) pairs."""
     rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
     return [
         TopicFacts(topic_id, tail or 0, size or 0, cursor, base or 0) for topic_id, tail, size, cursor, base in rows
@@ -264,13 +263,13 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
-    """Read messages with after < offset <= upto, as topic_sql.read_page does."""
+    """Read a topic's messages (offset, ts_ms, data) with after < offset <= upto."""
     page: list[Row] = yield Fetch(_PAGE, (key_of(topic_id, after), key_of(topic_id, upto), rows, max_bytes))
     return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
-    """Read the messages (offset, data) at these offsets, as far as they still exist."""
+    """Read a topic's messages (offset, data) at these offsets that still exist."""
     keys = [key_of(topic_id, offset) for offset in offsets]
     rows: list[Row] = yield Fetch(
         "SELECT message_key, data FROM messages WHERE message_key = ANY($1::bigint[])", (keys,)
@@ -280,7 +279,7 @@ def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
 
 
 def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
-    """Read the messages behind the tails of these topics, (topic id, tail) each.
+    """Read the messages of these topics, (topic id, tail) each, behind their tails.
 
     At most `rows` and `max_bytes` of each topic, but one message at least. A topic that has been
     deleted has one row, with the offset DELETED.

@@ -336,14 +336,11 @@ class Session:
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Tell the client that a message without a number could not be committed.
-
-        See log.Author.
-        """
+        """Tell the client that a message without a number could not be committed."""
         self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: messages without a number are not confirmed. See log.Author."""
+        """Do nothing: messages without a number are not confirmed."""
 
     def number_sends(self, receipts: Receipts) -> None:
         """Confirm the client's sends, which have numbers, by receipts."""

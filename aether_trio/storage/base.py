@@ -17,6 +17,7 @@ no trace.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -31,7 +32,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Run a query, or a write with `RETURNING`; the program is sent `list[Row]`."""
+    """A query, or a write with `RETURNING`; the program is sent `list[Row]`."""
 
     sql: str
     args: Sequence[Argument] = ()
@@ -39,7 +40,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run a write; the program is sent the number of rows it touched."""
+    """A write; the program is sent the number of rows that it touched."""
 
     sql: str
     args: Sequence[Argument] = ()
@@ -47,7 +48,7 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteMany:
-    """Run one write for many parameter rows; the program is sent None."""
+    """One write for many parameter rows; the program is sent None."""
 
     sql: str
     rows: Iterable[Sequence[Value]]
@@ -55,7 +56,7 @@ class ExecuteMany:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Run a write of `table` some time before the commit; the program is sent None.
+    """A write of `table` some time before the commit; the program is sent None.
 
     It runs before a statement that names the table. Writes of one table with the same first
     argument, which names the row, keep their order. On PostgreSQL the deferred writes of many
@@ -73,14 +74,11 @@ ProgramFactory: TypeAlias = Callable[[], Program[T]]
 
 
 class StorageUnavailable(Exception):
-    """The database could not commit or read now; try again later.
-
-    The disk is full, the file is locked, or the server is away.
-    """
+    """Raised when the database cannot commit or read now (disk full, server away)."""
 
 
 class CommitUnknown(StorageUnavailable):
-    """It is not known whether the program was committed, wholly, or not at all.
+    """Raised when it is not known whether a program was committed, all or nothing.
 
     COMMIT was not answered, or with an error that leaves it open, and it could not be found out in
     time. To try again may do a thing twice. PostgreSQL: it is decided before a further program of
@@ -90,10 +88,7 @@ class CommitUnknown(StorageUnavailable):
 
 
 class RefusedError(StorageUnavailable):
-    """The database never takes the parameters of a statement that callers share.
-
-    One of the callers is at fault (bisection.py).
-    """
+    """Raised when the database never takes one caller's parameters (bisection.py)."""
 
 
 class Database(Protocol):
@@ -101,8 +96,7 @@ class Database(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether other processes write to it too; then memory never knows better than the
-        database."""
+        """Whether other processes write to this database too."""
         ...
 
     async def run(self, program: ProgramFactory[T]) -> T:
@@ -129,15 +123,14 @@ class Database(Protocol):
         ...
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """Read, as `read` does, a few rows that are found by key.
+        """Read, as `read` does, a few rows that are found by key; not for scans.
 
-        SQLite may read on the caller's thread: a row that is in memory costs some microseconds
-        there, two changes of thread a hundred. Not for scans.
+        SQLite may read on the caller's thread: 10 µs for a row in memory, not 100 µs.
         """
         ...
 
     async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """Run one read-only query."""
+        """Run one read-only query; return its rows."""
         ...
 
     def separate_queue(self, *, locking: bool = False) -> Database:
@@ -151,7 +144,7 @@ class Database(Protocol):
         ...
 
     async def execute(self, sql: str, *args: Value) -> int:
-        """Run one write; return the number of rows it touched."""
+        """Run one write; return the number of rows that it touched."""
         ...
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
@@ -159,16 +152,14 @@ class Database(Protocol):
         ...
 
 
-class Shorthands:
-    """The methods of a Database that an engine can derive from its `run` and `read`."""
+class Shorthands(ABC):
+    """Methods of a Database that an engine derives from its `run` and `read`."""
 
-    async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program atomically."""
-        raise NotImplementedError
+    @abstractmethod
+    async def run(self, program: ProgramFactory[T]) -> T: ...
 
-    async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on one snapshot."""
-        raise NotImplementedError
+    @abstractmethod
+    async def read(self, program: ProgramFactory[T]) -> T: ...
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
         """Run a small program as any other."""
@@ -179,20 +170,18 @@ class Shorthands:
         return await self.run(lambda: single(statement))
 
     async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """Run one read-only query."""
+        """Run one read-only query; return its rows."""
         rows: list[Row] = await self.read(lambda: single(Fetch(sql, args)))
         return rows
 
     async def execute(self, sql: str, *args: Value) -> int:
-        """Run one INSERT, UPDATE or DELETE; return the number of rows it touched."""
+        """Run one write; return the number of rows that it touched."""
         count: int = await self.write(Execute(sql, args))
         return count
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Run one write for many rows; `rows` is read in this task, before the program is
-        queued."""
-        held = rows if isinstance(rows, list) else list(rows)
-        await self.write(ExecuteMany(sql, held))
+        """Run one write for many rows, which are read before it is queued."""
+        await self.write(ExecuteMany(sql, rows if isinstance(rows, list) else list(rows)))
 
     def separate_queue(self, *, locking: bool = False) -> Any:
         """Return this database, as an engine without a server has one queue."""
@@ -214,14 +203,11 @@ def placeholders(count: int, first: int = 1) -> str:
 
 
 def rounded_up(values: Sequence[T], multiple: int) -> tuple[T, ...]:
-    """Repeat the first value up to a multiple in length; empty stays empty.
-
-    So few different statements are prepared for lists.
-    """
+    """Repeat the first value up to a multiple in length, to prepare few statements."""
     first = tuple(values[:1])
     return (*values, *first * (-len(values) % multiple))
 
 
 def single(statement: Statement) -> Program[Any]:
-    """Make a program of one statement."""
+    """Make a database program of one statement."""
     return (yield statement)

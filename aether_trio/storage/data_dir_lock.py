@@ -4,8 +4,8 @@ The lock is flock(2) on an open file. The kernel frees it however the process en
 has to be removed and no pid compared. The pid inside the file is only for the error text.
 
 A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and
-goes when its gateway ends. The directory of a killed gateway has no lock any more, so the next
-gateway of the same user that makes a temporary directory removes it.
+goes when its gateway ends. That of a killed gateway has no lock any more, so the next gateway of
+the same user that makes a temporary directory removes it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TEMPORARY: Final = "aether-ephemeral-"
 
 @contextlib.contextmanager
 def lock_directory(path: Path | str) -> Iterator[Path]:
-    """Lock the directory `path` until the block ends; create it when it is missing.
+    """Lock the data directory `path` until the block ends; make it if missing.
 
-    Its mode is 0700, because it has people's messages. Raises DirectoryInUseError when another
-    process has the lock, StorageSetupError when the directory cannot be used.
+    Its mode is 0700. Raises DirectoryInUseError when another process has the lock,
+    StorageSetupError when the directory cannot be used.
     """
     directory = Path(path)
     try:
@@ -55,7 +55,7 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a locked directory of mode 0700 that is removed at the end of the block.
+    """Make a locked data directory (mode 0700), removed at the end of the block.
 
     First removes the directories that killed gateways of this user have left. Raises
     StorageSetupError.
@@ -118,8 +118,8 @@ def _remove(directory: Path) -> None:
 def keep_private(file: Path) -> None:
     """Let only this user read a database file; make it (mode 0600) if missing.
 
-    The directory may be one that other users may enter, and the file may be older than its mode.
-    Raises OSError, but not for files of another user, whose modes this user may not change.
+    The directory may be open to other users, and the file older than its mode. Raises OSError, but
+    not for files of another user, whose modes this user may not change.
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

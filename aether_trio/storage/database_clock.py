@@ -1,14 +1,11 @@
-"""The database's time, for a node of a cluster.
+"""A clock with the database's time, the same for all nodes of a cluster.
 
-What is due, old or expired is so for all nodes at the same moment, whatever their own clocks say. A
-node whose clock is wrong dates no message wrongly, and deletes no message of another node early.
-
+What is due, old or expired is so for all nodes at the same moment, whatever their own clocks say.
 The database is asked now and then; in between the time goes on by this process's monotonic clock.
-An answer is old by the time of its way back, so this time is late by that, and never early: nothing
-happens before its moment. Only an answer that came quickly moves the time, unless the last such
-answer is old. The time does not run backwards: it stands still. But when the clock of the
-database's machine is set back by more than HOLD_MS, the time follows, because nothing would fall
-due for so long.
+An answer is old by the time of its way back, so this time is late by that, and never early. Only an
+answer that came quickly moves the time, unless the last such answer is old. The time does not run
+backwards: it stands still. But when the clock of the database's machine is set back by more than
+HOLD_MS, the time follows, because nothing would fall due for so long.
 """
 
 from __future__ import annotations
@@ -62,13 +59,15 @@ class DatabaseClock:
             self._at_s, self._ms = ended_s, told_ms
 
     async def run(self) -> None:
-        """Ask every ASK_S, until cancelled."""
+        """Ask the database for the time every ASK_S, until cancelled."""
         while True:
             await trio.sleep(ASK_S)
             try:
                 await self.ask()
             except StorageUnavailable as error:
-                logger.debug("the time goes on by the node's own clock", reason=str(error))
+                logger.debug(
+                    "the database did not tell the time; this node goes on by its own clock", reason=str(error)
+                )
 
 
 @asynccontextmanager

@@ -1,19 +1,15 @@
-"""Errors that keep storage from being opened.
-
-Once it is open, it raises base.StorageUnavailable. The person who started the gateway reads these
-errors: the text names the file and says what to do.
-"""
+"""Errors that keep storage from being opened, for the person who starts a gateway."""
 
 from __future__ import annotations
 
 
 class StorageSetupError(Exception):
-    """A database or directory cannot be used; `str()` may be the last line at exit."""
+    """Raised when a database or directory cannot be used; says what to do."""
 
 
 class DirectoryInUseError(StorageSetupError):
-    """Another running process owns the data directory."""
+    """Raised when another running process has locked the data directory."""
 
 
 class SchemaTooNewError(StorageSetupError):
-    """A newer release wrote the file; going on would damage its data."""
+    """Raised when a newer release wrote the database, which this one would damage."""

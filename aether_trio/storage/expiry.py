@@ -1,4 +1,4 @@
-"""Deletes expired rows: a page per transaction, with others' between.
+"""Deletes expired rows in pages, one transaction each.
 
 Readers compare `expires_ms` with the clock, so an expired row is invisible at once, and no result
 depends on when this runs.
@@ -19,7 +19,7 @@ SweepPage = Callable[[int, int], Program[int]]
 
 
 async def sweep(database: Database, clock: Clock, page: SweepPage, rows: int) -> int:
-    """Delete all expired rows; return how many. Stops while storage does not answer."""
+    """Delete all expired rows; return how many. Stops when storage is unavailable."""
     total = 0
     try:
         while True:
@@ -32,7 +32,7 @@ async def sweep(database: Database, clock: Clock, page: SweepPage, rows: int) ->
 
 
 async def sweep_forever(database: Database, clock: Clock, page: SweepPage, rows: int, interval_s: float) -> None:
-    """Sweep every `interval_s`, until cancelled."""
+    """Delete expired rows every `interval_s` seconds, until cancelled."""
     while True:
         await trio.sleep(interval_s)
         await sweep(database, clock, page, rows)

@@ -35,7 +35,7 @@ ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The words of DDL that differ between engines."""
+    """The words of table definitions (DDL) that differ between SQLite and PostgreSQL."""
 
     bigint: str  # a signed 64-bit integer column
     blob: str  # a byte string column

@@ -1,7 +1,4 @@
-"""The error that a client gets when storage failed.
-
-It says that the request was not done, or that this is not known.
-"""
+"""The error that a client gets when its request failed in storage, or may have."""
 
 from __future__ import annotations
 
@@ -10,10 +7,7 @@ from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 
 
 def outage(error: StorageUnavailable) -> RequestError:
-    """Make the client's error: retryable only if nothing was done.
-
-    So no request is done twice.
-    """
+    """Make the client's error for a storage failure: retryable if nothing was done."""
     if isinstance(error, CommitUnknown):
         return RequestError(
             Code.OUTCOME_UNKNOWN,
@@ -23,6 +17,6 @@ def outage(error: StorageUnavailable) -> RequestError:
 
 
 def outage_text(error: StorageUnavailable) -> str:
-    """Make the text of answers without an error code; "unknown" has its code."""
+    """Make the text of a storage failure, for answers without an error code."""
     told = outage(error)
     return str(told) if isinstance(error, CommitUnknown) else told.message

@@ -25,11 +25,11 @@ async def retry_while_unavailable(
     delay_s: float = RETRY_DELAY_S,
     on_failure: Callable[[], object] = lambda: None,
 ) -> T:
-    """Return `await work()`, called again while it raises StorageUnavailable.
+    """Await `work()`, again after `delay_s` while it raises StorageUnavailable.
 
-    `delay_s` seconds pass between two calls. The first failure is logged with structlog's `logger`
-    as a warning that names `what`; the success after it as information. `on_failure` is called
-    after each failure. Other exceptions, RefusedError among them, pass.
+    The first failure is logged with structlog's `logger` as a warning that names `what`; the
+    success after it as information. `on_failure` is called after each failure. Other exceptions,
+    RefusedError among them, pass.
     """
     failed = False
     while True:

@@ -1,13 +1,12 @@
-"""The writes of a session that may still take effect after the session has ended.
+"""Tracks a session's writes that may still take effect after the session's end.
 
 A caller that is cancelled does not take its program back (base.py), so the end of a session does
 not end its writes. Before a successor gets the session's identity, it waits here for them.
 
     CURRENT_SESSION_WRITES.set(writes)  ──▶  database.run(...)  ──▶  began ... over
 
-`over` follows when it is known that a program is committed, or never will be. Only PostgreSQL
-counts, which has several writer connections: in SQLite the programs of a successor are queued
-behind those of its predecessor.
+Only PostgreSQL counts, which has several writer connections: in SQLite the programs of a successor
+are queued behind those of its predecessor.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class SessionWrites:
         self.count += 1
 
     def over(self) -> None:
-        """Note that a program has taken effect, or never will."""
+        """Note that a program is committed, or never will be."""
         self.count -= 1
         if not self.count:
             self._all_over.set()

@@ -71,7 +71,7 @@ async def test_what_was_appended_under_a_lost_lease_is_refused_and_what_comes_th
     database.before_write.open()
     await bench.log.wait_settled(last)
     await trio.sleep(1)
-    assert bench.refusals == ["this gateway had lost its lease"] * 2
+    assert bench.refusals == ["this gateway had lost its lease in the cluster"] * 2
     assert reader.frames == [b"1", b"2", b"5"]
     assert not bench.log.statistics().storage_failing
     assert bench.log.topics.ensure(TOPIC).waiting == 0
@@ -110,7 +110,7 @@ async def test_a_group_that_is_under_way_when_the_lease_is_lost_does_not_come_af
     await trio.testing.wait_all_tasks_blocked()
     bench.log.void()
     await bench.log.wait_settled(number)
-    assert bench.refusals == ["this gateway had lost its lease"]
+    assert bench.refusals == ["this gateway had lost its lease in the cluster"]
     assert await database.run(late[0]) == []  # what had been stuck on its way
     await bench.publish(TOPIC, b"3")
     await trio.sleep(1)

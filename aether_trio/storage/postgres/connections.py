@@ -35,8 +35,7 @@ from aether_trio.storage.postgres.lost_commits import IdentifiedConnection, Serv
 Kind = Literal["writer", "appender", "reader", "look"]
 
 LOCKING: Final = frozenset({"log"})
-"""Logical databases whose programs lock the rows they decide on, in one order: READ COMMITTED is
-enough."""
+"""Logical databases whose programs lock the rows they decide on: READ COMMITTED is enough."""
 
 _ISOLATION: Final = {
     "writer": "serializable",
@@ -69,7 +68,7 @@ SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 @dataclass(frozen=True, slots=True)
 class PostgresLimits:
-    """The limits of one process towards its server; times in seconds.
+    """Limits of one process's connections to its PostgreSQL server; times in seconds.
 
     `writers`, `appenders` and `readers` bound its connections; a node of a cluster has some more
     (docs/operations.md). A caller waits at most `patience_s` for a connection, and gets
@@ -88,8 +87,7 @@ class PostgresLimits:
     lock_s: float = 5.0
     idle_in_transaction_s: float = 5.0
     transaction_s: float = 30.0
-    """From BEGIN to the answer to COMMIT; then the connection is cut, as it or the server is
-    stuck."""
+    """From BEGIN to the answer to COMMIT; then the connection is cut, as something is stuck."""
     slow_s: float = 2.0
     """After that time in use, another connection asks whether the server waits for this one."""
     look_s: float = 1.0
@@ -99,7 +97,7 @@ class PostgresLimits:
 
 
 async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
-    """Connect to the primary of a URL. Raises StorageSetupError, or as asyncpg does."""
+    """Connect to the primary of a URL. Raises StorageSetupError or asyncpg's errors."""
     return await first_to_succeed([partial(_connect, one, kind, schema, limits) for one in each_host(dsn)], is_outage)
 
 

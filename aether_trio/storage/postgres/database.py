@@ -1,12 +1,10 @@
 """The PostgreSQL engine: a Database over asyncpg, on an asyncio loop in trio.
 
-The loop is that of trio_loop.py.
-
     trio: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool ──▶ asyncpg ──▶ primary
           rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool ──▶ asyncpg ──▶ primary
 
-Both sides live in one thread. A job is handed over by a function call, and a finished group wakes
-its callers.
+Both sides live in one thread, on the loop of trio_loop.py. A job is handed over by a function call,
+and a finished group wakes its callers.
 
 All logical databases ("state", "log", "audit", "tasks") lie in one schema, in tables with distinct
 names, and `schema_version` has a row for each. Connections are what a PostgreSQL server runs out of
@@ -111,7 +109,7 @@ class PostgresDatabase(Shorthands):
         return result
 
     async def write(self, statement: Statement) -> Any:
-        """Run one write; return its result."""
+        """Run one write as a program; return its result."""
         job = statement_job(statement)
         job.pending = CURRENT_SESSION_WRITES.get()
         return await self._submit(job, self.writer.put)
@@ -130,7 +128,7 @@ class PostgresDatabase(Shorthands):
         return self._server.queue(self.name, locking=locking)
 
     def statistics(self) -> PostgresStatistics:
-        """Return the counters since the start."""
+        """Return the counters of this database since it was opened."""
         writer = self.writer
         return PostgresStatistics(
             groups=writer.groups,
@@ -180,8 +178,7 @@ class PostgresDatabase(Shorthands):
 
 
 class PostgresServer:
-    """This process's connections to one server, or to the primary of several. Made by
-    `open_postgres`."""
+    """This process's connections to a PostgreSQL server; made by `open_postgres`."""
 
     def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: TrioLoop) -> None:
         self.dsn = dsn
@@ -200,7 +197,7 @@ class PostgresServer:
         self.readers = self._pool("reader", limits.readers)
 
     def fence(self) -> str:
-        """Return the query with which each write transaction begins now; "" for none."""
+        """Return the query that each write transaction begins with now; "" for none."""
         return self._fence()
 
     def fence_writes(self, fence: Callable[[], str]) -> None:
@@ -229,7 +226,7 @@ class PostgresServer:
         )
 
     async def database(self, name: str) -> PostgresDatabase:
-        """Bring the database `name` up to date; serve it until the server is closed.
+        """Bring a logical database up to date; serve it until the server is closed.
 
         Nodes that start together take turns. The names of migrations.py have a schema, other names
         none. Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError,
@@ -261,8 +258,7 @@ class PostgresServer:
             pool.release(await pool.acquire())
 
     def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
-        """Make a queue to a logical database that is up to date; `locking` as in
-        `separate_queue`."""
+        """Make another write queue of a logical database, as `separate_queue` says."""
         database = PostgresDatabase(name, self, locking=locking)
         self._databases.append(database)
         return database
@@ -277,8 +273,7 @@ class PostgresServer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Each job is answered in any case, so this is a defect: it ends the block that opened
-            # the server.
+            # Each job is answered in any case; this defect ends the block that opened the server.
             self.loop.call_exception_handler({"message": "a task of the engine failed", "exception": error})
         if self.closed:
             self._look_done()
@@ -313,10 +308,11 @@ class PostgresServer:
 async def open_postgres(
     dsn: str, *, schema: str = "aether", limits: PostgresLimits | None = None
 ) -> AsyncIterator[PostgresServer]:
-    """Use the server of a URL until the block ends; the first `database` connects.
+    """Use the PostgreSQL server of a URL until the block ends.
 
-    The URL may name several hosts, whose primary is used, and TLS (`sslmode`, `sslrootcert`, ...),
-    as for libpq. Leaving the block commits accepted programs, for at most CLOSE_S.
+    The first `database` connects. The URL may name several hosts, whose primary is used, and TLS
+    (`sslmode`, `sslrootcert`, ...), as for libpq. Leaving the block commits accepted programs, for
+    at most CLOSE_S.
     """
     if not SCHEMA.fullmatch(schema):
         raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")
@@ -339,7 +335,7 @@ async def open_postgres(
 
 
 def _is_all(group: BaseException, error: BaseException) -> bool:
-    """Whether a group, or a group in a group, has only this error."""
+    """Whether an exception group, or a group in a group, has only this error."""
     while group is not error:
         if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
             return False

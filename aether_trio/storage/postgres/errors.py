@@ -1,8 +1,8 @@
-"""What an exception from asyncpg means for the programs that ran.
+"""What an exception from asyncpg means for the database programs that ran.
 
-A table leads from its SQLSTATE to what to do next. The class of an error decides, not its text
-(PostgreSQL manual, appendix A). An error that is not in the table is the fault of the program (a
-constraint, bad SQL, a value out of range), and is raised to its caller as it is.
+A table leads from its SQLSTATE to what to do next (PostgreSQL manual, appendix A). An error that is
+not in the table is the fault of the program (a constraint, bad SQL, a value out of range), and is
+raised to its caller as it is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from aether_trio.storage.postgres.hosts import is_misread, where
 
 
 class FencedError(StorageUnavailable):
-    """Nothing was written: this node's lease had ended (cluster/node/lease.py).
+    """Raised when nothing was written because this node's lease had ended.
 
-    Other nodes may have the identities that it had.
+    Other nodes may have the identities that it had (cluster/node/lease.py).
     """
 
 
@@ -87,7 +87,7 @@ _MISREAD: Final = (
 
 
 def fault(exc: BaseException, connection: Any) -> PostgresFault:
-    """Classify what was raised while `connection` ran something."""
+    """Classify an exception that was raised while `connection` ran something."""
     if isinstance(exc, (InvalidCachedStatementError, OutdatedSchemaCacheError)):
         return PostgresFault.CONNECTION  # another node has migrated: a new connection prepares anew
     if connection.is_closed():
@@ -124,7 +124,7 @@ def describe(exc: BaseException) -> str:
 
 
 def explain(exc: BaseException) -> str:
-    """Describe an exception, and say what to do about it where that is known."""
+    """Describe a server's error, and say what to do about it where that is known."""
     state = getattr(exc, "sqlstate", None) or ""
     advice = _ADVICE.get(state)
     return f"the server {advice} ({describe(exc)})" if advice else describe(exc)

@@ -1,9 +1,9 @@
 """The servers that a PostgreSQL URL names, and how the primary is found.
 
 asyncpg tries the hosts of a URL one after another within one limit on time. A first host that does
-not answer would use up all of it, and its standby would never be asked. Here each host is a
-separate attempt: the next one begins when the one before has failed, or has not answered for
-`NEXT_S`. The first one that turns out to be the primary is taken.
+not answer would use up all of it. Here each host is a separate attempt: the next one begins when
+the one before has failed, or has not answered for `NEXT_S`. The first one that turns out to be the
+primary is taken.
 
 Invariant: texts about a URL have nothing of its user and password, also for a malformed URL.
 """
@@ -25,17 +25,14 @@ _URL: Final = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))
 
 
 def _split(dsn: str) -> SplitResult:
-    """Split a URL as urlsplit does, also with an IPv6 address among several hosts.
-
-    urlsplit refuses that from Python 3.13.4 and 3.14 on.
-    """
+    """Split a URL as urlsplit did before Python 3.13.4 refused an IPv6 host in a list."""
     match = _URL.fullmatch(dsn)
     assert match is not None
     return SplitResult(*match.groups(default=""))
 
 
 def each_host(dsn: str) -> list[str]:
-    """Return a URL for each host of this one, in order, with all else unchanged."""
+    """Return a URL for each host of a PostgreSQL URL, in order."""
     parts = _split(dsn)
     user, at, listed = parts.netloc.rpartition("@")
     query = parse_qsl(parts.query, keep_blank_values=True)
@@ -61,10 +58,7 @@ def is_misread(dsn: str) -> bool:
 
 
 def where(dsn: str) -> str:
-    """Name the servers and database of a URL, without user and password.
-
-    The text is for logs and errors.
-    """
+    """Name the servers and database of a URL, without user and password."""
     if is_misread(dsn):
         return "of this URL"
     parts = _split(dsn)
@@ -81,7 +75,7 @@ async def first_to_succeed(
     *,
     next_s: float = NEXT_S,
 ) -> Any:
-    """Return the connection of the first attempt that succeeds. An asyncio function.
+    """Return the connection of the first attempt that succeeds (asyncio).
 
     The other attempts are given up. Raises an error for which `goes_on` is false at once, because
     no other attempt can succeed then; else the error of the last attempt, preferably not that it is
@@ -117,7 +111,7 @@ async def first_to_succeed(
 
 
 async def _give_up(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel attempts, and close the connections that they have made."""
+    """Cancel attempts to connect, and close the connections that they have made."""
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):

@@ -21,8 +21,7 @@ import asyncpg
 LOOK_S: Final = 0.02
 """Between two looks at a process that has not ended yet."""
 
-# A process that waits for a standby has committed; ending it would hide that the standby lacks the
-# commit.
+# A process that waits for a standby has committed; ending it would hide that the standby lags.
 _END: Final = """
     SELECT CASE WHEN wait_event = 'SyncRep' THEN false ELSE pg_terminate_backend(pid) END FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2
@@ -30,7 +29,7 @@ _END: Final = """
 
 
 class ServerProcess(NamedTuple):
-    """One process of a PostgreSQL server."""
+    """One process of a PostgreSQL server, known by its id and start."""
 
     pid: int
     started: Any
@@ -45,7 +44,7 @@ class IdentifiedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg
 
 
 class LostProcesses:
-    """The processes of a pool's lost connections. Runs on the asyncio side."""
+    """Server processes of a pool's lost connections that may still commit (asyncio)."""
 
     def __init__(self) -> None:
         self._backends: dict[ServerProcess, Callable[[], None] | None] = {}
@@ -63,12 +62,11 @@ class LostProcesses:
         return backend
 
     def when_ended(self, backend: ServerProcess, call: Callable[[], None]) -> None:
-        """Call this when that process is known to have ended."""
+        """Call `call` when that server process is known to have ended."""
         self._backends[backend] = call
 
     async def end_all(self, connection: Any) -> None:
-        """End all of them, and wait for it. `connection` is a good one, outside of a
-        transaction."""
+        """End all lost server processes through a good `connection`, and wait."""
         while self._backends:
             backend = next(iter(self._backends))
             while await connection.fetch(_END, *backend):  # noqa: ASYNC110

@@ -27,7 +27,7 @@ def turn_table(name: str) -> str:
 
 
 async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> int:
-    """Bring the database `name` up to date (asyncio); return how many migrations ran."""
+    """Bring a logical database up to date (asyncio); return how many migrations ran."""
     connection = await connect(dsn, "writer", schema, limits)
     try:
         await connection.execute(

@@ -38,7 +38,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Pool:
-    """A pool of connections; described at the top of this file."""
+    """A pool of connections to PostgreSQL; described at the top of this file."""
 
     def __init__(
         self,
@@ -167,8 +167,7 @@ class Pool:
         return self.last_error if known else f"the server is away: {self.last_error}"
 
     def _grow(self) -> None:
-        """Open a connection for each caller in line, within the limit; one at a time in an
-        outage."""
+        """Open connections for callers in line, one at a time during an outage."""
         wanted = sum(not waiter.done() for waiter in self._waiting)
         while (
             not self._closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)

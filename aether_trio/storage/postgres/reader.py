@@ -1,10 +1,9 @@
-"""Read-only programs on PostgreSQL, each on one connection and one snapshot.
+"""Runs read-only programs on PostgreSQL, each on one connection and one snapshot.
 
-Most reads are one statement. A single statement is a snapshot, and needs no BEGIN and COMMIT, which
-would triple the round trips. A generator does not say how many statements it will yield, so the
-first one is run without a transaction. If another one follows, the program is run again from its
-start in a transaction (programs are pure). Its code is remembered, so this happens once for each
-program.
+Most reads are one statement, which needs no BEGIN and COMMIT: they would triple the round trips. A
+generator does not say how many statements it will yield, so the first one is run without a
+transaction. If another one follows, the program is run again from its start in a transaction
+(programs are pure). Its code is remembered, so this happens once for each program.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_TRIES: Final = 3
 
 
 class PostgresReader:
-    """Runs as many reads at a time as there are connections. On the asyncio side."""
+    """Runs as many reads at a time as there are connections (asyncio)."""
 
     def __init__(
         self,

@@ -64,19 +64,16 @@ class Use(NamedTuple):
 
 
 class WatchedPool(Protocol):
-    """The part of a pool that is watched."""
+    """A pool of connections whose connections in use StallWatch watches."""
 
     @property
     def in_use(self) -> Mapping[Any, Use]:
-        """The connections that are in use."""
+        """The pool's connections that are in use."""
         ...
 
 
 class _Sight(NamedTuple):
-    """The state of a connection whose process waits for its client.
-
-    Unchanged at two looks, the connection has stalled.
-    """
+    """A connection whose process waits for its client: stalled if unchanged later."""
 
     pid: int
     backend_start: Any
@@ -85,10 +82,7 @@ class _Sight(NamedTuple):
 
 
 class StallWatch:
-    """Watches the connections of its `pools`. Runs on the asyncio side.
-
-    It works only while a connection is in use for long.
-    """
+    """Ends stalled connections of its `pools`; works while one is in use for long."""
 
     def __init__(
         self,
@@ -198,10 +192,7 @@ class StallWatch:
 
 
 def bytes_passed(connection: Any) -> tuple[int, ...]:
-    """Return the bytes that the server has acknowledged and sent, if counted.
-
-    So a large statement on a slow network is told from a stall.
-    """
+    """Return the bytes that the server has acknowledged and sent, if counted."""
     raw = connection._transport.get_extra_info("socket")  # asyncpg has no public way to its socket
     if raw is None or raw.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
         return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,15 +28,13 @@ T = TypeVar("T")
 
 
 class PostgresJob:
-    """One program on its way through the engine, then its result."""
+    """One database program on its way through the engine, then its result."""
 
     __slots__ = ("error", "factory", "fence", "pending", "recognized", "rows", "task", "undecided", "value")
 
     def __init__(self, factory: ProgramFactory[Any]) -> None:
         self.factory = factory
-        # A single statement that has the fence in it, and that its caller recognizes: alone it
-        # needs no BEGIN and COMMIT.
-        self.recognized = False
+        self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
@@ -51,27 +49,24 @@ class PostgresJob:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def begin(self) -> None:
-        """Note that the job may take effect from now on."""
+        """Note that the program may take effect from now on."""
         if self.pending is not None:
             self.pending.began()
 
     def over(self) -> None:
-        """Note, once, that the job has taken effect or never will."""
+        """Note, once, that the program has taken effect or never will."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.over()
 
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
-        """Answer with an error of this job alone.
-
-        An exception that several tasks raise would gather their tracebacks.
-        """
+        """Answer with an error for this job alone, as tasks must not share tracebacks."""
         self.error = error
         self.error.__cause__ = cause
 
 
 def statement_job(statement: Statement) -> PostgresJob:
-    """Make a job of one write."""
+    """Make a PostgresJob of one write."""
     job = PostgresJob(lambda: single(_with_fence(statement, job.fence)))
     job.recognized = FENCE_HERE in statement.sql
     return job
@@ -92,7 +87,7 @@ class DeferredWrites:
         self._batches: list[_Batch] = []
 
     def add(self, write: Deferred) -> None:
-        """Add a write behind all writes of the same row."""
+        """Add a deferred write behind all writes of the same row."""
         for batch in reversed(self._batches):
             if batch.sql == write.sql:
                 batch.rows.append(write.args)
@@ -102,11 +97,11 @@ class DeferredWrites:
         self._batches.append(_Batch(write.table, write.sql, [write.args]))
 
     def precede(self, statement: Statement) -> bool:
-        """Whether a write waits whose table this statement names."""
+        """Whether a deferred write waits whose table this statement names."""
         return any(batch.table in statement.sql for batch in self._batches)
 
     async def write(self, connection: Any) -> None:
-        """Run all writes that wait."""
+        """Run all deferred writes that wait."""
         batches, self._batches = self._batches, []
         for batch in batches:
             if len(batch.rows) == 1:
@@ -152,7 +147,7 @@ async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | No
 
 
 async def run_statement(connection: Any, statement: Statement, job: PostgresJob) -> Any:
-    """Run one statement; return the result for its program."""
+    """Run one statement on a PostgreSQL connection; return its program's result."""
     if isinstance(statement, Fetch):
         return [tuple(record) for record in await connection.fetch(statement.sql, *statement.args)]
     if isinstance(statement, Execute):
@@ -160,15 +155,11 @@ async def run_statement(connection: Any, statement: Statement, job: PostgresJob)
         job.rows += count
         return count
     if isinstance(statement, ExecuteMany):
-        rows = _held(statement.rows)
+        rows = statement.rows if isinstance(statement.rows, Sequence) else list(statement.rows)
         job.rows += len(rows)
         await connection.executemany(statement.sql, rows)
         return None
     raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Deferred, not {statement!r}")
-
-
-def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:
-    return rows if isinstance(rows, Sequence) else list(rows)
 
 
 def _touched(status: str) -> int:
@@ -178,10 +169,7 @@ def _touched(status: str) -> int:
 
 
 class _Guard:
-    """Ends a connection whose work takes too long.
-
-    One timer serves many pieces of work; it is set again when it expires early.
-    """
+    """Cuts a connection whose work takes too long; one timer serves all its work."""
 
     __slots__ = ("_connection", "_loop", "_timer", "until")
 
@@ -230,7 +218,7 @@ async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T
 
 
 async def roll_back(connection: Any) -> bool:
-    """Leave the transaction, if any; return whether the connection is usable."""
+    """Roll back the transaction, if any; return whether the connection is usable."""
     try:
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")

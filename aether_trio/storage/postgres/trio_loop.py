@@ -1,18 +1,17 @@
 """An asyncio event loop inside of trio, for asyncpg.
 
-It is asyncio's selector loop, which trio tasks run in turns.
-
     async with open_loop() as loop:
         await loop.run(asyncpg_coroutine())
 
-asyncio's loop waits in its selector. Here it never waits: the selector's epoll is a file
-descriptor, which trio watches. When it is readable, a turn of the loop handles its events and runs
-the callbacks that are ready, BATCH of them at most, so that trio's tasks have their turn. asyncio's
-global state stays as it is: the loop is the running one only during a turn, and no policy is set.
+It is asyncio's selector loop, which trio tasks run in turns. asyncio's loop waits in its selector.
+Here it never waits: the selector's epoll is a file descriptor, which trio watches. When it is
+readable, a turn of the loop handles its events and runs the callbacks that are ready, BATCH of them
+at most, so that trio's tasks have their turn. asyncio's global state stays as it is: the loop is
+the running one only during a turn, and no policy is set.
 
 It uses names of asyncio that are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`,
-`_process_events`, and `_set_running_loop` (which asyncio offers to authors of loops). They have
-been the same since Python 3.7; the tests of this module fail when they change.
+`_process_events`, and `_set_running_loop` (which asyncio offers to authors of loops). The tests of
+this module fail when they change.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ __all__ = ["BATCH", "TrioLoop", "open_loop"]
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[TrioLoop]:
-    """Run a loop until the block ends, then cancel its tasks and wait for them.
+    """Run an asyncio loop until the block ends, then cancel its tasks and wait.
 
     A callback that raises ends the block with an exception group, as a task of a nursery does.
     """
@@ -69,7 +68,7 @@ async def open_loop() -> AsyncIterator[TrioLoop]:
 
 
 class TrioLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop for trio's thread, made by `open_loop`.
+    """An asyncio event loop in trio's thread, made by `open_loop`.
 
     Only `call_soon_threadsafe` may be called from other threads.
     """
@@ -93,14 +92,14 @@ class TrioLoop(asyncio.SelectorEventLoop):
     # -- for trio
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of asyncio in a task of asyncio; return its result.
+        """Run a coroutine in a task of asyncio, from trio; return its result.
 
         Cancelling this call cancels that task, and waits for its end. Raises RuntimeError when the
         loop has failed.
         """
         if self._error is not None:
             coroutine.close()
-            raise RuntimeError("the loop has failed") from self._error
+            raise RuntimeError("the asyncio loop of the database connections has failed") from self._error
         task = self.create_task(coroutine)
         waiter = trio.lowlevel.current_task()
         raise_cancel: Callable[[], Any] | None = None
@@ -150,10 +149,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """Run `func` in the executor; without one, in a thread of trio.
-
-        The end of the loop does not wait for that thread, as getaddrinfo may take long.
-        """
+        """Run `func` in the executor; without one, in a trio thread that may be left."""
         if executor is not None:
             return super().run_in_executor(executor, func, *args)
         future: asyncio.Future[T] = self.create_future()
@@ -272,7 +268,9 @@ class TrioLoop(asyncio.SelectorEventLoop):
         """Fail all calls of `run` that wait, because no turn follows."""
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
-            trio.lowlevel.reschedule(waiter, outcome.Error(RuntimeError("the loop has failed")))
+            trio.lowlevel.reschedule(
+                waiter, outcome.Error(RuntimeError("the asyncio loop of the database connections has failed"))
+            )
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
@@ -289,10 +287,10 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     assert isinstance(loop, TrioLoop)
     error, forgotten = context.get("exception"), context.get("future")
     if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
-        logger.debug("a future has failed, and no task has awaited it", error=repr(error))
+        logger.debug("an asyncio future failed, and no task awaited it", error=repr(error))
     elif isinstance(error, asyncio.CancelledError):
         # that of asyncio's streams does, in Python 3.11
-        logger.debug("a callback of a cancelled task failed")
+        logger.debug("a callback of a cancelled asyncio task failed")
     elif isinstance(error, BaseException):
         loop._fail(error)
     else:

@@ -1,7 +1,5 @@
 """Group commit on PostgreSQL: programs that wait share one transaction.
 
-Writer connections run these groups.
-
     trio tasks ──▶ queue ──▶ writer connection 1:  BEGIN · program · program · … · COMMIT
          ▲                ├▶ writer connection 2:  …         opened when the queue is long
          └──── the callers of a group are woken together, after its COMMIT
@@ -17,10 +15,9 @@ CALM_GROUPS.
 Other nodes can conflict all the same. A group that has lost takes the database's turn when it
 begins: the lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where
 several nodes write to the same rows all the time (the tasks of a pool), each of them loses once,
-and from then on their groups come one after another; without the turn they would spoil each other
-until one had lost too often. LOCK TABLE takes no snapshot, so a group with the turn sees what the
-one before has committed. The turn ends with its transaction; a transaction that stays open is ended
-by the lease, by the fence, or by the limits on time.
+and from then on their groups come one after another. LOCK TABLE takes no snapshot, so a group with
+the turn sees what the one before has committed. The turn ends with its transaction; a transaction
+that stays open is ended by the lease, by the fence, or by the limits on time.
 
 A group runs without savepoints first. When a program raises, the group is rolled back and run again
 with each program in its own savepoint, so that the one that raises leaves no trace in the others'
@@ -61,8 +58,7 @@ from aether_trio.storage.postgres.pool import Pool, Spawn
 from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive, roll_back, within
 
 MAX_GROUP: Final = 128
-"""Programs a commit: bounds how long the first of them waits for the last, and what a conflict
-costs."""
+"""Programs a commit: bounds how long the first waits for the last, and what a conflict costs."""
 PROGRAMS_PER_CONNECTION: Final = 8
 """Programs that wait before another writer connection is worth its BEGIN and COMMIT."""
 CALM_GROUPS: Final = 50
@@ -93,19 +89,19 @@ Deliver = Callable[[Sequence[PostgresJob]], None]
 
 
 class _Mark(NamedTuple):
-    """The row that a group writes to recognize its commit."""
+    """The row of a writer connection by which a lost group's commit is recognized."""
 
     connection: int
     number: int
 
 
 class _TransactionSpoiledError(Exception):
-    """A program raised in a group that has no savepoints."""
+    """Raised when a program raised in a group that has no savepoints."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """The state of a group that is being written."""
+    """The state of a commit group that is being written."""
 
     mark: _Mark
     isolated: bool = False
@@ -117,7 +113,7 @@ class _Attempt:
 
 
 class PostgresWriter:
-    """The write queue of one logical database. Runs on the asyncio side.
+    """The write queue of one logical PostgreSQL database (asyncio).
 
     `locking`: programs lock the rows on which they decide, at READ COMMITTED.
     """
@@ -183,14 +179,13 @@ class PostgresWriter:
         self._spawn(self._write_groups())
 
     def _open_for_waiting(self) -> None:
-        """Open a writer connection for programs that may wait behind a lock of another
-        transaction."""
+        """Open a writer connection for programs that may wait behind a row lock."""
         self._hurry = None
         if self._queue and self._open < self._most_open:
             self._open_connection()
 
     async def _write_groups(self) -> None:
-        """Be one writer connection: run groups until the queue is empty."""
+        """Run groups on one writer connection until the queue is empty."""
         if not self._free_connections:
             self._free_connections.append(len(self._group_numbers))
             self._group_numbers.append(0)
@@ -308,8 +303,7 @@ class PostgresWriter:
         self._spawn(self._end_lost())
 
     async def _end_lost(self) -> None:
-        """End lost server processes: a session may wait for them while no group is to be
-        written."""
+        """End lost server processes, as a session may wait for them without a write."""
         while self.pool.lost and not self.pool.closed:
             try:
                 connection = await self.pool.acquire()
@@ -325,7 +319,7 @@ class PostgresWriter:
                 self.pool.release(connection)
 
     async def _may_go_on(self, kind: PostgresFault, attempt: _Attempt) -> bool:
-        """Whether the group is to run again after an error, now that its pause is over."""
+        """Whether a failed group is to run again, now that its pause is over."""
         if kind is PostgresFault.CONNECTION:
             return attempt.losses < MAX_LOSSES
         if kind is PostgresFault.CONFLICT:
@@ -370,10 +364,7 @@ class PostgresWriter:
         await connection.execute(f"{self._begins}; {first}")
 
     async def _begin_in_turn(self, connection: Any, first: str) -> bool:
-        """Begin with the turn; return False when it was not to be had in time.
-
-        Then the group runs without the turn, and may lose again.
-        """
+        """Begin with the turn; return False when it was not to be had in time."""
         try:
             await connection.execute(f"{self._begins}; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:

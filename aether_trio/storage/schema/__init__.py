@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 class ForPostgres(str):
-    """A statement of a migration for several nodes on one database, not for SQLite."""
+    """A schema statement for several nodes on PostgreSQL, left out on SQLite."""
 
     __slots__ = ()

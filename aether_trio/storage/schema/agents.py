@@ -1,4 +1,4 @@
-"""Which agents can be started, and the latest start of each identity.
+"""Tables of agents that can be started, and of each identity's latest start.
 
 The tables lie in the database of the tasks, because a start is a task. `agents.info` is an
 AgentRegistrationInfo; what is searched for in it has separate columns. Names that clients choose

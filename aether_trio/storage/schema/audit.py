@@ -1,7 +1,4 @@
-"""The audit trail, which has no tables yet.
-
-Its first migration will be added with the audit service.
-"""
+"""Tables of the audit trail: none before there is an audit service."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""How the writer recognizes its commits on PostgreSQL when an answer is lost
-(storage/postgres/writer.py).
+"""Table by which the PostgreSQL writer recognizes a commit without an answer.
 
 `commit_marks` has a row for each connection of a writer: the number of the last group that it
-committed, written by that group. The upsert reads nothing in the sense of SERIALIZABLE, so
-transactions of different connections never conflict over it, and the page has room enough that no
-index is touched.
+committed, written by that group (storage/postgres/writer.py). The upsert reads nothing in the sense
+of SERIALIZABLE, so transactions of different connections never conflict over it, and the page has
+room enough that no index is touched.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Runs a group of programs in one transaction, or each in a savepoint.
+"""Runs a group of programs in one SQLite transaction, or each in a savepoint.
 
-Savepoints are used when one of the programs raises. A group is first run without savepoints:
-programs that raise are rare, and savepoints would cost each program two more statements. When one
-raises, the group is rolled back and run again with each program in its own SAVEPOINT. Programs are
-pure (base.py), so they may run again, and the failing one leaves no trace in the others' commit.
+Savepoints would cost each program two more statements, and programs that raise are rare. So a group
+is first run without. When a program raises, the group is rolled back and run again with each
+program in its own SAVEPOINT. Programs are pure (base.py), so they may run again, and the failing
+one leaves no trace in the others' commit.
 
 `run` and `commit` may be called in different threads, one after the other: programs run where that
 is cheapest, and the writer's thread waits for the disk (threads.py, inline.py).
@@ -25,7 +25,7 @@ from aether_trio.storage.sqlite.statements import drive
 
 
 class SqliteJob:
-    """One program on its way through a thread, then its result."""
+    """One database program on its way through a thread, then its result."""
 
     __slots__ = ("error", "factory", "is_read", "task", "value")
 
@@ -43,7 +43,7 @@ class SqliteJob:
 
 
 class _GroupSpoiledError(Exception):
-    """A program raised in a group that has no savepoints."""
+    """Raised when a program raised in a group that has no savepoints."""
 
 
 class GroupTransactions:
@@ -134,7 +134,7 @@ class GroupTransactions:
         return True
 
     def rollback(self) -> None:
-        """Leave the transaction, unless SQLite has left it (full disk, I/O error)."""
+        """Roll back the transaction, unless SQLite did (full disk, I/O error)."""
         if self.is_open:
             self.cursor.execute("ROLLBACK")
 

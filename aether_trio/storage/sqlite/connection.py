@@ -1,9 +1,4 @@
-"""Opens one SQLite file, and tells failures of the machine from a program's.
-
-Each connection gets its settings here. `wal_autocheckpoint` and `journal_size_limit` keep the
-write-ahead log small: it is copied back after 16 MiB, and cut to 32 MiB when a burst made it
-longer.
-"""
+"""Opens one SQLite file, and tells failures of the machine from a program's."""
 
 from __future__ import annotations
 
@@ -67,10 +62,10 @@ def is_environment(exc: BaseException) -> bool:
 
 
 def may_be_durable(exc: BaseException) -> bool:
-    """Whether a COMMIT that failed so may be in the file all the same.
+    """Whether a COMMIT that failed so may be in the file after a crash.
 
-    A process may find it there after a crash. Then all was written, and the disk did not confirm
-    it. A transaction that could not be written is incomplete, and SQLite ignores it.
+    Then all was written, and the disk did not confirm it. A transaction that could not be written
+    is incomplete, and SQLite ignores it.
     """
     code = getattr(exc, "sqlite_errorcode", None) or 0
     return isinstance(exc, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
@@ -83,7 +78,7 @@ def setup_error(path: Path | None, exc: BaseException) -> StorageSetupError:
 
 
 def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Connection:
-    """Open (and create) the file for writing. Raises StorageSetupError."""
+    """Open (and create) a SQLite file for writing. Raises StorageSetupError."""
     if sqlite3.sqlite_version_info < MINIMUM_VERSION:
         wanted = ".".join(map(str, MINIMUM_VERSION))
         raise StorageSetupError(f"SQLite {sqlite3.sqlite_version} is too old: this needs {wanted} or newer.")
@@ -95,8 +90,7 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         _check_owner(connection, path)
         _set_journal(connection, path, synchronous)
         connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
-        # Deleted messages need not be wiped page by page, which some builds do by default, at twice
-        # the write cost.
+        # Some builds wipe deleted rows page by page by default, at twice the write cost.
         connection.execute("PRAGMA secure_delete=FAST").fetchall()
         return connection
     except OSError as exc:
@@ -110,7 +104,7 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
 
 
 def connect_reader(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open another, read-only connection to a file that connect_writer has prepared."""
+    """Open a read-only connection to a file that connect_writer has prepared."""
     connection = None
     try:
         connection = _connect(path, busy_timeout_s)
@@ -143,10 +137,7 @@ def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlit
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path | None) -> None:
-    """Refuse a file of another application before anything is changed.
-
-    Even its journal mode stays as it is.
-    """
+    """Refuse a file of another application before anything in it is changed."""
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if owner == APPLICATION_ID:

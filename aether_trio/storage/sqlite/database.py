@@ -46,7 +46,7 @@ READERS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SqliteStatistics:
-    """The counters of the writer since it was opened.
+    """The counters of a SQLite database's writer since it was opened.
 
     `queued` includes the group that is being committed. `failing` is true from a group that the
     machine did not take (a full disk, a lock) until the next one that it took.
@@ -63,7 +63,7 @@ class SqliteStatistics:
 
 
 class SqliteDatabase(Shorthands):
-    """A Database over one file, made by `open_sqlite`."""
+    """A Database over one SQLite file, made by `open_sqlite`."""
 
     shared = False
 
@@ -88,8 +88,7 @@ class SqliteDatabase(Shorthands):
         return result
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
-        """Run a few statements by key on this thread, at two thirds of the CPU; the writer
-        commits."""
+        """Run a few statements by key on this thread, at two thirds of the CPU."""
         result: T = await self._submit(SqliteJob(program, is_read=False), self._put_small)
         return result
 
@@ -123,7 +122,7 @@ class SqliteDatabase(Shorthands):
             return await self.read(program)
 
     def statistics(self) -> SqliteStatistics:
-        """Return the counters since the start."""
+        """Return the counters of the writer since the database was opened."""
         writer = self._writer
         assert writer is not None, "the database is not open"
         return SqliteStatistics(
@@ -215,7 +214,7 @@ async def open_sqlite(
     name: str = "scratch",
     synchronous: Synchronous = "FULL",
 ) -> AsyncIterator[SqliteDatabase]:
-    """Open a database file, update its schema, and serve it until the block ends.
+    """Open a SQLite file, update its schema, and serve it until the block ends.
 
     The file is created if it is missing. `name` is the logical database: the names of migrations.py
     have a schema, other names none. `path=None` keeps the data in memory. Raises StorageSetupError,

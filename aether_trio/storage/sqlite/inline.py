@@ -1,4 +1,4 @@
-"""Runs small programs in the trio thread; only their COMMIT is in the writer's.
+"""Runs small SQLite programs in the trio thread; their COMMIT is in the writer's.
 
     run_small ──▶ waiting ──turn──▶ BEGIN IMMEDIATE · program · … ──▶ writer's thread: COMMIT
                      ▲                                                           │
@@ -31,10 +31,7 @@ TURN_PROGRAMS: Final = 64
 
 
 class WriteQueue:
-    """Queues all writes of a file: for the writer's thread, or a turn of the loop.
-
-    `deliver` answers jobs.
-    """
+    """Queues all writes of a SQLite file: for its writer thread, or a turn in trio's."""
 
     def __init__(
         self, groups: GroupTransactions, thread: SimpleQueue[Item], deliver: Callable[[Sequence[SqliteJob]], None]
@@ -49,16 +46,13 @@ class WriteQueue:
         self._trio = trio.lowlevel.current_trio_token()
 
     def put(self, job: SqliteJob) -> None:
-        """Queue a job for the thread."""
+        """Queue a job for the writer thread."""
         self.flush()
         self._in_thread += 1
         self._thread.put(job)
 
     def put_small(self, job: SqliteJob) -> None:
-        """Queue a small job for the next turn, after all tasks that are ready to run now.
-
-        So a turn takes all programs of the same moment.
-        """
+        """Queue a small job for a turn after all tasks that are ready to run now."""
         if self._in_thread:
             self.put(job)
             return
@@ -67,14 +61,14 @@ class WriteQueue:
             self._trio.run_sync_soon(self._turn)
 
     def flush(self) -> None:
-        """Give the jobs that wait for a turn to the thread."""
+        """Give the jobs that wait for a turn to the writer thread."""
         waiting, self._waiting = self._waiting, []
         self._in_thread += len(waiting)
         for job in waiting:
             self._thread.put(job)
 
     def answered(self, jobs: Sequence[SqliteJob]) -> None:
-        """Deliver a group that the thread has finished."""
+        """Deliver a group that the writer thread has finished."""
         if self._committing:
             self._committing = False
             if self._waiting:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ import trio
 
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
-from aether_trio.storage.sqlite.connection import is_environment, may_be_durable
+from aether_trio.storage.sqlite.connection import is_environment, may_be_durable, primary_code
 from aether_trio.storage.sqlite.statements import drive
 
 MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
@@ -57,8 +58,8 @@ Item = SqliteJob | OpenGroup | None
 """An item of a thread's queue; None ends the thread."""
 
 
-class DatabaseThread:
-    """A thread that takes jobs from a queue until stopped; subclasses process them."""
+class DatabaseThread(ABC):
+    """A thread that takes database jobs from a queue until it is stopped."""
 
     def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver) -> None:
         self._queue = queue
@@ -104,34 +105,28 @@ class DatabaseThread:
             job.error = kind(f"{self._thread.name}: {exc}")
             job.error.__cause__ = exc
 
-    def _collect(self) -> tuple[list[SqliteJob], bool]:
-        raise NotImplementedError
+    @abstractmethod
+    def _collect(self) -> tuple[list[SqliteJob], bool]: ...
 
-    def _process(self, jobs: list[SqliteJob]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _process(self, jobs: list[SqliteJob]) -> None: ...
 
-    def _close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _close(self) -> None: ...
 
 
 class WriterThread(DatabaseThread):
-    """The thread that writes to the file."""
+    """The thread that commits groups of programs to a SQLite file."""
 
     def __init__(
-        self,
-        name: str,
-        queue: SimpleQueue[Item],
-        deliver: Deliver,
-        groups: GroupTransactions,
-        path: Path | None,
+        self, name: str, queue: SimpleQueue[Item], deliver: Deliver, groups: GroupTransactions, path: Path | None
     ) -> None:
         super().__init__(name, queue, deliver)
         self._groups = groups
         self._connection = groups.connection
         self._run_elsewhere: OpenGroup | None = None
         self._wal = None if path is None else Path(f"{path}-wal")
-        # Counters: written here, read by statistics() in the trio thread; each is a single
-        # reference.
+        # Counters, read by statistics() in the trio thread; each is a single reference.
         self.groups = 0
         self.programs = 0
         self.rows = 0
@@ -200,10 +195,7 @@ class WriterThread(DatabaseThread):
             self._bound_wal(self._wal)
 
     def _bound_wal(self, wal: Path) -> None:
-        """Cut a log that the automatic checkpoints could not cut.
-
-        It waits for readers, at most the busy timeout.
-        """
+        """Cut a long write-ahead log; waits for readers, at most BUSY_TIMEOUT_S."""
         try:
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 with self._groups.patience():
@@ -236,7 +228,7 @@ class ReaderThread(DatabaseThread):
 
 
 def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: SqliteJob) -> None:
-    """Run one read-only program on one snapshot."""
+    """Run one read-only program on one snapshot; put result or error into the job."""
     try:
         cursor.execute("BEGIN")
         job.value = drive(cursor, job.factory)
@@ -244,9 +236,8 @@ def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Sqlite
     except Exception as exc:
         if connection.in_transaction:
             cursor.execute("ROLLBACK")
-        # Code 8 (read-only) from a reader: the program tried to write, so this is no failure of the
-        # machine.
+        # Code 8 (read-only) from a reader: the program tried to write; the machine did not fail.
         job.error = exc
-        if is_environment(exc) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
+        if is_environment(exc) and primary_code(exc) != sqlite3.SQLITE_READONLY:
             job.error = StorageUnavailable(str(exc))
             job.error.__cause__ = exc
