@@ -17,7 +17,7 @@ no trace.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -92,19 +92,23 @@ class RefusedError(StorageUnavailable):
 
 
 class Database(Protocol):
-    """One logical database. Closing it flushes the programs that it has accepted."""
+    """One logical database; engines subclass it. Closing it flushes accepted programs."""
 
     @property
+    @abstractmethod
     def shared(self) -> bool:
         """Whether other processes write to this database too."""
-        ...
 
+    @abstractmethod
     async def run(self, program: ProgramFactory[T]) -> T:
         """Run a read-write program atomically; return its result once it is durable.
 
         Raises StorageUnavailable when nothing was written, or what the program itself raised.
         """
-        ...
+
+    @abstractmethod
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Run a read-only program on a snapshot with all writes before the call."""
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
         """Run, as `run` does, a program of a few statements that find their rows by key.
@@ -112,61 +116,17 @@ class Database(Protocol):
         SQLite may run it on the caller's thread, where it costs a third less and the event loop
         waits for it. Not for scans, nor for programs that write megabytes.
         """
-        ...
+        return await self.run(program)
 
-    async def write(self, statement: Statement) -> Any:
-        """Run one write as a program; return its result. One round trip on PostgreSQL."""
-        ...
-
-    async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on a snapshot with all writes before the call."""
-        ...
-
+    @abstractmethod
     async def read_small(self, program: ProgramFactory[T]) -> T:
         """Read, as `read` does, a few rows that are found by key; not for scans.
 
         SQLite may read on the caller's thread: 10 µs for a row in memory, not 100 µs.
         """
-        ...
-
-    async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """Run one read-only query; return its rows."""
-        ...
-
-    def separate_queue(self, *, locking: bool = False) -> Database:
-        """Return the same data with a separate write queue, of the same lifetime.
-
-        On PostgreSQL programs of different queues share no transaction, so neither holds locks
-        while it waits for those of the other. `locking`: its programs lock the rows on which they
-        decide, and each statement sees what is committed by then; they never conflict with what
-        other programs have read.
-        """
-        ...
-
-    async def execute(self, sql: str, *args: Value) -> int:
-        """Run one write; return the number of rows that it touched."""
-        ...
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Run one write for many rows, in one transaction."""
-        ...
-
-
-class Shorthands(ABC):
-    """Methods of a Database that an engine derives from its `run` and `read`."""
-
-    @abstractmethod
-    async def run(self, program: ProgramFactory[T]) -> T: ...
-
-    @abstractmethod
-    async def read(self, program: ProgramFactory[T]) -> T: ...
-
-    async def run_small(self, program: ProgramFactory[T]) -> T:
-        """Run a small program as any other."""
-        return await self.run(program)
 
     async def write(self, statement: Statement) -> Any:
-        """Run one write as a program; return its result."""
+        """Run one write as a program; return its result. One round trip on PostgreSQL."""
         return await self.run(lambda: single(statement))
 
     async def fetch(self, sql: str, *args: Value) -> list[Row]:
@@ -183,8 +143,14 @@ class Shorthands(ABC):
         """Run one write for many rows, which are read before it is queued."""
         await self.write(ExecuteMany(sql, rows if isinstance(rows, list) else list(rows)))
 
-    def separate_queue(self, *, locking: bool = False) -> Any:
-        """Return this database, as an engine without a server has one queue."""
+    def separate_queue(self, *, locking: bool = False) -> Database:
+        """Return the same data with a separate write queue, of the same lifetime.
+
+        On PostgreSQL programs of different queues share no transaction, so neither holds locks
+        while it waits for those of the other. `locking`: its programs lock the rows on which they
+        decide, and each statement sees what is committed by then; they never conflict with what
+        other programs have read. An engine without a server has one queue.
+        """
         return self
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aether_trio.storage.base import ProgramFactory, Shorthands
+from aether_trio.storage.base import Database, ProgramFactory
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
@@ -50,7 +50,7 @@ class SqliteEngine:
             other.execute(sql)
 
 
-class SmallPrograms(Shorthands):
+class SmallPrograms(Database):
     """A SQLite database that runs each program by `run_small` and `read_small`."""
 
     shared = False

@@ -15,10 +15,10 @@ import trio
 
 from aether_trio.storage.base import (
     CommitUnknown,
+    Database,
     Fetch,
     ProgramFactory,
     Row,
-    Shorthands,
     StorageUnavailable,
     Value,
     single,
@@ -60,7 +60,7 @@ class Gate:
         await self._arrived.wait()
 
 
-class InlineDatabase(Shorthands):
+class InlineDatabase(Database):
     """A Database that is driven in the caller's task. See the module docstring.
 
     `before_write` holds programs before they take effect, `after_write` between their commit and

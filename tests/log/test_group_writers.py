@@ -46,14 +46,14 @@ async def test_who_listens_gets_what_others_have_appended_as_soon_as_it_is_known
 ) -> None:
     async with open_log(database, bench.log.clock, LogLimits()) as other:
         for frame in (b"2", b"3"):
-            await other.wait_settled(other.append_nowait(other.topic(TOPIC), frame, bench.author))
+            await other.wait_settled(other.append_nowait(other.topics.ensure(TOPIC), frame, bench.author))
     await trio.sleep(1)
     assert reader.frames == [b"1"]
     await bench.publish(TOPIC, b"4")  # which is not the next one here
     await trio.sleep(1)
     assert reader.frames == [b"1", b"2", b"3", b"4"]
     async with open_log(database, bench.log.clock, LogLimits()) as other:
-        await other.wait_settled(other.append_nowait(other.topic(TOPIC), b"5", bench.author))
+        await other.wait_settled(other.append_nowait(other.topics.ensure(TOPIC), b"5", bench.author))
     await bench.subscribe(TOPIC, Reader())  # which reads how far the topic is
     await trio.sleep(1)
     assert reader.frames == [b"1", b"2", b"3", b"4", b"5"]

@@ -373,7 +373,7 @@ async def test_a_topic_that_another_process_has_deleted_is_made_again(bench: Ben
     await trio.sleep(1)
     await delete_all()
     async with open_log(database, bench.log.clock, LogLimits()) as other:
-        await other.wait_settled(other.append_nowait(other.topic(TOPIC), b"3", author))
+        await other.wait_settled(other.append_nowait(other.topics.ensure(TOPIC), b"3", author))
     bench.log.on_remote_commits([TOPIC])
     await trio.sleep(1)
     assert reader.frames == [b"1", b"2", b"3"]

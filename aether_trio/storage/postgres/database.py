@@ -34,8 +34,8 @@ import outcome
 import trio
 
 from aether_trio.storage.base import (
+    Database,
     ProgramFactory,
-    Shorthands,
     Statement,
     StorageUnavailable,
 )
@@ -83,7 +83,7 @@ class PostgresStatistics:
     stalls: int
 
 
-class PostgresDatabase(Shorthands):
+class PostgresDatabase(Database):
     """One logical database of a PostgresServer, made by its `database`."""
 
     shared = True

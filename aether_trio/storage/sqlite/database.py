@@ -28,8 +28,8 @@ import outcome
 import trio
 
 from aether_trio.storage.base import (
+    Database,
     ProgramFactory,
-    Shorthands,
 )
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
@@ -62,7 +62,7 @@ class SqliteStatistics:
     last_error: str
 
 
-class SqliteDatabase(Shorthands):
+class SqliteDatabase(Database):
     """A Database over one SQLite file, made by `open_sqlite`."""
 
     shared = False
