@@ -33,12 +33,7 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
-from aether_trio.storage.base import (
-    Database,
-    ProgramFactory,
-    Statement,
-    StorageUnavailable,
-)
+from aether_trio.storage.base import Database, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres.errors import is_outage, setup_error

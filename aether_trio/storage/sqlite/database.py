@@ -27,10 +27,7 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
-from aether_trio.storage.base import (
-    Database,
-    ProgramFactory,
-)
+from aether_trio.storage.base import Database, ProgramFactory
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
 from aether_trio.storage.sqlite.connection import Synchronous, connect_reader, connect_writer, setup_error
@@ -208,11 +205,7 @@ class _Connections:
 
 @asynccontextmanager
 async def open_sqlite(
-    path: Path | str | None,
-    *,
-    readers: int = READERS,
-    name: str = "scratch",
-    synchronous: Synchronous = "FULL",
+    path: Path | str | None, *, readers: int = READERS, name: str = "scratch", synchronous: Synchronous = "FULL"
 ) -> AsyncIterator[SqliteDatabase]:
     """Open a SQLite file, update its schema, and serve it until the block ends.
 
