@@ -27,7 +27,6 @@ class Kickable(Protocol):
 
     def kick(self) -> None:
         """Write to the socket what is new. Never blocks."""
-        ...
 
 
 KICKS_PER_SLICE = 64

@@ -24,11 +24,9 @@ class EphemeralSink(Protocol):
 
     def put_ephemeral(self, frame: bytes) -> None:
         """Take an update, and drop old ones if there is no room."""
-        ...
 
     def kick(self) -> None:
         """Write the updates that were put. Never blocks."""
-        ...
 
 
 class EphemeralListener:
@@ -99,15 +97,12 @@ class EphemeralRelay(Protocol):
 
     async def expect(self, topics: Sequence[str]) -> None:
         """Announce that this node will listen to these topics. Raises StorageUnavailable."""
-        ...
 
     def listening(self, topic: str) -> None:
         """Note that a topic has its first listener on this node. Never blocks."""
-        ...
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
         """Carry an update to the listeners on other nodes. Never blocks."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +153,7 @@ class EphemeralTopics:
         """Give this listener the updates of a topic from now on."""
         if self._relay is not None and topic not in self._listeners:
             self._relay.listening(topic)
-        ephemeral_topic = self._listeners.get(topic)
-        if ephemeral_topic is None:
-            ephemeral_topic = self._listeners[topic] = _EphemeralTopic()
-        ephemeral_topic.add(listener)
-
-    def has_listeners(self, topic: str) -> bool:
-        """Whether a topic has a listener on this node."""
-        return topic in self._listeners
+        self._listeners.setdefault(topic, _EphemeralTopic()).add(listener)
 
     def listened_topics(self) -> list[str]:
         """Return the topics that have a listener on this node."""

@@ -11,30 +11,24 @@ class Origin(Protocol):
     @property
     def topic(self) -> str:
         """The name of the subscription's topic."""
-        ...
 
     @property
     def position_done(self) -> int:
         """The offset up to which the consumer is known to be done; 0: no meaning."""
-        ...
 
     @property
     def shared(self) -> bool:
         """Whether several consumers share the topic, so that each is done separately."""
-        ...
 
     @property
     def is_open(self) -> bool:
         """Whether further messages may be delivered to the subscription."""
-        ...
 
     def delivered(self, offset: int) -> None:
         """Note that the kernel has all messages that were offered up to `offset`."""
-        ...
 
     def acknowledged(self, offset: int) -> None:
         """Note that the application is done up to `offset`, or only with it if `shared`."""
-        ...
 
 
 Delivery = tuple[bytes, Origin, int]

@@ -53,11 +53,9 @@ class SendReceipts(Protocol):
     @property
     def due(self) -> bool:
         """Whether `take` has receipts or refusals to write."""
-        ...
 
     def take(self) -> tuple[list[tuple[int, RequestError]], int]:
         """Take refused sends, and the number up to which all are settled (0: no news)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,15 +76,12 @@ class SendRules(Protocol):
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
         """Say why this sender may not send to a topic, as a sentence; None if it may."""
-        ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
         """Say why a sender may not send under that context; None when it may."""
-        ...
 
     def may_credit_metrics(self, identity: Identity) -> bool:
         """Whether this sender may report metrics with negative quantities."""
-        ...
 
 
 @dataclass(slots=True)

@@ -52,11 +52,9 @@ class PublisherConnection(Protocol):
     @property
     def outbox(self) -> Kickable:
         """Writes to the client the refusals that `note_refusal` noted."""
-        ...
 
     def note_refusal(self, number: int, error: RequestError) -> bool:
         """Note a refused append; return whether it is a send of this connection."""
-        ...
 
 
 class Publisher:

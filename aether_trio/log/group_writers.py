@@ -46,7 +46,6 @@ class GroupWriter(Protocol):
         A group that `is_void` is not written. Raises StorageUnavailable or TopicsDeleted when
         nothing was written, CommitUnknown (a StorageUnavailable) when that is not known.
         """
-        ...
 
 
 class TopicsDeleted(Exception):

@@ -20,7 +20,8 @@ stays in `behind`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -90,17 +91,10 @@ class RemoteCommitReader:
         reading = {topic.topic_id: topic for topic in topics if topic.topic_id is not None and topic.is_read}
         heads = {topic_id: topic.head for topic_id, topic in reading.items()}
         rows: list[TailRow] = []
-        try:
+        with self._unpinned_after(topics):
             if reading:
                 tails = [(topic_id, topic.tail) for topic_id, topic in reading.items()]
                 rows = await self._database.read(lambda: read_tails(tails, ROWS_PER_TOPIC, BYTES_PER_TOPIC))
-        except BaseException:
-            for topic in topics:
-                self.request(topic)
-            raise
-        finally:
-            for topic in topics:
-                topic.waiting -= 1
         self.reads += 1
         self.messages += len(rows)
         await self._offer(reading, rows)
@@ -114,15 +108,17 @@ class RemoteCommitReader:
             elif found[topic_id][3]:
                 self.request(topic)
             topic.look()
-        if deleted:
-            await self._refresh_deleted(deleted)
+        if deleted:  # they may have new rows by now
+            for topic in deleted:
+                topic.waiting += 1
+            with self._unpinned_after(deleted):
+                await self._refresh(deleted)
 
-    async def _refresh_deleted(self, topics: Sequence[CachedTopic]) -> None:
-        """Look up deleted topics, which may have new rows by now."""
-        for topic in topics:
-            topic.waiting += 1
+    @contextmanager
+    def _unpinned_after(self, topics: Sequence[CachedTopic]) -> Iterator[None]:
+        """Unpin topics at the end of the block; request them again if it raises."""
         try:
-            await self._refresh(topics)
+            yield
         except BaseException:
             for topic in topics:
                 self.request(topic)

@@ -52,15 +52,12 @@ class Subscriber(Protocol):
 
         Or note that the log has the message. Never blocks or raises.
         """
-        ...
 
     def look(self) -> None:
         """Read the log, as the tail moved without an offer. Never blocks or raises."""
-        ...
 
     def renew(self) -> None:
         """Write the position again, for retention to keep. Never blocks or raises."""
-        ...
 
 
 class CachedTopic:

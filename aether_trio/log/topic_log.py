@@ -139,11 +139,9 @@ class AppendAuthor(Protocol):
         All appends of a group get the same error. An author that `confirms` writes nothing before
         `settled`.
         """
-        ...
 
     def settled(self, touched: set[Kickable]) -> None:
         """Add the outboxes to kick, now that a group of this author's appends is settled."""
-        ...
 
 
 class LogRelay(Protocol):
@@ -154,11 +152,9 @@ class LogRelay(Protocol):
 
         A message that is not in a topic's tail when the tail is read after this call is notified.
         """
-        ...
 
     def committed(self, topics: Iterable[CachedTopic]) -> None:
         """Notify the nodes that subscribe to these topics of new messages. Never blocks."""
-        ...
 
 
 PendingMessage = tuple[CachedTopic, bytes, AppendAuthor]

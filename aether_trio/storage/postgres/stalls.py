@@ -69,7 +69,6 @@ class WatchedPool(Protocol):
     @property
     def in_use(self) -> Mapping[Any, Use]:
         """The pool's connections that are in use."""
-        ...
 
 
 class _Sight(NamedTuple):
