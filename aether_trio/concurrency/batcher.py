@@ -52,8 +52,10 @@ class Batcher(Generic[T]):
         self._queue: deque[T] = deque()
         self._group: Sequence[T] = ()
         self._put = self._written = 0
-        self._failures = 0
-        self._unavailable = False
+        self.failures = 0
+        """How many writes have failed because storage was unavailable."""
+        self.unavailable = False
+        """Whether storage was unavailable at the latest write."""
         self._late = False
         """Whether a `flush_within` ran out of time, and the queue has not been empty since."""
         self._added = AutoResetEvent()
@@ -68,16 +70,6 @@ class Batcher(Generic[T]):
         """Iterate over the items that are not written: the current group, then the queue."""
         yield from self._group
         yield from self._queue
-
-    @property
-    def failures(self) -> int:
-        """How many writes have failed because storage was unavailable."""
-        return self._failures
-
-    @property
-    def unavailable(self) -> bool:
-        """Whether storage was unavailable at the latest write."""
-        return self._unavailable
 
     def put(self, item: T) -> int:
         """Queue an item; return its number, for `wait_written`. Never blocks."""
@@ -131,13 +123,13 @@ class Batcher(Generic[T]):
         try:
             await retry_while_unavailable(lambda: self._write(group), self._what, logger, on_failure=self._failed)
         except Exception:
-            self._unavailable = False
+            self.unavailable = False
             logger.exception("a group of writes failed", what=self._what, items=len(group))
             if len(group) > 1:
                 for item in group:
                     await self._write_group([item])
-        self._unavailable = False
+        self.unavailable = False
 
     def _failed(self) -> None:
-        self._failures += 1
-        self._unavailable = True
+        self.failures += 1
+        self.unavailable = True

@@ -29,11 +29,7 @@ PAGE_ROWS = 256
 
 
 class CatchUp:
-    """Reads the log for a session's subscriptions that lag behind their topics.
-
-    `on_gap(subscription, count)` is told how many messages retention has deleted before they were
-    read.
-    """
+    """Reads the log for lagging subscriptions; reports deleted messages to `on_gap`."""
 
     __slots__ = ("_drained", "_lagging", "_log", "_nursery", "_on_gap", "_outbox", "_running")
 
@@ -84,8 +80,7 @@ class CatchUp:
     async def _page(self, subscription: Subscription) -> bool:
         """Queue a page of a topic's messages; return False when one found no room.
 
-        Then the next flush after this page (`_drained`) is to be awaited. An outbox that is nearly
-        empty may have no room for a large message, so another page would not help before.
+        Then await `_drained`: another page would not help before the next flush.
         """
         topic = subscription.state
         # what the page can know of: further messages may be committed during the read

@@ -30,10 +30,7 @@ class EphemeralSink(Protocol):
 
 
 class EphemeralListener:
-    """A participant that listens to an ephemeral topic for progress updates.
-
-    `identity` is what recipients are compared with. A watcher gets `everything`, without a filter.
-    """
+    """A listener to progress updates; a watcher gets `everything`, unfiltered."""
 
     __slots__ = ("everything", "identity", "outbox", "topic")
 
@@ -46,8 +43,7 @@ class EphemeralListener:
     def accepts(self, source: str, recipient: str) -> bool:
         """Whether an update from `source` for `recipient` is for this listener.
 
-        A participant never gets its own updates. An empty recipient means all listeners, and
-        `us::uid` all windows of that user.
+        An empty recipient means all listeners, and `us::uid` all windows of that user.
         """
         if self.everything:
             return True
@@ -57,11 +53,7 @@ class EphemeralListener:
 
 
 class _EphemeralTopic:
-    """The listeners of one ephemeral topic.
-
-    `named` has one listener for each identity; `others` are watchers, and further listeners of an
-    identity.
-    """
+    """Listeners of a topic: one `named` for each identity; watchers are `others`."""
 
     __slots__ = ("named", "others")
 
@@ -142,10 +134,7 @@ class EphemeralTopics:
             self._relay = None
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Announce to other nodes that `listen` follows. Raises StorageUnavailable.
-
-        A checkpoint only where it has to wait.
-        """
+        """Announce to other nodes that `listen` follows. Raises StorageUnavailable."""
         if self._relay is not None and topics:
             await self._relay.expect(topics)
 
@@ -170,11 +159,7 @@ class EphemeralTopics:
     def publish(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Give an update to its listeners on all nodes; return how many are here.
-
-        `kick` is called with each of their sinks, which has the update already; it may kick it
-        later (concurrency/kicks.py).
-        """
+        """Give an update to its listeners on all nodes; return how many are here."""
         self._published += 1
         if self._relay is not None:
             self._relay.publish(topic, source, recipient, frame)

@@ -163,10 +163,7 @@ class Outbox:
 
     @property
     def control_has_room(self) -> bool:
-        """Whether another request may be taken from this client.
-
-        True for a broken link, so that its reader learns that it is broken.
-        """
+        """Whether another request may be taken from this client; true once it broke."""
         return self.control_bytes < self.limits.control_bytes or self.broken
 
     async def wait_control_room(self) -> None:
@@ -175,11 +172,7 @@ class Outbox:
             await self._room.wait()
 
     def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
-        """Queue a durable message; return False when there is no room.
-
-        The caller kicks, once for many messages. A message that is larger than any client takes is
-        skipped (oversized_messages.py).
-        """
+        """Queue a durable message (the caller kicks); return False without room."""
         size = len(frame)
         if size > CLIENT_MESSAGE_BYTES:
             return not self.closed and skip_oversized_message(origin, offset, size, self._on_oversized)
@@ -274,10 +267,7 @@ class Outbox:
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """Take durable messages for the link; by default `flushed` moves positions.
-
-        Without `flush_is_done`, the client acknowledges messages instead.
-        """
+        """Take durable messages for the link; by default `flushed` moves positions."""
         if self._gate.paused:
             return []
         deliveries = self._deliveries
@@ -346,11 +336,7 @@ class Outbox:
             self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
-        """Drop deliveries and updates for good; messages stay in the log. Idempotent.
-
-        Messages that were pulled and not flushed no longer move a cursor, because another session
-        may have the identity from now on.
-        """
+        """Drop deliveries and updates for good, before another session may take over."""
         self.closed = True
         self._deliveries.clear()
         self._ephemeral.clear()
@@ -366,7 +352,7 @@ class Outbox:
         self._on_cut = None
         self._on_failure = None
         self._on_oversized = None
-        self._on_ephemeral_drop = _nothing
+        self._on_ephemeral_drop = lambda: None
 
     async def wait_control_sent(self) -> None:
         """Wait until every control message has been pulled, or the link has broken."""
@@ -395,10 +381,6 @@ def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
     taken = frames[:count]
     del frames[:count]
     return taken
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 class _NoLink:

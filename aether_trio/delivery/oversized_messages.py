@@ -12,8 +12,7 @@ def skip_oversized_message(
 ) -> bool:
     """Skip a message, and report topic, offset and size in bytes; return True.
 
-    Waiting for room would hold up the topic for ever. While messages in front of it are on their
-    way, the position stays, and the next delivery moves it.
+    Waiting for room would hold up the topic for ever. A later delivery moves the position.
     """
     if on_oversized is not None:
         on_oversized(origin.topic, offset, size)

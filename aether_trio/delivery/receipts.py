@@ -56,11 +56,7 @@ class Receipts:
     # -- the session's side -----------------------------------------------------------------------
 
     def wanted(self, seq: int) -> bool:
-        """Whether this send is to be appended: it is neither in the log nor pending.
-
-        Else it gets the receipt of its earlier append. Raises RequestError for a number that is too
-        old to tell.
-        """
+        """Whether to append a send that is new. Raises RequestError if that is forgotten."""
         if self.publisher is None:
             return True
         number = self.publisher.judge(seq)
@@ -88,7 +84,6 @@ class Receipts:
 
     @property
     def due(self) -> bool:
-        """Whether `take` has receipts or refusals to write."""
         waiting = self._waiting
         return bool(self._refused) or bool(waiting and self._log.is_settled(waiting[0][0]))
 
@@ -105,10 +100,7 @@ class Receipts:
     # -- the log's side ---------------------------------------------------------------------------
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Tell the client that an append was refused, on its latest connection too.
-
-        A message without a number (in an envelope) is refused as it is on every transport.
-        """
+        """Tell the client that an append was refused, on its latest connection too."""
         if not self.note_refusal(number, error):
             self.outbox.queue_control(refusal_frame(error))
         latest = self.publisher.connection if self.publisher is not None else None
@@ -134,10 +126,7 @@ class Receipts:
 
 
 class CountedSends:
-    """Counts a connection's sends to say which were refused, without numbers.
-
-    It keeps the sends that are not settled, whose number the log bounds.
-    """
+    """Counts a connection's sends to say which were refused, without numbers."""
 
     __slots__ = ("_count", "_log", "_outbox", "_waiting")
 

@@ -56,11 +56,7 @@ def send_refusal(
     workspace: str,
     allows_workspace: Callable[[str], bool],
 ) -> str | None:
-    """Say in a sentence why a sender may not send to target `text`; None if it may.
-
-    `workspace` is the one that the sender is in. The answer holds for messages to a topic, and for
-    tasks for its participant.
-    """
+    """Say in a sentence why a sender, in `workspace`, may not send to target `text`."""
     topic, declared = target
     if not may_send(identity.kind, topic.kind):
         return f"{identity.kind.with_article} may not send to {topic.kind} topics"
@@ -86,10 +82,7 @@ class SendRules(Protocol):
 
 @dataclass(slots=True)
 class ResolvedTarget:
-    """What the router decided once about one target of one sender.
-
-    `log_topic` is None where the topic is chosen for each message (an instance of a service).
-    """
+    """What the router decided about one sender's target; a service has no log topic."""
 
     topic: Topic
     declared_workspace: str
@@ -132,11 +125,7 @@ class SendCount:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Messages accepted and refused since start.
-
-    `accepted` has (messages, payload bytes) by (workspace, type); `refused` has messages by
-    (workspace, code).
-    """
+    """Accepted (messages, bytes) by (workspace, type); refused by (workspace, code)."""
 
     accepted: dict[tuple[str, str], tuple[int, int]]
     refused: dict[tuple[str, str], int]
@@ -182,10 +171,7 @@ class Router:
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """Check a message and append it; `rest` has its rarer fields, if any.
-
-        Raises RequestError.
-        """
+        """Check a message and append it; `rest` has rare fields. Raises RequestError."""
         try:
             resolved = sender.targets.get(target)
             if resolved is None:
@@ -250,11 +236,7 @@ class Router:
         return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
-        """Return and remember the end of a sender's frames, and their counter.
-
-        Each workspace that a sender names is checked here once: the topic's own or declared one,
-        and the application's. Raises RequestError.
-        """
+        """Return the end of a sender's frames; check the workspace in it once."""
         if workspace and not sender.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         if len(sender.suffixes) >= MAX_SUFFIXES:

@@ -87,8 +87,7 @@ class Subscription:
     def skip(self, upto: int) -> int:
         """Go on behind `upto`, as retention deleted messages; return how many it missed.
 
-        The cursor follows when all messages in front of the gap are delivered, so the consumer is
-        told of a gap once.
+        The cursor follows when all messages in front of the gap are delivered.
         """
         before = self._skip[0] if self._skip is not None and self._skip[1] == self.position else self.position
         missed = max(upto - max(self.position, self.state.base), 0)
@@ -132,19 +131,16 @@ class Subscription:
 
     @property
     def topic(self) -> str:
-        """The name of the subscribed topic."""
         return self.state.name
 
     @property
     def position_done(self) -> int:
-        """The cursor: all messages up to it are done."""
         return self.cursor
 
     shared = False
 
     @property
     def is_open(self) -> bool:
-        """Whether the subscription takes messages."""
         return self in self.state.subscribers
 
     def acknowledged(self, offset: int) -> None:

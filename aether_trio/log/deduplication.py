@@ -232,11 +232,7 @@ class PublisherStore:
         return len(self._live)
 
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
-        """Read a publisher's numbers; return a function that puts it into use.
-
-        The function makes it the live publisher of its identity, without a checkpoint. Raises
-        StorageUnavailable.
-        """
+        """Read a publisher; return a function that makes it its identity's live one."""
         rows = (
             []
             if self._known(identity, token) and not self._database.shared

@@ -143,10 +143,7 @@ class PostgresGroupWriter:
         return offsets
 
     async def _write(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
-        """Send a group until it is known whether it was written; its senders wait.
-
-        A sender that is refused a message which is in the log would send it again.
-        """
+        """Send a group until it is known whether it was written; its senders wait."""
         statement = topic_sql_postgres.append_group(group)
         try:
             while True:

@@ -59,10 +59,7 @@ def partitions() -> Program[list[Partition]]:
 
 
 def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
-    """Return the partition for messages of `now_ms`; make it if there is none.
-
-    Its bounds are multiples of `length`, unless a neighbour leaves less room.
-    """
+    """Return the partition for messages of `now_ms`; make it if there is none."""
     yield Fetch(_LOCK)
     existing = yield from partitions()
     lower = now_ms // length * length

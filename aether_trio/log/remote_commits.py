@@ -45,10 +45,7 @@ OFFERS_PER_SLICE: Final = 2_000
 
 
 class RemoteCommitReader:
-    """Reads messages that other nodes committed and offers them to subscribers.
-
-    `run` is its one task. `refresh` reads where topics end. `grown` collects topics for retention.
-    """
+    """Reads messages that other nodes committed and offers them; `run` is its task."""
 
     def __init__(
         self,

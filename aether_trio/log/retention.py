@@ -155,10 +155,7 @@ class SweepStep:
 
 
 def sweep_topics(topics: Sequence[Row], bounds: SweepBounds) -> Program[SweepStep]:
-    """Delete what is due in these topics, (id, name, emptied_ms) each.
-
-    A topic with more than one step of messages to delete stays due.
-    """
+    """Delete a step of what is due in topics, (id, name, emptied_ms) each."""
     found = SweepStep(0, [])
     for topic_id, name, emptied_ms in topics:
         if found.gone >= ROWS_PER_STEP:
@@ -209,10 +206,7 @@ class Retention:
                 logger.warning("retention postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Delete what is due; return how many messages went, partitions estimated.
-
-        Raises StorageUnavailable.
-        """
+        """Delete what is due; return about how many messages. Raises StorageUnavailable."""
         limits = self._limits
         now_ms = self._clock.now_ms()
         age_ms = int(limits.age_s * 1000)

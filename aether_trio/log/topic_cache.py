@@ -48,10 +48,7 @@ class Subscriber(Protocol):
     to `look`, and reads what it wants from the database."""
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
-        """Queue a message and add its outbox to `touched`, to be kicked once a burst.
-
-        Or note that the log has the message. Never blocks or raises.
-        """
+        """Queue a message and add its outbox to `touched`. Never blocks or raises."""
 
     def look(self) -> None:
         """Read the log, as the tail moved without an offer. Never blocks or raises."""
@@ -103,10 +100,7 @@ class CachedTopic:
             subscriber.look()
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable], grown: dict[str, CachedTopic]) -> int:
-        """Offer a committed message to the subscribers; return the number of offers.
-
-        Adds the topic to `grown` when retention is to look at it. No checkpoint.
-        """
+        """Offer a committed message to the subscribers; return the number of offers."""
         if offset > self.tail:  # noqa: PLR1730  # max() is a call for each message
             self.tail = offset
         self.tail_bytes += len(frame)

@@ -89,10 +89,7 @@ def publish_error(error: StorageUnavailable) -> RequestError:
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """Limits of the messages that wait for a commit, and of one commit group.
-
-    Moved cursors are written every `cursor_flush_s`. A group takes about `group_bytes`.
-    """
+    """Limits of the messages that wait for a commit, and of one commit group."""
 
     pending_bytes: int = 16 * 1024 * 1024
     pending_messages: int = 20_000
@@ -105,10 +102,7 @@ class LogLimits:
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """Counters of the log since start, and what waits now.
-
-    `settled - refused` messages are durable.
-    """
+    """Counters of the log since start; `settled - refused` messages are durable."""
 
     appended: int
     settled: int
@@ -148,10 +142,7 @@ class LogRelay(Protocol):
     """Notifies the other nodes that write to the same log; the cluster implements it."""
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Announce that this node subscribes to these topics. Raises StorageUnavailable.
-
-        A message that is not in a topic's tail when the tail is read after this call is notified.
-        """
+        """Announce a subscription here before the tail is read, to miss no notification."""
 
     def committed(self, topics: Iterable[CachedTopic]) -> None:
         """Notify the nodes that subscribe to these topics of new messages. Never blocks."""
@@ -219,10 +210,7 @@ class TopicLog:
             await self._group_settled.wait()
 
     def append_nowait(self, topic: CachedTopic, frame: bytes, author: AppendAuthor) -> int:
-        """Queue a message for the next commit group; return its sequence number.
-
-        Never blocks. Call it only while `has_room`; one batch beyond that is tolerated.
-        """
+        """Queue a message, while `has_room`; return its sequence number. Never blocks."""
         topic.waiting += 1
         if not self._pending:
             self._waiting_since = self.clock.monotonic()
@@ -248,8 +236,7 @@ class TopicLog:
     def void(self) -> None:
         """Refuse all appends that are not committed: this node has lost its lease.
 
-        Their senders may no longer hold their identities, and other nodes may write as their
-        successors. No checkpoint. Later appends are written under a later lease.
+        Other nodes may write as their senders' successors. No checkpoint.
         """
         self._void_upto = self._appended
         self._work.set()
@@ -628,10 +615,7 @@ class TopicLog:
     # -- reading ----------------------------------------------------------------------------------
 
     async def read(self, topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
-        """Read a topic's messages (offset, ts_ms, frame) behind `after`, oldest first.
-
-        Raises StorageUnavailable.
-        """
+        """Read messages (offset, ts_ms, frame) behind `after`. Raises StorageUnavailable."""
         topic_id, tail = topic.topic_id, topic.tail
         if topic_id is None or after >= tail:
             return []
@@ -663,10 +647,10 @@ class TopicLog:
         return int(found[0][0])
 
     async def input_topics(self, after: int, last: int, count: int) -> tuple[list[str], int]:
-        """Return a page of names of tasks' input topics, and where the next page begins.
+        """Return names of tasks' input topics with ids up to `last`, and the next `after`.
 
-        The page has topics with `after` < id <= `last`; 0 says that there is no further page. Goes
-        through all topics. Raises StorageUnavailable.
+        The next page begins there; 0: there is none. Goes through all topics. Raises
+        StorageUnavailable.
         """
         found = await self.database.fetch(
             "SELECT id, name FROM topics WHERE id > $1 AND id <= $2 AND name LIKE 'tk::%::input' ORDER BY id LIMIT $3",
@@ -738,10 +722,7 @@ class TopicLog:
 async def open_log(
     database: Database, clock: Clock, limits: LogLimits, on_group: GroupReport = lambda seconds, messages: None
 ) -> AsyncIterator[TopicLog]:
-    """Run the topic log of a database until the block ends, then drain it.
-
-    Leaving the block settles the messages that were appended, and saves the cursors.
-    """
+    """Run the topic log of a database until the block ends, then settle and save all."""
     log = TopicLog(database, clock, limits, await _identity_of(database), on_group)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")

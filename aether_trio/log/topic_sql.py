@@ -97,11 +97,7 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
-    """Delete those topics that are still unused; return their ids.
-
-    A topic is unused when it has neither messages nor positions, and had none at retention's last
-    look.
-    """
+    """Delete those topics that still have no message and position; return their ids."""
     gone: list[int] = []
     floor = 0
     for topic_id in topic_ids:
@@ -167,10 +163,7 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 def append_messages(
     flat: Sequence[Value], cursors: Sequence[CursorRow], numbers: Sequence[PublisherRow] = ()
 ) -> Program[None]:
-    """Write a commit group of messages, cursors and publishers' sequence numbers.
-
-    `flat` is key, ts_ms, topic_bytes, data for each message, one after another.
-    """
+    """Write a commit group; `flat` has key, ts_ms, topic_bytes, data of each message."""
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
         part = flat[start : start + step]
@@ -205,10 +198,7 @@ def publisher_numbers(identity: str) -> Program[list[Row]]:
 
 
 def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> Program[int]:
-    """Renew `used` publishers, (identity, publisher, now_ms); delete older ones.
-
-    Return how many had not been updated since `before_ms`.
-    """
+    """Renew `used` publishers; delete those older than `before_ms`; return how many."""
     if used:
         yield ExecuteMany("UPDATE publishers SET updated_ms = $3 WHERE identity = $1 AND publisher = $2", used)
     deleted: int = yield Execute("DELETE FROM publishers WHERE updated_ms < $1", (before_ms,))
@@ -250,10 +240,7 @@ def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -
 def read_topics(
     sql: TopicSql, wanted: Sequence[tuple[str, int]], rows: int, max_bytes: int
 ) -> Program[list[tuple[list[Row], bool]]]:
-    """Read a page (offset, ts_ms, data) of each topic, and whether there is more.
-
-    A topic for which `max_bytes` has no room left gets an empty page, and has more.
-    """
+    """Read a page (offset, ts_ms, data) of each topic, and whether there is more."""
     facts = yield from sql.many_topic_facts([(name, None) for name, _ in wanted])
     found: list[tuple[list[Row], bool]] = []
     for (_, after), fact in zip(wanted, facts, strict=True):

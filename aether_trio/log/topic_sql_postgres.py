@@ -223,10 +223,7 @@ def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
 
 
 def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
-    """Make the missing rows of topics; return facts by name.
-
-    `names` are in order, so that nodes do not wait for each other in a circle.
-    """
+    """Make the missing rows of topics, whose names are sorted; return facts by name."""
     for _ in range(CREATE_TRIES):
         yield Execute(_CREATE, (names, now_ms))
         facts = yield from many_topic_facts([(name, None) for name in names])

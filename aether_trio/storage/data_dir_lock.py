@@ -55,10 +55,9 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a locked data directory (mode 0700), removed at the end of the block.
+    """Make a locked data directory (mode 0700) until the block ends.
 
-    First removes the directories that killed gateways of this user have left. Raises
-    StorageSetupError.
+    First removes those that killed gateways of this user left. Raises StorageSetupError.
     """
     _remove_leftovers()
     for _ in range(TRIES):

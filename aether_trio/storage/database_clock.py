@@ -47,7 +47,6 @@ class DatabaseClock:
         return self._latest_ms
 
     def monotonic(self) -> float:
-        """Return the seconds of this process's monotonic clock."""
         return self._own.monotonic()
 
     async def ask(self) -> None:

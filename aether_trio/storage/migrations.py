@@ -80,10 +80,7 @@ POSTGRES: Final = Dialect(
 
 
 def upgrade(name: str, dialect: Dialect, where: str) -> Program[int]:
-    """Bring the database `name` up to date; return how many migrations ran.
-
-    `where` names the file or server in the error. Raises SchemaTooNewError.
-    """
+    """Bring database `name` up to date; return how many migrations ran."""
     migrations = (ONLY_POSTGRES if dialect is POSTGRES and name in ONLY_POSTGRES else MIGRATIONS).get(name, ())
     yield Execute(
         "CREATE TABLE IF NOT EXISTS schema_version (database_name TEXT PRIMARY KEY, version INTEGER NOT NULL)"

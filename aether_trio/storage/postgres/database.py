@@ -94,36 +94,24 @@ class PostgresDatabase(Database):
         self.reader = PostgresReader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program; return its result once it is durable.
-
-        Raises StorageUnavailable, or what the program itself raised.
-        """
         job = PostgresJob(program)
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
 
     async def write(self, statement: Statement) -> Any:
-        """Run one write as a program; return its result."""
         job = statement_job(statement)
         job.pending = CURRENT_SESSION_WRITES.get()
         return await self._submit(job, self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on a snapshot with all writes before the call."""
         result: T = await self._submit(PostgresJob(program), self.reader.put)
         return result
 
-    async def read_small(self, program: ProgramFactory[T]) -> T:
-        """Run a small program as any other, as it costs a round trip all the same."""
-        return await self.read(program)
-
     def separate_queue(self, *, locking: bool = False) -> PostgresDatabase:
-        """Return the same data with a separate write queue."""
         return self._server.queue(self.name, locking=locking)
 
     def statistics(self) -> PostgresStatistics:
-        """Return the counters of this database since it was opened."""
         writer = self.writer
         return PostgresStatistics(
             groups=writer.groups,
@@ -180,7 +168,7 @@ class PostgresServer:
         self.schema = schema
         self.limits = limits
         self.closed = False
-        self._fence: Callable[[], str] = _no_fence
+        self._fence: Callable[[], str] = lambda: ""
         self.loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_done = trio.Event()
@@ -198,8 +186,7 @@ class PostgresServer:
     def fence_writes(self, fence: Callable[[], str]) -> None:
         """Begin each write transaction with the query `fence()` from now on.
 
-        The query raises FENCED when this process may not write. A write has the fence of the moment
-        when it was submitted.
+        The query raises FENCED when this process may not write.
         """
         self._fence = fence
 
@@ -336,7 +323,3 @@ def _is_all(group: BaseException, error: BaseException) -> bool:
             return False
         (group,) = group.exceptions
     return True
-
-
-def _no_fence() -> str:
-    return ""

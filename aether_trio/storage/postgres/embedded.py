@@ -99,7 +99,7 @@ _STILL_ATTACHED: Final = "pre-existing shared memory block"
 
 @functools.cache
 def binaries() -> Mapping[int, Path]:
-    """Return the wheel's directories of `initdb` and `postgres`, by major version.
+    """Return the wheel's directories of server programs, by major version.
 
     Raises StorageSetupError. The wheel's module is not imported: that warns, and makes a lock file.
     """
@@ -119,10 +119,7 @@ def _major(directory: Path) -> int:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server in directory `home`, started and stopped repeatedly.
-
-    `settings` are those of PostgreSQL. `port` is a TCP port to listen on as well.
-    """
+    """A PostgreSQL server in directory `home`, started and stopped repeatedly."""
 
     def __init__(self, home: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.home = home.absolute()
@@ -191,10 +188,7 @@ class EmbeddedPostgres:
             time.sleep(0.05)
 
     def stop(self, *, signum: int = signal.SIGINT) -> None:
-        """End the server, if it is running.
-
-        SIGINT is a fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster.
-        """
+        """End the server: SIGINT fast, SIGQUIT at once, SIGKILL as in a crash."""
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None

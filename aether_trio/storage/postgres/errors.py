@@ -19,10 +19,7 @@ from aether_trio.storage.postgres.hosts import is_misread, where
 
 
 class FencedError(StorageUnavailable):
-    """Raised when nothing was written because this node's lease had ended.
-
-    Other nodes may have the identities that it had (cluster/node/lease.py).
-    """
+    """Raised when nothing was written because this node's lease had ended."""
 
 
 FENCED: Final = "AE001"

@@ -70,16 +70,11 @@ class Pool:
         self._down_since: float | None = None
         self._random = random.Random()  # noqa: S311  # spreads the nodes' attempts
         self._reaper: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.closed = False
         self.opened = 0
         self.last_error = ""
         self.lost = LostProcesses()
         """Server processes of lost connections that may still commit; a writer ends them first."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
 
     @property
     def size(self) -> int:
@@ -98,7 +93,7 @@ class Pool:
             if not connection.is_closed():
                 self._hand(connection)
                 return connection
-        if self._closed:
+        if self.closed:
             raise StorageUnavailable("the database is closed")
         now = self._loop.time()
         give_up = (now if self._down_since is None else self._down_since) + self._patience_s
@@ -116,7 +111,7 @@ class Pool:
     def release(self, connection: Any, *, healthy: bool = True) -> None:
         """Give a connection back; not `healthy` if lost or maybe in a transaction."""
         self.in_use.pop(connection, None)
-        if not healthy or connection.is_closed() or self._closed:
+        if not healthy or connection.is_closed() or self.closed:
             connection.terminate()
             self._grow()
         else:
@@ -133,7 +128,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close idle connections in order, and cut those in use."""
-        self._closed = True
+        self.closed = True
         if self._reaper is not None:
             self._reaper.cancel()
         for waiter in self._waiting:
@@ -170,7 +165,7 @@ class Pool:
         """Open connections for callers in line, one at a time during an outage."""
         wanted = sum(not waiter.done() for waiter in self._waiting)
         while (
-            not self._closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)
+            not self.closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)
         ):
             self._opening += 1
             task = self._spawn(self._open())
@@ -184,7 +179,7 @@ class Pool:
         finally:
             self._opening -= 1
         if connection is not None:
-            if self._closed:
+            if self.closed:
                 connection.terminate()
             else:
                 self.opened += 1
@@ -192,12 +187,9 @@ class Pool:
         self._grow()
 
     async def _connected(self) -> Any:
-        """Connect, without a limit on time.
-
-        Return None when closed, or when another task goes on trying.
-        """
+        """Connect without a time limit; None when closed, or another task goes on trying."""
         pause_s = FIRST_PAUSE_S
-        while not self._closed:
+        while not self.closed:
             try:
                 connection = await self._connect()
             except Exception as exc:

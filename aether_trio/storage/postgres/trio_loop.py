@@ -45,10 +45,7 @@ __all__ = ["BATCH", "TrioLoop", "open_loop"]
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[TrioLoop]:
-    """Run an asyncio loop until the block ends, then cancel its tasks and wait.
-
-    A callback that raises ends the block with an exception group, as a task of a nursery does.
-    """
+    """Run an asyncio loop until the block ends, or a callback raises."""
     loop = TrioLoop()
     try:
         async with trio.open_nursery() as loop._nursery:
@@ -68,10 +65,7 @@ async def open_loop() -> AsyncIterator[TrioLoop]:
 
 
 class TrioLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop in trio's thread, made by `open_loop`.
-
-    Only `call_soon_threadsafe` may be called from other threads.
-    """
+    """An asyncio event loop in trio's thread, made by `open_loop`."""
 
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
@@ -92,11 +86,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
     # -- for trio
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in a task of asyncio, from trio; return its result.
-
-        Cancelling this call cancels that task, and waits for its end. Raises RuntimeError when the
-        loop has failed.
-        """
+        """Run an asyncio coroutine, cancelled with this call; return its result."""
         if self._error is not None:
             coroutine.close()
             raise RuntimeError("the asyncio loop of the database connections has failed") from self._error
@@ -125,11 +115,9 @@ class TrioLoop(asyncio.SelectorEventLoop):
     # -- what differs from asyncio's loop
 
     def time(self) -> float:
-        """Return the seconds of trio's clock."""
         return trio.current_time()
 
     def is_running(self) -> bool:
-        """Whether the loop is open, and takes turns."""
         return self._open
 
     def call_soon(

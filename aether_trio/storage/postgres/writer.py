@@ -113,10 +113,7 @@ class _Attempt:
 
 
 class PostgresWriter:
-    """The write queue of one logical PostgreSQL database (asyncio).
-
-    `locking`: programs lock the rows on which they decide, at READ COMMITTED.
-    """
+    """Commits programs of one database in groups (asyncio); `locking`: READ COMMITTED."""
 
     def __init__(
         self,
@@ -256,10 +253,7 @@ class PostgresWriter:
                 return self._succeeded(jobs)
 
     async def _find_out(self, lost: ServerProcess, attempt: _Attempt) -> bool | None:
-        """Find out whether a lost group is committed; return None if not in time.
-
-        For a group without a mark, False says that it is decided; only its caller can see how.
-        """
+        """Find out whether a lost group is committed; None if not in time."""
         give_up = self._loop.time() + self._limits.patience_s
         while True:
             try:

@@ -57,8 +57,7 @@ class GroupTransactions:
     def run(self, jobs: Sequence[SqliteJob], *, patient: bool) -> None:
         """Run a group up to its COMMIT; each job gets its result or error.
 
-        Raises an error of the environment, which fails the whole group. While another process
-        writes to the file, `patient` waits for it, at most BUSY_TIMEOUT_S.
+        Raises an error of the environment. `patient` waits for other processes' locks.
         """
         try:
             try:

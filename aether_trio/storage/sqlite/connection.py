@@ -62,11 +62,7 @@ def is_environment(exc: BaseException) -> bool:
 
 
 def may_be_durable(exc: BaseException) -> bool:
-    """Whether a COMMIT that failed so may be in the file after a crash.
-
-    Then all was written, and the disk did not confirm it. A transaction that could not be written
-    is incomplete, and SQLite ignores it.
-    """
+    """Whether a COMMIT that failed so may be in the file after a crash."""
     code = getattr(exc, "sqlite_errorcode", None) or 0
     return isinstance(exc, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
 

@@ -77,10 +77,6 @@ class SqliteDatabase(Database):
         self._inline: sqlite3.Connection | None = None
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        """Run a read-write program; return its result once it is durable.
-
-        Raises StorageUnavailable when nothing was written, or what the program itself raised.
-        """
         result: T = await self._submit(SqliteJob(program, is_read=False), self._put)
         return result
 
@@ -90,17 +86,12 @@ class SqliteDatabase(Database):
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        """Run a read-only program on a snapshot with all writes before the call."""
         put = self._put if self.path is None else self._reads.put
         result: T = await self._submit(SqliteJob(program, is_read=True), put)
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """Read a few rows by key on this thread: 10 µs, not 100 µs in another thread.
-
-        It never waits for a lock: when another process holds one, or the database is in memory, a
-        reader thread does the work.
-        """
+        """Read a few rows by key on this thread: 10 µs, not 100 µs in another thread."""
         connection = self._inline
         if connection is None:
             return await self.read(program)
@@ -119,7 +110,6 @@ class SqliteDatabase(Database):
             return await self.read(program)
 
     def statistics(self) -> SqliteStatistics:
-        """Return the counters of the writer since the database was opened."""
         writer = self._writer
         assert writer is not None, "the database is not open"
         return SqliteStatistics(
@@ -176,11 +166,7 @@ class SqliteDatabase(Database):
             self._readers.append(reader)
 
     async def _stop(self) -> None:
-        """Refuse new programs, finish the accepted ones, and end the threads.
-
-        Readers end first: the writer's connection, which closes last, folds the write-ahead log
-        into the file.
-        """
+        """Refuse new programs, finish the accepted ones, and end the threads."""
         assert self._writer is not None
         assert self._gate is not None
         self._closed = True

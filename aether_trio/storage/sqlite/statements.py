@@ -74,8 +74,7 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:
     """Run a program to its end inside the open transaction; return its result.
 
-    A statement that fails ends the program, which is closed without an exception in it: on
-    PostgreSQL the first error aborts the whole transaction, so a program could not go on.
+    A statement that fails ends the program, as on PostgreSQL it aborts the transaction.
     """
     program = factory()
     try:

@@ -41,11 +41,7 @@ Deliver = Callable[[Sequence["SqliteJob"]], None]
 
 
 class OpenGroup:
-    """A group whose programs have run, in a transaction that is open.
-
-    `rows` is the connection's count of changed rows before the group. It is queued only while the
-    thread has no other work.
-    """
+    """A group whose programs have run, for the writer thread to commit."""
 
     __slots__ = ("jobs", "rows")
 
