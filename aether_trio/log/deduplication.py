@@ -2,17 +2,15 @@
 
 A client of the framed transport numbers its sends, and may send again what was not acknowledged
 when its connection broke (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16
-random bytes that the client made up when it began to count, under the identity that it was accepted
-for. Of each identity the latest publisher is kept.
+random bytes that the client made up when it began to count, under its identity. Of each identity
+the latest publisher is kept.
 
-Numbers are written in the transaction of the messages that bear them, so a crash forgets both or
-neither. A high-water mark would not do: a number below it may have been refused, or may never have
-arrived. Where several nodes write the log, an identity may have been on another node meanwhile; so
-the numbers in memory are joined with the row whenever a client connects.
+Numbers are written in the transaction of the messages that bear them. A high-water mark would not
+do: a number below it may have been refused, or may never have arrived. Another node may have
+written the row meanwhile, so memory is joined with it whenever a client connects.
 
-Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; whether a
-number at or below `floor` was committed is forgotten; `ranges` is sorted, and its ranges neither
-touch nor overlap.
+Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`, which is
+sorted and neither touches nor overlaps; at or below `floor` nothing is known.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Partitions of PostgreSQL's `messages` by time: retention drops whole tables.
 
-A partition holds the messages that were appended between two moments. Each node makes the partition
-for now before it appends, unless it knows that the partition exists. There is no default partition:
-its rows would have to be searched whenever another one is made. The catalog is the only list of
-partitions, and a lock in the database makes one process at a time change it.
+Each node makes the partition for now before it appends, unless it knows that the partition exists.
+There is no default partition: its rows would have to be searched whenever another one is made. The
+catalog is the only list of partitions; one process at a time changes it.
 """
 
 from __future__ import annotations

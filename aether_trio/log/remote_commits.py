@@ -4,14 +4,10 @@
     own commit behind one of another node ────────┼──▶ behind ──▶ one read of many topics ──▶ offers
     a read of the tail that found new messages ───┘
 
-A topic to which only work queues subscribe is not read here: the queues are told to look, and the
-node that takes a message reads it.
-
 A topic's `tail` is what was offered here, `head` what is known to be committed. A message of this
 node that is the topic's next one is offered at once (topic_log.py). One that is not, because a
-message of another node is in front of it, is left to this task, which reads both. So each
-subscriber is offered a topic's messages one after another, and a broadcast costs one read, however
-many subscribe.
+message of another node is in front of it, is left to this task, which reads both. Work queues are
+told to look instead: the node that takes a message reads it.
 
 Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no
 checkpoint, here and in topic_log.py, so a message is offered once; a topic that could not be read

@@ -1,25 +1,21 @@
 """Retention: deletes old messages and too many, and unused positions and topics.
 
-Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep
-deletes in bounded steps, each its own transaction, so that a commit of new messages never waits
-long. A consumer that was away for longer than messages are kept finds them gone and is told so
+Age and size are limits per topic. A sweep deletes in bounded steps, each its own transaction. A
+consumer that was away for longer than messages are kept finds them gone and is told so
 (delivery/catchup.py).
 
-The cost of a sweep grows with what it deletes, not with what there is. A topic is due when its
-oldest message is, else some time after its last look (`look_ms`, a day at most), and an index finds
-the topics that are due. A topic that is too large is one that this node has seen grow
-(`TopicLog.grown`). A look also forgets positions that are out of use. A topic without messages and
-positions, for as long as an unused position is kept, is deleted: nothing may stay of a name for
-ever.
+The cost of a sweep grows with what it deletes, not with what there is: an index finds the topics
+that are due, because of their oldest message, or some time after their last look (`look_ms`, a day
+at most). `TopicLog.grown` has those that are too large. A look also forgets positions that are out
+of use, and deletes a topic that was without messages and positions for as long as an unused
+position is kept.
 
 In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may
-stay for an eighth of the age longer. Several nodes may sweep at a time, as each step reads again
-what is there.
+stay for an eighth of the age longer. Several nodes may sweep at a time.
 
 Invariants: `floor_offset` is raised in the transaction that deletes messages, and `topic_floor` in
 the one that deletes topics, so offsets never start again; `base_offset` is raised in the one that
-forgets a position, so a consumer that comes back without a position is not told that it missed what
-it has read.
+forgets a position, so a consumer that comes back is not told that it missed what it read.
 """
 
 from __future__ import annotations

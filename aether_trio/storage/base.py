@@ -1,18 +1,16 @@
 """The Database protocol: one copy of portable SQL for SQLite and PostgreSQL.
 
-A unit of work is a *program*: a generator that yields statements and is sent their results. The
-engine decides how to run it. SQLite runs a whole program inside its writer thread: one change of
-thread for many programs, which commit as one group. PostgreSQL runs the same generator over one
-connection inside a transaction. A program is pure: it does no I/O, reads no clock and keeps no
-state outside its locals, because an engine may run it again from the start.
+A unit of work is a *program*: a generator that yields statements and is sent their results. SQLite
+runs whole programs inside its writer thread, many in one commit. PostgreSQL runs the same generator
+over one connection inside a transaction. A program is pure: it does no I/O, reads no clock and
+keeps no state outside its locals, because an engine may run it again.
 
 SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no functions of
 one engine. Where that would cost a round trip per row, a `shared` engine (PostgreSQL) has its own
 text, which may take arrays (log/topic_sql_postgres.py).
 
-Invariants: `run` returns only after the commit that contains the program is durable; programs that
-one caller gives to `run` one after another take effect in that order; a program that raises leaves
-no trace.
+Invariants: `run` returns only after the commit that contains the program is durable; programs of
+one caller take effect in its order; a program that raises leaves no trace.
 """
 
 from __future__ import annotations

@@ -126,9 +126,6 @@ class InlineDatabase(Database):
         await self.after_read.passed()
         return result
 
-    async def read_small(self, program: ProgramFactory[T]) -> T:
-        return await self.read(program)
-
     def query(self, sql: str, *args: Value) -> list[Row]:
         """Look into the database now, for assertions."""
         return self._direct.drive(lambda: single(Fetch(sql, args)))

@@ -2,19 +2,15 @@
 
 There are four kinds:
 
-* *writer*: SERIALIZABLE transactions, because a program reads, decides and writes without locks,
-  and no other program may come between.
-* *appender*: READ COMMITTED transactions, for a database whose programs lock the rows on which they
-  decide (`LOCKING`). Nodes that append to one topic come one after another instead of failing each
-  other.
+* *writer*: SERIALIZABLE transactions, because a program reads, decides and writes without locks.
+* *appender*: READ COMMITTED, for a database whose programs lock the rows on which they decide
+  (`LOCKING`): nodes that append to one topic come one after another instead of failing each other.
 * *reader*: REPEATABLE READ, READ ONLY transactions, each on one snapshot.
 * *look*: asks about the other connections (stalls.py).
 
-The isolation is a default of the session, set while it starts, so that a single statement needs no
-BEGIN and still has it.
-
-The server holds every limit on time too. So a node that is stopped (SIGSTOP) or cut off in the
-middle of a transaction keeps its locks no longer than `idle_in_transaction_s`.
+The isolation is a default of the session, so that a single statement needs no BEGIN. The server
+holds every limit on time too: a node that is stopped (SIGSTOP) or cut off in the middle of a
+transaction keeps its locks no longer than `idle_in_transaction_s`.
 """
 
 from __future__ import annotations

@@ -3,22 +3,17 @@
     trio: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool ──▶ asyncpg ──▶ primary
           rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool ──▶ asyncpg ──▶ primary
 
-Both sides live in one thread, on the loop of trio_loop.py. A job is handed over by a function call,
-and a finished group wakes its callers.
+Both sides live in one thread (trio_loop.py). All logical databases ("state", "log", "audit",
+"tasks") lie in one schema and share one pool, as connections are what a PostgreSQL server runs out
+of first, and `schema_version` has a row for each.
 
-All logical databases ("state", "log", "audit", "tasks") lie in one schema, in tables with distinct
-names, and `schema_version` has a row for each. Connections are what a PostgreSQL server runs out of
-first: with one schema all databases share one pool. And a write of a session has to read who has
-its identity in the same transaction.
-
-Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing.
-Once its program is queued, the program runs, wholly or not at all, and only the result is lost. No
-query is cancelled.
+Cancellation: a caller that is cancelled while it waits for room has done nothing. Once its program
+is queued, the program runs, and only the result is lost. No query is cancelled.
 
 Outages: a lost connection, a stalled one (stalls.py), a restart or a failover is a pause of up to
 `patience_s`, because programs are pure and run again on another connection. A longer outage is
-StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent, its answer was lost,
-and the server could not be asked in that time whether it has taken effect.
+StorageUnavailable, or CommitUnknown when a COMMIT was sent, its answer was lost, and the server
+could not be asked in that time whether it has taken effect.
 """
 
 from __future__ import annotations

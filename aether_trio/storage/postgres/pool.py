@@ -1,20 +1,16 @@
-"""A bounded pool of connections of one kind, which recovers from outages.
-
-It runs on the asyncio side.
+"""A pool of connections to PostgreSQL, with patience for short outages.
 
     acquire ──▶ an idle open one, else a new one (up to `most`), else wait for `patience_s`
     release ──▶ to the caller that waits longest, else idle; broken ones are closed and forgotten
 
-When an attempt to connect fails, one task goes on trying, with growing pauses, until it succeeds.
-Meanwhile callers wait `patience_s`, counted from the beginning of the outage. So a short outage (a
-restart, a failover) is only a pause, and in a long one callers get the error at once instead of
-queueing up. A connection that is released in good order shows that there is no outage, even when an
-attempt to connect has failed (the server may have no more connections to give); then callers wait
-in line for the connections that exist.
+When an attempt to connect fails, one task goes on trying, with growing pauses. Meanwhile callers
+wait `patience_s`, counted from the beginning of the outage: a short outage is only a pause, and in
+a long one callers get the error at once. A connection that is released in good order shows that
+there is no outage, even when an attempt to connect has failed (the server may have no more
+connections to give).
 
 Invariants: at most `most` connections exist, those being opened included; a connection has one user
-at a time; a connection that is handed out is not known to be closed and is in no transaction (its
-user promises that at `release`).
+at a time; a connection that is handed out is not known to be closed and is in no transaction.
 """
 
 from __future__ import annotations

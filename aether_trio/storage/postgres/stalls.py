@@ -1,20 +1,16 @@
 """Ends stalled connections: those whose answer never arrives.
 
-The network keeps such a connection open and drops its data. Neither the kernel nor PostgreSQL
-reports such a connection. From here it looks like a statement that is slow, or that waits for a
-lock. The server knows the difference: a process that is at work does not wait for its client. So
-another connection is opened, and asks about the connections that have not answered for a while:
+The network keeps such a connection open and drops its data. From here it looks like a statement
+that is slow, or waits for a lock; but a server process that is at work does not wait for its
+client. So another connection is opened, and asks about those that have not answered for a while:
 
     in use for `slow_s` ──▶ does its process wait for the client? ──▶ no: ask again in `look_s`
                                      │ yes: since when, and how many bytes have passed
                                      └──▶ unchanged at the next look ──▶ ended, there and here
 
 It is asked twice, as the first look may find an answer that is just arriving. A connection that is
-cut here is lost like any other: its program runs again on another one, or is CommitUnknown, and its
-locks are free.
-
-When the server is not reached on a new connection either, nothing is decided here: the lease
-(cluster/node/lease.py) and the limits on time end the connection.
+cut here is lost like any other. When the server is not reached on a new connection either, the
+lease (cluster/node/lease.py) and the limits on time end the connection.
 """
 
 from __future__ import annotations

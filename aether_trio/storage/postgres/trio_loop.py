@@ -3,15 +3,13 @@
     async with open_loop() as loop:
         await loop.run(asyncpg_coroutine())
 
-It is asyncio's selector loop, which trio tasks run in turns. asyncio's loop waits in its selector.
-Here it never waits: the selector's epoll is a file descriptor, which trio watches. When it is
+It is asyncio's selector loop, which here never waits: trio watches the selector's epoll. When it is
 readable, a turn of the loop handles its events and runs the callbacks that are ready, BATCH of them
-at most, so that trio's tasks have their turn. asyncio's global state stays as it is: the loop is
-the running one only during a turn, and no policy is set.
+at most, so that trio's tasks have their turn. The loop is asyncio's running one only during a turn,
+and no policy is set.
 
 It uses names of asyncio that are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`,
-`_process_events`, and `_set_running_loop` (which asyncio offers to authors of loops). The tests of
-this module fail when they change.
+`_process_events`, and `_set_running_loop`. The tests of this module fail when they change.
 """
 
 from __future__ import annotations

@@ -5,23 +5,20 @@
          └──── the callers of a group are woken together, after its COMMIT
 
 asyncpg cannot pipeline, so each statement is a round trip. A group saves BEGIN, COMMIT, the flush
-to disk, and the round trips of deferred writes (base.Deferred: one for many). Several writer
-connections save the wait for the network. Programs of two connections may touch the same row; then
-the server fails one of the transactions (SERIALIZABLE), which runs again. To keep that rare, a
-second connection opens only when PROGRAMS_PER_CONNECTION programs wait. After a conflict the
-connections close one by one down to one, which cannot conflict with itself; they open again after
+to disk, and the round trips of deferred writes. Several writer connections save the wait for the
+network, but their programs may touch the same row; then the server fails one of the transactions
+(SERIALIZABLE), which runs again. So a second connection opens only when PROGRAMS_PER_CONNECTION
+programs wait; after a conflict the connections close one by one down to one, and open again after
 CALM_GROUPS.
 
 Other nodes can conflict all the same. A group that has lost takes the database's turn when it
 begins: the lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where
 several nodes write to the same rows all the time (the tasks of a pool), each of them loses once,
 and from then on their groups come one after another. LOCK TABLE takes no snapshot, so a group with
-the turn sees what the one before has committed. The turn ends with its transaction; a transaction
-that stays open is ended by the lease, by the fence, or by the limits on time.
+the turn sees what the one before has committed.
 
 A group runs without savepoints first. When a program raises, the group is rolled back and run again
-with each program in its own savepoint, so that the one that raises leaves no trace in the others'
-commit.
+with each program in its own savepoint.
 
 A fence (database.py) is that of the moment when a program was submitted, and a group has one fence.
 So a program of a lease that has ended is refused, even when the node has a new lease by the time
@@ -30,13 +27,13 @@ trip and no BEGIN.
 
 Each group writes its number into the row of its writer connection (schema/commit_marks.py), in the
 round trip of BEGIN. When the connection is lost before the COMMIT was answered, its server process
-is ended (lost_commits.py). Then that row says whether the group was committed: it is answered, or
-runs again. Only when the server cannot be asked for `patience_s`, its programs are CommitUnknown,
-and no group begins before that is decided.
+is ended (lost_commits.py). Then that row says whether the group was committed. Only when the server
+cannot be asked for `patience_s`, its programs are CommitUnknown, and no group begins before that is
+decided.
 
-Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; a
-connection goes back to the pool only outside of a transaction; no group begins while one whose
-connection was lost may still take effect.
+Invariants: a job is answered exactly once, after the COMMIT that contains it; a connection goes
+back to the pool only outside of a transaction; no group begins while one whose connection was lost
+may still take effect.
 """
 
 from __future__ import annotations

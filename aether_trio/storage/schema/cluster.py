@@ -1,4 +1,4 @@
-"""Nodes, identity locks, and what nodes tell each other: PostgreSQL only.
+"""Tables of nodes, identity locks, and what nodes tell each other (PostgreSQL).
 
 `nodes` has a row for each gateway process. (node_id, epoch) is one lease; a node that was declared
 dead comes back with the next epoch. `alive` turns false for an epoch once and never true again,
@@ -27,11 +27,9 @@ the other nodes that had listeners then. `seq` grows, and a node writes one batc
 a node that has seen a `seq` of another node has missed no earlier update.
 
 The last four tables are not logged either: after a crash of the server they are empty, and the
-nodes fill them again.
-
-The functions are called with the schema first in `search_path`, at READ COMMITTED (except the
-fence), so that each of their statements sees what was committed before it. Rows of `identity_locks`
-are locked in the order of their identities, so that two claims never deadlock.
+nodes fill them again. The functions are called with the schema first in `search_path`, at READ
+COMMITTED (except the fence). Rows of `identity_locks` are locked in the order of their identities,
+so that two claims never deadlock.
 """
 
 from __future__ import annotations

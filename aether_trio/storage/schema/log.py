@@ -1,38 +1,31 @@
-"""The topic log: messages, and how far each consumer has read.
+"""Tables of the topic log: messages, and how far each consumer has read.
 
 A message's key is its topic's id and its offset in one integer (log/topic_sql.py, `key_of`). In
-SQLite that is the rowid, so messages lie in offset order by topic in a table tree, which stores
-rows of a kilobyte without overflow pages; as `WITHOUT ROWID (topic_id, msg_offset)` they took 3.5
-times the space and twice the CPU.
+SQLite that is the rowid, so messages lie in offset order by topic in a table tree; as `WITHOUT
+ROWID (topic_id, msg_offset)` they took 3.5 times the space and twice the CPU.
 
 Retention needs no index on messages. Within a topic offset, time and `topic_bytes` (bytes appended
 to the topic since it was made, this message included) only grow. So the messages that are too old
-or too many are a prefix of the primary key, found by seeking. `topics.floor_offset` and
-`floor_bytes` remember the last message that retention deleted, so that an emptied topic goes on
-counting where it was; no counter row is written per message.
+or too many are a prefix of the primary key. `topics.floor_offset` and `floor_bytes` remember the
+last message that retention deleted, so that an emptied topic goes on counting where it was; no
+counter row is written per message.
 
 `topics.checked_ms` says when retention looked at the topic, or when the next look is worth while
-(log/retention.py); its index finds the topics that are due, so a sweep costs nothing for the
-others. `emptied_ms` is the first look that found neither a message nor a position, 0 if the last
-look found one; such a row is deleted after a while. Offsets stay unique all the same: the deletion
-raises `topic_floor.floor_offset` to the end of the topic, and a new topic begins behind it, at its
-`base_offset`. A consumer without a position also begins there; a position that is forgotten raises
-it.
+(log/retention.py). `emptied_ms` is the first look that found neither a message nor a position, 0 if
+the last look found one; such a row is deleted after a while. Offsets stay unique all the same: the
+deletion raises `topic_floor.floor_offset` to the end of the topic, and a new topic begins behind
+it, at its `base_offset`. A consumer without a position also begins there; a position that is
+forgotten raises it.
 
 In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are the last message
 appended, whether or not it was deleted, because that row gives out the offsets. `messages` is
-partitioned by time, and retention by age drops partitions (log/partitions.py). `log_writers` has
-the number of each process's last group, for the case that it is not known whether the group was
-committed.
+partitioned by time (log/partitions.py). `log_writers` has the number of each process's last group,
+for the case that it is not known whether the group was committed.
 
-`log_identity` has 16 random bytes that tell this log from every other one. Clients that know
-offsets compare them: a gateway that stores nothing counts from 1 again after a restart.
-
-Which node has which message of a work queue is in work_queues.py, for PostgreSQL only; in SQLite
-the one gateway knows it.
-
-`publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log,
-as ranges in MessagePack (log/deduplication.py).
+`log_identity` has 16 random bytes that tell this log from every other one: a gateway that stores
+nothing counts offsets from 1 again after a restart. `publishers.numbers` are the sequence numbers
+of an identity's latest publisher that are in the log, as ranges in MessagePack
+(log/deduplication.py). Which node has which message of a work queue is in work_queues.py.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Gateway state: KV, checkpoints, and when each identity was last seen.
+"""Tables of KV entries, checkpoints, and when each identity was last seen.
 
 A KV entry belongs to a space, one namespace of the protocol's scopes (services/kv/spaces.py). An
-entry is a string (`value`) or a set (`members` counts its rows in kv_members, so that its size is
-read, not counted). Names that clients choose are byte strings: they may contain what a text column
-of an engine refuses, and their order is that of their bytes. `expires_ms` is NULL for entries that
-never expire; the partial indexes have only rows that do.
+entry is a string (`value`) or a set (`members` counts its rows in kv_members). Names that clients
+choose are byte strings: they may contain what a text column of an engine refuses, and their order
+is that of their bytes. `expires_ms` is NULL for entries that never expire.
 
 `kv_spaces` counts what a space has, expired entries that were not swept yet included: `items` are
 values and members of sets, `units` are begun KiB, the sum of the `units` of its entries. Units are

@@ -1,17 +1,15 @@
 """The SQLite engine: one file, a writer thread that commits in groups, readers.
 
 `run` puts a program into a bounded queue and sleeps until the group that contains it is durable
-(WAL, fsync at each commit). `run_small` does the same for programs that are cheap enough to run in
-the trio thread (inline.py). `read` runs on a reader's own connection; since it starts after the
-call, it sees all that was committed before the call. With `path=None` the database lives in memory
-and the writer thread also reads: the same promises, but the data is gone at exit.
+(WAL, fsync at each commit). `run_small` runs cheap programs in the trio thread (inline.py). `read`
+runs on a reader's own connection. With `path=None` the database lives in memory and the writer
+thread also reads.
 
 Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once
-its program is queued, the program runs, wholly or not at all, and only the result is lost.
+its program is queued, the program runs, and only the result is lost.
 
 When the environment fails (disk full, file locked by another process, I/O error), each program of
-the group gets StorageUnavailable and none has written. The next group tries again, so the engine
-recovers without help.
+the group gets StorageUnavailable and none has written. The next group tries again.
 """
 
 from __future__ import annotations

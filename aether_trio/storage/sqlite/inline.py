@@ -5,9 +5,7 @@
                      └──────── the next turn ◀──── callers are woken ◀───────────┘
 
 Each statement that another thread runs gives up Python's lock, and has to get it back from a busy
-event loop: two changes of thread for some microseconds in SQLite. A transaction of ten statements
-by key costs a third less CPU here, and its programs need no other thread. The commit, which waits
-for the disk, stays in the writer's thread.
+event loop. A transaction of ten statements by key costs a third less CPU here.
 
 Invariants: one thread at a time uses the connection: a turn begins only when the writer's thread
 has no work, and hands over all that it has run. Programs take effect in the order in which they

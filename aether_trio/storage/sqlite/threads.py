@@ -4,14 +4,13 @@
          ▲                                                                                  │
          └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
 
-While a group waits for its fsync, the next one gathers, so groups grow with the load (group
-commit). A group is run by commit_groups.py; a group that ran in the trio thread (inline.py) arrives
-as an OpenGroup.
+While a group waits for its fsync, the next one gathers (group commit). A group is run by
+commit_groups.py; one that ran in the trio thread (inline.py) arrives as an OpenGroup.
 
-Invariants: a job is answered exactly once; it is answered after the COMMIT that contains it; an
-error of the environment fails the whole group and leaves no transaction open; a group that may be
-in the file after a crash, though its COMMIT failed, is overwritten before it is refused, or is
-CommitUnknown; the threads end only when they are told to.
+Invariants: a job is answered exactly once, after the COMMIT that contains it; an error of the
+environment fails the whole group and leaves no transaction open; a group that may be in the file
+after a crash, though its COMMIT failed, is overwritten before it is refused, or is CommitUnknown;
+the threads end only when they are told to.
 """
 
 from __future__ import annotations
