@@ -36,8 +36,7 @@ class DeliveryGate(Protocol):
     """Says whether durable messages may leave this node."""
 
     paused: bool
-    """Whether it is unknown if this node still has its lease: deliveries wait, as another node
-    may make them."""
+    """Whether deliveries wait, as this node may have lost its lease to another one."""
 
 
 class _OpenGate:
@@ -135,17 +134,14 @@ class Outbox:
         self.ephemeral_bytes = 0
         self.ephemeral_dropped = 0
         self.receipts: SendReceipts | None = None
-        """The receipts of a client that numbers its sends; its link asks for them
-        (transport/framed)."""
+        """The receipts of a client that numbers its sends; its link asks for them."""
         self.credit_messages: int | None = None
-        """How many messages `pull` may still deliver to a client that grants credit; None: any
-        number."""
+        """How many messages `pull` may still deliver, if the client grants credit."""
         self.credit_bytes = 0
         """How many bytes of messages `pull` may still deliver to a client that grants credit."""
         self.closed = False
         self.takes_no_more = False
-        """Whether its participant is leaving: further messages stay in the log, or go to other
-        workers."""
+        """Whether the participant is leaving, so that further messages stay in the log."""
         self.broken = False
 
     # -- filling ----------------------------------------------------------------------------------
@@ -385,8 +381,6 @@ def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
 
 class _NoLink:
     """Stands in for the link of a forgotten outbox."""
-
-    __slots__ = ()
 
     def kick(self) -> None:
         """Do nothing, as nothing is pulled any more."""

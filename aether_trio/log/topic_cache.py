@@ -44,8 +44,7 @@ class Subscriber(Protocol):
     """Is offered each committed message of a topic, in order."""
 
     reads: bool
-    """Whether it is offered the messages that other nodes commit. A subscriber without this is told
-    to `look`, and reads what it wants from the database."""
+    """Whether it is offered messages that other nodes commit; else it is told to `look`."""
 
     def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
         """Queue a message and add its outbox to `touched`. Never blocks or raises."""

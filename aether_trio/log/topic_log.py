@@ -62,8 +62,7 @@ logger = structlog.get_logger("aether.log")
 OFFERS_PER_SLICE: Final = 2_000
 """Offers between two checkpoints: about 1 ms of work, so that a broadcast starves no task."""
 OFFERS_PER_KICK: Final = 8_000
-"""Offers before subscribers write: a burst of broadcasts costs each of them one send, and its first
-message waits some 4 ms at most."""
+"""Offers before subscribers write, some 4 ms: a burst of broadcasts costs each of them one send."""
 
 IDENTITY_BYTES: Final = 16
 PROBE_S: Final = 1.0
@@ -152,8 +151,7 @@ PendingMessage = tuple[CachedTopic, bytes, AppendAuthor]
 """A message that waits for its commit: topic, encoded frame, author."""
 
 GroupReport = Callable[[float, int], None]
-"""Called after each committed and offered group with the age of its first message in seconds and
-the number of its messages."""
+"""Called after each committed group: age of its first message in seconds, number of messages."""
 
 
 class TopicLog:

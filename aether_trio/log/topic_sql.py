@@ -24,8 +24,7 @@ ROWS_PER_INSERT = 128
 _COLUMNS = 4
 
 OFFSET_BITS = 36
-"""Bits of the offset in a message's key: 68 thousand million messages per topic, 134 million
-topics."""
+"""Bits of the offset in a message's key: 6.8e10 messages per topic, 134 million topics."""
 
 
 CursorRow = tuple[int, str, int, int]

@@ -1,4 +1,4 @@
-"""Tasks, workers and events in one database: a transition is one transaction.
+"""Tables of tasks, their workers and events: a transition is one transaction.
 
 `tasks` has a row as model/tasks/task.py has it. Some columns are derived from the others: `queue`
 (where it waits), `holder` (the worker whose live task it is) and `due_ms` (when time moves it). ""

@@ -1,4 +1,4 @@
-"""Which node has which message of a work queue: PostgreSQL only.
+"""Tables of the messages of work queues that nodes have leased (PostgreSQL only).
 
 Several nodes hand out work there. `work_queues` has a row for each queue. A statement that changes
 anything of a queue locks this row first, so queues need no other order. `position` is the largest
