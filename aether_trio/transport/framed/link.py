@@ -52,25 +52,9 @@ class FramedLink:
     """The Link of one client that is connected by the framed (binary) protocol."""
 
     __slots__ = (
-        "_account",
-        "_closed",
-        "_code",
-        "_counters",
-        "_credits",
-        "_ended",
-        "_failure",
-        "_frames_left",
-        "_frames_since",
-        "_held",
-        "_limits",
-        "_pending",
-        "_waiting",
-        "accepted",
-        "output",
-        "peer",
-        "sock",
-        "tls",
-    )
+        "_account", "_closed", "_code", "_counters", "_credits", "_ended", "_failure", "_frames_left", "_frames_since",
+        "_held", "_limits", "_pending", "_waiting", "accepted", "output", "peer", "sock", "tls",
+    )  # fmt: skip
 
     def __init__(
         self,

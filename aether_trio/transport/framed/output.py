@@ -31,22 +31,9 @@ class FramedOutput:
     """Sends on one framed connection of the gateway; `connection` is the link's codec."""
 
     __slots__ = (
-        "_channels",
-        "_due",
-        "_failed",
-        "_finished",
-        "_finishing",
-        "_last",
-        "_next_channel",
-        "_origins",
-        "_peer_address",
-        "_source",
-        "_unflushed",
-        "connection",
-        "deliveries",
-        "pong",
-        "writer",
-    )
+        "_channels", "_due", "_failed", "_finished", "_finishing", "_last", "_next_channel", "_origins",
+        "_peer_address", "_source", "_unflushed", "connection", "deliveries", "pong", "writer",
+    )  # fmt: skip
 
     def __init__(
         self, accepted: Accepted, connection: framing.FramedConnection, nursery: trio.Nursery, counters: FramedCounters

@@ -67,18 +67,9 @@ class MessageStream:
     """Sends and receives the gRPC messages of one RPC on its HTTP/2 stream."""
 
     __slots__ = (
-        "_begun",
-        "_budget",
-        "_connection",
-        "_encoding",
-        "_largest",
-        "_need",
-        "_other",
-        "_packed",
-        "_partial",
-        "accepted",
-        "stream",
-    )
+        "_begun", "_budget", "_connection", "_encoding", "_largest", "_need", "_other", "_packed", "_partial",
+        "accepted", "stream",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -135,7 +135,7 @@ class GrpcServer:
             await connection.wait_ended()
 
     async def retire_the_old(self) -> None:
-        """Drain connections older than `max_connection_age_s` until cancelled; None: do nothing.
+        """Drain connections older than `max_connection_age_s`, in a loop until cancelled.
 
         Each has an age between 0.9 and 1.1 times that, so that clients do not come back at once.
         """

@@ -52,19 +52,9 @@ class ServerStream:
     """The server's end of one RPC; `headers` include the pseudo headers of HTTP/2."""
 
     __slots__ = (
-        "_closing",
-        "_initial_sent",
-        "_message_sent",
-        "_messages",
-        "_scope",
-        "_source",
-        "_stream",
-        "connection",
-        "deadline",
-        "handler",
-        "headers",
-        "stalled_since",
-    )
+        "_closing", "_initial_sent", "_message_sent", "_messages", "_scope", "_source", "_stream", "connection",
+        "deadline", "handler", "headers", "stalled_since",
+    )  # fmt: skip
 
     def __init__(
         self,

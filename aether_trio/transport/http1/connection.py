@@ -108,19 +108,9 @@ class Http1Connection:
     """The server's side of one HTTP/1.1 connection, used by one task."""
 
     __slots__ = (
-        "_before",
-        "_ended",
-        "_h11",
-        "_left",
-        "_limits",
-        "_lines",
-        "_no_body",
-        "_rest",
-        "_server",
-        "_stream",
-        "_until",
+        "_before", "_ended", "_h11", "_left", "_limits", "_lines", "_no_body", "_rest", "_server", "_stream", "_until",
         "served",
-    )
+    )  # fmt: skip
 
     def __init__(self, stream: HttpStream, limits: Http1Limits, *, server: str | None = None) -> None:
         """Wrap `stream`; `server` becomes the Server header of responses."""

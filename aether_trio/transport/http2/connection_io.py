@@ -46,17 +46,8 @@ class ConnectionIo:
     """Reads, sends and ends one HTTP/2 connection; its owner interprets the frames."""
 
     __slots__ = (
-        "_half_close_due",
-        "_opened",
-        "_owner",
-        "_sealer",
-        "closing",
-        "counters",
-        "dirty",
-        "limits",
-        "plane",
-        "writer",
-    )
+        "_half_close_due", "_opened", "_owner", "_sealer", "closing", "counters", "dirty", "limits", "plane", "writer",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -61,34 +61,11 @@ class DataPlane:
     """One HTTP/2 connection's flow-control windows and the frames it is to send."""
 
     __slots__ = (
-        "_block_bytes",
-        "_block_frames",
-        "_block_stream",
-        "_client",
-        "_control",
-        "_credit",
-        "_preface",
-        "_recv_window",
-        "_tail",
-        "_unread",
-        "_unread_most",
-        "accepted",
-        "blocked",
-        "budgets",
-        "data_frames_sent",
-        "highest_stream_id",
-        "limits",
-        "more",
-        "out",
-        "owner",
-        "peer_frame_bytes",
-        "peer_initial_window",
-        "ready",
-        "send_window",
-        "settings_seen",
-        "streams",
-        "touched",
-    )
+        "_block_bytes", "_block_frames", "_block_stream", "_client", "_control", "_credit", "_preface", "_recv_window",
+        "_tail", "_unread", "_unread_most", "accepted", "blocked", "budgets", "data_frames_sent", "highest_stream_id",
+        "limits", "more", "out", "owner", "peer_frame_bytes", "peer_initial_window", "ready", "send_window",
+        "settings_seen", "streams", "touched",
+    )  # fmt: skip
 
     def __init__(self, owner: FrameOwner, limits: Http2Limits, budgets: FloodBudgets, *, expect_preface: bool) -> None:
         self.owner = owner

@@ -53,30 +53,10 @@ class ServerConnection:
     """The server's side of an HTTP/2 connection: decides what frames of a client mean."""
 
     __slots__ = (
-        "_accept",
-        "_defective",
-        "_ended_event",
-        "_finished",
-        "_header_bytes",
-        "_ping_acked",
-        "_pings",
-        "_round_trip",
-        "_said_no_table",
-        "_settings_frame",
-        "_waits_for_room",
-        "address",
-        "certificate",
-        "counters",
-        "draining",
-        "goaway_limit",
-        "limits",
-        "lingering",
-        "nursery",
-        "plane",
-        "settings_and_headers",
-        "started",
-        "wire",
-    )
+        "_accept", "_defective", "_ended_event", "_finished", "_header_bytes", "_ping_acked", "_pings", "_round_trip",
+        "_said_no_table", "_settings_frame", "_waits_for_room", "address", "certificate", "counters", "draining",
+        "goaway_limit", "limits", "lingering", "nursery", "plane", "settings_and_headers", "started", "wire",
+    )  # fmt: skip
 
     def __init__(
         self,

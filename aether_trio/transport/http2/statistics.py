@@ -35,14 +35,9 @@ class Http2Counters:
     """Mutable counters that all HTTP/2 connections of a server or channel share."""
 
     __slots__ = (
-        "bytes_received",
-        "bytes_sent",
-        "connections_open",
-        "connections_total",
-        "rejects",
-        "streams_open",
+        "bytes_received", "bytes_sent", "connections_open", "connections_total", "rejects", "streams_open",
         "streams_total",
-    )
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.connections_open = 0

@@ -77,25 +77,9 @@ class Http2Stream:
     """The state of one HTTP/2 stream, with its waiting reader and sender."""
 
     __slots__ = (
-        "_reader",
-        "_sender",
-        "broken_reason",
-        "credit",
-        "ended",
-        "failure",
-        "finished",
-        "handler",
-        "header_bytes",
-        "held",
-        "inbox",
-        "payload",
-        "pending",
-        "reading",
-        "recv_window",
-        "send_window",
-        "stream_id",
-        "unread",
-    )
+        "_reader", "_sender", "broken_reason", "credit", "ended", "failure", "finished", "handler", "header_bytes",
+        "held", "inbox", "payload", "pending", "reading", "recv_window", "send_window", "stream_id", "unread",
+    )  # fmt: skip
 
     def __init__(self, stream_id: int, handler: StreamHandler, payload: PayloadReader) -> None:
         self.stream_id = stream_id

@@ -75,21 +75,9 @@ class SocketWriter:
     """Writes the bytes of a connection (`source`) to its socket, without blocking."""
 
     __slots__ = (
-        "_again",
-        "_backlog",
-        "_counters",
-        "_flushed",
-        "_kicking",
-        "_max_queued_bytes",
-        "_nursery",
-        "_source",
-        "_tls",
-        "is_broken",
-        "is_writing",
-        "queue",
-        "sock",
-        "stalled_since",
-    )
+        "_again", "_backlog", "_counters", "_flushed", "_kicking", "_max_queued_bytes", "_nursery", "_source", "_tls",
+        "is_broken", "is_writing", "queue", "sock", "stalled_since",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Tracks the messages sent to a WebSocket client until it acknowledges them.
 
 The client says `{"deliveries": {"done": 42, "messages": 1000, "bytes": 4194304}}`: it has processed
-the first 42 deliveries of this connection, and holds at most so many messages and bytes beyond them.
-Nothing is delivered before its first statement; the latest counts.
+the first 42 deliveries of this connection, and holds at most so many messages and bytes
+beyond them. Nothing is delivered before its first statement; the latest counts.
 
 Invariants: a position moves by `acknowledged` alone, in the order of the deliveries; what is on its
 way exceeds `bytes` by one message at most, and `messages` never, unless the client lowers them; nor

@@ -80,17 +80,8 @@ class FrameReader:
     """Parses the bytes of one WebSocket client into frames, without I/O."""
 
     __slots__ = (
-        "_at",
-        "_buffer",
-        "_closed",
-        "_due",
-        "_failed",
-        "_final",
-        "_mask",
-        "_part",
-        "_text",
-        "max_message_bytes",
-    )
+        "_at", "_buffer", "_closed", "_due", "_failed", "_final", "_mask", "_part", "_text", "max_message_bytes",
+    )  # fmt: skip
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes

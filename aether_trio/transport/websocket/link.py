@@ -63,28 +63,10 @@ class WebSocketLink:
     """The Link of one client that is connected by WebSocket."""
 
     __slots__ = (
-        "_account",
-        "_close_as",
-        "_closing",
-        "_codec",
-        "_deaf",
-        "_deliveries",
-        "_ended",
-        "_failure",
-        "_frames",
-        "_kinds",
-        "_max_bytes",
-        "_more",
-        "_output",
-        "_owed",
-        "_ponged",
-        "_rate",
-        "_rejects",
-        "_stream",
-        "_waiting",
-        "accepted",
-        "peer",
-    )
+        "_account", "_close_as", "_closing", "_codec", "_deaf", "_deliveries", "_ended", "_failure", "_frames",
+        "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_rejects", "_stream", "_waiting",
+        "accepted", "peer",
+    )  # fmt: skip
 
     def __init__(
         self,

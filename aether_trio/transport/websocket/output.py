@@ -41,18 +41,9 @@ class WebSocketOutput:
     """The sending half of a WebSocket connection of the gateway."""
 
     __slots__ = (
-        "_codec",
-        "_deliveries",
-        "_failed",
-        "_kind",
-        "_last",
-        "_pong",
-        "_sent",
-        "_source",
-        "_stopped",
-        "_unflushed",
+        "_codec", "_deliveries", "_failed", "_kind", "_last", "_pong", "_sent", "_source", "_stopped", "_unflushed",
         "writer",
-    )
+    )  # fmt: skip
 
     def __init__(
         self, stream: ByteStream, codec: Codec, nursery: trio.Nursery, deliveries: Deliveries | None = None
