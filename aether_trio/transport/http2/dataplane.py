@@ -29,6 +29,8 @@ from aether_trio.transport.http2.frames import (
     UINT32,
     Http2ErrorCode,
     Http2Violation,
+    frame_size_error,
+    protocol_error,
 )
 from aether_trio.transport.http2.limits import Http2Limits
 from aether_trio.transport.http2.stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, Http2Stream
@@ -158,9 +160,7 @@ class DataPlane:
             word, flags, stream_id = unpack(data, position)
             length = word >> 8
             if length > largest:
-                raise Http2Violation(
-                    Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", f"a frame has {length} bytes; {largest} are allowed"
-                )
+                raise frame_size_error(f"a frame has {length} bytes; {largest} are allowed")
             stop = position + HEADER_BYTES + length
             if stop > end:
                 break
@@ -172,9 +172,7 @@ class DataPlane:
                 self._data(data, position + HEADER_BYTES, stop, flags, stream_id)
             elif kind == frames.WINDOW_UPDATE:
                 if length != 4:
-                    raise Http2Violation(
-                        Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", "a WINDOW_UPDATE frame does not have 4 bytes"
-                    )
+                    raise frame_size_error("a WINDOW_UPDATE frame does not have 4 bytes")
                 self.window_update(stream_id, UINT32.unpack_from(data, position + HEADER_BYTES)[0] & STREAM_MASK)
             else:
                 if kind in (frames.HEADERS, frames.CONTINUATION):
@@ -200,10 +198,8 @@ class DataPlane:
         want = frames.PREFACE
         have = data[: len(want)]
         if have != want[: len(have)]:
-            raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR,
-                "bad_preface",
-                "the connection begins without HTTP/2's preface; this port speaks HTTP/2",
+            raise protocol_error(
+                "bad_preface", "the connection begins without HTTP/2's preface; this port speaks HTTP/2"
             )
         if len(have) < len(want):
             return 0
@@ -216,22 +212,16 @@ class DataPlane:
                 # A port that speaks something else says so (transport/socket/first_bytes.py).
                 return
             if kind != frames.SETTINGS:
-                raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame is not SETTINGS")
+                raise protocol_error("bad_preface", "the first frame is not SETTINGS")
             self.settings_seen = True
         if self._block_stream and (kind != frames.CONTINUATION or stream_id != self._block_stream):
-            raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR,
-                "header_block",
-                "a frame other than CONTINUATION is inside a header block",
-            )
+            raise protocol_error("header_block", "a frame other than CONTINUATION is inside a header block")
 
     def _header_block(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if kind == frames.HEADERS:
             self._block_bytes = self._block_frames = 0
         elif not self._block_stream:
-            raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR, "header_block", "a CONTINUATION frame without HEADERS before it"
-            )
+            raise protocol_error("header_block", "a CONTINUATION frame without HEADERS before it")
         self._block_bytes += length
         self._block_frames += 1
         if self._block_bytes > self.limits.max_header_block_bytes:
@@ -240,7 +230,7 @@ class DataPlane:
             raise Http2Violation(Http2ErrorCode.ENHANCE_YOUR_CALM, "continuation_flood")
         self._block_stream = 0 if flags & frames.END_HEADERS else stream_id
         if not stream_id:
-            raise Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, "header_block", "a HEADERS frame is on stream 0")
+            raise protocol_error("header_block", "a HEADERS frame is on stream 0")
 
     def _data(self, data: bytes, position: int, stop: int, flags: int, stream_id: int) -> None:
         size = stop - position
@@ -282,12 +272,7 @@ class DataPlane:
     ) -> None:
         size = stop - position
         if stream is None:
-            if self.is_idle(stream_id):
-                raise Http2Violation(
-                    Http2ErrorCode.PROTOCOL_ERROR,
-                    "idle_stream",
-                    f"a DATA frame is on stream {stream_id}, which was never opened",
-                )
+            self.check_opened("DATA", stream_id)
             self._connection_credit(size)
             self.owner.stream_error(stream_id, Http2ErrorCode.STREAM_CLOSED, "")
             return
@@ -420,9 +405,7 @@ class DataPlane:
             was_shut = self.send_window <= 0
             self.send_window += increment
             if not increment:
-                raise Http2Violation(
-                    Http2ErrorCode.PROTOCOL_ERROR, "window_update", "a WINDOW_UPDATE frame adds 0 bytes"
-                )
+                raise protocol_error("window_update", "a WINDOW_UPDATE frame adds 0 bytes")
             if self.send_window > LARGEST_WINDOW_BYTES:
                 raise Http2Violation(Http2ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
             if was_shut:  # otherwise each that is blocked lacks its own
@@ -430,12 +413,7 @@ class DataPlane:
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self.is_idle(stream_id):
-                raise Http2Violation(
-                    Http2ErrorCode.PROTOCOL_ERROR,
-                    "idle_stream",
-                    f"a WINDOW_UPDATE frame is on stream {stream_id}, which was never opened",
-                )
+            self.check_opened("WINDOW_UPDATE", stream_id)
             return
         stream.send_window += increment
         if not increment:
@@ -465,6 +443,11 @@ class DataPlane:
                 del self.blocked[stream]
                 self.ready[stream] = None
 
+    def check_opened(self, kind: str, stream_id: int) -> None:
+        """Raise Http2Violation if a frame is on a stream that was never opened."""
+        if self.is_idle(stream_id):
+            raise protocol_error("idle_stream", f"a {kind} frame is on stream {stream_id}, which was never opened")
+
     def is_idle(self, stream_id: int) -> bool:
         """Return whether no client has opened a stream of this id; even ids are idle."""
         return stream_id > self.highest_stream_id or stream_id % 2 == 0
@@ -473,7 +456,5 @@ class DataPlane:
 def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:
     """Return the content's range in a padded DATA frame. Raises Http2Violation."""
     if position == stop or position + 1 + data[position] > stop:
-        raise Http2Violation(
-            Http2ErrorCode.PROTOCOL_ERROR, "padding", "the padding of a DATA frame is longer than the frame"
-        )
+        raise protocol_error("padding", "the padding of a DATA frame is longer than the frame")
     return position + 1, stop - data[position]

@@ -64,6 +64,14 @@ class Http2Violation(Exception):
         self.debug = debug or reason
 
 
+def protocol_error(reason: str, debug: str) -> Http2Violation:
+    return Http2Violation(Http2ErrorCode.PROTOCOL_ERROR, reason, debug)
+
+
+def frame_size_error(debug: str) -> Http2Violation:
+    return Http2Violation(Http2ErrorCode.FRAME_SIZE_ERROR, "frame_size", debug)
+
+
 FRAME_HEADER: Final = struct.Struct(">IBI")
 """(length << 8 | type), flags, stream id with its reserved bit: one unpack instead of five."""
 

@@ -24,7 +24,7 @@ from aether_trio.transport.http2 import flood_budgets, frames, header_blocks
 from aether_trio.transport.http2.connection_io import ConnectionIo
 from aether_trio.transport.http2.flood_budgets import FloodBudgets
 from aether_trio.transport.http2.frame_checks import check_ping, check_priority, parse_goaway, parse_reset
-from aether_trio.transport.http2.frames import STREAM_MASK, Http2ErrorCode, Http2Violation
+from aether_trio.transport.http2.frames import STREAM_MASK, Http2ErrorCode, protocol_error
 from aether_trio.transport.http2.h2_engine import SharedH2State
 from aether_trio.transport.http2.ping_strikes import PingStrikes
 from aether_trio.transport.http2.server_settings_and_headers import (
@@ -321,9 +321,7 @@ class ServerConnection:
         elif kind == frames.RST_STREAM:
             self._reset(stream_id, frame)
         elif kind == frames.PUSH_PROMISE:
-            raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR, "push", "a client sent PUSH_PROMISE, which only servers may"
-            )
+            raise protocol_error("push", "a client sent PUSH_PROMISE, which only servers may")
         else:
             self._header_block(kind, flags, stream_id, frame)
 
@@ -380,12 +378,7 @@ class ServerConnection:
 
     def _reset(self, stream_id: int, frame: bytes) -> None:
         code = parse_reset(stream_id, frame)
-        if self.plane.is_idle(stream_id):
-            raise Http2Violation(
-                Http2ErrorCode.PROTOCOL_ERROR,
-                "idle_stream",
-                f"a RST_STREAM frame is on stream {stream_id}, which was never opened",
-            )
+        self.plane.check_opened("RST_STREAM", stream_id)
         stream = self.plane.streams.get(stream_id)
         if stream is None or not stream.handler.answered:
             # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets
