@@ -48,7 +48,7 @@ class ClientBlock:
             raise ending
 
     def _check_begun(self) -> None:
-        """Raise ClientClosed outside of the client's block; a failure is for readers."""
+        """Raise ClientClosed outside of the client's block, unless the client has failed."""
         if self._reconnector.failure is None and (ending := self._ending) is not None:
             raise ending
 
@@ -99,7 +99,7 @@ class ClientBlock:
         return swallowed and last_words is None
 
     async def _say_goodbye(self) -> None:
-        """Settle all messages, then disconnect. Raises unseen refusals, ConnectionLost."""
+        """Wait until all messages are settled, then disconnect. Raises an unseen refusal."""
         settings = self._reconnector.settings
         send_queue = self._dispatch.send_queue
         with anyio.move_on_after(settings.close_timeout_s):

@@ -19,7 +19,7 @@ CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
 
 def call_soon() -> CallSoon:
-    """Return a function that calls others, which must not raise, in this event loop."""
+    """Return a function that calls functions soon in this event loop; none may raise."""
     enter: Callable[[Callable[[], object]], object]
     if sniffio.current_async_library() == "trio":
         enter = trio.lowlevel.current_trio_token().run_sync_soon

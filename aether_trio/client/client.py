@@ -71,7 +71,7 @@ class Client(Operations, ClientBlock, abc.ABC):
 
     @abc.abstractmethod
     def _identity(self, assigned_id: str) -> Identity:
-        """Return this participant's identity, with the part that the gateway has assigned."""
+        """Return this participant's identity; the gateway may have assigned a part of it."""
 
     def _init(self) -> pb.InitConnection:
         init = init_for(self._settings, self._reconnector.session_id)
@@ -138,7 +138,7 @@ class Client(Operations, ClientBlock, abc.ABC):
 
     @property
     def config(self) -> pb.ConfigSnapshot | None:
-        """The configuration that the gateway sends an agent or task behind the connection."""
+        """The configuration from the gateway for this agent or task; None until it comes."""
         return self._dispatch.config
 
     @property
@@ -217,7 +217,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         await self.send(message.source, payload, type=kind, details=details)
 
     async def receive(self) -> IncomingMessage:
-        """Wait for the next message, which `message.ack()` acknowledges, or ClientClosed."""
+        """Wait for the next message; the caller acknowledges it. Raises ClientClosed."""
         await self._check_open()
         try:
             return await self._dispatch.inbox.receive()
@@ -316,7 +316,7 @@ class Client(Operations, ClientBlock, abc.ABC):
     def open_feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> AbstractContextManager[Feed[Any]]:
-        """Open a feed of gateway messages of these cases in a block. Raises ValueError."""
+        """Open a feed of gateway messages of these oneof cases, while the block lasts."""
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
         if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
             raise ValueError(f"{min(unknown)!r} is no case of DownstreamMessage, so a feed cannot listen to it")

@@ -107,7 +107,7 @@ class TlsRefused(AetherError):
 
 
 class ConnectionLost(AetherError):
-    """The connection was cut before a confirmation; `in_doubt`: it may have been done."""
+    """The connection was cut; `in_doubt`: the message or request may have been done."""
 
     def __init__(self, message: str, *, in_doubt: bool) -> None:
         super().__init__("CONNECTION_LOST", message, retryable=True)
@@ -261,7 +261,7 @@ def from_text(text: str, default_code: str) -> AetherError:
 
 
 def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
-    """Make the exception for an ERROR frame's code: a gRPC status, or framing's."""
+    """Make the exception for an ERROR frame's code: a gRPC status, or a framing error."""
     after = retry_after_ms / 1000
     if number >= min(ErrorCode):
         name = ErrorCode(number).name if number in set(ErrorCode) else f"FRAMING_{number:#x}"

@@ -54,7 +54,7 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add an item, if it matches; close if `match` raises. Never waits, never raises."""
+        """Add an item if it matches; an error of `match` closes the feed. Never waits."""
         if self._closed:
             return
         try:
@@ -66,7 +66,11 @@ class Feed(Generic[T]):
             return
         if len(self._waiting) >= self.capacity:
             if not self.lossy:
-                self.close(FeedOverflow(f"more than {self.capacity} things were not read in time"))
+                self.close(
+                    FeedOverflow(
+                        f"the feed has lost items, as more than its {self.capacity} were unread; read it faster"
+                    )
+                )
                 return
             self._waiting.popleft()
             self.dropped += 1

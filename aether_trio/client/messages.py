@@ -52,7 +52,7 @@ class MessagesInHand:
         self.ended(trio.lowlevel.current_task() if trio_runs else asyncio.current_task(), well=True)
 
     def ended(self, task: object, *, well: bool) -> None:
-        """Acknowledge (`well`) or abandon a message: its task ends or takes another one."""
+        """Acknowledge a message whose task ended `well` or takes another; else abandon it."""
         message = self._by_task.pop(task, None)
         if message is None:
             return

@@ -120,7 +120,7 @@ class ClientSettings:
 
 
 def settings_for(address: str, options: ClientOptions) -> ClientSettings:
-    """Check an address and options. Raises AddressError, ValueError, TypeError."""
+    """Check an address and options of a client. Raises ValueError, TypeError."""
     if unknown := sorted(options.keys() - ClientOptions.__annotations__.keys()):
         raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(ClientOptions.__annotations__))}")
     parsed = parse_address(address)

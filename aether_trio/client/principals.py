@@ -138,7 +138,7 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
         return self.__identity
 
     async def switch_workspace(self, workspace: str) -> None:
-        """Move this window, also for reconnects, to a workspace. Raises PermissionDenied."""
+        """Move this window to a workspace, also after reconnects. Raises PermissionDenied."""
         await self.tell_confirmed(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
 
 

@@ -68,5 +68,5 @@ class Requester(Protocol):
         to `request`, which go to their callers alone. `CONNECTION_LOST` (feeds.py) may be listened
         to as well. `capacity` bounds what waits to be read: a lossy feed drops the oldest
         (`feed.dropped` counts), another one raises FeedOverflow when it is read next. What `match`
-        raises is raised there too.
+        raises is raised there too. Raises ValueError for a case that the protocol does not have.
         """

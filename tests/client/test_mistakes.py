@@ -31,7 +31,7 @@ MISTAKES: list[tuple[str, Call, type[Exception], str]] = [
     ("payload dict", lambda a: a.send(a.topic, {"a": 1}), TypeError, "as with json.dumps"),
     ("type", lambda a: a.send(a.topic, b"", type="CHAT"), TypeError, "such as MessageType.CHAT"),
     ("type range", lambda a: a.send(a.topic, b"", type=2**40), ValueError, "from 0 to 65535"),
-    ("place", lambda a: a.kv.increment("n", by=5), TypeError, "unknown argument 'by'; the place of a key has scope, "),
+    ("place", lambda a: a.kv.increment("n", by=5), TypeError, "unknown argument 'by'; a key is found by scope, "),
     ("completion", lambda a: a.progress.report("t", completion=math.nan), ValueError, "it must be from 0 to 1"),
     ("too large", lambda a: a.send(a.topic, bytes(20 * 1024 * 1024)), PayloadTooLarge, "a (frame|message) of 2097"),
     ("checkpoint", lambda a: a.checkpoints.save(bytes(20 * 1024 * 1024)), PayloadTooLarge, "a (frame|message) of 2097"),

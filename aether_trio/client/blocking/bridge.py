@@ -136,7 +136,7 @@ class LoopBridge:
                 call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
-        """Wait for a future of the event loop. Raises ClientClosed when the loop ends."""
+        """Wait for a future of the event loop, return its result. Raises ClientClosed."""
         while True:
             try:
                 # An interrupt that comes just before a thread falls asleep does not wake it: Python

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class BlockingMessages:
-    """A blocking iterator over messages: a thread's next one acknowledges its last."""
+    """A blocking iterator over messages; each step acknowledges the thread's last one."""
 
     def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
         self._client = client
@@ -138,7 +138,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
     # -- tasks
 
     def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
-        """Iterate over this worker's claimed tasks; `timeout` s without one end the loop."""
+        """Iterate over claimed tasks; the loop ends after `timeout` seconds without one."""
         stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency=concurrency))
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
@@ -149,7 +149,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
 
     @property
     def starts(self) -> BlockingStream[Assignment]:
-        """Starts of agents and tasks that this orchestrator is asked to do."""
+        """A feed of the agents and tasks that this orchestrator is asked to start."""
         return BlockingStream(self._bridge, self._worker.starts)
 
     @property

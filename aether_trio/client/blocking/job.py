@@ -25,7 +25,7 @@ from aether_trio.client.jobs.job import Job, TaskOver
 
 
 class SyncJob(JobCalls):
-    """A claimed task: the body of `with task:` works on it. Raises TaskOver when lost."""
+    """A claimed task, for `with task:`; its methods raise TaskOver when it is lost."""
 
     def __init__(self, bridge: LoopBridge, target: Job) -> None:
         super().__init__(bridge, target)

@@ -30,13 +30,13 @@ _DIGITS: Final = 19
 
 
 class _BarrierSection:
-    """Messages (a send's number or 0, callback) that one barrier request confirms."""
+    """Messages in front of one barrier request, whose answer confirms them."""
 
     __slots__ = ("error", "request_id", "waiting")
 
     def __init__(self, request_id: str, waiting: Sequence[tuple[int, Settle]]) -> None:
         self.request_id = request_id
-        self.waiting = waiting
+        self.waiting = waiting  # each send's number, or 0 for another message, and callback
         self.error: AetherError | None = None
 
 
@@ -112,7 +112,7 @@ class Confirmations:
         return True
 
     def answered(self, request_id: str) -> bool:
-        """Settle the messages before a barrier that was answered; False if it is none."""
+        """Settle the messages before an answered barrier request; False for another id."""
         if not any(section.request_id == request_id for section in self._sections):
             return False
         while True:

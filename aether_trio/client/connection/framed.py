@@ -100,7 +100,9 @@ class FramedTransport(Transport):
                 self._control.append(self._connection.send(framing.Pong(event.number)))
             case framing.Pong():
                 if self._last_ping is not None and event.number >= self._last_ping and self._ended is None:
-                    self._ended = ConnectionEnd(None, retryable=True, expected=True, why="both sides were done")
+                    self._ended = ConnectionEnd(
+                        None, retryable=True, expected=True, why="both sides ended the connection"
+                    )
             case framing.ServerHello():
                 self.remembers_s = float(event.dedup_s)
                 client.inbox.reads(event.log)
@@ -163,7 +165,7 @@ class FramedTransport(Transport):
             self._control.append(self._connection.send(framing.Ping(self._pings)))
 
     async def goodbye(self) -> None:
-        """Send GOAWAY, then end the client's half of the stream; on TLS by a PING."""
+        """Send GOAWAY and half-close the stream; over TLS, send a PING in its place."""
         connection = self._connection
         if connection.state is not ConnectionState.LIVE:
             return

@@ -36,7 +36,7 @@ _BACKLOG_BYTES: Final = 256 * 1024
 
 
 class _FramesWithoutGoAway(FrameBuffer):
-    """Frames without the GOAWAY of a drain: h2 would refuse the stream's rest behind."""
+    """HTTP/2 frames without a drain's GOAWAY, behind which h2 refuses all others."""
 
     def __next__(self) -> Frame:
         frame = super().__next__()
@@ -138,7 +138,7 @@ class GrpcCodec(MessageCodec):
 
     def frame(self, message: bytes) -> bytes:
         if len(message) > _MAX_SENT_BYTES:
-            text = f"a message of {len(message)} bytes; gRPC takes {_MAX_SENT_BYTES} here"
+            text = f"the message has {len(message)} bytes; a gateway takes at most {_MAX_SENT_BYTES} over gRPC"
             raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
         self._backlog += b"\0" + len(message).to_bytes(4, "big") + message
         self._flush()

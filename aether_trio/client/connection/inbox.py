@@ -96,7 +96,7 @@ class Inbox:
         return max(self.credit_messages - self.held_messages, 0), max(self.credit_bytes - self.held_bytes, 0)
 
     def reads(self, log: bytes) -> None:
-        """Forget all topics if the gateway's HELLO names another log than before."""
+        """Forget all topics if the gateway's HELLO names another log than the last one."""
         if log and self._log and log != self._log:
             for topic in self._topics.values():
                 topic.abandon()
@@ -119,7 +119,7 @@ class Inbox:
             self.wake_soon()
 
     def _forget_oldest(self) -> None:
-        """Forget the topic opened longest ago that is not open and has no open messages."""
+        """Forget the topic opened longest ago that is closed and has no unhandled message."""
         opened = set(self._channels.values())
         oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)
         if oldest is not None:
@@ -201,7 +201,7 @@ class Inbox:
         return self.held_messages >= self.credit_messages or self.held_bytes >= self.credit_bytes
 
     async def receive(self) -> IncomingMessage:
-        """Take the next message. Raises a failure, MessagesAbandoned, StopAsyncIteration."""
+        """Wait for the next message. Raises the client's failure, or MessagesAbandoned."""
         await anyio.lowlevel.checkpoint()
         while not self._buffer:
             if self._failure is not None:
@@ -238,7 +238,7 @@ class Inbox:
         self._news.set()
 
     def _tell(self, size: int) -> None:
-        """Wake the writer: at once if much credit is missing, else soon."""
+        """Wake the connection's writer: at once if much credit is missing, else soon."""
         self._freed_messages += 1
         self._freed_bytes += size
         if (

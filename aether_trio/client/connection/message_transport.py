@@ -36,7 +36,7 @@ class ProtocolBreak:
 
 
 class MessageCodec(abc.ABC):
-    """Base of the codecs, without I/O: messages to bytes of a connection, and back."""
+    """Base of the codecs, which turn messages into bytes and back, without I/O."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []

@@ -31,7 +31,7 @@ async def open_transport(
     client: TransportClient,
     ping_interval_s: float | None,
 ) -> Transport:
-    """Connect, without handshake. Raises Unavailable, TlsRefused, ProtocolViolation."""
+    """Connect to a gateway. Raises Unavailable, TlsRefused, ProtocolViolation."""
     stream: anyio.abc.ByteStream
     try:
         stream = socket_stream = await anyio.connect_tcp(address.host, address.port)

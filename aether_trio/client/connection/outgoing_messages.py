@@ -17,7 +17,7 @@ MESSAGE_TYPES: Final = range(65536)
 
 
 def bytes_of(payload: bytes | str) -> bytes:
-    """Return a payload as bytes, text as UTF-8. Raises TypeError: bytes(5) is zeros."""
+    """Return a payload as bytes, text as UTF-8. Raises TypeError for anything else."""
     if isinstance(payload, str):
         return payload.encode()
     if isinstance(payload, bytes | bytearray | memoryview):
@@ -51,7 +51,7 @@ def checked_type(kind: int) -> int:
 
 
 class ClockReading(NamedTuple):
-    """A time by two clocks: a sleeping machine stops the loop's, a calendar is set."""
+    """A time by the event loop's clock, which stops in sleep, and by the calendar's."""
 
     loop_s: float
     calendar_s: float
@@ -138,7 +138,7 @@ class Publication(SendOutcome):
 
     @property
     def ever_written(self) -> bool:
-        """Whether any connection has written the message, which numbers it."""
+        """Whether any connection has written the message, and so given it a number."""
         return bool(self.seq)
 
 

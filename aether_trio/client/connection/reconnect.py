@@ -90,7 +90,7 @@ class Reconnector:
     # -- from the client
 
     async def run(self, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Connect and reconnect; raise the first failure, cancel `scope` at later ones."""
+        """Connect, and reconnect until the client ends; a later failure cancels `scope`."""
         settings = self.settings
         try:
             transport = await self._first()
@@ -130,7 +130,7 @@ class Reconnector:
         scope.cancel()
 
     def leave(self) -> None:
-        """Say goodbye to the gateway, and do not reconnect; then `run` returns."""
+        """Say goodbye to the gateway, and do not reconnect; `run` returns soon."""
         self._closing = True
         if self._transport is not None:
             self._transport.leave()

@@ -73,7 +73,7 @@ class PendingRequest:
 
 
 def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
-    """Return a request's case and id, made if empty. Raises ValueError if unanswered."""
+    """Return a request's oneof case and its id; fill in a new id if it has none."""
     operation = operation_of(message)
     if operation is None or not operation.response:
         case = message.WhichOneof("payload") or "an empty message"

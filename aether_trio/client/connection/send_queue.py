@@ -76,7 +76,7 @@ class SendQueue:
         return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
 
     def has_room(self, size: int) -> bool:
-        """Return whether the limits of unsettled messages let this size in; one always."""
+        """Return whether the limits of unsettled messages have room for this many bytes."""
         return not self.unsettled or (
             self.unsettled < self.max_unsettled and self.unsettled_bytes + size <= self.max_unsettled_bytes
         )
@@ -169,7 +169,7 @@ class SendQueue:
     # -- from the connection
 
     def pull(self, encoder: MessageEncoder, max_bytes: int, *, starting: bool) -> list[bytes]:
-        """Encode and return about `max_bytes` of messages; only answers unless `starting`."""
+        """Return about `max_bytes` of encoded messages, or of answers if not `starting`."""
         if not starting:
             return self._pull_answers(encoder)
         frames: list[bytes] = []
@@ -200,7 +200,7 @@ class SendQueue:
         return frames
 
     def _number(self, publication: Publication, encoder: MessageEncoder, now: ClockReading) -> bytes | None:
-        """Number and encode a publication; neither, and None, if the window is full."""
+        """Give a publication its number and encode it, unless the send window is full."""
         fresh = not publication.seq
         if fresh:
             publication.seq = self._last_seq + 1

@@ -144,7 +144,7 @@ class TopicState:
         return bool(self._to_send) if self.shared else self.floor > self._sent
 
     def acknowledgements(self, connection: FramedConnection) -> list[bytes]:
-        """Return the DELIVERED frames that are due, for offsets that came here."""
+        """Return DELIVERED frames for handled offsets that this connection delivered."""
         channel = self._channel
         opened = connection.channels.get(channel) if channel is not None else None
         if channel is None or opened is None:

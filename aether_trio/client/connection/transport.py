@@ -140,7 +140,7 @@ class Transport(abc.ABC):
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
-        """Greet the gateway; return its ConnectionAck. Raises a refusal, or anyio's error."""
+        """Greet the gateway, return its ConnectionAck. Raises a refusal, or stream error."""
         await self._stream.send(self.greet(init))
         while self.ack is None:
             if self._ended is not None:
@@ -151,7 +151,7 @@ class Transport(abc.ABC):
         return self.ack
 
     async def run(self) -> ConnectionEnd:
-        """Read and write until the connection ends; return how. Leaves it to `aclose`."""
+        """Read and write until the connection ends, and return how it ended."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group.cancel_scope)
             if self._ping_interval_s is not None:
@@ -195,7 +195,7 @@ class Transport(abc.ABC):
     def confirming(
         self, upstream: OutgoingMessage, data: bytes, frame: Callable[[bytes], bytes], number: int = 0
     ) -> bytes:
-        """Return a message's bytes with barriers that confirm it; `number` is a send's."""
+        """Return a message's bytes with the barrier requests that confirm it."""
         if upstream.settle is not None:
             return self.confirmations.alone(data, upstream.settle, frame, number)
         if upstream.unanswered:
@@ -314,7 +314,7 @@ class Transport(abc.ABC):
             self.wake()
             await anyio.sleep(interval_s)
             if not self._heard:
-                self._cut(f"nothing was heard for {2 * interval_s:g} s")
+                self._cut(f"the gateway sent nothing for {2 * interval_s:g} s")
                 scope.cancel()
 
 

@@ -78,7 +78,7 @@ class AssignmentIntake(Feed[Assignment]):
             self._news.set()
 
     def give_back(self, assignment: Assignment) -> None:
-        """Put back an assignment that was not begun: it is next, if none is newer."""
+        """Put back an assignment that was not begun; it is next, unless a newer one came."""
         task_id = assignment.task_id
         if not self._closed and task_id not in self._assigned:
             self._assigned = {task_id: assignment, **self._assigned}
@@ -98,7 +98,7 @@ class AssignmentIntake(Feed[Assignment]):
         return True
 
     async def __anext__(self) -> Assignment:
-        """Take an assignment of a task not in hand. Raises a failure, StopAsyncIteration."""
+        """Wait for an assignment of a task that this worker has not got, and take it."""
         self.taking = True
         await anyio.lowlevel.checkpoint()
         while True:

@@ -291,7 +291,7 @@ class Job:
             self._keeper.put_down(self)
 
     async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
-        """Repeat a task's last request until it is accepted, or refused so often, or lost."""
+        """Repeat the request that ends the task until accepted, lost or refused too often."""
         pause_s = 0.0
         while True:
             try:
@@ -306,7 +306,7 @@ class Job:
                 return
             except AetherError as error:
                 self._keeper.check_client()
-                logger.debug("task %s could not be completed or failed: %s", self.id, error)
+                logger.debug("the gateway did not accept COMPLETE or FAIL of task %s: %s", self.id, error)
                 if isinstance(error, ConnectionLost | RequestTimeout):
                     pause_s = 0.0
                     continue
@@ -427,7 +427,7 @@ class Job:
         step: ProgressStep | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Report `completion` (0 to 1; -1 unknown): a sign of life. It is not confirmed."""
+        """Report progress and a heartbeat, unconfirmed; `completion` 0 to 1, -1: unknown."""
         await self._checked()
         await self._keeper.progress.report(
             self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
@@ -454,7 +454,7 @@ class Job:
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None
     ) -> None:
-        """Pause until these tasks have ended, or any; after `timeout` s the task fails."""
+        """Pause this task until the others end, or any one; it fails after `timeout` s."""
         tasks = self._keeper.tasks
         await self._wait(
             lambda request_id: tasks.wait_for(
@@ -558,7 +558,7 @@ class Job:
         raise self._over()  # it was called from outside of the block
 
     async def load(self) -> Checkpoint | None:
-        """Return the checkpoint of the task's hibernation; None if there is none here."""
+        """Return what this participant saved when the task hibernated, or None."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
@@ -580,7 +580,7 @@ class Job:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's kind and text, a group's members', as a failure reason."""
+    """Return the kind and text of an exception (of a group: of its members)."""
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     else:

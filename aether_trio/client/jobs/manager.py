@@ -91,7 +91,7 @@ class JobManager:
     # -- taking and putting down
 
     async def take(self, closed: Callable[[], None]) -> Job:
-        """Claim the next task, or raise StopAsyncIteration; `closed` hears a block's end."""
+        """Wait for the next task and claim it; `closed` is called when its block ends."""
         while True:
             assignment = await anext(self.intake)
             try:
@@ -119,7 +119,7 @@ class JobManager:
             await self._give_up(assignment, STOPPED)
 
     async def _give_up(self, assignment: Assignment, reason: str) -> None:
-        """Fail a task that was claimed and that no loop works on; unclaimed, offer it."""
+        """Fail a claimed task that no loop works on; offer it again if the claim was lost."""
         try:
             task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
@@ -130,7 +130,7 @@ class JobManager:
             else:
                 self.intake.put_down(assignment.task_id)
         except AetherError as error:
-            logger.warning("task %s was claimed and not begun, and could not be failed: %s", assignment.task_id, error)
+            logger.warning("task %s was claimed, not begun, and FAIL could not be sent: %s", assignment.task_id, error)
 
     async def _claimed(self, assignment: Assignment) -> Task | None:
         """Claim the task; return None when it is no longer this worker's."""
@@ -193,7 +193,7 @@ class JobManager:
     # -- what never begins
 
     def _let_go(self, soon: CallSoon, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
-        """Fail the task of a Job that was garbage collected unbegun, in whatever thread."""
+        """Fail the task of an unbegun Job that was garbage collected, in whatever thread."""
         soon(partial(self._was_let_go, assignment, closed, ref))
 
     def _was_let_go(self, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
@@ -251,7 +251,7 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle` with the task still in hand; False when the client has ended."""
+        """Run `settle`, which ends a task, behind its block; False if the client ended."""
         return self._start(self._settle_late, job, settle)
 
     async def _settle_late(self, job: Job, settle: Callable[[], Awaitable[None]]) -> None:
@@ -283,7 +283,7 @@ class JobManager:
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
-        """Ask the gateway for a task, also after cuts; None if unseen. Raises refusals."""
+        """Ask the gateway for a task, again after cuts; None if hidden. Raises refusals."""
         while True:
             try:
                 return await self.tasks.get(task_id)
@@ -321,7 +321,7 @@ class JobManager:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Follow a task, until its events reach its job. Raises why the client has ended."""
+        """Follow a task's events, and return when all later ones reach its job."""
         await anyio.lowlevel.checkpoint()
         self.check_client()
         self._start_watch(self._in_hand[job.id])

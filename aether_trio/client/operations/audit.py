@@ -76,7 +76,7 @@ class Audit(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> AuditPage:
-        """List audit entries that fit every filter. `limit` 0 is 100, and 500 the most."""
+        """List audit entries that fit every filter, by default 100, at most 500."""
         query = pb.AuditQuery(
             start_time=from_time(start),
             end_time=from_time(end),

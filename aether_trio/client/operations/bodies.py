@@ -32,7 +32,7 @@ class BodyAssembly:
         self._expected = 0
 
     def add(self, piece: pb.ProxyHttpBodyChunk) -> bool:
-        """Add a piece; return if it is the last. Raises PayloadTooLarge, UnexpectedAnswer."""
+        """Add a body's piece; return if last. Raises PayloadTooLarge, UnexpectedAnswer."""
         if piece.seq != self._expected:
             raise UnexpectedAnswer(f"piece {piece.seq} of an HTTP body came, but piece {self._expected} was due")
         self._expected += 1

@@ -29,7 +29,7 @@ class Checkpoints(Namespace):
     """Saves and loads state that a participant needs after a restart."""
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
-        """Save a checkpoint; return when. `ttl_s` 0: for good, -1: as the gateway is set."""
+        """Save a checkpoint for `ttl_s` (0: for good, -1: gateway's choice); return when."""
         answer: pb.CheckpointResponse = await self._ask(
             "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s)
         )

@@ -101,7 +101,7 @@ class GrantCache:
         return min(self._max_age_s, (grant.expires_at - datetime.now(UTC)).total_seconds())
 
     def _hear(self) -> None:
-        """Drop grants whose revocations have come; all after a cut, which may hide some."""
+        """Drop cached grants that were revoked; after a cut, which hides revocations, all."""
         if self._news.dropped != self._dropped:
             self._dropped = self._news.dropped
             self._entries.clear()

@@ -117,7 +117,7 @@ class Kv(Namespace):
         return _Entries(lambda cursor: self.list(prefix, limit=page_size, cursor=cursor, **place))
 
     async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
-        """Add 1 to a counter, 0 if absent; return the new value. Refused if no number."""
+        """Add 1 to a counter, 0 if absent; return the new value. Other values are refused."""
         return (await self._do(_Op(op=_Op.INCREMENT, key=key, ttl=ttl_s), place)).counter_value
 
     async def decrement(self, key: str, *, ttl_s: int = 0, **place: Unpack[KeyPlace]) -> int:
@@ -176,7 +176,7 @@ class Kv(Namespace):
         workspace: str = "",
         authorization: Authorization | None = None,
     ) -> int:
-        """Delete and count keys that only `identity` sees; needs kv_purge_identity."""
+        """Delete keys that only `identity` sees; return how many. Needs kv_purge_identity."""
         op = _Op(op=_Op.PURGE_IDENTITY, key=prefix, target_identity=identity)
         place = KeyPlace(scope=scope, user_id=user_id, workspace=workspace, authorization=authorization)
         return (await self._do(op, place)).counter_value
@@ -184,7 +184,7 @@ class Kv(Namespace):
     async def _do(self, op: pb.KVOperation, place: KeyPlace) -> pb.KVResponse:
         if unknown := place.keys() - KeyPlace.__annotations__.keys():
             raise TypeError(
-                f"unknown argument {min(unknown)!r}; the place of a key has {', '.join(KeyPlace.__annotations__)}"
+                f"unknown argument {min(unknown)!r}; a key is found by {', '.join(KeyPlace.__annotations__)}"
             )
         op.scope = pb.KVOperation.Scope.ValueType(place.get("scope", Scope.WORKSPACE))
         op.user_id = place.get("user_id", "")

@@ -21,7 +21,7 @@ _USER = "us::"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant: kind ("agent", "user", ...) and identity text, or a user's id."""
+    """A participant by kind ("agent", "user", ...) and id: identity text, or user id."""
 
     kind: Annotated[str, Wire("principal_type")]
     id: Annotated[str, Wire("principal_id")]

@@ -128,7 +128,7 @@ class _Complete:
                 return ProxiedRequest(self._service, payload, payload.body)
 
     async def _add(self, piece: pb.ProxyHttpBodyChunk) -> ProxiedRequest | None:
-        """Add a piece of a body; return the request if complete, refuse what is bad."""
+        """Add a piece of a body; return the request if complete, refuse it if malformed."""
         if piece.request_id not in self._waiting:
             return None
         request, assembly = self._waiting[piece.request_id]

@@ -41,7 +41,7 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """Says of a record's field its name in protobuf, and its unit (s, ms, level)."""
+    """How a record's field differs in protobuf: its name, its unit (s, ms or level)."""
 
     name: str = ""
     unit: str = "s"
@@ -56,7 +56,7 @@ Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
-    """Convert a count of seconds or milliseconds since the epoch; None for 0."""
+    """Convert seconds or milliseconds since the epoch to a datetime, 0 to None."""
     try:
         return _EPOCH + count * _UNITS[unit] if count else None
     except OverflowError:
@@ -64,7 +64,7 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 
 
 def from_time(when: datetime | None, unit: str = "s") -> int:
-    """Convert an aware datetime to units since the epoch, at least 1; None to 0."""
+    """Convert an aware datetime to whole units since the epoch, 1 or more; None to 0."""
     if when is None:
         return 0
     if when.tzinfo is None:

@@ -70,7 +70,7 @@ class Sessions(Namespace):
         offset: int = 0,
         authorization: Authorization | None = None,
     ) -> SessionPage:
-        """List sessions by participant type and workspace; `limit` is 100, at most 1,000."""
+        """List sessions by participant type and workspace, by default 100, at most 1,000."""
         wanted = connection_filter(principal_type, workspace, limit, offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted), authorization)
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)

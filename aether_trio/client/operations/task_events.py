@@ -100,7 +100,7 @@ class TaskFeeds(Namespace):
     """Follows the events of tasks, and receives a worker's assignments."""
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
-        """Subscribe to a task's events, replayed from `since` on; return the id."""
+        """Subscribe to the events of a task, from `since` on; return the subscription id."""
         op = _Sub(
             op=_Sub.SUBSCRIBE, task_id=task_id, recursive=recursive, start_timestamp_unix_ms=from_time(since, "ms")
         )
@@ -142,7 +142,7 @@ class TaskFeeds(Namespace):
 
     @asynccontextmanager
     async def assignments(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Assignment]]:
-        """Yield the assignments to this participant in the block; earlier ones are lost."""
+        """Yield assignments to this participant in the block; those before it are missed."""
         with self._feed("task_assignment", capacity=capacity) as feed:
             yield ConvertedFeed(feed, lambda message: read(Assignment, message))
 
@@ -154,7 +154,8 @@ class TaskFeeds(Namespace):
 
 
 def _event_of(subscription: str, message: Any) -> TaskEvent | None:
-    """Convert an event of this subscription, None for another's; it may come early."""
+    """Convert a task event of this subscription; return None for another one's."""
     if isinstance(message, ConnectionLost):
         raise message
+    # Sorted here and not by the feed: an event may precede the answer that names its subscription.
     return task_event(message) if message.subscription_id in {"", subscription} else None

@@ -131,7 +131,7 @@ class Tasks(TaskFeeds):
         offset: int = 0,
         page_token: str = "",
     ) -> TaskPage:
-        """List tasks that fit every filter. `limit` 0 is 100; at most 1,000 on a page."""
+        """List tasks that fit every filter, on pages of 100 by default, of 1,000 at most."""
         about = None if subject is None else Principal.of(subject)
         wanted = pb.TaskFilter(
             statuses=[_status(one) for one in statuses],
@@ -221,7 +221,7 @@ class Tasks(TaskFeeds):
         reason: str = "",
         request_id: str = "",
     ) -> Task:
-        """Put a task with a saved checkpoint to sleep until a time or an event."""
+        """Put a task to sleep until a time or an event; save its checkpoint before."""
         wait = WaitSpec(
             reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_ms=timeout_ms, hibernation=hibernation
         )

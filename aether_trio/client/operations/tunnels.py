@@ -65,7 +65,7 @@ class Tunnel(ByteStream):
         self._sending = anyio.Lock()
 
     async def send(self, item: bytes) -> None:
-        """Send bytes when the other side has read enough of those before, or TunnelClosed."""
+        """Send bytes as the other side reads them. Raises TunnelClosed."""
         async with self._sending:
             if self._finished or self._closed:
                 raise anyio.ClosedResourceError
@@ -211,7 +211,7 @@ class Tunnels(Namespace):
 
     @asynccontextmanager
     async def incoming(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.TunnelOpen]]:
-        """Yield the tunnels opened to this service; `accept` each before another await."""
+        """Yield tunnels that others open to this service; `accept` or refuse each at once."""
         with self._feed("tunnel_data", match=_is_opening, capacity=capacity) as feed:
             yield ConvertedFeed(feed, _opening)
 

@@ -174,7 +174,7 @@ class Workflow(Namespace):
 
     @asynccontextmanager
     async def requests(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.WorkflowOperation]]:
-        """Yield requests to the workflow engine, which the caller is, for `respond`."""
+        """Yield requests to this workflow engine in the block; `respond` answers them."""
         with self._feed("workflow_op", capacity=capacity) as feed:
             yield feed
 
@@ -217,5 +217,5 @@ class Workflow(Namespace):
 
 def _exact(workspace: str) -> str:
     if workspace in {"", "*"}:
-        raise ValueError(f"a schedule is of one workspace, and cannot be of {workspace!r}")
+        raise ValueError(f"a schedule belongs to one workspace, and {workspace!r} names none; give its id")
     return workspace

@@ -76,7 +76,7 @@ class Workspaces(Namespace):
     """Manages workspaces, and moves a user's window to another."""
 
     async def switch(self, workspace: str) -> None:
-        """Move this user's window to a workspace, "" for none. Raises PermissionDenied."""
+        """Move this user's window to a workspace; "" leaves all. Raises PermissionDenied."""
         await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 
     async def list(self, *, tenant_id: str = "", limit: int = 0, offset: int = 0) -> WorkspacePage:
