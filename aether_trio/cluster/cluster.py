@@ -1,13 +1,8 @@
-"""One node of a cluster: its lease, its identity locks and its bus.
+"""A gateway as a node of a cluster: its lease, its identity locks and its bus.
 
-    async with open_postgres(dsn) as server, open_cluster(server, host, info) as cluster:
-        granted = await cluster.locks.claim(LockRequest(identity, session_id, "agent", now_ms))
-        ...
-        cluster.locks.release(granted.lock)
-
-A gateway on SQLite has none of this, only its registry. While the block is open the lease fences
-every write of `server`. Its end gives everything back at once: releases that wait are written, the
-node's other identity locks end in one transaction, and the lease is free.
+While the block of `open_cluster` is open the lease fences every write of `server`. Its end gives
+everything back at once: waiting releases are written, the node's other identity locks end in one
+transaction, and the lease is free.
 """
 
 from __future__ import annotations
@@ -36,12 +31,12 @@ from aether_trio.storage.postgres.database import PostgresServer
 logger = structlog.get_logger("aether.cluster")
 
 LEAVE_S: Final = 3.0
-"""For the waiting releases, and for the rest, when a node ends. What is not written by then ends
-with the lease."""
+"""How long the end of a node waits for the waiting releases, and as long for the rest; what is not
+written ends with the lease."""
 
 
 class Cluster:
-    """The parts of a node, made by `open_cluster`, and the LeaseWatcher of its lease."""
+    """The lease, locks, bus and peers of this cluster node; reacts to lease changes."""
 
     def __init__(
         self, server: PostgresServer, host: SessionHost, info: NodeInfo, limits: ClusterLimits, random: Random
@@ -58,52 +53,41 @@ class Cluster:
 
     @property
     def node_id(self) -> int:
-        """This node's number; another one after a failover that lost its registration."""
+        """This node's number in the cluster; a failover that lost its row changes it."""
         return self.lease.node_id
 
     def when_renewed(self, call: Callable[[], None]) -> None:
-        """Have `call` called when this node gets its lease again after it counted as dead.
-
-        Other nodes may have deleted rows of this node.
-        """
+        """Have `call` called when this node has a lease again after it was declared dead."""
         self._on_renewal.append(call)
 
     def leaving(self) -> list[str]:
-        """Return the identities whose session has ended here.
-
-        Their rows still say that they are owned by this node.
-        """
+        """Return identities whose session ended here and whose lock row is not ended."""
         return [*self._host.leaving(), *self.locks.releasing()]
 
     def lease_lost(self) -> None:
-        """See LeaseWatcher."""
         # When the link to the server has stalled, so have the idle connections.
         for pool in (self.nodes.pool, self._server.writers, self._server.readers):
             pool.discard_idle()
         self._host.lease_lost()
 
     def lease_back(self, rows: LockRows, *, renewed: bool) -> None:
-        """See LeaseWatcher."""
         kept = frozenset(identity for identity, _ in rows) if renewed else None
         self._host.lease_back(self.locks.reconcile(rows), kept)
         self.bus.broadcast(NEWS, ALL)  # locks that were void may be in force again
 
     def lease_gone(self) -> None:
-        """See LeaseWatcher."""
         self.locks.forget()
         self._host.lease_gone()
 
     def lease_renewed(self) -> None:
-        """See LeaseWatcher."""
         for notify in self._on_renewal:
             notify()
 
     def questions(self) -> None:
-        """See LeaseWatcher."""
         self.locks.look()
 
     async def leave(self) -> None:
-        """Give the locks and the lease back. Bounded in time; never raises."""
+        """Release this node's identity locks and its lease, in bounded time; never raises."""
         with trio.move_on_after(LEAVE_S):
             await self.locks.batcher.settled()
         if self.lease.held:
@@ -126,7 +110,7 @@ async def open_cluster(
     limits: ClusterLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Join the cluster in `server`'s schema, until the block ends.
+    """Make this gateway a node of `server`'s cluster until the block ends.
 
     Raises StorageSetupError and StorageUnavailable.
     """

@@ -1,7 +1,4 @@
-"""Errors between nodes.
-
-All of them are StorageUnavailable: nothing was done, and a caller may try again later.
-"""
+"""Errors of a cluster node without a lease: nothing was done; try again later."""
 
 from __future__ import annotations
 
@@ -12,4 +9,4 @@ __all__ = ["FencedError", "LeaseLost"]
 
 
 class LeaseLost(StorageUnavailable):
-    """This node has no lease now, and could not get one in time; it goes on trying."""
+    """This cluster node has no lease and did not get one in time; it goes on trying."""

@@ -1,4 +1,4 @@
-"""The protocols of a node's sessions, which session/ implements for the cluster."""
+"""What the cluster calls of a node's sessions: protocols that session/ implements."""
 
 from __future__ import annotations
 
@@ -11,69 +11,60 @@ __all__ = ["LocalSessions", "SessionHost"]
 
 
 class SessionHost(Protocol):
-    """What happens to a node's sessions with its lease (session/node_sessions.py).
+    """Pauses, resumes and ends a cluster node's sessions as its lease changes.
 
     All methods but `yields` are one step, without a checkpoint, and raise nothing.
     """
 
     def lease_lost(self) -> None:
-        """Pause: it is not known whether this node's locks are still its own.
-
-        Called once, until one of the next two is called.
-        """
+        """Pause all sessions of the node, once: its identity locks may not be its own."""
         ...
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
-        """Resume, and end the sessions of the `lost` locks.
+        """Resume the node's sessions, and end those of the `lost` locks.
 
-        Other nodes have taken these locks, or the table has lost them. `kept` None: this node was
-        not declared dead. Otherwise it was, and no other node has taken these identities meanwhile.
+        Other nodes have taken the `lost` locks, or the table has lost them. `kept` None: this node
+        was not declared dead. Otherwise it was, and no other node has taken these identities
+        meanwhile.
         """
         ...
 
     def lease_gone(self) -> None:
-        """End every session: other nodes may have taken all locks.
-
-        None of them needs a release.
-        """
+        """End every session of the node, without releases: other nodes may have its locks."""
         ...
 
     def leaving(self) -> Sequence[str]:
-        """Return the identities of ended sessions whose locks are not released yet."""
+        """Return identities of ended sessions whose locks are not released yet."""
         ...
 
     async def yields(self, lock: IdentityLock, resume_session_id: str) -> bool:
-        """Answer another node that requests `lock.identity`.
+        """Return whether this node's session of an identity has ended for another node's.
 
-        Its session resumes `resume_session_id`; "" for none. Returns False when this node's session
-        lives on. True: the session has ended, its appends and cursors are committed, and its lock
-        is released.
+        The other node's session resumes `resume_session_id`; "" for none. True: the session has
+        ended, its appends and cursors are committed, and its lock is released.
         """
         ...
 
 
 class LocalSessions(Protocol):
-    """What a node's registry knows of its live sessions (session/registry.py)."""
+    """The live sessions of this node, as the cluster's directory asks for them."""
 
     def record(self, session_id: str) -> SessionRecord | None:
-        """Return what listings say of the session."""
+        """Return the listed facts of a live session of this node; None if there is none."""
         ...
 
     def disconnect(self, session_id: str, reason: str) -> str | None:
-        """End the session; return its identity, None if it is not live.
-
-        One step, without a checkpoint.
-        """
+        """End a session of this node in one step; return its identity, None if not live."""
         ...
 
     def last_seen(self, identity: str) -> LastSeen:
-        """Return the last activity of the session of this identity."""
+        """Return the last activity of an identity's session on this node."""
         ...
 
     def user_last_seen(self, user_id: str) -> LastSeen:
-        """Return the last activity in the windows of this user."""
+        """Return the last activity in a user's windows on this node."""
         ...
 
     def instances(self, implementation: str) -> list[str]:
-        """Return the topics of the live instances of a service."""
+        """Return the topics of a service's live instances on this node."""
         ...

@@ -1,4 +1,4 @@
-"""How long a cluster node waits for what, in seconds, and how much it takes."""
+"""Timeouts of a cluster node in seconds, and the connection limit of a workspace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
-    """How long a cluster node waits for what, and the connections of a workspace."""
+    """Timeouts of a cluster node in seconds, and the connection limit of a workspace."""
 
     lease_grace_s: float = 5.0
     """How long a node may be without its lease before its sessions are ended, and how long a claim

@@ -1,4 +1,4 @@
-"""Writes the claims and releases of a node: one statement for all that wait.
+"""Writes a cluster node's claims and releases of identity locks in batches.
 
     claim ───────▶ queue ─▶ at most one claim per identity, MAX_BATCH of them: aether_claim(...)
     release ─────▶ queue ─▶ before the claims: aether_release(...)
@@ -52,6 +52,10 @@ MAX_RELEASES: Final = 1000
 MAX_TRIES: Final = 5
 
 _CLAIM: Final = "SELECT * FROM aether_claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+_CLAIM_COLUMNS: Final = (
+    *("identity", "kind", "workspace", "implementation", "session_id", "resume_session_id", "takes_any"),
+    *("connected_ms", "peer", "client_sdk", "client_version"),
+)
 _RELEASE: Final = "SELECT aether_release($1, $2, $3, $4, $5, $6, $7)"
 _ANSWER: Final = """
     UPDATE lock_requests SET answer = c.answer FROM unnest($1::text[], $2::int[], $3::text[], $4::text[])
@@ -65,7 +69,7 @@ _WITHDRAW: Final = """
 
 
 class OwnerAnswer(enum.StrEnum):
-    """The answer of an owner's node to a request: the column `lock_requests.answer`."""
+    """How the node that owns an identity answers another node that requests it."""
 
     NONE = ""
     ALIVE = "alive"
@@ -74,7 +78,7 @@ class OwnerAnswer(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """`node_epoch` is the lease under which the claim was written."""
+    """The verdict of a claim that got the lock, under the lease `node_epoch`."""
 
     epoch: int
     node_epoch: int
@@ -83,9 +87,9 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class HeldBy:
-    """The lock is another node's.
+    """The verdict of a claim whose identity another node owns; that node was asked.
 
-    That node has been asked; `answer` is what it has said so far.
+    `answer` is what the owner's node has answered so far.
     """
 
     node_id: int
@@ -95,11 +99,11 @@ class HeldBy:
 
 
 class Full:
-    """The workspace has all the connections that it may have."""
+    """The verdict of a claim whose workspace has all the connections it may have."""
 
 
 class Again:
-    """The row has changed during the claim: claim again."""
+    """The verdict of a claim whose row changed meanwhile: claim again."""
 
 
 Verdict = Granted | HeldBy | Full | Again
@@ -107,7 +111,7 @@ Verdict = Granted | HeldBy | Full | Again
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The release of a lock; `history` is what a resume continues.
+    """A waiting release of an identity lock, with the history that a resume continues.
 
     `epoch` 0 releases the session's lock of any epoch.
     """
@@ -120,10 +124,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatcherStatistics:
-    """Counters since start; `largest` is the largest batch of claims.
-
-    `failing` is true while releases cannot be written.
-    """
+    """Counters of batches of lock claims; `failing`: releases cannot be written."""
 
     claims: int
     claim_statements: int
@@ -135,8 +136,11 @@ class ClaimBatcherStatistics:
 
 
 def _forget(what: object, error: Exception) -> None:
-    """Give up an item that the server refuses."""
-    logger.error("a release or an answer of an identity lock is refused by the server", what=what, reason=str(error))
+    logger.error(
+        "PostgreSQL refuses to write the release of an identity lock, or an answer about one",
+        what=what,
+        reason=str(error),
+    )
 
 
 class _Claim:
@@ -152,7 +156,7 @@ class _Claim:
 
 
 class ClaimBatcher:
-    """The queues of a node's claims, releases, answers and withdrawals.
+    """Writes queued claims and releases of identity locks, and answers, in batches.
 
     `on_written` is called in one step with the identities that were released or answered for, after
     the commit.
@@ -184,7 +188,7 @@ class ClaimBatcher:
         self._claimed = self._claim_statements = self._largest = self._released = self._release_statements = 0
 
     def statistics(self) -> ClaimBatcherStatistics:
-        """Return counters since start, and what waits now."""
+        """Return the counters since start, and how many claims and releases wait."""
         return ClaimBatcherStatistics(
             self._claimed,
             self._claim_statements,
@@ -196,10 +200,7 @@ class ClaimBatcher:
         )
 
     async def claim(self, request: LockRequest) -> Verdict:
-        """Try once to take the lock.
-
-        Raises StorageUnavailable, of which FencedError is one kind.
-        """
+        """Try once to lock an identity; return the verdict. Raises StorageUnavailable."""
         claim = _Claim(request, trio.lowlevel.current_task())
         self._claims.append(claim)
         self._work_soon()
@@ -207,28 +208,28 @@ class ClaimBatcher:
         return verdict
 
     def release(self, release: Release) -> None:
-        """Release a lock as soon as possible; a lock of another session stays."""
+        """Queue the release of a session's identity lock; another session's lock stays."""
         self._releases.append(release)
         self._work_soon()
 
     def answer(self, identity: str, asker: int, session_id: str, answer: OwnerAnswer) -> None:
-        """Answer the request of the session `session_id` of the node `asker`."""
+        """Queue the answer to the node `asker`, whose session requests an identity."""
         self._answers[identity, asker, session_id] = answer
         self._work_soon()
 
     def withdraw(self, identity: str, session_id: str) -> None:
-        """Take back the session's request for an identity."""
+        """Queue the withdrawal of a session's request for another node's identity."""
         self._withdrawals[identity, session_id] = None
         self._work_soon()
 
     def forget_releases(self) -> None:
-        """Drop what waits: the lease has ended, and all its identity locks with it."""
+        """Drop queued releases and answers: the node's lease has ended, and its locks."""
         self._releases.clear()
         self._answers.clear()
         self._withdrawals.clear()
 
     async def settled(self) -> None:
-        """Wait until all releases and answers are written."""
+        """Wait until all queued releases and answers are written."""
         while self._working or self._owes:
             await self._settled.wait()
 
@@ -247,7 +248,6 @@ class ClaimBatcher:
             self._server.spawn(self._work())
 
     async def _work(self) -> None:
-        """Work until nothing waits, or what waits has to wait longer."""
         try:
             while self._claims or self._owes:
                 ended = await self._end_some()
@@ -263,10 +263,7 @@ class ClaimBatcher:
                 self._settled.set()
 
     async def _end_some(self) -> bool:
-        """Write releases, answers and withdrawals; return whether that succeeded.
-
-        After a failure all of them are in their queues again.
-        """
+        """Write releases, answers and withdrawals; after a failure they wait again."""
         releases = [self._releases.popleft() for _ in range(min(len(self._releases), MAX_RELEASES))]
         answers, self._answers = self._answers, {}
         withdrawals, self._withdrawals = self._withdrawals, {}
@@ -365,29 +362,11 @@ class ClaimBatcher:
 
     async def _claim(self, node_epoch: int, claims: Sequence[_Claim]) -> list[Any]:
         requests = [claim.request for claim in claims]
-        rows: list[Any] = await self._run(partial(self._claim_on, node_epoch, requests))
+        arguments = [self._lease.node_id, node_epoch, self._quota_class, self._quota]
+        columns = [[getattr(one, name) for one in requests] for name in _CLAIM_COLUMNS]
+        rows: list[Any] = await self._run(lambda connection: connection.fetch(_CLAIM, *arguments, *columns))
         self._claim_statements += 1
         return rows
-
-    async def _claim_on(self, node_epoch: int, requests: Sequence[LockRequest], connection: Any) -> Any:
-        return await connection.fetch(
-            _CLAIM,
-            self._lease.node_id,
-            node_epoch,
-            self._quota_class,
-            self._quota,
-            [one.identity for one in requests],
-            [one.kind for one in requests],
-            [one.workspace for one in requests],
-            [one.implementation for one in requests],
-            [one.session_id for one in requests],
-            [one.resume_session_id for one in requests],
-            [one.takes_any for one in requests],
-            [one.connected_ms for one in requests],
-            [one.peer for one in requests],
-            [one.client_sdk for one in requests],
-            [one.client_version for one in requests],
-        )
 
     @staticmethod
     def _deliver(claim: _Claim, result: outcome.Outcome[Verdict]) -> bool:
@@ -398,10 +377,6 @@ class ClaimBatcher:
         return True
 
     async def _run(self, work: Callable[[Any], Any]) -> Any:
-        """Run one statement, again after a conflict or a lost connection.
-
-        Raises StorageUnavailable.
-        """
         return await run_repeatable(self._pool, self._statement_s, MAX_TRIES, work)
 
 

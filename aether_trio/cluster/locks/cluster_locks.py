@@ -1,4 +1,4 @@
-"""The identity locks of all nodes: a table whose rows decide the owners.
+"""Locks identities across the cluster: one table row per identity, one owner.
 
     claim ─▶ free, or void (its lease has ended)    granted
           ─▶ locked by another node
@@ -60,7 +60,7 @@ _QUESTIONS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class ClusterLocksStatistics:
-    """`held` locks now, and counters since start.
+    """Identity locks that this node has (`held`), and counters of claims since start.
 
     `taken_over` are locks that this node gave to another one, `lost` those of an ended lease.
     """
@@ -75,7 +75,7 @@ class ClusterLocksStatistics:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """Another node's request, and this node's lock that it is about."""
+    """Another node's request for an identity, and this node's lock of that identity."""
 
     identity: str
     asker: int
@@ -87,7 +87,7 @@ class _Question:
 
 
 class ClusterLocks:
-    """This node's identity locks, and its claims of more; `run` answers other nodes."""
+    """This node's identity locks: claims more, and answers requests of other nodes."""
 
     def __init__(
         self,
@@ -119,11 +119,11 @@ class ClusterLocks:
         bus.handle(NEWS, self._on_lock_news)
 
     def mine(self, identity: str) -> IdentityLock | None:
-        """Return this node's lock of an identity."""
+        """Return this node's lock of an identity; None without one."""
         return self._mine.get(identity)
 
     def statistics(self) -> ClusterLocksStatistics:
-        """Count the locks of now, and claims since start."""
+        """Return the number of identity locks, and counters of claims since start."""
         return ClusterLocksStatistics(
             len(self._mine), self._claimed, self._refused, self._taken_over, self._lost, self._asked
         )
@@ -131,11 +131,12 @@ class ClusterLocks:
     # -- claiming ----------------------------------------------------------------------------------
 
     async def claim(self, request: LockRequest) -> GrantedLock:
-        """Take the lock of an identity. A caller that is cancelled does not have it.
+        """Lock an identity for a session; if another node owns it, ask that node.
 
-        Raises StatusError: ALREADY_EXISTS when a session owns the identity that `resume_session_id`
-        does not name, RESOURCE_EXHAUSTED when its workspace is full, UNAVAILABLE when the owner
-        does not end. Raises StorageUnavailable, also while the node has no lease.
+        A caller that is cancelled does not have the lock. Raises StatusError: ALREADY_EXISTS when a
+        session owns the identity that `resume_session_id` does not name, RESOURCE_EXHAUSTED when
+        its workspace is full, UNAVAILABLE when the owner does not end. Raises StorageUnavailable,
+        also while the node has no lease.
         """
         identity = request.identity
         while (other := self._claiming.get(identity)) is not None:
@@ -183,10 +184,7 @@ class ClusterLocks:
                 pause_s = min(2 * pause_s, self._limits.ask_again_s)
 
     async def _wait_for(self, request: LockRequest, holder: HeldBy, waited_s: float, pause_s: float) -> None:
-        """Wait for the owner on another node; another claim is worth trying afterwards.
-
-        Raises StatusError.
-        """
+        """Ask the owner's node; return when to claim again. Raises StatusError."""
         if await self._nodes.declare_dead(holder.node_id, holder.node_epoch):
             return
         if holder.answer is OwnerAnswer.ALIVE:
@@ -216,10 +214,7 @@ class ClusterLocks:
     # -- releasing ---------------------------------------------------------------------------------
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
-        """Release a lock in one step; return whether this node had it.
-
-        `history` is what a session that resumes continues.
-        """
+        """Queue the release of an identity lock; return whether this node had the lock."""
         if self._mine.get(lock.identity) != lock:
             return False
         del self._mine[lock.identity]
@@ -228,7 +223,7 @@ class ClusterLocks:
         return True
 
     def releasing(self) -> list[str]:
-        """Return the identities that are released here, while the release is not written."""
+        """Return the identities whose release by this node is not written yet."""
         return [identity for identity in self._releasing if identity not in self._mine]
 
     def _on_written(self, identities: Sequence[str]) -> None:
@@ -245,7 +240,7 @@ class ClusterLocks:
     # -- the lease ---------------------------------------------------------------------------------
 
     def reconcile(self, rows: LockRows) -> list[IdentityLock]:
-        """Compare with the locks of a lease that is back; return and forget the lost ones."""
+        """Compare with the lock rows of a lease that is back; forget and return lost ones."""
         lost = [lock for lock in self._mine.values() if (lock.identity, lock.session_id) not in rows]
         for lock in lost:
             del self._mine[lock.identity]
@@ -257,7 +252,7 @@ class ClusterLocks:
         return lost
 
     def forget(self) -> None:
-        """Forget all locks: the lease has ended."""
+        """Forget all identity locks of this node: its lease has ended."""
         self._lost += len(self._mine)
         self._mine.clear()
         self._wanted.clear()
@@ -267,11 +262,11 @@ class ClusterLocks:
     # -- requests of other nodes -------------------------------------------------------------------
 
     def look(self) -> None:
-        """Look for requests soon: another node may have written one."""
+        """Look soon for other nodes' requests for identities of this node."""
         self._questions.set()
 
     async def run(self) -> None:
-        """Answer the requests of other nodes until cancelled."""
+        """Answer other nodes' requests for identities of this node until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 await self._questions.wait()

@@ -1,18 +1,17 @@
-"""The SessionDirectory of a cluster's node: sessions and services of all nodes.
+"""Lists and finds the sessions and service instances of all nodes of a cluster.
 
-Lists are read from the table of identity locks, those of live leases only. Which session owns an
-identity is decided elsewhere (cluster_locks.py). The sessions of a node that has died are listed
-until the node is declared dead: by a claim of one of its identities, or by the second of two looks
-that find it without a lease. Every node looks every few seconds, and a list makes this node look
-again at once, but not more often than every LOOK_S.
+Lists are read from the table of identity locks, those of live leases only; cluster_locks.py decides
+who owns an identity. The sessions of a node that has died are listed until the node is declared
+dead: by a claim of one of its identities, or by the second of two looks that find it without a
+lease. Every node looks every few seconds, and a list makes this node look again at once, but not
+more often than every LOOK_S.
 
 A session of this node is described by its registry, which knows more than the row. The workspace
 that a user's window has switched to (`moved`) is written in batches. This node writes those that
 wait before it reads, so that it finds what it did.
 
-Instances of services are remembered (service_instances.py). A node that locks or releases an
-identity of a service, or declares a node dead, notifies all nodes after the commit; each node also
-looks every few seconds.
+A node that locks or releases an identity of a service, or declares a node dead, notifies all nodes
+after the commit; each node also looks every few seconds.
 """
 
 from __future__ import annotations
@@ -104,13 +103,13 @@ _MOVE: Final = """
 
 def _refused_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
     structlog.get_logger("aether.cluster").error(
-        "the switch of a user to another workspace cannot be written", identity=move[0], reason=str(error)
+        "PostgreSQL refuses to write that a user has switched to another workspace", identity=move[0], reason=str(error)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryLimits:
-    """How long the directory waits, in seconds."""
+    """How long a node's directory of sessions waits for other nodes, in seconds."""
 
     poll_s: float = 5.0
     """Between two looks that make up for lost notifications."""
@@ -122,7 +121,7 @@ class DirectoryLimits:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatistics:
-    """Counters since start.
+    """Counters of a node's directory of sessions since start.
 
     `service_looks` are looks at the services of other nodes, `move_statements` those that wrote
     `moves` switches of a workspace.
@@ -135,10 +134,7 @@ class DirectoryStatistics:
 
 
 class ClusterDirectory:
-    """The SessionDirectory of a cluster's node.
-
-    `run` must run while it is used, `close` after it.
-    """
+    """The SessionDirectory of all nodes; `run` must run, `close` comes after it."""
 
     def __init__(
         self,
@@ -188,7 +184,7 @@ class ClusterDirectory:
         cluster.bus.handle(NEWS, self._on_lock_news)
 
     def statistics(self) -> DirectoryStatistics:
-        """Return counters since start."""
+        """Return the counters of the session directory since start."""
         return DirectoryStatistics(
             self._service_looks, self._move_statements, self._move_count, self.disconnects.statistics()
         )
@@ -196,7 +192,6 @@ class ClusterDirectory:
     # -- reading -----------------------------------------------------------------------------------
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
-        """See SessionDirectory."""
         self._listed.trigger()
         await self._write_moves()
         kinds = [kind.value for kind in wanted.kinds]
@@ -208,12 +203,10 @@ class ClusterDirectory:
         return SessionList([self._record(row[1:]) for row in rows if row[1] is not None], rows[0][0])
 
     async def find(self, session_id: str) -> SessionRecord | None:
-        """See SessionDirectory."""
         own = self._sessions.record(session_id)
         return own if own is not None else await self._find_elsewhere(session_id)
 
     async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
-        """See SessionDirectory. Waits for the node of the session."""
         identity = self._sessions.disconnect(session_id, reason)
         if identity is not None:
             return DisconnectResult(DisconnectOutcome.DONE, identity)
@@ -223,18 +216,15 @@ class ClusterDirectory:
         return DisconnectResult(await self.disconnects.end(session, reason), session.identity.text)
 
     async def last_seen(self, identity: str) -> LastSeen:
-        """See SessionDirectory."""
         here = self._sessions.last_seen(identity)
         return here if here.connected else await self._last_seen(_LAST_HELD_ONE, identity)
 
     async def user_last_seen(self, user_id: str) -> LastSeen:
-        """See SessionDirectory."""
         found = await self._last_seen(_LAST_HELD_USER, user_id)
         here = self._sessions.user_last_seen(user_id)
         return LastSeen(found.connected or here.connected, max(found.last_ms, here.last_ms))
 
     def pick_service(self, implementation: str) -> str | None:
-        """See SessionDirectory. The topic of a service is its identity."""
         picked = self._instances.pick(implementation, self._sessions.instances(implementation))
         if picked is None and trio.current_time() > self._looked_at + LOOK_S:
             self._services.trigger()  # the sender is told to try again in a second
@@ -262,12 +252,11 @@ class ClusterDirectory:
     # -- moving ------------------------------------------------------------------------------------
 
     def moved(self, session: SessionRecord) -> None:
-        """See SessionDirectory. Written soon."""
         self._moves[session.identity.text] = (session.session_id, session.workspace)
         self._moved.trigger()
 
     async def _write_moves(self) -> None:
-        """Write the switches that wait. Raises StorageUnavailable; they wait on then."""
+        """Write the switches that wait, which stay after StorageUnavailable."""
         if not self._moves and not self._moving.locked():
             return
         async with self._moving:
@@ -301,9 +290,10 @@ class ClusterDirectory:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the other nodes until cancelled; started when the services are known.
+        """Follow other nodes' service instances and disconnect requests until cancelled.
 
-        Raises StorageUnavailable when it cannot read them at first.
+        Started when the services are known. Raises StorageUnavailable when they cannot be read at
+        first.
         """
         await self._follow_services(True)
         task_status.started()
@@ -312,7 +302,7 @@ class ClusterDirectory:
                 nursery.start_soon(keep_running, "directory", one.run)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the directory's connection to PostgreSQL."""
         await self._queries.close()
 
     async def _follow_services(self, _periodic: bool) -> None:
@@ -343,10 +333,9 @@ async def open_directory(
     limits: DirectoryLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterDirectory]:
-    """Open the directory of a node that has joined, until the block ends.
+    """Open the directory of the sessions of all nodes, until the block ends.
 
-    `sessions` are those of this node. Raises StorageUnavailable when the services of other nodes
-    cannot be read.
+    `sessions` are those of this node. Raises StorageUnavailable.
     """
     random = random or Random()  # noqa: S311  # spreads attempts and turns
     directory = ClusterDirectory(

@@ -1,4 +1,4 @@
-"""Ends sessions of other nodes: a request, a notification and an answer.
+"""Ends sessions of other cluster nodes: a request row, a notification, an answer.
 
     asker ─▶ row ─▶ "disconnect" ─▶ node ends its session, sets `done` ─▶ "ended" ─▶ asker
 
@@ -51,9 +51,9 @@ _FORGET: Final = "DELETE FROM disconnects WHERE asked_ms < aether_now_ms() - $1:
 
 @dataclass(frozen=True, slots=True)
 class DisconnectStatistics:
-    """Counters since start.
+    """Counters of requests to end sessions of other nodes (`asked`) since start.
 
-    `asked` for sessions of other nodes, `unconfirmed` among them; `carried_out` for other nodes.
+    `unconfirmed` of them were not answered in time; `carried_out` were for other nodes.
     """
 
     asked: int
@@ -62,7 +62,7 @@ class DisconnectStatistics:
 
 
 class Disconnects:
-    """The requests of this node to end sessions, and those of others to this node.
+    """Asks other nodes to end their sessions, and ends sessions that other nodes name.
 
     `on_request` is called in one step when there may be requests to this node.
     """
@@ -90,11 +90,11 @@ class Disconnects:
         bus.handle(ENDED, self._on_ended)
 
     def statistics(self) -> DisconnectStatistics:
-        """Return counters since start."""
+        """Return the counters of requests to end sessions since start."""
         return DisconnectStatistics(self._asked, self._unconfirmed, self._carried_out)
 
     async def end(self, session: SessionRecord, reason: str) -> DisconnectOutcome:
-        """Have the session's node end it, and wait for its answer.
+        """Ask a session's node to end the session; wait for the answer.
 
         Raises StorageUnavailable.
         """
@@ -120,7 +120,10 @@ class Disconnects:
         return DisconnectOutcome.UNCONFIRMED
 
     async def carry_out(self) -> None:
-        """End the sessions that other nodes want ended. Raises StorageUnavailable."""
+        """End this node's sessions that other nodes want ended.
+
+        Raises StorageUnavailable.
+        """
         rows = await self._queries.fetch(_REQUESTS, self._lease.node_id, REQUEST_MS)
         done = [
             (session_id, asker) for session_id, reason, asker in rows if self._sessions.disconnect(session_id, reason)
@@ -132,7 +135,7 @@ class Disconnects:
                 self._bus.send(asker, ENDED, session_id)
 
     async def forget(self) -> None:
-        """Delete old requests. Raises StorageUnavailable."""
+        """Delete old requests to end sessions. Raises StorageUnavailable."""
         await self._queries.fetch(_FORGET, 2 * REQUEST_MS)
 
     def _on_ended(self, _sender: int, session_id: str) -> None:

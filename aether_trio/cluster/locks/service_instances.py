@@ -1,11 +1,8 @@
-"""The instances of each service on all nodes, for spreading messages over them.
+"""Picks a live instance of a service, in turn over all nodes of the cluster.
 
-Nothing exact depends on it. A message to an instance that has just ended stays in its topic, as it
-would if the instance had ended just after the message.
-
-The instances of other nodes are those of the last look at the table; this node's instances are
-given with each call. Instances take turns on whichever node they are. Each node counts its own
-turns and begins at a random one, so that nodes do not all begin with the same instance.
+Nothing exact depends on the pick. A message to an instance that has just ended stays in its topic,
+as it would if the instance had ended just after the message. Each node counts its own turns and
+begins at a random one, so that nodes do not all begin with the same instance.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ MAX_TURNS: Final = 10_000
 
 
 class ServiceInstances:
-    """The instances of services on other nodes, and the turns of all instances."""
+    """Service instances on other nodes as last read, and whose turn it is."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -27,21 +24,18 @@ class ServiceInstances:
         self._turns: dict[str, int] = {}
 
     def replace(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Replace the instances of other nodes, given as (implementation, identity)."""
+        """Replace the instances on other nodes by these (implementation, identity) pairs."""
         others: dict[str, list[str]] = {}
         for implementation, identity in rows:
             others.setdefault(implementation, []).append(identity)
         self._others = others
 
     def of(self, implementation: str) -> Sequence[str]:
-        """Return the identities of the instances on other nodes."""
+        """Return the identities of a service's instances on other nodes."""
         return self._others.get(implementation, ())
 
     def pick(self, implementation: str, own: Sequence[str]) -> str | None:
-        """Return the identity of an instance, each in its turn; None when there is none.
-
-        `own` are the instances of this node.
-        """
+        """Return the next instance of a service, here (`own`) or elsewhere; None if none."""
         others = self._others.get(implementation, ())
         count = len(own) + len(others)
         if not count:

@@ -1,6 +1,4 @@
-"""Notifications between nodes over LISTEN and NOTIFY.
-
-They say "look now", and may be lost.
+"""Notifications ("look now") between cluster nodes, over LISTEN and NOTIFY.
 
     send(node, topic, body) ─▶ pending ─▶ one statement, with one pg_notify per node (and "all")
                                                        ⋮
@@ -52,7 +50,7 @@ from aether_trio.storage.postgres.statements import within
 logger = structlog.get_logger("aether.cluster")
 
 ALL: Final = "*"
-"""The body that stands for every body: notifications may have been lost."""
+"""The notification body that stands for every body: notifications may have been lost."""
 MAX_PAYLOAD_BYTES: Final = 7500  # PostgreSQL's limit is 7999
 MAX_BODY_BYTES: Final = 2000
 MAX_PENDING: Final = 10_000
@@ -69,7 +67,7 @@ _NOTIFY: Final = "SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS 
 
 @dataclass(frozen=True, slots=True)
 class BusStatistics:
-    """Counters since start, and whether the node listens now.
+    """Counters of notifications between nodes since start; whether this node listens.
 
     `sent` notifications went out in `notifies` payloads by `statements` statements; `dropped` could
     not be sent.
@@ -85,7 +83,7 @@ class BusStatistics:
 
 
 class Bus:
-    """Sends notifications to other nodes, and calls the handlers of those that arrive."""
+    """Sends notifications to other cluster nodes; calls handlers for received ones."""
 
     def __init__(self, server: PostgresServer, lease: Lease, limits: ClusterLimits, random: Random) -> None:
         self._server = server
@@ -114,7 +112,7 @@ class Bus:
         )
 
     def statistics(self) -> BusStatistics:
-        """Count what was sent and received since start."""
+        """Return the counters of sent and received notifications since start."""
         return BusStatistics(
             self._put_count,
             self._notifies,
@@ -126,22 +124,19 @@ class Bus:
         )
 
     def handle(self, topic: str, handler: Handler) -> None:
-        """Call `handler` for each notification of this topic, and for ALL.
-
-        It may only schedule work.
-        """
+        """Call `handler`, which only schedules work, for each notification of a topic."""
         self._handlers.setdefault(topic, []).append(handler)
 
     def send(self, node_id: int, topic: str, body: str) -> None:
-        """Notify one node. A body that is too long is sent as ALL."""
+        """Send a notification to one node; a body that is too long becomes ALL."""
         self._put(self._channel(node_id), topic, body)
 
     def broadcast(self, topic: str, body: str) -> None:
-        """Notify every other node."""
+        """Send a notification to every other node."""
         self._put(f"{self._server.schema}_all", topic, body)
 
     def receive(self, payload: str) -> None:
-        """Handle a payload: [sender, [[topic, body], ...]] in JSON."""
+        """Call the handlers of a NOTIFY payload: [sender, [[topic, body], ...]] in JSON."""
         try:
             sender, notifications = msgspec.json.decode(payload, type=tuple[int, list[tuple[str, str]]])
         except msgspec.DecodeError:
@@ -157,9 +152,9 @@ class Bus:
     # -- listening ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled; started when the first connection listens.
+        """Listen to notifications until cancelled; started when a connection listens.
 
-        Raises StorageUnavailable.
+        Raises StorageUnavailable when the first connection fails.
         """
         pause_s = FIRST_PAUSE_S
         started = False
@@ -209,26 +204,22 @@ class Bus:
         self.receive(payload)
 
     async def _watch(self, connection: Any, node_id: int) -> None:
-        """Return when the connection does not answer, or the node has another number."""
+        """Return when the listening connection is lost, or the node has another number."""
         while self._lease.node_id == node_id:
             with trio.move_on_after(self._limits.probe_s):
                 await self._alarm.wait()
             if connection.is_closed():
                 return
-            answered = False
+            failure: str | None = "no answer"
             with trio.move_on_after(self._limits.probe_timeout_s):
                 try:
                     await run_in_asyncio(self._server, connection.execute("SELECT 1"))
+                    failure = None
                 except Exception as exc:
-                    logger.info(
-                        "the connection that listens to notifications was lost; this node opens another",
-                        reason=describe(exc),
-                    )
-                    return
-                answered = True
-            if not answered:
+                    failure = describe(exc)
+            if failure is not None:
                 logger.info(
-                    "the connection that listens to notifications was lost; this node opens another", reason="no answer"
+                    "the connection that listens to notifications was lost; this node opens another", reason=failure
                 )
                 return
 
@@ -241,7 +232,7 @@ class Bus:
 
     @property
     def node_channel(self) -> str:
-        """The name of a node's channel, without the node's number at its end."""
+        """The PostgreSQL channel of a node, without the node number at its end."""
         return f"{self._server.schema}_n"
 
     def _channel(self, node_id: int) -> str:
@@ -268,7 +259,7 @@ class Bus:
             self._server.spawn(self._send())
 
     def _take(self) -> tuple[list[str], list[str]]:
-        """Take all notifications that wait, as (channels, payloads)."""
+        """Take all waiting notifications as (channels, payloads) for pg_notify."""
         channels: list[str] = []
         payloads: list[str] = []
         for channel, waiting in self._pending.items():
@@ -280,7 +271,6 @@ class Bus:
         return channels, payloads
 
     async def _send(self) -> None:
-        """Send until nothing waits, dropping what cannot be sent. An asyncio function."""
         try:
             while self._pending and not self._closed:
                 try:
@@ -308,7 +298,7 @@ class Bus:
             self._idle.set()
 
     async def close(self) -> None:
-        """Send what waits, within CLOSE_S, and nothing after that."""
+        """Send the waiting notifications within CLOSE_S, then nothing more."""
         if self._sending:
             with trio.move_on_after(CLOSE_S):
                 await self._idle.wait()
@@ -317,7 +307,7 @@ class Bus:
 
 
 def payload_sql(sender: str, topic: str, body: str) -> str:
-    """Return the SQL of a payload with one notification, from three SQL expressions.
+    """Return SQL for a NOTIFY payload with one notification, from SQL expressions.
 
     `sender` is a number, `topic` and `body` are texts. The caller keeps the payload below
     MAX_PAYLOAD_BYTES.
@@ -326,7 +316,7 @@ def payload_sql(sender: str, topic: str, body: str) -> str:
 
 
 def _payloads(sender: int, notifications: list[tuple[str, str]]) -> list[str]:
-    """Pack the notifications in as few payloads as they fit in."""
+    """Pack notifications into as few NOTIFY payloads as they fit into."""
     payloads: list[str] = []
     parts: list[str] = []
     size = 0

@@ -1,4 +1,4 @@
-"""A node's lease: a PostgreSQL session that has an advisory lock.
+"""A cluster node's lease: a PostgreSQL session that has an advisory lock.
 
              session lost                        grace over
       HELD ───────────────▶ LOST ──────────────────────────────▶ AWAY
@@ -101,7 +101,7 @@ LockRows = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What a node says of itself. `address` is where people reach it, for listings."""
+    """Name, version and address (for people) of a cluster node, shown in listings."""
 
     name: str
     address: str = ""
@@ -109,7 +109,7 @@ class NodeInfo:
 
 
 class LeaseState(enum.Enum):
-    """Whether the node has its lease; see the diagram above."""
+    """Whether a cluster node has its lease, tries to get it back, or gave up in time."""
 
     HELD = "held"
     LOST = "lost"
@@ -117,41 +117,35 @@ class LeaseState(enum.Enum):
 
 
 class LeaseWatcher(Protocol):
-    """What a lease notifies of its changes.
-
-    Every call is one step, and raises nothing.
-    """
+    """Called when a cluster node's lease changes; each call is one step, never raises."""
 
     def lease_lost(self) -> None:
-        """Pause: it is not known whether the node's identity locks are still its own."""
+        """Pause the node: other nodes may own its identities."""
         ...
 
     def lease_back(self, rows: LockRows, *, renewed: bool) -> None:
-        """The lease is held again, and `rows` are the node's identity locks.
+        """Go on with the node's lease; `rows` are the identity locks that it still has.
 
         `renewed`: the node was declared dead, and no other node has taken these locks meanwhile.
         """
         ...
 
     def lease_gone(self) -> None:
-        """The grace is over: other nodes may have taken every identity lock."""
+        """End all sessions of the node: other nodes may have taken every identity lock."""
         ...
 
     def lease_renewed(self) -> None:
-        """Write anew what other nodes delete for a dead node.
-
-        The lease is held under another number or epoch than before.
-        """
+        """Write rows that other nodes delete for a dead node; its lease has a new epoch."""
         ...
 
     def questions(self) -> None:
-        """Another node requests an identity that this node owns."""
+        """Look for requests of other nodes for identities that this node owns."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatistics:
-    """`losses` counts lost sessions; `new_epochs` those that ended the lease."""
+    """State and counters of a node's lease: `losses`, and `new_epochs` that ended it."""
 
     state: str
     held: bool
@@ -172,18 +166,12 @@ class _Regained:
 
 
 def lock_class(schema: str, purpose: str) -> int:
-    """Return the first key of an advisory lock of this schema.
-
-    Advisory locks are shared by the whole database, which may have several schemas of gateways.
-    """
+    """Return the first key of the advisory locks of this schema and purpose."""
     return zlib.crc32(f"aether {purpose} {schema}".encode()) & 0x7FFF_FFFF
 
 
 class Lease:
-    """A node's lease.
-
-    `run` is its only task; all other methods may be called from any task.
-    """
+    """A cluster node's lease, kept by the task `run`; any task may call the methods."""
 
     def __init__(
         self, server: PostgresServer, info: NodeInfo, limits: ClusterLimits, watcher: LeaseWatcher, random: Random
@@ -214,21 +202,20 @@ class Lease:
         return self.state is LeaseState.HELD
 
     def fence(self) -> str:
-        """Return the query for PostgresServer.fence."""
+        """Return the SQL query that makes a write fail once this node's lease has ended."""
         return f"SELECT aether_fence({self.node_id}, {self.epoch})"
 
     async def wait_held(self) -> None:
-        """Wait until the lease is held.
-
-        Raises LeaseLost when it is not, and not within its grace.
-        """
+        """Wait until this node has its lease; raise LeaseLost when the grace is over."""
         while self.state is not LeaseState.HELD:
             if self.state is LeaseState.AWAY:
-                raise LeaseLost(f"this node has no lease: {self._last_error or 'it is being registered'}")
+                raise LeaseLost(
+                    f"this gateway has no lease in its cluster, and tries to get one: {self._last_error or 'it is being registered'}"
+                )
             await self._changed.wait()
 
     async def wait_sure(self) -> None:
-        """Wait until a probe of the last moments has shown that the lease is held.
+        """Wait until a recent probe has shown that this node has its lease.
 
         A process that stood still may believe in a lease that other nodes have ended meanwhile. The
         fence refuses what such a process writes to the database; call this before an effect that
@@ -243,11 +230,11 @@ class Lease:
             await self._looked.wait()
 
     def suspect(self) -> None:
-        """Probe the lease now: an operation was refused that a live node may do."""
+        """Probe the lease now: the database refused what a node with a lease may do."""
         self._alarm.set()
 
     def statistics(self) -> LeaseStatistics:
-        """Return the state, and counters since start."""
+        """Return the state of the node's lease, and counters since start."""
         return LeaseStatistics(
             self.state.value,
             self.held,
@@ -262,7 +249,7 @@ class Lease:
     # -- its life ----------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register, and hold the lease until cancelled; started when it is held.
+        """Register this node and keep its lease until cancelled; started with the lease.
 
         Raises StorageUnavailable when the node cannot register.
         """
@@ -295,10 +282,7 @@ class Lease:
         self._connection, self._seen_held_s, self.epoch = connection, began_s, 1
 
     async def close(self) -> None:
-        """End the session, which frees the lock.
-
-        `Nodes.leave` has released the identity locks before.
-        """
+        """End the PostgreSQL session of the lease, which frees its lock."""
         connection, self._connection = self._connection, None
         self._enter(LeaseState.AWAY)
         if connection is not None:

@@ -1,4 +1,4 @@
-"""Which nodes of the cluster are alive, and how a dead node is found.
+"""Finds cluster nodes that are dead or stand still, and ends their leases.
 
 No node watches another one. A dead node is found by a claim of an identity that the node has
 locked, or by the sweep, which looks every few seconds. The finder tries the node's advisory lock
@@ -101,7 +101,7 @@ _END_LEASE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AliveNode:
-    """A node that is not declared dead: its row of `nodes`."""
+    """The row of a cluster node that is not declared dead."""
 
     node_id: int
     epoch: int
@@ -113,7 +113,7 @@ class AliveNode:
 
 @dataclass(frozen=True, slots=True)
 class NodesStatistics:
-    """What this node has found: `declared` dead leases, `cut_off` silent ones."""
+    """Nodes declared dead, silent nodes cut off and old locks deleted by this node."""
 
     declared: int
     cut_off: int
@@ -121,9 +121,10 @@ class NodesStatistics:
 
 
 class Nodes:
-    """Finds dead nodes.
+    """The cluster's nodes as the database knows them; `run` finds dead ones.
 
-    `run` is the sweep; `pool` runs statements of the cluster's other parts too.
+    Methods that are `async` raise StorageUnavailable. `pool` runs statements of the cluster's other
+    parts too.
     """
 
     def __init__(self, server: PostgresServer, lease: Lease, limits: ClusterLimits, random: Random) -> None:
@@ -157,38 +158,31 @@ class Nodes:
         self._on_dead.append(call)
 
     def statistics(self) -> NodesStatistics:
-        """Return counters since start."""
+        """Return counters of nodes declared dead or cut off since start."""
         return NodesStatistics(self._declared, self._cut_off, self._swept)
 
     @property
     def own_id(self) -> int:
-        """This node's number."""
+        """This node's number in the cluster."""
         return self._lease.node_id
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        """Run one statement as a transaction; return its rows. Raises StorageUnavailable."""
+        """Run one SQL statement as a transaction; return its rows."""
         rows: list[Any] = await run_in_asyncio(self._server, self._fetch(sql, *args))
         return rows
 
     async def alive(self) -> list[AliveNode]:
-        """Return the nodes that are not declared dead, this one included.
-
-        Raises StorageUnavailable.
-        """
+        """Return the rows of the nodes that are not declared dead, this one included."""
         return [AliveNode(*row) for row in await self.fetch(_ALIVE)]
 
     async def ended(self) -> list[tuple[int, int]]:
-        """Return (node_id, epoch) of each lease that has ended and not begun anew.
-
-        A lease is forgotten after FORGET_NODES_S. Raises StorageUnavailable.
-        """
+        """Return (node_id, epoch) of the leases that ended in the last FORGET_NODES_S."""
         return [(node_id, epoch) for node_id, epoch in await self.fetch(_ENDED)]
 
     async def declare_dead(self, node_id: int, epoch: int) -> bool:
-        """Return whether this lease has ended; its identity locks are void then.
+        """Declare a node's lease dead unless the node has it; return whether it is dead.
 
         Many claims may meet the same dead node: one of them looks, the others wait for its result.
-        Raises StorageUnavailable.
         """
         key = (node_id, epoch)
         while key not in self._dead:
@@ -215,25 +209,19 @@ class Nodes:
         return True
 
     async def cut_off(self, node_id: int) -> None:
-        """End the lease session of a node that does not answer. Raises StorageUnavailable."""
+        """End the PostgreSQL session, and so the lease, of a node that does not answer."""
         logger.warning("another node does not answer; this node ends its lease", node_id=node_id)
         self._cut_off += 1
         await self.fetch(END_LEASE_SESSIONS, self._lease.lock_class, node_id)
 
     async def find_dead(self) -> bool:
-        """Look at all nodes now; return whether one was found dead.
-
-        Raises StorageUnavailable.
-        """
+        """Try the locks of all nodes now; return whether one was found dead."""
         found = await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)
         dead = [await self.declare_dead(node_id, epoch) for node_id, epoch in found]
         return any(dead)
 
     async def leave(self) -> None:
-        """Release this node's identity locks and its lease in one transaction.
-
-        Raises StorageUnavailable.
-        """
+        """Release this node's identity locks and its lease in one transaction."""
         node_id, epoch = self._lease.node_id, self._lease.epoch
 
         async def work(connection: Any) -> None:
@@ -244,7 +232,7 @@ class Nodes:
         await run_in_asyncio(self._server, self._with_connection(work))
 
     async def run(self) -> None:
-        """Sweep every few seconds until cancelled. Every node does, which does no harm.
+        """Look for dead and silent nodes every few seconds until cancelled.
 
         A sweep that failed is not repeated soon, as a PeriodicTask would: the next look decides, so
         a node needs time before it to get its lease back.
@@ -257,12 +245,12 @@ class Nodes:
                     await self.look()
                     await self.look_for_silent()
             except StorageUnavailable as exc:
-                logger.info("the sweep of the nodes failed; the next one is in a few seconds", reason=str(exc))
+                logger.info("the look for dead nodes failed; the next one is in a few seconds", reason=str(exc))
 
     async def look(self) -> bool:
         """Declare dead the nodes that had no lease at two looks in a row.
 
-        Returns whether a node had none at this look. Raises StorageUnavailable.
+        Returns whether a node had none at this look.
         """
         found = {tuple(row) for row in await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)}
         before, self._unlocked = self._unlocked, found
@@ -271,12 +259,10 @@ class Nodes:
         return bool(found)
 
     async def look_for_silent(self) -> bool:
-        """End the leases of nodes that have not probed them for `silent_s`.
+        """End the leases of nodes that have not probed their lease for `silent_s`.
 
-        A node is spared that has probed its lease since the last call.
-
-        Returns whether a node has not for `silent_s`. Call it more than `probe_s` after the last
-        call. Raises StorageUnavailable.
+        A node is spared that has probed its lease since the last call, which is more than `probe_s`
+        ago. Returns whether a node has not for `silent_s`.
         """
         rows = await self.fetch(_SILENT, self._lease.lock_class, self._lease.node_id, self._limits.silent_s)
         found = {(row[0], row[1], row[2]) for row in rows}
@@ -287,10 +273,7 @@ class Nodes:
         return bool(found)
 
     async def sweep(self) -> bool:
-        """Look for nodes that are dead or stand still, and delete old rows.
-
-        Returns whether a node may be dead or may stand still. Raises StorageUnavailable.
-        """
+        """Look for dead and silent nodes, delete old rows; return whether one is suspect."""
         suspects = await self.look()
         suspects |= await self.look_for_silent()
         limits = self._limits
@@ -304,7 +287,7 @@ class Nodes:
         return suspects
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to PostgreSQL."""
         await run_in_asyncio(self._server, self.pool.close())
 
     # -- on the asyncio side -----------------------------------------------------------------------
@@ -314,10 +297,6 @@ class Nodes:
         return rows
 
     async def _with_connection(self, work: Any) -> Any:
-        """Run `work`, which may be done twice, on a connection of the pool.
-
-        Raises StorageUnavailable.
-        """
         return await run_repeatable(self.pool, self._limits.statement_s, MAX_TRIES, work)
 
     async def _declare(self, node_id: int, epoch: int) -> bool:

@@ -1,4 +1,4 @@
-"""The other nodes of the cluster: whether there are any, and which have ended.
+"""Knows whether the cluster has other nodes, and notices their joins and deaths.
 
 A node that joins notifies all nodes after it has written its row in `nodes`; a node that declares
 another one dead notifies all nodes after the commit. Each node also looks for peers every few
@@ -28,10 +28,7 @@ _OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1
 
 
 class Peers:
-    """Knows whether the node has peers.
-
-    `run` looks for them; notifications count from the start.
-    """
+    """Whether this node has peers in the cluster; `run` looks for them."""
 
     def __init__(self, nodes: Nodes, bus: Bus, random: Random, every_s: float) -> None:
         self._nodes = nodes
@@ -55,7 +52,7 @@ class Peers:
         self._on_death.append(call)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look for peers until cancelled; started when the peers know this node.
+        """Look for other nodes until cancelled; started when they know this node.
 
         Raises StorageUnavailable when the first look fails.
         """
@@ -65,7 +62,7 @@ class Peers:
         await self._search.run()
 
     async def look(self) -> None:
-        """Look for other nodes now. Raises StorageUnavailable."""
+        """Ask the database now whether there are other nodes. Raises StorageUnavailable."""
         joined = self._joined
         [[others]] = await self._nodes.fetch(_OTHERS, self._nodes.own_id)
         if others or joined == self._joined:

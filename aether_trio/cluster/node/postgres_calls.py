@@ -1,4 +1,4 @@
-"""Calls of asyncpg from trio tasks, and the cluster's connections to PostgreSQL.
+"""Calls asyncpg from trio tasks; opens a cluster node's PostgreSQL connections.
 
 A coroutine runs on the asyncio loop of the PostgreSQL server's engine while the trio task waits. A
 call of asyncpg is never cancelled, because a cancelled query leaves a busy connection. When the
@@ -26,8 +26,8 @@ from aether_trio.storage.postgres.statements import roll_back, within
 T = TypeVar("T")
 
 CONNECT_S: Final = 2.0
-"""How long connecting takes at most: less than a lease's grace, in which a node tries more than
-once."""
+"""How long connecting takes at most: less than a lease's grace, in which a node tries repeatedly.
+"""
 AGAIN_S: Final = 0.2
 """Between two attempts of `retry_at_start`."""
 
@@ -35,7 +35,7 @@ AGAIN_S: Final = 0.2
 async def run_in_asyncio(
     server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None
 ) -> T:
-    """Run `work` on the asyncio loop; return its result or raise its exception.
+    """Run an asyncio coroutine from a trio task; return its result or raise its error.
 
     `discard` is called with the result when the caller was cancelled meanwhile.
     """
@@ -68,10 +68,7 @@ async def run_in_asyncio(
 
 
 async def open_connection(server: PostgresServer, role: str, *settings: str) -> Any:
-    """Open a connection for the cluster: READ COMMITTED, named for pg_stat_activity.
-
-    An asyncio function.
-    """
+    """Open a READ COMMITTED connection of a cluster node. An asyncio function."""
     limits = replace(server.limits, connect_s=min(server.limits.connect_s, CONNECT_S), silence_s=8.0)
     connection = await connect(server.dsn, "writer", server.schema, limits)
     try:
@@ -88,14 +85,12 @@ async def open_connection(server: PostgresServer, role: str, *settings: str) -> 
 
 
 async def run_repeatable(pool: Pool, limit_s: float, tries: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-    """Run `work`, which may be done twice, on a connection of `pool`.
+    """Run a repeatable function of a connection, again on another if it is lost.
 
-    An asyncio function.
-
-    It runs again, at most `tries` times, on another connection when its own is lost, and after a
-    conflict with another transaction. Statements sent over a lost connection are over before the
-    pool's next work begins. Raises StorageUnavailable, of which FencedError is one kind, and
-    RefusedError when the server refuses the values.
+    An asyncio function. It runs again, at most `tries` times, also after a conflict with another
+    transaction. Statements sent over a lost connection are over before the pool's next work begins.
+    Raises StorageUnavailable, of which FencedError is one kind, and RefusedError when the server
+    refuses the values.
     """
 
     async def alone(connection: Any) -> T:
@@ -116,9 +111,9 @@ async def run_repeatable(pool: Pool, limit_s: float, tries: int, work: Callable[
             if kind is PostgresFault.FENCED:
                 raise FencedError(describe(exc)) from exc
             if kind is PostgresFault.PROGRAM:
-                raise RefusedError(f"cluster: {describe(exc)}") from exc
+                raise RefusedError(f"PostgreSQL refuses a statement of the cluster: {describe(exc)}") from exc
             if kind not in {PostgresFault.CONNECTION, PostgresFault.CONFLICT} or tries <= 0:
-                raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
+                raise StorageUnavailable(f"a statement of the cluster failed: {describe(exc)}") from exc
             if kind is PostgresFault.CONNECTION:
                 pool.discard_idle()
         else:
@@ -127,15 +122,14 @@ async def run_repeatable(pool: Pool, limit_s: float, tries: int, work: Callable[
 
 
 async def open_connection_from_trio(server: PostgresServer, role: str, *settings: str) -> Any:
-    """Open a connection for the cluster; `open_connection` for a trio task."""
+    """Open a READ COMMITTED connection of a cluster node, from a trio task."""
     return await run_in_asyncio(server, open_connection(server, role, *settings), _terminate)
 
 
 async def retry_at_start(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    """Return what `work` returns; retry it for `patience_s` while the server is away.
+    """Call `work` until it succeeds, for `patience_s` while PostgreSQL is away.
 
-    For a node that has not joined yet, a restart of the server is only a pause. Raises
-    StorageUnavailable when the restart takes longer.
+    Raises StorageUnavailable.
     """
     give_up = trio.current_time() + patience_s
     while True:
@@ -150,7 +144,7 @@ async def retry_at_start(work: Callable[[], Awaitable[T]], patience_s: float) ->
 
 
 async def close_connection(server: PostgresServer, connection: Any) -> None:
-    """Close a connection; terminate it when the server does not answer in time."""
+    """Close a PostgreSQL connection; terminate it when the server does not answer."""
 
     async def close() -> None:
         try:

@@ -1,9 +1,7 @@
-"""Separate connections for the statements of one part of the cluster.
+"""Separate PostgreSQL connections for one part of a cluster node.
 
-The statements of that part do not delay claims of identities.
-
-Each statement is a transaction. It runs again on another connection when its connection is lost, so
-it has to have the same effect when it is done twice.
+Its statements do not delay claims of identities. Each statement is a transaction that runs again
+when its connection is lost, so it has to have the same effect when it is done twice.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ MAX_TRIES: Final = 3
 
 
 class QueryPool:
-    """At most `connections` connections, named "aether-<role>" in pg_stat_activity."""
+    """A few PostgreSQL connections, named "aether-<role>" in pg_stat_activity."""
 
     def __init__(
         self, server: PostgresServer, limits: ClusterLimits, role: str, connections: int, *settings: str
@@ -41,11 +39,11 @@ class QueryPool:
         )
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        """Run one statement and return its rows. Raises StorageUnavailable."""
+        """Run one repeatable SQL statement; return its rows. Raises StorageUnavailable."""
         work = run_repeatable(self.pool, self._statement_s, MAX_TRIES, lambda connection: connection.fetch(sql, *args))
         rows: list[Any] = await run_in_asyncio(self._server, work)
         return rows
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the PostgreSQL connections."""
         await run_in_asyncio(self._server, self.pool.close())

@@ -1,12 +1,11 @@
-"""Which topics this node listens to, in a table that other nodes read.
+"""Tells other cluster nodes which topics this node has listeners for, in a table.
 
 The rows are written before the listener is acknowledged. There is one table for ephemeral topics
-(`ephemeral_interest`) and one for topics of the log (`topic_interest`), alike but for their names.
+(`ephemeral_interest`) and one for topics of the log (`topic_interest`).
 
 `_known` are the topics that have a row, as far as this node knows; a topic without listeners keeps
 its row for `linger_s`. The tables are not logged: after a crash of the server they are empty, and
-rows may be missing under a new number of this node. `look_after` notices that by their count, and
-writes them again.
+rows may be missing under a new number of this node. `look_after` notices that by their count.
 
 Invariants: one statement at a time changes the rows of this node; a topic is in `_known` only after
 its row was written; a row is deleted only after its topic has left `_known`.
@@ -42,14 +41,11 @@ _FORGET: Final = """
 
 
 def _refused(topic: str, error: Exception) -> None:
-    logger.error("the interest in a topic cannot be written", topic=topic, reason=str(error))
+    logger.error("PostgreSQL refuses to write that this node listens to a topic", topic=topic, reason=str(error))
 
 
 class Interest:
-    """The topics of this node in one table.
-
-    `run`, which must run, writes what `add` requests.
-    """
+    """This node's rows of one table of topics with listeners; `run` writes new ones."""
 
     def __init__(
         self, queries: QueryPool, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float
@@ -70,7 +66,7 @@ class Interest:
         return len(self._known)
 
     def add(self, topic: str) -> None:
-        """Write the row of a topic that has a listener, soon. In one step."""
+        """Have the row of a topic with a listener on this node written. In one step."""
         if topic in self._known:
             self._known[topic] = trio.current_time()
         elif topic not in self._wanted:
@@ -78,17 +74,17 @@ class Interest:
             self._work.set()
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Wait until these topics have their rows. Raises StorageUnavailable."""
+        """Wait until these topics have rows in the table. Raises StorageUnavailable."""
         for topic in topics:
             self.add(topic)
         for topic in topics:
             while (event := self._wanted.get(topic)) is not None:
                 await event.wait()
             if topic not in self._known:
-                raise StorageUnavailable("this gateway's interest in a topic could not be written for other nodes")
+                raise StorageUnavailable("this gateway could not tell the other nodes that it listens to a topic")
 
     async def run(self) -> None:
-        """Write rows until cancelled."""
+        """Write the rows of topics with listeners until cancelled."""
         while True:
             if not self._wanted:
                 await self._work.wait()
@@ -101,7 +97,11 @@ class Interest:
                         if (node_id, epoch) != (self._lease.node_id, self._lease.epoch):
                             continue  # under a lease that has ended: write again
                 except StorageUnavailable as exc:
-                    logger.info("interests in topics could not be written", topics=len(topics), reason=str(exc))
+                    logger.info(
+                        "this node could not write which topics it listens to; it tries again in a few seconds",
+                        topics=len(topics),
+                        reason=str(exc),
+                    )
                     self._settle(topics)
                     # `look_after` writes them for listeners that stay.
                     continue
@@ -114,10 +114,7 @@ class Interest:
         return topics
 
     def renew(self) -> None:
-        """Write all rows again, in one step.
-
-        Other nodes may have deleted them, or this node has another number.
-        """
+        """Write all rows again: other nodes may have deleted this node's rows."""
         self._known.clear()
         for topic in self._heard():
             self.add(topic)
@@ -127,10 +124,7 @@ class Interest:
             self._wanted.pop(topic).set()
 
     async def look_after(self) -> None:
-        """Write missing rows, and delete those of topics without listeners.
-
-        Raises StorageUnavailable.
-        """
+        """Write missing rows; delete those without listeners. Raises StorageUnavailable."""
         async with self._changing:
             node_id, now = self._lease.node_id, trio.current_time()
             for topic in self._heard():
@@ -147,7 +141,7 @@ class Interest:
             if rows != len(self._known):
                 names = list(self._known)
                 await self._queries.fetch(self._remove_others, node_id, names)
-                logger.info("interests in topics are written again", topics=len(names))
+                logger.info("this node writes anew which topics it listens to, as rows were missing", topics=len(names))
                 for start in range(0, len(names), BATCH):
                     await self._queries.fetch(self._add, node_id, names[start : start + BATCH])
             await self._queries.fetch(self._forget)

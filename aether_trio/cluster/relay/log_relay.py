@@ -1,4 +1,4 @@
-"""Notifies other nodes of new messages in topics of the log, and learns of theirs.
+"""Notifies cluster nodes that listen to a log topic of new messages in it.
 
     a group is committed ─▶ its topics ─▶ one statement: NOTIFY the nodes that listen to them
     that notification ─▶ TopicLog.on_remote_commits; a regular look ─▶ TopicLog.refresh
@@ -68,7 +68,7 @@ _NOTIFY: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class LogRelayLimits:
-    """How long the relay waits, in seconds."""
+    """How long a node's relay of log topics waits, in seconds."""
 
     poll_s: float = 5.0
     """Between two looks that make up for lost notifications."""
@@ -78,7 +78,7 @@ class LogRelayLimits:
 
 @dataclass(frozen=True, slots=True)
 class LogRelayStatistics:
-    """Counters since start, but for `interests`, which are those of now.
+    """Counters of the relay of log topics; `interests` are topics listened to now.
 
     `committed` counts topics of groups, `lookups` statements that looked up listeners, `statements`
     those that found some and `notifies` their payloads. `wakes` counts topics that other nodes were
@@ -96,10 +96,7 @@ class LogRelayStatistics:
 
 
 class ClusterLogRelay:
-    """The LogRelay of a cluster's node.
-
-    `run` must run while sessions live, `close` after it.
-    """
+    """Notifies listening nodes of commits to log topics; `run` must run, then `close`."""
 
     def __init__(
         self,
@@ -131,7 +128,7 @@ class ClusterLogRelay:
         cluster.when_renewed(self._renew)
 
     def statistics(self) -> LogRelayStatistics:
-        """Return counters since start, and the number of interests."""
+        """Return the counters of the log relay, and the number of topics listened to."""
         return LogRelayStatistics(
             self._committed,
             self._lookups,
@@ -146,11 +143,9 @@ class ClusterLogRelay:
     # -- LogRelay ----------------------------------------------------------------------------------
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """See LogRelay."""
         await self._interest.expect(topics)
 
     def committed(self, states: Iterable[CachedTopic]) -> None:
-        """See LogRelay."""
         if not self._cluster.peers.empty:
             for state in states:
                 self._news[state.name] = None
@@ -170,7 +165,11 @@ class ClusterLogRelay:
                     await self._notify(topics)
                 except StorageUnavailable as exc:
                     # The listening nodes look every few seconds.
-                    logger.info("listeners of topics were not notified", topics=len(topics), reason=str(exc))
+                    logger.info(
+                        "nodes that listen to topics were not notified of new messages; they look every few seconds",
+                        topics=len(topics),
+                        reason=str(exc),
+                    )
                     await trio.sleep(RETRY_DELAY_S)
 
     async def _notify(self, topics: Sequence[str]) -> None:
@@ -211,9 +210,9 @@ class ClusterLogRelay:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Notify and look until cancelled; started after the first look.
+        """Notify other nodes of commits, and look for theirs, until cancelled.
 
-        Raises StorageUnavailable.
+        Started after the first look. Raises StorageUnavailable.
         """
         await self._look_around(True)
         async with trio.open_nursery() as nursery:
@@ -223,16 +222,16 @@ class ClusterLogRelay:
             task_status.started()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the relay's PostgreSQL connections."""
         await self._queries.close()
 
 
 def _refused(topic: str, error: Exception) -> None:
-    logger.error("the listeners of a topic cannot be notified", topic=topic, reason=str(error))
+    logger.error("PostgreSQL refuses to notify the nodes that listen to a topic", topic=topic, reason=str(error))
 
 
 def split_in_payloads(topics: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return what to say of each topic, and the number of its payload.
+    """Return the text of each topic for a NOTIFY payload, and its payload's number.
 
     ALL, in a separate payload, stands for a topic that does not fit or contains the separator.
     """
@@ -260,7 +259,7 @@ async def open_log_relay(
     limits: LogRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterLogRelay]:
-    """Relay commits between `log` and other nodes until the block ends.
+    """Relay commits between `log` and other cluster nodes until the block ends.
 
     Raises StorageUnavailable.
     """

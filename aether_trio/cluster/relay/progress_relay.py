@@ -1,4 +1,4 @@
-"""Relays progress updates to the listeners on other nodes.
+"""Relays progress updates to listeners that are on other cluster nodes.
 
     publish ─▶ waiting ─▶ one INSERT for the batch, which finds the listening nodes
         ─▶ one notification per node ─▶ that node reads the updates ─▶ its EphemeralTopics
@@ -100,7 +100,7 @@ _FORGET: Final = """
 
 @dataclass(frozen=True, slots=True)
 class ProgressRelayLimits:
-    """How many updates may wait, and how long the relay waits, in seconds."""
+    """How many progress updates wait for other nodes, and how long, in seconds."""
 
     waiting_rows: int = 10_000
     waiting_bytes: int = 4 * 1024 * 1024
@@ -112,7 +112,7 @@ class ProgressRelayLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProgressRelayStatistics:
-    """Counters since start, but for `waiting` and `interests`, which are those of now.
+    """Counters of progress updates between nodes; `waiting`, `interests` are of now.
 
     `written` counts updates given to the database, which stores those that another node wants;
     `dropped` counts the oldest updates when too many waited; `received` those of other nodes.
@@ -137,10 +137,7 @@ class _Update(NamedTuple):
 
 
 class ProgressRelay:
-    """The EphemeralRelay of a cluster's node.
-
-    `run` must run while sessions live, `close` after it.
-    """
+    """Sends progress updates to nodes with listeners; `run` must run, then `close`."""
 
     def __init__(
         self,
@@ -174,7 +171,7 @@ class ProgressRelay:
         cluster.when_renewed(self._renew)
 
     def statistics(self) -> ProgressRelayStatistics:
-        """Return counters since start, and what waits now."""
+        """Return the counters of progress updates since start, and how many wait."""
         return ProgressRelayStatistics(
             self._offered,
             self._written,
@@ -189,15 +186,12 @@ class ProgressRelay:
     # -- EphemeralRelay ----------------------------------------------------------------------------
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """See EphemeralRelay."""
         await self._interest.expect(topics)
 
     def listening(self, topic: str) -> None:
-        """See EphemeralRelay."""
         self._interest.add(topic)
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
-        """See EphemeralRelay. Does nothing while the node has no peers."""
         if self._cluster.peers.empty:
             return
         self._offered += 1
@@ -229,10 +223,7 @@ class ProgressRelay:
         return batch
 
     async def _write(self) -> None:
-        """Write one batch.
-
-        Raises StorageUnavailable; the batch waits again then, if there is room.
-        """
+        """Write one batch of updates, which waits again after StorageUnavailable."""
         batch = self._take()
         try:
             rows = await in_halves(batch, self._write_some, self._drop)
@@ -300,15 +291,11 @@ class ProgressRelay:
             raise
 
     async def _look_around(self) -> None:
-        """Check the interests, and delete old updates. Raises StorageUnavailable."""
         await self._interest.look_after()
         await self._queries.fetch(_FORGET, self._cluster.node_id, KEPT_MS)
 
     async def _read(self, sources: set[int] | None) -> None:
-        """Deliver the new updates of these nodes; None is all nodes.
-
-        Raises StorageUnavailable.
-        """
+        """Deliver the new updates of these nodes; None is all nodes."""
         while sources is None or sources:
             positions = self._positions
             args = (self._cluster.node_id, list(positions), list(positions.values()), FRESH_MS, READ_ROWS)
@@ -322,7 +309,7 @@ class ProgressRelay:
             sources = self._deliver(rows)
 
     def _deliver(self, rows: Sequence[tuple[int, int | None, int | None, str, str, str, bytes]]) -> set[int]:
-        """Deliver the updates; return the sources that have more."""
+        """Deliver updates of other nodes to listeners; return the nodes that have more."""
         counts: dict[int, int] = {}
         newest: dict[int, int] = {}
         for node_id, newest_seq, seq, topic, source, recipient, frame in rows:
@@ -341,9 +328,9 @@ class ProgressRelay:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write and read until cancelled; started after the first look.
+        """Write this node's progress updates, and read other nodes', until cancelled.
 
-        Raises StorageUnavailable.
+        Started after the first look. Raises StorageUnavailable.
         """
         await self._look_around()
         async with trio.open_nursery() as nursery:
@@ -353,7 +340,7 @@ class ProgressRelay:
             task_status.started()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the relay's PostgreSQL connections."""
         await self._queries.close()
 
 
@@ -368,7 +355,7 @@ async def open_progress_relay(
     limits: ProgressRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ProgressRelay]:
-    """Relay `ephemeral_topics` to the listeners on other nodes until the block ends.
+    """Relay progress updates between cluster nodes until the block ends.
 
     Numbers of updates begin after `first_seq`. Give the time in microseconds: the numbers have to
     grow even if a database that has lost its last transactions gives this node the number of
