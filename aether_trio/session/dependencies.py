@@ -1,4 +1,4 @@
-"""The parts of a gateway that its sessions use, and the hooks of its services."""
+"""What the sessions of a gateway use: its log, queues, limits, and service hooks."""
 
 from __future__ import annotations
 
@@ -30,34 +30,31 @@ __all__ = ["SessionDependencies", "SessionHooks"]
 
 
 class SessionHooks(Protocol):
-    """What the services do at each step of a connection, in the order of the calls.
+    """What the services do at each step of a client's connection, in this order.
 
     The hooks that are not `async` are one step, without a checkpoint.
     """
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
-        """Return what the client's credentials permit.
-
-        Raises StatusError when they are refused.
-        """
+        """Return what the client's credentials permit; raise StatusError to refuse them."""
         ...
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find the history of a session that ended before this gateway started.
+        """Find the history of a session from before this gateway started, for a resume.
 
         Raises StorageUnavailable.
         """
         ...
 
     async def prepare(self, session: Session) -> None:
-        """Prepare the services for a session that is not acknowledged yet.
+        """Prepare the services for a session that owns its identity, before its ack.
 
-        The session owns its identity. Raises StorageUnavailable.
+        Raises StorageUnavailable.
         """
         ...
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        """Return what an agent or a task is sent right after its ConnectionAck.
+        """Return the configuration that an agent or task gets after its ConnectionAck.
 
         Raises StorageUnavailable.
         """
@@ -71,17 +68,17 @@ class SessionHooks(Protocol):
         ...
 
     def joined(self, session: Session, claim: Claim) -> None:
-        """Note that the session is acknowledged, and its subscriptions are open."""
+        """Note that a session is acknowledged and its subscriptions are open."""
         ...
 
     def ended(self, session: Session) -> None:
-        """Note that the session has given up its identity. Called once for each session."""
+        """Note, once per session, that the session has given up its identity."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SessionDependencies:
-    """The parts of a gateway that its sessions use."""
+    """The parts of a gateway that its sessions use: log, router, queues, hooks."""
 
     clock: Clock
     ids: IdFactory

@@ -1,4 +1,4 @@
-"""The dispatch table: which handler answers which upstream message.
+"""Dispatches each client request to the handler of its message type.
 
 A handler is `async (session, payload) -> messages`; the payload is the value of the oneof. It
 returns the answers in order, and raises RequestError for a refusal that has no typed answer. Every
@@ -35,7 +35,7 @@ NO_ANSWER: tuple[pb.DownstreamMessage, ...] = ()
 
 
 def request_id_of(payload: Any) -> str:
-    """Return the id that correlates an answer with this request; "" for none.
+    """Return the id by which a client matches the answer to this request; "" for none.
 
     Where a message has both fields, `request_id` is the subject (an authority request) and
     `client_request_id` correlates.
@@ -48,7 +48,7 @@ def request_id_of(payload: Any) -> str:
 
 
 class Dispatcher:
-    """The table of handlers. `counts` is the number of requests by operation."""
+    """Calls the handler of each client request; `counts` has requests by operation."""
 
     def __init__(self, log: TopicLog, handlers: Mapping[str, Handler]) -> None:
         self._log = log
@@ -57,16 +57,16 @@ class Dispatcher:
 
     @property
     def cases(self) -> frozenset[str]:
-        """The cases that have a handler."""
+        """The request types (payload fields of UpstreamMessage) that have a handler."""
         return frozenset(self._handlers)
 
     async def refuse(self, session: Session, case: str | None, message: pb.UpstreamMessage, why: RequestError) -> None:
-        """Answer a request with an error, without a handler. Raises only cancellation."""
+        """Answer a client's request with an error instead of calling its handler."""
         await self._log.wait_settled(session.sender.last_append)
         session.put_error(why, request_id_of(getattr(message, case)) if case is not None else "")
 
     async def dispatch(self, session: Session, case: str | None, message: pb.UpstreamMessage) -> None:
-        """Answer one request. Raises only cancellation."""
+        """Answer a client's request by its handler. Raises only cancellation."""
         handler = self._handlers.get(case) if case is not None else None
         if handler is None or case is None:
             await self._log.wait_settled(session.sender.last_append)

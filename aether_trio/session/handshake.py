@@ -1,4 +1,4 @@
-"""The handshake: from a client's first message to its ConnectionAck.
+"""Admits a client: from its first message to its ConnectionAck.
 
     first message -> claim -> authenticate -> identity lock -> subscriptions -> ack, config
 
@@ -32,7 +32,7 @@ logger = structlog.get_logger("aether.session")
 
 
 class Handshake:
-    """Admits and acknowledges the clients of one gateway."""
+    """Admits clients to one gateway by their first message, and acknowledges them."""
 
     def __init__(self, dependencies: SessionDependencies) -> None:
         self._parts = dependencies
@@ -42,7 +42,7 @@ class Handshake:
 
     @property
     def draining(self) -> bool:
-        """Whether new clients are refused."""
+        """Whether new clients are refused because the gateway shuts down."""
         return self._draining
 
     def stop_admitting(self) -> None:
@@ -50,16 +50,13 @@ class Handshake:
         self._draining = True
 
     def turn_away(self) -> None:
-        """Stop admitting, and end the streams that wait for a first message.
-
-        A drain waits for none of them.
-        """
+        """Stop admitting clients, and end the streams that wait for a first message."""
         self._draining = True
         for waiting in self._waiting:
             waiting.cancel()
 
     async def admit(self, link: Link) -> tuple[Session, Claim, Sequence[Upstream], bool]:
-        """Make the session of a new stream, which owns its identity from now on.
+        """Authenticate a new stream's client; return its session, owner of its identity.
 
         Returns (session, claim, messages right behind the first one, whether it resumes a session).
         Raises StatusError for a refusal, LinkBroken when the client has gone.
@@ -156,10 +153,7 @@ class Handshake:
 
     @contextmanager
     def _first_message_deadline(self) -> Iterator[None]:
-        """Bound the wait for a first message in time, and by the end of admissions.
-
-        Raises StatusError.
-        """
+        """Bound the wait for a client's first message. Raises StatusError."""
         wait_s = self._parts.limits.init_wait_s
         if self._draining:
             raise _shutting_down()
@@ -197,10 +191,7 @@ class Handshake:
         return session
 
     async def _recall(self, claim: Claim) -> SessionHistory | None:
-        """Find the history of the session that the client resumes.
-
-        Needed only if that session ended before this gateway started.
-        """
+        """Find the history of the resumed session if it ended before this gateway started."""
         if not claim.resume_session_id or self._parts.registry.remembers(claim.identity.text):
             return None
         try:

@@ -1,4 +1,4 @@
-"""The lock of a session's identity: in the registry, and in a cluster in a table.
+"""Locks the identity of a session: in the registry, and in a cluster in a table.
 
     handshake ─▶ take ─▶ (cluster: lock in the table) ─▶ registry
     session ends ─▶ registry ─▶ release ─▶ (cluster: settle its writes, unlock in the table)
@@ -40,7 +40,7 @@ are delivered again."""
 
 
 class IdentityLocks(Protocol):
-    """Gives sessions their identities, one session at a time."""
+    """Gives sessions the ownership of their identities, one session at a time."""
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
         """Make `session` the owner of its identity.
@@ -51,51 +51,44 @@ class IdentityLocks(Protocol):
         ...
 
     def release(self, session: Session) -> None:
-        """Release the lock of an ended session. Never blocks.
-
-        Does nothing for a session without a lock.
-        """
+        """Release the identity of an ended session, if the session has it. Never blocks."""
         ...
 
 
 class LocalIdentityLocks:
-    """The locks of a gateway without a cluster: the registry decides."""
+    """The IdentityLocks of a gateway without a cluster: the registry decides."""
 
     def __init__(self, registry: SessionRegistry) -> None:
         self._registry = registry
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
-        """See IdentityLocks."""
         return self._registry.claim(session, claim.resume_session_id)
 
     def release(self, session: Session) -> None:
-        """Do nothing: the session has left the registry already."""
+        """Do nothing: the ended session has left the registry already."""
 
 
 class LockTable(Protocol):
-    """The locks of all nodes of a cluster (cluster/locks/cluster_locks.py)."""
+    """The table of the identity locks of all nodes of a cluster."""
 
     async def claim(self, request: LockRequest) -> GrantedLock:
-        """Take the lock of an identity. Raises StatusError and StorageUnavailable."""
+        """Lock an identity for a session. Raises StatusError and StorageUnavailable."""
         ...
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
-        """Release a lock; return whether this node had it.
+        """Release an identity lock; return whether this node had it.
 
         `history` is what a resume continues.
         """
         ...
 
     def mine(self, identity: str) -> IdentityLock | None:
-        """Return this node's lock of an identity."""
+        """Return this node's lock of an identity; None without one."""
         ...
 
 
 class NodeIdentityLocks:
-    """The locks of a cluster's node: the table decides.
-
-    `run` must run while sessions live.
-    """
+    """The IdentityLocks of a cluster node; `run` must run while sessions live."""
 
     def __init__(self, sessions: NodeSessions, table: LockTable) -> None:
         self._sessions = sessions
@@ -108,7 +101,6 @@ class NodeIdentityLocks:
     # -- taking ------------------------------------------------------------------------------------
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
-        """See IdentityLocks."""
         name = claim.identity.text
         await self._sessions.wait_left(name)
         holder = self._registry.holder(name)
@@ -154,7 +146,6 @@ class NodeIdentityLocks:
     # -- releasing ---------------------------------------------------------------------------------
 
     def release(self, session: Session) -> None:
-        """See IdentityLocks."""
         lock = session.lock
         if lock is None or self._table.mine(lock.identity) != lock:
             return  # it never had the lock, or another session has it by now
@@ -163,7 +154,7 @@ class NodeIdentityLocks:
         self._work.set()
 
     async def run(self) -> None:
-        """Release the locks of ended sessions, until cancelled."""
+        """Release the locks of ended sessions after their last writes, until cancelled."""
         async with trio.open_nursery() as nursery:
             # Not inside of what is restarted: the nursery's tasks would end with it, and their
             # locks would never be free.
@@ -196,7 +187,7 @@ class NodeIdentityLocks:
                 self._release([one for one in ended if one not in left])
 
     async def _wait_programs(self, session: Session, lock: IdentityLock) -> None:
-        """Wait for the programs of an ended session; have its lock released then.
+        """Wait for an ended session's writes in the database; release its lock then.
 
         Without a limit: the database decides within its own, and the lock is free when the lease
         ends.

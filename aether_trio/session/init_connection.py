@@ -1,4 +1,4 @@
-"""What a client asks for in its first message, checked without I/O.
+"""Checks what a client asks for in its first message, the InitConnection.
 
 The order of the checks and the status of each refusal are those of the protocol (reference: core.md
 section 1.1). Every refusal is a StatusError raised before anything is sent, because a client takes
@@ -46,7 +46,7 @@ JSON_SCHEMA_BYTES: Final = 64 * KIB
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an InitConnection asks for.
+    """What a client's InitConnection asks for: an identity, extensions, a resume.
 
     `assigned_id` is the id that the gateway has made for the client, "" for none. `takes_any` is
     false for a service instance that does not receive messages to its kind (`sv::impl`).
@@ -74,7 +74,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """What a participant's credentials permit: workspaces, and tokens for identities.
+    """The workspaces and identities that a client's credentials permit.
 
     `everywhere`: all workspaces, and what belongs to none. `task_id` and `token`, the hash of a
     task token, are empty for a participant that has shown no task token; `lineage` is that of
@@ -92,7 +92,7 @@ class Authenticated:
 def read_claim(
     message: pb.UpstreamMessage, metadata: Mapping[str, str], ids: IdFactory, limits: Limits, *, strict: bool
 ) -> Claim:
-    """Read the claim in a stream's first message.
+    """Read and check the InitConnection that is a stream's first message.
 
     Raises StatusError INVALID_ARGUMENT or FAILED_PRECONDITION.
     """
@@ -124,7 +124,6 @@ def read_claim(
 
 
 def _client(init: pb.InitConnection) -> tuple[str, str]:
-    """Check what the client says of itself; return its library's name and version."""
     build = init.client_build_info
     for name in ("commit", "built_at", "runtime", "os"):
         check_text(getattr(build, name), f"client_build_info.{name}", CLIENT_TEXT_BYTES)
@@ -135,7 +134,7 @@ def _client(init: pb.InitConnection) -> tuple[str, str]:
 
 
 def _credentials(given: Mapping[str, str], limits: Limits) -> dict[str, str]:
-    """Check the credentials. Errors name a credential and never show its value."""
+    """Check the credentials; errors name a credential and never show its value."""
     if len(given) > limits.credentials_per_connection:
         raise TextError(f"{len(given)} credentials; at most {limits.credentials_per_connection} are allowed")
     for key, value in given.items():
@@ -200,7 +199,7 @@ def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
 def _negotiate(
     declared: Sequence[pb.ExtensionDeclaration], header: str, limits: Limits
 ) -> tuple[pb.NegotiatedExtension, ...]:
-    """Return one entry per declaration, from the message and then from the metadata.
+    """Return the answer to each extension that the client declares: supported or not.
 
     Extensions in the metadata are never required. The reference acknowledges the connection and
     then refuses it when a required extension is missing, which makes the published SDK reconnect
@@ -236,10 +235,7 @@ def _negotiate(
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
-    """Return the number in the last declaration of WORKER_TASKS; None without one.
-
-    Raises TextError.
-    """
+    """Return how many live tasks the client wants at most; None: it set no limit."""
     said = [one.version for one in declared if one.uri == WORKER_TASKS]
     if not said:
         return None
@@ -249,10 +245,7 @@ def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
 
 
 def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | None:
-    """Return the credit in the last declaration of DELIVERY_CREDIT; None without one.
-
-    Raises TextError.
-    """
+    """Return the messages and bytes that the client takes at first; None: any number."""
     said = [one.version for one in declared if one.uri == DELIVERY_CREDIT]
     if not said:
         return None
@@ -263,7 +256,7 @@ def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | No
 
 
 def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
-    """Return the messages and bytes that a message without a payload grants.
+    """Return the (messages, bytes) of credit that a message without payload grants.
 
     The grant is an active extension as in "urn:aether-trio:delivery-credit:64:1048576".
     """
@@ -281,10 +274,7 @@ def _two_numbers(texts: Sequence[str]) -> tuple[int, int] | None:
 
 
 def undeclared_extensions(claim: Claim) -> list[str]:
-    """Return the known extensions that the client did not declare.
-
-    For ConnectionAck.server_supported_extensions.
-    """
+    """Return the extensions of this gateway that the client did not declare."""
     if not claim.extensions:
         return []
     return sorted(KNOWN_EXTENSIONS - {one.uri for one in claim.extensions})

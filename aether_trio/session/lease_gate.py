@@ -1,4 +1,4 @@
-"""The gate that stops a node's sessions while its lease is lost."""
+"""Pauses the sessions of a cluster node while the node has no lease."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from aether_trio.concurrency.events import RepeatedEvent
 class LeaseGate:
     """While `paused`, sessions handle no input and are sent no durable message.
 
-    It is not known then which identities this node owns. The gate of a gateway without a cluster
-    is never paused. See outbox.Gate.
+    It is not known then which identities this node owns. The gate of a gateway without a cluster is
+    never paused.
     """
 
     __slots__ = ("_resumed", "paused")
@@ -19,15 +19,15 @@ class LeaseGate:
         self._resumed = RepeatedEvent()
 
     def pause(self) -> None:
-        """Stop input and durable messages until `resume`."""
+        """Stop the input of all sessions, and durable messages to them, until `resume`."""
         self.paused = True
 
     def resume(self) -> None:
-        """Let input and durable messages pass. Never blocks."""
+        """Let the input of sessions, and durable messages to them, pass. Never blocks."""
         self.paused = False
         self._resumed.set()
 
     async def wait(self) -> None:
-        """Wait until the gate is not paused. A checkpoint only if it is."""
+        """Wait until sessions may handle input. A checkpoint only if they may not."""
         while self.paused:
             await self._resumed.wait()

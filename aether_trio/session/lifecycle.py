@@ -1,4 +1,4 @@
-"""One connection's life, from its accepted link to its closed stream.
+"""Serves one client's stream, from its handshake to its close.
 
     handshake (handshake.py) -> read loop (read_loop.py) -> detach -> close the stream with a status
 
@@ -26,7 +26,7 @@ CLOSE_S = 5.0
 
 
 class SessionServer:
-    """Serves the links of a gateway; `serve` runs once per stream, in its task."""
+    """Serves the client streams of a gateway; `serve` runs once per stream."""
 
     def __init__(self, dependencies: SessionDependencies) -> None:
         self._parts = dependencies
@@ -34,7 +34,7 @@ class SessionServer:
         self.handshake = Handshake(dependencies)
 
     async def serve(self, link: Link) -> None:
-        """Serve one stream, from its first message to its close.
+        """Serve one client's stream, from its first message to its close.
 
         Raises only cancellation; an unexpected exception ends this stream with UNKNOWN.
         """
@@ -82,10 +82,7 @@ class SessionServer:
                 await trio.lowlevel.checkpoint()
 
     async def _close(self, link: Link, ending: Exception | None, who: str) -> None:
-        """Close the stream with the status of its ending; report an unexpected one.
-
-        Raises only cancellation.
-        """
+        """Close the stream with the status of its ending; report an unexpected one."""
         status, text = Status.OK, ""
         if isinstance(ending, StatusError):
             status, text = ending.status, ending.message

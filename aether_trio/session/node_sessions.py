@@ -1,10 +1,9 @@
-"""The sessions of a cluster's node, as the cluster sees them.
+"""Pauses, resumes and ends the sessions of a cluster node as its lease changes.
 
-The node implements SessionHost (cluster/session_host.py) with them. A node that stood still may
-have been declared dead, and other nodes may own what it believes to own. So while its lease is lost
-the node handles no input and delivers no durable message. When the lease is back, the node forgets
-the cursors of the identities that it has lost: their new owners were not sent what was delivered
-here.
+A node that stood still may have been declared dead, and other nodes may own what it believes to
+own. So while its lease is lost the node handles no input and delivers no durable message. When the
+lease is back, the node forgets the cursors of the identities that it has lost: their new owners
+were not sent what was delivered here.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LEAVING_S = 0.1
 
 @dataclass(slots=True)
 class Leaving:
-    """The ended sessions of one identity whose lock is not released yet.
+    """Ended sessions of one identity whose lock is not released yet.
 
     There are two when the second session took over while the first was ending.
     """
@@ -40,7 +39,7 @@ class Leaving:
 
 
 class NodeSessions:
-    """A node's registry, its gate, and its ended sessions that still have locks."""
+    """The sessions of a cluster node: live ones, and ended ones that still have locks."""
 
     def __init__(self, registry: SessionRegistry, log: TopicLog) -> None:
         self.registry = registry
@@ -51,11 +50,11 @@ class NodeSessions:
     # -- sessions that have ended ------------------------------------------------------------------
 
     def begin_leaving(self, identity: str, workspace: str) -> None:
-        """Note that a session has ended whose lock is to be released."""
+        """Note that a session has ended whose identity lock is to be released."""
         self._leaving.setdefault(identity, Leaving(workspace)).sessions += 1
 
     def end_leaving(self, identity: str) -> None:
-        """Note that the lock of an ended session is released."""
+        """Note that the identity lock of an ended session is released."""
         leaving = self._leaving[identity]
         leaving.sessions -= 1
         if not leaving.sessions:
@@ -63,11 +62,10 @@ class NodeSessions:
             leaving.over.set()
 
     def leaving(self) -> list[str]:
-        """Return the identities of ended sessions whose locks are not released yet."""
         return list(self._leaving)
 
     def leaving_workspace(self, workspace: str) -> list[Leaving]:
-        """Return the ended sessions that count as connections of this workspace."""
+        """Return the ended sessions that still count as connections of a workspace."""
         return [one for one in self._leaving.values() if one.workspace == workspace]
 
     async def wait_left(self, identity: str) -> None:
@@ -78,13 +76,11 @@ class NodeSessions:
     # -- SessionHost -------------------------------------------------------------------------------
 
     def lease_lost(self) -> None:
-        """See SessionHost."""
         if not self.gate.paused:
             logger.warning("this node lost its lease; its sessions wait with their input", sessions=len(self.registry))
             self.gate.pause()
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
-        """See SessionHost."""
         if lost:
             self.log.void()
         for lock in lost:
@@ -97,7 +93,6 @@ class NodeSessions:
         self._resume()
 
     def lease_gone(self) -> None:
-        """See SessionHost."""
         self.log.void()
         for session in self.registry:
             session.end(Status.UNAVAILABLE, "this gateway has lost its place in the cluster; connect again")
@@ -113,7 +108,6 @@ class NodeSessions:
                 session.outbox.kick()
 
     async def yields(self, lock: IdentityLock, resume_session_id: str) -> bool:
-        """See SessionHost."""
         session = self.registry.session(lock.session_id)
         if session is not None:
             if resume_session_id == lock.session_id:

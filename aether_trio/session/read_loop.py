@@ -1,4 +1,4 @@
-"""The read loop: handles a session's messages until its client ends the stream.
+"""Reads and handles a session's messages until its client ends the stream.
 
 Invariants: the requests of one session are handled one after another, in order. A session stops
 reading while the log has no room, or while too many of its answers wait to be sent, and TCP slows
@@ -30,7 +30,7 @@ REQUEST_COSTS = 8
 
 
 class ReadLoop:
-    """Reads and handles the messages of a gateway's sessions."""
+    """Reads and handles clients' messages, for all sessions of a gateway."""
 
     def __init__(self, dependencies: SessionDependencies) -> None:
         self._clock = dependencies.clock
@@ -41,7 +41,7 @@ class ReadLoop:
         self._dispatcher = dependencies.dispatcher
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
-        """Handle `early`, and all that comes behind it, until the client ends its stream.
+        """Handle `early`, then a session's further messages, until its client ends.
 
         Raises StatusError when the session is ended or the client breaks a rule, LinkBroken.
         """
@@ -100,7 +100,6 @@ class ReadLoop:
             session.link.kick()
 
     def _send(self, session: Session, send: pb.SendMessage) -> None:
-        """Route one send that has no number."""
         counted = session.counted
         if counted is None:
             try:
@@ -116,7 +115,6 @@ class ReadLoop:
             counted.refuse(error)
 
     def _publish(self, session: Session, send: Send) -> None:
-        """Route one numbered send."""
         receipts = session.receipts
         if receipts is None:
             receipts = Receipts(self._log, session.outbox, None)
@@ -131,7 +129,7 @@ class ReadLoop:
 
 
 def _rest_of(send: Send) -> pb.SendMessage:
-    """Parse the rarer fields of a numbered send. Raises RequestError."""
+    """Parse the rarer fields of a numbered message. Raises RequestError."""
     if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
         raise RequestError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
     try:

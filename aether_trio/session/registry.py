@@ -1,4 +1,4 @@
-"""Which session owns which identity on this node.
+"""Knows which live session owns which identity on this node.
 
 Owning an identity is being in this registry. An identity is taken and given back without a
 checkpoint, so two sessions never own one identity, and it is owned for exactly as long as the
@@ -26,7 +26,7 @@ REMEMBERED_ENDS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class RegistryStatistics:
-    """Live sessions by kind, and counters since start."""
+    """Live sessions of a node by kind, and counters of claims since start."""
 
     live: dict[str, int]
     claims: int
@@ -35,7 +35,7 @@ class RegistryStatistics:
 
 
 class SessionRegistry:
-    """The live sessions of a node, and the histories of ended ones."""
+    """The live sessions of a node by identity, and the histories of ended ones."""
 
     def __init__(self, connections_per_workspace: int = 0) -> None:
         self._by_identity: dict[str, Session] = {}
@@ -50,12 +50,12 @@ class SessionRegistry:
         self._claims = self._takeovers = self._refused = 0
 
     def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, SessionHistory | None]:
-        """Make `session` the owner of its identity.
+        """Make `session` the owner of its identity, or raise StatusError.
 
         Returns (displaced session, history to continue). A stale or unknown `resume_session_id` on
-        a free identity connects without a history. Raises StatusError: ALREADY_EXISTS when another
-        session owns the identity and `resume_session_id` does not name that session,
-        RESOURCE_EXHAUSTED when the workspace has all the connections it may have.
+        a free identity connects without a history. Refuses with ALREADY_EXISTS when another session
+        owns the identity and `resume_session_id` does not name that session, RESOURCE_EXHAUSTED
+        when the workspace has all the connections it may have.
         """
         name = session.identity.text
         holder = self._by_identity.get(name)
@@ -87,7 +87,7 @@ class SessionRegistry:
         return holder, history
 
     def release(self, session: Session) -> bool:
-        """Give the identity back, if this session still owns it; return whether it did."""
+        """Free the identity of a session, if the session still owns it; else return False."""
         name = session.identity.text
         if self._by_identity.get(name) is not session:
             return False
@@ -125,27 +125,24 @@ class SessionRegistry:
                 del self._workspaces[identity.workspace]
 
     def remembers(self, identity: str) -> bool:
-        """Whether this node knows the current or the last session of this identity."""
+        """Whether this node has a live session of the identity, or remembers an ended one."""
         return identity in self._by_identity or identity in self._ended
 
     def holder(self, identity: str) -> Session | None:
-        """Return the live session that owns this identity."""
+        """Return the live session that owns an identity; None without one."""
         return self._by_identity.get(identity)
 
     def session(self, session_id: str) -> Session | None:
-        """Return the live session with this id."""
+        """Return the live session with this id; None without one."""
         return self._by_id.get(session_id)
 
     def record(self, session_id: str) -> SessionRecord | None:
-        """Return what listings say of the live session with this id."""
+        """Return the listed facts of the live session with this id; None without one."""
         session = self._by_id.get(session_id)
         return session.record if session is not None else None
 
     def disconnect(self, session_id: str, reason: str) -> str | None:
-        """End the session with this id as an operator does.
-
-        Returns its identity; None when no such session is live.
-        """
+        """End a live session as an operator does; return its identity, None if not live."""
         session = self._by_id.get(session_id)
         if session is None:
             return None
@@ -153,31 +150,31 @@ class SessionRegistry:
         return session.identity.text
 
     def last_seen(self, identity: str) -> LastSeen:
-        """Return the last activity of the live session of this identity."""
+        """Return whether an identity is connected here, and its last activity."""
         session = self._by_identity.get(identity)
         return LastSeen(False, 0) if session is None else LastSeen(True, session.last_activity_ms)
 
     def user_last_seen(self, user_id: str) -> LastSeen:
-        """Return the last activity in the live windows of this user."""
+        """Return whether a user has a connected window here, and the last activity in any."""
         windows = [self._by_identity[text].last_activity_ms for text in self._roster.windows(user_id)]
         return LastSeen(bool(windows), max(windows, default=0))
 
     def moved(self, session: SessionRecord) -> None:
-        """List a user's live session in the workspace that the user has switched to."""
+        """List a user's session under the workspace that the user has switched to."""
         if session.session_id in self._by_id:
             self._roster.move(session.identity.text, session.workspace)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[Session], int]:
-        """Return (a page of the live sessions that match, how many match).
+        """Return (a page of matching live sessions, how many match), in identity order.
 
-        The sessions are in the order of their identities. `kinds` empty is all kinds, `workspace`
-        "" is any. The cost is that of the page, not of the number of live sessions.
+        `kinds` empty is all kinds, `workspace` "" is any. The cost is that of the page, not of the
+        number of live sessions.
         """
         found, total = self._roster.page(kinds, workspace, offset, limit)
         return [self._by_identity[text] for text in found], total
 
     def pick_service(self, implementation: str) -> Session | None:
-        """Return a live instance of a service, each in its turn."""
+        """Return the next live instance of a service, in turn; None without one."""
         instances = self._services.get(implementation)
         if not instances:
             return None
@@ -186,7 +183,7 @@ class SessionRegistry:
         return instances[turn]
 
     def instances(self, implementation: str) -> list[str]:
-        """Return the topics of a service's live instances."""
+        """Return the topics of a service's live instances on this node."""
         return [session.identity.topic for session in self._services.get(implementation, ())]
 
     def __iter__(self) -> Iterator[Session]:
@@ -196,5 +193,5 @@ class SessionRegistry:
         return len(self._by_identity)
 
     def statistics(self) -> RegistryStatistics:
-        """Count live sessions by kind, and claims since start."""
+        """Count the live sessions by kind, and the claims since start."""
         return RegistryStatistics(dict(self._live), self._claims, self._takeovers, self._refused)

@@ -1,8 +1,7 @@
-"""How long the fields of a request may be: one table for all operations.
+"""Refuses client requests whose fields are too long, by one table of bounds.
 
-A request is checked before any handler runs. Its texts are echoed (its id), stored (a wait,
-metadata, a registration), put into answers, events and lists, and looked up. So every text has a
-bound, and so has a request as a whole. The three rules of docs/wire.md:
+Texts of requests are stored, echoed and listed. So every text has a bound, and so has a request as
+a whole, before any handler runs. The three rules of docs/wire.md:
 
 * a name (ids, keys, topics, words of the protocol) has at most `Limits.name_bytes`;
 * a text for people or programs (`TEXTS`) has at most `Limits.text_bytes`;
@@ -58,7 +57,7 @@ TEXTS: Final = frozenset(
 
 
 def excess_of(payload: Any) -> str | None:
-    """Return a sentence on what is too long in this request; None if nothing is."""
+    """Return a sentence on the field of a request that is too long; None if none is."""
     size = payload.ByteSize()
     if size <= Limits.name_bytes:
         return None
@@ -72,7 +71,7 @@ def excess_of(payload: Any) -> str | None:
 
 
 def _look(message: Any, path: str) -> tuple[int, str | None]:
-    """Return (bytes of content, what is too long)."""
+    """Return (bytes of content, sentence on the field that is too long)."""
     content = 0
     for field, value in message.ListFields():
         kind = field.type
@@ -96,5 +95,4 @@ def _look(message: Any, path: str) -> tuple[int, str | None]:
 
 
 def _is_map(field: Any) -> bool:
-    """Return whether the field is a map. Maps count for the whole request only."""
     return bool(field.message_type.GetOptions().map_entry)

@@ -1,8 +1,8 @@
-"""The connected identities in the order of their texts, by kind and by workspace.
+"""Keeps connected identities sorted, for pages of lists by kind and workspace.
 
-Sessions are listed by page, and a page costs what is on it. The texts of a kind are kept sorted.
-Those of agents and tasks of one workspace are a range of them (`ag::{workspace}::`). Those of users
-are kept apart for each workspace that they are switched to.
+A page costs what is on it. The texts of a kind are kept sorted. Those of agents and tasks of one
+workspace are a range of them (`ag::{workspace}::`). Those of users are kept apart for each
+workspace that they are switched to.
 
 Invariants: a text is in the list of its kind exactly once; a user's text is in the list of one
 workspace at most.
@@ -25,7 +25,7 @@ Range = tuple[list[str], int, int]
 
 
 class Roster:
-    """The sorted texts of connected identities. No method is a checkpoint."""
+    """The sorted texts of connected identities; no method is a checkpoint."""
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, list[str]] = {kind: [] for kind in Kind}
@@ -33,17 +33,17 @@ class Roster:
         self._places: dict[str, str] = {}
 
     def add(self, identity: Identity) -> None:
-        """Add an identity that has connected."""
+        """Add the text of an identity that has connected."""
         insort(self._kinds[identity.kind], identity.text)
 
     def remove(self, identity: Identity) -> None:
-        """Remove an identity that is not connected any more."""
+        """Remove the text of an identity that has disconnected."""
         if identity.kind is Kind.USER:
             self.move(identity.text, "")
         _take(self._kinds[identity.kind], identity.text)
 
     def move(self, user: str, workspace: str) -> None:
-        """Note that a user's window is switched to a workspace; "" for none."""
+        """List a user's window under the workspace it is switched to; "" for none."""
         before = self._places.pop(user, "")
         if before:
             there = self._users[before]
@@ -55,10 +55,7 @@ class Roster:
             insort(self._users.setdefault(workspace, []), user)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[str], int]:
-        """Return (a page of texts, how many match).
-
-        `kinds` empty is all kinds; `workspace` "" is any.
-        """
+        """Return (a page of identity texts, how many match); empty arguments match all."""
         found: list[str] = []
         total = 0
         for texts, begin, end in self._ranges(kinds, workspace):
@@ -69,7 +66,7 @@ class Roster:
         return found, total
 
     def windows(self, user_id: str) -> list[str]:
-        """Return the texts of this user's windows."""
+        """Return the identity texts of a user's connected windows."""
         texts, begin, end = _beginning(self._kinds[Kind.USER], f"{prefix_of(Kind.USER)}{SEPARATOR}{user_id}")
         return texts[begin:end]
 
@@ -88,7 +85,7 @@ class Roster:
 
 
 def _beginning(texts: list[str], begin: str) -> Range:
-    """Return the range of texts that begin so and go on with the separator."""
+    """Return the range of sorted texts that start with `begin` and the separator."""
     return texts, bisect_left(texts, begin + SEPARATOR), bisect_left(texts, begin + _BEHIND)
 
 

@@ -1,10 +1,10 @@
-"""One participant's live connection: what it is, what it owns, and how it ends.
+"""One client's session: its identity, outbox and subscriptions, and how it ends.
 
-A session is a block. Its nursery holds everything that runs for the participant. Whatever ends
-the block (the peer's end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives
-the identity back. `end` ends the session from any other task: it is detached at once, without a
-checkpoint, so its successor waits for nothing of the old stream; the session's own task then
-closes the stream with the status given.
+A session is a block. Its nursery holds everything that runs for the participant. Whatever ends the
+block (the peer's end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives the
+identity back. `end` ends the session from any other task: it is detached at once, without a
+checkpoint, so its successor waits for nothing of the old stream; the session's own task then closes
+the stream with the status given.
 
 Invariants: after `detach` the session receives nothing more and owns nothing; `detach` happens
 exactly once; a session never ends a live stream with OK unless the peer has ended its side, since
@@ -51,23 +51,23 @@ ANSWER_S = 5.0
 
 
 class IdentityRegistry(Protocol):
-    """Where a session gives its identity back (session/registry.py)."""
+    """The registry to which an ending session gives its identity back."""
 
     def release(self, session: Session) -> bool:
-        """Give the identity back, if this session still owns it; return whether it did."""
+        """Free the identity of a session, if the session still owns it; else return False."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What the client says of itself."""
+    """The name and version of a client's library, as the client says."""
 
     sdk: str = ""
     version: str = ""
 
 
 class Session:
-    """A participant's connection, from authentication to the end of its stream.
+    """A client's connection, from authentication to the end of its stream.
 
     Times are Unix milliseconds. `workspace` changes for users only.
     """
@@ -129,7 +129,7 @@ class Session:
         on_detached: Callable[[Session], None],
         gate: DeliveryGate,
     ) -> None:
-        """Make the session of a client that is authenticated.
+        """Make the session of an authenticated client.
 
         `gate` holds durable messages back. `on_detached` is called once, when the session has given
         up its identity.
@@ -208,18 +208,18 @@ class Session:
 
     @property
     def who(self) -> str:
-        """The session for logs: identity, session id, transport and address."""
+        """The session in a log line: identity, session id, transport and address."""
         peer = self.link.peer
         return f"{self.identity.text}, session {self.session_id}, {peer.transport} from {peer.address}"
 
     @property
     def workspace(self) -> str:
-        """The workspace that the participant is in; a user's changes."""
+        """The workspace that the participant is in, which a user can switch."""
         return self.sender.workspace
 
     @property
     def record(self) -> SessionRecord:
-        """What listings say of the session."""
+        """The facts of the session that listings show."""
         return SessionRecord(
             self.session_id,
             self.identity,
@@ -230,7 +230,7 @@ class Session:
         )
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """Whether the session's credential permits access to a participant.
+        """Whether the session's credential permits access to another participant.
 
         The credential has to permit the participant's workspace, or all workspaces for a
         participant that is in none.
@@ -241,74 +241,68 @@ class Session:
     # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
-        """Own the identity, in a cluster by `lock`.
+        """Note that the session owns its identity, in a cluster by `lock`.
 
-        `pending` counts what the identity's last session has left.
+        `pending` counts the writes that the identity's last session has left.
         """
         self.pending = pending
         self.lock = lock
 
     def resume(self, history: SessionHistory) -> None:
-        """Continue another session's history.
+        """Continue the history of another session of the identity.
 
         The client knows the id of that session until `acknowledge`, and can resume by it.
         """
         self.history = history
 
     def start(self, nursery: trio.Nursery, subscriptions: Subscriptions) -> None:
-        """Take the nursery that runs the session, and what the session listens to."""
+        """Take the nursery of the session's tasks, and the session's subscriptions."""
         self.nursery = nursery
         self.subscriptions = subscriptions
 
     def start_agent(self, task_id: str, task_context: Mapping[str, str]) -> None:
-        """Make this the session of an agent that the task `task_id` has started.
-
-        The agent need not have shown the token of its start.
-        """
+        """Make this the session of an agent that a task has started, token shown or not."""
         self.task_id = self.task_id or task_id
         self.task_context = task_context
 
     def acknowledge(self, *messages: pb.DownstreamMessage) -> None:
-        """Send the ConnectionAck and the messages after it.
-
-        From now on the client's messages may be long.
-        """
+        """Send the ConnectionAck and messages after it; allow long messages from now on."""
         self.acknowledged = True
         self.link.accept()
         self.put(*messages)
 
     async def receive(self) -> Sequence[Upstream]:
-        """Wait for the client's next messages; see Link.receive."""
+        """Wait for the client's next messages; return none at the end of its stream."""
         self.reading = True
         batch = await self.link.receive()
         self.reading = False
         return batch
 
     def touch(self, now_ms: int) -> None:
-        """Note that the client was active."""
+        """Note the time of the client's latest activity."""
         self.last_activity_ms = now_ms
 
     def begin_request(self) -> SessionWrites:
-        """Begin to handle a request; return what counts its programs."""
+        """Begin to handle a client's request; return the counter of its writes."""
         self.answering = True
         if self.pending is None:
             self.pending = SessionWrites()
         return self.pending
 
     def finish(self) -> None:
-        """Note that the client has ended its stream, and all before the end is handled."""
+        """Note that the client ended its stream, and that all before the end is handled."""
         self.finished = self.ending is None and self.leaving is None
 
     def fail(self, error: StatusError) -> None:
-        """End the stream with this error, unless the session has another end."""
+        """End the client's stream with this error, unless the session has another end."""
         self.ending = self.ending or error
 
     # -- answering ---------------------------------------------------------------------------------
 
     def put(self, *messages: pb.DownstreamMessage) -> None:
-        """Queue replies, in one write if possible. Never blocks.
+        """Queue messages to the client, in one write if possible. Never blocks.
 
-        A reply that is too large for any client is replaced by a refusal.
+        A message that is too large for any client is replaced by a refusal.
         """
         frames = [message.SerializeToString() for message in messages]
         for frame in frames:
@@ -329,7 +323,7 @@ class Session:
         return [one.SerializeToString() for one in too_large(message, len(frame))]
 
     def put_error(self, error: RequestError, request_id: str = "") -> None:
-        """Queue an ErrorResponse."""
+        """Queue an ErrorResponse to the client."""
         self.put(error_response(error, request_id))
 
     confirms = False
@@ -340,27 +334,27 @@ class Session:
         self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: messages without a number are not confirmed."""
+        """Do nothing: messages without a number are not confirmed to the client."""
 
     def number_sends(self, receipts: Receipts) -> None:
-        """Confirm the client's sends, which have numbers, by receipts."""
+        """Confirm the client's numbered messages from now on, by `receipts`."""
         self.receipts = receipts
         self.outbox.report_receipts(receipts)
         self.sender.author = receipts
 
     def count_sends(self, counted: CountedSends) -> None:
-        """Tell the client, which counts its sends, which of them were refused."""
+        """Tell the client from now on which of its messages, by count, were refused."""
         self.counted = counted
         self.sender.author = counted
 
     def ephemeral_dropped(self) -> None:
-        """Tell the client, once, that ephemeral updates were dropped."""
+        """Tell the client, once, that progress updates to it were dropped."""
         if not self.ephemeral_behind:
             self.ephemeral_behind = True
             self.outbox.put_control(_ephemeral_notice())
 
     def gap_reported(self, topic: str, count: int) -> None:
-        """Tell the client how many messages retention deleted before it read them."""
+        """Tell the client how many messages were deleted, as too old, before it read them."""
         self.put_error(
             RequestError(
                 Code.BACKPRESSURE,
@@ -369,7 +363,7 @@ class Session:
         )
 
     def oversized_skipped(self, topic: str, offset: int, size: int) -> None:
-        """Tell the client that a message was skipped: it is larger than clients take."""
+        """Tell the client that a message larger than clients take was skipped."""
         logger.error(
             "a message is too large for its client and is skipped",
             session=self.who,
@@ -381,7 +375,7 @@ class Session:
         self.put_error(RequestError(Code.BACKPRESSURE, text))
 
     def work_lost(self) -> None:
-        """End the session of a worker whose leased messages other workers were given."""
+        """End the session of a worker whose queue messages went to other workers."""
         self.end(
             Status.UNAVAILABLE, "this gateway had lost its place in the cluster, and your work with it; connect again"
         )
@@ -389,7 +383,7 @@ class Session:
     # -- ending ------------------------------------------------------------------------------------
 
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """End the session from another task: signal the client, detach, close the stream.
+        """End the session from any task: signal the client, detach, close the stream.
 
         A client that is not acknowledged gets the status alone: it takes any message for
         "connected".
@@ -404,16 +398,15 @@ class Session:
             self.nursery.cancel_scope.cancel()
 
     def disconnect(self, reason: str) -> None:
-        """End the session as an operator does: the client is told not to connect again."""
+        """End the session for an operator; the client is told not to connect again."""
         self.end(Status.CANCELLED, reason or "disconnected by an operator", pb.Signal.FORCE_DISCONNECT)
 
     def leave(self, reason: str, within_s: float, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """Ask the client to connect to another gateway, and end the session then.
+        """Ask the client to connect to another gateway; end the session after that.
 
-        The session ends with UNAVAILABLE, unless its client ends it before. The client is given no
-        new work. What it sent before it could know is served first, if it arrives within
-        `within_s`: on a transport that tells clients to leave, until they have left; on the others,
-        within a round trip. Never blocks.
+        The session ends with UNAVAILABLE, and its client is given no new work. What it sent before
+        it could know is served first, if it arrives within `within_s`: on a transport that tells
+        clients to leave, until they have left; on the others, within a round trip. Never blocks.
         """
         if not self.acknowledged or self.detached or self.nursery is None:
             self.end(Status.UNAVAILABLE, reason, signal)
@@ -440,14 +433,11 @@ class Session:
 
     @property
     def ended_by_gateway(self) -> bool:
-        """Whether the session ends because this gateway ends.
-
-        True even if the client closed its stream first.
-        """
+        """Whether this gateway's own end ends the session, also after the client's close."""
         return self.leaving is not None or (self.ending is not None and self.ending.status is Status.UNAVAILABLE)
 
     def end_after_answer(self, status: Status, reason: str) -> None:
-        """End the session after the answer to its current request, within ANSWER_S."""
+        """End the session once its current request is answered, within ANSWER_S."""
         if not self.answering or self.nursery is None:
             self.end(status, reason)
         elif self._end_after_answer is None:
@@ -455,7 +445,7 @@ class Session:
             self.nursery.start_soon(self._end_in_time, name="end-after-answer")
 
     def answered(self) -> None:
-        """Note that the current request is handled and its answer is queued."""
+        """Note that the client's current request is handled and its answer is queued."""
         self.answering = False
         due = self._end_after_answer
         if due is not None:
@@ -466,7 +456,7 @@ class Session:
         self.answered()
 
     def cut(self) -> None:
-        """End the session within CUT_GRACE_S: its link has broken.
+        """End the session within CUT_GRACE_S, as its link has broken.
 
         A task that reads from the link sees that there; a session that waits for storage does not.
         """
@@ -474,7 +464,7 @@ class Session:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 
     def failed(self, error: Exception) -> None:
-        """Report a defect met while messages were written; end this session alone."""
+        """Report a defect met while writing to the client; end this session alone."""
         report(error, self.who)
         self.end(Status.UNKNOWN, DEFECT)
 
@@ -484,10 +474,7 @@ class Session:
         self.nursery.cancel_scope.cancel()
 
     def detach(self) -> None:
-        """Close all subscriptions and give the identity back.
-
-        Idempotent, no checkpoint, raises nothing.
-        """
+        """Close all subscriptions and give the identity back. Idempotent, never raises."""
         run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._report_detached)
 
     def _close_subscriptions(self) -> None:
@@ -508,10 +495,7 @@ class Session:
                 self._detached_event.set()
 
     def forget(self) -> None:
-        """Drop the references that lead back to the closed session.
-
-        The session is then freed at once. Raises nothing.
-        """
+        """Drop references back to the closed session, so that its memory is freed at once."""
         self.sender.author = _NO_AUTHOR
         self.counted = None
         self.receipts = None
@@ -528,7 +512,7 @@ class Session:
 
 
 class _NoAuthor:
-    """An author whose stream is closed: refusals of its messages go nowhere."""
+    """The sender of a closed stream: refusals of its messages go nowhere."""
 
     confirms = False
     publisher: Publisher | None = None

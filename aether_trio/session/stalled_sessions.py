@@ -1,4 +1,4 @@
-"""Ends the sessions of a gateway whose client has read nothing for minutes."""
+"""Ends sessions whose client has read nothing for minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKS_PER_TIMEOUT: Final = 10
 
 
 async def end_stalled_sessions(registry: SessionRegistry, write_timeout_s: float) -> None:
-    """End sessions whose client has taken no byte for so long while data waits for it.
+    """End sessions whose client has long read none of the data that waits for it.
 
     Runs until cancelled. Durable messages wait in the log; the identity must not stay with such a
     client.

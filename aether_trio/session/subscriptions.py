@@ -1,4 +1,4 @@
-"""What each kind of participant listens to, and how a session opens and closes it.
+"""Opens and closes what a session listens to, by its participant's kind.
 
 Invariants: everything a session subscribed to is closed by `close`, without a checkpoint; what a
 user listens to because of its workspace is separate from the rest, so that a switch of the
@@ -26,7 +26,7 @@ from aether_trio.queues.work_queues import WorkQueues
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One durable topic.
+    """A durable topic that a participant listens to, and where reading starts.
 
     `named`: the cursor is kept under the identity; otherwise the topic is read from its end on.
     `from_oldest`: a consumer without a cursor starts at the oldest retained message.
@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Durable topics, a work queue to join, and ephemeral topics."""
+    """The topics and the work queue that a participant listens to while connected."""
 
     topics: tuple[Wanted, ...] = ()
     work_queue: str | None = None
@@ -47,10 +47,7 @@ class Plan:
 
 
 def plan_for(identity: Identity) -> Plan:
-    """Return what a participant listens to while it is connected.
-
-    Reference: core.md section 2.4.
-    """
+    """Return what a participant listens to while connected (reference: core.md 2.4)."""
     own = Wanted(identity.topic, named=True, from_oldest=True)
     match identity.kind:
         case Kind.AGENT:
@@ -70,7 +67,7 @@ def plan_for(identity: Identity) -> Plan:
 
 
 def plan_for_workspace(user_id: str, workspace: str) -> Plan:
-    """Return what a user's window listens to because of its workspace."""
+    """Return what a user's window listens to in a workspace it is switched to."""
     return Plan(
         (
             Wanted(topics.users_of(workspace), named=False),
@@ -89,7 +86,7 @@ class _Open:
 
 
 class Subscriptions:
-    """Everything that one session listens to."""
+    """The topics and the work queue that one session listens to."""
 
     __slots__ = (
         "_also",
@@ -133,7 +130,7 @@ class Subscriptions:
         self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
-        """Read what the log knows of the plan's topics; return what opens them.
+        """Read what the log knows of the plan's topics; return a function that opens them.
 
         Call the returned function, which is no checkpoint, right away. Raises StorageUnavailable.
         """
@@ -182,7 +179,7 @@ class Subscriptions:
         return open_all
 
     async def prepare_base(self) -> Callable[[], None]:
-        """Prepare what the identity listens to; return what opens it."""
+        """Prepare the topics of the identity itself; return a function that opens them."""
         open_all = await self.prepare(plan_for(self._identity))
 
         def open_base() -> None:
@@ -191,7 +188,7 @@ class Subscriptions:
         return open_base
 
     async def switch(self, workspace: str) -> None:
-        """Listen to another workspace; "" for none.
+        """Listen to another workspace of the user; "" for none.
 
         Raises StorageUnavailable, and then nothing has changed.
         """
@@ -215,10 +212,9 @@ class Subscriptions:
             self._outbox.withdraw(left.subscriptions)
 
     async def also(self, wanted: Wanted) -> bool:
-        """Listen to one more topic, until the workspace is another.
+        """Listen to one more topic until the workspace changes; return False if it has.
 
-        Returns whether the workspace still is the same. One call at a time. Raises
-        StorageUnavailable.
+        One call at a time. Raises StorageUnavailable.
         """
         workspace = self._workspace
         if workspace is None:
@@ -233,16 +229,16 @@ class Subscriptions:
         return True
 
     def no_longer(self, topic: str) -> None:
-        """Undo `also`. Idempotent."""
+        """Stop listening to a topic that `also` added. Idempotent."""
         self._leave(self._also.pop(topic, None))
 
     def is_level(self, topic: str) -> bool:
-        """Return whether the client has read all that there is of a topic of `also`."""
+        """Return whether the client has read everything in a topic that `also` added."""
         opened = self._also.get(topic)
         return opened is None or all(one.cursor >= one.state.end for one in opened.subscriptions)
 
     def close(self) -> None:
-        """Stop listening, for good. Idempotent, no checkpoint."""
+        """Stop listening to everything, for good. Idempotent, no checkpoint."""
         self._closed = True
         for opened in self._also.values():
             self._close(opened)
