@@ -1,4 +1,4 @@
-"""Access levels, as rules and grants have them.
+"""Levels of access that rules and grants give, as stored and on the wire.
 
 Rules and grants carry the integers; only authority requests carry the wire's enum (core.md section
 0.4).
@@ -10,10 +10,7 @@ import enum
 
 
 class AccessLevel(enum.IntEnum):
-    """What a rule allows, in order: a level includes all levels below it.
-
-    The gaps between the numbers are those of the protocol.
-    """
+    """A level of access of a rule or grant; each level includes those below it."""
 
     NONE = 0
     READ = 10
@@ -24,7 +21,7 @@ class AccessLevel(enum.IntEnum):
 
     @classmethod
     def from_wire(cls, value: int) -> AccessLevel:
-        """The level of an AccessLevel enum value, 1 (none) to 6 (superadmin).
+        """Return the level of a wire AccessLevel, 1 (none) to 6 (superadmin).
 
         Raises ValueError for 0, which says that the sender did not set it, and for values of a
         later protocol.
@@ -35,5 +32,5 @@ class AccessLevel(enum.IntEnum):
 
     @property
     def wire(self) -> int:
-        """The protocol's AccessLevel enum value."""
+        """The wire AccessLevel (protobuf enum value) of this level."""
         return self // 10 + 1

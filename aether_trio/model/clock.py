@@ -1,8 +1,8 @@
-"""Where logic gets the time from: a Clock, never the operating system.
+"""Clocks that give the gateway calendar time and monotonic time, also in tests.
 
-Two times, because they answer different questions. `now_ms` is a calendar time to be stored and
-shown: message timestamps, expiry of keys and tokens. `monotonic` measures how long something took
-or may take; it never jumps, and it means nothing outside this process.
+`now_ms` is a calendar time to be stored and shown: message timestamps, expiry of keys and tokens.
+`monotonic` measures how long something took or may take; it never jumps, and it means nothing
+outside this process.
 """
 
 from __future__ import annotations
@@ -16,28 +16,27 @@ MAX_HOLD_MS: Final = 1_000
 
 
 class Clock(Protocol):
-    """What a component needs to know of time. Both calls are cheap and never block."""
+    """Gives calendar time and monotonic time; both calls are cheap and never block."""
 
     def now_ms(self) -> int:
-        """Unix time in milliseconds."""
+        """Return Unix time in milliseconds."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; trio's time when the gateway runs."""
+        """Return seconds since some fixed moment; trio's time when the gateway runs."""
         ...
 
 
 class SystemClock:
-    """The machine's clock, smoothed.
+    """The machine's clock, without small steps back.
 
     When the machine's clock steps back by up to MAX_HOLD_MS (a time daemon's correction), `now_ms`
     stands still until the machine has caught up, so timestamps do not run backwards. A larger step
     back means that the clock was set, and is followed at once: standing still for that long would
-    keep expired keys alive. Steps forward are followed at once. Nothing may depend on `now_ms` for
-    order; order is the log's offsets.
+    keep expired keys alive. Nothing may depend on `now_ms` for order; order is the log's offsets.
 
-    `monotonic` and `wall_ns` are the sources; the gateway gives `trio.current_time` for the first,
-    so that deadlines computed from it fit trio's own.
+    The gateway gives `trio.current_time` as `monotonic`, so that deadlines computed from it fit
+    trio's own.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class SystemClock:
 
 
 class VirtualClock:
-    """Calendar time that follows a monotonic source such as trio's virtual clock.
+    """A test clock: calendar time that follows a monotonic source, such as trio's.
 
-    For tests and simulations. With `monotonic=trio.current_time` under an autojump clock, a key
-    with a TTL of an hour expires when the test has slept for an hour of virtual time. `epoch_ms` is
-    the calendar time at the moment of construction.
+    With `monotonic=trio.current_time` under an autojump clock, a key with a TTL of an hour expires
+    when the test has slept for an hour of virtual time. `epoch_ms` is the calendar time at the
+    moment of construction.
     """
 
     def __init__(self, monotonic: Callable[[], float], epoch_ms: int = 1_700_000_000_000) -> None:
@@ -79,7 +78,7 @@ class VirtualClock:
 
 
 class ManualClock:
-    """A clock that moves only when a test says so. It needs no trio run."""
+    """A test clock that moves only when the test says so; it needs no trio run."""
 
     def __init__(self, epoch_ms: int = 1_700_000_000_000) -> None:
         self._now_ms = epoch_ms
@@ -92,7 +91,7 @@ class ManualClock:
         return self._elapsed_ms / 1_000
 
     def advance(self, ms: int) -> None:
-        """Let both times pass. Raises ValueError for a negative time; see `set_wall`."""
+        """Advance calendar time and monotonic time; ValueError for a negative time."""
         if ms < 0:
             raise ValueError(f"cannot advance by {ms} ms; use set_wall to set the calendar back")
         self._now_ms += ms

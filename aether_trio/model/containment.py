@@ -1,4 +1,4 @@
-"""An unexpected exception ends one connection, and nothing that others share.
+"""Contains a defect: an unexpected exception ends one connection and no other.
 
 A connection is written to by other tasks (the log's committer, another session, a drain), and some
 of what it needs runs in nurseries that outlive it. An exception there would end all connections. So
@@ -30,12 +30,12 @@ DEFECT: Final = "the gateway has a defect, which is in its log; connect again"
 
 
 def report(error: BaseException, who: str) -> None:
-    """Log a defect that has ended, or harmed, the connection of `who`."""
+    """Log an unexpected exception that ended or harmed the connection of `who`."""
     log.error("a connection failed by a defect of the gateway: %s", who, exc_info=error)
 
 
 async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-    """Run `serve(*args)`; report what it raises, other than cancellation."""
+    """Run `serve(*args)`; log an exception from it as a defect of one connection."""
     try:
         await serve(*args)
     except Exception as error:
@@ -43,7 +43,7 @@ async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -
 
 
 def run_all(who: str, *steps: Callable[[], object]) -> None:
-    """Run all steps in order; report what a step raises, and go on."""
+    """Run all steps in order; log what a step raises, and go on."""
     for step in steps:
         try:
             step()

@@ -1,9 +1,9 @@
-"""Every error that a client can see, typed once.
+"""Errors that a client can see: gRPC statuses, and codes of refused requests.
 
-Two families. `StatusError` ends a stream with a gRPC status (refused handshakes, evictions,
-drains). `RequestError` is answered inside a live stream as an ErrorResponse or a typed failure. The
-codes, their spelling and their retryable flags are the protocol's (reference: core.md section 11);
-some lack the ERR_ prefix and must stay so.
+`StatusError` ends a stream with a gRPC status (refused handshakes, evictions, drains).
+`RequestError` is answered inside a live stream as an ErrorResponse or a typed failure. The codes,
+their spelling and their retryable flags are the protocol's (reference: core.md section 11); some
+lack the ERR_ prefix and must stay so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class Status(enum.IntEnum):
-    """gRPC status codes (grpc/doc/statuscodes.md)."""
+    """The gRPC status codes (grpc/doc/statuscodes.md)."""
 
     OK = 0
     CANCELLED = 1
@@ -35,7 +35,7 @@ class Status(enum.IntEnum):
 
 
 class Code(enum.StrEnum):
-    """ErrorResponse.code values. StrEnum so that a Code is usable as the wire string."""
+    """The values of ErrorResponse.code, each usable as the wire string."""
 
     INVALID_TOPIC = "ERR_INVALID_TOPIC"
     SV_UNAVAILABLE = "ERR_SV_UNAVAILABLE"
@@ -100,7 +100,7 @@ class RequestError(Exception):
 
 
 class StatusError(Exception):
-    """The end of a stream with this gRPC status.
+    """The end of a client's stream with a gRPC status.
 
     Never raised with OK, which clients take for a connection that still lives.
     """

@@ -1,4 +1,4 @@
-"""Identities: nine forms of principals, their strings, topics and rules.
+"""Identities of participants: nine kinds, their strings, topics and rules.
 
 Reference: core.md section 2. An identity string is the participant's lock key, its log key and, for
 most kinds, its topic, so two identities must never share one. That makes two rules stricter than
@@ -35,14 +35,11 @@ _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f*>]")
 
 
 class IdentityError(ValueError):
-    """A part or a text that cannot be an identity.
-
-    The message names the part and the rule that it breaks.
-    """
+    """A text is no identity or part of one; the message names the broken rule."""
 
 
 class PrincipalType(enum.IntEnum):
-    """The protocol's PrincipalType. Both kinds of task are TASK on the wire."""
+    """The wire's PrincipalType; both kinds of task are TASK."""
 
     AGENT = 1
     TASK = 2
@@ -55,7 +52,7 @@ class PrincipalType(enum.IntEnum):
 
     @property
     def type_name(self) -> str:
-        """The name used in grants, access rules, tasks and credentials: lower snake case."""
+        """The name of the type in grants, access rules, tasks and credentials: snake case."""
         return self.name.lower()
 
 
@@ -71,10 +68,7 @@ _TYPE_NAMES: Final[Mapping[str, PrincipalType]] = MappingProxyType(
 
 
 def parse_principal_type(name: str) -> PrincipalType:
-    """Read a principal type name, in any case, with the reference's aliases.
-
-    Raises IdentityError.
-    """
+    """Parse a principal type's name, in any case, or an alias. Raises IdentityError."""
     try:
         return _TYPE_NAMES[name.lower()]
     except KeyError:
@@ -83,10 +77,7 @@ def parse_principal_type(name: str) -> PrincipalType:
 
 
 class Kind(enum.StrEnum):
-    """What a participant is.
-
-    Finer than PrincipalType: the two kinds of task differ in everything but the number on the wire.
-    """
+    """The kind of a participant, finer than PrincipalType: two kinds of task differ."""
 
     AGENT = "agent"
     UNIQUE_TASK = "unique_task"
@@ -105,14 +96,14 @@ class Kind(enum.StrEnum):
 
     @property
     def with_article(self) -> str:
-        """For sentences: "an agent", "a workflow engine"."""
+        """The kind with its article for sentences: "an agent", "a workflow engine"."""
         article = "an" if self in {Kind.AGENT, Kind.ORCHESTRATOR} else "a"
         return f"{article} {self.value.replace('_', ' ')}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a kind is written: its prefix, then its parts in order.
+    """How an identity of a kind is written: its prefix, then its parts in order.
 
     A part is (attribute, name for people).
     """
@@ -153,7 +144,7 @@ _SEPARATORS: Final[Mapping[str, int]] = MappingProxyType(
 
 
 def prefix_of(kind: Kind) -> str:
-    """What the identities of a kind begin with, in front of the first "::"."""
+    """Return the prefix of the identities of a kind: "ag" for agents."""
     return _FORMS[kind].prefix
 
 
@@ -166,7 +157,7 @@ def has_all_parts(text: str) -> bool:
 
 
 def shape_of(prefix: str) -> str | None:
-    """Return how the identities with this prefix are written; None without any.
+    """Return how identities with a prefix are written; None for an unknown prefix.
 
     The shape is a text such as `ag::{workspace}::{implementation}::{specifier}`.
     """
@@ -178,13 +169,13 @@ def shape_of(prefix: str) -> str | None:
 
 
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
-    """Return `text` if it may be a part of an identity or topic.
+    """Return `text` if it may be a part of an identity or topic; else IdentityError.
 
     A part has 1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says
-    that no other part follows, so the part may end with ":" (see the module's text).
-    `strict=False` is the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false. It lifts the rule on
-    characters only (but for the zero byte), because without the other rules two identities could
-    share one string. Raises IdentityError, which names `what`.
+    that no other part follows, so the part may end with ":" (see the module's text). `strict=False`
+    is the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false. It lifts the rule on characters only
+    (but for the zero byte), because without the other rules two identities could share one string.
+    The error names `what`.
     """
     if not text:
         raise IdentityError(f"{what} is empty")
@@ -209,7 +200,7 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One participant, always valid: made by a constructor of its kind, or by `parse`.
+    """A participant's valid identity, made by a constructor of its kind or parsed.
 
     Users keep their user id in `implementation` and their window id in `specifier`. `workspace` is
     "" for each kind that has none in its string (a user's current workspace is a fact of the
@@ -260,15 +251,12 @@ class Identity:
 
     @property
     def wire_type(self) -> PrincipalType:
-        """The protocol's PrincipalType number."""
+        """The participant's PrincipalType on the wire."""
         return self.kind.principal_type
 
     @property
     def type_name(self) -> str:
-        """The principal type in grants, access rules and tasks.
-
-        "task" for both kinds of task.
-        """
+        """The participant's type in access rules and tasks; "task" for both kinds of task."""
         return self.kind.principal_type.type_name
 
     @property
@@ -291,7 +279,7 @@ class Identity:
 
     @classmethod
     def task(cls, workspace: str, implementation: str, uuid: str, *, strict: bool = True) -> Identity:
-        """Make a non-unique task, with a `uuid` per connection (`IdFactory.unique`)."""
+        """Make the identity of a non-unique task; `uuid` is new for each connection."""
         return cls(Kind.TASK, workspace, implementation, uuid, strict)
 
     @classmethod
@@ -300,20 +288,17 @@ class Identity:
 
     @classmethod
     def orchestrator(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
-        """Make an orchestrator.
-
-        The gateway makes the specifier of one that connects without (`IdFactory.short`).
-        """
+        """Make an orchestrator; for one without a specifier the gateway makes it."""
         return cls(Kind.ORCHESTRATOR, "", implementation, specifier, strict)
 
     @classmethod
     def workflow_engine(cls) -> Identity:
-        """The workflow engine, of which there is one."""
+        """Return the identity of the workflow engine, of which there is one."""
         return cls(Kind.WORKFLOW_ENGINE)
 
     @classmethod
     def metrics_bridge(cls) -> Identity:
-        """The metrics bridge, of which there is one."""
+        """Return the identity of the metrics bridge, of which there is one."""
         return cls(Kind.METRICS_BRIDGE)
 
     @classmethod
@@ -326,7 +311,7 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str, *, strict: bool = True) -> Identity:
-        """Read an identity string, the inverse of `str(identity)`. Raises IdentityError."""
+        """Parse an identity string, the inverse of `str(identity)`. Raises IdentityError."""
         if len(text) > _MAX_TEXT_CHARACTERS:
             raise IdentityError(f"{shown(text)} is not an identity: it has {len(text)} characters")
         prefix, *values = text.split(SEPARATOR)

@@ -1,8 +1,7 @@
-"""Every bound a client can run into, with its unit in its name.
+"""The bounds that clients of a gateway can run into; each name ends with its unit.
 
-The defaults are the reference's (core.md section 5.4).
-
-Bounds of a transport (message caps, flow-control windows, flood budgets) live with the transport.
+The defaults are the reference's (core.md section 5.4). Bounds of a transport (message caps,
+flow-control windows, flood budgets) live with the transport.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ parameters with it."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a running gateway, which do not change.
+    """Sizes, rates and counts that a gateway allows its clients; they do not change.
 
     A rate or a count of 0 means unlimited.
     """
@@ -146,7 +145,7 @@ class Limits:
             raise ValueError(f"limit kv_list_page {self.kv_list_page} is over kv_list_page_max {self.kv_list_page_max}")
 
     def without_rates(self) -> Limits:
-        """The same limits with every rate off, as in development."""
+        """Return the same limits without rates, for development."""
         return replace(
             self, send_rate_per_s=0.0, workspace_rate_per_s=0.0, identity_rate_per_s=0.0, request_rate_per_s=0.0
         )

@@ -1,4 +1,4 @@
-"""The rules for a metric message, over plain values (core.md section 4.1).
+"""Checks the entries of a metric message (reference: core.md section 4.1).
 
 The caller decodes the payload (ERR_METRIC_INVALID when it cannot) and decides what a negative
 quantity requires.
@@ -23,13 +23,13 @@ def check_metric(
     max_entries: int = MAX_ENTRIES,
     max_metadata_keys: int = MAX_METADATA_KEYS,
 ) -> bool:
-    """Check the entries of one metric; return whether a quantity is negative.
+    """Check the (name, quantity) entries of a metric; return whether one is negative.
 
-    An entry is (name, quantity). A negative quantity needs a permission; minus zero is not
-    negative. The receiver checks the kinds of entries. Raises RequestError for the first failure in
-    the reference's order: ERR_METRIC_INVALID for too many metadata keys, ERR_METRIC_EMPTY for no
-    entries and, as the reference does, for too many, ERR_METRIC_INVALID_ENTRY for an entry without
-    a name or with a quantity that is not finite.
+    A negative quantity needs a permission; minus zero is not negative. The receiver checks the
+    kinds of entries. Raises RequestError for the first failure in the reference's order:
+    ERR_METRIC_INVALID for too many metadata keys, ERR_METRIC_EMPTY for no entries and, as the
+    reference does, for too many, ERR_METRIC_INVALID_ENTRY for an entry without a name or with a
+    quantity that is not finite.
     """
     if metadata_keys > max_metadata_keys:
         raise RequestError(

@@ -1,8 +1,8 @@
-"""Which session owns an identity: its lock, its history and its end.
+"""Records of which session owns an identity: its lock, its history, its end.
 
-One record for each fact, used by session/ (one node) and cluster/ (all nodes) alike. An identity is
-the text of `Identity`. Times are Unix milliseconds; those of other nodes' sessions are read from
-the clock of the database server.
+Used by session/ (one node) and cluster/ (all nodes) alike. An identity is the text of `Identity`.
+Times are Unix milliseconds; those of other nodes' sessions are read from the clock of the database
+server.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from aether_trio.model.identity import Identity, Kind
 
 @dataclass(frozen=True, slots=True)
 class IdentityLock:
-    """One session's ownership of an identity.
+    """A session's ownership of an identity in a cluster.
 
-    `epoch` counts the locks of this identity in the cluster: the lock with the highest epoch is
-    in force.
+    `epoch` counts the locks of this identity: the lock with the highest epoch is in force.
     """
 
     identity: str
@@ -29,10 +28,7 @@ class IdentityLock:
 
 @dataclass(frozen=True, slots=True)
 class SessionHistory:
-    """The chain of sessions that a resumed session continues.
-
-    The chain has begun at `initial_connection_ms`; `session_id` is its last session.
-    """
+    """The chain of sessions that a resume continues, up to the session `session_id`."""
 
     session_id: str
     initial_connection_ms: int
@@ -41,7 +37,7 @@ class SessionHistory:
 
 @dataclass(frozen=True, slots=True)
 class LockRequest:
-    """What a session says of itself when it requests the lock of `identity`.
+    """A session's request for the lock of its identity.
 
     `workspace` is that of the identity, "" for none. `resume_session_id` names the session to take
     over or to continue. `takes_any`: messages for any instance of its service may go to it.
@@ -62,7 +58,7 @@ class LockRequest:
 
 @dataclass(frozen=True, slots=True)
 class GrantedLock:
-    """A granted lock, and the history that its session continues, if any.
+    """A granted identity lock, and the history that its session continues, if any.
 
     `displaced` is (node id, session id) of the last owner on another node that had to be asked or
     was found dead.
@@ -75,7 +71,7 @@ class GrantedLock:
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What listings say of a live session.
+    """A live session as listings show it.
 
     `workspace` is the workspace that the participant is in. `node_id` is 0 for a session of this
     node. `last_activity_ms` of another node's session is when its row was written: when it
@@ -93,10 +89,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """Which sessions to list.
-
-    `kinds` empty is all kinds; `workspace` "" is any workspace.
-    """
+    """Which sessions a list has: no `kinds` is all kinds, no `workspace` is any."""
 
     kinds: frozenset[Kind] = frozenset()
     workspace: str = ""
@@ -104,10 +97,7 @@ class SessionFilter:
 
 @dataclass(frozen=True, slots=True)
 class SessionList:
-    """A page of a list of sessions in the order of their identities.
-
-    `total` is the length of the whole list.
-    """
+    """A page of the list of sessions by identity; `total` is the whole list's length."""
 
     sessions: Sequence[SessionRecord]
     total: int
@@ -115,17 +105,14 @@ class SessionList:
 
 @dataclass(frozen=True, slots=True)
 class LastSeen:
-    """Whether a participant is connected, and when it was active last.
-
-    `last_ms` is 0 when no session tells.
-    """
+    """Whether a participant is connected, and its last activity; `last_ms` 0: unknown."""
 
     connected: bool
     last_ms: int
 
 
 class DisconnectOutcome(enum.Enum):
-    """What became of the request to end a session."""
+    """Whether a session that was asked to end has ended."""
 
     DONE = "done"
     """The session has ended."""
@@ -138,7 +125,7 @@ class DisconnectOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class DisconnectResult:
-    """The outcome, and the identity of the session; "" for an unknown session."""
+    """The outcome of ending a session, and its identity; "" for an unknown session."""
 
     outcome: DisconnectOutcome
     identity: str = ""

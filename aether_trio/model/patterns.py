@@ -1,4 +1,4 @@
-"""Patterns with `*` and `?`, which operators write for workspaces and identities.
+"""Matches workspaces and identities with patterns of `*` and `?`.
 
 `*` matches any characters but "/", `?` matches one; a lone `*` matches everything. A pattern for an
 identity is compared part by part, as an identity is written: a star never matches the "::" between
@@ -26,8 +26,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
     """Compile a pattern: each star takes the shortest text up to the next fixed piece.
 
     The match never tries another text for a star. That is enough: a later place of the piece can
-    only make it harder for the rest (as in CPython's fnmatch). So there is no exponential search as
-    with one `[^/]*` after another.
+    only make it harder for the rest (as in CPython's fnmatch). So there is no exponential search.
     """
     first, *rest = ["".join("[^/]" if one == "?" else re.escape(one) for one in piece) for piece in pattern.split("*")]
     if not rest:
@@ -38,12 +37,12 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Return whether the pattern matches the whole text."""
+    """Return whether a pattern matches a whole text."""
     return pattern == ANY or _glob(pattern).fullmatch(text) is not None
 
 
 def fits_identity(pattern: str, identity: Identity) -> bool:
-    """Return whether a pattern for identities matches this one.
+    """Return whether an identity pattern matches an identity.
 
     Such patterns are `ag::*::echo::*`, a user's id, or a lone `*` for all.
     """
@@ -57,10 +56,7 @@ def fits_identity(pattern: str, identity: Identity) -> bool:
 
 
 def identity_pattern_problem(pattern: str) -> str | None:
-    """Return why a pattern can match no identity; None when it may match one.
-
-    The text is for the operator who wrote the pattern.
-    """
+    """Return why an identity pattern matches nothing, for its author; None if it may."""
     prefix, *parts = pattern.split(SEPARATOR)
     if not parts:
         return None

@@ -1,9 +1,9 @@
-"""Which kinds of participants may send to which kinds of topics.
+"""The table of which kinds of participants may send to which kinds of topics.
 
-Reference: core.md section 4.2. One table, read by one function. Every 1 is still subject to access
-rules; every 0 is final. One column differs from the reference's code on purpose: no participant may
-send to a progress topic. Its subscribers expect raw progress reports and would misread an envelope,
-the reference's documentation forbids it too, and progress has its own operation.
+Reference: core.md section 4.2. Every 1 is still subject to access rules; every 0 is final. One
+column differs from the reference's code on purpose: no participant may send to a progress topic.
+Its subscribers expect raw progress reports and would misread an envelope, the reference's
+documentation forbids it too, and progress has its own operation.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _ALLOWED: Final[Mapping[Kind, frozenset[TopicKind]]] = MappingProxyType(
 
 
 def may_send(kind: Kind, topic: TopicKind) -> bool:
-    """Return whether a participant of this kind may send to topics of that kind."""
+    """Return whether participants of a kind may send to topics of a kind."""
     return topic in _ALLOWED[kind]
 
 
 def sendable(kind: Kind) -> frozenset[TopicKind]:
-    """Return the kinds of topics that a participant of this kind may send to."""
+    """Return the kinds of topics that participants of a kind may send to."""
     return _ALLOWED[kind]

@@ -1,4 +1,4 @@
-"""Texts of clients: which may be kept, and how errors and log lines show them.
+"""Checks texts of clients, and quotes them safely in errors and log lines.
 
 A text that a client chose ends up in columns, labels of errors and lines of a log. So each has a
 bound in bytes of UTF-8, contains no control characters (PostgreSQL's text has no zero byte, and a
@@ -17,11 +17,11 @@ _CONTROL_BUT_SPACE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class TextError(ValueError):
-    """A text that may not be kept. The message names the field."""
+    """A client's text is too long or has control characters; names the field."""
 
 
 def shown(value: object, most: int = SHOWN) -> str:
-    """Return a value as an error quotes it: ASCII, on one line, cut off at `most`."""
+    """Return a value as errors quote it: ASCII on one line, cut off at `most`."""
     if isinstance(value, (str, bytes)):
         value = value[: most + 1]  # what is escaped is never shorter
     text = ascii(value)
@@ -29,16 +29,13 @@ def shown(value: object, most: int = SHOWN) -> str:
 
 
 def line(text: str, most: int) -> str:
-    """Return a text as one line of at most `most` characters.
-
-    Control characters are replaced by a visible one.
-    """
+    """Return a text as one line, cut off; control characters become a visible one."""
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text)
 
 
 def escaped(text: str, most: int) -> str:
-    """Return a text for a line of a log: at most `most` characters, others escaped."""
+    """Return a text as one log line, cut off; unprintable characters are escaped."""
     text = text if len(text) <= most else f"{text[:most]}..."
     if text.isprintable():
         return text
@@ -46,10 +43,10 @@ def escaped(text: str, most: int) -> str:
 
 
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
-    """Return `text` if it may be kept; an empty text may.
+    """Return a client's text if it may be stored; raise TextError, which names `what`.
 
     `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and ends of
-    lines. Raises TextError, which names `what`.
+    lines.
     """
     if text.isascii():
         if len(text) <= most_bytes and text.isprintable():

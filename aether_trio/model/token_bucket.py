@@ -1,8 +1,7 @@
-"""A token bucket as one number, without a timer.
+"""A token bucket (rate limit) as one number, without a timer.
 
 The algorithm is the generic cell rate algorithm (ITU-T I.371). Instead of counting tokens, the
 bucket remembers the moment at which it will be full again, and a take moves that moment forward.
-Nothing runs between two takes, and there is no refill step to round.
 
 Invariants: between any two moments s <= t at most `burst + rate_per_s * (t - s)` tokens are given,
 plus what fits into TOLERANCE_S; a refused take changes nothing; a take at `now + wait` after a
@@ -19,7 +18,7 @@ TOLERANCE_S: Final = 1e-6
 
 
 class TokenBucket:
-    """A rate with a burst; a rate of 0 is unlimited.
+    """A rate limit with a burst; a rate of 0 is unlimited.
 
     `now` is monotonic seconds and must not go backwards.
     """
@@ -52,8 +51,5 @@ class TokenBucket:
         return 0.0
 
     def is_full(self, now: float) -> bool:
-        """Return whether all tokens are there.
-
-        A full bucket may be forgotten and made anew, which bounds a map of buckets.
-        """
+        """Return whether the bucket is full, and so may be forgotten and made anew."""
         return not self.rate_per_s or self._full_at <= now

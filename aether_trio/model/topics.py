@@ -1,4 +1,4 @@
-"""Topics: where a message goes, read once and passed around as a value.
+"""Topics: parses where a message goes, and rewrites aliases of topics.
 
 Reference: core.md section 3. A topic is a prefix and one to three parts joined with "::". The
 reference looks only at the prefix when a message is sent, so a topic with a wrong number of parts
@@ -39,7 +39,7 @@ CACHE_SIZE: Final = 4096
 
 
 class TopicKind(enum.StrEnum):
-    """What a topic is, named by its prefix."""
+    """The kind of a topic, named by the topic's prefix."""
 
     AGENT = "ag"
     UNIQUE_TASK = "tu"
@@ -59,7 +59,7 @@ class TopicKind(enum.StrEnum):
 
 
 class Topic(NamedTuple):
-    """A valid topic.
+    """A valid topic, taken apart.
 
     `parts` are those after the prefix; `workspace` is the one that access rules check, or "".
     """
@@ -74,7 +74,7 @@ class Topic(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a client's message goes.
+    """The topic that a client's message goes to.
 
     `declared_workspace` is the one that an event or metric alias names.
     """
@@ -120,10 +120,9 @@ _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 
 
 def parse_topic(text: str, strict: bool = True) -> Topic:
-    """Read a topic that is no alias.
+    """Parse a topic that is no alias; remembered. RequestError if it is invalid.
 
-    `strict=False` lifts the rule on characters, as in `check_token`. Raises
-    RequestError(ERR_INVALID_TOPIC), which says what was expected.
+    `strict=False` lifts the rule on characters, as in `check_token`.
     """
     if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes; do not hash or remember a huge text
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
@@ -131,17 +130,14 @@ def parse_topic(text: str, strict: bool = True) -> Topic:
 
 
 def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Target:
-    """Read a topic or an alias of a message; the result is remembered.
-
-    It is that of `rewrite_alias` and `parse_topic`, and raises as they do.
-    """
+    """Parse a message's topic or alias; remembered. Raises RequestError."""
     if len(text) > MAX_TOPIC_BYTES:
         raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
     return _resolve(text, sender_workspace, strict)
 
 
 def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tuple[str, str]:
-    """Replace an alias by what it stands for; return any other text as it is.
+    """Replace a topic alias by its topic; return any other text as it is.
 
     Returns the topic's text and the declared workspace: the one that an event or a metric is sent
     on behalf of, whose rules apply when it differs from the sender's. It is "" for other topics,
@@ -166,48 +162,48 @@ def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tupl
 
 
 def agents_of(workspace: str) -> str:
-    """Every agent of a workspace."""
+    """Return the topic of all agents of a workspace."""
     return f"ga::{workspace}"
 
 
 def users_of(workspace: str) -> str:
-    """Every user window that is switched to a workspace."""
+    """Return the topic of all user windows that are switched to a workspace."""
     return f"gu::{workspace}"
 
 
 def user_in(user_id: str, workspace: str) -> str:
-    """The windows of a user that are switched to a workspace."""
+    """Return the topic of a user's windows that are switched to a workspace."""
     return f"uw::{user_id}::{workspace}"
 
 
 def user_everywhere(user_id: str) -> str:
-    """Every window of a user."""
+    """Return the topic of all windows of a user."""
     return f"uu::{user_id}"
 
 
 def progress_of(workspace: str) -> str:
-    """Progress reports of a workspace."""
+    """Return the topic of progress reports of a workspace."""
     return f"pg::{workspace}"
 
 
 def progress_of_user(user_id: str) -> str:
-    """Progress reports that concern a user, from every workspace."""
+    """Return the topic of progress reports that concern a user, in all workspaces."""
     return f"pg::us::{user_id}"
 
 
 def workers_of(workspace: str, implementation: str) -> str:
-    """The class of non-unique tasks of one implementation."""
+    """Return the topic of the non-unique tasks (workers) of one implementation."""
     return f"tb::{workspace}::{implementation}"
 
 
 def task_topic(workspace: str, task_id: str, kind: str) -> str:
-    """A topic of one task: "events", "msg" or "input"."""
+    """Return a topic of one task; `kind` is "events", "msg" or "input"."""
     assert kind in TASK_TOPICS
     return f"tk::{workspace}::{task_id}::{kind}"
 
 
 def any_service(implementation: str) -> str:
-    """Any live instance of a service."""
+    """Return the topic for any live instance of a service."""
     return f"sv::{implementation}"
 
 

@@ -1,7 +1,7 @@
-"""What a task is and how it may change. No I/O, no clock.
+"""Tasks: statuses, retry policies, waits, deadlines and the table of moves.
 
-Statuses, retry policies, waits, deadlines and the table of moves. A store keeps `TaskRow` rows;
-`transitions.decide` returns what a move makes of a row, `timed_transitions.next_due` when time alone moves it.
+No I/O, no clock. A store keeps `TaskRow` rows; `transitions.decide` returns what a move makes of a
+row, `timed_transitions.next_due` when time alone moves it.
 """
 
 from aether_trio.model.tasks.retry import Backoff, RetrySchedule

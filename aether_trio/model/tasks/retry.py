@@ -1,7 +1,4 @@
-"""When a failed task is retried (tasks.md 1.7). Delays are milliseconds.
-
-Delays are milliseconds.
-"""
+"""Computes when a failed task is retried, from its retry policy (tasks.md 1.7)."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ MAX_DELAY_MS: Final = 10 * 365 * 24 * 3600 * 1000
 
 
 class Backoff(enum.IntEnum):
-    """How delays grow, as numbered on the wire. UNSPECIFIED is EXPONENTIAL."""
+    """How retry delays grow, as numbered on the wire; UNSPECIFIED is EXPONENTIAL."""
 
     UNSPECIFIED = 0
     FIXED = 1
@@ -29,7 +26,7 @@ class Backoff(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:
-    """A retry policy as the client gave it.
+    """A task's retry policy as the client gave it; delays in milliseconds.
 
     `max_attempts` counts the first attempt too; 0 means three.
     """
@@ -45,7 +42,7 @@ class RetrySchedule:
 
     @property
     def attempts(self) -> int:
-        """How many attempts a task may have in all."""
+        """How many attempts the task may have in all."""
         return self.max_attempts if self.max_attempts > 0 else DEFAULT_ATTEMPTS
 
     def delay_ms(self, failures: int, uniform: Callable[[], float]) -> int:
@@ -70,12 +67,12 @@ class RetrySchedule:
         return min(delay, self.max_delay_ms) if self.max_delay_ms > 0 else delay
 
     def to_json(self) -> str:
-        """Encode the policy for storage."""
+        """Encode the retry policy for storage."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> RetrySchedule:
-        """Decode what `to_json` returned."""
+        """Decode a retry policy that `to_json` encoded."""
         fields = json.loads(text)
         for name in ("schedule_ms", "retryable_status_codes"):
             fields[name] = tuple(fields[name])

@@ -13,7 +13,7 @@ from typing import Final
 
 
 class StoredStatus(enum.StrEnum):
-    """The status of a task, as stored."""
+    """The status of a task, as stored; finer than the wire's TaskStatus."""
 
     PENDING = "pending"
     ASSIGNED = "assigned"
@@ -33,7 +33,7 @@ class StoredStatus(enum.StrEnum):
 
     @property
     def wire(self) -> int:
-        """The number of this status in the protocol's TaskStatus."""
+        """The number of this status in the wire's TaskStatus."""
         return _WIRE[self]
 
 
@@ -75,7 +75,7 @@ _WIRE: Final[Mapping[StoredStatus, int]] = MappingProxyType(
 
 
 def stored_as(wire: int) -> frozenset[StoredStatus]:
-    """Return the statuses of a number on the wire; none for an unknown number.
+    """Return the stored statuses of a TaskStatus number; none for an unknown number.
 
     The reference's filter finds only `pending` for QUEUED and only `failed` for FAILED. Here a
     filter finds every task that is shown with that number.
@@ -84,7 +84,7 @@ def stored_as(wire: int) -> frozenset[StoredStatus]:
 
 
 class GraceClass(enum.IntEnum):
-    """How patient a task is with its worker.
+    """A task's class, which sets how long it waits for a disconnected worker.
 
     UNSPECIFIED is treated as INTERACTIVE, but not cancelled when it is stale.
     """
@@ -103,19 +103,16 @@ GRACE_MS: Final[Mapping[int, int]] = MappingProxyType(
         GraceClass.BACKGROUND: 600_000,
     }
 )
-"""Grace window in milliseconds, by class; fixed when the task is created.
-
-A running task waits so long for its worker to reconnect.
-"""
+"""How long a running task waits for its worker to reconnect, by class; fixed at creation."""
 
 NORMAL_PRIORITY: Final = 30
 
 
 def grace_ms(task_class: int) -> int:
-    """Return the grace window of a class; of an unknown class, that of UNSPECIFIED."""
+    """Return the grace window of a task class (ms); an unknown one has UNSPECIFIED's."""
     return GRACE_MS.get(task_class, GRACE_MS[GraceClass.UNSPECIFIED])
 
 
 def priority_of(wire: int) -> int:
-    """Return the stored priority: 0 on the wire is NORMAL (reference: tasks.md 1.2)."""
+    """Return the stored priority of a task: 0 on the wire is NORMAL (tasks.md 1.2)."""
     return wire or NORMAL_PRIORITY

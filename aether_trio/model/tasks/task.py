@@ -2,7 +2,8 @@
 
 `epoch` counts assignments: a worker with an older one has lost the task. `events` is the number of
 the task's latest event. The last group of fields follows from the others whenever a row is written
-(`waiting_queue.queue_of`, `holder_of`, `keeper_of`, `timed_transitions.next_due`), so that indexes can be small.
+(`waiting_queue.queue_of`, `holder_of`, `keeper_of`, `timed_transitions.next_due`), so that indexes
+can be small.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ AGENT_STARTUP: Final = "agent_startup"
 
 
 class Mode(enum.StrEnum):
-    """Who works: the creator, one identity, or any worker of an implementation."""
+    """How a task's worker is chosen: the creator, one identity, or any of a pool."""
 
     SELF_ASSIGN = "self_assign"
     TARGETED = "targeted"
@@ -34,7 +35,7 @@ class Mode(enum.StrEnum):
 
 @dataclass
 class TaskRow:
-    """The row of a task. Treat it as a value: `changed` makes the next one.
+    """The stored row of a task. Treat it as a value: `changed` makes the next one.
 
     `status` and `mode` are stored words. The fields are exactly its `__dict__`, in the order of
     COLUMNS: copying and comparing that costs a third of what slots do.
@@ -119,9 +120,7 @@ class TaskRow:
     deliveries: int = 0
     """How often workers gave it back without beginning it, in this attempt."""
     opened_ms: int = 0
-    """When a participant last retried it, 0 for its creation.
-
-    `schedule_to_close` counts from then.
+    """When a participant last retried it, 0 for its creation; `schedule_to_close` counts from then.
     """
     fresh_ms: int = 0
     """When it last went on by a retry or after a wait, 0 for its creation."""
@@ -134,10 +133,7 @@ class TaskRow:
     begun: int = 0
     """1: its worker never claims, has gone, and is presumed to have begun this task."""
     launched: int = 0
-    """Of a start: the epoch of the assignment whose token its agent has shown.
-
-    0: the agent has shown none.
-    """
+    """Of a start: the epoch of the assignment whose token its agent has shown, 0 for none."""
 
     queue: str = ""
     """Where it waits for an assignment, "" if it does not wait."""
@@ -153,33 +149,30 @@ class TaskRow:
 
     @property
     def is_final(self) -> bool:
-        """Whether its status is terminal and no retry follows."""
+        """Whether the task has ended: its status is terminal and no retry follows."""
         return is_final(self.status, self.next_retry_ms)
 
     @property
     def process_ended(self) -> bool:
-        """Whether this is a start whose process is known to have ended."""
+        """Whether this is an agent start whose process is known to have ended."""
         return self.grace_ms < 0
 
     @property
     def policy(self) -> RetrySchedule | None:
-        """The retry policy; None without one."""
+        """The task's retry policy; None without one."""
         return RetrySchedule.from_json(self.retry_policy) if self.retry_policy else None
 
     @property
     def waits_for(self) -> Wait | None:
-        """What a paused task waits for; None if it is not paused."""
+        """What the paused task waits for; None if it is not paused."""
         return Wait.from_json(self.wait) if self.wait else None
 
     def values(self) -> tuple[Any, ...]:
-        """Return the values of COLUMNS for a store.
-
-        Words become plain text, which binds in half the time.
-        """
+        """Return the row's values in the order of COLUMNS, with enums as text."""
         return tuple({**self.__dict__, "status": self.status.value, "mode": self.mode.value}.values())
 
     def changed(self, changes: Mapping[str, Any]) -> TaskRow:
-        """Return the row after `changes`."""
+        """Return a copy of the row with these changes."""
         task = _new(TaskRow)
         task.__dict__.update(self.__dict__)
         task.__dict__.update(changes)
@@ -187,7 +180,7 @@ class TaskRow:
         return task
 
     def differences(self, after: TaskRow) -> dict[str, Any]:
-        """Return the columns that differ in `after`, with values for a store."""
+        """Return the columns that differ in the row `after`, with their values there."""
         old = self.__dict__
         found = {name: value for name, value in after.__dict__.items() if value is not old[name] and value != old[name]}
         if "status" in found:
@@ -196,7 +189,7 @@ class TaskRow:
 
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> TaskRow:
-        """Make a task of a stored row of COLUMNS."""
+        """Make a task from the stored values of COLUMNS."""
         task = _new(cls)
         state = task.__dict__
         state.update(zip(COLUMNS, row, strict=True))

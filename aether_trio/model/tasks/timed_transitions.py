@@ -1,4 +1,4 @@
-"""When time alone moves a task, and how.
+"""Decides when time alone changes a task, and how: timeouts, retries, deletion.
 
 Each row has one moment, computed from the row whenever it is written. So there is one index of due
 moments, and no timer that could be forgotten, set twice or outlive its task. At the moment the row
@@ -20,23 +20,16 @@ S = StoredStatus
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Limits in milliseconds, 0 for never.
-
-    The defaults are the reference's (tasks.md 2.5).
-    """
+    """Time limits of tasks in milliseconds, 0 for never (defaults: tasks.md 2.5)."""
 
     interactive_ms: int = 3_600_000
-    """An INTERACTIVE task is cancelled if it is live so long.
-
-    Counted from its creation, last retry or last wait.
-    """
+    """An INTERACTIVE task is cancelled if it is live so long after creation, its last retry or last
+    wait."""
     startup_ms: int = 1_800_000
     """The same for a start that no orchestrator has."""
     pool_ms: int = 3_600_000
-    """The same for a POOL task that waits for a worker.
-
-    Also for a SELF_ASSIGN task whose creator has disconnected before it began.
-    """
+    """The same for a POOL task that waits for a worker, and for a SELF_ASSIGN task whose creator
+    has disconnected before it began."""
     completed_ms: int = 7 * 86_400_000
     """How long a completed or rejected task is kept."""
     failed_ms: int = 14 * 86_400_000
@@ -50,7 +43,7 @@ class TimeLimits:
 
 
 class Due(enum.Enum):
-    """What happens at a moment."""
+    """What happens to a task when a moment comes: a timeout, a retry, its deletion."""
 
     RETRY = "retry"
     WAKE = "wake"
@@ -66,7 +59,7 @@ class Due(enum.Enum):
 
 
 def moments(task: TaskRow, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
-    """Yield every moment that this row has ahead, in no order."""
+    """Yield every (Unix ms, Due) at which time changes this task, unsorted."""
     status = task.status
     if status in _KEPT or (status is S.FAILED and not task.next_retry_ms):
         keep_ms = {S.CANCELLED: limits.cancelled_ms, S.FAILED: limits.failed_ms}.get(status, limits.completed_ms)
@@ -130,12 +123,12 @@ def _stale_at_ms(task: TaskRow, limits: TimeLimits) -> int:
 
 
 def start_delay_ms(task: TaskRow) -> int:
-    """Return the pause before a failed start is retried: 1 s, 2 s, 4 s."""
+    """Return the pause before a failed agent start is retried: 1 s, 2 s, 4 s."""
     return 1000 << min(task.retry_count, 16)
 
 
 def next_due(task: TaskRow, limits: TimeLimits) -> int:
-    """Return the first moment of a row, 0 for none."""
+    """Return the first moment (Unix ms) at which time changes a task, 0 for none."""
     first_ms = 0
     for at_ms, _ in moments(task, limits):
         if not first_ms or at_ms < first_ms:
@@ -144,7 +137,7 @@ def next_due(task: TaskRow, limits: TimeLimits) -> int:
 
 
 def happening(task: TaskRow, limits: TimeLimits, now_ms: int) -> Due | None:
-    """Return what happens to a task now: of all that is due, what was due first.
+    """Return what is due for a task now, the earliest first; None if nothing is.
 
     Of equal moments the end of a grace window is last: it fails the task, and a timeout retries it.
     """
@@ -155,7 +148,7 @@ def happening(task: TaskRow, limits: TimeLimits, now_ms: int) -> Due | None:
 
 
 def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
-    """Return the move of a moment, and its facts. Not for FORGET."""
+    """Return the move that a due moment makes of a task, and its facts; no FORGET."""
     failures = task.retry_count + 1
 
     def told(reason: str, error_type: str = "TIMEOUT", delay_ms: int = 0) -> Facts:

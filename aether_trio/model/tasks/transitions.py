@@ -1,4 +1,4 @@
-"""The table of moves: from which statuses, and to which row (tasks.md 1.4 to 1.9).
+"""Decides how a task may change: the table of moves (tasks.md 1.4 to 1.9).
 
     decide(task, move, facts) ──▶ Step      the row to be written
                               ├─▶ Repeat    the same caller made it already: answer, write nothing
@@ -29,10 +29,7 @@ S = StoredStatus
 
 
 class Move(enum.Enum):
-    """A change of a task.
-
-    Participants ask for the first eight; the gateway makes the others.
-    """
+    """A change of a task's status; clients ask for eight, the gateway makes all."""
 
     CLAIM = "claim"
     COMPLETE = "complete"
@@ -56,9 +53,7 @@ class Move(enum.Enum):
     WAKE = "wake"
     """What a paused task waited for has happened."""
     TIME_OUT = "time out"
-    """A deadline has passed.
-
-    `facts.reason` names it, `facts.delay_ms` is the pause before a retry if an attempt is left.
+    """A deadline has passed: `facts.reason` names it, `facts.delay_ms` is the pause before a retry.
     """
     BURY = "bury"
     """The task becomes a dead letter: no further attempt follows."""
@@ -67,7 +62,7 @@ class Move(enum.Enum):
 
 
 class MoveRefusal(enum.Enum):
-    """Why a move is refused."""
+    """Why a change of a task's status is refused."""
 
     ENDED = "ended"
     STATUS = "status"
@@ -78,7 +73,7 @@ class MoveRefusal(enum.Enum):
 
 
 class Facts(NamedTuple):
-    """What a decision needs besides the row.
+    """What the decision about a task's move needs besides the task's row.
 
     `caller` is an identity text, "" for the gateway itself.
     """
@@ -101,7 +96,7 @@ class Facts(NamedTuple):
 
 
 class MoveStep(NamedTuple):
-    """The row after the move, and the reason in its event."""
+    """An allowed move: the task's row after it, and the reason in its event."""
 
     after: TaskRow
     reason: str = ""
@@ -109,12 +104,12 @@ class MoveStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The move was made already: nothing is to be done."""
+    """A repeated move, which was made already: nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedMove:
-    """The move is refused; `text` is a sentence for the client."""
+    """A refused move; `text` tells the client why."""
 
     why: MoveRefusal
     text: str
@@ -126,7 +121,7 @@ Decision = MoveStep | Repeat | RefusedMove
 
 @dataclass(frozen=True, slots=True)
 class MoveRule:
-    """From which statuses a move may be made, and its changes.
+    """From which statuses a move may be made, and how it changes the task.
 
     `by_worker`: of the task's present and former workers, only the present one may make it.
     """
@@ -138,15 +133,13 @@ class MoveRule:
 
 NOT_FINAL: Final = LIVE | PAUSED
 MAX_DELIVERIES: Final = 16
-"""How often a task is assigned to workers that go before they begin it.
-
-A start: as often as it has attempts.
-"""
+"""How often a task is assigned to workers that go before they begin it; an agent start as often as
+it has attempts."""
 CANCELLED_TEXT: Final = "task cancelled"
 
 
 def decide(task: TaskRow, move: Move, facts: Facts) -> Decision:
-    """Return what `move` makes of `task`. Pure, except for `facts.uniform`."""
+    """Return the task after a move, a repeat or a refusal; pure but for `uniform`."""
     rule = RULES[move]
     if _is_repeat(task, move, facts):
         return Repeat()
@@ -203,11 +196,7 @@ def _lost_text(task: TaskRow, facts: Facts) -> str:
 
 
 def _event_reason(after: TaskRow, facts: Facts) -> str:
-    """Return the reason in the event of a move.
-
-    Failures and rejections carry their text, pauses the reason of the wait, completions the text of
-    the worker.
-    """
+    """Return the reason in the event of a move: an error, a wait or a worker's text."""
     if after.status is S.COMPLETED:
         return facts.reason
     if after.status in (S.FAILED, S.REJECTED, S.DLQ):
@@ -383,10 +372,7 @@ def _pause(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
 
 
 def _wake(task: TaskRow, facts: Facts) -> Changes:
-    """Let a waiting task go on.
-
-    Without a worker, or hibernated, it waits for an assignment.
-    """
+    """Let a waiting task go on; without a worker, or hibernated, it waits for one."""
     if task.status is S.HIBERNATED or not task.assigned_to:
         pending = {"status": S.PENDING, "pending_ms": facts.now_ms, "fresh_ms": facts.now_ms, "deliveries": 0}
         return {**_NO_WAIT, **_NO_WORKER, **pending}
@@ -438,7 +424,7 @@ def _start(task: TaskRow, facts: Facts) -> Changes:
 
 
 def _attach(task: TaskRow, facts: Facts) -> Changes:
-    """Make the holder of the token the worker of the task."""
+    """Make the participant that showed the task's token the worker of the task."""
     changes: Changes = {"attached": 1, "disconnected_ms": 0, "updated_ms": facts.now_ms}
     if task.assigned_to != facts.caller:
         changes |= {"assigned_to": facts.caller, "assigned_ms": facts.now_ms, "epoch": task.epoch + 1}

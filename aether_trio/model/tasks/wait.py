@@ -11,7 +11,7 @@ from aether_trio.model.tasks.status import StoredStatus
 
 
 class Reason(enum.IntEnum):
-    """The reason of a wait, as numbered on the wire. UNSPECIFIED is INPUT."""
+    """Why a task waits, as numbered on the wire; UNSPECIFIED is INPUT."""
 
     UNSPECIFIED = 0
     INPUT = 1
@@ -21,12 +21,12 @@ class Reason(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """The name of the reason in events."""
+        """The name of the reason in the task's events."""
         return _WORDS[self]
 
     @property
     def status(self) -> StoredStatus:
-        """The status of a task that pauses for this reason."""
+        """The status of a task that waits for this reason."""
         return _STATUSES[self]
 
 
@@ -51,7 +51,7 @@ ESCALATIONS = frozenset({"", "fail", "retry", "alert"})
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait as the client gave it.
+    """What a paused task waits for, as the client gave it.
 
     `timeout_ms` 0 is never, `wake_ms` 0 is no alarm; the last four fields belong to a hibernation.
     """
@@ -78,20 +78,17 @@ class Wait:
 
     @property
     def word(self) -> str:
-        """The name of the reason in events."""
+        """The name of the wait's reason in the task's events."""
         return _WORDS[Reason(self.reason)] if self.reason in set(Reason) else ""
 
     def is_over(self, ended: int) -> bool:
-        """Return whether a wait is over when `ended` of its tasks have ended or are gone."""
+        """Return whether the wait is over when `ended` of its tasks have ended or gone."""
         if not self.depends_on:
             return True
         return ended > 0 if self.wake_on_any else ended >= len(set(self.depends_on))
 
     def takes(self, metadata: Mapping[str, str]) -> bool:
-        """Return whether an input with this metadata ends the wait.
-
-        Without `input_match` any input does.
-        """
+        """Return whether an input with this metadata ends the wait."""
         return all(metadata.get(key) == value for key, value in self.input_match.items())
 
     def to_json(self) -> str:
@@ -99,15 +96,12 @@ class Wait:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     def in_order(self) -> str:
-        """Encode the wait so that equal waits give equal texts.
-
-        The order of `input_match` does not matter.
-        """
+        """Encode the wait so that equal waits give equal texts."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Wait:
-        """Decode what `to_json` returned."""
+        """Decode a wait that `to_json` encoded."""
         fields = json.loads(text)
         for name in ("depends_on", "wake_event_types"):
             fields[name] = tuple(fields[name])
