@@ -313,7 +313,7 @@ class Identity:
     def parse(cls, text: str, *, strict: bool = True) -> Identity:
         """Parse an identity string, the inverse of `str(identity)`. Raises IdentityError."""
         if len(text) > _MAX_TEXT_CHARACTERS:
-            raise IdentityError(f"{shown(text)} is not an identity: it has {len(text)} characters")
+            raise IdentityError(f"{shown(text)} is not an identity: {len(text)} characters are too many")
         prefix, *values = text.split(SEPARATOR)
         kind = _KIND_OF_PREFIX.get(prefix)
         if kind is None:

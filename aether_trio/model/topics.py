@@ -125,14 +125,14 @@ def parse_topic(text: str, strict: bool = True) -> Topic:
     `strict=False` lifts the rule on characters, as in `check_token`.
     """
     if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes; do not hash or remember a huge text
-        raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
+        raise _invalid(text, f"the topic is longer than {MAX_TOPIC_BYTES} bytes")
     return _parse(text, strict)
 
 
 def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Target:
     """Parse a message's topic or alias; remembered. Raises RequestError."""
     if len(text) > MAX_TOPIC_BYTES:
-        raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
+        raise _invalid(text, f"the topic is longer than {MAX_TOPIC_BYTES} bytes")
     return _resolve(text, sender_workspace, strict)
 
 
@@ -218,13 +218,13 @@ def _parse(text: str, strict: bool) -> Topic:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise _invalid(text, "it has a lone surrogate and cannot be written as UTF-8") from None
+        raise _invalid(text, "the topic has a lone surrogate and cannot be written as UTF-8") from None
     if size > MAX_TOPIC_BYTES:
-        raise _invalid(text, f"it is {size} bytes long; at most {MAX_TOPIC_BYTES} are allowed")
+        raise _invalid(text, f"the topic is {size} bytes long; at most {MAX_TOPIC_BYTES} are allowed")
     prefix, *values = text.split(SEPARATOR)
     kind = _KINDS.get(prefix)
     if kind is None or not values:
-        raise _invalid(text, f'it must begin with one of {", ".join(_KINDS)}, then "::"')
+        raise _invalid(text, f'a topic must begin with one of {", ".join(_KINDS)}, then "::"')
     for shape in _SHAPES[kind]:
         if _fits(shape, values):
             break

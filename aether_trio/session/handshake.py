@@ -203,7 +203,7 @@ class Handshake:
         if self._draining:
             raise _shutting_down()
         if session.outbox.broken:
-            raise LinkBroken("the stream broke while it was admitted")
+            raise LinkBroken("the client's stream broke during its handshake")
 
 
 def _shutting_down() -> StatusError:

@@ -101,7 +101,8 @@ def read_claim(
     init = message.init
     if init.ByteSize() > limits.init_bytes:
         raise StatusError(
-            Status.INVALID_ARGUMENT, f"init has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed"
+            Status.INVALID_ARGUMENT,
+            f"the InitConnection has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed",
         )
     identity, assigned_id = _identity(init, ids, strict)
     try:
@@ -120,7 +121,7 @@ def read_claim(
             _credit(init.extensions),
         )
     except TextError as error:
-        raise StatusError(Status.INVALID_ARGUMENT, f"invalid init: {error}") from None
+        raise StatusError(Status.INVALID_ARGUMENT, f"invalid InitConnection: {error}") from None
 
 
 def _client(init: pb.InitConnection) -> tuple[str, str]:
@@ -136,7 +137,9 @@ def _client(init: pb.InitConnection) -> tuple[str, str]:
 def _credentials(given: Mapping[str, str], limits: Limits) -> dict[str, str]:
     """Check the credentials; errors name a credential and never show its value."""
     if len(given) > limits.credentials_per_connection:
-        raise TextError(f"{len(given)} credentials; at most {limits.credentials_per_connection} are allowed")
+        raise TextError(
+            f"the client shows {len(given)} credentials; at most {limits.credentials_per_connection} are allowed"
+        )
     for key, value in given.items():
         check_text(key, "the name of one of the credentials", CREDENTIAL_NAME_BYTES)
         check_text(value, f"credentials[{shown(key)}]", limits.credential_bytes)
@@ -191,7 +194,7 @@ def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
         )
     for number, profile in enumerate(named):
         if not profile:
-            raise TextError(f"orchestrator.supported_profiles[{number}] is empty")
+            raise TextError(f"orchestrator.supported_profiles[{number}], the name of a launch profile, is empty")
         check_text(profile, f"orchestrator.supported_profiles[{number}]", limits.profile_bytes)
     return tuple(named)
 
@@ -208,7 +211,9 @@ def _negotiate(
     from_header = [uri.strip() for uri in header.split(",") if uri.strip()]
     count = len(declared) + len(from_header)
     if count > limits.extensions_per_connection:
-        raise TextError(f"{count} extensions declared; at most {limits.extensions_per_connection} are allowed")
+        raise TextError(
+            f"the client declares {count} extensions; at most {limits.extensions_per_connection} are allowed"
+        )
     for number, one in enumerate(declared):
         check_text(one.uri, f"extensions[{number}].uri", limits.extension_uri_bytes)
         check_text(one.version, f"extensions[{number}].version", CLIENT_TEXT_BYTES)

@@ -131,8 +131,10 @@ class ReadLoop:
 def _rest_of(send: Send) -> pb.SendMessage:
     """Parse the rarer fields of a numbered message. Raises RequestError."""
     if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
-        raise RequestError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
+        raise RequestError(Code.INVALID_ARGUMENT, "field `extra` of this SEND frame has too many protobuf fields")
     try:
         return pb.SendMessage.FromString(send.extra)
     except DecodeError:
-        raise RequestError(Code.INVALID_ARGUMENT, "the extra part of this SEND is not a SendMessage") from None
+        raise RequestError(
+            Code.INVALID_ARGUMENT, "field `extra` of this SEND frame is no encoded SendMessage"
+        ) from None

@@ -42,16 +42,7 @@ CHECKED_BY_OPERATION: Final = frozenset(
 """Fields that their operation checks."""
 
 TEXTS: Final = frozenset(
-    {
-        "description",
-        "detail",
-        "error",
-        "error_message",
-        "escalation_policy",
-        "message",
-        "reason",
-        "resource_id_schema",
-    }
+    {"description", "detail", "error", "error_message", "escalation_policy", "message", "reason", "resource_id_schema"}
 )
 """Names of fields that hold more than a name."""
 

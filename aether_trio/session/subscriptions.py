@@ -69,10 +69,7 @@ def plan_for(identity: Identity) -> Plan:
 def plan_for_workspace(user_id: str, workspace: str) -> Plan:
     """Return what a user's window listens to in a workspace it is switched to."""
     return Plan(
-        (
-            Wanted(topics.users_of(workspace), named=False),
-            Wanted(topics.user_in(user_id, workspace), named=True),
-        ),
+        (Wanted(topics.users_of(workspace), named=False), Wanted(topics.user_in(user_id, workspace), named=True)),
         ephemeral_topics=(topics.progress_of(workspace),),
     )
 

@@ -200,4 +200,4 @@ def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.STALE:
             return Move.CANCEL, told(f"the task was {task.status.value} for too long")
         case Due.FORGET:
-            raise ValueError("a task that is to be forgotten makes no move")
+            raise ValueError("Due.FORGET deletes a task and is no move of it")

@@ -363,11 +363,7 @@ def _pause(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
             return RefusedMove(
                 MoveRefusal.WAIT_SPEC, f"unknown escalation_policy {wait.escalation!r}: known are {known}"
             )
-        changes |= {
-            "checkpoint_key": wait.checkpoint_key,
-            "resume_session_id": wait.resume_session_id,
-            "attached": 0,
-        }
+        changes |= {"checkpoint_key": wait.checkpoint_key, "resume_session_id": wait.resume_session_id, "attached": 0}
     return changes
 
 
