@@ -240,7 +240,7 @@ def test_what_a_moment_makes_of_a_task(due: Due, task: TaskRow, status: S, says:
 
 
 def test_what_is_forgotten_makes_no_move() -> None:
-    with pytest.raises(ValueError, match="forgotten"):
+    with pytest.raises(ValueError, match="FORGET deletes a task"):
         move_of(row(S.COMPLETED), Due.FORGET, Facts(NOW))
 
 
