@@ -1,4 +1,4 @@
-"""Numbers on a command line: types for argparse, which say what is wrong in words."""
+"""Types of numbers for argparse, whose errors say what is wrong with a number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Number = TypeVar("Number", int, float)
 
 
 def positive(text: str) -> float:
-    """Above 0."""
+    """Read a number above 0."""
     value = _number(text, float)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -17,7 +17,7 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """0 or more."""
+    """Read a number that is 0 or more."""
     value = _number(text, float)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
@@ -25,7 +25,7 @@ def not_negative(text: str) -> float:
 
 
 def percent(text: str) -> float:
-    """0 to 100."""
+    """Read a number from 0 to 100."""
     value = _number(text, float)
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 per cent")
@@ -33,12 +33,12 @@ def percent(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """Any whole number."""
+    """Read a whole number."""
     return _number(text, int)
 
 
 def count(text: str) -> int:
-    """1 or more."""
+    """Read a whole number that is 1 or more."""
     value = whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -46,7 +46,7 @@ def count(text: str) -> int:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Several, with commas between them."""
+    """Read several counts with commas between them."""
     return tuple(map(count, text.split(",")))
 
 

@@ -42,7 +42,7 @@ exit status: 0 all well; 1 a scenario failed, lost or repeated something, or got
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of a measurement."""
+    """Make the parser of a measurement's options."""
     made = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure what a gateway of the Aether protocol costs, in echoes (docs/performance.md).",
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run `python -m bench`; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["report"]:
         return report(arguments[1:])
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     chosen: Sequence[type[Scenario]], transports: Sequence[str], options: Options, server: ServerOptions
 ) -> dict[str, Any]:
-    """Run, and wrap what was found in where and when."""
+    """Run the scenarios; give results with machine and time."""
     facts = machine.describe(server.data_root)
     scenarios = run(chosen, transports, options, server, Progress())
     return {
@@ -155,7 +155,7 @@ def measure(
 
 
 def show_changes(before: dict[str, Any], after: dict[str, Any], threshold: float) -> bool:
-    """Print the comparison; True when something got worse."""
+    """Print the comparison; return True when a scenario got worse."""
     changes = compare.changes(before, after, threshold)
     lost = compare.lost(before, after)
     print("\ncompared with the earlier results:")
@@ -169,7 +169,7 @@ def show_changes(before: dict[str, Any], after: dict[str, Any], threshold: float
 
 
 def report(arguments: Sequence[str]) -> int:
-    """`python -m bench report FILE`: render results into a page."""
+    """Run `python -m bench report FILE`: put the results into a page."""
     made = argparse.ArgumentParser(prog="python -m bench report", description="Render results into a page's table.")
     made.add_argument("results", type=Path, help="a file written by --json")
     made.add_argument("--page", type=Path, default=PAGE, help=f"the page with the markers ({PAGE})")
@@ -187,10 +187,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def choose(names: Sequence[str]) -> list[type[Scenario]]:
-    """Scenario classes by name or family, in their own order; SCENARIOS for no names.
-
-    ValueError names an unknown one.
-    """
+    """Find scenario classes by name or family, all for no names; raises ValueError."""
     known = every()
     wanted = {each for name in names for each in FAMILIES.get(name, [name])} if names else set(SCENARIOS)
     if unknown := sorted(wanted - set(known)):
@@ -199,12 +196,12 @@ def choose(names: Sequence[str]) -> list[type[Scenario]]:
 
 
 def every() -> dict[str, type[Scenario]]:
-    """All scenarios, those of families behind the others."""
+    """All scenarios, those of families last."""
     return {name: scenario for group in (SCENARIOS, *FAMILIES.values()) for name, scenario in group.items()}
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """Sizes: what was given, else --quick's, else the defaults."""
+    """The sizes of a run: those given, else those of --quick, else the defaults."""
     sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
     for name in ("pairs", "connections", "fanout", "queued", "rate"):
         if getattr(given, name) is not None:

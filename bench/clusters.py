@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What runs. `nodes` are addresses, one for each node, or one for all workers."""
+    """The gateways that run; `nodes` are their addresses, or the workers' one."""
 
     target: Target
     nodes: Sequence[str]
@@ -47,20 +47,20 @@ class Cluster:
     dsn: str = ""
 
     def reading(self) -> Reading:
-        """What has been done so far."""
+        """Read CPU and counters of all that runs."""
         return Reading(self.gateways.cpu_ns(), self.database.cpu_ns(), _counters(self.ops))
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """CPU in nanoseconds, and the gateways' counters by name, added up."""
+    """CPU in nanoseconds, and the sums of the gateways' counters by name."""
 
     gateways_ns: int
     database_ns: int
     counters: Mapping[str, float] = field(default_factory=dict)
 
     def until(self, later: Reading, messages: int, seconds: float) -> dict[str, float]:
-        """What was done between two readings, for so many messages in so many seconds."""
+        """The work between two readings, for each message and each second."""
 
         def grown(name: str) -> float:
             return later.counters.get(name, 0.0) - self.counters.get(name, 0.0)
@@ -84,7 +84,7 @@ class Reading:
 
 @contextmanager
 def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iterator[Cluster]:
-    """A cluster for one scenario. Raises ServerFailed."""
+    """Run a cluster for one scenario; raises ServerFailed."""
     if options.target:
         raise ServerFailed("a cluster is always started here: --target is for one gateway")
     try:
@@ -113,7 +113,7 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
 
 
 def _gateways(shape: Shape, options: ServerOptions, dsn: str) -> list[ServerOptions]:
-    """The commands to start."""
+    """The commands that start the gateways."""
     if shape.workers:
         sets = [part for setting in _WORKER for part in ("--set", setting)]
         words = ["--workers", str(shape.workers), "--host", "127.0.0.1", "--ops-port", "0", "--database", dsn]
@@ -133,7 +133,7 @@ def _directory(place: Path, number: int) -> Path:
 
 
 def _counters(ops: Sequence[str]) -> Mapping[str, float]:
-    """The metrics without labels of these gateways, added up; names without "_total"."""
+    """The sums of these gateways' metrics without labels, without "_total"."""
     sums: dict[str, float] = {}
     for address in ops:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=OPS_SECONDS) as answer:
@@ -144,5 +144,5 @@ def _counters(ops: Sequence[str]) -> Mapping[str, float]:
 
 
 def describe(shape: Shape) -> dict[str, Any]:
-    """The sizes that make two results comparable."""
+    """The sizes of a cluster, by which results can be compared."""
     return {"workers": shape.workers} if shape.workers else {"nodes": shape.nodes}

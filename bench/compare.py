@@ -16,7 +16,7 @@ THRESHOLD = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of one scenario. `relative` is +0.10 for ten percent more."""
+    """How one figure of a scenario changed."""
 
     scenario: str
     figure: str
@@ -27,12 +27,12 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """Growth relative to before; 0 when there was nothing before."""
+        """Growth relative to before: +0.10 is ten per cent; 0 without a value before."""
         return self.after / self.before - 1 if self.before else 0.0
 
     @property
     def worse(self) -> bool:
-        """Judged, and grown beyond the threshold."""
+        """Whether the figure is judged and grew beyond the threshold."""
         return self.judged and self.relative > self.threshold
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Change:
 
 
 def value(result: Mapping[str, Any], figure: str) -> float | None:
-    """A scenario's "echoes" (of its best window) or "kib"; None when it has none."""
+    """A scenario's "echoes" (best window) or "kib", or None."""
     if figure == "kib":
         found = result.get("kib_per_connection")
         return float(found) if found is not None else None
@@ -53,7 +53,7 @@ def value(result: Mapping[str, Any], figure: str) -> float | None:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float = THRESHOLD) -> list[Change]:
-    """One line for each figure that both have, in the order of `after`."""
+    """A change for each figure that both results have, in the order of `after`."""
     found = []
     for name, result in after["scenarios"].items():
         earlier = before["scenarios"].get(name)
@@ -69,7 +69,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], threshold: floa
 
 
 def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Scenarios that had figures before and failed now."""
+    """Scenarios that had figures before and fail now."""
     return [
         name
         for name, result in after["scenarios"].items()

@@ -41,10 +41,7 @@ class EchoProcess:
             self._loop.__exit__()
 
     def window(self, seconds: float) -> Window:
-        """Echo for that long.
-
-        The last rounds are waited for, so every one that cost CPU is counted.
-        """
+        """Echo for a window, and wait for its last rounds, whose CPU counts."""
         self.rounds = 0
         self.stopping = False
         cpu, load, start = self.probe.cpu_ns(), process_time_ns(), perf_counter()
@@ -60,7 +57,7 @@ class EchoProcess:
         return Window(elapsed, self.rounds, self.probe.cpu_ns() - cpu, used)
 
     def answered(self, client: _EchoClient) -> None:
-        """One round is complete."""
+        """Note that one round is complete."""
         self.rounds += 1
         if not self.stopping:
             client.ask()

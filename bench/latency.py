@@ -45,10 +45,7 @@ class Latencies:
         del self.pending[:]
 
     def summary(self) -> dict[str, Any]:
-        """Microseconds, over all windows and in the best one.
-
-        {} when nothing was recorded.
-        """
+        """Microseconds over all windows and in the best one; {} without records."""
         if not self.total.get_total_count():
             return {}
         return {

@@ -22,24 +22,21 @@ READ_BYTES = 65_536
 
 
 class Pollable(Protocol):
-    """What the loop watches."""
+    """A connection that the loop watches."""
 
     socket: socket.socket
 
     def readable(self) -> None:
-        """Bytes, or the end, wait on the socket."""
+        """Read: the socket has bytes, or its end."""
         ...
 
     def take(self) -> bytes:
-        """What is to be written now."""
+        """Take the bytes to write now."""
         ...
 
 
 class Loop:
-    """`with Loop() as loop: loop.add(connection); loop.run(until)`.
-
-    Time is `perf_counter` seconds.
-    """
+    """An event loop; a context manager whose time is `perf_counter` seconds."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -50,7 +47,7 @@ class Loop:
 
     @property
     def watched(self) -> list[Pollable]:
-        """All connections."""
+        """All connections of the loop."""
         return list(self._watched.values())
 
     def __enter__(self) -> Self:
@@ -62,17 +59,14 @@ class Loop:
         self._epoll.close()
 
     def add(self, connection: Pollable) -> None:
-        """Watch a non-blocking socket, which may still be connecting.
-
-        Its `take` is asked in the next round.
-        """
+        """Watch a non-blocking socket, also one that is still connecting."""
         fd = connection.socket.fileno()
         self._watched[fd] = connection
         self._epoll.register(fd, READ)
         self._dirty.add(connection)
 
     def discard(self, connection: Pollable) -> None:
-        """Forget and close. Idempotent."""
+        """Forget a connection and close it, also one that is forgotten already."""
         fd = connection.socket.fileno()
         if fd >= 0 and self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
@@ -82,14 +76,11 @@ class Loop:
         connection.socket.close()
 
     def wants_write(self, connection: Pollable) -> None:
-        """`connection.take` has something new. Cheap to call again and again."""
+        """Have `connection.take` asked at the end of this round; cheap to repeat."""
         self._dirty.add(connection)
 
     def ends_writing(self, connection: Pollable) -> None:
-        """End this side of the socket behind everything that `connection` has to write.
-
-        It stays watched.
-        """
+        """Half-close a connection behind all that it has to write."""
         self._dirty.add(connection)
         self._ending.add(connection)
 

@@ -1,7 +1,4 @@
-"""What the figures were measured on.
-
-A comparison across machines is still fair in echoes, and still worth knowing about.
-"""
+"""Describe the machine on which a run is measured."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ SYNCS = 20
 
 
 def describe(data_root: Path | None) -> dict[str, Any]:
-    """A JSON object of facts. Holds no host name and no path."""
+    """Facts on the machine as JSON, without host name and paths."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -16,10 +16,7 @@ MARK = b"\xaeb1\x00"
 
 
 def filler(payload_bytes: int) -> bytes:
-    """What follows the head in a payload of that size.
-
-    ValueError when the head does not fit.
-    """
+    """The filler of a numbered payload of this size; raises ValueError."""
     if payload_bytes < HEAD.size:
         raise ValueError(f"a numbered payload needs {HEAD.size} bytes, not {payload_bytes}")
     return bytes(0x20 + index % 95 for index in range(payload_bytes - HEAD.size))
@@ -32,7 +29,7 @@ class PayloadReader:
         self._known: dict[int, int] = {}  # message length → offset of the payload
 
     def read(self, message: bytes) -> tuple[int, int, int] | None:
-        """None when the message is no delivery of a numbered payload."""
+        """Read (stream, number, nanosecond) of a delivery, or None of other messages."""
         size = len(message)
         at = self._known.get(size, -1)
         if at >= 0:
@@ -77,5 +74,5 @@ class Ledger:
         return False
 
     def lost(self, sent: int) -> int:
-        """How many of the numbers below `sent` have not arrived."""
+        """How many numbers below `sent` have not arrived."""
         return len(self._missing) + max(0, sent - self.next)

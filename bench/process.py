@@ -23,18 +23,12 @@ class ProcessGone(Exception):
 
 
 def cpu_clock_id(pid: int) -> int:
-    """The clock id that clock_getcpuclockid(3) gives for a process.
-
-    Python only offers the one for threads.
-    """
+    """A process's clock id, as of clock_getcpuclockid(3), which Python lacks."""
     return (~pid << 3) | CPUCLOCK_SCHED
 
 
 class ProcessProbe:
-    """Reads `pids` together.
-
-    Every reading raises ProcessGone when one of them is not there any more.
-    """
+    """Reads CPU and memory of `pids` together; raises ProcessGone."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self.pids = tuple(pids)
@@ -44,10 +38,7 @@ class ProcessProbe:
         return sum(map(_cpu_ns, self.pids))
 
     def main_thread_ns(self) -> int:
-        """CPU nanoseconds of the main threads alone.
-
-        0 where the kernel keeps no scheduler statistics.
-        """
+        """CPU nanoseconds of the main threads alone; 0 without scheduler statistics."""
         return sum(map(_main_thread_ns, self.pids))
 
     def rss_kib(self) -> int:
@@ -76,12 +67,12 @@ class FamilyProbe(ProcessProbe):
         return total
 
     def rss_kib(self) -> int:
-        """Resident KiB; what children share counts for each."""
+        """Resident KiB of a process and its children; shared pages count for each."""
         return sum(map(_rss_kib, (*self.pids, *_children(*self.pids))))
 
 
 class SeveralProbes(ProcessProbe):
-    """Probes together, as one."""
+    """Several probes as one."""
 
     def __init__(self, probes: Sequence[ProcessProbe]) -> None:
         super().__init__([pid for probe in probes for pid in probe.pids])
@@ -91,7 +82,7 @@ class SeveralProbes(ProcessProbe):
         return sum(probe.cpu_ns() for probe in self._probes)
 
     def main_thread_ns(self) -> int:
-        """0, unknown: what share it is of the whole says nothing about different programs."""
+        """0: the share of main threads means nothing for different programs."""
         return 0
 
     def rss_kib(self) -> int:
@@ -111,7 +102,7 @@ def _ended_children_ns(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name: [0] is the third of proc(5)."""
+    """The fields of /proc/PID/stat behind the name, from the third on."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError as gone:

@@ -27,13 +27,13 @@ def name_of(transport: str, scenario: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(transport, scenario) of such a name."""
+    """Split a result's name into transport and scenario."""
     transport, mark, scenario = name.rpartition(TRANSPORT_MARK)
     return (transport if mark else MAIN_TRANSPORT), scenario
 
 
 def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Sequence[Window]) -> dict[str, Any]:
-    """All that one scenario found."""
+    """Make the result of one scenario."""
     found: Figures = figures(windows, echo_windows)
     errors = dict(scenario.world.errors)
     failures = list(scenario.verdict.failures)
@@ -55,18 +55,18 @@ def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Seq
 
 
 def failed(scenario: type[Scenario], why: str) -> dict[str, Any]:
-    """A scenario without figures."""
+    """Make the result of a scenario that failed."""
     return {"doc": scenario.doc, "unit": scenario.unit, "gated": [], "parameters": {}, "failed": why}
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """One file, stable enough for a diff."""
+    """Write results as a file that a diff can compare."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"schema": SCHEMA, **results}, indent=1) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """UnreadableResults when it is missing, broken or of another version."""
+    """Read a file of results; raises UnreadableResults."""
     try:
         found: Any = json.loads(path.read_text())
     except (OSError, ValueError) as broken:

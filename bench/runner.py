@@ -1,4 +1,4 @@
-"""Takes a scenario's windows in turns with the echo's, and makes a result of them."""
+"""Run a scenario's windows in turns with the echo's, and make results."""
 
 from __future__ import annotations
 
@@ -30,16 +30,13 @@ it.
 
 
 class Progress:
-    """Show progress in one line on standard error.
-
-    A terminal shows each state; other outputs get the last one only.
-    """
+    """Shows each state in one line of a terminal, elsewhere the last one."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
 
     def say(self, text: str, last: bool = False) -> None:
-        """Show a state. Never called inside a window."""
+        """Show a state, between windows."""
         if self._terminal:
             print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last:
@@ -142,7 +139,7 @@ class _Shares:
         self._start = (probe.cpu_ns(), probe.main_thread_ns()) if probe else (0, 0)
 
     def since(self) -> dict[str, float]:
-        """{"main_thread_share": 0.0 to 1.0}, or {} when unknown."""
+        """The main thread's share of CPU since a reading, or {} when unknown."""
         if self._probe is None:
             return {}
         everything, main = self._probe.cpu_ns() - self._start[0], self._probe.main_thread_ns() - self._start[1]
@@ -182,10 +179,7 @@ def _state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:
 
 @contextmanager
 def _quiet_collector() -> Iterator[None]:
-    """The load makes no cycles that matter within a run.
-
-    Its collector would only add noise.
-    """
+    """Switch off Python's collector, which would only add noise."""
     gc.collect()
     gc.disable()
     try:
@@ -195,10 +189,7 @@ def _quiet_collector() -> Iterator[None]:
 
 
 def raise_file_limit() -> None:
-    """Raise the limit of open files for two thousand connections.
-
-    Servers that are started here inherit it.
-    """
+    """Raise the limit of open files, also for servers started here."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

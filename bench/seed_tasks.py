@@ -1,9 +1,4 @@
-"""Copy one waiting task a hundred thousand times in the gateway's database.
-
-Through the protocol a million tasks would take longer than everything else the bench does. What is
-written is what the gateway writes, as the row that is copied is its own; ids begin with a moment,
-one after another, and go on by chance, as its ids do.
-"""
+"""Copy one waiting task a hundred thousand times in the gateway's database."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ _FRESH: Final = ("task_id", "root_task_id", "order_us")
 
 
 def seed_sqlite(data_dir: Path, task_id: str, count: int) -> None:
-    """So many copies of the task, into the data directory of a gateway that runs."""
+    """Copy a task into the data directory of a running gateway."""
     with closing(sqlite3.connect(data_dir / "tasks.db", timeout=BUSY_SECONDS, isolation_level=None)) as database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(tasks)")]
         database.execute(
@@ -34,7 +29,7 @@ def seed_sqlite(data_dir: Path, task_id: str, count: int) -> None:
 
 
 def seed_postgres(dsn: str, task_id: str, count: int) -> None:
-    """The same in a PostgreSQL database."""
+    """Copy a task in a PostgreSQL database."""
     asyncio.run(_seed_postgres(dsn, task_id, count))
 
 
@@ -67,7 +62,7 @@ async def _seed_postgres(dsn: str, task_id: str, count: int) -> None:
 
 
 def _first_ms(count: int) -> int:
-    """As if two had been made each millisecond until now."""
+    """The first copy's time: two were made in each millisecond until now."""
     return int(time() * 1000) - count // 2
 
 

@@ -32,15 +32,12 @@ COMMAND = ("-m", "aether_trio")
 
 
 class ServerFailed(Exception):
-    """The gateway did not start; the text ends with what it said."""
+    """The gateway did not start; the text ends with its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect, and whose CPU to count.
-
-    `ready` is what the gateway has written into its ready file.
-    """
+    """A gateway's address and processes; `ready` is its ready file's content."""
 
     address: str
     probe: ProcessProbe | None
@@ -50,11 +47,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to get a target.
-
-    With `target` nothing is started. `command` is the one of `aether` that is started, with its
-    first arguments.
-    """
+    """How to get a target: its address, or the command of `aether` that starts it."""
 
     target: str | None = None
     pids: Sequence[int] = ()
@@ -66,10 +59,7 @@ class ServerOptions:
 
 @contextmanager
 def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
-    """A target for one scenario.
-
-    What is started ends with the block, also by Ctrl-C or SIGTERM.
-    """
+    """Run a target for one scenario; it ends with the block, also by a signal."""
     if options.target:
         yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
         return
@@ -90,10 +80,7 @@ def scratch(data_root: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that gateway and data are removed.
-
-    In the main thread only.
-    """
+    """Turn SIGTERM into KeyboardInterrupt in the main thread, so that data is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -120,7 +107,7 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
 
 @contextmanager
 def gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Target]:
-    """A gateway with its files in `place`, until the block ends."""
+    """Run a gateway with its files in `place` until the block ends."""
     said = place / "output.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(

@@ -23,10 +23,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row of texts for each scenario, under `HEADINGS`.
-
-    An empty text where a scenario has no such figure.
-    """
+    """A row of texts for each scenario, under `HEADINGS`, "" for figures it lacks."""
     return [_row(name, result) for name, result in results["scenarios"].items()]
 
 
@@ -53,12 +50,7 @@ def _pair(pair: Mapping[str, float], form: str) -> tuple[str, str]:
 
 
 def side_by_side(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Give headings, then each scenario's figure on each transport, as rows.
-
-    Figures are echoes, or KiB for memory.
-
-    Empty when no scenario ran on several.
-    """
+    """Headings and rows of scenarios on several transports, in echoes or KiB."""
     figures: dict[str, dict[str, str]] = {}
     for name, result in results["scenarios"].items():
         transport, scenario = split_name(name)
@@ -77,10 +69,7 @@ def _figure(result: Mapping[str, Any]) -> str:
 
 
 def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Give headings, then each cluster scenario's cost by part and its rate, as rows.
-
-    Empty when no scenario ran on a cluster.
-    """
+    """Headings and rows of cluster scenarios: cost by part, and rate."""
     body = []
     for name, result in results["scenarios"].items():
         if (done := result.get("cluster")) and (echoes := result.get("echoes")):
@@ -103,7 +92,7 @@ def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def text(results: Mapping[str, Any]) -> str:
-    """The tables for a console, with what failed and what was checked below them."""
+    """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
     more = [table for table in (side_by_side(results), of_clusters(results)) if table]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
@@ -122,7 +111,7 @@ def _columns(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Lines below the table: one for each scenario with something to say."""
+    """Lines below the table for scenarios with remarks."""
     said = []
     for name, result in results["scenarios"].items():
         parts = []
@@ -150,7 +139,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table for a page, with the machine it was measured on."""
+    """The table for a page, with the machine of the run."""
     machine = results["machine"]
     beside, clusters = side_by_side(results), of_clusters(results)
     echo = [result["echo_us"]["best"] for result in results["scenarios"].values() if result.get("echo_us")]
@@ -177,7 +166,7 @@ def _markdown_rows(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]
 
 
 def render(page: Path, results: Mapping[str, Any]) -> None:
-    """Put the table between the page's two markers. ValueError when it has none."""
+    """Put the table between the page's two markers; raises ValueError."""
     old = page.read_text()
     begin, end = old.find(BEGIN), old.find(END)
     if begin < 0 or end < begin:

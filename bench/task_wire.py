@@ -19,27 +19,27 @@ _POOL: Final = 2
 
 
 def create_prefix(task_type: str, pool: str) -> bytes:
-    """The fields of a CreateTaskRequest for a pool that are the same for all of them."""
+    """Fields of a CreateTaskRequest for a pool that all tasks share."""
     return bytes_field(1, task_type) + number_field(3, _POOL) + bytes_field(8, pool)
 
 
 def create_targeted_prefix(task_type: str, target: str) -> bytes:
-    """The same for one participant, by its identity."""
+    """Fields of a CreateTaskRequest for one participant that all tasks share."""
     return bytes_field(1, task_type) + number_field(3, _TARGETED) + bytes_field(4, target)
 
 
 def parent_field(task_id: bytes) -> bytes:
-    """What such a prefix has at its end for children of a task."""
+    """The field of a CreateTaskRequest that makes a task a child."""
     return bytes_field(20, task_id)
 
 
 def create(prefix: bytes, payload: bytes, request_id: str) -> bytes:
-    """CreateTaskRequest with such a prefix."""
+    """Encode a CreateTaskRequest from a prefix."""
     return bytes_field(5, prefix + bytes_field(7, payload) + bytes_field(10, request_id))
 
 
 def move(kind: int, task_id: bytes) -> bytes:
-    """TaskOperation CLAIM or COMPLETE; the task's id is the request's."""
+    """Encode CLAIM or COMPLETE; the task's id is the request's."""
     return bytes_field(10, number_field(1, kind) + bytes_field(2, task_id) + bytes_field(4, task_id))
 
 
@@ -50,7 +50,7 @@ def _inside(message: bytes) -> tuple[int, int]:
 
 
 def read_assignment(message: bytes) -> tuple[bytes, bytes]:
-    """(task id, payload) of a TaskAssignment."""
+    """Read (task id, payload) of a TaskAssignment."""
     task_id = payload = b""
     for number, start, stop in fields(message, *_inside(message)):
         if number == 1:
@@ -61,7 +61,7 @@ def read_assignment(message: bytes) -> tuple[bytes, bytes]:
 
 
 def read_moved(message: bytes) -> tuple[bytes, str]:
-    """(request id, error) of a TaskOperationResponse; "" when it is a success."""
+    """Read (request id, error or "") of a TaskOperationResponse."""
     success, error, request_id = False, "", b""
     for number, start, stop in fields(message, *_inside(message)):
         if number == 1:
@@ -74,10 +74,7 @@ def read_moved(message: bytes) -> tuple[bytes, str]:
 
 
 def read_created(message: bytes) -> tuple[str, bytes, str]:
-    """(request id, task id, error) of a CreateTaskResponse.
-
-    The error is "" when it is a success.
-    """
+    """Read (request id, task id, error or "") of a CreateTaskResponse."""
     success, error, request_id, task_id = False, "", "", b""
     for number, start, stop in fields(message, *_inside(message)):
         if number == 1:

@@ -16,10 +16,7 @@ NS_PER_US = 1000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one window saw.
-
-    `server_cpu_ns` is None when the server's process is not known.
-    """
+    """The work, time and server CPU of one window; CPU may be unknown (None)."""
 
     seconds: float
     count: int
@@ -28,15 +25,12 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Things done per second of wall time."""
+        """Units of work per second."""
         return self.count / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def cpu_us(self) -> float | None:
-        """Server CPU microseconds for each thing done.
-
-        None when unknown or when nothing was done.
-        """
+        """Server CPU microseconds for each unit of work, or None."""
         if self.server_cpu_ns is None or not self.count:
             return None
         return self.server_cpu_ns / self.count / NS_PER_US
@@ -52,10 +46,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A scenario's cost.
-
-    `cpu_us` and `echoes` are None without a known server process.
-    """
+    """A scenario's cost; `cpu_us` and `echoes` need a known server process."""
 
     rate: Pair
     cpu_us: Pair | None
@@ -82,7 +73,7 @@ def rate_pair(windows: Sequence[Window]) -> Pair:
 
 
 def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figures:
-    """Best against best and mean against mean."""
+    """Compare a scenario with the echo: best with best, mean with mean."""
     cpu, echo = cpu_pair(windows), cpu_pair(echo_windows)
     echoes = Pair(cpu.best / echo.best, cpu.mean / echo.mean) if cpu and echo and echo.best and echo.mean else None
     count = sum(window.count for window in windows)
@@ -91,10 +82,7 @@ def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figure
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The least-squares slope through (x, y) points.
-
-    ValueError with fewer than two different x.
-    """
+    """The least-squares slope through (x, y) points; raises ValueError."""
     mean_x = sum(x for x, _ in points) / len(points) if points else 0.0
     mean_y = sum(y for _, y in points) / len(points) if points else 0.0
     spread = sum((x - mean_x) ** 2 for x, _ in points)

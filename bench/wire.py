@@ -28,7 +28,7 @@ SCOPE_WORKSPACE = 2
 
 
 def varint(value: int) -> bytes:
-    """`value` (not negative) in base 128, low group first."""
+    """Encode a number (not negative) as a varint."""
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -40,15 +40,12 @@ def varint(value: int) -> bytes:
 
 
 def number_field(number: int, value: int) -> bytes:
-    """A varint field; empty for 0, as proto3 writes it."""
+    """Encode a varint field; empty for 0, as proto3 does."""
     return varint(number << 3 | VARINT) + varint(value) if value else b""
 
 
 def bytes_field(number: int, value: bytes | str) -> bytes:
-    """A string, bytes or message field.
-
-    Written even when it is empty, because a oneof member must be.
-    """
+    """Encode a string, bytes or message field, also an empty one, for oneofs."""
     raw = value.encode() if isinstance(value, str) else value
     return varint(number << 3 | BYTES) + varint(len(raw)) + raw
 
@@ -61,10 +58,7 @@ def _init(client_type: int, identity: bytes, credentials: Mapping[str, str], ext
 def agent_init(
     workspace: str, implementation: str, specifier: str, credentials: Mapping[str, str], extensions: bytes = b""
 ) -> bytes:
-    """InitConnection of `ag::{workspace}::{implementation}::{specifier}`.
-
-    `extensions` are encoded fields.
-    """
+    """Encode an agent's InitConnection; `extensions` are encoded fields."""
     identity = bytes_field(1, workspace) + bytes_field(2, implementation) + bytes_field(3, specifier)
     return _init(1, identity, credentials, extensions)
 
@@ -81,27 +75,24 @@ def send_prefix(topic: str, payload_bytes: int) -> bytes:
 
 
 def kv_put(key: str, value: bytes, request_id: str) -> bytes:
-    """KVOperation PUT in the workspace scope."""
+    """Encode KVOperation PUT in the workspace scope."""
     fields = number_field(1, KV_PUT) + number_field(2, SCOPE_WORKSPACE) + bytes_field(3, key) + bytes_field(4, value)
     return bytes_field(4, fields + bytes_field(8, request_id))
 
 
 def kv_get(key: str, request_id: str) -> bytes:
-    """KVOperation GET in the workspace scope."""
+    """Encode KVOperation GET in the workspace scope."""
     fields = number_field(1, KV_GET) + number_field(2, SCOPE_WORKSPACE) + bytes_field(3, key)
     return bytes_field(4, fields + bytes_field(8, request_id))
 
 
 def error_response(code: bytes, text: bytes) -> bytes:
-    """Encode an ErrorResponse as a DownstreamMessage.
-
-    For a transport that has another frame for refusals.
-    """
+    """Encode an ErrorResponse as a DownstreamMessage, for transports without one."""
     return bytes_field(4, bytes_field(1, code) + bytes_field(2, text))
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at `at` and the offset behind it. IndexError when it is cut."""
+    """Read a varint at `at`; give it and the offset behind it; raises IndexError."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -146,10 +137,7 @@ def _body(message: bytes) -> tuple[int, int]:
 
 
 def payload_at(message: bytes) -> int:
-    """Where the payload of a delivery begins.
-
-    -1 when `message` is not a delivery or has none.
-    """
+    """Where the payload of a delivery begins; -1 if there is none."""
     if message[0] != DELIVERY:
         return -1
     for number, start, _ in fields(message, *_body(message)):
@@ -159,7 +147,7 @@ def payload_at(message: bytes) -> int:
 
 
 def read_error(message: bytes) -> tuple[str, str]:
-    """(code, text) of an ErrorResponse."""
+    """Read (code, text) of an ErrorResponse."""
     code = text = ""
     for number, start, stop in fields(message, *_body(message)):
         if number == 1:
@@ -170,7 +158,7 @@ def read_error(message: bytes) -> tuple[str, str]:
 
 
 def read_kv(message: bytes) -> tuple[bool, bytes, str]:
-    """(success, value, request id) of a KVResponse."""
+    """Read (success, value, request id) of a KVResponse."""
     success, value, request_id = False, b"", ""
     for number, start, stop in fields(message, *_body(message)):
         if number == 1:

@@ -49,10 +49,7 @@ class Options:
 
 
 class Participant:
-    """One connection.
-
-    `handler(participant, messages)` gets every batch that follows the ack.
-    """
+    """One connection; `handler(participant, messages)` gets all behind the ack."""
 
     __slots__ = ("acknowledged", "closing", "codec", "early", "handler", "index", "label", "socket", "world")
 
@@ -95,10 +92,7 @@ class Participant:
 
 
 class World:
-    """A target and the participants on it.
-
-    `probe` is None when the server's process is not known.
-    """
+    """A target and its participants; `probe` is None for unknown processes."""
 
     def __init__(
         self,
@@ -127,10 +121,7 @@ class World:
         self.on_greeted: Callable[[Participant], None] | None = None
 
     def dial(self, init: bytes, label: str, index: int = 0, address: str = "") -> Participant:
-        """Begin to connect one participant, to the target or to another `address`.
-
-        `on_greeted` is told of its ack.
-        """
+        """Begin to connect one participant; `on_greeted` is told of its ack."""
         address = address or self.address
         host, _, port = address.rpartition(":")
         raw = dial(host.strip("[]"), int(port))
@@ -141,12 +132,7 @@ class World:
         return participant
 
     def open(self, inits: Iterable[bytes], label: str, places: Sequence[str] = ()) -> list[Participant]:
-        """Connect a participant for each InitConnection, a few at a time.
-
-        Returns when all have their ack.
-
-        `places` are the addresses to connect to, in turn; none is the target's.
-        """
+        """Connect participants to `places` (or the target) in turn, up to their acks."""
         waiting = deque(inits)
         opened: list[Participant] = []
 
@@ -163,10 +149,7 @@ class World:
     def agents(
         self, implementation: str, count: int, workspace: str = "", places: Sequence[str] = ()
     ) -> list[Participant]:
-        """Open agents `implementation::0`, `::1`, …; `index` of each is its number.
-
-        For `places` see `open`.
-        """
+        """Open agents `implementation::0`, `::1`, … at `places`; `index` is the number."""
         place = workspace or self.workspace
         credentials = self.options.credentials
         return self.open(
@@ -174,7 +157,7 @@ class World:
         )
 
     def topic(self, implementation: str, index: int) -> str:
-        """The own topic of such an agent."""
+        """The topic of such an agent."""
         return f"ag::{self.workspace}::{implementation}::{index}"
 
     def begin_close(self, participant: Participant) -> None:
@@ -188,13 +171,13 @@ class World:
             self.loop.wants_write(participant)
 
     def close_all(self, participants: Iterable[Participant]) -> None:
-        """End these streams and wait for the server to agree."""
+        """End these streams and wait for the server's ends."""
         for participant in participants:
             self.begin_close(participant)
         self.wait(lambda: not self._closing, "closing connections")
 
     def unsettled(self) -> int:
-        """Publications without their acknowledgement; waits for them a while."""
+        """Wait a while for acknowledgements; return how many are missing."""
 
         def count() -> int:
             return sum(participant.codec.unsettled() for participant in self.participants)
@@ -204,7 +187,7 @@ class World:
 
     @property
     def participants(self) -> list[Participant]:
-        """All that are connected."""
+        """All connected participants."""
         return [connection for connection in self.loop.watched if isinstance(connection, Participant)]
 
     @property
@@ -213,12 +196,12 @@ class World:
         return len(self._greeting) + len(self._closing)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
-        """Run the loop until `done`; ScenarioFailed when that takes unreasonably long."""
+        """Run the loop until `done`; raises ScenarioFailed after a long time."""
         if not self.loop.run(perf_counter() + PATIENCE_SECONDS, done):
             raise ScenarioFailed(f"{what}: not done after {PATIENCE_SECONDS:.0f} s{self.refusals()}")
 
     def pause(self, seconds: float) -> None:
-        """Let time pass while pings are answered."""
+        """Let time pass, and answer pings."""
         self.loop.run(perf_counter() + seconds)
 
     def greeted(self, participant: Participant, messages: list[bytes]) -> None:
@@ -237,7 +220,7 @@ class World:
                 return
 
     def gone(self, participant: Participant, how: str) -> None:
-        """Take the end of a connection, which fails the scenario unless it was asked for."""
+        """Note the end of a connection, which fails the scenario if not asked for."""
         status = participant.codec.status() if participant.codec.ended and not participant.closing else how
         self.loop.discard(participant)
         if not participant.closing:
@@ -245,7 +228,7 @@ class World:
         self._closing.discard(participant)
 
     def ignore(self, participant: Participant, messages: list[bytes]) -> None:
-        """The handler of those who expect nothing."""
+        """Drop messages: the handler of participants that expect none."""
         for message in messages:
             self.other(participant, message)
 
@@ -259,5 +242,5 @@ class World:
                 self.on_refusal(participant, code)
 
     def refusals(self) -> str:
-        """The errors so far, to hang on to another text."""
+        """The errors so far, as the end of another text."""
         return "".join(f"; {count} x {code} ({self.error_texts[code]})" for code, count in self.errors.items())

@@ -25,27 +25,21 @@ SEED = 20
 
 @dataclass(slots=True)
 class Verdict:
-    """Whether what was sent arrived.
-
-    `failures` are sentences; none means that the scenario passes.
-    """
+    """Whether all messages arrived; `failures` are sentences, none is a pass."""
 
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
 
 class Schedule:
-    """Moments that do not wait for the server, the same ones in every run.
-
-    Gaps are exponential, so that bursts come as they do in life.
-    """
+    """Moments of sending with exponential gaps, the same ones in every run."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self._random = Random(SEED)
 
     def run(self, loop: Loop, seconds: float, send: Callable[[int], None]) -> None:
-        """Run the loop for a window, and call `send` with each nanosecond when it is due."""
+        """Run the loop for a window, and call `send` with each due nanosecond."""
         start = perf_counter()
         until = start + seconds
         due = start + self._random.expovariate(self.rate)
@@ -89,17 +83,17 @@ class Scenario:
         self.running = False
 
     def prepare(self) -> None:
-        """Connect the participants."""
+        """Connect the scenario's participants."""
 
     def window(self, seconds: float) -> int:
-        """Work for that long, come to rest, and say how many units were done."""
+        """Work for a window, come to rest, and return the units done."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Check what has to hold in the end, into `verdict`."""
+        """Check at the end what must hold, into `verdict`."""
 
     def parameters(self) -> dict[str, Any]:
-        """The sizes that make two results comparable."""
+        """The scenario's sizes, by which results can be compared."""
         return {}
 
     def work(self, seconds: float, outstanding: Callable[[], int]) -> None:
@@ -110,17 +104,14 @@ class Scenario:
         self.drain(outstanding)
 
     def drain(self, outstanding: Callable[[], int]) -> None:
-        """Run the loop until nothing is outstanding.
-
-        ScenarioFailed when something stays out.
-        """
+        """Run the loop until nothing is outstanding; raises ScenarioFailed."""
         if not self.world.loop.run(perf_counter() + DRAIN_SECONDS, lambda: not outstanding()):
             raise ScenarioFailed(
                 f"{outstanding()} still missing {DRAIN_SECONDS:.0f} s after the window{self.world.refusals()}"
             )
 
     def judge(self, sent: int, received: int, refused: int, lost: int, ledgers: Sequence[Ledger]) -> None:
-        """The verdict on numbered messages: every one once and in its turn."""
+        """Judge numbered messages: each must arrive once and in order."""
         counts = {
             "sent": sent,
             "received": received,

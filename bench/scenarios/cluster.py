@@ -21,7 +21,7 @@ LOW_RATE = 100.0
 
 
 class _OnNodes(Routed):
-    """Pairs of agents on a cluster."""
+    """Scenario: pairs of agents on a cluster."""
 
     across: ClassVar[bool] = False
 
@@ -31,7 +31,7 @@ class _OnNodes(Routed):
 
 
 class Connections(ConnectStorm):
-    """Each is a claim, an interest in its topics that others know of, and a release."""
+    """Scenario: connections to a cluster, each a claim and a release."""
 
     name = "cluster-2-connect"
     doc = "connect storm on two nodes in turn: claim, interest, release"
@@ -42,7 +42,7 @@ class Connections(ConnectStorm):
 
 
 class _PacedOnNodes(_OnNodes, Paced):
-    """The latency of a message that is alone."""
+    """Scenario: the latency of single messages on a cluster."""
 
     in_flight = 1
     cluster = Shape(nodes=2)

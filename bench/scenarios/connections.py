@@ -1,4 +1,4 @@
-"""What a connection costs: to make one, and to keep one."""
+"""Scenarios of connections: what it costs to make and to keep one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConnectStorm(Scenario):
         return self.done - before
 
     def place(self, number: int) -> str:
-        """Where a connection goes; "" is the target's address."""
+        """The address of a connection; "" is the target's."""
         return ""
 
     def _dial(self) -> None:
@@ -64,10 +64,7 @@ class ConnectStorm(Scenario):
 
 
 class Idle(Scenario):
-    """Measure the memory of a connection by the slope over steps, then CPU at rest.
-
-    The slope leaves out what the process needs without connections.
-    """
+    """Scenario: a connection's memory, by the slope over steps, and CPU at rest."""
 
     name = "idle"
     doc = "idle agents: resident KiB of the server for each connection, and CPU for each connection-second"
@@ -100,7 +97,7 @@ class Idle(Scenario):
         return max(1, round(self.open * seconds))
 
     def finish(self) -> None:
-        """A connection that ended meanwhile has failed the scenario already."""
+        """Check nothing: a connection that ended has failed the scenario already."""
         self.verdict.counts = {"connections": self.open}
 
     def parameters(self) -> dict[str, Any]:

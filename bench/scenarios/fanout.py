@@ -21,7 +21,7 @@ IN_FLIGHT = 4
 
 
 class FanOut(Scenario):
-    """A subclass says to how many."""
+    """Scenario: a broadcast to all agents of a workspace; subclasses set the number."""
 
     unit = "delivery"
     position: ClassVar[int]
@@ -76,10 +76,7 @@ class FanOut(Scenario):
                 self._send()
 
     def _refusal(self, participant: Participant, code: str) -> None:
-        """To the sender: no broadcast.
-
-        To a receiver (BACKPRESSURE): one delivery will be missing; the drain will tell.
-        """
+        """Count a refusal: of a broadcast at the sender, of a delivery at a receiver."""
         if participant is self.sender:
             self.refused += 1
 

@@ -1,4 +1,4 @@
-"""KV: each slot puts a value under its key, reads it back and checks it."""
+"""Scenario of KV: each slot puts a value, reads it back and checks it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Slot:
 
 
 class PutGet(Scenario):
-    """Half puts, half gets, in the workspace scope."""
+    """Scenario: half puts, half gets, in the workspace scope."""
 
     name = "kv"
     doc = "KV: put and get in turns, 20 connections with 4 requests in flight each, values checked"

@@ -19,7 +19,7 @@ SHARE_OF_MAXIMUM = 0.5
 
 
 class Paced(Routed):
-    """Messages on a schedule, dealt to the pairs in turns."""
+    """Scenario: messages on a schedule, by the pairs in turn."""
 
     name = "paced"
     doc = "routed 1:1, durable, open loop at half of what routed-1 reaches; latency from the intended send"
@@ -34,10 +34,7 @@ class Paced(Routed):
         self.extra["paced_rate"] = round(self._schedule.rate, 1)
 
     def pace(self) -> float:
-        """Messages per second, when the command line gives no rate.
-
-        Measured as the best closed-loop rate of a few windows, the first of which warms up.
-        """
+        """The best closed-loop rate of a few windows after a warm-up, per second."""
         best = 0.0
         for _ in range(CALIBRATION_WINDOWS):
             start = perf_counter()

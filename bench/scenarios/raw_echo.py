@@ -16,7 +16,7 @@ CONNECTIONS = 100
 
 
 class RawEcho(Scenario):
-    """A second echo server, with more connections."""
+    """Scenario: a second echo server with more connections."""
 
     name = "raw-echo"
     doc = "raw trio TCP echo, 100 connections, one in flight each: the ceiling for anything on trio"

@@ -16,7 +16,7 @@ from bench.world import Participant
 
 
 class Routed(Scenario):
-    """Pairs of agents; a subclass says how many messages are in flight on each."""
+    """Scenario: pairs of agents; subclasses set the messages in flight of each."""
 
     in_flight: ClassVar[int]
 
@@ -38,10 +38,7 @@ class Routed(Scenario):
         world.on_refusal = self.refusal
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Where receivers and senders connect, each in turn.
-
-        Nothing is the target's address.
-        """
+        """The addresses of receivers and senders in turn; () is the target's."""
         return (), ()
 
     def send(self, pair: int, stamp: int) -> None:
@@ -61,7 +58,7 @@ class Routed(Scenario):
         return self.received - before
 
     def delivered(self, receiver: Participant, messages: list[bytes]) -> None:
-        """Receipts: check each number, take its time, release the next message."""
+        """Check numbers of deliveries, take their times, release the next messages."""
         now = perf_counter_ns()
         for message in messages:
             head = self.reader.read(message)

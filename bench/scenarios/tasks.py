@@ -29,7 +29,7 @@ LOW_RATE = 100.0
 
 
 class TaskScenario(Scenario):
-    """What creates tasks, and counts those that were refused."""
+    """Base of scenarios that create tasks, and count refused ones."""
 
     one_transport = True
 
@@ -49,14 +49,14 @@ class TaskScenario(Scenario):
             yield request_id, task_id
 
     def judge_tasks(self, **counts: int) -> None:
-        """The verdict: these counts, and no task refused."""
+        """Judge that these counts are equal and no task was refused."""
         self.verdict.counts = counts | {"refused": len(self.refused)}
         if self.refused:
             self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
 
 
 class Cycle(TaskScenario):
-    """The whole cycle, in a closed loop."""
+    """Scenario: whole cycles of tasks, in a closed loop."""
 
     name = "tasks-cycle"
     doc = "a task from create to completed: 20 creators with 4 on their way each, 20 workers of one pool"
@@ -81,10 +81,10 @@ class Cycle(TaskScenario):
             worker.handler = self.working
 
     def seed(self) -> None:
-        """Put something into the queue before there are workers."""
+        """Put tasks into the queue before workers connect."""
 
     def open_workers(self, places: Sequence[str]) -> list[Participant]:
-        """The workers, connected."""
+        """Connect the workers."""
         return self.world.agents(POOL, WORKERS, places=places)
 
     def window(self, seconds: float) -> int:
@@ -95,11 +95,11 @@ class Cycle(TaskScenario):
         return self.completed - before
 
     def outstanding(self) -> int:
-        """Tasks that are not completed."""
+        """How many tasks are not completed."""
         return self.created - self.completed - len(self.refused)
 
     def create(self, slot: int, stamp: int) -> None:
-        """The next task of a slot, as created at `stamp` nanoseconds."""
+        """Create the next task of a slot, as of `stamp` nanoseconds."""
         payload = HEAD.pack(MARK, slot, self.created, stamp) + self.filler
         self.created += 1
         self.creators[slot % CREATORS].send(task_wire.create(self.prefix, payload, str(self.created)))
@@ -109,7 +109,7 @@ class Cycle(TaskScenario):
             pass  # the next task of a slot is created when this one is completed
 
     def working(self, worker: Participant, messages: list[bytes]) -> None:
-        """Handler of a worker: what it is given, and what it is answered."""
+        """Make a worker's handler of assignments and answers."""
         now = perf_counter_ns()
         for message in messages:
             if message[0] == task_wire.ASSIGNMENT:
@@ -131,12 +131,12 @@ class Cycle(TaskScenario):
                 self.world.other(worker, message)
 
     def ask(self, worker: Participant, kind: int, task_id: bytes) -> None:
-        """CLAIM or COMPLETE."""
+        """Ask for a CLAIM or COMPLETE."""
         self.stages[task_id] = kind
         worker.send(task_wire.move(kind, task_id))
 
     def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:
-        """A worker was given a task."""
+        """Note that a worker was given a task."""
         mark, slot, _, stamp = HEAD.unpack_from(payload)
         if mark != MARK:
             raise ScenarioFailed(f"task {task_id.decode()} came with another payload than it was created with")
@@ -145,7 +145,7 @@ class Cycle(TaskScenario):
         self.ask(worker, task_wire.CLAIM, task_id)
 
     def done(self, worker: Participant, task_id: bytes, now: int) -> None:
-        """A task was completed."""
+        """Note that a task was completed."""
         del self.stages[task_id]
         self.completed += 1
         slot = self.slots.pop(task_id)
@@ -162,7 +162,7 @@ class Cycle(TaskScenario):
 
 
 class Idle(Cycle):
-    """The latency of a task that is alone."""
+    """Scenario: the latency of single tasks."""
 
     name = "tasks-idle"
     doc = "100 tasks a second to idle workers: latency from the intended create to the assignment"
@@ -181,7 +181,7 @@ class Idle(Cycle):
 
 
 def worker_init(place: str, number: int, capacity: int, credentials: dict[str, str]) -> bytes:
-    """A worker of the pool that wants so many tasks at most."""
+    """InitConnection of a pool's worker with a bound on its live tasks."""
     return wire.agent_init(place, POOL, str(number), credentials, task_wire.worker_tasks(capacity))
 
 

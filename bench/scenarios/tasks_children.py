@@ -22,7 +22,7 @@ REST_SECONDS = 0.25
 
 
 class Children(TaskScenario):
-    """On one gateway."""
+    """Scenario: children of one task, on one gateway."""
 
     name = "tasks-children"
     doc = "tasks of 2 creators with 16 on their way each, by turns without a parent and with the same one"
@@ -48,13 +48,13 @@ class Children(TaskScenario):
         self.prefixes = pooled, pooled + task_wire.parent_field(self.created[0])
 
     def window(self, seconds: float) -> int:
-        """Both halves create equally many, however fast they are."""
+        """Create as many children as tasks without a parent, and compare their CPU."""
         alone = self._half(0, seconds / 2, 0)
         self.children += self._half(1, 0.0, alone)
         return 2 * alone
 
     def _half(self, which: int, seconds: float, count: int) -> int:
-        """Create for so long, or so many; how many."""
+        """Create tasks for a time, or a number of them; return the number."""
         probe, before = self.world.probe, len(self.created)
         cpu, start = probe.cpu_ns() if probe else 0, perf_counter()
         self.prefix, self.most = self.prefixes[which], self.number + count if count else 0

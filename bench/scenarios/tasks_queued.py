@@ -21,7 +21,7 @@ from bench.world import Participant, ScenarioFailed
 
 
 class _Queued(Cycle):
-    """A subclass says which of `--queued`'s two lengths it is."""
+    """Scenario: cycles behind one of `--queued`'s two lengths of queue."""
 
     longer: ClassVar[bool]
 
@@ -80,7 +80,7 @@ class _Queued(Cycle):
         self.ask(worker, task_wire.CLAIM, task_id)
 
     def outstanding(self) -> int:
-        """Tasks that were begun and are not completed, and creations without an answer."""
+        """How many tasks are begun or requested, and not completed."""
         return self.busy
 
     def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:

@@ -13,10 +13,7 @@ from bench import wire
 
 
 class ClientCodec:
-    """One connection's bytes; a new one has its opening in `take`.
-
-    Never touches a socket; never blocks.
-    """
+    """A sans-I/O codec of one connection; `take` begins with its opening."""
 
     __slots__ = ("_out", "ended")
 
@@ -32,10 +29,7 @@ class ClientCodec:
         """The peer has ended the stream, in whatever way."""
 
     def status(self) -> str:
-        """How the stream ended: "OK", or a status and its text.
-
-        Slow; for the one who asks why.
-        """
+        """How the stream ended: "OK", or a status and its text; slow."""
         raise NotImplementedError
 
     def send(self, message: bytes) -> None:
@@ -43,17 +37,14 @@ class ClientCodec:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Queue the clean end of this side's stream, where that is bytes."""
+        """Queue the end of this side's stream, if that is bytes."""
 
     def unsettled(self) -> int:
-        """How many publications the peer has not acknowledged.
-
-        0 on a transport without acknowledgements.
-        """
+        """How many publications have no acknowledgement; 0 on transports without them."""
         return 0
 
     def take(self) -> bytes:
-        """The bytes to write now, which the caller then owns; b"" when there are none."""
+        """Take the bytes to write now, b"" for none."""
         out = self._out
         if not out:
             return b""
@@ -62,15 +53,12 @@ class ClientCodec:
         return data
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The whole messages that `data` completes.
-
-        Answers to the peer's control frames wait in `take`.
-        """
+        """The messages that `data` completes; answers to control frames are for `take`."""
         raise NotImplementedError
 
 
 class Transport:
-    """A kind of connection."""
+    """How messages are written on one transport, and its codecs."""
 
     name: str
 
@@ -78,11 +66,9 @@ class Transport:
     """What a gateway that is started for this transport is told besides."""
 
     def codec(self, authority: str) -> ClientCodec:
-        """A fresh codec for a connection to `authority` ("host:port")."""
+        """A codec for a connection to `authority` ("host:port")."""
         raise NotImplementedError
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """What makes, with a payload of that many bytes behind it, one message for
-        `ClientCodec.send`.
-        """
+        """The bytes of a message in front of its payload, for `ClientCodec.send`."""
         return wire.send_prefix(topic, payload_bytes)

@@ -42,7 +42,7 @@ _SEND_REST = struct.Struct(">HHI")
 
 
 def frame(kind: int, body: bytes) -> bytes:
-    """One frame; `kind` is its type and its flags."""
+    """Encode one frame; `kind` is its type and its flags."""
     return _FRAME.pack(len(body), kind) + body
 
 
@@ -172,7 +172,7 @@ class FramedCodec(ClientCodec):
             raise ValueError(f"frame {kind:#06x} from a gateway")
 
     def status(self) -> str:
-        """A clean end is the socket's, of which a codec knows nothing."""
+        """Say how the connection ended; a clean end is the socket's."""
         return self._why or self._goaway or "OK"
 
 

@@ -36,15 +36,12 @@ _MESSAGE = struct.Struct(">BL")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One HTTP/2 frame; `payload` under 16 MiB."""
+    """Encode one HTTP/2 frame; `payload` under 16 MiB."""
     return _FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
 
 
 def header_block(authority: str) -> bytes:
-    """Encode the request's headers for HPACK (RFC 7541).
-
-    Static-table indexes, and literals that are never added to a table.
-    """
+    """Encode request headers for HPACK (RFC 7541), never indexed in its table."""
 
     def literal(index: int, name: str, value: str) -> bytes:
         raw = value.encode()
@@ -230,7 +227,7 @@ class GrpcCodec(ClientCodec):
                 self._held.popleft()
 
     def status(self) -> str:
-        """Decoding every block in order keeps HPACK's dynamic table right."""
+        """Say how the stream ended, from all header blocks in order."""
         from hpack import Decoder
 
         decoder = Decoder()

@@ -36,7 +36,7 @@ _U64 = struct.Struct(">Q")
 
 
 def masked(opcode: int, payload: bytes) -> bytes:
-    """One whole frame of a client, masked with zeros."""
+    """Encode one whole frame of a client, masked with zeros."""
     size = len(payload)
     if size < 126:
         return _SHORT.pack(FIN | opcode, MASKED | size, 0) + payload
@@ -46,10 +46,7 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 class WebSocketTransport(Transport):
-    """`Transport` of `ws://`.
-
-    The gateway lets users in by default and bounds their rate; the scenarios are agents.
-    """
+    """`Transport` of `ws://`, for agents, whom gateways admit if configured."""
 
     name = "websocket"
     gateway_args: Sequence[str] = ("--set", "websocket.principals=*", "--set", "websocket.max_messages_per_s=1000000")
@@ -127,10 +124,7 @@ class WebSocketCodec(ClientCodec):
         return messages
 
     def _upgraded(self, data: bytes) -> int:
-        """Where frames begin behind the server's answer.
-
-        0 while that has not come, or when it is a refusal.
-        """
+        """Where frames begin behind the server's 101; 0 before it, or if refused."""
         head, end, _ = data.partition(b"\r\n\r\n")
         if not end:
             return 0
@@ -148,7 +142,7 @@ class WebSocketCodec(ClientCodec):
         return len(head) + len(end)
 
     def _other(self, first_byte: int, payload: bytes, messages: list[bytes]) -> None:
-        """Fragments and control frames."""
+        """Handle fragments and control frames."""
         opcode, last = first_byte & 0x0F, first_byte & FIN
         if first_byte & 0x70:
             raise ValueError("an extension that this client did not ask for")
