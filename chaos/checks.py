@@ -32,10 +32,7 @@ class Verdict:
 
 
 def check_all(history: History, *, bound_s: float) -> list[Verdict]:
-    """Every invariant.
-
-    `bound_s` is how long after the last fault a client may take to be back.
-    """
+    """Check every invariant; a client may take `bound_s` after the last fault."""
     verdicts = [check(history) for check in _CHECKS]
     return [*verdicts, tasks_reach_their_workers(history, bound_s), every_client_came_back(history, bound_s)]
 
@@ -93,7 +90,7 @@ def no_old_holder_speaks(history: History) -> Verdict:
 
 
 def nothing_lost(history: History) -> Verdict:
-    """Every message that was accepted was given to an application."""
+    """Check that every accepted message was given to an application."""
     there = {(one.topic, one.message) for one in history.delivered}
     accepted = [one for one in history.sent if one.outcome is Outcome.ACCEPTED]
     lost = [
@@ -105,7 +102,7 @@ def nothing_lost(history: History) -> Verdict:
 
 
 def nothing_invented(history: History) -> Verdict:
-    """What was delivered was sent, and not refused."""
+    """Check that each delivered message was sent, and not refused."""
     sent = {(one.topic, one.message): one.outcome for one in history.sent}
     violations = []
     for one in history.delivered:
@@ -116,10 +113,7 @@ def nothing_invented(history: History) -> Verdict:
 
 
 def one_place_in_the_log(history: History) -> Verdict:
-    """Check that an offset of a topic has one message for every reader.
-
-    A message that was sent again after a cut has one offset.
-    """
+    """Check that an offset has one message for all readers, also one sent again."""
     violations = []
     contents: dict[tuple[str, int], Message] = {}
     places: dict[tuple[str, Message], int] = {}
@@ -134,10 +128,7 @@ def one_place_in_the_log(history: History) -> Verdict:
 
 
 def the_log_has_no_gaps(history: History) -> Verdict:
-    """Check by the database that each topic has all offsets from 1 to its last.
-
-    The count of messages agrees.
-    """
+    """Check by the database that each topic has all offsets up to its count."""
     violations = tuple(
         f"{one.topic} has {one.messages} messages from {one.first} to {one.last}, and counted {one.counted}"
         for one in history.logged
@@ -147,10 +138,7 @@ def the_log_has_no_gaps(history: History) -> Verdict:
 
 
 def in_order(history: History) -> Verdict:
-    """Check that a reader gets the offsets of its topic without gap or repeat.
-
-    The client drops what it has had before.
-    """
+    """Check that a reader gets the offsets of its topic without gap or repeat."""
     violations = []
     last: dict[tuple[str, str], int] = {}
     looked_at = 0
@@ -186,7 +174,7 @@ def senders_order_kept(history: History) -> Verdict:
 
 
 def positions_go_forward(history: History) -> Verdict:
-    """By the database: a stored position never goes back."""
+    """Check by the database that no stored position goes back."""
     violations = tuple(f"{row.consumer} in {row.topic}: {row.before} to {row.after}" for row in history.backwards)
     return Verdict(
         "stored positions only go forward", len({one.reader for one in history.delivered}), "readers", violations
@@ -217,10 +205,7 @@ def work_is_done_once(history: History) -> Verdict:
 
 
 def counters_are_exact(history: History) -> Verdict:
-    """Every increment that was answered counts once, one in doubt at most once.
-
-    Answers are distinct and grow with time.
-    """
+    """Check that increments count once, those in doubt at most once, in order."""
     violations = []
     by_key = defaultdict(list)
     for one in history.counted:
@@ -257,10 +242,7 @@ def counters_are_exact(history: History) -> Verdict:
 
 
 def answered_writes_stay(history: History) -> Verdict:
-    """Check that a KV read is never older than an answered write or an earlier read.
-
-    Also when a former session of the writer still had writes under way.
-    """
+    """Check that a KV read is never older than an answered write or an earlier read."""
     violations = []
     by_place = defaultdict(list)
     for one in history.kept:
@@ -286,10 +268,7 @@ def answered_writes_stay(history: History) -> Verdict:
 
 
 def gateways_live(history: History) -> Verdict:
-    """Check that no gateway ends without an order or prints a traceback.
-
-    Whatever a client does to it.
-    """
+    """Check that no gateway ends without an order or prints a traceback."""
     ended = [f"{one.node} ended without an order at {one.at_s:.1f} s with {one.code}" for one in history.ended]
     return Verdict("a gateway never ends", len(history.attacks), "attacks", (*ended, *history.tracebacks))
 
@@ -380,7 +359,7 @@ def every_client_came_back(history: History, bound_s: float) -> Verdict:
 
 
 def _logs(history: History) -> dict[str, dict[int, Message]]:
-    """Give, by topic and offset, the messages that any reader has seen."""
+    """Messages that any reader has seen, by topic and offset."""
     logs: dict[str, dict[int, Message]] = defaultdict(dict)
     for one in history.delivered:
         logs[one.topic].setdefault(one.offset, one.message)

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line of `python -m chaos`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong ar
 
 
 def parser() -> argparse.ArgumentParser:
-    """All options."""
+    """Make the parser of all options."""
     kinds = "\n".join(f"  {kind.name.lower():24}{kind}" for kind in BY_CHANCE)
     made = argparse.ArgumentParser(
         prog="python -m chaos",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status."""
+    """Run `python -m chaos`; return the exit status."""
     given = parser().parse_args(arguments)
     if given.sqlite and not given.tasks:
         parser().error("--sqlite belongs to --tasks")

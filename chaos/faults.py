@@ -1,4 +1,4 @@
-"""The faults of a plan, done to a cluster."""
+"""Apply the faults of a plan to a cluster."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ LEASE: Final = b"application_name = 'aether-lease'"
 
 
 class Weather:
-    """Does a plan.
-
-    What it did is in the history's `disturbances`; `missed` counts what the moment did not allow.
-    """
+    """Applies a plan; `missed` counts faults that the moment did not allow."""
 
     def __init__(
         self, cluster: ProcessCluster, history: History, now: Callable[[], float], say: Callable[[str], None]
@@ -78,7 +75,7 @@ class Weather:
         return node.name in self._taken
 
     async def run(self, steps: Sequence[Step]) -> None:
-        """All of it. Returns when everything has been taken back."""
+        """Apply all faults; return when everything has been taken back."""
         begun_s = self._now()
         async with trio.open_nursery() as nursery:
             for step in steps:
@@ -119,10 +116,7 @@ class Weather:
 
     @contextmanager
     def _node_for_itself(self, step: Step) -> Iterator[ClusterNode]:
-        """Reserve a node for one fault, which may last longer than planned.
-
-        A drain has its time, and a start waits for the database.
-        """
+        """Reserve a node for one fault, which may last longer than planned."""
         if step.target in self._taken:
             raise _NothingThere(f"{step.target} is not back yet")
         self._taken.add(step.target)
@@ -132,7 +126,7 @@ class Weather:
             self._taken.remove(step.target)
 
     async def _start(self, node: ClusterNode) -> None:
-        """A supervisor would try until it works: the database may be away just now."""
+        """Start a node again and again until it works: the database may be away."""
         while True:
             try:
                 return await node.start()
@@ -160,7 +154,7 @@ class Weather:
     # -- the ways between
 
     def _way(self, step: Step) -> FaultProxy:
-        """From a node to what is the primary now."""
+        """The fault proxy from a node to the present primary."""
         node = self._nodes[step.target]
         way = node.database_link if self._cluster.standby is not None else node.standby_link
         return way or node.database_link
@@ -265,7 +259,7 @@ class Weather:
 
 
 class _NothingThere(Exception):
-    """There is nothing of what was to be hit."""
+    """A fault finds nothing to hit."""
 
 
 def _chosen(among: Sequence[T], step: Step) -> T:
@@ -286,7 +280,7 @@ def _delay(connection: ProxiedConnection, seconds: float) -> None:
 
 @contextmanager
 def _on_all(link: FaultProxy, do: Callable[[ProxiedConnection], None]) -> Iterator[None]:
-    """Do something to every connection that is there, or comes while the block lasts."""
+    """Apply a change to all connections, also those that begin within the block."""
 
     async def script(connection: ProxiedConnection) -> None:
         do(connection)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class Outcome(enum.StrEnum):
-    """What became of something that was asked for."""
+    """The outcome of a request: accepted, refused, or in doubt."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -25,10 +25,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message: (sender, number) is unique in a run.
-
-    `session` is the sender's at that moment.
-    """
+    """A message: (sender, number) is unique in a run; `session` is the sender's."""
 
     sender: str
     number: int
@@ -56,10 +53,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One message that an application was given.
-
-    `connection` counts the reader's connections.
-    """
+    """A message that an application was given, on its n-th `connection`."""
 
     reader: str
     topic: str
@@ -71,7 +65,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One increment of a counter. `value` is what it was answered, when ACCEPTED."""
+    """An increment of a counter; `value` is the answer when accepted."""
 
     key: str
     client: str
@@ -83,10 +77,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A number that was written to a place, or read from it ("wrote", "read".
-
-    0: nothing was there). One at a time for each place, and what is written grows.
-    """
+    """A growing number written to a place, or read from it (0 for none)."""
 
     place: str
     what: str
@@ -98,7 +89,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Made:
-    """A task: for the worker `target`, or a pool's ("")."""
+    """A created task: for the worker `target`, or for a pool ("")."""
 
     name: str
     target: str
@@ -109,7 +100,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A worker was given a task, and has claimed it."""
+    """A worker claimed a task that it was given."""
 
     name: str
     worker: str
@@ -131,7 +122,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Something that a client must not do, done."""
+    """An attack of a hostile client."""
 
     transport: str
     what: str
@@ -149,7 +140,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Outage:
-    """A time without a connection. `until_s` is infinite while it lasts."""
+    """A time without a connection; `until_s` is infinite while it lasts."""
 
     client: str
     since_s: float
@@ -196,7 +187,7 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """A fault that has been done, from its beginning until all of it was taken back."""
+    """A fault, from its beginning until all of it was taken back."""
 
     kind: str
     target: str
@@ -206,7 +197,7 @@ class Disturbance:
 
 @dataclass
 class History:
-    """Everything of one run."""
+    """All records of one run."""
 
     sent: list[Sent] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
@@ -233,7 +224,7 @@ class History:
     ended_s: float = 0.0
 
     def write(self, file: Path) -> None:
-        """All of it as lines of JSON: {"what": a field's name, and the record's own}."""
+        """Write all records as lines of JSON, each with its field's name as "what"."""
         records = (
             "sent",
             "delivered",

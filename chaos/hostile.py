@@ -53,7 +53,7 @@ Way = Callable[[trio.SocketStream, random.Random], Awaitable[None]]
 
 
 class Hostile:
-    """`run` until the load is quiet."""
+    """Attacks of hostile clients; `run` them until the load is quiet."""
 
     def __init__(self, load: Load, several: int = ATTACKERS) -> None:
         self._load = load
@@ -77,7 +77,7 @@ class Hostile:
         )
 
     async def run(self) -> None:
-        """All attackers."""
+        """Run all attackers."""
         async with trio.open_nursery() as nursery:
             for number in range(self._several):
                 nursery.start_soon(self._attack_on, random.Random(self._load.chance.random() + number))
@@ -102,7 +102,7 @@ class Hostile:
     # -- our own binary framing
 
     async def _enter(self, stream: trio.SocketStream, chance: random.Random, **hello: object) -> str:
-        """Be a session; its topic."""
+        """Connect as a session; return its topic."""
         name = f"h{next(self._numbers)}"
         topic = f"ag::{WORKSPACE}::rogue::{name}"
         await stream.send_all(PREFACE + _hello(**hello) + _envelope(_agent(b"rogue", name.encode())))
@@ -119,7 +119,7 @@ class Hostile:
         await _hear(stream)
 
     async def _bad_texts(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """In requests of every kind, whatever their fields mean."""
+        """Send bad texts in requests of every kind."""
         topic = await self._enter(stream, chance)
         cases = [field.number for field in pb.UpstreamMessage.DESCRIPTOR.fields if field.name != "init"]
         for _ in range(20):
@@ -151,7 +151,7 @@ class Hostile:
         await _hear(stream)
 
     async def _requests(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """They can be decoded, so they are looked at."""
+        """Send requests that can be decoded, with anything in them."""
         await self._enter(stream, chance)
         for _ in range(20):
             message = pb.UpstreamMessage()
@@ -293,10 +293,7 @@ async def _hear_later(stream: trio.SocketStream) -> None:
 
 
 def _fill(message: Message, chance: random.Random, depth: int = 0) -> None:
-    """Something in every field, mostly.
-
-    What is no text for protobuf comes in other attacks.
-    """
+    """Fill most fields of a message with anything that protobuf can encode."""
     for field in message.DESCRIPTOR.fields:
         if field.is_repeated or chance.random() < 0.3:
             continue
@@ -347,12 +344,12 @@ def _varint(number: int) -> bytes:
 
 
 def _field(number: int, data: bytes) -> bytes:
-    """A field of bytes, or a text, or a message, in protobuf."""
+    """Encode a field of bytes, text or message in protobuf."""
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
 def _agent(implementation: bytes, specifier: bytes, workspace: bytes = WORKSPACE.encode(), extra: bytes = b"") -> bytes:
-    """An UpstreamMessage with an InitConnection, whatever the texts are."""
+    """An UpstreamMessage with an InitConnection of any texts."""
     agent = _field(1, workspace) + _field(2, implementation) + _field(3, specifier)
     return _field(pb.UpstreamMessage.INIT_FIELD_NUMBER, _field(pb.InitConnection.AGENT_FIELD_NUMBER, agent) + extra)
 

@@ -29,17 +29,14 @@ LAST_READS: Final = 300
 
 
 class Keepers:
-    """`run` until the load is closed.
-
-    They write until it is quiet, and read once more then.
-    """
+    """Keepers write until the load is quiet, then read once more."""
 
     def __init__(self, load: Load, several: int = KEEPERS) -> None:
         self._load = load
         self._several = several
 
     async def run(self) -> None:
-        """All of them."""
+        """Run all keepers until the load is closed."""
         async with trio.open_nursery() as nursery:
             for number in range(1, self._several + 1):
                 nursery.start_soon(

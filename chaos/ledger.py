@@ -54,17 +54,17 @@ class Place(Protocol):
     """Where the nodes' tables are: a ProcessCluster."""
 
     async def sql(self, text: str) -> list[list[str]]:
-        """Run statements; the rows as text."""
+        """Run statements; return the rows as text."""
         ...
 
 
 async def install(cluster: Place) -> None:
-    """Begin to write down. The nodes have made their tables by now."""
+    """Make the triggers, once the nodes have made their tables."""
     await cluster.sql("; ".join(INSTALL))
 
 
 async def read(cluster: Place, history: History) -> None:
-    """Add what was written down."""
+    """Add what the triggers recorded to the history."""
     history.held = [
         Held(identity, session, int(epoch), node, live == "t", stolen == "t")
         for identity, session, epoch, node, live, stolen in await cluster.sql(_HELD)

@@ -37,10 +37,7 @@ SLOW_CREDIT: Final = 16
 
 
 def options() -> ClientOptions:
-    """Of every client that stays.
-
-    It finds a silent gateway within 20 s, and comes back quickly.
-    """
+    """Options of every client that stays: it notices a silent gateway within 20 s."""
     return ClientOptions(connect_timeout=math.inf, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
 
 
@@ -48,7 +45,7 @@ Make = Callable[[ClientOptions], Client]
 
 
 def options_of(given: ClientOptions, more: ClientOptions) -> ClientOptions:
-    """Both."""
+    """Options of a client, with those of every client that stays."""
     both = given.copy()
     both.update(more)
     return both
@@ -67,7 +64,7 @@ class Rates:
 
 
 class Load:
-    """Start `run` in a nursery; end it with `finish`, then `close`."""
+    """The load: start `run` in a nursery; end it with `finish`, then `close`."""
 
     def __init__(
         self, address: str, rates: Rates, history: History, now: Callable[[], float], chance: random.Random
@@ -92,11 +89,11 @@ class Load:
 
     @property
     def quiet(self) -> bool:
-        """Whether clients are to begin nothing more."""
+        """Whether clients must begin nothing more."""
         return self._quiet.is_set()
 
     async def run(self) -> None:
-        """Every client, until `close`."""
+        """Run every client until `close`."""
         async with trio.open_nursery() as nursery:
             for number in range(1, self._rates.peers + 1):
                 make = self._agent("peer", str(number))
@@ -109,17 +106,14 @@ class Load:
             nursery.start_soon(self.stay, "witness", self._agent("witness", "1"), (self.read,))
 
     async def finish(self, patience_s: float) -> None:
-        """Begin nothing more, and wait until all is settled, read and connected.
-
-        Waits for `patience_s` at most.
-        """
+        """Begin nothing more; wait `patience_s` at most until all is settled and read."""
         self._quiet.set()
         with trio.move_on_after(patience_s):
             while self._busy or self._awaited or any(self._connected.values()):
                 await self._news.wait()
 
     def close(self) -> None:
-        """Say goodbye."""
+        """End all clients in peace."""
         self._over.set()
 
     def _tell(self) -> None:
@@ -128,7 +122,7 @@ class Load:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Something is under way, which is waited for at the end."""
+        """Mark work under way, for which the end waits."""
         self._busy += 1
         try:
             yield
@@ -137,11 +131,11 @@ class Load:
             self._tell()
 
     def await_(self, thing: object) -> None:
-        """The end waits for its arrival."""
+        """Have the end wait for the arrival of a message."""
         self._awaited.add(thing)
 
     def arrived(self, thing: object) -> None:
-        """It need not be waited for any more."""
+        """Note the arrival of a message that the end waits for."""
         self._awaited.discard(thing)
         self._tell()
 
@@ -163,10 +157,7 @@ class Load:
         return TaskClient(f"aether://{self.address}", workspace=WORKSPACE, implementation="work", **given)
 
     async def stay(self, name: str, make: Make, works: Sequence[Callable[[str, Client], Awaitable[None]]]) -> None:
-        """One client for the whole run.
-
-        One that gives up is noted, and there is another one.
-        """
+        """Run one client for the whole run, and a new one when it gives up."""
         for life in count(1):
             mine = name if life == 1 else f"{name}#{life}"
             self._disconnected(mine)
@@ -209,7 +200,7 @@ class Load:
             await self.send(client, topic, Message(name, next(self._numbers), client.session_id))
 
     async def send(self, client: Client, topic: str, message: Message) -> Outcome:
-        """Send something, and write down what became of it. Raises what ends the client."""
+        """Send a message and record its outcome; raises what ends the client."""
         started_s = self.now()
         outcome = Outcome.IN_DOUBT
         self._busy += 1
@@ -241,7 +232,7 @@ class Load:
                 await trio.sleep(self.chance.uniform(0.0, SLOW_S))
 
     def took(self, name: str, client: Client, incoming: IncomingMessage) -> None:
-        """An application was given a message."""
+        """Record a message that an application was given."""
         message = Message.decode(incoming.payload)
         place = (incoming.topic, message)
         self.history.delivered.append(

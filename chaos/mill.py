@@ -30,7 +30,7 @@ CONCURRENCY: Final = 8
 
 
 class Mill:
-    """`run` until the load is closed."""
+    """Tasks and their workers; `run` until the load is closed."""
 
     def __init__(self, load: Load, several: int = MILLERS) -> None:
         self._load = load
@@ -39,7 +39,7 @@ class Mill:
         self._begun: set[str] = set()
 
     async def run(self) -> None:
-        """The creator and the workers."""
+        """Run the creator and the workers."""
         load = self._load
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.stay, "boss", partial(self._make, "boss", "1", 10.0), (self._create,))

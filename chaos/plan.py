@@ -19,7 +19,7 @@ DATABASE: Final = "database"
 
 
 class Kind(enum.StrEnum):
-    """What can be done. The values are what the table says."""
+    """The kinds of faults, named as the table names them."""
 
     KILL_NODE = "kill -9 of a node"
     STOP_NODE = "SIGSTOP of a node"
@@ -46,10 +46,7 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Chance:
-    """How often, relative to the others, and how long (seconds.
-
-    0 for what is done at once).
-    """
+    """How often a fault comes, relatively, and how long it lasts in seconds."""
 
     weight: float
     least_s: float = 0.0
@@ -97,11 +94,7 @@ REST_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fault.
-
-    `target` is a node's name, or DATABASE; `pick` chooses among what only the moment knows (0 <=
-    pick < 1).
-    """
+    """One fault: of a node by name or DATABASE; `pick` (0 to 1) chooses the rest."""
 
     at_s: float
     kind: Kind

@@ -28,7 +28,7 @@ AGAIN_S: Final = 0.01
 
 @dataclass
 class Times:
-    """Seconds of the trials of one kind."""
+    """Seconds of the trials of one kind of end."""
 
     what: str
     seconds: list[float] = field(default_factory=list)
@@ -40,12 +40,12 @@ class Times:
 
     @property
     def max_s(self) -> float:
-        """The worst."""
+        """The longest time."""
         return max(self.seconds)
 
 
 async def measure(cluster: ProcessCluster, trials: int, say: Callable[[str], None]) -> list[Times]:
-    """All kinds, so many trials of each. Every node serves before and after it."""
+    """Measure all kinds of ends in several trials; all nodes serve around each."""
     kill = Times("identity on another node after kill -9 of its node")
     stop = Times("identity on another node after SIGSTOP of its node")
     restart = Times("identity on its node after a database restart, from its end")

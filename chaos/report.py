@@ -1,4 +1,4 @@
-"""A result as tables, and as JSON."""
+"""Show a result of chaos as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 def show(result: Result, console: Console) -> None:
-    """Everything, for a person."""
+    """Show a result as tables."""
     console.print(_tables(result))
     for verdict in result.verdicts:
         for violation in verdict.violations[:SHOWN]:
@@ -77,7 +77,7 @@ def _figures(result: Result) -> dict[str, float]:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """The same, for a machine; without the history."""
+    """Show a result as JSON, without the history."""
     return {
         "seed": result.wishes.seed,
         "minutes": result.wishes.minutes,

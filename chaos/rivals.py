@@ -35,7 +35,7 @@ READ_AHEAD: Final = 8
 
 
 class Rivals:
-    """`turns` counts how often one of them had the identity."""
+    """Two clients that compete for one identity; `turns` counts their sessions."""
 
     def __init__(self, load: Load, several: int = 2) -> None:
         self._load = load
@@ -45,7 +45,7 @@ class Rivals:
         self.turns = 0
 
     async def run(self) -> None:
-        """All of them, until the load is quiet; then one of them, until it is closed."""
+        """Run both until the load is quiet, then the last owner until it is closed."""
         async with trio.open_nursery() as nursery:
             for topic in SHARED:
                 nursery.start_soon(self._fight_over, topic)
@@ -96,7 +96,7 @@ class Rivals:
             await trio.sleep(self._load.chance.uniform(0.0, reads_s))
 
     def _last(self, specifier: str, given: ClientOptions) -> Client:
-        """Who has the identity when the fight is over, and reads what is left."""
+        """Take the identity when the others have ended, and read what is left."""
         return AgentClient(
             f"aether://{self._load.address}", workspace=WORKSPACE, implementation=NAME, specifier=specifier, **given
         )

@@ -1,4 +1,4 @@
-"""One run, from an empty database to a verdict."""
+"""Run chaos once, from an empty database to a verdict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTLE_S = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a run is to be."""
+    """The settings of a run."""
 
     seed: int
     minutes: float = 5.0
@@ -60,7 +60,7 @@ class Wishes:
 
 @dataclass
 class Result:
-    """What a run was."""
+    """The result of a run."""
 
     wishes: Wishes
     history: History
@@ -76,7 +76,7 @@ class Result:
 
 
 async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
-    """Do it. Raises what keeps it from being done; violations are in the result."""
+    """Run once; raises what keeps the run from its end; violations are results."""
     recovery: list[Times] = []
     history = History()
     postgres = {"max_connections": "300"}
@@ -146,10 +146,7 @@ async def _watch(
 
 
 def last_lines_of_tracebacks(printed: str) -> list[str]:
-    """What was raised, of each traceback that a node has printed.
-
-    One line for each error, and not the causes of the causes.
-    """
+    """The last line of each traceback that a node has printed, without causes."""
     found: list[str] = []
     inside = False
     for line in printed.splitlines():

@@ -31,7 +31,7 @@ INPUT_S: Final = 10
 
 
 def again(name: str, file: Path) -> int:
-    """Judge one input."""
+    """Judge one input again."""
 
     data = file.read_bytes()
 
@@ -44,7 +44,7 @@ def again(name: str, file: Path) -> int:
 
 
 def run_all(names: list[str], seconds: int, corpus: Path, rest: list[str]) -> int:
-    """A process for each target; how many had a finding."""
+    """Run each target in a process; return how many had a finding."""
     found: list[str] = []
     for name in names:
         folder = corpus / name
@@ -70,7 +70,7 @@ def run_all(names: list[str], seconds: int, corpus: Path, rest: list[str]) -> in
 
 
 def main() -> int:
-    """The command."""
+    """Run `python -m fuzz`; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, allow_abbrev=False)
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")

@@ -1,7 +1,4 @@
-"""Fuzz the three codecs of WebSocket messages.
-
-Whatever a client sends is a message or one refusal, and means the same when it is repeated.
-"""
+"""Fuzz the three codecs of WebSocket: each input is a message or one refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _CODECS: Final = tuple(CODECS.values())
 
 
 def check(data: bytes) -> None:
-    """One byte of choices, and the data of one WebSocket message."""
+    """Check an input: a byte of choices, and the data of one WebSocket message."""
     (which,), body = choices(data, 1)
     codec = _CODECS[which % len(_CODECS)]
     message_data: bytes | str = body

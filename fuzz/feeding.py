@@ -1,4 +1,4 @@
-"""Shared by the targets: turns an input into reads, and drives coroutines."""
+"""Turn inputs of fuzz targets into reads, and drive coroutines."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ VECTORS: Final = Path(__file__).parents[1] / "tests" / "wire" / "vectors"
 
 
 def choices(data: bytes, count: int) -> tuple[list[int], bytes]:
-    """The first `count` bytes as numbers (0 where there are none), and the rest."""
+    """Split off `count` bytes as numbers, 0 where there are none."""
     return [*data[:count], *[0] * count][:count], data[count:]
 
 
 def split(stream: bytes, step: int) -> Iterator[bytes]:
-    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0.
-
-    Those of a long stream are longer: PARTS or so.
-    """
+    """Split into some PARTS of changing lengths from 1 to `step`; step 0 is whole."""
     at, length = 0, step
     scale = 1 + len(stream) // PARTS
     while at < len(stream):
@@ -32,10 +29,7 @@ def split(stream: bytes, step: int) -> Iterator[bytes]:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine that waits for nothing.
-
-    Everything that it reads is there.
-    """
+    """Return the result of a coroutine that waits for nothing."""
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -1,4 +1,4 @@
-"""How a port tells transports apart by the first bytes, and how it says no."""
+"""Fuzz how a port tells transports apart by first bytes, and refuses others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aether_trio.transport.socket import first_bytes
 
 
 def check(data: bytes) -> None:
-    """The head of a connection."""
+    """Check an input: the first bytes of a connection."""
     transport = first_bytes.transport_of(data)
     for size in range(min(len(data), 2 * first_bytes.MAX_WORD_BYTES)):
         head = data[:size]
@@ -23,7 +23,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """A first flight of every kind."""
+    """First bytes of every kind of client."""
     yield b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     yield b"\xaeAETHER\x01"
     yield b"GET / HTTP/1.1\r\n\r\n"

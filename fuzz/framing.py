@@ -34,7 +34,7 @@ LIMIT_BYTES: Final = 64 * 1024
 
 
 def decode(receive: Callable[[bytes], Iterable[Event]], parts: Iterable[bytes]) -> tuple[list[Event], ErrorCode | None]:
-    """All events, and the code of the mistake that ended them."""
+    """Decode frames; return the events, and the error code that ended them."""
     found: list[Event] = []
     for part in parts:
         try:
@@ -45,7 +45,7 @@ def decode(receive: Callable[[bytes], Iterable[Event]], parts: Iterable[bytes]) 
 
 
 def check(data: bytes) -> None:
-    """Raises AssertionError, or whatever should not have been raised."""
+    """Check an input; raises what no input may raise."""
     (start, reader, step), rest = choices(data, 3)
     stream = rest if start & 1 else PREFACE + rest
 
@@ -94,7 +94,7 @@ def greet(connection: FramedConnection, *, accept: bool) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """The test vectors as inputs."""
+    """The test vectors of the framing as inputs."""
     for item in json.loads((VECTORS / "frames.json").read_text())["frames"]:
         for reader in (2 | 4, 1 | 2 | 4):
             yield bytes((0, reader, 3)) + bytes.fromhex(item["hex"])

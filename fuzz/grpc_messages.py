@@ -20,19 +20,18 @@ ENCODINGS: Final = ("identity", "gzip", "deflate")
 
 
 class _Account:
-    """Of unfinished input, as the assembler knows it."""
+    """An account of unfinished input that the assembler can use."""
 
     def __init__(self) -> None:
         self.held: dict[MessageStream, int] = {}
 
     def note(self, receiver: MessageStream, held: int, *, anew: bool = False) -> None:
-        """See unfinished_input.InputAccount."""
         assert held or not anew or not receiver.partial_bytes
         self.held[receiver] = held
 
 
 def assemble(stream_bytes: bytes, step: int, encoding: str) -> tuple[list[bytes], bool]:
-    """The messages as they came, and whether a mistake ended them."""
+    """Assemble messages; return them, and whether an error ended them."""
     account: Any = _Account()
     limits = GrpcLimits(max_receive_message_bytes=LARGEST, max_assembling_bytes=MOST)
     budget = AssemblyBudget(limits, account)
@@ -55,7 +54,7 @@ def assemble(stream_bytes: bytes, step: int, encoding: str) -> tuple[list[bytes]
 
 
 def decompress(message: bytes, encoding: str) -> None:
-    """In slices, up to the limit; and the same as zlib at once."""
+    """Decompress in slices up to the limit, and compare with zlib."""
     decompression = Decompression(message, encoding, LARGEST)
     try:
         done = False
@@ -71,7 +70,7 @@ def decompress(message: bytes, encoding: str) -> None:
 
 
 def check(data: bytes) -> None:
-    """Two bytes of choices, and the payload of DATA frames."""
+    """Check an input: two bytes of choices, and the payload of DATA frames."""
     (which, step), stream_bytes = choices(data, 2)
     encoding = ENCODINGS[which % len(ENCODINGS)]
     whole = assemble(stream_bytes, 0, encoding)
@@ -88,7 +87,7 @@ def _message(flag: int, content: bytes) -> bytes:
 
 
 def seeds() -> Iterator[bytes]:
-    """Messages plain and compressed, bombs, and what is cut."""
+    """Messages plain and compressed, bombs, and incomplete ones."""
     packed, deflated = gzip.compress(b"hello" * 100, mtime=0), zlib.compress(b"hello" * 100)
     bomb = gzip.compress(bytes(LARGEST + 1), mtime=0)
     yield b"\0\3" + _message(0, b"one") + _message(0, b"") + _message(0, b"two" * 100)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests in front of a WebSocket, and the upgrade."""
+"""Fuzz HTTP/1.1 requests in front of a WebSocket, and its upgrade."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ _REQUESTS: Final = 50
 
 
 class Stream:
-    """Reads that are there, and then the end; writes that are taken."""
+    """A byte stream with prepared reads and an end, which takes all writes."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
 
     async def receive(self) -> bytes:
-        """See ByteStream."""
         return next(self._parts, b"")
 
     async def send_all(self, data: bytes) -> None:
-        """See ByteStream."""
         assert data.startswith(b"HTTP/1.1 ")
 
     async def linger(self, seconds: float) -> None:
@@ -36,7 +34,7 @@ class Stream:
 
 
 async def serve(parts: Iterator[bytes]) -> list[Any]:
-    """What every request was, and how the connection ended."""
+    """Serve the stream; return each request's kind and how the connection ended."""
     stream: Any = Stream(parts)
     http = Http1Connection(stream, Http1Limits())
     seen: list[Any] = []
@@ -71,7 +69,7 @@ async def serve(parts: Iterator[bytes]) -> list[Any]:
 
 
 def check(data: bytes) -> None:
-    """One byte of choices, and the stream."""
+    """Check an input: a byte of choices, and the stream."""
     (step,), stream = choices(data, 1)
     found = run(serve(split(stream, step)))
     if step:
@@ -82,7 +80,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """Upgrades, files, and what is neither."""
+    """Upgrades, requests for files, and other bytes."""
     upgrade = (
         b"GET /v1/connect HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

@@ -1,7 +1,5 @@
 """Fuzz a server's HTTP/2 connection from the preface on, without a socket.
 
-With its data plane, h2, HPACK and flood budgets.
-
 The requests are routed as in the gateway, but no handler runs; a stream is read at once, or never.
 What a connection holds is asserted after every read. When nothing is read, splitting changes
 neither the messages nor the mistake.
@@ -58,21 +56,19 @@ HANDLERS: Final = {PATH: Handler(_never, Cardinality.STREAM_STREAM, HealthCheckR
 
 
 class _Socket:
-    """Takes everything, or nothing more after `room` bytes."""
+    """A socket that takes all writes, or `room` bytes."""
 
     def __init__(self, room: float) -> None:
         self.room = room
         self.ended = False
 
     def send(self, data: Any) -> int:
-        """As a socket's."""
         if self.room <= 0:
             raise BlockingIOError
         self.room -= len(data)
         return len(data)
 
     def shutdown(self, _how: int) -> None:
-        """As a socket's."""
         self.ended = True
 
 
@@ -81,7 +77,7 @@ def _start_nothing(*_call: Any, name: object = None) -> None:
 
 
 class Server:
-    """One connection that is fed."""
+    """A server's connection that is fed with input."""
 
     def __init__(self, *, reads: bool, accepts: bool, room: float) -> None:
         self.reads = reads
@@ -121,7 +117,7 @@ class Server:
                 pass
 
     def receive(self, data: bytes) -> bool:
-        """One read. False when it was the last."""
+        """Receive one read; return False when it was the last."""
         plane, wire = self.connection.plane, self.connection.wire
         while wire.scan(data) and not wire.closing:
             data = b""
@@ -159,7 +155,7 @@ class Server:
 
 
 def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[bytes]], dict[str, int]]:
-    """The messages of each stream, and what was refused."""
+    """Feed the server; return the messages of each stream, and its refusals."""
     server = Server(reads=bool(reader & 1), accepts=bool(reader & 2), room=inf if reader & 4 else 4 * KIB)
     for part in split(stream_bytes, step):
         if not server.receive(part):
@@ -176,10 +172,7 @@ def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[by
 
 
 def check(data: bytes) -> None:
-    """Check one input: three bytes of choices, and the stream.
-
-    The stream comes behind preface and SETTINGS, or from its first byte. Called in a trio run.
-    """
+    """Check an input: three bytes of choices, and the stream; runs in trio."""
     assert trio.lowlevel.in_trio_run()
     (start, reader, step), stream = choices(data, 3)
     stream_bytes = stream if start & 1 else frames.PREFACE + _SETTINGS + stream
@@ -189,7 +182,7 @@ def check(data: bytes) -> None:
 
 
 def request(stream_id: int, *more: tuple[str, str], path: str = PATH, end: bool = False) -> bytes:
-    """HEADERS of a call."""
+    """The HEADERS of a call."""
     fields = [
         (":method", "POST"),
         (":scheme", "http"),

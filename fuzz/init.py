@@ -1,4 +1,4 @@
-"""A client's first message, from protobuf to the claim that it makes."""
+"""Fuzz a client's first message, from protobuf to the claim that it makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIMITS: Final = Limits()
 
 
 def check(data: bytes) -> None:
-    """One byte of choices, the length of a header in two, the header, and the message."""
+    """Check an input: choices, the header's length in two bytes, header, message."""
     (strict, size), rest = choices(data, 2)
     header, message_bytes = rest[:size].decode("latin-1"), rest[size:]
     try:
@@ -44,7 +44,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """One for each kind of participant, and messages that are no Init."""
+    """First messages of each kind of participant, and other messages."""
     extension = pb.ExtensionDeclaration(uri="urn:x", version="1", required=True)
     inits = [
         pb.InitConnection(agent=pb.AgentIdentity(workspace="w", implementation="i", specifier="1")),

@@ -15,7 +15,7 @@ INSTRUMENTED: Final = ("aether_trio", "fuzz", "h11", "h2", "hpack", "hyperframe"
 
 
 def main() -> None:
-    """Does not return: libFuzzer ends the process."""
+    """Run libFuzzer, which ends the process."""
     import atheris
 
     name, *arguments = sys.argv[1:]

@@ -13,10 +13,7 @@ from fuzz import codecs, first_bytes, framing, grpc_messages, http1, http2, init
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`check` judges one input and is called inside of a trio run.
-
-    `max_bytes` is how long inputs get.
-    """
+    """One target: `check` judges an input of up to `max_bytes`, in a trio run."""
 
     check: Callable[[bytes], None]
     seeds: Callable[[], Iterator[bytes]]

@@ -25,7 +25,7 @@ _PLAIN, _END, _NONSENSE, _HOLD, _RELEASE, _ALERT = range(6)
 
 @functools.cache
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's."""
+    """The TLS contexts of a server and a client."""
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost")
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +38,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 def connected() -> tuple[TlsSession, TlsSession]:
-    """Both ends, after their handshake."""
+    """Both ends after their handshake."""
     server_side, client_side = contexts()
     server = TlsSession(server_side)
     client = TlsSession(client_side, server_hostname="localhost", server_side=False)
@@ -53,7 +53,7 @@ def connected() -> tuple[TlsSession, TlsSession]:
 
 
 def check(data: bytes) -> None:
-    """One byte of choices, and then steps: what to do, how much, and nonsense to send."""
+    """Check an input: a byte of choices, and steps of the client."""
     (step,), script = choices(data, 1)
     server, client = connected()
     sent = b""

@@ -35,7 +35,7 @@ _BAD_GATEWAY: Final = 1014
 
 
 def read(parts: Iterable[bytes], limit: int) -> tuple[list[Event], CloseCode | None]:
-    """All events, and the code of the mistake that ended them."""
+    """Read frames; return the events, and the error code that ended them."""
     reader = FrameReader(limit)
     events: list[Event] = []
     for part in parts:
@@ -59,7 +59,7 @@ def read(parts: Iterable[bytes], limit: int) -> tuple[list[Event], CloseCode | N
 
 
 def wsproto_says(stream: bytes) -> tuple[list[object], int | None]:
-    """The same events without fragments, and the code of its complaint."""
+    """What wsproto finds: events without fragments, and its error code."""
     connection = Connection(ConnectionType.SERVER)
     connection.receive_data(stream)
     found: list[object] = []
@@ -82,7 +82,7 @@ def wsproto_says(stream: bytes) -> tuple[list[object], int | None]:
 
 
 def check_against_wsproto(stream: bytes) -> None:
-    """The events and the mistake are those that wsproto finds."""
+    """Check that events and error are those that wsproto finds."""
     events, code = read([stream], 1 << 62)
     ours = [event for event in events if not isinstance(event, Fragment)]
     theirs, their_code = wsproto_says(stream)
@@ -101,7 +101,7 @@ def check_against_wsproto(stream: bytes) -> None:
 
 
 def check(data: bytes) -> None:
-    """Two bytes of choices, and the stream."""
+    """Check an input: two bytes of choices, and the stream."""
     (which, step), stream = choices(data, 2)
     limit = LIMITS[which % len(LIMITS)]
     whole = read([stream], limit)
@@ -111,7 +111,7 @@ def check(data: bytes) -> None:
 
 
 def frame(first: int, payload: bytes = b"", mask: bytes = b"\1\2\3\4") -> bytes:
-    """A client's frame. `first` is its first byte: FIN and the opcode."""
+    """Encode a client's frame; `first` has FIN and opcode."""
     size = len(payload)
     if size < 126:
         length = bytes((0x80 | size,))

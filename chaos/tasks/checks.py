@@ -1,7 +1,4 @@
-"""The invariants of tasks, as functions of a history.
-
-Each says what it takes for a violation, and how much it has looked at.
-"""
+"""The invariants of tasks, as functions of a history, with counts of checks."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ node. That epochs are numbered in the order of their transactions is the databas
 
 
 def check_all(history: TaskHistory) -> list[Verdict]:
-    """Every invariant."""
+    """Check every invariant of tasks."""
     attempts = _by_task(history)
     return [
         Verdict("every task has ended, for good", len(history.tasks), "tasks", tuple(_unended(history))),
@@ -111,10 +108,7 @@ def _too_often(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iter
 
 
 def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterator[str]:
-    """Check by the workers' records that each beginning belongs to one attempt.
-
-    It lies inside of the attempt's time, and so does each end that was confirmed.
-    """
+    """Check by workers' records that beginnings and ends lie within their attempts."""
     begun: Counter[tuple[str, str]] = Counter()
     completed: Counter[str] = Counter()
     for moment in history.moments:
@@ -135,10 +129,7 @@ def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterat
 
 
 def _beside(history: TaskHistory) -> Iterator[str]:
-    """Check that a worker that completed a task had it alone from its beginning on.
-
-    All workers read one clock.
-    """
+    """Check that the worker that completed a task had it alone since its beginning."""
     at_it: dict[tuple[str, str], float] = {}
     beginnings: dict[str, list[Moment]] = defaultdict(list)
     for moment in history.moments:

@@ -14,7 +14,7 @@ from chaos.tasks.place import Alone, Place
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task at the end."""
+    """The row of a task at the end."""
 
     task_id: str
     status: str
@@ -29,7 +29,7 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One assignment. Times are Unix milliseconds, 0 for never."""
+    """One assignment of a task, in Unix milliseconds, 0 for never."""
 
     task_id: str
     epoch: int
@@ -42,7 +42,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of status, as told; wire numbers."""
+    """A change of a task's status, in wire numbers."""
 
     task_id: str
     number: int
@@ -52,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a worker wrote down; `at_ms` by the same machine's clock."""
+    """A moment that a worker recorded; `at_ms` by the machine's clock."""
 
     worker: str
     what: str
@@ -63,7 +63,7 @@ class Moment:
 
 @dataclass
 class TaskHistory:
-    """Everything of one run."""
+    """All records of one run of tasks."""
 
     keys: dict[str, str] = field(default_factory=dict)
     """Idempotency key -> the id that its creator was told; "" while it was told none."""
@@ -80,7 +80,7 @@ class TaskHistory:
     seconds: float = 0.0
 
     def write(self, file: Path) -> None:
-        """The tables as lines of JSON."""
+        """Write the tables as lines of JSON."""
         with file.open("w") as lines:
             for what in ("tasks", "attempts", "events"):
                 for record in getattr(self, what):
@@ -88,7 +88,7 @@ class TaskHistory:
 
 
 async def read(place: Place, history: TaskHistory) -> None:
-    """Add what the tables say."""
+    """Add the tables to the history."""
     history.tasks = [
         TaskRow(row[0], row[1], *map(int, row[2:8]), row[8])
         for row in await place.sql(
@@ -130,7 +130,7 @@ def _is_postgres(place: Place) -> bool:
 
 
 def read_moments(files: Iterable[Path]) -> list[Moment]:
-    """What the workers wrote down, each in a file that is named after it."""
+    """Read the moments that workers recorded, each worker in its file."""
     found = []
     for file in files:
         for line in file.read_text().splitlines():

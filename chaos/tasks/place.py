@@ -20,16 +20,16 @@ class Node(Protocol):
     name: str
 
     async def start(self) -> object:
-        """Start it again, where it was."""
+        """Start the gateway again at its address."""
         ...
 
     async def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the gateway with SIGKILL."""
         ...
 
 
 class Place(Protocol):
-    """See the module docstring."""
+    """The nodes of a run, and the tables behind them."""
 
     @property
     def nodes(self) -> Sequence[Node]: ...
@@ -40,28 +40,25 @@ class Place(Protocol):
         ...
 
     async def sql(self, text: str) -> list[list[str]]:
-        """The rows of a query, as text."""
+        """Run a query; return its rows as text."""
         ...
 
 
 class Cluster:
-    """Nodes on PostgreSQL."""
+    """Several nodes on PostgreSQL."""
 
     def __init__(self, cluster: ProcessCluster) -> None:
         self._cluster = cluster
 
     @property
     def nodes(self) -> Sequence[Node]:
-        """See Place."""
         return self._cluster.nodes
 
     @property
     def address(self) -> str:
-        """See Place."""
         return self._cluster.front.address
 
     async def sql(self, text: str) -> list[list[str]]:
-        """See Place."""
         return await self._cluster.sql(text)
 
 
@@ -76,12 +73,10 @@ class LoneNode:
         self.process = NodeProcess(self.name, arguments, home)
 
     async def start(self) -> object:
-        """See Node."""
         ready = self.process.ready
         return await self.process.start("--port", ready.gateway.rpartition(":")[2] if ready is not None else "0")
 
     async def kill(self) -> None:
-        """See Node."""
         await self.process.kill()
 
 
@@ -94,22 +89,17 @@ class Alone:
 
     @property
     def address(self) -> str:
-        """See Place."""
         assert self._node.process.ready is not None
         return self._node.process.ready.gateway
 
     async def sql(self, text: str) -> list[list[str]]:
-        """See Place."""
         with closing(sqlite3.connect(self._node.data / "tasks.db")) as connection:
             return [["" if value is None else str(value) for value in row] for row in connection.execute(text)]
 
 
 @asynccontextmanager
 async def open_place(nodes: int, keep: Path | None) -> AsyncIterator[Place]:
-    """So many nodes on PostgreSQL, or with 0 one gateway on SQLite.
-
-    Everything ends with the block.
-    """
+    """Start nodes on PostgreSQL, or for 0 a gateway on SQLite, until the block ends."""
     if nodes:
         postgres = {"max_connections": "300"}
         async with open_process_cluster(nodes, postgres=postgres, proxied=False, keep=keep) as cluster:

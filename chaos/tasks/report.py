@@ -1,4 +1,4 @@
-"""A result as tables, and as JSON."""
+"""Show a result of the runs with tasks as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chaos.tasks.run import TaskResult
 
 
 def figures(result: TaskResult) -> dict[str, float]:
-    """What happened, in numbers."""
+    """The figures of a run with tasks."""
     history = result.history
     ends = Counter(task.status for task in history.tasks)
     outcomes = Counter(attempt.outcome or "open" for attempt in history.attempts)
@@ -36,7 +36,7 @@ def figures(result: TaskResult) -> dict[str, float]:
 
 
 def show(result: TaskResult, console: Console) -> None:
-    """Everything, for a person."""
+    """Show a result as tables."""
     wishes = result.wishes
     where = f"{wishes.nodes} nodes on PostgreSQL" if wishes.nodes else "one gateway on SQLite"
     numbers = Table("", title=f"tasks of seed {wishes.seed}, {where}", title_justify="left")
@@ -57,7 +57,7 @@ def show(result: TaskResult, console: Console) -> None:
 
 
 def as_json(result: TaskResult) -> dict[str, Any]:
-    """The same, for a machine."""
+    """Show a result as JSON."""
     return {
         "seed": result.wishes.seed,
         "nodes": result.wishes.nodes,

@@ -1,7 +1,4 @@
-"""Make tasks while workers and gateways are killed, until every task has ended.
-
-A run that takes too long fails.
-"""
+"""Make tasks, kill workers and gateways, until every task has ended or time is up."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ PRIORITIES: Final = (TaskPriority.LOW, TaskPriority.NORMAL, TaskPriority.HIGH)
 
 @dataclass(frozen=True, slots=True)
 class TaskWishes:
-    """What a run is to be. `nodes` 0: one gateway on SQLite."""
+    """The settings of a run; `nodes` 0 is one gateway on SQLite."""
 
     seed: int
     tasks: int = 5_000
@@ -68,7 +65,7 @@ class TaskWishes:
 
 @dataclass
 class TaskResult:
-    """What a run was."""
+    """The result of a run with tasks."""
 
     wishes: TaskWishes
     history: TaskHistory
@@ -81,7 +78,7 @@ class TaskResult:
 
 
 class Mill:
-    """The moving parts of one run."""
+    """The creators, workers and kills of one run."""
 
     def __init__(self, wishes: TaskWishes, place: Place, home: Path, say: Callable[[str], None]) -> None:
         self.wishes = wishes
@@ -99,7 +96,7 @@ class Mill:
         return trio.current_time() - self._begun_s
 
     async def run(self) -> None:
-        """All of it."""
+        """Run creators, workers and kills until every task has ended."""
         wishes = self.wishes
         numbers = list(range(wishes.tasks))
         try:
@@ -147,7 +144,7 @@ class Mill:
                 nursery.start_soon(make_some, creator, numbers[offset::AT_ONCE])
 
     async def _make_one(self, creator: AgentClient, key: str) -> None:
-        """One task, asked for until it is known to be there."""
+        """Create one task; ask again until it is known to be there."""
         chance = random.Random(key)
         slow = chance.random() < self.wishes.grace_share
         policy = RetryPolicy(
@@ -265,7 +262,7 @@ def _environment() -> dict[str, str]:
 
 
 async def run(wishes: TaskWishes, say: Callable[[str], None]) -> TaskResult:
-    """Do it. Raises what keeps it from being done; violations are in the result."""
+    """Run once; raises what keeps the run from its end; violations are results."""
     home = Path(tempfile.mkdtemp(prefix="aether-mill-"))
     try:
         async with open_place(wishes.nodes, wishes.keep) as place:
