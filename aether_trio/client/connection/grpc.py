@@ -138,7 +138,7 @@ class GrpcCodec(MessageCodec):
 
     def frame(self, message: bytes) -> bytes:
         if len(message) > _MAX_SENT_BYTES:
-            text = f"the message has {len(message)} bytes; a gateway takes at most {_MAX_SENT_BYTES} over gRPC"
+            text = f"a message of {len(message)} bytes is too long; gateways take at most {_MAX_SENT_BYTES} over gRPC"
             raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
         self._backlog += b"\0" + len(message).to_bytes(4, "big") + message
         self._flush()

@@ -103,7 +103,7 @@ class WebSocketCodec(MessageCodec):
 
     def frame(self, message: bytes) -> bytes:
         if len(message) > _MAX_SENT_BYTES:
-            text = f"the message has {len(message)} bytes; WebSocket takes at most {_MAX_SENT_BYTES}, aether:// more"
+            text = f"a message of {len(message)} bytes is too long; WebSocket takes {_MAX_SENT_BYTES}, aether:// more"
             raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
         return self._connection.send(ws.BytesMessage(message))
 
