@@ -90,10 +90,9 @@ class Planner(Watched):
         self.client.on_connect = self._connected
         self.connections = 0
         self._known: set[str] = set()
-        self.asked = 0
-        """Questions that the researcher has been sent and the counter has been told of."""
+        self.asked = 0  # questions that were sent to the researcher and counted
         self.answers: list[str] = []
-        """Questions, in the order in which their answers came; twice if an answer came twice."""
+        """Answered questions, in order; repeated answers count again."""
 
     def _connected(self) -> None:
         self.connections += 1

@@ -20,8 +20,7 @@ from aether_trio.demo.people import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, Process
 from aether_trio.demo.screen import Screen
 
-LATE_S: Final = 9.0
-"""Seconds after which the pauses get shorter: on a busy machine everything else takes longer."""
+LATE_S: Final = 9.0  # seconds after which pauses get shorter, as on a busy machine
 
 
 class Play:

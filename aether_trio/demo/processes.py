@@ -107,10 +107,7 @@ class GatewayProcess(Process):
         return [int(pid) for pid in re.findall(rf"^{topic} : process (\d+)", self.printed(), re.MULTILINE)]
 
     async def starts(self, topic: str, before: int) -> int:
-        """Wait for the gateway to start one more process for an agent; return its pid.
-
-        `before` were started earlier. Raises Missed.
-        """
+        """Wait for an agent's next process after `before`; return its pid. Raises Missed."""
         await self._until(lambda: len(self.started(topic)) > before, f"the gateway did not start {topic}")
         return self.started(topic)[-1]
 

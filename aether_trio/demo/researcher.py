@@ -26,14 +26,11 @@ PATIENCE_S = 60.0  # seconds that the telephone rings at the hut, at the first c
 
 @dataclass
 class Notebook:
-    """The researcher's checkpoint: open and answered questions, with senders.
-
-    `rung`: the hut was called before.
-    """
+    """The researcher's checkpoint: open and answered questions, with senders."""
 
     todo: list[list[str]] = field(default_factory=list)
     done: list[list[str]] = field(default_factory=list)
-    rung: bool = False
+    rung: bool = False  # whether the hut was called before
 
     def take(self, question: str, sender: str) -> bool:
         """Add a question; return False if the notebook has it, as its message came again."""

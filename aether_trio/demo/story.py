@@ -19,8 +19,7 @@ RESEARCHER_TOPIC: Final = f"ag::{WORKSPACE}::{RESEARCHER}::1"
 KEEPER_TOPIC: Final = f"ag::{WORKSPACE}::{KEEPER}::1"
 WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
 
-COUNTER: Final = "steps"
-"""A key: one up for each question asked (by the planner) and answered (by the researcher)."""
+COUNTER: Final = "steps"  # a key: one up for each question asked, and for each answered
 NOTEBOOK: Final = "notebook"  # the researcher's checkpoint
 
 WEATHER: Final = "How is the weather on Saturday?"

@@ -52,10 +52,7 @@ class AgentsFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """Says how an orchestrator starts one agent implementation.
-
-    The gateway knows its `profile`; `manner` says what the orchestrator runs.
-    """
+    """How an agent implementation is started: as a process or in docker (`manner`)."""
 
     implementation: str
     profile: str
@@ -66,11 +63,10 @@ class AgentSpec:
     params: Mapping[str, str]  # launch parameters that a start can override
     description: str
     most: int
-    """The number of agents that run at once; 0: as many as the orchestrator allows."""
+    """How many run at once; 0: as many as the orchestrator allows."""
     image: str = ""
     network: str = "host"
-    inherit: tuple[str, ...] = ()
-    """Names of further variables that the agent inherits from the orchestrator."""
+    inherit: tuple[str, ...] = ()  # further variables from the orchestrator's environment
     arguments: tuple[str, ...] = ()  # arguments of `docker run`, in front of the image
 
 

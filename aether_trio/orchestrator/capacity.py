@@ -15,8 +15,7 @@ import trio
 from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.launch_plan import AgentStart
 
-WAIT_S: Final = 30.0
-"""Seconds that a start waits before it is refused, and another orchestrator gets it."""
+WAIT_S: Final = 30.0  # seconds until a waiting start is refused, and another orchestrator gets it
 
 
 @dataclass(slots=True, eq=False)
@@ -29,11 +28,7 @@ class _QueuedStart:
 
 
 class Capacity:
-    """Counts an orchestrator's processes, and lets agent starts wait for a place.
-
-    `running()` returns the starts that run; `spec_of(start)` how an agent is started, None if
-    unknown.
-    """
+    """Counts an orchestrator's processes, and lets agent starts wait for a place."""
 
     def __init__(
         self,
@@ -66,8 +61,7 @@ class Capacity:
     async def wait(self, start: AgentStart, on_wait: Callable[[str], None]) -> str | None:
         """Wait for a free place: return "" for one, or after WAIT_S why there is none.
 
-        None: the gateway has asked for the same agent again meanwhile. `on_wait` gets the reason
-        why the start waits.
+        None: the gateway has asked for the agent again. `on_wait` gets the reason for the wait.
         """
         name = start.identity.text
         older = self._queued.get(name)

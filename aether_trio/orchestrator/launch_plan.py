@@ -54,8 +54,7 @@ INHERITED: Final = frozenset([
 """Inherited variables: where programs and libraries are, the language and the terminal."""
 INHERITED_PREFIXES: Final = ("LC_", "XDG_")
 DOCKER_PREFIX: Final = "DOCKER_"
-DOCKER_ALSO: Final = frozenset({"SSH_AUTH_SOCK"})
-"""Variables besides DOCKER_PREFIX that the docker command gets, and no container."""
+DOCKER_ALSO: Final = frozenset({"SSH_AUTH_SOCK"})  # for the docker command, and no container
 DOCKER_ANSWERS_S: Final = 30.0
 
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -76,8 +75,7 @@ class AgentStart:
     token: str
     trigger_ms: str
     checkpoint_key: str = ""
-    reference: str = ""
-    """The assignment to report the end of: this start, not a later one of the same agent."""
+    reference: str = ""  # the assignment to report the end of, not a later one of the agent
     priority: int = NORMAL  # the priority of the most urgent task that waits for the agent
 
     @classmethod
@@ -112,21 +110,17 @@ class GatewayAddresses:
 
     gateway: str  # HOST:PORT, for gRPC
     address: str  # for aether_trio's client: aether://HOST:PORT
-    extra: Mapping[str, str] = field(default_factory=dict)
-    """Further variables for all agents, such as the path of the CA certificate."""
+    extra: Mapping[str, str] = field(default_factory=dict)  # further variables for all agents
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """The command, environment and directory of an agent's process.
-
-    `kill` is the command that kills the agent where signals do not reach it, () for none.
-    """
+    """The command, environment and directory of an agent's process."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     directory: Path | None
-    kill: tuple[str, ...] = ()
+    kill: tuple[str, ...] = ()  # kills the agent where signals do not reach it
 
 
 def plan_launch(spec: AgentSpec, start: AgentStart, addresses: GatewayAddresses) -> LaunchPlan:

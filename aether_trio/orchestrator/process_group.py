@@ -24,21 +24,16 @@ from aether_trio.model.limits import KIB
 from aether_trio.orchestrator.launch_plan import LaunchPlan
 
 MAX_LINE_BYTES: Final = 8 * KIB  # a longer line is shown in pieces
-LAST_WORDS_S: Final = 1.0
-"""Seconds for reading the pipe of an ended process; its children may keep it open."""
+LAST_WORDS_S: Final = 1.0  # seconds for reading the pipe of an ended process
 RATE_BYTES_S: Final = 512 * KIB
-BURST_S: Final = 2.0
-"""Output is read at RATE_BYTES_S, after a burst of so many seconds' worth; the process waits."""
+BURST_S: Final = 2.0  # seconds' worth of output that is read at once
 KILL_S: Final = 10.0  # seconds for the command that kills what signals do not reach
 LOOK_S: Final = 0.05  # seconds between two looks at a group whose first process has ended
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessEnd:
-    """How an agent's process has ended.
-
-    `returncode` is negative for a signal; `last_line` is the last line that the process printed.
-    """
+    """How an agent's process ended; `returncode` is negative for a signal."""
 
     returncode: int
     lived_s: float
@@ -164,10 +159,7 @@ async def _wait_for_group(process: trio.Process) -> None:
 
 
 def _lives(group: int) -> bool:
-    """Whether a process of this group runs; its number is not reused while one does.
-
-    A zombie does not run; without a process that reaps orphans, zombies stay.
-    """
+    """Whether a process of this group runs; its number is not reused while one does."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

@@ -19,10 +19,8 @@ from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.orchestrator.launch_plan import AgentStart
 
 RETRY_DELAY_S: Final = 0.5  # seconds before a call is repeated that failed with the connection
-POLL_S: Final = 30.0
-"""Seconds between two checks whether another orchestrator got the task of an absent agent."""
-REPORT_S: Final = 60.0
-"""Seconds for the report of a failed start; without it the startup task times out later."""
+POLL_S: Final = 30.0  # seconds between two checks whether another orchestrator got the task
+REPORT_S: Final = 60.0  # seconds for the report of a failed start, which times out without it
 _FINAL: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
 
@@ -82,9 +80,8 @@ async def _check_assignment(client: OrchestratorClient, start: AgentStart, stop:
 async def report_failure(client: OrchestratorClient, reference: str, reason: str) -> str:
     """Tell the gateway that a start failed; return "", or why that was not possible.
 
-    The gateway refuses the report if the agent has connected or the start is over. A report that
-    was lost with the connection is repeated: messages may wait for the old process until it
-    arrives.
+    The gateway refuses the report if the agent has connected or the start is over. A lost report is
+    repeated: messages may wait for the old process until it arrives.
     """
     error: AetherError | None = None
     with trio.move_on_after(REPORT_S):

@@ -43,16 +43,12 @@ class OrchestratorLimits:
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorStatistics:
-    """Counts an orchestrator's agent processes since the supervisor was made.
-
-    `refused` starts got no process, the processes of `failed` ones could not be started, `ended`
-    processes have run.
-    """
+    """Counts an orchestrator's agent processes since the supervisor was made."""
 
     running: int
     started: int
-    refused: int
-    failed: int
+    refused: int  # starts that got no process
+    failed: int  # processes that could not be started
     ended: int
 
 
@@ -131,10 +127,7 @@ class AgentSupervisor:
             )
 
     async def run(self, client: OrchestratorClient, *, on_serving: Callable[[], None] = lambda: None) -> None:
-        """Start the agents that the open `client` is asked for, until cancelled.
-
-        Raises AetherError when the connection has ended for good.
-        """
+        """Start agents for `client` until cancelled; raise AetherError when it has ended."""
         async with trio.open_nursery() as nursery:
             on_serving()
             async for assignment in client.starts:

@@ -99,9 +99,6 @@ def responses(rows: Iterable[Row]) -> dict[int, WorkResponse]:
 
 
 def peek(lease: LeaseEpoch, topic_ids: Sequence[int]) -> Program[dict[int, tuple[bool, int]]]:
-    """Return by topic id whether messages wait, and how many this node has leased.
-
-    Locks nothing.
-    """
+    """Return by topic id whether messages wait, and how many this node has leased."""
     rows: list[Row] = yield Fetch(_PEEK, (*lease, topic_ids))
     return {topic_id: (waits, held) for topic_id, waits, held in rows}

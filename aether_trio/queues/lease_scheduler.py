@@ -56,13 +56,11 @@ from aether_trio.storage.retry import RETRY_DELAY_S, retry_while_unavailable
 
 logger = structlog.get_logger("aether.work")
 
-LAZY_S: Final = 0.25
-"""Seconds in which a done message is reported: as for any position (log.offset_flush_s)."""
+LAZY_S: Final = 0.25  # seconds until a done message is reported, as log.offset_flush_s
 
 POLL_S: Final = 5.0  # seconds between two looks for messages that no notification announced
 
-IN_DOUBT_S: Final = 0.1
-"""Seconds until a statement with a lost response runs again: it may keep messages leased."""
+IN_DOUBT_S: Final = 0.1  # seconds until a statement with a lost response runs again
 
 END_S: Final = 3.0  # seconds for returning all leased messages at the end
 
@@ -84,8 +82,7 @@ class LeasedQueues:
         self._scheduled: dict[LeasedQueue, None] = {}
         self._scheduled_later: dict[LeasedQueue, None] = {}
         self._later_at = math.inf
-        self._failing: dict[LeasedQueue, float] = {}
-        """Queues that raised an unexpected error, and when each is served again (trio's clock)."""
+        self._failing: dict[LeasedQueue, float] = {}  # when each is served again (trio's clock)
         self._wake = RepeatedEvent()
         self._departed = AutoResetEvent()
         self._node_lease = node_lease

@@ -31,19 +31,16 @@ from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from aether_trio.queues.lease_exchange import WorkRequest, WorkResponse
 
-WINDOW: Final = 16
-"""Messages in flight to one worker at most: idle workers of other nodes cannot get them."""
+WINDOW: Final = 16  # messages in flight to one worker; other nodes' idle workers cannot get them
 
-LOW: Final = WINDOW // 2
-"""Messages in flight to a worker up to which more are leased: at least eight at once."""
+LOW: Final = WINDOW // 2  # messages in flight to a worker up to which more are leased
 
 LEASE_MESSAGES: Final = 256  # messages of a queue in one statement at most
 
 LEASE_BYTES: Final = 256 * 1024
-"""Bytes of a queue's messages in one statement at most; a larger message comes alone."""
+"""Bytes of messages in one statement; a larger message comes alone."""
 
-KNOWN_BYTES: Final = 64 * 1024
-"""Bytes of committed frames that are kept in memory for one queue until they are leased."""
+KNOWN_BYTES: Final = 64 * 1024  # bytes of committed frames in memory, until they are leased
 
 
 class LeasedQueue:
@@ -68,8 +65,7 @@ class LeasedQueue:
         self._passed_over = 0
         self._blocked = False
         self._done: dict[int, QueueWorker] = {}
-        self._reported: dict[int, QueueWorker] = {}
-        """What is done by the request that was not answered."""
+        self._reported: dict[int, QueueWorker] = {}  # done by the unanswered request
         self._returned: list[int] = []
         self._known: dict[int, bytes] = {}
         self._known_bytes = 0
@@ -169,10 +165,7 @@ class LeasedQueue:
         self._report_now = True
 
     def next_request(self, number: int) -> WorkRequest | None:
-        """Return the next request to the database, or the unanswered one again.
-
-        `number` is the number of a new request.
-        """
+        """Return the unanswered request again, or a new one with `number`, or None."""
         if self._unanswered is not None:
             return self._unanswered
         topic_id = self.state.topic_id
@@ -295,10 +288,7 @@ class LeasedQueue:
         return first, last
 
     def forget_frames(self) -> None:
-        """Forget the frames in memory; messages are read from the database.
-
-        After a failover of the database an offset may be that of another message.
-        """
+        """Forget the frames in memory: after a failover an offset may be another message."""
         self._known.clear()
         self._known_bytes = 0
 

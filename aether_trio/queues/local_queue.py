@@ -32,13 +32,11 @@ from aether_trio.storage.retry import retry_while_unavailable
 
 logger = structlog.get_logger("aether.work")
 
-WINDOW: Final = 64
-"""Messages in flight to one worker at most: they fill a pipe, and few share work evenly."""
+WINDOW: Final = 64  # messages in flight to one worker: they fill a pipe, and share work evenly
 
 PAGE_BYTES: Final = 128 * 1024
 
-MAX_IDLE_QUEUES: Final = 10_000
-"""Queues without a worker that remember what was done out of order (some 100 bytes each)."""
+MAX_IDLE_QUEUES: Final = 10_000  # queues without a worker that remember what was done out of order
 
 
 class LocalQueue:
@@ -178,10 +176,7 @@ class LocalQueue:
 
 
 class LocalQueues:
-    """Opens and forgets a lone gateway's work queues; implements WorkQueues.
-
-    Queues stay in memory that have a worker, or whose cursor alone would repeat work.
-    """
+    """Opens and forgets a lone gateway's work queues; implements WorkQueues."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log

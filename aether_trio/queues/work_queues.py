@@ -15,7 +15,7 @@ from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.queues.dispatcher import QueueWorker
 
 CONSUMER: Final = "*"
-"""The name of a queue's position in the cursor table; no identity can have this name."""
+"""A queue's position in the cursor table; no identity has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,7 @@ class WorkQueues(Protocol):
     def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue. No checkpoint.
 
-        The queue calls `on_lost` if other workers may have got this worker's messages: the session
-        ends.
+        The queue calls `on_lost` if others may have got this worker's messages: its session ends.
         """
 
     def node_left(self) -> None:

@@ -78,10 +78,7 @@ DIRECT: Final = Authority()
 
 
 class Reach(Protocol):
-    """What a client's credential reaches, whatever access rules say; a Session is one.
-
-    Services check each workspace that an operation touches, named by the client or found.
-    """
+    """What a client's credential reaches, whatever access rules say; a Session is one."""
 
     allows_workspace: Callable[[str], bool]  # whether the credential reaches this workspace
 
@@ -191,10 +188,7 @@ def _context_problem(context: pb.AuthorizationContext) -> str | None:
 
 
 class DevAuthorizer:
-    """Allows what the reference allows without an ACL service; it has no access rules.
-
-    `granted` are capabilities and admin categories of every identity, for tests and demonstrations.
-    """
+    """Allows what the reference allows without an ACL service, and what is `granted`."""
 
     def __init__(self, granted: frozenset[str] = frozenset()) -> None:
         self._granted = granted

@@ -37,10 +37,7 @@ Op = pb.CheckpointOperation
 
 
 class CheckpointService:
-    """Performs clients' checkpoint operations on the "state" database.
-
-    `default_ttl_s` is what a negative ttl means; 0: the checkpoint does not expire.
-    """
+    """Performs clients' checkpoint operations; a negative ttl means `default_ttl_s`."""
 
     def __init__(self, db: Database, clock: Clock, limits: Limits, *, default_ttl_s: int = 0) -> None:
         self._db = db

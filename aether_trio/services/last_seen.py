@@ -26,7 +26,7 @@ from aether_trio.storage.retry import retry_while_unavailable
 logger = structlog.get_logger("aether.presence")
 
 MAX_WAITING = 50_000
-"""Ended sessions that wait for storage; beyond it the oldest are forgotten."""
+"""Ended sessions that wait for storage; beyond it the oldest are dropped."""
 
 SWEEP_PAGE = 500
 SWEEP_INTERVAL_S = 60.0  # seconds between two sweeps, which delete old rows
@@ -50,10 +50,7 @@ class LastSeenRecord:
 
 
 class LastSeenStore:
-    """Writes and reads when identities were last seen; `run` must run meanwhile.
-
-    `keep_s`: how long an identity is remembered; 0: without end.
-    """
+    """Writes and reads when identities were last seen; keeps it `keep_s` (0: forever)."""
 
     def __init__(self, database: Database, clock: Clock, *, keep_s: float = 0.0) -> None:
         self._keep_ms = int(keep_s * 1000)
@@ -132,10 +129,7 @@ class LastSeenStore:
             logger.warning("last-seen times that waited at stop are lost: storage is unavailable", reason=str(error))
 
     async def flush(self) -> None:
-        """Write the ends of sessions that wait. Raises StorageUnavailable; they wait on.
-
-        One flush runs at a time: the last one, when the gateway stops, waits for the one before.
-        """
+        """Write the ends of sessions that wait. Raises StorageUnavailable; they wait on."""
         async with self._flushing:
             if not self._waiting:
                 return

@@ -21,7 +21,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 REPORTERS = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
 MAX_REPORT_BYTES = 64 * 1024
-"""Size of a report: a line for people and a few tags. The reference has no bound."""
+"""A line for people and a few tags; the reference has no bound."""
 
 
 class ProgressService:
@@ -81,10 +81,7 @@ class ProgressService:
 
 
 def _user_of(recipient: str) -> str | None:
-    """Return the user id of a recipient that is a user, else None.
-
-    Raises RequestError.
-    """
+    """Return the user id of a user's topic, else None. Raises RequestError."""
     prefix, _, rest = recipient.partition("::")
     try:
         if prefix == "us" and "::" not in rest:

@@ -29,9 +29,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 MAX_SESSION_ID = 128
-"""Characters of a session id in a request. The gateway's ids have 36."""
-MAX_REASON = 1024
-"""Characters of a DISCONNECT's reason, cut to fit the cluster's tables and a status."""
+"""Characters of a session id in a request; the gateway's ids have 36."""
+MAX_REASON = 1024  # characters of a DISCONNECT's reason, cut to fit into a status
 
 
 class SessionService:

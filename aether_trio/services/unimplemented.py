@@ -15,8 +15,7 @@ from aether_trio.session.session import Session
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
-Failure: TypeAlias = Callable[[Any, str], pb.DownstreamMessage]
-"""Builds the typed failure for (payload, text)."""
+Failure: TypeAlias = Callable[[Any, str], pb.DownstreamMessage]  # for (payload, text)
 
 
 def _tunnel_closed(payload: Any, text: str) -> pb.DownstreamMessage:
@@ -84,4 +83,3 @@ def _handler(case: str) -> Handler:
 
 
 HANDLERS: Final = {case: _handler(case) for case in FAILURES}
-"""A handler for each operation of FAILURES."""

@@ -53,8 +53,7 @@ class MemoryLink:
         self._finished = False
         self._broken = False
         self._paused = paused
-        self.stalled_since: float | None = None
-        """When the paused client left frames unread first (trio's clock)."""
+        self.stalled_since: float | None = None  # when frames were left unread first (trio's clock)
         self.ended: StreamEnded | None = None
 
     # -- the gateway's side ------------------------------------------------------------------------

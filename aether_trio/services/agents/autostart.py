@@ -39,31 +39,23 @@ logger = structlog.get_logger("aether.agents")
 
 V = TypeVar("V")
 
-CHECK_PAUSE_S: Final = 1.0
-"""Seconds between two checks of one identity, and after an agent has ended."""
+CHECK_PAUSE_S: Final = 1.0  # seconds between two checks of one identity, and after its end
 REFRESH_S: Final = 5.0  # seconds between two looks at the registered implementations
-UNREGISTERED_S: Final = 60.0
-"""Seconds for which a message can start an agent that is registered after it."""
+UNREGISTERED_S: Final = 60.0  # seconds for which a message can start an agent registered later
 BATCH: Final = 100  # identities in one check at most
-MAX_RESTARTS: Final = 3
-"""Starts of an agent that ends each time before it has read a message: after 1, 2 and 4 s."""
+MAX_RESTARTS: Final = 3  # starts after 1, 2 and 4 s of an agent that reads no message
 MAX_WAITING: Final = 10_000
-"""Identities that are remembered; beyond it a message starts no agent, the next one may."""
-SHARE: Final = 10
-"""A workspace gets the tenth part of MAX_WAITING, so that it keeps no other from its agents."""
+"""Identities to check; beyond it a message starts no agent."""
+SHARE: Final = 10  # a workspace gets a tenth of MAX_WAITING
 
 
 @dataclass(frozen=True, slots=True)
 class AutostartStatistics:
-    """Counts the agent starts that messages caused on this node, since its start.
-
-    `given_up` agents ended again and again at the same message; `waiting` identities are to be
-    checked.
-    """
+    """Counts the agent starts that messages caused on this node."""
 
     started: int
-    given_up: int
-    waiting: int
+    given_up: int  # agents that ended again and again at the same message
+    waiting: int  # identities to be checked
 
 
 class _FairMap(Generic[V]):
@@ -117,17 +109,13 @@ def _workspace_of(identity: str) -> str:
 
 
 class AutostartQueue:
-    """Collects identities that an Autostarter checks. No method blocks.
-
-    It is the AgentHooks of the task engine.
-    """
+    """Collects identities for an Autostarter; the AgentHooks of tasks. Never blocks."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.waiting = _FairMap[int]()
         """Identities to check, and when the first message for each was sent (Unix ms)."""
-        self.ended: dict[str, float] = {}
-        """Started agents that have ended, and when each is to be checked (trio's clock)."""
+        self.ended: dict[str, float] = {}  # ended agents, and when to check each (trio's clock)
         self.unregistered = _FairMap[tuple[int, float]]()
         """Unregistered identities: when the message was sent, and until when it counts."""
         self.registrations = 0  # how many times a registration was written or deleted on this node
@@ -183,8 +171,7 @@ class Autostarter:
         self._unread = unread
         self._restarts: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Agents that ended with unread messages: the position, and how many times there."""
-        self._checked: dict[str, float] = {}
-        """When an identity was checked (trio's clock): its next check is CHECK_PAUSE_S later."""
+        self._checked: dict[str, float] = {}  # when each was checked last (trio's clock)
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
         self._names_of = 0  # `queue.registrations` when the names were read

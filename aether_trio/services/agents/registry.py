@@ -21,8 +21,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 Registration = pb.AgentRegistrationInfo
 
-PROFILE: Final = "profile"
-"""The launch parameter that names the orchestrators that may start the agent."""
+PROFILE: Final = "profile"  # the launch parameter that names the orchestrators for the agent
 MAX_REGISTRATION_BYTES: Final = 64 * KIB
 MAX_PAGE_BYTES: Final = 3 * MIB  # of a list: clients refuse messages over 4 MiB
 MAX_PAGE_ROWS: Final = 10_000
@@ -55,10 +54,7 @@ class RegistrationRefusal:
 
 
 def normalised(info: Registration, implementation: str, *, strict: bool) -> Registration | RegistrationRefusal:
-    """Return a registration as it is stored: its profile in launch_params, no times.
-
-    A profile that is only in `orchestrator_profile` counts too; the reference forgets it there.
-    """
+    """Return a registration as it is stored: its profile in launch_params, no times."""
     stored = Registration()
     stored.CopyFrom(info)
     stored.implementation = implementation
@@ -120,10 +116,7 @@ class AgentRegistry:
         return await self._database.read_small(partial(find, implementation))
 
     async def page(self, profile: str, offset: int, limit: int) -> tuple[list[Registration], int]:
-        """Return a page of registrations of a profile ("": all), and how many there are.
-
-        `limit` 0: as many as one message can have.
-        """
+        """Return a page of a profile's registrations ("": all), and how many there are."""
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
     async def put(self, info: Registration, implementation: str) -> Registration | RegistrationRefusal:

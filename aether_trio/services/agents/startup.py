@@ -27,11 +27,9 @@ from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
-NOT_OVERRIDDEN: Final = frozenset({startup.PROFILE, startup.TOKEN})
-"""Launch parameters that only a registration and the gateway set."""
+NOT_OVERRIDDEN: Final = frozenset({startup.PROFILE, startup.TOKEN})  # overrides leave these alone
 STARTABLE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK})
-CAPACITY: Final = 1 << 40
-"""Of an orchestrator as a worker: startup tasks do not count, so any large number will do."""
+CAPACITY: Final = 1 << 40  # of an orchestrator as a worker: startup tasks do not count
 _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 
@@ -70,10 +68,10 @@ class AgentStarter:
     ) -> dict[Identity, StartResult]:
         """Start participants, each with the time of its trigger (Unix ms).
 
-        A participant that is connected gets neither a startup task nor a problem. `overrides`
-        replace launch parameters of the registration. Without them, the first task that waits for a
-        participant gives the overrides: the participant may have been started for this task before,
-        and hibernated or failed since. Raises StorageUnavailable.
+        A connected participant gets neither a startup task nor a problem. `overrides` replace
+        launch parameters of the registration; without them, those of the first task that waits for
+        the participant do: it may have been started for this task before, and hibernated or failed
+        since. Raises StorageUnavailable.
         """
         task_ids = {target: self._ids.unique() for target in targets}
         found: dict[Identity, StartResult] = {}

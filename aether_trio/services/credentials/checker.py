@@ -50,7 +50,7 @@ _OTHER_KINDS: Final = {
 
 CertificateMode = Literal["strict", "semi-strict", "relaxed"]
 _REFUSALS: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
-_WORKERS: Final = frozenset({"agent", "task"})
+_WORKERS: Final = frozenset({"agent", "task"})  # they create tasks for each other
 _USER: Final = "user"
 
 
@@ -87,10 +87,7 @@ class CertifiedName:
         return in_workspace and self.implementation in {None, claimed.implementation}
 
     def allows_workspace(self, workspace: str) -> bool:
-        """Whether the certificate reaches a workspace; it can limit only users.
-
-        What agents and tasks may do in other workspaces is decided by access rules.
-        """
+        """Whether the certificate reaches a workspace; it can limit only users."""
         return self.everywhere or self.workspace == workspace
 
     @property
@@ -118,11 +115,7 @@ class AcceptedCredential:
         return self.certificate is None or self.certificate.everywhere
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a task token for a participant would reach no more than the credential.
-
-        A key for agents counts as one for tasks, and the other way round: they create tasks for
-        each other.
-        """
+        """Whether a task token for a participant would reach no more than the credential."""
         key = self.key
         if key is None:
             return self.certificate is None or self.certificate.fits(identity)
@@ -133,8 +126,7 @@ class AcceptedCredential:
         return self.allows_workspace(identity.workspace) if identity.workspace else self.everywhere
 
 
-NO_CREDENTIAL: Final = AcceptedCredential()
-"""Authenticated without a credential, in development mode."""
+NO_CREDENTIAL: Final = AcceptedCredential()  # for development mode
 
 
 class TokenAdmission(Protocol):
@@ -181,8 +173,7 @@ class CredentialChecker:
         """Accept a client's claimed identity, or raise StatusError.
 
         UNAUTHENTICATED: no valid credential; PERMISSION_DENIED: a credential for another identity;
-        UNAVAILABLE: throttled, try again. The transport has verified `peer.certificate` against
-        tls.client_ca.
+        UNAVAILABLE: throttled. The transport has verified `peer.certificate` against tls.client_ca.
         """
         subject = _subject(claim)
         self.throttle.check(peer.address, subject, lambda: _proof(claim, peer))
@@ -209,10 +200,7 @@ class CredentialChecker:
         return admitted, accepted is not NO_CREDENTIAL
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
-        """Return whom a certificate names, or None if it names no identity.
-
-        Raises StatusError if it names another than `identity`.
-        """
+        """Return whom a certificate names, or None. Raises StatusError for another name."""
         if certificate.problem:
             raise StatusError(Status.UNAUTHENTICATED, f"invalid client certificate: {certificate.problem}")
         name, mode = certificate.common_name, self._settings.client_cert_mode
@@ -296,10 +284,7 @@ def _proof(claim: Claim, peer: Peer) -> bytes:
 
 
 def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
-    """Read a certificate's common name; None if it names no identity.
-
-    Partial forms are `ga::ws`, `gu::ws`, `tb::ws::impl` and `ta::ws::impl`.
-    """
+    """Read a certificate's common name, whole or partial; None if it is no identity."""
     parts = name.split(SEPARATOR)
     if all(parts):
         match parts:

@@ -109,10 +109,7 @@ def set_if_absent(slot: Slot, value: bytes, ttl_s: int) -> Program[KvOutcome | K
 
 
 def compare_and_set(slot: Slot, expected: bytes, value: bytes, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Write a key if its live value is `expected`, else return the live value.
-
-    An absent key differs from every expected value.
-    """
+    """Write a key if its live value is `expected`, else return the live value."""
     entry = yield from _expected(slot, expected)
     if not isinstance(entry, _StoredEntry):
         return entry
@@ -128,10 +125,7 @@ def compare_and_delete(slot: Slot, expected: bytes) -> Program[KvOutcome | KvRef
 
 
 def add(slot: Slot, delta: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Add to a counter: INCREMENT and DECREMENT of the key-value store.
-
-    The ttl counts only if an increment yields 1: that is a counter's first hit.
-    """
+    """Add to a counter: INCREMENT and DECREMENT of the key-value store."""
     old = yield from _stored(slot)
     entry = old if old is not None and old.is_live(slot.now_ms) else None
     current = _integer(entry)
@@ -141,25 +135,21 @@ def add(slot: Slot, delta: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
     if not MIN_INT64 <= result <= MAX_INT64:
         return KvRefusal(f"the counter is at {current} and cannot leave the range of 64-bit integers")
     expires_ms = entry.expires_ms if entry is not None else None
-    if delta > 0 and result == 1 and ttl_s > 0:
+    if delta > 0 and result == 1 and ttl_s > 0:  # a counter's first hit
         expires_ms = slot.expiry(ttl_s)
     full = yield from _write(slot, old, b"%d" % result, expires_ms)
     return full or KvOutcome(counter=result, applied=True)
 
 
 def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[KvOutcome | KvRefusal]:
-    """Add to a counter up to `guard` (INCREMENT_IF) or down to it (DECREMENT_IF).
-
-    The ttl counts if the key was absent. A guard is itself a 64-bit integer, so a result within it
-    cannot overflow.
-    """
+    """Add to a counter up to `guard` (INCREMENT_IF) or down to it (DECREMENT_IF)."""
     old = yield from _stored(slot)
     entry = old if old is not None and old.is_live(slot.now_ms) else None
     current = _integer(entry)
     if isinstance(current, KvRefusal):
         return current
     result = current + delta
-    if result > guard if delta > 0 else result < guard:
+    if result > guard if delta > 0 else result < guard:  # so the result has 64 bits
         return KvOutcome(counter=current, applied=False)
     expires_ms = slot.expiry(ttl_s) if entry is None else entry.expires_ms
     full = yield from _write(slot, old, b"%d" % result, expires_ms)

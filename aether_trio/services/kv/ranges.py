@@ -28,10 +28,7 @@ class CursorError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KvPage:
-    """A page of keys in order, with their values (empty for a set).
-
-    The last page has no cursor.
-    """
+    """A page of keys in order, with values (empty for a set); the last has no cursor."""
 
     entries: list[tuple[bytes, bytes]]
     cursor: str = ""
@@ -55,10 +52,7 @@ def decode_cursor(cursor: str) -> bytes:
 def list_page(
     space: bytes, prefix: bytes, last_key: bytes | None, limit: int, max_bytes: int, now_ms: int
 ) -> Program[KvPage]:
-    """Return up to `limit` live keys after `last_key` that begin with `prefix`.
-
-    A first entry over `max_bytes` is returned alone.
-    """
+    """Return live keys of a prefix after `last_key`; the first may exceed `max_bytes`."""
     # A cursor from another prefix cannot leave this one: the range below is bounded by both.
     floor, operator = (prefix, ">=") if last_key is None or last_key < prefix else (last_key, ">")
     where = f"space = $1 AND key {operator} $2 AND (expires_ms IS NULL OR expires_ms > $3)"
@@ -87,10 +81,7 @@ def list_page(
 
 
 def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) -> Program[tuple[int, int]]:
-    """Delete up to `page` keys of a prefix, in spaces from `floor` to before `end`.
-
-    Returns how many keys were deleted, and how many of them were live.
-    """
+    """Delete a page of a prefix's keys; return how many, and how many were live."""
     rows = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
         "SELECT space, key FROM kv_entries WHERE space >= $1 AND space < $2 AND substr(key, 1, $3) = $4 LIMIT $5"

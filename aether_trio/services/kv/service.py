@@ -98,10 +98,7 @@ class KvService:
     async def handle(
         self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
     ) -> list[pb.DownstreamMessage]:
-        """Perform one key-value operation within `reach`; return the client's messages.
-
-        Storage that is unavailable is a retryable KV_ERROR: nothing was written.
-        """
+        """Perform one key-value operation within `reach`; return the client's messages."""
         try:
             return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
         except _KvRefused as refused:

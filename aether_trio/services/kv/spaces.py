@@ -76,10 +76,7 @@ def parse_scope(number: int) -> KvScope:
 
 
 def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -> bytes:
-    """Return the space that a client means by a key-value scope. Raises ScopeError.
-
-    An empty workspace means the client's.
-    """
+    """Return the space of a scope; `workspace` "": the client's. Raises ScopeError."""
     rule = _RULES[scope]
     root = exclusive_root(identity, scope.label) if rule.exclusive else b"shared/"
     parts: list[bytes] = []
@@ -99,11 +96,8 @@ def exclusive_root(identity: Identity, what: str) -> bytes:
 
 
 def after(prefix: bytes) -> bytes:
-    """Return the smallest byte string above all that begin with `prefix` (not empty).
-
-    Keys and spaces are UTF-8, which has no byte 0xff, so the last byte can always be raised by one.
-    """
-    return prefix[:-1] + bytes([prefix[-1] + 1])
+    """Return the smallest byte string above all that begin with `prefix` (not empty)."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])  # UTF-8 has no byte 0xff
 
 
 def _part(text: str, what: str, scope: KvScope) -> bytes:

@@ -49,10 +49,7 @@ def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
 
 
 def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Count items and units that a space gains or loses; False if it has no room.
-
-    A change that makes a space smaller is never refused, even if the space is over a lowered quota.
-    """
+    """Count items and units that a space gains or loses; False if a gain has no room."""
     if not items and not units:
         return True
     if items > 0 or units > 0:
