@@ -79,16 +79,14 @@ RETIRED_NAMES: Final = {
     "companion": "sidecar_process",
     "told_of_gap": "gap_reported",
 }
-"""Names that the project used to have, with the field's word for each. A lowercase name counts in
-any case.
-"""
+"""Names that the project used to have, with the field's words. Lowercase ones match any case."""
 
 DIRECTIVE: Final = re.compile(r"#\s*(noqa|type:|pragma:|ruff:|mypy:|fmt:|pyright:)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """One place that breaks a rule, and which rule."""
+    """A line of a file that breaks a rule of the house, with the rule's text."""
 
     path: str
     line: int
@@ -129,7 +127,7 @@ def _line_of(source: str, match: re.Match[str]) -> int:
 
 
 def check_python(path: str, source: str) -> Iterator[Finding]:
-    """Find docstrings and comments of a Python file that are too wide or too long."""
+    """Find prose of a Python file that is too wide or too long for a first line."""
     tree = ast.parse(source)
     lines = source.splitlines()
     prose: set[int] = set()
@@ -184,10 +182,7 @@ def check_class_names(sources: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_circles(sources: Mapping[str, str]) -> Iterator[Finding]:
-    """Find circles of files that import each other.
-
-    Of several through one import, one.
-    """
+    """Find circles of Python files that import each other."""
     modules = {_module_of(path): path for path in sources}
     imports = {
         module: {name for name in _imported(sources[path], modules) if name != module}
@@ -209,10 +204,7 @@ def _module_of(path: str) -> str:
 
 
 def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
-    """Give the modules that a file imports.
-
-    Relative imports are not looked at: ruff forbids them.
-    """
+    """Yield the modules that a file imports; ruff forbids relative imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in modules)
@@ -223,7 +215,7 @@ def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
 
 
 def check_all(sources: Mapping[str, str]) -> list[Finding]:
-    """Give every finding in these files. Their paths begin at the project's root."""
+    """Return every finding in these files; their paths begin at the project's root."""
     findings: set[Finding] = set()
     for path, source in sources.items():
         findings.update(check_words(path, source))
@@ -240,7 +232,7 @@ def check_all(sources: Mapping[str, str]) -> list[Finding]:
 
 
 def read_sources(root: Path = ROOT) -> dict[str, str]:
-    """Read the files that git knows and that this script can judge."""
+    """Read the project's files that git lists and that this script can judge."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -256,7 +248,7 @@ def read_sources(root: Path = ROOT) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Print the findings and give the exit code: 1 when there are some."""
+    """Print the findings; return 1 when there are some."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files and folders to check, listed or not")
     parser.add_argument("--update", action="store_true", help=f"write {TODO} anew")

@@ -1,6 +1,4 @@
-"""Compile proto/aether/v1 into aether_trio/wire/pb.
-
-The outputs are the descriptor set, type stubs and grpclib service bases.
+"""Compile proto/aether/v1 into aether_trio/wire/pb: descriptors, stubs, services.
 
 Needs grpcio-tools (for protoc), mypy-protobuf and grpclib in the running interpreter's environment.
 `--check` writes nothing and exits 1 when a committed file is not what the tools produce now. The
@@ -46,7 +44,7 @@ def same(path: Path, data: bytes) -> bool:
 
 
 def compile_all(scratch: Path) -> dict[str, bytes]:
-    """Run protoc in `scratch`; give the content of every output by file name."""
+    """Run protoc in the folder `scratch`; return the outputs by file name."""
     descriptor_set = scratch / "aether.binpb"
     run_protoc(
         f"--proto_path={ROOT / 'proto'}",
@@ -75,10 +73,7 @@ def run_protoc(*arguments: str) -> None:
 
 
 def slim(serialized_set: bytes) -> bytes:
-    """Drop the json_name of every field, which protobuf derives again.
-
-    They are a quarter of the file.
-    """
+    """Drop every field's json_name, a quarter of the file: protobuf derives it again."""
     from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
     def strip(message: DescriptorProto) -> None:
@@ -95,15 +90,14 @@ def slim(serialized_set: bytes) -> bytes:
 
 
 def stub(text: str) -> str:
-    """mypy-protobuf's stub, importing from our package."""
+    """Make mypy-protobuf's type stub import from our package."""
     return HEADER + text.replace("from aether.v1 import ", f"from {PACKAGE} import ")
 
 
 def service_bases(text: str) -> str:
-    """grpclib's bases and stubs on our classes.
+    """Make grpclib's service classes import our messages, and grpclib.client late.
 
-    grpclib.client pulls in asyncio and ssl, which a server has no use for, so it is imported when a
-    stub is made.
+    It pulls in asyncio and ssl, which a server has no use for.
     """
     for source in SOURCES:
         module = source.removesuffix(".proto").replace("/", ".") + "_pb2"
@@ -118,10 +112,7 @@ def service_bases(text: str) -> str:
 
 
 def replace(text: str, what: str, *, before: str = "", after: str = "", instead: str | None = None) -> str:
-    """Replace exactly one occurrence.
-
-    Anything else means that a generator changed its output and needs a look.
-    """
+    """Replace the only occurrence of `what`; exit if a generator's output has changed."""
     if text.count(what) != 1:
         raise SystemExit(f"expected one {what!r} in generated code, found {text.count(what)}")
     return text.replace(what, before + (what if instead is None else instead) + after)

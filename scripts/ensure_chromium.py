@@ -22,10 +22,7 @@ ADVICE = (
 
 
 def find() -> str | None:
-    """The path of a Chromium, or None.
-
-    Raises SystemExit when CHROMIUM names something that cannot be run.
-    """
+    """Return the path of a Chromium, or None; exit when CHROMIUM cannot be run."""
     named = os.environ.get("CHROMIUM")
     if named:
         path = shutil.which(named)
@@ -36,10 +33,7 @@ def find() -> str | None:
 
 
 def install() -> bool:
-    """Install it with apt-get, with its output as progress.
-
-    Says whether it could be tried and went well.
-    """
+    """Install Chromium with apt-get; return whether that could be tried and went well."""
     if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False
     print("installing Chromium for the browser tests (about 100 MB to fetch)", flush=True)
@@ -51,7 +45,7 @@ def install() -> bool:
 
 
 def main() -> int:
-    """See the module docstring."""
+    """Print the path of a Chromium, installed if need be; return 1 without one."""
     path = find()
     if path is None and install():
         path = find()

@@ -5,8 +5,7 @@
 
 A coroutine method becomes a method that blocks, an async iterator an iterator, an async context
 manager a context manager, and a property stays one. Arguments, results and docstrings are those of
-the async class, for people and for type checkers. Run this after a change of a namespace or of a
-client; tests/client/blocking/test_generated.py fails until then.
+the async class. tests/client/blocking/test_generated.py fails until this has run after a change.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, Final
 
 
 class _StandIn:
-    """A stand-in for a class of the module to write, whatever that file holds now."""
+    """Stands for any class of the module to write, whatever that file holds now."""
 
     def __class_getitem__(cls, _: object) -> type:
         return cls
@@ -108,7 +107,7 @@ NAMESPACE: Final = '''class SyncNamespace(Blocking[N], Generic[N]):
 
 
 class Module:
-    """The text of the module, and the names that it imports."""
+    """The text of the blocking module, and the names that it imports."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -118,7 +117,7 @@ class Module:
         self._imports.setdefault(module, set()).update(names)
 
     def name_of(self, kind: type) -> str:
-        """The name of a class of ours, which is imported."""
+        """Return the name of one of our classes, and import it."""
         self.use(kind.__module__, kind.__name__)
         return kind.__name__
 
@@ -137,7 +136,7 @@ def _import(module: str, names: set[str]) -> str:
 
 
 def public(kind: type) -> Iterator[tuple[str, Any]]:
-    """The methods and properties that a class has for its users, by name."""
+    """Yield the public methods and properties of a class that its blocking form has."""
     for name, found in inspect.getmembers(kind):
         if name[0] != "_" and (_waits(found) or name in PLAIN or (isinstance(found, property) and name not in INNER)):
             yield name, found
@@ -152,12 +151,12 @@ def _waits(found: Any) -> bool:
 
 
 def owner_of(kind: type, name: str) -> type:
-    """The class that defines this attribute."""
+    """Return the class that defines this attribute."""
     return next(base for base in kind.__mro__ if name in vars(base))
 
 
 def method(module: Module, kind: type, name: str, found: Any) -> str:
-    """The line of one method."""
+    """Return the line that makes a method blocking."""
     source = f"{module.name_of(kind)}.{name}"
     returns = str(inspect.signature(found, eval_str=False).return_annotation)
     if inspect.isasyncgenfunction(inspect.unwrap(found)):
@@ -179,14 +178,14 @@ def _called(module: Module, name: str) -> str:
 
 
 def _inner(annotation: str) -> str:
-    """X of "AsyncIterator[X]"."""
+    """Return the X of "AsyncIterator[X]"."""
     found = re.fullmatch(r"AsyncIterator\[(.*)\]", annotation)
     assert found is not None, annotation
     return found[1]
 
 
 def _wrapper(module: Module, yielded: str) -> str:
-    """The function that makes what a block yields blocking."""
+    """Return the function that makes the value of an async context manager blocking."""
     by_name = {kind.__name__: text for kind, text in YIELDED.items()}
     if yielded in by_name:
         return by_name[yielded]
@@ -197,7 +196,7 @@ def _wrapper(module: Module, yielded: str) -> str:
 
 
 def reading(module: Module, name: str, found: property) -> str:
-    """The lines of one property."""
+    """Return the lines of a property of a blocking class."""
     getter = found.fget
     assert getter is not None
     returns = str(inspect.signature(getter, eval_str=False).return_annotation)
@@ -210,7 +209,7 @@ def reading(module: Module, name: str, found: property) -> str:
 
 
 def attribute(module: Module, name: str, kind: str, doc: str) -> str:
-    """The lines of one attribute."""
+    """Return the lines of a blocking class's property for an attribute."""
     for word in re.findall(r"[A-Za-z]+", kind):
         if word in MODULES:
             module.use(MODULES[word], word)
@@ -238,7 +237,7 @@ def _use_types(module: Module, getter: Any, annotation: str) -> None:
 
 
 def blocking_class(module: Module, name: str, kind: type, base: str, members: Sequence[tuple[str, Any]]) -> str:
-    """The text of the blocking form of one class."""
+    """Return the text of the blocking form of a class."""
     methods = [
         method(module, owner_of(kind, one), one, found) for one, found in members if not isinstance(found, property)
     ]
@@ -261,7 +260,7 @@ def blocking_class(module: Module, name: str, kind: type, base: str, members: Se
 
 
 def client_members() -> dict[str, tuple[type, Any]]:
-    """What the clients of all kinds have, by name, with a class that has it."""
+    """Return the members of clients of all kinds by name, with a class that has each."""
     found: dict[str, tuple[type, Any]] = {}
     for kind in (Client, *(getattr(principals, name) for name in principals.__all__)):
         for name, member in public(kind):
@@ -270,7 +269,7 @@ def client_members() -> dict[str, tuple[type, Any]]:
 
 
 def generated() -> str:
-    """The module."""
+    """Return the text of the blocking module."""
     module = Module()
     module.use("typing", "Generic", "Self", "TypeVar")
     module.use("aether_trio.client.blocking.bridge", "Blocking")

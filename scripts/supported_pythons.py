@@ -23,14 +23,14 @@ WHO: Final = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
 
 
 def supported_versions() -> list[str]:
-    """As "3.11", the oldest first."""
+    """Return the supported Python versions, such as "3.11", the oldest first."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in project["classifiers"]]
     return sorted((match[1] for match in found if match), key=lambda version: int(version.partition(".")[2]))
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Where a Python of this version may be, the best first."""
+    """Yield the paths where a Python of this version may be, the best first."""
     for directory in os.get_exec_path():
         yield Path(directory) / f"python{version}"
     if pyenv := shutil.which("pyenv"):
@@ -39,7 +39,7 @@ def candidates(version: str) -> Iterator[Path]:
 
 
 def starts(python: Path, version: str) -> bool:
-    """Whether it is a Python of this version that runs."""
+    """Return whether this path is a Python of this version that runs."""
     if not os.access(python, os.X_OK):
         return False
     try:
@@ -50,7 +50,7 @@ def starts(python: Path, version: str) -> bool:
 
 
 def main() -> None:
-    """See above."""
+    """Print the path of a Python for each supported version that this machine has."""
     for version in supported_versions():
         found = next((python for python in candidates(version) if starts(python, version)), None)
         if found is not None:

@@ -166,10 +166,7 @@ class Engine:
         return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run a program of SQL statements on tasks; again, if its commit is in doubt.
-
-        The caller calls `after_commit`. Raises StorageUnavailable.
-        """
+        """Run a program of SQL statements on tasks without `after_commit`; retry in doubt."""
         if not self.database.shared:
             try:
                 return await self._run(program, self.database.run_small, small=True)
@@ -200,10 +197,7 @@ class Engine:
         raise AssertionError
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
-        """Commit a change of tasks in one transaction, then send what follows from it.
-
-        `locking` as in `Database.separate_queue`. Raises StorageUnavailable.
-        """
+        """Commit a change of tasks (`locking`: see separate_queue); send what follows."""
 
         def program(context: Context) -> Program[TaskTransaction]:
             tx = TaskTransaction(context)
@@ -301,10 +295,7 @@ class Engine:
     # -- a lease that was lost ---------------------------------------------------------------------
 
     def renewed(self) -> None:
-        """Write under the node's new lease which tasks its subscribers follow.
-
-        The sessions join again (`TaskSessions.joined`). Never blocks.
-        """
+        """Write under the node's new lease which tasks its subscribers follow."""
         self.writes.put(self._watch_again)
         self.event_subscriptions.look("*")
         self._assigned_elsewhere.set()
@@ -339,10 +330,7 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the task engine's background loops while the block runs.
-
-        What ended nodes have left is handled before the block begins.
-        """
+        """Handle what ended nodes left, then run the task engine's loops during the block."""
         self._ended = await self.nodes.ended_leases()
         began_ms = self.clock.now_ms()
         await self._end_sessions_of_ended_nodes()
@@ -399,10 +387,7 @@ class Engine:
             self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:
-        """Append events of child tasks to the log of one parent, or of all parents.
-
-        Raises StorageUnavailable.
-        """
+        """Append events of child tasks to the log of one parent, or of all parents ("")."""
         where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
         if not await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
             return

@@ -29,10 +29,7 @@ _NOTHING: Final = lambda: None  # noqa: E731
 
 
 class _Queued(NamedTuple):
-    """A change of tasks that waits to be written.
-
-    `session_id` is the session whose share it uses, "" for none; `size` in bytes.
-    """
+    """A queued change of tasks, and the session ("" for none) whose share it uses."""
 
     mutation: Mutation
     on_written: Callable[[], object]
@@ -43,10 +40,7 @@ class _Queued(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """Changes of tasks that a flush left unwritten: their number and their heartbeats.
-
-    `failed`: storage was unavailable at some time during the wait.
-    """
+    """The unwritten changes of tasks; `failed`: storage was unavailable meanwhile."""
 
     failed: bool
     size: int = 0
@@ -81,10 +75,7 @@ class WriteBatcher:
     def put(
         self, mutation: Mutation, on_written: Callable[[], object] = _NOTHING, *, heartbeat: Heartbeat | None = None
     ) -> int:
-        """Queue a change of tasks; return its number for `wait_written`.
-
-        `on_written` is called after the commit.
-        """
+        """Queue a change of tasks; call `on_written` after its commit; return its number."""
         return self._queue(_Queued(mutation, on_written, CURRENT_SESSION_WRITES.get(), heartbeat))
 
     def offer(
@@ -96,10 +87,7 @@ class WriteBatcher:
         session_id: str,
         size: int,
     ) -> int:
-        """Queue a change as `put` does, or drop it and return 0 if too much waits.
-
-        The limits are those of all sessions and of this one; `size` is in bytes.
-        """
+        """Queue a change as `put`; return 0 if all sessions, or this one, have too many."""
         count, session_bytes = self._shares.get(session_id, (0, 0))
         full = len(self._batcher) >= MAX_WAITING or self._bytes + size > MAX_BYTES
         if full or count >= MAX_WAITING // SHARE or session_bytes + size > MAX_BYTES // SHARE:

@@ -108,13 +108,8 @@ class AssignmentSender:
         def mint(context: Context) -> Program[list[TaskRow | None]]:
             found = []
             for task, token in minted:
-                found.append(
-                    (
-                        yield from startup.issue_token(
-                            TaskTransaction(context), task.task_id, task.epoch, hash_token(token)
-                        )
-                    )
-                )
+                tx = TaskTransaction(context)
+                found.append((yield from startup.issue_token(tx, task.task_id, task.epoch, hash_token(token))))
             return found
 
         found = await retry_while_unavailable(lambda: self._run_program(mint), "starts of agents", logger)
@@ -132,15 +127,13 @@ class AssignmentSender:
             while waiting:
                 await session.outbox.wait_control_room()
                 task_id, epoch = waiting[0]
-                task, payload = await retry_while_unavailable(partial(self._read, task_id), "assignments", logger)
+                read = partial(self._database.read, partial(_with_payload, task_id))
+                task, payload = await retry_while_unavailable(read, "assignments", logger)
                 waiting.popleft()
                 if task is not None and task.epoch == epoch and task.status is StoredStatus.ASSIGNED:
                     self._put(session, task, payload)
         finally:
             del self._waiting[session.session_id]
-
-    async def _read(self, task_id: str) -> tuple[TaskRow | None, bytes]:
-        return await self._database.read(lambda: _with_payload(task_id))
 
 
 def _with_payload(task_id: str) -> Program[tuple[TaskRow | None, bytes]]:

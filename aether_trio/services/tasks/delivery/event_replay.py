@@ -30,10 +30,7 @@ PART: Final = 500
 
 
 class EventPosition(NamedTuple):
-    """The number of an event in its task, its size in bytes and its time.
-
-    The time is not before that of events with lower numbers.
-    """
+    """An event's number in its task, its size, and its time, which never goes back."""
 
     number: int
     size: int
@@ -41,10 +38,7 @@ class EventPosition(NamedTuple):
 
 
 class UpcomingEvents(NamedTuple):
-    """The positions of a task's next events; `more`: further ones follow.
-
-    `at_ms` is the latest time among those that were read.
-    """
+    """Positions of a task's next events, the latest time read, and if `more` follow."""
 
     places: tuple[EventPosition, ...]
     more: bool
@@ -145,10 +139,7 @@ def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
 
 
 def in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Split task ids for statements, each part with its SQL placeholders.
-
-    The numbers are rounded up, so that there are few different statements.
-    """
+    """Split task ids for SQL statements of few sizes, with placeholders for each part."""
     names = tuple(task_ids)
     for first in range(0, len(names), PART):
         part = names[first : first + PART]

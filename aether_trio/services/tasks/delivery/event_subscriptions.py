@@ -121,10 +121,7 @@ class EventSubscriptions:
             self._follow(subscription, task_id, None)
 
     def start(self, subscription: EventSubscription, positions: dict[str, int], *, replay: bool) -> None:
-        """Begin to send a subscriber events after these positions.
-
-        `replay`: there are events after them already.
-        """
+        """Send a subscriber events after these positions; `replay`: some exist already."""
         for task_id, position in positions.items():
             if task_id in subscription.positions:
                 subscription.positions[task_id] = position
@@ -246,10 +243,7 @@ class EventSubscriptions:
             subscription.reading = False
 
     def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
-        """Send a subscriber stored events; return the tasks of those it has no room for.
-
-        These are read again later: no event is kept for a client that does not read.
-        """
+        """Send a subscriber stored events; return the tasks of those it has no room for."""
         for at, (task_id, number, encoded) in enumerate(found):
             if not subscription.session.outbox.control_has_room:
                 return {row[0] for row in found[at:]}
@@ -268,10 +262,7 @@ def _too_many(subscription: EventSubscription) -> RequestError:
 
 
 class Beginning(NamedTuple):
-    """The event positions at which a new task subscription begins.
-
-    `unwatched` are tasks of which other nodes do not notify this node.
-    """
+    """Event positions where a subscription begins, and its tasks that are not watched."""
 
     positions: dict[str, int]
     unwatched: list[str]

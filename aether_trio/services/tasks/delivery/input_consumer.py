@@ -111,10 +111,7 @@ class _Waiting:
 
 
 class InputConsumer:
-    """Copies task inputs from the topic log to the database, and wakes waiting tasks.
-
-    `perform` runs a transaction.
-    """
+    """Copies task inputs from the topic log to the database, and wakes waiting tasks."""
 
     def __init__(self, log: TopicLog, database: Database, perform: Callable[[Mutation], Awaitable[object]]) -> None:
         self._log = log

@@ -25,10 +25,7 @@ PARTICIPANT: Final = "subject_participant"
 def publish(
     ephemeral_topics: EphemeralTopics, task: TaskRow, now_ms: int, kick: Callable[[EphemeralSink], None]
 ) -> None:
-    """Send a task's new status to its creator, and to the user who takes part in it.
-
-    `kick` as in `EphemeralTopics.publish`.
-    """
+    """Send a task's new status to its creator, and to the user who takes part in it."""
     status = task.status.value
     update = pb.ProgressUpdate(
         source=SOURCE,

@@ -103,11 +103,7 @@ Start = Callable[[Transaction, Identity, TaskRow], Program[str]]
 
 
 class CreateResult(NamedTuple):
-    """The result of a CreateTaskRequest: the task's id and row, or the problem.
-
-    `task` is None for a repeated request, whose task has the id `task_id`. `started`: the target is
-    being started.
-    """
+    """The id of a request's task, its row (None if the key was used), or the problem."""
 
     task_id: str
     task: TaskRow | None = None
@@ -237,11 +233,7 @@ class TaskCreator:
             raise RequestError(Code.PERMISSION_DENIED, decision.reason)
 
     def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
-        """Check that a task's creator may send messages to its target or pool.
-
-        Made before anything is read about the target, or the workers of the pool. Raises
-        RequestError PERMISSION_DENIED.
-        """
+        """Check that a task's creator may message its target; done before any look-up."""
         kind = session.identity.kind
         if target is None:
             pooled = MODES.get(request.assignment_mode) is Mode.POOL

@@ -24,10 +24,7 @@ _FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, r
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A failed task without a further attempt, with the reason and its resolution.
-
-    Times are Unix milliseconds, `resolved_ms` is 0 while it is open.
-    """
+    """A dead task's reason and resolution. Times are Unix ms; `resolved_ms` 0: open."""
 
     task_id: str
     workspace: str
@@ -70,10 +67,7 @@ class DeadLetters:
         return await self._engine.database.read(program)
 
     async def requeue(self, task_id: str, by: str) -> bool:
-        """Retry a dead task, as if it had never failed; return False if there is none.
-
-        False, too, for a start of an agent that has a later start.
-        """
+        """Retry a dead task; False if there is none, or its agent has a later start."""
 
         def retry(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)

@@ -211,10 +211,7 @@ class TaskOperator:
         return result
 
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, wait: Wait) -> str:
-        """Return why the worker cannot hibernate with this checkpoint; "" if it can.
-
-        Only the worker learns which checkpoints it has saved; others are refused for other reasons.
-        """
+        """Return why the worker cannot hibernate with this checkpoint; "" if it can."""
         key = wait.checkpoint_key
         if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
             return ""
@@ -311,10 +308,7 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
 
 
 def _was_made(tx: TaskTransaction, task: TaskRow, request: OperationRequest, since_ms: int) -> Program[bool]:
-    """Return whether the task's events have an earlier run of this operation.
-
-    Only for moves whose row does not tell who has made them.
-    """
+    """Return whether the task's events have an earlier run of this operation."""
     wanted = _LEADS_TO.get(request.move)
     if wanted is None:
         return False

@@ -33,10 +33,9 @@ WORK = "task_work"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The participant that asks for a task, and the workspace that it asks from.
+    """The participant that asks, and its workspace; `allowed`: by an access rule.
 
-    `allowed`: an access rule has allowed it. `reaches` returns whether the credential is good for a
-    workspace; None: only for the caller's workspace.
+    `reaches` returns whether the credential is good for a workspace; None: only for its own.
     """
 
     identity: Identity

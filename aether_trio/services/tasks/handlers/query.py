@@ -196,10 +196,7 @@ class Part(enum.Enum):
 def condition(
     wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
 ) -> tuple[str, Sequence[Value]]:
-    """Make the WHERE clause of a task filter and its arguments, with order and limit.
-
-    `party` is the caller's identity. Raises TokenError.
-    """
+    """Make the WHERE clause of a task filter, with order and limit. Raises TokenError."""
     where = _Where()
     # As an expression, the workspace is not chosen where another index finds fewer rows.
     where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
@@ -265,10 +262,7 @@ def limit_of(wanted: pb.TaskFilter) -> int:
 
 
 def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPage]:
-    """Read a page of a task list; fewer than `limit` tasks when their rows are large.
-
-    The sizes are summed before a row is read whole.
-    """
+    """Read a page of a task list; fewer than `limit` tasks when their rows are large."""
     sizes: list[Row] = yield Fetch(_SIZES.format(where), args)
     if sum(size for (size,) in sizes) <= MAX_PAGE_BYTES:
         tasks = yield from task_rows.select(where, args)

@@ -33,19 +33,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def is_owner(session: Session) -> bool:
-    """Return whether a session can only work on tasks that its participant created.
-
-    Orchestrators and sessions of a task token have a row from their begin.
-    """
+    """Return whether a session can only work on tasks that its participant created."""
     kind = session.identity.kind
     return kind not in WORKER_KINDS and kind is not Kind.ORCHESTRATOR and not session.task_id
 
 
 class TaskSessions:
-    """Writes joins, ends and progress reports of this node's sessions for their tasks.
-
-    `capacity` is the maximum number of live tasks that a worker is assigned.
-    """
+    """Writes joins, ends and progress reports of workers' sessions for their tasks."""
 
     def __init__(self, engine: Engine, *, capacity: int) -> None:
         self._engine = engine
@@ -95,14 +89,10 @@ class TaskSessions:
         self._claiming.discard(session.session_id)
         self._joins.pop(session.session_id, None)
         if self._forget_owner(session) or session.identity.kind in WORKER_KINDS or session.task_id:
-            left = WorkerLeft(
-                session.identity.text,
-                session.session_id,
-                session.finished,
-                by_gateway=session.ended_by_gateway,
-                by_token=bool(session.lineage),
+            name, by_token = session.identity.text, bool(session.lineage)
+            self._writes.put(
+                WorkerLeft(name, session.session_id, session.finished, session.ended_by_gateway, by_token=by_token)
             )
-            self._writes.put(left)
 
     # -- owners ------------------------------------------------------------------------------------
 
@@ -139,17 +129,8 @@ class TaskSessions:
 
     def _worker(self, session: Session, *, pooled: bool, capacity: int, claims: bool = False) -> Worker:
         identity = session.identity
-        return Worker(
-            identity.text,
-            session.session_id,
-            self._engine.nodes.node,
-            identity.workspace,
-            identity.implementation,
-            pooled,
-            live=0,
-            capacity=capacity,
-            claims=claims,
-        )
+        place = self._engine.nodes.node, identity.workspace, identity.implementation
+        return Worker(identity.text, session.session_id, *place, pooled, live=0, capacity=capacity, claims=claims)
 
     # -- claims ------------------------------------------------------------------------------------
 
@@ -229,10 +210,7 @@ class TaskSessions:
     # -- checkpoints -------------------------------------------------------------------------------
 
     async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
-        """Return whose checkpoint the new worker of a hibernated task may load.
-
-        None if it is `identity`, or may not share its checkpoints with it.
-        """
+        """Return the other worker whose checkpoint a hibernated task's worker may load."""
         if not key or identity.kind not in WORKER_KINDS:
             return None
         try:

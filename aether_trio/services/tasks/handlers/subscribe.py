@@ -99,10 +99,7 @@ class TaskSubscriber:
         subscriptions.start(subscription, positions, replay=since_ms > 0)
 
     async def _begin(self, subscription: EventSubscription, task: TaskRow, since_ms: int) -> dict[str, int]:
-        """Return the tasks of a new subscription, with the last event before it of each.
-
-        A child that is created meanwhile is among them, or its "spawned" event comes after.
-        """
+        """Return the tasks of a new subscription, with the last event before it of each."""
         database = self._engine.database
         node = self._engine.nodes.node if database.shared else None
 

@@ -71,10 +71,7 @@ class Parent(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The result of collecting a page of child events.
-
-    `last` is the id of the page's last row, 0 if no further row follows.
-    """
+    """The id of the last row of a collected page of child events, 0 if none follows."""
 
     last: int
     locked: frozenset[str] = frozenset()
@@ -176,10 +173,7 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
 
 
 def collect_for(tx: Transaction, task_id: str) -> Program[int]:
-    """Move a page of child events to the log of a task that this transaction writes.
-
-    Returns how many events.
-    """
+    """Move a page of child events to the log of a task that this transaction writes."""
     found: list[Row] = yield Fetch(
         "SELECT id, at_ms, event FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
     )

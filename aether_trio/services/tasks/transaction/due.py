@@ -51,10 +51,7 @@ class SilenceExcuse(NamedTuple):
     heartbeats: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: TaskRow) -> bool:
-        """Return whether the outage or an unwritten heartbeat explains a worker's silence.
-
-        A started agent connects under the name of the task's target.
-        """
+        """Return whether the outage or an unwritten heartbeat explains a worker's silence."""
         if self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms:
             return True
         name = task.assigned_to
@@ -66,10 +63,7 @@ NO_EXCUSE: Final = SilenceExcuse()
 
 
 def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE) -> Program[int]:
-    """Handle a page of due tasks; return how many rows were read.
-
-    What falls due because a worker was silent is put off if the `excuse` covers it.
-    """
+    """Handle a page of due tasks; put off those that the `excuse` covers."""
     now_ms = tx.context.now_ms
     found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:

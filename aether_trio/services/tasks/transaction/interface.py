@@ -23,10 +23,7 @@ class LargeError(Exception):
 
 
 class Context(NamedTuple):
-    """The time, node, limits and kind of database of one transaction on tasks.
-
-    `node` names this node's lease in the tables.
-    """
+    """Time, limits and kind of database of one transaction; `node` is a lease's name."""
 
     now_ms: int
     node: str
@@ -34,10 +31,7 @@ class Context(NamedTuple):
     shared: bool = False
     """Whether other nodes write to the same tables."""
     small: bool = False
-    """Whether the event loop waits for the transaction (`Database.run_small`).
-
-    Then it raises LargeError rather than reading more than SMALL_ROWS rows.
-    """
+    """Whether the event loop waits: then more than SMALL_ROWS rows raise LargeError."""
     uniform: Callable[[], float] = lambda: 0.5
     """Random numbers from 0 to 1, for the jitter of retries."""
 
@@ -52,10 +46,7 @@ class RecordedEvent(NamedTuple):
 
 
 class NewAssignment(NamedTuple):
-    """A task that was assigned, and the worker to which it is to be sent.
-
-    `payload` is b"" for a worker of another node; None: it is read when the task is sent.
-    """
+    """A task that its worker is sent; its payload, or None: read when it is sent."""
 
     task: TaskRow
     worker: Worker

@@ -116,10 +116,7 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
 
 
 def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]]:
-    """Return the names for which an SQL condition on `name` holds.
-
-    Their number is rounded up, so that there are few different statements.
-    """
+    """Return the names for which an SQL condition on `name` holds."""
     if not names:
         return []
     some = rounded_up(names, 16)

@@ -87,10 +87,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerLeft:
-    """A session of a worker that has ended, to be written for its tasks.
-
-    `clean`: its client ended the stream on purpose. `by_gateway`: the gateway ended it.
-    """
+    """A worker's ended session; `clean`: by its client, `by_gateway`: by the gateway."""
 
     identity: str
     session_id: str
@@ -104,10 +101,7 @@ class WorkerLeft:
 
 
 def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
-    """Write that a worker's session has begun, and assign it waiting tasks.
-
-    Nothing if the session has ended: its end changes nothing if its identity has a later session.
-    """
+    """Write that a worker's session has begun, unless it has ended; assign it tasks."""
     if joined.has_ended():
         return
     worker = joined.worker._replace(node=tx.context.node)
@@ -150,10 +144,7 @@ def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
 
 
 def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
-    """Return a participant's live tasks: those it was assigned, and those it created.
-
-    In the order of their assignment.
-    """
+    """Return the live tasks that a participant was assigned, and those it created."""
     found = yield from task_rows.select_either(
         "holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,)
     )
@@ -289,10 +280,7 @@ def restart_graces(tx: TaskTransaction, before_ms: int) -> Program[int]:
 
 
 def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
-    """Write that a worker's session has ended, and give back or suspend its tasks.
-
-    Nothing if its identity has a later session.
-    """
+    """Write that a worker's latest session has ended; give back or suspend its tasks."""
     if left.by_token:
         yield from tokens.remove_session(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))

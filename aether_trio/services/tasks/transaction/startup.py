@@ -31,7 +31,7 @@ from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
 from aether_trio.model.tasks.timed_transitions import start_delay_ms
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove, Repeat
-from aether_trio.services.tasks.protobuf import ASSIGNMENT, hibernation_of, may_start_target
+from aether_trio.services.tasks.protobuf import assignment, hibernation_of, may_start_target
 from aether_trio.services.tasks.transaction import task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, Transaction
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
@@ -76,10 +76,7 @@ _ORCHESTRATORS: Final = "orc::"
 
 @dataclass(frozen=True, slots=True)
 class AgentStartRequest:
-    """A request to start an agent.
-
-    `params` are the complete launch parameters; `task_id` is the id of the start, if one is made.
-    """
+    """A request to start an agent with these complete launch parameters."""
 
     task_id: str
     target: Identity
@@ -93,10 +90,7 @@ class AgentStartRequest:
 
 @dataclass(frozen=True, slots=True)
 class StartResult:
-    """The result of a request to start an agent: its current start, or the problem.
-
-    `created`: this request made it. `woken`: it had hibernated.
-    """
+    """An agent's current start, `created` or `woken` by this request, or the problem."""
 
     task: TaskRow | None = None
     created: bool = False
@@ -130,10 +124,7 @@ def connected_among(identities: Sequence[str]) -> Program[set[str]]:
 
 
 def absent_targets(after: str) -> Program[tuple[list[str], str]]:
-    """Find a page of absent agents that may be started for tasks that wait for them.
-
-    Returns them and the beginning of the next page, "" at the end.
-    """
+    """Return a page of absent agents for which tasks wait, and the next page's begin."""
     found: list[Row] = yield Fetch(_WAITED_FOR, (after, WAITING_PAGE))
     names = [name for (name,) in found if name.startswith(_STARTABLE)]
     here = (yield from connected_among(names)) if names else set()
@@ -279,10 +270,7 @@ def attach(tx: Transaction, task: TaskRow, identity: str, token: bytes = b"") ->
 
 
 def agent_lost(tx: Transaction, task: TaskRow, *, by_gateway: bool) -> Program[None]:
-    """Write that the agent of a start has lost its connection.
-
-    An agent that has lost its gateway as well needs longer for its return.
-    """
+    """Write that a start's agent has lost its connection, and perhaps its gateway."""
     if task.disconnected_ms or not task.grace_ms:
         return
     changes = {"disconnected_ms": tx.context.now_ms}
@@ -292,10 +280,7 @@ def agent_lost(tx: Transaction, task: TaskRow, *, by_gateway: bool) -> Program[N
 
 
 def dispatch(tx: Transaction, task: TaskRow) -> Program[None]:
-    """Assign an agent's start to the orchestrator whose turn it is, or let it wait.
-
-    A grace that ended with the former process is set again.
-    """
+    """Assign an agent's start to the orchestrator whose turn it is, or let it wait."""
     if task.process_ended:
         ended, task = task, task.changed({"grace_ms": tx.context.limits.start_grace_ms})
         yield from task_rows.save(ended, task)
@@ -377,11 +362,8 @@ def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
 
 def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[TaskRow]]:
     """Return the starts that an orchestrator was assigned and may not know of."""
-    return (
-        yield from task_rows.select(
-            "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us", (orchestrator,)
-        )
-    )
+    where = "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us"
+    return (yield from task_rows.select(where, (orchestrator,)))
 
 
 def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) -> Program[TaskRow | None]:
@@ -440,27 +422,11 @@ def start_assignment(task: TaskRow, token: str, *, numbered: bool = False) -> pb
     trigger, or that the agent hibernated.
     """
     params = launch_params(task)
-    kept = pb.CreateTaskRequest.FromString(task.spec)
-    return pb.TaskAssignment(
-        task_id=task.task_id,
-        task_type=AGENT_STARTUP,
-        assigned_to=task.assigned_to,
-        metadata={
-            **kept.metadata,
-            IDENTITY: task.target,
-            PRIORITY: str(task.priority),
-            **hibernation_of(task),
-            **({ASSIGNMENT: str(task.epoch)} if numbered else {}),
-        },
-        assigned_at=task.assigned_ms // 1000,
-        profile=params.get(PROFILE, ""),
-        launch_params={**params, TOKEN: token},
-        target_implementation=task.target_implementation,
-        workspace=task.workspace,
-        specifier=task.target_specifier,
-        checkpoint_key=task.checkpoint_key,
-        resume_session_id=task.resume_session_id,
-    )
+    given = assignment(task, b"", numbered=numbered)
+    given.metadata.update({IDENTITY: task.target, PRIORITY: str(task.priority)})
+    given.profile = params.get(PROFILE, "")
+    given.launch_params.update({**params, TOKEN: token})
+    return given
 
 
 def task_context(task: TaskRow) -> dict[str, str]:

@@ -248,10 +248,7 @@ class TaskTransaction:
             yield from self._cancel_children_later(task)
 
     def _cancel_children_later(self, task: TaskRow) -> Program[None]:
-        """Have children of a cancelled task that end with it cancelled later.
-
-        The row lets another process do it if this one ends.
-        """
+        """Have children of a cancelled task that end with it cancelled later."""
         yield Execute(
             "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
         )
@@ -283,10 +280,7 @@ class TaskTransaction:
         self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
     def add_dependencies(self, task: TaskRow, wait: Wait) -> Program[bool]:
-        """Write for which tasks a task waits; return whether its wait is over already.
-
-        A task that will be retried has not ended.
-        """
+        """Write for which tasks a task waits; return whether its wait is over already."""
         ended = 0
         wanted = dict.fromkeys(wait.depends_on)
         self.charge(len(wanted))
@@ -363,10 +357,7 @@ class TaskTransaction:
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
     def record_event_once(self, task: TaskRow, event: pb.TaskEvent, since_ms: int) -> Program[None]:
-        """Write an event of a task, unless a run of the program since `since_ms` has.
-
-        Equal events of several callers are counted, and each is written once.
-        """
+        """Write an event, unless an earlier run of the program since `since_ms` has."""
         written = yield from self.events_since(task.task_id, since_ms)
         same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
         place = task.task_id, event.progress.SerializeToString(deterministic=True)

@@ -37,11 +37,7 @@ _REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE ex
 
 @dataclass(frozen=True, slots=True)
 class AdmittedToken:
-    """A task token that let in a session: its hash, its task and its workspaces.
-
-    `lineage` are the tasks with which it ends: its task, and those of the tokens that let in its
-    makers.
-    """
+    """An accepted task token; it ends with any task of its `lineage`."""
 
     task_id: str
     token: bytes
@@ -71,10 +67,7 @@ class IssuedToken(NamedTuple):
 
 
 def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
-    """Write a new token for a task; return False if its maker may make none.
-
-    That is so if the task that let in the maker has ended, or its lineage is too long.
-    """
+    """Write a task token; return False if its maker may make none any more."""
     if len(minted.lineage) >= MAX_LINEAGE:
         return False
     for ancestor in minted.lineage:

@@ -128,10 +128,7 @@ def _first_for(worker: Worker) -> Program[TaskRow | None]:
 def update_workers(
     tx: Transaction, before: TaskRow, after: TaskRow, *, push: bool, reserved: Worker | None
 ) -> Program[None]:
-    """Count a changed task for its new worker instead of its former one, and send it.
-
-    `reserved` is the worker that counts the task already.
-    """
+    """Count a changed task for its new worker (not if `reserved`), and send it."""
     worker = reserved
     if before.assigned_to and (after.epoch != before.epoch or not after.assigned_to):
         yield from _over(tx, before, after)

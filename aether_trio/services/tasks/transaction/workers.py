@@ -15,8 +15,8 @@ WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.S
 class Worker(NamedTuple):
     """A connected participant that may be assigned tasks: a row of WORKER_FIELDS.
 
-    `pooled`: also from the pool of its implementation. It is a tuple, like other values that
-    transactions make often: a frozen dataclass takes five times as long to make.
+    `pooled`: also from the pool of its implementation. A frozen dataclass takes five times as long
+    to make as a tuple.
     """
 
     identity: str
@@ -34,11 +34,7 @@ class Worker(NamedTuple):
     """Whether it says when it begins, so that it has not begun what it has not claimed."""
 
     def knows_of(self, task: TaskRow) -> bool:
-        """Return whether this client of the worker has itself reported on a task.
-
-        Another client of the same name does not remember the task. The agent of a start is its
-        worker in any process.
-        """
+        """Return whether this worker's client has reported on a task, or is its agent."""
         is_its_agent = task.task_type == AGENT_STARTUP and task.target == self.identity
         return is_its_agent or task.heartbeat_ms >= self.since_ms
 
