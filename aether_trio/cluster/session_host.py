@@ -18,7 +18,6 @@ class SessionHost(Protocol):
 
     def lease_lost(self) -> None:
         """Pause all sessions of the node, once: its identity locks may not be its own."""
-        ...
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         """Resume the node's sessions, and end those of the `lost` locks.
@@ -27,15 +26,12 @@ class SessionHost(Protocol):
         was not declared dead. Otherwise it was, and no other node has taken these identities
         meanwhile.
         """
-        ...
 
     def lease_gone(self) -> None:
         """End every session of the node, without releases: other nodes may have its locks."""
-        ...
 
     def leaving(self) -> Sequence[str]:
         """Return identities of ended sessions whose locks are not released yet."""
-        ...
 
     async def yields(self, lock: IdentityLock, resume_session_id: str) -> bool:
         """Return whether this node's session of an identity has ended for another node's.
@@ -43,7 +39,6 @@ class SessionHost(Protocol):
         The other node's session resumes `resume_session_id`; "" for none. True: the session has
         ended, its appends and cursors are committed, and its lock is released.
         """
-        ...
 
 
 class LocalSessions(Protocol):
@@ -51,20 +46,15 @@ class LocalSessions(Protocol):
 
     def record(self, session_id: str) -> SessionRecord | None:
         """Return the listed facts of a live session of this node; None if there is none."""
-        ...
 
     def disconnect(self, session_id: str, reason: str) -> str | None:
         """End a session of this node in one step; return its identity, None if not live."""
-        ...
 
     def last_seen(self, identity: str) -> LastSeen:
         """Return the last activity of an identity's session on this node."""
-        ...
 
     def user_last_seen(self, user_id: str) -> LastSeen:
         """Return the last activity in a user's windows on this node."""
-        ...
 
     def instances(self, implementation: str) -> list[str]:
         """Return the topics of a service's live instances on this node."""
-        ...

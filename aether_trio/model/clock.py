@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-MAX_HOLD_MS: Final = 1_000
-"""How far the wall clock may step back before `SystemClock` follows it."""
+MAX_HOLD_MS: Final = 1_000  # how far the wall clock may step back before `SystemClock` follows it
 
 
 class Clock(Protocol):
@@ -20,11 +19,9 @@ class Clock(Protocol):
 
     def now_ms(self) -> int:
         """Return Unix time in milliseconds."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds since some fixed moment; trio's time when the gateway runs."""
-        ...
 
 
 class SystemClock:

@@ -26,8 +26,7 @@ from typing import Final
 from aether_trio.model.text import shown
 
 SEPARATOR: Final = "::"
-MAX_TOKEN_BYTES: Final = 128
-"""The longest part of an identity, in bytes of UTF-8."""
+MAX_TOKEN_BYTES: Final = 128  # the longest part of an identity, in bytes of UTF-8
 
 _MAX_TEXT_CHARACTERS: Final = 4 * (MAX_TOKEN_BYTES + len(SEPARATOR))
 """No identity is longer: what is, is refused before it is taken apart."""
@@ -81,8 +80,7 @@ class Kind(enum.StrEnum):
 
     AGENT = "agent"
     UNIQUE_TASK = "unique_task"
-    TASK = "task"
-    """A non-unique task: the gateway makes up its last part, so it never collides."""
+    TASK = "task"  # a non-unique task: the gateway makes up its last part, so it never collides
     USER = "user"
     ORCHESTRATOR = "orchestrator"
     WORKFLOW_ENGINE = "workflow_engine"
@@ -110,10 +108,8 @@ class _Form:
 
     prefix: str
     parts: tuple[tuple[str, str], ...]
-    topic: str | None = None
-    """A topic that is not the identity string itself; "" for none."""
-    shard: str = ""
-    """The fixed second part of a singleton."""
+    topic: str | None = None  # a topic that is not the identity string itself; "" for none
+    shard: str = ""  # the fixed second part of a singleton
 
 
 _WORKSPACE: Final = ("workspace", "workspace")

@@ -114,10 +114,8 @@ class LastSeen:
 class DisconnectOutcome(enum.Enum):
     """Whether a session that was asked to end has ended."""
 
-    DONE = "done"
-    """The session has ended."""
-    UNKNOWN = "unknown"
-    """No session with this id is connected."""
+    DONE = "done"  # the session has ended
+    UNKNOWN = "unknown"  # no session with this id is connected
     UNCONFIRMED = "unconfirmed"
     """The session's node has not confirmed in time; it ends the session if it reads the request
     within a minute."""

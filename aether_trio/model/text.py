@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-SHOWN: Final = 80
-"""Characters of a value that an error quotes: enough to recognize it, on one line."""
+SHOWN: Final = 80  # characters of a value that an error quotes: enough to recognize it, on one line
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _CONTROL_BUT_SPACE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 

@@ -37,43 +37,36 @@ class SessionHooks(Protocol):
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Return what the client's credentials permit; raise StatusError to refuse them."""
-        ...
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
         """Find the history of a session from before this gateway started, for a resume.
 
         Raises StorageUnavailable.
         """
-        ...
 
     async def prepare(self, session: Session) -> None:
         """Prepare the services for a session that owns its identity, before its ack.
 
         Raises StorageUnavailable.
         """
-        ...
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         """Return the configuration that an agent or task gets after its ConnectionAck.
 
         Raises StorageUnavailable.
         """
-        ...
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
         """Count a handshake that ended with `status`; OK when the client is acknowledged.
 
         `claim` is None when the first message was no valid InitConnection.
         """
-        ...
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Note that a session is acknowledged and its subscriptions are open."""
-        ...
 
     def ended(self, session: Session) -> None:
         """Note, once per session, that the session has given up its identity."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

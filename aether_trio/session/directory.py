@@ -29,31 +29,24 @@ class SessionDirectory(Protocol):
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """Return at most `limit` live sessions, after the first `offset` that match."""
-        ...
 
     async def find(self, session_id: str) -> SessionRecord | None:
         """Return the live session with this id; None without one."""
-        ...
 
     async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
         """End a session, whose client is told not to connect again."""
-        ...
 
     async def last_seen(self, identity: str) -> LastSeen:
         """Return whether an identity is connected, and its last activity."""
-        ...
 
     async def user_last_seen(self, user_id: str) -> LastSeen:
         """Return whether a user has a connected window, and the last activity in any."""
-        ...
 
     def moved(self, session: SessionRecord) -> None:
         """Note that a user has switched to the workspace of this record. Never blocks."""
-        ...
 
     def pick_service(self, implementation: str) -> str | None:
         """Return the topic of the next live instance of a service, in turn. Never blocks."""
-        ...
 
 
 class LocalDirectory:

@@ -37,8 +37,7 @@ class Handshake:
     def __init__(self, dependencies: SessionDependencies) -> None:
         self._parts = dependencies
         self._draining = False
-        self._waiting: set[trio.CancelScope] = set()
-        """The waits for a first message."""
+        self._waiting: set[trio.CancelScope] = set()  # the waits for a first message
 
     @property
     def draining(self) -> bool:

@@ -48,11 +48,9 @@ class IdentityLocks(Protocol):
         Returns (displaced session of this node, history to continue). No checkpoint between the
         decision and the return. Raises StatusError.
         """
-        ...
 
     def release(self, session: Session) -> None:
         """Release the identity of an ended session, if the session has it. Never blocks."""
-        ...
 
 
 class LocalIdentityLocks:
@@ -73,18 +71,15 @@ class LockTable(Protocol):
 
     async def claim(self, request: LockRequest) -> GrantedLock:
         """Lock an identity for a session. Raises StatusError and StorageUnavailable."""
-        ...
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
         """Release an identity lock; return whether this node had it.
 
         `history` is what a resume continues.
         """
-        ...
 
     def mine(self, identity: str) -> IdentityLock | None:
         """Return this node's lock of an identity; None without one."""
-        ...
 
 
 class NodeIdentityLocks:

@@ -37,11 +37,9 @@ KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERE
 
 SESSION_ID_BYTES: Final = 128
 """This gateway's session ids have 36 bytes; those of other gateways are not longer than this."""
-CLIENT_TEXT_BYTES: Final = 256
-"""A version, or a text about the client's build: a line for people."""
+CLIENT_TEXT_BYTES: Final = 256  # a version, or a text about the client's build: a line for people
 CREDENTIAL_NAME_BYTES: Final = 256
-JSON_SCHEMA_BYTES: Final = 64 * KIB
-"""Of one extension. Agents read it; the gateway does not."""
+JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension. Agents read it; the gateway does not.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +58,11 @@ class Claim:
     extensions: tuple[pb.NegotiatedExtension, ...]
     sdk: str
     version: str
-    profiles: tuple[str, ...] = ()
-    """What an orchestrator can start."""
+    profiles: tuple[str, ...] = ()  # what an orchestrator can start
     worker_tasks: int | None = None
     """How many live tasks the client wants at most; None: it set no limit."""
-    numbered: bool = False
-    """Whether the client is told the numbers of its assignments."""
-    counts_sends: bool = False
-    """Whether the client is told which of its sends was refused."""
+    numbered: bool = False  # whether the client is told the numbers of its assignments
+    counts_sends: bool = False  # whether the client is told which of its sends was refused
     credit: tuple[int, int] | None = None
     """How many messages and bytes may be delivered at first; None is any number."""
 

@@ -22,8 +22,7 @@ from aether_trio.session.registry import SessionRegistry
 
 logger = structlog.get_logger("aether.session")
 
-LEAVING_S = 0.1
-"""How long a request from another node waits for a session that may be ending."""
+LEAVING_S = 0.1  # how long a request from another node waits for a session that may be ending
 
 
 @dataclass(slots=True)

@@ -25,8 +25,7 @@ from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 A_TURN = 64
 """How many messages of one connection are handled before others have their turn: about a
 millisecond of work."""
-REQUEST_COSTS = 8
-"""How many messages a request counts for: its answer is a write."""
+REQUEST_COSTS = 8  # how many messages a request counts for: its answer is a write
 
 
 class ReadLoop:

@@ -20,8 +20,7 @@ from aether_trio.model.ownership import LastSeen, SessionHistory, SessionRecord
 from aether_trio.session.roster import Roster
 from aether_trio.session.session import Session
 
-REMEMBERED_ENDS = 50_000
-"""How many ended sessions a resume may continue (about 400 bytes each)."""
+REMEMBERED_ENDS = 50_000  # how many ended sessions a resume may continue (about 400 bytes each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,7 @@ CUT_GRACE_S = 0.5
 """How long a session works on what had arrived before its link broke. A statement that hangs in
 storage must not keep an identity from its owner's next connection."""
 
-ANSWER_S = 5.0
-"""How long the answer to the last request of a client that has to go may take."""
+ANSWER_S = 5.0  # how long the answer to the last request of a client that has to go may take
 
 
 class IdentityRegistry(Protocol):
@@ -55,7 +54,6 @@ class IdentityRegistry(Protocol):
 
     def release(self, session: Session) -> bool:
         """Free the identity of a session, if the session still owns it; else return False."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,48 +71,13 @@ class Session:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_detached_event",
-        "_end_after_answer",
-        "_on_detached",
-        "_registry",
-        "acknowledged",
-        "allows_workspace",
-        "answering",
-        "client",
-        "connected_ms",
-        "counted",
-        "covers",
-        "detached",
-        "ending",
-        "ephemeral_behind",
-        "finished",
-        "history",
-        "identity",
-        "last_activity_ms",
-        "leaves_when_idle",
-        "leaving",
-        "lineage",
-        "link",
-        "lock",
-        "numbered",
-        "nursery",
-        "outbox",
-        "pending",
-        "profiles",
-        "reaches_everything",
-        "reading",
-        "receipts",
-        "requests",
-        "sender",
-        "session_id",
-        "subscriptions",
-        "takes_any",
-        "task_context",
-        "task_id",
-        "token",
-        "worker_tasks",
-    )
+        "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "acknowledged",
+        "allows_workspace", "answering", "client", "connected_ms", "counted", "covers", "detached", "ending",
+        "ephemeral_behind", "finished", "history", "identity", "last_activity_ms", "leaves_when_idle", "leaving",
+        "lineage", "link", "lock", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
+        "reading", "receipts", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
+        "task_id", "token", "worker_tasks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -142,14 +105,11 @@ class Session:
         )
         self._registry = registry
         self._on_detached = on_detached
-        self.requests = rates.request_bucket()
-        """The rate of its requests."""
+        self.requests = rates.request_bucket()  # the rate of its requests
         self.client = ClientInfo(claim.sdk, claim.version)
         self.takes_any = claim.takes_any
-        self.profiles = claim.profiles
-        """What an orchestrator can start."""
-        self.numbered = claim.numbered
-        """Whether the client is told the numbers of its assignments."""
+        self.profiles = claim.profiles  # what an orchestrator can start
+        self.numbered = claim.numbered  # whether the client is told the numbers of its assignments
         self.worker_tasks = claim.worker_tasks
         """How many live tasks the client asked for at most; None: it set no limit."""
         self.counted: CountedSends | None = None
@@ -175,8 +135,7 @@ class Session:
         """How the session ends after its client was asked to leave, unless the client ends it
         before."""
         self.leaves_when_idle = False
-        self.reading = False
-        """Whether its task waits in `link.receive`."""
+        self.reading = False  # whether its task waits in `link.receive`
         self.finished = False
         """Whether the client has ended its stream, and all that came before the end was handled."""
         self.task_id = admitted.task_id
@@ -190,11 +149,9 @@ class Session:
         self.lineage = admitted.lineage
         """The tasks that the session may not outlive. The last is that of its token; those before
         it are of the sessions that made the token."""
-        self.answering = False
-        """Whether a request of its client is being handled."""
+        self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
-        self.task_context: Mapping[str, str] = {}
-        """What a started agent is told of its start."""
+        self.task_context: Mapping[str, str] = {}  # what a started agent is told of its start
         self.lock: IdentityLock | None = None
         """Its lock in the cluster; None on a gateway without a cluster."""
         self.pending: SessionWrites | None = None

@@ -86,19 +86,9 @@ class Subscriptions:
     """The topics and the work queue that one session listens to."""
 
     __slots__ = (
-        "_also",
-        "_base",
-        "_catchup",
-        "_closed",
-        "_ephemeral_topics",
-        "_identity",
-        "_listener",
-        "_log",
-        "_on_work_lost",
-        "_outbox",
-        "_workspace",
-        "work_queues",
-    )
+        "_also", "_base", "_catchup", "_closed", "_ephemeral_topics", "_identity", "_listener", "_log", "_on_work_lost",
+        "_outbox", "_workspace", "work_queues",
+    )  # fmt: skip
 
     def __init__(
         self,

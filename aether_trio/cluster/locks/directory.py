@@ -111,8 +111,7 @@ def _refused_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
 class DirectoryLimits:
     """How long a node's directory of sessions waits for other nodes, in seconds."""
 
-    poll_s: float = 5.0
-    """Between two looks that make up for lost notifications."""
+    poll_s: float = 5.0  # between two looks that make up for lost notifications
     ask_again_s: float = 1.0
     wait_s: float = 12.0
     """For another node's answer that it has ended a session: more than two polls, so that lost

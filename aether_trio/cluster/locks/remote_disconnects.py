@@ -24,10 +24,8 @@ from aether_trio.model.ownership import DisconnectOutcome, SessionRecord
 
 DISCONNECT: Final = "disconnect"
 ENDED: Final = "ended"
-REQUEST_MS: Final = 60_000
-"""How long a request is valid."""
-MAX_REASON: Final = 1000
-"""Characters of a reason; the rest is cut off."""
+REQUEST_MS: Final = 60_000  # how long a request is valid
+MAX_REASON: Final = 1000  # characters of a reason; the rest is cut off
 
 _REQUEST: Final = """
     INSERT INTO disconnects AS d (session_id, asker, reason, asked_ms) VALUES ($1, $2, $3, aether_now_ms())

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
 
-MAX_TURNS: Final = 10_000
-"""Implementations whose turn is remembered."""
+MAX_TURNS: Final = 10_000  # implementations whose turn is remembered
 
 
 class ServiceInstances:

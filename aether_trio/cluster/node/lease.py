@@ -121,26 +121,21 @@ class LeaseWatcher(Protocol):
 
     def lease_lost(self) -> None:
         """Pause the node: other nodes may own its identities."""
-        ...
 
     def lease_back(self, rows: LockRows, *, renewed: bool) -> None:
         """Go on with the node's lease; `rows` are the identity locks that it still has.
 
         `renewed`: the node was declared dead, and no other node has taken these locks meanwhile.
         """
-        ...
 
     def lease_gone(self) -> None:
         """End all sessions of the node: other nodes may have taken every identity lock."""
-        ...
 
     def lease_renewed(self) -> None:
         """Write rows that other nodes delete for a dead node; its lease has a new epoch."""
-        ...
 
     def questions(self) -> None:
         """Look for requests of other nodes for identities that this node owns."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,7 @@ class Peers:
         self._bus = bus
         self._joined = 0
         self._search = PeriodicTask("the search for other nodes", self._look, random, every_s=every_s)
-        self.empty = True
-        """Whether no other node is known."""
+        self.empty = True  # whether no other node is known
         self._on_join: list[Callable[[], None]] = []
         self._on_death: list[Callable[[], None]] = []
         nodes.when_declared_dead(self._on_found_dead)

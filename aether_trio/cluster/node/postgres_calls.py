@@ -28,8 +28,7 @@ T = TypeVar("T")
 CONNECT_S: Final = 2.0
 """How long connecting takes at most: less than a lease's grace, in which a node tries repeatedly.
 """
-AGAIN_S: Final = 0.2
-"""Between two attempts of `retry_at_start`."""
+AGAIN_S: Final = 0.2  # between two attempts of `retry_at_start`
 
 
 async def run_in_asyncio(

@@ -51,8 +51,7 @@ logger = structlog.get_logger("aether.cluster")
 
 WAKE: Final = "log"
 TOPICS_AT_ONCE: Final = 500
-PART_BYTES: Final = 7000
-"""Bytes of the topics in one payload, in JSON and with what separates them."""
+PART_BYTES: Final = 7000  # bytes of the topics in one payload, in JSON and with what separates them
 PART_PAUSE_S: Final = 0.01
 
 _NOTIFY: Final = f"""
@@ -70,10 +69,8 @@ _NOTIFY: Final = f"""
 class LogRelayLimits:
     """How long a node's relay of log topics waits, in seconds."""
 
-    poll_s: float = 5.0
-    """Between two looks that make up for lost notifications."""
-    linger_s: float = 10.0
-    """How long a topic's interest stays after its last listener has gone."""
+    poll_s: float = 5.0  # between two looks that make up for lost notifications
+    linger_s: float = 10.0  # how long a topic's interest stays after its last listener has gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,10 @@ if TYPE_CHECKING:
 logger = structlog.get_logger("aether.cluster")
 
 WAKE: Final = "progress"
-GATHER_S: Final = 0.01
-"""Between two batches: no person sees a progress bar move more often."""
+GATHER_S: Final = 0.01  # between two batches: no person sees a progress bar move more often
 BATCH_ROWS: Final = 1000
 BATCH_BYTES: Final = 1024 * 1024
-READ_ROWS: Final = 1000
-"""Rows of one source in a statement."""
+READ_ROWS: Final = 1000  # rows of one source in a statement
 FRESH_MS: Final = 15_000
 KEPT_MS: Final = 60_000
 
@@ -104,10 +102,8 @@ class ProgressRelayLimits:
 
     waiting_rows: int = 10_000
     waiting_bytes: int = 4 * 1024 * 1024
-    poll_s: float = 5.0
-    """Between two looks that make up for lost notifications."""
-    linger_s: float = 10.0
-    """How long a topic's interest stays after its last listener has gone."""
+    poll_s: float = 5.0  # between two looks that make up for lost notifications
+    linger_s: float = 10.0  # how long a topic's interest stays after its last listener has gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from aether_trio.model.tasks.retry import RetrySchedule
 from aether_trio.model.tasks.status import HELD, WAITING, StoredStatus, is_final
 from aether_trio.model.tasks.wait import Wait
 
-PROCESS_ENDED: Final = -1
-"""The `grace_ms` of a start whose process is known to have ended."""
+PROCESS_ENDED: Final = -1  # the `grace_ms` of a start whose process is known to have ended
 AGENT_STARTUP: Final = "agent_startup"
 """The task type that starts an agent; only orchestrators are assigned such tasks."""
 
@@ -48,10 +47,8 @@ class TaskRow:
     category: str = "regular"
     task_class: int = 0
     priority: int = 30
-    creator: str = ""
-    """Identity text of the participant that created it."""
-    target: str = ""
-    """Identity text of the worker of a TARGETED task."""
+    creator: str = ""  # identity text of the participant that created it
+    target: str = ""  # identity text of the worker of a TARGETED task
     target_implementation: str = ""
     target_specifier: str = ""
     parent_task_id: str = ""
@@ -66,26 +63,22 @@ class TaskRow:
     authority_grant_id: str = ""
     root_authority_grant_id: str = ""
     parent_authority_grant_id: str = ""
-    grace_ms: int = 0
-    """Grace window; PROCESS_ENDED for a start whose process has ended."""
+    grace_ms: int = 0  # grace window; PROCESS_ENDED for a start whose process has ended
     schedule_to_start_ms: int = 0
     start_to_close_ms: int = 0
     heartbeat_timeout_ms: int = 0
     schedule_to_close_ms: int = 0
-    retry_policy: str = ""
-    """JSON of the policy (retry.py), "" for none."""
+    retry_policy: str = ""  # JSON of the policy (retry.py), "" for none
     spec: bytes = b""
     """What the creator said that no decision depends on, in the service's encoding."""
-    order_us: int = 0
-    """Creation time in microseconds, for first in, first out."""
+    order_us: int = 0  # creation time in microseconds, for first in, first out
     created_ms: int = 0
 
     status: StoredStatus = StoredStatus.PENDING
     epoch: int = 0
     assigned_to: str = ""
     updated_ms: int = 0
-    pending_ms: int = 0
-    """Since when it waits, or last waited, for an assignment."""
+    pending_ms: int = 0  # since when it waits, or last waited, for an assignment
     assigned_ms: int = 0
     started_ms: int = 0
     completed_ms: int = 0
@@ -98,45 +91,31 @@ class TaskRow:
     next_retry_ms: int = 0
     error: str = ""
     error_type: str = ""
-    wait: str = ""
-    """JSON of the wait (wait.py), "" for none."""
+    wait: str = ""  # JSON of the wait (wait.py), "" for none
     attached: int = 0
     """1: its worker's session was let in by its token; a clean end of it completes the task."""
-    tokens: int = 0
-    """1: it has tokens that are revoked when it ends."""
-    ended_by: str = ""
-    """Identity text of the caller whose move ended it."""
+    tokens: int = 0  # 1: it has tokens that are revoked when it ends
+    ended_by: str = ""  # identity text of the caller whose move ended it
     checkpoint_key: str = ""
     resume_session_id: str = ""
     events: int = 0
-    awaited: int = 0
-    """1: other tasks wait, or have waited, for its end."""
-    has_children: int = 0
-    """1: there are, or have been, tasks whose parent it is."""
-    input_offset: int = 0
-    """Number in the log of the last input that was copied; 0 for none."""
-    pause_key: str = ""
-    """The key of its last PAUSE (`Facts.pause_key`)."""
-    deliveries: int = 0
-    """How often workers gave it back without beginning it, in this attempt."""
+    awaited: int = 0  # 1: other tasks wait, or have waited, for its end
+    has_children: int = 0  # 1: there are, or have been, tasks whose parent it is
+    input_offset: int = 0  # number in the log of the last input that was copied; 0 for none
+    pause_key: str = ""  # the key of its last PAUSE (`Facts.pause_key`)
+    deliveries: int = 0  # how often workers gave it back without beginning it, in this attempt
     opened_ms: int = 0
     """When a participant last retried it, 0 for its creation; `schedule_to_close` counts from then.
     """
-    fresh_ms: int = 0
-    """When it last went on by a retry or after a wait, 0 for its creation."""
-    running_ms: int = 0
-    """Since when its worker works after the last wait; 0 for `started_ms`."""
-    worked_ms: int = 0
-    """How long this attempt was worked on before the last wait."""
-    excused_ms: int = 0
-    """Until when no heartbeat is expected, as the gateway was away."""
-    begun: int = 0
-    """1: its worker never claims, has gone, and is presumed to have begun this task."""
+    fresh_ms: int = 0  # when it last went on by a retry or after a wait, 0 for its creation
+    running_ms: int = 0  # since when its worker works after the last wait; 0 for `started_ms`
+    worked_ms: int = 0  # how long this attempt was worked on before the last wait
+    excused_ms: int = 0  # until when no heartbeat is expected, as the gateway was away
+    begun: int = 0  # 1: its worker never claims, has gone, and is presumed to have begun this task
     launched: int = 0
     """Of a start: the epoch of the assignment whose token its agent has shown, 0 for none."""
 
-    queue: str = ""
-    """Where it waits for an assignment, "" if it does not wait."""
+    queue: str = ""  # where it waits for an assignment, "" if it does not wait
     holder: str = ""
     """Identity text of the worker whose live task it is, "" for none.
 
@@ -144,8 +123,7 @@ class TaskRow:
     """
     keeper: str = ""
     """Identity text of the creator that works on it itself; "" for other and ended tasks."""
-    due_ms: int = 0
-    """When time alone moves it, 0 for never."""
+    due_ms: int = 0  # when time alone moves it, 0 for never
 
     @property
     def is_final(self) -> bool:

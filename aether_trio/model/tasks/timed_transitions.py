@@ -25,17 +25,14 @@ class TimeLimits:
     interactive_ms: int = 3_600_000
     """An INTERACTIVE task is cancelled if it is live so long after creation, its last retry or last
     wait."""
-    startup_ms: int = 1_800_000
-    """The same for a start that no orchestrator has."""
+    startup_ms: int = 1_800_000  # the same for a start that no orchestrator has
     pool_ms: int = 3_600_000
     """The same for a POOL task that waits for a worker, and for a SELF_ASSIGN task whose creator
     has disconnected before it began."""
-    completed_ms: int = 7 * 86_400_000
-    """How long a completed or rejected task is kept."""
+    completed_ms: int = 7 * 86_400_000  # how long a completed or rejected task is kept
     failed_ms: int = 14 * 86_400_000
     cancelled_ms: int = 7 * 86_400_000
-    resolved_ms: int = 30 * 86_400_000
-    """How long a resolved dead letter is kept."""
+    resolved_ms: int = 30 * 86_400_000  # how long a resolved dead letter is kept
     start_timeout_ms: int = 60_000
     """How long an agent has to connect after an orchestrator was sent its start."""
     start_grace_ms: int = 5_000
@@ -54,8 +51,7 @@ class Due(enum.Enum):
     HEARTBEAT = "heartbeat"
     SCHEDULE_TO_CLOSE = "schedule_to_close"
     STALE = "stale"
-    FORGET = "forget"
-    """The row is deleted."""
+    FORGET = "forget"  # the row is deleted
 
 
 def moments(task: TaskRow, limits: TimeLimits) -> Iterator[tuple[int, Due]]:

@@ -40,23 +40,18 @@ class Move(enum.Enum):
     RESUME = "resume"
     REJECT = "reject"
 
-    ASSIGN = "assign"
-    """A worker, `facts.caller`, is assigned a task of a queue."""
+    ASSIGN = "assign"  # a worker, `facts.caller`, is assigned a task of a queue
     UNASSIGN = "unassign"
     """The worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
     LOSE = "lose"
     """A worker that never claims has gone: an attempt of what it presumably began has failed."""
-    START = "start"
-    """`facts.caller`, an orchestrator, launches the worker."""
-    ATTACH = "attach"
-    """The worker has connected with the task's token."""
-    WAKE = "wake"
-    """What a paused task waited for has happened."""
+    START = "start"  # `facts.caller`, an orchestrator, launches the worker
+    ATTACH = "attach"  # the worker has connected with the task's token
+    WAKE = "wake"  # what a paused task waited for has happened
     TIME_OUT = "time out"
     """A deadline has passed: `facts.reason` names it, `facts.delay_ms` is the pause before a retry.
     """
-    BURY = "bury"
-    """The task becomes a dead letter: no further attempt follows."""
+    BURY = "bury"  # the task becomes a dead letter: no further attempt follows
 
     __hash__ = object.__hash__
 
@@ -66,8 +61,7 @@ class MoveRefusal(enum.Enum):
 
     ENDED = "ended"
     STATUS = "status"
-    STALE = "stale"
-    """The caller had the task, and another worker has it now."""
+    STALE = "stale"  # the caller had the task, and another worker has it now
     NOT_YOURS = "not yours"
     WAIT_SPEC = "wait spec"
 
@@ -85,10 +79,8 @@ class Facts(NamedTuple):
     reason: str = ""
     error_type: str = ""
     wait: Wait | None = None
-    pause_key: str = ""
-    """The key of a PAUSE, equal for a repeated request whose answer was lost."""
-    present: bool = True
-    """Whether the task's worker is connected and knows of the task."""
+    pause_key: str = ""  # the key of a PAUSE, equal for a repeated request whose answer was lost
+    present: bool = True  # whether the task's worker is connected and knows of the task
     lost: bool = False
     """Whether a task is given back because of its worker, not because of its gateway."""
     delay_ms: int = 0
@@ -327,7 +319,7 @@ def _retry(task: TaskRow, facts: Facts) -> Changes:
         "error": "",
         "error_type": "",
         "ended_by": "",
-        # A dead letter that is retried has all its attempts again.
+        # a dead letter that is retried has all its attempts again.
         "retry_count": 0 if task.status is S.DLQ else task.retry_count,
     }
 
