@@ -110,10 +110,7 @@ async def open_cluster(
     limits: ClusterLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Make this gateway a node of `server`'s cluster until the block ends.
-
-    Raises StorageSetupError and StorageUnavailable.
-    """
+    """Make this gateway a node of `server`'s cluster; StorageUnavailable if it cannot."""
     await server.database("cluster")
     cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
     async with trio.open_nursery() as nursery:

@@ -11,10 +11,7 @@ __all__ = ["LocalSessions", "SessionHost"]
 
 
 class SessionHost(Protocol):
-    """Pauses, resumes and ends a cluster node's sessions as its lease changes.
-
-    All methods but `yields` are one step, without a checkpoint, and raise nothing.
-    """
+    """Pauses and ends sessions with a node's lease; one step each, but for `yields`."""
 
     def lease_lost(self) -> None:
         """Pause all sessions of the node, once: its identity locks may not be its own."""
@@ -22,9 +19,8 @@ class SessionHost(Protocol):
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         """Resume the node's sessions, and end those of the `lost` locks.
 
-        Other nodes have taken the `lost` locks, or the table has lost them. `kept` None: this node
-        was not declared dead. Otherwise it was, and no other node has taken these identities
-        meanwhile.
+        `kept` None: the node was not declared dead. Otherwise no other node has taken these
+        identities.
         """
 
     def lease_gone(self) -> None:

@@ -21,11 +21,7 @@ class AccessLevel(enum.IntEnum):
 
     @classmethod
     def from_wire(cls, value: int) -> AccessLevel:
-        """Return the level of a wire AccessLevel, 1 (none) to 6 (superadmin).
-
-        Raises ValueError for 0, which says that the sender did not set it, and for values of a
-        later protocol.
-        """
+        """Return the level of a wire AccessLevel, 1 (none) to 6; ValueError for others."""
         if not 1 <= value <= len(cls):
             raise ValueError(f"{value} is not an access level: expected 1 (none) to {len(cls)} (superadmin)")
         return cls((value - 1) * 10)

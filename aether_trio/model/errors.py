@@ -100,10 +100,7 @@ class RequestError(Exception):
 
 
 class StatusError(Exception):
-    """The end of a client's stream with a gRPC status.
-
-    Never raised with OK, which clients take for a connection that still lives.
-    """
+    """The end of a client's stream with a gRPC status; never OK, which means alive."""
 
     def __init__(self, status: Status, message: str) -> None:
         assert status is not Status.OK

@@ -101,10 +101,7 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How an identity of a kind is written: its prefix, then its parts in order.
-
-    A part is (attribute, name for people).
-    """
+    """How an identity is written: prefix, then the (attribute, name) of each part."""
 
     prefix: str
     parts: tuple[tuple[str, str], ...]
@@ -145,18 +142,12 @@ def prefix_of(kind: Kind) -> str:
 
 
 def has_all_parts(text: str) -> bool:
-    """Return whether a text has as many parts as an identity of its kind.
-
-    No identity continues such a text with "::". The parts themselves are not checked.
-    """
+    """Return whether a text, unchecked, has as many parts as an identity of its kind."""
     return text.count(SEPARATOR) == _SEPARATORS.get(text.partition(SEPARATOR)[0])
 
 
 def shape_of(prefix: str) -> str | None:
-    """Return how identities with a prefix are written; None for an unknown prefix.
-
-    The shape is a text such as `ag::{workspace}::{implementation}::{specifier}`.
-    """
+    """Return the shape of a prefix's identities, `ag::{workspace}::...`; None if unknown."""
     kind = _KIND_OF_PREFIX.get(prefix)
     if kind is None:
         return None
@@ -167,11 +158,10 @@ def shape_of(prefix: str) -> str | None:
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
     """Return `text` if it may be a part of an identity or topic; else IdentityError.
 
-    A part has 1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says
-    that no other part follows, so the part may end with ":" (see the module's text). `strict=False`
-    is the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false. It lifts the rule on characters only
-    (but for the zero byte), because without the other rules two identities could share one string.
-    The error names `what`.
+    A part has 1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::"; the `last`
+    one may end with ":". `strict=False` is the reference's AETHER_STRICT_IDENTIFIER_CHARSET=false.
+    It lifts the rule on characters only (but for the zero byte), because without the other rules
+    two identities could share one string. The error names `what`.
     """
     if not text:
         raise IdentityError(f"{what} is empty")

@@ -7,11 +7,7 @@ import uuid
 
 
 class IdFactory:
-    """Makes session ids and other ids from a `Random`; a seeded one repeats them.
-
-    A session id is a secret: a client that knows it may take the session over. So a gateway gives
-    `random.SystemRandom()`.
-    """
+    """Makes ids from a `Random`: a secure one for sessions, a seeded one in tests."""
 
     def __init__(self, random: random.Random) -> None:
         self._random = random
@@ -25,11 +21,7 @@ class IdFactory:
         return self._uuid()
 
     def dated(self, now_ms: int) -> str:
-        """Make a version 7 UUID (RFC 9562), which begins with `now_ms` (Unix ms).
-
-        For rows by the million: rows that are written and changed at one time lie on a few pages of
-        an index then.
-        """
+        """Make a version 7 UUID (by `now_ms`): rows of one time share pages of an index."""
         bits = self._random.getrandbits(74)
         moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
         rest = f"{0x7000 | bits >> 62:04x}{1 << 63 | bits & 0x3FFFFFFFFFFFFFFF:016x}"

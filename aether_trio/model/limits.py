@@ -30,10 +30,7 @@ parameters with it."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes, rates and counts that a gateway allows its clients; they do not change.
-
-    A rate or a count of 0 means unlimited.
-    """
+    """Sizes, rates and counts that a gateway allows its clients; 0 is unlimited."""
 
     topic_bytes: ClassVar[int] = MAX_TOPIC_BYTES
     """The protocol's, not a setting: identities are stored under it."""

@@ -16,10 +16,7 @@ from aether_trio.model.identity import Identity, Kind
 
 @dataclass(frozen=True, slots=True)
 class IdentityLock:
-    """A session's ownership of an identity in a cluster.
-
-    `epoch` counts the locks of this identity: the lock with the highest epoch is in force.
-    """
+    """A session's ownership of an identity; the lock of the highest `epoch` counts."""
 
     identity: str
     session_id: str

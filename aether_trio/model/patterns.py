@@ -42,10 +42,7 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def fits_identity(pattern: str, identity: Identity) -> bool:
-    """Return whether an identity pattern matches an identity.
-
-    Such patterns are `ag::*::echo::*`, a user's id, or a lone `*` for all.
-    """
+    """Return whether a pattern (`ag::*::echo::*`, a user id, `*`) matches an identity."""
     if pattern == ANY:
         return True
     wanted = pattern.split(SEPARATOR)

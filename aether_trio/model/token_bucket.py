@@ -18,10 +18,7 @@ TOLERANCE_S: Final = 1e-6
 
 
 class TokenBucket:
-    """A rate limit with a burst; a rate of 0 is unlimited.
-
-    `now` is monotonic seconds and must not go backwards.
-    """
+    """A rate limit with a burst; rate 0 is unlimited; `now` is monotonic seconds."""
 
     __slots__ = ("_full_at", "burst", "rate_per_s")
 
@@ -35,10 +32,7 @@ class TokenBucket:
         self._full_at = -math.inf
 
     def take(self, now: float, n: int = 1) -> float:
-        """Take `n` tokens; return 0.0, or the seconds until they will be there.
-
-        Raises ValueError for an `n` beyond the burst: waiting would never help.
-        """
+        """Take `n` tokens; return 0.0, or seconds to wait; ValueError beyond the burst."""
         if not self.rate_per_s:
             return 0.0
         if not 0 <= n <= self.burst:

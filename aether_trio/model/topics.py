@@ -59,10 +59,7 @@ class TopicKind(enum.StrEnum):
 
 
 class Topic(NamedTuple):
-    """A valid topic, taken apart.
-
-    `parts` are those after the prefix; `workspace` is the one that access rules check, or "".
-    """
+    """A valid topic: the parts after its prefix, and the workspace access rules check."""
 
     kind: TopicKind
     text: str
@@ -74,10 +71,7 @@ class Topic(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The topic that a client's message goes to.
-
-    `declared_workspace` is the one that an event or metric alias names.
-    """
+    """The topic of a client's message; the workspace that an event or metric names."""
 
     topic: Topic
     declared_workspace: str
@@ -120,10 +114,7 @@ _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 
 
 def parse_topic(text: str, strict: bool = True) -> Topic:
-    """Parse a topic that is no alias; remembered. RequestError if it is invalid.
-
-    `strict=False` lifts the rule on characters, as in `check_token`.
-    """
+    """Parse a topic that is no alias; RequestError if invalid (see check_token)."""
     if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes; do not hash or remember a huge text
         raise _invalid(text, f"the topic is longer than {MAX_TOPIC_BYTES} bytes")
     return _parse(text, strict)

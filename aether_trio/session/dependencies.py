@@ -32,35 +32,24 @@ __all__ = ["SessionDependencies", "SessionHooks"]
 class SessionHooks(Protocol):
     """What the services do at each step of a client's connection, in this order.
 
-    The hooks that are not `async` are one step, without a checkpoint.
+    Hooks that are not `async` are one step, without a checkpoint; the others raise
+    StorageUnavailable.
     """
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Return what the client's credentials permit; raise StatusError to refuse them."""
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find the history of a session from before this gateway started, for a resume.
-
-        Raises StorageUnavailable.
-        """
+        """Find the history of a session from before this gateway started, for a resume."""
 
     async def prepare(self, session: Session) -> None:
-        """Prepare the services for a session that owns its identity, before its ack.
-
-        Raises StorageUnavailable.
-        """
+        """Prepare the services for a session that owns its identity, before its ack."""
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        """Return the configuration that an agent or task gets after its ConnectionAck.
-
-        Raises StorageUnavailable.
-        """
+        """Return the configuration that an agent or task gets after its ConnectionAck."""
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """Count a handshake that ended with `status`; OK when the client is acknowledged.
-
-        `claim` is None when the first message was no valid InitConnection.
-        """
+        """Count a handshake by its end, `status`; no `claim`: an invalid InitConnection."""
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Note that a session is acknowledged and its subscriptions are open."""

@@ -22,10 +22,7 @@ __all__ = ["LocalDirectory", "SessionDirectory"]
 
 
 class SessionDirectory(Protocol):
-    """Lists and finds connected participants.
-
-    The methods that are `async` raise StorageUnavailable.
-    """
+    """Lists connected participants; `async` methods raise StorageUnavailable."""
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """Return at most `limit` live sessions, after the first `offset` that match."""

@@ -35,11 +35,8 @@ NO_ANSWER: tuple[pb.DownstreamMessage, ...] = ()
 
 
 def request_id_of(payload: Any) -> str:
-    """Return the id by which a client matches the answer to this request; "" for none.
-
-    Where a message has both fields, `request_id` is the subject (an authority request) and
-    `client_request_id` correlates.
-    """
+    """Return the id by which a client matches the answer to this request; "" for none."""
+    # The subject of an authority request is its `request_id`.
     for name in ("client_request_id", "request_id"):
         value = getattr(payload, name, "")
         if value:

@@ -14,8 +14,7 @@ DUPLICATE_GRACE_S = 0.1
 async def let_predecessor_end(registry: SessionRegistry, claim: Claim) -> None:
     """Give an ending session of the claimed identity DUPLICATE_GRACE_S to end.
 
-    A script that closes its client and opens the next one races against itself: the new stream can
-    arrive before the end of the old one.
+    A script's next client can arrive before the end of the one that it has closed.
     """
     owner = registry.holder(claim.identity.text)
     if owner is not None and owner.session_id != claim.resume_session_id:

@@ -43,10 +43,9 @@ class IdentityLocks(Protocol):
     """Gives sessions the ownership of their identities, one session at a time."""
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
-        """Make `session` the owner of its identity.
+        """Own the identity; return (displaced session here, history to continue).
 
-        Returns (displaced session of this node, history to continue). No checkpoint between the
-        decision and the return. Raises StatusError.
+        No checkpoint between the decision and the return. Raises StatusError.
         """
 
     def release(self, session: Session) -> None:
@@ -73,10 +72,7 @@ class LockTable(Protocol):
         """Lock an identity for a session. Raises StatusError and StorageUnavailable."""
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
-        """Release an identity lock; return whether this node had it.
-
-        `history` is what a resume continues.
-        """
+        """Release an identity lock; return whether this node had it."""
 
     def mine(self, identity: str) -> IdentityLock | None:
         """Return this node's lock of an identity; None without one."""
@@ -182,13 +178,8 @@ class NodeIdentityLocks:
                 self._release([one for one in ended if one not in left])
 
     async def _wait_programs(self, session: Session, lock: IdentityLock) -> None:
-        """Wait for an ended session's writes in the database; release its lock then.
-
-        Without a limit: the database decides within its own, and the lock is free when the lease
-        ends.
-        """
         assert session.pending is not None
-        await session.pending.wait_none()
+        await session.pending.wait_none()  # no limit: the database has one, and the lease frees locks
         self._ended.append((session, lock))
         self._work.set()
 

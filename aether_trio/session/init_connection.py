@@ -87,10 +87,7 @@ class Authenticated:
 def read_claim(
     message: pb.UpstreamMessage, metadata: Mapping[str, str], ids: IdFactory, limits: Limits, *, strict: bool
 ) -> Claim:
-    """Read and check the InitConnection that is a stream's first message.
-
-    Raises StatusError INVALID_ARGUMENT or FAILED_PRECONDITION.
-    """
+    """Read and check a stream's InitConnection; raise StatusError for a refusal."""
     if message.WhichOneof("payload") != "init":
         raise StatusError(Status.INVALID_ARGUMENT, "the first message of a stream must be init (InitConnection)")
     init = message.init
@@ -256,10 +253,7 @@ def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | No
 
 
 def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
-    """Return the (messages, bytes) of credit that a message without payload grants.
-
-    The grant is an active extension as in "urn:aether-trio:delivery-credit:64:1048576".
-    """
+    """Return the (messages, bytes) of credit in a message's active extension, or None."""
     if len(message.active_extensions) != 1:
         return None
     uri, *numbers = message.active_extensions[0].rsplit(":", 2)

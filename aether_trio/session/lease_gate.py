@@ -6,11 +6,7 @@ from aether_trio.concurrency.events import RepeatedEvent
 
 
 class LeaseGate:
-    """While `paused`, sessions handle no input and are sent no durable message.
-
-    It is not known then which identities this node owns. The gate of a gateway without a cluster is
-    never paused.
-    """
+    """While `paused`, sessions handle no input and are sent no durable message."""
 
     __slots__ = ("_resumed", "paused")
 

@@ -34,10 +34,7 @@ class SessionServer:
         self.handshake = Handshake(dependencies)
 
     async def serve(self, link: Link) -> None:
-        """Serve one client's stream, from its first message to its close.
-
-        Raises only cancellation; an unexpected exception ends this stream with UNKNOWN.
-        """
+        """Serve one client's stream to its close; raise nothing but cancellation."""
         session: Session | None = None
         ending: Exception | None = None
         try:

@@ -27,10 +27,7 @@ LEAVING_S = 0.1  # how long a request from another node waits for a session that
 
 @dataclass(slots=True)
 class Leaving:
-    """Ended sessions of one identity whose lock is not released yet.
-
-    There are two when the second session took over while the first was ending.
-    """
+    """The ended sessions (two after a takeover) whose identity lock is not released."""
 
     workspace: str
     sessions: int = 0

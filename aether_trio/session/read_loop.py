@@ -40,7 +40,7 @@ class ReadLoop:
         self._dispatcher = dependencies.dispatcher
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
-        """Handle `early`, then a session's further messages, until its client ends.
+        """Handle a session's messages, `early` first, until its client ends the stream.
 
         Raises StatusError when the session is ended or the client breaks a rule, LinkBroken.
         """

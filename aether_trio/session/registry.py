@@ -51,10 +51,10 @@ class SessionRegistry:
     def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, SessionHistory | None]:
         """Make `session` the owner of its identity, or raise StatusError.
 
-        Returns (displaced session, history to continue). A stale or unknown `resume_session_id` on
-        a free identity connects without a history. Refuses with ALREADY_EXISTS when another session
-        owns the identity and `resume_session_id` does not name that session, RESOURCE_EXHAUSTED
-        when the workspace has all the connections it may have.
+        Returns (displaced session, history to continue). ALREADY_EXISTS: another session owns the
+        identity and `resume_session_id` does not name that session. RESOURCE_EXHAUSTED: the
+        workspace has all the connections it may have. An unknown `resume_session_id` on a free
+        identity is ignored.
         """
         name = session.identity.text
         holder = self._by_identity.get(name)
@@ -164,11 +164,7 @@ class SessionRegistry:
             self._roster.move(session.identity.text, session.workspace)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[Session], int]:
-        """Return (a page of matching live sessions, how many match), in identity order.
-
-        `kinds` empty is all kinds, `workspace` "" is any. The cost is that of the page, not of the
-        number of live sessions.
-        """
+        """Return (a page of matching live sessions, how many match), in identity order."""
         found, total = self._roster.page(kinds, workspace, offset, limit)
         return [self._by_identity[text] for text in found], total
 

@@ -65,10 +65,7 @@ class ClientInfo:
 
 
 class Session:
-    """A client's connection, from authentication to the end of its stream.
-
-    Times are Unix milliseconds. `workspace` changes for users only.
-    """
+    """A client's connection, from authentication to its end; times are Unix ms."""
 
     __slots__ = (
         "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "acknowledged",
@@ -92,11 +89,6 @@ class Session:
         on_detached: Callable[[Session], None],
         gate: DeliveryGate,
     ) -> None:
-        """Make the session of an authenticated client.
-
-        `gate` holds durable messages back. `on_detached` is called once, when the session has given
-        up its identity.
-        """
         self.identity = identity = claim.identity
         self.session_id = session_id
         self.link = link
@@ -187,29 +179,19 @@ class Session:
         )
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """Whether the session's credential permits access to another participant.
-
-        The credential has to permit the participant's workspace, or all workspaces for a
-        participant that is in none.
-        """
+        """Whether the session's credential permits access to another participant."""
         workspace = identity.workspace or workspace
         return self.allows_workspace(workspace) if workspace else self.reaches_everything
 
     # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
-        """Note that the session owns its identity, in a cluster by `lock`.
-
-        `pending` counts the writes that the identity's last session has left.
-        """
+        """Note that the session owns its identity, with the last session's pending writes."""
         self.pending = pending
         self.lock = lock
 
     def resume(self, history: SessionHistory) -> None:
-        """Continue the history of another session of the identity.
-
-        The client knows the id of that session until `acknowledge`, and can resume by it.
-        """
+        """Continue the history of a session that the client resumes, until `acknowledge`."""
         self.history = history
 
     def start(self, nursery: trio.Nursery, subscriptions: Subscriptions) -> None:
@@ -257,10 +239,7 @@ class Session:
     # -- answering ---------------------------------------------------------------------------------
 
     def put(self, *messages: pb.DownstreamMessage) -> None:
-        """Queue messages to the client, in one write if possible. Never blocks.
-
-        A message that is too large for any client is replaced by a refusal.
-        """
+        """Queue messages to the client, too large ones as refusals. Never blocks."""
         frames = [message.SerializeToString() for message in messages]
         for frame in frames:
             if len(frame) > CLIENT_MESSAGE_BYTES:
@@ -342,8 +321,8 @@ class Session:
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
         """End the session from any task: signal the client, detach, close the stream.
 
-        A client that is not acknowledged gets the status alone: it takes any message for
-        "connected".
+        A client that is not acknowledged gets the status alone: any message means "connected" to
+        it.
         """
         if self.ending is not None:
             return
@@ -413,10 +392,7 @@ class Session:
         self.answered()
 
     def cut(self) -> None:
-        """End the session within CUT_GRACE_S, as its link has broken.
-
-        A task that reads from the link sees that there; a session that waits for storage does not.
-        """
+        """End the session, whose link has broken, within CUT_GRACE_S even if it waits."""
         if self.nursery is not None and not self.detached:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 

@@ -14,11 +14,7 @@ CHECKS_PER_TIMEOUT: Final = 10
 
 
 async def end_stalled_sessions(registry: SessionRegistry, write_timeout_s: float) -> None:
-    """End sessions whose client has long read none of the data that waits for it.
-
-    Runs until cancelled. Durable messages wait in the log; the identity must not stay with such a
-    client.
-    """
+    """End sessions whose client has long read none of the data that waits for it."""
     while True:
         await trio.sleep(write_timeout_s / CHECKS_PER_TIMEOUT)
         latest = trio.current_time() - write_timeout_s

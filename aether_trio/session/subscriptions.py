@@ -117,10 +117,7 @@ class Subscriptions:
         self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
-        """Read what the log knows of the plan's topics; return a function that opens them.
-
-        Call the returned function, which is no checkpoint, right away. Raises StorageUnavailable.
-        """
+        """Read what the log knows of topics; return a function that opens them at once."""
         consumer = self._identity.text
         await self._ephemeral_topics.expect(plan.ephemeral_topics)
         found = await self._log.load([(one.topic, consumer if one.named else None) for one in plan.topics])
@@ -175,10 +172,7 @@ class Subscriptions:
         return open_base
 
     async def switch(self, workspace: str) -> None:
-        """Listen to another workspace of the user; "" for none.
-
-        Raises StorageUnavailable, and then nothing has changed.
-        """
+        """Listen to another workspace, or after StorageUnavailable to the old one."""
         if workspace:
             open_all = await self.prepare(plan_for_workspace(self._identity.user_id, workspace))
             self._leave_workspace()

@@ -87,10 +87,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class HeldBy:
-    """The verdict of a claim whose identity another node owns; that node was asked.
-
-    `answer` is what the owner's node has answered so far.
-    """
+    """The verdict of a claim of another node's identity, with that node's `answer`."""
 
     node_id: int
     node_epoch: int
@@ -111,10 +108,7 @@ Verdict = Granted | HeldBy | Full | Again
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A waiting release of an identity lock, with the history that a resume continues.
-
-    `epoch` 0 releases the session's lock of any epoch.
-    """
+    """A waiting release of an identity lock; `epoch` 0: the session's of any epoch."""
 
     identity: str
     session_id: str
@@ -156,11 +150,7 @@ class _Claim:
 
 
 class ClaimBatcher:
-    """Writes queued claims and releases of identity locks, and answers, in batches.
-
-    `on_written` is called in one step with the identities that were released or answered for, after
-    the commit.
-    """
+    """Writes queued claims and releases of identity locks; tells `on_written` of them."""
 
     def __init__(
         self,

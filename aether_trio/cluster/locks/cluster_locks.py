@@ -133,10 +133,10 @@ class ClusterLocks:
     async def claim(self, request: LockRequest) -> GrantedLock:
         """Lock an identity for a session; if another node owns it, ask that node.
 
-        A caller that is cancelled does not have the lock. Raises StatusError: ALREADY_EXISTS when a
-        session owns the identity that `resume_session_id` does not name, RESOURCE_EXHAUSTED when
-        its workspace is full, UNAVAILABLE when the owner does not end. Raises StorageUnavailable,
-        also while the node has no lease.
+        Raises StatusError ALREADY_EXISTS when a session owns it that `resume_session_id` does not
+        name, RESOURCE_EXHAUSTED when its workspace is full, UNAVAILABLE when the owner does not
+        end; StorageUnavailable, also while the node has no lease. A cancelled caller does not have
+        the lock.
         """
         identity = request.identity
         while (other := self._claiming.get(identity)) is not None:

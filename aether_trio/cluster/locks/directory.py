@@ -289,11 +289,7 @@ class ClusterDirectory:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow other nodes' service instances and disconnect requests until cancelled.
-
-        Started when the services are known. Raises StorageUnavailable when they cannot be read at
-        first.
-        """
+        """Follow other nodes' services and disconnects; started when services are known."""
         await self._follow_services(True)
         task_status.started()
         async with trio.open_nursery() as nursery:
@@ -332,10 +328,7 @@ async def open_directory(
     limits: DirectoryLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterDirectory]:
-    """Open the directory of the sessions of all nodes, until the block ends.
-
-    `sessions` are those of this node. Raises StorageUnavailable.
-    """
+    """Open the directory of all nodes' sessions; `sessions` are those of this node."""
     random = random or Random()  # noqa: S311  # spreads attempts and turns
     directory = ClusterDirectory(
         server, cluster, sessions, cluster_limits or ClusterLimits(), limits or DirectoryLimits(), random

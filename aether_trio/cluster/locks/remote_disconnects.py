@@ -60,10 +60,7 @@ class DisconnectStatistics:
 
 
 class Disconnects:
-    """Asks other nodes to end their sessions, and ends sessions that other nodes name.
-
-    `on_request` is called in one step when there may be requests to this node.
-    """
+    """Asks other nodes to end their sessions; `on_request`: this node may be asked."""
 
     def __init__(
         self,
@@ -92,10 +89,7 @@ class Disconnects:
         return DisconnectStatistics(self._asked, self._unconfirmed, self._carried_out)
 
     async def end(self, session: SessionRecord, reason: str) -> DisconnectOutcome:
-        """Ask a session's node to end the session; wait for the answer.
-
-        Raises StorageUnavailable.
-        """
+        """Ask a session's node to end the session, and wait; raises StorageUnavailable."""
         self._asked += 1
         session_id = session.session_id
         with trio.move_on_after(self._wait_s):
@@ -118,10 +112,7 @@ class Disconnects:
         return DisconnectOutcome.UNCONFIRMED
 
     async def carry_out(self) -> None:
-        """End this node's sessions that other nodes want ended.
-
-        Raises StorageUnavailable.
-        """
+        """End this node's sessions that others want ended; raises StorageUnavailable."""
         rows = await self._queries.fetch(_REQUESTS, self._lease.node_id, REQUEST_MS)
         done = [
             (session_id, asker) for session_id, reason, asker in rows if self._sessions.disconnect(session_id, reason)

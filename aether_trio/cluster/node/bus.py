@@ -152,10 +152,7 @@ class Bus:
     # -- listening ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen to notifications until cancelled; started when a connection listens.
-
-        Raises StorageUnavailable when the first connection fails.
-        """
+        """Listen to notifications until cancelled; started when a connection listens."""
         pause_s = FIRST_PAUSE_S
         started = False
         while True:

@@ -212,9 +212,8 @@ class Lease:
     async def wait_sure(self) -> None:
         """Wait until a recent probe has shown that this node has its lease.
 
-        A process that stood still may believe in a lease that other nodes have ended meanwhile. The
-        fence refuses what such a process writes to the database; call this before an effect that
-        passes no fence. A checkpoint only if it waits. Raises LeaseLost as `wait_held`.
+        For effects that pass no fence: a process that stood still may believe in a lease that other
+        nodes have ended. A checkpoint only if it waits. Raises LeaseLost.
         """
         while True:
             await self.wait_held()
@@ -244,10 +243,7 @@ class Lease:
     # -- its life ----------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register this node and keep its lease until cancelled; started with the lease.
-
-        Raises StorageUnavailable when the node cannot register.
-        """
+        """Register this node and keep its lease until cancelled; started with the lease."""
         await retry_at_start(self._begin, self._limits.lease_grace_s)
         self._listen(self._connection)
         self._enter(LeaseState.HELD)
@@ -386,10 +382,7 @@ class Lease:
         return node_id
 
     async def _come_back(self, connection: Any, *, empty: bool) -> _Regained:
-        """Take the advisory lock again and renew the node's row.
-
-        `empty`: this node has no identity locks any more, whatever the rows say.
-        """
+        """Take the advisory lock again, renew the node's row; `empty` gives up its locks."""
         node_id, epoch = self.node_id, self.epoch
         token = await connection.fetchval("SELECT token FROM nodes WHERE node_id = $1", node_id)
         if token != self._token:

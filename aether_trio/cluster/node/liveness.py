@@ -121,11 +121,7 @@ class NodesStatistics:
 
 
 class Nodes:
-    """The cluster's nodes as the database knows them; `run` finds dead ones.
-
-    Methods that are `async` raise StorageUnavailable. `pool` runs statements of the cluster's other
-    parts too.
-    """
+    """The cluster's nodes in the database; `async` methods raise StorageUnavailable."""
 
     def __init__(self, server: PostgresServer, lease: Lease, limits: ClusterLimits, random: Random) -> None:
         self._server = server
@@ -180,10 +176,7 @@ class Nodes:
         return [(node_id, epoch) for node_id, epoch in await self.fetch(_ENDED)]
 
     async def declare_dead(self, node_id: int, epoch: int) -> bool:
-        """Declare a node's lease dead unless the node has it; return whether it is dead.
-
-        Many claims may meet the same dead node: one of them looks, the others wait for its result.
-        """
+        """Declare a node's lease dead unless the node has it; return whether it is dead."""
         key = (node_id, epoch)
         while key not in self._dead:
             other = self._looking.get(key)
@@ -248,10 +241,7 @@ class Nodes:
                 logger.info("the look for dead nodes failed; the next one is in a few seconds", reason=str(exc))
 
     async def look(self) -> bool:
-        """Declare dead the nodes that had no lease at two looks in a row.
-
-        Returns whether a node had none at this look.
-        """
+        """Declare dead the nodes without lease at two looks; return whether one had none."""
         found = {tuple(row) for row in await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)}
         before, self._unlocked = self._unlocked, found
         for node_id, epoch in found & before:
@@ -259,11 +249,7 @@ class Nodes:
         return bool(found)
 
     async def look_for_silent(self) -> bool:
-        """End the leases of nodes that have not probed their lease for `silent_s`.
-
-        A node is spared that has probed its lease since the last call, which is more than `probe_s`
-        ago. Returns whether a node has not for `silent_s`.
-        """
+        """End leases not probed for `silent_s` at two looks; return whether one was not."""
         rows = await self.fetch(_SILENT, self._lease.lock_class, self._lease.node_id, self._limits.silent_s)
         found = {(row[0], row[1], row[2]) for row in rows}
         before, self._silent = self._silent, found

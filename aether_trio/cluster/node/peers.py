@@ -51,10 +51,7 @@ class Peers:
         self._on_death.append(call)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look for other nodes until cancelled; started when they know this node.
-
-        Raises StorageUnavailable when the first look fails.
-        """
+        """Look for other nodes until cancelled; started when they know this node."""
         await self.look()
         self._bus.broadcast(JOINED, "")
         task_status.started()

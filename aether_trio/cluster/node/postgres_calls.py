@@ -34,10 +34,7 @@ AGAIN_S: Final = 0.2  # between two attempts of `retry_at_start`
 async def run_in_asyncio(
     server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None
 ) -> T:
-    """Run an asyncio coroutine from a trio task; return its result or raise its error.
-
-    `discard` is called with the result when the caller was cancelled meanwhile.
-    """
+    """Run an asyncio coroutine from trio; `discard` gets a cancelled caller's result."""
     waiting: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
     async def run() -> None:
@@ -88,8 +85,8 @@ async def run_repeatable(pool: Pool, limit_s: float, tries: int, work: Callable[
 
     An asyncio function. It runs again, at most `tries` times, also after a conflict with another
     transaction. Statements sent over a lost connection are over before the pool's next work begins.
-    Raises StorageUnavailable, of which FencedError is one kind, and RefusedError when the server
-    refuses the values.
+    Raises StorageUnavailable, also as FencedError, and RefusedError when the server refuses the
+    values.
     """
 
     async def alone(connection: Any) -> T:
@@ -126,10 +123,7 @@ async def open_connection_from_trio(server: PostgresServer, role: str, *settings
 
 
 async def retry_at_start(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    """Call `work` until it succeeds, for `patience_s` while PostgreSQL is away.
-
-    Raises StorageUnavailable.
-    """
+    """Call `work` until it succeeds; StorageUnavailable after `patience_s` of outage."""
     give_up = trio.current_time() + patience_s
     while True:
         try:

@@ -207,10 +207,7 @@ class ClusterLogRelay:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Notify other nodes of commits, and look for theirs, until cancelled.
-
-        Started after the first look. Raises StorageUnavailable.
-        """
+        """Notify nodes of commits, and look for their commits, until cancelled."""
         await self._look_around(True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_running, "log relay: interest", self._interest.run)
@@ -228,10 +225,7 @@ def _refused(topic: str, error: Exception) -> None:
 
 
 def split_in_payloads(topics: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return the text of each topic for a NOTIFY payload, and its payload's number.
-
-    ALL, in a separate payload, stands for a topic that does not fit or contains the separator.
-    """
+    """Return each topic's text and payload number; ALL for one that does not fit."""
     said: list[str] = []
     parts: list[int] = []
     part = size = 0
@@ -256,10 +250,7 @@ async def open_log_relay(
     limits: LogRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterLogRelay]:
-    """Relay commits between `log` and other cluster nodes until the block ends.
-
-    Raises StorageUnavailable.
-    """
+    """Relay commits between `log` and other cluster nodes until the block ends."""
     random = random or Random()  # noqa: S311  # spreads looks
     relay = ClusterLogRelay(server, cluster, log, cluster_limits or ClusterLimits(), limits or LogRelayLimits(), random)
     try:

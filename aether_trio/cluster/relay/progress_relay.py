@@ -324,10 +324,7 @@ class ProgressRelay:
     # -- its tasks ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write this node's progress updates, and read other nodes', until cancelled.
-
-        Started after the first look. Raises StorageUnavailable.
-        """
+        """Write this node's progress updates, and read other nodes', until cancelled."""
         await self._look_around()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_running, "progress relay: interest", self._interest.run)
@@ -354,8 +351,7 @@ async def open_progress_relay(
     """Relay progress updates between cluster nodes until the block ends.
 
     Numbers of updates begin after `first_seq`. Give the time in microseconds: the numbers have to
-    grow even if a database that has lost its last transactions gives this node the number of
-    another one. Raises StorageUnavailable.
+    grow even if a database that lost transactions gives this node the number of another one.
     """
     random = random or Random()  # noqa: S311  # spreads looks
     relay = ProgressRelay(

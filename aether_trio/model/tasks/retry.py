@@ -26,10 +26,7 @@ class Backoff(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:
-    """A task's retry policy as the client gave it; delays in milliseconds.
-
-    `max_attempts` counts the first attempt too; 0 means three.
-    """
+    """A task's retry policy; delays in ms, `max_attempts` with the first, 0 is three."""
 
     max_attempts: int = 0
     backoff: int = Backoff.UNSPECIFIED
@@ -46,10 +43,7 @@ class RetrySchedule:
         return self.max_attempts if self.max_attempts > 0 else DEFAULT_ATTEMPTS
 
     def delay_ms(self, failures: int, uniform: Callable[[], float]) -> int:
-        """Return the delay between failure `failures` (from 1) and the next attempt.
-
-        `uniform()` returns numbers of [0, 1) for the jitter; it is called only if there is any.
-        """
+        """Return the delay after failure number `failures`; `uniform` gives the jitter."""
         delay = float(self._delay_ms(max(failures, 1)))
         jitter = min(max(self.jitter_factor, 0.0), 1.0)
         if jitter:

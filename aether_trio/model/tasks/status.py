@@ -84,10 +84,7 @@ def stored_as(wire: int) -> frozenset[StoredStatus]:
 
 
 class GraceClass(enum.IntEnum):
-    """A task's class, which sets how long it waits for a disconnected worker.
-
-    UNSPECIFIED is treated as INTERACTIVE, but not cancelled when it is stale.
-    """
+    """A task's class, by which it waits for a disconnected worker."""
 
     UNSPECIFIED = 0
     INTERACTIVE = 1

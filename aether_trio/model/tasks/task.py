@@ -189,9 +189,6 @@ def keeper_of(task: TaskRow) -> str:
 
 
 def holder_of(task: TaskRow) -> str:
-    """Return the worker whose live task it is; "" for none.
-
-    A task that its creator has assigned to itself, without a token, counts for no worker.
-    """
+    """Return the worker whose live task it is; "" for none or for the creator itself."""
     own = task.mode is Mode.SELF_ASSIGN and not task.attached
     return task.assigned_to if task.status in HELD and not own else ""

@@ -67,10 +67,7 @@ class MoveRefusal(enum.Enum):
 
 
 class Facts(NamedTuple):
-    """What the decision about a task's move needs besides the task's row.
-
-    `caller` is an identity text, "" for the gateway itself.
-    """
+    """What a decision about a task's move needs besides the row; no `caller`: gateway."""
 
     now_ms: int
     caller: str = ""
@@ -113,10 +110,7 @@ Decision = MoveStep | Repeat | RefusedMove
 
 @dataclass(frozen=True, slots=True)
 class MoveRule:
-    """From which statuses a move may be made, and how it changes the task.
-
-    `by_worker`: of the task's present and former workers, only the present one may make it.
-    """
+    """From which statuses a move may be made, and whether its worker alone may."""
 
     allowed: frozenset[StoredStatus]
     effect: Callable[[TaskRow, Facts], Changes | RefusedMove]

@@ -51,10 +51,7 @@ ESCALATIONS = frozenset({"", "fail", "retry", "alert"})
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a paused task waits for, as the client gave it.
-
-    `timeout_ms` 0 is never, `wake_ms` 0 is no alarm; the last four fields belong to a hibernation.
-    """
+    """What a paused task waits for, as the client gave it; 0 ms is never."""
 
     reason: int = Reason.UNSPECIFIED
     expected_principal: str = ""
