@@ -147,7 +147,7 @@ def has_all_parts(text: str) -> bool:
 
 
 def shape_of(prefix: str) -> str | None:
-    """Return the shape of a prefix's identities, `ag::{workspace}::...`; None if unknown."""
+    """Return the shape of a prefix's identities, `ag::{workspace}::...`; else None."""
     kind = _KIND_OF_PREFIX.get(prefix)
     if kind is None:
         return None

@@ -179,7 +179,7 @@ class NodeIdentityLocks:
 
     async def _wait_programs(self, session: Session, lock: IdentityLock) -> None:
         assert session.pending is not None
-        await session.pending.wait_none()  # no limit: the database has one, and the lease frees locks
+        await session.pending.wait_none()  # no limit: the database has one
         self._ended.append((session, lock))
         self._work.set()
 
