@@ -124,7 +124,9 @@ class Batcher(Generic[T]):
             await retry_while_unavailable(lambda: self._write(group), self._what, logger, on_failure=self._failed)
         except Exception:
             self.unavailable = False
-            logger.exception("a group of writes failed", what=self._what, items=len(group))
+            logger.exception(
+                "a group of writes failed; its items are written one by one", what=self._what, items=len(group)
+            )
             if len(group) > 1:
                 for item in group:
                     await self._write_group([item])

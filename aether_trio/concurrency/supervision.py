@@ -20,7 +20,7 @@ RESTART_S: Final = 1.0
 
 
 async def keep_running(what: str, run: Callable[[], Awaitable[object]]) -> None:
-    """Call `run()` until it returns; after an exception again in RESTART_S seconds."""
+    """Call `run()` until it returns, again RESTART_S seconds after an exception."""
     while True:
         try:
             await run()

@@ -1,4 +1,4 @@
-"""The catch-up reader: reads the log for subscriptions that are behind its tail.
+"""The catch-up reader: reads the log for subscriptions that lag behind it.
 
 One task per session, which runs only while a subscription of the session lags. It reads a page when
 the outbox is at most half full. So a client that stops reading costs its outbox and no more, and a
@@ -91,7 +91,9 @@ class CatchUp:
             )
         except StorageUnavailable as error:
             # The next subscription has its turn: perhaps only this topic cannot be read.
-            logger.warning("catch-up waits until storage answers", topic=topic.name, reason=str(error))
+            logger.warning(
+                "the catch-up of a subscription waits until storage answers", topic=topic.name, reason=str(error)
+            )
             await trio.sleep(RETRY_DELAY_S)
             return True
         if subscription not in self._lagging:

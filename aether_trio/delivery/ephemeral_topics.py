@@ -88,7 +88,7 @@ class EphemeralRelay(Protocol):
     """Carries progress updates to the listeners on other nodes."""
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Announce that this node will listen to these topics. Raises StorageUnavailable."""
+        """Announce this node's listeners to other nodes. Raises StorageUnavailable."""
 
     def listening(self, topic: str) -> None:
         """Note that a topic has its first listener on this node. Never blocks."""
@@ -134,7 +134,7 @@ class EphemeralTopics:
             self._relay = None
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Announce to other nodes that `listen` follows. Raises StorageUnavailable."""
+        """Announce these topics' listeners to other nodes. Raises StorageUnavailable."""
         if self._relay is not None and topics:
             await self._relay.expect(topics)
 

@@ -14,7 +14,7 @@ class Origin(Protocol):
 
     @property
     def position_done(self) -> int:
-        """The offset up to which the consumer is known to be done; 0: no meaning."""
+        """The offset up to which the consumer is done; 0 for a shared topic."""
 
     @property
     def shared(self) -> bool:

@@ -1,4 +1,4 @@
-"""The outbox of one participant: bounded queues of what its link is to write.
+"""The outbox of one participant: bounded queues of what its connection writes.
 
 Three queues, drained in this order:
 
@@ -77,7 +77,7 @@ class OutboxStatistics:
 
 
 class Outbox:
-    """Queues what one participant's link writes; described at the top of this file."""
+    """Queues what a participant's connection writes; see the top of this file."""
 
     __slots__ = (
         "_control",
@@ -159,7 +159,7 @@ class Outbox:
 
     @property
     def control_has_room(self) -> bool:
-        """Whether another request may be taken from this client; true once it broke."""
+        """Whether another request may be taken from the client, or its link is broken."""
         return self.control_bytes < self.limits.control_bytes or self.broken
 
     async def wait_control_room(self) -> None:
@@ -254,7 +254,7 @@ class Outbox:
             frames, self._control = self._control, []
             self.control_bytes = 0
         else:
-            frames = _take(self._control, max_bytes)
+            frames = _take_frames(self._control, max_bytes)
             self.control_bytes -= sum(map(len, frames))
         if not self._control or self.control_has_room:
             self._room.set()
@@ -290,7 +290,7 @@ class Outbox:
             frames, self._ephemeral = self._ephemeral, []
             self.ephemeral_bytes = 0
         else:
-            frames = _take(self._ephemeral, max_bytes)
+            frames = _take_frames(self._ephemeral, max_bytes)
             self.ephemeral_bytes -= sum(map(len, frames))
         return frames
 
@@ -342,7 +342,7 @@ class Outbox:
         # `receipts` stay: the client may still be told what is settled by now.
 
     def forget(self) -> None:
-        """Drop the references to the closed link and the owner, which refer back here."""
+        """Drop references to the closed link and the session, which refer to the outbox."""
         self._link = _NO_LINK
         self.receipts = None
         self._on_cut = None
@@ -368,7 +368,7 @@ class Outbox:
         return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.ephemeral_bytes, self.ephemeral_dropped)
 
 
-def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
+def _take_frames(frames: list[bytes], max_bytes: int) -> list[bytes]:
     """Take frames from the front up to `max_bytes`; the last may go beyond it."""
     count = 0
     while max_bytes > 0 and count < len(frames):

@@ -48,24 +48,26 @@ class Rates:
             if self._bucket(self._workspaces, workspace, rate, now).take(now):
                 raise RequestError(
                     Code.WORKSPACE_RATE_LIMITED,
-                    f"workspace {workspace} may send {rate:g} messages per second",
+                    f"workspace {workspace} sends more than {rate:g} messages per second; wait and send again",
                     retry_after_ms=WORKSPACE_RETRY_MS,
                 )
         if self._limits.identity_rate_per_s:
             rate = self._limits.identity_rate_per_s
             if self._bucket(self._identities, identity, rate, now).take(now):
                 raise RequestError(
-                    Code.QUOTA, f"{identity} may send {rate:g} messages per second", retry_after_ms=IDENTITY_RETRY_MS
+                    Code.QUOTA,
+                    f"{identity} sends more than {rate:g} messages per second; wait and send again",
+                    retry_after_ms=IDENTITY_RETRY_MS,
                 )
 
     def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
-        """Count a progress report for its connection. Raises RequestError."""
+        """Count a progress report against its connection's rate. Raises RequestError."""
         wait_s = bucket.take(self._clock.monotonic() if now is None else now)
         if wait_s:
             rate = bucket.rate_per_s
             raise RequestError(
                 Code.RATE_LIMITED,
-                f"this connection may send {rate:g} messages per second, {bucket.burst:g} at once",
+                f"this connection sends more than {rate:g} messages per second ({bucket.burst:g} at once); wait and send again",
                 retry_after_ms=max(MIN_RETRY_MS, round(1000 / rate)),
             )
 
@@ -79,7 +81,7 @@ class Rates:
             return None
         return RequestError(
             Code.RATE_LIMITED,
-            f"this connection may make {bucket.rate_per_s:g} requests per second, {bucket.burst:g} at once",
+            f"this connection makes more than {bucket.rate_per_s:g} requests per second ({bucket.burst:g} at once); wait and ask again",
             retry_after_ms=max(MIN_RETRY_MS, math.ceil(1000 * wait_s)),
         )
 

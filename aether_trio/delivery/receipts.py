@@ -35,7 +35,7 @@ def refusal_frame(error: RequestError) -> bytes:
 
 
 class Receipts:
-    """Receipts of one connection's numbered sends: settled up to where, refusals."""
+    """Tells a connection's client which of its numbered sends are settled or refused."""
 
     __slots__ = ("_by_number", "_indexed", "_log", "_refused", "_waiting", "outbox", "publisher")
 
@@ -56,7 +56,7 @@ class Receipts:
     # -- the session's side -----------------------------------------------------------------------
 
     def wanted(self, seq: int) -> bool:
-        """Whether to append a send that is new. Raises RequestError if that is forgotten."""
+        """Whether send `seq` is new. Raises RequestError when that is forgotten."""
         if self.publisher is None:
             return True
         number = self.publisher.judge(seq)
@@ -126,7 +126,7 @@ class Receipts:
 
 
 class CountedSends:
-    """Counts a connection's sends to say which were refused, without numbers."""
+    """Tells a client that does not number its sends which of them were refused."""
 
     __slots__ = ("_count", "_log", "_outbox", "_waiting")
 
@@ -141,7 +141,6 @@ class CountedSends:
         """The numbers of the log's appends, and of the sends that they are."""
 
     def count(self) -> None:
-        """Count one more send."""
         self._count += 1
 
     def appended(self, number: int) -> None:

@@ -74,7 +74,7 @@ class SendRules(Protocol):
         """Say why this sender may not send to a topic, as a sentence; None if it may."""
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """Say why a sender may not send under that context; None when it may."""
+        """Say why a sender may not send with an authorization context; None if it may."""
 
     def may_credit_metrics(self, identity: Identity) -> bool:
         """Whether this sender may report metrics with negative quantities."""
@@ -82,7 +82,7 @@ class SendRules(Protocol):
 
 @dataclass(slots=True)
 class ResolvedTarget:
-    """What the router decided about one sender's target; a service has no log topic."""
+    """What the router decided once about a sender's target: topic, refusal."""
 
     topic: Topic
     declared_workspace: str
@@ -171,7 +171,7 @@ class Router:
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """Check a message and append it; `rest` has rare fields. Raises RequestError."""
+        """Check a message and append it; `rest` has rarer fields. Raises RequestError."""
         try:
             resolved = sender.targets.get(target)
             if resolved is None:
@@ -236,7 +236,7 @@ class Router:
         return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
-        """Return the end of a sender's frames; check the workspace in it once."""
+        """Return the end of a sender's encoded messages, and their counter."""
         if workspace and not sender.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         if len(sender.suffixes) >= MAX_SUFFIXES:

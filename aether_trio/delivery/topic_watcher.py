@@ -41,7 +41,7 @@ class _NewMessageSignal:
         self.signalled.set()
 
     def renew(self) -> None:
-        """Do nothing, as it has no position."""
+        """Do nothing, as a watcher has no position."""
 
 
 class _RecentUpdates:

@@ -12,7 +12,7 @@ from typing import Final
 
 from aether_trio.config import GrpcSettings, Settings, TlsSettings
 from aether_trio.delivery.outbox import OutboxLimits
-from aether_trio.log.partitions import length_ms
+from aether_trio.log.partitions import partition_length_ms
 from aether_trio.log.retention import RetentionLimits
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.tasks.timed_transitions import TimeLimits
@@ -37,7 +37,7 @@ def log_limits(settings: Settings) -> LogLimits:
         group_messages=log.group_max_messages,
         group_bytes=log.group_max_bytes,
         cursor_flush_s=log.offset_flush_s,
-        partition_ms=length_ms(log.retention_age_s),
+        partition_ms=partition_length_ms(log.retention_age_s),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where each durable consumer has read to, until a commit writes it.
+"""Cursors: where each durable consumer has read to, until a commit writes it.
 
 A cursor moves when bytes have gone to the socket, which is too often to be written each time. The
 log writes the moved cursors a few times a second. After a crash a consumer therefore gets its last
@@ -25,7 +25,7 @@ Key = tuple[CachedTopic, str]
 
 
 class CursorStore:
-    """Keeps the consumers' cursors in topics that moved and are not written yet."""
+    """Keeps consumers' cursors (read positions) that moved and are not written yet."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._dirty: dict[Key, int] = {}

@@ -124,9 +124,9 @@ class Publisher:
         if ranges:
             self.highest = max(self.highest, ranges[-1][1])
             floor = self.highest - self.window
-            self.ranges = _joined(self.ranges, ranges, floor)
+            self.ranges = _union_of_ranges(self.ranges, ranges, floor)
             if self._committing:
-                self._next_ranges = _joined(self._next_ranges, ranges, floor)
+                self._next_ranges = _union_of_ranges(self._next_ranges, ranges, floor)
         self.written_ms = max(self.written_ms, written_ms)
 
     # -- the log's side: a group is committed or refused as a whole -------------------------------
@@ -134,7 +134,7 @@ class Publisher:
     def begin(self, upto: int) -> bytes:
         """Return the row with the numbers up to this append, for its commit group."""
         self._take(upto)
-        self._next_ranges = _with(self.ranges, self._committing, self.highest - self.window)
+        self._next_ranges = _ranges_with(self.ranges, self._committing, self.highest - self.window)
         return msgspec.msgpack.encode(self._next_ranges)
 
     def committed(self, now_ms: int) -> None:
@@ -171,7 +171,7 @@ def _first(one: list[int]) -> int:
     return one[0]
 
 
-def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[list[int]]:
+def _ranges_with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[list[int]]:
     """Return new ranges with these numbers, and without all numbers up to `floor`."""
     merged = [list(one) for one in ranges]
     for seq in numbers:
@@ -180,7 +180,7 @@ def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[l
         elif not merged or seq > merged[-1][1]:
             merged.append([seq, seq])
         else:
-            _insert(merged, seq)
+            _insert_into_ranges(merged, seq)
     while merged and merged[0][1] <= floor:
         del merged[0]
     if merged and merged[0][0] <= floor:
@@ -188,7 +188,7 @@ def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[l
     return merged
 
 
-def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) -> list[list[int]]:
+def _union_of_ranges(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) -> list[list[int]]:
     """Return the union of both ranges, without all numbers up to `floor`."""
     joined: list[list[int]] = []
     for first, last in sorted([*ones, *others]):
@@ -201,7 +201,7 @@ def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) 
     return joined
 
 
-def _insert(merged: list[list[int]], seq: int) -> None:
+def _insert_into_ranges(merged: list[list[int]], seq: int) -> None:
     at = bisect_right(merged, seq, key=_first)
     joins_left = at > 0 and merged[at - 1][1] >= seq - 1
     joins_right = at < len(merged) and merged[at][0] == seq + 1

@@ -41,7 +41,7 @@ class Partition:
     table: str
 
 
-def length_ms(age_s: float) -> int:
+def partition_length_ms(age_s: float) -> int:
     """Return the length of a partition if messages are kept for `age_s` (0: ever)."""
     return int(1000 * (max(age_s / SHARE_OF_AGE, SHORTEST_S) if age_s else UNLIMITED_S))
 

@@ -151,7 +151,10 @@ class SweepStep:
 
 
 def sweep_topics(topics: Sequence[Row], bounds: SweepBounds) -> Program[SweepStep]:
-    """Delete a step of what is due in topics, (id, name, emptied_ms) each."""
+    """Delete expired messages and positions of some topics, in one bounded step.
+
+    `topics` are (id, name, emptied_ms). A topic with more to delete stays due.
+    """
     found = SweepStep(0, [])
     for topic_id, name, emptied_ms in topics:
         if found.gone >= ROWS_PER_STEP:
@@ -202,7 +205,7 @@ class Retention:
                 logger.warning("retention postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Delete what is due; return about how many messages. Raises StorageUnavailable."""
+        """Sweep once; return about how many messages went. Raises StorageUnavailable."""
         limits = self._limits
         now_ms = self._clock.now_ms()
         age_ms = int(limits.age_s * 1000)

@@ -1,4 +1,4 @@
-"""The SQL of the topic log, for SQLite and mostly for PostgreSQL.
+"""The SQL of the topic log: SQLite's, and what PostgreSQL shares of it.
 
 The functions of the protocol `TopicSql` are SQLite's here, where one node writes the file;
 PostgreSQL, where several nodes write, has its own in topic_sql_postgres.py.

@@ -86,7 +86,7 @@ class CommitUnknown(StorageUnavailable):
 
 
 class RefusedError(StorageUnavailable):
-    """Raised when the database never takes one caller's parameters (bisection.py)."""
+    """Raised when a statement for several callers fails for one caller's parameters."""
 
 
 class Database(Protocol):

@@ -1,4 +1,4 @@
-"""Shared statements of several callers: one caller's mistake costs no other.
+"""Split a failed statement of several callers: a caller's mistake costs no other.
 
     work([a, b, c, d]) refused ──▶ work([a, b]) ──▶ done
                                    work([c, d]) refused ──▶ work([c]) ──▶ done

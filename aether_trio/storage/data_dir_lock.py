@@ -111,7 +111,7 @@ def _remove(directory: Path) -> None:
     try:
         shutil.rmtree(directory)
     except OSError as exc:
-        logger.warning("a temporary directory is left", directory=str(directory), reason=str(exc))
+        logger.warning("a temporary directory cannot be removed and is left", directory=str(directory), reason=str(exc))
 
 
 def keep_private(file: Path) -> None:

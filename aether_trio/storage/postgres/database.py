@@ -225,12 +225,12 @@ class PostgresServer:
             for pool in (database.writer.pool, self.readers):
                 await self.loop.run(self._have_one(pool))
         except StorageUnavailable as exc:
-            raise StorageSetupError(f"{name}: {exc}.") from exc
+            raise StorageSetupError(f"the {name} database cannot be opened: {exc}.") from exc
         return database
 
     @staticmethod
     async def _have_one(pool: Pool) -> None:
-        """Open one connection: where they are few, a process has one of each kind."""
+        """Open a pool's first connection, so that a process has one of each kind."""
         if not pool.size:
             pool.release(await pool.acquire())
 

@@ -310,7 +310,9 @@ class EmbeddedPostgres:
             try:
                 self._scratch.mkdir(mode=0o700)
             except OSError as error:
-                raise StorageSetupError(f"cannot make {self._scratch} again: {error.strerror}") from error
+                raise StorageSetupError(
+                    f"cannot make the temporary directory {self._scratch} again: {error.strerror}"
+                ) from error
         if not self._scratch_made:
             self._scratch_made = True
             self._give(self._scratch)
@@ -333,7 +335,7 @@ class EmbeddedPostgres:
     def _call(self, program: str, *arguments: object) -> str:
         done = self._run([str(self._binaries() / program), *map(str, arguments)])
         if done.returncode:
-            raise StorageSetupError(f"{program} failed: {done.stderr}")
+            raise StorageSetupError(f"PostgreSQL's {program} failed: {done.stderr}")
         return str(done.stdout)
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -377,7 +379,7 @@ class EmbeddedPostgres:
         except PermissionError:
             return False
         if done.returncode not in {0, _NOT_PERMITTED}:
-            raise StorageSetupError(f"postgres does not run: {done.stderr or done.returncode}")
+            raise StorageSetupError(f"the program postgres does not run: {done.stderr or done.returncode}")
         return not done.returncode
 
     def _copied(self, found: Path) -> Path:

@@ -27,7 +27,7 @@ FENCED: Final = "AE001"
 
 
 class PostgresFault(enum.Enum):
-    """The kinds of errors, by what to do after them."""
+    """The kinds of PostgreSQL errors, by what the engine does next."""
 
     PROGRAM = "the program's own: raise it to the caller"
     CONFLICT = "another transaction was first: roll back, run again"

@@ -22,7 +22,7 @@ _TURN_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 
 
 
 def turn_table(name: str) -> str:
-    """Return the table, without rows, whose lock is the turn of a logical database."""
+    """Return the table whose lock lets one node at a time write a database."""
     return f"turn_{name}"
 
 

@@ -48,7 +48,7 @@ class PostgresReader:
         return not self._running
 
     def put(self, job: PostgresJob) -> None:
-        """Start a read in the loop's next turn."""
+        """Start a read in the next turn of the asyncio loop."""
         self._running += 1
         self._spawn(self._answer(job))
 

@@ -121,7 +121,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        """Call `callback` in this turn, or outside of a turn in the next one."""
+        """Call `callback` in this turn of the loop, or in the next one."""
         if not self._in_turn:
             self._wake()
         return super().call_soon(callback, *args, context=context)
@@ -251,7 +251,7 @@ class TrioLoop(asyncio.SelectorEventLoop):
                 return
 
     def _give_up(self) -> None:
-        """Fail all calls of `run` that wait, because no turn follows."""
+        """Fail all calls of `run` that wait, because the loop has failed."""
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             trio.lowlevel.reschedule(

@@ -346,7 +346,7 @@ class PostgresWriter:
         assert status == "COMMIT", status  # "ROLLBACK": the transaction had failed unnoticed
 
     async def _begin(self, connection: Any, fence: str, mark: _Mark) -> None:
-        """Begin a transaction, with the turn, the fence and the mark in one round trip."""
+        """Begin a transaction with its lease fence and commit mark, in one round trip."""
         first = (
             f"{fence + '; ' if fence else ''}SELECT aether_mark_commit('{self._id}', {mark.connection}, {mark.number})"
         )
@@ -355,7 +355,7 @@ class PostgresWriter:
         await connection.execute(f"{self._begins}; {first}")
 
     async def _begin_in_turn(self, connection: Any, first: str) -> bool:
-        """Begin with the turn; return False when it was not to be had in time."""
+        """Begin with the lock by which nodes take turns; return False if it is late."""
         try:
             await connection.execute(f"{self._begins}; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:

@@ -29,7 +29,7 @@ TURN_PROGRAMS: Final = 64
 
 
 class WriteQueue:
-    """Queues all writes of a SQLite file: for its writer thread, or a turn in trio's."""
+    """Queues writes of a SQLite file for its writer thread, small ones for trio's."""
 
     def __init__(
         self, groups: GroupTransactions, thread: SimpleQueue[Item], deliver: Callable[[Sequence[SqliteJob]], None]
@@ -50,7 +50,7 @@ class WriteQueue:
         self._thread.put(job)
 
     def put_small(self, job: SqliteJob) -> None:
-        """Queue a small job for a turn after all tasks that are ready to run now."""
+        """Queue a small job for the trio thread, after all tasks that are ready now."""
         if self._in_thread:
             self.put(job)
             return
@@ -59,7 +59,7 @@ class WriteQueue:
             self._trio.run_sync_soon(self._turn)
 
     def flush(self) -> None:
-        """Give the jobs that wait for a turn to the writer thread."""
+        """Give the small jobs that wait to the writer thread."""
         waiting, self._waiting = self._waiting, []
         self._in_thread += len(waiting)
         for job in waiting:

@@ -6,7 +6,14 @@ import itertools
 
 import trio
 
-from aether_trio.log.partitions import Partition, PartitionKeeper, drop_older, ensure_partition, length_ms, partitions
+from aether_trio.log.partitions import (
+    Partition,
+    PartitionKeeper,
+    drop_older,
+    ensure_partition,
+    partition_length_ms,
+    partitions,
+)
 from aether_trio.log.topic_log import LogLimits, open_log
 from aether_trio.log.topic_sql import key_of
 from aether_trio.model.clock import ManualClock
@@ -19,9 +26,9 @@ TOPIC = "ag::w::a::1"
 
 
 def test_lengths() -> None:
-    assert length_ms(24 * 3600) == 3 * HOUR_MS
-    assert length_ms(10) == 60_000
-    assert length_ms(0) == 30 * 24 * HOUR_MS
+    assert partition_length_ms(24 * 3600) == 3 * HOUR_MS
+    assert partition_length_ms(10) == 60_000
+    assert partition_length_ms(0) == 30 * 24 * HOUR_MS
 
 
 async def test_a_partition_begins_where_the_one_before_it_ends(log_database: Database) -> None:
