@@ -66,16 +66,6 @@ class OutboxLimits:
     ephemeral_bytes: int = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxStatistics:
-    """Bytes that wait in an outbox now; progress updates dropped since start."""
-
-    control_bytes: int
-    delivery_bytes: int
-    ephemeral_bytes: int
-    ephemeral_dropped: int
-
-
 class Outbox:
     """Queues what a participant's connection writes; see the top of this file."""
 
@@ -362,10 +352,6 @@ class Outbox:
     def unlisten(self, drained: Callable[[], None]) -> None:
         """Call `drained` no more after flushes. Idempotent."""
         self.listeners = tuple(one for one in self.listeners if one != drained)
-
-    def statistics(self) -> OutboxStatistics:
-        """Return the bytes that wait now, and the dropped updates."""
-        return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.ephemeral_bytes, self.ephemeral_dropped)
 
 
 def _take_frames(frames: list[bytes], max_bytes: int) -> list[bytes]:

@@ -102,7 +102,7 @@ def test_after_detach_only_control_goes_out_and_nothing_is_reported() -> None:
     reader.resume()
     assert reader.frames == [b"goodbye"]
     assert offsets.seen == []
-    assert reader.outbox.statistics().delivery_bytes == 0
+    assert reader.outbox.delivery_bytes == 0
 
 
 def test_what_is_withdrawn_is_not_sent() -> None:
