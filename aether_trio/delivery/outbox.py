@@ -134,8 +134,6 @@ class Outbox:
         """Whether the participant is leaving, so that further messages stay in the log."""
         self.broken = False
 
-    # -- filling ----------------------------------------------------------------------------------
-
     def put_control(self, *frames: bytes) -> None:
         """Queue replies and have the link write."""
         self.queue_control(*frames)
@@ -199,8 +197,6 @@ class Outbox:
         """Have the link write what it can, unless the outbox is detached."""
         if not self.closed:
             self._link.kick()
-
-    # -- FrameSource ------------------------------------------------------------------------------
 
     def pull(self, max_bytes: int) -> list[bytes]:
         """Take frames for the link: `max_bytes`, and one frame beyond at most."""

@@ -53,8 +53,6 @@ class Receipts:
         self._indexed = 0
         """The length of `_waiting` when `_by_number` was made."""
 
-    # -- the session's side -----------------------------------------------------------------------
-
     def wanted(self, seq: int) -> bool:
         """Whether send `seq` is new. Raises RequestError when that is forgotten."""
         if self.publisher is None:
@@ -96,8 +94,6 @@ class Receipts:
         while waiting and is_settled(waiting[0][0]):
             acked = waiting.popleft()[1]
         return refused, acked
-
-    # -- the log's side ---------------------------------------------------------------------------
 
     def refused(self, number: int, error: RequestError) -> None:
         """Tell the client that an append was refused, on its latest connection too."""

@@ -127,8 +127,6 @@ class Subscription:
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)
 
-    # -- outbox.Origin ----------------------------------------------------------------------------
-
     @property
     def topic(self) -> str:
         return self.state.name

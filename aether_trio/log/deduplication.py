@@ -129,8 +129,6 @@ class Publisher:
                 self._next_ranges = _union_of_ranges(self._next_ranges, ranges, floor)
         self.written_ms = max(self.written_ms, written_ms)
 
-    # -- the log's side: a group is committed or refused as a whole -------------------------------
-
     def begin(self, upto: int) -> bytes:
         """Return the row with the numbers up to this append, for its commit group."""
         self._take(upto)

@@ -133,8 +133,6 @@ class EmbeddedPostgres:
         self._home_fd: int | None = None
         """The open directory `home`, when the server's user reaches it by /proc/self/fd only."""
 
-    # -- its life
-
     def create(self) -> None:
         """Make the data directory if it is missing. Raises StorageSetupError."""
         if (self.data / "PG_VERSION").exists():
@@ -218,8 +216,6 @@ class EmbeddedPostgres:
         """Whether the postmaster runs."""
         return self._process is not None and self._process.poll() is None
 
-    # -- reaching it
-
     def dsn(self, database: str = "postgres", *, port: int | None = None) -> str:
         """Return the URL of `database` through the socket, or TCP `port` (of a proxy)."""
         if port is not None:
@@ -230,8 +226,6 @@ class EmbeddedPostgres:
         """Run SQL with psql; return the rows as text. Raises StorageSetupError."""
         address = ("-h", self.sockets, "-p", self.port, "-U", SUPERUSER, "-d", database)
         return self._call("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *address, "-c", sql).strip()
-
-    # -- the implementation
 
     def _spawn(self) -> None:
         settings = {**self._settings, "listen_addresses": "127.0.0.1" if self._tcp else ""}

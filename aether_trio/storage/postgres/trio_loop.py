@@ -81,8 +81,6 @@ class TrioLoop(asyncio.SelectorEventLoop):
         self._error: BaseException | None = None
         self.set_exception_handler(_complain)
 
-    # -- for trio
-
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run an asyncio coroutine, cancelled with this call; return its result."""
         if self._error is not None:
@@ -109,8 +107,6 @@ class TrioLoop(asyncio.SelectorEventLoop):
         if raise_cancel is not None and task.cancelled():
             raise_cancel()
         return task.result()
-
-    # -- what differs from asyncio's loop
 
     def time(self) -> float:
         return trio.current_time()
@@ -154,8 +150,6 @@ class TrioLoop(asyncio.SelectorEventLoop):
         else:
             if not future.done():
                 future.set_result(result)
-
-    # -- its turns
 
     async def _keep(self, turns: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
         with scope:
@@ -238,8 +232,6 @@ class TrioLoop(asyncio.SelectorEventLoop):
                 self._timer_cancelled_count -= 1
             else:
                 self._ready.append(timer)
-
-    # -- its end
 
     async def _cancel_tasks(self) -> None:
         while self._error is None and (left := asyncio.all_tasks(self)):
