@@ -18,7 +18,7 @@ class SingleNodeLease:
     node_id = epoch = 0
 
     async def wait_sure(self) -> None:
-        """Return at once."""
+        """Return at once: a gateway that is alone always holds its lease."""
 
 
 def open_work_queues(log: TopicLog, nursery: trio.Nursery, node_lease: NodeLease | None = None) -> WorkQueues:

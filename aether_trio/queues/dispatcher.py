@@ -49,7 +49,7 @@ class QueueBackend(Subscriber, Protocol):
 
 
 class InFlight:
-    """Tracks the unacknowledged messages that one queue worker was given; an Origin."""
+    """Tracks the unacknowledged messages that one worker of a queue was given."""
 
     __slots__ = ("_dispatcher", "_worker", "offsets")
 

@@ -275,7 +275,7 @@ class LeasedQueue:
         return min(want, LEASE_MESSAGES), min(room, LEASE_BYTES)
 
     def _known_range(self, max_bytes: int) -> tuple[int, int]:
-        """Return the first and last offset in memory that fit `max_bytes`, at least one."""
+        """Return the range of offsets with frames in memory that fit `max_bytes`."""
         if not self._known:
             return 1, 0
         first = last = next(iter(self._known))

@@ -53,7 +53,7 @@ class Capability(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AccessDecision:
-    """Answers an access check; `reason` tells the client why, and no secrets."""
+    """The answer to an access check; `reason` is the client's error text."""
 
     allowed: bool
     reason: str = ""
@@ -64,7 +64,7 @@ ALLOWED: Final = AccessDecision(True)
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """On whose behalf an operation runs; without a grant id: the client's."""
+    """On whose behalf a client's operation runs; without a grant id: its own."""
 
     grant_id: str = ""
     subject: str = ""

@@ -48,7 +48,7 @@ class CheckpointService:
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
-        """Perform one checkpoint operation; its reply has every failure."""
+        """Perform one checkpoint operation; the reply tells every failure, none is raised."""
         try:
             return await self._respond(identity, op)
         except CommitUnknown as exc:
@@ -145,7 +145,7 @@ _UPSERT: Final = (
 
 
 def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None, most_bytes: int) -> Program[str]:
-    """Write a checkpoint; return "", or why its size or quota (0: none) forbids it."""
+    """Write a checkpoint; return "", or why the identity's quota forbids it."""
     [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
     if count >= MAX_KEYS:
         return f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first"

@@ -75,7 +75,7 @@ class _FairMap(Generic[V]):
         return identity in self._values
 
     def items(self) -> list[tuple[str, V]]:
-        """Return a copy of all entries."""
+        """Return a copy of all entries of the map."""
         return list(self._values.items())
 
     def offer(self, identity: str, value: V) -> bool:
@@ -94,7 +94,7 @@ class _FairMap(Generic[V]):
             self._counts[_workspace_of(identity)] += 1
 
     def pop(self, identity: str) -> V | None:
-        """Remove an identity and return its value."""
+        """Remove an identity from the map, and return its value."""
         if identity not in self._values:
             return None
         workspace = _workspace_of(identity)
@@ -137,7 +137,7 @@ class AutostartQueue:
         self.agent_ended(identity)
 
     def unstarted_ended(self, identity: str) -> None:
-        """Report the end of a participant that was not started: it saw its messages."""
+        """Start no agent for a participant that was not started, has connected and left."""
         self.unregistered.pop(identity)
 
     def registration_changed(self) -> None:
@@ -193,7 +193,7 @@ class Autostarter:
                 await trio.sleep(CHECK_PAUSE_S)
 
     def _pause_s(self) -> float:
-        """Return the seconds until an identity is due for a check without a new call."""
+        """Return the seconds until the next identity is due for a check."""
         now = trio.current_time()
         moments = [self._checked.get(identity, now - CHECK_PAUSE_S) + CHECK_PAUSE_S for identity in self._queue.waiting]
         moments += self._queue.ended.values()

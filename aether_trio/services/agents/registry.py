@@ -54,7 +54,7 @@ class RegistrationRefusal:
 
 
 def normalised(info: Registration, implementation: str, *, strict: bool) -> Registration | RegistrationRefusal:
-    """Return a registration as it is stored: its profile in launch_params, no times."""
+    """Return an agent registration as stored: its profile in launch_params, no times."""
     stored = Registration()
     stored.CopyFrom(info)
     stored.implementation = implementation
@@ -120,7 +120,7 @@ class AgentRegistry:
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
     async def put(self, info: Registration, implementation: str) -> Registration | RegistrationRefusal:
-        """Add or replace a registration."""
+        """Add or replace an agent registration."""
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, RegistrationRefusal):
             return stored
@@ -129,7 +129,7 @@ class AgentRegistry:
         return written
 
     async def delete(self, implementation: str) -> bool:
-        """Delete a registration; return whether there was one."""
+        """Delete an agent registration; return whether there was one."""
         if "\0" in implementation:
             return False
         found = await self._database.run(partial(_delete, implementation))

@@ -34,7 +34,10 @@ _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 
 class AgentStarter:
-    """Makes startup tasks of agents, and keeps the table of orchestrators."""
+    """Makes startup tasks of agents, and lists orchestrators.
+
+    Coroutines raise StorageUnavailable.
+    """
 
     def __init__(self, engine: Engine, agents: AgentRegistry, ids: IdFactory) -> None:
         self._engine = engine
@@ -42,7 +45,7 @@ class AgentStarter:
         self._ids = ids
 
     async def knows(self, implementation: str) -> bool:
-        """Whether an agent implementation is registered. Raises StorageUnavailable."""
+        """Whether an agent implementation is registered."""
         return await self._agents.find(implementation) is not None
 
     def start(self, tx: Transaction, target: Identity, cause: TaskRow) -> Program[str]:
@@ -60,7 +63,7 @@ class AgentStarter:
         return begun.problem
 
     async def launch(self, target: Identity, overrides: Mapping[str, str], creator: str) -> StartResult:
-        """Start an agent for a LAUNCH of `creator`. Raises StorageUnavailable."""
+        """Start an agent that the client `creator` launches."""
         return (await self.start_all({target: self._engine.clock.now_ms()}, overrides, creator))[target]
 
     async def start_all(
@@ -71,7 +74,7 @@ class AgentStarter:
         A connected participant gets neither a startup task nor a problem. `overrides` replace
         launch parameters of the registration; without them, those of the first task that waits for
         the participant do: it may have been started for this task before, and hibernated or failed
-        since. Raises StorageUnavailable.
+        since.
         """
         task_ids = {target: self._ids.unique() for target in targets}
         found: dict[Identity, StartResult] = {}
@@ -118,14 +121,11 @@ class AgentStarter:
         return (yield from startup.request_start(tx, wish))
 
     async def connected(self, identities: Sequence[str]) -> set[str]:
-        """Return which identities are connected to any node. Raises StorageUnavailable.
-
-        The workers of a node that was killed count as connected for some seconds.
-        """
+        """Return which identities are connected to any node, or were seconds ago."""
         return await self._engine.database.read(lambda: startup.connected_among(identities))
 
     async def current_start(self, identity: Identity) -> TaskRow | None:
-        """Return an identity's startup task that runs, or None. Raises StorageUnavailable."""
+        """Return an identity's startup task that has not ended, or None."""
         if identity.kind not in STARTABLE:
             return None
         return await self._engine.database.read_small(lambda: startup.current_start(identity.text))
@@ -165,7 +165,7 @@ class AgentStarter:
         self._engine.writes.put(mutation)
 
     async def orchestrators(self) -> list[tuple[str, Sequence[str], int]]:
-        """Return (identity, profiles, connected since) of each. Raises StorageUnavailable."""
+        """Return (identity, profiles, connected since) of the connected orchestrators."""
         await self._engine.writes.flush()  # with it the sessions that have begun on this node
         found: dict[str, tuple[list[str], int]] = {}
         for name, profile, connected_ms in await self._engine.database.read(startup.orchestrator_rows):

@@ -66,7 +66,7 @@ def new_api_key(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> s
 
 @dataclass(frozen=True, slots=True)
 class CertifiedName:
-    """Whom a client certificate names, and how much of the name counts; None: any."""
+    """Whom a client certificate names; parts that are None may be anything."""
 
     mode: CertificateMode
     type_name: str
@@ -188,7 +188,7 @@ class CredentialChecker:
         return admitted
 
     async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Authenticated, bool]:
-        """Return what was accepted, and whether it proves who the client is."""
+        """Return the accepted authentication, and whether it proves who the client is."""
         identity = claim.identity
         certified = None if certificate is None else self.check_certificate(identity, certificate)
         token = await self._check_token(identity, claim.credentials)
@@ -249,7 +249,7 @@ class CredentialChecker:
 
 
 def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
-    """Return an API key's record, or None. Comparing all leaks nothing by its time."""
+    """Return an API key's record, or None; takes the same time for every key."""
     digest = hash_api_key(key)
     found: ApiKey | None = None
     for record in records:
@@ -273,7 +273,7 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
 
 
 def _subject(claim: Claim) -> str:
-    """Return the claimed identity without the part that differs at each attempt."""
+    """Return the claimed identity without the part that the gateway assigned to it."""
     text = claim.identity.text
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 

@@ -71,13 +71,13 @@ class Throttle:
         return known is not None and hmac.compare_digest(known, proof())
 
     def failed(self, address: str, subject: str) -> None:
-        """Count credentials that were checked and refused."""
+        """Count a client's credentials that were checked and refused."""
         place = network_of(address)
         self._pairs.count((place, subject))
         self._addresses.count(place)
 
     def succeeded(self, address: str, subject: str, proof: bytes) -> None:
-        """Remember credentials that were accepted, and forget earlier failures."""
+        """Remember a client's accepted credentials, and forget its earlier failures."""
         place = network_of(address)
         self._pairs.forget((place, subject))
         self._let_in.put((place, subject), proof)
@@ -89,7 +89,7 @@ class Throttle:
 
 
 class _Recent(OrderedDict[K, V], Generic[K, V]):
-    """Keeps `most` entries at most; the least recently put leaves first."""
+    """A mapping of at most `most` entries; the least recently put leaves first."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -93,7 +93,7 @@ def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) 
 
 
 def sweep_page(now_ms: int, page: int) -> Program[int]:
-    """Delete up to `page` expired keys, oldest first; return how many."""
+    """Delete up to `page` expired key-value entries, oldest first; return how many."""
     rows: list[Row] = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
         "SELECT space, key FROM kv_entries WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2) "

@@ -68,15 +68,15 @@ _HAVE_EXCLUSIVE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.SERVICE})
 
 
 def parse_scope(number: int) -> KvScope:
-    """Return the scope of a wire number; 0 is WORKSPACE. Raises ScopeError."""
+    """Return the key-value scope of a wire number; 0 is WORKSPACE. Raises ScopeError."""
     try:
         return KvScope(number or KvScope.WORKSPACE)
     except ValueError:
-        raise ScopeError(f"unknown scope {number}") from None
+        raise ScopeError(f"unknown key-value scope {number}") from None
 
 
 def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -> bytes:
-    """Return the space of a scope; `workspace` "": the client's. Raises ScopeError."""
+    """Return the space of a key-value scope and a client. Raises ScopeError."""
     rule = _RULES[scope]
     root = exclusive_root(identity, scope.label) if rule.exclusive else b"shared/"
     parts: list[bytes] = []

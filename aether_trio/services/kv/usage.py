@@ -24,7 +24,7 @@ class Quota:
 
     @classmethod
     def of(cls, keys: int, size_bytes: int) -> Quota:
-        """Return the quota of settings, where 0 is unlimited."""
+        """Return the quota of two settings, where 0 is unlimited."""
         return cls(keys or MOST, size_bytes // UNIT_BYTES or MOST)
 
     def __str__(self) -> str:
@@ -37,12 +37,12 @@ UNLIMITED: Final = Quota()
 
 
 def units_of(key: bytes, value: bytes) -> int:
-    """Return the units of an entry or of a member of a set: at least one."""
+    """Return the quota units of a key-value entry or set member: at least one."""
     return max(1, -(-(len(key) + len(value)) // UNIT_BYTES))
 
 
 def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Whether a space's quota has room for so many more items and units."""
+    """Whether a key-value space's quota has room for so many more items and units."""
     rows: list[Row] = yield Fetch("SELECT items, units FROM kv_spaces WHERE space = $1", (space,))
     has_items, has_units = rows[0] if rows else (0, 0)
     return (items <= 0 or has_items + items <= quota.items) and (units <= 0 or has_units + units <= quota.units)
@@ -77,7 +77,7 @@ def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
 
 
 def deleted(rows: list[Row]) -> Program[None]:
-    """Count deleted entries: rows (space, members, units) of DELETE ... RETURNING."""
+    """Count deleted key-value entries: rows (space, members, units)."""
     gone: dict[bytes, tuple[int, int]] = {}
     for space, members, units in rows:
         items_before, units_before = gone.get(space, (0, 0))

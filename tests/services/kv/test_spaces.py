@@ -18,7 +18,7 @@ AGENT = Identity.agent("w1", "impl", "spec")
 def test_unspecified_is_workspace_and_unknown_is_an_error() -> None:
     assert parse_scope(0) is KvScope.WORKSPACE
     assert [parse_scope(number) for number in range(1, 9)] == list(KvScope)
-    with pytest.raises(ScopeError, match="unknown scope 9"):
+    with pytest.raises(ScopeError, match="unknown key-value scope 9"):
         parse_scope(9)
 
 
