@@ -15,15 +15,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, on_first_spoken, options_of
 from aether_trio.cli.options import DEFAULT_GATEWAY, GatewayTarget, client_options
 from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
-from aether_trio.client import (
-    AddressError,
-    AetherError,
-    AgentClient,
-    Client,
-    ClientOptions,
-    Retry,
-    UserClient,
-)
+from aether_trio.client import AddressError, AetherError, AgentClient, Client, ClientOptions, Retry, UserClient
 
 _HINTS: Final = {
     **HINTS,

@@ -25,8 +25,7 @@ def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
     require_docker(agents)
     if settings.tls.cert:
         raise exits.CliError(
-            "--agents cannot be used with TLS; run `aether orchestrate` beside `aether dev` instead",
-            exits.SETTINGS,
+            "--agents cannot be used with TLS; run `aether orchestrate` beside `aether dev` instead", exits.SETTINGS
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
         raise exits.CliError(

@@ -148,11 +148,7 @@ def _orchestrate(
     addresses = GatewayAddresses(str(target), address, tls_variables(target))
     orchestrator = AgentSupervisor(agents, addresses, reporter, limits)
     connection = _Connection(reporter)
-    options: ClientOptions = {
-        **options_of(target),
-        "on_connected": connection.made,
-        "on_disconnected": connection.lost,
-    }
+    options: ClientOptions = {**options_of(target), "on_connected": connection.made, "on_disconnected": connection.lost}
     client = OrchestratorClient(
         address, implementation=name, specifier=specifier, profiles=orchestrator.profiles, **options
     )

@@ -106,12 +106,7 @@ def print_bytes(value: bytes) -> None:
 
 
 def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    empty: str,
-    *,
-    header: bool = True,
-    numbers: bool = False,
+    columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str, *, header: bool = True, numbers: bool = False
 ) -> None:
     """Print a table of texts, or `empty` when it has no rows. Raises OutputClosed.
 

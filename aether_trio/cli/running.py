@@ -286,10 +286,7 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
     if ops_address:
         said.append(("try", f"aether tail ag::default::echo::1{ops}"))
     if grpc is not None:
-        said += [
-            ("", f'aether send ag::default::echo::1 "hello"{where}'),
-            ("", f"aether sessions{where}"),
-        ]
+        said += [("", f'aether send ag::default::echo::1 "hello"{where}'), ("", f"aether sessions{where}")]
     if grpc is not None and not tls:  # with TLS it takes more than a line
         said.append(("SDK", f'AgentClient("default", "echo", "1").connect("{grpc}")'))
     return [f"  {label:<{indent}}{text}" for label, text in said]

@@ -31,10 +31,7 @@ Examples:
 @click.option("--type", "kind", type=click.Choice([one.type_name for one in PrincipalType]), help="Only this kind.")
 @click.option("--workspace", default="", help="Only this workspace.")
 @click.option(
-    "--disconnect",
-    "session_id",
-    metavar="SESSION_ID",
-    help="End this session; its client does not reconnect.",
+    "--disconnect", "session_id", metavar="SESSION_ID", help="End this session; its client does not reconnect."
 )
 @click.option(
     "--reason", default="disconnected by an operator", show_default=True, help="What --disconnect tells the client."

@@ -11,12 +11,7 @@ from typing import Any, Final
 from aether_trio.cli.output import is_terminal, print_json, print_table
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.requests import RequestEvent
-from aether_trio.client.operations.task_events import (
-    ChildChanged,
-    StatusChanged,
-    TaskEvent,
-    TaskProgressed,
-)
+from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
 from aether_trio.client.operations.task_values import Task
 
 _SHORT: Final = 60
@@ -28,12 +23,7 @@ _KINDS: Final[Mapping[type, str]] = {
 }
 """The words of JSON for the kinds of events."""
 _PAUSED: Final = frozenset(
-    {
-        TaskStatus.WAITING_INPUT,
-        TaskStatus.WAITING_AUTHORITY,
-        TaskStatus.WAITING_DEPENDENCY,
-        TaskStatus.HIBERNATED,
-    }
+    {TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY, TaskStatus.HIBERNATED}
 )
 
 

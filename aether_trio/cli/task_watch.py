@@ -40,12 +40,7 @@ class TaskWatch:
     """Prints the events of tasks until Ctrl-C, or `until_end` until all have ended."""
 
     def __init__(
-        self,
-        task_ids: Sequence[str],
-        recursive: bool,
-        from_start: bool,
-        until_end: bool,
-        as_lines: bool,
+        self, task_ids: Sequence[str], recursive: bool, from_start: bool, until_end: bool, as_lines: bool
     ) -> None:
         self._begun = False
         self._since = START

@@ -57,8 +57,7 @@ class GatewaySettings(Section, frozen=True):
         bool, Meta(description="Keep everything in a temporary directory that is deleted at the end.")
     ] = False
     dev: Annotated[
-        bool,
-        Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE."),
+        bool, Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE.")
     ] = False
     node_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=128)] | None,
@@ -126,8 +125,7 @@ class ApiKey(Section, frozen=True):
 
 class AuthSettings(Section, frozen=True):
     api_keys: Annotated[
-        tuple[ApiKey, ...],
-        Meta(description="Accepted API keys, as hashes: records that `aether keys new` prints."),
+        tuple[ApiKey, ...], Meta(description="Accepted API keys, as hashes: records that `aether keys new` prints.")
     ] = ()
     allow_anonymous: Annotated[
         bool, Meta(description="Accept connections without credentials. Development mode does.")
@@ -322,8 +320,7 @@ class StorageSettings(Section, frozen=True):
         ),
     ] = "full"
     presence_retention_s: Annotated[
-        float,
-        Meta(ge=0, description="How long the gateway remembers when a participant was last seen; 0 is for ever."),
+        float, Meta(ge=0, description="How long the gateway remembers when a participant was last seen; 0 is for ever.")
     ] = 30 * DAYS
     readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a SQLite file.")] = 2
 
@@ -355,8 +352,7 @@ class LogSettings(Section, frozen=True):
 
 class TaskSettings(Section, frozen=True):
     worker_tasks: Annotated[
-        int,
-        Meta(ge=1, le=10_000, description="Live tasks that one worker is assigned at most; further tasks wait."),
+        int, Meta(ge=1, le=10_000, description="Live tasks that one worker is assigned at most; further tasks wait.")
     ] = 100
     interactive_ttl_s: Annotated[
         float, Meta(ge=0, description="An INTERACTIVE task that has not ended after this is cancelled; 0 is never.")

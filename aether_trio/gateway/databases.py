@@ -110,12 +110,7 @@ async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
 
         async def open_database(name: str) -> OpenDatabase:
             return await stack.enter_async_context(
-                open_sqlite(
-                    directory / f"{name}.db",
-                    name=name,
-                    readers=storage.readers,
-                    synchronous=synchronous,
-                )
+                open_sqlite(directory / f"{name}.db", name=name, readers=storage.readers, synchronous=synchronous)
             )
 
         yield Databases(

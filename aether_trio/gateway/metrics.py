@@ -75,10 +75,7 @@ def watch_sessions(metrics: Metrics, registry: SessionRegistry, dispatcher: Disp
     metrics.watch("registry", registry.statistics, counters={"claims", "takeovers", "refused"})
     for prefix in REFERENCE_PREFIXES:
         metrics.gauge(
-            f"{prefix}_active_connections",
-            "Live sessions",
-            ("workspace", "principal_type"),
-            lambda: _live(registry),
+            f"{prefix}_active_connections", "Live sessions", ("workspace", "principal_type"), lambda: _live(registry)
         )
     metrics.counter(
         "aether_requests",

@@ -111,13 +111,7 @@ class ServiceHooks:
 
         Called once for each session, acknowledged or not.
         """
-        parts = (
-            self.locks.release,
-            self.presence.ended,
-            self.tasks.ended,
-            self.conversations.ended,
-            self._agent_ended,
-        )
+        parts = (self.locks.release, self.presence.ended, self.tasks.ended, self.conversations.ended, self._agent_ended)
         run_all(session.who, *(partial(ended, session) for ended in parts))
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,

@@ -26,12 +26,7 @@ some hundred.
 """
 _TRACES: Final = frozenset({"stack", "exception"})
 """Made by us, and of many lines."""
-_LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:

@@ -115,10 +115,7 @@ class Metrics(Collector):
         )
         self.kv_operations = self.tally("aether_kv_operations", "KV operations", ("operation", "scope", "status"))
         self.kv_operation_latency = self.distribution(
-            "aether_kv_operation_latency_seconds",
-            "Time of KV operations",
-            ("operation", "scope"),
-            doubling(0.0001, 14),
+            "aether_kv_operation_latency_seconds", "Time of KV operations", ("operation", "scope"), doubling(0.0001, 14)
         )
         self.message_routing_latency = self.distribution(
             "aether_message_routing_latency_seconds",

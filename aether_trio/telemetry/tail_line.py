@@ -38,11 +38,7 @@ def _described(message: pb.DownstreamMessage) -> dict[str, Any]:
     if kind != "msg":
         return {"kind": kind, "message": json_format.MessageToDict(message, preserving_proto_field_name=True)}
     incoming = message.msg
-    shown: dict[str, Any] = {
-        "kind": "msg",
-        "source": incoming.source_topic,
-        "type": _type_name(incoming.message_type),
-    }
+    shown: dict[str, Any] = {"kind": "msg", "source": incoming.source_topic, "type": _type_name(incoming.message_type)}
     if incoming.workspace:
         shown["workspace"] = incoming.workspace
     try:

@@ -97,14 +97,7 @@ def encode_delivery(prefix: bytes, payload: bytes, suffix: bytes) -> bytes:
     payload_size = _VARINTS[size] if size < _TABLE_SIZE else _encode_varint(size)
     size += len(prefix) + len(payload_size) + len(suffix)
     return b"".join(
-        (
-            _MSG,
-            _VARINTS[size] if size < _TABLE_SIZE else _encode_varint(size),
-            prefix,
-            payload_size,
-            payload,
-            suffix,
-        )
+        (_MSG, _VARINTS[size] if size < _TABLE_SIZE else _encode_varint(size), prefix, payload_size, payload, suffix)
     )
 
 

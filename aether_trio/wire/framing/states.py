@@ -115,10 +115,7 @@ BY_PAIR: Final[Mapping[tuple[ConnectionState, ConnectionState], tuple[Connection
 """(client, server) → (client, server), applied until nothing changes."""
 
 LOCALLY_ILLEGAL: Final[Mapping[Side, frozenset[type]]] = MappingProxyType(
-    {
-        Side.CLIENT: frozenset({ev.Send}),
-        Side.SERVER: frozenset({ev.Channel, ev.Deliver}),
-    }
+    {Side.CLIENT: frozenset({ev.Send}), Side.SERVER: frozenset({ev.Channel, ev.Deliver})}
 )
 """What a side may not begin any more once the *other* one is LEAVING or DONE. ENVELOPEs are not
 among it: they also carry answers (of a service, of the workflow engine) to what the other side has
