@@ -8,7 +8,7 @@ values are the defaults, unless the text says why not.
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,72 +43,68 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+def about(text: str, **bounds: Any) -> Meta:
+    """Describe a setting, and bound its values as msgspec.Meta does."""
+    return Meta(description=text, **bounds)
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of settings, such as those of gRPC."""
 
 
 class GatewaySettings(Section, frozen=True):
-    host: Annotated[str, Meta(description="Address to listen on. Development mode listens on 127.0.0.1.")] = "0.0.0.0"  # noqa: S104  # serve refuses to start there without credentials
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the transports share; 0 picks a free one.")] = (
-        50051
-    )
-    data_dir: Annotated[str, Meta(min_length=1, description="Directory of the durable state.")] = "aether-data"
-    ephemeral: Annotated[
-        bool, Meta(description="Keep everything in a temporary directory that is deleted at the end.")
-    ] = False
+    host: Annotated[str, about("Address to listen on. Development mode listens on 127.0.0.1.")] = "0.0.0.0"  # noqa: S104  # serve refuses to start there without credentials
+    port: Annotated[int, about("Port that the transports share; 0 picks a free one.", ge=0, le=65535)] = 50051
+    data_dir: Annotated[str, about("Directory of the durable state.", min_length=1)] = "aether-data"
+    ephemeral: Annotated[bool, about("Keep everything in a temporary directory that is deleted at the end.")] = False
     dev: Annotated[
-        bool, Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE.")
+        bool, about("Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE.")
     ] = False
     node_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=128)] | None,
-        Meta(description="Name of this gateway in its cluster and its log; unset: the machine's name."),
+        about("Name of this gateway in its cluster and its log; unset: the machine's name."),
     ] = None
     reuse_port: Annotated[
-        bool,
-        Meta(description="Let other gateways of this user listen on the same ports; the kernel spreads connections."),
+        bool, about("Let other gateways of this user listen on the same ports; the kernel spreads connections.")
     ] = False
     first_bytes_timeout_s: Annotated[
-        float, Meta(gt=0, description="For TLS and for the first bytes of a connection, which tell its transport.")
+        float, about("For TLS and for the first bytes of a connection, which tell its transport.", gt=0)
     ] = 10.0
     strict_identifier_charset: Annotated[
-        bool,
-        Meta(
-            description="Refuse identity parts outside the protocol's charset. Alias AETHER_STRICT_IDENTIFIER_CHARSET."
-        ),
+        bool, about("Refuse identity parts outside the protocol's charset. Alias AETHER_STRICT_IDENTIFIER_CHARSET.")
     ] = True
 
 
 class OpsSettings(Section, frozen=True):
-    enabled: Annotated[bool, Meta(description="Serve /healthz, /readyz, /metrics and /v1/tail.")] = True
-    host: Annotated[str, Meta(description="Address of the ops port. Only /v1/tail asks for a credential.")] = (
-        "127.0.0.1"
+    enabled: Annotated[bool, about("Serve /healthz, /readyz, /metrics and /v1/tail.")] = True
+    host: Annotated[str, about("Address of the ops port. Only /v1/tail asks for a credential.")] = "127.0.0.1"
+    port: Annotated[int, about("Port of the ops server; 0 picks a free one.", ge=0, le=65535)] = 9090
+    tail: Annotated[bool, about("Serve /v1/tail: on loopback in development mode, elsewhere with ops.tail_token.")] = (
+        True
     )
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the ops server; 0 picks a free one.")] = 9090
-    tail: Annotated[
-        bool, Meta(description="Serve /v1/tail: on loopback in development mode, elsewhere with ops.tail_token.")
-    ] = True
     tail_token: Annotated[
         Annotated[str, Meta(min_length=16)] | None,
-        Meta(description="Bearer token that allows /v1/tail and resolving dead letters; 16 characters or more."),
+        about("Bearer token that allows /v1/tail and resolving dead letters; 16 characters or more."),
     ] = None
-    max_connections: Annotated[int, Meta(ge=1, description="Ops connections at a time; more are refused.")] = 64
-    max_header_bytes: Annotated[int, Meta(ge=1024, description="Largest request line and headers together.")] = 16 * KIB
+    max_connections: Annotated[int, about("Ops connections at a time; more are refused.", ge=1)] = 64
+    max_header_bytes: Annotated[int, about("Largest request line and headers together.", ge=1024)] = 16 * KIB
     request_timeout_s: Annotated[
-        float, Meta(gt=0, description="For a request to arrive, and for each write of an answer to be taken.")
+        float, about("For a request to arrive, and for each write of an answer to be taken.", gt=0)
     ] = 10.0
-    idle_timeout_s: Annotated[float, Meta(gt=0, description="An idle keep-alive connection is closed after this.")] = (
-        75.0
-    )
+    idle_timeout_s: Annotated[float, about("An idle keep-alive connection is closed after this.", gt=0)] = 75.0
 
 
 class TlsSettings(Section, frozen=True):
-    cert: Annotated[str | None, Meta(description="PEM file of the server's certificate chain; enables TLS.")] = None
-    key: Annotated[str | None, Meta(description="PEM file of the server's private key.")] = None
-    client_ca: Annotated[
-        str | None, Meta(description="PEM file of the authorities whose client certificates are accepted.")
-    ] = None
+    cert: Annotated[str | None, about("PEM file of the server's certificate chain; enables TLS.")] = None
+    key: Annotated[str | None, about("PEM file of the server's private key.")] = None
+    client_ca: Annotated[str | None, about("PEM file of the authorities whose client certificates are accepted.")] = (
+        None
+    )
     require_client_cert: Annotated[
-        bool, Meta(description="Refuse the TLS handshake of a client without a certificate (needs tls.client_ca).")
+        bool, about("Refuse the TLS handshake of a client without a certificate (needs tls.client_ca).")
     ] = False
 
 
@@ -125,295 +121,253 @@ class ApiKey(Section, frozen=True):
 
 class AuthSettings(Section, frozen=True):
     api_keys: Annotated[
-        tuple[ApiKey, ...], Meta(description="Accepted API keys, as hashes: records that `aether keys new` prints.")
+        tuple[ApiKey, ...], about("Accepted API keys, as hashes: records that `aether keys new` prints.")
     ] = ()
-    allow_anonymous: Annotated[
-        bool, Meta(description="Accept connections without credentials. Development mode does.")
-    ] = False
+    allow_anonymous: Annotated[bool, about("Accept connections without credentials. Development mode does.")] = False
     trust_network: Annotated[
-        bool,
-        Meta(
-            description="Start without credentials on a reachable address: the network in front admits known clients only."
-        ),
+        bool, about("Start without credentials on a reachable address: the network in front admits known clients only.")
     ] = False
     plaintext_credentials: Annotated[
         bool,
-        Meta(
-            description="Accept credentials without TLS on an address that other machines reach: who listens on the "
+        about(
+            "Accept credentials without TLS on an address that other machines reach: who listens on the "
             "network can read and use them. For a proxy in front that ends TLS."
         ),
     ] = False
     client_cert_mode: Annotated[
         Literal["strict", "semi-strict", "relaxed"],
-        Meta(
-            description="What a client certificate's common name decides: the whole identity, all of it but the "
+        about(
+            "What a client certificate's common name decides: the whole identity, all of it but the "
             "specifier, or the kind of principal."
         ),
     ] = "strict"
     max_failures: Annotated[
-        int, Meta(ge=1, description="Refused credentials of one address for one identity before the cool-down.")
+        int, about("Refused credentials of one address for one identity before the cool-down.", ge=1)
     ] = 5
     max_failures_per_address: Annotated[
         int,
-        Meta(
-            ge=1,
-            description="Refused credentials of one address, or of one IPv6 /64, for all identities before the cool-down.",
-        ),
+        about("Refused credentials of one address, or of one IPv6 /64, for all identities before the cool-down.", ge=1),
     ] = 100
-    failure_window_s: Annotated[float, Meta(gt=0, description="Window in which refused credentials count.")] = 30.0
+    failure_window_s: Annotated[float, about("Window in which refused credentials count.", gt=0)] = 30.0
     cooldown_s: Annotated[
-        float, Meta(ge=0, description="How long an address or identity over these bounds is refused without a check.")
+        float, about("How long an address or identity over these bounds is refused without a check.", ge=0)
     ] = 30.0
     max_tracked_identities: Annotated[
-        int, Meta(ge=1, description="Addresses and identities whose failures are remembered, this many of each.")
+        int, about("Addresses and identities whose failures are remembered, this many of each.", ge=1)
     ] = 1024
 
 
 class GrpcSettings(Section, frozen=True):
-    enabled: Annotated[bool, Meta(description="Serve gRPC.")] = True
-    port: Annotated[
-        Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A separate port for gRPC; unset: it shares gateway.port."),
-    ] = None
+    enabled: Annotated[bool, about("Serve gRPC.")] = True
+    port: Annotated[Port | None, about("A separate port for gRPC; unset: it shares gateway.port.")] = None
     max_receive_bytes: Annotated[
-        int, Meta(ge=KIB, description="Largest message taken from a client; refused before it is buffered.")
+        int, about("Largest message taken from a client; refused before it is buffered.", ge=KIB)
     ] = 10 * MIB
-    max_concurrent_streams: Annotated[int, Meta(ge=1, description="Open streams per HTTP/2 connection.")] = 1000
-    max_connections: Annotated[int, Meta(ge=1, description="Open TCP connections; more are refused.")] = 65536
-    max_header_list_bytes: Annotated[int, Meta(ge=KIB, description="Largest header list of one request.")] = 16 * KIB
+    max_concurrent_streams: Annotated[int, about("Open streams per HTTP/2 connection.", ge=1)] = 1000
+    max_connections: Annotated[int, about("Open TCP connections; more are refused.", ge=1)] = 65536
+    max_header_list_bytes: Annotated[int, about("Largest header list of one request.", ge=KIB)] = 16 * KIB
     stream_window_bytes: Annotated[
         int,
-        Meta(
+        about(
+            "Receive window of a stream: the most that is buffered while the gateway does not read.",
             ge=65535,
             le=2**31 - 1,
-            description="Receive window of a stream: the most that is buffered while the gateway does not read.",
         ),
     ] = 64 * KIB
-    connection_window_bytes: Annotated[
-        int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a connection.")
-    ] = 1 * MIB
-    handshake_timeout_s: Annotated[float, Meta(gt=0, description="For the HTTP/2 handshake of a new connection.")] = (
-        10.0
+    connection_window_bytes: Annotated[int, about("Receive window of a connection.", ge=65535, le=2**31 - 1)] = 1 * MIB
+    handshake_timeout_s: Annotated[float, about("For the HTTP/2 handshake of a new connection.", gt=0)] = 10.0
+    idle_timeout_s: Annotated[float, about("A connection without streams is closed after this; 0 is never.", ge=0)] = (
+        15 * MINUTES
     )
-    idle_timeout_s: Annotated[
-        float, Meta(ge=0, description="A connection without streams is closed after this; 0 is never.")
-    ] = 15 * MINUTES
-    min_ping_interval_s: Annotated[
-        float, Meta(ge=0, description="Clients may ping this often, with and without streams.")
-    ] = 10.0
-    max_ping_strikes: Annotated[
-        int, Meta(ge=1, description="Pings that came too early before GOAWAY ENHANCE_YOUR_CALM.")
-    ] = 2
+    min_ping_interval_s: Annotated[float, about("Clients may ping this often, with and without streams.", ge=0)] = 10.0
+    max_ping_strikes: Annotated[int, about("Pings that came too early before GOAWAY ENHANCE_YOUR_CALM.", ge=1)] = 2
     max_connection_age_s: Annotated[
-        float, Meta(ge=0, description="Connections are asked to leave after this; 0 is never (the reference: 7200).")
+        float, about("Connections are asked to leave after this; 0 is never (the reference: 7200).", ge=0)
     ] = 0.0
-    max_connection_age_grace_s: Annotated[
-        float, Meta(ge=0, description="Time for the streams of an aged connection to end.")
-    ] = 5.0
+    max_connection_age_grace_s: Annotated[float, about("Time for the streams of an aged connection to end.", ge=0)] = (
+        5.0
+    )
     drain_deadline_s: Annotated[
         float,
-        Meta(
-            gt=0,
-            description="A drain, on every transport, ends whatever is left after this. Clients get nine tenths of it.",
-        ),
+        about("A drain, on every transport, ends whatever is left after this. Clients get nine tenths of it.", gt=0),
     ] = 10.0
     write_timeout_s: Annotated[
-        float,
-        Meta(ge=0, description="A client that reads nothing of what waits for it is asked to reconnect; 0 is never."),
+        float, about("A client that reads nothing of what waits for it is asked to reconnect; 0 is never.", ge=0)
     ] = 5 * MINUTES
     tcp_user_timeout_s: Annotated[
-        float, Meta(ge=0, description="Unacknowledged bytes end a connection after this; 0 is the kernel's choice.")
+        float, about("Unacknowledged bytes end a connection after this; 0 is the kernel's choice.", ge=0)
     ] = 30.0
     tcp_keepalive_idle_s: Annotated[
-        int, Meta(ge=0, description="Silence before TCP probes the peer, in whole seconds; 0 is off.")
+        int, about("Silence before TCP probes the peer, in whole seconds; 0 is off.", ge=0)
     ] = 15
-    tcp_keepalive_interval_s: Annotated[int, Meta(ge=1, description="Between two TCP probes, in whole seconds.")] = 5
-    tcp_keepalive_probes: Annotated[int, Meta(ge=1, description="Unanswered TCP probes that end a connection.")] = 3
-    abuse_window_s: Annotated[float, Meta(gt=0, description="Window of the frame budgets below.")] = 10.0
-    max_stream_resets: Annotated[int, Meta(ge=1, description="Client resets per window (rapid reset).")] = 200
-    max_settings_frames: Annotated[int, Meta(ge=1, description="SETTINGS frames per window.")] = 20
-    max_ping_frames: Annotated[int, Meta(ge=1, description="PING frames per window, whatever their spacing.")] = 100
-    max_empty_data_frames: Annotated[int, Meta(ge=1, description="DATA frames without data per window.")] = 500
-    max_continuation_frames: Annotated[int, Meta(ge=1, description="CONTINUATION frames of one header list.")] = 8
-    reflection: Annotated[bool, Meta(description="Serve gRPC reflection (grpcurl and the like).")] = True
+    tcp_keepalive_interval_s: Annotated[int, about("Between two TCP probes, in whole seconds.", ge=1)] = 5
+    tcp_keepalive_probes: Annotated[int, about("Unanswered TCP probes that end a connection.", ge=1)] = 3
+    abuse_window_s: Annotated[float, about("Window of the frame budgets below.", gt=0)] = 10.0
+    max_stream_resets: Annotated[int, about("Client resets per window (rapid reset).", ge=1)] = 200
+    max_settings_frames: Annotated[int, about("SETTINGS frames per window.", ge=1)] = 20
+    max_ping_frames: Annotated[int, about("PING frames per window, whatever their spacing.", ge=1)] = 100
+    max_empty_data_frames: Annotated[int, about("DATA frames without data per window.", ge=1)] = 500
+    max_continuation_frames: Annotated[int, about("CONTINUATION frames of one header list.", ge=1)] = 8
+    reflection: Annotated[bool, about("Serve gRPC reflection (grpcurl and the like).")] = True
 
 
 class FramedSettings(Section, frozen=True):
-    enabled: Annotated[bool, Meta(description="Serve the binary framing.")] = True
-    port: Annotated[
-        Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A separate port for the binary framing; unset: it shares gateway.port."),
-    ] = None
-    max_frame_bytes: Annotated[
-        int, Meta(ge=4 * MIB, le=2**31 - 1, description="Longest frame taken from an accepted client.")
-    ] = 10 * MIB
+    enabled: Annotated[bool, about("Serve the binary framing.")] = True
+    port: Annotated[Port | None, about("A separate port for the binary framing; unset: it shares gateway.port.")] = None
+    max_frame_bytes: Annotated[int, about("Longest frame taken from an accepted client.", ge=4 * MIB, le=2**31 - 1)] = (
+        10 * MIB
+    )
     publish_window: Annotated[
-        int, Meta(ge=1, le=2**20, description="Messages that a client may have sent and not had acknowledged.")
+        int, about("Messages that a client may have sent and not had acknowledged.", ge=1, le=2**20)
     ] = 4096
     dedup_s: Annotated[
         int,
-        Meta(
+        about(
+            "A client that comes back within this time, in seconds, may repeat what was not acknowledged.",
             ge=0,
             le=2**32 - 1,
-            description="A client that comes back within this time, in seconds, may repeat what was not acknowledged.",
         ),
     ] = 3600
     control_frames_per_s: Annotated[
-        float, Meta(gt=0, description="PING, CREDIT and unknown frames a client may send; ten seconds' worth at once.")
+        float, about("PING, CREDIT and unknown frames a client may send; ten seconds' worth at once.", gt=0)
     ] = 100.0
 
 
 class WebSocketSettings(Section, frozen=True):
-    enabled: Annotated[bool, Meta(description="Serve WebSocket connections, and the browser's client.")] = True
+    enabled: Annotated[bool, about("Serve WebSocket connections, and the browser's client.")] = True
     port: Annotated[
-        Annotated[int, Meta(ge=0, le=65535)] | None,
-        Meta(description="A separate port for HTTP/1.1 and WebSocket; unset: it shares gateway.port."),
+        Port | None, about("A separate port for HTTP/1.1 and WebSocket; unset: it shares gateway.port.")
     ] = None
-    principals: Annotated[
-        tuple[Principal, ...], Meta(description='Kinds of participants that may use it; "*" is all.')
-    ] = ("user",)
+    principals: Annotated[tuple[Principal, ...], about('Kinds of participants that may use it; "*" is all.')] = (
+        "user",
+    )
     allowed_origins: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Origins of pages that may connect, besides the gateway's own page: "
+        about(
+            "Origins of pages that may connect, besides the gateway's own page: "
             '"https://app.example.com"; "*" is any, which lets every web site connect as its visitor.'
         ),
     ] = ()
     max_message_bytes: Annotated[
-        int, Meta(ge=KIB, description="Largest message taken from a client, in the bytes of its codec.")
+        int, about("Largest message taken from a client, in the bytes of its codec.", ge=KIB)
     ] = 2 * MIB
-    handshake_timeout_s: Annotated[float, Meta(gt=0, description="For the HTTP request and the upgrade.")] = 10.0
+    handshake_timeout_s: Annotated[float, about("For the HTTP request and the upgrade.", gt=0)] = 10.0
     max_messages_per_s: Annotated[
-        float, Meta(gt=0, description="Messages and pings a client may send; ten seconds' worth at once.")
+        float, about("Messages and pings a client may send; ten seconds' worth at once.", gt=0)
     ] = 1000.0
-    idle_timeout_s: Annotated[
-        float, Meta(gt=0, description="An HTTP connection without a request is closed after this.")
-    ] = 15.0
+    idle_timeout_s: Annotated[float, about("An HTTP connection without a request is closed after this.", gt=0)] = 15.0
     ping_interval_s: Annotated[
         float,
-        Meta(
-            ge=0,
-            description="A connection on which nothing was sent for this long is sent a ping, because proxies cut quiet "
+        about(
+            "A connection on which nothing was sent for this long is sent a ping, because proxies cut quiet "
             "connections; 0 is never.",
+            ge=0,
         ),
     ] = 20.0
-    page: Annotated[
-        bool, Meta(description="Serve the page with which a person can try the gateway. Development mode does.")
-    ] = False
+    page: Annotated[bool, about("Serve the page with which a person can try the gateway. Development mode does.")] = (
+        False
+    )
 
 
 class StorageSettings(Section, frozen=True):
     database: Annotated[
         str | None,
-        Meta(
-            description="postgresql://USER:PASSWORD@HOST[,HOST...]/NAME of a database that keeps everything; unset: files in "
+        about(
+            "postgresql://USER:PASSWORD@HOST[,HOST...]/NAME of a database that keeps everything; unset: files in "
             "gateway.data_dir. Needs the extra packages of aether-trio[cluster]."
         ),
     ] = None
     schema: Annotated[
-        str, Meta(pattern="^[a-z_][a-z0-9_]{0,50}$", description="Schema in storage.database, made when missing.")
+        str, about("Schema in storage.database, made when missing.", pattern="^[a-z_][a-z0-9_]{0,50}$")
     ] = "aether"
     synchronous: Annotated[
         Literal["full", "normal"],
-        Meta(
-            description="full: every commit is on the disk before it counts; normal: a power cut may lose the last. SQLite only."
+        about(
+            "full: every commit is on the disk before it counts; normal: a power cut may lose the last. SQLite only."
         ),
     ] = "full"
     presence_retention_s: Annotated[
-        float, Meta(ge=0, description="How long the gateway remembers when a participant was last seen; 0 is for ever.")
+        float, about("How long the gateway remembers when a participant was last seen; 0 is for ever.", ge=0)
     ] = 30 * DAYS
-    readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a SQLite file.")] = 2
+    readers: Annotated[int, about("Reader threads beside the one writer of a SQLite file.", ge=1, le=32)] = 2
 
 
 class LogSettings(Section, frozen=True):
-    retention_age_s: Annotated[float, Meta(ge=0, description="Messages are kept this long; 0 is for ever.")] = 1 * DAYS
-    retention_bytes: Annotated[int, Meta(ge=0, description="Bytes kept per topic; 0 is without limit.")] = 1 * GIB
+    retention_age_s: Annotated[float, about("Messages are kept this long; 0 is for ever.", ge=0)] = 1 * DAYS
+    retention_bytes: Annotated[int, about("Bytes kept per topic; 0 is without limit.", ge=0)] = 1 * GIB
     offset_retention_age_s: Annotated[
-        float, Meta(ge=0, description="A subscriber's position is kept this long without use; 0 is for ever.")
+        float, about("A subscriber's position is kept this long without use; 0 is for ever.", ge=0)
     ] = 7 * DAYS
-    retention_sweep_s: Annotated[float, Meta(gt=0, description="Between two sweeps for messages that are too old.")] = (
-        60.0
+    retention_sweep_s: Annotated[float, about("Between two sweeps for messages that are too old.", gt=0)] = 60.0
+    group_max_messages: Annotated[int, about("Messages committed as one group.", ge=1)] = 1024
+    group_max_bytes: Annotated[int, about("Bytes committed as one group.", ge=1)] = 4 * MIB
+    pending_bytes: Annotated[int, about("Bytes waiting for their commit; when it is reached, readers wait.", ge=1)] = (
+        32 * MIB
     )
-    group_max_messages: Annotated[int, Meta(ge=1, description="Messages committed as one group.")] = 1024
-    group_max_bytes: Annotated[int, Meta(ge=1, description="Bytes committed as one group.")] = 4 * MIB
-    pending_bytes: Annotated[
-        int, Meta(ge=1, description="Bytes waiting for their commit; when it is reached, readers wait.")
-    ] = 32 * MIB
-    outbox_bytes: Annotated[
-        int, Meta(ge=1, description="Bytes waiting per subscriber; beyond, it reads from the log again.")
-    ] = 256 * KIB
+    outbox_bytes: Annotated[int, about("Bytes waiting per subscriber; beyond, it reads from the log again.", ge=1)] = (
+        256 * KIB
+    )
     ephemeral_bytes: Annotated[
-        int, Meta(ge=1, description="Bytes of progress waiting per subscriber; beyond, the oldest are dropped.")
+        int, about("Bytes of progress waiting per subscriber; beyond, the oldest are dropped.", ge=1)
     ] = 64 * KIB
     offset_flush_s: Annotated[
-        float, Meta(gt=0, description="Subscribers' positions are written this often, and when they leave.")
+        float, about("Subscribers' positions are written this often, and when they leave.", gt=0)
     ] = 0.25
 
 
 class TaskSettings(Section, frozen=True):
     worker_tasks: Annotated[
-        int, Meta(ge=1, le=10_000, description="Live tasks that one worker is assigned at most; further tasks wait.")
+        int, about("Live tasks that one worker is assigned at most; further tasks wait.", ge=1, le=10_000)
     ] = 100
     interactive_ttl_s: Annotated[
-        float, Meta(ge=0, description="An INTERACTIVE task that has not ended after this is cancelled; 0 is never.")
+        float, about("An INTERACTIVE task that has not ended after this is cancelled; 0 is never.", ge=0)
     ] = 1 * HOURS
     startup_ttl_s: Annotated[
-        float,
-        Meta(ge=0, description="The start of an agent that no orchestrator takes is cancelled after this; 0 is never."),
+        float, about("The start of an agent that no orchestrator takes is cancelled after this; 0 is never.", ge=0)
     ] = 0.5 * HOURS
     start_timeout_s: Annotated[
-        float,
-        Meta(
-            ge=0, description="Time for an agent to connect after an orchestrator was asked to start it; 0 is for ever."
-        ),
+        float, about("Time for an agent to connect after an orchestrator was asked to start it; 0 is for ever.", ge=0)
     ] = 60.0
     start_grace_s: Annotated[
-        float, Meta(gt=0, description="Time for a started agent to reconnect after it lost its connection.")
+        float, about("Time for a started agent to reconnect after it lost its connection.", gt=0)
     ] = 5.0
     pool_ttl_s: Annotated[
-        float, Meta(ge=0, description="A POOL task that no worker has claimed after this is cancelled; 0 is never.")
+        float, about("A POOL task that no worker has claimed after this is cancelled; 0 is never.", ge=0)
     ] = 1 * HOURS
     completed_retention_s: Annotated[
-        float, Meta(ge=0, description="How long completed and rejected tasks are kept; 0 is for ever.")
+        float, about("How long completed and rejected tasks are kept; 0 is for ever.", ge=0)
     ] = 7 * DAYS
-    failed_retention_s: Annotated[float, Meta(ge=0, description="How long failed tasks are kept; 0 is for ever.")] = (
-        14 * DAYS
-    )
-    cancelled_retention_s: Annotated[
-        float, Meta(ge=0, description="How long cancelled tasks are kept; 0 is for ever.")
-    ] = 7 * DAYS
+    failed_retention_s: Annotated[float, about("How long failed tasks are kept; 0 is for ever.", ge=0)] = 14 * DAYS
+    cancelled_retention_s: Annotated[float, about("How long cancelled tasks are kept; 0 is for ever.", ge=0)] = 7 * DAYS
     resolved_retention_s: Annotated[
-        float, Meta(ge=0, description="How long dead letters are kept after they were resolved; 0 is for ever.")
+        float, about("How long dead letters are kept after they were resolved; 0 is for ever.", ge=0)
     ] = 30 * DAYS
 
 
 class LoggingSettings(Section, frozen=True):
     format: Annotated[
-        Literal["console", "json"], Meta(description="For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
+        Literal["console", "json"], about("For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
     ] = "console"
     level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Meta(description="Lowest level that is logged. Alias AETHER_LOG_LEVEL."),
+        Literal["debug", "info", "warning", "error"], about("Lowest level that is logged. Alias AETHER_LOG_LEVEL.")
     ] = "info"
 
 
 class Settings(Section, frozen=True):
     """All settings. `Settings()` is `aether serve` without a settings file."""
 
-    gateway: Annotated[GatewaySettings, Meta(description="The gateway itself.")] = GatewaySettings()
-    ops: Annotated[OpsSettings, Meta(description="The port for operators.")] = OpsSettings()
-    tls: Annotated[TlsSettings, Meta(description="Transport security of the gateway's port.")] = TlsSettings()
-    auth: Annotated[AuthSettings, Meta(description="Who may connect.")] = AuthSettings()
-    limits: Annotated[Limits, Meta(description="What a client may ask for.")] = Limits()
-    grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) transport and its sockets.")] = GrpcSettings()
-    framed: Annotated[FramedSettings, Meta(description="The transport of the binary framing.")] = FramedSettings()
-    websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket transport, for browsers.")] = (
-        WebSocketSettings()
-    )
-    storage: Annotated[StorageSettings, Meta(description="Where data is kept.")] = StorageSettings()
-    log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
-    tasks: Annotated[TaskSettings, Meta(description="Tasks and their workers.")] = TaskSettings()
-    logging: Annotated[LoggingSettings, Meta(description="The gateway's own log.")] = LoggingSettings()
+    gateway: Annotated[GatewaySettings, about("The gateway itself.")] = GatewaySettings()
+    ops: Annotated[OpsSettings, about("The port for operators.")] = OpsSettings()
+    tls: Annotated[TlsSettings, about("Transport security of the gateway's port.")] = TlsSettings()
+    auth: Annotated[AuthSettings, about("Who may connect.")] = AuthSettings()
+    limits: Annotated[Limits, about("What a client may ask for.")] = Limits()
+    grpc: Annotated[GrpcSettings, about("The gRPC (HTTP/2) transport and its sockets.")] = GrpcSettings()
+    framed: Annotated[FramedSettings, about("The transport of the binary framing.")] = FramedSettings()
+    websocket: Annotated[WebSocketSettings, about("The WebSocket transport, for browsers.")] = WebSocketSettings()
+    storage: Annotated[StorageSettings, about("Where data is kept.")] = StorageSettings()
+    log: Annotated[LogSettings, about("The durable message log.")] = LogSettings()
+    tasks: Annotated[TaskSettings, about("Tasks and their workers.")] = TaskSettings()
+    logging: Annotated[LoggingSettings, about("The gateway's own log.")] = LoggingSettings()
 
     @property
     def open_to_the_world(self) -> bool:
