@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.node_supervisor import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_nodes
+from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.output import announce
-from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.ready_file import ReadyFile, prepared_ready_file
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
@@ -41,16 +42,7 @@ LOOK_S: Final = 0.25
 """Between two looks whether the database is there."""
 
 
-def run_dev_nodes(
-    count: int,
-    settings: Settings,
-    *,
-    config_file: str | None,
-    flags: Mapping[str, Any],
-    sets: Sequence[str],
-    ready_file: str | None,
-    sidecar: Sidecar | None = None,
-) -> None:
+def run_dev_nodes(count: int, settings: Settings, given: ServingOptions, sidecar: Sidecar | None = None) -> None:
     """Run a cluster on this machine until it is drained or stopped.
 
     Exits by CliError or SystemExit; returns after a drain.
@@ -58,9 +50,7 @@ def run_dev_nodes(
     refuse_without_packages()
     refuse_own_ports(settings)
     raise_file_limit()  # for the connections of the front
-    ready = ReadyFile(ready_file) if ready_file else None
-    if ready is not None:
-        ready.prepare()
+    ready = prepared_ready_file(given.ready_file)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aether-nodes-")))
         try:
@@ -75,7 +65,7 @@ def run_dev_nodes(
                 "gateway.node_name": f"node-{number + 1}",
                 "storage.database": dsn,
             }
-            arguments = arguments_of("dev", config_file, flags, sets, overrides)
+            arguments = arguments_of("dev", given, overrides)
             nodes.append(NodeProcess(f"node-{number + 1}", arguments, directory, output=STDERR))
         if ready is not None:
             stack.callback(ready.remove)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.output import announce as tell
 from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
@@ -32,14 +33,12 @@ STOP_S: Final = 30.0
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def arguments_of(
-    command: str, config_file: str | None, flags: Mapping[str, Any], sets: Sequence[str], overrides: Mapping[str, Any]
-) -> list[str]:
+def arguments_of(command: str, given: ServingOptions, overrides: Mapping[str, Any]) -> list[str]:
     """Return a gateway process's command line: this command's arguments, overridden."""
-    given = [f"{name}={_text(value)}" for name, value in flags.items() if value is not None]
+    flags = [f"{name}={_text(value)}" for name, value in given.flags.items() if value is not None]
     own = [f"{name}={_text(value)}" for name, value in overrides.items()]
-    config = ["--config", config_file] if config_file else []
-    return [command, *config, *(part for one in (*given, *sets, *own) for part in ("--set", one))]
+    config = ["--config", given.config_file] if given.config_file else []
+    return [command, *config, *(part for one in (*flags, *given.sets, *own) for part in ("--set", one))]
 
 
 def count_of(number: int, what: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import click
 
 from aether_trio.cli import exits
-from aether_trio.config import Loaded, SettingsError, load_settings_with_origins
+from aether_trio.config import Loaded, Settings, SettingsError, load_settings_with_origins
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,8 +61,53 @@ def name_and_value(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """The options that `aether dev` and `aether serve` share."""
+
+    flags: Mapping[str, Any]
+    """Values by the key of their setting; None for an option that was not given."""
+    sets: tuple[str, ...] = ()
+    config_file: str | None = None
+    ready_file: str | None = None
+    until_stdin_ends: bool = False
+
+    def with_flags(self, flags: Mapping[str, Any]) -> ServingOptions:
+        """Add the flags of one of the two commands."""
+        return replace(self, flags={**self.flags, **flags})
+
+    def load(self) -> Settings:
+        """Load all layers of settings. Raises CliError with every problem."""
+        return load(self.config_file, self.flags, self.sets).settings
+
+
 def serving_options(command: F) -> F:
-    """Add the options of `aether dev` and `aether serve` to a command."""
+    """Add the options of `aether dev` and `aether serve`, as `given`."""
+
+    @functools.wraps(command)
+    def wrapper(
+        port: int | None,
+        ops_port: int | None,
+        data_dir: str | None,
+        ephemeral: bool | None,
+        log_level: str | None,
+        log_format: str | None,
+        sets: tuple[str, ...],
+        config_file: str | None,
+        ready_file: str | None,
+        until_stdin_ends: bool,
+        **kwargs: Any,
+    ) -> Any:
+        flags = {
+            "gateway.port": port,
+            "gateway.data_dir": data_dir,
+            "gateway.ephemeral": ephemeral,
+            "ops.port": ops_port,
+            "logging.level": log_level,
+            "logging.format": log_format,
+        }
+        return command(given=ServingOptions(flags, sets, config_file, ready_file, until_stdin_ends), **kwargs)
+
     options = [
         click.option(
             "--port", type=click.IntRange(0, 65535), help="Port of all transports; 0 picks a free one.  [default: 50051]"
@@ -83,8 +128,8 @@ def serving_options(command: F) -> F:
         click.option("--until-stdin-ends", is_flag=True, hidden=True),
     ]  # fmt: skip
     for option in reversed(options):
-        command = option(command)
-    return settings_options(command)
+        wrapper = option(wrapper)
+    return settings_options(wrapper)  # type: ignore[return-value]  # click replaces it anyway
 
 
 def client_options(command: F) -> F:
@@ -147,7 +192,7 @@ def settings_options(command: F) -> F:
     )(command)  # fmt: skip
 
 
-def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) -> Loaded:
+def load(config_file: str | None, flags: Mapping[str, Any], sets: tuple[str, ...]) -> Loaded:
     """Load all layers of settings. Raises CliError with every problem."""
     try:
         return load_settings_with_origins(config_file, os.environ, flags, sets)

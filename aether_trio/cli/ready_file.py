@@ -94,3 +94,11 @@ class ReadyFile:
         except PermissionError:
             pass  # of another user, but alive
         return True
+
+
+def prepared_ready_file(path: str | None) -> ReadyFile | None:
+    """Prepare the ready file at this path, if there is one. Raises CliError."""
+    ready = ReadyFile(path) if path else None
+    if ready is not None:
+        ready.prepare()
+    return ready

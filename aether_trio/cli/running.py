@@ -23,7 +23,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.output import announce, wait_output_closed
-from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.ready_file import ReadyFile, prepared_ready_file
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
@@ -112,9 +112,7 @@ def run_gateway(
     from aether_trio.gateway import open_gateway
 
     raise_file_limit()
-    ready = ReadyFile(ready_file) if ready_file else None
-    if ready is not None:
-        ready.prepare()
+    ready = prepared_ready_file(ready_file)
     try:
         stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar)
     except* OSError as group:

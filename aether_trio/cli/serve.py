@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from aether_trio.cli.options import load, serving_options
+from aether_trio.cli.options import ServingOptions, serving_options
 from aether_trio.cli.running import run_gateway
 
 
@@ -30,21 +30,7 @@ Examples:
     "--ops-port and those behind it.",
 )
 @serving_options
-def command(
-    host: str | None,
-    database: str | None,
-    workers: int | None,
-    port: int | None,
-    ops_port: int | None,
-    data_dir: str | None,
-    ephemeral: bool | None,
-    ready_file: str | None,
-    log_level: str | None,
-    log_format: str | None,
-    until_stdin_ends: bool,
-    config_file: str | None,
-    sets: tuple[str, ...],
-) -> None:
+def command(host: str | None, database: str | None, workers: int | None, given: ServingOptions) -> None:
     """Start a gateway that others can reach.
 
     Everyone who connects must show an API key or a client certificate, whatever kind of principal
@@ -54,20 +40,11 @@ def command(
     One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port
     (grpc, framed, websocket) switch one off or give it a separate port.
     """
-    flags = {
-        "gateway.host": host,
-        "gateway.port": port,
-        "gateway.data_dir": data_dir,
-        "gateway.ephemeral": ephemeral,
-        "ops.port": ops_port,
-        "storage.database": database,
-        "logging.level": log_level,
-        "logging.format": log_format,
-    }
-    settings = load(config_file, flags, sets).settings
+    given = given.with_flags({"gateway.host": host, "storage.database": database})
+    settings = given.load()
     if workers is None:
-        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends)
+        run_gateway(settings, ready_file=given.ready_file, until_stdin_ends=given.until_stdin_ends)
         return
     from aether_trio.cli.workers import run_workers
 
-    run_workers(workers, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file)
+    run_workers(workers, settings, given)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 
 from aether_trio.cli import exits
 from aether_trio.cli.node_supervisor import arguments_of, count_of, run, run_nodes
-from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.options import ServingOptions
+from aether_trio.cli.ready_file import prepared_ready_file
 from aether_trio.cli.running import data_text, manner_text, refuse_missing_files, refuse_open_gateway
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
@@ -30,15 +31,7 @@ from aether_trio.version import __version__
 STDERR = 2
 
 
-def run_workers(
-    count: int,
-    settings: Settings,
-    *,
-    config_file: str | None,
-    flags: Mapping[str, Any],
-    sets: Sequence[str],
-    ready_file: str | None,
-) -> None:
+def run_workers(count: int, settings: Settings, given: ServingOptions) -> None:
     """Run worker processes until they are drained or stopped.
 
     Exits by CliError or SystemExit; returns after a drain.
@@ -49,9 +42,7 @@ def run_workers(
         )
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
-    ready = ReadyFile(ready_file) if ready_file else None
-    if ready is not None:
-        ready.prepare()
+    ready = prepared_ready_file(given.ready_file)
     with ExitStack() as stack:
         try:
             ports = stack.enter_context(reserved_ports(settings))
@@ -68,7 +59,7 @@ def run_workers(
             }
             if settings.ops.port:
                 overrides["ops.port"] = settings.ops.port + number
-            arguments = arguments_of("serve", config_file, flags, sets, overrides)
+            arguments = arguments_of("serve", given, overrides)
             nodes.append(NodeProcess(f"{base}-{number + 1}", arguments, directory, output=STDERR))
         if ready is not None:
             stack.callback(ready.remove)

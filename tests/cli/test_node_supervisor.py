@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from aether_trio.cli.app import app
 from aether_trio.cli.node_supervisor import arguments_of
+from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.workers import reserved_ports
 from aether_trio.client import AgentClient
 from aether_trio.config import Settings, load_settings
@@ -203,9 +204,9 @@ def test_nodes_cannot_all_have_one_port() -> None:
 def test_a_member_gets_the_flags_then_the_sets_then_what_is_its_own() -> None:
     arguments = arguments_of(
         "serve",
-        "aether.yaml",
-        {"gateway.port": 1, "gateway.ephemeral": True, "logging.level": None},
-        ["gateway.port=2"],
+        ServingOptions(
+            {"gateway.port": 1, "gateway.ephemeral": True, "logging.level": None}, ("gateway.port=2",), "aether.yaml"
+        ),
         {"gateway.port": 3, "gateway.node_name": "b"},
     )
     assert arguments[:3] == ["serve", "--config", "aether.yaml"]
