@@ -48,10 +48,7 @@ from aether_trio.model.identity import Identity, Kind
 T = TypeVar("T")
 
 TRANSPORTS: Final = (("aether", "aethers"), ("grpc", "grpcs"), ("ws", "wss"))
-"""The schemes of the addresses that a command tries, without and with TLS.
-
-WebSocket is last: by default only users may connect on it (websocket.principals).
-"""
+"""Schemes of addresses to try, without and with TLS; users alone may use WebSocket by default."""
 NOT_SPOKEN: Final = "not spoken here"
 """What a port says that has this transport switched off."""
 

@@ -23,10 +23,7 @@ from aether_trio.model.identity import Identity
 from aether_trio.telemetry.ops import ASKED_BY
 
 MARK: Final = "_dead_letter"
-"""The metadata key of a dead letter. Its value is OPEN, or who resolved it.
-
-A dead letter is a FAILED task otherwise.
-"""
+"""The metadata key of a dead letter, a FAILED task; its value is OPEN, or who resolved it."""
 OPEN: Final = "true"
 
 

@@ -44,10 +44,7 @@ class TaskWatch:
     ) -> None:
         self._begun = False
         self._since = START
-        """The time from which a replay begins: right after the last event.
-
-        By the clock of the gateway.
-        """
+        """Where a replay begins, by the clock of the gateway: right after the last event."""
         self._from_start = from_start
         self._task_ids = tuple(dict.fromkeys(task_ids))
         self._recursive = recursive

@@ -63,8 +63,7 @@ class Gateway:
         self.address = ports.address
         """HOST:PORT that the transports share; of the first transport when each has its own."""
         self.addresses: Mapping[str, str] = ports.addresses
-        """HOST:PORT by transport: "grpc", "framed", "websocket". Those that are off are not in it.
-        """
+        """HOST:PORT of each transport that is on: "grpc", "framed", "websocket"."""
         self.ops_address = ops_address
         self._ports = ports
         self._health = health

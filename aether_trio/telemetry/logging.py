@@ -21,9 +21,7 @@ from aether_trio.config import LoggingSettings
 from aether_trio.model.text import escaped
 
 MAX_VALUE: Final = 2048
-"""Characters of one value in a line. The longest of our own, a list of hosts with their errors, has
-some hundred.
-"""
+"""Characters of one value in a line. Our longest, a list of hosts with errors, has some hundred."""
 _TRACES: Final = frozenset({"stack", "exception"})
 """Made by us, and of many lines."""
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -46,8 +46,7 @@ live, until closed.
 """
 
 ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
-"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable.
-"""
+"""`resolve(task_id, by, notes)`: whether that dead letter was open. Raises StorageUnavailable."""
 
 OPS_SERVER: Final = "aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""

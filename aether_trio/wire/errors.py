@@ -40,9 +40,7 @@ ANSWERS: Final[Mapping[str, str]] = MappingProxyType(
         "tunnel_data": "tunnel_close",
     }
 )
-"""The response of each operation that has one: a case of UpstreamMessage → a case of
-DownstreamMessage.
-"""
+"""The response of each operation: a case of UpstreamMessage → a case of DownstreamMessage."""
 
 TYPED_ONLY: Final = frozenset(
     {
@@ -54,9 +52,7 @@ TYPED_ONLY: Final = frozenset(
         "task_subscription_response",
     }
 )
-"""Responses that carry their error, so no ErrorResponse follows (docs/wire.md, "Errors in a live
-connection").
-"""
+"""Responses that carry their error, so no ErrorResponse follows (docs/wire.md)."""
 
 _ONLY_WITH_ID: Final = frozenset({"kv", "create_task"})
 """Responses that a client matches by id only; without an id the ErrorResponse is sent alone."""

@@ -27,13 +27,9 @@ from aether_trio.wire.upstream import decode_upstream
 M = TypeVar("M", bound=Message)
 
 _KEPT: Final = 64
-"""Encodings per codec: of a fan-out every subscriber is given the same few messages, one after the
-other.
-"""
+"""Encodings kept per codec: in a fan-out every subscriber is given the same few messages."""
 _TEXT: Final = 200
-"""Characters of a decoder's complaint: it names the whole path to what it does not like, which may
-be a thousand arrays deep.
-"""
+"""Characters of a decoder's error, which names a path that may be a thousand arrays deep."""
 _KEPT_BYTES: Final = 4096
 """Longest message whose encoding is kept, so that all that is kept is below a MiB."""
 

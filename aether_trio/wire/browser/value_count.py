@@ -12,14 +12,10 @@ from typing import Final
 UNCOUNTED_BYTES: Final = 8 * 1024
 """The longest document whose values are not counted: it has no more than MAX_VALUES."""
 MAX_VALUES: Final = 8 * 1024
-"""Of a message, keys and all that is inside of others included: decoding so many takes some
-milliseconds.
-"""
+"""Values of a message, keys and nested values included: decoding them takes milliseconds."""
 
 _JSON_TEXT: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""One text, or what is left of one that does not end; so it fits wherever a quote is, and each
-character is seen once.
-"""
+"""One JSON text, or the rest of one without an end; each character is seen once."""
 
 _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
 _EXT: Final = frozenset((0xC7, 0xC8, 0xC9))

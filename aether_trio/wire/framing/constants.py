@@ -13,13 +13,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 MAGIC: Final = b"\xaeAETHER"
-"""The first byte is no letter (HTTP/1.1, `PRI * HTTP/2.0`), no TLS record type (0x14-0x18), no
-UTF-8 lead byte.
-"""
+"""No letter first (HTTP), no TLS record type (0x14-0x18), no UTF-8 lead byte."""
 MAJOR: Final = 1
-"""Of the layout: preface, frame header, HELLO. Everything else may change by `minor` and by new
-frame types.
-"""
+"""Version of the layout (preface, header, HELLO); `minor` and frame types change the rest."""
 MINOR: Final = 0
 PREFACE: Final = MAGIC + bytes((MAJOR,))
 
@@ -27,9 +23,7 @@ HEADER_BYTES: Final = 6
 """u32 length of what follows the header, u8 type, u8 flags."""
 
 FIRST_OPTIONAL_TYPE: Final = 0x80
-"""Frames of unknown types from here on are skipped; below, they are an error. As PNG's ancillary
-chunks.
-"""
+"""Frames of unknown types from here on are skipped; below, they are an error."""
 
 
 class FrameType(enum.IntEnum):
@@ -102,12 +96,9 @@ MAX_HELLO_BYTES: Final = 4 * KIB
 MAX_HELLO_NESTING: Final = 16
 """Arrays and maps inside each other in a HELLO; the known keys need one."""
 OPENING_FRAME_BYTES: Final = 512 * KIB
-"""The longest frame of a client that is not accepted yet. The largest InitConnection within the
-limits (16 credentials of 16 KiB, 64 extensions) has about 400 KiB.
-"""
+"""The longest frame of a client that is not accepted yet; InitConnection has 400 KiB at most."""
 LEAST_MAX_FRAME_BYTES: Final = 4 * MIB
-"""Every side accepts frames of this length, so an accepted message can go to every receiver.
-"""
+"""Every side accepts frames of this length, so accepted messages fit every receiver."""
 DEFAULT_MAX_FRAME_BYTES: Final = 10 * MIB
 """As the gRPC transport's cap of a message from a client."""
 MAX_FRAME_BYTES: Final = 2**31 - 1

@@ -67,9 +67,7 @@ class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
     """Seconds for which a publisher's numbers are remembered after its connection has ended."""
     agent: Agent = ""
     log: Log = b""
-    """Which log this is: offsets of another one mean nothing here. Empty when the gateway does not
-    say.
-    """
+    """The identity of the log that offsets belong to; empty when the gateway does not say."""
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):

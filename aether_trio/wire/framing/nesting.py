@@ -10,9 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
-"""bin, str and ext: bytes of the length that follows the type byte (an ext has one more byte, its
-type).
-"""
+"""bin, str and ext: bytes of the length behind the type byte (an ext's type byte follows)."""
 _EXT: Final = frozenset((0xC7, 0xC8, 0xC9))
 _FIXED: Final = {
     0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
