@@ -14,8 +14,7 @@ from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, C
 from aether_trio.cli.output import OutputClosed, leave_closed_output, visible
 from aether_trio.version import __version__
 
-# name: (module, line for the overview). The overview is here so that `aether --help` imports none
-# of them.
+# name: (module, line for the overview), so that `aether --help` imports no module.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "dev": ("dev", "Start a gateway for development on this machine."),
     "serve": ("serve", "Start a gateway that others reach; asks for credentials."),
@@ -68,8 +67,7 @@ class LazyGroup(click.Group):
                 raise SystemExit(CLOSED) from None
             raise
         except UnicodeEncodeError as error:
-            # A shell hands over bytes; those that are no UTF-8 become surrogates, which nothing on
-            # the wire can hold.
+            # Bytes from the shell that are no UTF-8 become surrogates, which no message can hold.
             argument = next((one for one in sys.argv if any("\udc80" <= letter <= "\udcff" for letter in one)), None)
             if argument is None:
                 raise

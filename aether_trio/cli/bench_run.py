@@ -95,11 +95,7 @@ class _Side:
 
 
 class Bench:
-    """Runs a benchmark with pairs of clients.
-
-    `make(role, number)` gives an unopened client for one side of a pair; `show(text)` displays the
-    progress.
-    """
+    """Runs `aether bench`; `make(role, number)` gives a client for a pair's side."""
 
     def __init__(
         self, make: Callable[[str, int], Client], pairs: int, payload: int, window: int, show: Callable[[str], None]
@@ -113,10 +109,7 @@ class Bench:
         self.measured = Measured()
 
     async def run(self, seconds: float, rate: float | None) -> Measured:
-        """Connect the clients, measure for `seconds` in all, disconnect.
-
-        Without a `rate` half of the time finds the maximum.
-        """
+        """Connect, measure for `seconds` (half find the maximum without `rate`), leave."""
         measured = self.measured
         async with trio.open_nursery() as nursery:
             await self._connect(nursery)

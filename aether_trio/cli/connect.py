@@ -78,8 +78,7 @@ def addresses_of(target: GatewayTarget) -> list[str]:
 
 def options_of(target: GatewayTarget) -> ClientOptions:
     """Return the client's options for a target: credential, TLS and time limit."""
-    # The handshake's limit is the lower one, so its error is raised, which says more than that of
-    # the whole.
+    # The handshake's limit is lower, because its error says more than that of the whole.
     options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
     if target.api_key:
         options["api_key"] = target.api_key
@@ -89,10 +88,7 @@ def options_of(target: GatewayTarget) -> ClientOptions:
 
 
 def client_for(identity: Identity, address: str, options: ClientOptions) -> Client:
-    """Make a client that connects as `identity`.
-
-    Raises AddressError for a TLS file that cannot be used.
-    """
+    """Make a client that connects as `identity`. Raises AddressError."""
     workspace, implementation, specifier = identity.workspace, identity.implementation, identity.specifier
     match identity.kind:
         case Kind.AGENT:
@@ -148,10 +144,7 @@ async def open_client(target: GatewayTarget, identity: Identity, *, endless: boo
 
 
 async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Identity) -> Client:
-    """Open a client on the first transport that the gateway speaks.
-
-    Raises AetherError of the last attempt.
-    """
+    """Open a client on the first spoken transport. Raises the last AetherError."""
     options: ClientOptions = {"program": "aether-cli", "retry": Retry(max_attempts=0), **options_of(target)}
     *others, last = addresses_of(target)
     for address in others:
@@ -164,10 +157,7 @@ async def _connect(stack: AsyncExitStack, target: GatewayTarget, identity: Ident
 
 
 def on_first_spoken(addresses: Sequence[str], attempt: Callable[[str], T]) -> T:
-    """Try addresses in order until the gateway speaks a transport; give the result.
-
-    Raises AetherError of the last attempt.
-    """
+    """Return `attempt` of the first address whose transport the gateway speaks."""
     *others, last = addresses
     for address in others:
         try:

@@ -17,10 +17,7 @@ NAME: Final = "aether-dev"
 
 
 def sidecar_for(agents_file: str, settings: Settings) -> Sidecar:
-    """Make the part that starts a file's agents beside a development gateway.
-
-    Raises CliError.
-    """
+    """Make the Sidecar that starts a file's agents. Raises CliError."""
     agents = read_agents(agents_file)
     require_docker(agents)
     if settings.tls.cert:

@@ -43,10 +43,7 @@ LOOK_S: Final = 0.25
 
 
 def run_dev_nodes(count: int, settings: Settings, given: ServingOptions, sidecar: Sidecar | None = None) -> None:
-    """Run a cluster on this machine until it is drained or stopped.
-
-    Exits by CliError or SystemExit; returns after a drain.
-    """
+    """Run a cluster until it has drained. Exits by CliError or SystemExit."""
     refuse_without_packages()
     refuse_own_ports(settings)
     raise_file_limit()  # for the connections of the front
@@ -98,10 +95,7 @@ def refuse_own_ports(settings: Settings) -> None:
 
 @contextmanager
 def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
-    """Yield the database's URL, its description, and the server if it is started here.
-
-    Raises StorageSetupError.
-    """
+    """Yield the database's URL, description, and server if it is started here."""
     if settings.storage.database is not None:
         yield settings.storage.database, "the database that was given", None
         return

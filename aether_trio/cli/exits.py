@@ -34,10 +34,7 @@ Exit codes:
 
 
 class CliError(click.ClickException):
-    """The failure of a command: what went wrong and what to do next.
-
-    The message is shown on one line; with `lines` it may have several.
-    """
+    """The failure of a command on one line, or more with `lines`, and its exit code."""
 
     def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:
         super().__init__(visible(message, lines=lines))

@@ -35,11 +35,7 @@ def parse_identity(text: str) -> Identity:
 
 
 def asking_options(kind: Kind, who_may: str) -> Callable[[F], F]:
-    """Return a decorator that adds --as and the client options to a command.
-
-    The command gets `target` and `who`; `kind` is that of the identity that is made up without
-    --as.
-    """
+    """Add --as and the client options to a command, as `target` and `who`."""
 
     def add(function: F) -> F:
         @click.option("--as", "viewer", metavar="IDENTITY", help=who_may)

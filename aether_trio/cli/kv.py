@@ -47,10 +47,7 @@ class KeySpace:
     user: str
 
     def run(self, ask: Callable[[Kv, KeyPlace], Awaitable[T]]) -> T:
-        """Connect, and call `ask` with the KV operations and this scope's keywords.
-
-        Raises CliError.
-        """
+        """Connect and call `ask` with KV operations and the scope. Raises CliError."""
         place = KeyPlace(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
 
         async def connected() -> T:
@@ -114,8 +111,7 @@ def get(keys: KeySpace, key: str) -> None:
 
     async def ask(kv: Kv, place: KeyPlace) -> bytes | None:
         value = await kv.get(key, **place)
-        # A missing key reads as an empty value. A list with its name as prefix begins with the key,
-        # if there is one.
+        # A missing key reads as empty. A list by its name as prefix begins with the key, if there is one.
         there = value or key in (await kv.list(key, limit=1, **place)).entries
         return value if there else None
 

@@ -66,10 +66,7 @@ class NodeSupervisor:
         return [node.ready for node in self.nodes if node.ready is not None]
 
     async def start(self) -> None:
-        """Start all gateway processes.
-
-        Raises CliError when one cannot; the others, with the same settings, are of no use then.
-        """
+        """Start all gateway processes. Raises CliError when one cannot start."""
         try:
             async with trio.open_nursery() as nursery:
                 for node in self.nodes:
@@ -108,10 +105,7 @@ class NodeSupervisor:
             tell(f"{node.name} serves again", err=True)
 
     async def obey(self, signals: AsyncIterator[int], scope: trio.CancelScope, sidecar: Sidecar | None = None) -> None:
-        """Drain, stop or kill the processes as this command's signals say.
-
-        `scope` is cancelled by a signal that comes before all are ready.
-        """
+        """Drain, stop or kill the processes on signals; cancel `scope` during the start."""
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 self.signals.append(number)

@@ -140,10 +140,7 @@ def _orchestrate(
     agents_file: str,
     register: bool,
 ) -> None:
-    """Start agents for the gateway at this address until a signal.
-
-    Raises AetherError outside of any group.
-    """
+    """Start agents for the gateway at this address until a signal."""
     reporter = TextReporter(announce)
     addresses = GatewayAddresses(str(target), address, tls_variables(target))
     orchestrator = AgentSupervisor(agents, addresses, reporter, limits)
@@ -194,10 +191,7 @@ def _cells(spec: AgentSpec) -> tuple[str, ...]:
 
 
 def tls_variables(target: GatewayTarget) -> dict[str, str]:
-    """Return the environment by which started agents trust the gateway.
-
-    They are not given this command's certificate: they have a token.
-    """
+    """Return the environment by which started agents trust the gateway."""
     found: dict[str, str] = {}
     if target.tls:
         found["AETHER_TLS_ENABLED"] = "true"
@@ -207,10 +201,7 @@ def tls_variables(target: GatewayTarget) -> dict[str, str]:
 
 
 class _Connection:
-    """Reports lost and new connections to the gateway, and registers agents again.
-
-    A gateway that was restarted may have forgotten them.
-    """
+    """Reports the connection to the gateway, and registers agents after a new one."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -292,10 +283,7 @@ async def _read_again(
 
 
 class _StopSignals:
-    """Ends a block at the first signal and kills agents at the second.
-
-    SIGHUP makes the agents' file be read again.
-    """
+    """Ends a block at the first signal, kills agents at the second; SIGHUP reloads."""
 
     def __init__(self, read_again: Callable[[], Awaitable[None]]) -> None:
         self._read_again = read_again
@@ -304,10 +292,7 @@ class _StopSignals:
         self._first = True
 
     async def watch_output(self) -> None:
-        """End the block when the output is closed, as a first signal does.
-
-        A signal that comes with the closed output is no second one.
-        """
+        """End the block when the output is closed, as a first signal does."""
         await wait_output_closed()
         self.scope.cancel()
 

@@ -44,10 +44,7 @@ _LOOK_S: Final = 0.5
 
 
 class OutputClosed(BaseException):
-    """A command's output has no reader any more.
-
-    Not an Exception: no handler of failures takes it for one.
-    """
+    """A command's output has no reader. Not an Exception, so that no handler takes it."""
 
 
 def is_terminal() -> bool:
@@ -172,8 +169,7 @@ async def wait_output_closed() -> None:
     except (AttributeError, OSError, ValueError):
         await trio.sleep_forever()
     poll = select.poll()
-    # Asked for nothing, it tells of errors alone: not that there is room, nor what is typed at a
-    # terminal.
+    # Asked for nothing, it tells of errors alone, not of room or of input.
     poll.register(descriptor, 0)
     while not poll.poll(0):  # noqa: ASYNC110  # no event tells of it on every system
         await trio.sleep(_LOOK_S)

@@ -31,10 +31,7 @@ class Node(Protocol):
 
 
 class ReadyFile:
-    """Writes the ready file: first `prepare`, then `write`, at the end `remove`.
-
-    `prepare` comes before anything is opened, `write` once all is served.
-    """
+    """Writes the ready file: `prepare` at first, `write` once all is served."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -42,10 +39,7 @@ class ReadyFile:
         self._written = False
 
     def prepare(self) -> None:
-        """Remove the ready file of a killed gateway.
-
-        Raises CliError when the file could not be written later.
-        """
+        """Remove a killed gateway's ready file. Raises CliError if it is not writable."""
         try:
             self._scratch.touch()
             self._scratch.unlink()

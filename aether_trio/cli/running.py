@@ -51,10 +51,7 @@ class RunningGateway(Protocol):
 
 
 def refuse_open_gateway(settings: Settings) -> None:
-    """Raise when unknown clients could reach the gateway without credentials.
-
-    Or when others on the network could read the credentials of clients.
-    """
+    """Raise CliError when a gateway would be open, or credentials readable by others."""
     if settings.open_to_the_world:
         host, port = settings.gateway.host, settings.gateway.port
         raise exits.CliError(
@@ -102,10 +99,7 @@ def refuse_missing_files(settings: Settings) -> None:
 def run_gateway(
     settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, sidecar: Sidecar | None = None
 ) -> None:
-    """Run a gateway until it is drained or stopped.
-
-    Exits by CliError or SystemExit; returns after a drain.
-    """
+    """Run a gateway until it has drained. Exits by CliError or SystemExit."""
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
     configure_logging(settings.logging, node=settings.gateway.node_name)
@@ -291,10 +285,7 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
 
 
 def _transports_text(gateway: RunningGateway) -> str:
-    """List the transports, with addresses that are not the gateway's.
-
-    "gRPC, binary framing; WebSocket on 127.0.0.1:8080".
-    """
+    """List the transports, with their addresses if these are not the gateway's."""
     by_address: dict[str, list[str]] = {}
     for transport, address in gateway.addresses.items():
         by_address.setdefault(address, []).append(_TRANSPORT_NAMES.get(transport, transport))

@@ -57,10 +57,7 @@ def command(target: GatewayTarget, topic: str, text: str, sender: str | None, me
 
 
 def _sender_for(topic: str) -> Identity:
-    """Make up the identity of a sender: an agent in the topic's workspace.
-
-    A service for topics that agents may not send to.
-    """
+    """Make up a sender that may send to this topic: an agent, or a service."""
     try:
         kind, workspace = _look_at(topic)
     except errors.RequestError as error:

@@ -44,10 +44,7 @@ def start_error(error: OSError, settings: Settings) -> exits.CliError:
 
 
 def _of(settings: Settings, number: int) -> tuple[str, str]:
-    """Return the ports on which listening fails so, and the options for them.
-
-    All wanted ports when none fails any more.
-    """
+    """Return the ports (all if none) that fail this way, and the options for them."""
     gateway, ops = settings.gateway, settings.ops
     wanted = {"--port": (gateway.host, gateway.port)}
     for transport in TRANSPORTS:

@@ -28,10 +28,7 @@ _PAUSED: Final = frozenset(
 
 
 def as_json(task: Task) -> dict[str, Any]:
-    """Return a task as a JSON object.
-
-    Enums are in lower case, times in ISO 8601, and null stands for what has not happened.
-    """
+    """Return a task as JSON: enums in lower case, ISO 8601 times, null for unset."""
     return {name: _plain(value) for name, value in asdict(task).items()}
 
 

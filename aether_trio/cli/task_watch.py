@@ -53,10 +53,7 @@ class TaskWatch:
         self._ends: dict[str, TaskStatus] = {}
 
     async def run(self, target: GatewayTarget, who: Identity) -> dict[str, TaskStatus]:
-        """Print events until all tasks have ended; return their last statuses.
-
-        Raises CliError.
-        """
+        """Print events until the tasks have ended; return their statuses."""
         while True:
             try:
                 async with open_client(target, who, endless=True) as client:

@@ -243,10 +243,7 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
 
 
 async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
-    """Move tasks to another state one by one, and print the result of each.
-
-    Raises CliError at the first refusal.
-    """
+    """Move tasks to another state, and print each. Raises CliError if one is refused."""
     async with open_tasks(target, who) as tasks:
         for task_id in task_ids:
             try:

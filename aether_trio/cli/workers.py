@@ -32,10 +32,7 @@ STDERR = 2
 
 
 def run_workers(count: int, settings: Settings, given: ServingOptions) -> None:
-    """Run worker processes until they are drained or stopped.
-
-    Exits by CliError or SystemExit; returns after a drain.
-    """
+    """Run worker processes until drained. Exits by CliError or SystemExit."""
     if settings.storage.database is None:
         raise exits.CliError(
             "--workers needs a database that the workers share: give one with --database.", exits.SETTINGS
@@ -68,10 +65,7 @@ def run_workers(count: int, settings: Settings, given: ServingOptions) -> None:
 
 @contextmanager
 def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
-    """Reserve the ports of the transports until the block ends; yield them by setting.
-
-    Raises OSError when another program listens on one.
-    """
+    """Reserve the transports' ports until the block ends. Raises OSError."""
     wanted = {"gateway.port": settings.gateway.port}
     for transport in TRANSPORTS:
         section = getattr(settings, transport)
@@ -80,8 +74,7 @@ def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
     with ExitStack() as held:
         found: dict[str, int] = {}
         for name, port in wanted.items():
-            # A program that listens there with SO_REUSEPORT would share it with us: it is only
-            # found without it.
+            # A program that listens there with SO_REUSEPORT is only found without it.
             for probe in bind_tcp(settings.gateway.host, port):
                 probe.close()
             sockets = bind_tcp(settings.gateway.host, port, reuse_port=True)

@@ -23,10 +23,7 @@ def describe(
     only_origins: bool = False,
     hide_secrets: bool = True,
 ) -> str:
-    """Return the settings as YAML with a comment above each key, and its origin.
-
-    `only_origins` leaves out everything that is at its default.
-    """
+    """Return settings as YAML with comments; `only_origins` leaves out the defaults."""
     settings = settings or Settings()
     origins = origins or {}
     lines: list[str] = []

@@ -183,8 +183,7 @@ def section_texts() -> Mapping[str, str]:
 def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
     """Return the known key of the settings that resembles `word` most."""
     names = list(all_keys() if known is None else known)
-    # Most slips are in the last part or in the section, so compare whole names first and bare last
-    # parts second.
+    # Most slips are in the last part or in the section: compare whole names, then last parts.
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return close[0]
@@ -196,8 +195,7 @@ def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
     return anything[0] if anything else None
 
 
-# The model is plain Python and knows nothing of settings, so its limits are explained here (a test
-# holds the two equal).
+# The model knows nothing of settings, so its limits are explained here (a test compares them).
 LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "payload_bytes": "Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE. At most 4127744: clients take messages of 4 MiB.",
     "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE. At most 3144704.",

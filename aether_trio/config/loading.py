@@ -33,8 +33,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "AETHER_LOG_FORMAT": "logging.format",
 }
 
-# Variables of clients (the published SDK's and ours) may stand in the same environment; the gateway
-# ignores them.
+# Variables of clients (the published SDK's and ours), which the gateway ignores.
 CLIENT_VARIABLES: Final = frozenset(
     {
         "AETHER_ADDRESS",
@@ -234,8 +233,7 @@ def _is_client(variable: str) -> bool:
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, _Given]]:
     known = environment_names()
     chosen: dict[str, str] = {}
-    # The longer spelling of a key sorts later and wins over its alias, whatever the order of the
-    # environment.
+    # The longer spelling of a key sorts later and wins over its alias.
     for variable in sorted((v for v in environ if v.startswith(ENVIRONMENT_PREFIX)), key=lambda v: ("__" in v, v)):
         if _is_client(variable):
             continue
@@ -273,10 +271,7 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _parsed(origin: str, key: Key, text: str, problems: list[str]) -> _Given:
-    """Convert a value that came as text.
-
-    Text keys take it as it is, lists of texts if it has commas; all others are YAML.
-    """
+    """Convert a value that came as text: text, a list of texts, or YAML."""
     if key.optional and text.strip() in {"", "null", "~"}:
         return _Given(origin, None)
     if key.takes_text or (key.is_text_list and not text.lstrip().startswith(("[", "{"))):

@@ -31,10 +31,7 @@ Principal = Literal[
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach a listener on `host`.
-
-    A host name other than localhost counts as reachable.
-    """
+    """Whether only this machine reaches `host`; False for names but localhost."""
     if host == "localhost":
         return True
     try:
@@ -379,10 +376,7 @@ class Settings(Section, frozen=True):
 
     @property
     def credentials_in_plaintext(self) -> str | None:
-        """The setting whose address would take credentials of other machines without TLS.
-
-        None when there is no such address.
-        """
+        """The setting of an address that would take credentials without TLS, or None."""
         if self.auth.plaintext_credentials:
             return None
         asks = bool(self.auth.api_keys) or not self.auth.allow_anonymous

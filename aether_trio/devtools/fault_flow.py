@@ -47,10 +47,7 @@ class NetworkFault(enum.Enum):
 
 
 class Flow:
-    """Forwards one direction of a proxied connection, from `source` to `sink`.
-
-    Every method may be called at any time from the proxy's trio run.
-    """
+    """Forwards one direction of a proxied connection, from `source` to `sink`."""
 
     def __init__(
         self, source: trio.socket.SocketType, sink: trio.socket.SocketType, injected: Counter[NetworkFault]
@@ -97,19 +94,13 @@ class Flow:
         self._tell()
 
     def truncate(self, after_bytes: int, then: Callable[[], None]) -> None:
-        """Forward `after_bytes` more bytes, drop the rest, and inject another fault.
-
-        `then` is the other fault's method.
-        """
+        """Forward `after_bytes` more, drop the rest, and call another fault's method."""
         self._injected[NetworkFault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
 
     def trap(self, catches: Callable[[bytes], bool], then: Callable[[], None]) -> None:
-        """Inject another fault before the first piece of data that `catches` accepts.
-
-        `then` is the other fault's method.
-        """
+        """Call another fault's method before the first data that `catches` accepts."""
         self._trap = catches, then
 
     def disarm(self) -> None:
@@ -147,10 +138,7 @@ class Flow:
             self._sink.shutdown(socket.SHUT_WR)
 
     async def run(self) -> bool:
-        """Forward until the sender has ended its side.
-
-        Returns False when one of the sockets has failed, or was closed.
-        """
+        """Forward until the sender has ended; return False if a socket failed."""
         whole = True
         try:
             async with trio.open_nursery() as nursery:
@@ -203,10 +191,7 @@ class Flow:
                 await self._news.wait()
 
     def _room(self, size: int) -> tuple[int, float]:
-        """Return how many bytes may leave now, and the pause after them.
-
-        Sets off the fault that follows the last byte.
-        """
+        """Return how many bytes may leave now, and the pause after them."""
         room, pause = size, 0.0
         if self._drip is not None:
             room, pause = min(room, self._drip[0]), self._drip[1]

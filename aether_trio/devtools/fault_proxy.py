@@ -66,10 +66,7 @@ class FaultProxyStatistics:
 
 
 class ProxiedConnection:
-    """A client's connection through a fault proxy to `target_address`.
-
-    `number` counts from 0, in the order of being connected.
-    """
+    """A client's connection through a fault proxy; `number` counts from 0."""
 
     def __init__(
         self,
@@ -90,11 +87,7 @@ class ProxiedConnection:
         self._ended = trio.Event()
 
     def cut(self, *, client: bool = True, target: bool = True) -> None:
-        """Send RST to the client, the target or both.
-
-        A side that is left out learns nothing: its connection stays open, and its bytes are
-        dropped.
-        """
+        """Send RST to one side or both; a side left out learns nothing."""
         self._injected[NetworkFault.CUT] += 1
         both = client and target
         for flow in (self.upstream, self.downstream):
@@ -225,10 +218,7 @@ class FaultProxy:
 async def open_fault_proxy(
     target: Target, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[FaultProxy]:
-    """Forward a free port (or `port`) to `target` until the block ends.
-
-    Then cut the connections that are left.
-    """
+    """Forward a free port (or `port`) to `target` until the block ends."""
     (listener,) = await trio.open_tcp_listeners(port, host=host)
     bound = listener.socket.getsockname()
     proxy = FaultProxy(f"{host}:{bound[1]}", target, script)

@@ -25,18 +25,12 @@ _LAST_WORDS: Final = 4000
 
 
 class NodeFailed(Exception):
-    """A gateway process ended or stayed silent instead of becoming ready.
-
-    The text has its last output when that is kept.
-    """
+    """A gateway process ended or stayed silent instead of becoming ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The content of a serving gateway's ready file. Addresses are HOST:PORT.
-
-    `ops` is "" when the gateway has no ops port.
-    """
+    """A serving gateway's ready file: HOST:PORT of each port, `ops` "" for none."""
 
     pid: int
     gateway: str
@@ -73,10 +67,7 @@ class NodeProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, *arguments: str) -> Ready:
-        """Start the gateway with further arguments; return once it serves.
-
-        Raises NodeFailed.
-        """
+        """Start the gateway; return once it serves. Raises NodeFailed."""
         assert not self.running, "it is running"
         self._ready_file.unlink(missing_ok=True)
         process = self._process = self._spawn(arguments)
@@ -119,10 +110,7 @@ class NodeProcess:
             await self.wait()
 
     async def wait(self) -> int:
-        """Wait for the process's end; return the exit code, negative for a signal.
-
-        Returns at once when it was never started.
-        """
+        """Wait for the process's end; return the exit code, negative for a signal."""
         process = self._process
         if process is None:
             return 0

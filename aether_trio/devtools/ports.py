@@ -33,10 +33,7 @@ class HeldPorts:
         self._sockets: list[socket.socket] = []
 
     def hold(self, addresses: Iterable[str]) -> None:
-        """Reserve these ports instead of the earlier ones; "HOST:PORT", or "" for none.
-
-        A port that is already taken is left to its process.
-        """
+        """Reserve the free ports of these ("HOST:PORT" or "") instead of earlier ones."""
         self.release()
         for address in filter(None, addresses):
             host, _, port = address.rpartition(":")

@@ -56,10 +56,7 @@ class PostgresSession:
 
 
 class ClusterNode:
-    """One gateway process of a ProcessCluster, with its fault proxies.
-
-    `link`, `database_link` and `standby_link` stay the same when it is started again.
-    """
+    """One gateway process of a ProcessCluster, with its lasting fault proxies."""
 
     def __init__(
         self,
@@ -120,10 +117,7 @@ class ClusterNode:
         return self._process.printed()
 
     async def wait(self) -> int:
-        """Wait until the process has ended unasked; return its exit code.
-
-        Returns at once when it ended before.
-        """
+        """Wait until the process has ended; return its exit code."""
         code = await self._process.wait()
         self._hold_ports()
         self.stopped = False
@@ -152,10 +146,7 @@ class ClusterNode:
         self._settled()
 
     def stop(self) -> None:
-        """Stop the process with SIGSTOP.
-
-        The kernel still accepts connections for it, and answers keepalive probes.
-        """
+        """Stop the process with SIGSTOP; the kernel still accepts for it."""
         self._process.send(signal.SIGSTOP)
         self.stopped = True
         self._settled()
@@ -199,10 +190,7 @@ class ClusterNode:
 
 
 class ProcessCluster:
-    """A running cluster of processes. Made by `open_process_cluster`.
-
-    `front` is the load balancer; `turns` its choice.
-    """
+    """A running cluster; `front` is its load balancer, `turns` that one's choice."""
 
     def __init__(
         self,
@@ -228,10 +216,7 @@ class ProcessCluster:
         return [node for node in self.nodes if node.running and not node.stopped]
 
     async def start(self) -> None:
-        """Start every node that does not run, together.
-
-        Raises NodeFailed of the first that does not start.
-        """
+        """Start every node that does not run, together. Raises NodeFailed."""
         failed: list[NodeFailed] = []
 
         async def start(node: ClusterNode) -> None:
@@ -267,10 +252,7 @@ class ProcessCluster:
         await self._in_turn(partial(self.postgres.psql, "SELECT pg_promote()"))
 
     async def sql(self, text: str) -> list[list[str]]:
-        """Run SQL in a new connection with the nodes' schema; return rows as text.
-
-        Raises StorageSetupError.
-        """
+        """Run SQL with the nodes' schema; return rows as text. Raises StorageSetupError."""
         said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
         return [line.split("|") for line in said.splitlines()]
 

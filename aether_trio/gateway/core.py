@@ -87,10 +87,7 @@ class Core:
 async def open_core(
     settings: Settings, *, clock: Clock | None = None, randomness: random.Random | None = None
 ) -> AsyncIterator[Core]:
-    """Open the parts of a gateway but its sockets, until the block ends.
-
-    Tests give a clock and a seeded `randomness`.
-    """
+    """Open the parts of a gateway but its sockets, until the block ends."""
     clock = clock or SystemClock(trio.current_time)
     randomness = randomness or random.SystemRandom()
     ids = IdFactory(randomness)
@@ -165,8 +162,7 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
-        # Sessions: what happens at their steps, how their messages are routed, and who answers each
-        # request.
+        # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         hooks = ServiceHooks(
             clock=clock,
             metrics=metric_families,
@@ -232,7 +228,7 @@ async def open_core(
             )
         )
 
-        # GatewayHealth, metrics, and what runs in the background.
+        # Health, metrics, and background tasks.
         health.add_probe("log", _probe(lambda: log.statistics().storage_failing))
         health.add_probe("state", _probe(lambda: state.statistics().failing))
         health.add_probe("tasks", _probe(lambda: tasks_database.statistics().failing))
@@ -287,8 +283,7 @@ async def open_core(
             end_stalled = partial(end_stalled_sessions, registry, write_timeout_s)
             nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
         try:
-            # The engine settles what it has taken on before it ends, so it ends before everything
-            # is cancelled.
+            # The engine settles its accepted work when it ends, so it ends before all is cancelled.
             async with engine.running():
                 done()
                 try:

@@ -62,10 +62,7 @@ class Databases:
 
 @contextmanager
 def starting(failed: str) -> Iterator[Callable[[], None]]:
-    """Turn failing storage into StorageSetupError until the yielded call is made.
-
-    `failed` begins the error's text. The error may be inside exception groups of nurseries.
-    """
+    """Turn StorageUnavailable into StorageSetupError until the yielded call is made."""
     started = False
 
     def done() -> None:
@@ -85,10 +82,7 @@ def starting(failed: str) -> Iterator[Callable[[], None]]:
 
 @asynccontextmanager
 async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
-    """Open the databases of a gateway until the block ends.
-
-    Raises StorageSetupError, whose text says what to do.
-    """
+    """Open a gateway's databases until the block ends. Raises StorageSetupError."""
     async with (
         _open_postgres(settings, settings.storage.database)
         if settings.storage.database

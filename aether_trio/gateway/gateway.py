@@ -75,10 +75,7 @@ class Gateway:
         await self._closed.wait()
 
     async def drain(self) -> None:
-        """Refuse new clients, ask clients to reconnect, commit what was accepted.
-
-        Safe to call twice.
-        """
+        """Refuse new clients, ask all to reconnect, commit what was accepted."""
         core = self.core
         if core.sessions.handshake.draining:
             await self._closed.wait()
@@ -98,10 +95,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
-    """Open a gateway that serves clients, until the block ends.
-
-    Raises OSError when a port is taken or the data directory is in use.
-    """
+    """Open a gateway until the block ends. Raises OSError, as for a taken port."""
     async with open_core(settings) as core, trio.open_nursery() as nursery:
         health = GrpcHealth()
         transports = _open_transports(core, health, nursery)

@@ -75,10 +75,7 @@ def time_limits(settings: Settings) -> TimeLimits:
 
 
 def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
-    """Make the limits of gRPC.
-
-    `opening_bytes` bounds a message of a client that is not accepted yet.
-    """
+    """Make the limits of gRPC; `opening_bytes` is for clients not accepted yet."""
 
     def per_window(count: int) -> Allowance:
         return Allowance(count, count / settings.abuse_window_s)
@@ -144,10 +141,7 @@ def tcp_settings(settings: GrpcSettings) -> TcpSettings:
 
 
 def open_ports(settings: Settings, transports: Mapping[str, TransportServer]) -> Ports:
-    """Open the ports of these transports.
-
-    Raises OSError when a port is taken or a certificate cannot be used.
-    """
+    """Open the transports' ports. Raises OSError, as for a bad certificate."""
     own = {"grpc": settings.grpc.port, "framed": settings.framed.port, "websocket": settings.websocket.port}
     return Ports(
         transports,

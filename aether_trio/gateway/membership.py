@@ -65,10 +65,7 @@ class ClusterMembership:
 async def open_membership(
     settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[ClusterMembership]:
-    """Join the cluster on this database, or be a gateway alone, until the block ends.
-
-    Raises StorageSetupError.
-    """
+    """Join the cluster or be alone until the block ends. Raises StorageSetupError."""
     if databases.server is None:
         registry = SessionRegistry(settings.limits.connections_per_workspace)
         yield ClusterMembership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))

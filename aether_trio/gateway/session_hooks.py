@@ -53,10 +53,7 @@ class ServiceHooks:
         return await self.credentials.admit(claim, peer)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find the history of a session that ended before this gateway started.
-
-        Raises StorageUnavailable.
-        """
+        """Find an earlier session's history in the storage. Raises StorageUnavailable."""
         return await self.presence.recall(identity, session_id)
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
@@ -87,10 +84,7 @@ class ServiceHooks:
         self._join(session, resumed=bool(claim.resume_session_id))
 
     def node_renewed(self) -> None:
-        """Tell the services of all sessions again after this node counted as dead.
-
-        The other nodes may have let go of the sessions that this node still has.
-        """
+        """Tell the services of all sessions again after this node counted as dead."""
         self.tasks.engine.renewed()
         for session in self.registry:
             if session.acknowledged:
@@ -107,10 +101,7 @@ class ServiceHooks:
         self.conversations.moved(session)
 
     def ended(self, session: Session) -> None:
-        """Tell the services of a session's end.
-
-        Called once for each session, acknowledged or not.
-        """
+        """Tell the services of a session's end, once for each session."""
         parts = (self.locks.release, self.presence.ended, self.tasks.ended, self.conversations.ended, self._agent_ended)
         run_all(session.who, *(partial(ended, session) for ended in parts))
         self.metrics.connection_duration.observe(

@@ -28,11 +28,7 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 
 
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
-    """Send every log line of this process to `stream` in the configured format.
-
-    The default is standard error. Call this before any other logging. With `node` each line names
-    its gateway.
-    """
+    """Send every log line of this process to `stream`, standard error if None."""
     output = _LogOutput(stream or sys.stderr)
     level = _LEVELS[settings.level]
     shared: list[Processor] = [
@@ -71,10 +67,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
 
 def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Shorten and escape the texts of a log event (a structlog processor).
-
-    Clients choose some texts, and a terminal or a log collector obeys control characters in a line.
-    """
+    """Shorten and escape client-chosen texts of a log event (a structlog processor)."""
     for name, value in event.items():
         if type(value) is str and name not in _TRACES and (len(value) > MAX_VALUE or not value.isprintable()):
             event[name] = escaped(value, MAX_VALUE)

@@ -92,10 +92,7 @@ class _RequestRefused(Exception):
 
 
 class OpsServer:
-    """Answers HTTP requests of operators about one gateway.
-
-    `tail` and `resolve` are None where a gateway does not have them.
-    """
+    """Answers operators' HTTP requests; `tail` and `resolve` may be None."""
 
     def __init__(
         self,
@@ -207,8 +204,7 @@ class OpsServer:
             return
         if not (self._dev and is_loopback(self._settings.host)):
             raise _RequestRefused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
-        # A web page may make the browser of this machine ask, under a name that it has pointed at
-        # 127.0.0.1.
+        # A web page may make this machine's browser ask, by a name that it points at 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
             raise _RequestRefused(403, "the header Host is no loopback address; ask for 127.0.0.1 or localhost")
@@ -254,10 +250,7 @@ class OpsServer:
         return True
 
     async def _send_tail(self, http: Http1Connection, request: Request, tail: _TailRequest) -> None:
-        """Stream a topic's messages as JSON lines until the client leaves.
-
-        A reader too slow to take one write in time is cut off.
-        """
+        """Stream a topic's messages as JSON lines until the client leaves or is too slow."""
         assert self._tail is not None
         await http.start_response(HTTPStatus.OK, _headers("application/x-ndjson"), close=True)
         if request.method == "HEAD":
@@ -290,10 +283,7 @@ async def serve_ops(
     dev: bool = False,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the ops port until cancelled; `task_status.started` gets its "HOST:PORT".
-
-    Raises OSError when the port is taken.
-    """
+    """Serve the ops port until cancelled; start with its "HOST:PORT". Raises OSError."""
     server = OpsServer(settings, health=health, metrics=metrics, tail=tail, resolve=resolve, dev=dev)
     listeners = open_tcp_listeners(settings.host, settings.port)
     address = address_text(listeners[0].getsockname())

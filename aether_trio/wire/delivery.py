@@ -69,11 +69,7 @@ def delivery_prefix(source_topic: str) -> bytes:
 
 
 def delivery_suffix(message_type: int = 0, workspace: str = "", *, extra: pb.IncomingMessage | None = None) -> bytes:
-    """Encode the part of a delivery behind the payload.
-
-    `extra` carries the rarer fields (on_behalf_subject, access_receipt, forwarded_authorization);
-    its other four are ignored.
-    """
+    """Encode a delivery's part behind the payload; `extra` has the rarer fields."""
     space = workspace.encode()
     parts = [_MESSAGE_TYPE + varint(message_type)] if message_type else []
     if space:

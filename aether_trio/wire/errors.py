@@ -84,11 +84,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]:
-    """Answer a request that is refused before it is handled, as its client expects.
-
-    The typed response with its failure, and the ErrorResponse where there is one; an id that is too
-    long to be repeated is left out.
-    """
+    """Refuse a request: its typed response, and the ErrorResponse where there is one."""
     return _failed(ANSWERS.get(case, ""), payload, Code.INVALID_ARGUMENT, text)
 
 

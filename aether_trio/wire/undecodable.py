@@ -32,10 +32,7 @@ def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
 
 
 def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -> str | None:
-    """Find the path of the first text field that is no UTF-8.
-
-    None: there is none among as many fields as are `left`, or no message.
-    """
+    """Find the path of the first text field, of the fields `left`, that is no UTF-8."""
     if len(data) > _SEARCHED_BYTES:
         return None
     try:
@@ -59,10 +56,7 @@ def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -
 
 
 def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes]]:
-    """Yield (field number, value) of texts, bytes and messages.
-
-    Raises IndexError where the data ends early, and when no field is `left`.
-    """
+    """Yield numbers and values of length-delimited fields. Raises IndexError."""
     position = 0
     while position < len(data):
         left[0] -= 1
@@ -85,10 +79,7 @@ def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the varint at a position, and the position behind it.
-
-    Raises IndexError.
-    """
+    """Return the varint at a position, and the position behind it. Raises IndexError."""
     byte = data[at]
     if byte < 0x80:
         return byte, at + 1

@@ -37,10 +37,7 @@ def decode_upstream(data: bytes) -> UpstreamMessage:
 
 
 def too_many_fields(data: bytes, descriptor: Any) -> bool:
-    """Whether serialized `data` of this message type has more than MAX_FIELDS fields.
-
-    False where it is no such message.
-    """
+    """Whether a serialized message of this type has more than MAX_FIELDS fields."""
     parts = _parts_of(descriptor)
     enclosing: list[tuple[int, dict[int, Descriptor]]] = []
     at, end, fields = 0, len(data), 0

@@ -35,10 +35,7 @@ _KEPT_BYTES: Final = 4096
 
 
 class Codec(Protocol):
-    """Converts protobuf messages to the data of WebSocket messages, and back.
-
-    Stateless towards its callers: one codec serves all connections.
-    """
+    """Converts protobuf messages to WebSocket data and back; serves all connections."""
 
     subprotocol: str
     text: bool

@@ -35,10 +35,7 @@ Fill: TypeAlias = Callable[[Message, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class _MessageFields:
-    """How the fields of one message type are converted, by field name.
-
-    `groups` has the oneof of each member of a real oneof.
-    """
+    """Converters of a message type's fields, and the oneof of each member."""
 
     writers: dict[str, Convert | None]
     fillers: dict[str, Fill]
@@ -46,20 +43,14 @@ class _MessageFields:
 
 
 class MapConverter:
-    """Converts protobuf messages to maps for JSON or for MessagePack, and back.
-
-    Learns the fields of a message type when it first meets the type.
-    """
+    """Converts protobuf messages to maps for JSON or for MessagePack, and back."""
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
         self._fields_of = cache(self._learn)  # bounded by the number of message types
 
     def to_map(self, message: Message) -> FieldMap:
-        """Return `message` as a map of its fields.
-
-        Bytes stay bytes: both encoders of msgspec write them as JSON or MessagePack has them.
-        """
+        """Return `message` as a map of its fields; bytes stay bytes."""
         writers = self._fields_of(message.DESCRIPTOR).writers
         plain: FieldMap = {}
         for field, value in message.ListFields():

@@ -43,10 +43,7 @@ _NAMES: Final = {
 
 
 class ConversionError(ValueError):
-    """A value of a JSON or MessagePack map that its protobuf field cannot take.
-
-    `str()` names the field, as in `send.payload: expected base64 text`.
-    """
+    """A value that its protobuf field cannot take; `str()` names the field."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)

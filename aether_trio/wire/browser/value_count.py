@@ -42,10 +42,7 @@ def _json_values(document: str) -> int:
 
 
 def msgpack_has_too_many(document: bytes) -> bool:
-    """Whether a MessagePack document has more than MAX_VALUES values; keys count.
-
-    False for bytes that are no MessagePack.
-    """
+    """Whether a MessagePack document has more than MAX_VALUES values and keys."""
     at, size, due, values = 0, len(document), 1, 0
     while due and at < size:
         values += 1

@@ -156,10 +156,7 @@ _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
 
 
 def reader_of(length: int, kind: int) -> Reader | None:
-    """Return the reader of a frame that is neither SEND nor DELIVER; None to skip it.
-
-    Refuses by the header alone, before the body comes.
-    """
+    """Return the reader of a frame but SEND and DELIVER by its header; None to skip."""
     kind, flags = kind >> 8, kind & 0xFF
     shape = _SHAPES.get(kind)
     if shape is None:

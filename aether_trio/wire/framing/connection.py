@@ -99,10 +99,7 @@ class FramedConnection:
 
     @property
     def send_limit_bytes(self) -> int:
-        """The longest frame that may be sent now, without its header.
-
-        A client's limit grows when it has been accepted.
-        """
+        """The longest frame that may be sent now; an accepted client's limit grows."""
         if self.role is Side.CLIENT and self.peer_state not in _ACCEPTED:
             return OPENING_FRAME_BYTES
         return self._peer_max_frame_bytes
@@ -131,10 +128,7 @@ class FramedConnection:
         return self._decoder.statistics()
 
     def send(self, event: ev.Event) -> bytes:
-        """Return the bytes of one event, for the caller to send.
-
-        Raises LocalProtocolError.
-        """
+        """Encode one event for the caller to send. Raises LocalProtocolError."""
         if isinstance(event, ev.Deliver):
             return self.send_deliver(event.channel, event.offset, event.message)
         kind = type(event)
@@ -220,10 +214,7 @@ class FramedConnection:
         return found
 
     def receive_end(self) -> None:
-        """Note that the peer has ended its side of the stream.
-
-        Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
-        """
+        """Note the end of the peer's stream. Raises RemoteProtocolError in a frame."""
         self._move(self.role.peer, ConnectionState.DONE)
         self._decoder.finish()
 

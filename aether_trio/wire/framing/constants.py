@@ -45,10 +45,7 @@ class FrameType(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """The bits of a frame's flags byte; the others must be 0.
-
-    What a bit means depends on the frame's type.
-    """
+    """The bits of a frame's flags byte; their meaning depends on the frame's type."""
 
     FROM_SERVER = 0x01
     """HELLO: the server's map."""
@@ -61,10 +58,7 @@ class Flag(enum.IntFlag):
 
 
 class ErrorCode(enum.IntEnum):
-    """Codes of ERROR frames from 256 on: mistakes in the framing.
-
-    Below are gRPC statuses (model.errors.Status).
-    """
+    """Codes of ERROR frames for mistakes in the framing; below 256 are gRPC statuses."""
 
     BAD_PREFACE = 0x100
     UNSUPPORTED_VERSION = 0x101

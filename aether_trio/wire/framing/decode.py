@@ -163,10 +163,7 @@ class FrameDecoder:
         return _PREFACE_BYTES
 
     def _read(self, data: bytes, found: list[events.Event]) -> int:
-        """Append the events of all whole frames; return how many bytes they took.
-
-        Sets `_needed` for the rest.
-        """
+        """Append the events of all whole frames; return how many bytes they took."""
         at = 0
         self.more = False
         if not self._prefaced:

@@ -28,10 +28,7 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side was about to send a frame that the peer would have to refuse.
-
-    Nothing was encoded, and no state has changed.
-    """
+    """This side was about to send an illegal frame; no state has changed."""
 
 
 class RemoteProtocolError(ProtocolError):

@@ -71,10 +71,7 @@ class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """SEND: a client publishes a message.
-
-    `extra` is a serialized SendMessage with the rarer fields only, mostly empty.
-    """
+    """SEND: a client publishes a message; `extra` has SendMessage's rarer fields."""
 
     seq: int
     topic: str
@@ -143,10 +140,7 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 
 
 class GoAway(msgspec.Struct, frozen=True, gc=False):
-    """GOAWAY: its sender starts nothing new; the peer has `within_ms` (0: unsaid).
-
-    `reason`: see GoAwayReason.
-    """
+    """GOAWAY: its sender leaves for a GoAwayReason; the peer has `within_ms`."""
 
     reason: int = 0
     within_ms: int = 0
@@ -154,10 +148,7 @@ class GoAway(msgspec.Struct, frozen=True, gc=False):
 
 
 class Error(msgspec.Struct, frozen=True, gc=False):
-    """ERROR: the last frame of its sender.
-
-    `code` below 256 is a gRPC status, from 256 on an ErrorCode.
-    """
+    """ERROR: its sender's last frame, with a gRPC status or an ErrorCode."""
 
     code: int
     message: str = ""
@@ -166,10 +157,7 @@ class Error(msgspec.Struct, frozen=True, gc=False):
 
 
 class Channel(msgspec.Struct, frozen=True, gc=False):
-    """CHANNEL: `channel` stands for the log of `topic` from now on.
-
-    Deliveries have offsets beyond `position`.
-    """
+    """CHANNEL: `channel` stands for the log of `topic` behind `position`."""
 
     channel: int
     topic: str

@@ -25,10 +25,7 @@ class Late(Breach):
 
 
 class Sequence:
-    """Counts SENDs and their settlement by ACK and NACK.
-
-    Numbers grow, with gaps; an ACK is never beyond the last SEND, and never repeated.
-    """
+    """Counts SENDs, whose numbers grow, with gaps, and their ACKs and NACKs."""
 
     __slots__ = ("acked", "last", "window")
 
@@ -120,10 +117,7 @@ class Channels:
             )
 
     def delivered(self, number: int, offset: int) -> None:
-        """Check a DELIVERED of this channel and offset.
-
-        Raises Late when the channel was closed, or closed and opened again further back.
-        """
+        """Check a DELIVERED's offset. Raises Late for a closed or reopened channel."""
         channel = self._open.get(number)
         if channel is None:
             raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")

@@ -43,10 +43,7 @@ class Side(enum.Enum):
 
 
 class ConnectionState(enum.Enum):
-    """The protocol state of one side of a framed connection.
-
-    IDLE and ANSWERING are the server's only, WAITING the client's.
-    """
+    """The protocol state of one side of a framed connection."""
 
     IDLE = "idle"
     """Nothing but an ERROR before the client's HELLO is here. No frame leads here."""
