@@ -1,7 +1,7 @@
 """The exceptions that the Python client raises.
 
 The gateway's code chooses the class of a refusal (REFUSALS), its gRPC status that of the end of a
-connection (ENDINGS). The client itself raises those that have an `__init__`.
+connection (ENDINGS). The client itself raises TlsRefused and the classes below it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Table of all client operations: how each is answered, refused and repeated.
-
-One row for each case of UpstreamMessage but `init`. The methods with their arguments are in
-aether_trio.client.operations, one namespace for each family.
-"""
+"""Table of all client operations: how each is answered, refused and repeated."""
 
 from __future__ import annotations
 

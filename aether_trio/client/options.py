@@ -134,7 +134,8 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
     interval = options.get("ping_interval", 20.0)
     if interval is not None and interval < 10:
         raise ValueError(f"ping_interval is {interval:g} s; under 10 s a gateway may take the pings for a flood")
-    extensions = [_extension(one) for one in options.get("extensions", ())]
+    said = options.get("extensions", ())
+    extensions = [pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one for one in said]
     if (wanted := options.get("worker_tasks")) is not None:
         if wanted < 0:
             raise ValueError(f"worker_tasks is {wanted}; it must be 0 or more")
@@ -185,7 +186,3 @@ def numbered(options: ClientOptions) -> ClientOptions:
     changed = options.copy()
     changed["extensions"] = [*options.get("extensions", ()), ASSIGNMENTS]
     return changed
-
-
-def _extension(one: pb.ExtensionDeclaration | str) -> pb.ExtensionDeclaration:
-    return pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one

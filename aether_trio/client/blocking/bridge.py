@@ -40,11 +40,9 @@ LOOK_S = 0.5
 
 
 class LoopThread:
-    """A daemon thread that runs an event loop, and the portal into that loop.
+    """A daemon thread that runs an event loop, and the portal into that loop."""
 
-    It has no finalizer: one that waits for the loop would wait for ever when the interpreter ends,
-    or after a fork.
-    """
+    # No finalizer: one that waits for the loop would wait for ever at exit, or after a fork.
 
     def __init__(self) -> None:
         self._process = os.getpid()

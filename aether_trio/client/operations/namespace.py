@@ -46,7 +46,7 @@ class Namespace:
             return
 
         def refusal(error: Any) -> bool:
-            return concerns(error, request_id)
+            return isinstance(error, AetherError) and error.request_id == request_id
 
         with self._requester.open_feed("error", match=refusal, capacity=1, lossy=True) as refusals:
             await self._requester.tell_confirmed(message, timeout=self._timeout_s)
@@ -72,11 +72,6 @@ class Namespace:
 
         with self._requester.open_feed(*cases, CONNECTION_LOST, match=mine, capacity=capacity, lossy=lossy) as feed:
             yield feed
-
-
-def concerns(error: Any, request_id: str) -> bool:
-    """Return whether the error is the gateway's refusal of the message with this id."""
-    return isinstance(error, AetherError) and error.request_id == request_id
 
 
 def upstream(case: str, payload: Message) -> pb.UpstreamMessage:

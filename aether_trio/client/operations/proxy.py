@@ -141,10 +141,7 @@ class Proxy(ProxyService):
         checked_access: AccessRequest | None = None,
         authorization: Authorization | None = None,
     ) -> AsyncIterator[StreamedResponse]:
-        """Yield an HTTP response whose body still comes, while the block lasts.
-
-        `timeout_s` limits the wait for its head, `idle_s` the wait for each piece.
-        """
+        """Yield an HTTP response whose body still comes; `idle_s` limits a piece's wait."""
         message = _message(
             target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization
         )
