@@ -240,7 +240,7 @@ def blocking_class(module: Module, name: str, kind: type, base: str, members: Se
     ]
     properties = [reading(module, one, found) for one, found in members if isinstance(found, property)]
     properties += [attribute(module, one, *told) for one, told in ATTRIBUTES.get(kind, {}).items()]
-    doc = (inspect.getdoc(kind) or "").partition("\n")[0]
+    doc = (inspect.getdoc(kind) or "").partition("\n")[0].replace("async with", "with")
     if hasattr(kind, "__aiter__") and kind is StreamedResponse:
         _called(module, "BlockingStream")
         module.use("collections.abc", "Iterator")

@@ -364,7 +364,7 @@ class SyncWorkspaces(SyncNamespace[Workspaces]):
 
 
 class JobCalls(Blocking[Job]):
-    """A task that this worker has claimed; the body of `async with job:` works on it."""
+    """A task that this worker has claimed; the body of `with job:` works on it."""
 
     fail = blocking(Job.fail)
     hibernate = blocking(Job.hibernate)
