@@ -100,9 +100,7 @@ class FramedTransport(Transport):
                 self._control.append(self._connection.send(framing.Pong(event.number)))
             case framing.Pong():
                 if self._last_ping is not None and event.number >= self._last_ping and self._ended is None:
-                    self._ended = ConnectionEnd(
-                        None, retryable=True, expected=True, why="both sides ended the connection"
-                    )
+                    self._ended = ConnectionEnd(None, retryable=True, expected=True, why="both sides have ended")
             case framing.ServerHello():
                 self.remembers_s = float(event.dedup_s)
                 client.inbox.reads(event.log)
