@@ -220,18 +220,6 @@ ENDINGS: Final[Mapping[Status, type[AetherError]]] = MappingProxyType(
 )
 """Classes by the status that ends a connection. Others are SessionEnded."""
 
-RETRYABLE_STATUSES: Final = frozenset(
-    {
-        Status.UNAVAILABLE,
-        Status.RESOURCE_EXHAUSTED,
-        Status.DEADLINE_EXCEEDED,
-        Status.ABORTED,
-        Status.INTERNAL,
-        Status.UNKNOWN,
-    }
-)
-"""Statuses after which a client reconnects."""
-
 _CODED_TEXT: Final = re.compile(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s*(.*)", re.DOTALL)
 
 

@@ -84,6 +84,18 @@ RETRYABLE: Final[frozenset[Code]] = frozenset(
     }
 )
 
+RETRYABLE_STATUSES: Final = frozenset(
+    {
+        Status.UNAVAILABLE,
+        Status.RESOURCE_EXHAUSTED,
+        Status.DEADLINE_EXCEEDED,
+        Status.ABORTED,
+        Status.INTERNAL,
+        Status.UNKNOWN,
+    }
+)
+"""Statuses after which a client reconnects."""
+
 
 class RequestError(Exception):
     """A request or message that is refused within a live stream, with its Code.

@@ -21,8 +21,8 @@ from hyperframe.frame import Frame, GoAwayFrame
 
 from aether_trio.client.connection.message_transport import MAX_RECEIVED_BYTES, MessageCodec, ProtocolBreak
 from aether_trio.client.connection.transport import ConnectionEnd
-from aether_trio.client.errors import RETRYABLE_STATUSES, PayloadTooLarge, ProtocolViolation, Refused, from_status
-from aether_trio.model.errors import Status
+from aether_trio.client.errors import PayloadTooLarge, ProtocolViolation, Refused, from_status
+from aether_trio.model.errors import RETRYABLE_STATUSES, Status
 
 _PATH: Final = "/aether.v1.AetherGateway/Connect"
 _STREAM: Final = 1

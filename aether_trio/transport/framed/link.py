@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.errors import RETRYABLE_STATUSES, Status, StatusError
 from aether_trio.transport.framed.output import FramedOutput
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.socket.linger import linger
@@ -33,17 +33,6 @@ READ_BYTES: Final = 64 * 1024
 FRAMES_AT_ONCE: Final = 256
 """Half a millisecond; READ_BYTES may hold ten thousand."""
 
-RETRYABLE: Final = frozenset(
-    {
-        Status.UNAVAILABLE,
-        Status.RESOURCE_EXHAUSTED,
-        Status.DEADLINE_EXCEEDED,
-        Status.ABORTED,
-        Status.INTERNAL,
-        Status.UNKNOWN,
-    }
-)
-"""Ends after which a client connects again automatically."""
 RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
 """Errors without a defect of the client: too fast, too slow, or cut off on the way."""
 
@@ -309,7 +298,7 @@ class FramedLink:
         self._closed = True
         if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.ConnectionState.LIVE:
             self.fail(ErrorCode.TIMEOUT, message)
-        code, retryable = self._code or (int(status), status in RETRYABLE)
+        code, retryable = self._code or (int(status), status in RETRYABLE_STATUSES)
         text = self._failure.message if isinstance(self._failure, StatusError) else message
         output = self.output
         with trio.move_on_after(self._limits.close_timeout_s):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 import trio
 
 from aether_trio.model.errors import Status
@@ -157,14 +158,4 @@ class FramedServer:
 
 
 def _answer(ours: framing.ServerHello, theirs: framing.ClientHello) -> framing.ServerHello:
-    if theirs.minor >= ours.minor:
-        return ours
-    return framing.ServerHello(
-        minor=theirs.minor,
-        max_frame=ours.max_frame,
-        max_payload=ours.max_payload,
-        publish_window=ours.publish_window,
-        dedup_s=ours.dedup_s,
-        agent=ours.agent,
-        log=ours.log,
-    )
+    return ours if theirs.minor >= ours.minor else msgspec.structs.replace(ours, minor=theirs.minor)

@@ -7,6 +7,7 @@ is asked for, and a kind still over its burst ends the connection with ENHANCE_Y
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Final
 
 from aether_trio.transport.http2.frames import Http2ErrorCode, Http2Violation
@@ -35,16 +36,7 @@ REASONS: Final = (
 
 def allowance_table(allowances: Allowances) -> tuple[Allowance, ...]:
     """Return the allowances for costly frames in the order of their counters."""
-    return (
-        allowances.settings,
-        allowances.pings,
-        allowances.resets,
-        allowances.empty_data,
-        allowances.priorities,
-        allowances.window_updates,
-        allowances.stray_data,
-        allowances.unknown_frames,
-    )
+    return tuple(getattr(allowances, one.name) for one in fields(allowances))
 
 
 class FloodBudgets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +31,21 @@ class Http2ConnectionStatistics:
     data_frames_sent: int
 
 
+@dataclass(slots=True)
 class Http2Counters:
     """Mutable counters that all HTTP/2 connections of a server or channel share."""
 
-    __slots__ = (
-        "bytes_received", "bytes_sent", "connections_open", "connections_total", "rejects", "streams_open",
-        "streams_total",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.connections_open = 0
-        self.connections_total = 0
-        self.streams_open = 0
-        self.streams_total = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
-        self.rejects: Counter[str] = Counter()
+    connections_open: int = 0
+    connections_total: int = 0
+    streams_open: int = 0
+    streams_total: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
 
     def reject(self, reason: str) -> None:
         self.rejects[reason] += 1
 
     def snapshot(self) -> Http2Statistics:
-        return Http2Statistics(
-            connections_open=self.connections_open,
-            connections_total=self.connections_total,
-            streams_open=self.streams_open,
-            streams_total=self.streams_total,
-            bytes_received=self.bytes_received,
-            bytes_sent=self.bytes_sent,
-            rejects=dict(self.rejects),
-        )
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Http2Statistics(**values | {"rejects": dict(self.rejects)})

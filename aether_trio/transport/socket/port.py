@@ -156,12 +156,10 @@ class Port:
                     )
                 raise _ConnectionRefused("unknown", f"the first bytes are not understood: {self._speaks}")
             data = b"" if accepted.tls is not None and accepted.tls.ended else await _receive(accepted.sock)
+            if not data and not head:
+                raise _ConnectionRefused("silent")
             if not data:
-                raise (
-                    _ConnectionRefused("truncated", f"the connection ended too early: {self._speaks}")
-                    if head
-                    else _ConnectionRefused("silent")
-                )
+                raise _ConnectionRefused("truncated", f"the connection ended too early: {self._speaks}")
             if accepted.tls is not None:
                 try:
                     data = accepted.tls.open(data)

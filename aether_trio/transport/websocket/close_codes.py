@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.model.errors import Status
+from aether_trio.model.errors import RETRYABLE_STATUSES, Status
 
 NORMAL: Final = 1000
 PROTOCOL_ERROR: Final = 1002
@@ -17,16 +17,6 @@ INVALID_TEXT: Final = 1007
 RECONNECT: Final = 4100
 STAY_AWAY: Final = 4200
 
-RECONNECTABLE: Final = frozenset(
-    {
-        Status.UNAVAILABLE,
-        Status.RESOURCE_EXHAUSTED,
-        Status.DEADLINE_EXCEEDED,
-        Status.ABORTED,
-        Status.INTERNAL,
-        Status.UNKNOWN,
-    }
-)
 REASON_BYTES: Final = 123
 """A control frame holds 125 bytes, of which the code takes two (RFC 6455 section 5.5)."""
 
@@ -35,7 +25,7 @@ def close_code(status: Status) -> int:
     """Return the WebSocket close code for the status that ended a stream."""
     if status is Status.OK:
         return NORMAL
-    return (RECONNECT if status in RECONNECTABLE else STAY_AWAY) + status
+    return (RECONNECT if status in RETRYABLE_STATUSES else STAY_AWAY) + status
 
 
 def close_reason(text: str) -> str:

@@ -32,7 +32,7 @@ class CloseCode(IntEnum):
 class FrameError(Exception):
     """Raised when a client breaks the WebSocket protocol; `code` is the close code."""
 
-    def __init__(self, code: CloseCode, message: str) -> None:
+    def __init__(self, message: str, code: CloseCode = CloseCode.PROTOCOL_ERROR) -> None:
         super().__init__(message)
         self.code = code
 
@@ -143,11 +143,11 @@ class FrameReader:
         opcode = first & 0x0F
         self._check_first(first, opcode)
         if not second & _MASKED:
-            raise FrameError(CloseCode.PROTOCOL_ERROR, "a client sent a WebSocket frame without a mask")
+            raise FrameError("a client sent a WebSocket frame without a mask")
         size = second & 0x7F
         if opcode & _CONTROL:
             if size > MAX_CONTROL_BYTES:
-                raise FrameError(CloseCode.PROTOCOL_ERROR, "a WebSocket control frame has more than 125 bytes")
+                raise FrameError("a WebSocket control frame has more than 125 bytes")
             header = 2
         elif size == 126:
             header = 4
@@ -155,18 +155,14 @@ class FrameReader:
                 return None
             size = int.from_bytes(buffer[at + 2 : at + 4], "big")
             if size < 126:
-                raise FrameError(
-                    CloseCode.PROTOCOL_ERROR, "a WebSocket frame states its length in more bytes than it needs"
-                )
+                raise FrameError("a WebSocket frame states its length in more bytes than it needs")
         elif size == 127:
             header = 10
             if have < header:
                 return None
             size = int.from_bytes(buffer[at + 2 : at + 10], "big")
             if size < 1 << 16 or size >> 63:
-                raise FrameError(
-                    CloseCode.PROTOCOL_ERROR, "a WebSocket frame states its length in more bytes than it needs"
-                )
+                raise FrameError("a WebSocket frame states its length in more bytes than it needs")
         else:
             header = 2
         if opcode & _CONTROL:
@@ -177,7 +173,7 @@ class FrameReader:
             return self._control(opcode, _unmasked(buffer[end - size : end], buffer[at + 2 : at + 6]))
         held = 0 if self._part is None else len(self._part)
         if held + size > self.max_message_bytes:
-            raise FrameError(CloseCode.TOO_BIG, f"a message is longer than {self.max_message_bytes} bytes")
+            raise FrameError(f"a message is longer than {self.max_message_bytes} bytes", CloseCode.TOO_BIG)
         if have < header + _MASK_BYTES:
             return None
         body = at + header + _MASK_BYTES
@@ -233,23 +229,19 @@ class FrameReader:
 
     def _check_first(self, first: int, opcode: int) -> None:
         if first & _RESERVED:
-            raise FrameError(
-                CloseCode.PROTOCOL_ERROR, "a WebSocket frame has reserved bits set, but no extension was agreed upon"
-            )
+            raise FrameError("a WebSocket frame has reserved bits set, but no extension was agreed upon")
         if opcode & _CONTROL:
             if opcode > _PONG:
-                raise FrameError(CloseCode.PROTOCOL_ERROR, f"a WebSocket frame has the unknown opcode {opcode:#x}")
+                raise FrameError(f"a WebSocket frame has the unknown opcode {opcode:#x}")
             if not first & _FIN:
-                raise FrameError(CloseCode.PROTOCOL_ERROR, "a WebSocket control frame is fragmented")
+                raise FrameError("a WebSocket control frame is fragmented")
         elif opcode > _BINARY:
-            raise FrameError(CloseCode.PROTOCOL_ERROR, f"a WebSocket frame has the unknown opcode {opcode:#x}")
+            raise FrameError(f"a WebSocket frame has the unknown opcode {opcode:#x}")
         elif opcode == _CONTINUATION:
             if self._part is None:
-                raise FrameError(
-                    CloseCode.PROTOCOL_ERROR, "a continuation frame came without a message that it continues"
-                )
+                raise FrameError("a continuation frame came without a message that it continues")
         elif self._part is not None:
-            raise FrameError(CloseCode.PROTOCOL_ERROR, "a new message began before the end of the last one")
+            raise FrameError("a new message began before the end of the last one")
 
 
 def _unmasked(data: bytes, mask: bytes) -> bytes:
@@ -264,14 +256,14 @@ def _close(payload: bytes) -> CloseFrame:
     if not payload:
         return CloseFrame(None, "")
     if len(payload) == 1:
-        raise FrameError(CloseCode.PROTOCOL_ERROR, "a WebSocket close frame has half a close code")
+        raise FrameError("a WebSocket close frame has half a close code")
     code = int.from_bytes(payload[:2], "big")
     if not (1000 <= code <= 4999) or code in (1004, 1005, 1006, 1015) or 1016 <= code < 3000:
-        raise FrameError(CloseCode.PROTOCOL_ERROR, f"a WebSocket close frame has the invalid code {code}")
+        raise FrameError(f"a WebSocket close frame has the invalid code {code}")
     try:
         return CloseFrame(code, payload[2:].decode())
     except UnicodeDecodeError:
-        raise FrameError(CloseCode.INVALID_TEXT, "the reason in a WebSocket close frame is not UTF-8") from None
+        raise FrameError("the reason in a WebSocket close frame is not UTF-8", CloseCode.INVALID_TEXT) from None
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:

@@ -38,7 +38,9 @@ _SUBPROTOCOLS: Final[dict[str, Codec]] = {**CODECS, ACKNOWLEDGED: JSON}
 class UpgradeRefused(Exception):
     """Raised when a WebSocket upgrade is refused, with the HTTP answer and a `reason`."""
 
-    def __init__(self, reason: str, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
+    def __init__(
+        self, reason: str, text: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST, headers: Headers | None = None
+    ) -> None:
         super().__init__(text)
         self.reason = reason
         self.status = status
@@ -53,41 +55,35 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
     ):
         raise UpgradeRefused(
             "no_websocket",
-            HTTPStatus.UPGRADE_REQUIRED,
             "the request is no WebSocket upgrade, but this address is for WebSocket connections",
+            HTTPStatus.UPGRADE_REQUIRED,
             [("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
     if headers.get("sec-websocket-version") != _VERSION:
         raise UpgradeRefused(
             "version",
-            HTTPStatus.UPGRADE_REQUIRED,
             f"unknown WebSocket version: Sec-WebSocket-Version must be {_VERSION}",
+            HTTPStatus.UPGRADE_REQUIRED,
             [("Sec-WebSocket-Version", _VERSION)],
         )
     key = headers.get("sec-websocket-key", "")
     if not _is_key(key):
-        raise UpgradeRefused(
-            "key", HTTPStatus.BAD_REQUEST, "invalid upgrade: Sec-WebSocket-Key must be 16 bytes in base64"
-        )
+        raise UpgradeRefused("key", "invalid upgrade: Sec-WebSocket-Key must be 16 bytes in base64")
     origin = headers.get("origin")
     if not origins.allows(origin, headers.get("host", ""), secure=secure, loopback=loopback):
         raise UpgradeRefused(
             "origin",
-            HTTPStatus.FORBIDDEN,
             f"web pages of {origin!a} may not connect; see the setting websocket.allowed_origins",
+            HTTPStatus.FORBIDDEN,
         )
     if request.query is not None:
-        raise UpgradeRefused(
-            "query", HTTPStatus.BAD_REQUEST, "the address has a query; remove it: credentials go into the first message"
-        )
+        raise UpgradeRefused("query", "the address has a query; remove it: credentials go into the first message")
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     chosen = next((name for name in offered if name in _SUBPROTOCOLS), None)
     if chosen is None:
         known = ", ".join(_SUBPROTOCOLS)
         raise UpgradeRefused(
-            "subprotocol",
-            HTTPStatus.BAD_REQUEST,
-            f"no subprotocol is known; offer one of these in Sec-WebSocket-Protocol: {known}",
+            "subprotocol", f"no subprotocol is known; offer one of these in Sec-WebSocket-Protocol: {known}"
         )
     return Upgrade(_SUBPROTOCOLS[chosen], _response(key, chosen), acknowledges=chosen == ACKNOWLEDGED)
 

@@ -173,8 +173,8 @@ class HttpServer:
             if self._draining:
                 raise UpgradeRefused(
                     "draining",
-                    HTTPStatus.SERVICE_UNAVAILABLE,
                     "the gateway is shutting down; connect again",
+                    HTTPStatus.SERVICE_UNAVAILABLE,
                     [("Retry-After", "1")],
                 )
             upgrade = negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
