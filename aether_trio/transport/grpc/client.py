@@ -33,7 +33,7 @@ from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.h2_engine import H2Engine, SharedH2State
 from aether_trio.transport.http2.limits import NO_ALLOWANCES
 from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
-from aether_trio.transport.http2.stream import Http2Stream
+from aether_trio.transport.http2.stream import Http2Stream, StreamHandler
 from aether_trio.transport.link import LinkBroken
 from aether_trio.transport.socket.tls import TlsSession
 
@@ -52,7 +52,7 @@ class ProtobufMessage(Protocol):
     def SerializeToString(self) -> bytes: ...  # noqa: N802
 
 
-class GrpcCall:
+class GrpcCall(StreamHandler):
     """The client's end of one gRPC call, for one reader and one sender at a time."""
 
     __slots__ = ("_channel", "_decode", "_headers", "_messages", "_stream", "_trailers")
@@ -160,36 +160,10 @@ class GrpcCall:
         """Whether the server's response headers have arrived."""
         return bool(self._headers)
 
-    @property
-    def has_source(self) -> bool:
-        return False
-
-    @property
-    def is_public(self) -> bool:
-        return False
-
     def fill(self) -> bool:
         """Send bytes that waited for room in the server's flow-control window."""
         self._channel.wire.plane.send_pending(self._stream)
         return False
-
-    def on_drained(self) -> None:
-        """Do nothing when all bytes have left: the stream resumes the sending task."""
-
-    def on_stall(self) -> None:
-        """Do nothing when bytes must wait: a client waits for a slow server."""
-
-    def on_moved(self) -> None:
-        """Do nothing when some waiting bytes have left: a client measures no stalls."""
-
-    def on_peer_ended(self) -> None:
-        """Do nothing: the next read finds that the server has ended the call."""
-
-    def on_broken(self) -> None:
-        """Do nothing when the stream broke: the stream resumes its reader and sender."""
-
-    def evict(self, status: int, message: str) -> None:
-        """Do nothing: only a server ends calls with a status."""
 
 
 class GrpcChannel:

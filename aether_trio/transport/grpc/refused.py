@@ -12,7 +12,7 @@ import trio
 from aether_trio.transport.grpc import response_headers
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import Http2ErrorCode
-from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
+from aether_trio.transport.http2.stream import DISCARDED, Http2Stream, StreamHandler
 
 if TYPE_CHECKING:
     from aether_trio.model.errors import StatusError
@@ -22,7 +22,7 @@ WAIT_S: Final = 1.0
 """For a request that does not end."""
 
 
-class RefusedRequest:
+class RefusedRequest(StreamHandler):
     """A request that is not gRPC; `length` is its content-length. Refused at its end."""
 
     __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal", "stream")
@@ -42,10 +42,6 @@ class RefusedRequest:
     @property
     def is_public(self) -> bool:
         return True
-
-    @property
-    def has_source(self) -> bool:
-        return False
 
     @property
     def answered(self) -> bool:
@@ -84,15 +80,6 @@ class RefusedRequest:
             plane.out.append(frames.empty_end_of_stream(self.stream.stream_id))
             self._end()
         return False
-
-    def on_drained(self) -> None:
-        """Do nothing when the refusal has been sent: no task waits for that."""
-
-    def on_stall(self) -> None:
-        """Do nothing when the refusal must wait for room: it is short."""
-
-    def on_moved(self) -> None:
-        """Do nothing when part of the refusal has left: no stall is measured."""
 
     def on_broken(self) -> None:
         """Note that the stream has broken, so that no refusal is sent."""

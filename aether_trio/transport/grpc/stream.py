@@ -20,6 +20,7 @@ from grpclib.metadata import decode_metadata, encode_metadata
 from aether_trio.transport.grpc import messages, response_headers
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.http2.frames import Http2ErrorCode
+from aether_trio.transport.http2.stream import Http2Stream, StreamHandler
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
 from aether_trio.transport.socket.writer import BURST_BYTES
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from multidict import MultiDict
 
     from aether_trio.transport.http2.server_connection import ServerConnection
-    from aether_trio.transport.http2.stream import Http2Stream
 
 MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
@@ -48,7 +48,7 @@ class StreamPeer:
         return self.certificate
 
 
-class ServerStream:
+class ServerStream(StreamHandler):
     """The server's end of one RPC; `headers` include the pseudo headers of HTTP/2."""
 
     __slots__ = (
@@ -364,9 +364,6 @@ class ServerStream:
             self.connection.reset(self._stream, Http2ErrorCode.CANCEL)
             self.connection.closed_locally(self._stream)
         await trio.lowlevel.checkpoint()
-
-    def on_peer_ended(self) -> None:
-        """Do nothing: the next read finds that the client has ended its side."""
 
     def on_broken(self) -> None:
         """Cut the session's source and cancel the handler: the stream has broken."""

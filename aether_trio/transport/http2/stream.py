@@ -36,23 +36,29 @@ class PayloadReader(Protocol):
         """Drop the message that is still arriving."""
 
 
-class StreamHandler(Protocol):
-    """Protocol: the RPC on an HTTP/2 stream, as the connection calls it."""
+class StreamHandler:
+    """Base of the RPCs on HTTP/2 streams; events that one does not handle do nothing."""
+
+    __slots__ = ()
 
     @property
     def answered(self) -> bool:
         """Whether the RPC's response has begun."""
+        raise NotImplementedError
 
     @property
     def has_source(self) -> bool:
         """Whether the stream pulls its messages when there is room, so that few wait."""
+        return False
 
     @property
     def is_public(self) -> bool:
         """Whether the RPC needs no credential (health, reflection)."""
+        return False
 
     def fill(self) -> bool:
         """Put bytes to send into the data plane; return whether more can follow now."""
+        raise NotImplementedError
 
     def on_drained(self) -> None:
         """Handle that the kernel has taken all bytes of the stream."""
