@@ -6,7 +6,7 @@ flow-control windows, flood budgets) live with the transport.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar, Final
 
 from aether_trio.model.identity import MAX_TOKEN_BYTES
@@ -140,9 +140,3 @@ class Limits:
                 )
         if self.kv_list_page > self.kv_list_page_max:
             raise ValueError(f"limit kv_list_page {self.kv_list_page} is over kv_list_page_max {self.kv_list_page_max}")
-
-    def without_rates(self) -> Limits:
-        """Return the same limits without rates, for development."""
-        return replace(
-            self, send_rate_per_s=0.0, workspace_rate_per_s=0.0, identity_rate_per_s=0.0, request_rate_per_s=0.0
-        )

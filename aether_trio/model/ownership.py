@@ -11,6 +11,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
 
 
@@ -124,3 +125,20 @@ class DisconnectResult:
 
     outcome: DisconnectOutcome
     identity: str = ""
+
+
+def duplicate_identity(identity: str) -> StatusError:
+    """Return the refusal of a client whose identity another session owns."""
+    return StatusError(
+        Status.ALREADY_EXISTS,
+        f"DuplicateIdentityError: {identity} is connected already; close that connection, or name its session "
+        "in resume_session_id to take over",
+    )
+
+
+def workspace_full(workspace: str, limit: int) -> StatusError:
+    """Return the refusal of a client whose workspace has all the connections it may have."""
+    return StatusError(
+        Status.RESOURCE_EXHAUSTED,
+        f"workspace {workspace} has {limit} connections, which is its limit (limits.connections_per_workspace)",
+    )

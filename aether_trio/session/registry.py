@@ -14,9 +14,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.model.ownership import LastSeen, SessionHistory, SessionRecord
+from aether_trio.model.ownership import LastSeen, SessionHistory, SessionRecord, duplicate_identity, workspace_full
 from aether_trio.session.roster import Roster
 from aether_trio.session.session import Session
 
@@ -62,11 +61,7 @@ class SessionRegistry:
         if holder is not None:
             if not resume_session_id or holder.session_id != resume_session_id:
                 self._refused += 1
-                raise StatusError(
-                    Status.ALREADY_EXISTS,
-                    f"DuplicateIdentityError: {name} is connected already; close that connection, or name its session "
-                    "in resume_session_id to take over",
-                )
+                raise duplicate_identity(name)
             history = holder.history
         else:
             self._check_quota(session.identity)
@@ -108,11 +103,7 @@ class SessionRegistry:
     def _check_quota(self, identity: Identity) -> None:
         if self._per_workspace and self._workspaces.get(identity.workspace, 0) >= self._per_workspace:
             self._refused += 1
-            raise StatusError(
-                Status.RESOURCE_EXHAUSTED,
-                f"workspace {identity.workspace} has {self._per_workspace} connections, which is its limit "
-                "(limits.connections_per_workspace)",
-            )
+            raise workspace_full(identity.workspace, self._per_workspace)
 
     def _count(self, identity: Identity, step: int) -> None:
         self._live[identity.kind.value] += step

@@ -242,7 +242,10 @@ def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
 def test_development_mode_changes_defaults_and_nothing_that_was_said() -> None:
     dev = load_settings(flags={"gateway.dev": True})
     assert (dev.gateway.host, dev.auth.allow_anonymous) == ("127.0.0.1", True)
-    assert dev.limits == dataclasses.replace(Limits().without_rates(), connections_per_workspace=0)
+    no_rates = dict.fromkeys(
+        ("send_rate_per_s", "workspace_rate_per_s", "identity_rate_per_s", "request_rate_per_s"), 0
+    )
+    assert dev.limits == dataclasses.replace(Limits(), **no_rates, connections_per_workspace=0)
     said = load_settings(flags={"gateway.dev": True}, sets=["limits.send_rate_per_s=5", "auth.allow_anonymous=false"])
     assert (said.limits.send_rate_per_s, said.auth.allow_anonymous) == (5, False)
 

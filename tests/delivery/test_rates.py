@@ -6,9 +6,9 @@ import pytest
 
 from aether_trio.delivery import rates
 from aether_trio.delivery.rates import Rates
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.limits import Limits
+from tests.helpers.clocks import ManualClock
 
 
 def code_of(limiter: Rates, bucket: object, workspace: str = "w", identity: str = "i") -> Code | None:
@@ -51,7 +51,7 @@ def test_a_rate_below_one_a_second_still_lets_something_through() -> None:
 
 
 def test_without_rates_nothing_is_counted() -> None:
-    limiter = Rates(Limits().without_rates(), ManualClock())
+    limiter = Rates(Limits(send_rate_per_s=0, workspace_rate_per_s=0, identity_rate_per_s=0), ManualClock())
     assert limiter.unlimited
     limiter.take(limiter.connection_bucket(), "w", "i")
     assert limiter._workspaces == limiter._identities == {}

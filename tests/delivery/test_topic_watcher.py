@@ -9,8 +9,8 @@ import trio
 
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.topic_watcher import TopicWatcher
-from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import RequestError
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import Bench
 

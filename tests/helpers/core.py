@@ -23,10 +23,11 @@ from trio.testing import MockClock
 from aether_trio.config import Settings, load_settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.databases import Databases
-from aether_trio.model.clock import Clock, VirtualClock
+from aether_trio.model.clock import Clock
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.direct import Store
 from tests.helpers.inline import Gate, InlineDatabase
 

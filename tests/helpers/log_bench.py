@@ -12,8 +12,8 @@ from aether_trio.delivery.catchup import CatchUp
 from aether_trio.delivery.outbox import Outbox, OutboxLimits
 from aether_trio.delivery.subscription import Subscription
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
-from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import RequestError
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.inline import InlineDatabase
 
 MOST_PULLS = 10_000

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from aether_trio.delivery.receipts import Receipts
 from aether_trio.log.deduplication import IS_COMMITTED, IS_NEW, Publisher, PublisherStore
 from aether_trio.log.topic_log import LogLimits
-from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import Code, RequestError
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.helpers.inline import InlineDatabase, open_inline

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aether_trio.delivery.receipts import Receipts
 from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
-from aether_trio.model.clock import VirtualClock
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.direct import Store
 from tests.helpers.inline import InlineDatabase
 from tests.helpers.log_bench import open_bench

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.model.clock import MAX_HOLD_MS, Clock, ManualClock, SystemClock, VirtualClock
+from aether_trio.model.clock import MAX_HOLD_MS, Clock, SystemClock
+from tests.helpers.clocks import ManualClock, VirtualClock
 
 START_MS = 1_700_000_000_000
 

@@ -52,12 +52,6 @@ def test_a_page_is_not_larger_than_the_largest() -> None:
         Limits(kv_list_page=51, kv_list_page_max=50)
 
 
-def test_development_has_no_rates_and_keeps_the_rest() -> None:
-    limits = Limits(workspace_rate_per_s=5, identity_rate_per_s=5, payload_bytes=10).without_rates()
-    assert (limits.send_rate_per_s, limits.workspace_rate_per_s, limits.identity_rate_per_s) == (0, 0, 0)
-    assert limits.payload_bytes == 10
-
-
 def test_the_protocols_own_limits_are_not_settings() -> None:
     with pytest.raises(TypeError):
         Limits(topic_bytes=512)  # type: ignore[call-arg]

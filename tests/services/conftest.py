@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.storage.base import Database
+from tests.helpers.clocks import ManualClock
 from tests.helpers.core import use_virtual_time
 from tests.helpers.core_fixtures import core, world
 from tests.helpers.engines import Engine

@@ -9,13 +9,13 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
 from aether_trio.services import checkpoints
 from aether_trio.services.checkpoints import MAX_DATA_BYTES, CheckpointService
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 from tests.helpers.direct import Store
 from tests.helpers.engines import Engine
 from tests.helpers.inline import open_inline

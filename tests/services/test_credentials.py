@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from aether_trio.config import ApiKey, AuthSettings
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.credentials.checker import (
@@ -22,6 +21,7 @@ from aether_trio.services.credentials.checker import (
     parse_common_name,
 )
 from aether_trio.transport.link import PeerCertificate
+from tests.helpers.clocks import ManualClock
 
 AGENT = Identity.agent("prod", "echo", "1")
 EVERY_KIND = [

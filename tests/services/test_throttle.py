@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.config import AuthSettings
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.services.credentials.throttle import Throttle, network_of
+from tests.helpers.clocks import ManualClock
 
 HERE, THERE = "192.0.2.1:1000", "192.0.2.2:1000"
 AGENT = "ag::prod::echo::1"

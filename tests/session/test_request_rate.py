@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import trio
 
-from aether_trio.model.limits import Limits
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors, kv_get, message_to, payloads
 
@@ -57,8 +56,3 @@ async def test_connections_do_not_share_their_rate(world: World) -> None:
                 peer.send(*(kv_get("x") for _ in range(15)))
                 await barrier(peer)
                 assert errors(peer) == []
-
-
-def test_development_has_no_rates() -> None:
-    limits = Limits().without_rates()
-    assert limits.request_rate_per_s == limits.send_rate_per_s == 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.storage.base import Database
 from aether_trio.storage.database_clock import OLD_S, DatabaseClock
+from tests.helpers.clocks import ManualClock
 from tests.helpers.engines import PostgresEngine
 
 

@@ -38,7 +38,14 @@ from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
+from aether_trio.model.ownership import (
+    GrantedLock,
+    IdentityLock,
+    LockRequest,
+    SessionHistory,
+    duplicate_identity,
+    workspace_full,
+)
 from aether_trio.storage.base import StorageUnavailable
 
 logger = structlog.get_logger("aether.cluster")
@@ -174,7 +181,7 @@ class ClusterLocks:
             if isinstance(verdict, Full):
                 if looked_for_dead or not await self._nodes.find_dead():
                     self._refused += 1
-                    raise _full(request, self._limits.connections_per_workspace)
+                    raise workspace_full(request.workspace, self._limits.connections_per_workspace)
                 looked_for_dead = True
             elif isinstance(verdict, HeldBy):
                 if not asked or (asked[-1].node_id, asked[-1].session_id) != (verdict.node_id, verdict.session_id):
@@ -205,11 +212,7 @@ class ClusterLocks:
 
     def _refusal(self, request: LockRequest) -> StatusError:
         self._refused += 1
-        return StatusError(
-            Status.ALREADY_EXISTS,
-            f"DuplicateIdentityError: {request.identity} is connected already; close that connection, or name its session "
-            "in resume_session_id to take over",
-        )
+        return duplicate_identity(request.identity)
 
     # -- releasing ---------------------------------------------------------------------------------
 
@@ -334,10 +337,3 @@ class ClusterLocks:
                 event.set()
         elif identity in self._waiting:
             self._waiting[identity].set()
-
-
-def _full(request: LockRequest, limit: int) -> StatusError:
-    return StatusError(
-        Status.RESOURCE_EXHAUSTED,
-        f"workspace {request.workspace} has {limit} connections, which is its limit (limits.connections_per_workspace)",
-    )

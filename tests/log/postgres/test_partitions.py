@@ -16,8 +16,8 @@ from aether_trio.log.partitions import (
 )
 from aether_trio.log.topic_log import LogLimits, open_log
 from aether_trio.log.topic_sql import key_of
-from aether_trio.model.clock import ManualClock
 from aether_trio.storage.base import Database
+from tests.helpers.clocks import ManualClock
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.log_bench import Collector
 

@@ -9,9 +9,9 @@ from typing import Any
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.clock import VirtualClock
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.core import agent, connect, message_to
 from tests.services.agents.ops import Op, operate, register, starter
 from tests.services.tasks import peers

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import Capability, DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 
 ALICE = Identity.agent("w1", "alice", "1")
 BOB = Identity.agent("w1", "bob", "1")

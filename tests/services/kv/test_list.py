@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
 from aether_trio.services.access import DevAuthorizer
@@ -16,6 +15,7 @@ from aether_trio.services.kv import service as service_module
 from aether_trio.services.kv.ranges import CursorError, decode_cursor, encode_cursor
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, BOB, Caller
 
 EXCLUSIVE = pb.KVOperation.GLOBAL_EXCLUSIVE

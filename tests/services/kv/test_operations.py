@@ -6,12 +6,12 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import SWEEP_INTERVAL_S
 from aether_trio.storage.base import Database
+from tests.helpers.clocks import ManualClock
 from tests.helpers.direct import Store
 from tests.helpers.inline import open_inline
 from tests.services.kv.conftest import ALICE, Caller

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, BOB, Caller
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
 from aether_trio.services.access import AccessDecision, DevAuthorizer
@@ -16,6 +15,7 @@ from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import MAX_RESPONSE_BYTES
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, Caller
 
 OPS = pb.KVOperation.OpType.keys()

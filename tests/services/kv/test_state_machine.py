@@ -9,13 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.programs import MAX_EXPIRES_MS
 from aether_trio.storage.base import Fetch, Program, Row, single
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import ManualClock
 from tests.helpers.direct import Direct, Store
 from tests.services.kv.conftest import ALICE
 

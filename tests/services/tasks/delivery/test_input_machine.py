@@ -17,9 +17,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aether_trio.model.clock import VirtualClock
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.core import (
     World,
     agent,
