@@ -74,6 +74,8 @@ _WRITES: Final[dict[int, SlotProgram]] = {
     Op.SET_ADD: lambda slot, op: programs.set_add(slot, op.value, op.ttl),
 }
 _KNOWN: Final = frozenset({*_READS, *_WRITES, Op.LIST, Op.PURGE_IDENTITY})
+_OPERATIONS: Final[dict[int, str]] = {number: name for name, number in Op.OpType.items()}
+_SCOPES: Final[dict[int, str]] = {number: name for name, number in Op.Scope.items()}
 
 
 class _KvRefused(Exception):
@@ -264,19 +266,12 @@ class KvHandler:
         """Perform one key-value operation within the reach of the session's credential."""
         started = self._clock.monotonic()
         answers = await self._service.handle(session.identity, op, session)
-        operation, scope = _labels(op)
+        operation, scope = _OPERATIONS.get(op.op, "UNKNOWN"), _SCOPES.get(op.scope, "UNKNOWN")
         succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
         self._metrics.metered_kv_operations.add((session.workspace, operation))
         self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
         self._metrics.kv_operation_latency.observe(self._clock.monotonic() - started, (operation, scope))
         return answers
-
-
-def _labels(op: pb.KVOperation) -> tuple[str, str]:
-    operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
-    operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
-    scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"
-    return operation, scope
 
 
 def _purge_range(op: pb.KVOperation, target: Identity) -> tuple[bytes, bytes]:
