@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -225,9 +226,7 @@ class Autostarter:
                 queue.unregistered.offer(identity, (trigger_ms, now + UNREGISTERED_S))
         if wanted:
             try:
-                await in_halves(
-                    list(wanted), lambda some: self._start({one: wanted[one] for one in some}), _report_defect
-                )
+                await in_halves(list(wanted), partial(self._start, wanted), _report_defect)
             except BaseException:
                 for identity, trigger_ms in wanted.items():
                     queue.waiting.keep(identity, trigger_ms)
@@ -282,16 +281,16 @@ class Autostarter:
         implementation = identity.split("::", 3)[2]
         return implementation in self._names or implementation.rpartition(":")[0] in self._names
 
-    async def _start(self, wanted: Mapping[str, int]) -> Sequence[None]:
+    async def _start(self, triggers: Mapping[str, int], names: Sequence[str]) -> Sequence[None]:
         absent: dict[Identity, int] = {}
-        present = await self._starter.connected(list(wanted))
-        for name, trigger_ms in wanted.items():
+        present = await self._starter.connected(names)
+        for name in names:
             self._checked[name] = trio.current_time()
             # The table of workers is a moment behind when a participant has just connected.
             if name in present or await self._connected(name):
                 continue
             try:
-                absent[Identity.parse(name, strict=False)] = trigger_ms
+                absent[Identity.parse(name, strict=False)] = triggers[name]
             except IdentityError:
                 continue
         if not absent:
