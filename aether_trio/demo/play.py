@@ -20,7 +20,7 @@ from aether_trio.demo.people import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, Process
 from aether_trio.demo.screen import Screen
 
-LATE_S: Final = 9.0  # seconds after which pauses get shorter, as on a busy machine
+LATE_S: Final = 9.0  # seconds after which pauses get shorter: the machine is busy
 
 
 class Play:

@@ -289,8 +289,7 @@ class LeasedQueues:
         while True:
             with trio.move_on_after(POLL_S) as pause:
                 await self._departed.wait()
-            # With one node, no other node leases or dies; only a statement that was given up can
-            # have leased messages.
+            # With one node, only a statement that was given up can have leased messages unnoticed.
             if self._node_lease.node_id > 0 or self._failed_before:
                 self._failed_before = False
                 try:

@@ -212,8 +212,7 @@ class LeasedQueue:
             self._held = response.held
         else:
             self._held += len(response.messages) - len(request.done) - len(request.returned)
-            # The database counts a lease that this node does not know: a statement that was given
-            # up has run later.
+            # If the database counts more, a statement that was given up has run later.
             self._resync = self._held != response.held
         for offset, frame in response.messages:
             known = self._known.get(offset) if frame is None else frame

@@ -112,15 +112,14 @@ class LocalQueue:
         """Do nothing: a queue without a cursor starts at the topic's oldest message."""
 
     def _save_cursor(self) -> None:
-        # Offsets in flight are in order of dispatch: a returned one may be behind a newer one.
+        # The smallest of each worker: a returned message is dispatched after newer ones.
         not_done = [min(worker.in_flight.offsets) for worker in self.dispatcher.workers if worker.in_flight.offsets]
         not_done += self._returned[:1]
         self._log.cursors.advance(self.state, CONSUMER, min(not_done) - 1 if not_done else self._position)
 
     @property
     def _is_behind(self) -> bool:
-        # `state.tail` is set before the offers of a message, so a message that was not dispatched
-        # is behind.
+        # `state.tail` is set before a message is offered: one that was not dispatched is behind.
         return bool(self.dispatcher.workers) and (bool(self._returned) or self._position < self.state.tail)
 
     def _read_if_behind(self) -> None:
@@ -135,8 +134,7 @@ class LocalQueue:
                     self._dispatch_page, f"reading the work queue {self.state.name}", logger
                 )
                 if not has_room and self.dispatcher.workers:
-                    # No worker can take the next message, small as its outbox may be: a large one
-                    # needs it empty.
+                    # No worker has room for the next message: a large one needs an empty outbox.
                     await self._room.wait()
         finally:
             self._reading = False
