@@ -50,7 +50,7 @@ _NODES: Final = """CREATE TABLE nodes (
     ended_ms {bigint}
 )"""
 
-_HOLDS: Final = """CREATE TABLE identity_locks (
+_IDENTITY_LOCKS: Final = """CREATE TABLE identity_locks (
     identity TEXT {byte_order} PRIMARY KEY,
     kind TEXT NOT NULL,
     workspace TEXT NOT NULL,
@@ -73,7 +73,7 @@ _HOLDS: Final = """CREATE TABLE identity_locks (
     ended_ms {bigint}
 )"""
 
-_ASKS: Final = """CREATE UNLOGGED TABLE lock_requests (
+_LOCK_REQUESTS: Final = """CREATE UNLOGGED TABLE lock_requests (
     identity TEXT {byte_order} NOT NULL,
     asker INT NOT NULL,
     session_id TEXT NOT NULL,
@@ -138,11 +138,11 @@ END $$"""
 MIGRATIONS: Final = (
     (
         _NODES,
-        _HOLDS,
+        _IDENTITY_LOCKS,
         "CREATE INDEX identity_locks_live_by_workspace ON identity_locks (workspace) WHERE ended_ms IS NULL",
         "CREATE INDEX identity_locks_live_by_node ON identity_locks (node_id) WHERE ended_ms IS NULL",
         "CREATE INDEX identity_locks_ended ON identity_locks (ended_ms) WHERE ended_ms IS NOT NULL",
-        _ASKS,
+        _LOCK_REQUESTS,
         _NOW,
         _FENCE,
         _DECLARE_DEAD,

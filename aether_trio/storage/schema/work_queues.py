@@ -35,13 +35,13 @@ RETURNED: Final = -1
 OFFSET_BITS: Final = 36
 """As in log/topic_sql.py, which storage may not import; a test compares them."""
 
-_GROUPS: Final = """CREATE TABLE work_queues (
+_WORK_QUEUES: Final = """CREATE TABLE work_queues (
     topic_id {bigint} PRIMARY KEY,
     position {bigint} NOT NULL,
     done_upto {bigint} NOT NULL
 ) WITH (fillfactor = 50)"""
 
-_HANDS: Final = """CREATE TABLE work_leases (
+_WORK_LEASES: Final = """CREATE TABLE work_leases (
     topic_id {bigint} NOT NULL,
     node_id {bigint} NOT NULL,
     node_epoch {bigint} NOT NULL,
@@ -291,4 +291,4 @@ BEGIN
     END LOOP;
 END $$"""  # noqa: S608  # constants
 
-STATEMENTS: Final = tuple(ForPostgres(text) for text in (_GROUPS, _HANDS, _IS_FREE, _LOOK, _WORK))
+STATEMENTS: Final = tuple(ForPostgres(text) for text in (_WORK_QUEUES, _WORK_LEASES, _IS_FREE, _LOOK, _WORK))
