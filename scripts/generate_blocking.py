@@ -90,7 +90,7 @@ ON_TARGET: Final = {
 INNER: Final = {"entered", "ever_written", "extra_attributes", "is_open"}
 """Properties that only the client itself reads."""
 
-HEAD: Final = '''"""The client's operations, blocking; scripts/generate_blocking.py writes this file."""
+HEAD: Final = '''"""The client's operations, blocking; scripts/generate_blocking.py makes the file."""
 
 from __future__ import annotations
 '''

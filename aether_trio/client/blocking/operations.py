@@ -1,4 +1,4 @@
-"""The client's operations, blocking; scripts/generate_blocking.py writes this file."""
+"""The client's operations, blocking; scripts/generate_blocking.py makes the file."""
 
 from __future__ import annotations
 

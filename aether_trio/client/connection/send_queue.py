@@ -88,7 +88,7 @@ class SendQueue:
         if confirm or not self.published % _YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
         else:
-            await anyio.lowlevel.checkpoint_if_cancelled()  # to yield each time would write each message alone
+            await anyio.lowlevel.checkpoint_if_cancelled()  # a yield would write each message alone
         self._check_open()
         while not self.has_room(len(payload)):
             if self._room.is_set():
