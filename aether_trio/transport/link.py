@@ -41,7 +41,7 @@ class PeerCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A link's client: "host:port", transport ("grpc", ...), lower-case metadata."""
+    """Names a session's client: address (host:port), transport, lower-case metadata."""
 
     address: str
     transport: str
@@ -56,7 +56,7 @@ class LinkBroken(Exception):
 
 
 class FrameSource(Protocol):
-    """Supplies the messages that a link sends: the session's side of the link."""
+    """Protocol: the session as the source of the messages that its transport sends."""
 
     def pull(self, max_bytes: int) -> list[bytes]:
         """Take the next encoded messages, in order; [] for none. Never raises.
@@ -100,7 +100,7 @@ class FrameSource(Protocol):
 
 
 class Link(Protocol):
-    """One client's bidirectional message stream, over whatever transport."""
+    """Protocol: one client's bidirectional message stream, over any transport."""
 
     peer: Peer
 
@@ -118,7 +118,7 @@ class Link(Protocol):
         """Allow messages of full length from now on: the client's session is accepted."""
 
     def kick(self) -> None:
-        """Send what the source has, now or when there is room. Cheap to call twice."""
+        """Send the source's messages, now or when there is room. Cheap to call twice."""
 
     @property
     def stalled_since(self) -> float | None:
@@ -135,4 +135,4 @@ class Link(Protocol):
         """Wait for input sent before the client was asked to leave, or until it has left."""
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Send what was pulled, then the status, within a bounded time. Idempotent."""
+        """Send pulled messages, then the status that ends the stream. Idempotent."""

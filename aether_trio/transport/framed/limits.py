@@ -9,7 +9,7 @@ from aether_trio.wire.framing.constants import DEFAULT_MAX_FRAME_BYTES, DEFAULT_
 
 @dataclass(frozen=True, slots=True)
 class FramedLimits:
-    """Limits of one framed (binary protocol) connection; HELLO tells clients some."""
+    """Limits of one framed (binary protocol) connection, some announced in HELLO."""
 
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     payload_bytes: int = 1024 * 1024

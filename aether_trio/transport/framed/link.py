@@ -38,7 +38,7 @@ RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorC
 
 
 class FramedLink:
-    """The Link of one client that is connected by the framed (binary) protocol."""
+    """Carries one client's session over the framed (binary) protocol, as its Link."""
 
     __slots__ = (
         "_account", "_closed", "_code", "_counters", "_credits", "_ended", "_failure", "_frames_left", "_frames_since",
@@ -195,7 +195,7 @@ class FramedLink:
         return events
 
     def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
-        """Return the frames for the session; handle the others, except mistakes, here."""
+        """Handle received frames of the protocol itself; return those for the session."""
         batch: list[Upstream] = []
         behind = self._failure
         for event in events:

@@ -100,7 +100,7 @@ class GrpcCall(StreamHandler):
             self._channel.end_of_request(self)
 
     async def receive_bytes(self) -> Sequence[bytes]:
-        """Return serialized replies, at least one; [] after OK. Raises GRPCError."""
+        """Return serialized replies; [] once the call ended with OK. Raises GRPCError."""
         try:
             batch = await self._messages.receive_batch()
         except StatusError as error:
@@ -238,7 +238,7 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[GrpcCall]:
-        """Open a gRPC call for the block, whose end cancels it; `timeout` in seconds."""
+        """Open a gRPC call for an `async with` block, which cancels it; timeout in seconds."""
         await trio.lowlevel.checkpoint()
         if self._failure is not None or self.wire.closing:
             raise LinkBroken(self._failure or "the channel is closed")

@@ -45,7 +45,7 @@ class Decompressor:
         """trio time at which everything so far would be decompressed at the rate."""
 
     async def decompress(self, message: bytes, encoding: str, max_bytes: int) -> bytes:
-        """Decompress one message in slices; raises StatusError as Decompression does."""
+        """Decompress a message in slices. Raises StatusError for bad or too long data."""
         decompression = Decompression(message, encoding, max_bytes)
         async with self._one:
             wait_s = self._paid_at - trio.current_time() - AHEAD_S

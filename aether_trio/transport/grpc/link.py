@@ -17,7 +17,7 @@ from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
-    """The Link of one gRPC client; its RPC's task gets LinkBroken, not Cancelled."""
+    """Carries one client's session over a gRPC stream, as its Link; a cut is LinkBroken."""
 
     __slots__ = ("_failure", "_stream", "peer")
 
@@ -74,7 +74,7 @@ class GrpcLink:
         await self._stream.connection.wait_round_trip()
 
     async def close(self, status: Status, message: str = "") -> None:
-        """Send what was pulled within `close_timeout_s`, then trailers with `status`."""
+        """Send pulled messages, then trailers with `status`, within a bounded time."""
         stream = self._stream
         if stream.finished:
             await trio.lowlevel.checkpoint()

@@ -221,7 +221,7 @@ class MessageStream:
 
     @property
     def awaits_rest(self) -> bool:
-        """Whether the peer could send the rest now: a reader waits, the window is open."""
+        """Whether the rest of a message may arrive: a reader waits, the window is open."""
         return self.stream.reading and self._connection.plane.has_room
 
     def give_up(self, error: StatusError) -> None:

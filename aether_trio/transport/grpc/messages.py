@@ -105,7 +105,7 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
 
 
 def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
-    """Return the final error for a too long message of a client not yet accepted."""
+    """Return the error for a too long message of a client that is not accepted yet."""
     text = f"a message of {size_bytes} bytes; at most {max_bytes} are allowed from a client that is not accepted"
     return StatusError(Status.INVALID_ARGUMENT, text)
 

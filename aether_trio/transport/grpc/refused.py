@@ -23,7 +23,7 @@ WAIT_S: Final = 1.0
 
 
 class RefusedRequest(StreamHandler):
-    """A request that is not gRPC; `length` is its content-length. Refused at its end."""
+    """A request that is not gRPC, refused at its end; `length` is its content-length."""
 
     __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal", "stream")
 

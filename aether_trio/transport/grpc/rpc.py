@@ -175,7 +175,7 @@ def _end_badly(stream: ServerStream, error: Exception) -> None:
 
 
 def _first_status(error: BaseException) -> BaseException:
-    """Return the error of a gRPC status in nested exception groups, or `error` itself."""
+    """Return the first error with a gRPC status in exception groups, else `error`."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             leaf = _first_status(inner)

@@ -41,7 +41,7 @@ class Servable(Protocol):
 
 
 class GrpcServer:
-    """Serves gRPC services; `unfinished` bounds messages of all transports together."""
+    """Serves gRPC services; `unfinished` bounds unfinished messages of all transports."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class GrpcServer:
             await linger(accepted.sock, self.limits.linger_s)
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send GOAWAY twice, wait for the RPCs; after `deadline_s` send UNAVAILABLE."""
+        """Send GOAWAY twice and wait for the RPCs; end the rest after `deadline_s`."""
         self._draining = True
         for count, connection in enumerate(tuple(self._connections)):
             connection.ask_to_leave()

@@ -254,7 +254,7 @@ class ServerStream(StreamHandler):
         self._closing = True
 
     def fill(self) -> bool:
-        """Send bytes that waited for window, then what the session has."""
+        """Send bytes that waited for the client's window, then the session's messages."""
         stream, wire, source = self._stream, self.connection.wire, self._source
         plane, waited = wire.plane, stream.pending
         if not plane.send_pending(stream):
@@ -310,7 +310,7 @@ class ServerStream(StreamHandler):
                 self._source.failed(error)
 
     def kick(self) -> None:
-        """Send what the session has, now or as soon as there is room."""
+        """Send the session's messages, now or as soon as there is room."""
         if not self._stream.finished:
             self.connection.wire.kick(self._stream)
 
@@ -366,7 +366,7 @@ class ServerStream(StreamHandler):
         await trio.lowlevel.checkpoint()
 
     def on_broken(self) -> None:
-        """Cut the session's source and cancel the handler: the stream has broken."""
+        """Tell the session and cancel the handler: the RPC's stream has broken."""
         self._closing = True
         if self._source is not None:
             self._source.cut()

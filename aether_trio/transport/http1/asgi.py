@@ -50,7 +50,7 @@ class AsgiHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the application's lifespan, if any, around the block. Raises LifespanFailed."""
+        """Run the ASGI application's lifespan around the block. Raises LifespanFailed."""
         lifespan = _Lifespan(self._app, self._state)
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.run)

@@ -173,7 +173,7 @@ class Http1Connection:
         return request
 
     def _check_length(self, event: h11.Request) -> None:
-        """Refuse a request head above `max_head_bytes`, whole or not. Raises BadRequest."""
+        """Refuse a request head above `max_head_bytes`. Raises BadRequest."""
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
             raise _head_too_long(f"request line and headers have more than {self._limits.max_head_bytes} bytes")
@@ -264,7 +264,7 @@ class Http1Connection:
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
     async def wait_for_end(self) -> None:
-        """Wait until the client ends; forever once it sent the next request ahead."""
+        """Wait until the client closes; forever once it has sent its next request ahead."""
         while not self._rest:
             try:
                 self._rest = await self._receive()
@@ -304,7 +304,7 @@ class Http1Connection:
         await self.respond(status, [*TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def start_response(self, status: int, headers: Headers, *, close: bool = False) -> None:
-        """Send status and headers; without a Content-Length the body is chunked."""
+        """Send a response's head; without a Content-Length its body is chunked."""
         await self._send(self._head(status, headers, close=close))
 
     async def send_body(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ Answer: TypeAlias = Callable[[Http1Connection, Request], Awaitable[bool]]
 async def serve_requests(
     http: Http1Connection, answer: Answer, *, on_refused: Callable[[BadRequest], None] = lambda _refused: None
 ) -> None:
-    """Pass each HTTP request to `answer`, until False or the end. Raises as Answer."""
+    """Pass HTTP requests to `answer` until it returns False. Raises as `answer` does."""
     try:
         while (request := await http.next_request()) is not None:
             if not await answer(http, request):

@@ -126,7 +126,7 @@ class ConnectionIo:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Parse received bytes and wake readers; True if unparsed bytes remain: pass b""."""
+        """Parse received bytes and wake readers; if True, call again with b"" for the rest."""
         plane = self.plane
         try:
             plane.receive(data)

@@ -311,7 +311,7 @@ class DataPlane:
     # Giving room back -----------------------------------------------------------------------------
 
     def take(self, stream: Http2Stream) -> list[bytes]:
-        """Take a stream's messages, MESSAGES_AT_ONCE at most; return room to the peer."""
+        """Take at most MESSAGES_AT_ONCE messages of a stream; then reopen its window."""
         batch = stream.inbox
         if len(batch) > MESSAGES_AT_ONCE:
             stream.inbox = batch[MESSAGES_AT_ONCE:]
@@ -335,7 +335,7 @@ class DataPlane:
         self._give_connection_credit()
 
     def _connection_credit(self, size: int) -> None:
-        """Open the connection window again by bytes that may be unread: others go on."""
+        """Reopen the connection window by `size` received bytes, even if unread."""
         self._credit += size
         self._give_connection_credit()
 
@@ -349,7 +349,7 @@ class DataPlane:
     # Sending --------------------------------------------------------------------------------------
 
     def room(self, stream: Http2Stream) -> int:
-        """Return how many DATA bytes both windows allow now; negative when they shrank."""
+        """Return the DATA bytes that both send windows allow; negative when they shrank."""
         return min(self.send_window, stream.send_window)
 
     def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:

@@ -51,7 +51,10 @@ class FloodBudgets:
         self._counters: list[int] | None = None
 
     def spend(self, kind: int, earned: int = 0) -> None:
-        """Count a frame of `kind`, unless `earned` excuses it. Raises Http2Violation."""
+        """Count a costly frame of `kind`; raise Http2Violation when it is one too many.
+
+        `earned` is the connection's running total of events that excuse one frame each.
+        """
         counters = self._counters
         if counters is None:
             # Spent, then forgiven so far, per kind.

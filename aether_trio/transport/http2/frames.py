@@ -55,7 +55,7 @@ class Http2ErrorCode(enum.IntEnum):
 
 
 class Http2Violation(Exception):
-    """Raised when the peer breaks HTTP/2 or limit `reason`; `debug` goes into GOAWAY."""
+    """Raised when the peer breaks an HTTP/2 rule or limit; `debug` goes into GOAWAY."""
 
     def __init__(self, code: Http2ErrorCode, reason: str, debug: str = "") -> None:
         super().__init__(f"{code.name}: {debug or reason}")

@@ -210,7 +210,7 @@ class ServerConnection:
     # Streams --------------------------------------------------------------------------------------
 
     async def wait_answers_room(self) -> None:
-        """Wait while the client leaves too much unread, apart from messages of links."""
+        """Wait while the client leaves too many answers of health or reflection unread."""
         while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
             if self._waits_for_room is None:
                 self._waits_for_room = trio.lowlevel.ParkingLot()
@@ -260,7 +260,7 @@ class ServerConnection:
             self._pings.forgive()
 
     def refuse(self, stream_id: int, code: Http2ErrorCode) -> None:
-        """Reset a stream that never became an RPC."""
+        """Reset a requested stream that does not become an RPC."""
         self.plane.out.append(frames.rst_stream(stream_id, code))
         self.settings_and_headers.forget(stream_id, reset_by_us=True)
 

@@ -24,7 +24,7 @@ class ByteStream:
         self.head = accepted.head
 
     async def receive(self) -> bytes:
-        """Return received bytes; b"" at the end. Raises OSError. Checkpoint save `head`."""
+        """Return received bytes; b"" at the end. Raises OSError."""
         if self.head:
             head, self.head = self.head, b""
             return head

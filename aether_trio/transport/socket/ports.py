@@ -104,7 +104,7 @@ class Ports:
 def _shares(
     transports: Mapping[str, TransportServer], port: int, own: Mapping[str, int]
 ) -> list[tuple[int, list[str]]]:
-    """Return (port, the transports on it) for each port, the shared one first."""
+    """Return (port number, its transports) for each port, the shared one first."""
     shared = [name for name in transports if name not in own]
     alone = [(own[name], [name]) for name in transports if name in own]
     return [(port, shared), *alone] if shared else alone

@@ -106,7 +106,7 @@ def client_context(
 
 
 class TlsSession:
-    """One connection's TLS state, without I/O; `open` and `seal` raise ssl.SSLError."""
+    """One connection's TLS state; `open` and `seal` do no I/O and raise ssl.SSLError."""
 
     __slots__ = ("_fruitless", "_incoming", "_object", "_outgoing", "ended")
 

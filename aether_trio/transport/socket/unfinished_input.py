@@ -73,11 +73,12 @@ class MessageReceiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedStatistics:
-    """A gateway's unfinished messages now, those over the allowances, and totals."""
+    """Numbers of a gateway's unfinished messages, and totals of those given up."""
 
     messages: int
     bytes: int
     counted_bytes: int
+    """Beyond the free allowances of connections: what fills the budget."""
     given_up: int
     too_slow: int
 
@@ -106,7 +107,7 @@ class InputAccount:
         self.counted = 0
 
     def note(self, receiver: MessageReceiver, held: int, *, anew: bool = False) -> None:
-        """Record the bytes held of a receiver's unfinished message; `anew`: a new one."""
+        """Record the bytes of a receiver's unfinished message; `anew`: another message."""
         message = self.begun.get(receiver)
         if not held:
             if message is not None:

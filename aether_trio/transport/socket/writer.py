@@ -39,7 +39,7 @@ class WriteSource(Protocol):
         """Note that the kernel took all queued bytes, if any; return whether more follow."""
 
     def on_stall(self, *, moved: bool) -> None:
-        """Note that the writer waits for room, or with `moved` that it sent some of it."""
+        """Note that the writer waits for room; `moved`: after sending some of its backlog."""
 
     def on_overflow(self) -> None:
         """Note that too many bytes wait for a stuck peer; `on_broken` follows."""

@@ -60,7 +60,7 @@ _NOT_PINGED.set()
 
 
 class WebSocketLink:
-    """The Link of one client that is connected by WebSocket."""
+    """Carries one client's session over a WebSocket, as its Link."""
 
     __slots__ = (
         "_account", "_close_as", "_closing", "_codec", "_deaf", "_deliveries", "_ended", "_failure", "_frames",

@@ -22,7 +22,7 @@ _ORIGIN: Final = re.compile(
 
 
 class OriginPolicy:
-    """Allows WebSockets by a page's Origin: an origin, `:*` for any port, "*" for all."""
+    """Allows WebSockets by Origin; `allowed`: origins, ":*" for any port, "*" for all."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         entries = {entry.strip().rstrip("/").lower() for entry in allowed}
