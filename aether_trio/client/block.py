@@ -42,7 +42,7 @@ class ClientBlock:
         return None
 
     async def _check_open(self) -> None:
-        """Raise why the client takes no request, after a checkpoint for cancellation."""
+        """If the client takes no request, raise why, after a cancellation checkpoint."""
         if (ending := self._ending) is not None:
             await anyio.lowlevel.checkpoint()
             raise ending

@@ -1,4 +1,4 @@
-"""Messages as a client receives them."""
+"""The messages that a client receives: their fields, types and acknowledgement."""
 
 from __future__ import annotations
 

@@ -371,7 +371,7 @@ def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Co
 def blocking_stream(
     method: Callable[Concatenate[Any, P], AsyncIterator[T]],
 ) -> Callable[Concatenate[Any, P], BlockingStream[T]]:
-    """Make a blocking method of one that returns an async iterator."""
+    """Make a blocking method of a method that returns an async iterator."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> BlockingStream[T]:
@@ -383,7 +383,7 @@ def blocking_stream(
 def blocking_block(
     method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[T]], wrap: Callable[[LoopBridge, T], U]
 ) -> Callable[Concatenate[Any, P], AbstractContextManager[U]]:
-    """Make a blocking method of one that returns an async context manager."""
+    """Make a blocking method of a method that returns an async context manager."""
 
     @functools.wraps(method)
     @contextmanager
@@ -409,7 +409,7 @@ def blocking_value(
 
 
 def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a blocking method of one that only reads; it runs in the caller's thread."""
+    """Make a blocking method of a method that only reads, in the caller's thread."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -420,7 +420,7 @@ def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concate
 
 
 def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Make a blocking object's method that runs a plain one, unless the loop is over."""
+    """Make a blocking method that runs a plain method in the loop while it lives."""
 
     @functools.wraps(method)
     def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -448,7 +448,7 @@ class BlockingAttribute(Generic[B]):
 
 
 def streamed_as(wrap: Callable[[LoopBridge, T], U]) -> Callable[[LoopBridge, AsyncIterator[T]], Iterator[U]]:
-    """For `blocking_block`: wrap a yielded async iterator, and each of its items."""
+    """Make a wrapper of async iterators for threads, which applies `wrap` to items."""
 
     def wrapped(bridge: LoopBridge, iterator: AsyncIterator[T]) -> Iterator[U]:
         return map(functools.partial(wrap, bridge), BlockingStream(bridge, iterator))

@@ -96,7 +96,7 @@ class SyncClient(ClientCalls[C], Generic[C]):
             return message
 
     async def _receive(self, timeout: float | None) -> None:
-        """Receive a message in the event loop, and put it where some thread takes it."""
+        """Receive a message in the event loop, into the queue that threads take from."""
         with anyio.move_on_after(timeout):
             self._returned.append(await self._target.receive())
             return

@@ -321,7 +321,7 @@ class JobManager:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Follow a task's events, and return when all later ones reach its job."""
+        """Subscribe to a task's events, and return when its Job gets every later one."""
         await anyio.lowlevel.checkpoint()
         self.check_client()
         self._start_watch(self._in_hand[job.id])

@@ -160,7 +160,7 @@ class Rules(Groups, AccessExplanations):
         await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)
 
     async def fallback(self, category: str) -> FallbackPolicy:
-        """Return the access level of a category, such as "user_workspace", without rules."""
+        """Return the default access level of a category, such as "user_workspace"."""
         answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category))
         return read(FallbackPolicy, answer.fallback_policy)
 

@@ -39,7 +39,7 @@ class Scope(enum.IntEnum):
 
 
 class ProgressKind(enum.IntEnum):
-    """What a progress report is about."""
+    """What a progress report is about: a chat, an app or a task."""
 
     UNSPECIFIED = 0
     CHAT = 1

@@ -77,5 +77,5 @@ def authorization_context(authorization: Authorization | None) -> pb.Authorizati
 
 
 def read_authorization(message: pb.AuthorizationContext) -> Authorization:
-    """Convert the protobuf message of an authorization to its value."""
+    """Convert a protobuf AuthorizationContext to an Authorization."""
     return read(Authorization, message)

@@ -85,7 +85,7 @@ class _Field:
 
 
 def read(record: type[R], message: Message) -> R:
-    """Make a record of this class from a protobuf message."""
+    """Make a record (a dataclass of type `record`) from a protobuf message."""
     return record(**{f.name: _value(f, message) for f in _fields_of(record)})
 
 

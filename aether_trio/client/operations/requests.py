@@ -94,7 +94,7 @@ class RequestEvent:
 
 
 def request_event(message: pb.AuthorityRequestEvent) -> RequestEvent:
-    """Convert the protobuf message of a received event to its value."""
+    """Convert a received protobuf AuthorityRequestEvent to a RequestEvent."""
     return read(RequestEvent, message)
 
 
