@@ -25,7 +25,7 @@ import asyncio
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -116,17 +116,17 @@ class Release:
     history: SessionHistory | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimBatcherStatistics:
     """Counters of batches of lock claims; `failing`: releases cannot be written."""
 
-    claims: int
-    claim_statements: int
-    largest: int
-    releases: int
-    release_statements: int
-    waiting: int
-    failing: bool
+    claims: int = 0
+    claim_statements: int = 0
+    largest: int = 0
+    releases: int = 0
+    release_statements: int = 0
+    waiting: int = 0
+    failing: bool = False
 
 
 def _forget(what: object, error: Exception) -> None:
@@ -174,20 +174,11 @@ class ClaimBatcher:
         self._working = False
         self._settled = RepeatedEvent()
         self._later: asyncio.TimerHandle | None = None
-        self._failing = False
-        self._claimed = self._claim_statements = self._largest = self._released = self._release_statements = 0
+        self._counts = ClaimBatcherStatistics()
 
     def statistics(self) -> ClaimBatcherStatistics:
         """Return the counters since start, and how many claims and releases wait."""
-        return ClaimBatcherStatistics(
-            self._claimed,
-            self._claim_statements,
-            self._largest,
-            self._released,
-            self._release_statements,
-            len(self._claims) + len(self._releases),
-            self._failing,
-        )
+        return replace(self._counts, waiting=len(self._claims) + len(self._releases))
 
     async def claim(self, request: LockRequest) -> Verdict:
         """Try once to lock an identity; return the verdict. Raises StorageUnavailable."""
@@ -260,7 +251,7 @@ class ClaimBatcher:
         try:
             if releases:
                 rows = await in_halves(releases, self._release, _forget)
-                self._released += len(rows)
+                self._counts.releases += len(rows)
                 released, releases = releases, []
                 self._on_written([one.identity for one in released])
             if answers:
@@ -271,12 +262,12 @@ class ClaimBatcher:
                 await in_halves(list(withdrawals), self._withdraw, _forget)
                 withdrawals = {}
         except StorageUnavailable:
-            self._failing = True
+            self._counts.failing = True
             self._releases.extendleft(reversed(releases))
             self._answers = {**answers, **self._answers}
             self._withdrawals = {**withdrawals, **self._withdrawals}
             return False
-        self._failing = False
+        self._counts.failing = False
         return True
 
     async def _release(self, releases: Sequence[Release]) -> list[Any]:
@@ -293,7 +284,7 @@ class ClaimBatcher:
                 [one.reconnections for one in histories],
             )
         )
-        self._release_statements += 1
+        self._counts.release_statements += 1
         return rows
 
     async def _write_answers(self, answers: Sequence[tuple[tuple[str, int, str], OwnerAnswer]]) -> list[Any]:
@@ -340,12 +331,12 @@ class ClaimBatcher:
             # When the answer was lost, the locks may have been granted: release them.
             self._releases.extend(Release(one.request.identity, one.request.session_id, 0) for one in claims)
             return
-        self._largest = max(self._largest, len(batch))
+        self._counts.largest = max(self._counts.largest, len(batch))
         verdicts = {row[0]: _verdict(row, node_epoch) for row in rows}
         for identity, claim in batch.items():
             if claim in refused:
                 continue
-            self._claimed += 1
+            self._counts.claims += 1
             verdict = verdicts.get(identity) or Again()
             if not self._deliver(claim, outcome.Value(verdict)) and isinstance(verdict, Granted):
                 self._releases.append(Release(identity, claim.request.session_id, verdict.epoch))
@@ -355,7 +346,7 @@ class ClaimBatcher:
         arguments = [self._lease.node_id, node_epoch, self._quota_class, self._quota]
         columns = [[getattr(one, name) for one in requests] for name in _CLAIM_COLUMNS]
         rows: list[Any] = await self._run(lambda connection: connection.fetch(_CLAIM, *arguments, *columns))
-        self._claim_statements += 1
+        self._counts.claim_statements += 1
         return rows
 
     @staticmethod

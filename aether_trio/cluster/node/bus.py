@@ -23,7 +23,7 @@ notifications wait, and those beyond it become one ALL.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -65,7 +65,7 @@ Handler = Callable[[int, str], None]
 _NOTIFY: Final = "SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS t (c, p)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BusStatistics:
     """Counters of notifications between nodes since start; whether this node listens.
 
@@ -73,13 +73,13 @@ class BusStatistics:
     not be sent.
     """
 
-    sent: int
-    notifies: int
-    statements: int
-    received: int
-    dropped: int
-    reconnects: int
-    listening: bool
+    sent: int = 0
+    notifies: int = 0
+    statements: int = 0
+    received: int = 0
+    dropped: int = 0
+    reconnects: int = 0
+    listening: bool = False
 
 
 class Bus:
@@ -97,7 +97,7 @@ class Bus:
         self._idle = RepeatedEvent()
         self._alarm = AutoResetEvent()
         self._closed = False
-        self._put_count = self._notifies = self._statements = self._received = self._dropped = self._reconnects = 0
+        self._counts = BusStatistics()
         self.listening = False
         factory = partial(open_connection, server, "notify", "SET synchronous_commit = off")
         self._pool = Pool(
@@ -113,15 +113,7 @@ class Bus:
 
     def statistics(self) -> BusStatistics:
         """Return the counters of sent and received notifications since start."""
-        return BusStatistics(
-            self._put_count,
-            self._notifies,
-            self._statements,
-            self._received,
-            self._dropped,
-            self._reconnects,
-            self.listening,
-        )
+        return replace(self._counts, listening=self.listening)
 
     def handle(self, topic: str, handler: Handler) -> None:
         """Call `handler`, which only schedules work, for each notification of a topic."""
@@ -145,7 +137,7 @@ class Bus:
         if sender == self._lease.node_id:
             return
         for topic, body in notifications:
-            self._received += 1
+            self._counts.received += 1
             for handler in self._handlers.get(topic, ()):
                 handler(sender, body)
 
@@ -173,7 +165,7 @@ class Bus:
             try:
                 self.listening = True
                 if started:
-                    self._reconnects += 1
+                    self._counts.reconnects += 1
                     self._notify_all()
                 else:
                     started = True
@@ -238,7 +230,7 @@ class Bus:
     def _put(self, channel: str, topic: str, body: str) -> None:
         if self._closed:
             return
-        self._put_count += 1
+        self._counts.sent += 1
         waiting = self._pending.setdefault(channel, {})
         if len(msgspec.json.encode(body)) > MAX_BODY_BYTES or self._waiting >= MAX_PENDING:
             body = ALL
@@ -273,7 +265,7 @@ class Bus:
                 try:
                     connection = await self._pool.acquire()
                 except StorageUnavailable:
-                    self._dropped += self._waiting
+                    self._counts.dropped += self._waiting
                     self._pending, self._waiting = {}, 0
                     continue
                 channels, payloads = self._take()
@@ -284,11 +276,11 @@ class Bus:
                         "notifications to other nodes could not be sent; those nodes look every few seconds",
                         reason=describe(exc),
                     )
-                    self._dropped += len(payloads)
+                    self._counts.dropped += len(payloads)
                     self._pool.release(connection, healthy=False)
                 else:
-                    self._statements += 1
-                    self._notifies += len(payloads)
+                    self._counts.statements += 1
+                    self._counts.notifies += len(payloads)
                     self._pool.release(connection)
         finally:
             self._sending = False

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,7 +73,7 @@ class LogRelayLimits:
     linger_s: float = 10.0  # how long a topic's interest stays after its last listener has gone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogRelayStatistics:
     """Counters of the relay of log topics; `interests` are topics listened to now.
 
@@ -82,14 +82,14 @@ class LogRelayStatistics:
     notified of, `woken` those that this node was notified of, `looks` the looks without a cause.
     """
 
-    committed: int
-    lookups: int
-    statements: int
-    notifies: int
-    wakes: int
-    woken: int
-    looks: int
-    interests: int
+    committed: int = 0
+    lookups: int = 0
+    statements: int = 0
+    notifies: int = 0
+    wakes: int = 0
+    woken: int = 0
+    looks: int = 0
+    interests: int = 0
 
 
 class ClusterLogRelay:
@@ -119,23 +119,13 @@ class ClusterLogRelay:
         )
         self._news: dict[str, None] = {}
         self._work = AutoResetEvent()
-        self._committed = self._lookups = self._looks = 0
-        self._statements = self._notifies = self._wakes = self._woken = 0
+        self._counts = LogRelayStatistics()
         cluster.bus.handle(WAKE, self._on_wake)
         cluster.when_renewed(self._renew)
 
     def statistics(self) -> LogRelayStatistics:
         """Return the counters of the log relay, and the number of topics listened to."""
-        return LogRelayStatistics(
-            self._committed,
-            self._lookups,
-            self._statements,
-            self._notifies,
-            self._wakes,
-            self._woken,
-            self._looks,
-            len(self._interest),
-        )
+        return replace(self._counts, interests=len(self._interest))
 
     # -- LogRelay ----------------------------------------------------------------------------------
 
@@ -176,11 +166,11 @@ class ClusterLogRelay:
             return await self._queries.fetch(_NOTIFY, node_id, channel, some, *split_in_payloads(some))
 
         notified = await in_halves(topics, notify, _refused)
-        self._committed += len(topics)
-        self._lookups += 1
-        self._statements += bool(notified)
-        self._notifies += len(notified)
-        self._wakes += sum(row[0] for row in notified)
+        self._counts.committed += len(topics)
+        self._counts.lookups += 1
+        self._counts.statements += bool(notified)
+        self._counts.notifies += len(notified)
+        self._counts.wakes += sum(row[0] for row in notified)
 
     # -- being notified ----------------------------------------------------------------------------
 
@@ -189,7 +179,7 @@ class ClusterLogRelay:
             self._look.trigger()
         else:
             names = body.split("\n")
-            self._woken += len(names)
+            self._counts.woken += len(names)
             self._log.on_remote_commits(names)
 
     def _renew(self) -> None:
@@ -198,7 +188,7 @@ class ClusterLogRelay:
 
     async def _look_around(self, _periodic: bool) -> None:
         await self._interest.look_after()
-        self._looks += 1
+        self._counts.looks += 1
         heard = self._log.topics.subscribed()
         for start in range(0, len(heard), TOPICS_AT_ONCE):
             await self._log.refresh(heard[start : start + TOPICS_AT_ONCE])

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -106,7 +106,7 @@ class ProgressRelayLimits:
     linger_s: float = 10.0  # how long a topic's interest stays after its last listener has gone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProgressRelayStatistics:
     """Counters of progress updates between nodes; `waiting`, `interests` are of now.
 
@@ -114,14 +114,14 @@ class ProgressRelayStatistics:
     `dropped` counts the oldest updates when too many waited; `received` those of other nodes.
     """
 
-    offered: int
-    written: int
-    batches: int
-    dropped: int
-    waiting: int
-    received: int
-    reads: int
-    interests: int
+    offered: int = 0
+    written: int = 0
+    batches: int = 0
+    dropped: int = 0
+    waiting: int = 0
+    received: int = 0
+    reads: int = 0
+    interests: int = 0
 
 
 class _Update(NamedTuple):
@@ -161,23 +161,14 @@ class ProgressRelay:
         self._positions: dict[int, int] = {}
         self._woken: set[int] = set()
         self._woken_all = False
-        self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
+        self._counts = ProgressRelayStatistics()
         cluster.bus.handle(WAKE, self._on_wake)
         cluster.peers.when_joined(self._read_all)
         cluster.when_renewed(self._renew)
 
     def statistics(self) -> ProgressRelayStatistics:
         """Return the counters of progress updates since start, and how many wait."""
-        return ProgressRelayStatistics(
-            self._offered,
-            self._written,
-            self._batches,
-            self._dropped,
-            len(self._waiting),
-            self._received,
-            self._reads,
-            len(self._interest),
-        )
+        return replace(self._counts, waiting=len(self._waiting), interests=len(self._interest))
 
     # -- EphemeralRelay ----------------------------------------------------------------------------
 
@@ -190,7 +181,7 @@ class ProgressRelay:
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
         if self._cluster.peers.empty:
             return
-        self._offered += 1
+        self._counts.offered += 1
         self._seq += 1
         self._waiting.append(_Update(self._seq, topic, source, recipient, frame))
         self._waiting_bytes += len(frame)
@@ -201,7 +192,7 @@ class ProgressRelay:
         limits = self._limits
         while len(self._waiting) > limits.waiting_rows or self._waiting_bytes > limits.waiting_bytes:
             self._waiting_bytes -= len(self._waiting.popleft().frame)
-            self._dropped += 1
+            self._counts.dropped += 1
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -228,8 +219,8 @@ class ProgressRelay:
             self._waiting_bytes += sum(len(one.frame) for one in batch)
             self._drop_oldest()
             raise
-        self._batches += 1
-        self._written += len(batch)
+        self._counts.batches += 1
+        self._counts.written += len(batch)
         for (node_id,) in rows:
             self._cluster.bus.send(node_id, WAKE, "")
 
@@ -239,7 +230,7 @@ class ProgressRelay:
         return await self._queries.fetch(_WRITE, lease.node_id, lease.epoch, *columns)
 
     def _drop(self, one: Any, error: Exception) -> None:
-        self._dropped += 1
+        self._counts.dropped += 1
         logger.error("a progress update cannot be written for other nodes", topic=one.topic, reason=str(error))
 
     async def _write_on(self) -> None:
@@ -301,7 +292,7 @@ class ProgressRelay:
                 self._positions = {row[0]: positions.get(row[0], 0) for row in rows}
             else:
                 rows = await self._queries.fetch(_READ_SOME, *args, list(sources))
-            self._reads += 1
+            self._counts.reads += 1
             sources = self._deliver(rows)
 
     def _deliver(self, rows: Sequence[tuple[int, int | None, int | None, str, str, str, bytes]]) -> set[int]:
@@ -312,7 +303,7 @@ class ProgressRelay:
             if seq is not None:
                 counts[node_id] = counts.get(node_id, 0) + 1
                 self._positions[node_id] = seq
-                self._received += 1
+                self._counts.received += 1
                 self._ephemeral_topics.deliver(topic, source, recipient, frame)
             newest[node_id] = newest_seq or 0
         more = {node_id for node_id, count in counts.items() if count >= READ_ROWS}
