@@ -1,9 +1,8 @@
 """Contains a defect: an unexpected exception ends one connection and no other.
 
-A connection is written to by other tasks (the log's committer, another session, a drain), and some
-of what it needs runs in nurseries that outlive it. An exception there would end all connections. So
-three rules hold on every transport (and concurrency/supervision.py has a fourth for the tasks that
-serve all connections):
+An exception in a task that writes to a connection (the log's committer, another session), or in a
+nursery that outlives it, would end all connections. So three rules hold on every transport
+(concurrency/supervision.py has a fourth, for tasks that serve all connections):
 
 * The method of a transport that other tasks call to write catches `Exception` and gives it to the
   connection's `FrameSource.failed`. The session ends with UNKNOWN; a connection without a session,
@@ -11,8 +10,7 @@ serve all connections):
 * A task of one connection in a shared nursery is started with `alone`.
 * The end of a session runs every step, whatever the steps before it raised: `run_all`.
 
-Each defect is logged once, with the identity, the session and the address that it belongs to.
-Cancellation is never caught.
+Each defect is logged once, with its identity, session and address. Cancellation is never caught.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ the reference's:
 * No empty part. The reference tolerates `ag::ws::::x`, whose meaning then depends on its reader.
 * A part that is followed by another may not end with ":". Strings are split at the leftmost "::",
   so "a:" joined to "b" gives "a:::b", which reads back as "a" and ":b". A part may *begin* with
-  ":", and the last part may end with one: neither can be read in two ways. The property test in
-  tests/model/test_identity.py checks this.
+  ":", and the last part may end with one: neither can be read in two ways.
 
 Invariants: an `Identity` that exists is valid; `Identity.parse(str(identity)) == identity`; equal
 text means equal identity. Everything derived is computed once, when the object is made.

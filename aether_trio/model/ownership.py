@@ -137,7 +137,7 @@ def duplicate_identity(identity: str) -> StatusError:
 
 
 def workspace_full(workspace: str, limit: int) -> StatusError:
-    """Return the refusal of a client whose workspace has all the connections it may have."""
+    """Return the refusal of a client whose workspace has all its connections."""
     return StatusError(
         Status.RESOURCE_EXHAUSTED,
         f"workspace {workspace} has {limit} connections, which is its limit (limits.connections_per_workspace)",

@@ -1,15 +1,14 @@
 """Dispatches each client request to the handler of its message type.
 
-A handler is `async (session, payload) -> messages`; the payload is the value of the oneof. It
-returns the answers in order, and raises RequestError for a refusal that has no typed answer. Every
-case of the protocol is in the table (services/unimplemented.py answers those without a service), so
-no request stays without an answer.
+A handler is `async (session, payload) -> messages`; it raises RequestError for a refusal that has
+no typed answer. Every case of the protocol is in the table (services/unimplemented.py answers those
+without a service), so no request stays without an answer.
 
 Invariants: the answer to a request is later than all that its connection sent before. The
 dispatcher holds each answer back until the connection's last message is committed or refused
 (`TopicLog.wait_settled`). No handler gets a request with a field beyond its bound
-(request_bounds.py). The programs of a handler are counted in its session's name
-(storage/session_writes.py), so it is known when all that an ended session has begun is over.
+(request_bounds.py). The writes of a handler are counted for its session
+(storage/session_writes.py).
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@
 
 An ended session has given up its identity on this node at once. In a cluster its lock in the table
 follows when its messages and its cursors are committed, so that a successor on another node
-continues where it stopped, and when all programs written in its name are over. The database goes on
-with a program whose caller has gone (storage/session_writes.py), and no session may write after its
-successor. A successor on this node waits for the same programs before it is acknowledged.
+continues where it stopped, and when all its writes are over (storage/session_writes.py), which
+also a successor on this node waits for: no session may write after its successor.
 
 Invariants: a session in the registry of a cluster's node has the lock in the table, or has been
 told to end; the lock is released after the last write of its session.

@@ -1,10 +1,9 @@
 """One client's session: its identity, outbox and subscriptions, and how it ends.
 
-A session is a block. Its nursery holds everything that runs for the participant. Whatever ends the
-block (the peer's end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives the
-identity back. `end` ends the session from any other task: it is detached at once, without a
-checkpoint, so its successor waits for nothing of the old stream; the session's own task then closes
-the stream with the status given.
+A session is a block, and its nursery holds all tasks that run for the client. The end of the block
+ends them and gives the identity back. `end` ends the session from any other task: it is detached at
+once, without a checkpoint, so its successor waits for nothing of the old stream; the session's own
+task then closes the stream with the status given.
 
 Invariants: after `detach` the session receives nothing more and owns nothing; `detach` happens
 exactly once; a session never ends a live stream with OK unless the peer has ended its side, since

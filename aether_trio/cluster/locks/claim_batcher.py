@@ -8,11 +8,9 @@ One asyncio task works while anything waits. While its statement runs the next b
 thousand connections at once cost a few statements, and a single claim waits for no other.
 
 Items that the server refuses together are tried in halves (storage/bisection.py), so a claim that
-cannot be written is refused alone. Every statement is a transaction, and may run twice when its
-answer gets lost with the connection: a claim finds its own row then, a release finds nothing more
-to do. While storage is unavailable releases and answers stay in their queues, and claims are
-refused. (That, the four queues with their order and the asyncio side are why this is no Batcher of
-concurrency/batcher.py, which keeps all items of one queue until they are written.)
+cannot be written is refused alone. Every statement is a transaction, and may run twice: a claim
+finds its own row then, a release nothing more to do. While storage is unavailable releases and
+answers stay queued, and claims are refused (why this is no Batcher of concurrency/batcher.py).
 
 Invariants: a claim is answered exactly once, after its commit; releases of a node take effect in
 the order given, and before later claims of the same node; a granted claim whose caller has been

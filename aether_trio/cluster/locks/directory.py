@@ -6,12 +6,9 @@ dead: by a claim of one of its identities, or by the second of two looks that fi
 lease. Every node looks every few seconds, and a list makes this node look again at once, but not
 more often than every LOOK_S.
 
-A session of this node is described by its registry, which knows more than the row. The workspace
-that a user's window has switched to (`moved`) is written in batches. This node writes those that
-wait before it reads, so that it finds what it did.
-
-A node that locks or releases an identity of a service, or declares a node dead, notifies all nodes
-after the commit; each node also looks every few seconds.
+A session of this node is described by its registry, which knows more than the row. The workspaces
+that users have switched to (`moved`) are written in batches, and before each read. A node whose
+service instances change, or that declares a node dead, notifies all nodes after the commit.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
     asker ─▶ row ─▶ "disconnect" ─▶ node ends its session, sets `done` ─▶ "ended" ─▶ asker
 
 The asker reads its request every `ask_again_s` and repeats the notification; the other node reads
-all requests every few seconds, with a notification or without. So a lost notification costs
-seconds. A request is carried out even when its asker waits no more, if the node reads it within
-REQUEST_MS.
+all requests every few seconds, and carries out those of the last REQUEST_MS.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@
     handlers[topic](sender, body) ◀── one LISTEN connection per node
 
 A NOTIFY takes a lock of the whole database server until its transaction is over, and wakes every
-backend that listens. So one connection of a node listens, notifications that wait go out together,
-and they are sent over a separate connection that commits without waiting for the disk. Send a
-notification after the commit that it is about, never inside that transaction. A part with such a
-connection that finds the nodes to notify in the database may notify them in the same statement
-(`node_channel`, `payload_sql`).
+backend that listens. So one connection of a node listens, and notifications that wait go out
+together, over a connection that commits without waiting for the disk. Send a notification after the
+commit that it is about. A part that finds the nodes to notify in the database may notify them in
+the same statement (`node_channel`, `payload_sql`).
 
 Notifications are lost when a listener reconnects, the server restarts or a queue is full. So after
 each reconnect all handlers are called with ALL, "look at everything", and a part that waits for a

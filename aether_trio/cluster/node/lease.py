@@ -5,10 +5,9 @@
        ▲  ◀──────────────────┘ the lock again, within the grace    │
        └───────────────────────────────────────────────────────────┘ the lock again, a new epoch
 
-There is no heartbeat and nothing expires: the lock is in the server, and free when its PostgreSQL
-session has ended for any reason. A node that has to know whether another one is alive tries that
-node's lock (liveness.py); when it gets the lock, it declares the lease dead in the same
-transaction.
+There is no heartbeat and nothing expires: the lock is free when its PostgreSQL session has ended
+for any reason. A node that has to know whether another one is alive tries that node's lock, and
+declares the lease dead in the same transaction when it gets the lock (liveness.py).
 
 What a node finds when it has the lock again:
     its row alive, its epoch    no node declared it dead; the lease and the identity locks go on

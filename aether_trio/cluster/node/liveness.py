@@ -1,8 +1,8 @@
 """Finds cluster nodes that are dead or stand still, and ends their leases.
 
-No node watches another one. A dead node is found by a claim of an identity that the node has
-locked, or by the sweep, which looks every few seconds. The finder tries the node's advisory lock
-and declares the lease dead in that transaction.
+A dead node is found by a claim of an identity that the node has locked, or by the sweep, which
+looks every few seconds. The finder tries the node's advisory lock and declares the lease dead in
+that transaction.
 
 A node that stands still keeps its session, and its advisory lock. But a node probes its own lease
 every `probe_s`, and PostgreSQL knows when the session last did. A node that has not for `silent_s`,

@@ -1,12 +1,8 @@
 """Knows whether the cluster has other nodes, and notices their joins and deaths.
 
-A node that joins notifies all nodes after it has written its row in `nodes`; a node that declares
-another one dead notifies all nodes after the commit. Each node also looks for peers every few
-seconds, and at once when it may have lost notifications. While a node has no peers, it writes
-nothing for other nodes; a new node reads what it has missed.
-
-Invariant: an answer of the database that is older than a notification of a join does not set
-`empty`.
+Joins and declared deaths are notified after their commit. Each node also looks for peers every few
+seconds. While a node has no peers, it writes nothing for other nodes; a new node reads what it has
+missed. Invariant: an answer that is older than a notification of a join does not set `empty`.
 """
 
 from __future__ import annotations

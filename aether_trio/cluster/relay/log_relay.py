@@ -5,14 +5,10 @@
 
 A node writes down which topics it listens to (interest.py), and reads a topic's end after that. A
 committing node looks up the listeners after the commit. So a message is within the end that the
-listener has read, or its node is found: no message falls between the two, and no message is read
-because of what a notification says. A notification is lost, or never sent when its node is killed
-after the commit. So each node looks at the ends of all topics that it listens to every `poll_s`,
-and at once when the bus has been away.
-
-The listeners are looked up and notified in one statement, since a statement is a round trip for
-which the message waits. Meanwhile the next topics gather, so there are as few NOTIFYs as the
-database is slow, for any number of groups.
+listener has read, or its node is found: no message falls between the two. A notification may be
+lost. So each node looks at the ends of all topics that it listens to every `poll_s`, and at once
+when the bus has been away. The listeners are looked up and notified in one statement; meanwhile the
+next topics gather, so there are as few NOTIFYs as the database is slow.
 
 Invariants: the commit of a message waits for nothing here; a node without peers looks nothing up;
 no node is notified of a topic that it does not listen to.

@@ -3,15 +3,11 @@
     publish ─▶ waiting ─▶ one INSERT for the batch, which finds the listening nodes
         ─▶ one notification per node ─▶ that node reads the updates ─▶ its EphemeralTopics
 
-`ephemeral_interest` says which nodes have listeners for a topic. The statement that writes a batch
-reads it, leaves out updates without listeners, and returns the nodes to notify: there is no cache
-of it that could be stale. A node writes its interest before its listener is acknowledged, and
-deletes it some time after the last listener has gone, so that frequent connects cost no statements.
-
-A node writes its batches one after another. Updates have numbers in the order in which they were
-published, and keep them when a write is repeated: a reader that follows the numbers of a source
-misses no update and reads none twice. An update that was not read within FRESH_MS is dropped; so
-are the oldest updates beyond a bound while the database does not take them.
+The statement that writes a batch reads in `ephemeral_interest` which nodes listen (interest.py),
+leaves out updates without listeners, and returns the nodes to notify. A node writes its batches one
+after another. Updates have numbers in the order in which they were published, and keep them when a
+write is repeated: a reader that follows the numbers of a source misses no update and reads none
+twice. An update that was not read within FRESH_MS is dropped.
 
 Invariants: the publisher of an update does not wait for the database; updates of a source are
 delivered once, in its order; the memory for waiting updates is bounded, and the oldest go first.
