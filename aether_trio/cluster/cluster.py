@@ -30,9 +30,7 @@ from aether_trio.storage.postgres.database import PostgresServer
 
 logger = structlog.get_logger("aether.cluster")
 
-LEAVE_S: Final = 3.0
-"""How long the end of a node waits for the waiting releases, and as long for the rest; what is not
-written ends with the lease."""
+LEAVE_S: Final = 3.0  # for the waiting releases, and for the rest, at a node's end
 
 
 class Cluster:

@@ -66,11 +66,9 @@ class Code(enum.StrEnum):
     AUDIT_TYPE_FORBIDDEN = "ERR_AUDIT_TYPE_FORBIDDEN"
     AUDIT_RATE_LIMITED = "ERR_AUDIT_RATE_LIMITED"
     AUDIT_DISABLED = "ERR_AUDIT_DISABLED"
-    SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"
-    """This project's, for the numbered sends of the framed transport."""
+    SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"  # this project's, for numbered sends
     OUTCOME_UNKNOWN = "ERR_OUTCOME_UNKNOWN"
-    """This project's: the work may have been done or not, and the gateway could not find out. Never
-    retryable."""
+    """This project's: done or not, the gateway cannot find out. Never retryable."""
 
 
 RETRYABLE: Final[frozenset[Code]] = frozenset(

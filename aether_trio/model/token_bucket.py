@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-TOLERANCE_S: Final = 1e-6
-"""Absorbs rounding, so that a client that waits exactly as told is not told to wait again."""
+TOLERANCE_S: Final = 1e-6  # absorbs rounding: who waits as told is not told to wait again
 
 
 class TokenBucket:

@@ -31,8 +31,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import SEPARATOR, IdentityError, check_token
 
 MAX_TOPIC_BYTES: Final = 256
-CACHE_SIZE: Final = 4096
-"""Topics remembered. More than a busy gateway's working set, and still small."""
+CACHE_SIZE: Final = 4096  # more than a busy gateway's working set, and still small
 
 
 class TopicKind(enum.StrEnum):

@@ -33,9 +33,7 @@ from aether_trio.storage.base import RefusedError, StorageUnavailable
 
 logger = structlog.get_logger("aether.session")
 
-CURSORS_S = 2.0
-"""How long the lock of an ended session waits for its cursors; messages beyond the written cursor
-are delivered again."""
+CURSORS_S = 2.0  # for the cursors of an ended session; messages beyond are sent again
 
 
 class IdentityLocks(Protocol):

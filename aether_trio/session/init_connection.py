@@ -36,7 +36,7 @@ KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERE
 """URIs of the extensions that this gateway understands."""
 
 SESSION_ID_BYTES: Final = 128
-"""This gateway's session ids have 36 bytes; those of other gateways are not longer than this."""
+"""Ids of this gateway have 36 bytes, those of others not more than this."""
 CLIENT_TEXT_BYTES: Final = 256  # a version, or a text about the client's build: a line for people
 CREDENTIAL_NAME_BYTES: Final = 256
 JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension. Agents read it; the gateway does not.
@@ -59,12 +59,10 @@ class Claim:
     sdk: str
     version: str
     profiles: tuple[str, ...] = ()  # what an orchestrator can start
-    worker_tasks: int | None = None
-    """How many live tasks the client wants at most; None: it set no limit."""
+    worker_tasks: int | None = None  # how many live tasks the client wants at most; None: no limit
     numbered: bool = False  # whether the client is told the numbers of its assignments
     counts_sends: bool = False  # whether the client is told which of its sends was refused
-    credit: tuple[int, int] | None = None
-    """How many messages and bytes may be delivered at first; None is any number."""
+    credit: tuple[int, int] | None = None  # (messages, bytes) that may be delivered at first
 
 
 @dataclass(frozen=True, slots=True)

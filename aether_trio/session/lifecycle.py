@@ -21,8 +21,7 @@ from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.transport.link import Link, LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 
-CLOSE_S = 5.0
-"""How long the end of a stream waits for its client to read the answers to its last requests."""
+CLOSE_S = 5.0  # for a client to read its last answers at the end of its stream
 
 
 class SessionServer:

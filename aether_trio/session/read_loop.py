@@ -22,9 +22,7 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
-A_TURN = 64
-"""How many messages of one connection are handled before others have their turn: about a
-millisecond of work."""
+A_TURN = 64  # messages of one connection at a time: about a millisecond of work
 REQUEST_COSTS = 8  # how many messages a request counts for: its answer is a write
 
 

@@ -41,9 +41,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
 
-CUT_GRACE_S = 0.5
-"""How long a session works on what had arrived before its link broke. A statement that hangs in
-storage must not keep an identity from its owner's next connection."""
+CUT_GRACE_S = 0.5  # for what had arrived before the link broke, as storage may hang
 
 ANSWER_S = 5.0  # how long the answer to the last request of a client that has to go may take
 
@@ -101,8 +99,7 @@ class Session:
         self.takes_any = claim.takes_any
         self.profiles = claim.profiles  # what an orchestrator can start
         self.numbered = claim.numbered  # whether the client is told the numbers of its assignments
-        self.worker_tasks = claim.worker_tasks
-        """How many live tasks the client asked for at most; None: it set no limit."""
+        self.worker_tasks = claim.worker_tasks  # how many live tasks it takes; None: no limit
         self.counted: CountedSends | None = None
         self.receipts: Receipts | None = None
         self.connected_ms = now_ms
@@ -122,32 +119,24 @@ class Session:
         self.ending: StatusError | None = None
         self.ephemeral_behind = False
         self.acknowledged = False
-        self.leaving: StatusError | None = None
-        """How the session ends after its client was asked to leave, unless the client ends it
-        before."""
+        self.leaving: StatusError | None = None  # how it ends after its client was asked to leave
         self.leaves_when_idle = False
         self.reading = False  # whether its task waits in `link.receive`
-        self.finished = False
-        """Whether the client has ended its stream, and all that came before the end was handled."""
-        self.task_id = admitted.task_id
-        """The task whose token let the session in, or whose start made this agent; "" for none."""
+        self.finished = False  # whether the client's end of the stream is handled
+        self.task_id = admitted.task_id  # of the task whose token it showed, or that started it
         self.reaches_everything = admitted.everywhere
-        """Whether its credential permits all workspaces, and so what belongs to none."""
+        """Whether it may access all workspaces, and what is in none."""
         self.covers = admitted.covers
-        """Whether a token for that participant would permit no more than its credential does."""
-        self.token = admitted.token
-        """The hash of the task token that let the session in; empty without a token."""
+        """Whether its credential permits no less than a token for an identity."""
+        self.token = admitted.token  # the hash of the task token that it showed
         self.lineage = admitted.lineage
-        """The tasks that the session may not outlive. The last is that of its token; those before
-        it are of the sessions that made the token."""
+        """Tasks it may not outlive: its token's last, before it those that made the token."""
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
         self.task_context: Mapping[str, str] = {}  # what a started agent is told of its start
-        self.lock: IdentityLock | None = None
-        """Its lock in the cluster; None on a gateway without a cluster."""
+        self.lock: IdentityLock | None = None  # None on a gateway without a cluster
         self.pending: SessionWrites | None = None
-        """The programs written in its name, or in the name of the identity's last session on this
-        node, that may not be over; None when there were none."""
+        """Its writes, and those of the identity's last session here, that may not be over."""
         self.detached = False
         self._detached_event: trio.Event | None = None
 

@@ -9,8 +9,7 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.session.registry import SessionRegistry
 
-CHECKS_PER_TIMEOUT: Final = 10
-"""Checks of every session per write timeout: a stalled one ends at most a tenth of it late."""
+CHECKS_PER_TIMEOUT: Final = 10  # a stalled session ends at most a tenth of it late
 
 
 async def end_stalled_sessions(registry: SessionRegistry, write_timeout_s: float) -> None:

@@ -52,9 +52,7 @@ logger = structlog.get_logger("aether.cluster")
 
 ASK: Final = "ask"
 NEWS: Final = "news"
-FIRST_LOOK_S: Final = 0.05
-"""Before the second attempt of a claim: the server may be about to notice that the owner's process
-was killed. The pause doubles up to `ask_again_s`."""
+FIRST_LOOK_S: Final = 0.05  # before the second attempt; the pause doubles up to `ask_again_s`
 QUESTIONS_AT_ONCE: Final = 1000
 
 _QUESTIONS: Final = """

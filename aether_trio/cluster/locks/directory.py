@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 
 SERVICES: Final = "services"
 LOOK_S: Final = 1.0
-SERVICES_MIN_INTERVAL_S: Final = 0.02
-"""Between two looks at the services: a hundred that connect at once cost one look or two."""
+SERVICES_MIN_INTERVAL_S: Final = 0.02  # between two looks at the services
 MAX_MOVES: Final = 1000
 
 _LIVE: Final = """
@@ -110,9 +109,7 @@ class DirectoryLimits:
 
     poll_s: float = 5.0  # between two looks that make up for lost notifications
     ask_again_s: float = 1.0
-    wait_s: float = 12.0
-    """For another node's answer that it has ended a session: more than two polls, so that lost
-    notifications alone do not exceed it."""
+    wait_s: float = 12.0  # for a node's answer to a disconnect: more than two polls
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,7 @@ from aether_trio.storage.postgres.statements import within
 
 logger = structlog.get_logger("aether.cluster")
 
-SURE_S: Final = 1.0
-"""How much later than the next probe the last one may be before the lease counts as uncertain."""
+SURE_S: Final = 1.0  # how late the next probe may be before the lease counts as uncertain
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 

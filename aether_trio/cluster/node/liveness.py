@@ -34,8 +34,7 @@ from aether_trio.storage.postgres.pool import Pool
 
 logger = structlog.get_logger("aether.cluster")
 
-IN_THE_WAY_S: Final = 0.3
-"""How long a declaration waits for the last writes of the dead node before it ends them."""
+IN_THE_WAY_S: Final = 0.3  # for the last writes of a dead node, which are ended then
 CONNECTIONS: Final = 3
 MAX_TRIES: Final = 3
 SWEEP_ROWS: Final = 1000

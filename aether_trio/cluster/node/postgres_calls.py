@@ -25,9 +25,7 @@ from aether_trio.storage.postgres.statements import roll_back, within
 
 T = TypeVar("T")
 
-CONNECT_S: Final = 2.0
-"""How long connecting takes at most: less than a lease's grace, in which a node tries repeatedly.
-"""
+CONNECT_S: Final = 2.0  # less than a lease's grace, in which a node tries repeatedly
 AGAIN_S: Final = 0.2  # between two attempts of `retry_at_start`
 
 

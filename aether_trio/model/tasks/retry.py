@@ -11,8 +11,7 @@ from typing import Final
 DEFAULT_ATTEMPTS: Final = 3
 DEFAULT_DELAY_MS: Final = 1_000
 MAX_EXPONENT: Final = 62
-MAX_DELAY_MS: Final = 10 * 365 * 24 * 3600 * 1000
-"""Ten years: longer delays might overflow a column when they are added to a time."""
+MAX_DELAY_MS: Final = 10 * 365 * 24 * 3600 * 1000  # ten years: a time column holds the sum
 
 
 class Backoff(enum.IntEnum):

@@ -18,8 +18,7 @@ from aether_trio.model.tasks.status import HELD, WAITING, StoredStatus, is_final
 from aether_trio.model.tasks.wait import Wait
 
 PROCESS_ENDED: Final = -1  # the `grace_ms` of a start whose process is known to have ended
-AGENT_STARTUP: Final = "agent_startup"
-"""The task type that starts an agent; only orchestrators are assigned such tasks."""
+AGENT_STARTUP: Final = "agent_startup"  # the type of tasks that start an agent, for orchestrators
 
 
 class Mode(enum.StrEnum):
@@ -69,8 +68,7 @@ class TaskRow:
     heartbeat_timeout_ms: int = 0
     schedule_to_close_ms: int = 0
     retry_policy: str = ""  # JSON of the policy (retry.py), "" for none
-    spec: bytes = b""
-    """What the creator said that no decision depends on, in the service's encoding."""
+    spec: bytes = b""  # what no decision depends on, in the service's encoding
     order_us: int = 0  # creation time in microseconds, for first in, first out
     created_ms: int = 0
 
@@ -92,8 +90,7 @@ class TaskRow:
     error: str = ""
     error_type: str = ""
     wait: str = ""  # JSON of the wait (wait.py), "" for none
-    attached: int = 0
-    """1: its worker's session was let in by its token; a clean end of it completes the task."""
+    attached: int = 0  # 1: its worker showed its token; a clean end completes the task
     tokens: int = 0  # 1: it has tokens that are revoked when it ends
     ended_by: str = ""  # identity text of the caller whose move ended it
     checkpoint_key: str = ""
@@ -104,25 +101,17 @@ class TaskRow:
     input_offset: int = 0  # number in the log of the last input that was copied; 0 for none
     pause_key: str = ""  # the key of its last PAUSE (`Facts.pause_key`)
     deliveries: int = 0  # how often workers gave it back without beginning it, in this attempt
-    opened_ms: int = 0
-    """When a participant last retried it, 0 for its creation; `schedule_to_close` counts from then.
-    """
+    opened_ms: int = 0  # when a participant last retried it: `schedule_to_close` counts from then
     fresh_ms: int = 0  # when it last went on by a retry or after a wait, 0 for its creation
     running_ms: int = 0  # since when its worker works after the last wait; 0 for `started_ms`
     worked_ms: int = 0  # how long this attempt was worked on before the last wait
     excused_ms: int = 0  # until when no heartbeat is expected, as the gateway was away
     begun: int = 0  # 1: its worker never claims, has gone, and is presumed to have begun this task
-    launched: int = 0
-    """Of a start: the epoch of the assignment whose token its agent has shown, 0 for none."""
+    launched: int = 0  # of a start: the epoch whose token its agent has shown, 0 for none
 
     queue: str = ""  # where it waits for an assignment, "" if it does not wait
-    holder: str = ""
-    """Identity text of the worker whose live task it is, "" for none.
-
-    A task that its creator has assigned to itself has no holder: it takes no room.
-    """
-    keeper: str = ""
-    """Identity text of the creator that works on it itself; "" for other and ended tasks."""
+    holder: str = ""  # identity text of the worker whose live task it is (`holder_of`)
+    keeper: str = ""  # identity text of the creator that works on it itself (`keeper_of`)
     due_ms: int = 0  # when time alone moves it, 0 for never
 
     @property

@@ -23,20 +23,15 @@ class TimeLimits:
     """Time limits of tasks in milliseconds, 0 for never (defaults: tasks.md 2.5)."""
 
     interactive_ms: int = 3_600_000
-    """An INTERACTIVE task is cancelled if it is live so long after creation, its last retry or last
-    wait."""
+    """After it a live INTERACTIVE task is cancelled, counted from creation, retry or wait."""
     startup_ms: int = 1_800_000  # the same for a start that no orchestrator has
-    pool_ms: int = 3_600_000
-    """The same for a POOL task that waits for a worker, and for a SELF_ASSIGN task whose creator
-    has disconnected before it began."""
+    pool_ms: int = 3_600_000  # A POOL task waits so long, or a SELF_ASSIGN one without its creator
     completed_ms: int = 7 * 86_400_000  # how long a completed or rejected task is kept
     failed_ms: int = 14 * 86_400_000
     cancelled_ms: int = 7 * 86_400_000
     resolved_ms: int = 30 * 86_400_000  # how long a resolved dead letter is kept
-    start_timeout_ms: int = 60_000
-    """How long an agent has to connect after an orchestrator was sent its start."""
-    start_grace_ms: int = 5_000
-    """How long a started agent has to reconnect after its connection was lost."""
+    start_timeout_ms: int = 60_000  # for an agent to connect after its start was sent
+    start_grace_ms: int = 5_000  # for a started agent to reconnect
 
 
 class Due(enum.Enum):

@@ -41,16 +41,12 @@ class Move(enum.Enum):
     REJECT = "reject"
 
     ASSIGN = "assign"  # a worker, `facts.caller`, is assigned a task of a queue
-    UNASSIGN = "unassign"
-    """The worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
-    LOSE = "lose"
-    """A worker that never claims has gone: an attempt of what it presumably began has failed."""
+    UNASSIGN = "unassign"  # the worker has not begun: back to the queue. Counts if `facts.lost`.
+    LOSE = "lose"  # the worker never claims and has gone: an attempt has failed
     START = "start"  # `facts.caller`, an orchestrator, launches the worker
     ATTACH = "attach"  # the worker has connected with the task's token
     WAKE = "wake"  # what a paused task waited for has happened
-    TIME_OUT = "time out"
-    """A deadline has passed: `facts.reason` names it, `facts.delay_ms` is the pause before a retry.
-    """
+    TIME_OUT = "time out"  # a deadline, `facts.reason`, has passed; retry after `facts.delay_ms`
     BURY = "bury"  # the task becomes a dead letter: no further attempt follows
 
     __hash__ = object.__hash__
@@ -71,15 +67,13 @@ class Facts(NamedTuple):
 
     now_ms: int
     caller: str = ""
-    caller_epoch: int | None = None
-    """The epoch of the caller's latest assignment of this task; None if it had none."""
+    caller_epoch: int | None = None  # of the caller's latest assignment; None without one
     reason: str = ""
     error_type: str = ""
     wait: Wait | None = None
     pause_key: str = ""  # the key of a PAUSE, equal for a repeated request whose answer was lost
     present: bool = True  # whether the task's worker is connected and knows of the task
-    lost: bool = False
-    """Whether a task is given back because of its worker, not because of its gateway."""
+    lost: bool = False  # given back because of its worker, not of its gateway
     delay_ms: int = 0
     uniform: Callable[[], float] = lambda: 0.5
 
@@ -118,9 +112,7 @@ class MoveRule:
 
 
 NOT_FINAL: Final = LIVE | PAUSED
-MAX_DELIVERIES: Final = 16
-"""How often a task is assigned to workers that go before they begin it; an agent start as often as
-it has attempts."""
+MAX_DELIVERIES: Final = 16  # how often a task is assigned to workers that go before they begin it
 CANCELLED_TEXT: Final = "task cancelled"
 
 

@@ -45,8 +45,7 @@ _STATUSES = {
     Reason.HIBERNATION: StoredStatus.HIBERNATED,
 }
 
-ESCALATIONS = frozenset({"", "fail", "retry", "alert"})
-"""What happens to a hibernated task at its timeout: failed, woken, or left asleep."""
+ESCALATIONS = frozenset({"", "fail", "retry", "alert"})  # at a hibernated task's timeout
 
 
 @dataclass(frozen=True, slots=True)
