@@ -30,10 +30,10 @@ class SessionHost(Protocol):
         """Return identities of ended sessions whose locks are not released yet."""
 
     async def yields(self, lock: IdentityLock, resume_session_id: str) -> bool:
-        """Return whether this node's session of an identity has ended for another node's.
+        """Return whether a session here has ended for the node that wants its identity.
 
-        The other node's session resumes `resume_session_id`; "" for none. True: the session has
-        ended, its appends and cursors are committed, and its lock is released.
+        That node's session resumes `resume_session_id`; "" for none. True: the session has ended,
+        its appends and cursors are committed, and its lock is released.
         """
 
 

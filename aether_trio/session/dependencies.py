@@ -40,7 +40,7 @@ class SessionHooks(Protocol):
         """Return what the client's credentials permit; raise StatusError to refuse them."""
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find the history of a session from before this gateway started, for a resume."""
+        """Find the history of a resumed session that ended before this gateway started."""
 
     async def prepare(self, session: Session) -> None:
         """Prepare the services for a session that owns its identity, before its ack."""
@@ -49,7 +49,7 @@ class SessionHooks(Protocol):
         """Return the configuration that an agent or task gets after its ConnectionAck."""
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """Count a handshake by its end, `status`; no `claim`: an invalid InitConnection."""
+        """Count a client's handshake, which ended with `status`; claim None: no valid one."""
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Note that a session is acknowledged and its subscriptions are open."""

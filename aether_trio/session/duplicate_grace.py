@@ -1,4 +1,4 @@
-"""Lets an ending connection of an identity end before a new one is a duplicate."""
+"""Gives an old connection a moment to end before a new one is a duplicate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DUPLICATE_GRACE_S = 0.1
 
 
 async def let_predecessor_end(registry: SessionRegistry, claim: Claim) -> None:
-    """Give an ending session of the claimed identity DUPLICATE_GRACE_S to end.
+    """Wait up to DUPLICATE_GRACE_S for an identity's old session that is ending.
 
     A script's next client can arrive before the end of the one that it has closed.
     """

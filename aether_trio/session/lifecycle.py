@@ -78,7 +78,7 @@ class SessionServer:
                 await trio.lowlevel.checkpoint()
 
     async def _close(self, link: Link, ending: Exception | None, who: str) -> None:
-        """Close the stream with the status of its ending; report an unexpected one."""
+        """Close the stream with the status of its end; log an unexpected exception."""
         status, text = Status.OK, ""
         if isinstance(ending, StatusError):
             status, text = ending.status, ending.message

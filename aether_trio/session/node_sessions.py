@@ -73,7 +73,10 @@ class NodeSessions:
 
     def lease_lost(self) -> None:
         if not self.gate.paused:
-            logger.warning("this node lost its lease; its sessions wait with their input", sessions=len(self.registry))
+            logger.warning(
+                "this node lost its lease in the cluster; its sessions handle no input until it is back",
+                sessions=len(self.registry),
+            )
             self.gate.pause()
 
     def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
@@ -97,7 +100,10 @@ class NodeSessions:
 
     def _resume(self) -> None:
         if self.gate.paused:
-            logger.info("this node's lease is settled; its sessions handle input again", sessions=len(self.registry))
+            logger.info(
+                "this node's lease in the cluster is settled; its sessions handle input again",
+                sessions=len(self.registry),
+            )
         self.gate.resume()
         for session in self.registry:
             if session.outbox.delivery_bytes:

@@ -174,16 +174,16 @@ class Session:
     # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
-        """Note that the session owns its identity, with the last session's pending writes."""
+        """Note that the session owns its identity, its lock, and writes it waits for."""
         self.pending = pending
         self.lock = lock
 
     def resume(self, history: SessionHistory) -> None:
-        """Continue the history of a session that the client resumes, until `acknowledge`."""
+        """Continue the history of the session that the client resumes."""
         self.history = history
 
     def start(self, nursery: trio.Nursery, subscriptions: Subscriptions) -> None:
-        """Take the nursery of the session's tasks, and the session's subscriptions."""
+        """Keep the nursery of the session's tasks, and the session's subscriptions."""
         self.nursery = nursery
         self.subscriptions = subscriptions
 
@@ -357,7 +357,7 @@ class Session:
 
     @property
     def ended_by_gateway(self) -> bool:
-        """Whether this gateway's own end ends the session, also after the client's close."""
+        """Whether the gateway's shutdown ends the session, even if its client left first."""
         return self.leaving is not None or (self.ending is not None and self.ending.status is Status.UNAVAILABLE)
 
     def end_after_answer(self, status: Status, reason: str) -> None:
@@ -380,7 +380,7 @@ class Session:
         self.answered()
 
     def cut(self) -> None:
-        """End the session, whose link has broken, within CUT_GRACE_S even if it waits."""
+        """End the session within CUT_GRACE_S, as its connection broke."""
         if self.nursery is not None and not self.detached:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 
@@ -439,10 +439,10 @@ class _NoAuthor:
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Do nothing."""
+        """Drop the refusal: the sender's stream is closed."""
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing."""
+        """Do nothing: the sender's stream is closed."""
 
 
 _NO_AUTHOR = _NoAuthor()

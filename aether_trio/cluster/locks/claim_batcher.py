@@ -76,7 +76,7 @@ class OwnerAnswer(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The verdict of a claim that got the lock, under the lease `node_epoch`."""
+    """The answer to a lock claim that succeeded, under the node's lease `node_epoch`."""
 
     epoch: int
     node_epoch: int
@@ -85,7 +85,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class HeldBy:
-    """The verdict of a claim of another node's identity, with that node's `answer`."""
+    """The answer to a lock claim of another node's identity, and that node's `answer`."""
 
     node_id: int
     node_epoch: int
@@ -94,11 +94,11 @@ class HeldBy:
 
 
 class Full:
-    """The verdict of a claim whose workspace has all the connections it may have."""
+    """The answer to a lock claim whose workspace has all the connections it may have."""
 
 
 class Again:
-    """The verdict of a claim whose row changed meanwhile: claim again."""
+    """The answer to a lock claim whose row changed meanwhile: claim again."""
 
 
 Verdict = Granted | HeldBy | Full | Again

@@ -114,7 +114,7 @@ class DirectoryLimits:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryStatistics:
-    """Counters of a node's directory of sessions since start.
+    """Counters of a cluster node's directory of sessions since start.
 
     `service_looks` are looks at the services of other nodes, `move_statements` those that wrote
     `moves` switches of a workspace.
@@ -127,7 +127,7 @@ class DirectoryStatistics:
 
 
 class ClusterDirectory:
-    """The SessionDirectory of all nodes; `run` must run, `close` comes after it."""
+    """Lists the sessions of all cluster nodes; `run` must run, `close` comes after it."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class ClusterDirectory:
         self._moved.trigger()
 
     async def _write_moves(self) -> None:
-        """Write the switches that wait, which stay after StorageUnavailable."""
+        """Write which users switched workspace; after a failure they wait again."""
         if not self._moves and not self._moving.locked():
             return
         async with self._moving:

@@ -58,7 +58,10 @@ class DisconnectStatistics:
 
 
 class Disconnects:
-    """Asks other nodes to end their sessions; `on_request`: this node may be asked."""
+    """Asks other cluster nodes to end their sessions, and does what they ask for.
+
+    `on_request` is called in one step when there may be requests to this node.
+    """
 
     def __init__(
         self,

@@ -252,7 +252,7 @@ class Lease:
             self._enter(LeaseState.LOST)
             self._watcher.lease_lost()
             logger.warning(
-                "this node lost its lease, and tries to get it back",
+                "this node lost its lease in the cluster, and tries to get it back",
                 node_id=self.node_id,
                 epoch=self.epoch,
                 reason=self._last_error,
@@ -354,7 +354,7 @@ class Lease:
         self._enter(LeaseState.HELD)
         if renewed:
             self._watcher.lease_renewed()
-        logger.info("this node has its lease again", node_id=self.node_id, epoch=self.epoch)
+        logger.info("this node has its lease in the cluster again", node_id=self.node_id, epoch=self.epoch)
 
     def _listen(self, connection: Any) -> None:
         connection.add_termination_listener(self._terminated)

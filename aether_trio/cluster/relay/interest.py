@@ -45,7 +45,7 @@ def _refused(topic: str, error: Exception) -> None:
 
 
 class Interest:
-    """This node's rows of one table of topics with listeners; `run` writes new ones."""
+    """Topics with listeners on this node, in a table that other nodes read."""
 
     def __init__(
         self, queries: QueryPool, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float

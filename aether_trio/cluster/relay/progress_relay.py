@@ -278,7 +278,7 @@ class ProgressRelay:
         await self._queries.fetch(_FORGET, self._cluster.node_id, KEPT_MS)
 
     async def _read(self, sources: set[int] | None) -> None:
-        """Deliver the new updates of these nodes; None is all nodes."""
+        """Deliver the new progress updates of these nodes; None is all nodes."""
         while sources is None or sources:
             positions = self._positions
             args = (self._cluster.node_id, list(positions), list(positions.values()), FRESH_MS, READ_ROWS)
