@@ -35,7 +35,7 @@ def first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def test_watch_ends_when_it_waits(shell: Shell) -> None:
-    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    task_id = shell.out("tasks", "create", "press", "--pool", "absent").strip()
     process = shell.start("tasks", "watch", task_id)
     assert task_id.encode() in first_line(process)
     ends(process)
@@ -43,7 +43,7 @@ def test_watch_ends_when_it_waits(shell: Shell) -> None:
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_watch_ends_when_it_has_more_to_say(shell: Shell, more: list[str]) -> None:
-    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    task_id = shell.out("tasks", "create", "press", "--pool", "absent").strip()
     for _ in range(2):
         shell.out("tasks", "cancel", task_id)
         shell.out("tasks", "retry", task_id)
@@ -53,7 +53,7 @@ def test_watch_ends_when_it_has_more_to_say(shell: Shell, more: list[str]) -> No
 
 
 def test_watch_ends_before_it_has_anything_to_say(shell: Shell) -> None:
-    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    task_id = shell.out("tasks", "create", "press", "--pool", "absent").strip()
     ends(shell.start("tasks", "watch", task_id, "--from", "start"))
 
 
@@ -72,7 +72,7 @@ def test_tail_ends_when_it_waits(shell: Shell) -> None:
 )
 def test_one_that_prints_once(shell: Shell, arguments: tuple[str, ...]) -> None:
     shell.out("kv", "put", "k", "v")
-    shell.out("tasks", "create", "press", "--pool", "nobody")
+    shell.out("tasks", "create", "press", "--pool", "absent")
     ends(shell.start(*arguments))
 
 

@@ -58,7 +58,7 @@ def test_version() -> None:
         (["send", "ag::a::b::c"], "Missing argument 'TEXT|-'"),
         (["sessions", "--gateway", "host:port"], "'host:port' is not HOST:PORT"),
         (["sessions", "--tls-cert", __file__], "belong together"),
-        (["sessions", "--as", "nobody"], "is not an identity"),
+        (["sessions", "--as", "nonsense"], "is not an identity"),
         (["kv", "get", "k", "--scope", "user"], "needs --user"),
         (["kv", "get", "k", "--scope", "own"], "name it with --as"),
         (["kv", "put", "k", "v", "--if-absent", "--if-equals", "x"], "exclude each other"),
@@ -68,7 +68,7 @@ def test_version() -> None:
         (["tasks", "create", "resize", "--pool", "a", "--target", "ag::a::b::c"], "either --pool"),
         (["tasks", "create", "resize", "--pool", "a", "--metadata", "x"], "is not NAME=VALUE"),
         (["tasks", "list", "--status", "lost"], "'lost' is not one of"),
-        (["tasks", "list", "--creator", "nobody"], "is not an identity"),
+        (["tasks", "list", "--creator", "nonsense"], "is not an identity"),
         (["tasks", "cancel"], "Missing argument 'TASK_ID...'"),
     ],
 )

@@ -76,7 +76,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell = Shell(gateway)
     place = (*PLACE, "--as", f"sv::{NAME}::1", "--metadata", f"{NAME}={TEXT}")
     create = ("tasks", "create", TEXT, "--pool", NAME, *place)
-    late = ("--pool", "nobody", *place, "--metadata", "schedule_to_start_ms=10", "--max-attempts", "1")
+    late = ("--pool", "absent", *place, "--metadata", "schedule_to_start_ms=10", "--max-attempts", "1")
     dead = shell.out("tasks", "create", TEXT, *late).strip()
     shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
     shell.out("kv", "put", NAME, "-", *PLACE, stdin=TEXT.encode())

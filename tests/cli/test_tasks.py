@@ -32,9 +32,9 @@ def listed(shell: Shell, *arguments: str) -> list[dict[str, Any]]:
 def test_create_list_and_show(shell: Shell) -> None:
     place = ("--workspace", "shelf")
     assert shell.out("tasks", "list", *place) == "no such task in the workspace shelf\n"
-    plain = shell.out("tasks", "create", "press", "wine", "--pool", "nobody", *place, "--priority", "high").strip()
+    plain = shell.out("tasks", "create", "press", "wine", "--pool", "absent", *place, "--priority", "high").strip()
     told = shell.out(
-        *("tasks", "create", "pick", "-", "--pool", "nobody", *place, "--as", "sv::boss::1", "--json"),
+        *("tasks", "create", "pick", "-", "--pool", "absent", *place, "--as", "sv::boss::1", "--json"),
         *("--metadata", "size=3", "--class", "batch", "--max-attempts", "5", "--correlation", "c1"),
         stdin=b"\x00\xff",
     )
@@ -68,12 +68,12 @@ def test_a_list_says_whom_a_task_is_for(shell: Shell) -> None:
 
 
 def test_the_same_key_finds_the_same_task(shell: Shell) -> None:
-    create = ("tasks", "create", "press", "--pool", "nobody", "--workspace", "keys", "--key", "order-7")
+    create = ("tasks", "create", "press", "--pool", "absent", "--workspace", "keys", "--key", "order-7")
     assert shell.out(*create) == shell.out(*create)
 
 
 def test_cancel_retry_and_what_to_do_about_a_refusal(shell: Shell) -> None:
-    one, two = (shell.out("tasks", "create", "press", "--pool", "nobody").strip() for _ in range(2))
+    one, two = (shell.out("tasks", "create", "press", "--pool", "absent").strip() for _ in range(2))
     assert shell.out("tasks", "cancel", one, two) == f"{one} is cancelled\n{two} is cancelled\n"
     shell.fails(1, "`aether tasks show` says how", "tasks", "cancel", one, "--as", "sv::someone::else")
     assert shell.out("tasks", "retry", one) == f"{one} is queued again\n"
@@ -141,7 +141,7 @@ def test_watching_what_has_been(shell: Shell, client: Any) -> None:
 
 def test_dead_letters(shell: Shell) -> None:
     place = ("--workspace", "cellar")
-    create = ("tasks", "create", "press", "--pool", "nobody", *place, "--max-attempts", "1")
+    create = ("tasks", "create", "press", "--pool", "absent", *place, "--max-attempts", "1")
     assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
     dead = shell.out(*create, "--metadata", "schedule_to_start_ms=10").strip()
     alive = shell.out(*create).strip()
@@ -173,7 +173,7 @@ def test_dead_letters(shell: Shell) -> None:
 def test_ctrl_c_ends_watching_and_a_restart_does_not(tmp_path: Path) -> None:
     with start_gateway() as gateway:
         shell = Shell(gateway)
-        one, two = (shell.out("tasks", "create", "press", "--pool", "nobody").strip() for _ in range(2))
+        one, two = (shell.out("tasks", "create", "press", "--pool", "absent").strip() for _ in range(2))
         with shell.running("tasks", "watch", one, two) as process:
             assert f"{one}  is queued" in process.line()
             assert f"{two}  is queued" in process.line()

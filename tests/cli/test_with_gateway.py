@@ -320,7 +320,7 @@ class TestTransports:
             assert shell.out("kv", "put", "a", "b") == "put a (1 bytes)\n"
             assert shell.out("kv", "get", "a") == "b\n"
             shell.fails(1, "ERR_PERMISSION_DENIED", "send", "pg::default", "x")
-            task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+            task_id = shell.out("tasks", "create", "press", "--pool", "absent").strip()
             assert shell.out("tasks", "cancel", task_id) == f"{task_id} is cancelled\n"
             watched = shell.run("tasks", "watch", task_id, "--from", "start", "--until-end").stdout
             assert b"queued -> cancelled" in watched

@@ -66,7 +66,7 @@ async def test_39_a_gu_reaches_users_while_they_are_switched_in(world: World) ->
     # An empty id leaves the workspace and joins none.
     await other.client.switch_workspace("")
     await other.barrier()
-    await a.client.send_broadcast_to_users(world.ws, b"nobody")
+    await a.client.send_broadcast_to_users(world.ws, b"unheard")
     await other.only(a)
     assert a.errors.empty()
     assert inside.errors.empty()

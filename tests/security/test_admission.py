@@ -52,7 +52,7 @@ async def outcome(
     return await admission(transport, gateway.address, hello, tls=tls)
 
 
-# -- H2: a certificate with a name counts, whatever is shown beside it ----------------
+# -- a certificate with a name counts, whatever is shown beside it ---------------------------------
 
 
 @EVERY_TRANSPORT
@@ -77,7 +77,7 @@ async def test_a_key_does_not_outweigh_a_certificate_with_another_name(authority
         assert (await outcome(gateway, transport, WITH_KEY, authority, other))[0] is DENIED
 
 
-# -- H8: a name that is no identity ----------------------------------------------------------------
+# -- a name that is no identity --------------------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -104,7 +104,7 @@ async def test_in_relaxed_mode_the_name_decides_the_kind(authority: Authority, t
             assert found[0] is expected, found
 
 
-# -- H18: which certificate is a client's ----------------------------------------------------------
+# -- which certificate is a client's ---------------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -149,7 +149,7 @@ async def test_a_leaf_is_a_clients(
         assert await outcome(gateway, transport, WORKER, authority, certificate) == (Status.OK, "")
 
 
-# -- H18: no part of an identity passes for another one --------------------------------------------
+# -- no part of an identity passes for another one -------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -166,7 +166,7 @@ async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(transport: 
             assert found[0] is expected, (parts, found)
 
 
-# -- H14: no pattern makes the gateway slow --------------------------------------------------------
+# -- no pattern makes the gateway slow -------------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -177,7 +177,7 @@ async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(transport: s
         assert (await outcome(gateway, transport, hello))[0] is DENIED
 
 
-# -- H17: wrong keys lock out their own sender only ------------------------------------
+# -- wrong keys lock out their own sender only -----------------------------------------------------
 
 
 @EVERY_TRANSPORT

@@ -375,7 +375,7 @@ async def test_a_user_enters_no_workspace_beyond_its_key(transport: str) -> None
 
 
 async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
-    """H7, by the frame that the binary framing has for sends."""
+    """Sent by the frame that the binary framing has for numbered sends."""
     async with serving() as gateway, eve(gateway, "framed") as stream:
         peer: FramedPeer = stream.raw.peer  # type: ignore[attr-defined]
         for number, workspace in enumerate(("blue", "red"), start=1):
@@ -388,7 +388,7 @@ async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
 
 @EVERY_TRANSPORT
 async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(transport: str) -> None:
-    """H6: agents with one name in two workspaces, each with a key for its workspace."""
+    """Agents with one name in two workspaces, each with a key for its workspace."""
     async with serving() as gateway:
         for workspace in ("blue", "red"):
             hello = agent(workspace, "worker", "1", credentials=key("red" if workspace == "red" else "all"))

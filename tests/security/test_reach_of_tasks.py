@@ -31,7 +31,7 @@ async def refusal(ask: Callable[[], Awaitable[Any]]) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
-# -- H1: tokens ------------------------------------------------------------------------------------
+# -- tokens ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("owner", [*IN_BLUE, "sv::worker::1", "us::alice::1", "orc::o::1", "br::b::1", "wfe::shard0"])
@@ -81,7 +81,7 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
                 pass
 
 
-# -- H3: tasks by their ids ------------------------------------------------------------------------
+# -- tasks by their ids ----------------------------------------------------------------------------
 
 
 async def _followed(tasks: Tasks, task_id: str, *, recursive: bool = False) -> None:
@@ -168,7 +168,7 @@ async def test_a_worker_of_another_workspace_sees_its_own_task_there_and_nothing
                     break
 
 
-# -- H5, H12, H18: whom a task may be for ----------------------------------------------------------
+# -- whom a task may be for ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task_type", ["t", "agent_startup"])
@@ -186,7 +186,7 @@ async def test_a_task_goes_where_a_message_may(scheme: str, target: str, task_ty
 
             code, text = await refusal(ask)
             assert code == "ERR_PERMISSION_DENIED"
-            # The same whether it is there, can be started, or does not exist (H18).
+            # The same whether it is there, can be started, or does not exist.
             if target.startswith("ag"):
                 async with agent_of(gateway, "blue") as there:
                     assert await refusal(ask) == (code, text)

@@ -1,4 +1,4 @@
-"""A start brings parameters only; its orchestrator chooses the program (H11)."""
+"""A start brings parameters only; its orchestrator chooses the program."""
 
 from __future__ import annotations
 

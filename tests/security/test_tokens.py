@@ -1,4 +1,4 @@
-"""A session and its tasks end with the task whose token admitted it (H13)."""
+"""A session and its tasks end with the task whose token admitted it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends with a task ends on every node and every transport (issue 10, H13)."""
+"""What ends with a task ends on every node and every transport."""
 
 from __future__ import annotations
 

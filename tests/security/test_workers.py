@@ -28,7 +28,7 @@ async def work(peer: MemoryLink, op: Op.OpType.ValueType, task_id: str) -> pb.Ta
     return await operate(peer, op, task_id, **fields)
 
 
-# -- H15: who works on a task of a pool ------------------------------------------------------------
+# -- who works on a task of a pool -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("who", OUTSIDERS)
@@ -122,7 +122,7 @@ async def test_no_worker_takes_a_start(core: Core) -> None:
             assert (await get(asker, start)).status == pb.TASK_STATUS_QUEUED
 
 
-# -- H4: what a worker has saved -------------------------------------------------------------------
+# -- what a worker has saved -----------------------------------------------------------------------
 
 
 async def checkpoint(peer: MemoryLink, op: pb.CheckpointOperation.OpType.ValueType, **fields: object) -> bytes:

@@ -14,7 +14,7 @@ AGENT = "ag::prod::echo::1"
 WRONG, RIGHT = b"wrong", b"right"
 
 
-class Door:
+class Guard:
     """A throttle, and a client that tries credentials at it."""
 
     def __init__(self, **auth: int) -> None:
@@ -43,40 +43,40 @@ class Door:
 
 
 @pytest.fixture
-def door() -> Door:
-    return Door()
+def guard() -> Guard:
+    return Guard()
 
 
-def test_the_sixth_try_is_refused_unheard(door: Door) -> None:
-    door.fail(5)
-    assert door.try_(RIGHT) is Status.UNAUTHENTICATED
-    assert not door.heard
-    assert "temporarily throttled after 5 failures; try again in 30 s" in door.text
-    door.clock.advance(29_999)
-    assert door.try_(RIGHT) is Status.UNAUTHENTICATED
-    door.clock.advance(2)
-    assert door.try_(RIGHT) is None
+def test_the_sixth_try_is_refused_unheard(guard: Guard) -> None:
+    guard.fail(5)
+    assert guard.try_(RIGHT) is Status.UNAUTHENTICATED
+    assert not guard.heard
+    assert "temporarily throttled after 5 failures; try again in 30 s" in guard.text
+    guard.clock.advance(29_999)
+    assert guard.try_(RIGHT) is Status.UNAUTHENTICATED
+    guard.clock.advance(2)
+    assert guard.try_(RIGHT) is None
 
 
 @pytest.mark.parametrize("address", [THERE, "[2001:db8::1]:1000", "unknown"])
-def test_a_client_of_another_address_does_not_throttle_the_owner(door: Door, address: str) -> None:
-    door.fail(5, address=address)
-    assert door.try_(RIGHT) is None
+def test_a_client_of_another_address_does_not_throttle_the_owner(guard: Guard, address: str) -> None:
+    guard.fail(5, address=address)
+    assert guard.try_(RIGHT) is None
 
 
-def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before(door: Door) -> None:
-    assert door.try_(RIGHT) is None
-    door.fail(5)
-    assert door.try_(WRONG) is Status.UNAUTHENTICATED
-    assert not door.heard
-    assert door.try_(RIGHT) is None
+def test_a_neighbour_does_not_throttle_a_client_that_was_admitted_before(guard: Guard) -> None:
+    assert guard.try_(RIGHT) is None
+    guard.fail(5)
+    assert guard.try_(WRONG) is Status.UNAUTHENTICATED
+    assert not guard.heard
+    assert guard.try_(RIGHT) is None
 
 
-def test_another_port_and_another_address_of_the_network_are_the_same_client(door: Door) -> None:
-    door.fail(5, address="[2001:db8:0:1::1]:1000")
+def test_another_port_and_another_address_of_the_network_are_the_same_client(guard: Guard) -> None:
+    guard.fail(5, address="[2001:db8:0:1::1]:1000")
     for address in ("[2001:db8:0:1::1]:2000", "[2001:db8:0:1:ffff::9]:1000"):
-        assert door.try_(RIGHT, address=address) is Status.UNAUTHENTICATED
-    assert door.try_(RIGHT, address="[2001:db8:0:2::1]:1000") is None
+        assert guard.try_(RIGHT, address=address) is Status.UNAUTHENTICATED
+    assert guard.try_(RIGHT, address="[2001:db8:0:2::1]:1000") is None
 
 
 @pytest.mark.parametrize(
@@ -95,56 +95,56 @@ def test_the_network_of_an_address(address: str, network: str) -> None:
     assert network_of(address) == network
 
 
-def test_old_failures_do_not_count(door: Door) -> None:
+def test_old_failures_do_not_count(guard: Guard) -> None:
     for _ in range(20):
-        door.fail(1)
-        door.clock.advance(7_600)  # four of them fall into any 30 s
-    assert door.try_(RIGHT) is None
+        guard.fail(1)
+        guard.clock.advance(7_600)  # four of them fall into any 30 s
+    assert guard.try_(RIGHT) is None
 
 
-def test_a_success_wipes_the_slate(door: Door) -> None:
+def test_a_success_wipes_the_slate(guard: Guard) -> None:
     for _ in range(3):
-        door.fail(4)
-        assert door.try_(RIGHT) is None
+        guard.fail(4)
+        assert guard.try_(RIGHT) is None
 
 
-def test_others_are_not_affected(door: Door) -> None:
-    door.fail(5)
-    assert door.try_(RIGHT, "ag::prod::echo::2") is None
+def test_others_are_not_affected(guard: Guard) -> None:
+    guard.fail(5)
+    assert guard.try_(RIGHT, "ag::prod::echo::2") is None
 
 
-def test_the_refusals_of_the_cool_down_do_not_prolong_it(door: Door) -> None:
-    door.fail(5)
-    door.clock.advance(20_000)
+def test_the_refusals_of_the_cool_down_do_not_prolong_it(guard: Guard) -> None:
+    guard.fail(5)
+    guard.clock.advance(20_000)
     for _ in range(50):
-        assert door.try_(WRONG) is Status.UNAUTHENTICATED
-    door.clock.advance(10_001)
-    assert door.try_(RIGHT) is None
+        assert guard.try_(WRONG) is Status.UNAUTHENTICATED
+    guard.clock.advance(10_001)
+    assert guard.try_(RIGHT) is None
 
 
-def test_one_client_with_a_wrong_key_does_not_close_its_address(door: Door) -> None:
+def test_one_client_with_a_wrong_key_does_not_close_its_address(guard: Guard) -> None:
     for _ in range(1000):
-        door.try_(WRONG, "ag::prod::broken::1")
-        door.clock.advance(500)
-    assert door.try_(RIGHT) is None
+        guard.try_(WRONG, "ag::prod::broken::1")
+        guard.clock.advance(500)
+    assert guard.try_(RIGHT) is None
 
 
-def test_a_client_that_tries_one_identity_after_another_closes_its_address_to_new_ones(door: Door) -> None:
-    assert door.try_(RIGHT) is None
+def test_a_client_that_tries_one_identity_after_another_closes_its_address_to_new_ones(guard: Guard) -> None:
+    assert guard.try_(RIGHT) is None
     for number in range(100):
-        door.fail(1, f"ag::prod::x::{number}")
-    assert door.try_(WRONG, "ag::prod::x::new") is Status.UNAVAILABLE
-    assert "from your address" in door.text
-    assert door.try_(RIGHT, "ag::prod::echo::2") is Status.UNAVAILABLE
-    assert door.try_(RIGHT) is None, "who was let in before is heard"
-    assert door.try_(RIGHT, "ag::prod::echo::2", THERE) is None
-    door.clock.advance(30_001)
-    assert door.try_(RIGHT, "ag::prod::echo::2") is None
+        guard.fail(1, f"ag::prod::x::{number}")
+    assert guard.try_(WRONG, "ag::prod::x::new") is Status.UNAVAILABLE
+    assert "from your address" in guard.text
+    assert guard.try_(RIGHT, "ag::prod::echo::2") is Status.UNAVAILABLE
+    assert guard.try_(RIGHT) is None, "who was let in before is heard"
+    assert guard.try_(RIGHT, "ag::prod::echo::2", THERE) is None
+    guard.clock.advance(30_001)
+    assert guard.try_(RIGHT, "ag::prod::echo::2") is None
 
 
 def test_a_flood_of_made_up_identities_and_addresses_costs_bounded_memory() -> None:
-    door = Door(max_tracked_identities=10, max_failures=2, max_failures_per_address=3)
+    guard = Guard(max_tracked_identities=10, max_failures=2, max_failures_per_address=3)
     for number in range(300):
         for _ in range(1 + number % 2):
-            door.try_(RIGHT if number % 3 else WRONG, f"ag::prod::x::{number}", f"192.0.2.{number % 100}:1")
-    assert door.throttle.remembered <= 5 * 10
+            guard.try_(RIGHT if number % 3 else WRONG, f"ag::prod::x::{number}", f"192.0.2.{number % 100}:1")
+    assert guard.throttle.remembered <= 5 * 10

@@ -162,7 +162,7 @@ async def test_sessions(scheme: str) -> None:
             assert presence.connected
             assert presence.last_seen is not None
             assert (await a.sessions.connection_status(a.topic)).connected
-            assert not (await admin.sessions.connection_status(Principal.user("nobody"))).connected
+            assert not (await admin.sessions.connection_status(Principal.user("absent"))).connected
             with pytest.raises((Refused, PermissionDenied)):
                 await a.sessions.disconnect(service.session_id)
             with pytest.raises(Refused, match="no session"):

@@ -110,7 +110,7 @@ async def test_39_gu_reaches_users_while_they_are_switched_in(world: World) -> N
     await expect(other, b"who is left")
     await only(inside, a)
     await other.switch_workspace("")
-    await a.send_to_users(b"nobody")
+    await a.send_to_users(b"unheard")
     await only(other, a)
 
 

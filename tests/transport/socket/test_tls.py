@@ -47,8 +47,8 @@ async def call(port: int, context: ssl.SSLContext) -> str:
 
 
 async def test_a_call_over_tls_and_a_large_one(pki: Pki) -> None:
-    server, door, probe = port_for(pki)
-    async with serving(server, door.serve) as port:
+    server, listener, probe = port_for(pki)
+    async with serving(server, listener.serve) as port:
         assert await call(int(port), client_context(ca_file=pki.ca)) == "over TLS"
         async with open_channel("127.0.0.1", int(port), tls=client_context(ca_file=pki.ca)) as channel:
             big = HealthCheckRequest(service="b" * 2_000_000)
@@ -57,7 +57,7 @@ async def test_a_call_over_tls_and_a_large_one(pki: Pki) -> None:
 
 
 async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> None:
-    server, door, probe = port_for(pki, ClientCertificates.REQUIRED)
+    server, listener, probe = port_for(pki, ClientCertificates.REQUIRED)
     credentials = grpc.ssl_channel_credentials(
         pki.ca.read_bytes(), pki.client_key.read_bytes(), pki.client_cert.read_bytes()
     )
@@ -67,7 +67,7 @@ async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> N
             channel.unary_unary(ONE)(HealthCheckRequest(service="x").SerializeToString())
             return list(channel.stream_stream("/probe.Probe/Echo")(iter([b"z" * 100_000] * 50)))
 
-    async with serving(server, door.serve) as port:
+    async with serving(server, listener.serve) as port:
         assert await trio.to_thread.run_sync(client, int(port)) == [b"z" * 100_000] * 50
     (certificate,) = probe.certificates
     assert certificate is not None
@@ -87,20 +87,20 @@ async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> N
 async def test_a_client_that_is_refused(
     pki: Pki, tmp_path: Path, client: str, mode: ClientCertificates | None, error: type[Exception]
 ) -> None:
-    server, door, probe = port_for(pki, mode)
+    server, listener, probe = port_for(pki, mode)
     context = client_context(ca_file=pki.ca)
     if client == "of another authority":
         foreign = Pki(tmp_path)
         context = client_context(ca_file=pki.ca, cert_file=foreign.client_cert, key_file=foreign.client_key)
     elif client == "of an older TLS":
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with serving(server, door.serve) as port:
+    async with serving(server, listener.serve) as port:
         with pytest.raises(error, match=r".*"):
             await call(int(port), context)
-        while not door.statistics().rejects:
+        while not listener.statistics().rejects:
             await trio.sleep(0.01)
     assert probe.certificates == []
-    assert door.statistics().rejects == {"tls_handshake": 1}
+    assert listener.statistics().rejects == {"tls_handshake": 1}
 
 
 def test_a_session_seals_and_opens_any_amount_at_once() -> None:
