@@ -166,9 +166,10 @@ class Http1Connection:
         request = _read(event)
         self._no_body = request.method == "HEAD"
         if request.version not in {"1.0", "1.1"}:
-            raise BadRequest(
-                HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{request.version} is not supported; use HTTP/1.1"
-            )
+            text = f"HTTP/{request.version} is not supported; use HTTP/1.1"
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, text)
+        if request.method == "CONNECT":  # h11 would end HTTP behind a response of success
+            raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "CONNECT is not served: this server is no proxy")
         self._check_body(request)
         return request
 
