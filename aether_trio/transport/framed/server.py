@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import trio
 
+from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.model.errors import Status
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
@@ -46,7 +47,7 @@ class FramedServer:
         self._greeting: set[trio.CancelScope] = set()
         """Of those that wait for a HELLO."""
         self._draining = False
-        self._gone = trio.Event()
+        self._gone = RepeatedEvent()
         self._hello = framing.ServerHello(
             max_frame=limits.max_frame_bytes,
             max_payload=limits.payload_bytes,
@@ -150,7 +151,6 @@ class FramedServer:
         task_status.started()
         with trio.move_on_after(deadline_s):
             while self._outputs:
-                self._gone = trio.Event()
                 await self._gone.wait()
         for output in list(self._outputs):
             output.writer.abort()

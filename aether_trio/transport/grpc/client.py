@@ -238,7 +238,7 @@ class GrpcChannel:
         metadata: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[GrpcCall]:
-        """Open a gRPC call for an `async with` block, which cancels it; timeout in seconds."""
+        """Open a gRPC call for an `async with` block, which cancels it; timeout: seconds."""
         await trio.lowlevel.checkpoint()
         if self._failure is not None or self.wire.closing:
             raise LinkBroken(self._failure or "the channel is closed")

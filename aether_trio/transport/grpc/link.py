@@ -17,7 +17,7 @@ from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
-    """Carries one client's session over a gRPC stream, as its Link; a cut is LinkBroken."""
+    """Carries one client's session over a gRPC stream, as its Link. Raises LinkBroken."""
 
     __slots__ = ("_failure", "_stream", "peer")
 

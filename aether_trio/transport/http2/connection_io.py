@@ -126,7 +126,7 @@ class ConnectionIo:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Parse received bytes and wake readers; if True, call again with b"" for the rest."""
+        """Parse received bytes and wake readers; while True, call with b"" for the rest."""
         plane = self.plane
         try:
             plane.receive(data)

@@ -106,7 +106,7 @@ class LenientDecoder(hpack.hpack.Decoder):
     def _assert_valid_table_size(self) -> None:
         """Shrink the HPACK table to the size that our SETTINGS allow, if the peer has not.
 
-        hpack would refuse such a peer (RFC 9113 section 4.3.1), as many that keep no table are.
+        hpack would refuse such a peer (RFC 9113 section 4.3.1), as many are that keep no table.
         A peer that refers to an entry that is gone fails by that reference.
         """
         self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)

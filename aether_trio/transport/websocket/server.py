@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
@@ -78,7 +79,7 @@ class HttpServer:
         self._fetching: set[ByteStream] = set()
         self._websockets: dict[ByteStream, WebSocketLink] = {}
         self._draining = False
-        self._empty: trio.Event | None = None
+        self._empty = RepeatedEvent()
         self._requests = self._upgrades = 0
         self._rejects: Counter[str] = Counter()
         self._unfinished = unfinished or UnfinishedInput()
@@ -99,7 +100,7 @@ class HttpServer:
         except (OSError, trio.TooSlowError):
             pass  # the peer has gone, or does not read
         finally:
-            if self._empty is not None and not self._fetching and not self._websockets:
+            if not self._fetching and not self._websockets:
                 self._empty.set()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -110,7 +111,6 @@ class HttpServer:
         task_status.started()
         with trio.move_on_after(deadline_s):
             while self._fetching or self._websockets:
-                self._empty = trio.Event()
                 await self._empty.wait()
         for stream in (*self._fetching, *self._websockets):
             stream.shutdown()
