@@ -111,7 +111,7 @@ def get(keys: KeySpace, key: str) -> None:
 
     async def ask(kv: Kv, place: KeyPlace) -> bytes | None:
         value = await kv.get(key, **place)
-        # A missing key reads as empty. A list by its name as prefix begins with the key, if there is one.
+        # A missing key reads as empty. A list by this prefix begins with the key, if there is one.
         there = value or key in (await kv.list(key, limit=1, **place)).entries
         return value if there else None
 

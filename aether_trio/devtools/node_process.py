@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import trio
 
@@ -81,7 +81,8 @@ class NodeProcess:
                     )
                 # It is another process, and a file is all that it promises.
                 await trio.sleep(_POLL_S)
-            self.ready = _ready_of(json.loads(self._ready_file.read_text()))
+            body = json.loads(self._ready_file.read_text())
+            self.ready = Ready(body["pid"], body["gateway"], body["ops"], body["transports"])
             return self.ready
         await self.kill()
         raise NodeFailed(f"{self.name} did not serve within {START_S:g} s{self.said()}")
@@ -154,10 +155,6 @@ class NodeProcess:
             return start(self._output)
         with self._output_file.open("ab") as output:
             return start(output)
-
-
-def _ready_of(body: Mapping[str, Any]) -> Ready:
-    return Ready(body["pid"], body["gateway"], body["ops"], body["transports"])
 
 
 def _python() -> list[str]:

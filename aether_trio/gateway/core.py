@@ -45,7 +45,6 @@ from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import Dispatcher, Handler
-from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lifecycle import SessionServer
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.stalled_sessions import end_stalled_sessions
@@ -66,12 +65,10 @@ class Core:
     log: TopicLog
     ephemeral_topics: EphemeralTopics
     registry: SessionRegistry
-    locks: IdentityLocks
     directory: SessionDirectory
     authorizer: DevAuthorizer
     presence: LastSeenStore
     kv: KvService
-    checkpoints: CheckpointService
     tasks: TaskService
     agents: AgentRegistry
     starter: AgentStarter
@@ -247,12 +244,10 @@ async def open_core(
             log=log,
             ephemeral_topics=ephemeral_topics,
             registry=registry,
-            locks=membership.locks,
             directory=directory,
             authorizer=authorizer,
             presence=presence,
             kv=kv,
-            checkpoints=checkpoints,
             tasks=tasks,
             agents=agents,
             starter=starter,

@@ -105,16 +105,18 @@ def _write_float(value: float) -> float | str:
     return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"  # noqa: PLR0124  # NaN is itself
 
 
-def _read_text(value: Any) -> str:
-    if type(value) is str:
-        return value
-    raise ConversionError(f"expected text, not {kind_of(value)}")
+def _exact_reader(kind: type, what: str) -> Convert:
+    def read_exactly(value: Any) -> Any:
+        if type(value) is kind:
+            return value
+        raise ConversionError(f"expected {what}, not {kind_of(value)}")
+
+    return read_exactly
 
 
-def _read_bytes(value: Any) -> bytes:
-    if type(value) is bytes:
-        return value
-    raise ConversionError(f"expected bytes, not {kind_of(value)}")
+_read_text: Final = _exact_reader(str, "text")
+_read_bytes: Final = _exact_reader(bytes, "bytes")
+_read_bool: Final = _exact_reader(bool, "true or false")
 
 
 def _read_base64(value: Any) -> bytes:
@@ -129,12 +131,6 @@ def _read_base64(value: Any) -> bytes:
         return binascii.a2b_base64(value.translate(_TO_STANDARD) + "=" * (-len(value) % 4), strict_mode=True)
     except ValueError:
         raise ConversionError(f"expected base64 text, not {shown(value)}") from None
-
-
-def _read_bool(value: Any) -> bool:
-    if type(value) is bool:
-        return value
-    raise ConversionError(f"expected true or false, not {kind_of(value)}")
 
 
 def _read_float(value: Any) -> float:

@@ -74,10 +74,6 @@ def _hello(body: bytes, flags: int) -> events.Event:
         raise RemoteProtocolError(ErrorCode.BAD_HELLO, f"HELLO: {error}") from error
 
 
-def _ack(body: bytes, _flags: int) -> events.Event:
-    return events.Ack(_positive(_SEQ(body)[0], "seq"))
-
-
 def _nack(body: bytes, flags: int) -> events.Event:
     seq, delay, size = _NACK(body)
     if not 0 < size <= len(body) - 14:
@@ -97,18 +93,6 @@ def _credit(body: bytes, _flags: int) -> events.Event:
     if message_count < 0 or byte_count < 0 or not (message_count or byte_count):
         malformed(f"credit of {message_count} messages and {byte_count} bytes; credit only grows")
     return events.GrantCredit(message_count, byte_count)
-
-
-def _envelope(body: bytes, _flags: int) -> events.Event:
-    return events.Envelope(body)
-
-
-def _ping(body: bytes, _flags: int) -> events.Event:
-    return events.Ping(_PING(body)[0])
-
-
-def _pong(body: bytes, _flags: int) -> events.Event:
-    return events.Pong(_PING(body)[0])
 
 
 def _goaway(body: bytes, _flags: int) -> events.Event:
@@ -141,13 +125,13 @@ Reader: TypeAlias = Callable[[bytes, int], events.Event]
 _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
     {
         FrameType.HELLO: (1, MAX_HELLO_BYTES, Flag.FROM_SERVER, _hello),
-        FrameType.ACK: (8, 8, 0, _ack),
+        FrameType.ACK: (8, 8, 0, lambda body, _flags: events.Ack(_positive(_SEQ(body)[0], "seq"))),
         FrameType.NACK: (15, 14 + MAX_CODE_BYTES + MAX_TEXT_BYTES, Flag.RETRYABLE, _nack),
         FrameType.DELIVERED: (12, 12, 0, _delivered),
         FrameType.CREDIT: (16, 16, 0, _credit),
-        FrameType.ENVELOPE: (0, MAX_FRAME_BYTES, 0, _envelope),
-        FrameType.PING: (8, 8, 0, _ping),
-        FrameType.PONG: (8, 8, 0, _pong),
+        FrameType.ENVELOPE: (0, MAX_FRAME_BYTES, 0, lambda body, _flags: events.Envelope(body)),
+        FrameType.PING: (8, 8, 0, lambda body, _flags: events.Ping(_PING(body)[0])),
+        FrameType.PONG: (8, 8, 0, lambda body, _flags: events.Pong(_PING(body)[0])),
         FrameType.GOAWAY: (6, 6 + MAX_TEXT_BYTES, 0, _goaway),
         FrameType.ERROR: (6, 6 + MAX_TEXT_BYTES, Flag.RETRYABLE, _error),
         FrameType.CHANNEL: (4, 12 + MAX_TOPIC_BYTES, Flag.CLOSED | Flag.SHARED, _channel),
