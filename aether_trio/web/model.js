@@ -14,13 +14,13 @@ const DONE_FOR_MS = 2500;
 const SILENT_FOR_MS = 120_000;
 const ENDED = new Set(["completed", "done", "failed", "cancelled"]);
 
-/** { workspace, name, specifier } of an agent's address. */
+/** Splits an agent's address into { workspace, name, specifier }. */
 export function partsOf(topic) {
   const [kind, workspace, name, ...specifier] = topic.split("::");
   return kind === "ag" ? { workspace, name, specifier: specifier.join("::") } : { workspace: "", name: topic, specifier: "" };
 }
 
-/** The same, as a part of an address may be: these have no spaces and no `*`, `>` and `::`. The gateway has the last word. */
+/** Makes a text fit as a part of an address, without spaces, `*`, `>` and `::`; the gateway checks it again. */
 export function asPart(text) {
   return text
     .trim()
@@ -29,7 +29,7 @@ export function asPart(text) {
     .replace(/:$/, "");
 }
 
-/** i2 before i10. */
+/** Compares names with numbers in them: i2 before i10. */
 export function inOrder(a, b) {
   return a.localeCompare(b, undefined, { numeric: true });
 }
@@ -38,7 +38,7 @@ export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** { id, text, to } of a message, by any sender, in any format. */
+/** Reads { id, text, to } of a message of any sender, in any format. */
 export function readMessage(message) {
   let text;
   try {
@@ -52,7 +52,7 @@ export function readMessage(message) {
       return { id: String(value.id ?? ""), text: value.text, to: String(value.to ?? "") };
     }
   } catch {
-    // It is text, then.
+    // Not JSON: the payload is text.
   }
   return { id: "", text, to: "" };
 }
@@ -82,7 +82,7 @@ export class Conversations {
     return this.of(agent).find((line) => line.id === id);
   }
 
-  /** Adds { id, mine, text, state }; false when it is there already. */
+  /** Adds a line { id, mine, text, state }; returns false when it is there already. */
   add(agent, line) {
     const known = line.id && this.find(agent, line.id);
     if (known) return false;
@@ -100,14 +100,14 @@ export class Conversations {
     this.save();
   }
 
-  /** Mine that may not have arrived: [agent, line] each. */
+  /** Returns this person's lines that may not have arrived, as [agent, line]. */
   open() {
     return this.agents().flatMap((agent) =>
       this.of(agent).filter((line) => line.mine && line.state === "sending").map((line) => [agent, line]),
     );
   }
 
-  /** Take in what other windows have saved. Says whether there was something new. */
+  /** Merges lines that other windows have saved; returns whether one was new. */
   takeIn() {
     let saved = {};
     try {
@@ -135,23 +135,23 @@ export class Conversations {
   save() {
     this.takeIn();
     const recent = [...this.lines].sort(([, a], [, b]) => (b.at(-1)?.at ?? 0) - (a.at(-1)?.at ?? 0)).slice(0, KEPT_AGENTS);
-    // Lines without an id of their own cannot be told apart between windows, so they stay in this one.
+    // Lines without an id cannot be told apart between windows, so they stay in this window.
     const kept = recent.map(([agent, lines]) => [agent, lines.filter((line) => !line.passing)]);
     try {
       this.storage.setItem(this.key, JSON.stringify(Object.fromEntries(kept)));
     } catch {
-      // A full storage costs the history after a reload.
+      // With a full storage the history is lost after a reload.
     }
   }
 }
 
-/** Progress under way, by source and task. */
+/** Keeps the progress of running tasks, by source and task. */
 export class Work {
   constructor() {
     this.tasks = new Map();
   }
 
-  /** Takes a report in; returns the agent's topic. */
+  /** Adds a progress report; returns the agent's topic. */
   report(progress) {
     const key = `${progress.source} ${progress.taskId}`;
     const { step } = progress;
@@ -177,7 +177,7 @@ export class Work {
     return [...this.tasks.values()].filter((task) => task.agent === agent);
   }
 
-  /** Forget progress that has ended, or without a report for long. Returns whether there was any. */
+  /** Forgets progress that has ended or got no report for long; returns whether there was any. */
   sweep(now = performance.now()) {
     const before = this.tasks.size;
     for (const task of this.tasks.values()) {

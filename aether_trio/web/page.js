@@ -127,7 +127,7 @@ async function enter(userId, workspace, key) {
   arrive();
 }
 
-/** In a workspace, the first one or another. */
+/** Enters a workspace, the first one or another. */
 function arrive() {
   talks = new Conversations(localStorage, client.userId, client.workspace);
   work = new Work();
@@ -200,7 +200,7 @@ function take(found) {
 function hear(message) {
   const { id, text, to } = readMessage(message);
   if (message.source.startsWith(`us::${client.userId}::`) && to) {
-    // One of my own windows (maybe this one) has said this. That the agent has it is for that window's flush to say.
+    // A window of this person has sent this line; that window's flush marks it as delivered.
     talks.add(to, { id, text, mine: true });
     show();
   } else if (message.source.startsWith("ag::")) {
@@ -220,7 +220,7 @@ function say(agent, text) {
   show({ jump: true });
 }
 
-/** The lines, one after the other: a refusal does not say which send it is about, so one line is on its way at a time. */
+/** Sends the lines one at a time, because a refusal does not name the send that it is about. */
 let posting = Promise.resolve();
 
 function post(agent, line) {
@@ -230,7 +230,7 @@ function post(agent, line) {
 
 async function postNow(from, agent, { id, text }) {
   try {
-    // To the other windows first: an answer comes on the same topic, so behind it.
+    // To the other windows first: an answer comes on the same topic, behind it.
     from.client.send(from.everywhere, { id, text, to: agent }, { type: "EVENT" });
     from.client.send(agent, { id, text, reply_to: from.everywhere }, { type: "CHAT" });
     await from.client.flush();

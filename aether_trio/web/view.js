@@ -1,4 +1,4 @@
-/** The page's elements: everything that writes to the DOM. Text goes in as text, never as markup. */
+/** Writes to the page's elements, always text and never markup. */
 
 const $ = (id) => document.getElementById(id);
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -56,7 +56,7 @@ const STATUS = {
   closed: "Not connected",
 };
 
-/** `error` is for the person, `why` for who looks closer. */
+/** Shows a failure: `error` is for the person, `why` has the details. */
 export function showWelcome(error, needsKey, why) {
   document.title = "aether";
   $("app").hidden = true;
@@ -93,7 +93,7 @@ export function showState(state) {
   $("status-text").textContent = STATUS[state] ?? state;
 }
 
-/** A bar across the page: { text, why, button, bad }, or null for none. */
+/** Shows a bar across the page: { text, why, button, bad }; null hides it. */
 export function showBanner(banner) {
   $("banner").hidden = !banner;
   if (!banner) return;
@@ -104,7 +104,7 @@ export function showBanner(banner) {
   $("banner-button").textContent = banner.button ?? "";
 }
 
-/** The end of the log stays in view when the window, the keyboard or a progress bar takes room from it. */
+/** Keeps the end of the log in view when the window, the keyboard or a progress bar takes room. */
 let stayAtEnd = true;
 new ResizeObserver(() => {
   if (stayAtEnd) $("log").scrollTop = $("log").scrollHeight;
@@ -141,7 +141,7 @@ function makeAgent() {
   return item;
 }
 
-/** `agents`: { topic, name, specifier, here, unknown, note, unread, task, current } each. */
+/** Lists the agents: { topic, name, specifier, here, unknown, note, unread, task, current } each. */
 export function showAgents(agents, note) {
   reconcile($("agents"), agents, (agent) => agent.topic, makeAgent, (item, agent) => {
     const [button] = item.children;
@@ -181,7 +181,7 @@ export function showPeople(people) {
 
 // -- the conversation
 
-/** `view` is "list" or "chat" (small screens show one of them); `empty` says what to show instead of a conversation. */
+/** Shows the "list" or the "chat" on small screens; `empty` is shown instead of a conversation. */
 export function showLayout(view, empty) {
   $("app").dataset.view = view;
   $("app").classList.toggle("lonely", Boolean(empty?.start));
@@ -230,7 +230,7 @@ function paintMeta(meta, line) {
   meta.replaceChildren(...parts);
 }
 
-/** The lines of a conversation; scrolls along if the end was in view, or `jump` is set. */
+/** Shows a conversation's lines; scrolls to the end if it was in view, or `jump` is set. */
 export function showLines(lines, agent, jump) {
   const log = $("log");
   if (jump) stayAtEnd = true; // also when progress bars take room from it in a moment
@@ -282,7 +282,7 @@ export function showTasks(tasks) {
   });
 }
 
-/** The text field grows with its text (not with a long placeholder). */
+/** Makes the text field grow with its text, not with a long placeholder. */
 export function growComposer() {
   const field = $("text");
   field.style.height = "auto";
