@@ -52,6 +52,7 @@ OPS_SERVER: Final = "aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""
 ASKED_BY: Final = "x-aether-asked-by"
 """The header of a request that changes something."""
+_METHODS: Final = "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _log = structlog.get_logger("aether.ops")
@@ -178,9 +179,7 @@ class OpsServer:
                     )
                 return _ResolveRequest(unquote(task_id), by, query.get("notes", [""])[-1])
             case _:
-                raise _RequestRefused(
-                    405, "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
-                )
+                raise _RequestRefused(405, _METHODS)
 
     async def resolve(self, request: _ResolveRequest) -> _Answer:
         """Mark the requested dead letter as resolved and return the HTTP answer."""
@@ -219,9 +218,9 @@ class OpsServer:
         self._connections += 1
         try:
             await serve_requests(Http1Connection(stream, self._limits, server=OPS_SERVER), self._respond)
-        except (OSError, trio.TooSlowError):
+        except* (OSError, trio.TooSlowError):
             pass  # the client has gone, or does not read
-        except Exception:
+        except* Exception:
             _log.exception("a request to the ops port failed unexpectedly")
         finally:
             self._connections -= 1
@@ -238,9 +237,7 @@ class OpsServer:
             elif request.method == "POST":
                 answer = await self.resolve(self.change(request.target, request.headers))
             else:
-                raise _RequestRefused(
-                    405, "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
-                )
+                raise _RequestRefused(405, _METHODS)
         except _RequestRefused as refused:
             answer = refused.answer
         if isinstance(answer, _TailRequest):

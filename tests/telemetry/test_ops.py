@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
@@ -282,11 +283,13 @@ async def test_a_reader_who_stops_reading_is_cut_off(log: Log, autojump_clock: M
         blocked.set()
         await trio.sleep_forever()
 
-    async with connected(make_server(log), tail_of()) as (_, theirs):
-        theirs.send_stream.send_all_hook = never
-        log.append(b"x")
-        await log.closed.wait()
+    with structlog.testing.capture_logs() as logged:
+        async with connected(make_server(log), tail_of()) as (_, theirs):
+            theirs.send_stream.send_all_hook = never
+            log.append(b"x")
+            await log.closed.wait()
     assert blocked.is_set()
+    assert logged == []
 
 
 async def test_a_message_of_another_kind_is_shown_in_full(server: OpsServer, log: Log) -> None:
