@@ -266,7 +266,7 @@ def _headers(content_type: str) -> Headers:
 
 
 async def _until_client_leaves(http: Http1Connection, scope: trio.CancelScope) -> None:
-    await http.wait_for_end()
+    await http.wait_for_end(drop_input=True)  # the tail is the last answer
     scope.cancel()
 
 

@@ -270,10 +270,14 @@ async def test_a_tail_begins_now_unless_told_otherwise(server: OpsServer, log: L
     assert log.asked == [(TOPIC, None)]
 
 
-async def test_an_idle_tail_ends_when_its_reader_leaves(server: OpsServer, log: Log) -> None:
-    async with connected(server, tail_of()):
-        pass
+@pytest.mark.parametrize("ahead", [b"", tail_of()], ids=["silent", "next-request-sent-ahead"])
+async def test_an_idle_tail_ends_when_its_reader_leaves(server: OpsServer, log: Log, ahead: bytes) -> None:
+    async with connected(server, tail_of()) as (ours, _):
+        await ours.send_all(ahead)
+        await wait_all_tasks_blocked()
+        assert not log.closed.is_set()
     assert log.closed.is_set()
+    assert log.asked == [(TOPIC, None)]
 
 
 async def test_a_reader_who_stops_reading_is_cut_off(log: Log, autojump_clock: MockClock) -> None:

@@ -264,15 +264,20 @@ class Http1Connection:
         text = f"the body has more than {self._limits.max_body_bytes} bytes"
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
-    async def wait_for_end(self) -> None:
-        """Wait until the client closes; forever once it has sent its next request ahead."""
-        while not self._rest:
+    async def wait_for_end(self, *, drop_input: bool = False) -> None:
+        """Wait until the client ends; forever once it sent the next request ahead.
+
+        With `drop_input` a request that was sent ahead is dropped, and the end is noticed.
+        """
+        while drop_input or not self._rest:
             try:
-                self._rest = await self._receive()
+                data = await self._receive()
             except OSError:
-                self._ended = True
+                self._ended, data = True, b""
             if self._ended:
                 return
+            if not drop_input:
+                self._rest = data
         await trio.sleep_forever()
 
     def leftover(self) -> bytes:
