@@ -1,4 +1,4 @@
-"""Clocks that tests move: one follows trio's virtual clock, one moves when told to."""
+"""Clocks for tests: one follows trio's virtual clock, one moves when told to."""
 
 from __future__ import annotations
 
