@@ -104,7 +104,7 @@ def load_agents(path: str | Path) -> dict[str, AgentSpec]:
     except OSError as error:
         raise AgentsFileError(name, [error.strerror or str(error)]) from None
     except UnicodeDecodeError:
-        raise AgentsFileError(name, ["it is not UTF-8 text"]) from None
+        raise AgentsFileError(name, ["the file is not UTF-8 text"]) from None
     return parse_agents(text, name, Path(path).absolute().parent)
 
 
@@ -113,14 +113,14 @@ def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
     try:
         body = yaml.load(text, _OneMapping)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
-        raise AgentsFileError(name, [f"it is not YAML: {error}"]) from None
+        raise AgentsFileError(name, [f"the file is not YAML: {error}"]) from None
     if not isinstance(body, dict) or not isinstance(body.get("agents"), dict):
-        raise AgentsFileError(name, [f'it should have "agents:" and below it how each is started, as in  {EXAMPLE}'])
+        raise AgentsFileError(name, [f'the file needs "agents:" and below it how each is started, as in  {EXAMPLE}'])
     if others := sorted(str(key) for key in body if key != "agents"):
-        raise AgentsFileError(name, [f"nothing but agents: belongs at its left edge, and there is {', '.join(others)}"])
+        raise AgentsFileError(name, [f"only agents: may be at the file's left edge, and there is {', '.join(others)}"])
     agents = body["agents"]
     if len(agents) > MAX_AGENTS:
-        raise AgentsFileError(name, [f"{len(agents)} agents; at most {MAX_AGENTS} are allowed"])
+        raise AgentsFileError(name, [f"the file has {len(agents)} agents; at most {MAX_AGENTS} are allowed"])
     problems: list[str] = []
     found: dict[str, AgentSpec] = {}
     for implementation, entry in agents.items():
@@ -129,7 +129,7 @@ def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
         except (ValueError, msgspec.ValidationError) as error:
             problems.append(f"agents.{implementation}: {_in_words(error)}")
     if not agents:
-        problems.append("it names no agent")
+        problems.append("the file names no agent")
     if problems:
         raise AgentsFileError(name, problems)
     return found

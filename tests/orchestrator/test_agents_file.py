@@ -72,9 +72,9 @@ def test_a_profile_of_ones_own_is_started_by_what_it_has() -> None:
     ("text", "said"),
     [
         ("agents: [", "not YAML"),
-        ("", 'it should have "agents:"'),
-        ("agents: [a]", 'it should have "agents:"'),
-        ("agents: {a: {command: x}}\nmore: 1", "nothing but agents: belongs at its left edge, and there is more"),
+        ("", 'the file needs "agents:"'),
+        ("agents: [a]", 'the file needs "agents:"'),
+        ("agents: {a: {command: x}}\nmore: 1", "only agents: may be at the file's left edge, and there is more"),
         ("agents: {}", "names no agent"),
         ("agents: {a: {}}", "agents.a: the agent has neither a command nor an image"),
         ("agents: {a: }", "agents.a: it should be a mapping, as in  {command: [python, echo.py]}, and is nothing"),
