@@ -31,10 +31,7 @@ class Capacity:
     """Counts an orchestrator's processes, and lets agent starts wait for a place."""
 
     def __init__(
-        self,
-        most: int,
-        running: Callable[[], list[AgentStart]],
-        spec_of: Callable[[AgentStart], AgentSpec | None],
+        self, most: int, running: Callable[[], list[AgentStart]], spec_of: Callable[[AgentStart], AgentSpec | None]
     ) -> None:
         self._most = most
         self._running = running

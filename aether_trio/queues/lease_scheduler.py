@@ -114,13 +114,7 @@ class LeasedQueues:
     def statistics(self) -> WorkStatistics:
         workers = [len(queue.dispatcher.workers) for queue in self._queues.values()]
         return WorkStatistics(
-            len(workers),
-            workers.count(0),
-            sum(workers),
-            self._exchanges,
-            self._taken,
-            self._returned,
-            self._failed,
+            len(workers), workers.count(0), sum(workers), self._exchanges, self._taken, self._returned, self._failed
         )
 
     def schedule(self, queue: LeasedQueue) -> None:
