@@ -30,17 +30,10 @@ CANCEL: Final = "cancel"
 """The child is cancelled with its parent."""
 _RESOLVED: Final = "_dead_letter_resolved"
 
-_KEPT: Final = frozenset(
-    {
-        "launch_param_overrides",
-        "metadata",
-        "authorization",
-        "retry_policy",
-        "completion_event",
-        "originating_schedule_id",
-        "target_offline_policy",
-    }
-)
+_KEPT: Final = frozenset({
+    "launch_param_overrides", "metadata", "authorization", "retry_policy", "completion_event", "originating_schedule_id",
+    "target_offline_policy",
+})  # fmt: skip
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
@@ -130,34 +123,14 @@ def show(shown: pb.TaskInfo, task: TaskRow, *, numbered: bool = False) -> pb.Tas
 
 
 _SHOWN: Final = (
-    "task_id",
-    "task_type",
-    "workspace",
-    "assigned_to",
-    "max_attempts",
-    "error",
-    "authority_mode",
-    "subject_type",
-    "subject_id",
-    "root_subject_type",
-    "root_subject_id",
-    "authority_grant_id",
-    "root_authority_grant_id",
-    "parent_authority_grant_id",
-    "parent_task_id",
-    "task_class",
-    "context_id",
-    "priority",
-    "correlation_id",
+    "task_id", "task_type", "workspace", "assigned_to", "max_attempts", "error", "authority_mode", "subject_type",
+    "subject_id", "root_subject_type", "root_subject_id", "authority_grant_id", "root_authority_grant_id",
+    "parent_authority_grant_id", "parent_task_id", "task_class", "context_id", "priority", "correlation_id",
     "root_task_id",
-)
+)  # fmt: skip
 _SHOWN_AS: Final = (("attempt", "retry_count"), ("creator_actor_id", "creator"), ("grace_window_ms", "grace_ms"))
-_SHOWN_S: Final = (
-    ("created_at", "created_ms"),
-    ("started_at", "started_ms"),
-    ("completed_at", "completed_ms"),
-    ("disconnected_at", "disconnected_ms"),
-    ("paused_at", "paused_ms"),
+_SHOWN_S: Final = tuple(
+    (f"{name}_at", f"{name}_ms") for name in ("created", "started", "completed", "disconnected", "paused")
 )
 _NOTHING_KEPT: Final = pb.CreateTaskRequest()
 

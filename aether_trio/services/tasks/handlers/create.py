@@ -73,14 +73,9 @@ QUOTED_CHARACTERS: Final = 40
 """Characters of a client's text that a refusal quotes."""
 
 _BOUNDED_TEXTS: Final = (
-    "task_type",
-    "context_id",
-    "idempotency_key",
-    "correlation_id",
-    "root_task_id",
-    "parent_task_id",
+    "task_type", "context_id", "idempotency_key", "correlation_id", "root_task_id", "parent_task_id",
     "originating_schedule_id",
-)
+)  # fmt: skip
 
 
 class OfflinePolicy(enum.Enum):

@@ -55,6 +55,10 @@ _IN_TROUBLE: Final = (
 _TROUBLES: Final = frozenset(_IN_TROUBLE[len("status IN (") : -1].replace("'", "").split(", "))
 _TOGETHER: Final = ("context_id", "correlation_id")
 """Columns with an index in the order of pages."""
+_EQUAL: Final = (
+    "task_type", "subject_id", "authority_mode", "authority_grant_id", "root_authority_grant_id", *_TOGETHER,
+)  # fmt: skip
+"""Fields of a filter that a listed task has equally."""
 
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
 """The condition for two indexes: that of roots has no task that is its own root."""
@@ -211,15 +215,7 @@ def condition(
         where.parts.append(_IN_TROUBLE)
     if wanted.exclude_statuses:
         where.among("status", _statuses(wanted.exclude_statuses), no=True)
-    for name in (
-        "task_type",
-        "subject_id",
-        "authority_mode",
-        "authority_grant_id",
-        "root_authority_grant_id",
-        "context_id",
-        "correlation_id",
-    ):
+    for name in _EQUAL:
         if getattr(wanted, name):
             where.add(f"{name} = {{0}}", getattr(wanted, name))
             if name in _TOGETHER:

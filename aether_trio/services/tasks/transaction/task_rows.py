@@ -16,19 +16,9 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, Value, placeh
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
 _OF_A_TASK: Final = (
-    "tasks",
-    "task_payloads",
-    "task_attempts",
-    "task_events",
-    "task_child_events",
-    "task_watchers",
-    "task_dependents",
-    "task_tokens",
-    "task_descents",
-    "task_sessions",
-    "task_inputs",
-    "task_cancelled_parents",
-)
+    "tasks", "task_payloads", "task_attempts", "task_events", "task_child_events", "task_watchers", "task_dependents",
+    "task_tokens", "task_descents", "task_sessions", "task_inputs", "task_cancelled_parents",
+)  # fmt: skip
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
 _INSERT_AND_LEAVE: Final = f"""WITH made AS ({_INSERT} RETURNING task_id)
