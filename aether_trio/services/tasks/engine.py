@@ -3,10 +3,9 @@
     perform(mutation) ──▶ database.run ──▶ after_commit: assignments to sessions, events to
         subscribers, status updates, the next due moment, notifications to other nodes
 
-The database decides everything. Subscriptions, assignments to be sent and the next due moment are
-in memory and may be lost. A transaction whose commit was not answered runs again, as every move
-recognizes that it was made. Afterwards the workers of this node are sent again what they were
-assigned, and subscribers read the table.
+Subscriptions, assignments to be sent and the next due moment are in memory and may be lost. A
+transaction whose commit was not answered runs again, as every move recognizes that it was made.
+Afterwards workers are sent their assignments again, and subscribers read the table.
 
 Invariants: a worker's row names the lease of its node (nodes.py). When a lease has ended, some node
 ends the sessions under it. A node with a new lease joins its sessions again (`renewed`).

@@ -1,15 +1,13 @@
 """The gateway's timer for tasks: waits for the next deadline, then has it handled.
 
 It reads the next moment from the table when it starts, so what fell due while the gateway was down
-happens then, once. Every few seconds it reads the clock, which may have been set meanwhile. Where
-several nodes share the table it reads the table too: a node may have ended before a moment that it
-wrote.
+happens then, once. Every few seconds it reads the clock, which may have been set, and the table
+where nodes share it.
 
-While the database is away nothing falls due, and participants cannot report. Before anything is
-done the mutations that wait are written (`flush_within`), and `fire` is given a SilenceExcuse: when
-the database was away, and which heartbeats were not written in time. A task whose worker may have
-been silent only because of that gets more time. An outage counts until nothing is left that fell
-due in it, however often the database fails meanwhile.
+While the database is away nothing falls due, and participants cannot report. So waiting mutations
+are written first (`flush_within`), and `fire` is given a SilenceExcuse: a task whose worker may
+have been silent only because of the outage, or of unwritten heartbeats, gets more time. An outage
+counts until nothing is left that fell due in it, however often the database fails meanwhile.
 
 Invariant: a moment noted while the table is read wakes the timer, as the reader may miss it.
 """

@@ -1,11 +1,9 @@
 """Writes task changes for which no client waits: joins, leaves, progress reports.
 
-They are written in order, many to a transaction (concurrency/batcher.py). A storm of connections
-costs a few transactions, and what one session does takes effect in the order in which it did it.
-
-Invariants: no mutation is lost while storage is unavailable; MAX_WAITING and MAX_BYTES bound the
-memory, beyond which progress is dropped, but never the begin or end of a session. No session has
-more than its SHARE of these limits, so none delays the progress of other sessions much.
+They are written in order, many to a transaction (concurrency/batcher.py). Invariants: no mutation
+is lost while storage is unavailable; MAX_WAITING and MAX_BYTES bound the memory, beyond which
+progress is dropped, but never the begin or end of a session. No session has more than its SHARE of
+these limits.
 """
 
 from __future__ import annotations

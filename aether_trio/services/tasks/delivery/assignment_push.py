@@ -1,9 +1,8 @@
 """The gateway sends assignments of tasks to the workers connected to this node.
 
-A worker that reads is sent its assignments at once, in one write with its other messages of this
-turn of the event loop. For a worker that does not read only the ids of its tasks are kept, and the
-tasks are read again when there is room: so assignments that wait for a stuck worker cost no memory.
-The same holds for the tasks of a transaction that assigns very many.
+A worker that reads is sent its assignments at once, with its other messages of this turn of the
+event loop. For a worker that does not read, and for very many tasks, only the ids are kept, and the
+tasks are read again when there is room.
 
 An orchestrator is sent waiting starts in the order of their priority. Each has a separate token
 (tasks.md 1.13), made on the orchestrator's node when the start is sent: only that node, the

@@ -5,12 +5,10 @@
     check: read the user's tasks from the table; subscribe to new ones, leave ended ones
 
 The conversation of a task is the topic `tk::{workspace}::{task}::msg` (tasks.md 1.14, core.md 2.4).
-A window is subscribed to those of the tasks in its workspace that were made for its user with
-`subject_participant` in their metadata, have begun and may go on. A status update only says when to
-check. One may be lost between nodes, so windows are checked now and then, too.
-
-The last message may be stored after the task has ended, so a window stays subscribed for LINGER_S,
-and until it has all messages.
+A window follows those of the tasks in its workspace that were made for its user with
+`subject_participant` in their metadata, have begun and may go on. A status update may be lost
+between nodes, so windows are checked now and then, too. The last message may be stored after the
+task has ended, so a window stays subscribed for LINGER_S, and until it has all messages.
 
 Invariants: what runs for a window runs in its session's nursery; a window has one check at a time.
 """

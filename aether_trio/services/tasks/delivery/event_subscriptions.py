@@ -3,16 +3,12 @@
     commit ──▶ offer(events) ──▶ is it the next number, and has the client room? ──▶ sent
                                      │ no: the task is behind
                                      ▼
-                              read from the table after the position, until level
-                              (event_replay.py)
+                              read from the table after the position (event_replay.py)
 
-A subscription has a position for each of its tasks. It is sent an event only when its number is the
-next one, so it misses no event and gets none twice, in whatever order this node hears of the
-commits of all nodes.
-
-A recursive subscription has the descendants that exist, and follows those that are created later.
-Its begin and the tasks below are read in one snapshot (`beginning`): a child that is created later
-has its "spawned" event after the parent's position.
+A subscription has a position for each of its tasks, so it misses no event and gets none twice, in
+whatever order this node hears of commits. A recursive subscription follows the descendants that
+exist and those that are created later: both are read in one snapshot (`beginning`), so a later
+child has its "spawned" event after the parent's position.
 
 Invariants: what runs for a subscription runs in its session's nursery. A client that does not read
 costs the memory of its positions, and of no event.

@@ -3,22 +3,14 @@
     sender ──▶ topic log ──▶ rows of the database (unused_inputs.py) ──▶ the wait that takes it
 
 The payload is JSON with `metadata`, an object of strings. A task that waits for input goes on if
-every pair of its `input_match` is in the metadata (tasks.md 1.8; the reference sends no such
-messages). Any other payload has no metadata, and only a wait for any input takes it. An input that
-comes before the wait is kept for it.
+every pair of its `input_match` is in the metadata (tasks.md 1.8). Any other payload has no
+metadata, and only a wait for any input takes it.
 
-The log and the tasks are different databases. The consumer copies the inputs of a task from the log
-in order, and the task stores how far (`input_offset`): no crash, outage or second node copies an
-input twice. Only the names of topics with new messages are in memory. They may be lost, so all
-input topics are checked at the start, after the lease of another node has ended, and now and then
-(engine.py). An input is lost only if the tasks database is away for as long as the log keeps
-messages.
-
-No topic waits for the backlog of another one. A transaction copies a page of each of GROUP topics;
-topics with more messages queue again, and the check of all topics goes on a page at a time between
-them.
-
-Inputs of unknown and of ended tasks are dropped, and those for which a task has no room.
+The task stores up to which number of the log its inputs are copied (`input_offset`): no crash,
+outage or second node copies an input twice. Names of topics with new messages are in memory only,
+so all input topics are checked at the start, after another node's end, and now and then. Topics
+take turns, a page each, so none waits for another one's backlog. Inputs of unknown and of ended
+tasks are dropped, and those for which a task has no room.
 """
 
 from __future__ import annotations

@@ -2,17 +2,13 @@
 
     handle ──▶ checks in the reference's order ──▶ new_task ──▶ create_in_transaction ──▶ response
 
-An idempotency key is written in the transaction that creates its task (tasks.md 2.2). A creation
-that fails leaves no key, and of two requests at the same moment, on any two nodes, one creates the
-task and the other finds it. Keys are separate for each workspace: those of the reference are not,
-and would tell one workspace the ids of another workspace's tasks.
+An idempotency key is written in the transaction that creates its task (tasks.md 2.2): a failed
+creation leaves no key, and of two requests at once one finds the other's task. Keys are separate
+for each workspace: those of the reference would tell one workspace the ids of another's tasks.
 
 A connected target is assigned its task even if its implementation is not registered, which the
-reference demands: a registration says what can be started, and this target runs already.
-
-A refusal is an ErrorResponse without an id and, if the request has an id, a failed
-CreateTaskResponse. The reference answers an invalid identifier with the former alone, so that its
-callers wait until they time out; here they get both.
+reference demands. A refusal is an ErrorResponse without an id and, if the request has an id, a
+failed CreateTaskResponse: the reference's callers wait for the latter until they time out.
 """
 
 from __future__ import annotations

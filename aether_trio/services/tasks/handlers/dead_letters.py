@@ -1,8 +1,6 @@
 """The gateway's dead letters: failed tasks that await an operator's decision.
 
-They are listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The
-protocol has no operation to resolve one: the command line does it through the ops port
-(telemetry/ops.py).
+The protocol cannot resolve one: the command line does it through the ops port (telemetry/ops.py).
 """
 
 from __future__ import annotations

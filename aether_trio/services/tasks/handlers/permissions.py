@@ -1,10 +1,9 @@
 """Decides which participants may see a task and change its status (tasks.md 6.1).
 
-The worker of a task may, in any workspace, as its creator reached both workspaces. Of participants
-whose credential reaches the task's workspace these may: the creator, the user on whose behalf it
-runs, and managers of the workspace. Other participants are answered as if the task did not exist. A
-worker that has lost a task may still ask for moves: the table of moves tells it that its assignment
-is over.
+The worker of a task may, in any workspace. Of participants whose credential reaches the task's
+workspace these may: the creator, the user on whose behalf it runs, and managers of the workspace.
+Others are answered as if the task did not exist. A worker that has lost a task may still ask for
+moves: the table of moves tells it that its assignment is over.
 
 The moves of a worker (CLAIM, COMPLETE, FAIL, PAUSE, REJECT) are open to participants to which the
 waiting task may be assigned. Managers of the workspace need an access rule for them (WORK).

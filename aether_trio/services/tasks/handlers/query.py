@@ -1,8 +1,7 @@
 """Handles `task_query`: GET a task, and LIST tasks in pages (tasks.md 6.2).
 
 Order: latest change first, then by id. A page token names the last row of its page. A task that
-changes between two pages moves to the front, so it is never listed twice; a task that does not
-change is listed once.
+changes between two pages moves to the front, so it is never listed twice.
 """
 
 from __future__ import annotations

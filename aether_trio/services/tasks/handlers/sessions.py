@@ -1,14 +1,12 @@
 """Writes for tasks when the sessions of workers begin, end or report progress.
 
-A session that begins or ends, and each report of progress, puts a mutation into the engine's
-WriteBatcher. A request of a session waits (`wait_written`) until what the session did before the
-request is written.
+Each puts a mutation into the engine's WriteBatcher. A request of a session waits (`wait_written`)
+until what the session did before the request is written.
 
 Workers have a row in `task_workers` as long as they are connected. Other participants (users,
-bridges, workflow engines) take no tasks of others, but may work on tasks that they have created for
-themselves. Most never do, so such an owner has no row until it is about to work on a task
-(`register_owner`); its end, and the end of its node, then mean to its tasks what they mean to those
-of a worker. An owner that resumes a session gets a row if it has a task. Owners may not report
+bridges, workflow engines) may only work on tasks that they have created for themselves. Such an
+owner has no row until it is about to work on a task (`register_owner`), or resumes a session and
+has a task. Then its end means to its tasks what a worker's end does. Owners may not report
 progress.
 """
 

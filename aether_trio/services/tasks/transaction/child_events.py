@@ -3,16 +3,10 @@
     a child's transaction ──▶ a separate row in task_child_events
                           ──▶ collected: numbered in the parent's log, a page at a time
 
-A child adds its event in its transaction, by an insert. Some node collects it soon after, in one
-transaction that counts it in the parent's row, writes it to the parent's log and deletes the added
-row. So the log has it once, whichever process ends in between.
-
-A child's transaction reads the parent's row. The transaction that collects writes that row and
-reads what the child has inserted: of two serializable transactions that do so one fails. Where
-several nodes share the database, events are therefore collected in locking transactions
-(`Database.separate_queue`): they lock the rows of the parents first, and then delete the events of
-these parents. An event of the parent itself collects in its transaction (`collect_for`), which
-writes the same row, so one of the two waits for the other, or runs again.
+One transaction counts the events in the parent's row, writes them to its log and deletes the rows,
+so the log has each once. Where several nodes share the database, collecting transactions lock the
+parents' rows first (`Database.separate_queue`): of two serializable ones, one would fail, as a
+child reads its parent's row. An event of the parent itself collects in its own transaction.
 
 Invariants: the events of one child keep their order, as a row gets its id when its transaction has
 seen the earlier ones. The parent's log has what its children did before each event of the parent

@@ -1,13 +1,11 @@
 """Deletes old rows of absent participants and of resolved dead letters.
 
-Clients choose the names of participants and tasks, so every table with such a name as its key has
-an age at which its rows are deleted, a page in each transaction:
-
 | rows | deleted |
 |---|---|
 | `task_memories` | when the participant is not connected and its client began MEMORY_MS ago |
 | `task_dead_letters` that are resolved | `resolved_ms` later, with their tasks, if these are still dead |
 
+Clients choose the names, so every table with such a key needs an age at which its rows are deleted.
 What else falls due of a task is in due.py.
 """
 

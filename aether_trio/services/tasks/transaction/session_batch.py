@@ -5,9 +5,6 @@
                 those ──▶ one by one (sessions.py)
                 the others ──▶ two statements for all joins, one for all leaves
 
-Most sessions have nothing to do with tasks. A mutation of an identity with several mutations in the
-group runs in its place, and so does any other mutation.
-
 Invariants: what one identity does takes effect in its order. What the query finds is true at the
 commit, as both are in one transaction.
 """

@@ -1,10 +1,9 @@
 """What happens to a worker's tasks as its session begins or ends (tasks.md 1.12).
 
-Each function is a part of a program. A worker that connects is assigned what waits for it. A client
-that resumes a session goes on with what it had. A client that starts anew has lost its memory, so
-the tasks that it was running wait for their grace window, unless it touches them again. When a
-worker's session ends, tasks that it had begun wait for their grace window; the others are assigned
-to other workers at once.
+A worker that connects is assigned what waits for it. A client that resumes a session goes on with
+what it had. A client that starts anew has lost its memory, so the tasks that it was running wait
+for their grace window, unless it touches them again. When a worker's session ends, tasks that it
+had begun wait for their grace window; the others are assigned to other workers at once.
 
 Only a client that claims shows which tasks it has not begun. If the session of a client that never
 claims breaks, all its tasks wait for their grace window. Such a client is presumed to work in

@@ -8,14 +8,11 @@
 
 Each identity has one start that has not ended: a further request finds it. A paused start whose
 agent is away is woken by a request: a hibernated one is dispatched, a waiting one has its grace
-window. Each function is a part of a program (reference: tasks.md 4).
+window. An orchestrator is a row of task_workers that is in no pool; orchestrator_profiles says
+whose turn it is, on any node. A start without an orchestrator waits for the first one.
 
-An orchestrator is a row of task_workers that is in no pool; orchestrator_profiles says whose turn
-it is. A start without an orchestrator waits for the first one that connects.
-
-Differences from the reference: a start to which no agent attaches ends with a reason (there it
-stays assigned for ever). The orchestrator that has waited longest is asked, on any node (there the
-oldest of the node). An orchestrator may report that a process has ended.
+Differences from the reference (tasks.md 4): a start to which no agent attaches ends with a reason
+(there it stays assigned for ever), and an orchestrator may report that a process has ended.
 """
 
 from __future__ import annotations

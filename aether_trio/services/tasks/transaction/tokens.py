@@ -1,10 +1,9 @@
 """Task tokens: credentials that let in a participant as its task's worker.
 
 A token is 32 random bytes after a prefix, stored as its SHA-256: so long a secret needs no slow
-hash and no key of the server (tasks.md 1.13). A token ends with its task. A token that has let in
-no session ends after a day as well, unless it is the latest of a start: an agent comes back with
-its token however old it is. A token that was made by a session which a token had let in ends with
-that token's task as well, unless that task was completed. The prefix tells task tokens from other
+hash (tasks.md 1.13). It ends with its task, and after a day if it has let in no session, unless it
+is the latest of a start. A token that was made by a session which a token had let in ends with that
+token's task as well, unless that task was completed. The prefix tells task tokens from other
 credentials, so an unknown one is refused even where unknown credentials pass.
 """
 

@@ -1,8 +1,6 @@
 """Rows of task inputs copied from the topic log that no wait has used yet.
 
-A row for each, by task and number in the log. The wait that takes an input deletes it in the
-transaction that ends the wait. A task's `input_offset` is the number of its last copied input, so
-an input that is read from the log again is recognized. The rows are deleted when the task ends.
+The wait that takes an input deletes its row in the same transaction. The end of a task deletes all.
 """
 
 from __future__ import annotations

@@ -5,14 +5,9 @@
     a worker has room   _release ──▶ does a task wait for it? ──▶ fill_worker: the first tasks of
                                            its queues
 
-A task that was assigned and not begun is assigned to another worker when the session of its worker
-ends. If the client never claims and its session breaks, the task waits for its grace window first
-(sessions.py).
-
 The current assignment is in the task's row. `task_attempts` has former assignments, and current
-ones that the node of the worker has yet to send.
-
-Cost: a few statements by key or by the first row of an index, however many tasks wait.
+ones that the node of the worker has yet to send. Cost: a few statements by key or by the first row
+of an index, however many tasks wait.
 """
 
 from __future__ import annotations
