@@ -146,7 +146,7 @@ class AgentStarter:
             yield from sessions.join(tx, sessions.WorkerJoined(worker, resumed, rejoined=rejoined))
             if not resumed:
                 here = worker._replace(node=tx.context.node)
-                for task in (yield from startup.untold_starts(tx, name)):
+                for task in (yield from startup.untold_starts(name)):
                     tx.effects.assignments.append(NewAssignment(task, here, b""))
             yield from startup.orchestrator_joined(tx, name, session_id, profiles)
 

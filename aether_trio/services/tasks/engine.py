@@ -158,8 +158,6 @@ class Engine:
             self.assignments.pushed, self.timer.fired, self.writes.dropped, self.input_consumer.dropped, followed
         )
 
-    # -- writing -----------------------------------------------------------------------------------
-
     def context(self, *, small: bool = False) -> Context:
         """Return time, node and limits for a transaction on tasks that begins now."""
         return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
@@ -291,8 +289,6 @@ class Engine:
         self._hibernated.add(task_id)
         self._assigned_elsewhere.set()
 
-    # -- a lease that was lost ---------------------------------------------------------------------
-
     def renewed(self) -> None:
         """Write under the node's new lease which tasks its subscribers follow."""
         self.writes.put(self._watch_again)
@@ -304,8 +300,6 @@ class Engine:
         watched = sorted(self.event_subscriptions.watched)
         if watched:
             yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in watched])
-
-    # -- running -----------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """End the task sessions of nodes that have ended. Raises StorageUnavailable."""

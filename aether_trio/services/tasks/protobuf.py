@@ -198,8 +198,6 @@ def resolved_by(task: TaskRow, by: str) -> TaskRow:
 
 
 def _topic(identity: str) -> str:
-    if not identity:
-        return ""
     try:
         return Identity.parse(identity, strict=False).topic
     except IdentityError:

@@ -128,7 +128,13 @@ class WriteBatcher:
         await self._batcher.run()
 
     async def _write(self, group: Sequence[_Queued]) -> None:
-        await self._perform(_in_one(self._merge([queued.mutation for queued in group])))
+        mutations = self._merge([queued.mutation for queued in group])
+
+        def in_one_transaction(tx: TaskTransaction) -> Program[None]:
+            for mutation in mutations:
+                yield from mutation(tx)
+
+        await self._perform(in_one_transaction)
 
     def _written(self, queued: _Queued) -> None:
         if queued.session_id:
@@ -142,11 +148,3 @@ class WriteBatcher:
             report(error, "the session that reported progress of a task")
         if queued.pending is not None:
             queued.pending.over()
-
-
-def _in_one(group: Sequence[Mutation]) -> Mutation:
-    def program(tx: TaskTransaction) -> Program[None]:
-        for mutation in group:
-            yield from mutation(tx)
-
-    return program

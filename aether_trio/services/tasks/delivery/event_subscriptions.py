@@ -91,8 +91,6 @@ class EventSubscriptions:
         """Return the number of a session's task subscriptions."""
         return len(self._by_session.get(session.session_id, ()))
 
-    # -- subscribing -------------------------------------------------------------------------------
-
     def open(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
         """Have a subscription follow these tasks; their events are sent after `start`."""
         self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
@@ -150,8 +148,6 @@ class EventSubscriptions:
                     del self._by_task[task_id]
                     alone.append(task_id)
         return alone
-
-    # -- sending -----------------------------------------------------------------------------------
 
     def offer(self, events: Iterable[RecordedEvent]) -> None:
         """Send subscribers these committed events, or mark their tasks as behind."""

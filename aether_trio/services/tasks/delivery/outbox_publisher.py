@@ -9,6 +9,7 @@ sessions of an ended node takes over its messages.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -49,7 +50,7 @@ class OutboxPublisher:
         self._refused.add(number)
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: `_publish` waits for its appends with `wait_settled`."""
+        """Do nothing: `_publish_all` waits for its appends with `wait_settled`."""
 
     async def run(self) -> None:
         """Publish messages of `task_outbox` until cancelled."""
@@ -62,28 +63,17 @@ class OutboxPublisher:
                 raise
 
     async def _publish_all(self) -> None:
-        while await self._publish():
-            pass
-
-    async def _publish(self) -> bool:
-        """Publish a page of `task_outbox`; return whether there may be more."""
-        found = await self._database.fetch(
-            "SELECT task_id, number, topic, frame FROM task_outbox WHERE node = $1 ORDER BY task_id, number LIMIT $2",
-            self._node(),
-            PAGE,
-        )
-        if not found:
-            return False
-        if not self._log.has_room:
-            await self._log.wait_room()
-        self._refused.clear()
-        numbers = [self._log.append_nowait(self._log.topics.ensure(topic), frame, self) for _, _, topic, frame in found]
-        await self._log.wait_settled(numbers[-1])
-        if self._refused:
-            raise StorageUnavailable("the topic log refused completion messages of tasks")
-        keys = [(task_id, number) for task_id, number, _, _ in found]
-        await self._database.run(lambda: _delete(keys))
-        return True
+        sql = "SELECT task_id, number, topic, frame FROM task_outbox WHERE node = $1 ORDER BY task_id, number LIMIT $2"
+        while found := await self._database.fetch(sql, self._node(), PAGE):
+            if not self._log.has_room:
+                await self._log.wait_room()
+            self._refused.clear()
+            ensure = self._log.topics.ensure
+            numbers = [self._log.append_nowait(ensure(topic), frame, self) for _, _, topic, frame in found]
+            await self._log.wait_settled(numbers[-1])
+            if self._refused:
+                raise StorageUnavailable("the topic log refused completion messages of tasks")
+            await self._database.run(partial(_delete, [(task_id, number) for task_id, number, _, _ in found]))
 
 
 def _delete(keys: list[tuple[str, int]]) -> Program[None]:

@@ -1,6 +1,8 @@
 """Handles `task_op`: operations on tasks such as CLAIM, COMPLETE (tasks.md 6.3).
 
     handle ──▶ OPERATIONS: which move? ──▶ operate: permission, refusals ──▶ TaskTransaction.apply
+
+model/tasks/transitions.py says what each move does to a task.
 """
 
 from __future__ import annotations

@@ -52,8 +52,6 @@ class TaskSessions:
         self._resumed_owners: set[str] = set()
         self._registered_owners: dict[str, int] = {}
 
-    # -- begin and end -----------------------------------------------------------------------------
-
     async def admit(self, identity: Identity, credentials: Mapping[str, str]) -> tokens.AdmittedToken | None:
         """Check a task token among the credentials; None without one. Raises StatusError."""
         return await tokens.admit(self._engine.database, identity, credentials, self._engine.clock.now_ms())
@@ -92,8 +90,6 @@ class TaskSessions:
                 WorkerLeft(name, session.session_id, session.finished, session.ended_by_gateway, by_token=by_token)
             )
 
-    # -- owners ------------------------------------------------------------------------------------
-
     async def register_owner(self, session: Session) -> None:
         """Write a worker's row for a participant that is about to work on its own task."""
         if not is_owner(session):
@@ -130,8 +126,6 @@ class TaskSessions:
         place = self._engine.nodes.node, identity.workspace, identity.implementation
         return Worker(identity.text, session.session_id, *place, pooled, live=0, capacity=capacity, claims=claims)
 
-    # -- claims ------------------------------------------------------------------------------------
-
     def is_first_claim(self, session: Session) -> bool:
         """Return whether a CLAIM is the first sign that the session's client claims tasks."""
         return not session.numbered and session.session_id not in self._claiming
@@ -140,8 +134,6 @@ class TaskSessions:
         """Remember that a session's client has claimed a task."""
         if not session.detached:
             self._claiming.add(session.session_id)
-
-    # -- progress ----------------------------------------------------------------------------------
 
     def reported(self, session: Session, report: pb.ProgressReport) -> None:
         """Write a worker's progress report as a heartbeat and an event. Never blocks.
@@ -189,8 +181,6 @@ class TaskSessions:
         if number:
             self._reports[session.session_id] = number
 
-    # -- waiting -----------------------------------------------------------------------------------
-
     async def wait_joined(self, session: Session) -> None:
         """Wait until a session that a task token let in is assigned that task."""
         number = self._joins.get(session.session_id, 0)
@@ -204,8 +194,6 @@ class TaskSessions:
         number = self._reports.pop(session.session_id, 0)
         if number:
             await self._writes.wait_written(number)
-
-    # -- checkpoints -------------------------------------------------------------------------------
 
     async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
         """Return the other worker whose checkpoint a hibernated task's worker may load."""

@@ -357,7 +357,7 @@ def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
     )
 
 
-def untold_starts(tx: Transaction, orchestrator: str) -> Program[list[TaskRow]]:
+def untold_starts(orchestrator: str) -> Program[list[TaskRow]]:
     """Return the starts that an orchestrator was assigned and may not know of."""
     where = "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us"
     return (yield from task_rows.select(where, (orchestrator,)))

@@ -96,8 +96,6 @@ class TaskTransaction:
     def facts(self, caller: str = "", **more: Any) -> Facts:
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
-    # -- moves -------------------------------------------------------------------------------------
-
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         decision = decide(task, move, facts)
         if isinstance(decision, MoveStep):
@@ -213,8 +211,6 @@ class TaskTransaction:
             word = "transitioned" if after.status in PAUSED else "completed"
             yield from child_events.add(self, self._child_event(after, word))
 
-    # -- who is there ------------------------------------------------------------------------------
-
     def worker_is_present(self, task: TaskRow) -> Program[bool]:
         """Return whether a task's worker is connected and knows of it; True without one."""
         if not task.assigned_to:
@@ -224,8 +220,6 @@ class TaskTransaction:
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
         return read_worker((yield Fetch(_BY_NAME, (identity,))))
-
-    # -- what an end means -------------------------------------------------------------------------
 
     def _on_end(self, task: TaskRow) -> Program[None]:
         now_ms = self.context.now_ms
@@ -302,8 +296,6 @@ class TaskTransaction:
     def wake(self, task: TaskRow) -> Program[None]:
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
-
-    # -- telling -----------------------------------------------------------------------------------
 
     def _record(self, task: TaskRow, number: int, event: pb.TaskEvent) -> Program[None]:
         now_ms = self.context.now_ms

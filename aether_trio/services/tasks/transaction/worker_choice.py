@@ -54,9 +54,6 @@ _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushe
     SET started_ms = excluded.started_ms, ended_ms = excluded.ended_ms, outcome = excluded.outcome, pushed = 1"""
 
 
-# -- a task waits ----------------------------------------------------------------------------------
-
-
 def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     """Find a worker with room for a waiting task and count the task, in one statement."""
     turn = tx.context.now_ms * 1000
@@ -91,9 +88,6 @@ def assign_waiting(tx: Transaction, task: TaskRow) -> Program[None]:
         assert isinstance(given, MoveStep)
 
 
-# -- a worker has room -----------------------------------------------------------------------------
-
-
 def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
     """Assign a worker the first tasks of its queues, as many as it has room for."""
     room = worker.capacity - worker.live
@@ -115,9 +109,6 @@ def _first_for(worker: Worker) -> Program[TaskRow | None]:
     else:
         found = yield from task_rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
     return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
-
-
-# -- an assignment begins, or is over --------------------------------------------------------------
 
 
 def update_workers(
