@@ -41,8 +41,7 @@ RunMint = Callable[[Callable[[Context], Program[list[TaskRow | None]]]], Awaitab
 class AssignmentSender:
     """Sends task assignments to workers, and agent starts to orchestrators.
 
-    `kick` has an outbox written at the end of this turn. `run_program` runs a transaction that
-    makes tokens, and raises StorageUnavailable.
+    `kick` has an outbox written at the end of this turn; `run_program` raises StorageUnavailable.
     """
 
     def __init__(

@@ -193,10 +193,7 @@ class TaskCreator:
         target: Identity,
         offline: OfflinePolicy,
     ) -> CreateResult:
-        """Create a task whose target has no row: wait for the row, or start the target.
-
-        The target may have connected just now, to a node that has yet to write its row.
-        """
+        """Create a task once its just connected target has a row, or start the target."""
         for pause_s in JOIN_RETRIES_S:
             if not await self.connected(target.text):
                 return await run(offline) if offline is OfflinePolicy.START else created
@@ -457,11 +454,7 @@ def create_in_transaction(
     target: Identity | None,
     minted: IssuedToken | None,
 ) -> Program[CreateResult]:
-    """Create a task with the token `minted`, or find the task of its idempotency key.
-
-    `request` is the hash of the request that came with the key. The token is left out if its maker
-    may make none any more.
-    """
+    """Create a task with the token `minted`, or find the task of its idempotency key."""
     if key:
         found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,))
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
@@ -483,8 +476,7 @@ def create_in_transaction(
     if target is not None and offline is not OfflinePolicy.QUEUE and (yield from tx.find_worker(target.text)) is None:
         if offline is not OfflinePolicy.START:
             return CreateResult("", problem=_ABSENT[offline].format(target.text), absent=True)
-        problem = yield from start(tx, target, task)
-        if problem:
+        if problem := (yield from start(tx, target, task)):
             return CreateResult("", problem=problem)
         started = True
     elif task.task_type == AGENT_STARTUP:

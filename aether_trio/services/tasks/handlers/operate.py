@@ -116,11 +116,7 @@ class OperationResult(NamedTuple):
 
 
 class TaskOperator:
-    """Handles `task_op`: one operation of OPERATIONS on one task.
-
-    `has_checkpoint(identity, key)` says whether a participant has saved a checkpoint. Raises
-    StorageUnavailable.
-    """
+    """Handles `task_op`: one operation of OPERATIONS on one task."""
 
     def __init__(
         self,
@@ -240,8 +236,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     tx = TaskTransaction(context)
     if since_ms and (yield from _was_made(tx, task, request, since_ms)):
         return OperationResult(task, tx)
-    refusal = _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request))
-    if refusal:
+    if refusal := _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request)):
         return OperationResult(task, refusal=refusal)
     present = True
     if request.move is Move.RESUME and task.assigned_to:
@@ -254,14 +249,15 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         pause_key=_pause_key(task, caller, request, epoch),
         present=present,
     )
-    if request.wait is not None and isinstance(decide(task, request.move, facts), MoveStep):
-        circle = yield from _check_circle(tx, task, request.wait)
-        if circle:
-            return OperationResult(task, refusal=circle)
+    if (
+        request.wait is not None
+        and isinstance(decide(task, request.move, facts), MoveStep)
+        and (circle := (yield from _check_circle(tx, task, request.wait)))
+    ):
+        return OperationResult(task, refusal=circle)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP:
-        refusal = startup.refusal_of(task, request.move)
-        if refusal:
+        if refusal := startup.refusal_of(task, request.move):
             return OperationResult(task, refusal=refusal)
         if request.move is Move.FAIL and epoch is not None:
             decision = yield from startup.report_failure(tx, task, caller.name, epoch, request.reason)

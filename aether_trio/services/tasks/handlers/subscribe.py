@@ -122,7 +122,7 @@ class TaskSubscriber:
     async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:
         """Ask other nodes to notify this node of new events of these tasks.
 
-        Written in one queue with `_unwatch`, so that no row of a session that ends meanwhile stays.
+        In one queue with `_unwatch`, so that no row of a session that ends meanwhile stays.
         """
 
         def mutation(tx: TaskTransaction) -> Program[None]:

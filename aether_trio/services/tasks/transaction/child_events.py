@@ -158,12 +158,8 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
     if left:
         counts = [len(events) for events in left.values()]
         numbers: dict[str, int] = dict((yield Fetch(_COUNT, (list(left), counts))))
-        yield from tx.record_events(
-            {
-                task_id: (numbers[task_id] - len(events) + 1, _above(events, parents[task_id]))
-                for task_id, events in left.items()
-            }
-        )
+        first = {task_id: numbers[task_id] - len(events) + 1 for task_id, events in left.items()}
+        yield from tx.record_events({name: (first[name], _above(left[name], parents[name])) for name in left})
 
 
 def collect_for(tx: Transaction, task_id: str) -> Program[int]:

@@ -154,8 +154,7 @@ def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
 def _presumed_begun(held: Sequence[TaskRow]) -> TaskRow | None:
     """Return the task that a client which never claims is presumed to have begun.
 
-    None if it has reported on one. Such a client works in the order of its assignments, as the
-    published clients do; `held` has that order.
+    None if it has reported on one. `held` is in the order of assignments, in which it works.
     """
     if any(
         task.status is StoredStatus.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms

@@ -67,6 +67,7 @@ _WAITED_FOR: Final = """WITH RECURSIVE waited (name) AS (
         UNION ALL SELECT (SELECT MIN(t.queue) FROM tasks t WHERE t.queue <> '' AND t.queue > waited.name)
         FROM waited WHERE waited.name IS NOT NULL
     ) SELECT name FROM waited WHERE name IS NOT NULL LIMIT $2"""
+_FIRST_WAITING: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
 _STARTABLE: Final = ("ag::", "tu::")
 _ORCHESTRATORS: Final = "orc::"
 
@@ -128,9 +129,7 @@ def absent_targets(after: str) -> Program[tuple[list[str], str]]:
     wanted: list[str] = []
     for name in names:
         if name not in here:
-            waiting = yield from task_rows.select(
-                "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (name,)
-            )
+            waiting = yield from task_rows.select(_FIRST_WAITING, (name,))
             if waiting and waiting[0].mode is Mode.TARGETED and may_start_target(waiting[0]):
                 wanted.append(name)
     return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
@@ -169,16 +168,13 @@ def request_start(tx: Transaction, wish: AgentStartRequest) -> Program[StartResu
     if not profile:
         return StartResult(problem=f"{wish.target.implementation} has no launch profile, so it cannot be started")
     under_way = yield from current_start(wish.target.text)
-    if under_way is not None and under_way.status in PAUSED:
-        yield from _raise_priority(tx, under_way, wish.priority)
-        under_way = (yield from task_rows.load(under_way.task_id)) or under_way
-        yield from tx.wake(under_way)
-        return StartResult(
-            (yield from task_rows.load(under_way.task_id)), woken=under_way.status is StoredStatus.HIBERNATED
-        )
     if under_way is not None:
         yield from _raise_priority(tx, under_way, wish.priority)
-        return StartResult((yield from task_rows.load(under_way.task_id)))
+        task = (yield from task_rows.load(under_way.task_id)) or under_way
+        if task.status not in PAUSED:
+            return StartResult(task)
+        yield from tx.wake(task)
+        return StartResult((yield from task_rows.load(task.task_id)), woken=task.status is StoredStatus.HIBERNATED)
     task = new_start(wish, tx.context)
     yield from _become_the_start(task)
     yield from tx.create(task, b"")
@@ -244,9 +240,7 @@ def confirm_launch(task: TaskRow, caller: str, epoch: int) -> Decision | None:
 
 def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
     """Return launch parameters and priority of the first task that waits for an agent."""
-    waiting = yield from task_rows.select(
-        "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,)
-    )
+    waiting = yield from task_rows.select(_FIRST_WAITING, (identity,))
     return (launch_params(waiting[0]), waiting[0].priority) if waiting else ({}, NORMAL)
 
 
@@ -301,8 +295,7 @@ def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     if after.status is StoredStatus.PENDING:
         yield from dispatch(tx, after)
     elif after.is_final and after.status is not StoredStatus.COMPLETED and before.status not in _BEGUN | PAUSED:
-        reason = f"{after.target} could not be started: {after.error}"
-        yield from _fail_waiting_tasks(tx, after.target, reason)
+        yield from _fail_waiting_tasks(tx, after.target, f"{after.target} could not be started: {after.error}")
 
 
 def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[None]:
@@ -413,11 +406,7 @@ def launch_params(task: TaskRow) -> dict[str, str]:
 
 
 def start_assignment(task: TaskRow, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
-    """Make the TaskAssignment that an orchestrator is sent for an agent's start.
-
-    The reference sends no metadata, so its orchestrators do not know the exact identity, the
-    trigger, or that the agent hibernated.
-    """
+    """Make the TaskAssignment that an orchestrator is sent for an agent's start."""
     params = launch_params(task)
     given = assignment(task, b"", numbered=numbered)
     given.metadata.update({IDENTITY: task.target, PRIORITY: str(task.priority)})

@@ -1,7 +1,4 @@
-"""Load, insert, save and delete rows of tasks, in SQL that both databases take.
-
-Each function is a program or a part of one.
-"""
+"""Load, insert, save and delete rows of tasks, in SQL that both databases take."""
 
 from __future__ import annotations
 
@@ -54,11 +51,10 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
 
 
 def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
-    """Insert the row of a new task; return False if its id exists.
+    """Insert the row of a new task; return False if an earlier run has inserted it.
 
-    It exists if the same program ran before and its commit was not answered. `left` is an event for
-    the parent's log (child_events.INSERT), inserted in the same statement; only on a shared
-    database.
+    `left` is an event for the parent's log (child_events.INSERT), inserted in the same statement;
+    only on a shared database.
     """
     inline = payloads.inline_part(payload)
     sql, more = (_INSERT, ()) if left is None else (_INSERT_AND_LEAVE, left)

@@ -99,10 +99,9 @@ class TaskTransaction:
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
         decision = decide(task, move, facts)
         if isinstance(decision, MoveStep):
-            if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
-                problem = yield from startup.reopen(task)
-                if problem:
-                    return RefusedMove(MoveRefusal.STATUS, problem)
+            reopens = move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final
+            if reopens and (problem := (yield from startup.reopen(task))):
+                return RefusedMove(MoveRefusal.STATUS, problem)
             yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
         return decision
 
