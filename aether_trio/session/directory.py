@@ -61,9 +61,7 @@ class LocalDirectory:
 
     async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
         identity = self._registry.disconnect(session_id, reason)
-        if identity is None:
-            return DisconnectResult(DisconnectOutcome.UNKNOWN)
-        return DisconnectResult(DisconnectOutcome.DONE, identity)
+        return DisconnectResult(DisconnectOutcome.DONE if identity else DisconnectOutcome.UNKNOWN, identity or "")
 
     async def last_seen(self, identity: str) -> LastSeen:
         return self._registry.last_seen(identity)

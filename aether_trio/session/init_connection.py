@@ -87,13 +87,10 @@ def read_claim(
 ) -> Claim:
     """Read and check a stream's InitConnection; raise StatusError for a refusal."""
     if message.WhichOneof("payload") != "init":
-        raise StatusError(Status.INVALID_ARGUMENT, "the first message of a stream must be init (InitConnection)")
+        raise _invalid("the first message of a stream must be init (InitConnection)")
     init = message.init
     if init.ByteSize() > limits.init_bytes:
-        raise StatusError(
-            Status.INVALID_ARGUMENT,
-            f"the InitConnection has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed",
-        )
+        raise _invalid(f"the InitConnection has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed")
     identity, assigned_id = _identity(init, ids, strict)
     try:
         return Claim(
@@ -111,7 +108,11 @@ def read_claim(
             _credit(init.extensions),
         )
     except TextError as error:
-        raise StatusError(Status.INVALID_ARGUMENT, f"invalid InitConnection: {error}") from None
+        raise _invalid(f"invalid InitConnection: {error}") from None
+
+
+def _invalid(text: str) -> StatusError:
+    return StatusError(Status.INVALID_ARGUMENT, text)
 
 
 def _client(init: pb.InitConnection) -> tuple[str, str]:
@@ -168,12 +169,9 @@ def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Id
             case "service":
                 return Identity.service(init.service.implementation, init.service.specifier, strict=strict), ""
             case _:
-                raise StatusError(
-                    Status.INVALID_ARGUMENT,
-                    "init does not say which participant connects; set one of its client_type fields",
-                )
+                raise _invalid("init does not say which participant connects; set one of its client_type fields")
     except (IdentityError, TextError) as error:
-        raise StatusError(Status.INVALID_ARGUMENT, f"invalid identity: {error}") from None
+        raise _invalid(f"invalid identity: {error}") from None
 
 
 def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:

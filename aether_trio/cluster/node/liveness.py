@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -26,17 +25,16 @@ import structlog
 import trio
 
 from aether_trio.cluster.node.lease import END_LEASE_SESSIONS, END_LOCKS, Lease
-from aether_trio.cluster.node.postgres_calls import open_connection, run_in_asyncio, run_repeatable
+from aether_trio.cluster.node.postgres_calls import run_in_asyncio
+from aether_trio.cluster.node.query_pool import QueryPool
 from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
-from aether_trio.storage.postgres.pool import Pool
 
 logger = structlog.get_logger("aether.cluster")
 
 IN_THE_WAY_S: Final = 0.3  # for the last writes of a dead node, which are ended then
 CONNECTIONS: Final = 3
-MAX_TRIES: Final = 3
 SWEEP_ROWS: Final = 1000
 REMEMBERED_DEAD: Final = 10_000
 FORGET_NODES_S: Final = 24 * 3600.0
@@ -133,20 +131,11 @@ class Nodes:
         self._silent: set[tuple[int, int, Any]] = set()
         self._declared = self._cut_off = self._swept = 0
         self._on_dead: list[Callable[[int], None]] = []
-        own = server.limits
-        # Statements find their rows by key, but a plan is made once, when the tables may still be
-        # empty.
-        factory = partial(open_connection, server, "cluster", "SET enable_seqscan = off")
-        self.pool = Pool(
-            factory,
-            server.spawn,
-            server.loop,
-            most=CONNECTIONS,
-            keep=1,
-            idle_s=own.idle_s,
-            patience_s=limits.lease_grace_s,
-            watch=server.watch,
+        # Statements find their rows by key, but a plan is made once, when tables may be empty.
+        self._queries = QueryPool(
+            server, limits, "cluster", CONNECTIONS, "SET enable_seqscan = off", planned_once=False
         )
+        self.pool = self._queries.pool
 
     def when_declared_dead(self, call: Callable[[int], None]) -> None:
         """Have `call` called with the number of each node that this node declares dead."""
@@ -163,8 +152,7 @@ class Nodes:
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         """Run one SQL statement as a transaction; return its rows."""
-        rows: list[Any] = await run_in_asyncio(self._server, self._fetch(sql, *args))
-        return rows
+        return await self._queries.fetch(sql, *args)
 
     async def alive(self) -> list[AliveNode]:
         """Return the rows of the nodes that are not declared dead, this one included."""
@@ -221,7 +209,7 @@ class Nodes:
                 await connection.execute(END_LOCKS, node_id)
                 await connection.execute(_END_LEASE, node_id, epoch)
 
-        await run_in_asyncio(self._server, self._with_connection(work))
+        await run_in_asyncio(self._server, self._queries.run(work))
 
     async def run(self) -> None:
         """Look for dead and silent nodes every few seconds until cancelled.
@@ -273,16 +261,9 @@ class Nodes:
 
     async def close(self) -> None:
         """Close the connections to PostgreSQL."""
-        await run_in_asyncio(self._server, self.pool.close())
+        await self._queries.close()
 
     # -- on the asyncio side -----------------------------------------------------------------------
-
-    async def _fetch(self, sql: str, *args: Any) -> list[Any]:
-        rows: list[Any] = await self._with_connection(lambda connection: connection.fetch(sql, *args))
-        return rows
-
-    async def _with_connection(self, work: Any) -> Any:
-        return await run_repeatable(self.pool, self._limits.statement_s, MAX_TRIES, work)
 
     async def _declare(self, node_id: int, epoch: int) -> bool:
         pid: int | None = None
@@ -293,11 +274,11 @@ class Nodes:
             dead: bool = await connection.fetchval(_DECLARE_DEAD, self._lease.lock_class, node_id, epoch)
             return dead
 
-        declaring = asyncio.ensure_future(self._with_connection(work))
+        declaring = asyncio.ensure_future(self._queries.run(work))
         while not (await asyncio.wait({declaring}, timeout=IN_THE_WAY_S))[0]:
             if pid is not None:
                 try:
-                    await self._fetch(_CLEAR_THE_WAY, pid)
+                    await self._queries.run(lambda connection: connection.fetch(_CLEAR_THE_WAY, pid))
                 except StorageUnavailable:
                     break  # then the declaration fails as well, or its lock timeout ends it
         found: bool = await declaring
