@@ -54,7 +54,7 @@ class Http2Limits:
     """Held for an RPC that does not read; at least 65,535, allowed before our SETTINGS."""
     connection_window_bytes: int = 1 * MIB
     max_unread_bytes: int = 8 * MIB
-    """Unread on one connection, MESSAGE_BYTES added for each message; beyond it it must wait."""
+    """Unread on a connection, plus MESSAGE_BYTES a message; beyond it the window stays shut."""
     max_unread_answers_bytes: int = 256 * KIB
     """Of health and reflection calls on one connection: beyond it their requests wait."""
     max_unauthenticated_unread_bytes: int = 256 * KIB
