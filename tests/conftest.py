@@ -54,7 +54,6 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSession]:
-    """Another connection to that server."""
     with open_postgres_session(postgres_server.dsn()) as session:
         yield session
 

@@ -100,7 +100,6 @@ class Stub:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM."""
     stub = Stub(options)
     if options.transport != "grpc":
         await until_told(await stub_transports.serve(options.transport, stub.connect), options.ready_file)
@@ -118,7 +117,6 @@ async def main(options: argparse.Namespace) -> None:
 
 
 async def until_told(port: int, ready_file: Path) -> None:
-    """Say where it is served, and wait for SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     ready = {"pid": os.getpid(), "gateway": f"127.0.0.1:{port}", "ops": ""}

@@ -34,7 +34,6 @@ class Gateway:
             self.accept()
 
     def up(self) -> list[fr.Event]:
-        """Client to gateway; what has come."""
         found = list(self.framing.receive(self.codec.take()))
         self.events += found
         return found

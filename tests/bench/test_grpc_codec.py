@@ -33,14 +33,12 @@ class Server:
         self.up()
 
     def up(self) -> None:
-        """Client to server."""
         for event in self.h2.receive_data(self.codec.take()):
             self.events.append(event)
             if isinstance(event, h2.events.DataReceived):
                 self.received += event.data
 
     def down(self, step: int = 0) -> None:
-        """Server to client, in pieces of `step` bytes."""
         data = self.h2.data_to_send()
         for at in range(0, len(data), step or len(data) or 1):
             self.messages += self.codec.receive(data[at : at + step] if step else data)

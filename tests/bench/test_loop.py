@@ -11,8 +11,6 @@ WAIT_SECONDS = 30.0
 
 
 class Talker:
-    """Sends what it is given."""
-
     def __init__(self, raw: socket.socket) -> None:
         self.socket = raw
         self.out = b""

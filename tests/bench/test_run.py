@@ -23,7 +23,6 @@ Start = Callable[..., list[str]]
 
 @pytest.fixture(params=["grpc", "framed", "websocket"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Each of the main transports."""
     return str(request.param)
 
 

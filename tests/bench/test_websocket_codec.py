@@ -31,12 +31,10 @@ class Server:
             self.down(ev.AcceptConnection(subprotocol=SUBPROTOCOL))
 
     def up(self) -> list[ev.Event]:
-        """Client to server; the events it makes."""
         self.ws.receive_data(self.codec.take())
         return list(self.ws.events())
 
     def texts(self) -> list[bytes]:
-        """Client to server; the binary messages."""
         parts, whole = b"", []
         for event in self.up():
             assert isinstance(event, ev.BytesMessage)
@@ -47,7 +45,6 @@ class Server:
         return whole
 
     def down(self, *events: ev.Event, step: int = 0) -> None:
-        """Server to client, in pieces of `step` bytes."""
         data = b"".join(map(self.ws.send, events))
         for at in range(0, len(data), step or len(data) or 1):
             self.messages += self.codec.receive(data[at : at + step] if step else data)

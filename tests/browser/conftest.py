@@ -109,7 +109,6 @@ class Agents:
     def start(
         self, gateway: GatewayProcess, workspace: str, name: str = "guide", pace_s: float = 0.02, *more: str
     ) -> subprocess.Popen[str]:
-        """Start an agent and wait until it is connected."""
         command = [sys.executable, str(CHAT_AGENT), gateway.address, "--workspace", workspace, "--name", name]
         process = self._stack.enter_context(
             subprocess.Popen(

@@ -102,7 +102,6 @@ def test_a_good_history_is_good_and_was_looked_at() -> None:
 
 
 def accept(history: History, message: Message, offset: int) -> None:
-    """One more message that was accepted and delivered."""
     history.sent.append(Sent(TOPIC, message, 8.0, 8.5, Outcome.ACCEPTED))
     history.delivered.append(Delivered("peer", TOPIC, offset, message, 9.0, 2))
 

@@ -16,7 +16,6 @@ PENDING, RUNNING, COMPLETED, FAILED = 1, 2, 3, 4
 
 
 def history() -> TaskHistory:
-    """One task that has failed once and is completed."""
     return TaskHistory(
         keys={"k": "t"},
         tasks=[TaskRow("t", "completed", 2, 1, 3, 0, 1_000, 5_000, "")],

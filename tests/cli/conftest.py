@@ -10,7 +10,6 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:
-    """One `aether dev` for the tests of a file."""
     with start_gateway(ephemeral=True) as process:
         yield process
 

@@ -30,7 +30,6 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 def sets(*settings: str) -> list[str]:
-    """Give each setting as an option `--set`."""
     return [part for one in settings for part in ("--set", one)]
 
 

@@ -28,8 +28,6 @@ PLACE = ("--workspace", "worst")
 
 
 class Hostile(NamedTuple):
-    """The gateway and what is in it."""
-
     shell: Shell
     failed: str
     running: str

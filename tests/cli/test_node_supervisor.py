@@ -63,7 +63,6 @@ def takes_connections(address: str) -> bool:
 
 
 def agent_of(address: str, implementation: str) -> AgentClient:
-    """An agent with specifier "1" in the workspace "default"."""
     who = {"workspace": "default", "implementation": implementation, "specifier": "1"}
     return AgentClient(f"aether://{address}", **who, connect_timeout=LIMIT_S)
 

@@ -21,7 +21,6 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dead_pid() -> int:
-    """Of a process that has just ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     return process.pid

@@ -35,7 +35,6 @@ class Node:
 
 @asynccontextmanager
 async def slow_sidecar(story: list[str]) -> AsyncIterator[Sidecar]:
-    """One whose end takes until it is killed."""
     killed = trio.Event()
 
     async def main(_: Served) -> None:
@@ -60,7 +59,6 @@ async def slow_sidecar(story: list[str]) -> AsyncIterator[Sidecar]:
 
 
 async def two_signals(obey: Callable[[Any], Awaitable[None]], story: list[str]) -> list[str]:
-    """What has happened after the first one."""
     say, heard = trio.open_memory_channel[int](2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(obey, heard)

@@ -184,7 +184,6 @@ trio.run(main)
 
 
 def _until(process: GatewayProcess, text: str) -> None:
-    """Return when the gateway has printed `text`."""
     deadline = time.monotonic() + LIMIT_S
     while text not in process.output():
         assert time.monotonic() < deadline, process.output()

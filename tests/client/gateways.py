@@ -94,6 +94,5 @@ in_a_thread = with_gateway(backends=["thread"])
 
 
 def agent(address: str, specifier: str, **options: Any) -> AgentClient:
-    """An agent of the workspace "w", implementation "i"."""
     chosen: ClientOptions = {"retry": QUICK, **options}  # type: ignore[typeddict-item]
     return AgentClient(address, workspace="w", implementation="i", specifier=specifier, **chosen)

@@ -35,12 +35,10 @@ class Interrupt:
 
     @property
     def came(self) -> bool:
-        """Whether there were so many places."""
         return self._left <= 0
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """For the length of the block."""
         before = sys.gettrace()
         # Python 3.12 looks whether a frame wants them when tracing begins.
         sys._getframe().f_trace_opcodes = True

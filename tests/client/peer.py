@@ -31,8 +31,6 @@ class EndOfLine(AssertionError):
 
 
 class Line:
-    """One connection."""
-
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.connection = FramedConnection(Side.SERVER)
@@ -49,15 +47,12 @@ class Line:
         self.init = pb.UpstreamMessage.FromString(envelope.message).init
 
     async def let_in(self, session_id: str = "s1", **fields: object) -> None:
-        """ConnectionAck."""
         await self.tell(connection_ack=pb.ConnectionAck(session_id=session_id, **fields))  # type: ignore[arg-type]
 
     async def say(self, *events: framing.Event) -> None:
-        """Send these."""
         await self.stream.send_all(b"".join(self.connection.send(event) for event in events))
 
     async def tell(self, **payload: object) -> None:
-        """An envelope with this DownstreamMessage."""
         message = pb.DownstreamMessage(**payload)  # type: ignore[arg-type]
         await self.say(framing.Envelope(message.SerializeToString()))
 
@@ -71,7 +66,6 @@ class Line:
             await self._read()
 
     async def asked(self) -> pb.UpstreamMessage:
-        """The next envelope's message."""
         return pb.UpstreamMessage.FromString((await self.next(framing.Envelope)).message)
 
     async def _read(self) -> None:
@@ -91,7 +85,6 @@ class Line:
         return list(self.seen)
 
     async def close(self) -> None:
-        """Cut the connection."""
         self._ended = True
         await self.stream.aclose()
 
@@ -129,7 +122,6 @@ class Peer:
 
 @asynccontextmanager
 async def open_peer() -> AsyncIterator[Peer]:
-    """On a free port of 127.0.0.1."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         yield Peer(listener)
@@ -156,5 +148,4 @@ async def scripted(
 
 
 def incoming(payload: bytes, source: str = "ag::w::i::a") -> bytes:
-    """A serialized delivery."""
     return pb.DownstreamMessage(msg=pb.IncomingMessage(source_topic=source, payload=payload)).SerializeToString()

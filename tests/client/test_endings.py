@@ -58,7 +58,6 @@ async def ended(
 
 
 async def stay(address: str) -> None:
-    """Be connected until the session ends."""
     async with agent(address, "a"):
         await anyio.sleep_forever()
 

@@ -71,7 +71,6 @@ class Conversation:
             self.complete.set()
 
     def check(self) -> None:
-        """Everything once, in order."""
         assert self.found == {f"ag::w::i::tx{number}": list(range(self.count)) for number in range(self.senders)}
 
 

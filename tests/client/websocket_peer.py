@@ -41,12 +41,10 @@ class WebSocketLine:
         await self.tell(connection_ack=pb.ConnectionAck(session_id=session_id))
 
     async def tell(self, **payload: object) -> None:
-        """One DownstreamMessage."""
         message = pb.DownstreamMessage(**payload)  # type: ignore[arg-type]
         await self.say(message.SerializeToString())
 
     async def say(self, data: bytes, *, finished: bool = True) -> None:
-        """One frame."""
         await self.stream.send_all(self.ws.send(BytesMessage(data=data, message_finished=finished)))
 
     async def asked(self) -> pb.UpstreamMessage:
@@ -95,7 +93,6 @@ class WebSocketPeer:
         self.address = f"ws://{host}:{port}"
 
     async def accept(self, session_id: str = "s1") -> WebSocketLine:
-        """A connection that was let in."""
         self.line = WebSocketLine(await self._listener.accept())
         await self.line.let_in(session_id)
         return self.line

@@ -34,8 +34,6 @@ def say(**what: Any) -> None:
 
 
 class SpeakingHost(Host):
-    """A host that says what it is told."""
-
     def _tell(self, what: str) -> None:
         say(told=what, lost=sorted(hold.identity for hold in self.lost))
 

@@ -27,8 +27,6 @@ class Refused(Exception):
 
 
 class Child:
-    """A node in another process."""
-
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.node_id = 0
@@ -38,7 +36,6 @@ class Child:
         self._turn = trio.Lock()
 
     async def listen(self) -> None:
-        """Read what it says until it ends."""
         assert self.process.stdout is not None
         rest = b""
         async for data in self.process.stdout:
@@ -75,7 +72,6 @@ class Child:
         return epoch
 
     async def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
         self.process.kill()
         await self.process.wait()
 

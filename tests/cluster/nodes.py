@@ -33,7 +33,6 @@ _numbers = count(1)
 
 
 async def until(what: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Look until it is so."""
     with trio.fail_after(LONG_S):
         while not (found if isinstance(found := what(), bool) else await found):
             await trio.sleep(0.01)
@@ -160,7 +159,6 @@ class Nodes:
         return node
 
     async def stop(self, *nodes: Node) -> None:
-        """A clean exit."""
         for node in nodes:
             node.stop.set()
         for node in nodes:

@@ -74,21 +74,18 @@ class Seat:
         return guest
 
     def leave(self, guest: Guest, hold: IdentityLock | None = None) -> None:
-        """The session ends, and gives its identity back."""
         self.registry.release(guest)  # type: ignore[arg-type]
         hold = hold or self.node.cluster.locks.mine(guest.identity.text)
         if hold is not None:
             self.node.cluster.locks.release(hold)
 
     def move(self, guest: Guest, workspace: str) -> None:
-        """A window switches its workspace."""
         guest.workspace = workspace
         self.directory.moved(guest.record)
 
 
 @asynccontextmanager
 async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat]:
-    """A directory on a node."""
     registry = SessionRegistry()
     async with open_directory(
         node.server, node.cluster, registry, cluster_limits=STEADY, limits=limits, random=Random(1)
@@ -98,11 +95,9 @@ async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat
 
 @asynccontextmanager
 async def seats(*nodes: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[list[Seat]]:
-    """A directory on each node."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(seat(node, limits)) for node in nodes]
 
 
 def lose_notifications(node: Node) -> None:
-    """Lose every notification to this node from now on."""
     node.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]

@@ -95,7 +95,6 @@ async def test_a_database_that_is_away_for_longer_ends_every_session_and_then_se
 async def behind_a_proxy(
     nodes: Nodes, server: PostgresServer, limits: ClusterLimits
 ) -> AsyncIterator[tuple[FaultProxy, Node]]:
-    """A node that reaches the database through a proxy."""
     async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
         node = await nodes.start(dsn=server.dsn(port=int(proxy.address.rpartition(":")[2])), limits=limits)
         yield proxy, node

@@ -84,7 +84,6 @@ async def test_nodes_start_together_and_the_front_leaves_out_who_does_not_serve_
 
 
 def state_of(pid: int) -> str:
-    """As proc(5): "T" is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 

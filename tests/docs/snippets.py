@@ -47,7 +47,6 @@ class Command:
 
 
 def read_snippets(page: str) -> Iterator[Snippet]:
-    """Every fenced block of a page, in order."""
     lines = page.splitlines()
     marker = note = ""
     at = 0

@@ -21,7 +21,6 @@ MOST_STAYS = {"A message in the router": 5, "A connection": 15, "Creating a task
 
 
 def prose(page: str) -> str:
-    """Return a page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 

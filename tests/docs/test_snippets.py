@@ -63,7 +63,6 @@ class Reader:
         path.chmod(0o755)
 
     def here(self, text: str) -> str:
-        """Replace the page's addresses by the gateway's."""
         text = re.sub(r"\b(localhost|127\.0\.0\.1):50051\b", self.gateway.address, text)
         return re.sub(r"\b(localhost|127\.0\.0\.1):9090\b", self.gateway.ops_address, text)
 

@@ -40,7 +40,6 @@ async def on_files(directory: Path) -> AsyncIterator[Core]:
 
 
 async def arrived(peer: MemoryLink, count: int) -> list[bytes]:
-    """The payloads of the next `count` messages."""
     return [(await peer.next("msg")).msg.payload for _ in range(count)]
 
 

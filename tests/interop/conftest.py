@@ -24,7 +24,6 @@ def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 
 @pytest.fixture
 def target(shared_gateway: GatewayProcess) -> str:
-    """HOST:PORT of the shared gateway."""
     return shared_gateway.address
 
 

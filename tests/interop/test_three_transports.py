@@ -24,7 +24,6 @@ LIMIT_S = 300.0
 
 
 async def blocking(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call the SDK, which blocks."""
     return await trio.to_thread.run_sync(partial(function, *args, **kwargs))
 
 
@@ -36,7 +35,6 @@ class Three:
         self.topics = {"sdk": sdk.topic, "framed": framed.topic, "window": f"us::{uid}::w1"}
 
     async def say(self, sender: str, target: str, payload: bytes) -> None:
-        """From one of them to another."""
         topic = self.topics[target]
         if sender == "sdk":
             await blocking(self.sdk.send, topic, payload, sdk_pb.CHAT)

@@ -26,7 +26,6 @@ def line(connected: int, latencies: dict[str, list[int]] | None = None, **counts
 
 
 def timeline_of(*lines: dict[str, Any]) -> Timeline:
-    """The timeline of workers with these reports."""
     timeline = Timeline(len(lines))
     for worker, said in enumerate(lines):
         timeline.feed(worker, said)

@@ -23,7 +23,6 @@ KEY = "aek_for-this-test"
 
 
 def load(place: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Run the command; (how it ended, its report.json)."""
     done = subprocess.run(
         [sys.executable, "-m", "loadtests", "--users", "20", "--minutes", "0.05", "--talking", "100", "--rate", "20", "--interval", "0.2",
          "--out", str(place), *arguments],

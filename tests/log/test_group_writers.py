@@ -20,7 +20,6 @@ pytestmark = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 
 @pytest.fixture
 async def reader(bench: Bench) -> Reader:
-    """One that has got the message 1."""
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
     await bench.publish(TOPIC, b"1")

@@ -155,7 +155,6 @@ class World:
                 await trio.sleep(1)
 
     async def stop(self, bench: Bench, how: Literal["stop", "kill"]) -> None:
-        """The end of one life of the log."""
         for topic in list(self.watching):
             await self.unwatch(bench, topic)
         if how == "kill":

@@ -12,7 +12,6 @@ from mutants.changes import changes
 
 
 def made(source: str) -> list[str]:
-    """The whole source with each change."""
     source = dedent(source)
     return [one.applied(source) for one in changes(source)]
 

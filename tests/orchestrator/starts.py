@@ -22,7 +22,6 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def python(code: str, implementation: str = "echo", **changes: Any) -> AgentSpec:
-    """An agent that runs this code."""
     fields: dict[str, Any] = {
         "implementation": implementation,
         "profile": "process",
@@ -49,7 +48,6 @@ def assignment(
     priority: str = "",
     number: str = "",
 ) -> pb.TaskAssignment:
-    """What the gateway sends."""
     metadata = {"trigger_timestamp_ms": trigger, "priority": priority, "_assignment": number}
     return pb.TaskAssignment(
         task_id=task_id,

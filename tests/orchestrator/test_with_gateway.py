@@ -28,7 +28,6 @@ SCHEMES = ("aether", "ws")
 
 
 def script(client: str, body: str) -> str:
-    """A program that connects as `me` and does this."""
     return f"""
 import os, trio
 from aether_trio.client import {client}
@@ -56,7 +55,6 @@ while not os.path.exists({!r}):
 
 @asynccontextmanager
 async def asked(scheme: str = "aether", **sections: Any) -> AsyncIterator[tuple[Gateway, AgentClient]]:
-    """A gateway, and an agent that asks for others."""
     with trio.fail_after(LIMIT_S):
         async with open_test_gateway(**sections) as gateway, agent(f"{scheme}://{gateway.address}", "asker") as asker:
             yield gateway, asker

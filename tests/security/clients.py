@@ -65,7 +65,6 @@ class GrpcTalker:
         """Send what precedes the first message of a participant."""
 
     async def say(self, message: pb.UpstreamMessage) -> None:
-        """Send a whole message."""
         await self.begin(len(content := message.SerializeToString()), content)
 
     async def begin(self, size: int, content: bytes) -> None:
@@ -73,7 +72,6 @@ class GrpcTalker:
         await self.go_on(struct.pack(">BI", 0, size) + content)
 
     async def go_on(self, content: bytes) -> None:
-        """Send more of what has begun."""
         self.peer.h2.send_framed(content)
         await self.peer.flush()
         while self.peer.h2.pending and self.peer.h2.ended is None:
@@ -174,7 +172,6 @@ class Talkers:
         return talker
 
     async def connect(self, transport: str, name: str, **options: Any) -> Talker:
-        """Accepted."""
         talker = await self.dial(transport, **options)
         await talker.say(init_of(name))
         await talker.answer("connection_ack")

@@ -21,6 +21,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 async def creator(core: Core) -> AsyncIterator[MemoryLink]:
-    """An agent of the workspace w that creates tasks."""
     async with connect(core, agent("w", "c", "1")) as opened:
         yield opened

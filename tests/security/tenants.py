@@ -24,7 +24,6 @@ KEYS: Final = {"red": ("red",), "blue": ("blue",), "both": ("red", "blue"), "all
 
 
 def key_of(name: str) -> str:
-    """The key of this name."""
     return f"aek_{name}"
 
 
@@ -34,7 +33,6 @@ def record(name: str, **fields: Any) -> ApiKey:
 
 
 def auth(*more: ApiKey) -> dict[str, Any]:
-    """The section `auth` with all keys."""
     records = [record(name, workspaces=reach) for name, reach in KEYS.items()]
     return {"api_keys": (*records, *more), "allow_anonymous": False}
 

@@ -35,7 +35,6 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def serving(authority: Authority | None = None, *keys: ApiKey, **more: Any) -> AbstractAsyncContextManager[Gateway]:
-    """A gateway that asks for credentials."""
     tls = {} if authority is None else authority.tls
     return gateway_with(gateway={"dev": False}, tls=tls, auth={**auth(*keys), **more})
 

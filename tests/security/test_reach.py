@@ -72,12 +72,10 @@ async def blue_at(gateway: Gateway) -> AsyncIterator[Place]:
 
 
 def key(name: str) -> dict[str, str]:
-    """The credentials of a tenant."""
     return {"api_key": key_of(name)}
 
 
 def eve(gateway: Gateway, transport: str, tenant: str = "red") -> AbstractAsyncContextManager[Participant]:
-    """An agent in the workspace red."""
     return participant(transport, gateway.address, agent("red", "eve", "1", credentials=key(tenant)))
 
 

@@ -22,7 +22,6 @@ HELD = 1536 * KIB
 
 
 def shown(gateway: Gateway, name: str) -> float:
-    """One metric."""
     text = gateway.core.metrics.render()[1].decode()
     (line,) = (line for line in text.splitlines() if line.startswith(f"aether_unfinished_input_{name} "))
     return float(line.split()[1])

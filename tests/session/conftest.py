@@ -21,6 +21,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 async def peer(core: Core) -> AsyncIterator[MemoryLink]:
-    """The agent ag::w::a::1, acknowledged."""
     async with connect(core, agent("w", "a", "1")) as opened:
         yield opened

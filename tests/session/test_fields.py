@@ -111,7 +111,6 @@ def check_logs(logs: Sequence[Any], what: str) -> None:
 
 
 async def ask(peer: MemoryLink, case: str, requests: list[pb.UpstreamMessage], what: str) -> None:
-    """Send these, and check the answers."""
     with capture_logs() as logs:
         peer.send(*requests)
         await barrier(peer)

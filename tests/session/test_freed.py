@@ -108,5 +108,4 @@ def send(peer: MemoryLink, *sends: Send) -> None:
 
 
 def alive(kind: type[T]) -> list[T]:
-    """All objects of this type that there are."""
     return [one for one in gc.get_objects() if type(one) is kind]

@@ -19,8 +19,6 @@ A1 = Identity.agent("w", "a", "1")
 
 @dataclass(eq=False)
 class Stub:
-    """What the registry knows of a session."""
-
     identity: Identity
     session_id: str
     history: SessionHistory = field(init=False)

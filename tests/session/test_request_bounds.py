@@ -87,7 +87,6 @@ async def test_an_id_at_the_bound_is_echoed_and_one_beyond_it_is_not(peer: Memor
 
 
 async def made(peer: MemoryLink) -> str:
-    """The id of a task."""
     task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
     peer.send(pb.UpstreamMessage(create_task=task))
     return (await peer.next("create_task")).create_task.task_id

@@ -45,7 +45,6 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Make the engine that the parameter names."""
     if request.param == "postgres":
         yield request.getfixturevalue("postgres_engine")
     else:

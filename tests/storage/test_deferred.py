@@ -82,8 +82,6 @@ async def test_a_program_that_raises_takes_them_with_it(database: Database) -> N
 
 
 class Connection:
-    """Remembers what travels."""
-
     def __init__(self) -> None:
         self.sent: list[tuple[str, object]] = []
 

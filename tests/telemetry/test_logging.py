@@ -26,7 +26,6 @@ def _restored() -> Iterator[None]:
 
 
 def log_to(**settings: Any) -> io.StringIO:
-    """Configure logging; give what is written to."""
     out = io.StringIO()
     configure_logging(LoggingSettings(**settings), out)
     return out
@@ -123,8 +122,6 @@ def test_what_an_exception_quotes_is_escaped(format_: str, library: bool) -> Non
 
 
 class Closed(io.StringIO):
-    """A pipe that nothing reads."""
-
     def write(self, _: str) -> int:
         raise BrokenPipeError
 

@@ -59,8 +59,6 @@ async def serve(server: OpsServer, stream: trio.abc.Stream) -> None:
 
 @dataclass
 class Log:
-    """A topic's log that a test appends to."""
-
     messages: list[tuple[int, int, bytes]]
     asked: list[tuple[str, int | None]]
     closed: trio.Event

@@ -32,7 +32,6 @@ class Pki:
         return TlsFiles(self.cert, self.key) if mode is None else TlsFiles(self.cert, self.key, self.ca, mode)
 
     def context(self, *alpn: str, certificate: bool = False) -> ssl.SSLContext:
-        """For a client, with or without its certificate."""
         context = ssl.create_default_context(cafile=self.ca)
         if alpn:
             context.set_alpn_protocols(list(alpn))

@@ -199,8 +199,6 @@ def test_a_manager_may_swallow_it() -> None:
 
 
 class Counted:
-    """Counts how often it was entered and left."""
-
     entered = left = 0
 
     async def __aenter__(self) -> Self:

@@ -40,7 +40,6 @@ def agent(address: str, specifier: str, **options: Any) -> Any:
 
 
 def first(client: SyncClient[Any], count: int) -> list[IncomingMessage]:
-    """The first messages of a loop."""
     return list(itertools.islice(client.messages(timeout=30), count))
 
 

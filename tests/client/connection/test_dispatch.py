@@ -17,8 +17,6 @@ LIMIT = 256
 
 
 class Wire:
-    """Takes everything, and remembers the envelopes."""
-
     def __init__(self) -> None:
         self.envelopes: list[OutgoingMessage] = []
 

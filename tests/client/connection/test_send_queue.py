@@ -11,8 +11,6 @@ from aether_trio.client.connection.send_queue import SendQueue
 
 
 class Wire:
-    """Takes everything."""
-
     def encode_publication(self, publication: Publication) -> bytes:
         return publication.payload
 

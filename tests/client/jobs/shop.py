@@ -22,14 +22,12 @@ LIMIT_S = 300.0
 
 
 def worker(address: str, specifier: str = "1", **options: Unpack[ClientOptions]) -> AgentClient:
-    """A worker of the pool "bench"."""
     options.setdefault("retry", QUICK)
     return AgentClient(address, workspace="w", implementation="bench", specifier=specifier, **options)
 
 
 @asynccontextmanager
 async def open_shop(address: str) -> AsyncIterator[tuple[AgentClient, AgentClient]]:
-    """(creator, worker), connected."""
     with anyio.fail_after(LIMIT_S):
         async with agent(address, "boss") as boss, worker(address) as one:
             yield boss, one
@@ -59,23 +57,19 @@ async def known(boss: AgentClient, one: AgentClient) -> None:
 
 
 async def order(boss: AgentClient, payload: str = "", **fields: Any) -> str:
-    """A task for the pool; its id."""
     return (await boss.tasks.within(LIMIT_S).create("job", payload.encode(), pool="bench", **fields)).task_id
 
 
 async def one_of(client: AgentClient) -> Job:
-    """The next task."""
     return await anext(client.work())
 
 
 async def ordered(boss: AgentClient, one: AgentClient, payload: str = "", **fields: Any) -> Job:
-    """Order a task, and let the worker take it."""
     await order(boss, payload, **fields)
     return await one_of(one)
 
 
 async def wait_for(boss: AgentClient, task_id: str, *statuses: TaskStatus) -> Task:
-    """Return when the task has one of these."""
     while (task := await boss.tasks.within(LIMIT_S).get(task_id)).status not in statuses:
         await anyio.sleep(0.01)
     return task
@@ -101,7 +95,6 @@ async def scripted_worker(body: Callable[[AgentClient], Awaitable[None]]) -> Asy
 
 
 def assignment(task_id: str = "t1", payload: bytes = b"p") -> dict[str, pb.TaskAssignment]:
-    """For `line.tell`."""
     return {
         "task_assignment": pb.TaskAssignment(
             task_id=task_id, task_type="job", assigned_to="ag::w::bench::1", payload=payload, workspace="w"
@@ -110,7 +103,6 @@ def assignment(task_id: str = "t1", payload: bytes = b"p") -> dict[str, pb.TaskA
 
 
 def info(status: int, task_id: str = "t1", assigned_to: str = "ag::w::bench::1", error: str = "") -> pb.TaskInfo:
-    """Make a task as the gateway describes it."""
     return pb.TaskInfo(
         task_id=task_id,
         task_type="job",

@@ -44,7 +44,6 @@ class Gateway:
         self._clock = clock
 
     def give(self, task_id: str) -> None:
-        """Assign a task to the worker."""
         self.feeds.publish("task_assignment", assignment(task_id)["task_assignment"])
 
     async def request(self, message: pb.UpstreamMessage, **_: object) -> Any:
@@ -76,7 +75,6 @@ class Gateway:
 
 @asynccontextmanager
 async def open_bench() -> AsyncIterator[tuple[Gateway, JobManager]]:
-    """With a task "t1" for the worker."""
     began = trio.current_time()
     gateway = Gateway(lambda: trio.current_time() - began)
     async with trio.open_nursery() as nursery:

@@ -55,8 +55,6 @@ class _Selector(selectors.SelectSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop on such a selector's time."""
-
     def __init__(self) -> None:
         self._virtual = _Selector()
         self.count = 0

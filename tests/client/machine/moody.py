@@ -58,8 +58,6 @@ class Moody:
 
 
 class _Line:
-    """One connection that is answered."""
-
     def __init__(self, gateway: Moody, chance: random.Random, stream: anyio.abc.SocketStream) -> None:
         self._gateway = gateway
         self._chance = chance
@@ -128,7 +126,6 @@ class _Line:
                 await self._envelope(pb.UpstreamMessage.FromString(event.message))
 
     async def _envelope(self, message: pb.UpstreamMessage) -> None:
-        """Anything, or nothing."""
         mood = self._chance.choice(["well", "well", "well", "refused", "busy", "silent"])
         if mood == "silent":
             return

@@ -103,8 +103,6 @@ class Weather:
         self._call(stall)
 
     def refuse(self) -> None:
-        """There is no gateway any more."""
-
         def refuse() -> None:
             self._proxy.target = tuple
             self._proxy.cut_all()
@@ -143,7 +141,6 @@ class Ledger:
     # -- receiving
 
     def take(self, number: int) -> None:
-        """It was given to the application."""
         if not self.exact:
             assert number > self._last, f"{number} came behind {self._last}"
             self._last = number
@@ -158,7 +155,6 @@ class Ledger:
         self._in_hand.add(number)
 
     def handle(self, number: int) -> None:
-        """The application is done with it."""
         self._in_hand.discard(number)
         self._handled.add(number)
 
@@ -202,7 +198,6 @@ class Ledger:
             self._note(text, None, valid=valid)
 
     def published(self, text: str, publication: Publication, *, valid: bool) -> None:
-        """The client has taken it."""
         if valid:
             self.fates[text] = "maybe"
             self._open[text] = publication
@@ -231,8 +226,6 @@ class Ledger:
 
 
 class Play:
-    """See the module docstring."""
-
     def __init__(self, seed: int, direct: str, proxied: str, weather: Weather) -> None:
         self._seed = seed
         self._chance = random.Random(seed)

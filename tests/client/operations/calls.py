@@ -46,8 +46,6 @@ WISH = AuthorityWish(
 
 
 def entered(make: Callable[[Any], Any]) -> Call:
-    """Enter and leave a context manager."""
-
     async def call(namespace: Any) -> None:
         async with make(namespace):
             pass

@@ -50,13 +50,11 @@ class FakeRequester:
         return answer if answer is not None else getattr(pb.DownstreamMessage(), OPERATIONS[case].response)
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
-        """Remember it."""
         self.told.append(message)
         self.sent.append(message)
         self.on_tell(message)
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """Remember it."""
         self.confirmed.append(message)
         self.sent.append(message)
         self.timeouts.append(timeout)
@@ -71,6 +69,5 @@ class FakeRequester:
             yield feed
 
     def publish(self, message: pb.DownstreamMessage) -> None:
-        """Let a message come from the gateway."""
         case = str(message.WhichOneof("payload"))
         self.feeds.publish(case, getattr(message, case))

@@ -22,7 +22,6 @@ ON_THE_WAY = {"proxy_http_body_chunk", "tunnel_data", "tunnel_ack", "tunnel_clos
 
 
 async def sent_by(name: str) -> list[pb.UpstreamMessage]:
-    """What one call of the table sends."""
     namespace, _, _ = name.partition(".")
     requester = FakeRequester()
 

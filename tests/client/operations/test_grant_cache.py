@@ -99,7 +99,6 @@ async def test_after_a_cut_or_a_flood_nothing_is_believed() -> None:
 
 
 def slow() -> FakeRequester:
-    """Answers after a second."""
     requester = granting()
     request = requester.request
 

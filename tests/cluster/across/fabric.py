@@ -72,7 +72,6 @@ class Gateway:
         return link
 
     async def part(self) -> None:
-        """Let those that have joined leave."""
         for link, _ in self.joined:
             link.finish()
         for _, ended in self.joined:
@@ -114,14 +113,12 @@ class Fabric:
         return gateway
 
     async def start_many(self, count: int) -> list[Gateway]:
-        """So many gateways at once."""
         async with trio.open_nursery() as nursery:
             for _ in range(count):
                 nursery.start_soon(self.start)
         return list(self.gateways)
 
     async def stop(self, gateway: Gateway) -> None:
-        """A clean exit."""
         self.gateways.remove(gateway)
         gateway.stop.set()
         await gateway.stopped.wait()
@@ -198,7 +195,6 @@ class Participant(MemoryLink):
         return getattr(await self.next(answer), answer)
 
     async def take(self, count: int) -> list[bytes]:
-        """The payloads of the next messages."""
         return [(await self.next("msg")).msg.payload for _ in range(count)]
 
 
@@ -213,7 +209,6 @@ class Numbered(Participant):
         self._told = trio.Event()
 
     def kick(self) -> None:
-        """See Link."""
         receipts = getattr(self._source, "receipts", None)
         if receipts is not None and self.ended is None and not self._broken:
             refused, acked = receipts.take()

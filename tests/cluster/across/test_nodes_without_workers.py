@@ -20,7 +20,6 @@ Op = pb.TaskOperation
 
 
 async def ask(one: Participant, case: str, **request: Any) -> Any:
-    """The answer to a request."""
     await one.send(pb.UpstreamMessage(**request))
     return getattr(await one.next(case), case)
 
@@ -33,7 +32,6 @@ async def act(one: Participant, op: Op.OpType.ValueType, task_id: str, **fields:
 
 
 async def begin(one: Participant) -> str:
-    """Create a task of this participant, and begin it."""
     wanted = pb.CreateTaskRequest(task_type="t", workspace="w", assignment_mode=pb.SELF_ASSIGN, request_id="c")
     task_id: str = (await ask(one, "create_task", create_task=wanted)).task_id
     await act(one, Op.CLAIM, task_id)

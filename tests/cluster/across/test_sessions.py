@@ -25,7 +25,6 @@ def me(resume: str = "") -> pb.UpstreamMessage:
 
 
 async def refusal(gateway: Gateway, hello: pb.UpstreamMessage) -> StreamEnded:
-    """How the attempt to connect ends."""
     link = Participant()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.core.sessions.serve, link)

@@ -21,8 +21,6 @@ DAY_MS = 86_400_000
 
 
 class Watched(Retention):
-    """Says when it has swept."""
-
     swept: trio.Event
 
     async def sweep(self) -> int:

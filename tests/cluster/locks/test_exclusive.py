@@ -87,8 +87,6 @@ class Sessions(Host):
 
 @dataclass
 class Run:
-    """One run, from a seed."""
-
     nodes: Sequence[Node]
     chance: random.Random
     granted: list[GrantedLock] = field(default_factory=list)

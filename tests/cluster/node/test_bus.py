@@ -17,8 +17,6 @@ X = "ag::lab::x::1"
 
 
 class Ear:
-    """A handler that remembers."""
-
     def __init__(self, node: Node, topic: str) -> None:
         self.heard: list[tuple[int, str]] = []
         node.cluster.bus.handle(topic, self)

@@ -30,8 +30,6 @@ _starts = count(1_000_000, 1_000_000)
 
 @dataclass
 class Ear:
-    """A EphemeralSink that remembers."""
-
     heard: list[bytes] = field(default_factory=list)
 
     def put_ephemeral(self, frame: bytes) -> None:
@@ -43,8 +41,6 @@ class Ear:
 
 @dataclass
 class Stage:
-    """A node with topics."""
-
     node: Node
     ephemeral_topics: EphemeralTopics
     relay: ProgressRelay

@@ -23,7 +23,6 @@ async def ask(peer: Peer, world: World, task_type: str = "work", *, mode: int = 
 
 
 async def create(peer: Peer, world: World, task_type: str = "work", **fields: Any) -> str:
-    """A new task; its id."""
     response = await ask(peer, world, task_type, **fields)
     assert response.success, f"create_task: {response.error_code} {response.error_message}"
     assert response.task_id
@@ -50,12 +49,10 @@ async def refused(peer: Peer, name: str, task_id: str, *args: Any, **fields: Any
 
 
 async def task(peer: Peer, task_id: str) -> Any:
-    """A task as it is shown."""
     return answered(await peer.client.get_task(task_id, timeout=LIMIT_S), "get_task").task
 
 
 async def status(peer: Peer, task_id: str) -> int:
-    """The status of a task on the wire."""
     return int((await task(peer, task_id)).status)
 
 
@@ -78,7 +75,6 @@ async def notice(peer: Peer, task_id: str, state: str) -> Any:
 
 
 async def event(peer: Peer, kind: str, task_id: str = "") -> Any:
-    """The next task event of this kind."""
     return await peer.take(
         lambda one: one.WhichOneof("event") == kind and (not task_id or one.task_id == task_id), box=peer.task_events
     )

@@ -96,11 +96,9 @@ class EchoOrchestrator:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that it has started."""
         return [int(pid) for pid in re.findall(r"started with PID (\d+)", self.said)]
 
     def until(self, holds: Callable[[], Any], what: str) -> None:
-        """Wait for something that it prints."""
         deadline = time.monotonic() + 2 * LIMIT_S
         while not holds():
             assert self.process.poll() is None, f"it has ended:\n{self.said}"

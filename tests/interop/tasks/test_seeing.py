@@ -15,7 +15,6 @@ from tests.interop.tasks.steps import SELF
 
 
 async def query(peer: Peer, **fields: Any) -> Any:
-    """A query by the SDK's method; the response."""
     return answered(await peer.client.query_tasks(timeout=LIMIT_S, **fields), "query_tasks")
 
 

@@ -33,7 +33,6 @@ def create(creator: SyncPeer, world: SyncWorld) -> str:
 
 
 def given(worker: SyncPeer) -> str:
-    """The next task that a worker is given."""
     return str(worker.take(worker.assignments).task_id)
 
 

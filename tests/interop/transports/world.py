@@ -75,14 +75,12 @@ class World:
 
 
 async def take(client: Client) -> IncomingMessage:
-    """The next message, acknowledged."""
     message = await client.receive()
     message.ack()
     return message
 
 
 async def expect(client: Client, payload: bytes, source: Client | None = None) -> IncomingMessage:
-    """The next message, which must be this one."""
     message = await take(client)
     assert message.payload == payload, f"{client.topic}: got {message.payload[:80]!r}, expected {payload[:80]!r}"
     if source is not None:

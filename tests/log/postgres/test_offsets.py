@@ -25,7 +25,6 @@ TOPICS = [f"ag::w::a::{number}" for number in range(6)]
 
 @asynccontextmanager
 async def opened(engine: PostgresEngine, **limits: Any) -> AsyncIterator[tuple[PostgresDatabase, TopicLog]]:
-    """A node: its connections and its log."""
     async with (
         engine.open("log") as database,
         open_log(database, SystemClock(trio.current_time), LogLimits(**limits)) as log,

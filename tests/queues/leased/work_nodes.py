@@ -75,7 +75,6 @@ class ScriptedWorker(Reader):
         self.outbox.flushed()
 
     def acknowledge(self, count: int = 1) -> None:
-        """Be done with the oldest ones."""
         for origin, offset in self.unacknowledged[:count]:
             self.outbox.acknowledged(origin, offset)
         del self.unacknowledged[:count]
@@ -198,7 +197,6 @@ class WorkNodes:
         return node
 
     async def stop(self, node: WorkNode) -> None:
-        """A clean exit."""
         self.all.remove(node)
         stop, stopped = self._ends.pop(node)
         stop.set()
@@ -289,7 +287,6 @@ class WorkNodes:
 
 @asynccontextmanager
 async def open_work_nodes(engine: PostgresEngine) -> AsyncIterator[WorkNodes]:
-    """Nodes on this schema."""
     with trio.fail_after(LONG_S):
         async with trio.open_nursery() as nursery:
             nodes = WorkNodes(nursery, engine)
@@ -301,7 +298,6 @@ async def open_work_nodes(engine: PostgresEngine) -> AsyncIterator[WorkNodes]:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    """Wait until `what()`, looking every few milliseconds."""
     while not what():
         await trio.sleep(0.005)
 

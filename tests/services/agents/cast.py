@@ -29,7 +29,6 @@ class SetClock(VirtualClock):
 
 
 def echo(specifier: str = "1", **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of the agent."""
     return agent("w", "echo", specifier, **init)
 
 

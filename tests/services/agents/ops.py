@@ -25,7 +25,6 @@ def info(implementation: str, *prefixes: str, **fields: Any) -> pb.AgentRegistra
 
 
 async def operate(peer: MemoryLink, op: Op.OpType.ValueType, **fields: Any) -> pb.AgentResponse:
-    """Ask, and give the typed answer."""
     peer.send(pb.UpstreamMessage(agent_op=Op(op=op, request_id="r", **fields)))
     response = (await peer.next("agent")).agent
     assert response.request_id == "r"

@@ -28,7 +28,6 @@ async def fill(caller: Caller, keys: list[str], **fields: object) -> None:
 
 
 async def pages_of(caller: Caller, **fields: object) -> AsyncIterator[pb.KVResponse]:
-    """All pages of a list."""
     more, cursor = True, ""
     while more:
         page = await caller.LIST(cursor=cursor, **fields)

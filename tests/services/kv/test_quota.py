@@ -18,7 +18,6 @@ from tests.services.kv.conftest import ALICE, BOB, Caller
 
 @pytest.fixture
 def narrow(database: Database, clock: ManualClock) -> Caller:
-    """Room for four items, or ten KiB."""
     limits = Limits(kv_keys_per_scope=4, kv_bytes_per_scope=10 * 1024)
     return Caller(KvService(database, clock, limits, DevAuthorizer()), ALICE)
 

@@ -38,7 +38,6 @@ def fragile_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def fragile(fragile_server: PostgresServer) -> Iterator[PostgresServer]:
-    """The same, running and empty."""
     fragile_server.psql("DROP SCHEMA IF EXISTS aether CASCADE")
     yield fragile_server
     fragile_server.stop()
@@ -252,7 +251,6 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
 
 @pytest.fixture
 def primary_and_standby() -> Iterator[tuple[PostgresServer, PostgresServer]]:
-    """A primary and its synchronous hot standby."""
     with open_postgres_server(tcp=True) as primary, open_postgres_server(tcp=True, standby_of=primary) as standby:
         primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         primary.psql("SELECT pg_reload_conf()")

@@ -49,7 +49,6 @@ async def test_a_turn_is_bounded(sqlite_database: SqliteDatabase, monkeypatch: p
 
 async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite_database: SqliteDatabase) -> None:
     async def abandoned(way: Callable[[ProgramFactory[None]], Awaitable[None]], digit: int) -> None:
-        """Give it, and do not wait for it."""
         given = trio.Event()
 
         async def give() -> None:

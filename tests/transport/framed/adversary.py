@@ -77,7 +77,6 @@ class Adversary:
         return await self.next(ServerHello)
 
     async def next(self, kind: type[E]) -> E:
-        """The next event of this kind; others are skipped."""
         while True:
             for at, event in enumerate(self._events):
                 if isinstance(event, kind):

@@ -15,11 +15,9 @@ async def transport() -> AsyncIterator[TransportServer]:
 
 @pytest.fixture
 async def a(transport: TransportServer) -> FramedPeer:
-    """The agent ag::w::a::1."""
     return await transport.connect(agent("a"))
 
 
 @pytest.fixture
 async def b(transport: TransportServer) -> FramedPeer:
-    """The agent ag::w::b::1."""
     return await transport.connect(agent("b"))

@@ -93,7 +93,6 @@ class FramedPeer:
             pass
 
     async def answer(self, case: str) -> pb.DownstreamMessage:
-        """The next envelope that holds this."""
         while True:
             message = pb.DownstreamMessage.FromString((await self.next(framing.Envelope)).message)
             if message.WhichOneof("payload") == case:
@@ -104,7 +103,6 @@ class FramedPeer:
         return event, pb.DownstreamMessage.FromString(event.message).msg
 
     async def payload(self) -> bytes:
-        """The payload of the next delivery."""
         return (await self.delivery())[1].payload
 
     async def until_end(self) -> framing.Error | None:
@@ -120,15 +118,12 @@ class FramedPeer:
         await self.stream.aclose()
 
     def cut(self) -> None:
-        """A reset."""
         sock = self.stream.socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         sock.close()
 
 
 class TransportServer:
-    """A listening transport and its core."""
-
     def __init__(self, core: Core, server: FramedServer, port: int) -> None:
         self.core = core
         self.server = server
@@ -154,7 +149,6 @@ def agent(name: str, **fields: Any) -> pb.UpstreamMessage:
 async def open_transport(
     settings: Settings | None = None, limits: FramedLimits = LIMITS
 ) -> AsyncIterator[TransportServer]:
-    """A transport on a free port."""
     async with open_core(settings or core.settings_for_tests()) as opened, trio.open_nursery() as nursery:
         server = FramedServer(opened.sessions.serve, limits, nursery)
 

@@ -271,7 +271,6 @@ async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_num
 
 
 async def enter(window: FramedPeer, workspace: str) -> None:
-    """Switch, and wait until it is done."""
     await window.request(switch_to(workspace))
     await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
     await window.answer("connection_status_response")

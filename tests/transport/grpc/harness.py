@@ -145,7 +145,6 @@ class Frame(NamedTuple):
 
 
 def parse_frames(content: bytes) -> list[Frame]:
-    """Whole frames."""
     found = []
     while content:
         word, flags, stream_id = struct.unpack_from(">IBI", content)
@@ -263,11 +262,9 @@ class RawClient:
         await self.until_kind(frames.PING)
 
     async def reset_code(self, stream_id: int) -> int:
-        """The code with which the server resets this stream."""
         return int.from_bytes((await self.until_kind(frames.RST_STREAM, stream_id=stream_id)).body)
 
     async def rest(self) -> list[Frame]:
-        """Everything up to the end of the connection."""
         while await self.next() is not None:
             pass
         return self.seen
@@ -279,14 +276,12 @@ class RawClient:
         return last, code, body[8:].decode()
 
     async def payload(self, stream_id: int, size: int) -> bytes:
-        """`size` bytes of DATA of one stream."""
         have = bytearray()
         while len(have) < size:
             have += (await self.until_kind(frames.DATA, stream_id=stream_id)).body
         return bytes(have)
 
     async def trailers(self, stream_id: int) -> dict[str, str]:
-        """The header block that ends a stream."""
         while True:
             found = await self.until_kind(frames.HEADERS, stream_id=stream_id)
             headers = self.decode(found)

@@ -25,7 +25,6 @@ def ask(text: str) -> HealthCheckRequest:
 
 
 async def one(channel: GrpcChannel, text: str) -> str:
-    """The answer to a unary call."""
     return (await channel.unary("/probe.Probe/One", ask(text), HealthCheckRequest)).service
 
 

@@ -29,7 +29,6 @@ class Client:
         self.interim: list[int] = []
 
     async def send(self, data: bytes) -> None:
-        """Send raw bytes."""
         await self.stream.send_all(data)
 
     async def ask(
@@ -49,7 +48,6 @@ class Client:
         return await self.answer()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """The next response."""
         body = b""
         response: h11.Response | None = None
         with trio.fail_after(PATIENCE_S):
@@ -78,7 +76,6 @@ class Client:
         return await self.answer()
 
     async def rest(self) -> bytes:
-        """The bytes up to the end of the connection."""
         received = b""
         with trio.fail_after(PATIENCE_S):
             try:
@@ -99,7 +96,6 @@ class Served:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
-        """A client."""
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
             yield Client(stream)
 

@@ -16,8 +16,6 @@ from tests.transport.http1.harness import Client, Served, serving
 
 
 class App:
-    """The application under test."""
-
     def __init__(self) -> None:
         self.events: list[str] = []
         self.disconnected = trio.Event()
@@ -37,13 +35,11 @@ class App:
             await send({"type": f"lifespan.{kind}.complete"})
 
     async def describe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The scope as JSON."""
         shown = {key: value.decode() if isinstance(value, bytes) else value for key, value in scope.items()}
         shown["headers"] = [[name.decode(), value.decode()] for name, value in scope["headers"]]
         await answer(send, json.dumps(shown).encode())
 
     async def echo(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """The body as it comes."""
         await send({"type": "http.response.start", "status": 201, "headers": [(b"x-kind", b"echo")]})
         more = True
         while more:

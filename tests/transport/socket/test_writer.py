@@ -72,7 +72,6 @@ class Pair:
         self.writer.kick()
 
     async def read(self, size: int) -> bytes:
-        """The next `size` bytes."""
         found = b""
         with trio.fail_after(PATIENCE_S):
             while len(found) < size:
@@ -80,7 +79,6 @@ class Pair:
         return found
 
     async def flushed(self) -> None:
-        """Wait for the writer."""
         with trio.fail_after(PATIENCE_S):
             await self.writer.wait_flushed()
 

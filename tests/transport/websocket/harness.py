@@ -151,7 +151,6 @@ class Client:
                 raise Closed(int(event.code), event.reason or "")
 
     async def receive(self) -> pb.DownstreamMessage:
-        """The next message."""
         return self.codec.decode_downstream(await self.receive_data())
 
     async def next(self, case: str) -> pb.DownstreamMessage:
@@ -174,7 +173,6 @@ class Client:
         return b"".join(self.frame(self.codec.encode_upstream(message)) for message in messages)
 
     def frame(self, data: bytes, *, finished: bool = True) -> bytes:
-        """One frame with `data`."""
         event = (
             TextMessage(data=data.decode(), message_finished=finished)
             if self.codec.text
@@ -183,16 +181,13 @@ class Client:
         return self.ws.send(event)
 
     async def send(self, *messages: pb.UpstreamMessage) -> None:
-        """Send messages, in one write."""
         await self.send_bytes(self.frames(*messages))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send bytes as they are."""
         with trio.fail_after(WAIT_S):
             await self.stream.send_all(data)
 
     async def ping(self, payload: bytes = b"") -> None:
-        """Send a ping."""
         await self.send_bytes(self.ws.send(Ping(payload=payload)))
 
     async def cut(self, *, reset: bool) -> None:
@@ -230,7 +225,6 @@ async def open_window(
     tls: ssl.SSLContext | None = None,
     **init: Any,
 ) -> AsyncIterator[Client]:
-    """A user's window that is connected."""
     async with open_socket(transport, codec, tls=tls) as client:
         await client.send(hello(user_id, window_id, **init))
         await client.next("connection_ack")
@@ -238,6 +232,5 @@ async def open_window(
 
 
 def hello(user_id: str = "ada", window_id: str = "w1", **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of a user's window."""
     identity = pb.UserIdentity(user_id=user_id, window_id=window_id)
     return pb.UpstreamMessage(init=pb.InitConnection(user=identity, **init))

@@ -73,13 +73,11 @@ class Served:
         await self.link.close(status, text)
 
     async def received(self, count: int) -> None:
-        """Wait for so many messages."""
         with trio.fail_after(300):
             while len(self.messages) < count:
                 await trio.sleep(0.001)
 
     async def ended(self) -> None:
-        """Wait for the end of the function."""
         with trio.fail_after(300):
             await self.done.wait()
 

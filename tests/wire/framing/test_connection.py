@@ -41,8 +41,6 @@ from aether_trio.wire.framing.constants import (
 
 
 class Pair:
-    """Two ends with nothing between them."""
-
     def __init__(self, hello: ClientHello | None = None, welcome: ServerHello | None = None) -> None:
         hello = hello or ClientHello()
         self.client = FramedConnection(Side.CLIENT, max_frame_bytes=hello.max_frame)
