@@ -9,7 +9,6 @@ Number = TypeVar("Number", int, float)
 
 
 def positive(text: str) -> float:
-    """Read a number above 0."""
     value = _number(text, float)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -17,7 +16,6 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """Read a number that is 0 or more."""
     value = _number(text, float)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
@@ -25,7 +23,6 @@ def not_negative(text: str) -> float:
 
 
 def percent(text: str) -> float:
-    """Read a number from 0 to 100."""
     value = _number(text, float)
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 per cent")
@@ -33,7 +30,6 @@ def percent(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """Read a whole number."""
     return _number(text, int)
 
 

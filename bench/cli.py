@@ -42,7 +42,6 @@ exit status: 0 all well; 1 a scenario failed, lost or repeated something, or got
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of a measurement's options."""
     made = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure what a gateway of the Aether protocol costs, in echoes (docs/performance.md).",
@@ -108,7 +107,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m bench`; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["report"]:
         return report(arguments[1:])

@@ -47,7 +47,6 @@ class Cluster:
     dsn: str = ""
 
     def reading(self) -> Reading:
-        """Read CPU and counters of all that runs."""
         return Reading(self.gateways.cpu_ns(), self.database.cpu_ns(), _counters(self.ops))
 
 
@@ -113,7 +112,6 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
 
 
 def _gateways(shape: Shape, options: ServerOptions, dsn: str) -> list[ServerOptions]:
-    """The commands that start the gateways."""
     if shape.workers:
         sets = [part for setting in _WORKER for part in ("--set", setting)]
         words = ["--workers", str(shape.workers), "--host", "127.0.0.1", "--ops-port", "0", "--database", dsn]

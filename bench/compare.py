@@ -16,8 +16,6 @@ THRESHOLD = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How one figure of a scenario changed."""
-
     scenario: str
     figure: str
     before: float

@@ -57,7 +57,6 @@ class EchoProcess:
         return Window(elapsed, self.rounds, self.probe.cpu_ns() - cpu, used)
 
     def answered(self, client: _EchoClient) -> None:
-        """Note that one round is complete."""
         self.rounds += 1
         if not self.stopping:
             client.ask()

@@ -15,7 +15,6 @@ import trio
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Echo the bytes of one connection."""
     try:
         while data := await stream.receive_some(65_536):
             await stream.send_all(data)

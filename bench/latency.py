@@ -41,7 +41,6 @@ class Latencies:
             self._best = seen
 
     def drop_window(self) -> None:
-        """Forget what a warm-up collected."""
         del self.pending[:]
 
     def summary(self) -> dict[str, Any]:
@@ -57,6 +56,5 @@ class Latencies:
 
 
 def percentiles_us(histogram: HdrHistogram) -> dict[str, float]:
-    """p50, p90, p99, p99.9 and max, in microseconds."""
     seen = {name: histogram.get_value_at_percentile(at) / 1000 for name, at in PERCENTILES.items()}
     return seen | {"max": histogram.get_max_value() / 1000}

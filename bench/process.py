@@ -34,7 +34,6 @@ class ProcessProbe:
         self.pids = tuple(pids)
 
     def cpu_ns(self) -> int:
-        """CPU nanoseconds used so far."""
         return sum(map(_cpu_ns, self.pids))
 
     def main_thread_ns(self) -> int:
@@ -72,8 +71,6 @@ class FamilyProbe(ProcessProbe):
 
 
 class SeveralProbes(ProcessProbe):
-    """Several probes as one."""
-
     def __init__(self, probes: Sequence[ProcessProbe]) -> None:
         super().__init__([pid for probe in probes for pid in probe.pids])
         self._probes = tuple(probes)

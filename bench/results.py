@@ -27,13 +27,11 @@ def name_of(transport: str, scenario: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a result's name into transport and scenario."""
     transport, mark, scenario = name.rpartition(TRANSPORT_MARK)
     return (transport if mark else MAIN_TRANSPORT), scenario
 
 
 def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Sequence[Window]) -> dict[str, Any]:
-    """Make the result of one scenario."""
     found: Figures = figures(windows, echo_windows)
     errors = dict(scenario.world.errors)
     failures = list(scenario.verdict.failures)
@@ -55,7 +53,6 @@ def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Seq
 
 
 def failed(scenario: type[Scenario], why: str) -> dict[str, Any]:
-    """Make the result of a scenario that failed."""
     return {"doc": scenario.doc, "unit": scenario.unit, "gated": [], "parameters": {}, "failed": why}
 
 

@@ -36,7 +36,6 @@ class Progress:
         self._terminal = sys.stderr.isatty()
 
     def say(self, text: str, last: bool = False) -> None:
-        """Show a state, between windows."""
         if self._terminal:
             print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last:

@@ -34,7 +34,6 @@ def seed_sqlite(data_dir: Path, task_id: str, count: int) -> None:
 
 
 def seed_postgres(dsn: str, task_id: str, count: int) -> None:
-    """Copy a task in a PostgreSQL database."""
     asyncio.run(_seed_postgres(dsn, task_id, count))
 
 

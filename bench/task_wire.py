@@ -50,7 +50,6 @@ def _inside(message: bytes) -> tuple[int, int]:
 
 
 def read_assignment(message: bytes) -> tuple[bytes, bytes]:
-    """Read (task id, payload) of a TaskAssignment."""
     task_id = payload = b""
     for number, start, stop in fields(message, *_inside(message)):
         if number == 1:

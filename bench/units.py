@@ -25,7 +25,6 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Units of work per second."""
         return self.count / self.seconds if self.seconds > 0 else 0.0
 
     @property

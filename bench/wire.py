@@ -75,13 +75,11 @@ def send_prefix(topic: str, payload_bytes: int) -> bytes:
 
 
 def kv_put(key: str, value: bytes, request_id: str) -> bytes:
-    """Encode KVOperation PUT in the workspace scope."""
     fields = number_field(1, KV_PUT) + number_field(2, SCOPE_WORKSPACE) + bytes_field(3, key) + bytes_field(4, value)
     return bytes_field(4, fields + bytes_field(8, request_id))
 
 
 def kv_get(key: str, request_id: str) -> bytes:
-    """Encode KVOperation GET in the workspace scope."""
     fields = number_field(1, KV_GET) + number_field(2, SCOPE_WORKSPACE) + bytes_field(3, key)
     return bytes_field(4, fields + bytes_field(8, request_id))
 
@@ -147,7 +145,6 @@ def payload_at(message: bytes) -> int:
 
 
 def read_error(message: bytes) -> tuple[str, str]:
-    """Read (code, text) of an ErrorResponse."""
     code = text = ""
     for number, start, stop in fields(message, *_body(message)):
         if number == 1:
@@ -158,7 +155,6 @@ def read_error(message: bytes) -> tuple[str, str]:
 
 
 def read_kv(message: bytes) -> tuple[bool, bytes, str]:
-    """Read (success, value, request id) of a KVResponse."""
     success, value, request_id = False, b"", ""
     for number, start, stop in fields(message, *_body(message)):
         if number == 1:

@@ -157,7 +157,6 @@ class World:
         )
 
     def topic(self, implementation: str, index: int) -> str:
-        """The topic of such an agent."""
         return f"ag::{self.workspace}::{implementation}::{index}"
 
     def begin_close(self, participant: Participant) -> None:
@@ -187,12 +186,10 @@ class World:
 
     @property
     def participants(self) -> list[Participant]:
-        """All connected participants."""
         return [connection for connection in self.loop.watched if isinstance(connection, Participant)]
 
     @property
     def busy(self) -> int:
-        """Connections that are being opened or closed."""
         return len(self._greeting) + len(self._closing)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:

@@ -29,7 +29,6 @@ exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong ar
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of all options."""
     kinds = "\n".join(f"  {kind.name.lower():24}{kind}" for kind in BY_CHANCE)
     made = argparse.ArgumentParser(
         prog="python -m chaos",
@@ -75,7 +74,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m chaos`; return the exit status."""
     given = parser().parse_args(arguments)
     if given.sqlite and not given.tasks:
         parser().error("--sqlite belongs to --tasks")

@@ -122,8 +122,6 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """An attack of a hostile client."""
-
     transport: str
     what: str
     at_s: float

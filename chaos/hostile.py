@@ -77,7 +77,6 @@ class Hostile:
         )
 
     async def run(self) -> None:
-        """Run all attackers."""
         async with trio.open_nursery() as nursery:
             for number in range(self._several):
                 nursery.start_soon(self._attack_on, random.Random(self._load.chance.random() + number))

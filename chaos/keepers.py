@@ -36,7 +36,6 @@ class Keepers:
         self._several = several
 
     async def run(self) -> None:
-        """Run all keepers until the load is closed."""
         async with trio.open_nursery() as nursery:
             for number in range(1, self._several + 1):
                 nursery.start_soon(

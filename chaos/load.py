@@ -113,7 +113,6 @@ class Load:
                 await self._news.wait()
 
     def close(self) -> None:
-        """End all clients in peace."""
         self._over.set()
 
     def _tell(self) -> None:
@@ -221,7 +220,6 @@ class Load:
         return outcome
 
     async def read(self, name: str, client: Client) -> None:
-        """Record each message that arrives."""
         async for incoming in client:
             self.took(name, client, incoming)
 
@@ -232,7 +230,6 @@ class Load:
                 await trio.sleep(self.chance.uniform(0.0, SLOW_S))
 
     def took(self, name: str, client: Client, incoming: IncomingMessage) -> None:
-        """Record a message that an application was given."""
         message = Message.decode(incoming.payload)
         place = (incoming.topic, message)
         self.history.delivered.append(

@@ -39,7 +39,6 @@ class Mill:
         self._begun: set[str] = set()
 
     async def run(self) -> None:
-        """Run the creator and the workers."""
         load = self._load
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.stay, "boss", partial(self._make, "boss", "1", 10.0), (self._create,))

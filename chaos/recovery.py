@@ -40,7 +40,6 @@ class Times:
 
     @property
     def max_s(self) -> float:
-        """The longest time."""
         return max(self.seconds)
 
 

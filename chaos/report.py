@@ -16,7 +16,6 @@ SHOWN = 8
 
 
 def show(result: Result, console: Console) -> None:
-    """Show a result as tables."""
     console.print(_tables(result))
     for verdict in result.verdicts:
         for violation in verdict.violations[:SHOWN]:

@@ -36,8 +36,6 @@ SETTLE_S = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The settings of a run."""
-
     seed: int
     minutes: float = 5.0
     nodes: int = 3
@@ -60,8 +58,6 @@ class Wishes:
 
 @dataclass
 class Result:
-    """The result of a run."""
-
     wishes: Wishes
     history: History
     verdicts: list[Verdict]

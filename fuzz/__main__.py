@@ -70,7 +70,6 @@ def run_all(names: list[str], seconds: int, corpus: Path, rest: list[str]) -> in
 
 
 def main() -> int:
-    """Run `python -m fuzz`; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, allow_abbrev=False)
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")

@@ -23,7 +23,6 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """First bytes of every kind of client."""
     yield b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     yield b"\xaeAETHER\x01"
     yield b"GET / HTTP/1.1\r\n\r\n"

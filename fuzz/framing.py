@@ -94,7 +94,6 @@ def greet(connection: FramedConnection, *, accept: bool) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """The test vectors of the framing as inputs."""
     for item in json.loads((VECTORS / "frames.json").read_text())["frames"]:
         for reader in (2 | 4, 1 | 2 | 4):
             yield bytes((0, reader, 3)) + bytes.fromhex(item["hex"])

@@ -182,7 +182,6 @@ def check(data: bytes) -> None:
 
 
 def request(stream_id: int, *more: tuple[str, str], path: str = PATH, end: bool = False) -> bytes:
-    """The HEADERS of a call."""
     fields = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -201,7 +200,6 @@ def _data(stream_id: int, content: bytes, flags: int = 0) -> bytes:
 
 
 def seeds() -> Iterator[bytes]:
-    """Calls, floods and mistakes."""
     message = struct.pack(">BI", 0, 5) + b"hello"
     begun = struct.pack(">BI", 0, 30_000)
     block = hpack.Encoder().encode([("x-more", "y" * 50)])

@@ -15,7 +15,6 @@ INSTRUMENTED: Final = ("aether_trio", "fuzz", "h11", "h2", "hpack", "hyperframe"
 
 
 def main() -> None:
-    """Run libFuzzer, which ends the process."""
     import atheris
 
     name, *arguments = sys.argv[1:]

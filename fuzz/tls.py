@@ -38,7 +38,6 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 def connected() -> tuple[TlsSession, TlsSession]:
-    """Both ends after their handshake."""
     server_side, client_side = contexts()
     server = TlsSession(server_side)
     client = TlsSession(client_side, server_hostname="localhost", server_side=False)

@@ -21,8 +21,6 @@ LOW_RATE = 100.0
 
 
 class _OnNodes(Routed):
-    """Scenario: pairs of agents on a cluster."""
-
     across: ClassVar[bool] = False
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:

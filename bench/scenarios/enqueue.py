@@ -24,8 +24,6 @@ LATE_SECONDS = 0.2
 
 
 class Enqueue(Scenario):
-    """Scenario: as many offline receivers as senders."""
-
     name = "enqueue"
     doc = "durable enqueue to offline agents, 20 senders, a barrier after every 32 messages; then all catch up"
 

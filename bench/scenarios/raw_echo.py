@@ -16,8 +16,6 @@ CONNECTIONS = 100
 
 
 class RawEcho(Scenario):
-    """Scenario: a second echo server with more connections."""
-
     name = "raw-echo"
     doc = "raw trio TCP echo, 100 connections, one in flight each: the ceiling for anything on trio"
     unit = "round"

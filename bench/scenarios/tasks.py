@@ -84,7 +84,6 @@ class Cycle(TaskScenario):
         """Put tasks into the queue before workers connect."""
 
     def open_workers(self, places: Sequence[str]) -> list[Participant]:
-        """Connect the workers."""
         return self.world.agents(POOL, WORKERS, places=places)
 
     def window(self, seconds: float) -> int:
@@ -95,7 +94,6 @@ class Cycle(TaskScenario):
         return self.completed - before
 
     def outstanding(self) -> int:
-        """How many tasks are not completed."""
         return self.created - self.completed - len(self.refused)
 
     def create(self, slot: int, stamp: int) -> None:
@@ -131,12 +129,10 @@ class Cycle(TaskScenario):
                 self.world.other(worker, message)
 
     def ask(self, worker: Participant, kind: int, task_id: bytes) -> None:
-        """Ask for a CLAIM or COMPLETE."""
         self.stages[task_id] = kind
         worker.send(task_wire.move(kind, task_id))
 
     def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:
-        """Note that a worker was given a task."""
         mark, slot, _, stamp = HEAD.unpack_from(payload)
         if mark != MARK:
             raise ScenarioFailed(f"task {task_id.decode()} came with another payload than it was created with")
@@ -145,7 +141,6 @@ class Cycle(TaskScenario):
         self.ask(worker, task_wire.CLAIM, task_id)
 
     def done(self, worker: Participant, task_id: bytes, now: int) -> None:
-        """Note that a task was completed."""
         del self.stages[task_id]
         self.completed += 1
         slot = self.slots.pop(task_id)
@@ -162,8 +157,6 @@ class Cycle(TaskScenario):
 
 
 class Idle(Cycle):
-    """Scenario: the latency of single tasks."""
-
     name = "tasks-idle"
     doc = "100 tasks a second to idle workers: latency from the intended create to the assignment"
     gated: ClassVar[tuple[str, ...]] = ()

@@ -22,8 +22,6 @@ REST_SECONDS = 0.25
 
 
 class Children(TaskScenario):
-    """Scenario: children of one task, on one gateway."""
-
     name = "tasks-children"
     doc = "tasks of 2 creators with 16 on their way each, by turns without a parent and with the same one"
     unit = "task"

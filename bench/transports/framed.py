@@ -47,8 +47,6 @@ def frame(kind: int, body: bytes) -> bytes:
 
 
 class FramedTransport(Transport):
-    """`Transport` of the binary framing, in plaintext."""
-
     def __init__(self, name: str = "framed", *, delivery_acks: bool = False) -> None:
         self.name = name
         self._delivery_acks = delivery_acks

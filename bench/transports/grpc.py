@@ -60,8 +60,6 @@ def header_block(authority: str) -> bytes:
 
 
 class GrpcTransport(Transport):
-    """`Transport` for plaintext gRPC with prior knowledge."""
-
     name = "grpc"
 
     def __init__(self) -> None:
@@ -81,8 +79,6 @@ class GrpcTransport(Transport):
 
 
 class GrpcCodec(ClientCodec):
-    """`ClientCodec` for one RPC on its own connection."""
-
     __slots__ = (
         "_blocks", "_connection_window", "_goaway", "_held", "_initial_window", "_last_block", "_max_frame", "_out",
         "_partial", "_received", "_reset", "_rest", "_stream_window",

@@ -61,8 +61,6 @@ class WebSocketTransport(Transport):
 
 
 class WebSocketCodec(ClientCodec):
-    """`ClientCodec` of one WebSocket connection."""
-
     __slots__ = ("_closed", "_held", "_open", "_partial", "_rest", "_why")
 
     def __init__(self, request: bytes) -> None:
@@ -142,7 +140,6 @@ class WebSocketCodec(ClientCodec):
         return len(head) + len(end)
 
     def _other(self, first_byte: int, payload: bytes, messages: list[bytes]) -> None:
-        """Handle fragments and control frames."""
         opcode, last = first_byte & 0x0F, first_byte & FIN
         if first_byte & 0x70:
             raise ValueError("an extension that this client did not ask for")

@@ -24,7 +24,6 @@ node. That epochs are numbered in the order of their transactions is the databas
 
 
 def check_all(history: TaskHistory) -> list[Verdict]:
-    """Check every invariant of tasks."""
     attempts = _by_task(history)
     return [
         Verdict("every task has ended, for good", len(history.tasks), "tasks", tuple(_unended(history))),

@@ -14,8 +14,6 @@ from chaos.tasks.place import Alone, Place
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """The row of a task at the end."""
-
     task_id: str
     status: str
     epoch: int
@@ -63,8 +61,6 @@ class Moment:
 
 @dataclass
 class TaskHistory:
-    """All records of one run of tasks."""
-
     keys: dict[str, str] = field(default_factory=dict)
     """Idempotency key -> the id that its creator was told; "" while it was told none."""
     tasks: list[TaskRow] = field(default_factory=list)
@@ -80,7 +76,6 @@ class TaskHistory:
     seconds: float = 0.0
 
     def write(self, file: Path) -> None:
-        """Write the tables as lines of JSON."""
         with file.open("w") as lines:
             for what in ("tasks", "attempts", "events"):
                 for record in getattr(self, what):

@@ -45,8 +45,6 @@ class Place(Protocol):
 
 
 class Cluster:
-    """Several nodes on PostgreSQL."""
-
     def __init__(self, cluster: ProcessCluster) -> None:
         self._cluster = cluster
 
@@ -81,8 +79,6 @@ class LoneNode:
 
 
 class Alone:
-    """One gateway on SQLite."""
-
     def __init__(self, node: LoneNode) -> None:
         self._node = node
         self.nodes: Sequence[Node] = [node]

@@ -13,7 +13,6 @@ from chaos.tasks.run import TaskResult
 
 
 def figures(result: TaskResult) -> dict[str, float]:
-    """The figures of a run with tasks."""
     history = result.history
     ends = Counter(task.status for task in history.tasks)
     outcomes = Counter(attempt.outcome or "open" for attempt in history.attempts)
@@ -36,7 +35,6 @@ def figures(result: TaskResult) -> dict[str, float]:
 
 
 def show(result: TaskResult, console: Console) -> None:
-    """Show a result as tables."""
     wishes = result.wishes
     where = f"{wishes.nodes} nodes on PostgreSQL" if wishes.nodes else "one gateway on SQLite"
     numbers = Table("", title=f"tasks of seed {wishes.seed}, {where}", title_justify="left")
@@ -57,7 +55,6 @@ def show(result: TaskResult, console: Console) -> None:
 
 
 def as_json(result: TaskResult) -> dict[str, Any]:
-    """Show a result as JSON."""
     return {
         "seed": result.wishes.seed,
         "nodes": result.wishes.nodes,

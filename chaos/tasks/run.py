@@ -65,8 +65,6 @@ class TaskWishes:
 
 @dataclass
 class TaskResult:
-    """The result of a run with tasks."""
-
     wishes: TaskWishes
     history: TaskHistory
     verdicts: list[Verdict]

@@ -32,7 +32,6 @@ LONG: Final = 0.05
 
 
 async def work(address: str, specifier: str, file: Path, chance: random.Random) -> None:
-    """Work on tasks until the process is killed."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def tell(what: str, job: Job) -> None:

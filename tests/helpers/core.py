@@ -98,12 +98,10 @@ class World:
 
     @property
     def log(self) -> InlineDatabase:
-        """The database of the topic log."""
         return self.databases["log"]
 
     @property
     def state(self) -> InlineDatabase:
-        """The database of everything else."""
         return self.databases["state"]
 
     @asynccontextmanager
@@ -141,7 +139,6 @@ class World:
 
 @contextmanager
 def open_world(store: Store) -> Iterator[World]:
-    """Fresh databases."""
     world = World(store)
     try:
         yield world
@@ -182,33 +179,27 @@ def task(workspace: str, implementation: str, specifier: str = "", **init: Any) 
 
 
 def user(user_id: str, window_id: str, **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of a user's window."""
     return _init({"user": pb.UserIdentity(user_id=user_id, window_id=window_id)}, init)
 
 
 def service(implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of a service."""
     return _init({"service": pb.ServiceIdentity(implementation=implementation, specifier=specifier)}, init)
 
 
 def bridge(implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of a bridge."""
     return _init({"bridge": pb.BridgeIdentity(implementation=implementation, specifier=specifier)}, init)
 
 
 def orchestrator(implementation: str, specifier: str = "", **init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of an orchestrator."""
     identity = pb.OrchestratorIdentity(implementation=implementation, specifier=specifier)
     return _init({"orchestrator": identity}, init)
 
 
 def workflow_engine(**init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of the workflow engine."""
     return _init({"workflow_engine": pb.WorkflowEngineIdentity()}, init)
 
 
 def metrics_bridge(**init: Any) -> pb.UpstreamMessage:
-    """The InitConnection of the metrics bridge."""
     return _init({"metrics_bridge": pb.MetricsBridgeIdentity()}, init)
 
 
@@ -216,7 +207,6 @@ def metrics_bridge(**init: Any) -> pb.UpstreamMessage:
 
 
 def switch_to(workspace: str) -> pb.UpstreamMessage:
-    """A SwitchWorkspace."""
     return pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace))
 
 
@@ -227,7 +217,6 @@ def kv_get(request_id: str) -> pb.UpstreamMessage:
 
 
 def kv_put(key: str, value: bytes) -> pb.UpstreamMessage:
-    """A KV PUT."""
     op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.GLOBAL, key=key, value=value, request_id="put")
     return pb.UpstreamMessage(kv_op=op)
 

@@ -57,8 +57,6 @@ def _upgraded(name: str) -> sqlite3.Connection:
 
 
 class SqliteDirect:
-    """In memory."""
-
     shared = False
 
     def __init__(self, name: str) -> None:
@@ -68,7 +66,6 @@ class SqliteDirect:
         self._cursor = self._connection.cursor()
 
     def drive(self, program: ProgramFactory[T]) -> T:
-        """Run a program as one transaction."""
         return _in_transaction(self._cursor, program)
 
     def read(self, program: ProgramFactory[T]) -> T:
@@ -173,7 +170,6 @@ class PostgresPlace:
         self._give_back(self)
 
     def drop(self) -> None:
-        """Its schema is no more."""
         self._session.execute(f"DROP SCHEMA {self._schema} CASCADE")
 
 

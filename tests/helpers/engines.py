@@ -69,8 +69,6 @@ class SmallPrograms(Database):
 
 
 class SmallSqliteEngine(SqliteEngine):
-    """SQLite, with all programs run as small ones."""
-
     @asynccontextmanager
     async def open(self, database: str = "scratch") -> AsyncIterator[SmallPrograms]:  # type: ignore[override]
         async with super().open(database) as opened:
@@ -111,7 +109,6 @@ Engine: TypeAlias = SqliteEngine | PostgresEngine
 
 @contextmanager
 def open_postgres_engine(server: PostgresServer, session: PostgresSession) -> Iterator[PostgresEngine]:
-    """A new schema, dropped at the end."""
     schema = f"test_{next(_numbers)}"
     session.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}")
     try:

@@ -157,7 +157,6 @@ class GatewayProcess:
         return self.returncode
 
     def close(self) -> None:
-        """Stop the processes, and delete the scratch directory."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.terminate()
             if self._process is not None:

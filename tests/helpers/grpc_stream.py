@@ -54,7 +54,6 @@ def _status(error: GRPCError) -> StatusError:
 async def open_grpc(
     host: str, port: int, *, tls: ssl.SSLContext | None = None, metadata: Mapping[str, str] | None = None
 ) -> AsyncIterator[GrpcStream]:
-    """Connect, and open the one stream."""
     async with (
         open_channel(host, port, tls=tls) as channel,
         channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage, metadata=metadata) as call,

@@ -43,11 +43,9 @@ class Gate:
         self._arrived = trio.Event()
 
     def open(self) -> None:
-        """Let all callers through."""
         self._open.set()
 
     async def passed(self) -> None:
-        """Wait while the gate is closed."""
         self.waiting += 1
         self._arrived.set()
         try:

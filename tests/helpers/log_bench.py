@@ -89,7 +89,6 @@ class Bench:
         self.refusals = self.author.reasons
 
     def append(self, topic: str, *frames: bytes) -> int:
-        """Queue messages; the number of the last one."""
         number = 0
         for frame in frames:
             number = self.log.append_nowait(self.log.topics.ensure(topic), frame, self.author)

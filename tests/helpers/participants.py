@@ -37,7 +37,6 @@ class Participant:
         self.raw = raw
 
     async def send(self, *messages: pb.UpstreamMessage) -> None:
-        """Send messages."""
         await self.raw.send_bytes(*(message.SerializeToString() for message in messages))
 
     async def receive(self) -> pb.DownstreamMessage | None:
@@ -75,7 +74,6 @@ class Participant:
         return (await self.end())[0]
 
     async def leave(self) -> None:
-        """End our side."""
         await self.raw.leave()
 
 

@@ -26,7 +26,6 @@ class PostgresServer(EmbeddedPostgres):
         self._names = itertools.count(1)
 
     def new_database(self) -> str:
-        """Make an empty database; its name."""
         name = f"test_{next(self._names)}"
         self.psql(f"CREATE DATABASE {name} STRATEGY file_copy")
         return name

@@ -33,15 +33,12 @@ class PostgresSession:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_S)
 
     def execute(self, sql: str) -> None:
-        """Run statements without parameters."""
         self.call(self.connection.execute(sql))
 
     def fetch(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
-        """Run a query."""
         return [tuple(row) for row in self.call(self.connection.fetch(sql, *args))]
 
     def close(self) -> None:
-        """Say goodbye."""
         self.call(self.connection.close())
 
 

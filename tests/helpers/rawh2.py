@@ -90,7 +90,6 @@ class RawH2:
         self._codec.end()
 
     def reset_stream(self) -> None:
-        """RST_STREAM with CANCEL."""
         self._codec._out.append(frame(codec.RST_STREAM, 0, STREAM, struct.pack(">I", 8)))
 
     def grant(self, amount: int) -> None:
@@ -109,7 +108,6 @@ class RawH2:
         self._ungranted = 0
 
     def outgoing(self) -> bytes:
-        """Take what must be written now."""
         return self._codec.take()
 
     def feed(self, data: bytes) -> list[bytes]:

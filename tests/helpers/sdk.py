@@ -83,7 +83,6 @@ def answered(response: Any, what: str) -> Any:
 
 
 def declined(response: Any, what: str) -> Any:
-    """A response that came and reports a failure."""
     assert response is not None, f"{what}: no response with this request's id (the SDK's call timed out)"
     assert not response.success, what
     return response
@@ -483,5 +482,4 @@ async def raw_stream(target: str, **init: Any) -> AsyncIterator[RawStream]:
 
 
 def agent_init(ws: str, impl: str, spec: str, **fields: Any) -> dict[str, Any]:
-    """The arguments of `raw_stream` for an agent."""
     return {"agent": pb.AgentIdentity(workspace=ws, implementation=impl, specifier=spec), **fields}

@@ -12,8 +12,6 @@ from tests.helpers.rawh2 import DEFAULT_WINDOW, Disconnected, open_raw_peer
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Sends every message back."""
-
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         def connect(requests: object, context: grpc.ServicerContext) -> object:
             yield from requests  # type: ignore[misc]

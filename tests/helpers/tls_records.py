@@ -78,7 +78,6 @@ class RecordClient:
         return header + self._key.encrypt(nonce, plain, header)
 
     def data(self, content: bytes) -> bytes:
-        """One record of application data."""
         return self._seal(_APPLICATION_DATA, content)
 
     def key_updates(self, count: int, *, answer: bool) -> bytes:
